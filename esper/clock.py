@@ -1,0 +1,31 @@
+"""The one clock: wall time for what people read, monotonic time for what is measured. It decides nothing."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Where time comes from; tests hand in their own."""
+
+    def now(self) -> datetime:
+        """Wall time, UTC, time-zone aware."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds from an unstated origin; never goes back."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now(self) -> datetime:
+        """Wall time, UTC, time-zone aware."""
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        """Seconds from an unstated origin; never goes back."""
+        return time.monotonic()

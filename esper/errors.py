@@ -1,0 +1,236 @@
+"""Every error that esper raises, in one tree. This file decides nothing and imports nothing of ours.
+
+    EsperError
+    ├── ConfigError                     wrong input: a field, its value, the mend            exit 2
+    │   ├── TaskError                   the task cannot be found, built or used as given
+    │   └── RunDirectoryError           the directory is in use, not empty, not writable, no run
+    ├── DependencyViolationError        something that must be there is not
+    │   ├── NoSeedCandidates            eligible pairs exist, the policy returned none of them
+    │   └── FieldReportInvalid          a field report lacks what it must carry
+    ├── CommandRejected                 a command is not authentic, not fresh, not for this run
+    │   └── StageConflict               ... or asks for a stage that cannot follow
+    ├── EvidenceMissing                 a gate cannot judge: the evidence was not measured
+    ├── IllegalTransition               our own bug: the lifecycle was asked for an edge it has not
+    ├── IsolationViolation              a seed's gradient can reach the host
+    ├── SeedBuildFailed                 a blueprint could not be built, moved or run
+    ├── PolicyFailed                    the policy raised something of its own
+    ├── PolicyDeadlineExceeded          the policy answered too late
+    ├── LossDeviceMismatch              outputs and targets lie on different devices
+    ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
+    ├── StoreWriteFailed                bytes could not be made durable
+    └── StoreCorrupt                    a file is not what it should be
+
+Each class takes positional arguments only and hands them to `Exception.__init__` unchanged, so that
+`EsperError.__reduce__` can rebuild it, with fields, notes and cause, on the far side of a process boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def _rebuild(
+    cls: type[EsperError], args: tuple[object, ...], state: dict[str, object], cause: BaseException | None
+) -> EsperError:
+    error = cls(*args)
+    error.__dict__.update(state)
+    error.__cause__ = cause
+    return error
+
+
+class EsperError(Exception):
+    """Base of all errors of esper. Catch this to catch every one of them and nothing else."""
+
+    def __reduce__(self) -> tuple[object, ...]:  # pickle drops __cause__; a caller must not lose it
+        return _rebuild, (type(self), self.args, dict(self.__dict__), self.__cause__)
+
+
+# -- wrong input -------------------------------------------------------------------------------------------------
+
+
+class ConfigError(EsperError):
+    """An input is wrong. Nothing was started or written; change `field` as `mend` says."""
+
+    def __init__(self, field: str, value: object, mend: str) -> None:
+        super().__init__(field, value, mend)
+        self.field, self.value, self.mend = field, value, mend
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.mend}"
+
+
+class TaskError(ConfigError):
+    """The task cannot be found, built or used as it is given. Nothing was written."""
+
+
+class RunDirectoryError(ConfigError):
+    """The run directory is in use, not empty, not writable, or holds no run. Nothing in it was changed."""
+
+
+# -- what must be there is not -----------------------------------------------------------------------------------
+
+
+class DependencyViolationError(EsperError):
+    """Something that `subject` depends on is absent or malformed. The host is untouched; nothing stood in for it.
+
+    Retrying fails the same way: the producer has to supply `missing`.
+    """
+
+    def __init__(self, subject: str, missing: str, detail: str = "") -> None:
+        super().__init__(subject, missing, detail)
+        self.subject, self.missing, self.detail = subject, missing, detail
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.missing}" + (f" ({self.detail})" if self.detail else "")
+
+
+class NoSeedCandidates(DependencyViolationError):
+    """Eligible (slot, blueprint) pairs exist, and the policy named none of them and gave no reasoned hold (#14)."""
+
+
+class FieldReportInvalid(DependencyViolationError):
+    """A field report lacks a value that it must carry, `issued_at` among them (#12). It was not stored."""
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+class CommandRejected(EsperError):
+    """Kasmina refused a command. The host and the registry are untouched.
+
+    `reason` is one of: signature_missing, signature_invalid, nonce_replayed, stale, future, wrong_run,
+    old_generation, stage_conflict.
+    """
+
+    def __init__(self, reason: str, command_id: str, detail: str = "") -> None:
+        super().__init__(reason, command_id, detail)
+        self.reason, self.command_id, self.detail = reason, command_id, detail
+
+    def __str__(self) -> str:
+        return f"command {self.command_id} rejected: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+class StageConflict(CommandRejected):
+    """The seed cannot take the commanded step from its recorded stage. Take a fresh state and decide again."""
+
+
+# -- judging and changing the host -------------------------------------------------------------------------------
+
+
+class EvidenceMissing(EsperError):
+    """A gate cannot judge because something was not measured. Neither a "no" nor a pass; nothing was changed."""
+
+    def __init__(self, gate: str, evidence: str, measured: object = None, required: object = None) -> None:
+        super().__init__(gate, evidence, measured, required)
+        self.gate, self.evidence, self.measured, self.required = gate, evidence, measured, required
+
+    def __str__(self) -> str:
+        return f"{self.gate} cannot judge: {self.evidence} measured {self.measured!r}, required {self.required!r}"
+
+
+class IllegalTransition(EsperError):
+    """The lifecycle table has no such edge. A bug of ours, not an input; the seed keeps its stage."""
+
+    def __init__(self, seed_id: str, current: str, requested: str) -> None:
+        super().__init__(seed_id, current, requested)
+        self.seed_id, self.current, self.requested = seed_id, current, requested
+
+    def __str__(self) -> str:
+        return f"seed {self.seed_id}: there is no edge {self.current} -> {self.requested}"
+
+
+class IsolationViolation(EsperError):
+    """The autograd graph of an isolated seed's branch reaches host parameters, named in `leaves`."""
+
+    def __init__(self, seed_id: str, leaves: Sequence[str]) -> None:
+        super().__init__(seed_id, tuple(leaves))
+        self.seed_id, self.leaves = seed_id, tuple(leaves)
+
+    def __str__(self) -> str:
+        return f"seed {self.seed_id}: its gradient reaches host parameters {', '.join(self.leaves)}"
+
+
+class SeedBuildFailed(EsperError):
+    """A blueprint's factory or its module raised. The original error is the cause; the host is untouched."""
+
+    def __init__(self, blueprint: str, slot: str, doing: str) -> None:
+        super().__init__(blueprint, slot, doing)
+        self.blueprint, self.slot, self.doing = blueprint, slot, doing
+
+    def __str__(self) -> str:
+        return f"blueprint {self.blueprint} at {self.slot}: {self.doing} failed: {self.__cause__!r}"
+
+
+# -- deciding ----------------------------------------------------------------------------------------------------
+
+
+class PolicyFailed(EsperError):
+    """The policy raised. Its own error is the cause; no decision was taken in its place."""
+
+    def __init__(self, policy: str, fence: int) -> None:
+        super().__init__(policy, fence)
+        self.policy, self.fence = policy, fence
+
+    def __str__(self) -> str:
+        return f"policy {self.policy} failed at fence {self.fence}: {self.__cause__!r}"
+
+
+class PolicyDeadlineExceeded(EsperError):
+    """The policy took longer than its deadline; its answer, if any, was thrown away. Times in seconds."""
+
+    def __init__(self, elapsed_s: float, deadline_s: float, span_id: str) -> None:
+        super().__init__(elapsed_s, deadline_s, span_id)
+        self.elapsed_s, self.deadline_s, self.span_id = elapsed_s, deadline_s, span_id
+
+    def __str__(self) -> str:
+        return f"the policy took {self.elapsed_s:.3f} s, its deadline is {self.deadline_s:.3f} s (span {self.span_id})"
+
+
+# -- training ----------------------------------------------------------------------------------------------------
+
+
+class LossDeviceMismatch(EsperError):
+    """Outputs and targets lie on different devices. Nothing was moved to make them meet."""
+
+    def __init__(self, outputs: str, targets: str) -> None:
+        super().__init__(outputs, targets)
+        self.outputs, self.targets = outputs, targets
+
+    def __str__(self) -> str:
+        return f"outputs are on {self.outputs}, targets on {self.targets}"
+
+
+class DivergenceUnrecoverable(EsperError):
+    """Training diverged and nothing that esper added can be removed to mend it; `what` was not finite at `step`."""
+
+    def __init__(self, step: int, what: str, value: float) -> None:
+        super().__init__(step, what, value)
+        self.step, self.what, self.value = step, what, value
+
+    def __str__(self) -> str:
+        return f"step {self.step}: {self.what} is {self.value}"
+
+
+# -- durable state -----------------------------------------------------------------------------------------------
+
+
+class StoreWriteFailed(EsperError):
+    """Bytes could not be made durable. Whatever was acknowledged before is safe; this write was not acknowledged."""
+
+    def __init__(self, path: str, doing: str) -> None:
+        super().__init__(path, doing)
+        self.path, self.doing = path, doing
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.doing} failed: {self.__cause__!r}"
+
+
+class StoreCorrupt(EsperError):
+    """A file is not what it should be. It was not changed."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
