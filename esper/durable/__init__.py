@@ -1,0 +1,1 @@
+"""The one way bytes become durable. This room knows no domain word."""

@@ -1,0 +1,184 @@
+"""Makes whole files durable and keeps other processes out; never looks at what the bytes mean.
+
+Every system call that makes bytes durable goes through `Disk`, so that a test can record, cut or fail each of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from esper.errors import RunDirectoryError, StoreWriteFailed
+
+
+class Disk:
+    """The system calls under this room, one method each. All raise `OSError` as the system does."""
+
+    def open(self, path: Path, flags: int) -> int:
+        return os.open(path, flags, 0o666)
+
+    def lock(self, descriptor: int) -> None:
+        """Take the exclusive lock or raise `BlockingIOError` at once; the system drops it if the process dies."""
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def unlock(self, descriptor: int) -> None:
+        """Give the lock back even if a forked child still holds a copy of the descriptor."""
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    def write(self, descriptor: int, data: memoryview, offset: int) -> int:
+        """Write at `offset`; may write less than all of `data`. Returns bytes written."""
+        return os.pwrite(descriptor, data, offset)
+
+    def truncate(self, descriptor: int, length: int) -> None:
+        os.ftruncate(descriptor, length)
+
+    def fdatasync(self, descriptor: int) -> None:
+        os.fdatasync(descriptor)
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        """Give `old` a second name; unlike a rename this refuses a name that is taken."""
+        os.link(old, new)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+DISK = Disk()
+
+
+def write_all(descriptor: int, data: bytes | bytearray, offset: int, disk: Disk) -> None:
+    """Write all of `data` at `offset`, looping over short writes. Not durable before a sync.
+
+    Raises:
+        OSError: the system refused; any prefix of `data` may have been written.
+    """
+    rest = memoryview(data)
+    while rest:
+        written = disk.write(descriptor, rest, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
+        rest, offset = rest[written:], offset + written
+
+
+def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
+    """Make the names in the folder `path` durable.
+
+    Raises:
+        StoreWriteFailed: a name made or removed before may be lost by a crash.
+    """
+    try:
+        disk.sync_folder(path)
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "sync of the folder") from error
+
+
+def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = DISK) -> None:
+    """Make `path` hold `data`, durably. A crash at any instant leaves the old file or the new one, whole.
+
+    Args:
+        replace: If false, a `path` that exists is left alone and the cause of the error is `FileExistsError`.
+
+    Raises:
+        StoreWriteFailed: `path` is whole, and old unless only the sync of the folder failed. No temporary file is left
+            unless its removal is what failed.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename stays atomic
+    try:
+        try:
+            _write_synced(temporary, data, disk)
+            place = disk.rename if replace else disk.link
+            place(temporary, path)
+        finally:
+            disk.unlink(temporary)
+        disk.sync_folder(path.parent)
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "atomic write") from error
+
+
+def _write_synced(path: Path, data: bytes, disk: Disk) -> None:
+    descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        write_all(descriptor, data, 0, disk)
+        disk.fsync(descriptor)
+    finally:
+        disk.close(descriptor)
+
+
+class DirectoryLease:
+    """The right to write in a run directory: an exclusive lock on its file `lease`, which names the holder.
+
+    The lock ends with its process, so a lease is never stale. The file stays: unlinking it would let two processes
+    hold locks on two files of one name.
+    """
+
+    def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
+        self._folder, self._disk = folder, disk
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lease or fail at once; not to be called again before `release`.
+
+        Raises:
+            RunDirectoryError: another process holds it, named by pid and host; or the folder is absent or not writable.
+        """
+        assert self._descriptor is None, "acquire() was called twice"
+        path = self._folder / "lease"
+        try:
+            descriptor = self._disk.open(path, os.O_RDWR | os.O_CREAT)
+            try:
+                self._take(descriptor)
+            except BaseException:
+                self._disk.close(descriptor)
+                raise
+        except OSError as error:
+            raise RunDirectoryError("run directory", str(self._folder), "it must exist and be writable") from error
+        self._descriptor = descriptor
+
+    def _take(self, descriptor: int) -> None:
+        try:
+            self._disk.lock(descriptor)
+        except BlockingIOError as error:
+            holder = os.pread(descriptor, 512, 0).decode(errors="replace").strip() or "a process that gave no name yet"
+            mend = f"in use by {holder}; wait for it, stop it, or choose another directory"
+            raise RunDirectoryError("run directory", str(self._folder), mend) from error
+        self._disk.truncate(descriptor, 0)
+        write_all(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0, self._disk)
+
+    def release(self) -> None:
+        """Give the lease back. Afterwards anyone may acquire it; releasing what is not held does nothing."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            self._disk.unlock(descriptor)
+        finally:
+            self._disk.close(descriptor)
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.release()

@@ -1,0 +1,362 @@
+"""Keeps records in an append-only file and tells what a damaged one still holds; never knows what a record means.
+
+    file    header frame*
+    header  magic 8 | version 2 | salt 8 | epoch 8 | CRC32 4                                   big-endian, no padding
+    frame   magic 4 | version 2 | kind 2 | length 4 | sequence 8 | CRC32 4 | payload | CRC32 4
+
+The first CRC of a frame covers its header and the second goes on over the payload. Both start from the file's random
+salt and the frame's own offset, so a frame of another file, or one of this file quoted inside a payload, is never taken
+for a record: for equal bytes, CRCs of different starts differ always, not only probably (files under 4 GiB).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+from zlib import crc32
+
+from esper.durable.files import DISK, Disk, atomic_write, write_all
+from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
+
+PAYLOAD_LIMIT_BYTES = 64 * 2**20
+
+_VERSION = 1
+_FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
+_FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
+_FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
+_SEARCH_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One record. `offset` is where its frame begins in the file, in bytes."""
+
+    offset: int
+    sequence: int
+    kind: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadError:
+    """A stretch of the file, in bytes, that holds no readable record; `reason` is what was wrong where it begins."""
+
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """All that a log holds: its records, the damage between them, and the damage after the last of them.
+
+    A torn tail is what an append leaves that a crash cut short; damage to the last record looks the same.
+    """
+
+    epoch: int
+    frames: list[Frame]
+    errors: list[LoadError]
+    torn_tail: LoadError | None
+
+
+class FramedLog:
+    """A log open for appending, by one thread of one process. Make it by `FramedLog.open`.
+
+    Attributes:
+        errors: Damage that was found between records when the log was opened. It is left in the file.
+        torn_tail: What was cut off behind the last good record when the log was opened, if anything was.
+    """
+
+    def __init__(self, path: Path, descriptor: int, disk: Disk) -> None:
+        self.path = path
+        self.errors: list[LoadError] = []
+        self.torn_tail: LoadError | None = None
+        self._disk, self._descriptor = disk, descriptor
+        self._salt, self._end, self._next = 0, _FILE_HEADER_BYTES, 0
+        self._closed = False
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def open(cls, path: Path, *, epoch: int = 0, disk: Disk = DISK) -> Self:
+        """Create the log `path`, or reopen it behind its last good record. All it then holds is durable.
+
+        Args:
+            epoch: Written when the log is created; who reopens it has to know it.
+
+        Raises:
+            RunDirectoryError: another writer has the log open, or it is of another epoch. It was not changed.
+            StoreCorrupt: the file is not a log that this program can read. It was not changed.
+            StoreWriteFailed: the file could not be created, locked, mended or synced.
+        """
+        try:
+            if not path.exists():
+                _create(path, epoch, disk)
+            descriptor = disk.open(path, os.O_RDWR)
+        except OSError as error:
+            raise StoreWriteFailed(str(path), "open") from error
+        log = cls(path, descriptor, disk)
+        try:
+            log._lock()
+            log._recover(epoch)
+        except BaseException:
+            disk.close(descriptor)
+            raise
+        return log
+
+    def append(self, kind: int, payload: bytes) -> int:
+        """Append one record; it is durable when this returns.
+
+        Args:
+            kind: 0..65535; what it means is the caller's.
+
+        Returns:
+            The record's sequence number: 0 for the first of the log, then one more for each.
+
+        Raises:
+            StoreWriteFailed: the record was not acknowledged and has been taken back. The log can go on, unless the
+                sync or the taking back failed: then every later append raises this again.
+        """
+        return self.append_many([(kind, payload)])[0]
+
+    def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
+        """Append `(kind, payload)` records with one sync. Durable on return; a crash before that may keep any of them.
+
+        Returns:
+            Their sequence numbers.
+
+        Raises:
+            StoreWriteFailed: as by `append`, for all of `records`.
+        """
+        try:
+            self._check_writable(records)
+            if records:
+                self._commit(records)
+        except (OSError, ValueError) as error:
+            raise StoreWriteFailed(str(self.path), "append") from error
+        return range(self._next - len(records), self._next)
+
+    def close(self) -> None:
+        """Give up the log and its lock. Closing it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            try:
+                self._disk.unlock(self._descriptor)
+            finally:
+                self._disk.close(self._descriptor)
+        except OSError as error:
+            raise StoreWriteFailed(str(self.path), "close") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            self._disk.lock(self._descriptor)
+        except BlockingIOError as error:
+            mend = "another writer has this log open; stop it first"
+            raise RunDirectoryError("log", str(self.path), mend) from error
+        except OSError as error:
+            raise StoreWriteFailed(str(self.path), "lock") from error
+
+    def _recover(self, epoch: int) -> None:
+        """Find the end of the last good record, cut off what is behind it, sync what a dead writer left unsynced."""
+        with _reading(self.path), open(self._descriptor, "rb", closefd=False) as file:
+            self._salt, found_epoch = _read_file_header(file, self.path)
+            if found_epoch != epoch:
+                raise RunDirectoryError("epoch", epoch, f"{self.path} is of epoch {found_epoch}; begin a new log")
+            for found in _walk(file, self.path, self._salt):
+                if isinstance(found, Frame):
+                    self._end, self._next = _end_of(found.offset, len(found.payload)), found.sequence + 1
+                else:
+                    self.errors.append(found)
+        if self.errors and self.errors[-1].offset == self._end:
+            self.torn_tail = self.errors.pop()
+        try:
+            if self.torn_tail:
+                self._disk.truncate(self._descriptor, self._end)
+            self._disk.fsync(self._descriptor)
+            self._disk.sync_folder(self.path.parent)
+        except OSError as error:
+            raise StoreWriteFailed(str(self.path), "recovery at opening") from error
+
+    def _check_writable(self, records: Sequence[tuple[int, bytes]]) -> None:
+        if self._closed:
+            raise ValueError("the log was closed by its owner")
+        if self._failure is not None:
+            raise OSError("the log takes no more records since an append failed past mending") from self._failure
+        for kind, payload in records:
+            if not 0 <= kind <= 0xFFFF:
+                raise ValueError(f"kind {kind} is not within 0..65535")
+            if len(payload) > PAYLOAD_LIMIT_BYTES:
+                raise ValueError(f"a payload of {len(payload)} bytes is over the limit of {PAYLOAD_LIMIT_BYTES}")
+
+    def _commit(self, records: Sequence[tuple[int, bytes]]) -> None:
+        data = bytearray()
+        for sequence, (kind, payload) in enumerate(records, self._next):
+            data += _encode(kind, payload, sequence, self._end + len(data), self._salt)
+        syncing = False
+        try:
+            write_all(self._descriptor, data, self._end, self._disk)
+            syncing = True
+            self._disk.fdatasync(self._descriptor)
+            self._end, self._next = self._end + len(data), self._next + len(records)
+        except BaseException as error:  # an interrupt, too, must not leave half a frame for the next append to meet
+            self._take_back(error, syncing)
+            raise
+
+    def _take_back(self, error: BaseException, syncing: bool) -> None:
+        """Cut the file back to its last good record; if that is not certain to last, take no more records.
+
+        The kernel may drop the dirty pages of a failed sync and report the next one as good, so none is tried again.
+        """
+        if syncing:
+            self._failure = error
+        try:
+            self._disk.truncate(self._descriptor, self._end)
+            if not syncing:
+                self._disk.fsync(self._descriptor)
+        except OSError as second:
+            self._failure = error
+            error.add_note(f"taking the record back failed too: {second!r}")
+
+
+def scan(path: Path) -> Scan:
+    """Read a whole log. Takes no lock and changes nothing; an append that is under way looks like a torn tail.
+
+    Raises:
+        StoreCorrupt: the file is absent, unreadable, or not a log that this program can read.
+    """
+    with _reading(path), path.open("rb") as file:
+        salt, epoch = _read_file_header(file, path)
+        found = list(_walk(file, path, salt))
+    frames = [one for one in found if isinstance(one, Frame)]
+    errors = [one for one in found if isinstance(one, LoadError)]
+    torn_tail = errors.pop() if errors and errors[-1] is found[-1] else None
+    return Scan(epoch, frames, errors, torn_tail)
+
+
+def iterate(path: Path) -> Iterator[Frame | LoadError]:
+    """Read a log record by record, in the order of the file. A `LoadError` that comes last is the torn tail.
+
+    Raises:
+        StoreCorrupt: as by `scan`, when the first item is asked for, or at the frame that this program cannot read.
+    """
+    with _reading(path), path.open("rb") as file:
+        salt, _ = _read_file_header(file, path)
+        yield from _walk(file, path, salt)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreCorrupt(str(path), f"cannot be read: {error}") from error
+
+
+def _create(path: Path, epoch: int, disk: Disk) -> None:
+    """Put a log without records at `path`; it appears there with its header or not at all."""
+    fields = _FILE_FIELDS.pack(_FILE_MAGIC, _VERSION, secrets.randbits(64), epoch)
+    try:
+        atomic_write(path, fields + _CRC.pack(crc32(fields)), replace=False, disk=disk)
+    except StoreWriteFailed as error:
+        if not isinstance(error.__cause__, FileExistsError):  # else another created it first; the lock tells who writes
+            raise
+
+
+def _read_file_header(file: BinaryIO, path: Path) -> tuple[int, int]:
+    """Returns salt and epoch."""
+    fields, header_crc = file.read(_FILE_FIELDS.size), file.read(_CRC.size)
+    if not fields.startswith(_FILE_MAGIC):
+        raise StoreCorrupt(str(path), "is not a framed log: the magic is missing")
+    if header_crc != _CRC.pack(crc32(fields)):
+        raise StoreCorrupt(str(path), "the file header is damaged")
+    _, version, salt, epoch = _FILE_FIELDS.unpack(fields)
+    if version != _VERSION:
+        raise StoreCorrupt(str(path), f"is of format version {version}; this program reads version {_VERSION}")
+    return salt, epoch
+
+
+def _walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
+    """Yield records and, as one `LoadError` each, the unbroken stretches of damage before, between and after them."""
+    offset, size = _FILE_HEADER_BYTES, os.fstat(file.fileno()).st_size
+    damage: tuple[int, str] | None = None
+    while offset < size:
+        found, after = _read_frame(file, path, offset, size, salt)
+        if isinstance(found, Frame):
+            if damage:
+                yield LoadError(damage[0], offset - damage[0], damage[1])
+            yield found
+            damage = None
+        else:
+            damage = damage or (offset, found)
+        offset = after
+    if damage:
+        yield LoadError(damage[0], size - damage[0], damage[1])
+
+
+def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -> tuple[Frame | str, int]:
+    """Read the frame at `offset`. Returns it, or why there is none, and the offset at which to go on.
+
+    A length is believed only under a header whose checksum holds; `size` then bounds what is allocated. Each byte is
+    checked a bounded number of times, whatever the file holds.
+    """
+    file.seek(offset)
+    fields, sealed = file.read(_FRAME_FIELDS.size), file.read(_CRC.size)
+    if len(sealed) < _CRC.size:
+        return "the frame header is cut short", size
+    magic, version, kind, length, sequence = _FRAME_FIELDS.unpack(fields)
+    if magic != _FRAME_MAGIC:
+        return "no frame begins here", _next_magic(file, offset + 1, size)
+    header_crc = crc32(fields, _seed(salt, offset))
+    if sealed != _CRC.pack(header_crc):
+        return "the checksum of the frame header is wrong", _next_magic(file, offset + 1, size)
+    if version != _VERSION:  # not damage: skipping it, or cutting it off as a torn tail, would lose good records
+        raise StoreCorrupt(str(path), f"frame version {version} at byte {offset}; this program reads {_VERSION}")
+    end = _end_of(offset, length)
+    if length > PAYLOAD_LIMIT_BYTES:
+        return f"a payload of {length} bytes is over the limit of {PAYLOAD_LIMIT_BYTES}", end
+    if end > size:
+        return "the frame is cut short", size
+    body = file.read(length + _CRC.size)
+    payload, trailer = body[:length], body[length:]
+    if trailer != _CRC.pack(crc32(payload, header_crc)):
+        return "the checksum of the payload is wrong", end
+    return Frame(offset, sequence, kind, payload), end
+
+
+def _next_magic(file: BinaryIO, start: int, size: int) -> int:
+    """Returns the offset of the first frame magic at or after `start`, or `size` if there is none."""
+    file.seek(start)
+    window = b""
+    while chunk := file.read(_SEARCH_BYTES):
+        window = window[-len(_FRAME_MAGIC) + 1 :] + chunk
+        if (at := window.find(_FRAME_MAGIC)) >= 0:
+            return file.tell() - len(window) + at
+    return size
+
+
+def _encode(kind: int, payload: bytes, sequence: int, offset: int, salt: int) -> bytes:
+    fields = _FRAME_FIELDS.pack(_FRAME_MAGIC, _VERSION, kind, len(payload), sequence)
+    header_crc = crc32(fields, _seed(salt, offset))
+    return fields + _CRC.pack(header_crc) + payload + _CRC.pack(crc32(payload, header_crc))
+
+
+def _end_of(offset: int, length: int) -> int:
+    return offset + _FRAME_HEADER_BYTES + length + _CRC.size
+
+
+def _seed(salt: int, offset: int) -> int:
+    return crc32(struct.pack(">QQ", salt, offset))
