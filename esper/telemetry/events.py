@@ -1,0 +1,99 @@
+"""The one way a severe event is said: on the span, in the log and in the counter. It does not judge what is severe."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from opentelemetry import trace
+
+from esper.errors import StoreWriteFailed
+from esper.telemetry import context
+from esper.telemetry.file_exporter import append_line, open_for_append
+
+LOG = "severe-events.jsonl"
+"""Its name in the telemetry's directory; one for all processes of a run."""
+
+NAMES = frozenset(
+    {
+        "gate_failure",
+        "mesh_coverage_missing",
+        "fallback_status_rejected",
+        "tamiyo_fallback_requested",
+        "command_rejected",
+        "command_validation_failed",
+        "policy_no_candidates",
+        "policy_failed",
+        "policy_timeout",
+        "dependency_violation",
+        "field_report_invalid",
+        "normaliser_flush_failed",
+        "loss_device_mismatch",
+        "profiler_refused",
+        "emergency_signal_rejected",
+        "emergency_signal_retried",
+        "emergency_signal_dead_lettered",
+        "rollback_fast",
+        "rollback_full",
+        "checkpoint_rejected",
+        "actor_restarted",
+        "trainer_rank_lost",
+        "isolation_violated",
+        "guard_tripped",
+    }
+)
+
+
+class Severity(StrEnum):
+    WARNING = "WARNING"
+    ERROR = "ERROR"
+    CRITICAL = "CRITICAL"
+
+
+def severe(name: str, /, severity: Severity, **fields: object) -> None:
+    """Say that a severe event happened: counted, added to the current span and in the log when this returns.
+
+    Say it before acting on it. With no telemetry in use only the name is checked; with one that writes nothing it is
+    counted.
+
+    Args:
+        name: One of `NAMES`.
+        severity: How bad it is.
+        fields: What a person needs to understand it; any types, foreign ones are written as their text.
+
+    Raises:
+        ValueError: `name` is not in the table; a bug of the caller. Nothing was said.
+        StoreWriteFailed: the log cannot be written, which is the record of failure. It was counted and is on the span.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no severe event is named {name!r}: add it to esper/telemetry/events.py or mend the name")
+    if (telemetry := context.current()) is None:
+        return
+    told = {key: context.plain(value) for key, value in fields.items()}
+    telemetry.counters.add("esper.severe_events", event=name)
+    trace.get_current_span().add_event(name, {**told, "esper.severity": severity.value})
+    if telemetry.directory is not None:
+        record = {
+            "time": datetime.now(UTC).isoformat(),
+            "name": name,
+            "severity": severity.value,
+            "trace_id": context.trace_id(),
+            "span_id": context.span_id(),
+            "role": context.current_role(),
+            "fields": told,
+        }
+        _log(telemetry.directory / LOG, json.dumps(record, allow_nan=False))
+
+
+def _log(path: Path, line: str) -> None:
+    try:
+        descriptor = open_for_append(path)
+        try:
+            append_line(descriptor, line)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "writing a severe event") from error

@@ -1,0 +1,94 @@
+"""Counters of one process, all there from the start at 0. It counts what it is told and reads no clock."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+from esper.telemetry import context
+
+Label = str | int | bool
+Labels = tuple[tuple[str, str], ...]
+"""(name, value) pairs in order of name; () is the series without labels."""
+
+NAMES = frozenset(
+    {
+        "esper.policy.decisions",
+        "esper.policy.failures",
+        "esper.command.admissions",
+        "esper.command.rejections",
+        "esper.gate.evaluations",
+        "esper.seed.transitions",
+        "esper.signal.published",
+        "esper.signal.delivered",
+        "esper.signal.rejected",
+        "esper.signal.retried",
+        "esper.signal.dead_lettered",
+        "esper.load.errors",
+        "esper.guard.trips",
+        "esper.rollbacks",
+        "esper.actor.restarts",
+        "esper.fallbacks",
+        "esper.severe_events",
+        "esper.spans.lost",
+    }
+)
+
+
+class Counters:
+    """Monotonic counters by name and labels. Safe to share between threads; never reset."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._series: dict[str, dict[Labels, int]] = {name: {(): 0} for name in sorted(NAMES)}
+
+    def add(self, name: str, amount: int = 1, /, **labels: Label) -> None:
+        """Count `amount` more things under `name` and exactly these labels (never an id: each value is kept).
+
+        Raises:
+            ValueError: `name` is not in the table, or `amount` is negative; a bug of the caller. Nothing was counted.
+        """
+        known(name)
+        if amount < 0:
+            raise ValueError(f"counter {name} cannot go down by {-amount}")
+        key = _key(labels)
+        with self._lock:
+            series = self._series[name]
+            series[key] = series.get(key, 0) + amount
+
+    def total(self, name: str, /, **labels: Label) -> int:
+        """Sum over all series of `name` that carry these labels, whatever others they carry.
+
+        Raises:
+            ValueError: `name` is not in the table.
+        """
+        known(name)
+        wanted = set(_key(labels))
+        return sum(value for key, value in self.snapshot()[name].items() if wanted <= set(key))
+
+    def snapshot(self) -> dict[str, dict[Labels, int]]:
+        """A copy of every series of every name, taken at one instant."""
+        with self._lock:
+            return {name: dict(series) for name, series in self._series.items()}
+
+
+def count(name: str, /, **labels: Label) -> None:
+    """Count one thing in the telemetry in use; with none in use only the name is checked.
+
+    Raises:
+        ValueError: `name` is not in the table.
+    """
+    known(name)
+    if (telemetry := context.current()) is not None:
+        telemetry.counters.add(name, **labels)
+
+
+def known(name: str) -> None:
+    """Raises: ValueError: no counter has this name."""
+    if name not in NAMES:
+        raise ValueError(f"no counter is named {name!r}: add it to esper/telemetry/metrics.py or mend the name")
+
+
+def _key(labels: dict[str, Label]) -> Labels:
+    return tuple(
+        (name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in sorted(labels.items())
+    )

@@ -1,0 +1,16 @@
+"""How much a run says about itself."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TelemetryConfig(BaseModel):
+    """[telemetry]"""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    enabled: bool = Field(True, description="write spans and severe events to RUN/telemetry")
+    step_every: Annotated[int, Field(ge=1)] = Field(100, description="one plain step in so many gets a span")

@@ -1,0 +1,104 @@
+"""Starts and closes the telemetry of one run in one process; the only file of this room that reads the environment.
+
+Each run has a tracer provider of its own, never OpenTelemetry's global one, so that several runs fit in one process.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import NoOpTracer, Tracer
+from opentelemetry.util.types import AnyValue
+
+from esper.errors import StoreWriteFailed
+from esper.telemetry.file_exporter import FileSpanExporter
+from esper.telemetry.metrics import Counters
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """Where one run of one process says what happens. Made by `start`, ended by `close` or the end of a `with`."""
+
+    directory: Path | None
+    """Holds the span file and the severe-event log. None: nothing is written, and only the counters count."""
+    role: str
+    run_id: str
+    counters: Counters
+    tracer: Tracer
+    _provider: TracerProvider | None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether spans are recorded."""
+        return self._provider is not None
+
+    @classmethod
+    def start(cls, directory: Path | None, role: str, run_id: str = "") -> Telemetry:
+        """Open `directory/spans-<role>-<pid>.jsonl`, making the directory if it is not there.
+
+        Spans are in the file when they end: they outlive a SIGKILL. OTEL_SDK_DISABLED=true stands for no directory;
+        OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER are obeyed.
+
+        Args:
+            directory: None for telemetry that writes nothing.
+            role: Who this process is: conductor, tolaria, tamiyo, kasmina, emergency.
+            run_id: Resource attribute `esper.run_id`; "" leaves it out.
+
+        Raises:
+            StoreWriteFailed: the directory or the file cannot be made. Nothing was started.
+        """
+        counters = Counters()
+        if directory is None or os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
+            return cls(None, role, run_id, counters, NoOpTracer(), None)
+        path = directory / f"spans-{role}-{os.getpid()}.jsonl"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            exporter = FileSpanExporter(path, counters)
+        except OSError as error:
+            raise StoreWriteFailed(str(path), "opening the span file") from error
+        # nothing is buffered, so there is nothing to do at exit
+        provider = TracerProvider(resource=_resource(role, run_id), id_generator=_OsIds(), shutdown_on_exit=False)
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider)
+
+    def close(self) -> None:
+        """Flush and close the span file. A span that ends later is not written. May be called twice."""
+        if self._provider is not None:
+            self._provider.shutdown()
+
+    def __enter__(self) -> Telemetry:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _OsIds(IdGenerator):
+    """Ids from the system. The SDK's own generator draws from `random`: tracing would change the bits of the run."""
+
+    def generate_span_id(self) -> int:
+        return int.from_bytes(os.urandom(8)) or self.generate_span_id()  # 0 is no id
+
+    def generate_trace_id(self) -> int:
+        return int.from_bytes(os.urandom(16)) or self.generate_trace_id()
+
+    def is_trace_id_random(self) -> bool:
+        return True
+
+
+def _resource(role: str, run_id: str) -> Resource:
+    """Who speaks. What the environment states wins over the service name `esper`, not over the role or the run."""
+    ours: dict[str, AnyValue] = {"process.pid": os.getpid(), "esper.role": role}
+    if run_id:
+        ours["esper.run_id"] = run_id
+    return Resource.create({"service.name": "esper", **OTELResourceDetector().detect().attributes, **ours})
