@@ -1,0 +1,1 @@
+"""Built-in tasks on real data that every machine has. Each module offers `task()`; nothing is read on import."""

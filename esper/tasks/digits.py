@@ -1,0 +1,108 @@
+"""Scikit-learn's handwritten digits: what the data is, how it is split, and the small network that reads it.
+
+It never looks for the data elsewhere: without scikit-learn there is no task.
+
+    B batch   C channel   H, W height and width   K class
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from esper.errors import TaskError
+from esper.task import Task
+
+CLASSES = 10
+BRIGHTEST = 16.0  # a pixel counts the dark ones, 0..16, in a 4x4 square of the scan
+SIZES = {"pick": 200, "gate": 400, "valid": 200, "test": 400}  # the rest, 597, is for training
+SPLIT_KEY = 0
+BATCH, EPOCHS, EPOCH_SAMPLES = 32, 25, 576  # 25 x 18 = 450 steps: 15 rounds of 30
+
+
+def load_images() -> tuple[Tensor, Tensor]:
+    """Images [1797, 1, 8, 8], float32, 0..1, and their digits [1797], int64.
+
+    Raises:
+        TaskError: scikit-learn, or something that it needs, is not installed.
+
+    Source: Alpaydin and Kaynak 1998, doi:10.24432/C50P49 (test part), as packed by scikit-learn.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as cause:
+        raise TaskError("digits", str(cause), "install scikit-learn: the extra `digits` brings it") from cause
+    pixels, digits = load_digits(return_X_y=True)
+    return torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / BRIGHTEST, torch.from_numpy(digits).long()
+
+
+def split(images: Tensor, digits: Tensor) -> dict[str, TensorDataset]:
+    """Deal all samples out to `train` and the shards of `SIZES` by a fixed permutation; no sample is in two."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_KEY))
+    sizes = {"train": len(images) - sum(SIZES.values()), **SIZES}
+    parts = zip(sizes, torch.split(order, list(sizes.values())), strict=True)
+    return {name: TensorDataset(images[part], digits[part]) for name, part in parts}
+
+
+class DigitReader(nn.Module):
+    """Images [B, 1, 8, 8] -> logits [B, K]. Small on purpose: it is meant to grow.
+
+    Grows at two feature maps, [B, C, 4, 4] and [B, 2C, 2, 2], and at the vector [B, 2C] before the head.
+    """
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.features = nn.Sequential(_stage(1, channels), _stage(channels, 2 * channels))
+        self.vector = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(2 * channels, CLASSES)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        logits_BK: Tensor = self.head(self.vector(self.features(images_BCHW)))
+        return logits_BK
+
+
+def _stage(channels_in: int, channels_out: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
+        nn.GroupNorm(2, channels_out),  # not batch norm: a sample's output may not depend on its neighbours
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    )
+
+
+def accuracy(logits_BK: Tensor, digits_B: Tensor) -> Tensor:
+    """Share of samples read correctly, 0..1: scalar."""
+    return (logits_BK.argmax(dim=1) == digits_B).float().mean()
+
+
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Adam at the best rate of a sweep for the small host."""
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+
+def task() -> Task:
+    """Load the digits and build the task.
+
+    Raises:
+        TaskError: scikit-learn is not installed.
+    """
+    shards = split(*load_images())
+    return Task(
+        model=DigitReader,
+        slots=["features.0", "features.1", "vector"],
+        train=shards["train"],
+        pick=shards["pick"],
+        gate=shards["gate"],
+        valid=shards["valid"],
+        test=shards["test"],
+        loss=nn.functional.cross_entropy,
+        metrics={"accuracy": accuracy},
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        epoch_samples=EPOCH_SAMPLES,
+        round_steps=30,
+        optimizer=adam,
+    )
