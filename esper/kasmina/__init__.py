@@ -1,0 +1,1 @@
+"""Carries changes out on the host: slots, blueprints, admission, lifecycle, gates. It never chooses what to try."""

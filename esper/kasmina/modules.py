@@ -1,0 +1,35 @@
+"""Pieces that seeds of several kinds share. They know no slot and no registry.
+
+Every seed maps h to a correction s of h's shape and dtype; the blending adds `h + alpha * s` elsewhere. The last
+layer is `zeroed`, so that s is exactly 0 at birth and the last layer alone has a gradient then (Bachlechner et al.,
+arXiv:2003.04887; Zhang et al., Fixup, arXiv:1901.09321).
+
+Suffixes: B batch, C channels, H height, W width, T time or position, N heads, K channels per head.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """Set every parameter of `layer` to 0, in place, and return it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class SquaredReLU(nn.Module):
+    """relu(x)^2, elementwise. Source: So et al., Primer, arXiv:2109.08668."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square()
+
+
+def bottleneck_width(channels: int) -> int:
+    """A quarter of the channels, at least one."""
+    return max(1, channels // 4)

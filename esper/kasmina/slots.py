@@ -1,0 +1,222 @@
+"""Finds slots in the user's model and measures what they are by a dry run. It works on copies and attaches nothing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import TaskError
+from esper.kasmina.perturbation import Change, is_content, mapped, moved, perturbing, tensors, unchanged
+from esper.kasmina.seeded import seeded
+from esper.leyline.slots import Kind, SlotSpec
+
+Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
+
+TOLERANCE = 1e-5
+"""Movement of an output, relative to its largest entry, that counts as none: single precision with room to spare."""
+
+_KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
+
+
+def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Paths of the modules that `patterns` name, each once, in the order of `named_modules`.
+
+    A pattern is a module path whose parts may hold `*`, `?` and `[...]`; a `*` does not reach over a dot. A module
+    that is known by several paths goes by its first.
+
+    Raises:
+        TaskError: a pattern matches nothing, or is the model itself.
+    """
+    if isinstance(patterns, str):
+        raise TaskError("task.slots", patterns, "give a list of module paths, not one string")
+    first = {module: path for path, module in model.named_modules()}
+    paths = {path: first[module] for path, module in model.named_modules(remove_duplicate=False) if path}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = {known for path, known in paths.items() if _matches(path, pattern)}
+        if not found:
+            raise TaskError("task.slots", pattern, _nearest(pattern, paths))
+        chosen |= found
+    return tuple(path for path in first.values() if path in chosen)
+
+
+def _matches(path: str, pattern: str) -> bool:
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _nearest(pattern: str, paths: Mapping[str, str]) -> str:
+    if not paths:
+        return "the model has no submodule that could be a slot"
+    if not pattern:
+        return "the model itself is not a slot; name one of its modules"
+    near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0)[0]
+    return f"no module has this path; the nearest is {near!r}"
+
+
+def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> tuple[SlotSpec, ...]:
+    """Measure every slot on one batch, in training mode with gradients and in evaluation mode without.
+
+    The model, the input and all global random numbers are as before afterwards; each forward runs on a fresh copy.
+    Causality is measured in evaluation mode, where no dropout hides a movement, and holds only if it was *shown*: some
+    input at t moved the output, none moved it before t. Sample independence is measured in training mode, where
+    batch norm mixes samples.
+
+    Args:
+        slots: Paths or patterns, see `resolve`.
+        batch_input: What `call` takes: tensors, alone or in tuples, lists, mappings; batch first, two samples or more.
+        call: Runs one forward, `(model, batch_input) -> output`.
+
+    Raises:
+        TaskError: a slot is not called exactly once per forward in both modes, its output is not one floating tensor of
+            2, 3 or 4 dimensions with one row per sample, or it cannot be measured (not finite, not repeatable, not
+            moved by any input).
+        Exception: whatever the user's own model raises, as it is.
+    """
+    host = _Host(model, resolve(model, slots), batch_input, call, _batch_size(batch_input))
+    training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
+    kinds = {path: _kind(path, training[path], evaluation[path], host.batch) for path in host.paths}
+    independent, causal = _independent(host, training), _causal(host, evaluation)
+    return tuple(
+        SlotSpec(
+            path=path,
+            kind=kinds[path],
+            shape=tuple(output.shape[1:]),
+            dtype=str(output.dtype),
+            device=str(output.device),
+            causal=path in causal,
+            samples_independent=path in independent,
+        )
+        for path, output in training.items()
+    )
+
+
+@dataclass(frozen=True)
+class _Host:
+    """The model with all that a forward needs; the slots' outputs are what it gives."""
+
+    model: nn.Module
+    paths: tuple[str, ...]
+    batch_input: Any
+    call: Call
+    batch: int
+
+    def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
+        """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
+        model = deepcopy(self.model).train(training)
+        seen: dict[str, list[object]] = {path: [] for path in self.paths}
+        for path in self.paths:
+            model.get_submodule(path).register_forward_hook(_recorder(seen[path]))
+        given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
+        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers(), *tensors(given))}
+        with seeded(0, devices), torch.set_grad_enabled(training):
+            self.call(model, given)
+        mode = "training" if training else "evaluation"
+        return {path: _only_output(path, outputs, mode) for path, outputs in seen.items()}
+
+    def run_twice(self, *, training: bool) -> dict[str, Tensor]:
+        """As `run`. Raises: TaskError: the same input and the same random numbers gave two different outputs."""
+        outputs, again = self.run(training=training), self.run(training=training)
+        for path in self.paths:
+            if outputs[path].shape != again[path].shape or moved(outputs[path], again[path], TOLERANCE).any():
+                raise TaskError(f"slot {path}", "two outputs for one input", "draw from the seeded global generators")
+        return outputs
+
+
+def _recorder(outputs: list[object]) -> Callable[[nn.Module, object, object], None]:
+    def record(_module: nn.Module, _args: object, output: object) -> None:  # a later layer may write in place
+        outputs.append(output.detach().clone() if isinstance(output, Tensor) else output)
+
+    return record
+
+
+def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
+    """Raises: TaskError: the slot was not called exactly once, or its output is no finite floating tensor."""
+    field = f"slot {path}"
+    if not outputs:
+        mend = "its forward is bypassed (a fused path, or .forward() called directly); name another module"
+        raise TaskError(field, f"never called by a forward in {mode} mode", mend)
+    if len(outputs) > 1:
+        mend = "a slot is called exactly once; name a module around all its uses"
+        raise TaskError(field, f"called {len(outputs)} times by a forward in {mode} mode", mend)
+    output = outputs[0]
+    if not isinstance(output, Tensor):
+        raise TaskError(field, f"output of type {type(output).__name__}", "name a module that returns a tensor")
+    if not output.is_floating_point():
+        raise TaskError(field, f"output of {output.dtype}", "name a module that returns floating point")
+    if not output.isfinite().all():
+        raise TaskError(field, f"output not finite in {mode} mode", "mend the model or name another module")
+    return output
+
+
+def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
+    """Raises: TaskError: the output is no batch of one of the kinds, or not the same in both modes."""
+    field, shape = f"slot {path}", tuple(training.shape)
+    if training.dim() not in _KINDS:
+        raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
+    if shape[0] != batch:
+        raise TaskError(field, f"output of shape {shape} for {batch} samples", "name a module with one row per sample")
+    if (shape, training.dtype) != (tuple(evaluation.shape), evaluation.dtype):
+        other = f"{shape} {training.dtype} in training, {tuple(evaluation.shape)} {evaluation.dtype} in evaluation"
+        raise TaskError(field, f"output of {other}", "name a module that returns the same in both modes")
+    return _KINDS[training.dim()]
+
+
+def _batch_size(batch_input: Any) -> int:  # Any: see Call
+    """Raises: TaskError: the input holds no tensor with at least two rows."""
+    rows = [len(tensor) for tensor in tensors(batch_input) if tensor.dim()]
+    if not rows or rows[0] < 2:
+        raise TaskError("the batch", f"{rows[0] if rows else 0} samples", "the dry run needs tensors of two or more")
+    return rows[0]
+
+
+def _independent(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
+    """Slots of which no sample moved when another did, in training mode. Three samples are perturbed in turn.
+
+    Raises:
+        TaskError: nothing moved at all, so that nothing was shown.
+    """
+    mixed, alive = set(), set()
+    for i in sorted({0, host.batch // 2, host.batch - 1}):
+        after = host.run(training=True, change=perturbing((slice(i, i + 1),), (host.batch,)))
+        others = [other for other in range(host.batch) if other != i]
+        for path in host.paths:
+            rows = moved(before[path], after[path], TOLERANCE)
+            if rows.any():
+                alive.add(path)
+            if rows[others].any():
+                mixed.add(path)
+    for path in host.paths:
+        if path not in alive:
+            raise TaskError(f"slot {path}", "no input moves its output", "name a module that the input reaches")
+    return set(host.paths) - mixed
+
+
+def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
+    """NTC slots whose output moved at or after a perturbed position and never before it, in evaluation mode.
+
+    Five positions are perturbed in turn, in every input that has the slot's length as its second dimension.
+    """
+    leaking, alive = set(), set()
+    lengths = {output.shape[1] for output in before.values() if output.dim() == 3}
+    for length in sorted(lengths):
+        leading = (host.batch, length)
+        if not any(is_content(tensor, leading) for tensor in tensors(host.batch_input)):
+            continue
+        paths = [path for path, output in before.items() if output.dim() == 3 and output.shape[1] == length]
+        for t in sorted({1, length // 4, length // 2, 3 * length // 4, length - 1} & set(range(1, length))):
+            after = host.run(training=False, change=perturbing((slice(None), slice(t, t + 1)), leading))
+            for path in paths:
+                times = moved(before[path], after[path], TOLERANCE)
+                if times[:, :t].any():
+                    leaking.add(path)
+                if times[:, t:].any():
+                    alive.add(path)
+    return alive - leaking
