@@ -1,0 +1,180 @@
+"""Who may ask for what: a command is authentic, fresh, complete and possible, or it is refused. It changes nothing.
+
+Only `admit` makes an `AdmittedCommand`; holding one is the proof. It never leaves Kasmina's process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from esper.errors import CommandRejected, DependencyViolationError, EsperError, StageConflict
+from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation, signed_bytes
+from esper.leyline.stages import LIVE, Stage
+from esper.telemetry.context import span
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+STALE_S = 60.0
+FUTURE_S = 5.0
+
+ALLOWED: dict[Operation, tuple[Stage, ...]] = {
+    Operation.ADVANCE: (Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING),
+    Operation.FOSSILIZE: (Stage.PROBATIONARY,),
+    Operation.CULL: (Stage.TRAINING, *LIVE),
+}
+"""Stages from which an operation on one seed may be asked for."""
+
+_SEAL = object()
+
+
+@dataclass(frozen=True)
+class AdmittedCommand:
+    """A command that `admit` let through."""
+
+    command: Command
+    seal: object
+
+    def __post_init__(self) -> None:
+        if self.seal is not _SEAL:
+            raise TypeError("only esper.kasmina.admission.admit makes an AdmittedCommand")
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What admission knows of earlier commands and of seeds; a view, not a copy."""
+
+    run_id: str
+    generation: int
+    nonces: Mapping[str, str]
+    """Command id by nonce, of every command ever admitted."""
+    bodies: Mapping[str, bytes]
+    """Signed bytes by command id."""
+    stages: Mapping[str, Stage]
+    slots: frozenset[str]
+
+
+def sign(command: Command, key: bytes) -> str:
+    """HMAC-SHA256 over the command's signed bytes, in hex. Source: RFC 2104."""
+    return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()
+
+
+def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:
+    """Let a command through, or refuse it. A known id with the same signed bytes passes again: its answer is known.
+
+    Raises:
+        CommandRejected: not authentic, not fresh, replayed, another run's or generation's.
+        StageConflict: the seed is not where the operation could begin.
+        DependencyViolationError: an id, the mesh, the blend or the logits that it needs are missing.
+    """
+    with span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)):
+        try:
+            _authentic(command, key)
+            if ledger.bodies.get(command.command_id) != signed_bytes(command):
+                _fresh(command, ledger, now)
+                _complete(command, ledger)
+                _possible(command, ledger)
+        except EsperError as refusal:
+            _tell(refusal, command)
+            raise
+        count("esper.command.admissions")
+        return AdmittedCommand(command, _SEAL)
+
+
+def _authentic(command: Command, key: bytes) -> None:
+    if not command.signature:
+        raise CommandRejected("signature_missing", command.command_id)
+    if not hmac.compare_digest(command.signature, sign(command, key)):
+        raise CommandRejected("signature_invalid", command.command_id)
+
+
+def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
+    age_s = (now - command.issued_at).total_seconds()
+    if command.nonce in ledger.nonces:
+        raise CommandRejected("nonce_replayed", command.command_id, f"first seen with {ledger.nonces[command.nonce]}")
+    if command.command_id in ledger.bodies:
+        raise CommandRejected("nonce_replayed", command.command_id, "another body under a known id")
+    if age_s > STALE_S:
+        raise CommandRejected("stale", command.command_id, f"issued {age_s:.1f} s ago, limit {STALE_S:.0f} s")
+    if age_s < -FUTURE_S:
+        raise CommandRejected("future", command.command_id, f"issued {-age_s:.1f} s ahead, limit {FUTURE_S:.0f} s")
+    if command.run_id and command.run_id != ledger.run_id:
+        raise CommandRejected("wrong_run", command.command_id, f"{command.run_id}, here {ledger.run_id}")
+    if command.generation != ledger.generation:
+        raise CommandRejected("old_generation", command.command_id, f"{command.generation}, here {ledger.generation}")
+
+
+def _complete(command: Command, ledger: Ledger) -> None:
+    what = f"command {command.command_id or '?'}"
+    _require(bool(command.command_id), what, "command id missing")
+    _require(bool(command.run_id), what, "run id missing")
+    if command.operation is Operation.GERMINATE:
+        _require(bool(command.candidates), what, "candidates missing")
+        for candidate in command.candidates:
+            _require(bool(candidate.seed_id), what, "seed id missing")
+            _require(bool(candidate.blueprint_id), what, "blueprint id missing")
+            _require(bool(candidate.slot), what, "slot id missing")
+            _require(candidate.slot in ledger.slots, what, "slot not known", candidate.slot)
+        ids = [candidate.seed_id for candidate in command.candidates]
+        _require(len(set(ids)) == len(ids), what, "seed id repeated")
+        if command.replica_of is not None:
+            _require(len(ids) == 1, what, "a replica is one candidate", f"{len(ids)} given")
+            _require(command.replica_of in ledger.stages, what, "the seed to repeat is not known", command.replica_of)
+    else:
+        _require(bool(command.seed_id), what, "seed id missing")
+        _require(command.seed_id in ledger.stages, what, "seed not known", command.seed_id)
+    _mesh(command, what)
+    if command.blend is not None or _blends(command, ledger):
+        _blend(command, what)
+
+
+def _blends(command: Command, ledger: Ledger) -> bool:
+    return command.operation is Operation.ADVANCE and ledger.stages[command.seed_id] is Stage.TRAINING
+
+
+def _mesh(command: Command, what: str) -> None:
+    mesh = command.mesh_host_layers
+    _require(bool(mesh), what, "mesh_host_layers missing")
+    _require(all(mesh), what, "mesh_host_layers has an empty name")
+    _require(len(set(mesh)) == len(mesh), what, "mesh_host_layers repeats a layer")
+    _require(len(mesh) <= MAX_MESH_LAYERS, what, "mesh_host_layers too long", f"{len(mesh)} over {MAX_MESH_LAYERS}")
+
+
+def _blend(command: Command, what: str) -> None:
+    _require(command.blend is not None, what, "blend spec missing")
+    assert command.blend is not None
+    target = command.blend.alpha_target
+    _require(command.blend.mode in BlendMode.__members__, what, "blend mode not known", command.blend.mode)
+    _require(math.isfinite(target) and 0.0 <= target <= 1.0, what, "alpha_target outside [0, 1]", str(target))
+
+
+def _possible(command: Command, ledger: Ledger) -> None:
+    if command.operation is Operation.GERMINATE:
+        known = [c.seed_id for c in command.candidates if c.seed_id in ledger.stages]
+        if known:
+            raise StageConflict("stage_conflict", command.command_id, f"seed {known[0]} exists already")
+        return
+    current = ledger.stages[command.seed_id]
+    if current not in ALLOWED[command.operation]:
+        detail = f"seed {command.seed_id}: {command.operation} from {current} is not allowed"
+        raise StageConflict("stage_conflict", command.command_id, detail)
+
+
+def _require(holds: bool, what: str, missing: str, detail: str = "") -> None:
+    if not holds:
+        raise DependencyViolationError(what, missing, detail)
+
+
+def _tell(refusal: EsperError, command: Command) -> None:
+    """Say a refusal, before it is raised: one severe event, one count."""
+    if isinstance(refusal, CommandRejected):
+        severity = Severity.ERROR if isinstance(refusal, StageConflict) else Severity.CRITICAL
+        severe("command_rejected", severity, command_id=command.command_id, reason=refusal.reason)
+        count("esper.command.rejections", reason=refusal.reason)
+    elif isinstance(refusal, DependencyViolationError):
+        severe("command_validation_failed", Severity.ERROR, command_id=command.command_id, missing=refusal.missing)
+        count("esper.command.rejections", reason=refusal.missing)

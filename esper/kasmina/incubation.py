@@ -1,0 +1,206 @@
+"""Fork probes: copies of the host, each with one candidate, beside a control without. It measures and ranks by one
+declared measure, the mean paired gain on the pick shard; whether a seed may go on is for the gates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from esper.kasmina.blueprints import Registry
+from esper.kasmina.sanity import probe_seed
+from esper.kasmina.statistics import paired
+from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
+from esper.leyline.incubation import Birth, ForkResult, IncubationOrder, IncubationResult
+from esper.leyline.ports import Fork, ForkFactory
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import SlotSpec
+from esper.telemetry.context import span
+from esper.tensors import from_bytes
+
+PROBE_BATCHES = 2
+"""Backward passes on which G1 judges."""
+
+
+@dataclass
+class _Entry:
+    """One fork of a tournament, or its control, and what was done with it."""
+
+    fork: Fork
+    plan: GraftPlan | None = None
+    seed_flops: int = 0
+    losses: list[float] = field(default_factory=list)
+    evaluated: int = 0
+    pick: PairedLosses | None = None
+    rank: int | None = None
+
+    def train_to(self, step: int) -> None:
+        self.losses += self.fork.train_to(step)
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        found = self.fork.sample_losses(shard, fence)
+        self.evaluated += len(found.losses)
+        return found
+
+    def place(self) -> tuple[float, str, str]:
+        """Best first; ties break by (slot, blueprint)."""
+        assert self.pick is not None, "ranked before it was measured"
+        assert self.plan is not None, "the control has no rank"
+        return -self.pick.mean, self.plan.slot, self.plan.blueprint_id
+
+    def flops(self, order: IncubationOrder) -> float:
+        """Modelled FLOPs of its steps and evaluations; a forward pass is a third of a step."""
+        passes = len(self.losses) + self.evaluated / order.batch_size / 3
+        return passes * (order.base_flops + self.seed_flops)
+
+
+class Incubator:
+    """Runs one tournament at a time and keeps the twin. It holds forks; the live host never comes here."""
+
+    def __init__(self, fork: ForkFactory, specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
+        self._fork, self._specs, self._blueprints = fork, specs, blueprints
+        self._pending: tuple[IncubationOrder, Any] | None = None  # Any: a snapshot, see leyline's ports
+        self._control: Fork | None = None
+        self._twin: Fork | None = None
+        self.twin_steps = 0
+        """Optimizer steps of the twin since it was kept."""
+
+    def births(self, plans: Sequence[GraftPlan], snapshot: Any) -> tuple[Birth, ...]:  # Any: see leyline's ports
+        """Measure candidates before they may train, on a fork of their own that is thrown away.
+
+        Raises:
+            SeedBuildFailed: a candidate's module cannot be built or run.
+        """
+        fork = self._fork(snapshot)
+        activations = {slot: fork.activation(slot) for slot in sorted({plan.slot for plan in plans})}
+        return tuple(self._birth(fork, plan, activations[plan.slot]) for plan in plans)
+
+    def _birth(self, fork: Fork, plan: GraftPlan, activation: Any) -> Birth:  # Any: torch.Tensor
+        spec = self._specs[plan.slot]
+        module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        module.load_state_dict(from_bytes(plan.weights))
+        seen = probe_seed(module, spec, activation, plan.blueprint_id)
+        sanity = SanityProbe(
+            parameters=seen.parameters,
+            parameter_bytes=seen.parameter_bytes,
+            parameters_finite=seen.parameters_finite,
+            output_shape=seen.shape,
+            output_dtype=seen.dtype,
+            causality_leak=seen.causality_leak,
+            sample_leak=seen.sample_leak,
+        )
+        if (sanity.output_shape, sanity.output_dtype) != (spec.shape, spec.dtype):
+            return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=None)
+        full = plan.blend.model_copy(update={"ramp_steps": 1})
+        fork.graft(plan.model_copy(update={"isolated": True, "blend": full}))
+        gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
+        fork.remove(plan.seed_id)
+        return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=gradient)
+
+    def begin(self, order: IncubationOrder, snapshot: Any) -> None:  # Any: see leyline's ports
+        """Take an order; its result is there when `collect` returns."""
+        assert self._pending is None, "one tournament is in flight per run"
+        self._pending = order, snapshot
+
+    def collect(self) -> IncubationResult:
+        """Run the pending order to its end."""
+        assert self._pending is not None, "nothing was begun"
+        order, snapshot = self._pending
+        self._pending = None
+        with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
+            result, self._control = run_tournament(order, self._fork, snapshot)
+        return result
+
+    def keep_twin(self) -> None:
+        """The last tournament's control becomes the run's twin."""
+        assert self._control is not None, "no tournament has ended"
+        self._twin, self._control = self._control, None
+
+    def advance_twin(self, step: int) -> None:
+        """Train the twin up to an optimizer step of the run, without any seed, on the same batches."""
+        self.twin_steps += len(self.twin.train_to(step))
+
+    @property
+    def twin(self) -> Fork:
+        """The host as it would be without growth."""
+        assert self._twin is not None, "no twin is kept"
+        return self._twin
+
+
+def run_tournament(order: IncubationOrder, fork: ForkFactory, snapshot: Any) -> tuple[IncubationResult, Fork]:
+    """Train the control and every fork, drop the worse half at the halving, rank the rest, test the first.
+
+    Returns:
+        The result, and the control at `order.last_step`.
+    """
+    control = _Entry(fork(snapshot))
+    entries = [_Entry(fork(snapshot), plan, cost) for plan, cost in zip(order.plans, order.seed_flops, strict=True)]
+    for entry, plan in zip(entries, order.plans, strict=True):
+        entry.fork.graft(plan)
+    running = entries
+    if order.halving_step is not None:
+        running = _heat(control, running, order.halving_step, order.due_fence)
+        running = running[: math.ceil(len(running) / 2)]
+    running = _heat(control, running, order.last_step, order.due_fence)
+    for place, entry in enumerate(running, start=1):
+        entry.rank = place
+    forks = tuple(
+        _result(entry, plan.seed_id, control, order.due_fence) for entry, plan in zip(entries, order.plans, strict=True)
+    )
+    result = IncubationResult(
+        order_id=order.order_id,
+        generation=order.generation,
+        fence=order.due_fence,
+        forks=forks,
+        fork_steps=sum(len(entry.losses) for entry in (control, *entries)),
+        flops=round(sum(entry.flops(order) for entry in (control, *entries))),
+    )
+    return result, control.fork
+
+
+def _heat(control: _Entry, entries: list[_Entry], step: int, fence: int) -> list[_Entry]:
+    """Train all up to `step`, compare each with the control on the pick shard, and put them in order, best first."""
+    for entry in (control, *entries):
+        entry.train_to(step)
+    base = control.sample_losses("pick", fence)
+    for entry in entries:
+        entry.pick = paired(base, entry.sample_losses("pick", fence))
+    return sorted(entries, key=_Entry.place)
+
+
+def _result(entry: _Entry, seed_id: str, control: _Entry, fence: int) -> ForkResult:
+    assert entry.pick is not None, "every fork is measured at the halving or the end"
+    first = entry.rank == 1
+    gate = paired(control.sample_losses("gate", fence), entry.sample_losses("gate", fence)) if first else None
+    return ForkResult(
+        seed_id=seed_id,
+        steps=len(entry.losses),
+        required_steps=len(control.losses),
+        rank=entry.rank,
+        pick=entry.pick,
+        gate=gate,
+        loss_variance_ratio=_variance_ratio(entry.losses, control.losses) if first else None,
+    )
+
+
+def _variance_ratio(seeded: list[float], control: list[float]) -> float:
+    """How much the seeded losses scatter over how much the control's do, on the same batches of the second half.
+
+    Scatter is the variance about a straight line: a loss that falls fast is not unstable. A control without any
+    scatter gives infinity unless the seeded fork has none either.
+    """
+    half = len(control) // 2
+    above, below = _scatter(seeded[half:]), _scatter(control[half:])
+    if below == 0:
+        return 1.0 if above == 0 else math.inf
+    return above / below
+
+
+def _scatter(losses: list[float]) -> float:
+    steps = np.arange(len(losses))
+    line = np.polyval(np.polyfit(steps, losses, 1), steps)
+    return float(np.mean((np.asarray(losses) - line) ** 2))

@@ -1,0 +1,161 @@
+"""The seeds and slots of one run as Kasmina records them, and every view of them. It moves seeds; it judges none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from esper.kasmina.blending import alpha_at
+from esper.kasmina.facts import RunFacts
+from esper.kasmina.records import SeedRecord
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.decisions import Pair
+from esper.leyline.reports import GraftPlan, Transition
+from esper.leyline.slots import SlotSpec
+from esper.leyline.stages import IN_HOST, LIVE, Stage
+from esper.leyline.state import SeedState, SlotState
+from esper.telemetry.context import span
+
+
+class Roster:
+    """Every seed that was ever asked for, by id, in the order in which it was."""
+
+    def __init__(
+        self, facts: RunFacts, limits: GrowthConfig, specs: Sequence[SlotSpec], options: Sequence[Pair]
+    ) -> None:
+        self._facts, self._limits = facts, limits
+        self.specs = {spec.path: spec for spec in specs}
+        self.options = {(pair.slot, pair.blueprint_id): pair for pair in options}
+        self._seeds: dict[str, SeedRecord] = {}
+        self._ordinals = dict.fromkeys(self.specs, 0)
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def enter(self, seed: SeedRecord) -> None:
+        """Add a seed, or replace its record."""
+        self._seeds[seed.seed_id] = seed
+
+    def move(self, seed_id: str, after: Stage, fence: int, cause: str, command_id: str) -> Transition:
+        """Take a seed one step further.
+
+        Raises:
+            IllegalTransition: the lifecycle has no such step.
+        """
+        with span("seed transition", role="kasmina", seed_id=seed_id, after=str(after)):
+            self._seeds[seed_id], step = self._seeds[seed_id].moved(after, fence, cause, command_id)
+        return step
+
+    def retire(self, seed_id: str, fence: int, cause: str, command_id: str) -> list[Transition]:
+        """Cull a seed. One that was in the host binds its pair by an embargo; any other goes on to its reset."""
+        rounds = self._limits.embargo_rounds if self._seeds[seed_id].stage in LIVE else 0
+        steps = [self.move(seed_id, after, fence, cause, command_id) for after in (Stage.CULLED, Stage.EMBARGOED)]
+        self.enter(replace(self._seeds[seed_id], embargo_until=fence + rounds))
+        return steps
+
+    def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
+        """Record that a seed is in the live host by `plan`."""
+        self.enter(replace(self._seeds[seed_id], plan=plan, required_mesh=mesh))
+        self._ordinals[plan.slot] += 1
+
+    def next_ordinal(self, slot: str) -> int:
+        """Place in the slot's history of the seed that is grafted there next."""
+        return self._ordinals[slot]
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, seed_id: str) -> SeedRecord:
+        return self._seeds[seed_id]
+
+    def known(self, slot: str, blueprint_id: str) -> bool:
+        """The dry run allows the pair."""
+        return (slot, blueprint_id) in self.options
+
+    def stages(self) -> dict[str, Stage]:
+        """Every seed's recorded stage."""
+        return {seed.seed_id: seed.stage for seed in self._seeds.values()}
+
+    def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
+        """Seeds in some stages, in the order in which they were asked for."""
+        wanted = set(stages)
+        return [seed for seed in self._seeds.values() if seed.stage in wanted]
+
+    def newest_first(self) -> list[SeedRecord]:
+        """Seeds that are in the host but not yet a part of it, the one grafted last first."""
+        return sorted(self.having(LIVE), key=lambda seed: (seed.start_step, seed.seed_id), reverse=True)
+
+    def resetting(self, fence: int) -> list[SeedRecord]:
+        """Culled seeds whose embargo is over."""
+        return [seed for seed in self.having((Stage.EMBARGOED,)) if seed.embargo_until <= fence]
+
+    def step_flops(self) -> int:
+        """Modelled FLOPs of one optimizer step of the live host as it stands."""
+        return self._facts.host_flops + sum(seed.flops for seed in self.having(IN_HOST))
+
+    def added_parameters(self) -> int:
+        """Parameters of all seeds in the host."""
+        return sum(seed.parameters for seed in self.having(IN_HOST))
+
+    def parameter_budget(self) -> int:
+        """Most parameters that seeds may add together."""
+        return int(self._limits.parameter_budget * self._facts.host_parameters)
+
+    def is_due(self, seed: SeedRecord, fence: int) -> bool:
+        """The seed's next gate can be judged: no seed passes two stages at one fence."""
+        if fence == seed.since_fence:
+            return False
+        if seed.stage is Stage.TRAINING:
+            return seed.result is not None
+        if seed.stage is Stage.BLENDING and seed.plan is not None:
+            return self._facts.fence_steps[fence] >= seed.start_step + seed.plan.blend.ramp_steps
+        if seed.stage is Stage.PROBATIONARY:
+            return fence >= seed.since_fence + self._limits.probation_rounds
+        return seed.stage is Stage.SHADOWING
+
+    def slot_states(self, fence: int) -> tuple[SlotState, ...]:
+        """Every slot as a decision at this fence sees it."""
+        return tuple(self._slot_state(spec, fence) for spec in self.specs.values())
+
+    def seed_states(self, fence: int) -> tuple[SeedState, ...]:
+        """Every seed as a decision at this fence sees it."""
+        return tuple(self._seed_state(seed, fence) for seed in self._seeds.values())
+
+    def _slot_state(self, spec: SlotSpec, fence: int) -> SlotState:
+        bound = {s.blueprint_id for s in self.having((Stage.EMBARGOED,)) if s.slot == spec.path and s.bound(fence)}
+        occupied = sum(seed.slot == spec.path for seed in self.having(IN_HOST))
+        return SlotState(spec=spec, occupied=occupied, embargoed=tuple(sorted(bound)))
+
+    def _seed_state(self, seed: SeedRecord, fence: int) -> SeedState:
+        judged = seed.judged
+        return SeedState(
+            seed_id=seed.seed_id,
+            slot=seed.slot,
+            blueprint_id=seed.blueprint_id,
+            ordinal=seed.plan.ordinal if seed.plan is not None else None,
+            stage=seed.stage,
+            alpha=self._alpha(seed, fence),
+            since_fence=seed.since_fence,
+            due=self.is_due(seed, fence),
+            command_id=seed.command_id,
+            replica_of=seed.replica_of,
+            required_mesh=seed.required_mesh,
+            parameters=seed.parameters,
+            gain=judged.relative_gain if judged is not None else None,
+            z=judged.z if judged is not None else None,
+        )
+
+    def _alpha(self, seed: SeedRecord, fence: int) -> float | None:
+        if seed.plan is None or seed.stage not in IN_HOST:
+            return None
+        blend = seed.plan.blend
+        return alpha_at(self._facts.fence_steps[fence] - 1, seed.start_step, blend.ramp_steps, blend.alpha_target)
+
+    # -- the twin ------------------------------------------------------------------------------------------------
+
+    def shadowed(self) -> list[SeedRecord]:
+        """Seeds whose alpha is at its target and that are still under watch: those that the twin speaks about."""
+        return self.having((Stage.SHADOWING, Stage.PROBATIONARY))
+
+    def compared(self, z: float) -> None:
+        """Enter one fence's z of (twin - live) for every shadowed seed."""
+        for seed in self.shadowed():
+            self.enter(replace(seed, twin_zs=(*seed.twin_zs, z)))

@@ -1,0 +1,53 @@
+"""How growth is configured. Limits and sizes; what to try within them is Tamiyo's to choose."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Ratio = Annotated[float, Field(gt=0)]
+
+
+class GrowthConfig(BaseModel):
+    """[growth]"""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    enabled: bool = Field(True, description="false: train the host alone; --no-growth")
+    candidates: PositiveInt = Field(18, description="most candidates in one tournament")
+    due_rounds: PositiveInt = Field(1, description="rounds from a tournament's snapshot to its verdict")
+    probe_steps: PositiveInt | None = Field(None, description="optimizer steps of a fork; default: its rounds' length")
+    halving_step: PositiveInt = Field(18, description="after so many steps of a fork the better half goes on")
+    probe_ramp_steps: PositiveInt = Field(20, description="ramp of alpha in a fork")
+    probe_warmup_steps: PositiveInt = Field(10, description="warm-up of a seed's learning rate in a fork")
+    first_fence: PositiveInt = Field(
+        1, description="first fence that may germinate: where the rate's warm-up has ended"
+    )
+    ramp_steps: PositiveInt = Field(75, description="ramp of alpha in the live host")
+    warmup_steps: PositiveInt = Field(20, description="warm-up of a seed's learning rate in the live host")
+    probation_rounds: PositiveInt = Field(2, description="rounds under watch before a seed is fossilised")
+    embargo_rounds: PositiveInt = Field(2, description="rounds before a pair culled from the host may be tried again")
+    margin: Ratio = Field(0.002, description="G2: least mean gain, as a share of the control's loss")
+    false_pass: Share = Field(0.05, description="G2: chance that any useless seed of the whole run passes")
+    max_tests: PositiveInt = Field(400, description="G2: most candidates judged in a run; it sets how large z must be")
+    min_samples: PositiveInt = Field(128, description="least samples, or groups of samples, that a gate judges on")
+    judge_samples: PositiveInt = Field(
+        128, description="samples, or groups, that a fence draws from a shard to judge on"
+    )
+    group_samples: PositiveInt = Field(2, description="most samples of one group in a fence's slice")
+    harm_z: float = Field(-3.0, lt=0, description="G2 of a replica, G4: z below this is harm")
+    max_loss_variance: Ratio = Field(4.0, description="G2: most variance of a fork's training loss, over the control's")
+    max_gradient_norm: Ratio = Field(1e3, description="G1: largest global gradient norm of a seed")
+    stack: PositiveInt = Field(6, description="most seeds in one slot")
+    replicas: PositiveInt = Field(6, description="most seeds of one accepted pair in its slot, the winner included")
+    twin: bool = Field(True, description="keep the first tournament's control in training, to judge the live host by")
+    isolate_until: Literal["none", "blended", "fossilized"] = Field(
+        "blended", description="until when a grafted seed's gradient is kept from the host"
+    )
+    isolation_audit_steps: PositiveInt = Field(200, description="steps between two audits of isolation")
+    parameter_budget: Ratio = Field(4.0, description="most parameters added, over the host's own")
+    cost_budget: Ratio = Field(1.0, description="G4: most modelled FLOPs of one seed, over the host's")
+    memory_budget: Ratio = Field(1.0, description="G4: most parameter bytes of one seed, over the host's")
