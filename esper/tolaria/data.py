@@ -1,0 +1,213 @@
+"""Which samples are seen when: shards, the order of training, each fence's slices; functions of the run seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from esper.errors import ConfigError, TaskError
+from esper.streams import generator, seed_process
+from esper.task import Samples, Task
+
+SPLIT_SHARE = 0.1
+"""Share of `train` that each shard which the task does not bring is split off with."""
+EVALUATION_BATCH = 256
+"""Samples per forward pass when losses are measured; it is part of what "the same bits" means."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some samples of a data set, by index, with their groups where they are correlated."""
+
+    name: str
+    samples: Samples
+    indices: np.ndarray[Any, np.dtype[np.int64]]
+    group_of: Callable[[int], int] | None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def groups(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+        """The group of every sample, in the order of `indices`."""
+        if self.group_of is None:
+            return None
+        return np.fromiter((self.group_of(int(i)) for i in self.indices), dtype=np.int64, count=len(self.indices))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The samples of one shard that belong to one fence."""
+
+    shard: str
+    fence: int
+    indices: tuple[int, ...]
+    groups: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class SliceRule:
+    """How a fence draws its slice: `units` samples, or `units` groups with at most `per_group` samples of each."""
+
+    units: int
+    per_group: int
+    minimum: int
+
+
+class TaskData:
+    """The shards of a task and everything drawn from them."""
+
+    def __init__(self, task: Task, run_seed: int, batch_size: int, rule: SliceRule) -> None:
+        self.batch_size = batch_size
+        self._run_seed = run_seed
+        self._rule = rule
+        self._collate = task.collate or default_collate
+        self.shards = _resolve_shards(task)
+        for name in ("pick", "gate"):
+            _check_units(self.shards[name], rule)
+        self.epoch_samples = task.epoch_samples if task.epoch_samples is not None else len(self.shards["train"])
+        if not 0 < self.epoch_samples <= len(self.shards["train"]):
+            raise TaskError("task.epoch_samples", task.epoch_samples, f"use 1 to {len(self.shards['train'])} samples")
+        if batch_size > self.epoch_samples:
+            raise ConfigError("run.batch_size", batch_size, f"an epoch has only {self.epoch_samples} samples")
+        self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
+        self._groups = {name: self.shards[name].groups() for name in ("pick", "gate")}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch; what is left over is not seen in that epoch."""
+        return self.epoch_samples // self.batch_size
+
+    def batch(self, step: int) -> Any:
+        """The collated batch of an optimizer step. Seeds this process for (run seed, step) before it loads.
+
+        What the loading leaves of the random streams is what the step goes on with, in every fork alike.
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        start = epoch * self.epoch_samples + place * self.batch_size
+        seed_process(self._run_seed, "step", step)
+        return self._load("train", [self._nth(start + i) for i in range(self.batch_size)])
+
+    def slice(self, shard: str, fence: int) -> Slice:
+        """The samples of `shard` on which fence `fence` judges: a draw keyed by shard and fence.
+
+        Slices of one fence are the same for every network that is judged there; slices of different fences are
+        drawn independently.
+        """
+        draw = generator(self._run_seed, "slice", shard, fence)
+        chosen, groups = self.shards[shard], self._groups[shard]
+        if groups is None:
+            at = draw.permutation(len(chosen))[: self._rule.units]
+            return Slice(shard, fence, tuple(int(chosen.indices[i]) for i in at), None)
+        names = draw.permutation(np.unique(groups))[: self._rule.units]
+        picked: list[int] = []
+        for name in names:
+            members = np.flatnonzero(groups == name)
+            picked += [int(i) for i in draw.permutation(members)[: self._rule.per_group]]
+        return Slice(shard, fence, tuple(int(chosen.indices[i]) for i in picked), tuple(int(groups[i]) for i in picked))
+
+    def batches_of(self, part: Slice) -> Iterator[Any]:
+        """The samples of a slice, collated by `EVALUATION_BATCH`."""
+        yield from self._batches(part.shard, part.indices)
+
+    def whole(self, shard: str) -> Iterator[Any]:
+        """All samples of a shard, collated by `EVALUATION_BATCH`."""
+        yield from self._batches(shard, [int(i) for i in self.shards[shard].indices])
+
+    def _batches(self, shard: str, indices: Sequence[int]) -> Iterator[Any]:
+        for start in range(0, len(indices), EVALUATION_BATCH):
+            seed_process(self._run_seed, "evaluate", shard, start)
+            yield self._load(shard, indices[start : start + EVALUATION_BATCH])
+
+    def _nth(self, position: int) -> int:
+        """The training sample at a position of the endless chain of keyed permutations."""
+        lap, place = divmod(position, len(self.shards["train"]))
+        if lap not in self._orders:
+            order = generator(self._run_seed, "order", lap).permutation(self.shards["train"].indices)
+            self._orders = {k: v for k, v in self._orders.items() if k == lap - 1} | {lap: order}
+        return int(self._orders[lap][place])
+
+    def _load(self, shard: str, indices: Sequence[int]) -> Any:
+        samples = self.shards[shard].samples
+        many = getattr(samples, "__getitems__", None)  # torch's own convention for data sets that load in bulk
+        items = list(many(list(indices))) if many is not None else [samples[i] for i in indices]
+        return self._collate(items)
+
+
+def to_device(batch: Any, device: str) -> Any:
+    """Move every tensor of a nested batch; everything else stays as it is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch
+
+
+def split_pair(batch: Any) -> tuple[Any, Any]:
+    """(inputs, targets) of a collated batch.
+
+    Raises:
+        TaskError: the batch is no pair.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise TaskError("task.train", type(batch).__name__, "a sample must be a pair (input, target)")
+    return batch[0], batch[1]
+
+
+def _resolve_shards(task: Task) -> dict[str, Shard]:
+    given = {name: getattr(task, name) for name in ("pick", "gate", "test", "train", "valid")}
+    for name, samples in given.items():
+        if samples is None:
+            continue
+        if isinstance(samples, torch.utils.data.IterableDataset) or not hasattr(samples, "__len__"):
+            raise TaskError(
+                f"task.{name}", type(samples).__name__, "use a map-style data set; iterable ones cannot be replayed"
+            )
+        if len(samples) == 0:
+            raise TaskError(f"task.{name}", "empty data set", "give it at least one sample")
+    lots = _split_off(task, [name for name in ("pick", "gate", "test") if given[name] is None])
+    shards = {}
+    for name, samples in given.items():
+        if name in lots:
+            shards[name] = Shard(name, task.train, lots[name], _grouping(task, task.train))
+        else:
+            shards[name] = Shard(name, samples, np.arange(len(samples)), _grouping(task, samples))
+    return shards
+
+
+def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Lots of `train` for each missing shard and for training itself; whole groups stay together."""
+    if not missing:
+        return {}
+    count = len(task.train)
+    group_of = _grouping(task, task.train)
+    units = np.arange(count) if group_of is None else np.array([group_of(i) for i in range(count)])
+    names = generator(0, "split").permutation(np.unique(units))
+    each = int(len(names) * SPLIT_SHARE)
+    lots = {}
+    for place, name in enumerate(missing):
+        lots[name] = np.flatnonzero(np.isin(units, names[place * each : (place + 1) * each]))
+    lots["train"] = np.flatnonzero(np.isin(units, names[len(missing) * each :]))
+    return lots
+
+
+def _grouping(task: Task, samples: Samples) -> Callable[[int], int] | None:
+    own = getattr(samples, "group_of", None)  # a data set that knows its groups speaks for itself
+    return own if own is not None else task.group
+
+
+def _check_units(shard: Shard, rule: SliceRule) -> None:
+    groups = shard.groups()
+    units, what = (len(shard), "samples") if groups is None else (len(np.unique(groups)), "groups")
+    if units < rule.minimum:
+        raise ConfigError(
+            f"task.{shard.name}", f"{units} {what}", f"judging needs at least {rule.minimum} {what}; give more"
+        )

@@ -1,0 +1,67 @@
+"""The optimizers of one host: the task's own for the host, and one of its own for each seed.
+
+A seed gets a separate optimizer of the task's kind, so that the host's moments and its scheduler never notice that
+the network grew, and a culled seed takes its state with it (docs/adr/0003-one-optimizer-per-seed.md).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.errors import TaskError
+from esper.task import Task
+
+FLOOR = 0.1
+"""Share of the peak rate that a seed's schedule ends with."""
+
+
+def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
+    """A seed's learning rate at an optimizer step of the run, as a share of its peak.
+
+    Linear warm-up over `warmup` steps from `start`, cosine from there to `FLOOR` at the run's end.
+
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a restart per seed: docs/growth.md.
+    """
+    age = step - start
+    rise = min(1.0, (age + 1) / warmup)
+    course = age / max(1, total - start)
+    return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
+
+
+class SeedOptimizer:
+    """The optimizer of one seed with its own warm-up and cosine."""
+
+    def __init__(self, task: Task, parameters: Sequence[nn.Parameter], start: int, total: int, warmup: int) -> None:
+        self.optimizer = build_optimizer(task, parameters)
+        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._start, self._total, self._warmup = start, total, warmup
+
+    def step(self, step: int) -> None:
+        """One update at optimizer step `step` of the run."""
+        share = seed_rate(step, self._start, self._total, self._warmup)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+        self.optimizer.step()
+
+
+def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer:
+    """The task's optimizer over some parameters.
+
+    Raises:
+        TaskError: the factory gave something else.
+    """
+    optimizer = task.optimizer(list(parameters))
+    if not isinstance(optimizer, Optimizer):
+        raise TaskError("task.optimizer", type(optimizer).__name__, "it must return a torch.optim.Optimizer")
+    return optimizer
+
+
+def load_copy(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that stays the caller's: `load_state_dict` alone would share its tensors."""
+    optimizer.load_state_dict(copy.deepcopy(state))

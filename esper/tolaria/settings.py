@@ -1,0 +1,29 @@
+"""How a run trains: seed, length, threads, device. The task's own values stand where a key is absent."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(BaseModel):
+    """[run]"""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="every random number of the run follows from it")
+    epochs: PositiveInt | None = Field(None, description="default: the task's")
+    batch_size: PositiveInt | None = Field(None, description="samples per optimizer step; default: the task's")
+    round_steps: PositiveInt | None = Field(
+        None,
+        description="optimizer steps between two decisions; default: the task's, else 15 rounds (60 over 600 steps)",
+    )
+    threads: PositiveInt = Field(1, description="torch threads; part of a run's identity: other counts give other bits")
+    device: str = Field("cpu", description="where the host trains, as torch names it")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest global gradient norm; default: no clipping"
+    )
+    dir: str | None = Field(None, description="run directory, absent or empty; default: a new one under runs/")

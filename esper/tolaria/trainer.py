@@ -1,0 +1,404 @@
+"""The trainer: one host, its seeds and their optimizers, step by step. It applies plans; it never makes one.
+
+The live host, every fork of a tournament and the twin are the same class: what a fork does to a snapshot is to the
+bit what the live host would have done.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import DependencyViolationError, IsolationViolation, TaskError
+from esper.leyline.evidence import GradientProbe, HostObservation, ResetProbe, SampleLosses
+from esper.leyline.ports import HostEditor
+from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan
+from esper.leyline.stages import Stage
+from esper.leyline.state import TrainingState
+from esper.streams import seed_process
+from esper.task import Loss, Task
+from esper.telemetry.context import span
+from esper.telemetry.events import Severity, severe
+from esper.tensors import state_digest
+from esper.tolaria.data import Slice, TaskData, split_pair, to_device
+from esper.tolaria.dependencies import check_plan
+from esper.tolaria.guard import check_finite
+from esper.tolaria.loss import batch_loss, check_sample_losses, sample_loss
+from esper.tolaria.optim import SeedOptimizer, build_optimizer, load_copy
+from esper.tolaria.snapshot import HostSnapshot
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a trainer is told beside its task."""
+
+    run_id: str
+    generation: int
+    run_seed: int
+    total_steps: int
+    device: str
+    clip_norm: float | None
+    audit_every: int
+    """Steps between two audits of isolation in the live host."""
+    trace_every: int
+    """Steps between two steps that get a span; a step that fails always gets one."""
+
+
+class Trainer:
+    """One host in training. Steps are numbered from 0 over the whole run; step s is the s-th update."""
+
+    def __init__(
+        self, task: Task, settings: TrainerSettings, data: TaskData, make_editor: Callable[[nn.Module], HostEditor]
+    ) -> None:
+        self._task, self._settings, self._data = task, settings, data
+        self._make_editor = make_editor
+        self.host = build_host(task, settings.run_seed, settings.device)
+        self._editor = make_editor(self.host)
+        self._optimizer = build_optimizer(task, [p for p in self.host.parameters() if p.requires_grad])
+        self._scheduler = task.scheduler(self._optimizer, settings.total_steps) if task.scheduler else None
+        self._seed_optimizers: dict[str, SeedOptimizer] = {}
+        self._sample_loss: Loss = sample_loss(task)
+        self._modules = frozenset(name for name, _ in self.host.named_modules() if name)
+        self._receipts: dict[tuple[str, str], tuple[HostPlan, GraftReceipt]] = {}
+        self._leaks: dict[str, tuple[str, ...]] = {}
+        self._best_round: float | None = None
+        self._grown = False
+        self.step = 0
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def run_round(self, fence: int, last_step: int) -> TrainingState:
+        """Train up to step `last_step`, which ends at fence `fence`, and say what was measured.
+
+        Raises:
+            DivergenceUnrecoverable: a loss or gradient was not finite.
+        """
+        losses: list[float] = []
+        norms: list[float] = []
+        while self.step < last_step:
+            loss, norm = self._one_step()
+            losses.append(loss)
+            norms.append(norm)
+        mean = sum(losses) / len(losses)
+        best = self._best_round
+        self._best_round = mean if best is None else min(mean, best)
+        return self._state(fence, mean, tuple(losses), max(norms), best)
+
+    def untrained(self) -> TrainingState:
+        """The state at fence 0, where no round has been measured."""
+        return self._state(0, None, (), None, None)
+
+    def train_to(self, step: int) -> tuple[float, ...]:
+        """Train up to optimizer step `step` of the run; returns the loss of each step."""
+        losses = []
+        while self.step < step:
+            losses.append(self._one_step()[0])
+        return tuple(losses)
+
+    def _one_step(self) -> tuple[float, float]:
+        if self.step % self._settings.trace_every == 0:
+            with span("esper step", role="tolaria", step=self.step):
+                return self._update()
+        try:
+            return self._update()
+        except Exception as error:
+            with span("esper step", role="tolaria", step=self.step):  # a step that fails is always recorded
+                raise error
+
+    def _update(self) -> tuple[float, float]:
+        """One optimizer step. Returns the loss and the global gradient norm before clipping."""
+        inputs, targets = self._load(self._data.batch(self.step))
+        self._editor.set_alphas(self.step)
+        audited = self._grown and self.step % self._settings.audit_every == 0
+        self._editor.watch(audited)
+        loss = batch_loss(self._task.loss, self._forward(inputs), targets)
+        if audited:
+            self._audit()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        parameters = self._trained_parameters()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        values = loss.item(), norm.item()
+        check_finite(self.step, *values)
+        if self._settings.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._seed_optimizers.values():
+            optimizer.step(self.step)
+            optimizer.optimizer.zero_grad(set_to_none=True)
+        if self._scheduler is not None:
+            self._scheduler.step()
+        self.step += 1
+        return values
+
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        optimizers = [self._optimizer, *(o.optimizer for o in self._seed_optimizers.values())]
+        return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+
+    def _load(self, batch: Any) -> tuple[Any, Any]:
+        inputs, targets = split_pair(batch)
+        return to_device(inputs, self._settings.device), to_device(targets, self._settings.device)
+
+    def _forward(self, inputs: Any) -> Any:
+        return call_model(self._task, self.host, inputs)
+
+    def _audit(self) -> None:
+        try:
+            self._editor.audit()
+        except IsolationViolation as violation:  # the fence's gate culls the seed for it; the step itself is harmless
+            severe("isolation_violated", Severity.CRITICAL, seed_id=violation.seed_id, leaves=list(violation.leaves))
+            self._leaks[violation.seed_id] = violation.leaves
+
+    # -- measuring -----------------------------------------------------------------------------------------------
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        """Loss of each sample of this fence's slice of a shard, in evaluation mode."""
+        part: Slice = self._data.slice(shard, fence)
+        losses = self._evaluate(self._data.batches_of(part), self._sample_loss)
+        return SampleLosses(shard=shard, fence=fence, losses=tuple(losses.tolist()), groups=part.groups)
+
+    def shard_means(self, shard: str) -> dict[str, float]:
+        """Mean loss over a whole shard, as "loss", and the mean of each of the task's metrics."""
+        losses = self._evaluate(self._data.whole(shard), self._sample_loss)
+        means = {"loss": float(losses.double().mean())}
+        for name, metric in self._task.metrics.items():
+            values = self._evaluate(self._data.whole(shard), metric, per_sample=False)
+            means[name] = float(values.double().mean())
+        return means
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
+        seeds = tuple(
+            seen.model_copy(
+                update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.pop(seen.seed_id, ())}
+            )
+            for seen in self._editor.observations()
+        )
+        return HostObservation(fence=fence, registered_layers=tuple(sorted(self._modules)), seeds=seeds)
+
+    @torch.no_grad()
+    def activation(self, slot: str) -> Tensor:
+        """The slot's output, seeds included, on the next training batch, in training mode."""
+        inputs, _ = self._load(self._data.batch(self.step))
+        found: list[Tensor] = []
+        handle = self.host.get_submodule(slot).register_forward_hook(
+            lambda _module, _args, output: found.append(output)
+        )
+        try:
+            self._forward(inputs)
+        finally:
+            handle.remove()
+        return found[0]
+
+    def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
+        """Gradients of one seed on the next training batches, without an update; afterwards no gradient is left."""
+        norms, nonfinite = [], 0
+        reachable: tuple[str, ...] = ()
+        for step in range(self.step, self.step + batches):
+            inputs, targets = self._load(self._data.batch(step))
+            self._editor.watch(True)
+            loss = batch_loss(self._task.loss, self._forward(inputs), targets)
+            try:
+                self._editor.audit()
+            except IsolationViolation as violation:  # evidence for G1, which refuses the seed
+                reachable = violation.leaves
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
+            nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
+            norms.append(float(torch.nn.utils.get_total_norm(grads)))
+            for parameter in self._trained_parameters():
+                parameter.grad = None
+        return GradientProbe(batches=batches, nonfinite=nonfinite, norm=max(norms), reachable_host_parameters=reachable)
+
+    def weights_sha256(self) -> str:
+        """Digest of the host's state dict and its seeds' tensors, buffers included."""
+        state: Mapping[str, Tensor] = self.host.state_dict()
+        return state_digest({**state, **self._editor.tensors()})
+
+    def parameter_count(self) -> int:
+        """Elements of all parameters, the seeds' included."""
+        seeds = [p for plan in self._editor.topology() for p in self._editor.parameters_of(plan.seed_id)]
+        return sum(p.numel() for p in [*self.host.parameters(), *seeds])
+
+    @torch.no_grad()
+    def _evaluate(self, batches: Any, measure: Loss, *, per_sample: bool = True) -> Tensor:
+        self._set_mode(training=False)
+        found = []
+        for batch in batches:
+            inputs, targets = self._load(batch)
+            values = measure(self._forward(inputs), targets)
+            size = _batch_size(targets, inputs)
+            found.append(check_sample_losses(values, size) if per_sample else values.reshape(-1).float())
+        self._set_mode(training=True)
+        return torch.cat(found)
+
+    def _set_mode(self, *, training: bool) -> None:
+        self.host.train(training)
+        self._editor.set_training(training)
+
+    def _state(
+        self, fence: int, mean: float | None, losses: tuple[float, ...], norm: float | None, best: float | None
+    ) -> TrainingState:
+        return TrainingState(
+            fence=fence,
+            step=self.step,
+            total_steps=self._settings.total_steps,
+            train_loss=mean,
+            losses=losses,
+            gradient_norm=norm,
+            best_train_loss=best,
+            parameters=self.parameter_count(),
+            host_parameters=sum(p.numel() for p in self.host.parameters()),
+        )
+
+    # -- changing the host at a fence ----------------------------------------------------------------------------
+
+    def apply(self, plan: HostPlan) -> GraftReceipt:
+        """Apply a plan once; the same plan again gives the stored receipt and has no effect.
+
+        Raises:
+            DependencyViolationError: the plan lacks something, or another plan came under the same command and
+                seed. The host is untouched.
+        """
+        with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
+            check_plan(plan, run_id=self._settings.run_id, generation=self._settings.generation, modules=self._modules)
+            key = (plan.command_id, plan.seed_id)
+            if key in self._receipts:
+                known, receipt = self._receipts[key]
+                if known != plan:
+                    raise DependencyViolationError(f"plan for seed {plan.seed_id}", "another body under a known id")
+                return receipt
+            self._change(plan)
+            receipt = GraftReceipt(
+                command_id=plan.command_id,
+                seed_id=plan.seed_id,
+                generation=plan.generation,
+                step=self.step,
+                parameters=self.parameter_count(),
+            )
+            self._receipts[key] = (plan, receipt)
+            return receipt
+
+    def graft(self, plan: GraftPlan) -> None:
+        """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
+        self._editor.graft(plan)
+        self._editor.set_alphas(self.step)
+        self._seed_optimizers[plan.seed_id] = SeedOptimizer(
+            self._task,
+            self._editor.parameters_of(plan.seed_id),
+            plan.start_step,
+            self._settings.total_steps,
+            plan.warmup_steps,
+        )
+        self._grown = True
+
+    def remove(self, seed_id: str) -> None:
+        """Detach a seed and forget its optimizer, without the checks of `apply`: for forks."""
+        self._editor.remove(seed_id)
+        del self._seed_optimizers[seed_id]
+        self._leaks.pop(seed_id, None)
+
+    def _change(self, plan: HostPlan) -> None:
+        if isinstance(plan, GraftPlan):
+            self.graft(plan)
+        elif isinstance(plan, JoinPlan):
+            self._editor.join(plan.seed_id)
+        else:
+            self.remove(plan.seed_id)
+
+    def compare_with_unseeded(self, seeds: Mapping[str, str]) -> dict[str, ResetProbe]:
+        """Each removed seed's slot (by seed id) beside the same slot of a host rebuilt without the seed.
+
+        Returns:
+            By seed id: what is left of it here, and whether output, flags and names are equal to the bit.
+        """
+        fresh = Trainer(self._task, self._settings, self._data, self._make_editor)
+        bare_hooks = {slot: len(fresh.host.get_submodule(slot)._forward_hooks) for slot in seeds.values()}
+        fresh.become(self.snapshot())
+        grafted = {plan.seed_id: plan.slot for plan in self._editor.topology()}
+        flags = [p.requires_grad for p in self.host.parameters()] == [p.requires_grad for p in fresh.host.parameters()]
+        names = [n for n, _ in self.host.named_modules()] == [n for n, _ in fresh.host.named_modules()]
+        names = names and list(self.host.state_dict()) == list(fresh.host.state_dict())
+        found = {}
+        for seed_id, slot in seeds.items():
+            expected_hooks = bare_hooks[slot] + (slot in grafted.values())
+            found[seed_id] = ResetProbe(
+                seed_left=seed_id in grafted,
+                optimizers_left=int(seed_id in self._seed_optimizers),
+                hooks_left=len(self.host.get_submodule(slot)._forward_hooks) - expected_hooks,
+                output_equal=torch.equal(self.activation(slot), fresh.activation(slot)),
+                flags_equal=flags,
+                names_equal=names,
+            )
+        return found
+
+    # -- copies --------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> HostSnapshot:
+        """Everything that this host's future depends on, copied."""
+        return HostSnapshot(
+            step=self.step,
+            topology=self._editor.topology(),
+            tensors={name: tensor.detach().clone() for name, tensor in self._all_tensors().items()},
+            optimizer=copy.deepcopy(self._optimizer.state_dict()),
+            scheduler=copy.deepcopy(self._scheduler.state_dict()) if self._scheduler is not None else None,
+            seed_optimizers={
+                seed_id: copy.deepcopy(o.optimizer.state_dict()) for seed_id, o in self._seed_optimizers.items()
+            },
+        )
+
+    def become(self, snapshot: HostSnapshot) -> None:
+        """Turn a fresh trainer into what the snapshot was taken of. The snapshot stays the caller's."""
+        self.step = snapshot.step
+        for plan in snapshot.topology:
+            self.graft(plan)
+        mine = self._all_tensors()
+        if mine.keys() != snapshot.tensors.keys():
+            raise DependencyViolationError(
+                "snapshot", "tensors differ from the host's", str(sorted(mine.keys() ^ snapshot.tensors.keys())[:3])
+            )
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(snapshot.tensors[name])
+        load_copy(self._optimizer, snapshot.optimizer)
+        if self._scheduler is not None and snapshot.scheduler is not None:
+            self._scheduler.load_state_dict(copy.deepcopy(snapshot.scheduler))
+        for seed_id, state in snapshot.seed_optimizers.items():
+            load_copy(self._seed_optimizers[seed_id].optimizer, state)
+
+    def _all_tensors(self) -> dict[str, Tensor]:
+        named: Sequence[tuple[str, Tensor]] = [*self.host.named_parameters(), *self.host.named_buffers()]
+        return {**dict(named), **self._editor.tensors()}
+
+
+def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
+    """The model's output for a batch of inputs, by the task's own way of calling it where it has one."""
+    return model(inputs) if task.input_output is None else task.input_output(model, inputs)
+
+
+def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
+    """The task's model with weights that follow from the run seed alone, in training mode, on the device.
+
+    Raises:
+        TaskError: the factory gave no module, or one with state that is no tensor.
+    """
+    seed_process(run_seed, "model")
+    model = task.model()
+    if not isinstance(model, nn.Module):
+        raise TaskError("task.model", type(model).__name__, "it must return a torch.nn.Module")
+    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    if extra:
+        raise TaskError("task.model", extra[0], "state that is no tensor cannot be kept; make it a buffer")
+    return model.to(device).train()
+
+
+def _batch_size(targets: Any, inputs: Any) -> int:
+    for value in (targets, inputs):
+        if isinstance(value, Tensor):
+            return int(value.shape[0])
+    raise TaskError("task.train", type(targets).__name__, "inputs or targets must be a tensor with a batch dimension")
