@@ -1,0 +1,50 @@
+"""Which (slot, blueprint) pairs are open at a fence, or the measured reason why none is. It prefers none of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.leyline.decisions import Hold, HoldReason, Pair
+from esper.leyline.state import RoundState
+
+
+@dataclass(frozen=True)
+class GrowthWindow:
+    """The fences between which germinating makes sense."""
+
+    first_fence: int
+    fences_to_fossil: int
+    """From a seed's germination to the fence at which it is fossilised at the earliest."""
+    stack: int
+    """Most seeds in one slot."""
+
+
+def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold:
+    """Every open pair, in the order of the dry run; or a hold, for which no policy need be asked."""
+    fence = state.fence
+    if fence < window.first_fence:
+        return _hold(state, HoldReason.NO_OPEN_SLOT, "slots open later", fence, window.first_fence)
+    if fence + window.fences_to_fossil > state.last_fence:
+        last = state.last_fence - window.fences_to_fossil
+        return _hold(state, HoldReason.GROWTH_OVER, "a seed could not be fossilised before the end", fence, last)
+    if state.incubating:
+        return _hold(state, HoldReason.NO_OPEN_SLOT, "a tournament is in flight", None, None)
+    if state.tests_used >= state.tests_allowed:
+        return _hold(state, HoldReason.BUDGET_SPENT, "tests of the run", state.tests_used, state.tests_allowed)
+    slots = {slot.spec.path: slot for slot in state.slots if slot.occupied < window.stack}
+    if not slots:
+        return _hold(state, HoldReason.NO_OPEN_SLOT, "every slot is full", len(state.slots), None)
+    unbound = [pair for pair in state.options if pair.slot in slots]
+    unbound = [pair for pair in unbound if pair.blueprint_id not in slots[pair.slot].embargoed]
+    if not unbound:
+        return _hold(state, HoldReason.NO_OPEN_SLOT, "every open pair is embargoed", len(state.options), None)
+    room = state.parameter_budget - state.added_parameters
+    fitting = tuple(pair for pair in unbound if pair.parameters <= room)
+    if not fitting:
+        smallest = min(pair.parameters for pair in unbound)
+        return _hold(state, HoldReason.BUDGET_SPENT, "parameters left for the smallest seed", smallest, room)
+    return fitting
+
+
+def _hold(state: RoundState, reason: HoldReason, detail: str, measured: float | None, limit: float | None) -> Hold:
+    return Hold(fence=state.fence, reason=reason, detail=detail, measured=measured, limit=limit)

@@ -1,0 +1,79 @@
+"""The store of field reports: framed log segments that lose nothing they acknowledged and skip what is damaged.
+
+The policy never reads it: it has its own view of the past. The store is for people and for later runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from esper.durable.log import FramedLog, LoadError, scan
+from esper.errors import FieldReportInvalid
+from esper.leyline.reports import FieldReport
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+KIND = 1
+SEGMENT = "reports-1.log"
+
+
+@dataclass(frozen=True)
+class LoadedReports:
+    """What a store holds: the reports that could be read, and every entry that could not."""
+
+    reports: tuple[FieldReport, ...]
+    errors: tuple[LoadError, ...]
+
+
+class FieldReportStore:
+    """Appends reports; each is durable before `append` returns."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log = FramedLog.open(folder / SEGMENT)
+
+    def append(self, report: FieldReport) -> None:
+        """Make a report durable.
+
+        Raises:
+            StoreWriteFailed: it is not.
+        """
+        self._log.append(KIND, report.model_dump_json().encode())
+
+    def close(self) -> None:
+        """Release the segment."""
+        self._log.close()
+
+
+def parse_report(payload: bytes | str) -> FieldReport:
+    """A field report from its JSON.
+
+    Raises:
+        FieldReportInvalid: a required value is missing or wrong, `issued_at` among them (#12).
+    """
+    try:
+        return FieldReport.model_validate_json(payload)
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, e["loc"])) or e["type"] for e in error.errors())
+        severe("field_report_invalid", Severity.ERROR, fields=wrong)
+        raise FieldReportInvalid("field report", f"missing or wrong: {wrong}") from error
+
+
+def load_reports(folder: Path) -> LoadedReports:
+    """Every readable report of a store; damaged or invalid entries are skipped, counted and named (#11)."""
+    reports: list[FieldReport] = []
+    errors: list[LoadError] = []
+    for segment in sorted(folder.glob("reports-*.log")):
+        found = scan(segment)
+        errors += [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
+        for frame in found.frames:
+            try:
+                reports.append(parse_report(frame.payload))
+            except FieldReportInvalid as invalid:  # told and counted; one bad entry must not hide the good ones
+                errors.append(LoadError(frame.offset, len(frame.payload), str(invalid)))
+    for _ in errors:
+        count("esper.load.errors", store="field_reports")
+    return LoadedReports(tuple(reports), tuple(errors))

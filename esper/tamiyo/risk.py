@@ -1,0 +1,52 @@
+"""After the policy: is the risk borne? It can only turn a decision into a hold, with the figure and its limit.
+
+It hides no error: what was not measured is not judged here, and a missing feature shows in the coverage.
+"""
+
+from __future__ import annotations
+
+from esper.leyline.decisions import Decision, Hold, HoldReason
+from esper.leyline.state import RoundState
+from esper.tamiyo.settings import RiskConfig
+
+
+def coverage(state: RoundState) -> float:
+    """Share of the state's features that were measured, 0..1."""
+    training = state.training
+    features = (
+        training.train_loss,
+        training.gradient_norm,
+        training.best_train_loss,
+        *(seed.gain for seed in state.seeds if seed.ordinal is not None),
+        *(pair.flops for pair in state.options),
+    )
+    return sum(value is not None for value in features) / len(features)
+
+
+def loss_spike(state: RoundState) -> float | None:
+    """How far the round's mean loss lies above the best before it, as a share of that; None before two rounds."""
+    now, best = state.training.train_loss, state.training.best_train_loss
+    return None if now is None or best is None else (now - best) / abs(best) if best else None
+
+
+def cost_ratio(decision: Decision, host_flops: int) -> float:
+    """Modelled FLOPs of the decision's forks, control included, over those of the host alone."""
+    return (len(decision.pairs) + 1) + sum(pair.flops for pair in decision.pairs) / host_flops
+
+
+def assess(state: RoundState, decision: Decision, limits: RiskConfig, host_flops: int) -> Hold | None:
+    """None if the decision may go on; else the hold that the first figure over its limit asks for."""
+    figures: tuple[tuple[str, float | None, float, bool], ...] = (
+        ("loss spike", loss_spike(state), limits.max_loss_spike, False),
+        ("policy risk", decision.risk, limits.max_policy_risk, True),
+        ("isolation violations", state.isolation_violations, limits.max_isolation_violations, False),
+        ("modelled cost", cost_ratio(decision, host_flops), limits.max_cost_ratio, False),
+    )
+    for name, value, limit, inclusive in figures:
+        if value is not None and (value > limit or (inclusive and value == limit)):
+            return Hold(fence=state.fence, reason=HoldReason.RISK, detail=name, measured=value, limit=limit)
+    measured = coverage(state)
+    if measured <= limits.min_coverage:
+        least = limits.min_coverage
+        return Hold(fence=state.fence, reason=HoldReason.RISK, detail="coverage", measured=measured, limit=least)
+    return None

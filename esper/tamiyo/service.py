@@ -1,0 +1,118 @@
+"""Tamiyo as one: eligibility, policy, risk, command. A failure of the policy is an exception, never a hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.clock import Clock
+from esper.errors import DependencyViolationError, EsperError, NoSeedCandidates, PolicyDeadlineExceeded, PolicyFailed
+from esper.leyline.commands import Command
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
+from esper.leyline.ports import Policy
+from esper.leyline.reports import FieldReport
+from esper.leyline.state import RoundState
+from esper.tamiyo.commands import CommandBuilder
+from esper.tamiyo.eligibility import GrowthWindow, eligible
+from esper.tamiyo.risk import assess
+from esper.tamiyo.settings import RiskConfig
+from esper.telemetry.context import span
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one fence: a command to carry out, or a hold; and the policy's decision, if it was asked."""
+
+    outcome: Command | Hold
+    decision: Decision | None
+
+
+class Tamiyo:
+    """Decides for one run; remembers field reports as the policy's past."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        builder: CommandBuilder,
+        window: GrowthWindow,
+        limits: RiskConfig,
+        *,
+        host_flops: int,
+        deadline_s: float,
+        clock: Clock,
+    ) -> None:
+        self._policy, self._builder, self._window, self._limits = policy, builder, window, limits
+        self._host_flops, self._deadline_s, self._clock = host_flops, deadline_s, clock
+        self._past: list[FieldReport] = []
+
+    def remember(self, report: FieldReport) -> None:
+        """Add a field report to what the policy sees of the past."""
+        self._past.append(report)
+
+    def advance(self, state: RoundState) -> Command | None:
+        """The command for the first seed whose next gate is due; None: none is. The policy is not asked."""
+        due = next((seed for seed in state.seeds if seed.due), None)
+        return self._builder.advance(state, due, self._policy.version) if due is not None else None
+
+    def decide(self, state: RoundState) -> Verdict:
+        """What to germinate at this fence.
+
+        Raises:
+            NoSeedCandidates: eligible pairs exist and the policy named none of them (#14).
+            DependencyViolationError: the policy named a pair that is not eligible.
+            PolicyDeadlineExceeded: the policy took too long.
+            PolicyFailed: the policy raised; its error is the cause (#15).
+        """
+        with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
+            pairs = eligible(state, self._window)
+            if isinstance(pairs, Hold):
+                return Verdict(pairs, None)
+            decision = self._ask(state, pairs)
+            count("esper.policy.decisions")
+            if decision.hold:
+                reason = HoldReason.POLICY_CHOICE
+                return Verdict(Hold(fence=state.fence, reason=reason, detail=decision.hold), decision)
+            self._check(decision, pairs)
+            hold = assess(state, decision, self._limits, self._host_flops)
+            return Verdict(hold if hold is not None else self._builder.germinate(state, decision), decision)
+
+    def _ask(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
+        start = self._clock.monotonic()
+        with span("policy", role="tamiyo") as current:
+            try:
+                decision = self._policy.decide(state, pairs, tuple(self._past))
+            except EsperError as error:
+                self._tell(error)
+                raise
+            except Exception as error:
+                self._tell(error)
+                raise PolicyFailed(self._policy.name, state.fence) from error
+            elapsed_s = self._clock.monotonic() - start
+            if elapsed_s > self._deadline_s:
+                severe("policy_timeout", Severity.CRITICAL, elapsed_s=elapsed_s, deadline_s=self._deadline_s)
+                count("esper.policy.failures")
+                raise PolicyDeadlineExceeded(elapsed_s, self._deadline_s, f"{current.get_span_context().span_id:016x}")
+        return decision
+
+    def _tell(self, error: Exception) -> None:
+        kind = "dependency_violation" if isinstance(error, DependencyViolationError) else "policy_failed"
+        severe(kind, Severity.CRITICAL, error=type(error).__name__, message=str(error))
+        count("esper.policy.failures")
+
+    def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
+        open_pairs = {(pair.slot, pair.blueprint_id) for pair in pairs}
+        named = {(pair.slot, pair.blueprint_id) for pair in decision.pairs}
+        if not named & open_pairs:
+            severe("policy_no_candidates", Severity.CRITICAL, policy=self._policy.name, eligible=len(pairs))
+            count("esper.policy.failures")
+            raise NoSeedCandidates(
+                f"policy {self._policy.name}", "none of the eligible pairs", f"{len(pairs)} are open"
+            )
+        stray = sorted(named - open_pairs)
+        if stray:
+            error = DependencyViolationError(
+                f"policy {self._policy.name}", "a pair that is not eligible", str(stray[0])
+            )
+            self._tell(error)
+            raise error
