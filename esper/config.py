@@ -1,0 +1,121 @@
+"""The joined config: tables beside what they configure, files in TOML, `table.key=value` on top. It only checks."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esper.errors import ConfigError
+from esper.kasmina.settings import GrowthConfig
+from esper.tamiyo.settings import PolicyConfig, RiskConfig
+from esper.telemetry.settings import TelemetryConfig
+from esper.tolaria.settings import TrainConfig
+
+
+class RunConfig(BaseModel):
+    """Everything a run can be told, all with defaults; frozen."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    run: TrainConfig = Field(default_factory=TrainConfig)
+    growth: GrowthConfig = Field(default_factory=GrowthConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    risk: RiskConfig = Field(default_factory=RiskConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+
+
+def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """The config of a file (or none) with overrides by dotted key on top.
+
+    Raises:
+        ConfigError: naming the key, its value and the mend; nothing is ignored.
+    """
+    tables = _read(file) if file is not None else {}
+    for key, value in (overrides or {}).items():
+        table, _, name = key.partition(".")
+        if not name:
+            raise ConfigError(key, value, f"use table.key=value; {_nearest(key, _keys())}")
+        entry = tables.setdefault(table, {})
+        if not isinstance(entry, dict):
+            raise ConfigError(table, entry, "this is a table; write it as [table]")
+        entry[name] = value
+    try:
+        return RunConfig.model_validate(tables)
+    except ValidationError as error:
+        raise _explain(error) from error
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`table.key=value`, the value as TOML; what is no TOML is taken as text.
+
+    Raises:
+        ConfigError: there is no `=`.
+    """
+    key, mark, raw = text.partition("=")
+    if not mark or not key:
+        raise ConfigError("--set", text, "use table.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:  # a bare word: `--set growth.isolate_until=none`
+        return key.strip(), raw.strip()
+
+
+def as_toml(config: RunConfig) -> str:
+    """A whole config as commented TOML that `load_config` reads back."""
+    lines: list[str] = []
+    for table, value in config:
+        lines += [f"[{table}]"]
+        for name, info in type(value).model_fields.items():
+            setting = getattr(value, name)
+            lines.append(
+                f"# {info.description}" + (f" ({_choices(info.annotation)})" if _choices(info.annotation) else "")
+            )
+            lines.append(f"# {name} =" if setting is None else f"{name} = {json.dumps(setting)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _choices(annotation: object) -> str:
+    options = [option for option in get_args(annotation) if isinstance(option, str)]
+    return ", ".join(options)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("--config", str(file), f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("--config", str(file), f"no TOML: {error}") from error
+
+
+def _keys() -> list[str]:
+    return [f"{t}.{n}" for t, i in RunConfig.model_fields.items() for n in _fields_of(i.annotation)] + [
+        *RunConfig.model_fields
+    ]
+
+
+def _fields_of(table: object) -> Sequence[str]:
+    assert isinstance(table, type)
+    assert issubclass(table, BaseModel)
+    return list(table.model_fields)
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    return f"the nearest is {difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]}"
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    """The first problem, in one line."""
+    first = error.errors()[0]
+    place = [part for part in first["loc"] if isinstance(part, str)]
+    key, value = ".".join(place[:2]), first["input"]
+    if first["type"] == "extra_forbidden":
+        return ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
+    return ConfigError(key, value, first["msg"][0].lower() + first["msg"][1:])

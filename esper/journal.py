@@ -1,0 +1,102 @@
+"""The run's journal: what was decided, judged, changed and measured, in order, durable before it is acted upon.
+
+One writer, in one process. A record is a kind and a JSON object; `read` needs no lock and works while a run is going.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import BaseModel
+
+from esper.durable.log import FramedLog, LoadError, scan
+
+
+class Kind(IntEnum):
+    """What a record says. Numbers are never reused."""
+
+    RUN_STARTED = 1
+    ROUND_ENDED = 2
+    DECISION = 3
+    HOLD = 4
+    COMMAND = 5
+    GATE = 6
+    TRANSITION = 7
+    PLAN_APPLIED = 8
+    INCUBATION_BEGUN = 9
+    INCUBATION_ENDED = 10
+    TWIN_COMPARED = 11
+    FIELD_REPORT = 12
+    RUN_ENDED = 13
+    RUN_FAILED = 14
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record of a journal."""
+
+    kind: Kind
+    body: dict[str, Any]
+
+
+class Journal:
+    """The journal of one generation, open for appending."""
+
+    def __init__(self, path: Path) -> None:
+        self._log = FramedLog.open(path)
+
+    def write(self, kind: Kind, message: BaseModel | None = None, /, **fields: object) -> None:
+        """Make one record durable.
+
+        Raises:
+            StoreWriteFailed: it is not.
+        """
+        self.write_many([(kind, message if message is not None else fields)])
+
+    def write_many(self, records: list[tuple[Kind, BaseModel | dict[str, object]]]) -> None:
+        """Make several records durable with one sync.
+
+        Raises:
+            StoreWriteFailed: they are not.
+        """
+        self._log.append_many([(int(kind), _payload(body)) for kind, body in records])
+
+    def close(self) -> None:
+        """Release the file."""
+        self._log.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
+    """All records that can be read, in order, and every place that could not.
+
+    Raises:
+        StoreCorrupt: this is no log.
+    """
+    found = scan(path)
+    entries: list[Entry] = []
+    errors = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
+    for frame in found.frames:
+        try:
+            entries.append(Entry(Kind(frame.kind), json.loads(frame.payload)))
+        except ValueError as error:  # an unknown kind or no JSON: reported with its place, and the rest still read
+            errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
+    return entries, errors
+
+
+def _payload(body: BaseModel | dict[str, object]) -> bytes:
+    if isinstance(body, BaseModel):
+        return body.model_dump_json(exclude={"weights"}).encode()
+    return json.dumps(body).encode()

@@ -1,0 +1,151 @@
+"""What a run would be, found before any of it is run: sizes, slots, candidates, cost. It trains nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.config import RunConfig
+from esper.errors import ConfigError
+from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Registry
+from esper.kasmina.graft import SeedEditor
+from esper.kasmina.slots import dry_run
+from esper.kasmina.statistics import z_limit
+from esper.leyline.decisions import Pair
+from esper.leyline.slots import SlotSpec
+from esper.task import Task
+from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
+from esper.tolaria.loss import batch_loss
+from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model
+
+SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A task and a config, resolved against each other and measured by a dry run."""
+
+    task: Task
+    config: RunConfig
+    data: TaskData
+    specs: tuple[SlotSpec, ...]
+    options: tuple[Pair, ...]
+    blueprints: Registry
+    fence_steps: tuple[int, ...]
+    host_parameters: int
+    host_bytes: int
+    host_flops: int
+    """Modelled FLOPs of one optimizer step of the host."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.fence_steps[-1]
+
+    @property
+    def fences_to_fossil(self) -> int:
+        """From germination to the earliest fence at which a seed can be fossilised."""
+        growth = self.config.growth
+        ramp = math.ceil(growth.ramp_steps / self.fence_steps[1])
+        return growth.due_rounds + ramp + 1 + growth.probation_rounds
+
+    @property
+    def last_germination(self) -> int:
+        """Last fence at which germinating makes sense; may lie before the first."""
+        return len(self.fence_steps) - 1 - self.fences_to_fossil
+
+    @property
+    def can_grow(self) -> bool:
+        """Growth is on, and some fence comes early enough to germinate at."""
+        growth = self.config.growth
+        return growth.enabled and growth.first_fence <= self.last_germination
+
+    def editor(self, host: nn.Module) -> SeedEditor:
+        """Kasmina's hands for a host of this task."""
+        return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
+
+    def trainer(self, run_id: str, generation: int) -> Trainer:
+        """A fresh host at step 0."""
+        config = self.config
+        settings = TrainerSettings(
+            run_id=run_id,
+            generation=generation,
+            run_seed=config.run.seed,
+            total_steps=self.total_steps,
+            device=config.run.device,
+            clip_norm=config.run.clip_norm,
+            audit_every=config.growth.isolation_audit_steps,
+            trace_every=config.telemetry.step_every,
+        )
+        return Trainer(self.task, settings, self.data, self.editor)
+
+    def g2_limit(self) -> float:
+        """The z that a seed must pass, for a full slice of the gate shard."""
+        growth = self.config.growth
+        part = self.data.slice("gate", 0)
+        count = len(part.indices) if part.groups is None else len(set(part.groups))
+        return z_limit(growth.false_pass, growth.max_tests, count=count, grouped=part.groups is not None)
+
+
+def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
+    """Resolve and measure a task under a config.
+
+    Raises:
+        ConfigError, TaskError: something in them is wrong; nothing was written.
+    """
+    growth, run = config.growth, config.run
+    rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=growth.min_samples)
+    if growth.judge_samples < growth.min_samples:
+        mend = f"draw at least growth.min_samples = {growth.min_samples}"
+        raise ConfigError("growth.judge_samples", growth.judge_samples, mend)
+    data = TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
+    fence_steps = _fences(task, config, data)
+    host = build_host(task, run.seed, run.device)
+    inputs, targets = (to_device(part, run.device) for part in split_pair(data.batch(0)))
+    specs = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
+    options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
+        batch_loss(task.loss, call_model(task, host, inputs), targets).backward()  # type: ignore[no-untyped-call]
+    parameters = list(host.parameters())
+    return Prospect(
+        task=task,
+        config=config,
+        data=data,
+        specs=specs,
+        options=options,
+        blueprints=blueprints,
+        fence_steps=fence_steps,
+        host_parameters=sum(p.numel() for p in parameters),
+        host_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        host_flops=int(counter.get_total_flops()),
+    )
+
+
+def _pairs(spec: SlotSpec, blueprints: Registry, batch: int) -> list[Pair]:
+    return [
+        Pair(
+            slot=spec.path,
+            blueprint_id=made.name,
+            parameters=made.parameters(spec),
+            flops=made.flops(spec, batch),
+            risk=made.risk,
+            mesh=made.mesh(spec.path),
+        )
+        for made in blueprints.for_kind(spec.kind)
+    ]
+
+
+def _fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
+    total = (config.run.epochs or task.epochs) * data.steps_per_epoch
+    length = config.run.round_steps or task.round_steps or _round_steps(total)
+    if length > total:
+        raise ConfigError("run.round_steps", length, f"the whole run has only {total} steps")
+    return (*range(0, total, length), total)
+
+
+def _round_steps(total: int) -> int:
+    rounds = SHORT_RUN_ROUNDS if total <= SHORT_RUN_STEPS else LONG_RUN_ROUNDS
+    return math.ceil(total / rounds)

@@ -1,0 +1,90 @@
+"""RUN/: who may write there, and where each file lies. It names and claims; what the files say is for others."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+
+from esper.durable.files import DirectoryLease
+from esper.errors import RunDirectoryError
+
+DEFAULT_PARENT = Path("runs")
+LEASE = "lease"
+
+
+class RunDirectory:
+    """A new run's directory, claimed for this process until `close`."""
+
+    def __init__(self, path: Path, lease: DirectoryLease) -> None:
+        self.path, self._lease = path, lease
+
+    @classmethod
+    def create(cls, path: Path | None, now: datetime) -> RunDirectory:
+        """Claim an absent or empty directory; by default a new one under `runs/`.
+
+        Raises:
+            RunDirectoryError: it is in use, not empty, no directory, or not writable. Nothing in it was changed.
+        """
+        if path is None:
+            path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise RunDirectoryError("run.dir", str(path), "not writable; choose another")
+            lease = DirectoryLease(path)
+            if not (path / LEASE).exists():
+                _refuse_filled(path)  # before a file of ours is put into somebody's directory
+            lease.acquire()
+            try:
+                _refuse_filled(path)
+            except RunDirectoryError:
+                lease.release()
+                raise
+        except OSError as error:
+            mend = f"cannot be used: {error.strerror}; choose another"
+            raise RunDirectoryError("run.dir", str(path), mend) from error
+        return cls(path, lease)
+
+    def close(self) -> None:
+        """Give the directory back."""
+        self._lease.release()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _refuse_filled(path: Path) -> None:
+    if any(entry.name != LEASE for entry in path.iterdir()):
+        raise RunDirectoryError("run.dir", str(path), "not empty; choose an absent or empty directory")
+
+
+def run_file(path: Path) -> Path:
+    """`run.json`: what was run."""
+    return path / "run.json"
+
+
+def summary_file(path: Path) -> Path:
+    """`summary.json`: what came of it."""
+    return path / "summary.json"
+
+
+def journal_file(path: Path, generation: int) -> Path:
+    """The journal of one generation."""
+    return path / f"journal-{generation}.log"
+
+
+def telemetry_folder(path: Path) -> Path:
+    """Spans and severe events."""
+    return path / "telemetry"
+
+
+def reports_folder(path: Path) -> Path:
+    """Field reports."""
+    return path / "field_reports"

@@ -1,0 +1,191 @@
+"""What a run was and what came of it: identity, tally, result. What was not measured is absent, never made up."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from esper.config import RunConfig
+from esper.durable.files import atomic_write
+from esper.leyline.base import Message
+from esper.leyline.slots import SlotSpec
+from esper.leyline.state import SeedState
+from esper.prospect import Prospect
+from esper.references import Reference
+from esper.run_directory import run_file, summary_file
+
+VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "opentelemetry-sdk")
+
+
+class Identity(Message):
+    """`run.json`: all that makes a run this run."""
+
+    run_id: str
+    generation: int
+    task: str
+    task_file_sha256: str | None
+    """Digest of the file that defines the task; None where the task came from no file."""
+    started_at: datetime
+    config: RunConfig
+    total_steps: int
+    fence_steps: tuple[int, ...]
+    slots: tuple[SlotSpec, ...]
+    versions: dict[str, str]
+    argv: tuple[str, ...]
+
+    def save(self, path: Path) -> None:
+        """Write `run.json`, atomically."""
+        atomic_write(run_file(path), self.model_dump_json(indent=1).encode())
+
+
+def identify(prospect: Prospect, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
+    """The identity of a run that is about to start."""
+    return Identity(
+        run_id=run_id,
+        generation=generation,
+        task=reference.text,
+        task_file_sha256=hashlib.sha256(reference.file.read_bytes()).hexdigest()
+        if reference.file is not None
+        else None,
+        started_at=now,
+        config=prospect.config,
+        total_steps=prospect.total_steps,
+        fence_steps=prospect.fence_steps,
+        slots=prospect.specs,
+        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}},
+        argv=tuple(sys.argv),
+    )
+
+
+class Tally:
+    """Steps, modelled compute and measured seconds of a run so far."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.trainer_flops = 0
+        self.incubator_flops = 0
+        self.incubator_steps = 0
+        self.twin_flops = 0
+        self.training_s = 0.0
+        self.fences_s = 0.0
+        self.fence_wait_s = 0.0
+
+    @contextmanager
+    def training(self, steps: int, step_flops: int) -> Iterator[None]:
+        """Around one round of the live host."""
+        start = time.monotonic()
+        yield
+        self.training_s += time.monotonic() - start
+        self.steps += steps
+        self.trainer_flops += steps * step_flops
+
+    @contextmanager
+    def fence(self) -> Iterator[None]:
+        """Around all that happens between two rounds."""
+        start = time.monotonic()
+        yield
+        self.fences_s += time.monotonic() - start
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the part of a fence in which the trainer waits for an incubation or for the twin."""
+        start = time.monotonic()
+        yield
+        self.fence_wait_s += time.monotonic() - start
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """Trainer steps per second between fences; None before the first round."""
+        return self.steps / self.training_s if self.training_s else None
+
+
+class SeedFate(Message):
+    """What became of one seed. `gain` and `z` are G2's; None if never judged there."""
+
+    seed_id: str
+    slot: str
+    blueprint: str
+    stage: str
+    gain: float | None
+    z: float | None
+    replica_of: str | None
+    parameters: int
+
+
+class Result(BaseModel):
+    """What a run came to. Losses are means over the whole shard; times are in seconds."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    run_dir: str
+    task: str
+    seed: int
+    threads: int
+    workers: int
+    rounds: int
+    steps: int
+    test_loss: float
+    valid_loss: float
+    start_test_loss: float
+    twin_test_loss: float | None
+    """What the host alone reached; None where the run kept no twin."""
+    test_metrics: dict[str, float]
+    params_start: int
+    params_end: int
+    seeds: tuple[SeedFate, ...]
+    trainer_gflops: float
+    incubator_gflops: float
+    twin_gflops: float
+    steps_per_s: float
+    fence_wait_s: float
+    wall_s: float
+    restarts: int
+    rollbacks: int
+    fallbacks: int
+    weights_sha256: str
+    twin_weights_sha256: str | None
+    trace_id: str
+    network: nn.Module | None = None
+    """The trained host with its seeds attached; not in the JSON."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values, for `--json` and `summary.json`."""
+        return self.model_dump(mode="json", exclude={"network"})
+
+    def save(self, path: Path) -> None:
+        """Write `summary.json`, atomically."""
+        atomic_write(summary_file(path), self.model_dump_json(indent=1, exclude={"network"}).encode())
+
+
+def fate(seed: SeedState) -> SeedFate:
+    """A seed's record as people read it."""
+    return SeedFate(
+        seed_id=seed.seed_id,
+        slot=seed.slot,
+        blueprint=seed.blueprint_id,
+        stage=str(seed.stage),
+        gain=seed.gain,
+        z=seed.z,
+        replica_of=seed.replica_of,
+        parameters=seed.parameters,
+    )
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """An error as the journal and `--json` say it: its class, its message, and what caused it."""
+    return {
+        "error": type(error).__name__,
+        "message": str(error),
+        "cause": repr(error.__cause__) if error.__cause__ else "",
+    }
