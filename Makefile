@@ -1,0 +1,49 @@
+# Every target works from a fresh clone with Python 3.11, pip and make. `make test MARKS=gpu` runs what a mark names.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# Marks left out: of `make test` what is slow or starts other processes, of `make check` what this machine may not have.
+MARKS ?= not slow and not integration and not cluster and not drill and not browser and not gpu
+ALL_MARKS := not browser and not gpu
+ROOMS := esper actors drills
+# torch comes first and by its exact pin: a range would make pip weigh gigabytes of other builds.
+PINNED := -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+
+.PHONY: venv run test check lint types wheel clean
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q $(PINNED) hatchling
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[test,dev,digits]'
+	touch $@
+
+run: $(READY)
+	$(BIN)/esper run
+
+test: $(READY)
+	$(BIN)/python -m pytest -q -m "$(MARKS)"
+
+check: lint types wheel
+	$(BIN)/python -m pytest -q -m "$(ALL_MARKS)"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy --strict $(ROOMS) tools
+
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --no-isolation
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install -q $(PINNED)
+	build/clean/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	build/clean/bin/python -I tools/installed.py $(ROOMS)
+	build/clean/bin/esper --help
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(ROOMS) tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

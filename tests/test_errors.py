@@ -1,0 +1,140 @@
+"""Every error class of esper crosses a process boundary whole and stands in the drawn tree. It holds nothing else."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import pickle
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from esper import errors
+from esper.errors import EsperError
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES: dict[object, object] = {
+    str: "text",
+    int: 7,
+    float: 0.25,
+    bool: True,
+    object: {"any": ["value"]},
+    Sequence[str]: ("layer.weight", "layer.bias"),
+}
+
+
+def below(base: type[EsperError]) -> Iterator[type[EsperError]]:
+    for child in base.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield child
+            yield from below(child)
+
+
+CLASSES = [EsperError, *below(EsperError)]
+
+
+def example(cls: type[EsperError]) -> EsperError:
+    """Build `cls` from its signature: every argument given, each of a different value where the type allows it."""
+    if cls is EsperError:
+        return EsperError("text", 7)
+    hints = get_type_hints(cls.__init__)
+    arguments = []
+    for position, parameter in enumerate(inspect.signature(cls).parameters.values()):
+        assert parameter.kind is parameter.POSITIONAL_OR_KEYWORD, (
+            f"{cls.__name__}({parameter}) cannot be rebuilt from args"
+        )
+        hint = hints[parameter.name]
+        assert hint in SAMPLES, f"{cls.__name__}({parameter}): add a sample of {hint} to SAMPLES"
+        sample = SAMPLES[hint]
+        arguments.append(f"{parameter.name} {position}" if hint is str else sample)
+    return cls(*arguments)
+
+
+def drawn_tree(docstring: str) -> dict[str, str]:
+    """Child -> parent, read from lines such as `│   ├── Name   what it means`."""
+    ancestors = {0: "EsperError"}
+    tree = {}
+    for line in docstring.splitlines():
+        if branch := re.match(r"    ((?:[│ ]   )*)[├└]── (\w+)", line):
+            depth = len(branch[1]) // 4
+            tree[branch[2]] = ancestors[depth]
+            ancestors[depth + 1] = branch[2]
+    return tree
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_error_survives_pickling_with_args_fields_notes_and_cause(cls: type[EsperError]) -> None:
+    error = example(cls)
+    error.add_note("seen at fence 3")
+    error.__cause__ = errors.StoreCorrupt("journal", "bad frame")
+    error.__cause__.__cause__ = OSError(5, "Input/output error")
+
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert type(copy) is cls
+    assert (copy.args, vars(copy), str(copy)) == (error.args, vars(error), str(error))
+    assert copy.__notes__ == ["seen at fence 3"]
+    assert repr(copy.__cause__) == repr(error.__cause__)
+    assert repr(copy.__cause__.__cause__) == repr(error.__cause__.__cause__)
+
+
+@pytest.mark.parametrize("cls", CLASSES[1:])
+def test_args_are_the_signature_and_each_argument_is_a_field(cls: type[EsperError]) -> None:
+    error = example(cls)
+    assert error.args == tuple(vars(error)[name] for name in inspect.signature(cls).parameters)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_message_is_a_sentence_that_names_the_first_argument(cls: type[EsperError]) -> None:
+    error = example(cls)
+    first = error.args[0]
+    assert (f"{first:.3f}" if isinstance(first, float) else str(first)) in str(error)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_base_class_catches_and_docstring_is_its_own(cls: type[EsperError]) -> None:
+    with pytest.raises(EsperError):
+        raise example(cls)
+    assert vars(cls)["__doc__"]
+
+
+def test_drawn_tree_is_the_real_tree() -> None:
+    real = {cls.__name__: base.__name__ for cls in CLASSES[1:] for base in cls.__bases__}
+    assert errors.__doc__ is not None
+    assert drawn_tree(errors.__doc__) == real
+
+
+def test_error_whose_argument_has_no_sample_is_refused() -> None:
+    class Odd(EsperError):
+        def __init__(self, hosts: frozenset[bytes]) -> None:
+            super().__init__(hosts)
+
+    with pytest.raises(AssertionError, match=r"Odd\(hosts.*add a sample"):
+        example(Odd)
+
+
+def test_error_with_a_keyword_only_argument_is_refused() -> None:
+    class Odd(EsperError):
+        def __init__(self, *, host: str) -> None:
+            super().__init__(host)
+
+    with pytest.raises(AssertionError, match="cannot be rebuilt from args"):
+        example(Odd)
+
+
+def test_no_other_file_defines_an_error() -> None:
+    ours = {cls.__name__ for cls in CLASSES}
+    strays = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for room in ("esper", "actors", "drills")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path != Path(errors.__file__)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+        for name in (ast.unparse(base).rpartition(".")[2] for base in node.bases)
+        if name in ours or name.endswith(("Error", "Exception"))
+    ]
+    assert strays == []

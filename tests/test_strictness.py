@@ -1,0 +1,171 @@
+"""No failure hides in our source, and no test is skipped in silence, but for what is listed here with its reason."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from strictness import scan
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("esper", "actors", "drills", "tests", "tools")
+
+ALLOWED: dict[str, str] = {
+    "esper/cli.py _text: answers ValueError": "what is no JSON is printed as hex, which loses nothing",
+    "esper/cli.py exit_code: answers ConfigError": "said, and exit code 2",
+    "esper/cli.py exit_code: answers EsperError": "said, and exit code 3",
+    "esper/cli.py exit_code: answers StrictFailure": "said where it was raised; exit code 3",
+    "esper/config.py parse_override: answers tomllib.TOMLDecodeError": "a bare word is text; its field checks it",
+    "esper/durable/files.py DirectoryLease._take: errors='replace'": "the holder's name, read for a message only",
+    "esper/durable/log.py FramedLog._take_back: answers OSError": "noted on the first error, which its caller raises",
+    "esper/durable/log.py _create: answers StoreWriteFailed": "raises unless another made the same file first",
+    "esper/inspection.py _alive: answers PermissionError": "the process is there, and somebody else's",
+    "esper/inspection.py _alive: answers ProcessLookupError": "that there is none is the answer",
+    "esper/journal.py read: answers ValueError": "returned with its place, beside the records that could be read",
+    "esper/progress.py standing: .get with a default": "a colour",
+    "esper/prospect.py survey: says type: ignore": "torch leaves backward untyped",
+    "esper/tamiyo/field_reports.py load_reports: answers FieldReportInvalid": "returned with its place, and counted",
+    "esper/tasks/stdlib_text.py read_corpus: answers UnicodeDecodeError": "the file is listed as left out",
+    "esper/telemetry/context.py _text: answers Exception": "a foreign __str__ broke; the record says so",
+    "esper/telemetry/file_exporter.py FileSpanExporter.export: answers Exception": "lost spans are counted and told",
+    "esper/telemetry/metrics.py Counters.add: .get with a default": "a series begins at 0",
+    "esper/telemetry/setup.py Telemetry.start: .get with a default": "unset means not disabled, as in OpenTelemetry",
+    "esper/tolaria/data.py TaskData._load: getattr with a default": "an optional method of torch's data sets",
+    "esper/tolaria/data.py _grouping: getattr with a default": "an optional method of a data set; see Samples",
+    "esper/tolaria/loss.py sample_loss: getattr with a default": "a name for a message",
+    "esper/tolaria/loss.py _unreduced: answers ValueError": "no signature, so no `reduction`; the caller raises",
+    "esper/tolaria/loss.py _unreduced: says type: ignore": "that the loss takes `reduction` is seen two lines above",
+    "esper/tolaria/loss.py _unreduced: says noqa": "torch types a module's attribute as Tensor or Module",
+    "esper/tolaria/trainer.py Trainer._update: says type: ignore": "torch leaves backward untyped",
+    "esper/tolaria/trainer.py Trainer.probe_gradients: says type: ignore": "torch leaves backward untyped",
+    "esper/tolaria/trainer.py Trainer._audit: answers IsolationViolation": "recorded, severe; G1 culls the seed",
+    "esper/tolaria/trainer.py Trainer.probe_gradients: answers IsolationViolation": "evidence for G1, in the result",
+    "esper/tolaria/trainer.py Trainer.observe: .pop with a default": "a seed that leaked nothing has no entry",
+    "esper/tolaria/trainer.py Trainer.remove: .pop with a default": "a seed that leaked nothing has no entry",
+    "tests/tasks/test_stdlib_text.py test_a_window_is_the_next_65_characters_of_its_one_file: .get with a default": (
+        "a file's first window starts at 0"
+    ),
+    "tests/test_architecture.py cycle: answers CycleError": "the cycle is the answer",
+    "tests/test_errors.py test_error_survives_pickling_with_args_fields_notes_and_cause: pickle.loads": "own bytes",
+}
+"""`file function: what` (and ` xN` where it does so N times) -> why it may stand there."""
+
+
+def places() -> set[str]:
+    found = Counter(
+        f"{path.relative_to(ROOT)} {place.where}: {place.what}"
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for place in scan(path.read_text(encoding="utf-8"), is_test=folder == "tests")
+    )
+    return {place if times == 1 else f"{place} x{times}" for place, times in found.items()}
+
+
+def test_every_place_where_a_failure_may_hide_is_allowed_by_name() -> None:
+    assert sorted(places() - ALLOWED.keys()) == []
+
+
+def test_every_allowance_is_used() -> None:
+    assert sorted(ALLOWED.keys() - places()) == []
+
+
+# -- the scanner itself ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("try: f()\nexcept OSError: pass", "swallows OSError"),
+        ("try: f()\nexcept: ...", "swallows everything"),
+        ("try: f()\nexcept* OSError: 'fine'", "swallows OSError"),
+        ("while True:\n    try: f()\n    except (OSError, KeyError): continue", "swallows (OSError, KeyError)"),
+        ("try: f()\nexcept Exception: x = 0", "answers Exception"),
+        ("def f():\n    try: g()\n    except OSError as error: return error", "answers OSError"),
+        ("try: f()\nexcept OSError:\n    if x: raise", "answers OSError"),
+        (
+            "def f():\n    try: g()\n    except OSError:\n        if x: return 0\n        raise",
+            "answers OSError on some path",
+        ),
+        ("def f():\n    try: g()\n    finally: return 0", "leaves by finally"),
+        ("with contextlib.suppress(OSError): f()", "suppress"),
+        ("torch.load(path)", "torch.load without weights_only=True"),
+        ("torch.load(path, weights_only=False)", "torch.load without weights_only=True"),
+        ("from torch import load", "torch.load imported bare"),
+        ("from time import sleep", "time.sleep imported bare"),
+        ("from unittest import mock", "mock"),
+        ("from unittest.mock import patch", "mock"),
+        ("pickle.loads(data)", "pickle.loads"),
+        ("time.sleep(1)", "time.sleep in a test"),
+        ("pytest.importorskip('ray')", "pytest.importorskip"),
+        ("@pytest.mark.skipif(True, reason='later')\ndef test_x(): assert x", "pytest.mark.skipif"),
+        ("pytestmark = pytest.mark.xfail", "pytest.mark.xfail"),
+        ("getattr(x, 'y', 0)", "getattr with a default"),
+        ("limits.get('z', 0)", ".get with a default"),
+        ("limits.pop('z', default=0)", ".pop with a default"),
+        ("warnings.simplefilter('ignore')", "ignores warnings"),
+        ("Actor.options(max_restarts=-1)", "max_restarts is not 0"),
+        ("shutil.rmtree(path, ignore_errors=True)", "ignore_errors=True"),
+        ("asyncio.gather(a, return_exceptions=True)", "return_exceptions=True"),
+        ("data.decode(errors='replace')", "errors='replace'"),
+        ("raise NotImplementedError", "NotImplementedError"),
+        ("x = 1  # TODO later", "says TODO"),
+        ("x = y  # type: ignore[misc]", "says type: ignore"),
+        ("def test_nothing(): f()", "test_nothing asserts nothing"),
+    ],
+)
+def test_planted_place_is_found(source: str, what: str) -> None:
+    assert [place.what for place in scan(source, is_test=True)] == [what]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try: f()\nexcept OSError as error: raise StoreCorrupt(path, 'cut') from error",
+        "try: f()\nexcept OSError:\n    if x: raise A() from None\n    else: raise",
+        "try: f()\nexcept OSError:\n    with undo(): raise",
+        "torch.load(path, weights_only=True)",
+        "Actor.options(max_restarts=0, max_task_retries=0)",
+        "queue.get()\nlimits['z']\ngetattr(x, 'y')",
+        "def test_refusal():\n    with pytest.raises(OSError): f()",
+        "text = '# TODO in a string is text'",
+    ],
+)
+def test_planted_honest_source_passes(source: str) -> None:
+    assert not scan(source, is_test=True)
+
+
+def test_sleep_outside_tests_is_no_place() -> None:
+    assert not scan("time.sleep(1)", is_test=False)
+
+
+def test_place_names_its_line_and_function() -> None:
+    source = "class A:\n    async def f(self):\n        x = getattr(self, 'y', 0)\n        return x  # TODO\n# FIXME"
+    assert [(place.line, place.where) for place in scan(source, is_test=False)] == [(3, "A.f"), (4, "A.f"), (5, "")]
+
+
+# -- skips -------------------------------------------------------------------------------------------------------
+
+SKIPS = {
+    "at run time": "import pytest\ndef test_x(): pytest.skip('no browser')",
+    "by mark": "import pytest\n@pytest.mark.skip(reason='no browser')\ndef test_x(): pass",
+    "whole module": "import pytest\npytest.skip('no browser', allow_module_level=True)",
+    "expected failure": "import pytest\n@pytest.mark.xfail(reason='no browser')\ndef test_x(): assert False",
+}
+
+
+def exit_status(pytester: pytest.Pytester, source: str, allowed: str = "") -> int:
+    pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text(encoding="utf-8") + textwrap.dedent(allowed))
+    pytester.makepyfile(test_passes="def test_passes(): pass", test_planted=source)
+    return int(pytester.runpytest_inprocess("-p", "no:asyncio", "-p", "no:hypothesispytest").ret)
+
+
+@pytest.mark.parametrize("source", SKIPS.values(), ids=SKIPS)
+def test_skip_fails_the_run_unless_its_reason_is_listed(pytester: pytest.Pytester, source: str) -> None:
+    assert exit_status(pytester, source) == pytest.ExitCode.TESTS_FAILED
+    assert exit_status(pytester, source, "ALLOWED_SKIPS['no browser'] = 'the machine has none'") == pytest.ExitCode.OK
+
+
+def test_run_without_skips_passes(pytester: pytest.Pytester) -> None:
+    assert exit_status(pytester, "def test_x(): pass") == pytest.ExitCode.OK
