@@ -9,12 +9,12 @@ import hashlib
 import hmac
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime
 
 from esper.errors import CommandRejected, DependencyViolationError, EsperError, StageConflict
 from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation, signed_bytes
-from esper.leyline.stages import LIVE, Stage
+from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
@@ -37,10 +37,10 @@ class AdmittedCommand:
     """A command that `admit` let through."""
 
     command: Command
-    seal: object
+    seal: InitVar[object]  # not kept: `dataclasses.replace` could carry it over to another command
 
-    def __post_init__(self) -> None:
-        if self.seal is not _SEAL:
+    def __post_init__(self, seal: object) -> None:
+        if seal is not _SEAL:
             raise TypeError("only esper.kasmina.admission.admit makes an AdmittedCommand")
 
 
@@ -55,7 +55,11 @@ class Ledger:
     bodies: Mapping[str, bytes]
     """Signed bytes by command id."""
     stages: Mapping[str, Stage]
+    pairs: Mapping[str, tuple[str, str]]
+    """(slot, blueprint) by seed id, of every seed in `stages`."""
     slots: frozenset[str]
+    order_in_flight: str | None
+    """The command whose tournament has not ended yet."""
 
 
 def sign(command: Command, key: bytes) -> str:
@@ -74,25 +78,30 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
     with span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)):
         try:
             _authentic(command, key)
-            if ledger.bodies.get(command.command_id) != signed_bytes(command):
+            known = ledger.bodies.get(command.command_id) == signed_bytes(command)
+            if not known or command.generation != ledger.generation:
                 _fresh(command, ledger, now)
                 _complete(command, ledger)
                 _possible(command, ledger)
         except EsperError as refusal:
             _tell(refusal, command)
             raise
-        count("esper.command.admissions")
+        count("esper.command.admissions", duplicate=known)
         return AdmittedCommand(command, _SEAL)
 
 
 def _authentic(command: Command, key: bytes) -> None:
     if not command.signature:
         raise CommandRejected("signature_missing", command.command_id)
-    if not hmac.compare_digest(command.signature, sign(command, key)):
+    if not hmac.compare_digest(command.signature.encode(), sign(command, key).encode()):  # text must be ASCII there
         raise CommandRejected("signature_invalid", command.command_id)
 
 
 def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
+    if command.run_id and command.run_id != ledger.run_id:
+        raise CommandRejected("wrong_run", command.command_id, f"{command.run_id}, here {ledger.run_id}")
+    if command.generation != ledger.generation:
+        raise CommandRejected("old_generation", command.command_id, f"{command.generation}, here {ledger.generation}")
     age_s = (now - command.issued_at).total_seconds()
     if command.nonce in ledger.nonces:
         raise CommandRejected("nonce_replayed", command.command_id, f"first seen with {ledger.nonces[command.nonce]}")
@@ -102,10 +111,6 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
         raise CommandRejected("stale", command.command_id, f"issued {age_s:.1f} s ago, limit {STALE_S:.0f} s")
     if age_s < -FUTURE_S:
         raise CommandRejected("future", command.command_id, f"issued {-age_s:.1f} s ahead, limit {FUTURE_S:.0f} s")
-    if command.run_id and command.run_id != ledger.run_id:
-        raise CommandRejected("wrong_run", command.command_id, f"{command.run_id}, here {ledger.run_id}")
-    if command.generation != ledger.generation:
-        raise CommandRejected("old_generation", command.command_id, f"{command.generation}, here {ledger.generation}")
 
 
 def _complete(command: Command, ledger: Ledger) -> None:
@@ -124,6 +129,8 @@ def _complete(command: Command, ledger: Ledger) -> None:
         if command.replica_of is not None:
             _require(len(ids) == 1, what, "a replica is one candidate", f"{len(ids)} given")
             _require(command.replica_of in ledger.stages, what, "the seed to repeat is not known", command.replica_of)
+            pair = (command.candidates[0].slot, command.candidates[0].blueprint_id)
+            _require(ledger.pairs[command.replica_of] == pair, what, "a replica of another pair", "/".join(pair))
     else:
         _require(bool(command.seed_id), what, "seed id missing")
         _require(command.seed_id in ledger.stages, what, "seed not known", command.seed_id)
@@ -157,6 +164,14 @@ def _possible(command: Command, ledger: Ledger) -> None:
         known = [c.seed_id for c in command.candidates if c.seed_id in ledger.stages]
         if known:
             raise StageConflict("stage_conflict", command.command_id, f"seed {known[0]} exists already")
+        if ledger.order_in_flight is not None:
+            detail = f"the tournament of {ledger.order_in_flight} has not ended"
+            raise StageConflict("stage_conflict", command.command_id, detail)
+        if command.replica_of is not None and ledger.stages[command.replica_of] not in IN_HOST:
+            detail = (
+                f"seed {command.replica_of} is {ledger.stages[command.replica_of]}: only an accepted one is repeated"
+            )
+            raise StageConflict("stage_conflict", command.command_id, detail)
         return
     current = ledger.stages[command.seed_id]
     if current not in ALLOWED[command.operation]:

@@ -18,7 +18,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from esper.errors import ConfigError, SeedBuildFailed
 from esper.kasmina import nc, nchw, ntc
@@ -187,7 +192,22 @@ def _conv_backward_flops(
     return conv_flop_count(x, w, grad_out, transposed) * (wanted[0] + wanted[1])
 
 
-CORRECTED_FLOPS = {torch.ops.aten.convolution_backward: _conv_backward_flops}
+def _cpu_attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
+    """Attention as the CPU's own kernel does it, which torch's counter does not know."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _cpu_attention_backward_flops(
+    grad_out: list[int], query: list[int], key: list[int], value: list[int], *_: object, **__: object
+) -> int:
+    return int(sdpa_backward_flop_count(grad_out, query, key, value))  # type: ignore[no-untyped-call]
+
+
+CORRECTED_FLOPS = {
+    torch.ops.aten.convolution_backward: _conv_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,
+}
 
 
 # -- the built-in set --------------------------------------------------------------------------------------------

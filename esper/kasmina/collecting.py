@@ -60,7 +60,7 @@ def stability_evidence(
         required_steps=fork.required_steps,
         rank=fork.rank,
         pairs=fork.gate,
-        loss_variance_ratio=fork.loss_variance_ratio,
+        loss_variation=fork.loss_variation,
         carried=carried,
         carried_from=winner.seed_id if winner is not None else None,
         carried_age_fences=fence - carried.fence if carried is not None else None,
@@ -88,6 +88,7 @@ def interface_evidence(
         expected_device=spec.device,
         required_mesh=seed.required_mesh,
         registered_layers=observation.registered_layers,
+        isolation_leaks=seen.isolation_leaks,
     )
 
 

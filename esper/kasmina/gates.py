@@ -36,8 +36,9 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
     Raises:
         EvidenceMissing: a known blueprint in a known slot was not probed.
     """
+    if (marked := _marked(Gate.G0, evidence.marks, seed_id, fence)) is not None:
+        return marked
     missing = tuple(name for name, value in sorted(evidence.ids.items()) if not value)
-    known = evidence.probe is not None or evidence.spec is None
     checks = [
         *_marks(evidence.marks),
         Check(name="missing_ids", reason="missing_id", measured=missing, equals=()),
@@ -45,7 +46,7 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
     ]
     if not evidence.blueprint_known:
         return _report(Gate.G0, seed_id, fence, checks)
-    if not known or evidence.spec is None or evidence.probe is None:
+    if evidence.spec is None or evidence.probe is None:
         raise EvidenceMissing("G0", "sanity probe of a known blueprint", evidence.probe, "a probe in a known slot")
     probe, spec = evidence.probe, evidence.spec
     shape = Check(name="output_shape", reason="shape_mismatch", measured=probe.output_shape, equals=spec.shape)
@@ -70,6 +71,8 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     Raises:
         EvidenceMissing: no backward pass was made.
     """
+    if (marked := _marked(Gate.G1, evidence.marks, seed_id, fence)) is not None:
+        return marked
     probe = _need("G1", "gradient probe", evidence.probe)
     if probe.batches < 1:
         raise EvidenceMissing("G1", "probe batches", probe.batches, 1)
@@ -94,21 +97,29 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
     A replica carries the evidence of the winner that it repeats and must itself do no harm.
 
     Raises:
-        EvidenceMissing: the first of a tournament was not tested, or on too few pairs.
+        EvidenceMissing: a seed that was probed to the end has no rank; the first of a tournament was not tested, or
+            on too few pairs.
     """
-    checks = [
-        *_marks(evidence.marks),
-        Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps),
-    ]
-    if evidence.rank is not None:
-        checks.append(Check(name="rank", reason="outperformed", measured=evidence.rank, at_most=1))
-    if evidence.rank == 1:
+    if (marked := _marked(Gate.G2, evidence.marks, seed_id, fence)) is not None:
+        return marked
+    steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
+    checks = [*_marks(evidence.marks), steps]
+    if evidence.rank is None and not steps.passed:  # it left on the way, so there is nothing to test it by
+        return _report(Gate.G2, seed_id, fence, checks)
+    rank = Check(
+        name="rank",
+        reason="outperformed",
+        measured=_need("G2", "place in its tournament", evidence.rank),
+        at_most=1,
+    )
+    checks.append(rank)
+    if rank.passed:
         pairs = _enough("G2", evidence.pairs, limits)
-        ratio = _need("G2", "loss variance", evidence.loss_variance_ratio)
+        variation = _need("G2", "loss variation", evidence.loss_variation)
         checks += _no_harm(pairs, limits)
         checks += _improves(_enough("G2", evidence.carried, limits) if evidence.carried else pairs, limits)
-        most = limits.max_loss_variance
-        checks.append(Check(name="loss_variance_ratio", reason="unstable", measured=ratio, at_most=most))
+        most = limits.max_loss_variation
+        checks.append(Check(name="loss_variation", reason="unstable", measured=variation, at_most=most))
     return _report(Gate.G2, seed_id, fence, checks)
 
 
@@ -118,6 +129,8 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
     Raises:
         EvidenceMissing: the seed was not seen running since the last fence.
     """
+    if (marked := _marked(Gate.G3, evidence.marks, seed_id, fence)) is not None:
+        return marked
     shape = _need("G3", "output shape", evidence.output_shape)
     dtype = _need("G3", "output dtype", evidence.output_dtype)
     device = _need("G3", "device", evidence.device)
@@ -128,6 +141,7 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
         Check(name="output_shape", reason=broken, measured=shape, equals=evidence.expected_shape),
         Check(name="output_dtype", reason=broken, measured=dtype, equals=evidence.expected_dtype),
         Check(name="device", reason=broken, measured=device, equals=evidence.expected_device),
+        Check(name="isolation_leaks", reason="isolation_violated", measured=evidence.isolation_leaks, equals=()),
         Check(name="mesh_missing", reason="mesh_incomplete", measured=missing_layers(evidence), equals=()),
     ]
     return _report(Gate.G3, seed_id, fence, checks)
@@ -146,6 +160,8 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     Raises:
         EvidenceMissing: the performance was not measured, or a kept twin was not compared.
     """
+    if (marked := _marked(Gate.G4, evidence.marks, seed_id, fence)) is not None:
+        return marked
     status = _need("G4", "performance status", evidence.status)
     reason = "fallback_status" if status is PerformanceStatus.FALLBACK else f"performance_{status}"
     checks = [
@@ -175,6 +191,8 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
     Raises:
         EvidenceMissing: the host was not compared.
     """
+    if (marked := _marked(Gate.G5, evidence.marks, seed_id, fence)) is not None:
+        return marked
     left = "reset_incomplete"
     probe = _need("G5", "comparison with an unseeded host", evidence.probe)
     checks = [
@@ -200,13 +218,19 @@ def performance_status(seen: SeedObservation, dtype_asked: str, cost_ratio: floa
     asked = (_device(seen.asked_device), seen.asked_path, dtype_asked)
     if (_device(seen.device), seen.path, seen.output_dtype) != asked:
         return PerformanceStatus.FALLBACK
-    if cost_ratio > budget:
-        return PerformanceStatus.DEGRADED
-    return PerformanceStatus.NOMINAL if cost_ratio <= budget / 2 else PerformanceStatus.HEALTHY
+    if cost_ratio <= budget / 2:
+        return PerformanceStatus.NOMINAL
+    return PerformanceStatus.HEALTHY if cost_ratio <= budget else PerformanceStatus.DEGRADED
 
 
 def _device(name: str) -> str:
     return name.removesuffix(":0")  # "cuda" asked and "cuda:0" seen are one device
+
+
+def _marked(gate: Gate, marks: Marks, seed_id: str, fence: int) -> GateReport | None:
+    """The report that ends it, if a mark alone does: a fallback is refused whatever else was or was not measured."""
+    report = _report(gate, seed_id, fence, _marks(marks))
+    return None if report.passed else report
 
 
 def _marks(marks: Marks) -> list[Check]:

@@ -49,13 +49,14 @@ class GraftedSeed(nn.Module):
         return blend_residual(host, correction, self.alpha)
 
     def observe(self) -> SeedObservation:
-        """What was seen since the last call."""
+        """What was seen since the last call; alpha and its target as the buffer's dtype can hold them."""
+        target = torch.tensor(self.plan.blend.alpha_target, dtype=self.alpha.dtype)
         shape, dtype, device = self.seen if self.seen is not None else (None, None, None)
         found = SeedObservation(
             seed_id=self.plan.seed_id,
             slot=self.plan.slot,
             alpha=float(self.alpha),
-            alpha_target=self.plan.blend.alpha_target,
+            alpha_target=float(target),
             calls=self.calls,
             output_shape=shape,
             output_dtype=dtype,
@@ -179,9 +180,9 @@ class SeedEditor:
             branch, seed.branch = seed.branch, None
             if branch is None:
                 continue
-            others = {name: p for name, p in self.tensors().items() if isinstance(p, nn.Parameter)}
             own = {id(p) for p in seed.parameters()}
-            foreign = {name: p for name, p in (host | others).items() if id(p) not in own}
+            others = {name: p for name, p in self.tensors().items() if isinstance(p, nn.Parameter) and id(p) not in own}
+            foreign = others | host  # a host parameter is the host's even if a seed registers it as its own
             leaves = reachable_parameters(branch, foreign)
             if leaves:
                 raise IsolationViolation(seed_id, leaves)

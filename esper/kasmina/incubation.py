@@ -5,22 +5,26 @@ declared measure, the mean paired gain on the pick shard; whether a seed may go 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from esper.errors import DivergenceUnrecoverable
 from esper.kasmina.blueprints import Registry
 from esper.kasmina.sanity import probe_seed
 from esper.kasmina.statistics import paired
 from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
-from esper.leyline.incubation import Birth, ForkResult, IncubationOrder, IncubationResult
+from esper.leyline.incubation import Birth, ForkResult, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.ports import Fork, ForkFactory
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.telemetry.context import span
 from esper.tensors import from_bytes
+
+T = TypeVar("T")
 
 PROBE_BATCHES = 2
 """Backward passes on which G1 judges."""
@@ -37,20 +41,34 @@ class _Entry:
     evaluated: int = 0
     pick: PairedLosses | None = None
     rank: int | None = None
+    diverged: bool = False
 
-    def train_to(self, step: int) -> None:
-        self.losses += self.fork.train_to(step)
+    def run_heat(self, step: int, fence: int) -> SampleLosses:
+        """Train up to a step and measure on the fence's slice of the pick shard.
+
+        A seeded fork that diverges stops there and is out: what its candidate does must not end the run.
+
+        Raises:
+            DivergenceUnrecoverable: the control diverged, which has no candidate to blame.
+        """
+        try:
+            self.losses += self.fork.train_to(step)
+        except DivergenceUnrecoverable:
+            if self.plan is None:
+                raise
+            self.diverged = True
+        return self.sample_losses("pick", fence)
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
         found = self.fork.sample_losses(shard, fence)
         self.evaluated += len(found.losses)
         return found
 
-    def place(self) -> tuple[float, str, str]:
-        """Best first; ties break by (slot, blueprint)."""
+    def place(self) -> tuple[bool, float, str, str]:
+        """Best first, what is not a number last; ties break by (slot, blueprint)."""
         assert self.pick is not None, "ranked before it was measured"
         assert self.plan is not None, "the control has no rank"
-        return -self.pick.mean, self.plan.slot, self.plan.blueprint_id
+        return math.isnan(self.pick.mean), -self.pick.mean, self.plan.slot, self.plan.blueprint_id
 
     def flops(self, order: IncubationOrder) -> float:
         """Modelled FLOPs of its steps and evaluations; a forward pass is a third of a step."""
@@ -66,8 +84,7 @@ class Incubator:
         self._pending: tuple[IncubationOrder, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None
         self._twin: Fork | None = None
-        self.twin_steps = 0
-        """Optimizer steps of the twin since it was kept."""
+        self._twin_steps = 0
 
     def births(self, plans: Sequence[GraftPlan], snapshot: Any) -> tuple[Birth, ...]:  # Any: see leyline's ports
         """Measure candidates before they may train, on a fork of their own that is thrown away.
@@ -122,7 +139,16 @@ class Incubator:
 
     def advance_twin(self, step: int) -> None:
         """Train the twin up to an optimizer step of the run, without any seed, on the same batches."""
-        self.twin_steps += len(self.twin.train_to(step))
+        self._twin_steps += len(self.twin.train_to(step))
+
+    def twin_losses(self, fence: int) -> SampleLosses:
+        """The twin's losses on this fence's slice of the gate shard."""
+        return self.twin.sample_losses("gate", fence)
+
+    def twin_report(self) -> TwinReport:
+        """What the twin came to."""
+        loss, digest = self.twin.shard_means("test")["loss"], self.twin.weights_sha256()
+        return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
     @property
     def twin(self) -> Fork:
@@ -131,21 +157,38 @@ class Incubator:
         return self._twin
 
 
-def run_tournament(order: IncubationOrder, fork: ForkFactory, snapshot: Any) -> tuple[IncubationResult, Fork]:
+class Together(Protocol):
+    """Does pieces of work that do not touch each other, and gives their answers in the order of the pieces."""
+
+    def __call__(self, pieces: Sequence[Callable[[], T]], /) -> list[T]:
+        """All answers; the first error, if there is one."""
+        ...
+
+
+def one_by_one(pieces: Sequence[Callable[[], T]]) -> list[T]:
+    """`Together` in one thread."""
+    return [piece() for piece in pieces]
+
+
+def run_tournament(
+    order: IncubationOrder, fork: ForkFactory, snapshot: Any, together: Together = one_by_one
+) -> tuple[IncubationResult, Fork]:
     """Train the control and every fork, drop the worse half at the halving, rank the rest, test the first.
+
+    Args:
+        together: May do pieces side by side; it changes no result.
 
     Returns:
         The result, and the control at `order.last_step`.
     """
     control = _Entry(fork(snapshot))
     entries = [_Entry(fork(snapshot), plan, cost) for plan, cost in zip(order.plans, order.seed_flops, strict=True)]
-    for entry, plan in zip(entries, order.plans, strict=True):
-        entry.fork.graft(plan)
+    together([partial(entry.fork.graft, plan) for entry, plan in zip(entries, order.plans, strict=True)])
     running = entries
     if order.halving_step is not None:
-        running = _heat(control, running, order.halving_step, order.due_fence)
+        running = _heat(control, running, order.halving_step, order.due_fence, together)
         running = running[: math.ceil(len(running) / 2)]
-    running = _heat(control, running, order.last_step, order.due_fence)
+    running = _heat(control, running, order.last_step, order.due_fence, together)
     for place, entry in enumerate(running, start=1):
         entry.rank = place
     forks = tuple(
@@ -162,14 +205,12 @@ def run_tournament(order: IncubationOrder, fork: ForkFactory, snapshot: Any) -> 
     return result, control.fork
 
 
-def _heat(control: _Entry, entries: list[_Entry], step: int, fence: int) -> list[_Entry]:
-    """Train all up to `step`, compare each with the control on the pick shard, and put them in order, best first."""
-    for entry in (control, *entries):
-        entry.train_to(step)
-    base = control.sample_losses("pick", fence)
-    for entry in entries:
-        entry.pick = paired(base, entry.sample_losses("pick", fence))
-    return sorted(entries, key=_Entry.place)
+def _heat(control: _Entry, entries: list[_Entry], step: int, fence: int, together: Together) -> list[_Entry]:
+    """Train all up to `step`, compare each with the control on the pick shard, and order what still trains by it."""
+    base, *losses = together([partial(entry.run_heat, step, fence) for entry in (control, *entries)])
+    for entry, found in zip(entries, losses, strict=True):
+        entry.pick = paired(base, found)
+    return sorted((entry for entry in entries if not entry.diverged), key=_Entry.place)
 
 
 def _result(entry: _Entry, seed_id: str, control: _Entry, fence: int) -> ForkResult:
@@ -183,24 +224,17 @@ def _result(entry: _Entry, seed_id: str, control: _Entry, fence: int) -> ForkRes
         rank=entry.rank,
         pick=entry.pick,
         gate=gate,
-        loss_variance_ratio=_variance_ratio(entry.losses, control.losses) if first else None,
+        loss_variation=_variation(entry.losses) if first else None,
     )
 
 
-def _variance_ratio(seeded: list[float], control: list[float]) -> float:
-    """How much the seeded losses scatter over how much the control's do, on the same batches of the second half.
+def _variation(losses: list[float]) -> float:
+    """How much a fork's training losses scatter in its second half, as a share of their mean.
 
-    Scatter is the variance about a straight line: a loss that falls fast is not unstable. A control without any
-    scatter gives infinity unless the seeded fork has none either.
+    Scatter is the standard deviation about a straight line: a loss that falls fast is not unstable. It is not set
+    against the control's: a control at chance level hardly scatters, and would make every seed that learns unstable.
     """
-    half = len(control) // 2
-    above, below = _scatter(seeded[half:]), _scatter(control[half:])
-    if below == 0:
-        return 1.0 if above == 0 else math.inf
-    return above / below
-
-
-def _scatter(losses: list[float]) -> float:
-    steps = np.arange(len(losses))
-    line = np.polyval(np.polyfit(steps, losses, 1), steps)
-    return float(np.mean((np.asarray(losses) - line) ** 2))
+    late = np.asarray(losses[len(losses) // 2 :])
+    steps = np.arange(len(late))
+    line = np.polyval(np.polyfit(steps, late, 1), steps) if len(late) > 2 else late
+    return float(np.std(late - line) / abs(late.mean()))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
+from esper import faults
 from esper.clock import Clock
 from esper.errors import EvidenceMissing
 from esper.kasmina import gates
@@ -75,8 +76,7 @@ class SeedManager:
         self._order: IncubationOrder | None = None
         self._tests_used = 0
         self._violations = 0
-        self.twin_kept = False
-        """The run has a twin."""
+        self._twin_kept = False
 
     # -- what others may know ------------------------------------------------------------------------------------
 
@@ -107,9 +107,13 @@ class SeedManager:
         """An incubation has to be concluded at this fence."""
         return self._order is not None and self._order.due_fence == fence
 
+    def has_twin(self) -> bool:
+        """The run has a twin."""
+        return self._twin_kept
+
     def compares_with_twin(self) -> bool:
         """Some seed must be compared with the twin at this fence."""
-        return self.twin_kept and bool(self._roster.shadowed())
+        return self._twin_kept and bool(self._roster.shadowed())
 
     def step_flops(self) -> int:
         """Modelled FLOPs of one optimizer step of the live host as it stands."""
@@ -132,6 +136,7 @@ class SeedManager:
             CommandRejected, DependencyViolationError: refused.
             SeedBuildFailed: a candidate could not be built.
         """
+        faults.point("kasmina.receive")
         admitted = admit(command, self._ledger(), key=self._key, now=self._clock.now())
         if command.command_id not in self._admitted:
             known = [c for c in command.candidates if self._roster.known(c.slot, c.blueprint_id)]
@@ -173,7 +178,9 @@ class SeedManager:
             nonces=self._nonces,
             bodies={key: signed_bytes(admitted.command) for key, admitted in self._admitted.items()},
             stages=self._roster.stages(),
+            pairs=self._roster.pairs(),
             slots=frozenset(self._roster.specs),
+            order_in_flight=self._order.order_id if self._order is not None else None,
         )
 
     # -- germination: G0 and G1 ----------------------------------------------------------------------------------
@@ -267,25 +274,32 @@ class SeedManager:
         order = self._order
         if order is None or (result.order_id, result.generation) != (order.order_id, order.generation):
             raise EvidenceMissing("G2", "result of the incubation in flight", result.order_id, order and order.order_id)
+        measured, asked = {fork.seed_id for fork in result.forks}, {plan.seed_id for plan in order.plans}
+        if measured != asked:
+            raise EvidenceMissing("G2", "results of all forks of the incubation", len(measured), len(asked))
+        seeds = [replace(self._roster[fork.seed_id], result=fork) for fork in result.forks]
+        losers = [seed for seed, fork in zip(seeds, result.forks, strict=True) if fork.rank != 1]
+        judged = [(seed, self._judge_stability(None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
         self._order = None
         answer = Answer()
-        for fork in result.forks:
-            seed = replace(self._roster[fork.seed_id], result=fork)
+        for seed in seeds:
             self._roster.enter(seed)
-            if fork.rank != 1 and seed.stage is Stage.TRAINING:
-                answer = _joined(answer, self._lose(seed, self._judge_stability(None, seed, fence), fence))
+        for seed, report in judged:
+            tell_gate(report, seed)
+            answer = _joined(answer, self._lose(seed, report, fence))
         return answer
 
     def _accept(self, seed: SeedRecord, command: Command, fence: int) -> Answer:
         """G2 of the first of a tournament: into the live host, or out."""
         report = self._judge_stability(command, seed, fence)
+        tell_gate(report, seed)
         if not report.passed:
             return self._lose(seed, report, fence)
         step = self._roster.move(seed.seed_id, Stage.BLENDING, fence, Gate.G2, command.command_id)
         plan = self._live_plan(seed, command, fence)
         self._roster.grafted(seed.seed_id, plan, command.mesh_host_layers)
-        keep = self._limits.twin and not self.twin_kept
-        self.twin_kept = self.twin_kept or keep
+        keep = self._limits.twin and not self._twin_kept
+        self._twin_kept = self._twin_kept or keep
         return Answer(transitions=(step,), gates=(report,), plans=(plan,), keep_twin=keep)
 
     def _judge_stability(self, command: Command | None, seed: SeedRecord, fence: int) -> GateReport:
@@ -293,9 +307,7 @@ class SeedManager:
             raise EvidenceMissing("G2", "result of the seed's incubation", None, "a concluded tournament")
         winner = self._roster[seed.replica_of] if seed.replica_of is not None else None
         evidence = stability_evidence(command, seed, seed.result, winner, fence)
-        report = gates.stability_gate(evidence, self._limits, seed.seed_id, fence)
-        tell_gate(report, seed)
-        return report
+        return gates.stability_gate(evidence, self._limits, seed.seed_id, fence)
 
     def _lose(self, seed: SeedRecord, report: GateReport, fence: int) -> Answer:
         outcome = Outcome.REGRESSION if "harmful" in report.reasons else Outcome.NEUTRAL
@@ -342,7 +354,7 @@ class SeedManager:
     def _judge_impact(self, seed: SeedRecord, command: Command, fence: int, observation: HostObservation) -> GateReport:
         spec = self._roster.specs[seed.slot]
         evidence = impact_evidence(
-            command, seed, spec, observation, self._facts, self._limits, twin_kept=self.twin_kept
+            command, seed, spec, observation, self._facts, self._limits, twin_kept=self._twin_kept
         )
         return gates.impact_gate(evidence, self._limits, seed.seed_id, fence)
 
@@ -384,12 +396,14 @@ class SeedManager:
         Raises:
             EvidenceMissing: one of them was not compared with an unseeded host.
         """
-        answer = Answer()
+        marks = Marks(recorded_stage=Stage.RESETTING, evidence_stage=Stage.RESETTING)
+        judged = []
         for seed in self._roster.resetting(fence):
-            steps = [self._roster.move(seed.seed_id, Stage.RESETTING, fence, "embargo over", seed.command_id)]
-            marks = Marks(recorded_stage=Stage.RESETTING, evidence_stage=Stage.RESETTING)
             evidence = ResetEvidence(marks=marks, probe=probes.get(seed.seed_id))
-            report = gates.reset_gate(evidence, seed.seed_id, fence)
+            judged.append((seed, gates.reset_gate(evidence, seed.seed_id, fence)))
+        answer = Answer()
+        for seed, report in judged:
+            steps = [self._roster.move(seed.seed_id, Stage.RESETTING, fence, "embargo over", seed.command_id)]
             tell_gate(report, seed)
             if report.passed:
                 steps.append(self._roster.move(seed.seed_id, Stage.DORMANT, fence, Gate.G5, seed.command_id))

@@ -87,6 +87,8 @@ def tell_gate(report: GateReport, seed: SeedRecord) -> None:
     if "fallback_requested" in report.reasons:
         severe("tamiyo_fallback_requested", Severity.CRITICAL, **where, **measured)
         count("esper.fallbacks", source="command")
+    if "fallback_used" in report.reasons:
+        count("esper.fallbacks", source="evidence")
     if "fallback_status" in report.reasons:
         severe("fallback_status_rejected", Severity.CRITICAL, **where, **measured)
         count("esper.fallbacks", source="status")

@@ -74,6 +74,10 @@ class Roster:
         """Every seed's recorded stage."""
         return {seed.seed_id: seed.stage for seed in self._seeds.values()}
 
+    def pairs(self) -> dict[str, tuple[str, str]]:
+        """Every seed's (slot, blueprint)."""
+        return {seed.seed_id: (seed.slot, seed.blueprint_id) for seed in self._seeds.values()}
+
     def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
         """Seeds in some stages, in the order in which they were asked for."""
         wanted = set(stages)

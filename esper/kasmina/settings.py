@@ -17,6 +17,7 @@ class GrowthConfig(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     enabled: bool = Field(True, description="false: train the host alone; --no-growth")
+    managers: PositiveInt = Field(1, description="processes that incubate; how many there are changes no result")
     candidates: PositiveInt = Field(18, description="most candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds from a tournament's snapshot to its verdict")
     probe_steps: PositiveInt | None = Field(None, description="optimizer steps of a fork; default: its rounds' length")
@@ -39,7 +40,7 @@ class GrowthConfig(BaseModel):
     )
     group_samples: PositiveInt = Field(2, description="most samples of one group in a fence's slice")
     harm_z: float = Field(-3.0, lt=0, description="G2 of a replica, G4: z below this is harm")
-    max_loss_variance: Ratio = Field(4.0, description="G2: most variance of a fork's training loss, over the control's")
+    max_loss_variation: Ratio = Field(0.5, description="G2: most scatter of a fork's training loss, over its mean")
     max_gradient_norm: Ratio = Field(1e3, description="G1: largest global gradient norm of a seed")
     stack: PositiveInt = Field(6, description="most seeds in one slot")
     replicas: PositiveInt = Field(6, description="most seeds of one accepted pair in its slot, the winner included")

@@ -27,11 +27,14 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     left, right = np.asarray(control.losses), np.asarray(seeded.losses)
     if left.shape != right.shape or len(left) < 2:
         raise EvidenceMissing("paired test", "pairs", min(len(left), len(right)), 2)
-    base, d = left, left - right
+    with np.errstate(invalid="ignore"):  # infinity less infinity
+        base, d = left, left - right
     if control.groups is not None:
         base, d = _group_means(base, control.groups), _group_means(d, control.groups)
     count = len(d)
-    mean, sd = float(d.mean()), float(d.std(ddof=1)) if count > 1 else 0.0
+    with np.errstate(invalid="ignore"):  # a loss that is not finite makes z not-a-number, which passes no limit
+        mean = float(d.mean())
+        sd = float(d.std(ddof=1)) if d.min() != d.max() else 0.0  # of equal numbers it would be a rounding error
     return PairedLosses(
         shard=control.shard,
         fence=control.fence,

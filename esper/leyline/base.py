@@ -12,7 +12,7 @@ class Message(BaseModel):
         frozen=True,
         strict=True,
         extra="forbid",
-        ser_json_inf_nan="strings",
+        ser_json_inf_nan="constants",
         ser_json_bytes="base64",
         val_json_bytes="base64",
     )

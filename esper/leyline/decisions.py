@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from esper.leyline.base import Message
+from esper.leyline.commands import Command
 
 
 class HoldReason(StrEnum):
@@ -54,3 +55,10 @@ class Decision(Message):
     risk: float | None = None
     """The policy's own estimate, 0..1; None where it makes none."""
     logits: tuple[float, ...] = ()
+
+
+class Verdict(Message):
+    """What came of one fence: a command to carry out, or a hold; and the policy's decision, if it was asked."""
+
+    outcome: Command | Hold
+    decision: Decision | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated
 
@@ -39,8 +40,10 @@ class PairedLosses(Message):
 
     @property
     def relative_gain(self) -> float:
-        """`mean / control_mean`: the share of the control's loss that the seed took away."""
-        return self.mean / self.control_mean
+        """`mean / |control_mean|`: the share of the control's loss that the seed took away; of no loss, none."""
+        if self.control_mean == 0:
+            return math.copysign(math.inf, self.mean) if self.mean else 0.0
+        return self.mean / abs(self.control_mean)
 
 
 class PerformanceStatus(StrEnum):
@@ -118,8 +121,8 @@ class StabilityEvidence(Message):
     rank: int | None
     """Place in its tournament by mean paired gain on the pick shard; 1 is first; None: it left at the halving."""
     pairs: PairedLosses | None
-    loss_variance_ratio: float | None
-    """Variance of the training loss of the seeded fork over the control's, second half of the probe."""
+    loss_variation: float | None
+    """Scatter of the fork's training loss over its mean, second half of the probe."""
     carried: PairedLosses | None = None
     """A replica's: the G2 evidence of the winner it repeats."""
     carried_from: str | None = None
@@ -168,6 +171,8 @@ class InterfaceEvidence(Message):
     expected_device: str
     required_mesh: tuple[str, ...]
     registered_layers: tuple[str, ...]
+    isolation_leaks: tuple[str, ...] = ()
+    """Host parameters that an audit of the live host found within reach of the isolated seed."""
 
 
 class ImpactEvidence(Message):

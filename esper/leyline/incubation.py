@@ -52,7 +52,7 @@ class ForkResult(Message):
     """At the end, or at the halving for those that left there."""
     gate: PairedLosses | None
     """On the gate shard; measured for the first of the tournament alone."""
-    loss_variance_ratio: float | None
+    loss_variation: float | None
 
 
 class IncubationResult(Message):
@@ -78,3 +78,12 @@ class Answer(Message):
     field_reports: tuple[FieldReport, ...] = ()
     keep_twin: bool = False
     """The control of the incubation just concluded lives on as the run's twin."""
+
+
+class TwinReport(Message):
+    """What the host came to without growth."""
+
+    steps: int
+    """Optimizer steps since it was kept."""
+    test_loss: float
+    weights_sha256: str

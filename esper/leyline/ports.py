@@ -8,10 +8,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from esper.leyline.decisions import Decision, Pair
-from esper.leyline.evidence import GradientProbe, SampleLosses, SeedObservation
-from esper.leyline.reports import FieldReport, GraftPlan
-from esper.leyline.state import RoundState
+from esper.leyline.commands import Command
+from esper.leyline.decisions import Decision, Pair, Verdict
+from esper.leyline.evidence import (
+    GradientProbe,
+    HostObservation,
+    PairedLosses,
+    ResetProbe,
+    SampleLosses,
+    SeedObservation,
+)
+from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult, TwinReport
+from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
+from esper.leyline.stages import Stage
+from esper.leyline.state import RoundState, TrainingState
 
 
 class Policy(Protocol):
@@ -121,4 +131,157 @@ class ForkFactory(Protocol):
     """Makes forks from snapshots."""
 
     def __call__(self, snapshot: Any) -> Fork:  # Any: as `Fork.snapshot`
+        ...
+
+
+# -- the four that the line goes through: in one process the objects themselves, across processes their handles ----
+
+
+class LiveHost(Protocol):
+    """Tolaria, as the line calls it: the host that is trained for keeps."""
+
+    def untrained(self) -> TrainingState:
+        """The state at fence 0."""
+        ...
+
+    def run_round(self, fence: int, last_step: int) -> TrainingState:
+        """Train up to step `last_step`, which ends at fence `fence`."""
+        ...
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        """Losses on the slice of a shard that belongs to a fence."""
+        ...
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """What the host shows of its seeds and layers."""
+        ...
+
+    def snapshot(self) -> Any:  # Any: as `Fork.snapshot`, or a reference to it
+        """Everything that the host's future depends on; for the nursery, unseen by others."""
+        ...
+
+    def apply(self, plan: HostPlan) -> GraftReceipt:
+        """Apply a plan, once."""
+        ...
+
+    def compare_with_unseeded(self, seeds: Mapping[str, str]) -> Mapping[str, ResetProbe]:
+        """Each removed seed's slot beside the same slot of a host that never had the seed."""
+        ...
+
+    def shard_means(self, shard: str) -> dict[str, float]:
+        """Mean loss ("loss") and metrics over a whole shard."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """Digest of all weights and buffers."""
+        ...
+
+    def parameter_count(self) -> int:
+        """Elements of all parameters, the seeds' included."""
+        ...
+
+
+class Decider(Protocol):
+    """Tamiyo, as the line calls it."""
+
+    def remember(self, report: FieldReport) -> None:
+        """Add a field report to what the policy sees of the past."""
+        ...
+
+    def advance(self, state: RoundState) -> Command | None:
+        """The command for the first seed whose next gate is due."""
+        ...
+
+    def decide(self, state: RoundState) -> Verdict:
+        """What to germinate at this fence."""
+        ...
+
+
+class Registrar(Protocol):
+    """Kasmina's registry, as the line calls it."""
+
+    def observe(self, fence: int, training: TrainingState) -> RoundState:
+        """The state that a decision at this fence depends on."""
+        ...
+
+    def stages(self) -> Mapping[str, Stage]:
+        """Every seed's recorded stage."""
+        ...
+
+    def due(self, fence: int) -> bool:
+        """An incubation has to be concluded at this fence."""
+        ...
+
+    def has_twin(self) -> bool:
+        """The run has a twin."""
+        ...
+
+    def compares_with_twin(self) -> bool:
+        """Some seed must be compared with the twin at this fence."""
+        ...
+
+    def step_flops(self) -> int:
+        """Modelled FLOPs of one optimizer step of the live host."""
+        ...
+
+    def birth_flops(self, plans: Sequence[GraftPlan]) -> int:
+        """Modelled FLOPs of measuring candidates before they may train."""
+        ...
+
+    def receive(self, command: Command, fence: int) -> Sequence[GraftPlan]:
+        """Admit a command; plans of the candidates that must be measured before it is carried out."""
+        ...
+
+    def carry_out(
+        self, command_id: str, fence: int, births: Sequence[Birth], observation: HostObservation | None
+    ) -> Answer:
+        """Do what an admitted command asks, as far as the gates let it."""
+        ...
+
+    def conclude(self, result: IncubationResult, fence: int) -> Answer:
+        """Enter a tournament's results."""
+        ...
+
+    def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
+        """Enter a fence's comparison of the live host with its twin."""
+        ...
+
+    def resetting(self, fence: int) -> Mapping[str, str]:
+        """Slot by seed id of all seeds whose G5 is due."""
+        ...
+
+    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
+        """G5 for every seed of `resetting`."""
+        ...
+
+
+class Nursery(Protocol):
+    """Kasmina's incubation, as the line calls it: forks, off the live host, and the twin."""
+
+    def births(self, plans: Sequence[GraftPlan], snapshot: Any) -> Sequence[Birth]:  # Any: from LiveHost.snapshot
+        """Measure candidates before they may train."""
+        ...
+
+    def begin(self, order: IncubationOrder, snapshot: Any) -> None:  # Any: from LiveHost.snapshot
+        """Take an order; it may run from now on, and `collect` waits for it."""
+        ...
+
+    def collect(self) -> IncubationResult:
+        """The result of the order that was begun."""
+        ...
+
+    def keep_twin(self) -> None:
+        """The last tournament's control becomes the run's twin."""
+        ...
+
+    def advance_twin(self, step: int) -> None:
+        """Let the twin train up to an optimizer step; it may do so from now on, and the next two wait for it."""
+        ...
+
+    def twin_losses(self, fence: int) -> SampleLosses:
+        """The twin's losses on this fence's slice of the gate shard."""
+        ...
+
+    def twin_report(self) -> TwinReport:
+        """What the twin came to."""
         ...

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AwareDatetime, BaseModel, Strict
 
 from esper.leyline.base import Message
 from esper.leyline.commands import BlendSpec
 from esper.leyline.stages import Stage
 
 Measured = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
+
+
+Figure = Annotated[float, Strict(False)]
+"""A number that is stored and read back: one that is not finite stands in JSON as text, which strictness refuses."""
 
 
 class Gate(StrEnum):
@@ -158,10 +163,10 @@ class FieldReport(Message):
     slot: str
     outcome: Outcome
     reasons: tuple[str, ...]
-    gain: float | None
+    gain: Figure | None
     """G2's relative gain over the control fork; None if never measured."""
-    z: float | None
-    pick_gain: float | None
+    z: Figure | None
+    pick_gain: Figure | None
     """Relative gain over the control fork on the pick shard, by which its tournament was ranked."""
     window_fences: tuple[int, int]
     """First and last fence of the observation."""

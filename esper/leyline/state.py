@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from esper.leyline.base import Message
 from esper.leyline.decisions import Pair
+from esper.leyline.signals import Level
 from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import Stage
 
@@ -69,6 +70,7 @@ class RoundState(Message):
     training: TrainingState
     slots: tuple[SlotState, ...]
     seeds: tuple[SeedState, ...]
+    """In the order in which they were asked for."""
     options: tuple[Pair, ...]
     """Every (slot, blueprint) pair that the dry run allows, open or not."""
     incubating: bool
@@ -77,5 +79,5 @@ class RoundState(Message):
     tests_used: int
     tests_allowed: int
     isolation_violations: int
-    level: str | None = None
+    level: Level | None = None
     """Emergency level; None where none is set."""
