@@ -33,6 +33,7 @@ class CommandBuilder:
         Raises:
             DependencyViolationError: an id that the command must carry is missing (#13).
         """
+        _check_run(state, Operation.GERMINATE)
         fence, step = state.fence, state.training.step
         candidates = tuple(
             Candidate(
@@ -81,8 +82,7 @@ class CommandBuilder:
         replica_of: str | None = None,
         blend: BlendSpec | None = None,
     ) -> Command:
-        if not state.run_id:
-            raise DependencyViolationError(f"command {operation}", "run id missing")
+        _check_run(state, operation)
 
         def named(purpose: Purpose) -> str:
             where = f"{operation}/{seed_id}"
@@ -107,3 +107,8 @@ class CommandBuilder:
         )
         signature = hmac.new(self.key, signed_bytes(command), hashlib.sha256).hexdigest()
         return command.model_copy(update={"signature": signature})
+
+
+def _check_run(state: RoundState, operation: Operation) -> None:
+    if not state.run_id:
+        raise DependencyViolationError(f"command {operation}", "run id missing")

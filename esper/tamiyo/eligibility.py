@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from esper.leyline.decisions import Hold, HoldReason, Pair
+from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
 
 
@@ -27,6 +28,8 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
     if fence + window.fences_to_fossil > state.last_fence:
         last = state.last_fence - window.fences_to_fossil
         return _hold(state, HoldReason.GROWTH_OVER, "a seed could not be fossilised before the end", fence, last)
+    if state.level is not None and state.level >= Level.CONSERVATIVE:
+        return _hold(state, HoldReason.RISK, "emergency level", state.level, Level.CONSERVATIVE)
     if state.incubating:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "a tournament is in flight", None, None)
     if state.tests_used >= state.tests_allowed:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from esper.durable.log import FramedLog, LoadError, scan
+from esper.durable.log import FramedLog, scan
 from esper.errors import FieldReportInvalid
 from esper.leyline.reports import FieldReport
 from esper.telemetry.events import Severity, severe
@@ -21,11 +21,21 @@ SEGMENT = "reports-1.log"
 
 
 @dataclass(frozen=True)
+class UnreadEntry:
+    """Bytes of a segment that hold no readable report: the file, the offset in it, and what was wrong there."""
+
+    file: Path
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class LoadedReports:
     """What a store holds: the reports that could be read, and every entry that could not."""
 
     reports: tuple[FieldReport, ...]
-    errors: tuple[LoadError, ...]
+    errors: tuple[UnreadEntry, ...]
 
 
 class FieldReportStore:
@@ -65,15 +75,16 @@ def parse_report(payload: bytes | str) -> FieldReport:
 def load_reports(folder: Path) -> LoadedReports:
     """Every readable report of a store; damaged or invalid entries are skipped, counted and named (#11)."""
     reports: list[FieldReport] = []
-    errors: list[LoadError] = []
+    errors: list[UnreadEntry] = []
     for segment in sorted(folder.glob("reports-*.log")):
         found = scan(segment)
-        errors += [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
+        damaged = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
+        errors += [UnreadEntry(segment, error.offset, error.length, error.reason) for error in damaged]
         for frame in found.frames:
             try:
                 reports.append(parse_report(frame.payload))
             except FieldReportInvalid as invalid:  # told and counted; one bad entry must not hide the good ones
-                errors.append(LoadError(frame.offset, len(frame.payload), str(invalid)))
+                errors.append(UnreadEntry(segment, frame.offset, len(frame.payload), str(invalid)))
     for _ in errors:
         count("esper.load.errors", store="field_reports")
     return LoadedReports(tuple(reports), tuple(errors))

@@ -16,7 +16,6 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
-
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
 """Fences for which a pair that was tried rests: while no seed has been accepted, and afterwards.
 
@@ -53,7 +52,7 @@ class HeuristicPolicy:
     def _winner(self, state: RoundState) -> SeedState | None:
         """The seed in the host that won the latest tournament of its own, not as a replica."""
         won = [s for s in state.seeds if s.stage in IN_HOST and s.replica_of is None]
-        return max(won, key=lambda s: s.ordinal if s.ordinal is not None else -1, default=None)
+        return won[-1] if won else None  # seeds stand in the order in which they were asked for
 
     def _may_repeat(self, state: RoundState, winner: SeedState) -> bool:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]

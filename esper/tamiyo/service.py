@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from typing import NoReturn
 
+from esper import faults
 from esper.clock import Clock
 from esper.errors import DependencyViolationError, EsperError, NoSeedCandidates, PolicyDeadlineExceeded, PolicyFailed
 from esper.leyline.commands import Command
-from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, Verdict
 from esper.leyline.ports import Policy
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
@@ -18,14 +20,6 @@ from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of one fence: a command to carry out, or a hold; and the policy's decision, if it was asked."""
-
-    outcome: Command | Hold
-    decision: Decision | None
 
 
 class Tamiyo:
@@ -60,28 +54,32 @@ class Tamiyo:
 
         Raises:
             NoSeedCandidates: eligible pairs exist and the policy named none of them (#14).
-            DependencyViolationError: the policy named a pair that is not eligible.
+            DependencyViolationError: the policy named a pair that is not eligible, or a figure that is not finite.
             PolicyDeadlineExceeded: the policy took too long.
             PolicyFailed: the policy raised; its error is the cause (#15).
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
+            faults.point("tamiyo.decide")
             pairs = eligible(state, self._window)
             if isinstance(pairs, Hold):
-                return Verdict(pairs, None)
+                return Verdict(outcome=pairs, decision=None)
             decision = self._ask(state, pairs)
             count("esper.policy.decisions")
             if decision.hold:
                 reason = HoldReason.POLICY_CHOICE
-                return Verdict(Hold(fence=state.fence, reason=reason, detail=decision.hold), decision)
+                hold = Hold(fence=state.fence, reason=reason, detail=decision.hold)
+                return Verdict(outcome=hold, decision=decision)
             self._check(decision, pairs)
-            hold = assess(state, decision, self._limits, self._host_flops)
-            return Verdict(hold if hold is not None else self._builder.germinate(state, decision), decision)
+            risk = assess(state, decision, self._limits, self._host_flops)
+            return Verdict(outcome=risk or self._builder.germinate(state, decision), decision=decision)
 
     def _ask(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
         start = self._clock.monotonic()
         with span("policy", role="tamiyo") as current:
             try:
                 decision = self._policy.decide(state, pairs, tuple(self._past))
+                if not isinstance(decision, Decision):
+                    raise TypeError(f"it answered with {type(decision).__name__}, not with a Decision")
             except EsperError as error:
                 self._tell(error)
                 raise
@@ -101,18 +99,20 @@ class Tamiyo:
         count("esper.policy.failures")
 
     def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
-        open_pairs = {(pair.slot, pair.blueprint_id) for pair in pairs}
-        named = {(pair.slot, pair.blueprint_id) for pair in decision.pairs}
-        if not named & open_pairs:
+        stray = [pair for pair in decision.pairs if pair not in pairs]  # whole: its figures are the dry run's, too
+        if len(stray) == len(decision.pairs):
             severe("policy_no_candidates", Severity.CRITICAL, policy=self._policy.name, eligible=len(pairs))
             count("esper.policy.failures")
             raise NoSeedCandidates(
                 f"policy {self._policy.name}", "none of the eligible pairs", f"{len(pairs)} are open"
             )
-        stray = sorted(named - open_pairs)
         if stray:
-            error = DependencyViolationError(
-                f"policy {self._policy.name}", "a pair that is not eligible", str(stray[0])
-            )
-            self._tell(error)
-            raise error
+            self._refuse("a pair that is not eligible", f"{stray[0].blueprint_id} at {stray[0].slot}")
+        figures = [value for value in (decision.risk, *decision.logits) if value is not None]
+        if not all(map(math.isfinite, figures)):
+            self._refuse("a figure that is not finite", f"risk {decision.risk}, logits {decision.logits}")
+
+    def _refuse(self, missing: str, detail: str) -> NoReturn:
+        error = DependencyViolationError(f"policy {self._policy.name}", missing, detail)
+        self._tell(error)
+        raise error

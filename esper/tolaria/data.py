@@ -70,6 +70,8 @@ class TaskData:
         self.shards = _resolve_shards(task)
         for name in ("pick", "gate"):
             _check_units(self.shards[name], rule)
+        if len(self.shards["test"]) == 0:
+            raise TaskError("task.test", "0 samples", "task.train is too small to split it off; give it")
         self.epoch_samples = task.epoch_samples if task.epoch_samples is not None else len(self.shards["train"])
         if not 0 < self.epoch_samples <= len(self.shards["train"]):
             raise TaskError("task.epoch_samples", task.epoch_samples, f"use 1 to {len(self.shards['train'])} samples")

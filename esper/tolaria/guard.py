@@ -6,6 +6,7 @@ import math
 
 from esper.errors import DivergenceUnrecoverable
 from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
 
 
 def check_finite(step: int, loss: float, gradient_norm: float) -> None:
@@ -17,4 +18,5 @@ def check_finite(step: int, loss: float, gradient_norm: float) -> None:
     for what, value in (("loss", loss), ("gradient_norm", gradient_norm)):
         if not math.isfinite(value):
             severe("guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))
+            count("esper.guard.trips")
             raise DivergenceUnrecoverable(step, what, value)

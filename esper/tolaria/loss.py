@@ -23,8 +23,7 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
     _check_devices(output, target)
     value = loss(output, target)
     if not isinstance(value, Tensor) or value.dim() != 0:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise TaskError("task.loss", shape, "it must return a scalar tensor, the mean over the batch")
+        raise TaskError("task.loss", _shape(value), "it must return a scalar tensor, the mean over the batch")
     return value
 
 
@@ -43,7 +42,7 @@ def sample_loss(task: Task) -> Loss:
 
     def per_sample(output: Any, target: Any) -> Tensor:
         losses = unreduced(output, target)
-        return losses.reshape(losses.shape[0], -1).mean(dim=1)
+        return losses if losses.dim() < 2 else losses.flatten(1).mean(dim=1)
 
     return per_sample
 
@@ -64,15 +63,30 @@ def _unreduced(loss: Loss) -> Loss | None:
     return lambda output, target: loss(output, target, reduction="none")  # type: ignore[call-arg]  # seen just above
 
 
-def check_sample_losses(losses: Tensor, batch: int) -> Tensor:
+def check_sample_losses(losses: Any, batch: int) -> Tensor:
     """One loss per sample.
 
     Raises:
         TaskError: the shape is not [B].
     """
-    if losses.shape != (batch,):
-        raise TaskError("task.sample_loss", tuple(losses.shape), f"it must return one loss per sample, [{batch}]")
+    if not isinstance(losses, Tensor) or losses.shape != (batch,):
+        raise TaskError("task.sample_loss", _shape(losses), f"it must return one loss per sample, [{batch}]")
     return losses
+
+
+def metric_values(values: Any, batch: int) -> Tensor:
+    """A metric's values, [N], whose mean counts; one value for a whole batch stands for each of its samples.
+
+    Raises:
+        TaskError: the metric gave no tensor.
+    """
+    if not isinstance(values, Tensor):
+        raise TaskError("task.metrics", _shape(values), "a metric must return a tensor, a scalar or a value per sample")
+    return (values.expand(batch) if values.dim() == 0 else values.reshape(-1)).float()
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check_devices(output: Any, target: Any) -> None:

@@ -29,7 +29,7 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a restart per seed: docs/growth.md.
     """
     age = step - start
-    rise = min(1.0, (age + 1) / warmup)
+    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, as alpha is
     course = age / max(1, total - start)
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 

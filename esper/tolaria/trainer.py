@@ -7,14 +7,17 @@ bit what the live host would have done.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.errors import DependencyViolationError, IsolationViolation, TaskError
+from esper import faults
+from esper.errors import DependencyViolationError, EmergencyStop, IsolationViolation, TaskError
+from esper.heartbeat import beat
 from esper.leyline.evidence import GradientProbe, HostObservation, ResetProbe, SampleLosses
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan
@@ -28,7 +31,7 @@ from esper.tensors import state_digest
 from esper.tolaria.data import Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.guard import check_finite
-from esper.tolaria.loss import batch_loss, check_sample_losses, sample_loss
+from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, load_copy
 from esper.tolaria.snapshot import HostSnapshot
 
@@ -37,6 +40,8 @@ from esper.tolaria.snapshot import HostSnapshot
 class TrainerSettings:
     """What a trainer is told beside its task."""
 
+    role: str
+    """On whose behalf it trains: "tolaria" for the live host, "kasmina" for forks and the twin."""
     run_id: str
     generation: int
     run_seed: int
@@ -49,13 +54,23 @@ class TrainerSettings:
     """Steps between two steps that get a span; a step that fails always gets one."""
 
 
+def never() -> bool:
+    """No halt: for a trainer that nobody can stop from outside."""
+    return False
+
+
 class Trainer:
     """One host in training. Steps are numbered from 0 over the whole run; step s is the s-th update."""
 
     def __init__(
-        self, task: Task, settings: TrainerSettings, data: TaskData, make_editor: Callable[[nn.Module], HostEditor]
+        self,
+        task: Task,
+        settings: TrainerSettings,
+        data: TaskData,
+        make_editor: Callable[[nn.Module], HostEditor],
+        halted: Callable[[], bool] = never,
     ) -> None:
-        self._task, self._settings, self._data = task, settings, data
+        self._task, self._settings, self._data, self._halted = task, settings, data, halted
         self._make_editor = make_editor
         self.host = build_host(task, settings.run_seed, settings.device)
         self._editor = make_editor(self.host)
@@ -68,6 +83,7 @@ class Trainer:
         self._leaks: dict[str, tuple[str, ...]] = {}
         self._best_round: float | None = None
         self._grown = False
+        self._fault_point = f"{settings.role}.step"
         self.step = 0
 
     # -- training ------------------------------------------------------------------------------------------------
@@ -78,6 +94,7 @@ class Trainer:
         Raises:
             DivergenceUnrecoverable: a loss or gradient was not finite.
         """
+        faults.point("tolaria.round")
         losses: list[float] = []
         norms: list[float] = []
         while self.step < last_step:
@@ -101,13 +118,16 @@ class Trainer:
         return tuple(losses)
 
     def _one_step(self) -> tuple[float, float]:
+        if self._halted():
+            raise EmergencyStop("", "", self.step)
+        faults.point(self._fault_point)
         if self.step % self._settings.trace_every == 0:
-            with span("esper step", role="tolaria", step=self.step):
+            with span("esper step", role=self._settings.role, step=self.step):
                 return self._update()
         try:
             return self._update()
         except Exception as error:
-            with span("esper step", role="tolaria", step=self.step):  # a step that fails is always recorded
+            with span("esper step", role=self._settings.role, step=self.step):  # a step that fails is always recorded
                 raise error
 
     def _update(self) -> tuple[float, float]:
@@ -134,6 +154,7 @@ class Trainer:
         if self._scheduler is not None:
             self._scheduler.step()
         self.step += 1
+        beat()
         return values
 
     def _trained_parameters(self) -> list[nn.Parameter]:
@@ -163,11 +184,11 @@ class Trainer:
         return SampleLosses(shard=shard, fence=fence, losses=tuple(losses.tolist()), groups=part.groups)
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Mean loss over a whole shard, as "loss", and the mean of each of the task's metrics."""
+        """Mean loss over a whole shard, as "loss", and the mean of each of the task's metrics over it."""
         losses = self._evaluate(self._data.whole(shard), self._sample_loss)
         means = {"loss": float(losses.double().mean())}
         for name, metric in self._task.metrics.items():
-            values = self._evaluate(self._data.whole(shard), metric, per_sample=False)
+            values = self._evaluate(self._data.whole(shard), metric, metric_values)
             means[name] = float(values.double().mean())
         return means
 
@@ -175,7 +196,7 @@ class Trainer:
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
         seeds = tuple(
             seen.model_copy(
-                update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.pop(seen.seed_id, ())}
+                update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.get(seen.seed_id, ())}
             )
             for seen in self._editor.observations()
         )
@@ -183,36 +204,38 @@ class Trainer:
 
     @torch.no_grad()
     def activation(self, slot: str) -> Tensor:
-        """The slot's output, seeds included, on the next training batch, in training mode."""
+        """The slot's output, seeds included, on the next training batch, in training mode; the host is not changed."""
         inputs, _ = self._load(self._data.batch(self.step))
         found: list[Tensor] = []
         handle = self.host.get_submodule(slot).register_forward_hook(
             lambda _module, _args, output: found.append(output)
         )
         try:
-            self._forward(inputs)
+            with self._buffers_kept():
+                self._forward(inputs)
         finally:
             handle.remove()
         return found[0]
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
-        """Gradients of one seed on the next training batches, without an update; afterwards no gradient is left."""
+        """Gradients of one seed on the next training batches, without an update; nothing of them is left afterwards."""
         norms, nonfinite = [], 0
         reachable: tuple[str, ...] = ()
-        for step in range(self.step, self.step + batches):
-            inputs, targets = self._load(self._data.batch(step))
-            self._editor.watch(True)
-            loss = batch_loss(self._task.loss, self._forward(inputs), targets)
-            try:
-                self._editor.audit()
-            except IsolationViolation as violation:  # evidence for G1, which refuses the seed
-                reachable = violation.leaves
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
-            nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
-            norms.append(float(torch.nn.utils.get_total_norm(grads)))
-            for parameter in self._trained_parameters():
-                parameter.grad = None
+        with self._buffers_kept():
+            for step in range(self.step, self.step + batches):
+                inputs, targets = self._load(self._data.batch(step))
+                self._editor.watch(True)
+                loss = batch_loss(self._task.loss, self._forward(inputs), targets)
+                try:
+                    self._editor.audit()
+                except IsolationViolation as violation:  # evidence for G1, which refuses the seed
+                    reachable = violation.leaves
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
+                nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
+                norms.append(float(torch.nn.utils.get_total_norm(grads)))
+                for parameter in self._parameters():
+                    parameter.grad = None
         return GradientProbe(batches=batches, nonfinite=nonfinite, norm=max(norms), reachable_host_parameters=reachable)
 
     def weights_sha256(self) -> str:
@@ -222,18 +245,35 @@ class Trainer:
 
     def parameter_count(self) -> int:
         """Elements of all parameters, the seeds' included."""
+        return sum(p.numel() for p in self._parameters())
+
+    def _parameters(self) -> list[nn.Parameter]:
         seeds = [p for plan in self._editor.topology() for p in self._editor.parameters_of(plan.seed_id)]
-        return sum(p.numel() for p in [*self.host.parameters(), *seeds])
+        return [*self.host.parameters(), *seeds]
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Put back what forward passes in training mode change: running statistics and their counts."""
+        kept = {name: t.clone() for name, t in self._all_tensors().items() if not isinstance(t, nn.Parameter)}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                now = self._all_tensors()
+                for name, tensor in kept.items():
+                    now[name].copy_(tensor)
 
     @torch.no_grad()
-    def _evaluate(self, batches: Any, measure: Loss, *, per_sample: bool = True) -> Tensor:
+    def _evaluate(
+        self, batches: Any, measure: Loss, check: Callable[[Any, int], Tensor] = check_sample_losses
+    ) -> Tensor:
         self._set_mode(training=False)
         found = []
         for batch in batches:
+            beat()
             inputs, targets = self._load(batch)
             values = measure(self._forward(inputs), targets)
-            size = _batch_size(targets, inputs)
-            found.append(check_sample_losses(values, size) if per_sample else values.reshape(-1).float())
+            found.append(check(values, _batch_size(targets, inputs)))
         self._set_mode(training=True)
         return torch.cat(found)
 
@@ -265,13 +305,16 @@ class Trainer:
             DependencyViolationError: the plan lacks something, or another plan came under the same command and
                 seed. The host is untouched.
         """
+        faults.point("tolaria.apply")
         with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
             check_plan(plan, run_id=self._settings.run_id, generation=self._settings.generation, modules=self._modules)
             key = (plan.command_id, plan.seed_id)
             if key in self._receipts:
                 known, receipt = self._receipts[key]
                 if known != plan:
-                    raise DependencyViolationError(f"plan for seed {plan.seed_id}", "another body under a known id")
+                    what, missing = f"plan for seed {plan.seed_id}", "another body under a known id"
+                    severe("dependency_violation", Severity.ERROR, subject=what, missing=missing)
+                    raise DependencyViolationError(what, missing)
                 return receipt
             self._change(plan)
             receipt = GraftReceipt(
@@ -288,19 +331,17 @@ class Trainer:
         """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
         self._editor.graft(plan)
         self._editor.set_alphas(self.step)
-        self._seed_optimizers[plan.seed_id] = SeedOptimizer(
-            self._task,
-            self._editor.parameters_of(plan.seed_id),
-            plan.start_step,
-            self._settings.total_steps,
-            plan.warmup_steps,
-        )
         self._grown = True
+        parameters = self._editor.parameters_of(plan.seed_id)
+        if parameters:  # a seed without any is for G1 to refuse; torch makes no optimizer over nothing
+            total = self._settings.total_steps
+            optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps)
+            self._seed_optimizers[plan.seed_id] = optimizer
 
     def remove(self, seed_id: str) -> None:
         """Detach a seed and forget its optimizer, without the checks of `apply`: for forks."""
         self._editor.remove(seed_id)
-        del self._seed_optimizers[seed_id]
+        self._seed_optimizers.pop(seed_id, None)
         self._leaks.pop(seed_id, None)
 
     def _change(self, plan: HostPlan) -> None:
@@ -319,11 +360,11 @@ class Trainer:
         """
         fresh = Trainer(self._task, self._settings, self._data, self._make_editor)
         bare_hooks = {slot: len(fresh.host.get_submodule(slot)._forward_hooks) for slot in seeds.values()}
-        fresh.become(self.snapshot())
-        grafted = {plan.seed_id: plan.slot for plan in self._editor.topology()}
         flags = [p.requires_grad for p in self.host.parameters()] == [p.requires_grad for p in fresh.host.parameters()]
-        names = [n for n, _ in self.host.named_modules()] == [n for n, _ in fresh.host.named_modules()]
-        names = names and list(self.host.state_dict()) == list(fresh.host.state_dict())
+        names = _names(self.host) == _names(fresh.host)
+        if names:  # else it has other tensors and cannot become this one
+            fresh.become(self.snapshot())
+        grafted = {plan.seed_id: plan.slot for plan in self._editor.topology()}
         found = {}
         for seed_id, slot in seeds.items():
             expected_hooks = bare_hooks[slot] + (slot in grafted.values())
@@ -331,7 +372,7 @@ class Trainer:
                 seed_left=seed_id in grafted,
                 optimizers_left=int(seed_id in self._seed_optimizers),
                 hooks_left=len(self.host.get_submodule(slot)._forward_hooks) - expected_hooks,
-                output_equal=torch.equal(self.activation(slot), fresh.activation(slot)),
+                output_equal=names and torch.equal(self.activation(slot), fresh.activation(slot)),
                 flags_equal=flags,
                 names_equal=names,
             )
@@ -395,6 +436,12 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     if extra:
         raise TaskError("task.model", extra[0], "state that is no tensor cannot be kept; make it a buffer")
     return model.to(device).train()
+
+
+def _names(host: nn.Module) -> tuple[list[str], list[str], list[str]]:
+    """Of modules, of tensors, and of the state dict: buffers that are not saved are in the second alone."""
+    tensors = [*dict(host.named_parameters()), *dict(host.named_buffers())]
+    return [name for name, _ in host.named_modules()], tensors, list(host.state_dict())
 
 
 def _batch_size(targets: Any, inputs: Any) -> int:

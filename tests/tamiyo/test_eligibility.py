@@ -1,0 +1,86 @@
+"""What is open at a fence: all of it, in the order of the dry run; or a hold with the figure that closed it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from esper.leyline.decisions import Hold, HoldReason, Pair
+from esper.leyline.state import RoundState, SlotState
+from esper.tamiyo.eligibility import GrowthWindow, eligible
+
+WINDOW = GrowthWindow(first_fence=2, fences_to_fossil=7, stack=3)
+
+
+def ids(found: tuple[Pair, ...] | Hold) -> list[tuple[str, str]]:
+    assert not isinstance(found, Hold), found
+    return [(pair.slot, pair.blueprint_id) for pair in found]
+
+
+def test_every_pair_of_an_open_slot_is_eligible_in_the_order_of_the_dry_run(make_state: Callable[..., Any]) -> None:
+    state = make_state()
+
+    assert eligible(state, WINDOW) == state.options
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "detail", "measured", "limit"),
+    [
+        ({"fence": 1}, HoldReason.NO_OPEN_SLOT, "slots open later", 1, 2),
+        ({"fence": 34}, HoldReason.GROWTH_OVER, "a seed could not be fossilised before the end", 34, 33),
+        ({"incubating": True}, HoldReason.NO_OPEN_SLOT, "a tournament is in flight", None, None),
+        ({"tests_used": 400}, HoldReason.BUDGET_SPENT, "tests of the run", 400, 400),
+        ({"added_parameters": 901}, HoldReason.BUDGET_SPENT, "parameters left for the smallest seed", 100, 99),
+    ],
+)
+def test_what_closes_everything_is_named_with_its_figure(
+    make_state: Callable[..., RoundState],
+    changes: dict[str, Any],
+    reason: HoldReason,
+    detail: str,
+    measured: float | None,
+    limit: float | None,
+) -> None:
+    state = make_state(**changes)
+
+    assert eligible(state, WINDOW) == Hold(
+        fence=state.fence, reason=reason, detail=detail, measured=measured, limit=limit
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{"fence": 2}, {"fence": 33}, {"tests_used": 399}, {"added_parameters": 900}], ids=str
+)
+def test_what_just_meets_a_limit_is_open(make_state: Callable[..., RoundState], changes: dict[str, Any]) -> None:
+    assert len(ids(eligible(make_state(**changes), WINDOW))) == 2
+
+
+def test_full_slots_hold(make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState]) -> None:
+    full = eligible(make_state(slots=(make_slot(occupied=3),)), WINDOW)
+
+    assert isinstance(full, Hold)
+    assert (full.reason, full.detail, full.measured) == (HoldReason.NO_OPEN_SLOT, "every slot is full", 1)
+    assert len(ids(eligible(make_state(slots=(make_slot(occupied=2),)), WINDOW))) == 2
+
+
+def test_embargoes_hold(make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState]) -> None:
+    bound = eligible(make_state(slots=(make_slot(embargoed=("mlp", "norm")),)), WINDOW)
+
+    assert isinstance(bound, Hold)
+    assert (bound.reason, bound.detail) == (HoldReason.NO_OPEN_SLOT, "every open pair is embargoed")
+
+
+def test_a_full_slot_an_embargo_and_a_seed_too_large_close_only_their_own_pairs(
+    make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState], make_pair: Callable[..., Pair]
+) -> None:
+    state = make_state(
+        slots=(make_slot("a", occupied=3), make_slot("b", embargoed=("mlp",)), make_slot("c")),
+        options=(
+            *(make_pair(name, slot) for slot in "abc" for name in ("mlp", "norm")),
+            make_pair("block", "c", parameters=1001),
+        ),
+    )
+
+    assert ids(eligible(state, WINDOW)) == [("b", "norm"), ("c", "mlp"), ("c", "norm")]

@@ -1,0 +1,148 @@
+"""Field reports: what lacks a value is refused, what was stored is read back, and damage hides only itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.durable.log import FramedLog, scan
+from esper.errors import FieldReportInvalid
+from esper.leyline.reports import FieldReport
+from esper.tamiyo.field_reports import KIND, SEGMENT, FieldReportStore, load_reports, parse_report
+from esper.telemetry import Telemetry
+
+MakeReport = Callable[..., FieldReport]
+
+
+def as_json(report: FieldReport, **changes: Any) -> str:
+    """A report's JSON with some values changed, or taken out by `...`."""
+    fields = json.loads(report.model_dump_json()) | changes
+    return json.dumps({key: value for key, value in fields.items() if value is not ...})
+
+
+def stored(folder: Path, *reports: FieldReport) -> Path:
+    store = FieldReportStore(folder)
+    for report in reports:
+        store.append(report)
+    store.close()
+    return folder / SEGMENT
+
+
+def test_a_whole_report_is_read(make_report: MakeReport, told: Callable[[], list[str]]) -> None:
+    report = make_report()
+
+    assert parse_report(as_json(report)) == parse_report(as_json(report).encode()) == report
+    assert told() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"issued_at": ...}, "issued_at"),
+        ({"issued_at": "2026-01-01T00:00:00"}, "issued_at"),
+        ({"issued_at": None}, "issued_at"),
+        ({"issued_at": 1767225600}, "issued_at"),
+        ({"outcome": "FINE"}, "outcome"),
+        ({"gain": ..., "z": ...}, "gain, z"),
+        ({"weather": "good"}, "weather"),
+    ],
+    ids=str,
+)
+def test_a_report_that_lacks_what_it_must_carry_is_refused_and_told(
+    make_report: MakeReport, changes: dict[str, Any], named: str, telemetry: Telemetry, told: Callable[[], list[str]]
+) -> None:
+    with pytest.raises(FieldReportInvalid, match=f"field report: missing or wrong: {named}"):
+        parse_report(as_json(make_report(), **changes))
+    assert told() == ["field_report_invalid"]
+    assert telemetry.counters.total("esper.severe_events", event="field_report_invalid") == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "no json", "{"])
+def test_what_is_no_report_at_all_is_refused(text: str) -> None:
+    with pytest.raises(FieldReportInvalid):
+        parse_report(text)
+
+
+def test_what_was_stored_is_read_back(make_report: MakeReport, tmp_path: Path, telemetry: Telemetry) -> None:
+    reports = (
+        make_report(1),
+        make_report(2, reasons=(), gain=0.1, z=5.5),
+        make_report(3, gain=float("inf"), z=float("-inf")),  # of a control without any loss
+    )
+    stored(tmp_path / "field_reports", *reports[:2])
+    stored(tmp_path / "field_reports", reports[2])  # opened again
+    loaded = load_reports(tmp_path / "field_reports")
+
+    assert loaded.reports == reports
+    assert loaded.errors == ()
+    assert telemetry.counters.total("esper.load.errors") == 0
+
+
+def test_an_empty_or_absent_store_holds_nothing(tmp_path: Path) -> None:
+    stored(tmp_path / "empty")
+
+    assert load_reports(tmp_path / "empty").reports == load_reports(tmp_path / "absent").reports == ()
+
+
+def test_a_damaged_entry_is_skipped_named_and_counted(
+    make_report: MakeReport, tmp_path: Path, telemetry: Telemetry
+) -> None:
+    segment = stored(tmp_path, *(make_report(n) for n in (1, 2, 3)))
+    second = scan(segment).frames[1]
+    data = bytearray(segment.read_bytes())
+    data[data.index(b"report-2")] ^= 1
+    segment.write_bytes(data)
+
+    loaded = load_reports(tmp_path)
+
+    assert [report.report_id for report in loaded.reports] == ["report-1", "report-3"]
+    (error,) = loaded.errors
+    assert (error.file, error.offset, error.reason) == (segment, second.offset, "the checksum of the payload is wrong")
+    assert telemetry.counters.total("esper.load.errors", store="field_reports") == 1
+
+
+def test_a_torn_tail_is_named_and_counted(make_report: MakeReport, tmp_path: Path, telemetry: Telemetry) -> None:
+    segment = stored(tmp_path, make_report(1), make_report(2))
+    last = scan(segment).frames[1]
+    segment.write_bytes(segment.read_bytes()[:-5])
+
+    loaded = load_reports(tmp_path)
+
+    assert [report.report_id for report in loaded.reports] == ["report-1"]
+    (error,) = loaded.errors
+    assert (error.file, error.offset, error.reason) == (segment, last.offset, "the frame is cut short")
+    assert telemetry.counters.total("esper.load.errors") == 1
+
+
+def test_a_sound_entry_that_is_no_report_hides_none_of_the_others(
+    make_report: MakeReport, tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
+) -> None:
+    stored(tmp_path, make_report(1))
+    log = FramedLog.open(tmp_path / SEGMENT)
+    log.append(KIND, as_json(make_report(2), issued_at=...).encode())
+    log.close()
+    stored(tmp_path, make_report(3))
+
+    loaded = load_reports(tmp_path)
+
+    assert [report.report_id for report in loaded.reports] == ["report-1", "report-3"]
+    (error,) = loaded.errors
+    assert error.file == tmp_path / SEGMENT
+    assert error.offset == scan(tmp_path / SEGMENT).frames[1].offset
+    assert "issued_at" in error.reason
+    assert told() == ["field_report_invalid"]
+    assert telemetry.counters.total("esper.load.errors") == 1
+
+
+def test_damage_is_named_by_the_segment_it_is_in(make_report: MakeReport, tmp_path: Path) -> None:
+    segments = [stored(tmp_path, make_report(n)).rename(tmp_path / f"reports-{n}.log") for n in (7, 8)]
+    segments[0].write_bytes(segments[0].read_bytes()[:-1])
+
+    loaded = load_reports(tmp_path)
+
+    assert [report.report_id for report in loaded.reports] == ["report-8"]
+    assert [error.file for error in loaded.errors] == segments[:1]

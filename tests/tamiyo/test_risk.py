@@ -1,0 +1,105 @@
+"""Risk: each figure turns a decision into a hold at its limit and not before, with the figure beside the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
+from esper.leyline.state import RoundState, SeedState
+from esper.tamiyo.risk import assess, cost_ratio, coverage, loss_spike
+from esper.tamiyo.settings import RiskConfig
+
+LIMITS = RiskConfig()
+HOST_FLOPS = 10_000
+MakeState = Callable[..., RoundState]
+MakeDecision = Callable[..., Decision]
+
+
+@pytest.mark.parametrize(
+    ("state", "decision", "limits", "held"),
+    [
+        ({"training__train_loss": 1.5, "training__best_train_loss": 1.25}, {}, {}, ("loss spike", 0.2, 0.15)),
+        ({}, {"risk": 0.98}, {}, ("policy risk", 0.98, 0.98)),
+        ({}, {"risk": 1.0}, {}, ("policy risk", 1.0, 0.98)),
+        ({"isolation_violations": 1}, {}, {}, ("isolation violations", 1, 0)),
+        ({}, {}, {"max_cost_ratio": 2.0}, ("modelled cost", 2.1, 2.0)),
+        ({}, {}, {"min_coverage": 1.0}, ("coverage", 1.0, 1.0)),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_figure_over_its_limit_holds(
+    make_state: MakeState,
+    make_decision: MakeDecision,
+    make_pair: Callable[..., Pair],
+    state: dict[str, Any],
+    decision: dict[str, Any],
+    limits: dict[str, Any],
+    held: tuple[str, float, float],
+) -> None:
+    hold = assess(make_state(**state), make_decision(make_pair(), **decision), RiskConfig(**limits), HOST_FLOPS)
+
+    assert isinstance(hold, Hold)
+    assert (hold.reason, hold.fence, hold.detail) == (HoldReason.RISK, 5, held[0])
+    assert (hold.measured, hold.limit) == (pytest.approx(held[1]), held[2])
+
+
+@pytest.mark.parametrize(
+    ("state", "decision", "limits"),
+    [
+        ({}, {}, {}),
+        ({"training__train_loss": 1.25, "training__best_train_loss": 1.0}, {}, {"max_loss_spike": 0.25}),
+        ({"training__train_loss": 0.1}, {}, {}),
+        ({"training__train_loss": None, "training__best_train_loss": None}, {}, {}),
+        ({}, {"risk": 0.97}, {}),
+        ({"isolation_violations": 2}, {}, {"max_isolation_violations": 2}),
+        ({}, {}, {"max_cost_ratio": 2.1}),
+    ],
+    ids=str,
+)
+def test_a_figure_at_its_limit_or_not_measured_lets_the_decision_go_on(
+    make_state: MakeState,
+    make_decision: MakeDecision,
+    make_pair: Callable[..., Pair],
+    state: dict[str, Any],
+    decision: dict[str, Any],
+    limits: dict[str, Any],
+) -> None:
+    made = make_decision(make_pair(), **decision)
+
+    assert assess(make_state(**state), made, RiskConfig(**limits), HOST_FLOPS) is None
+
+
+def test_a_spike_is_measured_against_the_best_round_before(make_state: MakeState) -> None:
+    assert loss_spike(make_state(training__train_loss=3.0, training__best_train_loss=2.0)) == 0.5
+    assert loss_spike(make_state(training__train_loss=-1.0, training__best_train_loss=-2.0)) == 0.5
+    assert loss_spike(make_state(training__best_train_loss=None)) is None
+
+
+def test_the_cost_is_that_of_all_forks_with_the_control(
+    make_decision: MakeDecision, make_pair: Callable[..., Pair]
+) -> None:
+    assert cost_ratio(make_decision(make_pair(flops=5_000), make_pair("norm", flops=2_500)), HOST_FLOPS) == 3.75
+
+
+def test_coverage_is_the_share_of_features_that_were_measured(
+    make_state: MakeState, make_seed: Callable[..., SeedState]
+) -> None:
+    unmeasured = {"training__train_loss": None, "training__gradient_norm": None, "training__best_train_loss": None}
+    grafted, lost = make_seed("grafted", gain=None), make_seed("lost", gain=None, ordinal=None)
+
+    assert coverage(make_state()) == 1.0
+    assert coverage(make_state(**unmeasured)) == 2 / 5
+    assert coverage(make_state(seeds=(grafted, lost))) == 5 / 6  # a seed that never was in the host has no feature
+    assert coverage(make_state(**unmeasured, options=())) == 0.0
+
+
+def test_nothing_measured_holds_by_its_coverage(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
+) -> None:
+    unmeasured = {"training__train_loss": None, "training__gradient_norm": None, "training__best_train_loss": None}
+    hold = assess(make_state(**unmeasured, options=()), make_decision(make_pair()), LIMITS, HOST_FLOPS)
+
+    assert hold == Hold(fence=5, reason=HoldReason.RISK, detail="coverage", measured=0.0, limit=0.1)

@@ -1,0 +1,257 @@
+"""Tamiyo as one: a decision or a reasoned hold; what fails is told, counted and raised, and never becomes a hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from esper.errors import (
+    DependencyViolationError,
+    FieldReportInvalid,
+    NoSeedCandidates,
+    PolicyDeadlineExceeded,
+    PolicyFailed,
+)
+from esper.leyline.commands import Command, Operation
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
+from esper.leyline.reports import FieldReport
+from esper.leyline.stages import Stage
+from esper.leyline.state import RoundState, SeedState
+from esper.tamiyo.commands import CommandBuilder
+from esper.tamiyo.eligibility import GrowthWindow
+from esper.tamiyo.service import Tamiyo
+from esper.tamiyo.settings import RiskConfig
+from esper.telemetry import Telemetry
+from esper.testing import FakeClock, ScriptedPolicy
+
+MakeState = Callable[..., RoundState]
+MakeDecision = Callable[..., Decision]
+Told = Callable[[], list[str]]
+
+
+class Rooms:
+    """Tamiyo with a policy that answers as scripted, and the clock that both see."""
+
+    def __init__(self, *answers: Any, policy: Any = None) -> None:
+        self.clock, self.policy = FakeClock(), policy or ScriptedPolicy(*answers)
+        self.tamiyo = Tamiyo(
+            self.policy,
+            CommandBuilder(b"key", self.clock, ramp_steps=75),
+            GrowthWindow(first_fence=1, fences_to_fossil=7, stack=3),
+            RiskConfig(),
+            host_flops=10_000,
+            deadline_s=5.0,
+            clock=self.clock,
+        )
+
+
+def failures(telemetry: Telemetry) -> int:
+    return telemetry.counters.total("esper.policy.failures")
+
+
+def test_a_decision_becomes_a_signed_command(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], telemetry: Telemetry, told: Told
+) -> None:
+    decision = make_decision(make_pair("mlp"))
+    verdict = Rooms(decision).tamiyo.decide(make_state())
+
+    assert isinstance(verdict.outcome, Command)
+    assert verdict.outcome.operation is Operation.GERMINATE
+    assert [c.blueprint_id for c in verdict.outcome.candidates] == ["mlp"]
+    assert verdict.outcome.signature
+    assert verdict.decision == decision
+    assert telemetry.counters.total("esper.policy.decisions") == 1
+    assert (told(), failures(telemetry)) == ([], 0)
+
+
+def test_the_policy_sees_the_state_the_open_pairs_and_the_whole_past(
+    make_state: MakeState, make_decision: MakeDecision, make_report: Callable[..., FieldReport]
+) -> None:
+    class Watching:
+        name, version = "watching", "1"
+
+        def decide(self, state: RoundState, eligible: tuple[Pair, ...], past: tuple[FieldReport, ...]) -> Decision:
+            self.saw = (state, eligible, past)
+            return make_decision(*eligible)
+
+    rooms = Rooms(policy=Watching())
+    reports = (make_report(1), make_report(2))
+    for report in reports:
+        rooms.tamiyo.remember(report)
+    state = make_state()
+    rooms.tamiyo.decide(state)
+
+    assert rooms.policy.saw == (state, state.options, reports)
+
+
+def test_where_nothing_is_open_the_policy_is_not_asked(make_state: MakeState) -> None:
+    rooms = Rooms()
+    verdict = rooms.tamiyo.decide(make_state(tests_used=400))
+
+    assert isinstance(verdict.outcome, Hold)
+    assert (verdict.outcome.reason, verdict.decision) == (HoldReason.BUDGET_SPENT, None)
+    assert rooms.policy.asked == []
+
+
+def test_a_policys_own_hold_keeps_its_reason(make_state: MakeState, make_decision: MakeDecision, told: Told) -> None:
+    decision = make_decision(hold="let it settle")
+    verdict = Rooms(decision).tamiyo.decide(make_state())
+
+    assert verdict.outcome == Hold(fence=5, reason=HoldReason.POLICY_CHOICE, detail="let it settle")
+    assert verdict.decision == decision
+    assert told() == []
+
+
+def test_a_risk_over_its_limit_holds_what_the_policy_decided(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
+) -> None:
+    decision = make_decision(make_pair("mlp"), risk=0.99)
+    verdict = Rooms(decision).tamiyo.decide(make_state())
+
+    assert verdict.outcome == Hold(fence=5, reason=HoldReason.RISK, detail="policy risk", measured=0.99, limit=0.98)
+    assert verdict.decision == decision
+
+
+# -- failures ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hold", [None, ""])
+def test_a_policy_that_names_no_pair_and_no_reason_has_no_candidates(
+    make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told, hold: str | None
+) -> None:
+    with pytest.raises(NoSeedCandidates, match="2 are open"):
+        Rooms(make_decision(hold=hold)).tamiyo.decide(make_state())
+    assert told() == ["policy_no_candidates"]
+    assert failures(telemetry) == 1
+
+
+def test_a_policy_that_names_closed_pairs_alone_has_no_candidates(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], told: Told
+) -> None:
+    with pytest.raises(NoSeedCandidates):
+        Rooms(make_decision(make_pair("block"), make_pair("mlp", "head"))).tamiyo.decide(make_state())
+    assert told() == ["policy_no_candidates"]
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [{"blueprint_id": "block"}, {"slot": "head"}, {"flops": 1}, {"mesh": ()}, {"parameters": 0}, {"risk": 0.0}],
+    ids=str,
+)
+def test_one_pair_that_is_not_eligible_as_it_stands_refuses_the_whole_decision(
+    make_state: MakeState,
+    make_decision: MakeDecision,
+    make_pair: Callable[..., Pair],
+    telemetry: Telemetry,
+    told: Told,
+    stray: dict[str, Any],
+) -> None:
+    decision = make_decision(make_pair("norm", risk=0.1), make_pair("mlp").model_copy(update=stray))
+
+    with pytest.raises(DependencyViolationError, match="policy scripted: a pair that is not eligible") as caught:
+        Rooms(decision).tamiyo.decide(make_state())
+    assert not isinstance(caught.value, NoSeedCandidates)
+    assert told() == ["dependency_violation"]
+    assert failures(telemetry) == 1
+
+
+@pytest.mark.parametrize(
+    "figures", [{"risk": float("nan")}, {"risk": float("-inf")}, {"logits": (0.5, float("nan"))}], ids=str
+)
+def test_a_figure_that_is_not_finite_is_an_error_and_not_a_pass(
+    make_state: MakeState,
+    make_decision: MakeDecision,
+    make_pair: Callable[..., Pair],
+    told: Told,
+    figures: dict[str, Any],
+) -> None:
+    with pytest.raises(DependencyViolationError, match="a figure that is not finite"):
+        Rooms(make_decision(make_pair("mlp"), **figures)).tamiyo.decide(make_state())
+    assert told() == ["dependency_violation"]
+
+
+def test_a_policys_own_error_is_the_cause_of_its_failure(
+    make_state: MakeState, telemetry: Telemetry, told: Told
+) -> None:
+    own = ZeroDivisionError("in the features")
+
+    with pytest.raises(PolicyFailed, match="policy scripted failed at fence 5") as caught:
+        Rooms(own).tamiyo.decide(make_state())
+    assert caught.value.__cause__ is own
+    assert told() == ["policy_failed"]
+    assert failures(telemetry) == 1
+    assert telemetry.counters.total("esper.policy.decisions") == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "event"),
+    [
+        (FieldReportInvalid("a report", "issued_at"), "dependency_violation"),
+        (NoSeedCandidates("the policy", "a candidate"), "dependency_violation"),
+        (PolicyDeadlineExceeded(7.0, 5.0, ""), "policy_failed"),
+    ],
+)
+def test_an_error_of_the_tree_passes_unchanged(
+    make_state: MakeState, telemetry: Telemetry, told: Told, error: Exception, event: str
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        Rooms(error).tamiyo.decide(make_state())
+    assert caught.value is error
+    assert told() == [event]
+    assert failures(telemetry) == 1
+
+
+@pytest.mark.parametrize("answer", [None, "try the mlp", ()])
+def test_an_answer_that_is_no_decision_is_a_failure(make_state: MakeState, told: Told, answer: object) -> None:
+    with pytest.raises(PolicyFailed) as caught:
+        Rooms(lambda _state, _eligible: answer).tamiyo.decide(make_state())
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert told() == ["policy_failed"]
+
+
+def test_a_policy_over_its_deadline_is_an_error_whatever_it_answered(
+    make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told
+) -> None:
+    def slow(_state: RoundState, eligible: tuple[Pair, ...]) -> Decision:
+        rooms.clock.move(5.5)
+        return make_decision(*eligible)
+
+    rooms = Rooms(slow)
+    with pytest.raises(PolicyDeadlineExceeded) as caught:
+        rooms.tamiyo.decide(make_state())
+    assert (caught.value.elapsed_s, caught.value.deadline_s) == (5.5, 5.0)
+    (file,) = telemetry.directory.glob("spans-*.jsonl")
+    assert len(caught.value.span_id) == 16
+    assert caught.value.span_id in file.read_text()
+    assert told() == ["policy_timeout"]
+    assert failures(telemetry) == 1
+
+
+def test_a_policy_that_just_meets_its_deadline_is_heard(make_state: MakeState, make_decision: MakeDecision) -> None:
+    def slow(_state: RoundState, eligible: tuple[Pair, ...]) -> Decision:
+        rooms.clock.move(5.0)
+        return make_decision(*eligible)
+
+    rooms = Rooms(slow)
+    assert isinstance(rooms.tamiyo.decide(make_state()).outcome, Command)
+
+
+# -- seeds that are under way ------------------------------------------------------------------------------------
+
+
+def test_the_first_seed_that_is_due_advances_without_the_policy(
+    make_state: MakeState, make_seed: Callable[..., SeedState]
+) -> None:
+    rooms = Rooms()
+    seeds = (make_seed("s1"), make_seed("s2", due=True, stage=Stage.SHADOWING), make_seed("s3", due=True))
+    command = rooms.tamiyo.advance(make_state(seeds=seeds))
+
+    assert command is not None
+    assert (command.seed_id, command.operation, command.policy_version) == ("s2", Operation.ADVANCE, "scripted-1")
+    assert rooms.policy.asked == []
+
+
+def test_where_no_seed_is_due_nothing_advances(make_state: MakeState, make_seed: Callable[..., SeedState]) -> None:
+    assert Rooms().tamiyo.advance(make_state(seeds=(make_seed("s1"),))) is None

@@ -1,0 +1,82 @@
+"""What a plan must carry: each thing that it lacks is named, told once, and refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from esper.errors import DependencyViolationError
+from esper.leyline.commands import BlendSpec
+from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
+from esper.telemetry import Telemetry
+from esper.tensors import blob_digest
+from esper.tolaria.dependencies import check_plan
+
+IDS: dict[str, Any] = {"command_id": "c", "run_id": "run", "generation": 3, "seed_id": "s", "fence": 2}
+GRAFT = GraftPlan(
+    **IDS,
+    slot="body",
+    ordinal=0,
+    blueprint_id="mlp",
+    blend=BlendSpec(mode="RESIDUAL", ramp_steps=4),
+    start_step=40,
+    isolated=True,
+    warmup_steps=3,
+    asked_device="cpu",
+    weights=b"weights",
+    weights_digest=blob_digest(b"weights"),
+)
+PLANS = [GRAFT, JoinPlan(**IDS), RemovePlan(**IDS)]
+KINDS = ["graft", "join", "remove"]
+
+
+def check(plan: HostPlan) -> None:
+    check_plan(plan, run_id="run", generation=3, modules=frozenset({"body", "head"}))
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=KINDS)
+def test_a_sound_plan_passes_in_silence(plan: HostPlan, told: Callable[[], list[str]]) -> None:
+    check(plan)
+    assert told() == []
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=KINDS)
+@pytest.mark.parametrize(
+    ("changed", "missing"),
+    [
+        ({"command_id": ""}, "command id missing"),
+        ({"seed_id": ""}, "seed id missing"),
+        ({"run_id": ""}, "another run's"),
+        ({"run_id": "other"}, "another run's"),
+        ({"generation": 2}, "another generation's"),
+        ({"generation": 4}, "another generation's"),
+    ],
+)
+def test_any_plan_without_its_ids_is_refused(
+    plan: HostPlan, changed: dict[str, Any], missing: str, telemetry: Telemetry, told: Callable[[], list[str]]
+) -> None:
+    with pytest.raises(DependencyViolationError) as caught:
+        check(plan.model_copy(update=changed))
+    assert caught.value.missing == missing
+    assert told() == ["dependency_violation"]
+    assert telemetry.counters.total("esper.severe_events", event="dependency_violation") == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "missing"),
+    [
+        ({"slot": "bodies"}, "target not in the host"),
+        ({"slot": ""}, "target not in the host"),
+        ({"weights": b"weights!"}, "weights are not those digested"),
+        ({"weights_digest": ""}, "weights are not those digested"),
+    ],
+)
+def test_a_graft_without_its_target_or_its_weights_is_refused(
+    changed: dict[str, Any], missing: str, told: Callable[[], list[str]]
+) -> None:
+    with pytest.raises(DependencyViolationError) as caught:
+        check(GRAFT.model_copy(update=changed))
+    assert caught.value.missing == missing
+    assert told() == ["dependency_violation"]

@@ -1,0 +1,69 @@
+"""Optimizers: a seed has one of its own, of the task's kind, with its own course; the host's is never touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from esper.errors import TaskError
+from esper.testing import tiny_task
+from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, load_copy, seed_rate
+
+
+def test_a_seeds_rate_rises_linearly_and_then_falls_to_the_floor() -> None:
+    course = [seed_rate(step, start=100, total=500, warmup=20) for step in range(100, 501)]
+
+    assert course[0] == pytest.approx(1 / 20)
+    assert course[9] == pytest.approx(10 / 20, rel=2e-3)
+    assert course[:20] == sorted(course[:20])
+    assert course[19] > 0.99
+    assert course[20:] == sorted(course[20:], reverse=True)
+    assert course[200] == pytest.approx((1 + FLOOR) / 2)  # half-way
+    assert course[400] == pytest.approx(FLOOR)
+
+
+def test_a_seed_that_has_not_begun_has_no_rate() -> None:
+    assert [seed_rate(step, start=100, total=500, warmup=20) for step in (0, 50, 99)] == [0, 0, 0]
+
+
+def test_a_seed_that_begins_at_the_last_step_has_a_rate_all_the_same() -> None:
+    assert 0 < seed_rate(500, start=500, total=500, warmup=1) <= 1
+
+
+def test_a_seeds_optimizer_is_of_the_tasks_kind_and_follows_the_seeds_own_course() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    task = tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5))
+    optimizer = SeedOptimizer(task, [parameter], start=100, total=500, warmup=20)
+
+    moved = 0.0
+    for step in (100, 101, 300):
+        parameter.grad = torch.ones(1)
+        optimizer.step(step)
+        moved -= 0.5 * seed_rate(step, 100, 500, 20)
+        assert parameter.item() == pytest.approx(moved)
+    assert isinstance(optimizer.optimizer, torch.optim.SGD)
+
+
+def test_what_is_no_optimizer_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"task\.optimizer = 'list'"):
+        build_optimizer(tiny_task(optimizer=list), [nn.Parameter(torch.zeros(1))])
+
+
+def test_a_loaded_state_stays_the_callers() -> None:
+    def stepped() -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        parameter = nn.Parameter(torch.zeros(3))
+        optimizer = torch.optim.Adam([parameter], lr=0.1)
+        parameter.grad = torch.ones(3)
+        optimizer.step()
+        return parameter, optimizer
+
+    parameter, optimizer = stepped()
+    _, source = stepped()
+    state = source.state_dict()
+    load_copy(optimizer, state)
+    parameter.grad = torch.full((3,), 5.0)
+    optimizer.step()
+
+    assert torch.allclose(state["state"][0]["exp_avg"], torch.full((3,), 0.1))
+    assert state["state"][0]["step"] == 1

@@ -1,0 +1,620 @@
+"""The trainer: a copy has its original's future to the bit, and neither looking nor failing changes a host."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from esper.errors import DependencyViolationError, DivergenceUnrecoverable, EmergencyStop, TaskError
+from esper.kasmina.blueprints import Registry, blueprint
+from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
+from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.stages import Stage
+from esper.prospect import Prospect
+from esper.streams import generator, seed_process
+from esper.telemetry import Telemetry
+from esper.tensors import state_digest
+from esper.testing import Bands, TinyHost
+from esper.tolaria.trainer import Trainer, build_host, never
+
+RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
+MakeProspect = Callable[..., Prospect]
+MakePlan = Callable[..., GraftPlan]
+
+
+class RestlessHost(nn.Module):
+    """All that makes a copy hard: dropout, batch statistics, and a buffer that the state dict leaves out."""
+
+    drift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(8, 4)
+        self.register_buffer("drift", torch.zeros(8), persistent=False)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        h_BC = self.drop(self.norm(self.body(x_BC)))
+        if self.training:
+            self.drift.mul_(0.9).add_(h_BC.detach().mean(0), alpha=0.1)
+        scores: Tensor = self.head(h_BC + self.drift)
+        return scores
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "Adam": {},
+    "AdamW and cosine": {
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+        "scheduler": lambda optimizer, total: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total),
+    },
+    "SGD with momentum and one cycle of rate and momentum": {
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True),
+        "scheduler": lambda optimizer, total: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total),
+    },
+}
+
+
+def live_trainer(prospect: Prospect) -> Trainer:
+    return prospect.trainer(RUN, 1, "tolaria", never)
+
+
+def fork_of(live: Trainer, prospect: Prospect) -> Trainer:
+    fork = live_trainer(prospect)
+    fork.become(live.snapshot())
+    return fork
+
+
+def differences(left: object, right: object, at: str = "") -> list[str]:
+    """Where two nested values differ by as much as a bit."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return [] if state_digest({"": left}) == state_digest({"": right}) else [at]
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        if left.keys() != right.keys():
+            return [f"{at}: {sorted(map(str, left.keys() ^ right.keys()))}"]
+        return [found for key in left for found in differences(left[key], right[key], f"{at}/{key}")]
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return [
+            found for i, pair in enumerate(zip(left, right, strict=True)) for found in differences(*pair, f"{at}/{i}")
+        ]
+    return [] if left == right else [f"{at}: {left} is not {right}"]
+
+
+def changes(before: Trainer | dict[str, Any], after: Trainer | dict[str, Any]) -> list[str]:
+    """Where all that two hosts' futures depend on differs."""
+    return differences(*(one if isinstance(one, dict) else vars(one.snapshot()) for one in (before, after)))
+
+
+def state(trainer: Trainer) -> dict[str, Any]:
+    return vars(trainer.snapshot())
+
+
+def same_command(plan: GraftPlan, kind: type[JoinPlan | RemovePlan], command_id: str) -> JoinPlan | RemovePlan:
+    return kind(command_id=command_id, run_id=RUN, generation=1, seed_id=plan.seed_id, fence=plan.fence)
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------
+
+
+def test_the_same_run_twice_ends_with_the_same_weights(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    def weights(run_seed: int) -> str:
+        prospect = make_prospect(model=RestlessHost, run__seed=run_seed)
+        trainer = live_trainer(prospect)
+        trainer.train_to(20)
+        trainer.apply(make_plan(prospect))
+        trainer.train_to(40)
+        return trainer.weights_sha256()
+
+    assert weights(1) == weights(1)
+    assert weights(1) != weights(2)
+
+
+@pytest.mark.parametrize("recipe", OPTIMIZERS)
+def test_a_fork_ends_with_the_very_bits_of_the_live_host(
+    make_prospect: MakeProspect, make_plan: MakePlan, recipe: str
+) -> None:
+    prospect = make_prospect(model=RestlessHost, **OPTIMIZERS[recipe])
+    live = live_trainer(prospect)
+    live.train_to(15)
+    live.apply(make_plan(prospect, step=15, isolated=True))
+    live.train_to(17)  # in the middle of the ramp
+    live.apply(make_plan(prospect, "low_rank", step=17, seed_id="seed-2", command_id="command-2", ordinal=1))
+    live.train_to(18)
+    fork = fork_of(live, prospect)
+    assert changes(live, fork) == []
+
+    assert live.train_to(40) == fork.train_to(40)
+    assert changes(live, fork) == []
+    assert live.weights_sha256() == fork.weights_sha256()
+    assert live.sample_losses("gate", 2) == fork.sample_losses("gate", 2)
+
+
+def test_a_fork_of_a_joined_seed_is_not_isolated(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    live = live_trainer(prospect)
+    plan = make_plan(prospect, step=0, isolated=True)
+    live.apply(plan)
+    live.train_to(5)
+    alone = fork_of(live, prospect)
+    live.apply(same_command(plan, JoinPlan, "command-2"))
+    joined = fork_of(live, prospect)
+
+    for trainer in (live, alone, joined):
+        trainer.train_to(15)
+    assert changes(live, joined) == []
+    assert live.weights_sha256() != alone.weights_sha256()
+
+
+def test_a_snapshot_shares_no_memory_with_its_host_or_with_a_fork(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    live = live_trainer(prospect)
+    live.apply(make_plan(prospect, step=0))
+    live.train_to(5)
+    snapshot = live.snapshot()
+    before = copy.deepcopy(vars(snapshot))
+    fork = live_trainer(prospect)
+    fork.become(snapshot)
+
+    live.train_to(10)
+    fork.train_to(10)
+
+    assert differences(vars(snapshot), before) == []
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+@pytest.mark.parametrize("recipe", OPTIMIZERS)
+def test_without_seeds_it_is_a_bare_pytorch_loop_to_the_bit(
+    make_prospect: MakeProspect, recipe: str, clip_norm: float | None
+) -> None:
+    changed = {"run__clip_norm": clip_norm} if clip_norm is not None else {}
+    prospect = make_prospect(model=RestlessHost, run__seed=3, **OPTIMIZERS[recipe], **changed)
+    trainer, task = live_trainer(prospect), prospect.task
+    assert len(task.train) == 1024  # 32 steps to the lap
+
+    seed_process(3, "model")
+    model = task.model()
+    optimizer = task.optimizer(model.parameters())
+    scheduler = task.scheduler(optimizer, prospect.total_steps) if task.scheduler else None
+    losses, norms = [], []
+    for step in range(40):
+        lap, place = divmod(step * 32, 1024)
+        chosen = generator(3, "order", lap).permutation(1024)[place : place + 32]
+        seed_process(3, "step", step)
+        pairs = [task.train[int(i)] for i in chosen]
+        loss = cross_entropy(model(torch.stack([x for x, _ in pairs])), torch.stack([y for _, y in pairs]))
+        optimizer.zero_grad()
+        loss.backward()
+        limit = clip_norm if clip_norm is not None else float("inf")
+        norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), limit)))
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(loss.item())
+
+    round_ = trainer.run_round(1, 40)
+    assert list(round_.losses) == losses
+    assert round_.gradient_norm == max(norms)
+    assert clip_norm is None or max(norms) > clip_norm  # else nothing was clipped
+    assert trainer.weights_sha256() == state_digest(model.state_dict())
+
+
+def test_looking_at_a_host_does_not_change_what_becomes_of_it(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    looked_at, left_alone = live_trainer(prospect), live_trainer(prospect)
+    for trainer in (looked_at, left_alone):
+        trainer.train_to(10)
+        trainer.apply(make_plan(prospect, step=10))
+        trainer.train_to(15)
+    before = state(looked_at)
+
+    looked_at.sample_losses("gate", 1)
+    looked_at.shard_means("test")
+    looked_at.activation("body")
+    looked_at.observe(1, {})
+    looked_at.weights_sha256()
+    looked_at.compare_with_unseeded({"seed-0": "body"})
+
+    assert changes(before, looked_at) == []
+    assert looked_at.train_to(30) == left_alone.train_to(30)
+    assert changes(looked_at, left_alone) == []
+
+
+# -- rounds and measures -----------------------------------------------------------------------------------------
+
+
+def test_a_round_says_what_it_measured_beside_the_best_before_it(make_prospect: MakeProspect) -> None:
+    trainer = live_trainer(make_prospect())
+    start, first, second, third = trainer.untrained(), *(trainer.run_round(n, 20 * n) for n in (1, 2, 3))
+
+    assert (start.train_loss, start.gradient_norm, start.best_train_loss, start.losses) == (None, None, None, ())
+    assert (first.fence, first.step, len(first.losses)) == (1, 20, 20)
+    assert first.train_loss == sum(first.losses) / 20
+    assert first.best_train_loss is None
+    assert second.best_train_loss == first.train_loss
+    assert third.best_train_loss == min(first.train_loss or 0, second.train_loss or 0)
+    assert first.parameters == first.host_parameters == 8 * 8 + 8 + 8 * 4 + 4
+
+
+def test_losses_are_measured_without_dropout_sample_by_sample(make_prospect: MakeProspect) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    trainer = live_trainer(prospect)
+    trainer.train_to(5)
+    measured = trainer.sample_losses("gate", 3)
+
+    host = copy.deepcopy(trainer.host).eval()
+    (inputs, targets), *rest = prospect.data.batches_of(prospect.data.slice("gate", 3))
+    assert not rest
+    assert list(measured.losses) == cross_entropy(host(inputs), targets, reduction="none").tolist()
+    assert trainer.host.training
+
+
+def test_a_metric_of_a_whole_batch_counts_for_each_of_its_samples(make_prospect: MakeProspect) -> None:
+    def hits(output: Tensor, target: Tensor) -> Tensor:
+        return (output.argmax(1) == target).float()
+
+    metrics = {"by_sample": hits, "by_batch": lambda output, target: hits(output, target).mean()}
+    trainer = live_trainer(make_prospect(test=Bands(300, key=3), metrics=metrics))  # batches of 256 and of 44
+    means = trainer.shard_means("test")
+
+    assert means["by_batch"] == pytest.approx(means["by_sample"], abs=1e-6)
+    assert means.keys() == {"loss", "by_sample", "by_batch"}
+
+
+def test_a_metric_that_gives_no_tensor_is_refused(make_prospect: MakeProspect) -> None:
+    trainer = live_trainer(make_prospect(metrics={"accuracy": lambda _output, _target: 0.5}))
+
+    with pytest.raises(TaskError, match=r"task\.metrics = 'float'"):
+        trainer.shard_means("test")
+
+
+@pytest.mark.parametrize("factory", [dict, lambda: [nn.Linear(8, 4)]])
+def test_a_model_that_is_no_module_is_refused(make_prospect: MakeProspect, factory: Callable[[], object]) -> None:
+    with pytest.raises(TaskError, match=r"task\.model"):
+        make_prospect(model=factory)
+
+
+def test_a_model_with_state_that_is_no_tensor_is_refused(make_prospect: MakeProspect) -> None:
+    class Counting(TinyHost):
+        def get_extra_state(self) -> int:
+            return 7
+
+        def set_extra_state(self, state: int) -> None:
+            del state
+
+    with pytest.raises(TaskError, match="_extra_state"):
+        build_host(make_prospect().task.__class__(**vars(make_prospect().task) | {"model": Counting}), 0, "cpu")
+
+
+# -- plans -------------------------------------------------------------------------------------------------------
+
+
+def test_the_hosts_moments_and_schedule_never_notice_that_it_grew(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect(**OPTIMIZERS["SGD with momentum and one cycle of rate and momentum"])
+    grown, bare = live_trainer(prospect), live_trainer(prospect)
+    for trainer in (grown, bare):
+        trainer.train_to(20)
+    before = state(grown)
+
+    grown.apply(make_plan(prospect))
+
+    assert differences(state(grown)["optimizer"], before["optimizer"]) == []
+    assert grown.snapshot().scheduler == before["scheduler"]
+    for trainer in (grown, bare):
+        trainer.train_to(40)
+    assert grown.snapshot().scheduler == bare.snapshot().scheduler
+    groups = [trainer.snapshot().optimizer["param_groups"] for trainer in (grown, bare)]
+    assert groups[0] == groups[1]
+    assert list(grown.snapshot().seed_optimizers) == ["seed-1"]
+
+
+def test_a_seed_that_is_removed_before_it_trained_leaves_no_trace(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    grown, bare = live_trainer(prospect), live_trainer(prospect)
+    for trainer in (grown, bare):
+        trainer.train_to(20)
+    plan = make_plan(prospect)
+    grown.apply(plan)
+    grown.apply(same_command(plan, RemovePlan, "command-2"))
+
+    assert changes(grown, bare) == []
+    assert grown.train_to(40) == bare.train_to(40)
+    assert changes(grown, bare) == []
+
+
+def test_a_plan_is_applied_once(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.train_to(20)
+    plan = make_plan(prospect)
+    receipt = trainer.apply(plan)
+    trainer.train_to(25)
+    before = state(trainer)
+
+    assert trainer.apply(plan) == receipt
+    assert changes(before, trainer) == []
+    assert (receipt.step, receipt.parameters) == (20, trainer.parameter_count())
+    assert receipt.parameters > prospect.host_parameters
+
+
+def test_a_known_id_with_another_body_is_refused_and_told(
+    make_prospect: MakeProspect, make_plan: MakePlan, told: Callable[[], list[str]]
+) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.apply(make_plan(prospect, step=0))
+    before = state(trainer)
+
+    with pytest.raises(DependencyViolationError, match="another body"):
+        trainer.apply(make_plan(prospect, step=0, isolated=True))
+    assert changes(before, trainer) == []
+    assert told() == ["dependency_violation"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"run_id": "another"}, "another run's"),
+        ({"generation": 2}, "another generation's"),
+        ({"weights_digest": "0" * 64}, "weights are not those digested"),
+        ({"slot": "nowhere"}, "target not in the host"),
+        ({"slot": "head"}, "slot not known"),
+        ({"command_id": ""}, "command id missing"),
+    ],
+)
+def test_a_plan_that_is_refused_leaves_the_host_untouched(
+    make_prospect: MakeProspect, make_plan: MakePlan, changed: dict[str, Any], why: str
+) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.train_to(5)
+    before = state(trainer)
+
+    with pytest.raises(DependencyViolationError, match=why):
+        trainer.apply(make_plan(prospect, step=5, **changed))
+    assert changes(before, trainer) == []
+    assert not trainer.host.body._forward_hooks
+
+
+# -- probes ------------------------------------------------------------------------------------------------------
+
+
+def test_probing_gradients_leaves_no_gradient_and_no_changed_bit(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    fork = live_trainer(prospect)
+    fork.train_to(20)
+    fork.graft(make_plan(prospect, isolated=True))
+    before = state(fork)
+
+    probe = fork.probe_gradients("seed-1", 2)
+
+    assert (probe.batches, probe.nonfinite, probe.reachable_host_parameters) == (2, 0, ())
+    assert probe.norm > 0
+    assert changes(before, fork) == []
+    assert all(parameter.grad is None for parameter in fork.host.parameters())
+    fork.remove("seed-1")
+    bare = live_trainer(prospect)
+    assert fork.train_to(40) == bare.train_to(40)[20:]
+
+
+class Leaky(nn.Module):
+    """A seed that multiplies with a parameter which is not its own."""
+
+    borrowed: Sequence[nn.Parameter] = ()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8))
+
+    def forward(self, h_BC: Tensor) -> Tensor:
+        out = h_BC * self.weight
+        return out * self.borrowed[0].sum() if self.borrowed else out
+
+
+def leaking(make_prospect: MakeProspect) -> Prospect:
+    registry = Registry()
+
+    @blueprint("leaky", kinds=(Kind.NC,), risk=0.5, registry=registry)
+    def leaky(spec: SlotSpec) -> nn.Module:
+        del spec
+        return Leaky()
+
+    return make_prospect(registry, growth__isolation_audit_steps=4)
+
+
+def test_a_seed_whose_gradient_reaches_the_host_is_found_by_the_probe(
+    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prospect = leaking(make_prospect)
+    fork = live_trainer(prospect)
+    fork.graft(make_plan(prospect, "leaky", step=0, isolated=True))
+    assert fork.probe_gradients("seed-1", 1).reachable_host_parameters == ()
+
+    monkeypatch.setattr(Leaky, "borrowed", [fork.host.get_parameter("head.weight")])
+    assert fork.probe_gradients("seed-1", 1).reachable_host_parameters == ("head.weight",)
+
+
+def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
+    make_prospect: MakeProspect,
+    make_plan: MakePlan,
+    monkeypatch: pytest.MonkeyPatch,
+    told: Callable[[], list[str]],
+) -> None:
+    prospect = leaking(make_prospect)
+    live = live_trainer(prospect)
+    live.train_to(3)
+    live.apply(make_plan(prospect, "leaky", step=3, isolated=True))
+    monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
+    live.train_to(6)  # step 4 is audited
+
+    (seen,) = live.observe(1, {"seed-1": Stage.BLENDING}).seeds
+    assert (seen.isolation_leaks, seen.stage, seen.calls) == (("head.weight",), Stage.BLENDING, 3)
+    assert told() == ["isolation_violated"]
+    (later,) = live.observe(2, {"seed-1": Stage.BLENDING}).seeds
+    assert later.isolation_leaks == ("head.weight",)
+    assert told() == ["isolation_violated"]
+
+
+# -- after a removal ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reset_host(make_prospect: MakeProspect, make_plan: MakePlan) -> Trainer:
+    """A host from which a trained seed was removed."""
+    prospect = make_prospect(model=RestlessHost)
+    live = live_trainer(prospect)
+    plan = make_plan(prospect, step=0)
+    live.apply(plan)
+    live.train_to(10)
+    live.apply(same_command(plan, RemovePlan, "command-2"))
+    return live
+
+
+def test_a_host_whose_seed_was_removed_equals_one_that_never_had_it(reset_host: Trainer) -> None:
+    (probe,) = reset_host.compare_with_unseeded({"seed-1": "body"}).values()
+
+    assert not probe.seed_left
+    assert (probe.optimizers_left, probe.hooks_left) == (0, 0)
+    assert probe.output_equal
+    assert probe.flags_equal
+    assert probe.names_equal
+
+
+def test_a_seed_that_is_still_there_is_found(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    live = live_trainer(prospect)
+    live.apply(make_plan(prospect, step=0))
+    (probe,) = live.compare_with_unseeded({"seed-1": "body"}).values()
+
+    assert probe.seed_left
+    assert (probe.optimizers_left, probe.hooks_left) == (1, 0)
+
+
+def test_a_hook_that_was_left_is_found(reset_host: Trainer) -> None:
+    reset_host.host.get_submodule("body").register_forward_hook(lambda _module, _args, output: output + 1e-6)
+    (probe,) = reset_host.compare_with_unseeded({"seed-1": "body"}).values()
+
+    assert probe.hooks_left == 1
+    assert not probe.output_equal
+
+
+def test_a_parameter_that_was_left_frozen_is_found(reset_host: Trainer) -> None:
+    reset_host.host.get_parameter("body.weight").requires_grad_(False)
+    (probe,) = reset_host.compare_with_unseeded({"seed-1": "body"}).values()
+
+    assert not probe.flags_equal
+    assert probe.output_equal
+
+
+@pytest.mark.parametrize("left", [nn.Identity(), nn.Linear(2, 2)], ids=["without tensors", "with tensors"])
+def test_a_module_that_was_left_is_found(reset_host: Trainer, left: nn.Module) -> None:
+    reset_host.host.get_submodule("body").add_module("left", left)
+    (probe,) = reset_host.compare_with_unseeded({"seed-1": "body"}).values()
+
+    assert not probe.names_equal
+
+
+def test_a_snapshot_of_another_network_is_refused(make_prospect: MakeProspect) -> None:
+    other, tiny = live_trainer(make_prospect(model=RestlessHost)), live_trainer(make_prospect())
+
+    with pytest.raises(DependencyViolationError, match="tensors differ"):
+        tiny.become(other.snapshot())
+
+
+# -- what fails --------------------------------------------------------------------------------------------------
+
+
+class Faulty:
+    """A loss that is sound until it is told to break."""
+
+    def __init__(self) -> None:
+        self.breaks = ""
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        loss = cross_entropy(output, target)
+        if self.breaks == "loss":
+            return loss * float("nan")
+        if self.breaks == "gradient_norm":
+            return loss + (output * 0).sum().sqrt()  # adds 0, and the root has no slope there
+        return loss
+
+
+def faulty(make_prospect: MakeProspect, **changed: Any) -> tuple[Trainer, Faulty, Prospect]:
+    loss = Faulty()
+    prospect = make_prospect(
+        loss=loss, sample_loss=lambda output, target: cross_entropy(output, target, reduction="none"), **changed
+    )
+    return live_trainer(prospect), loss, prospect
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient_norm"])
+def test_what_is_not_finite_stops_the_run_before_any_parameter_changes(
+    make_prospect: MakeProspect, make_plan: MakePlan, telemetry: Telemetry, told: Callable[[], list[str]], what: str
+) -> None:
+    trainer, loss, prospect = faulty(make_prospect)
+    trainer.apply(make_plan(prospect, step=0))
+    trainer.train_to(7)  # the ramp has ended: alpha stays
+    before = state(trainer)
+    loss.breaks = what
+
+    with pytest.raises(DivergenceUnrecoverable) as caught:
+        trainer.run_round(1, 20)
+    assert (caught.value.step, caught.value.what) == (7, what)
+    assert changes(before, trainer) == []
+    assert told() == ["guard_tripped"]
+    assert telemetry.counters.total("esper.guard.trips") == 1
+
+
+def test_a_halt_is_seen_at_the_first_step_boundary_and_no_step_is_begun(make_prospect: MakeProspect) -> None:
+    halted: list[str] = []
+    trainer = make_prospect().trainer(RUN, 1, "tolaria", lambda: bool(halted))
+    trainer.train_to(3)
+    before = state(trainer)
+    halted.append("from outside")
+
+    with pytest.raises(EmergencyStop, match="halted before step 3"):
+        trainer.run_round(1, 20)
+    assert changes(before, trainer) == []
+
+
+def step_spans(telemetry: Telemetry) -> list[tuple[int, bool]]:
+    """(step, failed) of every step that has a span."""
+    (file,) = telemetry.directory.glob("spans-*.jsonl")
+    spans = [
+        json.loads(line)["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in file.read_text().splitlines()
+    ]
+    found = []
+    for one in spans:
+        told = {pair["key"]: pair["value"] for pair in one["attributes"]}
+        if one["name"] == "esper step":
+            found.append((int(told["step"]["intValue"]), one["status"]["code"] == 2))
+    return found
+
+
+@pytest.mark.parametrize("failing", [10, 13])
+def test_one_step_in_five_has_a_span_and_one_that_fails_always(
+    make_prospect: MakeProspect, telemetry: Telemetry, failing: int
+) -> None:
+    trainer, loss, _ = faulty(make_prospect, telemetry__step_every=5)
+    trainer.train_to(failing)
+    loss.breaks = "loss"
+
+    with pytest.raises(DivergenceUnrecoverable):
+        trainer.train_to(20)
+    plain = [step for step in (0, 5, 10) if step != failing]
+    assert step_spans(telemetry) == [*((step, False) for step in plain), (failing, True)]
