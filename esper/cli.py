@@ -12,7 +12,6 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -55,10 +54,6 @@ NoGrowthOption = Annotated[bool, typer.Option("--no-growth", help="train the hos
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 
-class StrictFailure(Exception):
-    """A run failed; what is to be said of it is said already."""
-
-
 @app.command()
 def run(
     task: TaskArgument = DEFAULT_TASK,
@@ -84,10 +79,14 @@ def run(
         result = run_loop(loaded, resolved, reference=reference, progress=terminal)
     except ConfigError:
         raise
+    except KeyboardInterrupt as interrupt:
+        terminal.close()
+        kept = f"; its journal is kept: esper inspect {terminal.path}" if terminal.path is not None else ""
+        raise typer.Exit(_complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
-        _say_failure(error, terminal.path, console, as_json=as_json)
-        raise StrictFailure from error
+        _say_failure(error, terminal.path, as_json=as_json)
+        raise typer.Exit(STRICT_FAILURE) from error
     finally:
         terminal.close()
     if as_json:
@@ -113,7 +112,7 @@ def plan(
         return
     console = Console()
     for line in heading(prospect, None):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     table = Table("slot", "blueprint", "parameters", "cost / host", "risk", "first tournament")
     for row in found["candidates"]:
         chosen = "yes" if row["in_first_tournament"] else ""
@@ -123,8 +122,10 @@ def plan(
     window = found["germinates_at_fences"]
     console.print(f"germinates at fences {window[0]} to {window[1]}" if window else "nothing can germinate in this run")
     console.print(
-        f"modelled: host {found['host_gflops']:.1f} GFLOP, first tournament {found['tournament_gflops']:.1f} GFLOP and"
-        f" {found['tournament_bytes'] / 2**20:.1f} MiB of weights, gradients and moments"
+        f"modelled: host {found['host_gflops']:.2f} GFLOP, twin {found['twin_gflops']:.2f} GFLOP, first tournament"
+        f" {found['tournament_gflops']:.2f} GFLOP and {found['tournament_bytes'] / 2**20:.2f} MiB of weights, gradients"
+        " and moments",
+        soft_wrap=True,
     )
 
 
@@ -159,7 +160,9 @@ def show_config(as_json: JsonOption = False) -> None:
 
 
 @log_app.command("dump")
-def log_dump(path: Annotated[Path, typer.Argument(help="a framed log")], as_json: JsonOption = False) -> None:
+def log_dump(
+    path: Annotated[Path, typer.Argument(help="a framed log", exists=True, dir_okay=False)], as_json: JsonOption = False
+) -> None:
     """Print every record of a framed log, and every place that cannot be read."""
     frames, damaged = [], []
     for found in iterate(path):
@@ -177,6 +180,7 @@ def log_dump(path: Annotated[Path, typer.Argument(help="a framed log")], as_json
 
 def main() -> None:
     """Entry point: run the command line and leave with its exit code."""
+    sys.path.insert(0, str(Path.cwd()))  # `module:attribute` means a module here, as under `python -m`
     for entry in entry_points(group="esper.commands"):
         entry.load()(app)
     sys.exit(exit_code(sys.argv[1:]))
@@ -186,21 +190,23 @@ def exit_code(arguments: list[str]) -> int:
     """Run one command line. Says what went wrong, in one line, on standard error."""
     try:
         answer = typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False)
-    except click.ClickException as error:
+    except typer.exceptions.TyperException as error:
         return _complain(error.format_message(), WRONG_INPUT)
     except ConfigError as error:
         return _complain(str(error), WRONG_INPUT)
-    except StrictFailure:
-        return STRICT_FAILURE
     except EsperError as error:
         return _complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", INTERRUPTED)
+    except Exception as error:  # the user's own code, or a bug of ours: where it happened is what helps
+        traceback.print_exception(error)
+        return _complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
     return answer if isinstance(answer, int) else DONE
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"esper: {' '.join(text.split())}", file=sys.stderr)
+    if text:  # a command without arguments has shown its help and says no more
+        print(f"esper: {' '.join(text.split())}", file=sys.stderr)
     return code
 
 
@@ -222,20 +228,21 @@ def _config(
     return load_config(file, overrides)
 
 
-def _say_failure(error: Exception, run_dir: Path | None, console: Console, *, as_json: bool) -> None:
+def _say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
     """The typed error, its cause, its trace, what is kept, what to do next."""
     last = _last_failure(run_dir)
+    kept = "nothing was written" if run_dir is None else "run.json; the run had not begun"
+    if last is not None:
+        kept = f"journal and telemetry up to fence {last.body['fence']}"
     told: dict[str, Any] = {
         **failure(error),
         "trace_id": last.body["trace_id"] if last is not None else None,
         "run_dir": str(run_dir) if run_dir is not None else None,
-        "kept": f"journal and telemetry up to fence {last.body['fence']}"
-        if last is not None
-        else "nothing was written",
+        "kept": kept,
         "next": f"esper inspect {run_dir}" if run_dir is not None else "mend the cause and run again",
     }
     if not isinstance(error, EsperError):  # the user's own code: its traceback is what helps
-        console.print("".join(traceback.format_exception(error)), markup=False, highlight=False)
+        traceback.print_exception(error)
     for name, value in told.items():
         if value:
             print(f"{name}: {value}", file=sys.stderr)

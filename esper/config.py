@@ -7,15 +7,30 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from esper.emergency.settings import EmergencyConfig
 from esper.errors import ConfigError
+from esper.faults import FaultSpec
 from esper.kasmina.settings import GrowthConfig
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
 from esper.tolaria.settings import TrainConfig
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class RayConfig(BaseModel):
+    """[ray]"""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    start_deadline_s: Seconds = Field(60.0, description="longest that one actor may take to start, in seconds")
+    collective_timeout_s: Seconds = Field(
+        60.0, description="longest that an actor may show no progress before its process is ended, in seconds"
+    )
 
 
 class RunConfig(BaseModel):
@@ -27,7 +42,12 @@ class RunConfig(BaseModel):
     growth: GrowthConfig = Field(default_factory=GrowthConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     risk: RiskConfig = Field(default_factory=RiskConfig)
+    emergency: EmergencyConfig = Field(default_factory=EmergencyConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    faults: tuple[FaultSpec, ...] = Field(
+        (), strict=False, description="what to break on purpose, see esper.faults; for drills"
+    )
 
 
 def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -38,12 +58,12 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
     """
     tables = _read(file) if file is not None else {}
     for key, value in (overrides or {}).items():
+        if key not in _keys():
+            raise ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
         table, _, name = key.partition(".")
-        if not name:
-            raise ConfigError(key, value, f"use table.key=value; {_nearest(key, _keys())}")
         entry = tables.setdefault(table, {})
         if not isinstance(entry, dict):
-            raise ConfigError(table, entry, "this is a table; write it as [table]")
+            raise ConfigError(table, entry, f"this is a table; write it as [{table}]")
         entry[name] = value
     try:
         return RunConfig.model_validate(tables)
@@ -69,7 +89,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def as_toml(config: RunConfig) -> str:
     """A whole config as commented TOML that `load_config` reads back."""
     lines: list[str] = []
-    for table, value in config:
+    for table, value in ((name, value) for name, value in config if isinstance(value, BaseModel)):
         lines += [f"[{table}]"]
         for name, info in type(value).model_fields.items():
             setting = getattr(value, name)
@@ -96,15 +116,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _keys() -> list[str]:
-    return [f"{t}.{n}" for t, i in RunConfig.model_fields.items() for n in _fields_of(i.annotation)] + [
-        *RunConfig.model_fields
+    return [
+        f"{table}.{name}" for table, value in RunConfig() if isinstance(value, BaseModel) for name in _fields(value)
     ]
 
 
-def _fields_of(table: object) -> Sequence[str]:
-    assert isinstance(table, type)
-    assert issubclass(table, BaseModel)
-    return list(table.model_fields)
+def _fields(table: BaseModel) -> Sequence[str]:
+    return list(type(table).model_fields)
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:
@@ -117,5 +135,6 @@ def _explain(error: ValidationError) -> ConfigError:
     place = [part for part in first["loc"] if isinstance(part, str)]
     key, value = ".".join(place[:2]), first["input"]
     if first["type"] == "extra_forbidden":
-        return ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
+        known = _keys() if len(place) > 1 else list(RunConfig.model_fields)
+        return ConfigError(key, value, f"no such key; {_nearest(key, known)}")
     return ConfigError(key, value, first["msg"][0].lower() + first["msg"][1:])

@@ -18,7 +18,17 @@
     ├── LossDeviceMismatch              outputs and targets lie on different devices
     ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
     ├── StoreWriteFailed                bytes could not be made durable
-    └── StoreCorrupt                    a file is not what it should be
+    ├── StoreCorrupt                    a file is not what it should be
+    ├── ActorError                      something between processes went wrong
+    │   ├── ActorLost                   the process of an actor is gone
+    │   │   └── TrainerRankLost         ... and it trained the live host
+    │   ├── ActorDoubtful               whether a call took effect is not known
+    │   ├── CallDeadlineExceeded        an actor answered neither the call nor whether it goes on
+    │   └── PlacementUnavailable        an actor could not be started in time
+    ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
+    ├── EmergencyQueueFull              the queue has no place for this signal
+    ├── Drained                         SIGTERM: training ended at a fence                       exit 143
+    └── FaultInjected                   a fault that was armed on purpose
 
 Each class takes positional arguments only and hands them to `Exception.__init__` unchanged, so that
 `EsperError.__reduce__` can rebuild it, with fields, notes and cause, on the far side of a process boundary.
@@ -234,3 +244,81 @@ class StoreCorrupt(EsperError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+# -- between processes -------------------------------------------------------------------------------------------
+
+
+class ActorError(EsperError):
+    """Something between processes went wrong; `role` names the actor that was called."""
+
+    def __init__(self, role: str, detail: str) -> None:
+        super().__init__(role, detail)
+        self.role, self.detail = role, detail
+
+    def __str__(self) -> str:
+        return f"{self.role}: {self.detail}"
+
+
+class ActorLost(ActorError):
+    """The actor's process is gone: killed, crashed or ended. What it was doing may be half done."""
+
+
+class TrainerRankLost(ActorLost):
+    """The process of a trainer rank is gone or hangs; the live host of this generation is lost with it."""
+
+
+class ActorDoubtful(ActorError):
+    """The connection broke: whether the call took effect is not known. It must not be repeated blindly."""
+
+
+class CallDeadlineExceeded(ActorError):
+    """The actor answered neither the call nor, in time, that it goes on. It was ended; its process is gone."""
+
+
+class PlacementUnavailable(ActorError):
+    """The actor was not ready within its start deadline; `detail` says what was asked and what there is."""
+
+
+class EmergencyStop(EsperError):
+    """HALT was seen at a step boundary: training stopped there. `reason` is the signal's."""
+
+    def __init__(self, reason: str, signal_id: str, step: int) -> None:
+        super().__init__(reason, signal_id, step)
+        self.reason, self.signal_id, self.step = reason, signal_id, step
+
+    def __str__(self) -> str:
+        return f"halted before step {self.step}: {self.reason or 'no reason given'} (signal {self.signal_id or '?'})"
+
+
+class EmergencyQueueFull(EsperError):
+    """The queue holds as many signals as it may; this one was not taken. Nothing that it held was dropped for it."""
+
+    def __init__(self, signal_id: str, capacity: int) -> None:
+        super().__init__(signal_id, capacity)
+        self.signal_id, self.capacity = signal_id, capacity
+
+    def __str__(self) -> str:
+        return f"signal {self.signal_id}: the queue is full ({self.capacity})"
+
+
+class Drained(EsperError):
+    """The run was asked to end (SIGTERM) and did so at the next fence; everything up to there is kept."""
+
+    def __init__(self, fence: int) -> None:
+        super().__init__(fence)
+        self.fence = fence
+
+    def __str__(self) -> str:
+        return f"drained at fence {self.fence}"
+
+
+class FaultInjected(EsperError):
+    """Raised on purpose at a fault point that was armed by the run's config."""
+
+    def __init__(self, point: str) -> None:
+        super().__init__(point)
+        self.point = point
+
+    def __str__(self) -> str:
+        return f"the fault armed at {self.point} fired"

@@ -11,7 +11,9 @@ from esper.prospect import Prospect
 def forecast(prospect: Prospect) -> dict[str, Any]:
     """Sizes, slots, candidates and the modelled cost of the host and of a first tournament."""
     growth, data = prospect.config.growth, prospect.data
-    tried = sorted(prospect.options, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[: growth.candidates]
+    budget = int(growth.parameter_budget * prospect.host_parameters)
+    fitting = [pair for pair in prospect.options if pair.parameters <= budget]
+    tried = sorted(fitting, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[: growth.candidates]
     step = prospect.host_flops
     return {
         "steps": prospect.total_steps,
@@ -19,7 +21,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "batch_size": data.batch_size,
         "samples": {name: len(shard) for name, shard in data.shards.items()},
         "host_parameters": prospect.host_parameters,
-        "parameter_budget": int(growth.parameter_budget * prospect.host_parameters),
+        "parameter_budget": budget,
         "g2_z": prospect.g2_limit(),
         "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,
         "slots": [spec.model_dump(mode="json") for spec in prospect.specs],
@@ -36,9 +38,18 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         ],
         "host_gflops": prospect.total_steps * step / 1e9,
         "tournament_gflops": _tournament_flops(prospect, [pair.flops for pair in tried]) / 1e9,
+        "twin_gflops": _twin_steps(prospect) * step / 1e9,
         "tournament_bytes": 4 * sum(prospect.host_bytes + 4 * pair.parameters for pair in tried)
         + 4 * prospect.host_bytes,
     }
+
+
+def _twin_steps(prospect: Prospect) -> int:
+    """Steps of a twin that the first tournament leaves; 0 where none is kept."""
+    growth = prospect.config.growth
+    if not (growth.twin and prospect.can_grow):
+        return 0
+    return prospect.total_steps - prospect.fence_steps[growth.first_fence + growth.due_rounds]
 
 
 def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:

@@ -34,6 +34,7 @@ class Kind(IntEnum):
     FIELD_REPORT = 12
     RUN_ENDED = 13
     RUN_FAILED = 14
+    SIGNAL = 15
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
-from esper.leyline.stages import IN_HOST, Stage
+from esper.leyline.reports import Check, GateReport, Transition
+from esper.leyline.slots import Kind
+from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.prospect import Prospect
 from esper.summary import Result, Tally
@@ -32,6 +38,10 @@ class Progress(Protocol):
 
     def started(self, prospect: Prospect, path: Path) -> None:
         """The run begins."""
+        ...
+
+    def working(self, what: str) -> None:
+        """Something begins that takes a while."""
         ...
 
     def fence(self, state: RoundState, tally: Tally) -> None:
@@ -57,6 +67,9 @@ class Quiet:
     def started(self, prospect: Prospect, path: Path) -> None:
         """Nothing."""
 
+    def working(self, what: str) -> None:
+        """Nothing."""
+
     def fence(self, state: RoundState, tally: Tally) -> None:
         """Nothing."""
 
@@ -73,11 +86,14 @@ class Quiet:
 class Terminal:
     """A live view on a terminal; plain lines where the output is none."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, live: bool | None = None) -> None:
         self._console = console
+        self._wants_live = console.is_terminal if live is None else live
         self._live: Live | None = None
         self._fences = 0
+        self._view: tuple[RenderableType, ...] = ()
         self._hold: Hold | None = None
+        self._replicas: frozenset[str] = frozenset()
         self.path: Path | None = None
         """The run's directory, once there is one."""
 
@@ -85,154 +101,224 @@ class Terminal:
         """Say what will be run, and open the live view."""
         self.path, self._fences = path, len(prospect.fence_steps) - 1
         for line in heading(prospect, path):
-            self._console.print(line)
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=8, transient=False)
+            self._console.print(line, soft_wrap=True)
+        if self._wants_live:
+            self._live = Live(console=self._console, refresh_per_second=8)
             self._live.start()
+
+    def working(self, what: str) -> None:
+        """Show beside a spinner what is going on; plain lines show only what came of it."""
+        if self._live is not None:
+            self._live.update(Group(*self._view, Spinner("dots", Text(what, style="dim"))), refresh=True)
 
     def fence(self, state: RoundState, tally: Tally) -> None:
         """Show the round, its loss, the speed, and each slot's seeds."""
+        self._replicas = frozenset(seed.seed_id for seed in state.seeds if seed.replica_of is not None)
+        begun = [s for s in state.seeds if s.stage is Stage.TRAINING and s.since_fence == state.fence]
+        if begun:
+            what = f"{len(begun)} candidates incubate" if len(begun) > 1 else f"{_name(begun[0])} incubates"
+            copies = "copies of the network" if len(begun) > 1 else "a copy of the network"
+            again = "a replica of " if begun[0].replica_of is not None else ""
+            self._say(state.fence, f"{again}{what} in {copies}, beside a control")
         if self._live is not None:
-            self._live.update(Group(self._status(state, tally), self._slots(state)))
+            self._view = (self._bar(state, tally), _slots(state))
+            self._live.update(Group(*self._view), refresh=True)
         elif state.fence:
-            self._console.print(self._status(state, tally), Text("  "), _row(state), soft_wrap=True)
+            line = Text("  ").join([Text(self._place(state), style="bold"), *_figures(state, tally), *_rows(state)])
+            self._console.print(line, soft_wrap=True)
 
     def hold(self, hold: Hold) -> None:
-        """Remember why nothing germinates."""
+        """Say why nothing germinates, once for each reason."""
+        if hold.fence and (self._hold is None or (hold.reason, hold.detail) != (self._hold.reason, self._hold.detail)):
+            self._say(hold.fence, f"nothing new is tried: {hold.detail}")
         self._hold = hold
 
     def answer(self, answer: Answer) -> None:
-        """Print what was grafted, fossilised or culled from the host, and why."""
+        """Print what was grafted, fossilised, not accepted or culled from the host, and why."""
         if answer.order is not None:
             self._hold = None
-            count = len(answer.order.plans)
-            what = "a replica" if count == 1 else f"{count} candidates"
-            self._say(
-                f"fence {answer.order.fence:>2}  {what} and a control incubate until fence {answer.order.due_fence}"
-            )
-        for report in answer.gates:
-            moved = [t for t in answer.transitions if t.seed_id == report.seed_id and t.cause == report.gate]
-            for step in moved:
-                if step.after in (Stage.BLENDING, Stage.FOSSILIZED):
-                    figures = ", ".join(
-                        f"{c.name} {c.measured:.3g}" for c in report.checks if isinstance(c.measured, float)
-                    )
-                    self._say(f"fence {step.fence:>2}  {step.blueprint_id} at {step.slot} -> {step.after}  ({figures})")
-                if step.after is Stage.CULLED and step.before is not Stage.TRAINING:
-                    why = ", ".join(report.reasons)
-                    self._say(
-                        f"fence {step.fence:>2}  {step.blueprint_id} at {step.slot} culled by {report.gate}: {why}"
-                    )
+        told = {report.seed_id: report for report in answer.gates}
+        for step in answer.transitions:
+            text = _news(step, told.get(step.seed_id), replica=step.seed_id in self._replicas)
+            if text:
+                self._say(step.fence, f"{step.blueprint_id} at {step.slot} {text}")
 
     def ended(self, result: Result) -> None:
         """Close the live view and print the table of results."""
         self.close()
-        self._console.print(results(result))
+        self._console.print("", results(result), sep="\n")
 
     def close(self) -> None:
         """Close the live view, also after a failure."""
         if self._live is not None:
+            self._live.update(Group(*self._view))
             self._live.stop()
             self._live = None
 
-    def _say(self, text: str) -> None:
-        self._console.print(Text(text, style="dim"), soft_wrap=True)
+    def _say(self, fence: int, text: str) -> None:
+        self._console.print(Text(f"round {fence:>2}  {text}", style="dim"), soft_wrap=True)
 
-    def _status(self, state: RoundState, tally: Tally) -> Text:
-        training = state.training
-        text = Text(f"round {state.fence}/{self._fences}", style="bold")
-        text.append(f"  step {training.step}/{training.total_steps}", style="default")
-        if training.train_loss is not None:
-            text.append(f"  loss {training.train_loss:.4f}")
-        if tally.steps_per_s is not None:
-            text.append(f"  {tally.steps_per_s:.0f} steps/s")
-        text.append(f"  {training.parameters:,} parameters")
-        if state.incubating:
-            text.append("  incubating", style="cyan")
-        elif self._hold is not None:
-            text.append(f"  holding: {self._hold.reason} ({self._hold.detail})", style="dim")
-        return text
+    def _place(self, state: RoundState) -> str:
+        return f"round {state.fence:>2}/{self._fences}"
 
-    def _slots(self, state: RoundState) -> Table:
-        table = Table("slot", "kind", "seeds", box=None, pad_edge=False)
-        for slot in state.slots:
-            seeds = [seed for seed in state.seeds if seed.slot == slot.spec.path]
-            cells = standing(seeds)
-            trying = sum(seed.stage is Stage.TRAINING for seed in seeds)
-            if trying:
-                cells.append(f"  {trying} incubating", style="cyan")
-            table.add_row(slot.spec.path, str(slot.spec.kind), cells if cells.plain else Text("dormant", style="dim"))
-        return table
+    def _bar(self, state: RoundState, tally: Tally) -> Table:
+        row = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=max(1, self._fences), completed=state.fence, width=20)
+        row.add_row(Text(self._place(state), style="bold"), bar, *_figures(state, tally))
+        return row
+
+
+def _figures(state: RoundState, tally: Tally) -> list[Text]:
+    training = state.training
+    figures = [f"step {training.step}/{training.total_steps}"]
+    if training.train_loss is not None:
+        figures.append(f"loss {training.train_loss:.4f}")
+    if tally.steps_per_s is not None:
+        figures.append(f"{tally.steps_per_s:.0f} steps/s")
+    return [Text(figure) for figure in (*figures, f"{training.parameters:,} parameters")]
+
+
+def _slots(state: RoundState) -> Table:
+    table = Table("slot", "kind", "seeds", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for slot in state.slots:
+        seeds = [seed for seed in state.seeds if seed.slot == slot.spec.path]
+        cells = standing(seeds)
+        if not cells.plain:
+            cells.append("dormant", style="dim")
+        trying = sum(seed.stage is Stage.TRAINING for seed in seeds)
+        if trying:
+            cells.append(f"   {trying} incubating", style=COLOURS[Stage.TRAINING])
+        table.add_row(slot.spec.path, str(slot.spec.kind), cells)
+    return table
+
+
+def _rows(state: RoundState) -> list[Text]:
+    rows = [(slot.spec.path, standing([s for s in state.seeds if s.slot == slot.spec.path])) for slot in state.slots]
+    return [Text(f"{path}: ").append_text(seeds) for path, seeds in rows if seeds.plain]
 
 
 def standing(seeds: list[SeedState]) -> Text:
-    """The seeds of one slot that are in the host: blueprint, stage, and alpha while it ramps."""
+    """The seeds of one slot that are in the host: blueprint, stage, how many alike, and alpha while it ramps."""
     text, last = Text(), ""
-    for seed in seeds:
-        if seed.stage not in IN_HOST:
-            continue
-        name = f"{seed.blueprint_id} " if seed.blueprint_id != last else ""
-        ramp = f" {seed.alpha:.2f}" if seed.stage is Stage.BLENDING else ""
-        text.append("  " if text.plain else "").append(name)
-        text.append(f"{seed.stage}{ramp}", style=COLOURS.get(seed.stage, "default"))
-        last = seed.blueprint_id
+    inside = [seed for seed in seeds if seed.stage in IN_HOST]
+    for (blueprint, shown), alike in groupby(inside, key=lambda seed: (seed.blueprint_id, _stage(seed))):
+        count = len(list(alike))
+        text.append(", " if text.plain else "").append(f"{blueprint} " if blueprint != last else "")
+        text.append(shown, style=COLOURS[Stage(shown.split()[0])])
+        text.append(f" x{count}" if count > 1 else "")
+        last = blueprint
     return text
 
 
-def _row(state: RoundState) -> Text:
-    rows = [(slot.spec.path, standing([s for s in state.seeds if s.slot == slot.spec.path])) for slot in state.slots]
-    return Text("  ").join(Text(f"{path}: ").append_text(seeds) for path, seeds in rows if seeds.plain)
+def _stage(seed: SeedState) -> str:
+    return (
+        f"{seed.stage} alpha {seed.alpha:.2f}"
+        if seed.stage is Stage.BLENDING and seed.alpha is not None
+        else seed.stage
+    )
+
+
+def _name(seed: SeedState) -> str:
+    return f"{seed.blueprint_id} at {seed.slot}"
+
+
+def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
+    """What a transition means for people; empty for one that they need not follow."""
+    checks = {check.name: check for check in report.checks} if report is not None else {}
+    if step.after is Stage.BLENDING:
+        if replica:
+            return f"did no harm beside its control ({_beside(checks['own_z'])}): grafted, alpha rises"
+        gain = checks["relative_gain"].measured
+        assert isinstance(gain, float)
+        return f"beat its control by {gain:.2%} ({_beside(checks['z'])}): grafted, alpha rises"
+    if step.after is Stage.FOSSILIZED:
+        twin = f", the network beats its twin ({_beside(checks['twin_z'])})" if "twin_z" in checks else ""
+        return f"stays: FOSSILIZED{twin}"
+    lost_outright = step.before is Stage.TRAINING and ("rank" not in checks or not checks["rank"].passed)
+    if step.after is not Stage.CULLED or step.before not in (Stage.TRAINING, *LIVE) or lost_outright:
+        return ""
+    failed = [check for check in checks.values() if not check.passed]
+    why = f"{failed[0].reason.replace('_', ' ')} ({_beside(failed[0])})" if failed else "with the one below"
+    what = "came first, not accepted" if step.before is Stage.TRAINING else "was taken out of the network"
+    return f"{what} by {step.cause}: {why}"
+
+
+def _beside(check: Check) -> str:
+    """A measured value beside its limit."""
+    name = check.name.removeprefix("own_").removeprefix("twin_")
+    value = f"{check.measured:.4g}" if isinstance(check.measured, float) else f"{check.measured}"
+    for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
+        if limit is not None:
+            return f"{name} {value}, needs {word} {limit:.4g}"
+    return f"{name} {value}"
 
 
 def heading(prospect: Prospect, path: Path | None) -> list[str]:
     """What a run will do, in a few lines."""
-    sizes = ", ".join(f"{name} {len(shard):,}" for name, shard in prospect.data.shards.items())
-    growth = prospect.config.growth
+    growth, run, shards = prospect.config.growth, prospect.config.run, prospect.data.shards
+    sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
+    threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
     lines = [
         f"run {path}" if path is not None else "a run would be",
-        f"  {prospect.total_steps} steps of {prospect.data.batch_size} samples, {len(prospect.fence_steps) - 1} rounds,"
-        f" seed {prospect.config.run.seed}, {prospect.config.run.threads} thread(s), {prospect.config.run.device}",
+        f"  {prospect.host_parameters:,} parameters; {prospect.total_steps} steps of {prospect.data.batch_size} samples"
+        f" in {len(prospect.fence_steps) - 1} rounds; seed {run.seed}, {threads}, {run.device}",
         f"  samples: {sizes}",
     ]
     for spec in prospect.specs:
-        traits = "causal" if spec.causal else "not causal"
-        lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}, {traits}")
-    if growth.enabled:
-        lines.append(
-            f"  {len(prospect.options)} candidate pairs; a seed must beat its control by z > {prospect.g2_limit():.2f}"
-            f" (at most {growth.max_tests} tests) and {growth.margin:.1%}"
-        )
-    return lines
+        causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
+        mixed = "" if spec.samples_independent else ", mixes samples"
+        lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
+    if not growth.enabled:
+        return [*lines, "  no growth: the network trains alone"]
+    return [
+        *lines,
+        f"  {len(prospect.options)} candidates; a seed must beat its control by {growth.margin:.1%} of the loss and"
+        f" z > {prospect.g2_limit():.2f} (so strict because a run may test {growth.max_tests})",
+        "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
+        " FOSSILIZED (stays)",
+    ]
 
 
 def results(result: Result) -> RenderableType:
     """The table at the end of a run."""
+    judged = [seed for seed in result.seeds if seed.z is not None]
+    joined = sum(seed.stage in IN_HOST for seed in result.seeds)
     seeds = Table(
-        "seed", "slot", "blueprint", "fate", "gain", "z", title="first of their tournaments", title_justify="left"
+        "seed",
+        "slot",
+        "blueprint",
+        "fate",
+        "gain",
+        "z",
+        "parameters",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title=f"{len(result.seeds)} seeds were tried, {joined} joined the network; first of their tournaments:",
+        title_justify="left",
+        caption="gain: share of the loss of a control without the seed; z: in standard errors",
+        caption_justify="left",
     )
-    tried = 0
-    for seed in result.seeds:
-        if seed.z is None:
-            tried += 1
-            continue
-        gain = "" if seed.gain is None else f"{seed.gain:+.2%}"
-        fate = "not accepted" if seed.stage in ("DORMANT", "EMBARGOED", "RESETTING") else seed.stage
+    for seed in judged:
         name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
-        seeds.add_row(name, seed.slot, seed.blueprint, fate, gain, f"{seed.z:+.1f}")
+        fate = seed.stage if seed.stage in IN_HOST else "not kept"
+        seeds.add_row(name, seed.slot, seed.blueprint, fate, *_gain(seed.gain, seed.z), f"{seed.parameters:,}")
     totals = Table.grid(padding=(0, 2))
-    totals.add_row("test loss", f"{result.start_test_loss:.4f} -> [bold]{result.test_loss:.4f}[/bold]")
+    totals.add_row("test loss", Text(f"{result.start_test_loss:.4f} -> {result.test_loss:.4f}", style="bold"))
     if result.twin_test_loss is not None:
-        change = result.test_loss / result.twin_test_loss - 1
-        totals.add_row("the host alone (twin)", f"{result.twin_test_loss:.4f}  ({change:+.1%} by growing)")
+        less = 1 - result.test_loss / result.twin_test_loss
+        totals.add_row("without growing", f"{result.twin_test_loss:.4f} (the twin); growing took off {less:.1%}")
     for name, value in result.test_metrics.items():
         totals.add_row(f"test {name}", f"{value:.4f}")
     totals.add_row("parameters", f"{result.params_start:,} -> {result.params_end:,}")
-    totals.add_row("steps", f"{result.steps} at {result.steps_per_s:.0f}/s, {result.wall_s:.1f} s in all")
-    compute = (
-        f"trainer {result.trainer_gflops:.0f}, incubation {result.incubator_gflops:.0f}, twin {result.twin_gflops:.0f}"
-    )
-    totals.add_row("modelled GFLOP", compute)
-    totals.add_row("also tried", f"{tried} candidates that lost their tournament")
-    totals.add_row("weights", result.weights_sha256[:16])
+    totals.add_row("steps", f"{result.steps}, {result.steps_per_s:.0f} a second between decisions")
+    totals.add_row("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s")
+    parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
+    compute = " + ".join(f"{name} {value:,.2f}" for name, value in parts.items())
+    totals.add_row("modelled GFLOP", f"{compute} = {sum(parts.values()):,.2f}")
+    totals.add_row("weights", f"sha256 {result.weights_sha256[:16]}...")
     totals.add_row("run", result.run_dir)
-    return Group(seeds, totals)
+    return Group(seeds, totals) if result.seeds else totals
+
+
+def _gain(gain: float | None, z: float | None) -> tuple[str, str]:
+    return ("" if gain is None else f"{gain:+.2%}"), ("" if z is None else f"{z:+.1f}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.config import RunConfig
-from esper.errors import ConfigError
+from esper.errors import ConfigError, TaskError
 from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Registry
 from esper.kasmina.graft import SeedEditor
 from esper.kasmina.slots import dry_run
@@ -19,7 +21,7 @@ from esper.leyline.slots import SlotSpec
 from esper.task import Task
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.loss import batch_loss
-from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model
+from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 
@@ -67,10 +69,11 @@ class Prospect:
         """Kasmina's hands for a host of this task."""
         return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
 
-    def trainer(self, run_id: str, generation: int) -> Trainer:
-        """A fresh host at step 0."""
+    def trainer(self, run_id: str, generation: int, role: str, halted: Callable[[], bool]) -> Trainer:
+        """A fresh host at step 0, which asks at every step boundary whether it is halted."""
         config = self.config
         settings = TrainerSettings(
+            role=role,
             run_id=run_id,
             generation=generation,
             run_seed=config.run.seed,
@@ -80,7 +83,7 @@ class Prospect:
             audit_every=config.growth.isolation_audit_steps,
             trace_every=config.telemetry.step_every,
         )
-        return Trainer(self.task, settings, self.data, self.editor)
+        return Trainer(self.task, settings, self.data, self.editor, halted)
 
     def g2_limit(self) -> float:
         """The z that a seed must pass, for a full slice of the gate shard."""
@@ -90,18 +93,29 @@ class Prospect:
         return z_limit(growth.false_pass, growth.max_tests, count=count, grouped=part.groups is not None)
 
 
+def open_data(task: Task, config: RunConfig) -> TaskData:
+    """The task's data as this config draws from it; the same in every process.
+
+    Raises:
+        ConfigError, TaskError: the data cannot serve the config.
+    """
+    growth, run = config.growth, config.run
+    if growth.judge_samples < growth.min_samples:
+        mend = f"draw at least growth.min_samples = {growth.min_samples}"
+        raise ConfigError("growth.judge_samples", growth.judge_samples, mend)
+    rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=growth.min_samples)
+    return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
+
+
 def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
     """Resolve and measure a task under a config.
 
     Raises:
         ConfigError, TaskError: something in them is wrong; nothing was written.
     """
-    growth, run = config.growth, config.run
-    rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=growth.min_samples)
-    if growth.judge_samples < growth.min_samples:
-        mend = f"draw at least growth.min_samples = {growth.min_samples}"
-        raise ConfigError("growth.judge_samples", growth.judge_samples, mend)
-    data = TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
+    run = config.run
+    _check_device(run.device)
+    data = open_data(task, config)
     fence_steps = _fences(task, config, data)
     host = build_host(task, run.seed, run.device)
     inputs, targets = (to_device(part, run.device) for part in split_pair(data.batch(0)))
@@ -109,8 +123,10 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
     with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
         batch_loss(task.loss, call_model(task, host, inputs), targets).backward()  # type: ignore[no-untyped-call]
+    if counter.get_total_flops() == 0:
+        raise TaskError("task.model", type(host).__name__, "it has no matrix product or convolution to weigh a seed by")
     parameters = list(host.parameters())
-    return Prospect(
+    prospect = Prospect(
         task=task,
         config=config,
         data=data,
@@ -122,6 +138,30 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         host_bytes=sum(p.numel() * p.element_size() for p in parameters),
         host_flops=int(counter.get_total_flops()),
     )
+    trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
+    _check_same_build(host, trial.host)
+    trial.sample_losses("gate", 0)
+    return prospect
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by build
+        raise ConfigError("run.device", name, f"torch cannot use it: {str(error).splitlines()[0]}") from error
+
+
+def _check_same_build(first: nn.Module, second: nn.Module) -> None:
+    """Forks, the twin and the live host are all built by the task: apart, and with the same weights.
+
+    Raises:
+        TaskError: two builds share a parameter, or differ.
+    """
+    for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        if one is other:
+            raise TaskError("task.model", name, "two calls returned the same parameter; build a new module in each")
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            raise TaskError("task.model", name, "two calls gave other weights; draw from the seeded global generators")
 
 
 def _pairs(spec: SlotSpec, blueprints: Registry, batch: int) -> list[Pair]:

@@ -6,11 +6,14 @@ import difflib
 import importlib
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from esper.errors import TaskError
+from esper.errors import EsperError, TaskError
 from esper.task import Task
 
 
@@ -26,12 +29,13 @@ def load_task(text: str) -> tuple[Task, Reference]:
     """The task that a reference names: a `Task`, or what a function without arguments returns.
 
     Raises:
-        TaskError: the module, file or attribute is not there, or is no task; nothing was written.
+        TaskError: the module, file or attribute is not there, is no task, or raised; nothing was written.
     """
     place, mark, attribute = text.rpartition(":")
     if not mark or not place or not attribute:
         raise TaskError("TASK", text, "use module:attribute or path/to/file.py:attribute")
-    module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
+    with _their_code(text):
+        module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
     if not hasattr(module, attribute):
         names = [name for name in vars(module) if not name.startswith("_")]
         near = difflib.get_close_matches(attribute, names, n=1, cutoff=0.0)
@@ -40,20 +44,38 @@ def load_task(text: str) -> tuple[Task, Reference]:
         )
     found = getattr(module, attribute)
     task = found if isinstance(found, Task) else _called(found, text)
-    file = module.__file__
+    file = getattr(module, "__file__", None)  # a module that is built in has none
     return task, Reference(text, Path(file) if file is not None else None)
 
 
 def _called(found: object, text: str) -> Task:
     if not callable(found):
-        raise TaskError("TASK", text, f"it is a {type(found).__name__}; name a Task, or a function that returns one")
-    task = found()
+        raise TaskError(
+            "TASK", text, f"it is of type {type(found).__name__}; name a Task, or a function that returns one"
+        )
+    with _their_code(text):
+        task = found()
     if not isinstance(task, Task):
-        raise TaskError("TASK", text, f"it returned a {type(task).__name__}, no Task")
+        raise TaskError("TASK", text, f"it returned {type(task).__name__}, no Task")
     return task
 
 
+@contextmanager
+def _their_code(text: str) -> Iterator[None]:
+    """What the user's code raises while its task is found, as one error that says where."""
+    try:
+        yield
+    except EsperError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
+        raise TaskError("TASK", text, f"it raised {type(error).__name__}: {error}{where}") from error
+
+
 def _from_module(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise TaskError("TASK", name, "no module has such a name; the path of a file ends in .py")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

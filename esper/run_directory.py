@@ -42,6 +42,8 @@ class RunDirectory:
             except RunDirectoryError:
                 lease.release()
                 raise
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunDirectoryError("run.dir", str(path), "not a directory; choose another") from error
         except OSError as error:
             mend = f"cannot be used: {error.strerror}; choose another"
             raise RunDirectoryError("run.dir", str(path), mend) from error

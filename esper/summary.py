@@ -76,7 +76,6 @@ class Tally:
         self.trainer_flops = 0
         self.incubator_flops = 0
         self.incubator_steps = 0
-        self.twin_flops = 0
         self.training_s = 0.0
         self.fences_s = 0.0
         self.fence_wait_s = 0.0

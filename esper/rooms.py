@@ -1,0 +1,80 @@
+"""Each room of a run, built from its prospect: the same whether they share a process or not. It runs none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from esper.clock import Clock
+from esper.kasmina.facts import RunFacts
+from esper.kasmina.incubation import Incubator
+from esper.kasmina.manager import SeedManager
+from esper.leyline.ports import Fork, ForkFactory, Policy
+from esper.prospect import Prospect
+from esper.tamiyo.commands import CommandBuilder
+from esper.tamiyo.eligibility import GrowthWindow
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.service import Tamiyo
+from esper.tolaria.snapshot import HostSnapshot
+from esper.tolaria.trainer import Trainer, never
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What the rooms of one run share: its id, its generation, and the secret that signs its commands."""
+
+    run_id: str
+    generation: int
+    secret: bytes
+
+
+def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
+    """The live host at step 0. `halted` is asked at every step boundary."""
+    return prospect.trainer(key.run_id, key.generation, "tolaria", halted)
+
+
+def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> SeedManager:
+    """Kasmina's registry, with no seeds."""
+    facts = RunFacts(
+        run_id=key.run_id,
+        generation=key.generation,
+        run_seed=prospect.config.run.seed,
+        batch_size=prospect.data.batch_size,
+        fence_steps=prospect.fence_steps,
+        host_parameters=prospect.host_parameters,
+        host_bytes=prospect.host_bytes,
+        host_flops=prospect.host_flops,
+    )
+    growth, blueprints = prospect.config.growth, prospect.blueprints
+    return SeedManager(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
+
+
+def make_fork_factory(prospect: Prospect, key: RunKey) -> ForkFactory:
+    """Makes forks of snapshots in this process."""
+
+    def fork(snapshot: HostSnapshot) -> Fork:
+        trainer = prospect.trainer(key.run_id, key.generation, "kasmina", never)
+        trainer.become(snapshot)
+        return trainer
+
+    return fork
+
+
+def make_incubator(prospect: Prospect, key: RunKey) -> Incubator:
+    """Kasmina's incubation, with forks in this process."""
+    fork = make_fork_factory(prospect, key)
+    return Incubator(fork, {spec.path: spec for spec in prospect.specs}, prospect.blueprints)
+
+
+def make_tamiyo(prospect: Prospect, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
+    """Tamiyo with the config's policy, or another."""
+    config, growth = prospect.config, prospect.config.growth
+    return Tamiyo(
+        policy or HeuristicPolicy(growth.candidates, growth.replicas),
+        CommandBuilder(key.secret, clock, growth.ramp_steps),
+        GrowthWindow(growth.first_fence, prospect.fences_to_fossil, growth.stack),
+        config.risk,
+        host_flops=prospect.host_flops,
+        deadline_s=config.policy.deadline_s,
+        clock=clock,
+    )

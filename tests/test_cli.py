@@ -1,0 +1,415 @@
+"""The command line: every wrong input is one clear line and leaves nothing, every result is one object of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.cli import exit_code
+from esper.config import RunConfig, load_config
+from esper.durable.files import DirectoryLease
+from esper.durable.log import FramedLog
+from esper.journal import Journal, Kind, read
+from esper.loop import GENERATION
+from esper.run_directory import journal_file
+from esper.testing import tiny_config
+
+FILE = """
+import torch
+from torch import nn
+from esper.testing import Bands, TinyHost, tiny_task
+
+def task(): return tiny_task()
+def badslot(): return tiny_task(slots=["bod"])
+def few(): return tiny_task(gate=Bands(20, key=1))
+def empty(): return tiny_task(train=Bands(0, key=1))
+def optimizer(): return tiny_task(optimizer=lambda parameters: 3)
+def no_sample_loss(): return tiny_task(loss=lambda output, target: nn.functional.cross_entropy(output, target))
+def odd_sample_loss(): return tiny_task(sample_loss=nn.functional.cross_entropy)
+
+one = TinyHost()
+def same_model(): return tiny_task(model=lambda: one)
+draws = torch.Generator()
+class Odd(TinyHost):
+    def __init__(self):
+        super().__init__()
+        nn.init.normal_(self.head.weight, generator=draws)
+def other_weights(): return tiny_task(model=Odd)
+
+class Skips(TinyHost):
+    def forward(self, x): return self.head(self.body.forward(x))
+def never(): return tiny_task(model=Skips)
+class Twice(TinyHost):
+    def forward(self, x): return self.head(self.body(self.body(x)))
+def twice(): return tiny_task(model=Twice)
+class Pair(nn.Module):
+    def forward(self, x): return x, x
+class Tuple(TinyHost):
+    def __init__(self):
+        super().__init__()
+        self.pair = Pair()
+    def forward(self, x): return super().forward(self.pair(x)[0])
+def no_tensor(): return tiny_task(model=Tuple, slots=["pair"])
+
+class Fragile(TinyHost):
+    steps = 0
+    def forward(self, x):
+        Fragile.steps += self.training and self.body.weight.grad is None and len(x) == 32
+        if Fragile.steps > 120:
+            raise RuntimeError("the model gave up")
+        return super().forward(x)
+def fragile():
+    Fragile.steps = 0
+    return tiny_task(model=Fragile)
+class Broken(TinyHost):
+    def forward(self, x): return super().forward(x[:, :3])
+def broken(): return tiny_task(model=Broken)
+
+class Interrupting(Bands):
+    reads = 0
+    def __getitem__(self, index):
+        Interrupting.reads += 1
+        if Interrupting.reads > 2000:
+            import os, signal
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().__getitem__(index)
+def interrupting(): return tiny_task(train=Interrupting(1024, key=1))
+"""
+
+Esper = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "t.py").write_text(FILE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def esper(folder: Path, capsys: pytest.CaptureFixture[str]) -> Esper:
+    def call(*words: str) -> tuple[int, str, str]:
+        code = exit_code(list(words))
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    assert folder.is_dir()
+    return call
+
+
+def growing() -> list[str]:
+    """What `tiny_config` changes, as words of a command line."""
+    changes, default, words = tiny_config(), RunConfig(), []
+    for name in type(default.growth).model_fields:
+        value = getattr(changes.growth, name)
+        if value != getattr(default.growth, name):
+            words += ["--set", f"growth.{name}={json.dumps(value)}"]
+    return words
+
+
+# -- wrong input: exit 2, one line, nothing left ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere:task"], "there is no module 'nowhere'"),
+        (["nowhere.py:task"], "there is no such file"),
+        (["t.py"], "use module:attribute"),
+        (["t.py:tas"], "the nearest is 'task'"),
+        (["t.py:FILE"], "the nearest is"),
+        (["t.py:draws"], "it is of type Generator; name a Task"),
+        (["t.py:badslot"], "the nearest is 'body'"),
+        (["t.py:never"], "never called by a forward in training mode"),
+        (["t.py:twice"], "called 2 times by a forward"),
+        (["t.py:no_tensor"], "output of type tuple"),
+        (["t.py:few"], "judging needs at least 128 samples"),
+        (["t.py:empty"], "empty data set"),
+        (["t.py:optimizer"], "it must return a torch.optim.Optimizer"),
+        (["t.py:no_sample_loss"], "give (output, target) -> [B]"),
+        (["t.py:odd_sample_loss"], "one loss per sample"),
+        (["t.py:same_model"], "two calls returned the same parameter"),
+        (["t.py:other_weights"], "head.weight"),
+        (["t.py:task", "--set", "run.sed=1"], "the nearest is run.seed"),
+        (["t.py:task", "--set", "run.seed=x"], "valid integer"),
+        (["t.py:task", "--set", "run.seed"], "use table.key=value"),
+        (["t.py:task", "--set", "run.device=cudda"], "run.device = 'cudda': torch cannot use it"),
+        (["t.py:task", "--set", "run.batch_size=9999"], "an epoch has only 1024 samples"),
+        (["t.py:task", "--set", "run.round_steps=9999"], "the whole run has only 320 steps"),
+        (["t.py:task", "--set", "growth.judge_samples=5"], "growth.min_samples = 128"),
+        (["t.py:task", "--seed", "x"], "valid integer"),
+        (["t.py:task", "--seed", "-1"], "greater than or equal to 0"),
+        (["t.py:task", "--config", "no.toml"], "cannot be read: No such file"),
+        (["t.py:task", "--config", "t.py"], "no TOML"),
+        (["t.py:task", "--sed", "1"], "No such option: --sed"),
+        (["t.py:task", "t.py:task"], "unexpected extra argument"),
+        (["t.py:task", "--run-dir", "t.py"], "not a directory; choose another"),
+        (["t.py:task", "--run-dir", "."], "not empty; choose an absent or empty directory"),
+        (["t.py:task", "--run-dir", "/proc/esper-run"], "cannot be used"),
+    ],
+)
+def test_wrong_input_to_a_run_is_one_clear_line_and_leaves_nothing(
+    words: list[str], said: str, esper: Esper, folder: Path
+) -> None:
+    code, out, err = esper("run", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.startswith("esper: ")
+    assert err.count("\n") == 1
+    assert {entry.name for entry in folder.iterdir()} <= {"t.py", "__pycache__"}
+
+
+def test_a_directory_in_use_is_refused_by_its_holder(esper: Esper, folder: Path) -> None:
+    (folder / "busy").mkdir()
+    with DirectoryLease(folder / "busy"):
+        code, _, err = esper("run", "t.py:task", "--run-dir", "busy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"in use by pid {os.getpid()}" in err
+    assert [entry.name for entry in (folder / "busy").iterdir()] == ["lease"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", "t.py:badslot"], "the nearest is 'body'"),
+        (["inspect", "."], "no run is here"),
+        (["inspect", "nowhere"], "no run is here"),
+        (["log", "dump", "nowhere"], "does not exist"),
+        (["log", "dump", "."], "is a directory"),
+        (["frobnicate"], "No such command 'frobnicate'"),
+    ],
+)
+def test_wrong_input_to_the_other_commands_is_one_clear_line_too(words: list[str], said: str, esper: Esper) -> None:
+    code, out, err = esper(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert said in err
+
+
+def test_no_command_shows_the_help_and_nothing_after_it(esper: Esper) -> None:
+    code, out, err = esper()
+    assert code == 2
+    assert "Usage: esper" in out + err
+    assert "esper: " not in err
+
+
+def test_a_model_that_cannot_run_at_all_shows_where_and_writes_nothing(esper: Esper, folder: Path) -> None:
+    for command in ("plan", "run"):
+        code, _, err = esper(command, "t.py:broken")
+        assert code == 3
+        assert "mat1 and mat2 shapes cannot be multiplied" in err
+        assert "t.py" in err
+    assert not (folder / "runs").exists()
+
+
+# -- results -----------------------------------------------------------------------------------------------------
+
+RUN_FIELDS = {
+    *("run_dir", "task", "seed", "threads", "workers", "rounds", "steps", "test_loss", "valid_loss"),
+    *("start_test_loss", "twin_test_loss", "params_start", "params_end", "seeds", "trainer_gflops"),
+    *("incubator_gflops", "steps_per_s", "fence_wait_s", "restarts", "rollbacks", "fallbacks"),
+    *("weights_sha256", "trace_id"),
+}
+
+
+def test_a_run_prints_one_object_last_and_people_read_the_rest_on_standard_error(esper: Esper) -> None:
+    code, out, err = esper("run", "t.py:task", "--seed", "4", "--run-dir", "here", "--json", *growing())
+    assert code == 0
+    found = json.loads(out)
+    assert out.count("\n") == 1
+    assert found.keys() >= RUN_FIELDS
+    assert (found["run_dir"], found["task"], found["seed"], found["workers"]) == ("here", "t.py:task", 4, 1)
+    assert found["seeds"]
+    for seed in found["seeds"]:
+        assert seed.keys() >= {"seed_id", "slot", "blueprint", "stage", "gain", "z"}
+    assert "round  1/16" in err
+    assert "test loss" in err
+
+
+def test_without_json_people_read_on_standard_output(esper: Esper, folder: Path) -> None:
+    code, out, err = esper("run", "t.py:task", "--no-growth", "--in-process")
+    assert (code, err) == (0, "")
+    assert "no growth" in out
+    assert "test loss" in out
+    assert [entry.name for entry in (folder / "runs").iterdir()] == [
+        line.split("/")[-1] for line in out.splitlines() if line.startswith("run runs/")
+    ]
+
+
+def test_flags_are_short_for_config_keys_and_beat_the_file(esper: Esper, folder: Path) -> None:
+    (folder / "c.toml").write_text("[run]\nseed = 1\nepochs = 1\n[growth]\nenabled = true\n")
+    code, out, _ = esper("run", "t.py:task", "--config", "c.toml", "--seed", "2", "--no-growth", "--json")
+    assert code == 0
+    assert (json.loads(out)["seed"], json.loads(out)["steps"], json.loads(out)["seeds"]) == (2, 32, [])
+
+
+def test_plan_says_what_a_run_would_try_and_cost_and_writes_nothing(esper: Esper, folder: Path) -> None:
+    code, out, _ = esper("plan", "t.py:task", "--json", *growing())
+    found = json.loads(out)
+    assert code == 0
+    assert found["slots"][0]["path"] == "body"
+    assert {"kind", "causal", "samples_independent", "shape"} <= found["slots"][0].keys()
+    assert {c["blueprint"] for c in found["candidates"]} == {"norm", "low_rank", "mlp"}
+    assert min(found["host_gflops"], found["twin_gflops"], found["tournament_gflops"], found["tournament_bytes"]) > 0
+    code, out, _ = esper("plan", "t.py:task")
+    assert code == 0
+    for word in ("slot body", "low_rank", "z > ", "GFLOP", "MiB", "germinates at fences"):
+        assert word in out
+    assert {entry.name for entry in folder.iterdir()} <= {"t.py", "__pycache__"}
+
+
+def test_the_printed_config_is_read_back_as_the_defaults(esper: Esper, folder: Path) -> None:
+    code, out, _ = esper("config")
+    (folder / "all.toml").write_text(out)
+    assert (code, load_config(folder / "all.toml")) == (0, RunConfig())
+    code, out, _ = esper("config", "--json")
+    assert (code, json.loads(out)) == (0, RunConfig().model_dump(mode="json"))
+
+
+def test_inspect_tells_the_same_seeds_as_the_result(esper: Esper) -> None:
+    _, out, _ = esper("run", "t.py:task", "--run-dir", "here", "--json", *growing())
+    result = json.loads(out)
+    code, out, _ = esper("inspect", "here", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["state"], found["fence"], found["steps"], found["total_steps"]) == ("finished", 16, 320, 320)
+    assert found["level"] is None
+    same = ("seed_id", "slot", "blueprint", "stage", "gain", "z")
+    assert found["seeds"] == [{key: seed[key] for key in found["seeds"][0]} for seed in result["seeds"]]
+    assert set(found["seeds"][0]) == set(same)
+    code, out, _ = esper("inspect", "here")
+    assert code == 0
+    assert "here: finished, fence 16, step 320/320" in out
+    assert out.count("FOSSILIZED") == 2
+
+
+# -- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_is_kept(esper: Esper) -> None:
+    code, out, err = esper("run", "t.py:fragile", "--no-growth", "--run-dir", "here", "--json")
+    found = json.loads(out)
+    assert (code, out.count("\n")) == (3, 1)
+    assert found.keys() == {"error", "message", "cause", "trace_id", "run_dir", "kept", "next"}
+    assert (found["error"], found["message"]) == ("RuntimeError", "the model gave up")
+    assert (found["run_dir"], found["next"]) == ("here", "esper inspect here")
+    last = read(journal_file(Path("here"), GENERATION))[0][-1]
+    assert found["trace_id"] == last.body["trace_id"] != ""
+    assert last.body["fence"] > 0
+    assert found["kept"] == f"journal and telemetry up to fence {last.body['fence']}"
+    assert "raise RuntimeError" in err  # the user's own code: where it failed is what helps
+    assert esper("inspect", "here")[1].startswith("here: failed, fence")
+
+
+def test_an_interrupt_is_one_line_that_says_where_the_journal_is(esper: Esper) -> None:
+    code, out, err = esper("run", "t.py:interrupting", "--run-dir", "here", "--no-growth", "--json")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "esper: interrupted; its journal is kept: esper inspect here"
+    assert "Traceback" not in err
+    assert esper("inspect", "here")[1].startswith("here: interrupted, fence")
+
+
+def test_ctrl_c_ends_a_real_process_with_130(folder: Path) -> None:
+    words = ["run", "t.py:task", "--run-dir", "here", "--no-growth", "--set", "run.epochs=1000000"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from esper.cli import main; main()", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    seen = ""
+    while "round  1/" not in seen:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        seen += line
+    assert exit_code(["inspect", str(folder / "here"), "--json"]) == 0
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert err == "esper: interrupted; its journal is kept: esper inspect here\n"
+
+
+def test_inspect_says_running_while_a_run_goes_on(
+    esper: Esper, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "watched.py").write_text(
+        FILE + "class Watching(Bands):\n"
+        "    def __getitem__(self, index):\n"
+        "        from pathlib import Path\n"
+        "        if Path('here/run.json').exists() and not Path('seen.json').exists():\n"
+        "            from esper.inspection import inspect_run\n"
+        "            import json\n"
+        "            Path('seen.json').write_text(json.dumps(inspect_run(Path('here'))))\n"
+        "        return super().__getitem__(index)\n"
+        "def watched(): return tiny_task(test=Watching(64, key=3))\n"
+    )
+    code, _, _ = esper("run", "watched.py:watched", "--run-dir", "here", "--no-growth")
+    assert code == 0
+    seen = json.loads((folder / "seen.json").read_text())
+    assert (seen["state"], seen["fence"], seen["train_loss"]) == ("running", 0, None)
+    assert capsys.readouterr().err == ""
+
+
+# -- logs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def journal(folder: Path) -> Path:
+    path = folder / "journal-1.log"
+    with Journal(path) as opened:
+        for fence in range(3):
+            opened.write(Kind.HOLD, fence=fence)
+    return path
+
+
+def dumped(out: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_a_journal_is_dumped_record_by_record(esper: Esper, journal: Path) -> None:
+    code, out, err = esper("log", "dump", str(journal))
+    assert (code, err) == (0, "")
+    assert [line.split("kind")[1].split() for line in out.splitlines()] == [
+        ["4", '{"fence":', f"{n}}}"] for n in range(3)
+    ]
+    code, out, _ = esper("log", "dump", str(journal), "--json")
+    assert [frame["payload"] for frame in dumped(out)["frames"]] == [{"fence": n} for n in range(3)]
+    assert dumped(out)["errors"] == []
+
+
+def test_damage_is_told_with_its_place_and_the_rest_is_dumped(esper: Esper, journal: Path) -> None:
+    data = bytearray(journal.read_bytes())
+    at = data.index(b'"fence": 1')
+    data[at] ^= 0xFF
+    journal.write_bytes(data)
+    code, out, err = esper("log", "dump", str(journal), "--json")
+    found = dumped(out)
+    assert code == 0
+    assert [frame["payload"]["fence"] for frame in found["frames"]] == [0, 2]
+    assert [e["offset"] < at < e["offset"] + e["length"] for e in found["errors"]] == [True]
+    assert "damaged" in err
+    assert "checksum" in err
+
+
+def test_a_payload_that_is_no_json_is_dumped_as_hex(esper: Esper, folder: Path) -> None:
+    log = FramedLog.open(folder / "raw.log")
+    log.append(7, b"\xff\x00")
+    log.close()
+    _, out, _ = esper("log", "dump", "raw.log", "--json")
+    assert dumped(out)["frames"][0]["payload"] == "ff00"
+
+
+def test_a_file_that_is_no_log_is_said_to_be_none(esper: Esper) -> None:
+    code, out, err = esper("log", "dump", "t.py")
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert "not a framed log" in err

@@ -1,0 +1,250 @@
+"""What people see: a newcomer can follow a run from it, on a terminal and in a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from esper.errors import PolicyFailed
+from esper.leyline.incubation import Answer
+from esper.leyline.reports import Check, Gate, GateReport, Transition
+from esper.leyline.stages import IN_HOST, Stage
+from esper.leyline.state import SeedState
+from esper.loop import run
+from esper.progress import COLOURS, Quiet, Terminal, heading, results, standing
+from esper.prospect import survey
+from esper.summary import Result
+from esper.testing import ScriptedPolicy, tiny_config, tiny_task
+
+
+def console(*, terminal: bool = False, width: int = 140) -> Console:
+    return Console(record=True, force_terminal=terminal, width=width, file=io.StringIO())
+
+
+@dataclass(frozen=True)
+class Seen:
+    result: Result
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.text.splitlines()]
+
+    def said(self, start: str, part: str) -> bool:
+        return any(line.startswith(start) and part in line for line in self.lines)
+
+
+def watch(path: Path, shown: Console, **overrides: object) -> Seen:
+    result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=Terminal(shown))
+    return Seen(result, shown.export_text())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return watch(tmp_path_factory.mktemp("plain") / "run", console())
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return watch(tmp_path_factory.mktemp("live") / "run", console(terminal=True))
+
+
+# -- plain lines -------------------------------------------------------------------------------------------------
+
+
+def test_every_round_is_one_line_with_step_loss_speed_and_size(plain: Seen) -> None:
+    rounds = [line for line in plain.lines if "/16  step" in line]
+    assert [line.split()[1] for line in rounds] == [f"{n}/16" for n in range(1, 17)]
+    for word in ("step 20/320", "loss 1.", "steps/s", "108 parameters"):
+        assert word in rounds[0]
+
+
+def test_the_stage_of_every_seed_in_the_host_is_in_the_line_of_its_slot(plain: Seen) -> None:
+    rounds = [line for line in plain.lines if "/16  step" in line]
+    assert rounds[1].endswith("body: mlp BLENDING alpha 0.00")
+    assert rounds[2].endswith("body: mlp BLENDING alpha 0.67, BLENDING alpha 0.00")
+    assert rounds[-1].endswith("body: mlp FOSSILIZED x2")
+
+
+def test_what_happens_to_a_seed_is_told_with_the_figure_that_decided(plain: Seen) -> None:
+    assert plain.said("round  1", "3 candidates incubate in copies of the network, beside a control")
+    assert plain.said("round  2", "mlp at body beat its control by 16.94% (z 8.078, needs above 3.662): grafted")
+    assert plain.said("round  2", "a replica of mlp at body incubates")
+    assert plain.said("round  3", "mlp at body did no harm beside its control (z 6.088, needs at least -3)")
+    assert plain.said("round  4", "came first, not accepted by G2: no improvement (z -0.625, needs above 3.662)")
+    assert plain.said("round  7", "stays: FOSSILIZED, the network beats its twin (z ")
+
+
+def test_what_happens_fits_one_line_of_a_terminal(plain: Seen) -> None:
+    assert max(len(line) for line in plain.lines if line.startswith("round") and "/16" not in line) <= 110
+
+
+def test_a_reason_to_hold_is_told_once(plain: Seen) -> None:
+    holds = [line for line in plain.lines if "nothing new is tried" in line]
+    assert len(holds) == len(set(holds)) == 2
+    assert holds[1].endswith("a seed could not be fossilised before the end")
+
+
+def test_a_run_without_growth_says_so_and_needs_no_table_of_seeds(tmp_path: Path) -> None:
+    seen = watch(tmp_path / "run", console(), growth__enabled=False, run__epochs=1)
+    assert "no growth: the network trains alone" in seen.text
+    assert "without growing" not in seen.text
+    assert "blueprint" not in seen.text
+
+
+# -- the live view -----------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_a_bar_each_slot_and_what_is_going_on(live: Seen) -> None:
+    for word in ("round  7/16", "━", "slot", "kind", "NC", "dormant", "incubating", "BLENDING alpha 0.67"):
+        assert word in live.text
+    assert "round 3: 20 steps" in live.text
+    assert "round 3: incubating" in live.text
+
+
+def test_the_live_view_is_left_as_the_last_round_stood_without_its_spinner(live: Seen) -> None:
+    last = live.text[live.text.rindex("round 16/16") :]
+    assert "mlp FOSSILIZED x2" in last
+    assert "round 16: 20 steps" not in last
+
+
+def test_the_live_view_is_closed_after_a_failure(tmp_path: Path) -> None:
+    output = io.StringIO()
+    terminal = Terminal(Console(force_terminal=True, width=140, file=output))
+    with pytest.raises(PolicyFailed):
+        run(
+            tiny_task(),
+            tiny_config(run__dir=str(tmp_path / "run")),
+            policy=ScriptedPolicy(ValueError()),
+            progress=terminal,
+        )
+    terminal.close()
+    terminal.close()  # a second time does nothing
+    assert terminal.path == tmp_path / "run"
+    assert output.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_what_is_shown_changes_no_bit(plain: Seen, live: Seen) -> None:
+    assert plain.result.weights_sha256 == live.result.weights_sha256
+
+
+# -- beginning and end -------------------------------------------------------------------------------------------
+
+
+def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
+    text = "\n".join(heading(survey(tiny_task(), tiny_config(run__seed=3)), Path("runs/x")))
+    for word in (
+        "run runs/x",
+        "108 parameters; 320 steps of 32 samples in 16 rounds; seed 3, 1 thread, cpu",
+        "train 1,024, valid 64, test 512, pick 256, gate 256",
+        "slot body: NC (8,)",
+        "3 candidates; a seed must beat its control by 0.2% of the loss and z > 3.66",
+        "FOSSILIZED (stays)",
+    ):
+        assert word in text
+    assert "causal" not in text  # it has no meaning where there are no positions
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_results_fit_a_terminal_and_say_what_growing_came_to(plain: Seen, width: int) -> None:
+    shown = console(width=width)
+    shown.print(results(plain.result))
+    text = shown.export_text()
+    result = plain.result
+    assert result.twin_test_loss is not None
+    for word in (
+        "5 seeds were tried, 2 joined the network",
+        "FOSSILIZED   +16.94%   +8.1   568",
+        "not kept     -2.67%    -0.6   568",
+        f"{result.start_test_loss:.4f} -> {result.test_loss:.4f}",
+        f"{result.twin_test_loss:.4f} (the twin); growing took off {1 - result.test_loss / result.twin_test_loss:.1%}",
+        "108 -> 1,244",
+        "320, ",
+        "trainer 0.0",
+        "waited",
+        result.weights_sha256[:16],
+    ):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= width
+    assert next(line for line in text.splitlines() if "replica" in line).count("568") == 1  # no row is broken
+
+
+def seed(stage: Stage, *, blueprint: str = "mlp", alpha: float | None = 1.0) -> SeedState:
+    return SeedState(
+        seed_id=f"{blueprint}-{stage}",
+        slot="body",
+        blueprint_id=blueprint,
+        ordinal=0,
+        stage=stage,
+        alpha=alpha,
+        since_fence=1,
+        due=False,
+        command_id="c",
+        replica_of=None,
+        required_mesh=(),
+        parameters=1,
+        gain=None,
+        z=None,
+    )
+
+
+def test_seeds_that_stand_alike_are_counted_and_those_outside_the_host_left_out() -> None:
+    stack = [seed(Stage.FOSSILIZED), seed(Stage.FOSSILIZED), seed(Stage.BLENDING, alpha=0.5), seed(Stage.CULLED)]
+    assert standing([*stack, seed(Stage.SHADOWING, blueprint="norm")]).plain == (
+        "mlp FOSSILIZED x2, BLENDING alpha 0.50, norm SHADOWING"
+    )
+    assert standing([]).plain == ""
+
+
+def test_every_stage_in_the_host_has_a_colour() -> None:
+    assert set(IN_HOST) <= COLOURS.keys()
+
+
+def culled(before: Stage, report: GateReport | None, cause: str) -> Iterator[str]:
+    shown = console()
+    step = Transition(
+        seed_id="s",
+        slot="body",
+        blueprint_id="mlp",
+        before=before,
+        after=Stage.CULLED,
+        fence=9,
+        cause=cause,
+        command_id="c",
+    )
+    Terminal(shown).answer(Answer(transitions=(step,), gates=() if report is None else (report,)))
+    yield shown.export_text().strip()
+
+
+def report(gate: Gate, *checks: Check) -> GateReport:
+    return GateReport(gate=gate, seed_id="s", fence=9, checks=checks)
+
+
+def test_a_seed_taken_out_of_the_network_is_told_with_the_figure_that_failed() -> None:
+    worse = Check(name="twin_z", reason="worse_than_twin", measured=-4.2, at_least=-3.0)
+    fine = Check(name="cost_ratio", reason="cost_exceeded", measured=0.5, at_most=1.0)
+    (text,) = culled(Stage.SHADOWING, report(Gate.G4, fine, worse), "G4")
+    assert text == (
+        "round  9  mlp at body was taken out of the network by G4: worse than twin (z -4.2, needs at least -3)"
+    )
+
+
+def test_a_seed_that_goes_with_another_is_told_too() -> None:
+    (text,) = culled(Stage.BLENDING, None, "G4")
+    assert text == "round  9  mlp at body was taken out of the network by G4: with the one below"
+
+
+def test_one_of_many_that_lost_its_tournament_is_not_worth_a_line() -> None:
+    lost = Check(name="rank", reason="outperformed", measured=2, at_most=1.0)
+    assert list(culled(Stage.TRAINING, report(Gate.G2, lost), "G2")) == [""]
+
+
+def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False, run__epochs=1)
+    run(tiny_task(), config, progress=Quiet())
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,111 @@
+"""The survey before a run: fences, window of growth, sizes, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from esper.errors import ConfigError, TaskError
+from esper.prospect import Prospect, survey
+from esper.testing import TinyHost, tiny_config, tiny_task
+
+
+def prospect(task: dict[str, Any] | None = None, **overrides: Any) -> Prospect:
+    return survey(tiny_task(**(task or {})), tiny_config(**overrides))
+
+
+def test_rounds_end_every_round_steps_and_at_the_end_of_the_run() -> None:
+    assert prospect().fence_steps == tuple(range(0, 321, 20))
+    assert prospect(run__round_steps=300).fence_steps == (0, 300, 320)
+    assert prospect(run__round_steps=320).fence_steps == (0, 320)
+
+
+@pytest.mark.parametrize(("epochs", "rounds"), [(10, 15), (18, 15), (19, 60)])
+def test_by_default_a_short_run_has_15_rounds_and_a_long_one_60(epochs: int, rounds: int) -> None:
+    found = prospect({"round_steps": None, "epochs": epochs})
+    assert found.total_steps == 32 * epochs
+    assert 0.9 * rounds <= len(found.fence_steps) - 1 <= rounds
+
+
+def test_the_config_beats_the_task() -> None:
+    found = prospect(run__epochs=1, run__batch_size=64, run__round_steps=4)
+    assert (found.total_steps, found.fence_steps, found.data.batch_size) == (16, (0, 4, 8, 12, 16), 64)
+
+
+def test_the_last_germination_leaves_time_to_become_a_fossil() -> None:
+    found = prospect()  # one round of incubation, two of ramp, one of shadowing, two of probation
+    assert (found.fences_to_fossil, found.last_germination) == (6, 10)
+    assert found.can_grow
+    assert not prospect(run__epochs=3).can_grow
+    assert not prospect(growth__enabled=False).can_grow
+
+
+def test_sizes_are_those_of_the_host_alone() -> None:
+    found = prospect()
+    assert found.host_parameters == 8 * 8 + 8 + 8 * 4 + 4
+    assert found.host_bytes == 4 * found.host_parameters
+    forward = 2 * 32 * (8 * 8 + 8 * 4)
+    assert found.host_flops == 3 * forward - 2 * 32 * 8 * 8  # nothing asks for the gradient of the input
+
+
+def test_the_options_are_every_blueprint_that_fits_a_slots_kind() -> None:
+    options = prospect().options
+    assert {pair.blueprint_id for pair in options} == {"norm", "low_rank", "mlp"}
+    assert all(pair.slot == "body" and pair.parameters > 0 and pair.flops >= 0 for pair in options)
+
+
+def test_the_limit_of_g2_rises_with_the_tests_that_a_run_may_make() -> None:
+    assert prospect(growth__max_tests=1).g2_limit() < prospect(growth__max_tests=400).g2_limit()
+    assert prospect(growth__max_tests=400).g2_limit() > 3.66
+
+
+def test_a_survey_leaves_the_random_streams_and_the_gradients_of_its_caller_alone() -> None:
+    first, second = survey(tiny_task(), tiny_config()), survey(tiny_task(), tiny_config())
+    assert first.fence_steps == second.fence_steps
+    assert torch.is_grad_enabled()
+
+
+class Mine:
+    """Builds the same network at each call, as a closure over a module does."""
+
+    def __init__(self) -> None:
+        self.network = TinyHost()
+
+    def __call__(self) -> TinyHost:
+        return self.network
+
+
+def test_a_model_that_is_not_built_anew_is_refused_because_forks_would_share_it() -> None:
+    with pytest.raises(TaskError, match=r"task\.model = 'body\.weight': two calls returned the same parameter"):
+        prospect({"model": Mine()})
+
+
+def test_a_model_that_draws_its_weights_elsewhere_is_refused_because_forks_would_differ() -> None:
+    own = torch.Generator()
+
+    def build() -> TinyHost:
+        host = TinyHost()
+        torch.nn.init.normal_(host.head.bias, generator=own)
+        return host
+
+    with pytest.raises(TaskError, match=r"task\.model = 'head\.bias': two calls gave other weights"):
+        prospect({"model": build})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"run__device": "nonsense"}, "run.device"),
+        ({"run__device": "cuda:99"}, "run.device"),
+        ({"run__batch_size": 2000}, "run.batch_size"),
+        ({"run__round_steps": 321}, "run.round_steps"),
+        ({"growth__judge_samples": 100}, "growth.judge_samples"),
+        ({"growth__min_samples": 257, "growth__judge_samples": 257}, "task.pick"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_its_field(overrides: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prospect(**overrides)
+    assert caught.value.field == field

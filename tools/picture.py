@@ -1,0 +1,35 @@
+"""Draws docs/run.svg, the terminal at the end of a real run of the default task: `python tools/picture.py`."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+
+from esper.cli import DEFAULT_TASK
+from esper.config import load_config
+from esper.loop import run
+from esper.progress import Terminal
+from esper.references import load_task
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"
+
+
+def main() -> None:
+    """Run it as `esper run` does, and keep the last frame of the live view with all that was printed."""
+    console = Console(record=True, file=io.StringIO(), width=124)  # no terminal: of the live view one frame is printed
+    task, reference = load_task(DEFAULT_TASK)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        console.print("[bold]$ esper run --run-dir runs/first[/bold]")
+        config = load_config(None, {"run.dir": "runs/first"})
+        run(task, config, reference=reference, progress=Terminal(console, live=True))
+    console.save_svg(str(PICTURE), title="esper", theme=MONOKAI)
+
+
+if __name__ == "__main__":
+    main()
