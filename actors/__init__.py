@@ -1,1 +1,1 @@
-"""The flow of `esper.loop` across processes on Ray: thin shells, handles, supervision. No rule of its own."""
+"""The same flow across processes: thin actors, typed handles, supervision, the conductor. No rule of a room is here."""

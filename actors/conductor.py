@@ -1,0 +1,180 @@
+"""Brings a run's actors up, hands their handles to the line, and ends them all. The line itself is `esper.loop.Line`.
+
+Nothing is left behind: whatever way a run ends, every process, socket, folder and shared-memory file of it is gone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors import rooms
+from actors.bootstrap import EmbeddedRay, await_ready, end, spawn
+from actors.handles import Remote
+from actors.nursery import RemoteNursery
+from actors.shell import Birth
+from actors.source import SentProspect
+from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
+from esper.emergency.word import EmergencyWord
+from esper.errors import EmergencyStop
+from esper.leyline.signals import EmergencySignal, Level
+from esper.loop import BringUp, Rooms
+from esper.prospect import Prospect
+from esper.references import Reference
+from esper.rooms import RunKey
+from esper.run_directory import telemetry_folder
+from esper.telemetry.context import span
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass
+class Company:
+    """The actors of one run."""
+
+    prospect: Prospect
+    key: RunKey
+    sent: SentProspect
+    path: Path
+    word: EmergencyWord
+    remotes: dict[str, Remote] = field(default_factory=dict)
+
+    def births(self) -> list[tuple[Birth, float]]:
+        """Every actor of the run, with the cores that it works on."""
+        config, key, word = self.prospect.config, self.key, self.word.path
+        capacity = config.emergency.capacity
+        births = [
+            (self._birth("emergency", "emergency", rooms.emergency, capacity, word, key.generation), 0.0),
+            (self._birth("tolaria", "tolaria", rooms.tolaria, self.sent, key, word), 1.0),
+            (self._birth("tamiyo", "tamiyo", rooms.tamiyo, self.sent, key), 0.0),
+            (self._birth("kasmina", "kasmina", rooms.kasmina, self.sent, key), 0.0),
+        ]
+        if config.growth.enabled:
+            names = [f"manager-{number}" for number in range(config.growth.managers)]
+            births += [(self._birth("kasmina", name, rooms.manager, self.sent, key), 1.0) for name in names]
+            births.append((self._birth("tamiyo", "tamiyo-spare", rooms.tamiyo, self.sent, key), 0.0))
+        return births
+
+    def start(self) -> None:
+        """Start all actors side by side and wait until each is up; if one is not, none is left.
+
+        Raises:
+            EsperError: what a constructor raised.
+            PlacementUnavailable: an actor was not up within its start deadline.
+        """
+        config = self.prospect.config
+        gpus = 1.0 if config.run.device.startswith("cuda") else 0.0
+        begun = []
+        try:
+            for birth, cpus in self.births():
+                begun.append((birth, spawn(birth, cpus=cpus, gpus=gpus if cpus else 0.0)))
+            for birth, actor in begun:
+                with span("await actor", role="conductor", actor=birth.name):
+                    pid = await_ready(birth, actor, config.ray.start_deadline_s)
+                self.remotes[birth.name] = Remote(
+                    birth.role,
+                    actor,
+                    pid,
+                    run_id=self.key.run_id,
+                    generation=self.key.generation,
+                    patience_s=config.ray.collective_timeout_s,
+                )
+        except BaseException:
+            for _, actor in begun:
+                end(actor)
+            raise
+
+    def end(self) -> None:
+        """End every actor."""
+        for remote in self.remotes.values():
+            remote.end()
+
+    def counted(self, name: str) -> int:
+        """Total of a counter over all actors, as they last reported it."""
+        return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
+
+    def _birth(self, role: str, name: str, build: Callable[..., Any], *arguments: object) -> Birth:
+        config = self.prospect.config
+        return Birth(
+            role=role,
+            name=name,
+            run_id=self.key.run_id,
+            generation=self.key.generation,
+            threads=config.run.threads,
+            telemetry_folder=telemetry_folder(self.path).absolute() if config.telemetry.enabled else None,
+            build=build,
+            arguments=arguments,
+            faults=config.faults,
+        )
+
+
+def bring_up(reference: Reference, embedded: EmbeddedRay | None = None) -> BringUp:
+    """How `esper.loop.conduct` brings up a run of the task at `reference`: on `embedded`, or on a Ray of its own."""
+
+    @contextmanager
+    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
+        sent = SentProspect.of(prospect, reference)
+        with ExitStack() as stack:
+            if embedded is None:
+                stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
+            word = stack.enter_context(_emergency_word())
+            company = Company(prospect, key, sent, path, word)
+            company.start()
+            nursery = RemoteNursery([r for name, r in company.remotes.items() if name.startswith("manager-")])
+            stack.callback(nursery.join)
+            stack.callback(company.end)
+            stack.callback(nursery.close)
+            desk = EmergencyHandle(company.remotes["emergency"])
+            with _halts_explained(desk):
+                yield Rooms(
+                    trainer=TolariaHandle(company.remotes["tolaria"]),
+                    tamiyo=TamiyoHandle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
+                    kasmina=KasminaHandle(company.remotes["kasmina"]),
+                    incubator=nursery,
+                    counted=company.counted,
+                    signals=partial(_taken, desk),
+                )
+
+    return up
+
+
+def _taken(desk: EmergencyHandle) -> tuple[EmergencySignal, ...]:
+    """Signals for the conductor, acknowledged."""
+    signals = desk.pending(rooms.CONDUCTOR)
+    for signal in signals:
+        desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
+    return signals
+
+
+@contextmanager
+def _emergency_word() -> Iterator[EmergencyWord]:
+    folder = Path(tempfile.mkdtemp(prefix="esper-word-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+    path = folder / "word"
+    try:
+        with EmergencyWord.create(path) as word:
+            yield word
+    finally:
+        path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+@contextmanager
+def _halts_explained(desk: EmergencyHandle) -> Iterator[None]:
+    """Put the signal into an `EmergencyStop`: the trainer saw only the word."""
+    try:
+        yield
+    except EmergencyStop as stop:
+        signal = _halt(desk.pending(rooms.CONDUCTOR))
+        if signal is None:
+            raise
+        desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
+        raise EmergencyStop(signal.reason, signal.signal_id, stop.step) from stop
+
+
+def _halt(pending: tuple[EmergencySignal, ...]) -> EmergencySignal | None:
+    return next((signal for signal in pending if signal.level is Level.HALT), None)

@@ -1,0 +1,126 @@
+"""What each actor holds: the room's own object, built in the actor's process. Nothing here decides anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.source import SentProspect
+from esper import faults
+from esper.clock import SystemClock
+from esper.emergency.queue import EmergencyQueue
+from esper.emergency.word import EmergencyWord
+from esper.heartbeat import beat
+from esper.kasmina.incubation import Incubator
+from esper.kasmina.manager import SeedManager
+from esper.leyline.evidence import SampleLosses
+from esper.leyline.incubation import Birth
+from esper.leyline.ports import Fork
+from esper.leyline.reports import GraftPlan
+from esper.leyline.signals import EmergencySignal, Level
+from esper.rooms import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.tamiyo.service import Tamiyo
+from esper.tolaria.trainer import Trainer
+
+CONDUCTOR = "conductor"
+"""The one subscriber of the emergency queue that a run always has."""
+
+
+def tolaria(sent: SentProspect, key: RunKey, word: Path) -> Trainer:
+    """The live host, which reads the emergency word at every step."""
+    return make_trainer(sent.open(), key, EmergencyWord.attach(word).halted)
+
+
+def tamiyo(sent: SentProspect, key: RunKey) -> Tamiyo:
+    """Tamiyo with the config's policy."""
+    return make_tamiyo(sent.open(), key, SystemClock())
+
+
+def kasmina(sent: SentProspect, key: RunKey) -> SeedManager:
+    """Kasmina's registry."""
+    return make_kasmina(sent.open(), key, SystemClock())
+
+
+def manager(sent: SentProspect, key: RunKey) -> ForkHouse:
+    """A Kasmina manager that incubates."""
+    return ForkHouse(sent, key)
+
+
+def emergency(capacity: int, word: Path, generation: int) -> EmergencyDesk:
+    """The emergency queue and the one writer of its word."""
+    return EmergencyDesk(EmergencyQueue(capacity, (CONDUCTOR,)), EmergencyWord.attach(word), generation)
+
+
+class ForkHouse:
+    """Forks by name, in one manager's process. Snapshots come as references that nobody on the way has looked into."""
+
+    def __init__(self, sent: SentProspect, key: RunKey) -> None:
+        prospect = sent.open()
+        self._incubator: Incubator = make_incubator(prospect, key)
+        self._fork = make_fork_factory(prospect, key)
+        self._forks: dict[str, Fork] = {}
+
+    def births(self, plans: Sequence[GraftPlan], snapshot: list[ray.ObjectRef[Any]]) -> tuple[Birth, ...]:
+        """Measure candidates before they may train, on a fork that is thrown away."""
+        return self._incubator.births(plans, ray.get(snapshot[0]))
+
+    def open(self, name: str, snapshot: list[ray.ObjectRef[Any]], plan: GraftPlan | None) -> None:
+        """Make a fork, with a candidate attached or without."""
+        fork = self._fork(ray.get(snapshot[0]))
+        if plan is not None:
+            fork.graft(plan)
+        self._forks[name] = fork
+        beat()
+
+    def train_to(self, name: str, step: int) -> tuple[float, ...]:
+        """Train a fork up to an optimizer step of the run."""
+        return self._forks[name].train_to(step)
+
+    def sample_losses(self, name: str, shard: str, fence: int) -> SampleLosses:
+        """A fork's losses on a fence's slice of a shard."""
+        return self._forks[name].sample_losses(shard, fence)
+
+    def shard_means(self, name: str, shard: str) -> dict[str, float]:
+        """A fork's mean loss and metrics over a whole shard."""
+        return self._forks[name].shard_means(shard)
+
+    def weights_sha256(self, name: str) -> str:
+        """Digest of a fork's weights and buffers."""
+        return self._forks[name].weights_sha256()
+
+    def close(self, names: Sequence[str]) -> None:
+        """Forget forks."""
+        for name in names:
+            del self._forks[name]
+
+
+class EmergencyDesk:
+    """The queue with its word: a signal that is taken shows in the word before `publish` returns."""
+
+    def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int) -> None:
+        self._queue, self._word, self._generation = queue, word, generation
+        self._level: Level | None = None
+
+    def publish(self, signal: EmergencySignal) -> int:
+        """Take a signal. Returns how many were ever taken.
+
+        Raises:
+            EmergencyQueueFull: there is no place; the signal was not taken.
+        """
+        faults.point("emergency.publish")
+        count = self._queue.publish(signal)
+        self._level = max(self._level or Level.NOTICE, signal.level)
+        self._word.set(self._level, self._generation, count)
+        return count
+
+    def pending(self, subscriber: str, most: int = 64) -> tuple[EmergencySignal, ...]:
+        """Signals that a subscriber has not acknowledged, the most urgent first."""
+        faults.point("emergency.pending")
+        return self._queue.pending(subscriber, most)
+
+    def acknowledge(self, subscriber: str, signal_id: str) -> None:
+        """A subscriber has dealt with a signal."""
+        self._queue.acknowledge(subscriber, signal_id)

@@ -1,0 +1,54 @@
+"""How a task reaches another process: by its reference where it has one, else as it is. It builds nothing itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from esper.kasmina.blueprints import BLUEPRINTS, Registry
+from esper.prospect import Prospect, open_data
+from esper.references import Reference, load_task
+from esper.task import Task
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task that can be sent. A referenced one is loaded anew by each process, with the blueprints it registers."""
+
+    reference: Reference
+    task: Task | None
+    blueprints: Registry | None
+
+    @classmethod
+    def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
+        """The source of a prospect's task."""
+        if reference.text:
+            return cls(reference, None, None)
+        return cls(reference, prospect.task, prospect.blueprints)
+
+    def load(self) -> tuple[Task, Registry]:
+        """The task and its blueprints, in this process."""
+        if self.task is not None and self.blueprints is not None:
+            return self.task, self.blueprints
+        return load_task(self.reference.text)[0], BLUEPRINTS
+
+
+@dataclass(frozen=True)
+class SentProspect:
+    """A prospect without what is rebuilt on the other side: the task, its data, its blueprints."""
+
+    source: TaskSource
+    measured: Any  # Any: a Prospect whose task, data and blueprints are None; only `open` below looks at it
+
+    @classmethod
+    def of(cls, prospect: Prospect, reference: Reference) -> SentProspect:
+        """What to send of a prospect."""
+        bare: Any = {"task": None, "data": None, "blueprints": None}
+        return cls(TaskSource.of(prospect, reference), replace(prospect, **bare))
+
+    def open(self) -> Prospect:
+        """The whole prospect, with the task's data opened in this process; what was measured is not measured again."""
+        task, blueprints = self.source.load()
+        data = open_data(task, self.measured.config)
+        whole: Prospect = replace(self.measured, task=task, data=data, blueprints=blueprints)
+        return whole

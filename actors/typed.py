@@ -1,0 +1,183 @@
+"""Typed handles: each room's port, spoken through a mailbox. Which method, which arguments, and nothing else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import ray
+
+from actors.handles import Remote
+from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
+from esper.leyline.commands import Command
+from esper.leyline.decisions import Verdict
+from esper.leyline.evidence import HostObservation, PairedLosses, ResetProbe, SampleLosses
+from esper.leyline.incubation import Answer, Birth, IncubationResult
+from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
+from esper.leyline.signals import EmergencySignal
+from esper.leyline.stages import Stage
+from esper.leyline.state import RoundState, TrainingState
+from esper.telemetry.context import span
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+Snapshot = list["ray.ObjectRef[object]"]
+
+
+class TolariaHandle:
+    """`LiveHost` across processes."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+
+    def untrained(self) -> TrainingState:
+        """See `LiveHost`."""
+        return cast(TrainingState, self.remote.ask("untrained"))
+
+    def run_round(self, fence: int, last_step: int) -> TrainingState:
+        """See `LiveHost`. Raises: TrainerRankLost."""
+        return cast(TrainingState, self.remote.ask("run_round", fence, last_step))
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        """See `LiveHost`."""
+        return cast(SampleLosses, self.remote.ask("sample_losses", shard, fence))
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """See `LiveHost`."""
+        return cast(HostObservation, self.remote.ask("observe", fence, stages))
+
+    def snapshot(self) -> Snapshot:
+        """A reference to the snapshot, in a list so that Ray passes it on unread. It outlives the trainer."""
+        return self.remote.reference("snapshot")
+
+    def apply(self, plan: HostPlan) -> GraftReceipt:
+        """See `LiveHost`."""
+        return cast(GraftReceipt, self.remote.ask("apply", plan))
+
+    def compare_with_unseeded(self, seeds: Mapping[str, str]) -> Mapping[str, ResetProbe]:
+        """See `LiveHost`."""
+        return cast("Mapping[str, ResetProbe]", self.remote.ask("compare_with_unseeded", seeds))
+
+    def shard_means(self, shard: str) -> dict[str, float]:
+        """See `LiveHost`."""
+        return cast("dict[str, float]", self.remote.ask("shard_means", shard))
+
+    def weights_sha256(self) -> str:
+        """See `LiveHost`."""
+        return cast(str, self.remote.ask("weights_sha256"))
+
+    def parameter_count(self) -> int:
+        """See `LiveHost`."""
+        return cast(int, self.remote.ask("parameter_count"))
+
+
+class TamiyoHandle:
+    """`Decider` across processes; a policy that exceeds its deadline loses its process, whatever it is doing."""
+
+    def __init__(self, remote: Remote, deadline_s: float) -> None:
+        self.remote, self._deadline_s = remote, deadline_s
+
+    def remember(self, report: FieldReport) -> None:
+        """See `Decider`."""
+        self.remote.ask("remember", report)
+
+    def advance(self, state: RoundState) -> Command | None:
+        """See `Decider`."""
+        return cast("Command | None", self.remote.ask("advance", state))
+
+    def decide(self, state: RoundState) -> Verdict:
+        """See `Decider`.
+
+        Raises:
+            PolicyDeadlineExceeded: no answer within the deadline; the process is gone.
+        """
+        start = time.monotonic()
+        with span("await tamiyo", role="conductor", fence=state.fence) as current:
+            try:
+                return cast(Verdict, self.remote.ask_within(self._deadline_s, "decide", state))
+            except CallDeadlineExceeded as error:
+                severe("policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
+                count("esper.policy.failures")
+                span_id = f"{current.get_span_context().span_id:016x}"
+                raise PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id) from error
+
+
+class KasminaHandle:
+    """`Registrar` across processes."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+
+    def observe(self, fence: int, training: TrainingState) -> RoundState:
+        """See `Registrar`."""
+        return cast(RoundState, self.remote.ask("observe", fence, training))
+
+    def stages(self) -> Mapping[str, Stage]:
+        """See `Registrar`."""
+        return cast("Mapping[str, Stage]", self.remote.ask("stages"))
+
+    def due(self, fence: int) -> bool:
+        """See `Registrar`."""
+        return cast(bool, self.remote.ask("due", fence))
+
+    def has_twin(self) -> bool:
+        """See `Registrar`."""
+        return cast(bool, self.remote.ask("has_twin"))
+
+    def compares_with_twin(self) -> bool:
+        """See `Registrar`."""
+        return cast(bool, self.remote.ask("compares_with_twin"))
+
+    def step_flops(self) -> int:
+        """See `Registrar`."""
+        return cast(int, self.remote.ask("step_flops"))
+
+    def birth_flops(self, plans: Sequence[GraftPlan]) -> int:
+        """See `Registrar`."""
+        return cast(int, self.remote.ask("birth_flops", plans))
+
+    def receive(self, command: Command, fence: int) -> Sequence[GraftPlan]:
+        """See `Registrar`."""
+        return cast("Sequence[GraftPlan]", self.remote.ask("receive", command, fence))
+
+    def carry_out(
+        self, command_id: str, fence: int, births: Sequence[Birth], observation: HostObservation | None
+    ) -> Answer:
+        """See `Registrar`."""
+        return cast(Answer, self.remote.ask("carry_out", command_id, fence, births, observation))
+
+    def conclude(self, result: IncubationResult, fence: int) -> Answer:
+        """See `Registrar`."""
+        return cast(Answer, self.remote.ask("conclude", result, fence))
+
+    def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
+        """See `Registrar`."""
+        return cast(PairedLosses, self.remote.ask("compare", live, twin))
+
+    def resetting(self, fence: int) -> Mapping[str, str]:
+        """See `Registrar`."""
+        return cast("Mapping[str, str]", self.remote.ask("resetting", fence))
+
+    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
+        """See `Registrar`."""
+        return cast(Answer, self.remote.ask("reset", probes, fence))
+
+
+class EmergencyHandle:
+    """The emergency queue across processes."""
+
+    def __init__(self, remote: Remote) -> None:
+        self.remote = remote
+
+    def publish(self, signal: EmergencySignal) -> int:
+        """Take a signal; it shows in the word before this returns. Raises: EmergencyQueueFull."""
+        return cast(int, self.remote.ask("publish", signal, group="ctl"))
+
+    def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
+        """Signals that a subscriber has not acknowledged, the most urgent first."""
+        return cast("tuple[EmergencySignal, ...]", self.remote.ask("pending", subscriber))
+
+    def acknowledge(self, subscriber: str, signal_id: str) -> None:
+        """A subscriber has dealt with a signal."""
+        self.remote.ask("acknowledge", subscriber, signal_id)

@@ -1,0 +1,34 @@
+"""One Ray for all tests of actors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.bootstrap import EmbeddedRay
+from actors.launch import launch
+from esper.config import RunConfig
+from esper.summary import Result
+from esper.testing import tiny_config, tiny_task
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[EmbeddedRay]:
+    with EmbeddedRay(slots=8) as ray:
+        yield ray
+
+
+@pytest.fixture
+def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
+    """Runs the tiny task on actors, in `tmp_path / "run"`, with config values by dotted key."""
+
+    def run(faults: list[dict[str, Any]] | None = None, **overrides: Any) -> Result:
+        config = tiny_config(run__dir=str(tmp_path / "run"), **overrides)
+        if faults is not None:
+            config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
+        return launch(tiny_task(), config, embedded=embedded)
+
+    return run
