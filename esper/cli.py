@@ -1,6 +1,6 @@
 """The command line: words in, exit codes out. What is done is done elsewhere; errors become one clear line each.
 
-Exit codes: 0 done; 1 a check failed; 2 wrong input; 3 strict failure; 130 interrupted.
+Exit codes: 0 done; 1 a check failed; 2 wrong input; those of a failed run are in `esper.execution`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,16 @@ from rich.table import Table
 from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.durable.log import LoadError, iterate
 from esper.errors import ConfigError, EsperError
+from esper.execution import INTERRUPTED, STRICT_FAILURE, complain, execute, print_json
 from esper.forecast import forecast
 from esper.inspection import inspect_run
-from esper.journal import Entry, Kind, read
-from esper.loop import GENERATION, torch_threads
-from esper.loop import run as run_loop
-from esper.progress import Terminal, heading
+from esper.loop import torch_threads
+from esper.progress import heading
 from esper.prospect import survey
 from esper.references import load_task
-from esper.run_directory import journal_file
-from esper.summary import failure
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
-DONE, CHECK_FAILED, WRONG_INPUT, STRICT_FAILURE, INTERRUPTED = 0, 1, 2, 3, 130
+DONE, WRONG_INPUT = 0, 2
 
 app = typer.Typer(
     name="esper",
@@ -64,33 +61,16 @@ def run(
     config: ConfigOption = None,
     settings: SetOption = None,
     no_growth: NoGrowthOption = False,
-    in_process: Annotated[
-        bool, typer.Option("--in-process", help="one process, without Ray (for now always so)")
-    ] = True,
+    in_process: Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")] = False,
+    faults: Annotated[Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a network and let it grow."""
-    del in_process  # there is no other way yet
-    console = Console(stderr=as_json)
-    resolved = _config(config, settings, seed=seed, no_growth=no_growth, run_dir=run_dir)
+    """Train a network and let it grow: on Ray actors, or in this process."""
+    resolved = _config(config, settings, seed=seed, no_growth=no_growth, run_dir=run_dir, faults=faults)
     loaded, reference = load_task(task)
-    terminal = Terminal(console)
-    try:
-        result = run_loop(loaded, resolved, reference=reference, progress=terminal)
-    except ConfigError:
-        raise
-    except KeyboardInterrupt as interrupt:
-        terminal.close()
-        kept = f"; its journal is kept: esper inspect {terminal.path}" if terminal.path is not None else ""
-        raise typer.Exit(_complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
-    except Exception as error:
-        terminal.close()
-        _say_failure(error, terminal.path, as_json=as_json)
-        raise typer.Exit(STRICT_FAILURE) from error
-    finally:
-        terminal.close()
+    result = execute(loaded, resolved, reference, in_process=in_process, as_json=as_json)
     if as_json:
-        _print_json(result.as_json())
+        print_json(result.as_json())
 
 
 @app.command()
@@ -108,7 +88,7 @@ def plan(
         prospect = survey(loaded, resolved)
         found = forecast(prospect)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     console = Console()
     for line in heading(prospect, None):
@@ -134,7 +114,7 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> None:
     """Say where a run stands, also while it goes on."""
     found = inspect_run(run_dir)
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     console = Console()
     loss = found["train_loss"]
@@ -154,7 +134,7 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> None:
 def show_config(as_json: JsonOption = False) -> None:
     """Print the whole default config as commented TOML."""
     if as_json:
-        _print_json(RunConfig().model_dump(mode="json"))
+        print_json(RunConfig().model_dump(mode="json"))
     else:
         print(as_toml(RunConfig()), end="")
 
@@ -175,7 +155,7 @@ def log_dump(
         if not as_json:
             print(f"{found.offset:>10} #{found.sequence:<6} kind {found.kind:<3} {json.dumps(row['payload'])}")
     if as_json:
-        _print_json({"path": str(path), "frames": frames, "errors": damaged})
+        print_json({"path": str(path), "frames": frames, "errors": damaged})
 
 
 def main() -> None:
@@ -191,23 +171,17 @@ def exit_code(arguments: list[str]) -> int:
     try:
         answer = typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False)
     except typer.exceptions.TyperException as error:
-        return _complain(error.format_message(), WRONG_INPUT)
+        return complain(error.format_message(), WRONG_INPUT)
     except ConfigError as error:
-        return _complain(str(error), WRONG_INPUT)
+        return complain(str(error), WRONG_INPUT)
     except EsperError as error:
-        return _complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
+        return complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted", INTERRUPTED)
+        return complain("interrupted", INTERRUPTED)
     except Exception as error:  # the user's own code, or a bug of ours: where it happened is what helps
         traceback.print_exception(error)
-        return _complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
+        return complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
     return answer if isinstance(answer, int) else DONE
-
-
-def _complain(text: str, code: int) -> int:
-    if text:  # a command without arguments has shown its help and says no more
-        print(f"esper: {' '.join(text.split())}", file=sys.stderr)
-    return code
 
 
 def _config(
@@ -217,6 +191,7 @@ def _config(
     seed: int | None = None,
     no_growth: bool = False,
     run_dir: Path | None = None,
+    faults: Path | None = None,
 ) -> RunConfig:
     overrides = dict(parse_override(text) for text in settings or [])
     if seed is not None:
@@ -225,36 +200,7 @@ def _config(
         overrides["growth.enabled"] = False
     if run_dir is not None:
         overrides["run.dir"] = str(run_dir)
-    return load_config(file, overrides)
-
-
-def _say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
-    """The typed error, its cause, its trace, what is kept, what to do next."""
-    last = _last_failure(run_dir)
-    kept = "nothing was written" if run_dir is None else "run.json; the run had not begun"
-    if last is not None:
-        kept = f"journal and telemetry up to fence {last.body['fence']}"
-    told: dict[str, Any] = {
-        **failure(error),
-        "trace_id": last.body["trace_id"] if last is not None else None,
-        "run_dir": str(run_dir) if run_dir is not None else None,
-        "kept": kept,
-        "next": f"esper inspect {run_dir}" if run_dir is not None else "mend the cause and run again",
-    }
-    if not isinstance(error, EsperError):  # the user's own code: its traceback is what helps
-        traceback.print_exception(error)
-    for name, value in told.items():
-        if value:
-            print(f"{name}: {value}", file=sys.stderr)
-    if as_json:
-        _print_json(told)
-
-
-def _last_failure(run_dir: Path | None) -> Entry | None:
-    if run_dir is None:
-        return None
-    entries, _ = read(journal_file(run_dir, GENERATION))
-    return next((entry for entry in reversed(entries) if entry.kind is Kind.RUN_FAILED), None)
+    return load_config(file, overrides, faults)
 
 
 def _text(payload: bytes) -> Any:
@@ -264,5 +210,5 @@ def _text(payload: bytes) -> Any:
         return payload.hex()
 
 
-def _print_json(found: dict[str, Any]) -> None:
-    print(json.dumps(found))
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper.emergency.settings import EmergencyConfig
 from esper.errors import ConfigError
-from esper.faults import FaultSpec
+from esper.faults import FaultSpec, check
 from esper.kasmina.settings import GrowthConfig
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
@@ -50,13 +50,17 @@ class RunConfig(BaseModel):
     )
 
 
-def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """The config of a file (or none) with overrides by dotted key on top.
+def load_config(
+    file: Path | None = None, overrides: Mapping[str, Any] | None = None, faults: Path | None = None
+) -> RunConfig:
+    """The config of a file (or none) with overrides by dotted key on top, and the faults of another file.
 
     Raises:
         ConfigError: naming the key, its value and the mend; nothing is ignored.
     """
-    tables = _read(file) if file is not None else {}
+    tables = _read("--config", file) if file is not None else {}
+    if faults is not None:
+        tables["faults"] = _read("--faults", faults).get("faults", [])
     for key, value in (overrides or {}).items():
         if key not in _keys():
             raise ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
@@ -66,9 +70,11 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Any] | None = 
             raise ConfigError(table, entry, f"this is a table; write it as [{table}]")
         entry[name] = value
     try:
-        return RunConfig.model_validate(tables)
+        config = RunConfig.model_validate(tables)
     except ValidationError as error:
         raise _explain(error) from error
+    check(config.faults)
+    return config
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -106,13 +112,13 @@ def _choices(annotation: object) -> str:
     return ", ".join(options)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(option: str, file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("--config", str(file), f"cannot be read: {error.strerror}") from error
+        raise ConfigError(option, str(file), f"cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("--config", str(file), f"no TOML: {error}") from error
+        raise ConfigError(option, str(file), f"no TOML: {error}") from error
 
 
 def _keys() -> list[str]:

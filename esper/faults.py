@@ -63,7 +63,7 @@ class FaultSpec(BaseModel):
     """Fires at this passage of the point, counted from 1 in each process."""
     times: Annotated[int, Field(ge=1)] = 1
     error: str = "FaultInjected"
-    """For `raise`: a class of esper.errors that takes one text, or FaultInjected."""
+    """For `raise`: a class of esper.errors that can be made from two texts, or FaultInjected."""
     seconds: Annotated[float, Field(gt=0)] = 1.0
     """For `delay`."""
 
@@ -80,14 +80,14 @@ def check(specs: Sequence[FaultSpec]) -> None:
     """Refuse what could never fire.
 
     Raises:
-        ConfigError: an unknown point, naming the nearest; an error class that is not there.
+        ConfigError: an unknown point, naming the nearest; an error class that is not there or cannot be made.
     """
     for spec in specs:
         if spec.point not in POINTS:
             near = difflib.get_close_matches(spec.point, POINTS, n=1, cutoff=0.0)[0]
             raise ConfigError("faults.point", spec.point, f"no such point; the nearest is {near}")
-        if spec.fault is Fault.RAISE and not hasattr(errors, spec.error):
-            raise ConfigError("faults.error", spec.error, "no such class in esper.errors")
+        if spec.fault is Fault.RAISE:
+            _error(spec)
 
 
 def arm(specs: Sequence[FaultSpec]) -> None:
@@ -114,8 +114,10 @@ def point(name: str) -> None:
 
 
 def _pass(name: str) -> None:
-    for armed in _armed.get(name, ()):
+    group = _armed.get(name, ())
+    for armed in group:  # all of them pass, also where an earlier one raises
         armed.passages += 1
+    for armed in group:
         first = armed.spec.passage
         if first <= armed.passages < first + armed.spec.times:
             armed.fired += 1
@@ -141,5 +143,10 @@ def _fire(spec: FaultSpec) -> None:
 def _error(spec: FaultSpec) -> EsperError:
     if spec.error == FaultInjected.__name__:
         return FaultInjected(spec.point)
-    made: EsperError = getattr(errors, spec.error)(spec.point, "armed on purpose")
-    return made
+    cls = vars(errors).get(spec.error)
+    if not (isinstance(cls, type) and issubclass(cls, EsperError)):
+        raise ConfigError("faults.error", spec.error, "no such class in esper.errors")
+    try:
+        return cls(spec.point, "armed on purpose")
+    except TypeError as error:
+        raise ConfigError("faults.error", spec.error, "it cannot be made from two texts") from error

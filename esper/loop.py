@@ -144,6 +144,7 @@ class Line:
             live = self.trainer.sample_losses("gate", fence)
             with self.tally.waiting():
                 twin = self.incubator.twin_losses(fence)
+            self.tally.incubator_flops += self.kasmina.comparison_flops(live)
             self.journal.write(Kind.TWIN_COMPARED, self.kasmina.compare(live, twin))
 
     def _advance(self, fence: int, training: TrainingState) -> None:
@@ -170,7 +171,8 @@ class Line:
         command = self._sent(verdict.outcome)
         plans = self.kasmina.receive(command, fence)
         snapshot = self.trainer.snapshot()
-        births = self.incubator.births(plans, snapshot)
+        with self.tally.waiting():
+            births = self.incubator.births(plans, snapshot)
         self.tally.incubator_flops += self.kasmina.birth_flops(plans)
         answer = self.kasmina.carry_out(command.command_id, fence, births, None)
         self._take(answer)
@@ -316,11 +318,11 @@ class Record:
                 fallbacks = self.telemetry.counters.total("esper.fallbacks") + rooms.counted("esper.fallbacks")
                 wall_s = self.clock.monotonic() - began
                 result = summarise(line, self.prospect, self.path, self.reference.text, start, fallbacks, wall_s)
+            result.save(self.path)
         except BaseException as error:
             fence, trace = (line.fence, line.trace_id) if line is not None else (0, trace)
             self.journal.write(Kind.RUN_FAILED, **failure(error), trace_id=trace, fence=fence)
             raise
-        result.save(self.path)
         self.journal.write(Kind.RUN_ENDED, weights_sha256=result.weights_sha256, test_loss=result.test_loss)
         self.progress.ended(result)
         return result

@@ -18,6 +18,7 @@ from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
+from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.loss import batch_loss
@@ -58,6 +59,18 @@ class Prospect:
     def last_germination(self) -> int:
         """Last fence at which germinating makes sense; may lie before the first."""
         return len(self.fence_steps) - 1 - self.fences_to_fossil
+
+    @property
+    def growth_window(self) -> GrowthWindow:
+        """When germinating makes sense, and how large a seed may be."""
+        growth = self.config.growth
+        return GrowthWindow(
+            first_fence=growth.first_fence,
+            fences_to_fossil=self.fences_to_fossil,
+            stack=growth.stack,
+            seed_parameters=int(growth.memory_budget * self.host_parameters),
+            seed_flops=int(growth.cost_budget * self.host_flops),
+        )
 
     @property
     def can_grow(self) -> bool:
@@ -114,6 +127,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         ConfigError, TaskError: something in them is wrong; nothing was written.
     """
     run = config.run
+    _check_task(task)
     _check_device(run.device)
     data = open_data(task, config)
     fence_steps = _fences(task, config, data)
@@ -141,7 +155,16 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
     _check_same_build(host, trial.host)
     trial.sample_losses("gate", 0)
+    trial.try_shards()
     return prospect
+
+
+def _check_task(task: Task) -> None:
+    for name in ("model", "loss", "optimizer"):
+        if not callable(getattr(task, name)):
+            raise TaskError(f"task.{name}", getattr(task, name), "give a function; see esper.task.Task")
+    if not task.slots:
+        raise TaskError("task.slots", list(task.slots), "name at least one module of the model where it may grow")
 
 
 def _check_device(name: str) -> None:
@@ -179,6 +202,10 @@ def _pairs(spec: SlotSpec, blueprints: Registry, batch: int) -> list[Pair]:
 
 
 def _fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
+    for name in ("epochs", "round_steps"):
+        value = getattr(task, name)
+        if value is not None and value < 1:
+            raise TaskError(f"task.{name}", value, "use 1 or more")
     total = (config.run.epochs or task.epochs) * data.steps_per_epoch
     length = config.run.round_steps or task.round_steps or _round_steps(total)
     if length > total:

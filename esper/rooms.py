@@ -12,7 +12,6 @@ from esper.kasmina.manager import SeedManager
 from esper.leyline.ports import Fork, ForkFactory, Policy
 from esper.prospect import Prospect
 from esper.tamiyo.commands import CommandBuilder
-from esper.tamiyo.eligibility import GrowthWindow
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.service import Tamiyo
 from esper.tolaria.snapshot import HostSnapshot
@@ -72,7 +71,7 @@ def make_tamiyo(prospect: Prospect, key: RunKey, clock: Clock, policy: Policy | 
     return Tamiyo(
         policy or HeuristicPolicy(growth.candidates, growth.replicas),
         CommandBuilder(key.secret, clock, growth.ramp_steps),
-        GrowthWindow(growth.first_fence, prospect.fences_to_fossil, growth.stack),
+        prospect.growth_window,
         config.risk,
         host_flops=prospect.host_flops,
         deadline_s=config.policy.deadline_s,

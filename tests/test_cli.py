@@ -29,6 +29,9 @@ from esper.testing import Bands, TinyHost, tiny_task
 
 def task(): return tiny_task()
 def badslot(): return tiny_task(slots=["bod"])
+def slotless(): return tiny_task(slots=[])
+def frozen(): return tiny_task(model=lambda: TinyHost().requires_grad_(False))
+def optimizer_name(): return tiny_task(optimizer="adam")
 def few(): return tiny_task(gate=Bands(20, key=1))
 def empty(): return tiny_task(train=Bands(0, key=1))
 def optimizer(): return tiny_task(optimizer=lambda parameters: 3)
@@ -97,7 +100,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def esper(folder: Path, capsys: pytest.CaptureFixture[str]) -> Esper:
     def call(*words: str) -> tuple[int, str, str]:
-        code = exit_code(list(words))
+        here = ["--in-process"] if words[:1] == ("run",) else []  # tests/actors has the other way
+        code = exit_code([*words, *here])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -131,6 +135,9 @@ def growing() -> list[str]:
         (["t.py:never"], "never called by a forward in training mode"),
         (["t.py:twice"], "called 2 times by a forward"),
         (["t.py:no_tensor"], "output of type tuple"),
+        (["t.py:slotless"], "name at least one module"),
+        (["t.py:frozen"], "leave requires_grad on"),
+        (["t.py:optimizer_name"], "give a function"),
         (["t.py:few"], "judging needs at least 128 samples"),
         (["t.py:empty"], "empty data set"),
         (["t.py:optimizer"], "it must return a torch.optim.Optimizer"),
@@ -234,7 +241,7 @@ def test_a_run_prints_one_object_last_and_people_read_the_rest_on_standard_error
 
 
 def test_without_json_people_read_on_standard_output(esper: Esper, folder: Path) -> None:
-    code, out, err = esper("run", "t.py:task", "--no-growth", "--in-process")
+    code, out, err = esper("run", "t.py:task", "--no-growth")
     assert (code, err) == (0, "")
     assert "no growth" in out
     assert "test loss" in out
@@ -317,7 +324,7 @@ def test_an_interrupt_is_one_line_that_says_where_the_journal_is(esper: Esper) -
 
 
 def test_ctrl_c_ends_a_real_process_with_130(folder: Path) -> None:
-    words = ["run", "t.py:task", "--run-dir", "here", "--no-growth", "--set", "run.epochs=1000000"]
+    words = ["run", "t.py:task", "--in-process", "--run-dir", "here", "--no-growth", "--set", "run.epochs=1000000"]
     process = subprocess.Popen(
         [sys.executable, "-c", "from esper.cli import main; main()", *words],
         cwd=folder,

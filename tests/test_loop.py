@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from esper.config import load_config
 from esper.errors import PolicyFailed, TaskError
 from esper.journal import Entry, Kind, read
 from esper.kasmina.lifecycle import EDGES
@@ -22,6 +23,7 @@ from esper.run_directory import journal_file, reports_folder, run_file, summary_
 from esper.summary import Result
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
+from esper.tasks.digits import task as digits_task
 from esper.testing import Bands, ScriptedPolicy, TinyHost, tiny_config, tiny_task
 
 
@@ -301,17 +303,17 @@ def test_an_interrupt_ends_the_run_and_is_told_in_the_journal(tmp_path: Path) ->
     assert not summary_file(stopped.path).exists()
 
 
-class RefusesTwoHundred(TinyHost):
-    """Cannot be evaluated on 200 samples at once: here, on the test shard alone."""
+class RefusesTheRest(TinyHost):
+    """Cannot be evaluated on 44 samples at once: here, on the second batch of the test shard alone."""
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        if not self.training and len(x_BC) == 200:
+        if not self.training and len(x_BC) == 44:
             raise RuntimeError("refused")
         return super().forward(x_BC)
 
 
 def test_a_failure_before_the_first_round_has_a_trace_too(tmp_path: Path) -> None:
-    stopped, _ = failed(tmp_path / "run", RuntimeError, task=tiny_task(model=RefusesTwoHundred, test=Bands(200, key=3)))
+    stopped, _ = failed(tmp_path / "run", RuntimeError, task=tiny_task(model=RefusesTheRest, test=Bands(300, key=3)))
     body = stopped.entries[-1].body
     assert (body["error"], body["message"], body["fence"]) == ("RuntimeError", "refused", 0)
     assert [s["name"] for s in stopped.spans() if s["traceId"] == body["trace_id"]] == ["esper start"]
@@ -329,3 +331,12 @@ def test_wrong_input_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="the nearest is 'body'"):
         run(failed_task, tiny_config(run__dir=str(tmp_path / "run")))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_digits_grow_under_the_default_config(tmp_path: Path, seed: int) -> None:
+    config = load_config(None, {"run.dir": str(tmp_path / "run"), "run.seed": seed})
+    result = run(digits_task(), config)
+    assert result.twin_test_loss is not None
+    assert result.test_loss < 0.9 * result.twin_test_loss
+    assert any(found.stage == "FOSSILIZED" for found in result.seeds)

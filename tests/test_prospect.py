@@ -109,3 +109,20 @@ def test_what_cannot_be_run_is_refused_by_its_field(overrides: dict[str, Any], f
     with pytest.raises(ConfigError) as caught:
         prospect(**overrides)
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("field", ["batch_size", "epochs", "round_steps"])
+def test_a_length_below_one_is_refused_by_its_field(field: str) -> None:
+    with pytest.raises(TaskError, match=rf"task\.{field} = 0: use 1 or more"):
+        prospect({field: 0})
+
+
+def test_a_metric_that_is_no_tensor_is_refused_before_the_run_and_not_at_its_end() -> None:
+    with pytest.raises(TaskError, match=r"task\.metrics"):
+        prospect({"metrics": {"made_up": lambda _output, _target: 1.0}})
+
+
+def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:
+    narrow = torch.utils.data.TensorDataset(torch.zeros(8, 5), torch.zeros(8, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="shapes"):
+        prospect({"valid": narrow})

@@ -20,15 +20,17 @@ ALLOWED: dict[str, str] = {
     "actors/bootstrap.py spawn: says type: ignore": "Ray's types do not know concurrency_groups here",
     "actors/conductor.py Company.counted: .get with a default": "an actor reports only counters above 0",
     "actors/handles.py Remote._progress: answers GetTimeoutError": "patience ends it",
-    "actors/handles.py Remote._wait: answers (RayTaskError, RayActorError)": "raised by raise_unwrapped",
-    "actors/handles.py Remote.ask_within: answers (RayTaskError, RayActorError)": "raised by raise_unwrapped",
+    "actors/conductor.py Hearing._ask_why: answers ActorError": "noted on the stop, which its caller raises",
+    "actors/handles.py Remote._wait: answers RayError": "raised by raise_unwrapped",
+    "actors/handles.py Remote.ask_within: answers RayError": "raised by raise_unwrapped",
+    "actors/handles.py Remote.end: answers ProcessLookupError": "gone is what was wanted",
     "esper/faults.py _pass: .get with a default": "a point at which nothing is armed",
     "esper/kasmina/blueprints.py _cpu_attention_backward_flops: says type: ignore": "torch leaves it untyped",
     "esper/kasmina/blueprints.py _cpu_attention_flops: says type: ignore": "torch leaves it untyped",
     "esper/kasmina/incubation.py _Entry.run_heat: answers DivergenceUnrecoverable": "it fails G2 by it",
     "esper/streams.py seed_process: says type: ignore": "torch leaves it untyped",
     "tests/actors/test_errors_across_processes.py example: .get with a default": "any tuple will do as an argument",
-    "actors/handles.py is_gone: answers (FileNotFoundError, ProcessLookupError)": "gone is the answer",
+    "actors/handles.py began: answers (FileNotFoundError, ProcessLookupError)": "gone is the answer",
     "tests/kasmina/conftest.py make_command.make: .pop with a default": "an optional change of a command",
     "tests/kasmina/test_admission.py test_nobody_else_makes_an_admitted_command: getattr with a default": "a probe",
     "tests/kasmina/test_incubation.py GradedFork.sample_losses: .get with a default": "most forks have no gain",
@@ -73,6 +75,7 @@ ALLOWED: dict[str, str] = {
         "a file's first window starts at 0"
     ),
     "tests/test_architecture.py cycle: answers CycleError": "the cycle is the answer",
+    "tests/test_faults.py passages: answers FaultInjected": "which passages raise is what is asked",
     "tests/test_errors.py test_error_survives_pickling_with_args_fields_notes_and_cause: pickle.loads": "own bytes",
 }
 """`file function: what` (and ` xN` where it does so N times) -> why it may stand there."""

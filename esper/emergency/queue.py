@@ -1,6 +1,7 @@
 """The queue of emergency signals: bounded, by level and age, acknowledged per subscriber. It drops nothing in silence.
 
-It lives in memory. What is taken is held until every subscriber has acknowledged it or the process ends.
+It lives in memory. What is taken is held until every subscriber has acknowledged it or the process ends. It is not made
+for several threads at once.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ causality where `spec.causal`; see `esper.kasmina.modules`. `esper.kasmina.sanit
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,7 +204,19 @@ def _cpu_attention_backward_flops(
     return int(sdpa_backward_flop_count(grad_out, query, key, value))  # type: ignore[no-untyped-call]
 
 
+def _cpu_lstm_flops(x: list[int], w_input: list[int], w_hidden: list[int], *_: object, **__: object) -> int:
+    """One layer and direction of an LSTM as the CPU's own kernel does it, which torch's counter takes to be free."""
+    rows = math.prod(x[:-1])  # time by batch
+    return 2 * rows * (math.prod(w_input) + math.prod(w_hidden))
+
+
+def _cpu_lstm_backward_flops(x: list[int], w_input: list[int], w_hidden: list[int], *_: object, **__: object) -> int:
+    return 2 * _cpu_lstm_flops(x, w_input, w_hidden)
+
+
 CORRECTED_FLOPS = {
+    torch.ops.aten.mkldnn_rnn_layer: _cpu_lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _cpu_lstm_backward_flops,
     torch.ops.aten.convolution_backward: _conv_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,

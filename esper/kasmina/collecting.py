@@ -24,7 +24,9 @@ from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import Stage
 
 
-def sanity_evidence(command: Command, candidate: Candidate, birth: Birth | None, roster: Roster) -> SanityEvidence:
+def sanity_evidence(
+    command: Command, candidate: Candidate, birth: Birth | None, roster: Roster, facts: RunFacts, limits: GrowthConfig
+) -> SanityEvidence:
     """For G0: a candidate as it was measured at its birth."""
     probe = birth.sanity if birth is not None else None
     return SanityEvidence(
@@ -40,6 +42,8 @@ def sanity_evidence(command: Command, candidate: Candidate, birth: Birth | None,
         spec=roster.specs.get(candidate.slot),
         added_parameters=roster.added_parameters() + (probe.parameters if probe is not None else 0),
         parameter_budget=roster.parameter_budget(),
+        memory_ratio=probe.parameter_bytes / facts.host_bytes if probe is not None else 0.0,
+        memory_budget=limits.memory_budget,
     )
 
 

@@ -56,12 +56,14 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
     if shape.passed and spec.causal:
         leak = _need("G0", "causality", probe.causality_leak)
         checks.append(Check(name="causality_leak", reason="causality_broken", measured=leak, at_most=LEAK_LIMIT))
-    if shape.passed and spec.samples_independent:
+    if shape.passed and (spec.samples_independent or spec.samples_independent_evaluated):
         leak = _need("G0", "sample independence", probe.sample_leak)
         checks.append(Check(name="sample_leak", reason="samples_mixed", measured=leak, at_most=LEAK_LIMIT))
     budget = evidence.parameter_budget
     added = evidence.added_parameters
     checks.append(Check(name="added_parameters", reason="budget_exceeded", measured=added, at_most=budget))
+    memory, most = evidence.memory_ratio, evidence.memory_budget
+    checks.append(Check(name="memory_ratio", reason="budget_exceeded", measured=memory, at_most=most))
     return _report(Gate.G0, seed_id, fence, checks)
 
 

@@ -124,6 +124,11 @@ class SeedManager:
         seeds = sum(self._roster.options[plan.slot, plan.blueprint_id].flops for plan in plans)
         return PROBE_BATCHES * (len(plans) * self.step_flops() + seeds)
 
+    def comparison_flops(self, live: SampleLosses) -> int:
+        """Modelled FLOPs of measuring the live host and its twin on a slice: two forward passes, a third of a step."""
+        passes = len(live.losses) / self._facts.batch_size / 3
+        return round(passes * (self.step_flops() + self._facts.host_flops))
+
     # -- commands ------------------------------------------------------------------------------------------------
 
     def receive(self, command: Command, fence: int) -> tuple[GraftPlan, ...]:
@@ -201,7 +206,7 @@ class SeedManager:
         self, command: Command, candidate: Candidate, birth: Birth | None, fence: int
     ) -> tuple[GateReport, ...]:
         """G0, and G1 if it passed."""
-        sanity = sanity_evidence(command, candidate, birth, self._roster)
+        sanity = sanity_evidence(command, candidate, birth, self._roster, self._facts, self._limits)
         first = gates.sanity_gate(sanity, candidate.seed_id, fence)
         if not first.passed:
             return (first,)
@@ -381,7 +386,7 @@ class SeedManager:
     def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
         """Enter this fence's comparison of the live host with its twin for every seed whose alpha is at its target."""
         pairs = paired(twin, live)
-        self._roster.compared(pairs.z)
+        self._roster.compared(pairs.z, live.fence)
         return pairs
 
     # -- after a cull: embargo, G5 -------------------------------------------------------------------------------

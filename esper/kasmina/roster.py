@@ -28,6 +28,7 @@ class Roster:
         self.options = {(pair.slot, pair.blueprint_id): pair for pair in options}
         self._seeds: dict[str, SeedRecord] = {}
         self._ordinals = dict.fromkeys(self.specs, 0)
+        self._removed_at: int | None = None
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -47,7 +48,10 @@ class Roster:
 
     def retire(self, seed_id: str, fence: int, cause: str, command_id: str) -> list[Transition]:
         """Cull a seed. One that was in the host binds its pair by an embargo; any other goes on to its reset."""
-        rounds = self._limits.embargo_rounds if self._seeds[seed_id].stage in LIVE else 0
+        live = self._seeds[seed_id].stage in LIVE
+        if live:
+            self._removed_at = fence
+        rounds = self._limits.embargo_rounds if live else 0
         steps = [self.move(seed_id, after, fence, cause, command_id) for after in (Stage.CULLED, Stage.EMBARGOED)]
         self.enter(replace(self._seeds[seed_id], embargo_until=fence + rounds))
         return steps
@@ -111,6 +115,8 @@ class Roster:
             return seed.result is not None
         if seed.stage is Stage.BLENDING and seed.plan is not None:
             return self._facts.fence_steps[fence] >= seed.start_step + seed.plan.blend.ramp_steps
+        if self._disturbed(fence) and seed.stage in (Stage.SHADOWING, Stage.PROBATIONARY):
+            return False
         if seed.stage is Stage.PROBATIONARY:
             return fence >= seed.since_fence + self._limits.probation_rounds
         return seed.stage is Stage.SHADOWING
@@ -153,13 +159,21 @@ class Roster:
         blend = seed.plan.blend
         return alpha_at(self._facts.fence_steps[fence] - 1, seed.start_step, blend.ramp_steps, blend.alpha_target)
 
+    def _disturbed(self, fence: int) -> bool:
+        return self._removed_at is not None and fence == self._removed_at + 1
+
     # -- the twin ------------------------------------------------------------------------------------------------
 
     def shadowed(self) -> list[SeedRecord]:
         """Seeds whose alpha is at its target and that are still under watch: those that the twin speaks about."""
         return self.having((Stage.SHADOWING, Stage.PROBATIONARY))
 
-    def compared(self, z: float) -> None:
-        """Enter one fence's z of (twin - live) for every shadowed seed."""
+    def compared(self, z: float, fence: int) -> None:
+        """Enter one fence's z of (twin - live) for every shadowed seed.
+
+        Not at the fence after a removal: what the host lost there speaks of the seed that went, not of those that stay.
+        """
+        if self._disturbed(fence):
+            return
         for seed in self.shadowed():
             self.enter(replace(seed, twin_zs=(*seed.twin_zs, z)))

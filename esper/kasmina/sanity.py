@@ -60,7 +60,7 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
     h = sample_h.detach()
     if (tuple(h.shape[1:]), str(h.dtype)) != (spec.shape, spec.dtype):
         raise DependencyViolationError(f"slot {spec.path}", "an activation of its shape", f"got {h.shape} {h.dtype}")
-    if spec.samples_independent and len(h) < 2:
+    if any(_unmixed(spec, training) for training in MODES) and len(h) < 2:
         raise EvidenceMissing("G0", "sample independence, by samples", len(h), 2)
     try:
         return _probe(module, spec, h)
@@ -75,7 +75,8 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     if shape == spec.shape:
         runs = [_forward(_stirred(module), training) for training in MODES]
         causality = max(causality_leak(run, h[0].double()) for run in runs) if spec.causal else None
-        sample = max(sample_leak(run, h[:SAMPLES].double()) for run in runs) if spec.samples_independent else None
+        unmixed = [run for run, training in zip(runs, MODES, strict=True) if _unmixed(spec, training)]
+        sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
     return SeedSanity(
         shape=shape,
         dtype=dtype,
@@ -85,6 +86,11 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
         causality_leak=causality,
         sample_leak=sample,
     )
+
+
+def _unmixed(spec: SlotSpec, training: bool) -> bool:
+    """The host keeps samples apart in this mode, so the seed must."""
+    return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
 
 def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int, ...], str]:

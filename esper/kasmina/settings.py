@@ -50,5 +50,5 @@ class GrowthConfig(BaseModel):
     )
     isolation_audit_steps: PositiveInt = Field(200, description="steps between two audits of isolation")
     parameter_budget: Ratio = Field(4.0, description="most parameters added, over the host's own")
-    cost_budget: Ratio = Field(1.0, description="G4: most modelled FLOPs of one seed, over the host's")
-    memory_budget: Ratio = Field(1.0, description="G4: most parameter bytes of one seed, over the host's")
+    cost_budget: Ratio = Field(2.0, description="most modelled FLOPs of one seed, over the host's")
+    memory_budget: Ratio = Field(4.0, description="most parameter bytes of one seed, over the host's")

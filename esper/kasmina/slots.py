@@ -83,7 +83,8 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
     host = _Host(model, resolve(model, slots), batch_input, call, _batch_size(batch_input))
     training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
     kinds = {path: _kind(path, training[path], evaluation[path], host.batch) for path in host.paths}
-    independent, causal = _independent(host, training), _causal(host, evaluation)
+    independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
+    independent_evaluated = _independent(host, evaluation, training=False)
     return tuple(
         SlotSpec(
             path=path,
@@ -93,6 +94,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
             device=str(output.device),
             causal=path in causal,
             samples_independent=path in independent,
+            samples_independent_evaluated=path in independent_evaluated,
         )
         for path, output in training.items()
     )
@@ -177,15 +179,15 @@ def _batch_size(batch_input: Any) -> int:  # Any: see Call
     return rows[0]
 
 
-def _independent(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
-    """Slots of which no sample moved when another did, in training mode. Three samples are perturbed in turn.
+def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
+    """Slots of which no sample moved when another did, in one mode. Three samples are perturbed in turn.
 
     Raises:
         TaskError: nothing moved at all, so that nothing was shown.
     """
     mixed, alive = set(), set()
     for i in sorted({0, host.batch // 2, host.batch - 1}):
-        after = host.run(training=True, change=perturbing((slice(i, i + 1),), (host.batch,)))
+        after = host.run(training=training, change=perturbing((slice(i, i + 1),), (host.batch,)))
         others = [other for other in range(host.batch) if other != i]
         for path in host.paths:
             rows = moved(before[path], after[path], TOLERANCE)

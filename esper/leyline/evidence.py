@@ -92,6 +92,9 @@ class SanityEvidence(Message):
     added_parameters: int
     """This seed's and those of every seed that is in the host or on its way."""
     parameter_budget: int
+    memory_ratio: float
+    """Parameter bytes of the seed over the host's."""
+    memory_budget: float
 
 
 class GradientProbe(Message):

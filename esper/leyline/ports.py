@@ -228,6 +228,10 @@ class Registrar(Protocol):
         """Modelled FLOPs of measuring candidates before they may train."""
         ...
 
+    def comparison_flops(self, live: SampleLosses) -> int:
+        """Modelled FLOPs of measuring the live host and its twin on a slice."""
+        ...
+
     def receive(self, command: Command, fence: int) -> Sequence[GraftPlan]:
         """Admit a command; plans of the candidates that must be measured before it is carried out."""
         ...

@@ -28,3 +28,5 @@ class SlotSpec(Message):
     """No output before position t moves when the input at t does. Always False outside NTC."""
     samples_independent: bool
     """No sample's output moves when another sample does, in training mode."""
+    samples_independent_evaluated: bool = False
+    """The same in evaluation mode, where a host with batch norm does not mix; False: not shown."""

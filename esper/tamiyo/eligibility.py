@@ -18,6 +18,10 @@ class GrowthWindow:
     """From a seed's germination to the fence at which it is fossilised at the earliest."""
     stack: int
     """Most seeds in one slot."""
+    seed_parameters: int
+    """Most parameters of one seed."""
+    seed_flops: int
+    """Most modelled FLOPs of one seed, forward and backward on one batch."""
 
 
 def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold:
@@ -37,7 +41,10 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
     slots = {slot.spec.path: slot for slot in state.slots if slot.occupied < window.stack}
     if not slots:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "every slot is full", len(state.slots), None)
-    unbound = [pair for pair in state.options if pair.slot in slots]
+    bearable = [p for p in state.options if p.parameters <= window.seed_parameters and p.flops <= window.seed_flops]
+    if not bearable:
+        return _hold(state, HoldReason.BUDGET_SPENT, "pairs within a seed's budgets", 0, len(state.options))
+    unbound = [pair for pair in bearable if pair.slot in slots]
     unbound = [pair for pair in unbound if pair.blueprint_id not in slots[pair.slot].embargoed]
     if not unbound:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "every open pair is embargoed", len(state.options), None)

@@ -34,6 +34,13 @@ def cost_ratio(decision: Decision, host_flops: int) -> float:
     return (len(decision.pairs) + 1) + sum(pair.flops for pair in decision.pairs) / host_flops
 
 
+def milder(decision: Decision, limits: RiskConfig, host_flops: int) -> Decision:
+    """The decision with as many of its pairs, the first ones, as the limit of the modelled cost bears; at least one."""
+    while len(decision.pairs) > 1 and cost_ratio(decision, host_flops) > limits.max_cost_ratio:
+        decision = decision.model_copy(update={"pairs": decision.pairs[:-1]})
+    return decision
+
+
 def assess(state: RoundState, decision: Decision, limits: RiskConfig, host_flops: int) -> Hold | None:
     """None if the decision may go on; else the hold that the first figure over its limit asks for."""
     figures: tuple[tuple[str, float | None, float, bool], ...] = (

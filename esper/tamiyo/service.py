@@ -15,7 +15,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
 from esper.tamiyo.commands import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow, eligible
-from esper.tamiyo.risk import assess
+from esper.tamiyo.risk import assess, milder
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
@@ -70,6 +70,7 @@ class Tamiyo:
                 hold = Hold(fence=state.fence, reason=reason, detail=decision.hold)
                 return Verdict(outcome=hold, decision=decision)
             self._check(decision, pairs)
+            decision = milder(decision, self._limits, self._host_flops)
             risk = assess(state, decision, self._limits, self._host_flops)
             return Verdict(outcome=risk or self._builder.germinate(state, decision), decision=decision)
 

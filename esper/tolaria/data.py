@@ -15,6 +15,7 @@ from esper.errors import ConfigError, TaskError
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
 
+SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
 SPLIT_SHARE = 0.1
 """Share of `train` that each shard which the task does not bring is split off with."""
 EVALUATION_BATCH = 256
@@ -63,6 +64,8 @@ class TaskData:
     """The shards of a task and everything drawn from them."""
 
     def __init__(self, task: Task, run_seed: int, batch_size: int, rule: SliceRule) -> None:
+        if batch_size < 1:
+            raise TaskError("task.batch_size", batch_size, "use 1 or more")
         self.batch_size = batch_size
         self._run_seed = run_seed
         self._rule = rule
@@ -165,7 +168,7 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
 
 
 def _resolve_shards(task: Task) -> dict[str, Shard]:
-    given = {name: getattr(task, name) for name in ("pick", "gate", "test", "train", "valid")}
+    given = {name: getattr(task, name) for name in SHARD_NAMES}
     for name, samples in given.items():
         if samples is None:
             continue
@@ -175,6 +178,9 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
             )
         if len(samples) == 0:
             raise TaskError(f"task.{name}", "empty data set", "give it at least one sample")
+        for other in SHARD_NAMES[: SHARD_NAMES.index(name)]:
+            if samples is given[other]:
+                raise TaskError(f"task.{name}", f"the data set of task.{other}", "no shard may judge another's samples")
     lots = _split_off(task, [name for name in ("pick", "gate", "test") if given[name] is None])
     shards = {}
     for name, samples in given.items():

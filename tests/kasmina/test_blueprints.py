@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError, SeedBuildFailed
-from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry, blueprint
+from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Blueprint, Registry, blueprint
 from esper.leyline.slots import Kind, SlotSpec
 
 SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (11, 8), Kind.NC: (8,)}
@@ -221,3 +222,13 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 def test_a_malformed_blueprint_is_refused(wrong, field):
     with pytest.raises(ConfigError, match=field):
         make_blueprint(**wrong)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_lstm_is_weighed_by_the_products_it_makes_though_the_cpu_makes_them_in_one_kernel(layers):
+    lstm = nn.LSTM(6, 8, num_layers=layers, batch_first=True)
+    x_BTC = torch.zeros(3, 5, 6, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
+        lstm(x_BTC)[0].sum().backward()
+    weights = sum(p.numel() for p in lstm.parameters() if p.dim() == 2)
+    assert counter.get_total_flops() == 3 * 2 * 3 * 5 * weights

@@ -64,6 +64,8 @@ SOUND: dict[Gate, Any] = {
         spec=SPEC,
         added_parameters=100,
         parameter_budget=100,
+        memory_ratio=0.5,
+        memory_budget=1.0,
     ),
     Gate.G1: GradientEvidence(marks=MARKS, probe=GRADIENT),
     Gate.G2: StabilityEvidence(
@@ -140,6 +142,7 @@ REFUSED: list[tuple[Gate, dict[str, Any], tuple[str, ...]]] = [
     (Gate.G0, {"probe": sanity(causality_leak=1e-6)}, ("causality_broken",)),
     (Gate.G0, {"probe": sanity(causality_leak=NAN)}, ("causality_broken",)),
     (Gate.G0, {"probe": sanity(sample_leak=1e-6)}, ("samples_mixed",)),
+    (Gate.G0, {"memory_ratio": 1.01}, ("budget_exceeded",)),
     (Gate.G0, {"probe": sanity(sample_leak=NAN)}, ("samples_mixed",)),
     (Gate.G0, {"added_parameters": 101}, ("budget_exceeded",)),
     (Gate.G1, {"probe": gradient(nonfinite=1, norm=NAN)}, ("gradient_nonfinite",)),

@@ -761,3 +761,18 @@ def test_plans_of_a_fork_are_not_isolated_and_ramp_as_the_probe_does(life):
     (plan,) = life.germinate(1, ("a", "mlp")).order.plans
     assert (plan.isolated, plan.start_step, plan.blend.ramp_steps) == (False, 10, life.growth.probe_ramp_steps)
     assert plan.warmup_steps == life.growth.probe_warmup_steps
+
+
+def test_after_a_removal_the_seeds_that_stay_are_not_judged_by_what_it_cost_the_host(begin):
+    life = begin()
+    life.win(1, "a", "mlp")
+    life.advance(5, "a")
+    life.win(5, "b", "norm")
+    life.compare(6, 2.0)
+    command = life.order(Operation.CULL, seed_id="b", blend=None)
+    life.manager.receive(command, 6)
+    life.manager.carry_out(command.command_id, 6, (), None)
+    life.compare(7, -9.0)  # the dip right after the removal
+    assert not life.seeds(7)["a"].due
+    life.compare(8, 2.0)
+    assert life.advance(8, "a").gates[0].passed

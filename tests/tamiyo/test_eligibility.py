@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from esper.leyline.decisions import Hold, HoldReason, Pair
 from esper.leyline.state import RoundState, SlotState
 from esper.tamiyo.eligibility import GrowthWindow, eligible
 
-WINDOW = GrowthWindow(first_fence=2, fences_to_fossil=7, stack=3)
+WINDOW = GrowthWindow(first_fence=2, fences_to_fossil=7, stack=3, seed_parameters=10**9, seed_flops=10**12)
 
 
 def ids(found: tuple[Pair, ...] | Hold) -> list[tuple[str, str]]:
@@ -84,3 +85,18 @@ def test_a_full_slot_an_embargo_and_a_seed_too_large_close_only_their_own_pairs(
     )
 
     assert ids(eligible(state, WINDOW)) == [("b", "norm"), ("c", "mlp"), ("c", "norm")]
+
+
+def test_a_pair_that_could_never_pass_its_budgets_is_not_tried(
+    make_state: Callable[..., RoundState], make_pair: Callable[..., Pair]
+) -> None:
+    large, dear, fit = (
+        make_pair("large", parameters=99),
+        make_pair("dear", flops=99),
+        make_pair("fit", flops=9, parameters=9),
+    )
+    window = replace(WINDOW, seed_parameters=50, seed_flops=50)
+    assert ids(eligible(make_state(options=(large, dear, fit)), window)) == ["fit"]
+    held = eligible(make_state(options=(large, dear)), window)
+    assert isinstance(held, Hold)
+    assert held.reason is HoldReason.BUDGET_SPENT

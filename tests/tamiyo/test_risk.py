@@ -9,7 +9,7 @@ import pytest
 
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
 from esper.leyline.state import RoundState, SeedState
-from esper.tamiyo.risk import assess, cost_ratio, coverage, loss_spike
+from esper.tamiyo.risk import assess, cost_ratio, coverage, loss_spike, milder
 from esper.tamiyo.settings import RiskConfig
 
 LIMITS = RiskConfig()
@@ -103,3 +103,14 @@ def test_nothing_measured_holds_by_its_coverage(
     hold = assess(make_state(**unmeasured, options=()), make_decision(make_pair()), LIMITS, HOST_FLOPS)
 
     assert hold == Hold(fence=5, reason=HoldReason.RISK, detail="coverage", measured=0.0, limit=0.1)
+
+
+def test_a_tournament_too_dear_is_trimmed_and_not_refused_for_ever(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
+) -> None:
+    pairs = [make_pair(name, flops=HOST_FLOPS) for name in "abcdef"]  # the control costs 1, each fork 2
+    limits = RiskConfig(max_cost_ratio=7.5)
+    trimmed = milder(make_decision(*pairs), limits, HOST_FLOPS)
+    assert [pair.blueprint_id for pair in trimmed.pairs] == ["a", "b", "c"]
+    assert assess(make_state(), trimmed, limits, HOST_FLOPS) is None
+    assert len(milder(make_decision(*pairs), RiskConfig(max_cost_ratio=0.1), HOST_FLOPS).pairs) == 1

@@ -39,7 +39,7 @@ class Rooms:
         self.tamiyo = Tamiyo(
             self.policy,
             CommandBuilder(b"key", self.clock, ramp_steps=75),
-            GrowthWindow(first_fence=1, fences_to_fossil=7, stack=3),
+            GrowthWindow(first_fence=1, fences_to_fossil=7, stack=3, seed_parameters=10**9, seed_flops=10**12),
             RiskConfig(),
             host_flops=10_000,
             deadline_s=5.0,

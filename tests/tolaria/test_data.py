@@ -281,3 +281,10 @@ def test_a_batch_that_is_no_pair_is_refused(batch: object) -> None:
 def test_a_pair_is_taken_apart_whatever_holds_it() -> None:
     assert split_pair([1, 2]) == (1, 2)
     assert split_pair((1, {"y": 2})) == (1, {"y": 2})
+
+
+@pytest.mark.parametrize(("first", "second"), [("train", "gate"), ("pick", "gate"), ("gate", "test")])
+def test_one_data_set_cannot_be_two_shards(first: str, second: str) -> None:
+    shared = Numbers(100)
+    with pytest.raises(TaskError, match=rf"task\.{second} = 'the data set of task\.{first}'"):
+        make_data(**{first: shared, second: shared})

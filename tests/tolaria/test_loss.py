@@ -115,3 +115,9 @@ def test_one_value_of_a_metric_stands_for_each_sample_of_its_batch() -> None:
     assert metric_values(torch.tensor(0.5), 3).tolist() == [0.5, 0.5, 0.5]
     assert metric_values(torch.tensor([True, False]), 2).tolist() == [1.0, 0.0]
     assert metric_values(torch.ones(2, 4), 2).shape == (8,)  # of every token
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_loss_that_is_no_mean_is_refused_because_its_samples_would_be_judged_by_another(reduction: str) -> None:
+    with pytest.raises(TaskError, match=r"use 'mean', or give task\.sample_loss"):
+        sample_loss(tiny_task(loss=nn.MSELoss(reduction=reduction)))

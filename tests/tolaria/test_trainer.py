@@ -271,10 +271,17 @@ def test_a_metric_of_a_whole_batch_counts_for_each_of_its_samples(make_prospect:
 
 
 def test_a_metric_that_gives_no_tensor_is_refused(make_prospect: MakeProspect) -> None:
-    trainer = live_trainer(make_prospect(metrics={"accuracy": lambda _output, _target: 0.5}))
-
     with pytest.raises(TaskError, match=r"task\.metrics = 'float'"):
-        trainer.shard_means("test")
+        make_prospect(metrics={"accuracy": lambda _output, _target: 0.5})
+
+
+def test_a_slots_output_is_seen_as_it_was_though_a_later_layer_writes_in_place(make_prospect: MakeProspect) -> None:
+    class Overwriting(TinyHost):
+        def forward(self, x_BC: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.body(x_BC).relu_())
+            return scores
+
+    assert live_trainer(make_prospect(model=Overwriting)).activation("body").min() < 0
 
 
 @pytest.mark.parametrize("factory", [dict, lambda: [nn.Linear(8, 4)]])

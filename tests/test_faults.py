@@ -1,0 +1,255 @@
+"""Fault points: each fault fires exactly where and when it was armed to, and nothing fires that was not armed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper import errors, faults
+from esper.cli import main
+from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed
+from esper.faults import POINTS, Fault, FaultSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+POINT = "tolaria.step"
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    faults.arm([])
+
+
+def armed(**values: Any) -> FaultSpec:
+    return FaultSpec.model_validate({"point": POINT, "fault": "raise", **values})
+
+
+def passages(count: int, name: str = POINT) -> list[int]:
+    """The passages, counted from 1, that raised."""
+    raised = []
+    for number in range(1, count + 1):
+        before = faults.fired()
+        try:
+            faults.point(name)
+        except FaultInjected:
+            raised.append(number)
+        assert faults.fired() - before == (number in raised)
+    return raised
+
+
+# -- where and when ----------------------------------------------------------------------------------------------
+
+
+def test_a_point_at_which_nothing_is_armed_does_nothing() -> None:
+    faults.point(POINT)
+    faults.arm([armed(point="tamiyo.decide")])
+    faults.point(POINT)
+    faults.point("no such point")
+    assert faults.fired() == 0
+
+
+@pytest.mark.parametrize(
+    ("passage", "times", "fires"), [(1, 1, [1]), (3, 1, [3]), (1, 2, [1, 2]), (4, 3, [4, 5, 6]), (9, 1, [])]
+)
+def test_a_fault_fires_at_exactly_its_passages(passage: int, times: int, fires: list[int]) -> None:
+    faults.arm([armed(passage=passage, times=times)])
+    assert passages(8) == fires
+
+
+def test_faults_at_one_point_do_not_push_each_other_to_a_later_passage() -> None:
+    faults.arm([armed(passage=2), armed(passage=3), armed(passage=5)])
+    assert passages(8) == [2, 3, 5]
+
+
+def test_each_point_counts_its_own_passages() -> None:
+    faults.arm([armed(passage=2), armed(point="tamiyo.decide", passage=3)])
+    assert (passages(2), passages(4, "tamiyo.decide")) == ([2], [3])
+
+
+def test_arming_replaces_what_was_armed_and_counts_afresh() -> None:
+    faults.arm([armed(passage=2)])
+    assert passages(1) == []
+    faults.arm([armed(passage=2)])
+    assert passages(2) == [2]
+    faults.arm([])
+    assert passages(4) == []
+
+
+def test_a_passage_that_raised_counts_like_any_other() -> None:
+    faults.arm([armed(times=2), armed(fault="delay", passage=3, seconds=0.001)])
+    assert passages(2) == [1, 2]
+    faults.point(POINT)
+    assert faults.fired() == 3
+
+
+# -- what happens ------------------------------------------------------------------------------------------------
+
+
+def test_raise_raises_the_class_it_names() -> None:
+    faults.arm([armed()])
+    with pytest.raises(FaultInjected) as plain:
+        faults.point(POINT)
+    assert plain.value.point == POINT
+    faults.arm([armed(error="PolicyFailed")])
+    with pytest.raises(PolicyFailed, match=POINT):
+        faults.point(POINT)
+
+
+def test_delay_delays_and_goes_on() -> None:
+    faults.arm([armed(fault="delay", seconds=0.05)])
+    start = time.monotonic()
+    faults.point(POINT)
+    assert time.monotonic() - start >= 0.05
+    assert faults.fired() == 1
+
+
+CHILD = """
+import os, sys, threading
+from esper import faults
+from esper.faults import FaultSpec
+
+def echo():
+    while word := os.read(0, 1):
+        os.write(1, word)
+
+faults.arm([FaultSpec(point="tolaria.step", fault=sys.argv[1], passage=2)])
+faults.point("tolaria.step")
+threading.Thread(target=echo, daemon=True).start()
+os.write(1, b"2")
+faults.point("tolaria.step")
+os.write(1, b"on")
+"""
+
+
+@pytest.fixture
+def child() -> Iterator[Callable[[Fault], subprocess.Popen[bytes]]]:
+    """A process that has passed the point once, says so, and passes it again; another of its threads echoes."""
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def begin(fault: Fault) -> subprocess.Popen[bytes]:
+        made = subprocess.Popen(
+            [sys.executable, "-c", CHILD, fault], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        begun.append(made)
+        assert made.stdout is not None
+        assert made.stdout.read(1) == b"2"  # the first passage is behind it
+        return made
+
+    yield begin
+    for made in begun:
+        made.kill()
+        with made:
+            pass
+
+
+def echoes(process: subprocess.Popen[bytes], within_s: float) -> bool:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"?")
+    if not select.select([process.stdout], [], [], within_s)[0]:
+        return False
+    assert process.stdout.read(1) == b"?"
+    return True
+
+
+def test_kill_kills_the_process_there(child: Callable[[Fault], subprocess.Popen[bytes]]) -> None:
+    process = child(Fault.KILL)
+    assert process.wait(10) == -signal.SIGKILL
+    assert process.stdout is not None
+    assert process.stdout.read() == b""
+
+
+def test_stop_freezes_the_process_there(child: Callable[[Fault], subprocess.Popen[bytes]]) -> None:
+    process = child(Fault.STOP)
+    _, status = os.waitpid(process.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+
+
+def test_hang_hangs_the_thread_and_leaves_the_others_running(child: Callable[[Fault], subprocess.Popen[bytes]]) -> None:
+    process = child(Fault.HANG)
+    assert [echoes(process, 10) for _ in range(20)] == [True] * 20
+    assert process.poll() is None
+
+
+def test_hang_c_keeps_the_interpreter_from_every_thread(child: Callable[[Fault], subprocess.Popen[bytes]]) -> None:
+    process = child(Fault.HANG_C)
+    assert False in (echoes(process, 0.3) for _ in range(20))
+    assert process.poll() is None
+
+
+# -- what can be armed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("point", "near"), [("tolaria.stpe", "tolaria.step"), ("emergency.begin", "emergency")])
+def test_an_unknown_point_is_refused_with_the_nearest(point: str, near: str) -> None:
+    with pytest.raises(ConfigError, match=f"faults.point = '{point}': no such point; the nearest is {near}"):
+        faults.check([armed(point=point)])
+
+
+@pytest.mark.parametrize("error", ["FaultInject", "ValueError", "Sequence", "annotations", "__doc__"])
+def test_only_an_error_of_ours_can_be_raised(error: str) -> None:
+    with pytest.raises(ConfigError, match=f"faults.error = '{error}': no such class"):
+        faults.check([armed(error=error)])
+
+
+def test_an_error_that_cannot_be_made_is_refused_when_it_is_armed_and_not_when_it_fires() -> None:
+    for cls in (errors.EmergencyStop, errors.Drained, errors.ConfigError):
+        with pytest.raises(ConfigError, match="cannot be made from two texts"):
+            faults.arm([armed(error=cls.__name__)])
+    faults.arm([armed(error=EmergencyQueueFull.__name__)])
+    with pytest.raises(EmergencyQueueFull):
+        faults.point(POINT)
+
+
+def test_a_refusal_leaves_armed_what_was() -> None:
+    faults.arm([armed(passage=2)])
+    with pytest.raises(ConfigError):
+        faults.arm([armed(), armed(point="nowhere")])
+    assert passages(3) == [2]
+
+
+@pytest.mark.parametrize("entry", [{"passage": 0}, {"times": 0}, {"seconds": 0}, {"fault": "explode"}, {"when": 1}])
+def test_a_fault_that_means_nothing_is_no_fault(entry: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(entry))):
+        armed(**entry)
+
+
+def test_every_point_in_the_source_is_on_the_list_and_the_other_way_round() -> None:
+    named = set()
+    for path in [*ROOT.glob("esper/**/*.py"), *ROOT.glob("actors/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
+                named.add(ast.unparse(node.args[0]))
+    roles = {"emergency", "kasmina", "tamiyo", "tolaria"}
+    dynamic = {"f'{birth.role}.start'": roles, "self._fault_point": {"kasmina", "tolaria"}}
+    points = {ast.literal_eval(name) for name in named - dynamic.keys()}
+    assert dynamic.keys() <= named
+    points |= {f"{role}.start" for role in dynamic["f'{birth.role}.start'"]}
+    points |= {f"{role}.step" for role in dynamic["self._fault_point"]}
+    assert points == set(POINTS)
+
+
+def test_an_unknown_point_ends_the_command_line_with_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text('[[faults]]\npoint = "tolaria.stpe"\nfault = "kill"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["esper", "run", "esper.testing:tiny_task", "--config", "c.toml"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    captured = capsys.readouterr()
+    assert left.value.code == 2
+    assert captured.err.splitlines() == [
+        "esper: faults.point = 'tolaria.stpe': no such point; the nearest is tolaria.step"
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["c.toml"]
