@@ -448,6 +448,8 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     model = task.model()
     if not isinstance(model, nn.Module):
         raise TaskError("task.model", type(model).__name__, "it must return a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TaskError("task.model", type(model).__name__, "leave requires_grad on for what shall be trained")
     extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if extra:
         raise TaskError("task.model", extra[0], "state that is no tensor cannot be kept; make it a buffer")

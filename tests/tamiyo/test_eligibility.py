@@ -96,7 +96,7 @@ def test_a_pair_that_could_never_pass_its_budgets_is_not_tried(
         make_pair("fit", flops=9, parameters=9),
     )
     window = replace(WINDOW, seed_parameters=50, seed_flops=50)
-    assert ids(eligible(make_state(options=(large, dear, fit)), window)) == ["fit"]
+    assert ids(eligible(make_state(options=(large, dear, fit)), window)) == [("body", "fit")]
     held = eligible(make_state(options=(large, dear)), window)
     assert isinstance(held, Hold)
     assert held.reason is HoldReason.BUDGET_SPENT
