@@ -107,6 +107,7 @@ def plan(
         " and moments",
         soft_wrap=True,
     )
+    console.print(_waits(found), soft_wrap=True)
 
 
 @app.command()
@@ -201,6 +202,21 @@ def _config(
     if run_dir is not None:
         overrides["run.dir"] = str(run_dir)
     return load_config(file, overrides, faults)
+
+
+def _waits(found: dict[str, Any]) -> str:
+    """What `plan` says of the times that it measured."""
+    said = f"measured: {1e3 * found['step_s']:.1f} ms a step of the host"
+    if found["fence_wait_first_s"] is None:
+        return said
+    enough, count = found["managers_for_no_wait"], found["managers"]
+    least = f"{enough} end it with its round" if enough else "no number of them ends it with its round"
+    return (
+        f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits"
+        f" {found['fence_wait_first_s']:.1f} s for the first tournament, {found['fence_wait_replica_s']:.1f} s for a"
+        f" replica (one for each fork: {found['fence_wait_least_s']:.1f} s; {least}); in one process the tournament"
+        f" takes {found['tournament_s']:.1f} s"
+    )
 
 
 def _text(payload: bytes) -> Any:

@@ -22,6 +22,7 @@ from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.loss import batch_loss
+from esper.tolaria.optim import peak_share
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
@@ -42,6 +43,8 @@ class Prospect:
     host_bytes: int
     host_flops: int
     """Modelled FLOPs of one optimizer step of the host."""
+    peak_share: float
+    """Peak learning rate of a seed over what the task's optimizer is made with."""
 
     @property
     def total_steps(self) -> int:
@@ -93,6 +96,7 @@ class Prospect:
             total_steps=self.total_steps,
             device=config.run.device,
             clip_norm=config.run.clip_norm,
+            peak_share=self.peak_share,
             audit_every=config.growth.isolation_audit_steps,
             trace_every=config.telemetry.step_every,
         )
@@ -151,6 +155,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         host_parameters=sum(p.numel() for p in parameters),
         host_bytes=sum(p.numel() * p.element_size() for p in parameters),
         host_flops=int(counter.get_total_flops()),
+        peak_share=peak_share(task, fence_steps[-1]),
     )
     trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
     _check_same_build(host, trial.host)

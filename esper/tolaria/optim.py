@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from esper.errors import TaskError
 from esper.task import Task
@@ -35,12 +36,44 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 
 
+def peak_share(task: Task, total_steps: int) -> float:
+    """The highest learning rate that the task's scheduler reaches, over the one that its optimizer is made with.
+
+    A scheduler may give the rate its meaning: an optimizer made with 1.0 under a factor that never passes 0.002, or
+    one whose rate is to rise 25-fold. A seed's own peak follows it.
+
+    Raises:
+        TaskError: the scheduler steps on something other than optimizer steps.
+    """
+    if task.scheduler is None:
+        return 1.0
+    optimizer = build_optimizer(task, [nn.Parameter(torch.zeros(1))])
+    made_with = float(optimizer.param_groups[0]["lr"])
+    scheduler = task.scheduler(optimizer, total_steps)
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        raise TaskError("task.scheduler", type(scheduler).__name__, "give a torch scheduler that steps once a step")
+    highest = float(optimizer.param_groups[0]["lr"])
+    for _ in range(total_steps - 1):
+        optimizer.step()
+        scheduler.step()
+        highest = max(highest, float(optimizer.param_groups[0]["lr"]))
+    return highest / made_with
+
+
 class SeedOptimizer:
     """The optimizer of one seed with its own warm-up and cosine."""
 
-    def __init__(self, task: Task, parameters: Sequence[nn.Parameter], start: int, total: int, warmup: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        parameters: Sequence[nn.Parameter],
+        start: int,
+        total: int,
+        warmup: int,
+        peak: float = 1.0,
+    ) -> None:
         self.optimizer = build_optimizer(task, parameters)
-        self._peaks = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._peaks = [peak * float(group["lr"]) for group in self.optimizer.param_groups]
         self._start, self._total, self._warmup = start, total, warmup
 
     def step(self, step: int) -> None:

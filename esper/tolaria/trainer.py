@@ -49,6 +49,8 @@ class TrainerSettings:
     total_steps: int
     device: str
     clip_norm: float | None
+    peak_share: float
+    """Peak rate of a seed over what the task's optimizer is made with; see `esper.tolaria.optim.peak_share`."""
     audit_every: int
     """Steps between two audits of isolation in the live host."""
     trace_every: int
@@ -348,7 +350,8 @@ class Trainer:
         parameters = self._editor.parameters_of(plan.seed_id)
         if parameters:  # a seed without any is for G1 to refuse; torch makes no optimizer over nothing
             total = self._settings.total_steps
-            optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps)
+            peak = self._settings.peak_share
+            optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps, peak)
             self._seed_optimizers[plan.seed_id] = optimizer
 
     def remove(self, seed_id: str) -> None:

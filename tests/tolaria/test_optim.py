@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from esper.errors import TaskError
 from esper.testing import tiny_task
-from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, load_copy, seed_rate
+from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, load_copy, peak_share, seed_rate
 
 
 def test_a_seeds_rate_rises_linearly_and_then_falls_to_the_floor() -> None:
@@ -67,3 +69,24 @@ def test_a_loaded_state_stays_the_callers() -> None:
 
     assert torch.allclose(state["state"][0]["exp_avg"], torch.full((3,), 0.1))
     assert state["state"][0]["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (None, 1.0),
+        (lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: min(step + 1, 5) / 1000), 0.005),
+        (lambda o, total: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=total), 5.0),
+        (lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total), 1.0),
+    ],
+    ids=["none", "a factor", "one cycle", "cosine"],
+)
+def test_a_seeds_peak_follows_the_highest_rate_of_the_schedule(scheduler: Any, expected: float) -> None:
+    task = tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), scheduler=scheduler)
+    assert peak_share(task, 50) == pytest.approx(expected)
+
+
+def test_a_scheduler_that_steps_on_a_metric_is_refused() -> None:
+    task = tiny_task(scheduler=lambda o, _: torch.optim.lr_scheduler.ReduceLROnPlateau(o))
+    with pytest.raises(TaskError, match="steps once a step"):
+        peak_share(task, 50)
