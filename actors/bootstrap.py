@@ -9,8 +9,11 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,15 +58,16 @@ class EmbeddedRay:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         _read_environment_again()
         try:
-            ray.init(
-                address="local",
-                num_cpus=slots,
-                namespace=f"esper-{secrets.token_hex(8)}",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(self.folder),
-            )
+            with _signal_handlers_kept():
+                ray.init(
+                    address="local",
+                    num_cpus=slots,
+                    namespace=f"esper-{secrets.token_hex(8)}",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(self.folder),
+                )
             ray._private.worker.print_to_stdstream = _logged  # log_to_driver=False leaves the raylet's own words
         except BaseException:
             self.close()
@@ -87,6 +91,16 @@ class EmbeddedRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Ray puts handlers of its own in the place of ours, which drain a run; only the main thread has any."""
+    mine = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _logged(data: Mapping[str, Any], ignore_prefix: bool) -> None:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from actors.shell import Birth
 from actors.source import SentProspect
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
 from esper.emergency.word import EmergencyWord
-from esper.errors import EmergencyStop
+from esper.errors import ActorError, EmergencyStop
 from esper.leyline.signals import EmergencySignal, Level
 from esper.loop import BringUp, Rooms
 from esper.prospect import Prospect
@@ -129,26 +128,53 @@ def bring_up(reference: Reference, embedded: EmbeddedRay | None = None) -> Bring
             stack.callback(nursery.join)
             stack.callback(company.end)
             stack.callback(nursery.close)
-            desk = EmergencyHandle(company.remotes["emergency"])
-            with _halts_explained(desk):
+            hearing = Hearing(EmergencyHandle(company.remotes["emergency"]))
+            with hearing.explaining():
                 yield Rooms(
                     trainer=TolariaHandle(company.remotes["tolaria"]),
                     tamiyo=TamiyoHandle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
                     kasmina=KasminaHandle(company.remotes["kasmina"]),
                     incubator=nursery,
                     counted=company.counted,
-                    signals=partial(_taken, desk),
+                    signals=hearing.take,
                 )
 
     return up
 
 
-def _taken(desk: EmergencyHandle) -> tuple[EmergencySignal, ...]:
-    """Signals for the conductor, acknowledged."""
-    signals = desk.pending(rooms.CONDUCTOR)
-    for signal in signals:
-        desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
-    return signals
+class Hearing:
+    """What the conductor has heard from the emergency queue. A HALT explains the stop that follows it."""
+
+    def __init__(self, desk: EmergencyHandle) -> None:
+        self._desk = desk
+        self._halt: EmergencySignal | None = None
+
+    def take(self) -> tuple[EmergencySignal, ...]:
+        """Signals since the last call, acknowledged."""
+        signals = self._desk.pending(rooms.CONDUCTOR)
+        for signal in signals:
+            self._desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
+            if signal.level is Level.HALT and self._halt is None:
+                self._halt = signal
+        return signals
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Put the signal into an `EmergencyStop`: the trainer saw only the word."""
+        try:
+            yield
+        except EmergencyStop as stop:
+            self._ask_why(stop)
+            if self._halt is None:
+                raise
+            raise EmergencyStop(self._halt.reason, self._halt.signal_id, stop.step) from stop
+
+    def _ask_why(self, stop: EmergencyStop) -> None:
+        """Hear what came since the last fence; a stop stays one if nobody can say why any more."""
+        try:
+            self.take()
+        except ActorError as gone:
+            stop.add_note(f"the emergency queue could not be asked why: {gone}")
 
 
 @contextmanager
@@ -161,20 +187,3 @@ def _emergency_word() -> Iterator[EmergencyWord]:
     finally:
         path.unlink(missing_ok=True)
         folder.rmdir()
-
-
-@contextmanager
-def _halts_explained(desk: EmergencyHandle) -> Iterator[None]:
-    """Put the signal into an `EmergencyStop`: the trainer saw only the word."""
-    try:
-        yield
-    except EmergencyStop as stop:
-        signal = _halt(desk.pending(rooms.CONDUCTOR))
-        if signal is None:
-            raise
-        desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
-        raise EmergencyStop(signal.reason, signal.signal_id, stop.step) from stop
-
-
-def _halt(pending: tuple[EmergencySignal, ...]) -> EmergencySignal | None:
-    return next((signal for signal in pending if signal.level is Level.HALT), None)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from actors.shell import Envelope, Reply, Shell
-from esper.errors import ActorDoubtful, ActorLost, CallDeadlineExceeded, TrainerRankLost
+from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, TrainerRankLost
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
@@ -21,33 +31,47 @@ LOOK_EVERY_S = 0.5
 
 def is_gone(pid: int) -> bool:
     """A process of this machine has ended; whether its parent has collected it does not matter."""
+    return began(pid) is None
+
+
+def began(pid: int) -> int | None:
+    """When a process of this machine began, in ticks: with its id that names it for ever. None: it has ended."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return True
+        return None
+    return int(fields[19]) if fields[0] != "Z" else None
 
 
 def unwrapped(error: BaseException, role: str) -> BaseException:
     """What really happened, of our own tree where it is ours; the original is its cause where it is not.
 
-    A death is `ActorLost`; a broken connection is doubt, not death; what a method or constructor raised is itself.
+    A death is `ActorLost`; a broken connection is doubt, not death; what a method or constructor raised is itself,
+    unless it was Ray's or could not be sent: then, and for all else of Ray's, it is `ActorError`.
     """
     if isinstance(error, RayTaskError):
-        cause: BaseException = error.cause
+        cause = unwrapped(error.cause, role)
         cause.add_note(f"raised in {role}:\n{error}")
         return cause
     if isinstance(error, ActorDiedError) and error.args and isinstance(error.args[0], RayTaskError):
         return unwrapped(error.args[0], role)  # its constructor raised
-    lost = TrainerRankLost if role == "tolaria" else ActorLost
+    if not isinstance(error, RayError):
+        return error
+    found = _kind(error, role)(role, _first_line(error))
+    found.__cause__ = error
+    return found
+
+
+def _kind(error: RayError, role: str) -> type[ActorError]:
     if isinstance(error, ActorUnavailableError):
-        doubt: BaseException = ActorDoubtful(role, _first_line(error))
-        doubt.__cause__ = error
-        return doubt
+        return ActorDoubtful
     if isinstance(error, RayActorError):
-        death: BaseException = lost(role, _first_line(error))
-        death.__cause__ = error
-        return death
-    return error
+        return _lost(role)
+    return CallDeadlineExceeded if isinstance(error, GetTimeoutError) else ActorError
+
+
+def _lost(role: str) -> type[ActorLost]:
+    return TrainerRankLost if role == "tolaria" else ActorLost
 
 
 def raise_unwrapped(error: BaseException, role: str) -> NoReturn:
@@ -62,14 +86,29 @@ def _first_line(error: BaseException) -> str:
     return ending.partition(" Some common causes")[0]
 
 
+class Patience:
+    """How long a caller goes on waiting: for ever while the actor gets on, else `limit_s`."""
+
+    def __init__(self, limit_s: float, now_s: float) -> None:
+        self._limit_s, self._since_s = limit_s, now_s
+        self._seen: int | None = None
+
+    def is_over(self, progress: int | None, now_s: float) -> bool:
+        """More than `limit_s` went by since the actor last told of progress. None: it told nothing."""
+        if progress is not None and progress != self._seen:
+            self._seen, self._since_s = progress, now_s
+        return now_s - self._since_s > self._limit_s
+
+
 class Remote:
-    """One actor; every wait on it ends."""
+    """One actor, on this machine; every wait on it ends. Several threads may ask it."""
 
     def __init__(
         self, role: str, actor: ActorHandle[Shell], pid: int, *, run_id: str, generation: int, patience_s: float
     ) -> None:
         self.role, self.pid, self.run_id, self.generation = role, pid, run_id, generation
-        self._actor, self._patience_s = actor, patience_s
+        self._actor, self._patience_s, self._counting = actor, patience_s, threading.Lock()
+        self._began = began(pid)
         self.counters: dict[str, int] = {}
         """What the actor had counted when it last answered; they outlive it."""
 
@@ -80,7 +119,8 @@ class Remote:
             ActorLost: its process is gone, or it showed none for `patience_s` and was ended.
             Exception: whatever the method raised.
         """
-        return self._opened(self._wait(self._send("call", method, arguments, group)))
+        options = {} if group is None else {"concurrency_group": group}
+        return self._opened(self._wait(self._send("call", method, arguments, **options)))
 
     def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
         """Call and wait no longer than `deadline_s`; then the actor's process is ended, whatever it is doing.
@@ -89,58 +129,70 @@ class Remote:
             CallDeadlineExceeded: it did not answer in time.
             Exception: whatever the method raised.
         """
-        sent = self._send("call", method, arguments, None)
+        sent = self._send("call", method, arguments)
         try:
             return self._opened(ray.get(sent, timeout=deadline_s))
         except GetTimeoutError as error:
             self.end()
             raise CallDeadlineExceeded(self.role, f"{method} took longer than {deadline_s} s") from error
-        except (RayTaskError, RayActorError) as error:
+        except RayError as error:
             raise_unwrapped(error, self.role)
 
     def reference(self, method: str, *arguments: object) -> list[ray.ObjectRef[Any]]:  # Any: as the method
-        """Call, wait until the result is there, and return it unseen: it is ours and outlives the actor."""
-        sent = self._send("hand_out", method, arguments, None)
-        self._wait(sent, fetch=False)
-        return [sent]
+        """Call, wait until the result is there, and return it unseen: it is ours and outlives the actor.
+
+        Raises:
+            Exception: as `ask`.
+        """
+        kept, reply = self._send("hand_out", method, arguments, num_returns=2)
+        self._opened(self._wait(kept, reply))
+        return [kept]
 
     def end(self) -> None:
-        """End the actor's process, whatever it is doing; returns when it is gone, or after `GONE_WITHIN_S`."""
+        """End the actor's process, whatever it is doing, frozen or not; returns when it is gone."""
         ray.kill(self._actor)
-        limit = time.monotonic() + GONE_WITHIN_S
-        while not is_gone(self.pid) and time.monotonic() < limit:
-            time.sleep(0.002)
+        if not self._gone_soon():  # Ray asks the process to end itself, which one that is stopped never hears
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it went at this very moment
+                return
+            self._gone_soon()
 
-    def _send(self, entry: str, method: str, arguments: tuple[object, ...], group: str | None) -> ray.ObjectRef[Any]:
-        remote = getattr(self._actor, entry)
-        if group is not None:
-            remote = remote.options(concurrency_group=group)
-        sent: ray.ObjectRef[Any] = remote.remote(method, Envelope(self.generation, traceparent()), arguments)
-        return sent
+    def _gone_soon(self) -> bool:
+        limit = time.monotonic() + GONE_WITHIN_S
+        while self._began is not None and began(self.pid) == self._began:
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.002)
+        return True
+
+    def _send(self, entry: str, method: str, arguments: tuple[object, ...], **options: object) -> Any:  # Any: Ray's
+        """Send a message; one reference, or as many as `num_returns` says."""
+        remote = getattr(self._actor, entry).options(**options)
+        return remote.remote(method, Envelope(self.generation, traceparent()), arguments)
 
     def _opened(self, reply: Reply) -> Any:  # Any: as the method
-        self.counters = reply.counters
+        with self._counting:  # answers to several threads come out of order, and counters only go up
+            self.counters = max(self.counters, reply.counters, key=lambda counters: sum(counters.values()))
         return reply.value
 
-    def _wait(self, sent: ray.ObjectRef[Any], *, fetch: bool = True) -> Any:  # Any: as the method
-        seen, since = -1, time.monotonic()
+    def _wait(self, *sent: ray.ObjectRef[Any]) -> Reply:
+        """Wait for all that one call returns; the last of it is the reply."""
+        patience = Patience(self._patience_s, time.monotonic())
         try:
-            while not ray.wait([sent], timeout=LOOK_EVERY_S)[0]:
-                now = self._progress()
-                if now != seen:
-                    seen, since = now, time.monotonic()
-                elif time.monotonic() - since > self._patience_s:
+            while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:
+                if patience.is_over(self._progress(), time.monotonic()):
                     self.end()
-                    lost = TrainerRankLost if self.role == "tolaria" else ActorLost
-                    raise lost(self.role, f"no progress for {self._patience_s} s; its process was ended")
-            return ray.get(sent, timeout=self._patience_s) if fetch else None
-        except (RayTaskError, RayActorError) as error:
+                    raise _lost(self.role)(self.role, f"no progress for {self._patience_s} s; its process was ended")
+            reply: Reply = ray.get(sent[-1], timeout=self._patience_s)
+        except RayError as error:
             raise_unwrapped(error, self.role)
+        return reply
 
-    def _progress(self) -> int:
-        """What the actor's watcher says; the last known (-1: none) if even that does not answer."""
+    def _progress(self) -> int | None:
+        """What the actor's watcher says; None if even that does not answer in time."""
         try:
             watched: Any = self._actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))
-        except GetTimeoutError:  # not an answer, so not progress; the caller's patience is what ends this
-            return -1
+        except GetTimeoutError:  # the caller's patience is what ends this
+            return None

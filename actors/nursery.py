@@ -88,13 +88,14 @@ class RemoteNursery:
 
     def begin(self, order: IncubationOrder, snapshot: Snapshot) -> None:
         """See `Nursery`: it runs from now on."""
+        assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, snapshot)
 
     def collect(self) -> IncubationResult:
         """See `Nursery`."""
         assert self._pending is not None, "nothing was begun"
-        result, self._control = self._pending.result()
-        self._pending = None
+        pending, self._pending = self._pending, None
+        result, self._control = pending.result()
         self._forget_losers()
         return result
 
@@ -149,7 +150,8 @@ class RemoteNursery:
         kept = [fork for fork in self._open if fork in (self._control, self._twin)]
         for manager in self._managers:
             names = [fork.name for fork in self._open if fork.manager is manager and fork not in kept]
-            manager.ask("close", names)
+            if names:
+                manager.ask("close", names)
         self._open = kept
 
     def _settle_twin(self) -> None:

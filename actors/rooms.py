@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,20 @@ def emergency(capacity: int, word: Path, generation: int) -> EmergencyDesk:
 class ForkHouse:
     """Forks by name, in one manager's process. Snapshots come as references that nobody on the way has looked into."""
 
-    def __init__(self, sent: SentProspect, key: RunKey) -> None:
+    def __init__(self, sent: SentProspect, key: RunKey, fetch: Callable[[Any], Any] = ray.get) -> None:
         prospect = sent.open()
+        self._fetch = fetch
         self._incubator: Incubator = make_incubator(prospect, key)
         self._fork = make_fork_factory(prospect, key)
         self._forks: dict[str, Fork] = {}
 
     def births(self, plans: Sequence[GraftPlan], snapshot: list[ray.ObjectRef[Any]]) -> tuple[Birth, ...]:
         """Measure candidates before they may train, on a fork that is thrown away."""
-        return self._incubator.births(plans, ray.get(snapshot[0]))
+        return self._incubator.births(plans, self._fetch(snapshot[0]))
 
     def open(self, name: str, snapshot: list[ray.ObjectRef[Any]], plan: GraftPlan | None) -> None:
         """Make a fork, with a candidate attached or without."""
-        fork = self._fork(ray.get(snapshot[0]))
+        fork = self._fork(self._fetch(snapshot[0]))
         if plan is not None:
             fork.graft(plan)
         self._forks[name] = fork
@@ -98,11 +100,15 @@ class ForkHouse:
 
 
 class EmergencyDesk:
-    """The queue with its word: a signal that is taken shows in the word before `publish` returns."""
+    """The queue with its word: a signal that is taken shows in the word before `publish` returns.
+
+    `publish` comes in a thread of its own, so one thing is done at a time.
+    """
 
     def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int) -> None:
         self._queue, self._word, self._generation = queue, word, generation
         self._level: Level | None = None
+        self._one_at_a_time = threading.Lock()
 
     def publish(self, signal: EmergencySignal) -> int:
         """Take a signal. Returns how many were ever taken.
@@ -111,16 +117,19 @@ class EmergencyDesk:
             EmergencyQueueFull: there is no place; the signal was not taken.
         """
         faults.point("emergency.publish")
-        count = self._queue.publish(signal)
-        self._level = max(self._level or Level.NOTICE, signal.level)
-        self._word.set(self._level, self._generation, count)
+        with self._one_at_a_time:
+            count = self._queue.publish(signal)
+            self._level = max(self._level or Level.NOTICE, signal.level)
+            self._word.set(self._level, self._generation, count)
         return count
 
     def pending(self, subscriber: str, most: int = 64) -> tuple[EmergencySignal, ...]:
         """Signals that a subscriber has not acknowledged, the most urgent first."""
         faults.point("emergency.pending")
-        return self._queue.pending(subscriber, most)
+        with self._one_at_a_time:
+            return self._queue.pending(subscriber, most)
 
     def acknowledge(self, subscriber: str, signal_id: str) -> None:
         """A subscriber has dealt with a signal."""
-        self._queue.acknowledge(subscriber, signal_id)
+        with self._one_at_a_time:
+            self._queue.acknowledge(subscriber, signal_id)

@@ -80,13 +80,18 @@ class Shell:
             DependencyViolationError: the message is of another generation.
             Exception: whatever the method raises, unchanged.
         """
-        value = self._do(method, envelope, arguments)
-        totals = {name: sum(rows.values()) for name, rows in self._telemetry.counters.snapshot().items()}
-        return Reply(value, {name: total for name, total in totals.items() if total})
+        return Reply(self._do(method, envelope, arguments), self._counted())
 
-    def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: as the method
-        """As `call`, but the bare value: for what the caller keeps as a reference and passes on unseen."""
-        return self._do(method, envelope, arguments)
+    def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
+        """As `call`, but the value stands bare beside the reply: the caller keeps a reference and passes it on unseen.
+
+        The reply is what the caller looks at, so that it sees an error before it passes anything on.
+        """
+        return self._do(method, envelope, arguments), Reply(None, self._counted())
+
+    def _counted(self) -> dict[str, int]:
+        totals = {name: sum(rows.values()) for name, rows in self._telemetry.counters.snapshot().items()}
+        return {name: total for name, total in totals.items() if total}
 
     def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: as the method
         if envelope.generation != self._birth.generation:

@@ -137,6 +137,10 @@ class KasminaHandle:
         """See `Registrar`."""
         return cast(int, self.remote.ask("birth_flops", plans))
 
+    def comparison_flops(self, live: SampleLosses) -> int:
+        """See `Registrar`."""
+        return cast(int, self.remote.ask("comparison_flops", live))
+
     def receive(self, command: Command, fence: int) -> Sequence[GraftPlan]:
         """See `Registrar`."""
         return cast("Sequence[GraftPlan]", self.remote.ask("receive", command, fence))

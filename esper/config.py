@@ -60,7 +60,11 @@ def load_config(
     """
     tables = _read("--config", file) if file is not None else {}
     if faults is not None:
-        tables["faults"] = _read("--faults", faults).get("faults", [])
+        read = _read("--faults", faults)
+        stray = sorted(read.keys() - {"faults"})
+        if stray:
+            raise ConfigError("--faults", str(faults), f"write [[faults]]; {stray[0]!r} does not belong here")
+        tables["faults"] = read.get("faults", [])
     for key, value in (overrides or {}).items():
         if key not in _keys():
             raise ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from esper.forecast import forecast
+from esper.forecast import Measured, Work, births_s, busiest, forecast, foretell_waits, measure, replica_s, tournament_s
 from esper.journal import Kind, read
 from esper.loop import run
 from esper.prospect import survey
@@ -64,3 +64,85 @@ def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() 
     found = plan()
     assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
     assert plan(growth__twin=False)["twin_gflops"] == 0.0
+
+
+# -- waits -------------------------------------------------------------------------------------------------------
+
+HOST = Work(making_s=0.0, step_s=1.0, evaluation_s=3.0)
+FORK = Work(making_s=0.5, step_s=2.0, evaluation_s=4.0)
+
+
+def measured(forks: int) -> Measured:
+    return Measured(HOST, (FORK,) * forks, birth_s=1.5)
+
+
+def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None:
+    pieces = [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0)]
+    assert [busiest(pieces, managers) for managers in (1, 2, 3, 4)] == [15.0, 10.0, 9.0, 8.0]
+    assert busiest([(4, 1.0), (6, 2.0)], managers=2) == 3.0
+
+
+def test_one_manager_does_all_forks_in_turn_and_half_of_them_go_on() -> None:
+    control, forks, gate = (10 + 3) + (20 + 3), 4 * (0.5 + 2 * 10 + 4) + 2 * (2 * 20 + 4), 3 + 4
+    assert tournament_s(measured(4), (10, 20), managers=1) == control + forks + gate
+
+
+def test_with_a_manager_for_each_fork_every_heat_lasts_as_long_as_its_longest() -> None:
+    assert tournament_s(measured(4), (10, 20), managers=5) == (0.5 + 2 * 10 + 4) + (2 * 20 + 4) + 7
+    assert tournament_s(measured(2), (30,), managers=3) == (0.5 + 2 * 30 + 4) + 7
+
+
+def test_forks_of_a_halved_tournament_share_managers_by_their_number() -> None:
+    first_heat, second_heat = 13 + 2 * 24.5, 23 + 44  # manager 0: the control and forks 2 and 4; then with fork 2
+    assert tournament_s(measured(4), (10, 20), managers=2) == first_heat + second_heat + 7
+
+
+def test_a_replica_its_control_and_the_twin_share_one_manager_or_none() -> None:
+    control, replica, twin, gate = 0.5 + 20 + 4, 0.5 + 30 + 5, 10, 4 + 5
+    assert replica_s(measured(2), 10, 1, twin=True) == control + replica + twin + gate
+    assert replica_s(measured(2), 10, 1, twin=False) == control + replica + gate
+    assert replica_s(measured(2), 10, 2, twin=True) == max(control, replica + twin) + gate  # numbers 3, 4 and 0
+
+
+def test_births_are_shared_out_and_the_last_manager_to_end_counts() -> None:
+    assert [births_s(measured(4), 4, managers) for managers in (1, 3, 4, 9)] == [6.0, 3.0, 1.5, 1.5]
+
+
+def waits(cost: Measured, **overrides: Any) -> dict[str, Any]:
+    return foretell_waits(survey(tiny_task(), tiny_config(**overrides)), cost)
+
+
+def test_the_trainer_waits_for_what_its_own_round_does_not_cover() -> None:
+    found = waits(measured(3), growth__managers=2)
+    assert found["fence_wait_first_s"] == 2 * 1.5 + tournament_s(measured(3), (10, 10), 2) - 20 * 1.0
+    assert found["fence_wait_replica_s"] == 1.5 + replica_s(measured(3), 20, 2, twin=True) - 20 * 2.0
+    assert found["tournament_s"] == 3 * 1.5 + tournament_s(measured(3), (10, 10), 1)
+    assert (found["step_s"], found["managers"], found["managers_for_no_wait"]) == (1.0, 2, None)
+
+
+def test_a_short_probe_ends_with_its_round_if_enough_managers_share_it() -> None:
+    found = waits(measured(3), growth__probe_steps=3)
+    assert tournament_s(measured(3), (3,), 3) > 20 >= tournament_s(measured(3), (3,), 4)
+    assert (found["managers_for_no_wait"], found["fence_wait_least_s"]) == (4, 1.5)
+    assert found["fence_wait_first_s"] > found["fence_wait_least_s"]
+
+
+def test_a_run_that_cannot_grow_waits_for_nobody() -> None:
+    found = plan(run__epochs=1)
+    assert found["step_s"] > 0
+    names = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait", "tournament_s")
+    assert [found[name] for name in names] == [None] * 5
+
+
+def test_measuring_times_the_host_and_every_candidate_of_the_first_tournament() -> None:
+    cost = measure(survey(tiny_task(), tiny_config(growth__candidates=2)))
+    assert len(cost.forks) == 2
+    for work in (cost.host, *cost.forks):
+        assert min(work.making_s, work.step_s, work.evaluation_s, cost.birth_s) > 0
+
+
+def test_measuring_leaves_the_bits_of_a_run_alone(tmp_path: Path) -> None:
+    before = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "a"), growth__enabled=False))
+    plan()
+    after = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "b"), growth__enabled=False))
+    assert before.weights_sha256 == after.weights_sha256

@@ -1,0 +1,177 @@
+"""However a run ends, nothing of it is left: no process, no folder, no shared memory. Real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from esper.config import as_toml
+from esper.journal import Kind, read
+from esper.testing import tiny_config
+
+TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
+END_WITHIN_S = 5.0
+"""From the signal to the end of the process."""
+
+
+def session_of(folder: Path) -> int:
+    """Session id of a process that has not ended; -1 of one that has and waits to be collected."""
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    return -1 if fields[0] == "Z" else int(fields[3])
+
+
+@dataclass
+class Started:
+    """A real `esper run` in a session of its own, as a shell would start it."""
+
+    process: subprocess.Popen[bytes]
+    run_dir: Path
+
+    def children(self) -> list[str]:
+        """Command lines of every process of its session; a title that Ray gives itself counts as one."""
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                if folder.name.isdigit() and session_of(folder) == self.process.pid:
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+                continue
+        return found
+
+    def ctrl_c(self) -> None:
+        """What a terminal does: to the whole foreground group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> float:
+        """Wait for the end; seconds that it took."""
+        start = time.monotonic()
+        self.process.wait(timeout=60)
+        return time.monotonic() - start
+
+
+def start(folder: Path) -> Started:
+    (folder / "task.py").write_text(TASK)
+    (folder / "tiny.toml").write_text(as_toml(tiny_config()))
+    run_dir = folder / "run"
+    command = [sys.executable, "-m", "esper.cli", "run", f"{folder}/task.py:task", "--json"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        process = subprocess.Popen(
+            [*command, "--config", str(folder / "tiny.toml"), "--run-dir", str(run_dir)],
+            env=environment,
+            start_new_session=True,
+            stdout=out,
+            stderr=err,
+        )
+    return Started(process, run_dir)
+
+
+def remains() -> set[str]:
+    return {name for place in ("/tmp", "/dev/shm") for name in os.listdir(place) if name.startswith("esper-")}
+
+
+def begun(started: Started, kind: Kind) -> None:
+    """Wait until the journal has a record of a kind."""
+    journal = started.run_dir / "journal-1.log"
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        if journal.exists() and any(entry.kind is kind for entry in read(journal)[0]):
+            return
+        assert started.process.poll() is None, (started.run_dir.parent / "err").read_text()
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.process.wait(timeout=0.05)
+    pytest.fail(f"no {kind.name} in the journal")
+
+
+def finish_whole(folder: Path) -> str:
+    started = start(folder)
+    started.process.wait(timeout=100)
+    assert started.process.returncode == 0, (folder / "err").read_text()
+    assert started.children() == []
+    digest: str = json.loads((folder / "out").read_text().splitlines()[-1])["weights_sha256"]
+    return digest
+
+
+def interrupt(folder: Path, after_s: float) -> None:
+    started = start(folder)
+    try:
+        started.process.wait(timeout=after_s)
+    except subprocess.TimeoutExpired:
+        started.ctrl_c()
+        assert started.end() <= END_WITHIN_S
+    assert started.process.returncode in (0, 130, -signal.SIGINT)  # 0: it was quicker; -2: before python was up
+    assert started.children() == []
+
+
+def starts_and_stops(folder: Path, count: int) -> int:
+    """Returns how many different weights the whole runs among them ended with."""
+    before, draw, digests = remains(), random.Random(20), set()
+    for number in range(count):
+        place = folder / str(number)
+        place.mkdir()
+        if number % 4 == 1:
+            interrupt(place, draw.uniform(0.0, 12.0))
+        else:
+            digests.add(finish_whole(place))
+        assert remains() <= before
+    return len(digests)
+
+
+def test_three_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
+    assert starts_and_stops(tmp_path, 3) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_twenty_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
+    assert starts_and_stops(tmp_path, 20) == 1
+
+
+def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
+    before, started = remains(), start(tmp_path)
+    begun(started, Kind.ROUND_ENDED)
+    started.ctrl_c()
+    assert started.end() <= END_WITHIN_S
+    assert started.process.returncode == 130
+    err = (tmp_path / "err").read_text()
+    assert "Traceback" not in err
+    assert "esper: interrupted; its journal is kept" in err
+    assert started.children() == []
+    assert remains() <= before
+    assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
+
+
+def test_sigterm_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path) -> None:
+    before, started = remains(), start(tmp_path)
+    begun(started, Kind.ROUND_ENDED)
+    started.process.send_signal(signal.SIGTERM)
+    assert started.end() <= END_WITHIN_S
+    assert started.process.returncode == 143
+    entries, _ = read(started.run_dir / "journal-1.log")
+    assert (entries[-1].kind, entries[-1].body["error"]) == (Kind.RUN_FAILED, "Drained")
+    assert entries[-1].body["fence"] == max(e.body["fence"] for e in entries if e.kind is Kind.ROUND_ENDED)
+    assert started.children() == []
+    assert remains() <= before
+
+
+def test_killed_driver_takes_its_actors_along(tmp_path: Path) -> None:
+    """Ray's two agents notice only after a minute that their raylet is gone; they hold nothing of the run."""
+    started = start(tmp_path)
+    begun(started, Kind.ROUND_ENDED)
+    before = [child for child in started.children() if "Shell" in child]
+    started.process.kill()
+    started.process.wait(timeout=5)
+    limit = time.monotonic() + 20
+    while any("Agent" not in child for child in started.children()) and time.monotonic() < limit:
+        pass
+    assert len(before) == 6
+    assert [child for child in started.children() if "Agent" not in child] == []

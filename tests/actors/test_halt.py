@@ -1,0 +1,263 @@
+"""Signals that steer a run: HALT ends it at the next step with its reason, CONSERVATIVE lets nothing new germinate."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from torch import Tensor
+
+from actors.bootstrap import EmbeddedRay
+from actors.conductor import Hearing
+from actors.handles import Remote
+from actors.launch import launch
+from actors.rooms import EmergencyDesk, emergency
+from actors.typed import EmergencyHandle
+from esper.clock import SystemClock
+from esper.config import RunConfig
+from esper.emergency.word import EmergencyWord
+from esper.errors import ActorLost, EmergencyStop
+from esper.journal import Entry, Kind, read
+from esper.leyline.signals import EmergencySignal, Level
+from esper.leyline.state import RoundState
+from esper.loop import Drain, Rooms, conduct, run
+from esper.progress import Quiet
+from esper.prospect import Prospect, survey
+from esper.references import Reference
+from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.summary import Result, Tally
+from esper.task import Task
+from esper.testing import tiny_config, tiny_task
+
+
+def signal(level: Level, signal_id: str = "signal-1", reason: str = "the room is on fire") -> EmergencySignal:
+    return EmergencySignal(
+        signal_id=signal_id,
+        run_id="run",
+        generation=1,
+        level=level,
+        origin="operator",
+        reason=reason,
+        issued_at=datetime.now(UTC),
+    )
+
+
+class LocalDesk:
+    """A handle's way to an emergency desk in this process; `gone` is the death of its actor."""
+
+    def __init__(self) -> None:
+        self.desk: EmergencyDesk | None = None
+        self.gone = False
+
+    def ask(self, method: str, *arguments: object, group: str | None = None) -> Any:
+        del group
+        if self.gone:
+            raise ActorLost("emergency", "killed")
+        return getattr(self.desk, method)(*arguments)
+
+    def publish(self, found: EmergencySignal) -> None:
+        """From another thread, as everybody but the conductor does."""
+        publisher = threading.Thread(target=EmergencyHandle(self).publish, args=(found,))
+        publisher.start()
+        publisher.join()
+
+
+@pytest.fixture
+def local() -> LocalDesk:
+    return LocalDesk()
+
+
+@pytest.fixture
+def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
+    """A run in this process whose trainer reads a word and whose conductor hears `local`."""
+
+    @contextmanager
+    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
+        with EmergencyWord.create(path / "word") as word:
+            local.desk = emergency(32, word.path, key.generation)
+            hearing = Hearing(EmergencyHandle(local))
+            with hearing.explaining():
+                yield Rooms(
+                    trainer=make_trainer(prospect, key, word.halted),
+                    tamiyo=make_tamiyo(prospect, key, SystemClock()),
+                    kasmina=make_kasmina(prospect, key, SystemClock()),
+                    incubator=make_incubator(prospect, key),
+                    counted=lambda _: 0,
+                    signals=hearing.take,
+                )
+
+    def here(task: Task | None = None, progress: Quiet | None = None, **overrides: Any) -> Result:
+        prospect = survey(task or tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **overrides))
+        return conduct(prospect, up, Reference(), progress or Quiet(), SystemClock(), Drain())
+
+    return here
+
+
+def entries(tmp_path: Path) -> list[Entry]:
+    found, errors = read(tmp_path / "run" / "journal-1.log")
+    assert errors == []
+    return found
+
+
+def bodies(tmp_path: Path, kind: Kind) -> list[dict[str, Any]]:
+    return [entry.body for entry in entries(tmp_path) if entry.kind is kind]
+
+
+class AtStep:
+    """A loss that does something while an optimizer step, counted from 1, is being done."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self.step, self.act, self.done = step, act, 0
+
+    def __call__(self, output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        if torch.is_grad_enabled():
+            self.done += 1
+            if self.done == self.step + 1:  # the dry run was the first
+                self.act()
+        return torch.nn.functional.cross_entropy(output, target, reduction=reduction)
+
+
+class AtFence(Quiet):
+    """Does something when a fence has been passed."""
+
+    def __init__(self, fence: int, act: Callable[[], None]) -> None:
+        self._fence, self._act = fence, act
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        if state.fence == self._fence:
+            self._act()
+
+
+# -- HALT --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 29, 40], ids=["in the first step", "in a round", "in the last step of a round"])
+def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason_and_id(
+    run_here: Any, local: LocalDesk, tmp_path: Path, step: int
+) -> None:
+    loss = AtStep(step, lambda: local.publish(signal(Level.HALT)))
+    with pytest.raises(EmergencyStop) as stop:
+        run_here(tiny_task(loss=loss), growth__enabled=False)
+    assert (stop.value.step, loss.done) == (step, step + 1)
+    assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
+    assert isinstance(stop.value.__cause__, EmergencyStop)  # as the trainer raised it
+    assert entries(tmp_path)[-1].kind is Kind.RUN_FAILED
+    assert "the room is on fire" in entries(tmp_path)[-1].body["message"]
+    assert local.ask("pending", "conductor") == ()
+
+
+def test_a_halt_between_two_rounds_ends_the_run_before_the_next_step(run_here: Any, local: LocalDesk) -> None:
+    with pytest.raises(EmergencyStop) as stop:
+        run_here(progress=AtFence(3, lambda: local.publish(signal(Level.HALT))))
+    assert (stop.value.step, stop.value.signal_id) == (60, "signal-1")
+
+
+def test_the_first_halt_is_the_one_that_is_named(run_here: Any, local: LocalDesk) -> None:
+    def publish() -> None:
+        local.publish(signal(Level.CONSERVATIVE, "signal-0", "careful"))
+        local.publish(signal(Level.HALT, "signal-1", "first"))
+        local.publish(signal(Level.HALT, "signal-2", "second"))
+
+    with pytest.raises(EmergencyStop, match="halted before step 60: first"):
+        run_here(progress=AtFence(3, publish))
+
+
+def test_a_halt_stays_a_halt_where_nobody_can_say_why_any_more(run_here: Any, local: LocalDesk) -> None:
+    def publish_and_die() -> None:
+        local.publish(signal(Level.HALT))
+        local.gone = True
+
+    with pytest.raises(EmergencyStop) as stop:
+        run_here(tiny_task(loss=AtStep(29, publish_and_die)), growth__enabled=False)
+    assert (stop.value.step, stop.value.reason, stop.value.signal_id) == (29, "", "")
+    assert stop.value.__notes__ == ["the emergency queue could not be asked why: emergency: killed"]
+
+
+def test_another_failure_is_not_taken_for_a_halt(run_here: Any, local: LocalDesk) -> None:
+    def burst() -> None:
+        local.publish(signal(Level.HALT))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_here(tiny_task(loss=AtStep(29, burst)), growth__enabled=False)
+
+
+# -- the lower levels --------------------------------------------------------------------------------------------
+
+
+def test_conservative_stops_germination_and_nothing_else(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+    result = run_here(progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))))
+    holds = [body for body in bodies(tmp_path, Kind.HOLD) if body["detail"] == "emergency level"]
+    assert {(hold["reason"], hold["measured"], hold["limit"]) for hold in holds} == {("risk", 3, 3)}
+    assert (bodies(tmp_path, Kind.COMMAND), result.seeds) == ([], ())
+    assert [body["signal_id"] for body in bodies(tmp_path, Kind.SIGNAL)] == ["signal-1"]
+    assert result.steps == 320
+
+
+def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+    result = run_here(progress=AtFence(4, lambda: local.publish(signal(Level.CONSERVATIVE))))
+    begun = [body["fence"] for body in bodies(tmp_path, Kind.INCUBATION_BEGUN)]
+    assert begun != []
+    assert max(begun) <= 4  # published when this fence was passed
+    assert "FOSSILIZED" in [seed.stage for seed in result.seeds]
+
+
+@pytest.mark.parametrize("level", [Level.NOTICE, Level.ELEVATED])
+def test_a_lower_level_is_recorded_and_changes_no_bit(
+    run_here: Any, local: LocalDesk, tmp_path: Path, level: Level
+) -> None:
+    plain = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "plain")))
+    told = run_here(progress=AtFence(0, lambda: local.publish(signal(level))))
+    assert told.weights_sha256 == plain.weights_sha256
+    assert [body["level"] for body in bodies(tmp_path, Kind.SIGNAL)] == [level]
+
+
+# -- across processes --------------------------------------------------------------------------------------------
+
+
+class Publisher(Quiet):
+    """Publishes to a run's emergency actor from a thread of its own, when a round begins."""
+
+    def __init__(self, before_round: int) -> None:
+        self._start = f"round {before_round}:"
+        self._run_id = ""
+        self._thread: threading.Thread | None = None
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        self._run_id = state.run_id
+
+    def working(self, what: str) -> None:
+        if what.startswith(self._start) and self._thread is None:
+            self._thread = threading.Thread(target=self._publish)
+            self._thread.start()
+
+    def join(self) -> None:
+        assert self._thread is not None
+        self._thread.join()
+
+    def _publish(self) -> None:
+        actor = ray.get_actor(f"emergency-g1-{self._run_id[:8]}")
+        remote = Remote("emergency", actor, 0, run_id=self._run_id, generation=1, patience_s=10)
+        EmergencyHandle(remote).publish(signal(Level.HALT))
+
+
+def test_a_halt_from_outside_reaches_the_trainers_process(embedded: EmbeddedRay, tmp_path: Path) -> None:
+    plain = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
+    held = {"point": "tolaria.step", "fault": "delay", "passage": 61, "seconds": 2.0}
+    config = RunConfig.model_validate({**plain.model_dump(), "faults": [held]})
+    publisher = Publisher(before_round=4)
+    with pytest.raises(EmergencyStop) as stop:
+        launch(tiny_task(), config, progress=publisher, embedded=embedded)
+    publisher.join()
+    assert stop.value.step in {60, 61}  # it came before the 61st step or while that was held
+    assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
+    assert entries(tmp_path)[-1].body["error"] == "EmergencyStop"

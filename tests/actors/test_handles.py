@@ -1,0 +1,277 @@
+"""Handles: every wait on an actor ends, and whatever Ray says of a failure is said as what it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray._raylet import ActorID
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    UnserializableException,
+)
+
+from actors.bootstrap import EmbeddedRay, await_ready, spawn
+from actors.handles import Patience, Remote, is_gone, raise_unwrapped, unwrapped
+from actors.shell import Birth, Reply
+from esper.errors import (
+    ActorDoubtful,
+    ActorError,
+    ActorLost,
+    CallDeadlineExceeded,
+    CommandRejected,
+    DependencyViolationError,
+    StageConflict,
+    TrainerRankLost,
+)
+from esper.heartbeat import beat
+
+# -- what Ray says, and what it was ------------------------------------------------------------------------------
+
+
+def raised_in_method(cause: Exception) -> RayTaskError:
+    """As `ray.get` raises what a method raised: of Ray's class and of the cause's."""
+    return RayTaskError("decide", "Traceback: the remote one", cause).as_instanceof_cause()
+
+
+def raised_in_constructor(cause: Exception) -> ActorDiedError:
+    return ActorDiedError(RayTaskError("__init__", "Traceback: the remote one", cause))
+
+
+def killed() -> ActorDiedError:
+    why = "The actor is dead because its worker process has died. Some common causes include: (1) ..."
+    return ActorDiedError(ActorDiedErrorContext(actor_id=bytes(16), class_name="Shell", error_message=why))
+
+
+def rejected() -> CommandRejected:
+    error = StageConflict("stage_conflict", "command-1")
+    error.__cause__ = KeyError("nonce")
+    return error
+
+
+def test_what_a_method_raised_is_that_very_error_with_its_cause_and_the_far_traceback() -> None:
+    sent = rejected()
+    found = unwrapped(raised_in_method(sent), "kasmina")
+    assert found is sent
+    assert isinstance(found.__cause__, KeyError)
+    assert found.__notes__ == ["raised in kasmina:\nTraceback: the remote one"]
+
+
+def test_an_error_of_somebody_else_is_itself_too() -> None:
+    sent = ZeroDivisionError("by the user's model")
+    assert unwrapped(raised_in_method(sent), "tolaria") is sent
+
+
+def test_what_a_constructor_raised_is_that_very_error_and_no_death() -> None:
+    sent = rejected()
+    assert unwrapped(raised_in_constructor(sent), "kasmina") is sent
+    assert sent.__notes__ == ["raised in kasmina:\nTraceback: the remote one"]
+
+
+UNKNOWN_ID = ActorID.nil().binary()
+RAYS = [
+    pytest.param(killed(), "tamiyo", ActorLost, "its worker process has died.", id="killed"),
+    pytest.param(killed(), "tolaria", TrainerRankLost, "its worker process has died.", id="the trainer killed"),
+    pytest.param(ActorDiedError(), "kasmina", ActorLost, "died unexpectedly", id="dead, nobody knows why"),
+    pytest.param(RayActorError(), "kasmina", ActorLost, "experienced an error", id="an outage"),
+    pytest.param(ActorUnavailableError("no link", UNKNOWN_ID), "kasmina", ActorDoubtful, "no link", id="unreachable"),
+    pytest.param(ActorUnavailableError("no link", None), "tolaria", ActorDoubtful, "no link", id="unreachable trainer"),
+    pytest.param(GetTimeoutError("Get timed out"), "tamiyo", CallDeadlineExceeded, "Get timed out", id="late"),
+    pytest.param(ObjectLostError("ab", None, ""), "kasmina", ActorError, "ab", id="an object lost"),
+    pytest.param(UnserializableException("Traceback"), "tamiyo", ActorError, "deserialize", id="unreadable error"),
+]
+
+
+@pytest.mark.parametrize(("error", "role", "cls", "said"), RAYS)
+def test_rays_own_words_become_ours_and_stay_as_the_cause(
+    error: RayError, role: str, cls: type[ActorError], said: str
+) -> None:
+    with pytest.raises(ActorError) as caught:
+        raise_unwrapped(error, role)
+    assert type(caught.value) is cls
+    assert caught.value.role == role
+    assert said in caught.value.detail
+    assert "\n" not in caught.value.detail
+    assert "Some common causes" not in caught.value.detail
+    assert caught.value.__cause__ is error
+
+
+def test_rays_words_inside_a_method_become_ours_too() -> None:
+    lost = ObjectLostError("ab", None, "")
+    found = unwrapped(raised_in_method(lost), "kasmina")
+    assert type(found) is ActorError
+    assert found.__cause__ is lost
+
+
+class Unsendable(Exception):
+    """What no process can send to another."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a lock cannot be sent")
+
+
+def test_an_error_that_cannot_be_sent_is_named_in_the_one_that_comes(caplog: pytest.LogCaptureFixture) -> None:
+    found = unwrapped(RayTaskError("decide", "Traceback: the remote one", Unsendable()), "tamiyo")
+    assert type(found) is ActorError
+    assert "Unsendable" in str(found)
+    assert "isn't serializable" in caplog.text
+
+
+@pytest.mark.parametrize("error", [rejected(), KeyError("a"), TimeoutError("the user's"), KeyboardInterrupt()])
+def test_what_is_not_rays_is_left_alone(error: BaseException) -> None:
+    assert unwrapped(error, "tamiyo") is error
+
+
+def test_an_error_keeps_the_cause_that_it_came_with_when_it_is_raised_again() -> None:
+    with pytest.raises(StageConflict) as caught:
+        raise_unwrapped(raised_in_method(rejected()), "kasmina")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+# -- patience ----------------------------------------------------------------------------------------------------
+
+
+def looks(patience: Patience, *answers: int | None) -> list[bool]:
+    """What patience says at one look a second."""
+    return [patience.is_over(answer, float(second)) for second, answer in enumerate(answers, start=1)]
+
+
+def test_an_actor_that_gets_on_may_take_for_ever() -> None:
+    assert not any(looks(Patience(2.0, 0.0), *range(100)))
+
+
+def test_an_actor_that_gets_nowhere_is_given_its_time_from_when_it_last_did() -> None:
+    assert looks(Patience(2.0, 0.0), 5, 5, 5, 5) == [False, False, False, True]
+    assert looks(Patience(2.0, 0.0), 5, 5, 6, 6, 6, 6) == [False] * 5 + [True]
+
+
+def test_no_answer_is_no_progress() -> None:
+    assert looks(Patience(2.0, 0.0), None, None, None) == [False, False, True]
+    assert looks(Patience(2.0, 0.0), 5, None, 5, None) == [False, False, False, True]
+    assert looks(Patience(2.0, 0.0), 5, None, None, 6) == [False, False, False, False]
+
+
+# -- what comes with an answer -----------------------------------------------------------------------------------
+
+
+def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:
+    remote = Remote("kasmina", actor_of_nobody(), 0, run_id="run", generation=1, patience_s=1.0)
+    for total in (3, 7, 5):
+        remote._opened(Reply(None, {"esper.fallbacks": total, "esper.signal.published": 1}))
+    assert remote.counters == {"esper.fallbacks": 7, "esper.signal.published": 1}
+
+
+def actor_of_nobody() -> Any:
+    return None
+
+
+def test_a_process_is_gone_when_it_has_ended_collected_or_not() -> None:
+    assert not is_gone(os.getpid())
+    child = os.posix_spawn("/bin/true", ["true"], {})
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert is_gone(child)
+    os.waitpid(child, 0)
+    assert is_gone(child)
+
+
+# -- with actors -------------------------------------------------------------------------------------------------
+
+
+class Room:
+    """Works, or does not."""
+
+    def work(self, beats: int, pause_s: float) -> str:
+        for _ in range(beats):
+            threading.Event().wait(pause_s)
+            beat()
+        return "done"
+
+    def snapshot(self) -> bytes:
+        return bytes(10_000_000)
+
+    def refuse(self) -> None:
+        raise StageConflict("stage_conflict", "command-1") from KeyError("nonce")
+
+    def loop(self) -> None:
+        while True:
+            pass
+
+
+@pytest.fixture(scope="module")
+def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
+    """An actor for each test, started side by side: most of them do not outlive theirs."""
+    del embedded
+    names = ("busy", "stuck", "frozen", "late", "owner")
+    births = [Birth("kasmina", name, "handles", 1, 1, None, Room) for name in names]
+    begun = [(birth, spawn(birth, cpus=0)) for birth in births]
+    yield {
+        birth.name: Remote(
+            birth.role, actor, await_ready(birth, actor, 60), run_id="handles", generation=1, patience_s=1.0
+        )
+        for birth, actor in begun
+    }
+    for _, actor in begun:
+        ray.kill(actor)
+
+
+def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, Remote]) -> None:
+    assert remotes["busy"].ask("work", 8, 0.25) == "done"
+
+
+def test_a_message_of_another_generation_is_refused_across_processes(remotes: dict[str, Remote]) -> None:
+    busy = remotes["busy"]
+    other = Remote("kasmina", busy._actor, busy.pid, run_id="handles", generation=2, patience_s=1.0)
+    with pytest.raises(DependencyViolationError, match="another generation's"):
+        other.ask("work", 1, 0.0)
+
+
+def test_what_a_reference_would_refer_to_is_raised_before_it_is_passed_on(remotes: dict[str, Remote]) -> None:
+    with pytest.raises(StageConflict) as caught:
+        remotes["busy"].reference("refuse")
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_an_actor_that_gets_nowhere_is_ended_and_its_process_is_gone(remotes: dict[str, Remote]) -> None:
+    with pytest.raises(ActorLost, match=r"no progress for 1.0 s; its process was ended"):
+        remotes["stuck"].ask("loop")
+    assert is_gone(remotes["stuck"].pid)
+
+
+def test_a_frozen_process_is_ended_too(remotes: dict[str, Remote]) -> None:
+    os.kill(remotes["frozen"].pid, signal.SIGSTOP)
+    with pytest.raises(ActorLost):
+        remotes["frozen"].ask("work", 1, 0.0)
+    assert is_gone(remotes["frozen"].pid)
+
+
+def test_an_actor_beyond_its_deadline_is_ended_although_it_gets_on(remotes: dict[str, Remote]) -> None:
+    late = remotes["late"]
+    assert late.ask_within(5.0, "work", 1, 0.0) == "done"
+    with pytest.raises(CallDeadlineExceeded, match=r"work took longer than 0.3 s"):
+        late.ask_within(0.3, "work", 1000, 0.05)
+    assert is_gone(late.pid)
+    with pytest.raises(ActorLost):
+        late.ask_within(5.0, "work", 1, 0.0)
+
+
+def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
+    owner = remotes["owner"]
+    (kept,) = owner.reference("snapshot")
+    owner.end()
+    assert is_gone(owner.pid)
+    assert len(ray.get(kept, timeout=10)) == 10_000_000
+    with pytest.raises(ActorLost) as lost:
+        owner.ask("snapshot")
+    assert isinstance(lost.value.__cause__, ActorDiedError)

@@ -1,0 +1,200 @@
+"""The one actor class, without Ray: what it lets through to its room, and what it says of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actors.shell import Birth, Envelope, Shell
+from esper import faults
+from esper.errors import DependencyViolationError, FaultInjected, StageConflict
+from esper.faults import FaultSpec
+from esper.heartbeat import beat
+from esper.telemetry.context import span, traceparent, use
+from esper.telemetry.metrics import count
+from esper.telemetry.setup import Telemetry
+
+
+class Room:
+    """What an actor might hold."""
+
+    def __init__(self, *words: str) -> None:
+        self.words, self.done = words, 0
+
+    def add(self, one: int, other: int) -> int:
+        self.done += 1
+        return one + other
+
+    def work(self) -> str:
+        with span("room work"):
+            count("esper.signal.published")
+            count("esper.signal.published", level="HALT")
+            count("esper.policy.decisions")
+            beat()
+            return traceparent()
+
+    def fail(self) -> None:
+        with span("room work"):
+            raise StageConflict("stage_conflict", "command-1") from KeyError("the cause")
+
+    def _private(self) -> None:
+        self.done += 1
+
+
+@pytest.fixture(autouse=True)
+def disarmed() -> Iterator[None]:
+    yield
+    faults.arm([])
+
+
+def birth(**changes: Any) -> Birth:
+    fields = {
+        "role": "kasmina",
+        "name": "manager-1",
+        "run_id": "run",
+        "generation": 3,
+        "threads": 1,
+        "telemetry_folder": None,
+        "build": Room,
+    }
+    return Birth(**{**fields, **changes})
+
+
+HERE = Envelope(generation=3, traceparent="")
+
+
+def spans(folder: Path, role: str) -> list[dict[str, Any]]:
+    (file,) = folder.glob(f"spans-{role}-*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [line["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines]
+
+
+# -- what it lets through ----------------------------------------------------------------------------------------
+
+
+def test_a_call_reaches_the_room_that_was_built_from_the_birth() -> None:
+    shell = Shell(birth(build=lambda *words: Room(*words), arguments=("a", "b")))
+    assert shell.call("add", HERE, (2, 3)).value == 5
+    value, reply = shell.hand_out("add", HERE, (2, 3))
+    assert (value, reply.value) == (5, None)
+    assert shell.pid() == os.getpid()
+
+
+@pytest.mark.parametrize("generation", [2, 4])
+@pytest.mark.parametrize("entry", ["call", "hand_out"])
+def test_a_message_of_another_generation_is_refused_and_does_nothing(entry: str, generation: int) -> None:
+    room = Room()
+    shell = Shell(birth(build=lambda: room))
+    with pytest.raises(DependencyViolationError, match=rf"message add: another generation's \({generation}, here 3\)"):
+        getattr(shell, entry)("add", Envelope(generation, ""), (2, 3))
+    assert room.done == 0
+
+
+@pytest.mark.parametrize("method", ["_private", "__init__", "__class__", "__reduce__"])
+def test_what_is_not_public_cannot_be_called(method: str) -> None:
+    room = Room("kept")
+    shell = Shell(birth(build=lambda: room))
+    with pytest.raises(DependencyViolationError, match="not a public method"):
+        shell.call(method, HERE, ())
+    assert (room.words, room.done) == (("kept",), 0)
+
+
+def test_an_actor_computes_with_the_threads_of_its_birth() -> None:
+    before = torch.get_num_threads()
+    try:
+        Shell(birth(threads=before + 1))
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# -- what it says ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_room_does_continues_the_trace_of_who_asked(tmp_path: Path) -> None:
+    shell = Shell(birth(telemetry_folder=tmp_path))
+    with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round") as asking:
+        seen = shell.call("work", Envelope(3, traceparent()), ()).value
+        parent = asking.get_span_context()
+        assert traceparent().split("-")[2] == f"{parent.span_id:016x}"  # and is the caller's again
+    start, work = spans(tmp_path, "manager-1")
+    assert (start["name"], work["name"]) == ("actor start", "room work")
+    assert (work["traceId"], work["parentSpanId"]) == (f"{parent.trace_id:032x}", f"{parent.span_id:016x}")
+    assert seen.split("-")[1:3] == [work["traceId"], work["spanId"]]
+
+
+def test_a_broken_trace_is_refused_before_the_room_does_anything() -> None:
+    room = Room()
+    shell = Shell(birth(build=lambda: room))
+    with pytest.raises(DependencyViolationError, match="W3C traceparent"):
+        shell.call("add", Envelope(3, "00-nonsense"), (2, 3))
+    assert room.done == 0
+
+
+def test_an_answer_brings_what_the_actor_has_counted_since_it_began() -> None:
+    shell = Shell(birth())
+    assert shell.call("add", HERE, (1, 1)).counters == {}
+    once = {"esper.signal.published": 2, "esper.policy.decisions": 1}
+    assert shell.call("work", HERE, ()).counters == once
+    assert shell.call("work", HERE, ()).counters == {name: 2 * total for name, total in once.items()}
+    assert shell.hand_out("add", HERE, (1, 1))[1].counters == shell.call("add", HERE, (1, 1)).counters
+    assert Shell(birth()).call("add", HERE, (1, 1)).counters == {}
+
+
+def test_progress_goes_up_with_what_the_room_finishes_and_with_nothing_else() -> None:
+    shell = Shell(birth())
+    before = shell.progress()
+    shell.call("add", HERE, (1, 1))
+    assert shell.progress() == before
+    shell.call("work", HERE, ())
+    assert shell.progress() == before + 1
+
+
+# -- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_room_raises_leaves_it_unchanged_with_its_cause_and_is_in_the_trace(tmp_path: Path) -> None:
+    shell = Shell(birth(telemetry_folder=tmp_path))
+    with pytest.raises(StageConflict) as caught:
+        shell.call("fail", HERE, ())
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert spans(tmp_path, "manager-1")[1]["status"]["message"].startswith("StageConflict")
+    assert shell.call("add", HERE, (1, 1)).value == 2
+
+
+def test_what_the_constructor_of_the_room_raises_is_raised_and_in_the_trace(tmp_path: Path) -> None:
+    def broken() -> Room:
+        raise StageConflict("stage_conflict", "command-1")
+
+    with pytest.raises(StageConflict):
+        Shell(birth(telemetry_folder=tmp_path, build=broken))
+    (start,) = spans(tmp_path, "manager-1")
+    assert (start["name"], start["status"]["message"][:13]) == ("actor start", "StageConflict")
+
+
+@pytest.mark.parametrize(
+    ("role", "fires"), [(None, True), ("manager-1", True), ("manager-2", False), ("kasmina", False)]
+)
+def test_a_fault_is_armed_in_the_actor_that_it_names_and_in_no_other(role: str | None, fires: bool) -> None:
+    spec = FaultSpec.model_validate({"point": "kasmina.start", "fault": "raise", "role": role})
+    if fires:
+        with pytest.raises(FaultInjected):
+            Shell(birth(faults=(spec,)))
+    else:
+        Shell(birth(faults=(spec,)))
+    assert faults.fired() == fires
+
+
+def test_an_actor_passes_the_start_point_of_its_role_before_it_builds_its_room() -> None:
+    built: list[str] = []
+    spec = FaultSpec.model_validate({"point": "tamiyo.start", "fault": "raise"})
+    Shell(birth(faults=(spec,)))
+    with pytest.raises(FaultInjected):
+        Shell(birth(role="tamiyo", faults=(spec,), build=lambda: built.append("room")))
+    assert built == []
