@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("esper", "actors", "drills", "tests", "tools")
 
 ALLOWED: dict[str, str] = {
-    "esper/config.py load_config: .get with a default": "a file of faults may be empty; other keys are refused",
+    "esper/config.py load_config: .get with a default": "a file may be empty; other keys are refused",
     "esper/tolaria/trainer.py Trainer._change: .pop with a default": "a seed joined again is isolated no more",
-    "tests/actors/test_clean_ends.py Started.children: swallows (FileNotFoundError, ProcessLookupError)": "gone is fine",
+    "tests/actors/test_clean_ends.py Started.children: swallows (FileNotFoundError, ProcessLookupError)": "gone",
     "tests/actors/test_clean_ends.py interrupt: answers subprocess.TimeoutExpired": "then it is interrupted",
     "actors/bootstrap.py : says type: ignore": "Ray's compiled part has no stubs",
     "actors/bootstrap.py EmbeddedRay.close: .pop with a default": "a variable that a test took away is gone already",
