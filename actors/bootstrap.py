@@ -52,7 +52,9 @@ class EmbeddedRay:
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
-        self.folder = Path(tempfile.mkdtemp(prefix="esper-", dir="/tmp"))  # short: socket paths end at 107 bytes
+        self.folder = Path(
+            tempfile.mkdtemp(prefix=f"esper-{os.getpid()}-", dir="/tmp")
+        )  # short: socket paths end at 107 bytes
         self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_TOKEN")}
         os.environ.update(ENVIRONMENT)
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -75,6 +77,10 @@ class EmbeddedRay:
 
     def close(self) -> None:
         """End every process of this Ray and remove its folder. May be called twice."""
+        with uninterrupted():
+            self._close()
+
+    def _close(self) -> None:
         ray.shutdown()
         shutil.rmtree(self.folder, ignore_errors=True)  # a log line may still be on its way; nothing of ours is there
         for name, value in self._before.items():
@@ -95,12 +101,33 @@ class EmbeddedRay:
 
 @contextmanager
 def _signal_handlers_kept() -> Iterator[None]:
-    """Ray puts handlers of its own in the place of ours, which drain a run; only the main thread has any."""
+    """Ray puts handlers of its own, in Python and in C++, in the place of ours, which drain a run.
+
+    Only the main thread has any.
+    """
     mine = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    theirs = ray._private.utils.set_sigterm_handler
+    ray._private.utils.set_sigterm_handler = lambda _: None  # it would leave by `sys.exit`, with nothing said
+    try:
+        yield
+    finally:
+        ray._private.utils.set_sigterm_handler = theirs
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C does nothing for as long as this lasts: the end has begun. Only the main thread has handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _logged(data: Mapping[str, Any], ignore_prefix: bool) -> None:

@@ -5,6 +5,7 @@ Nothing is left behind: whatever way a run ends, every process, socket, folder a
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import rooms
-from actors.bootstrap import EmbeddedRay, await_ready, end, spawn
+from actors.bootstrap import EmbeddedRay, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
 from actors.nursery import RemoteNursery
 from actors.shell import Birth
@@ -89,9 +90,10 @@ class Company:
             raise
 
     def end(self) -> None:
-        """End every actor."""
-        for remote in self.remotes.values():
-            remote.end()
+        """End every actor, each of them also where ending another one failed."""
+        with uninterrupted(), ExitStack() as each:
+            for remote in self.remotes.values():
+                each.callback(remote.end)
 
     def counted(self, name: str) -> int:
         """Total of a counter over all actors, as they last reported it."""
@@ -179,7 +181,8 @@ class Hearing:
 
 @contextmanager
 def _emergency_word() -> Iterator[EmergencyWord]:
-    folder = Path(tempfile.mkdtemp(prefix="esper-word-", dir=SHARED_MEMORY if SHARED_MEMORY.is_dir() else None))
+    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    folder = Path(tempfile.mkdtemp(prefix=f"esper-word-{os.getpid()}-", dir=place))
     path = folder / "word"
     try:
         with EmergencyWord.create(path) as word:

@@ -16,7 +16,7 @@ import torch
 
 from esper.clock import Clock, SystemClock
 from esper.config import RunConfig
-from esper.errors import Drained
+from esper.errors import ConfigError, Drained
 from esper.journal import Journal, Kind
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Hold
@@ -235,6 +235,8 @@ def run(
         EsperError: the run failed; its directory keeps the journal up to there.
     """
     clock, config = clock or SystemClock(), config or RunConfig()
+    if config.faults:
+        raise ConfigError("faults", len(config.faults), "they break actors, and this is one process; run on Ray")
 
     def here(prospect: Prospect, key: RunKey, path: Path) -> AbstractContextManager[Rooms]:
         del path

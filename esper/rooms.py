@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from esper.clock import Clock
 from esper.kasmina.facts import RunFacts
@@ -24,7 +24,7 @@ class RunKey:
 
     run_id: str
     generation: int
-    secret: bytes
+    secret: bytes = field(repr=False)
 
 
 def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:

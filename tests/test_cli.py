@@ -93,6 +93,7 @@ Esper = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "t.py").write_text(FILE)
+    (tmp_path / "f.toml").write_text('[[faults]]\npoint = "tolaria.step"\nfault = "raise"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -158,6 +159,7 @@ def growing() -> list[str]:
         (["t.py:task", "--config", "t.py"], "no TOML"),
         (["t.py:task", "--sed", "1"], "No such option: --sed"),
         (["t.py:task", "t.py:task"], "unexpected extra argument"),
+        (["t.py:task", "--faults", "f.toml"], "run on Ray"),
         (["t.py:task", "--run-dir", "t.py"], "not a directory; choose another"),
         (["t.py:task", "--run-dir", "."], "not empty; choose an absent or empty directory"),
         (["t.py:task", "--run-dir", "/proc/esper-run"], "cannot be used"),
@@ -171,7 +173,7 @@ def test_wrong_input_to_a_run_is_one_clear_line_and_leaves_nothing(
     assert said in err
     assert err.startswith("esper: ")
     assert err.count("\n") == 1
-    assert {entry.name for entry in folder.iterdir()} <= {"t.py", "__pycache__"}
+    assert {entry.name for entry in folder.iterdir()} <= {"t.py", "f.toml", "__pycache__"}
 
 
 def test_a_directory_in_use_is_refused_by_its_holder(esper: Esper, folder: Path) -> None:
@@ -269,7 +271,7 @@ def test_plan_says_what_a_run_would_try_and_cost_and_writes_nothing(esper: Esper
     assert code == 0
     for word in ("slot body", "low_rank", "z > ", "GFLOP", "MiB", "germinates at fences"):
         assert word in out
-    assert {entry.name for entry in folder.iterdir()} <= {"t.py", "__pycache__"}
+    assert {entry.name for entry in folder.iterdir()} <= {"t.py", "f.toml", "__pycache__"}
 
 
 def test_the_printed_config_is_read_back_as_the_defaults(esper: Esper, folder: Path) -> None:

@@ -118,5 +118,5 @@ def severe_event(tmp_path: Path, name: str) -> dict[str, Any]:
 
 def test_nothing_of_a_run_is_left_on_a_ray_that_stays(launch_tiny: Any) -> None:
     launch_tiny()
-    words = [name for name in os.listdir("/dev/shm") if name.startswith("esper-word-")]
+    words = [name for name in os.listdir("/dev/shm") if name.startswith(f"esper-word-{os.getpid()}-")]
     assert words == []
