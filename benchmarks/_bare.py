@@ -1,0 +1,90 @@
+"""The same training without esper: a plain loop, and a neighbour process that runs one while it is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+
+from esper.config import load_config
+from esper.prospect import Prospect, survey
+from esper.references import load_task
+from esper.streams import generator
+from esper.tolaria.trainer import build_host
+
+
+class BareLoop:
+    """What a user would write without esper. It knows which samples come when, and nothing else of the runtime."""
+
+    def __init__(self, prospect: Prospect) -> None:
+        task, data, seed = prospect.task, prospect.data, prospect.config.run.seed
+        self.host = build_host(task, seed, "cpu")
+        self._samples: Any = task.train  # Any: it loads in bulk
+        self._loss = task.loss
+        self._optimizer = task.optimizer(list(self.host.parameters()))
+        assert task.scheduler is not None, "the task of this benchmark has one"
+        self._scheduler = task.scheduler(self._optimizer, prospect.total_steps)
+        indices = data.shards["train"].indices
+        laps = range(prospect.total_steps * data.batch_size // len(indices) + 1)
+        order = np.concatenate([generator(seed, "order", lap).permutation(indices) for lap in laps])
+        per_epoch = data.epoch_samples // data.batch_size
+        starts = [
+            s // per_epoch * data.epoch_samples + s % per_epoch * data.batch_size for s in range(prospect.total_steps)
+        ]
+        self._batches = [order[start : start + data.batch_size].tolist() for start in starts]
+        self._step = 0
+
+    def train(self, steps: int) -> None:
+        """Go on for so many steps."""
+        for batch in self._batches[self._step : self._step + steps]:
+            inputs, targets = default_collate(self._samples.__getitems__(batch))
+            loss = self._loss(self.host(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            self._scheduler.step()
+            loss.item()  # whoever trains looks at the loss
+        self._step += steps
+
+
+class Neighbour:
+    """Another process in a bare loop without end: what the machine itself leaves to a trainer beside it."""
+
+    def __init__(self, task: str) -> None:
+        self._process = subprocess.Popen([sys.executable, __file__, task], stdout=subprocess.PIPE)
+        assert self._process.stdout is not None, "asked for"
+        if self._process.stdout.readline() != b"trains\n":
+            raise SystemExit("the neighbour did not start")
+
+    def goes_on(self, yes: bool) -> None:
+        """Let it work, or stand still."""
+        os.kill(self._process.pid, signal.SIGCONT if yes else signal.SIGSTOP)
+
+    def __enter__(self) -> Neighbour:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def train_without_end(reference: str) -> None:
+    """One bare loop after the other."""
+    torch.set_num_threads(1)
+    prospect = survey(load_task(reference)[0], load_config())
+    print("trains", flush=True)
+    while True:
+        BareLoop(prospect).train(prospect.total_steps)
+
+
+if __name__ == "__main__":
+    train_without_end(sys.argv[1])

@@ -1,0 +1,174 @@
+"""How fast the trainer goes while Kasmina's managers incubate beside it, and how long it waits for them at fences.
+
+Three runs in turn, each on Ray actors: without growth; with tournaments that nobody may win, so that the live host
+stays what it is without growth; and one that grows. What `esper plan` foretells is asked anew for each three, and so is
+what two bare loops leave each other: cores of one machine share caches and clocks, which no runtime can give back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from _bare import BareLoop, Neighbour
+from _common import Outcome, Row, Spread, main, scratch
+
+from actors.bootstrap import EmbeddedRay
+from actors.launch import launch
+from esper.config import load_config
+from esper.forecast import forecast
+from esper.leyline.incubation import Answer
+from esper.leyline.stages import IN_HOST
+from esper.leyline.state import RoundState
+from esper.loop import torch_threads
+from esper.progress import Quiet
+from esper.prospect import survey
+from esper.references import load_task
+from esper.summary import Result, Tally
+
+TASK = "esper.tasks.stdlib_text:task"
+MANAGERS, STEPS_OF_A_TURN = 1, 20
+UNDISTURBED, FORETOLD_WITHIN = 0.97, 0.25
+
+ALONE: dict[str, Any] = {"growth.enabled": False}
+NEVER_ACCEPTED: dict[str, Any] = {"growth.margin": 10.0}
+"""A seed would have to better its control by ten times the control's loss."""
+
+
+@dataclass
+class Incubation:
+    """One incubation as the trainer felt it."""
+
+    fence: int
+    candidates: int
+    births_s: float
+    """Wait while its candidates were measured."""
+    result_s: float = 0.0
+    """Wait for its result, at the fence where that was due."""
+    seeds_in_host: int = 0
+
+    @property
+    def waited_s(self) -> float:
+        return self.births_s + self.result_s
+
+
+@dataclass
+class Stopwatch(Quiet):
+    """Follows a run; keeps the pace of its rounds and what its incubations made the trainer wait."""
+
+    fence_steps: tuple[int, ...]
+    paces: dict[int, float] = field(default_factory=dict)
+    """Steps/s of the round that began at a fence."""
+    incubations: list[Incubation] = field(default_factory=list)
+    _tally: Tally = field(default_factory=Tally)
+    _trained_s: float = 0.0
+    _waited_s: float = 0.0
+    _fence: int = 0
+    _due: bool = False
+
+    def working(self, what: str) -> None:
+        """A round begins, or the wait for a result does."""
+        self._due = "incubating" in what
+        self._waited_s = self._tally.fence_wait_s
+
+    def answer(self, answer: Answer) -> None:
+        """What was waited since the last moment was for a result that is there now, or for births."""
+        waited_s, self._waited_s = self._tally.fence_wait_s - self._waited_s, self._tally.fence_wait_s
+        if self._due:
+            self.incubations[-1].result_s, self._due = waited_s, False
+        elif answer.order is not None:
+            self.incubations.append(Incubation(answer.order.fence, len(answer.order.plans), waited_s))
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """A fence has been passed."""
+        if state.fence > 0:
+            steps = self.fence_steps[state.fence] - self.fence_steps[self._fence]
+            self.paces[self._fence] = steps / (tally.training_s - self._trained_s)
+        self._tally, self._trained_s, self._fence = tally, tally.training_s, state.fence
+        if state.incubating:
+            self.incubations[-1].seeds_in_host = sum(seed.stage in IN_HOST for seed in state.seeds)
+
+    def first_tournaments(self) -> list[Incubation]:
+        """Those that ask as many candidates as the first did, of a host without seeds."""
+        first = self.incubations[0]
+        return [found for found in self.incubations if (found.candidates, found.seeds_in_host) == (first.candidates, 0)]
+
+    def first_replica(self) -> Incubation | None:
+        """A run seed may have no winner, or none that is repeated."""
+        return next((found for found in self.incubations if found.seeds_in_host == 1), None)
+
+
+def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
+    """Steps/s of a bare loop while nothing else runs, and while another bare loop does: the machine's own share."""
+    prospect = survey(load_task(TASK)[0], load_config())
+    loop = BareLoop(prospect)
+    found: dict[bool, list[float]] = {False: [], True: []}
+    with Neighbour(TASK) as neighbour:
+        for steps in [STEPS_OF_A_TURN] * (prospect.total_steps // STEPS_OF_A_TURN // 2):
+            for beside in (False, True):
+                neighbour.goes_on(beside)
+                start = time.monotonic()
+                loop.train(steps)
+                found[beside].append(steps / (time.monotonic() - start))
+    return found[False], found[True]
+
+
+def measure(repetitions: int) -> Outcome:
+    """Every repetition is a run seed with all three runs."""
+    alone, beside, first_ratios, replica_ratios = [], [], [], []
+    spreads: dict[str, list[float]] = {}
+
+    def keep(label: str, values: list[float]) -> list[float]:
+        spreads.setdefault(label, []).extend(values)
+        return values
+
+    task, reference = load_task(TASK)
+    with scratch() as folder, torch_threads(1), EmbeddedRay(slots=1 + MANAGERS) as embedded:
+        for repetition in range(repetitions):
+
+            def run(name: str, settings: dict[str, Any], seed: int = repetition) -> tuple[Stopwatch, Result]:
+                told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
+                config = load_config(None, told | settings)
+                watch = Stopwatch(survey(task, config).fence_steps)
+                return watch, launch(task, config, reference=reference, progress=watch, embedded=embedded)
+
+            lonely, crowded = pace_beside_a_neighbour()
+            keep("bare loop alone, steps/s", lonely)
+            keep("bare loop beside another, steps/s", crowded)
+            foretold = forecast(survey(task, load_config(None, {"run.seed": repetition, "growth.managers": MANAGERS})))
+            quiet, _ = run("alone", ALONE)
+            busy, _ = run("beside", NEVER_ACCEPTED)
+            grown, result = run("grown", {})
+            fences = [incubation.fence for incubation in busy.incubations]
+            alone += keep("steps/s without growth", [quiet.paces[fence] for fence in fences])
+            beside += keep("steps/s beside an incubation", [busy.paces[fence] for fence in fences])
+            waits = keep("wait for a first tournament (s)", [found.waited_s for found in busy.first_tournaments()])
+            keep("first wait foretold (s)", [foretold["fence_wait_first_s"]])
+            first_ratios += [wait / foretold["fence_wait_first_s"] for wait in waits]
+            if (replica := grown.first_replica()) is not None:
+                keep("wait for a first replica (s)", [replica.waited_s])
+                keep("replica's wait foretold (s)", [foretold["fence_wait_replica_s"]])
+                replica_ratios.append(replica.waited_s / foretold["fence_wait_replica_s"])
+            keep("all fence waits of a run that grows (s)", [result.fence_wait_s])
+            keep("wall of a run that grows (s)", [result.wall_s])
+    measured = {label: Spread(tuple(values)) for label, values in spreads.items()}
+    pace, limit = Spread(tuple(beside)).median, Spread(tuple(alone)).median
+    rows = [Row.judged("trainer steps/s", pace, limit, f">= {UNDISTURBED} of no growth", pace >= UNDISTURBED * limit)]
+    one, two = measured["bare loop alone, steps/s"].median, measured["bare loop beside another, steps/s"].median
+    rows.append(Row.told("a bare loop's steps/s beside another: what this machine leaves", two, one))
+    rows.append(Row.told("trainer's share over the machine's own", pace / limit, two / one))
+    for what, ratios in (("first tournament", first_ratios), ("first replica", replica_ratios)):
+        if ratios:
+            rows.append(_foretold(f"wait for a {what} over the forecast, median", Spread(tuple(ratios)).median))
+    rows += [Row.told(label, spread.median) for label, spread in measured.items() if "run that grows" in label]
+    return Outcome(rows, measured)
+
+
+def _foretold(measure: str, ratio: float) -> Row:
+    target = f"within {FORETOLD_WITHIN:.0%} of what `esper plan` foretold"
+    return Row.judged(measure, ratio, 1.0, target, abs(ratio - 1.0) <= FORETOLD_WITHIN)
+
+
+if __name__ == "__main__":
+    main("incubation", __doc__, measure)

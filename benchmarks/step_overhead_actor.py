@@ -1,0 +1,82 @@
+"""A step inside whole rounds of a run on Ray actors, beside the same step in a bare PyTorch loop.
+
+After every fence, while the actors rest, this process trains one round of the same host in a plain loop: the same
+weights, the same batches, no evaluation in either. Both end with the same bits, or the comparison is refused.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from _bare import BareLoop
+from _common import Outcome, Row, Spread, main, scratch
+
+from actors.bootstrap import EmbeddedRay
+from actors.launch import launch
+from esper.config import load_config
+from esper.leyline.state import RoundState
+from esper.loop import torch_threads
+from esper.progress import Quiet
+from esper.prospect import Prospect, survey
+from esper.references import load_task
+from esper.summary import Tally
+from esper.tensors import state_digest
+
+TASK = "esper.tasks.stdlib_text:task"
+RATIO, ALLOWED_S = 1.05, 300e-6
+
+
+@dataclass
+class InTurns(Quiet):
+    """Follows a run; after each of its rounds it trains the same round in the bare loop."""
+
+    prospect: Prospect
+    bare: BareLoop
+    ours_s: list[float] = field(default_factory=list)
+    bare_s: list[float] = field(default_factory=list)
+    _trained_s: float = 0.0
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """A fence has been passed, and the trainer waits for this to return."""
+        if state.fence == 0:
+            return
+        steps = self.prospect.fence_steps[state.fence] - self.prospect.fence_steps[state.fence - 1]
+        self.ours_s.append((tally.training_s - self._trained_s) / steps)
+        self._trained_s = tally.training_s
+        start = time.monotonic()
+        self.bare.train(steps)
+        self.bare_s.append((time.monotonic() - start) / steps)
+
+
+def measure(repetitions: int) -> Outcome:
+    """Whole runs without growth, with the bare loop in between; the first round of each is warm-up."""
+    task, reference = load_task(TASK)
+    ours_s: list[float] = []
+    bare_s: list[float] = []
+    with scratch() as folder, torch_threads(1), EmbeddedRay(slots=2) as embedded:
+        for repetition in range(repetitions):
+            told = {"run.seed": repetition, "run.dir": str(folder / str(repetition)), "growth.enabled": False}
+            config = load_config(None, told)
+            prospect = survey(task, config)
+            turns = InTurns(prospect, BareLoop(prospect))
+            result = launch(task, config, reference=reference, progress=turns, embedded=embedded)
+            if state_digest(turns.bare.host.state_dict()) != result.weights_sha256:
+                raise SystemExit("the bare loop did not train the same network: there is nothing to compare")
+            ours_s += turns.ours_s[1:]
+            bare_s += turns.bare_s[1:]
+    ours, bare = Spread(tuple(ours_s)), Spread(tuple(bare_s))
+    value, limit = ours.lower_quartile, bare.lower_quartile
+    met = value <= max(RATIO * limit, limit + ALLOWED_S)
+    target = f"<= {RATIO} of the bare loop, or {ALLOWED_S * 1e6:.0f} us more"
+    return Outcome(
+        rows=[
+            Row.judged("step on actors, whole rounds, lower quartile (s)", value, limit, target, met),
+            Row.told("a step's overhead (us)", 1e6 * (value - limit)),
+        ],
+        spreads={"step on actors (s)": ours, "step in the bare loop (s)": bare},
+    )
+
+
+if __name__ == "__main__":
+    main("step_overhead_actor", __doc__, measure)
