@@ -1,40 +1,47 @@
 """Named fault points: places where a run can be broken on purpose. Free while nothing is armed; never armed by itself.
 
 A point is armed only through the run's config (`[[faults]]`), which the journal records. A fault fires at the n-th
-passage of its point in the process that has its role.
+passage of its point in the process that has its role, so many times in the whole run: each firing is in a file of the
+run before it happens, so that a process that takes the place of a dead one does not die of the same fault again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import difflib
+import fcntl
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from esper import errors
-from esper.errors import ConfigError, EsperError, FaultInjected
+from esper.errors import ConfigError, EsperError, FaultInjected, StoreWriteFailed
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
 
-POINTS = (
-    "emergency.pending",
-    "emergency.publish",
-    "emergency.start",
-    "kasmina.receive",
-    "kasmina.start",
-    "kasmina.step",
-    "tamiyo.decide",
-    "tamiyo.start",
-    "tolaria.apply",
-    "tolaria.round",
-    "tolaria.start",
-    "tolaria.step",
-)
-"""Every point there is, by name; the first part is the role that passes it."""
+NOTHING, ROUND, ROUND_AND_STEP = frozenset[str](), frozenset({"round"}), frozenset({"round", "step"})
+
+POINTS = {
+    "emergency.pending": NOTHING,
+    "emergency.publish": NOTHING,
+    "emergency.start": NOTHING,
+    "kasmina.receive": ROUND,
+    "kasmina.start": NOTHING,
+    "kasmina.step": frozenset({"step"}),
+    "tamiyo.decide": ROUND,
+    "tamiyo.start": NOTHING,
+    "tolaria.apply": NOTHING,
+    "tolaria.round": ROUND_AND_STEP,
+    "tolaria.start": NOTHING,
+    "tolaria.step": ROUND_AND_STEP,
+}
+"""Every point there is, and what it knows of the moment; the first part of its name is the role that passes it."""
 
 
 class Fault(StrEnum):
@@ -58,69 +65,178 @@ class FaultSpec(BaseModel):
     point: str
     fault: Fault
     role: str | None = None
-    """The actor that is meant (`manager-1`), where several pass the point; default: all of them."""
+    """The actor that is meant (`manager-1`), where several pass the point; default: whichever comes first."""
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """The trainer's rank that is meant; there is one, 0."""
+    round: Annotated[int, Field(ge=0)] | None = None
+    """Only passages of this round count: the one that ends at this fence, or the fence itself."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    """Only passages before this optimizer step of the run count, from 0."""
     passage: Annotated[int, Field(ge=1)] = 1
-    """Fires at this passage of the point, counted from 1 in each process."""
+    """Fires at this passage of those that count, from 1 in each process."""
     times: Annotated[int, Field(ge=1)] = 1
+    """... and at those that follow, until it has fired so often in the run."""
     error: str = "FaultInjected"
     """For `raise`: a class of esper.errors that can be made from two texts, or FaultInjected."""
     seconds: Annotated[float, Field(gt=0)] = 1.0
     """For `delay`."""
 
+    def counts(self, round: int | None, step: int | None) -> bool:
+        """A passage at this moment is one that is meant."""
+        return self.round in (None, round) and self.step in (None, step)
+
+
+class Firing(BaseModel):
+    """One time that a fault fired, written before it did. `fault_index` is its place in the config, from 0."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fault_index: int
+    point: str
+    fault: Fault
+    actor: str
+    pid: int
+    passage: int
+
+
+class Firings:
+    """All firings of a run, in a file that its processes share; without a file, those of this process."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path, self._here = path, list[Firing]()
+
+    def all(self) -> tuple[Firing, ...]:
+        """What has fired so far, in order; nothing where nothing ever did."""
+        if self._path is None or not self._path.exists():
+            return tuple(self._here)
+        return tuple(Firing.model_validate_json(line) for line in self._path.read_text().splitlines())
+
+    def claim(self, firing: Firing, times: int) -> bool:
+        """Write down that a fault fires now, unless it has fired `times` times in the run already.
+
+        Raises:
+            StoreWriteFailed: it cannot be written down; nothing fires then.
+        """
+        if self._path is None:
+            return self._claim(firing, times)
+        try:
+            with self._path.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                if allowed := self._claim(firing, times):
+                    file.write(firing.model_dump_json() + "\n")
+            return allowed
+        except OSError as error:
+            raise StoreWriteFailed(str(self._path), "writing a fault down") from error
+
+    def _claim(self, firing: Firing, times: int) -> bool:
+        allowed = sum(before.fault_index == firing.fault_index for before in self.all()) < times
+        if allowed:
+            self._here.append(firing)
+        return allowed
+
+    def here(self) -> int:
+        """How many of them were of this process."""
+        return len(self._here)
+
 
 class _Armed:
-    def __init__(self, spec: FaultSpec) -> None:
-        self.spec, self.passages, self.fired = spec, 0, 0
+    def __init__(self, index: int, spec: FaultSpec, actor: str) -> None:
+        self.index, self.spec, self.actor, self.passages = index, spec, actor, 0
+
+    def due(self) -> Firing | None:
+        """The firing that this passage may be."""
+        if self.passages < self.spec.passage:
+            return None
+        spec = self.spec
+        return Firing(
+            fault_index=self.index,
+            point=spec.point,
+            fault=spec.fault,
+            actor=self.actor,
+            pid=os.getpid(),
+            passage=self.passages,
+        )
 
 
 _armed: dict[str, list[_Armed]] = {}
+_firings = Firings()
 
 
-def check(specs: Sequence[FaultSpec]) -> None:
+def check(specs: Sequence[FaultSpec], actors: Mapping[str, str] | None = None) -> None:
     """Refuse what could never fire.
 
+    Args:
+        actors: The role of each actor that the run has, by its name; None where that is not known yet.
+
     Raises:
-        ConfigError: an unknown point, naming the nearest; an error class that is not there or cannot be made.
+        ConfigError: an unknown point or role, naming the nearest; a moment that the point does not know; an error
+            class that is not there or cannot be made.
     """
     for spec in specs:
         if spec.point not in POINTS:
-            near = difflib.get_close_matches(spec.point, POINTS, n=1, cutoff=0.0)[0]
-            raise ConfigError("faults.point", spec.point, f"no such point; the nearest is {near}")
+            raise ConfigError(
+                "faults.point", spec.point, f"no such point; the nearest is {_nearest(spec.point, POINTS)}"
+            )
+        for name in ("round", "step"):
+            if getattr(spec, name) is not None and name not in POINTS[spec.point]:
+                known = [point for point, knows in POINTS.items() if name in knows]
+                raise ConfigError(f"faults.{name}", getattr(spec, name), f"only known at {', '.join(known)}")
+        if spec.rank not in (None, 0) or (spec.rank is not None and not spec.point.startswith("tolaria.")):
+            raise ConfigError("faults.rank", spec.rank, "only points of tolaria have a rank, and the one there is is 0")
+        if actors is not None and spec.role is not None:
+            _check_role(spec.role, spec.point, actors)
         if spec.fault is Fault.RAISE:
             _error(spec)
 
 
-def arm(specs: Sequence[FaultSpec]) -> None:
+def _check_role(role: str, point: str, actors: Mapping[str, str]) -> None:
+    passing = point.partition(".")[0]
+    if role not in actors:
+        raise ConfigError("faults.role", role, f"no such actor; the nearest is {_nearest(role, actors)}")
+    if actors[role] != passing:
+        names = ", ".join(name for name, theirs in actors.items() if theirs == passing)
+        raise ConfigError("faults.role", role, f"it does not pass {point}; who does: {names}")
+
+
+def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None) -> None:
     """Arm this process with faults, in place of whatever was armed before; an empty list disarms.
+
+    Args:
+        actor: This process's name; faults that mean another one are left out.
+        record: Where firings of the whole run are written; None: they are counted in this process alone.
 
     Raises:
         ConfigError: see `check`; nothing was armed.
     """
+    global _firings
     check(specs)
     _armed.clear()
-    for spec in specs:
-        _armed.setdefault(spec.point, []).append(_Armed(spec))
+    _firings = Firings(record)
+    for index, spec in enumerate(specs):
+        if spec.role in (None, actor):
+            _armed.setdefault(spec.point, []).append(_Armed(index, spec, actor))
 
 
 def fired() -> int:
     """How often armed faults have fired in this process."""
-    return sum(armed.fired for group in _armed.values() for armed in group)
+    return _firings.here()
 
 
-def point(name: str) -> None:
+def point(name: str, *, round: int | None = None, step: int | None = None) -> None:
     """Pass a fault point: nothing, unless it is armed."""
     if _armed:
-        _pass(name)
+        _pass(name, round, step)
 
 
-def _pass(name: str) -> None:
-    group = _armed.get(name, ())
+def _pass(name: str, round: int | None, step: int | None) -> None:
+    group = [armed for armed in _armed.get(name, ()) if armed.spec.counts(round, step)]
     for armed in group:  # all of them pass, also where an earlier one raises
         armed.passages += 1
     for armed in group:
-        first = armed.spec.passage
-        if first <= armed.passages < first + armed.spec.times:
-            armed.fired += 1
+        firing = armed.due()
+        if firing is not None and _firings.claim(firing, armed.spec.times):
+            count("esper.faults.fired")
+            severe("fault_fired", Severity.WARNING, **firing.model_dump(mode="json"))
             _fire(armed.spec)
 
 
@@ -150,3 +266,7 @@ def _error(spec: FaultSpec) -> EsperError:
         return cls(spec.point, "armed on purpose")
     except TypeError as error:
         raise ConfigError("faults.error", spec.error, "it cannot be made from two texts") from error
+
+
+def _nearest(name: str, names: Collection[str]) -> str:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     RUN_ENDED = 13
     RUN_FAILED = 14
     SIGNAL = 15
+    FAULT_FIRED = 16
 
 
 @dataclass(frozen=True)

@@ -90,3 +90,8 @@ def telemetry_folder(path: Path) -> Path:
 def reports_folder(path: Path) -> Path:
     """Field reports."""
     return path / "field_reports"
+
+
+def faults_file(path: Path) -> Path:
+    """What was broken on purpose; only where faults were armed."""
+    return path / "faults.jsonl"

@@ -17,8 +17,8 @@ import pytest
 
 from esper import errors, faults
 from esper.cli import main
-from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed
-from esper.faults import POINTS, Fault, FaultSpec
+from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed, StoreWriteFailed
+from esper.faults import POINTS, Fault, FaultSpec, Firings
 
 ROOT = Path(__file__).resolve().parents[1]
 POINT = "tolaria.step"
@@ -90,6 +90,80 @@ def test_a_passage_that_raised_counts_like_any_other() -> None:
     assert passages(2) == [1, 2]
     faults.point(POINT)
     assert faults.fired() == 3
+
+
+def test_a_fault_of_a_round_and_a_step_fires_there_alone() -> None:
+    faults.arm([armed(round=3, step=40)])
+    for round, step in ((3, 39), (2, 40), (3, None), (None, 40), (None, None)):
+        faults.point(POINT, round=round, step=step)
+    with pytest.raises(FaultInjected):
+        faults.point(POINT, round=3, step=40)
+
+
+def test_passages_are_counted_within_the_moment_that_is_meant() -> None:
+    faults.arm([armed(round=3, passage=2)])
+    for round in (1, 2, 3):
+        faults.point(POINT, round=round)
+    with pytest.raises(FaultInjected):
+        faults.point(POINT, round=3)
+
+
+def test_a_fault_that_means_another_actor_is_not_armed(tmp_path: Path) -> None:
+    specs = [armed(role="manager-1"), armed(role="manager-0", passage=2)]
+    faults.arm(specs, "manager-0", tmp_path / "faults.jsonl")
+    assert passages(4) == [2]
+    (firing,) = Firings(tmp_path / "faults.jsonl").all()
+    assert (firing.fault_index, firing.actor, firing.passage, firing.pid) == (1, "manager-0", 2, os.getpid())
+
+
+def test_a_process_that_takes_the_place_of_another_does_not_fire_what_has_fired(tmp_path: Path) -> None:
+    """Else a process that was killed by a fault would be killed by it for ever."""
+    record = tmp_path / "faults.jsonl"
+    for fires in ([2], []):
+        faults.arm([armed(passage=2)], "tolaria", record)
+        assert passages(5) == fires
+
+
+def test_times_are_counted_over_the_run_and_each_fault_for_itself(tmp_path: Path) -> None:
+    record = tmp_path / "faults.jsonl"
+    specs = [armed(passage=2, times=3), armed(point="tamiyo.decide", times=1)]
+    faults.arm(specs, "tolaria", record)
+    assert passages(3) == [2, 3]
+    faults.arm(specs, "tolaria", record)
+    assert passages(5) == [2]
+    assert passages(2, "tamiyo.decide") == [1]
+    assert [firing.fault_index for firing in Firings(record).all()] == [0, 0, 0, 1]
+
+
+def test_nothing_fires_that_cannot_be_written_down(tmp_path: Path) -> None:
+    faults.arm([armed(fault="kill")], "tolaria", tmp_path / "absent" / "faults.jsonl")
+    with pytest.raises(StoreWriteFailed, match="writing a fault down"):
+        faults.point(POINT)
+
+
+def test_a_run_whose_faults_never_fired_has_no_firings(tmp_path: Path) -> None:
+    assert Firings(tmp_path / "faults.jsonl").all() == ()
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------
+
+ACTORS = {"tolaria": "tolaria", "kasmina": "kasmina", "manager-0": "kasmina", "tamiyo": "tamiyo"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"role": "manager-7", "point": "kasmina.step"}, "faults.role = 'manager-7': no such actor; .* manager-0"),
+        ({"role": "tamiyo"}, "faults.role = 'tamiyo': it does not pass tolaria.step; who does: tolaria"),
+        ({"rank": 1}, "faults.rank = 1: .* the one there is is 0"),
+        ({"rank": 0, "point": "tamiyo.decide"}, "faults.rank = 0: only points of tolaria"),
+        ({"step": 3, "point": "tamiyo.decide"}, "faults.step = 3: only known at .*tolaria.step"),
+        ({"round": 3, "point": "emergency.pending"}, "faults.round = 3: only known at kasmina.receive, tamiyo.decide"),
+    ],
+)
+def test_a_fault_that_could_never_fire_is_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        faults.check([armed(**values)], ACTORS)
 
 
 # -- what happens ------------------------------------------------------------------------------------------------

@@ -141,7 +141,7 @@ class SeedManager:
             CommandRejected, DependencyViolationError: refused.
             SeedBuildFailed: a candidate could not be built.
         """
-        faults.point("kasmina.receive")
+        faults.point("kasmina.receive", round=fence)
         admitted = admit(command, self._ledger(), key=self._key, now=self._clock.now())
         if command.command_id not in self._admitted:
             known = [c for c in command.candidates if self._roster.known(c.slot, c.blueprint_id)]

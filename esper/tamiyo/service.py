@@ -59,7 +59,7 @@ class Tamiyo:
             PolicyFailed: the policy raised; its error is the cause (#15).
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
-            faults.point("tamiyo.decide")
+            faults.point("tamiyo.decide", round=state.fence)
             pairs = eligible(state, self._window)
             if isinstance(pairs, Hold):
                 return Verdict(outcome=pairs, decision=None)

@@ -43,6 +43,7 @@ NAMES = frozenset(
         "trainer_rank_lost",
         "isolation_violated",
         "guard_tripped",
+        "fault_fired",
     }
 )
 

@@ -28,6 +28,7 @@ NAMES = frozenset(
         "esper.rollbacks",
         "esper.actor.restarts",
         "esper.fallbacks",
+        "esper.faults.fired",
         "esper.severe_events",
         "esper.spans.lost",
     }

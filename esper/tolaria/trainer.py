@@ -85,6 +85,8 @@ class Trainer:
         self._receipts: dict[tuple[str, str], tuple[HostPlan, GraftReceipt]] = {}
         self._leaks: dict[str, tuple[str, ...]] = {}
         self._best_round: float | None = None
+        self._round: int | None = None
+        """Ends at this fence; for fault points."""
         self._isolated: dict[str, int] = {}  # first step of each isolated seed
         self._fault_point = f"{settings.role}.step"
         self.step = 0
@@ -97,7 +99,8 @@ class Trainer:
         Raises:
             DivergenceUnrecoverable: a loss or gradient was not finite.
         """
-        faults.point("tolaria.round")
+        faults.point("tolaria.round", round=fence, step=self.step)
+        self._round = fence
         losses: list[float] = []
         norms: list[float] = []
         while self.step < last_step:
@@ -123,7 +126,7 @@ class Trainer:
     def _one_step(self) -> tuple[float, float]:
         if self._halted():
             raise EmergencyStop("", "", self.step)
-        faults.point(self._fault_point)
+        faults.point(self._fault_point, round=self._round, step=self.step)
         if self.step % self._settings.trace_every == 0:
             with span("esper step", role=self._settings.role, step=self.step):
                 return self._update()
