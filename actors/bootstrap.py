@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
-import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,9 +24,10 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.handles import raise_unwrapped
+from actors.handles import unwrapped
+from actors.last_words import LastWords
 from actors.shell import Birth, Shell
-from esper.errors import PlacementUnavailable
+from esper.errors import ActorLost, PlacementUnavailable
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1}
 """Threads of every actor beside the one that works: `watch` says how it goes, `ctl` takes what cannot wait."""
@@ -36,6 +38,9 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "0",
 }
+
+
+LEFTOVERS_END_WITHIN_S = 2.0
 
 
 class EmbeddedRay:
@@ -52,43 +57,46 @@ class EmbeddedRay:
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
-        self.folder = Path(
-            tempfile.mkdtemp(prefix=f"esper-{os.getpid()}-", dir="/tmp")
-        )  # short: socket paths end at 107 bytes
         self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_TOKEN")}
-        os.environ.update(ENVIRONMENT)
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        _read_environment_again()
+        self._printing = ray._private.worker.print_to_stdstream
+        name = f"esper-{os.getpid()}-{secrets.token_hex(4)}"
+        self.folder = Path("/tmp") / name  # short: socket paths end at 107 bytes; made below, for us alone
         try:
-            with _signal_handlers_kept():
-                ray.init(
-                    address="local",
-                    num_cpus=slots,
-                    namespace=f"esper-{secrets.token_hex(8)}",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                    _temp_dir=str(self.folder),
-                )
-            ray._private.worker.print_to_stdstream = _logged  # log_to_driver=False leaves the raylet's own words
+            self._start(slots)
         except BaseException:
             self.close()
             raise
 
+    def _start(self, slots: int) -> None:
+        self.folder.mkdir(mode=0o700)
+        os.environ.update(ENVIRONMENT)
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        _read_environment_again()
+        with _signal_handlers_kept():
+            ray.init(
+                address="local",
+                num_cpus=slots,
+                namespace=f"esper-{secrets.token_hex(8)}",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(self.folder),
+            )
+        ray._private.worker.print_to_stdstream = _logged  # log_to_driver=False leaves the raylet's own words
+
     def close(self) -> None:
         """End every process of this Ray and remove its folder. May be called twice."""
         with uninterrupted():
-            self._close()
-
-    def _close(self) -> None:
-        ray.shutdown()
-        shutil.rmtree(self.folder, ignore_errors=True)  # a log line may still be on its way; nothing of ours is there
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        self._before = {}
+            ray.shutdown()
+            _end_users_of(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            ray._private.worker.print_to_stdstream = self._printing
+            for name, value in self._before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+            self._before = {}
 
     def __enter__(self) -> EmbeddedRay:
         return self
@@ -97,6 +105,32 @@ class EmbeddedRay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _end_users_of(folder: Path) -> None:
+    """End what writes its standard output into a folder: processes of a Ray whose start was cut short, or its agents.
+
+    They go by themselves once they notice that their Ray has gone, which can take a minute.
+    """
+    limit = time.monotonic() + LEFTOVERS_END_WITHIN_S
+    while (users := [pid for pid in _processes() if _writes_into(pid, folder)]) and time.monotonic() < limit:
+        for pid in users:
+            with suppress(ProcessLookupError):  # it went by itself
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _processes() -> list[int]:
+    return [
+        int(place.name) for place in Path("/proc").iterdir() if place.name.isdigit() and place.name != str(os.getpid())
+    ]
+
+
+def _writes_into(pid: int, folder: Path) -> bool:
+    try:
+        return Path(os.readlink(f"/proc/{pid}/fd/1")).is_relative_to(folder)
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is somebody else's
+        return False
 
 
 @contextmanager
@@ -143,14 +177,14 @@ def _read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def spawn(birth: Birth, *, cpus: float, gpus: float = 0.0) -> ActorHandle[Shell]:
+def spawn(birth: Birth) -> ActorHandle[Shell]:
     """Begin to start an actor; `await_ready` says when it is up. Ray restarts nothing and repeats nothing."""
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
     environment: Mapping[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(birth.threads)}}
     handle: ActorHandle[Shell] = made.options(
         name=f"{birth.name}-g{birth.generation}-{birth.run_id[:8]}",
-        num_cpus=cpus,
-        num_gpus=gpus,
+        num_cpus=birth.cpus,
+        num_gpus=birth.gpus,
         max_restarts=0,
         max_task_retries=0,
         runtime_env=environment,
@@ -158,22 +192,47 @@ def spawn(birth: Birth, *, cpus: float, gpus: float = 0.0) -> ActorHandle[Shell]
     return handle
 
 
-def await_ready(birth: Birth, actor: ActorHandle[Shell], deadline_s: float) -> int:
+def await_ready(birth: Birth, actor: ActorHandle[Shell], began_s: float, deadline_s: float) -> int:
     """Wait until an actor is up. Returns its process id.
+
+    Args:
+        began_s: When the actors of the run began to start, on the monotonic clock; `deadline_s` counts from there.
 
     Raises:
         EsperError: what its constructor raised.
-        PlacementUnavailable: it was not up in time; it was ended.
+        PlacementUnavailable: it was not up in time.
     """
     try:
         answer: Any = actor.pid.remote()  # Any: Ray types it loosely
-        pid: int = ray.get(answer, timeout=deadline_s)
+        pid: int = ray.get(answer, timeout=max(0.0, began_s + deadline_s - time.monotonic()))
     except GetTimeoutError as error:
-        ray.kill(actor)
-        raise PlacementUnavailable(birth.role, f"{birth.name} was not up after {deadline_s} s") from error
+        there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+        detail = f"{birth.name} was not up {deadline_s} s after the start (ray.start_deadline_s)"
+        raise PlacementUnavailable(
+            birth.role, f"{detail}; asked: {_asked(birth)}; there: {_room(there, free)}"
+        ) from error
     except (RayTaskError, RayActorError) as error:
-        raise_unwrapped(error, birth.role)
+        found = unwrapped(error, birth.role)
+        if isinstance(found, ActorLost) and (words := _last_words(str(error))):
+            found.add_note(f"{birth.name} wrote last:\n{words}")
+        raise found from found.__cause__
     return pid
+
+
+def _last_words(told: str) -> str:
+    """What a process wrote that died before we knew it; Ray names it in what it tells of the death."""
+    pid = re.search(r"^\s*pid: (\d+)$", told, re.MULTILINE)
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]  # a Node by now
+    return LastWords.in_folder(logs, int(pid[1])).read() if pid is not None else ""
+
+
+def _asked(birth: Birth) -> str:
+    return f"CPU {birth.cpus:g}" + (f", GPU {birth.gpus:g}" if birth.gpus else "")
+
+
+def _room(there: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """What Ray has of each thing that actors ask for, and how much of it is free."""
+    return ", ".join(f"{name} {there.get(name, 0.0):g} ({free.get(name, 0.0):g} free)" for name in ("CPU", "GPU"))
 
 
 def end(actor: ActorHandle[Shell]) -> None:

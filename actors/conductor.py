@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,26 @@ from actors.nursery import RemoteNursery
 from actors.shell import Birth
 from actors.source import SentProspect
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
+from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorError, EmergencyStop
 from esper.leyline.signals import EmergencySignal, Level
 from esper.loop import BringUp, Rooms
 from esper.prospect import Prospect
-from esper.references import Reference
 from esper.rooms import RunKey
-from esper.run_directory import telemetry_folder
+from esper.run_directory import faults_file, telemetry_folder
 from esper.telemetry.context import span
 
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def actor_roles(config: RunConfig) -> dict[str, str]:
+    """The role of each actor that a run with this config has, by the actor's name."""
+    roles = {"emergency": "emergency", "tolaria": "tolaria", "tamiyo": "tamiyo", "kasmina": "kasmina"}
+    if config.growth.enabled:
+        roles |= {f"manager-{number}": "kasmina" for number in range(config.growth.managers)}
+        roles["tamiyo-spare"] = "tamiyo"
+    return roles
 
 
 @dataclass
@@ -44,54 +54,44 @@ class Company:
     word: EmergencyWord
     remotes: dict[str, Remote] = field(default_factory=dict)
 
-    def births(self) -> list[tuple[Birth, float]]:
-        """Every actor of the run, with the cores that it works on."""
+    def births(self) -> list[Birth]:
+        """Every actor of the run."""
         config, key, word = self.prospect.config, self.key, self.word.path
-        capacity = config.emergency.capacity
-        births = [
-            (self._birth("emergency", "emergency", rooms.emergency, capacity, word, key.generation), 0.0),
-            (self._birth("tolaria", "tolaria", rooms.tolaria, self.sent, key, word), 1.0),
-            (self._birth("tamiyo", "tamiyo", rooms.tamiyo, self.sent, key), 0.0),
-            (self._birth("kasmina", "kasmina", rooms.kasmina, self.sent, key), 0.0),
-        ]
-        if config.growth.enabled:
-            names = [f"manager-{number}" for number in range(config.growth.managers)]
-            births += [(self._birth("kasmina", name, rooms.manager, self.sent, key), 1.0) for name in names]
-            births.append((self._birth("tamiyo", "tamiyo-spare", rooms.tamiyo, self.sent, key), 0.0))
-        return births
+        unsigning = replace(key, secret=b"")  # only who signs commands and who checks them has the secret
+        arguments: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
+            "emergency": (rooms.emergency, (config.emergency.capacity, word, key.generation)),
+            "tolaria": (rooms.tolaria, (self.sent, unsigning, word)),
+            "tamiyo": (rooms.tamiyo, (self.sent, key)),
+            "tamiyo-spare": (rooms.tamiyo, (self.sent, key)),
+            "kasmina": (rooms.kasmina, (self.sent, key)),
+        }
+        manager = (rooms.manager, (self.sent, unsigning))
+        return [self._birth(role, name, *arguments.get(name, manager)) for name, role in actor_roles(config).items()]
 
     def start(self) -> None:
         """Start all actors side by side and wait until each is up; if one is not, none is left.
 
         Raises:
             EsperError: what a constructor raised.
-            PlacementUnavailable: an actor was not up within its start deadline.
+            PlacementUnavailable: an actor was not up within the start deadline.
         """
-        config = self.prospect.config
-        gpus = 1.0 if config.run.device.startswith("cuda") else 0.0
-        begun = []
+        ray_config, began_s, begun = self.prospect.config.ray, time.monotonic(), []
         try:
-            for birth, cpus in self.births():
-                begun.append((birth, spawn(birth, cpus=cpus, gpus=gpus if cpus else 0.0)))
+            for birth in self.births():
+                begun.append((birth, spawn(birth)))
             for birth, actor in begun:
                 with span("await actor", role="conductor", actor=birth.name):
-                    pid = await_ready(birth, actor, config.ray.start_deadline_s)
-                self.remotes[birth.name] = Remote(
-                    birth.role,
-                    actor,
-                    pid,
-                    run_id=self.key.run_id,
-                    generation=self.key.generation,
-                    patience_s=config.ray.collective_timeout_s,
-                )
+                    pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s)
+                self.remotes[birth.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s)
         except BaseException:
-            for _, actor in begun:
-                end(actor)
+            with uninterrupted():
+                for _, actor in begun:
+                    end(actor)
             raise
 
     def end(self) -> None:
         """End every actor, each of them also where ending another one failed."""
-        with uninterrupted(), ExitStack() as each:
+        with ExitStack() as each:
             for remote in self.remotes.values():
                 each.callback(remote.end)
 
@@ -99,28 +99,32 @@ class Company:
         """Total of a counter over all actors, as they last reported it."""
         return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
 
-    def _birth(self, role: str, name: str, build: Callable[..., Any], *arguments: object) -> Birth:
+    def _birth(self, role: str, name: str, build: Callable[..., Any], arguments: tuple[object, ...]) -> Birth:
         config = self.prospect.config
+        works = name == "tolaria" or name.startswith("manager-")
         return Birth(
             role=role,
             name=name,
             run_id=self.key.run_id,
             generation=self.key.generation,
+            cpus=1.0 if works else 0.0,
+            gpus=1.0 if works and config.run.device.startswith("cuda") else 0.0,
             threads=config.run.threads,
             telemetry_folder=telemetry_folder(self.path).absolute() if config.telemetry.enabled else None,
             build=build,
             arguments=arguments,
             faults=config.faults,
+            faults_file=faults_file(self.path).absolute(),
         )
 
 
-def bring_up(reference: Reference, embedded: EmbeddedRay | None = None) -> BringUp:
-    """How `esper.loop.conduct` brings up a run of the task at `reference`: on `embedded`, or on a Ray of its own."""
+def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp:
+    """How `esper.loop.conduct` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
 
     @contextmanager
     def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
-        sent = SentProspect.of(prospect, reference)
-        with ExitStack() as stack:
+        stack = ExitStack()
+        try:
             if embedded is None:
                 stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
             word = stack.enter_context(_emergency_word())
@@ -140,6 +144,9 @@ def bring_up(reference: Reference, embedded: EmbeddedRay | None = None) -> Bring
                     counted=company.counted,
                     signals=hearing.take,
                 )
+        finally:
+            with uninterrupted():
+                stack.close()
 
     return up
 

@@ -20,7 +20,8 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from actors.shell import Envelope, Reply, Shell
+from actors.last_words import LastWords
+from actors.shell import Birth, Envelope, Reply, Shell
 from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, TrainerRankLost
 from esper.telemetry.context import traceparent
 
@@ -103,12 +104,10 @@ class Patience:
 class Remote:
     """One actor, on this machine; every wait on it ends. Several threads may ask it."""
 
-    def __init__(
-        self, role: str, actor: ActorHandle[Shell], pid: int, *, run_id: str, generation: int, patience_s: float
-    ) -> None:
-        self.role, self.pid, self.run_id, self.generation = role, pid, run_id, generation
+    def __init__(self, birth: Birth, actor: ActorHandle[Shell], pid: int, *, patience_s: float) -> None:
+        self.role, self.name, self.pid, self.generation = birth.role, birth.name, pid, birth.generation
         self._actor, self._patience_s, self._counting = actor, patience_s, threading.Lock()
-        self._began = began(pid)
+        self._began, self._last_words = began(pid), LastWords.of(pid)
         self.counters: dict[str, int] = {}
         """What the actor had counted when it last answered; they outlive it."""
 
@@ -136,7 +135,7 @@ class Remote:
             self.end()
             raise CallDeadlineExceeded(self.role, f"{method} took longer than {deadline_s} s") from error
         except RayError as error:
-            raise_unwrapped(error, self.role)
+            self._raise(error)
 
     def reference(self, method: str, *arguments: object) -> list[ray.ObjectRef[Any]]:  # Any: as the method
         """Call, wait until the result is there, and return it unseen: it is ours and outlives the actor.
@@ -183,11 +182,19 @@ class Remote:
             while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:
                 if patience.is_over(self._progress(), time.monotonic()):
                     self.end()
-                    raise _lost(self.role)(self.role, f"no progress for {self._patience_s} s; its process was ended")
+                    late = CallDeadlineExceeded(self.role, f"{self.name} showed no progress for {self._patience_s} s")
+                    self._raise(_lost(self.role)(self.role, f"{late.detail}; its process was ended"), late)
             reply: Reply = ray.get(sent[-1], timeout=self._patience_s)
         except RayError as error:
-            raise_unwrapped(error, self.role)
+            self._raise(error)
         return reply
+
+    def _raise(self, error: BaseException, cause: BaseException | None = None) -> NoReturn:
+        """Raise what really happened; of a dead actor with what it wrote last."""
+        found = unwrapped(error, self.role)
+        if isinstance(found, ActorLost) and (words := self._last_words.read()):
+            found.add_note(f"{self.name} (process {self.pid}) wrote last:\n{words}")
+        raise found from cause or found.__cause__
 
     def _progress(self) -> int | None:
         """What the actor's watcher says; None if even that does not answer in time."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar, cast
 
 from actors.handles import Remote
@@ -143,6 +143,8 @@ class RemoteNursery:
     def _together(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
         """Do all pieces, each in its own manager; answers in the order of the pieces."""
         started = [self._start(self._work, piece) for piece in pieces]
+        for future in as_completed(started):  # an error is heard when it happens, not when its turn comes
+            future.result()
         return [future.result() for future in started]
 
     def _forget_losers(self) -> None:

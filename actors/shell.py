@@ -6,14 +6,18 @@ It opens the caller's trace, refuses what comes from an older generation, calls,
 from __future__ import annotations
 
 import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from ray import cloudpickle
 
 from esper import faults
-from esper.errors import DependencyViolationError
+from esper.errors import ActorError, DependencyViolationError
 from esper.faults import FaultSpec
 from esper.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
@@ -30,11 +34,15 @@ class Birth:
     """Which one: `manager-1`."""
     run_id: str
     generation: int
+    cpus: float
+    gpus: float
     threads: int
     telemetry_folder: Path | None
     build: Any  # Any: a picklable function that makes the room's object
     arguments: tuple[Any, ...] = ()
     faults: tuple[FaultSpec, ...] = ()
+    faults_file: Path | None = None
+    """Where firings are written."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,11 @@ class Shell:
         torch.set_num_threads(birth.threads)
         self._birth = birth
         self._telemetry = Telemetry.start(birth.telemetry_folder, birth.name, birth.run_id)
-        faults.arm([spec for spec in birth.faults if spec.role in (None, birth.name)])
+        faults.arm(birth.faults, birth.name, birth.faults_file)
         with use(self._telemetry), span("actor start", role=birth.role, actor=birth.name):
             faults.point(f"{birth.role}.start")
-            self._room = birth.build(*birth.arguments)
+            with _sendable_errors(birth.role):
+                self._room = birth.build(*birth.arguments)
 
     def pid(self) -> int:
         """The process id; answering it at all says that the actor is up."""
@@ -99,5 +108,33 @@ class Shell:
             raise DependencyViolationError(f"message {method}", "another generation's", detail)
         if method.startswith("_"):
             raise DependencyViolationError(f"message {method}", "not a public method")
-        with use(self._telemetry), continue_from(envelope.traceparent):
+        with use(self._telemetry), continue_from(envelope.traceparent), _sendable_errors(self._birth.role):
             return getattr(self._room, method)(*arguments)
+
+
+@contextmanager
+def _sendable_errors(role: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        sent = sendable(error, role)
+        if sent is error:
+            raise
+        raise sent from sent.__cause__
+
+
+def sendable(error: Exception, role: str) -> Exception:
+    """The error itself with its cause; each that pickle cannot rebuild becomes an `ActorError` with its text."""
+    if isinstance(error.__cause__, Exception):
+        error.__cause__ = sendable(error.__cause__, role)
+    try:
+        if type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error):  # type: ignore[no-untyped-call]
+            return error
+    except Exception as refusal:  # whatever the error's own code raises; it is named in what is sent
+        why = f"{type(refusal).__name__}: {refusal}"
+    else:
+        why = "it comes back as another class"
+    text = ActorError(role, f"{type(error).__name__}: {error}")
+    text.__cause__ = error.__cause__
+    text.add_note("".join(traceback.format_exception(error)) + f"(it cannot be sent as it is: {why})")
+    return text

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
+
+from esper.errors import TaskError
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.prospect import Prospect, open_data
 from esper.references import Reference, load_task
@@ -21,9 +25,18 @@ class TaskSource:
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
-        """The source of a prospect's task."""
+        """The source of a prospect's task.
+
+        Raises:
+            TaskError: it has no reference and cannot be sent as it is.
+        """
         if reference.text:
-            return cls(reference, None, None)
+            return cls(_from_anywhere(reference), None, None)
+        try:
+            cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
+        except Exception as error:
+            mend = f"it cannot be sent to actors ({error}); give its reference, or run it in this process"
+            raise TaskError("task", type(error).__name__, mend) from error
         return cls(reference, prospect.task, prospect.blueprints)
 
     def load(self) -> tuple[Task, Registry]:
@@ -52,3 +65,9 @@ class SentProspect:
         data = open_data(task, self.measured.config)
         whole: Prospect = replace(self.measured, task=task, data=data, blueprints=blueprints)
         return whole
+
+
+def _from_anywhere(reference: Reference) -> Reference:
+    """The same task, named so that a process in another directory finds it."""
+    place, _, attribute = reference.text.rpartition(":")
+    return replace(reference, text=f"{Path(place).absolute()}:{attribute}") if place.endswith(".py") else reference

@@ -3,19 +3,25 @@
 Three runs in turn, each on Ray actors: without growth; with tournaments that nobody may win, so that the live host
 stays what it is without growth; and one that grows. What `esper plan` foretells is asked anew for each three, and so is
 what two bare loops leave each other: cores of one machine share caches and clocks, which no runtime can give back.
+
+The trainer has a core to itself, and everything else of the run shares the others: on a machine with a core for each
+process that is so without asking, on a small one the conductor and Ray would take their share of the trainer's.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import ray
 from _bare import BareLoop, Neighbour
 from _common import Outcome, Row, Spread, main, scratch
 
 from actors.bootstrap import EmbeddedRay
-from actors.launch import launch
+from actors.launcher import launch
 from esper.config import load_config
 from esper.forecast import forecast
 from esper.leyline.incubation import Answer
@@ -31,9 +37,17 @@ TASK = "esper.tasks.stdlib_text:task"
 MANAGERS, STEPS_OF_A_TURN = 1, 20
 UNDISTURBED, FORETOLD_WITHIN = 0.97, 0.25
 
+TRAINERS_CORE, *OTHER_CORES = sorted(os.sched_getaffinity(0))
+
 ALONE: dict[str, Any] = {"growth.enabled": False}
 NEVER_ACCEPTED: dict[str, Any] = {"growth.margin": 10.0}
 """A seed would have to better its control by ten times the control's loss."""
+
+
+def pin(pid: int, cores: set[int]) -> None:
+    """Let a process run on these cores alone, every thread of it."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
 
 
 @dataclass
@@ -82,6 +96,9 @@ class Stopwatch(Quiet):
 
     def fence(self, state: RoundState, tally: Tally) -> None:
         """A fence has been passed."""
+        if state.fence == 0:
+            actor: Any = ray.get_actor(f"tolaria-g{state.generation}-{state.run_id[:8]}")  # Any: Ray types it loosely
+            pin(ray.get(actor.pid.remote(), timeout=10), {TRAINERS_CORE})
         if state.fence > 0:
             steps = self.fence_steps[state.fence] - self.fence_steps[self._fence]
             self.paces[self._fence] = steps / (tally.training_s - self._trained_s)
@@ -105,12 +122,14 @@ def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
     loop = BareLoop(prospect)
     found: dict[bool, list[float]] = {False: [], True: []}
     with Neighbour(TASK) as neighbour:
+        pin(os.getpid(), {TRAINERS_CORE})
         for steps in [STEPS_OF_A_TURN] * (prospect.total_steps // STEPS_OF_A_TURN // 2):
             for beside in (False, True):
                 neighbour.goes_on(beside)
                 start = time.monotonic()
                 loop.train(steps)
                 found[beside].append(steps / (time.monotonic() - start))
+        pin(os.getpid(), set(OTHER_CORES))
     return found[False], found[True]
 
 
@@ -124,6 +143,7 @@ def measure(repetitions: int) -> Outcome:
         return values
 
     task, reference = load_task(TASK)
+    pin(os.getpid(), set(OTHER_CORES))  # what is started from here on is where this is
     with scratch() as folder, torch_threads(1), EmbeddedRay(slots=1 + MANAGERS) as embedded:
         for repetition in range(repetitions):
 

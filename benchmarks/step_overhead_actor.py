@@ -13,7 +13,7 @@ from _bare import BareLoop
 from _common import Outcome, Row, Spread, main, scratch
 
 from actors.bootstrap import EmbeddedRay
-from actors.launch import launch
+from actors.launcher import launch
 from esper.config import load_config
 from esper.leyline.state import RoundState
 from esper.loop import torch_threads

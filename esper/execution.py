@@ -46,7 +46,7 @@ def execute(task: Task, config: RunConfig, reference: Reference, *, in_process: 
     terminal, drain = Terminal(Console(stderr=as_json)), Drain()
     launch = run_here if in_process else _launcher("ray")
     try:
-        with _drained_by_sigterm(drain):
+        with _signals(drain):
             return launch(task, config, reference=reference, progress=terminal, drain=drain)
     except ConfigError:
         raise
@@ -56,7 +56,7 @@ def execute(task: Task, config: RunConfig, reference: Reference, *, in_process: 
         raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
-        _say_failure(error, terminal.path, as_json=as_json)
+        say_failure(error, terminal.path, as_json=as_json)
         raise typer.Exit(_code(error)) from error
     finally:
         terminal.close()
@@ -89,21 +89,32 @@ def _code(error: Exception) -> int:
 
 
 @contextmanager
-def _drained_by_sigterm(drain: Drain) -> Iterator[None]:
-    """While it lasts, SIGTERM asks the run to end at its next fence."""
+def _signals(drain: Drain) -> Iterator[None]:
+    """While it lasts, SIGTERM asks the run to end; the first Ctrl-C interrupts it, and no other disturbs that end."""
+    interrupted = False
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def terminate(number: int, frame: FrameType | None) -> None:
         del number, frame
-        drain.requested = True
+        drain.ask()
 
-    before = signal.signal(signal.SIGTERM, ask)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        del number, frame
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
+def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
     """The typed error, its cause, its trace, what is kept, what to do next."""
     last = _last_failure(run_dir)
     kept = "nothing was written" if run_dir is None else "run.json; the run had not begun"
@@ -116,13 +127,18 @@ def _say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> No
         "kept": kept,
         "next": f"esper inspect {run_dir}" if run_dir is not None else "mend the cause and run again",
     }
-    if not isinstance(error, EsperError):  # the user's own code: its traceback is what helps
+    notes = told.pop("notes")
+    if last is not None and "fault_fired" in last.body:
+        told["fault_fired"] = last.body["fault_fired"]
+    if not isinstance(error, EsperError):  # the user's own code: its traceback, notes included, is what helps
         traceback.print_exception(error)
+    elif notes:
+        print(*notes, sep="\n", file=sys.stderr)
     for name, value in told.items():
         if value:
             print(f"{name}: {value}", file=sys.stderr)
     if as_json:
-        print_json(told)
+        print_json({**told, "notes": notes} if notes else told)
 
 
 def _last_failure(run_dir: Path | None) -> Entry | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 from esper.clock import Clock, SystemClock
 from esper.config import RunConfig
 from esper.errors import ConfigError, Drained
+from esper.faults import Firings
 from esper.journal import Journal, Kind
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Hold
@@ -29,7 +30,7 @@ from esper.progress import Progress, Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.run_directory import RunDirectory, journal_file, reports_folder, telemetry_folder
+from esper.run_directory import RunDirectory, faults_file, journal_file, reports_folder, telemetry_folder
 from esper.summary import Result, Tally, failure, fate, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.task import Task
@@ -56,9 +57,39 @@ class Rooms:
 
 @dataclass
 class Drain:
-    """Somebody's wish that the run end at its next fence."""
+    """Somebody's wish that the run end at its next fence; while it starts there is none to wait for."""
 
     requested: bool = False
+    _interruptible: bool = False
+
+    def ask(self) -> None:
+        """Wish it, from a signal handler say.
+
+        Raises:
+            KeyboardInterrupt: the run is starting, in this thread; `starting` makes `Drained` of it.
+        """
+        first, self.requested = not self.requested, True
+        if first and self._interruptible:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Around what happens before the first fence.
+
+        Raises:
+            Drained: that was asked for, before or meanwhile.
+        """
+        try:
+            self._interruptible = True
+            if self.requested:
+                raise Drained(0)
+            yield
+        except KeyboardInterrupt as interrupt:
+            if not self.requested:
+                raise
+            raise Drained(0) from interrupt
+        finally:
+            self._interruptible = False
 
 
 @dataclass
@@ -88,7 +119,8 @@ class Line:
         Raises:
             Drained: that was asked for; the run ends at a fence.
         """
-        self._hold_fence(0, self.trainer.untrained())
+        if not self.drain.requested:
+            self._hold_fence(0, self.trainer.untrained())
         for fence in range(1, len(self.fence_steps)):
             if self.drain.requested:
                 raise Drained(self.fence)
@@ -252,9 +284,11 @@ def run(
         return nullcontext(rooms)
 
     networks: list[torch.nn.Module] = []
+    drain = drain or Drain()
     with torch_threads(config.run.threads):
-        prospect = survey(task, config)
-        result = conduct(prospect, here, reference or Reference(), progress or Quiet(), clock, drain or Drain())
+        with drain.starting():
+            prospect = survey(task, config)
+        result = conduct(prospect, here, reference or Reference(), progress or Quiet(), clock, drain)
     return result.model_copy(update={"network": networks[0]})
 
 
@@ -310,24 +344,34 @@ class Record:
         began, line, trace = self.clock.monotonic(), None, ""
         self.progress.started(self.prospect, self.path)
         try:
-            with span("esper start", role="conductor"):
-                trace = trace_id()
-                context = bring_up(self.prospect, self.key, self.path)
-            with context as rooms:
+            with ExitStack() as up:
+                with self.drain.starting(), span("esper start", role="conductor"):
+                    trace = trace_id()
+                    rooms = up.enter_context(bring_up(self.prospect, self.key, self.path))
                 line = self._line(rooms, trace)
                 start = line.trainer.shard_means("test")
                 line.run()
                 fallbacks = self.telemetry.counters.total("esper.fallbacks") + rooms.counted("esper.fallbacks")
                 wall_s = self.clock.monotonic() - began
                 result = summarise(line, self.prospect, self.path, self.reference.text, start, fallbacks, wall_s)
+            result = result.model_copy(update=self._faults())
             result.save(self.path)
         except BaseException as error:
             fence, trace = (line.fence, line.trace_id) if line is not None else (0, trace)
-            self.journal.write(Kind.RUN_FAILED, **failure(error), trace_id=trace, fence=fence)
+            self.journal.write(Kind.RUN_FAILED, **failure(error), trace_id=trace, fence=fence, **self._faults())
             raise
         self.journal.write(Kind.RUN_ENDED, weights_sha256=result.weights_sha256, test_loss=result.test_loss)
         self.progress.ended(result)
         return result
+
+    def _faults(self) -> dict[str, bool]:
+        """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""
+        armed = self.prospect.config.faults
+        if not armed:
+            return {}
+        fired = Firings(faults_file(self.path)).all()
+        self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired])
+        return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
 
     def _line(self, rooms: Rooms, trace: str) -> Line:
         steps, growing = self.prospect.fence_steps, self.prospect.config.growth.enabled

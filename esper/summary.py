@@ -155,16 +155,21 @@ class Result(BaseModel):
     weights_sha256: str
     twin_weights_sha256: str | None
     trace_id: str
+    fault_fired: bool | None = None
+    """All faults that were armed have fired; None, and not in the JSON, where none were."""
     network: nn.Module | None = None
-    """The trained host with its seeds attached; not in the JSON."""
+    """The trained host with its seeds attached, where it lies in this process; not in the JSON."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, for `--json` and `summary.json`."""
-        return self.model_dump(mode="json", exclude={"network"})
+        return self.model_dump(mode="json", exclude=self._untold())
 
     def save(self, path: Path) -> None:
         """Write `summary.json`, atomically."""
-        atomic_write(summary_file(path), self.model_dump_json(indent=1, exclude={"network"}).encode())
+        atomic_write(summary_file(path), self.model_dump_json(indent=1, exclude=self._untold()).encode())
+
+    def _untold(self) -> set[str]:
+        return {"network"} if self.fault_fired is not None else {"network", "fault_fired"}
 
 
 def fate(seed: SeedState) -> SeedFate:
@@ -181,10 +186,16 @@ def fate(seed: SeedState) -> SeedFate:
     )
 
 
-def failure(error: BaseException) -> dict[str, str]:
-    """An error as the journal and `--json` say it: its class, its message, and what caused it."""
+def failure(error: BaseException) -> dict[str, Any]:
+    """An error as the journal and `--json` say it: its class, its message, its cause, its notes."""
     return {
         "error": type(error).__name__,
         "message": str(error),
-        "cause": repr(error.__cause__) if error.__cause__ else "",
+        "cause": _in_a_line(error.__cause__) if error.__cause__ is not None else "",
+        "notes": list(getattr(error, "__notes__", ())),
     }
+
+
+def _in_a_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

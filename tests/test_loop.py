@@ -289,7 +289,7 @@ def test_a_policy_that_raises_stops_the_run_with_its_error_as_the_cause(tmp_path
     assert error.__cause__ is broken
     last = stopped.entries[-1]
     assert last.kind is Kind.RUN_FAILED
-    assert (last.body["error"], last.body["cause"]) == ("PolicyFailed", "ValueError('no idea')")
+    assert (last.body["error"], last.body["cause"]) == ("PolicyFailed", "ValueError: no idea")
     assert last.body["fence"] == 0  # the last fence that was passed
     spans = [span for span in stopped.spans() if span["traceId"] == last.body["trace_id"]]
     assert "esper round" in {span["name"] for span in spans}

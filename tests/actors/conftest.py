@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.bootstrap import EmbeddedRay
-from actors.launch import launch
+from actors.launcher import launch
 from esper.config import RunConfig
 from esper.summary import Result
 from esper.testing import tiny_config, tiny_task
@@ -31,4 +31,5 @@ def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
         return launch(tiny_task(), config, embedded=embedded)
 
+    run.run_dir = tmp_path / "run"  # type: ignore[attr-defined]  # where it was
     return run

@@ -19,6 +19,8 @@ from esper.journal import Kind, read
 from esper.testing import tiny_config
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
+WHOLE_RUN_S = 15.0
+"""About what a run takes here; Ctrl-C comes at any moment of it, Ray's start included."""
 END_WITHIN_S = 5.0
 """From the signal to the end of the process."""
 
@@ -104,9 +106,16 @@ def finish_whole(folder: Path) -> str:
     return digest
 
 
+def ray_begun(started: Started) -> None:
+    """Wait until Ray's first process of a run is there."""
+    limit = time.monotonic() + 60
+    while not any("gcs_server" in child for child in started.children()):
+        assert started.process.poll() is None, (started.run_dir.parent / "err").read_text()
+        assert time.monotonic() < limit, "Ray never began"
+
+
 def interrupt(folder: Path, after_s: float) -> None:
     started = start(folder)
-    begun(started, Kind.ROUND_ENDED)
     try:
         started.process.wait(timeout=after_s)
     except subprocess.TimeoutExpired:
@@ -124,7 +133,7 @@ def starts_and_stops(folder: Path, count: int) -> int:
         place = folder / str(number)
         place.mkdir()
         if number % 4 == 1:
-            interrupt(place, draw.uniform(0.0, 0.5))
+            interrupt(place, draw.uniform(0.0, WHOLE_RUN_S))
         else:
             digests.add(finish_whole(place))
     return len(digests)
@@ -152,6 +161,33 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
     assert started.children() == []
     assert remains(started) == []
     assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_ray_starts_ends_the_run_at_once(tmp_path: Path, number: int, code: int) -> None:
+    started = start(tmp_path)
+    ray_begun(started)
+    started.process.send_signal(number)
+    assert started.end() <= END_WITHIN_S
+    assert started.process.returncode == code, (tmp_path / "err").read_text()
+    assert started.children() == []
+    assert remains(started) == []
+    entries, _ = read(started.run_dir / "journal-1.log")
+    assert (entries[-1].kind, entries[-1].body["fence"]) == (Kind.RUN_FAILED, 0)
+
+
+def test_an_impatient_ctrl_c_does_not_disturb_the_end(tmp_path: Path) -> None:
+    started = start(tmp_path)
+    begun(started, Kind.ROUND_ENDED)
+    for _ in range(5):
+        started.ctrl_c()
+        with pytest.raises(subprocess.TimeoutExpired):
+            started.process.wait(timeout=0.02)
+    assert started.end() <= END_WITHIN_S
+    assert started.process.returncode == 130
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    assert started.children() == []
+    assert remains(started) == []
 
 
 def test_sigterm_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor
 from actors.bootstrap import EmbeddedRay
 from actors.conductor import Hearing
 from actors.handles import Remote
-from actors.launch import launch
+from actors.launcher import launch
 from actors.rooms import EmergencyDesk, emergency
+from actors.shell import Birth
 from actors.typed import EmergencyHandle
 from esper.clock import SystemClock
 from esper.config import RunConfig
@@ -246,7 +247,8 @@ class Publisher(Quiet):
 
     def _publish(self) -> None:
         actor = ray.get_actor(f"emergency-g1-{self._run_id[:8]}")
-        remote = Remote("emergency", actor, 0, run_id=self._run_id, generation=1, patience_s=10)
+        birth = Birth("emergency", "emergency", self._run_id, 1, 0.0, 0.0, 1, None, None)
+        remote = Remote(birth, actor, 0, patience_s=10)
         EmergencyHandle(remote).publish(signal(Level.HALT))
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +36,7 @@ from esper.errors import (
     CallDeadlineExceeded,
     CommandRejected,
     DependencyViolationError,
+    PlacementUnavailable,
     StageConflict,
     TrainerRankLost,
 )
@@ -115,6 +119,13 @@ def test_rays_words_inside_a_method_become_ours_too() -> None:
     assert found.__cause__ is lost
 
 
+class NeedsTwo(Exception):
+    """What pickle rebuilds with one argument, as it does every exception that says no more."""
+
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
 class Unsendable(Exception):
     """What no process can send to another."""
 
@@ -167,7 +178,7 @@ def test_no_answer_is_no_progress() -> None:
 
 
 def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:
-    remote = Remote("kasmina", actor_of_nobody(), 0, run_id="run", generation=1, patience_s=1.0)
+    remote = Remote(birth_of("nobody"), actor_of_nobody(), 0, patience_s=1.0)
     for total in (3, 7, 5):
         remote._opened(Reply(None, {"esper.fallbacks": total, "esper.signal.published": 1}))
     assert remote.counters == {"esper.fallbacks": 7, "esper.signal.published": 1}
@@ -189,6 +200,20 @@ def test_a_process_is_gone_when_it_has_ended_collected_or_not() -> None:
 # -- with actors -------------------------------------------------------------------------------------------------
 
 
+def birth_of(name: str) -> Birth:
+    return Birth(
+        role="kasmina",
+        name=name,
+        run_id="handles",
+        generation=1,
+        cpus=0.0,
+        gpus=0.0,
+        threads=1,
+        telemetry_folder=None,
+        build=Room,
+    )
+
+
 class Room:
     """Works, or does not."""
 
@@ -208,18 +233,24 @@ class Room:
         while True:
             pass
 
+    def die_speaking(self) -> None:
+        print("what stands on standard output")
+        print("and the last words", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def raise_unsendable(self) -> None:
+        raise NeedsTwo("one", "two") from KeyError("the cause")
+
 
 @pytest.fixture(scope="module")
 def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
     """An actor for each test, started side by side: most of them do not outlive theirs."""
     del embedded
-    names = ("busy", "stuck", "frozen", "late", "owner")
-    births = [Birth("kasmina", name, "handles", 1, 1, None, Room) for name in names]
-    begun = [(birth, spawn(birth, cpus=0)) for birth in births]
+    names = ("busy", "stuck", "frozen", "late", "owner", "speaker")
+    births, began_s = [birth_of(name) for name in names], time.monotonic()
+    begun = [(birth, spawn(birth)) for birth in births]
     yield {
-        birth.name: Remote(
-            birth.role, actor, await_ready(birth, actor, 60), run_id="handles", generation=1, patience_s=1.0
-        )
+        birth.name: Remote(birth, actor, await_ready(birth, actor, began_s, 60.0), patience_s=1.0)
         for birth, actor in begun
     }
     for _, actor in begun:
@@ -232,7 +263,7 @@ def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, 
 
 def test_a_message_of_another_generation_is_refused_across_processes(remotes: dict[str, Remote]) -> None:
     busy = remotes["busy"]
-    other = Remote("kasmina", busy._actor, busy.pid, run_id="handles", generation=2, patience_s=1.0)
+    other = Remote(replace(birth_of("busy"), generation=2), busy._actor, busy.pid, patience_s=1.0)
     with pytest.raises(DependencyViolationError, match="another generation's"):
         other.ask("work", 1, 0.0)
 
@@ -244,7 +275,7 @@ def test_what_a_reference_would_refer_to_is_raised_before_it_is_passed_on(remote
 
 
 def test_an_actor_that_gets_nowhere_is_ended_and_its_process_is_gone(remotes: dict[str, Remote]) -> None:
-    with pytest.raises(ActorLost, match=r"no progress for 1.0 s; its process was ended"):
+    with pytest.raises(ActorLost, match=r"stuck showed no progress for 1.0 s; its process was ended"):
         remotes["stuck"].ask("loop")
     assert is_gone(remotes["stuck"].pid)
 
@@ -275,3 +306,36 @@ def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
     with pytest.raises(ActorLost) as lost:
         owner.ask("snapshot")
     assert isinstance(lost.value.__cause__, ActorDiedError)
+
+
+def test_an_actor_that_died_is_told_with_what_it_wrote_last(remotes: dict[str, Remote]) -> None:
+    with pytest.raises(ActorLost) as lost:
+        remotes["speaker"].ask("die_speaking")
+    (note,) = lost.value.__notes__
+    assert note.startswith(f"speaker (process {remotes['speaker'].pid}) wrote last:")
+    assert "stderr:\nand the last words" in note
+    assert "what stands on standard output" in note
+
+
+def test_an_error_that_pickle_cannot_rebuild_comes_with_its_text_and_its_cause(remotes: dict[str, Remote]) -> None:
+    with pytest.raises(ActorError, match="NeedsTwo: one and two") as caught:
+        remotes["busy"].ask("raise_unsendable")
+    assert isinstance(caught.value.__cause__, KeyError)
+    assert any("raise_unsendable" in note for note in caught.value.__notes__)
+
+
+def test_actors_for_which_there_is_no_room_are_told_with_what_was_asked_and_what_there_is(
+    embedded: EmbeddedRay,
+) -> None:
+    del embedded
+    birth = replace(birth_of("giant"), cpus=1000.0)
+    actor = spawn(birth)
+    with pytest.raises(PlacementUnavailable, match=r"giant was not up 0.5 s .*asked: CPU 1000; there: CPU 8 \("):
+        await_ready(birth, actor, time.monotonic(), 0.5)
+    ray.kill(actor)
+
+
+def test_the_start_deadline_counts_from_when_the_first_actor_began(remotes: dict[str, Remote]) -> None:
+    busy = remotes["busy"]
+    with pytest.raises(PlacementUnavailable):
+        await_ready(birth_of("busy"), busy._actor, time.monotonic() - 60.0, 60.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import esper.loop
 from actors.handles import is_gone
 from esper.errors import ActorLost, CallDeadlineExceeded, FaultInjected, PolicyDeadlineExceeded, TrainerRankLost
+from esper.execution import say_failure
 from esper.journal import Kind, read
 from esper.testing import tiny_config, tiny_task
 
@@ -45,46 +48,80 @@ def test_a_user_error_in_the_model_arrives_as_itself(launch_tiny: Any, tmp_path:
     assert len(entries[-1].body["trace_id"]) == 32
 
 
-SLOW = pytest.mark.slow
-FAILURES = [
-    pytest.param("tolaria.step", "kill", 30, TrainerRankLost, "ActorDiedError", id="tolaria killed in a step"),
-    pytest.param("tolaria.apply", "kill", 1, TrainerRankLost, "ActorDiedError", id="tolaria killed", marks=SLOW),
-    pytest.param("tolaria.step", "hang", 30, TrainerRankLost, "", id="tolaria hangs in Python", marks=SLOW),
-    pytest.param("tolaria.step", "hang_c", 30, TrainerRankLost, "", id="tolaria hangs in C", marks=SLOW),
-    pytest.param("tolaria.step", "stop", 30, TrainerRankLost, "", id="tolaria frozen", marks=SLOW),
-    pytest.param("tolaria.start", "raise", 1, FaultInjected, "", id="tolaria's constructor raises", marks=SLOW),
-    pytest.param("tolaria.start", "kill", 1, TrainerRankLost, "ActorDiedError", id="tolaria dies at start", marks=SLOW),
-    pytest.param("tamiyo.decide", "raise", 1, FaultInjected, "", id="the policy raises", marks=SLOW),
-    pytest.param("tamiyo.decide", "kill", 1, ActorLost, "ActorDiedError", id="the policy is killed", marks=SLOW),
-    pytest.param("tamiyo.start", "raise", 1, FaultInjected, "", id="tamiyo's constructor raises", marks=SLOW),
-    pytest.param("kasmina.receive", "raise", 1, FaultInjected, "", id="kasmina raises", marks=SLOW),
-    pytest.param("kasmina.receive", "kill", 1, ActorLost, "ActorDiedError", id="kasmina killed", marks=SLOW),
-    pytest.param("kasmina.receive", "stop", 1, ActorLost, "", id="kasmina frozen", marks=SLOW),
-    pytest.param("kasmina.step", "raise", 5, FaultInjected, "", id="a manager raises", marks=SLOW),
-    pytest.param("kasmina.step", "kill", 5, ActorLost, "ActorDiedError", id="a manager is killed"),
-    pytest.param("kasmina.step", "hang_c", 5, ActorLost, "", id="a manager hangs in C", marks=SLOW),
-    pytest.param("kasmina.start", "raise", 1, FaultInjected, "", id="kasmina's constructor raises", marks=SLOW),
-    pytest.param("emergency.start", "raise", 1, FaultInjected, "", id="emergency's constructor raises", marks=SLOW),
-    pytest.param("emergency.pending", "raise", 2, FaultInjected, "", id="emergency raises", marks=SLOW),
-    pytest.param("emergency.pending", "kill", 2, ActorLost, "ActorDiedError", id="emergency killed", marks=SLOW),
-    pytest.param("emergency.pending", "hang", 2, ActorLost, "", id="emergency hangs", marks=SLOW),
-]
+LATE_S = 4.0
+"""How late an answer is that comes too late: the caller's patience is 2 s here, the policy's deadline 1 s."""
+
+DIED, SILENT, UNCAUSED = "ActorDiedError", "CallDeadlineExceeded", "NoneType"
+ACTORS = {  # name: a point that it passes, at which passage, what its death is called
+    "tolaria": ("tolaria.step", 30, TrainerRankLost),
+    "tamiyo": ("tamiyo.decide", 1, ActorLost),
+    "kasmina": ("kasmina.receive", 1, ActorLost),
+    "manager-0": ("kasmina.step", 5, ActorLost),
+    "emergency": ("emergency.pending", 2, ActorLost),
+}
+QUICK = {("tolaria", "is killed"), ("manager-0", "is killed")}
+"""The others take `make check`."""
 
 
-@pytest.mark.parametrize(("point", "fault", "passage", "error", "cause"), FAILURES)
+def failures() -> Iterator[Any]:
+    """Each actor and each way to fail: what is armed, and what the caller gets with which cause."""
+    for name, (point, passage, lost) in ACTORS.items():
+        late = PolicyDeadlineExceeded if name == "tamiyo" else lost
+        start = f"{point.partition('.')[0]}.start"
+        ways = {
+            "raises in its constructor": ({"point": start, "fault": "raise"}, FaultInjected, UNCAUSED),
+            "dies in its constructor": ({"point": start, "fault": "kill"}, lost, DIED),
+            "raises": ({"point": point, "fault": "raise"}, FaultInjected, UNCAUSED),
+            "is killed": ({"point": point, "fault": "kill"}, lost, DIED),
+            "hangs in Python": ({"point": point, "fault": "hang"}, late, SILENT),
+            "hangs in C": ({"point": point, "fault": "hang_c"}, late, SILENT),
+            "is frozen": ({"point": point, "fault": "stop"}, late, SILENT),
+            "answers late": ({"point": point, "fault": "delay", "seconds": LATE_S}, late, SILENT),
+        }
+        for way, (armed, error, cause) in ways.items():
+            when = {} if armed["point"] == start else {"passage": passage}
+            marks = [] if (name, way) in QUICK else [pytest.mark.slow]
+            yield pytest.param({**armed, **when, "role": name}, error, cause, id=f"{name} {way}", marks=marks)
+
+
+@pytest.mark.parametrize(("armed", "error", "cause"), list(failures()))
 def test_failure_of_an_actor_is_typed_with_its_cause(
-    launch_tiny: Any, tmp_path: Path, point: str, fault: str, passage: int, error: type[Exception], cause: str
+    launch_tiny: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    armed: dict[str, Any],
+    error: type[Exception],
+    cause: str,
 ) -> None:
-    armed = {"point": point, "fault": fault, "passage": passage}
+    run_dir = tmp_path / "run"
     with pytest.raises(error) as caught:
-        launch_tiny(faults=[armed], ray__collective_timeout_s=2.0)
+        launch_tiny(faults=[armed], ray__collective_timeout_s=2.0, policy__deadline_s=1.0)
     assert type(caught.value) is error
-    assert type(caught.value.__cause__).__name__ == (cause or "NoneType")
-    entries, _ = read(tmp_path / "run" / "journal-1.log")
-    assert entries[-1].kind is Kind.RUN_FAILED
-    assert entries[-1].body["error"] == error.__name__
-    assert len(entries[-1].body["trace_id"]) == 32
-    assert not (tmp_path / "run" / "summary.json").exists()
+    assert type(caught.value.__cause__).__name__ == cause
+    say_failure(caught.value, run_dir, as_json=True)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["error"] == error.__name__
+    assert told["message"] == str(caught.value)
+    assert told["cause"].partition(":")[0] == (cause if cause != UNCAUSED else "")
+    assert len(told["trace_id"]) == 32
+    assert told["run_dir"] == str(run_dir)
+    assert told["kept"].startswith("journal and telemetry up to fence ")
+    assert told["next"] == f"esper inspect {run_dir}"
+    assert told["fault_fired"] is True
+    entries, _ = read(run_dir / "journal-1.log")
+    assert [entry.kind for entry in entries[-2:]] == [Kind.FAULT_FIRED, Kind.RUN_FAILED]
+    assert entries[-2].body["actor"] == armed["role"]
+    assert not (run_dir / "summary.json").exists()
+
+
+def test_a_fault_that_never_fires_is_told(launch_tiny: Any) -> None:
+    never = {"point": "tolaria.step", "fault": "kill", "step": 10**6}
+    fired = {"point": "tolaria.step", "fault": "delay", "seconds": 0.01, "step": 20}
+    assert launch_tiny(faults=[fired]).as_json()["fault_fired"] is True
+    shutil.rmtree(launch_tiny.run_dir)
+    assert launch_tiny(faults=[fired, never]).as_json()["fault_fired"] is False
+    shutil.rmtree(launch_tiny.run_dir)
+    assert "fault_fired" not in launch_tiny().as_json()
 
 
 @pytest.mark.parametrize("fault", ["hang", "hang_c"])

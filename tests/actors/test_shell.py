@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from actors.shell import Birth, Envelope, Shell
+from actors.shell import Birth, Envelope, Shell, sendable
 from esper import faults
-from esper.errors import DependencyViolationError, FaultInjected, StageConflict
+from esper.errors import ActorError, DependencyViolationError, FaultInjected, PolicyFailed, StageConflict
 from esper.faults import FaultSpec
 from esper.heartbeat import beat
 from esper.telemetry.context import span, traceparent, use
@@ -59,6 +61,8 @@ def birth(**changes: Any) -> Birth:
         "name": "manager-1",
         "run_id": "run",
         "generation": 3,
+        "cpus": 0.0,
+        "gpus": 0.0,
         "threads": 1,
         "telemetry_folder": None,
         "build": Room,
@@ -198,3 +202,45 @@ def test_an_actor_passes_the_start_point_of_its_role_before_it_builds_its_room()
     with pytest.raises(FaultInjected):
         Shell(birth(role="tamiyo", faults=(spec,), build=lambda: built.append("room")))
     assert built == []
+
+
+# -- what it cannot send -----------------------------------------------------------------------------------------
+
+
+class NeedsTwo(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+def chained(*errors: Exception) -> Exception:
+    """The first, caused by the second, and so on."""
+    for error, cause in itertools.pairwise(errors):
+        error.__cause__ = cause
+    return errors[0]
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), StageConflict("stage_conflict", "c"), ZeroDivisionError()])
+def test_an_error_that_can_be_sent_is_sent_as_it_is(error: Exception) -> None:
+    assert sendable(error, "tolaria") is error
+
+
+def test_an_error_that_cannot_be_sent_is_sent_by_its_text_with_its_traceback() -> None:
+    sent = sendable(chained(NeedsTwo("one", "two"), KeyError("why")), "tolaria")
+    assert (type(sent), str(sent)) == (ActorError, "tolaria: NeedsTwo: one and two")
+    assert isinstance(sent.__cause__, KeyError)
+    assert "missing 1 required positional argument" in sent.__notes__[0]
+
+
+def test_a_cause_that_cannot_be_sent_does_not_take_its_error_with_it() -> None:
+    error = chained(PolicyFailed("gnn", 3), NeedsTwo("one", "two"))
+    sent = sendable(error, "tamiyo")
+    assert sent is error
+    assert str(pickle.loads(pickle.dumps(sent)).__cause__) == "tamiyo: NeedsTwo: one and two"
+
+
+def test_what_a_constructor_raises_is_made_sendable_too() -> None:
+    def build() -> Room:
+        raise NeedsTwo("one", "two")
+
+    with pytest.raises(ActorError, match="NeedsTwo: one and two"):
+        Shell(birth(build=build))

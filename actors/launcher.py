@@ -1,9 +1,10 @@
-"""`launch`: a run across processes, as `esper.loop.run` is one in this process. The same line, the same bits."""
+"""A run across processes, as `esper.loop.run` is one in this process. The same line, the same bits."""
 
 from __future__ import annotations
 
 from actors.bootstrap import EmbeddedRay
-from actors.conductor import bring_up
+from actors.conductor import actor_roles, bring_up
+from actors.source import SentProspect
 from esper import faults
 from esper.clock import SystemClock
 from esper.config import RunConfig
@@ -26,6 +27,8 @@ def launch(
 ) -> Result:
     """Train and grow a task's network on a Ray of its own, with an actor for each room.
 
+    The result has no `network`: it lies in the trainer's process, which has ended.
+
     Args:
         reference: Where the task comes from; each actor then loads it from there. Without one the task itself is
             sent, and must be picklable by value.
@@ -35,12 +38,14 @@ def launch(
 
     Raises:
         ConfigError: an input is wrong; nothing was written.
+        TaskError: the task has no reference and cannot be sent; nothing was written.
         Drained: `drain` asked for it.
         EsperError: the run failed; its directory keeps the journal up to there.
     """
-    config, reference = config or RunConfig(), reference or Reference()
-    faults.check(config.faults)
+    config, reference, drain = config or RunConfig(), reference or Reference(), drain or Drain()
+    faults.check(config.faults, actor_roles(config))
     with torch_threads(config.run.threads):
-        prospect = survey(task, config)
-        clock = SystemClock()
-        return conduct(prospect, bring_up(reference, embedded), reference, progress or Quiet(), clock, drain or Drain())
+        with drain.starting():
+            prospect = survey(task, config)
+            sent = SentProspect.of(prospect, reference)
+        return conduct(prospect, bring_up(sent, embedded), reference, progress or Quiet(), SystemClock(), drain)

@@ -1,0 +1,52 @@
+"""How a task reaches another process, and what is said of one that cannot."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.launcher import launch
+from actors.source import SentProspect, TaskSource
+from esper.errors import TaskError
+from esper.prospect import survey
+from esper.references import Reference
+from esper.testing import tiny_config, tiny_task
+
+TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
+
+
+def test_a_task_of_a_relative_path_is_found_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(TASK)
+    monkeypatch.chdir(tmp_path / "here")
+    source = TaskSource.of(survey(tiny_task(), tiny_config()), Reference("mine.py:task"))
+    monkeypatch.chdir(tmp_path / "there")
+    assert source.load()[0].epochs == tiny_task().epochs
+
+
+def test_a_task_of_a_module_is_named_as_it_was() -> None:
+    source = TaskSource.of(survey(tiny_task(), tiny_config()), Reference("esper.testing:tiny_task"))
+    assert source.reference.text == "esper.testing:tiny_task"
+
+
+def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    task = replace(tiny_task(), metrics={"held": lambda output, target: output if lock else target})
+    with pytest.raises(TaskError, match=r"it cannot be sent to actors .*lock.*; give its reference"):
+        launch(task, tiny_config(run__dir=str(tmp_path / "run")))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_measured_of_a_task_is_not_measured_again() -> None:
+    prospect = survey(tiny_task(), tiny_config())
+    opened = SentProspect.of(prospect, Reference()).open()
+    assert opened.specs == prospect.specs
+    assert opened.fence_steps == prospect.fence_steps
+    assert opened.task is prospect.task
