@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 # Marks left out: of `make test` what is slow or starts other processes, of `make check` what this machine may not have.
-MARKS ?= not slow and not integration and not cluster and not drill and not browser and not gpu
-ALL_MARKS := not browser and not gpu
+MARKS ?= not slow and not integration and not cluster and not drill and not browser and not gpu and not torture
+ALL_MARKS := not browser and not gpu and not torture
 ROOMS := esper actors drills
 # torch comes first and by its exact pin: a range would make pip weigh gigabytes of other builds.
 PINNED := -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 
-.PHONY: venv run test check lint types wheel clean
+.PHONY: venv run test check torture lint types wheel clean
 
 venv: $(READY)
 
@@ -27,6 +27,9 @@ test: $(READY)
 
 check: lint types wheel
 	$(BIN)/python -m pytest -q -m "$(ALL_MARKS)"
+
+torture: $(READY)
+	$(BIN)/python -m pytest -s -m torture --timeout 7200
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -19,6 +19,8 @@
     ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
     ├── StoreWriteFailed                bytes could not be made durable
     ├── StoreCorrupt                    a file is not what it should be
+    │   └── CheckpointCorrupt           ... and it should be a checkpoint
+    ├── RestoreImpossible               no checkpoint of the run can be loaded
     ├── ActorError                      something between processes went wrong
     │   ├── ActorLost                   the process of an actor is gone
     │   │   └── TrainerRankLost         ... and it trained the live host
@@ -244,6 +246,25 @@ class StoreCorrupt(EsperError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+class CheckpointCorrupt(StoreCorrupt):
+    """A checkpoint did not load, and nothing was taken from it. Retrying fails the same way; use an earlier one."""
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(file, reason)
+        self.file = file
+
+
+class RestoreImpossible(EsperError):
+    """No checkpoint in `folder` could be loaded; `why` names each with its reason. The run cannot go on from here."""
+
+    def __init__(self, folder: str, why: str) -> None:
+        super().__init__(folder, why)
+        self.folder, self.why = folder, why
+
+    def __str__(self) -> str:
+        return f"{self.folder}: no checkpoint can be restored: {self.why}"
 
 
 # -- between processes -------------------------------------------------------------------------------------------

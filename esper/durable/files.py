@@ -1,6 +1,6 @@
 """Makes whole files durable and keeps other processes out; never looks at what the bytes mean.
 
-Every system call that makes bytes durable goes through `Disk`, so that a test can record, cut or fail each of them.
+Every system call of this room goes through `Disk`, so that a test can record, cut or fail each of them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import fcntl
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 from esper.errors import RunDirectoryError, StoreWriteFailed
 
@@ -22,6 +23,16 @@ class Disk:
 
     def open(self, path: Path, flags: int) -> int:
         return os.open(path, flags, 0o666)
+
+    def reader(self, descriptor: int, *, owned: bool = False) -> BinaryIO:
+        """The file from where the descriptor stands; closing it closes an `owned` descriptor and leaves any other."""
+        return open(descriptor, "rb", closefd=owned)
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def names(self, folder: Path) -> list[str]:
+        return os.listdir(folder)
 
     def lock(self, descriptor: int) -> None:
         """Take the exclusive lock or raise `BlockingIOError` at once; the system drops it if the process dies."""
@@ -68,7 +79,7 @@ class Disk:
 DISK = Disk()
 
 
-def write_all(descriptor: int, data: bytes | bytearray, offset: int, disk: Disk) -> None:
+def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int, disk: Disk) -> None:
     """Write all of `data` at `offset`, looping over short writes. Not durable before a sync.
 
     Raises:
@@ -104,37 +115,46 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = 
         StoreWriteFailed: `path` is whole, and old unless only the sync of the folder failed. No temporary file is left
             unless its removal is what failed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename stays atomic
+    place = disk.rename if replace else disk.link
     try:
-        try:
-            _write_synced(temporary, data, disk)
-            place = disk.rename if replace else disk.link
-            place(temporary, path)
-        finally:
-            disk.unlink(temporary)
-        disk.sync_folder(path.parent)
+        publish(path, lambda descriptor: write_all(descriptor, data, 0, disk), place, disk)
     except OSError as error:
         raise StoreWriteFailed(str(path), "atomic write") from error
 
 
-def _write_synced(path: Path, data: bytes, disk: Disk) -> None:
+def publish(path: Path, fill: Callable[[int], None], place: Callable[[Path, Path], None], disk: Disk) -> None:
+    """Let `fill` write a temporary file, given its descriptor, and `place` it at `path` when it is durable.
+
+    Raises:
+        OSError: the system refused, see `atomic_write`. What `fill` raises passes through; then `path` is old.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename stays atomic
+    try:
+        _fill_synced(temporary, fill, disk)
+        place(temporary, path)
+    finally:
+        disk.unlink(temporary)
+    disk.sync_folder(path.parent)
+
+
+def _fill_synced(path: Path, fill: Callable[[int], None], disk: Disk) -> None:
     descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        write_all(descriptor, data, 0, disk)
+        fill(descriptor)
         disk.fsync(descriptor)
     finally:
         disk.close(descriptor)
 
 
 class DirectoryLease:
-    """The right to write in a run directory: an exclusive lock on its file `lease`, which names the holder.
+    """The right to write in a folder: an exclusive lock on its file `lease`, which names the holder.
 
     The lock ends with its process, so a lease is never stale. The file stays: unlinking it would let two processes
-    hold locks on two files of one name.
+    hold locks on two files of one name. `what` is the folder to its user: errors call it so.
     """
 
-    def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
-        self._folder, self._disk = folder, disk
+    def __init__(self, folder: Path, *, what: str = "run directory", disk: Disk = DISK) -> None:
+        self._folder, self._what, self._disk = folder, what, disk
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
@@ -153,28 +173,37 @@ class DirectoryLease:
                 self._disk.close(descriptor)
                 raise
         except OSError as error:
-            raise RunDirectoryError("run directory", str(self._folder), "it must exist and be writable") from error
+            raise RunDirectoryError(self._what, str(self._folder), "it must exist and be writable") from error
         self._descriptor = descriptor
 
     def _take(self, descriptor: int) -> None:
         try:
             self._disk.lock(descriptor)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 512, 0).decode(errors="replace").strip() or "a process that gave no name yet"
+            with self._disk.reader(descriptor) as file:
+                holder = file.read(512).decode(errors="replace").strip()
+            holder = holder or "a process that gave no name yet"
             mend = f"in use by {holder}; wait for it, stop it, or choose another directory"
-            raise RunDirectoryError("run directory", str(self._folder), mend) from error
+            raise RunDirectoryError(self._what, str(self._folder), mend) from error
         self._disk.truncate(descriptor, 0)
         write_all(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0, self._disk)
 
     def release(self) -> None:
-        """Give the lease back. Afterwards anyone may acquire it; releasing what is not held does nothing."""
+        """Give the lease back. Afterwards anyone may acquire it; releasing what is not held does nothing.
+
+        Raises:
+            StoreWriteFailed: the system refused; it drops the lock when the process ends.
+        """
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         try:
-            self._disk.unlock(descriptor)
-        finally:
-            self._disk.close(descriptor)
+            try:
+                self._disk.unlock(descriptor)
+            finally:
+                self._disk.close(descriptor)
+        except OSError as error:
+            raise StoreWriteFailed(str(self._folder / "lease"), "release") from error
 
     def __enter__(self) -> Self:
         self.acquire()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,21 +74,22 @@ class FramedLog:
         torn_tail: What was cut off behind the last good record when the log was opened, if anything was.
     """
 
-    def __init__(self, path: Path, descriptor: int, disk: Disk) -> None:
+    def __init__(self, path: Path, descriptor: int, first: int, disk: Disk) -> None:
         self.path = path
         self.errors: list[LoadError] = []
         self.torn_tail: LoadError | None = None
         self._disk, self._descriptor = disk, descriptor
-        self._salt, self._end, self._next = 0, _FILE_HEADER_BYTES, 0
+        self._salt, self._end, self._next = 0, _FILE_HEADER_BYTES, first
         self._closed = False
         self._failure: BaseException | None = None
 
     @classmethod
-    def open(cls, path: Path, *, epoch: int = 0, disk: Disk = DISK) -> Self:
+    def open(cls, path: Path, *, epoch: int = 0, first: int = 0, disk: Disk = DISK) -> Self:
         """Create the log `path`, or reopen it behind its last good record. All it then holds is durable.
 
         Args:
             epoch: Written when the log is created; who reopens it has to know it.
+            first: Sequence number of the next record if the log holds none.
 
         Raises:
             RunDirectoryError: another writer has the log open, or it is of another epoch. It was not changed.
@@ -96,17 +97,17 @@ class FramedLog:
             StoreWriteFailed: the file could not be created, locked, mended or synced.
         """
         try:
-            if not path.exists():
+            if not disk.exists(path):
                 _create(path, epoch, disk)
             descriptor = disk.open(path, os.O_RDWR)
         except OSError as error:
             raise StoreWriteFailed(str(path), "open") from error
-        log = cls(path, descriptor, disk)
+        log = cls(path, descriptor, first, disk)
         try:
             log._lock()
             log._recover(epoch)
         except BaseException:
-            disk.close(descriptor)
+            log.close()
             raise
         return log
 
@@ -117,7 +118,7 @@ class FramedLog:
             kind: 0..65535; what it means is the caller's.
 
         Returns:
-            The record's sequence number: 0 for the first of the log, then one more for each.
+            The record's sequence number: `first` for the first of the log, then one more for each.
 
         Raises:
             StoreWriteFailed: the record was not acknowledged and has been taken back. The log can go on, unless the
@@ -141,6 +142,16 @@ class FramedLog:
         except (OSError, ValueError) as error:
             raise StoreWriteFailed(str(self.path), "append") from error
         return range(self._next - len(records), self._next)
+
+    @property
+    def next_sequence(self) -> int:
+        """The sequence number that the next record will have."""
+        return self._next
+
+    @property
+    def size_bytes(self) -> int:
+        """Where the last good record ends in the file."""
+        return self._end
 
     def close(self) -> None:
         """Give up the log and its lock. Closing it again does nothing."""
@@ -172,7 +183,7 @@ class FramedLog:
 
     def _recover(self, epoch: int) -> None:
         """Find the end of the last good record, cut off what is behind it, sync what a dead writer left unsynced."""
-        with _reading(self.path), open(self._descriptor, "rb", closefd=False) as file:
+        with _reading(self.path), self._disk.reader(self._descriptor) as file:
             self._salt, found_epoch = _read_file_header(file, self.path)
             if found_epoch != epoch:
                 raise RunDirectoryError("epoch", epoch, f"{self.path} is of epoch {found_epoch}; begin a new log")
@@ -232,13 +243,13 @@ class FramedLog:
             error.add_note(f"taking the record back failed too: {second!r}")
 
 
-def scan(path: Path) -> Scan:
+def scan(path: Path, *, disk: Disk = DISK) -> Scan:
     """Read a whole log. Takes no lock and changes nothing; an append that is under way looks like a torn tail.
 
     Raises:
         StoreCorrupt: the file is absent, unreadable, or not a log that this program can read.
     """
-    with _reading(path), path.open("rb") as file:
+    with _opened(path, disk) as file:
         salt, epoch = _read_file_header(file, path)
         found = list(_walk(file, path, salt))
     frames = [one for one in found if isinstance(one, Frame)]
@@ -247,15 +258,36 @@ def scan(path: Path) -> Scan:
     return Scan(epoch, frames, errors, torn_tail)
 
 
-def iterate(path: Path) -> Iterator[Frame | LoadError]:
+def iterate(path: Path, *, disk: Disk = DISK) -> Iterator[Frame | LoadError]:
     """Read a log record by record, in the order of the file. A `LoadError` that comes last is the torn tail.
 
     Raises:
         StoreCorrupt: as by `scan`, when the first item is asked for, or at the frame that this program cannot read.
     """
-    with _reading(path), path.open("rb") as file:
+    with _opened(path, disk) as file:
         salt, _ = _read_file_header(file, path)
         yield from _walk(file, path, salt)
+
+
+def image(frames: Iterable[Frame], *, epoch: int) -> bytes:
+    """A whole log, as the bytes of its file: under a new salt the `frames` in turn, each with its own sequence."""
+    salt = secrets.randbits(64)
+    fields = _FILE_FIELDS.pack(_FILE_MAGIC, _VERSION, salt, epoch)
+    data = bytearray(fields + _CRC.pack(crc32(fields)))
+    for frame in frames:
+        data += _encode(frame.kind, frame.payload, frame.sequence, len(data), salt)
+    return bytes(data)
+
+
+@contextmanager
+def _opened(path: Path, disk: Disk) -> Iterator[BinaryIO]:
+    with _reading(path):
+        descriptor = disk.open(path, os.O_RDONLY)
+        try:
+            with disk.reader(descriptor) as file:
+                yield file
+        finally:
+            disk.close(descriptor)
 
 
 @contextmanager
@@ -268,9 +300,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _create(path: Path, epoch: int, disk: Disk) -> None:
     """Put a log without records at `path`; it appears there with its header or not at all."""
-    fields = _FILE_FIELDS.pack(_FILE_MAGIC, _VERSION, secrets.randbits(64), epoch)
     try:
-        atomic_write(path, fields + _CRC.pack(crc32(fields)), replace=False, disk=disk)
+        atomic_write(path, image([], epoch=epoch), replace=False, disk=disk)
     except StoreWriteFailed as error:
         if not isinstance(error.__cause__, FileExistsError):  # else another created it first; the lock tells who writes
             raise
@@ -291,7 +322,7 @@ def _read_file_header(file: BinaryIO, path: Path) -> tuple[int, int]:
 
 def _walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
     """Yield records and, as one `LoadError` each, the unbroken stretches of damage before, between and after them."""
-    offset, size = _FILE_HEADER_BYTES, os.fstat(file.fileno()).st_size
+    offset, size = _FILE_HEADER_BYTES, file.seek(0, os.SEEK_END)
     damage: tuple[int, str] | None = None
     while offset < size:
         found, after = _read_frame(file, path, offset, size, salt)

@@ -1,6 +1,7 @@
 """Who may ask for what: a command is authentic, fresh, complete and possible, or it is refused. It changes nothing.
 
-Only `admit` makes an `AdmittedCommand`; holding one is the proof. It never leaves Kasmina's process.
+Only `admit` makes an `AdmittedCommand`, and `readmitted` makes it again out of a checkpoint; holding one is the proof.
+It never leaves Kasmina's process.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _SEAL = object()
 
 @dataclass(frozen=True)
 class AdmittedCommand:
-    """A command that `admit` let through."""
+    """A command that `admit` let through, in this process or before a restore."""
 
     command: Command
     seal: InitVar[object]  # not kept: `dataclasses.replace` could carry it over to another command
@@ -51,7 +52,7 @@ class Ledger:
     run_id: str
     generation: int
     nonces: Mapping[str, str]
-    """Command id by nonce, of every command ever admitted."""
+    """Command id by nonce, of every command ever admitted; of one that an older generation never carried out, not."""
     bodies: Mapping[str, bytes]
     """Signed bytes by command id."""
     stages: Mapping[str, Stage]
@@ -90,6 +91,34 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
         return AdmittedCommand(command, _SEAL)
 
 
+def readmitted(command: Command) -> AdmittedCommand:
+    """A command that was admitted before, out of a checkpoint whose checksum the caller has verified.
+
+    Nothing is checked again, and nothing could be: the signature was checked when the command was admitted, and a
+    resumed run has another key. Nor does it open a way in: a replay is answered only after its own signature was
+    checked, and in a newer generation this command can do no more than be known, for another of its id to be refused.
+    """
+    return AdmittedCommand(command, _SEAL)
+
+
+def check_generation(admitted: AdmittedCommand, generation: int) -> Command:
+    """The admitted command, if it may be carried out in a generation: its own.
+
+    Raises:
+        CommandRejected: it was admitted in an older one.
+    """
+    command = admitted.command
+    if command.generation != generation:
+        refusal = _old_generation(command, generation)
+        _tell(refusal, command)
+        raise refusal
+    return command
+
+
+def _old_generation(command: Command, generation: int) -> CommandRejected:
+    return CommandRejected("old_generation", command.command_id, f"{command.generation}, here {generation}")
+
+
 def _authentic(command: Command, key: bytes) -> None:
     if not command.signature:
         raise CommandRejected("signature_missing", command.command_id)
@@ -101,7 +130,7 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
     if command.run_id and command.run_id != ledger.run_id:
         raise CommandRejected("wrong_run", command.command_id, f"{command.run_id}, here {ledger.run_id}")
     if command.generation != ledger.generation:
-        raise CommandRejected("old_generation", command.command_id, f"{command.generation}, here {ledger.generation}")
+        raise _old_generation(command, ledger.generation)
     age_s = (now - command.issued_at).total_seconds()
     if command.nonce in ledger.nonces:
         raise CommandRejected("nonce_replayed", command.command_id, f"first seen with {ledger.nonces[command.nonce]}")

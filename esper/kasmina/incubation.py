@@ -150,6 +150,18 @@ class Incubator:
         loss, digest = self.twin.shard_means("test")["loss"], self.twin.weights_sha256()
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
+    def state(self, fence: int) -> dict[str, Any]:  # Any: see leyline's ports
+        """The twin, and what the order in flight began from if that was not the host as it is at this fence."""
+        origin = self._pending[1] if self._pending is not None and self._pending[0].fence != fence else None
+        twin = self._twin.snapshot() if self._twin is not None else None
+        return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
+        """Keep the twin of `state`, if it has one; what was in flight is given up."""
+        self._pending = self._control = None
+        self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
+        self._twin_steps = state["twin_steps"]
+
     @property
     def twin(self) -> Fork:
         """The host as it would be without growth."""

@@ -13,7 +13,7 @@ from esper import faults
 from esper.clock import Clock
 from esper.errors import EvidenceMissing
 from esper.kasmina import gates
-from esper.kasmina.admission import AdmittedCommand, Ledger, admit
+from esper.kasmina.admission import Ledger, admit, check_generation
 from esper.kasmina.blueprints import Registry
 from esper.kasmina.collecting import (
     gradient_evidence,
@@ -22,11 +22,13 @@ from esper.kasmina.collecting import (
     sanity_evidence,
     stability_evidence,
 )
+from esper.kasmina.command_book import CommandBook
 from esper.kasmina.facts import RunFacts
 from esper.kasmina.incubation import PROBE_BATCHES
 from esper.kasmina.lifecycle import NEXT
 from esper.kasmina.prewarm import plan_seed
 from esper.kasmina.records import SeedRecord, tell_gate
+from esper.kasmina.registry_state import RegistryState, read_state, shed_order
 from esper.kasmina.roster import Roster
 from esper.kasmina.settings import GrowthConfig
 from esper.kasmina.statistics import paired
@@ -69,14 +71,51 @@ class SeedManager:
         self._facts, self._limits, self._blueprints = facts, limits, blueprints
         self._key, self._clock = key, clock
         self._roster = Roster(facts, limits, specs, options)
-        self._nonces: dict[str, str] = {}
-        self._admitted: dict[str, AdmittedCommand] = {}
-        self._plans: dict[str, tuple[GraftPlan, ...]] = {}
-        self._answers: dict[str, Answer] = {}
-        self._order: IncubationOrder | None = None
+        self._book = CommandBook(self._weights_again)
+        self._order: IncubationOrder | None = None  # without weights, as in the book
         self._tests_used = 0
         self._violations = 0
         self._twin_kept = False
+
+    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """All that decides what this registry will answer, as JSON; `RegistryState` says what is kept."""
+        commands, weights = self._book.state()
+        return RegistryState(
+            run_id=self._facts.run_id,
+            generation=self._facts.generation,
+            roster=self._roster.state(),
+            commands=commands,
+            order=self._order,
+            weights=weights,
+            tests_used=self._tests_used,
+            violations=self._violations,
+            twin_kept=self._twin_kept,
+        ).model_dump_json()
+
+    def restore(self, state: str, generation: int) -> None:
+        """Become what `state` says, in `generation`. What was here before is gone, whatever it was.
+
+        From here on commands and results of an older generation are refused and plans carry the new one; `order` is
+        the order in flight, to be begun again from its first step. In the same generation replays are still answered.
+
+        Raises:
+            StoreCorrupt: the text is no state of this run up to this generation; nothing was changed.
+        """
+        kept = read_state(state, run_id=self._facts.run_id, generation=generation, slots=self._roster.specs)
+        facts = replace(self._facts, generation=generation)
+        specs, options = tuple(self._roster.specs.values()), tuple(self._roster.options.values())
+        self._facts, self._roster = facts, Roster(facts, self._limits, specs, options)
+        self._roster.restore(kept.roster)
+        self._book.restore(kept.commands, kept.weights)
+        self._order = _in_generation(kept.order, generation) if kept.order is not None else None
+        self._tests_used, self._violations = kept.tests_used, kept.violations
+        self._twin_kept = kept.twin_kept
+
+    def order(self) -> IncubationOrder | None:
+        """The order in flight, with its weights; None: there is none."""
+        return self._book.whole_order(self._order) if self._order is not None else None
 
     # -- what others may know ------------------------------------------------------------------------------------
 
@@ -142,13 +181,14 @@ class SeedManager:
             SeedBuildFailed: a candidate could not be built.
         """
         faults.point("kasmina.receive", round=fence)
-        admitted = admit(command, self._ledger(), key=self._key, now=self._clock.now())
-        if command.command_id not in self._admitted:
-            known = [c for c in command.candidates if self._roster.known(c.slot, c.blueprint_id)]
-            self._plans[command.command_id] = tuple(self._fork_plan(command, c, fence) for c in known)
-            self._nonces[command.nonce] = command.command_id
-            self._admitted[command.command_id] = admitted
-        return self._plans[command.command_id]
+        ledger = self._ledger()
+        admitted = admit(command, ledger, key=self._key, now=self._clock.now())
+        if command.command_id in ledger.bodies:
+            return self._book.plans(command.command_id)
+        known = [c for c in command.candidates if self._roster.known(c.slot, c.blueprint_id)]
+        plans = tuple(self._fork_plan(command, c, fence) for c in known)
+        self._book.enter(admitted, plans, self._facts.generation)
+        return plans
 
     def carry_out(
         self, command_id: str, fence: int, births: Sequence[Birth], observation: HostObservation | None
@@ -156,13 +196,18 @@ class SeedManager:
         """Do what an admitted command asks, as far as the gates let it. The same command again: the same answer.
 
         Raises:
+            CommandRejected: it was admitted in an older generation.
             EvidenceMissing: a gate could not judge; nothing was changed.
         """
-        if command_id not in self._answers:
-            command = self._admitted[command_id].command
-            with span("gate evaluate", role="kasmina", command_id=command_id, operation=str(command.operation)):
-                self._answers[command_id] = self._do(command, fence, births, observation)
-        return self._answers[command_id]
+        command = check_generation(self._book[command_id], self._facts.generation)
+        known = self._book.answer(command_id)
+        if known is not None:
+            return known
+        with span("gate evaluate", role="kasmina", command_id=command_id, operation=str(command.operation)):
+            answer = self._do(command, fence, births, observation)
+        self._book.answer_with(command_id, answer)
+        self._forget_weights()
+        return answer
 
     def _do(self, command: Command, fence: int, births: Sequence[Birth], observation: HostObservation | None) -> Answer:
         if command.operation is Operation.GERMINATE:
@@ -177,11 +222,12 @@ class SeedManager:
         return self._advance(seed, command, fence, observation)
 
     def _ledger(self) -> Ledger:
+        counted = self._book.counted(self._facts.generation)
         return Ledger(
             run_id=self._facts.run_id,
             generation=self._facts.generation,
-            nonces=self._nonces,
-            bodies={key: signed_bytes(admitted.command) for key, admitted in self._admitted.items()},
+            nonces={command.nonce: key for key, command in counted.items()},
+            bodies={key: signed_bytes(command) for key, command in counted.items()},
             stages=self._roster.stages(),
             pairs=self._roster.pairs(),
             slots=frozenset(self._roster.specs),
@@ -197,10 +243,11 @@ class SeedManager:
         for candidate, reports in judged:
             self._roster.enter(self._born(command, candidate, births.get(candidate.seed_id), fence))
             answer = _joined(answer, self._settle_birth(candidate.seed_id, reports, fence))
-        plans = [plan for plan in self._plans[command.command_id] if plan.seed_id in alive]
+        plans = [plan for plan in self._book.plans(command.command_id) if plan.seed_id in alive]
         self._tests_used += len(plans)
-        self._order = self._make_order(command, fence, plans) if plans else None
-        return answer.model_copy(update={"order": self._order})
+        order = self._make_order(command, fence, plans) if plans else None
+        self._order = shed_order(order) if order is not None else None
+        return answer.model_copy(update={"order": order})
 
     def _judge_birth(
         self, command: Command, candidate: Candidate, birth: Birth | None, fence: int
@@ -282,7 +329,7 @@ class SeedManager:
         measured, asked = {fork.seed_id for fork in result.forks}, {plan.seed_id for plan in order.plans}
         if measured != asked:
             raise EvidenceMissing("G2", "results of all forks of the incubation", len(measured), len(asked))
-        seeds = [replace(self._roster[fork.seed_id], result=fork) for fork in result.forks]
+        seeds = [self._roster[fork.seed_id].model_copy(update={"result": fork}) for fork in result.forks]
         losers = [seed for seed, fork in zip(seeds, result.forks, strict=True) if fork.rank != 1]
         judged = [(seed, self._judge_stability(None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
         self._order = None
@@ -292,6 +339,7 @@ class SeedManager:
         for seed, report in judged:
             tell_gate(report, seed)
             answer = _joined(answer, self._lose(seed, report, fence))
+        self._forget_weights()
         return answer
 
     def _accept(self, seed: SeedRecord, command: Command, fence: int) -> Answer:
@@ -438,10 +486,9 @@ class SeedManager:
 
     def _live_plan(self, seed: SeedRecord, command: Command, fence: int) -> GraftPlan:
         """The plan for the live host: the same zero-init weights as in the fork, with the command's own ramp."""
-        born = next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id)
-        return born.model_copy(
+        return self._book.plan_of(seed).model_copy(
             update={
-                "command_id": command.command_id,
+                **self._plan_ids(command.command_id),  # its fork may have been of an older generation
                 "fence": fence,
                 "start_step": self._facts.fence_steps[fence],
                 "ordinal": self._roster.next_ordinal(seed.slot),
@@ -450,6 +497,15 @@ class SeedManager:
                 "warmup_steps": self._limits.warmup_steps,
             }
         )
+
+    def _weights_again(self, plan: GraftPlan) -> bytes:
+        """A plan's weights as they were drawn when its seed was asked for: by its pair and that fence."""
+        seed = self._roster[plan.seed_id]
+        candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
+        return self._fork_plan(self._book[seed.command_id].command, candidate, seed.germinated_fence).weights
+
+    def _forget_weights(self) -> None:
+        self._book.forget_weights(self._order, self._roster.having((Stage.TRAINING,)))
 
     def _count_violation(self, report: GateReport) -> None:
         self._violations += "isolation_violated" in report.reasons
@@ -474,6 +530,11 @@ class SeedManager:
             issued_at=self._clock.now(),
             policy_version=seed.policy_version,
         )
+
+
+def _in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
+    plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
+    return order.model_copy(update={"generation": generation, "plans": plans})
 
 
 def _joined(left: Answer, right: Answer) -> Answer:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from esper.kasmina.lifecycle import check_edge
+from esper.leyline.base import Message
+from esper.leyline.commands import BlendSpec
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.incubation import ForkResult
-from esper.leyline.reports import GateReport, GraftPlan, Transition
+from esper.leyline.reports import GateReport, Transition
 from esper.leyline.stages import Stage
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
@@ -17,9 +17,18 @@ CRITICAL_REASONS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class SeedRecord:
-    """One seed's history so far; replaced, never changed."""
+class Graft(Message):
+    """How a seed is attached to the live host, as far as its own course depends on it. Its weights are the host's."""
+
+    ordinal: int
+    """Place in its slot's history."""
+    start_step: int
+    """The first optimizer step that it takes part in."""
+    blend: BlendSpec
+
+
+class SeedRecord(Message):
+    """One seed's history so far; replaced, never changed. A checkpoint carries it whole."""
 
     seed_id: str
     slot: str
@@ -35,8 +44,8 @@ class SeedRecord:
     germinated_fence: int
     since_fence: int
     stage: Stage = Stage.DORMANT
-    plan: GraftPlan | None = None
-    """How it is attached to the live host; None before its graft."""
+    graft: Graft | None = None
+    """None before it is grafted."""
     result: ForkResult | None = None
     twin_zs: tuple[float, ...] = ()
     """z of (twin - live) at each fence since alpha reached its target."""
@@ -50,7 +59,7 @@ class SeedRecord:
     @property
     def start_step(self) -> int:
         """The first optimizer step that it takes part in; 0 before its graft."""
-        return self.plan.start_step if self.plan is not None else 0
+        return self.graft.start_step if self.graft is not None else 0
 
     def bound(self, fence: int) -> bool:
         """Its embargo still binds its pair at this fence."""
@@ -74,7 +83,7 @@ class SeedRecord:
             cause=cause,
             command_id=command_id,
         )
-        return replace(self, stage=after, since_fence=fence), step
+        return self.model_copy(update={"stage": after, "since_fence": fence}), step
 
 
 def tell_gate(report: GateReport, seed: SeedRecord) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from esper.kasmina.blending import alpha_at
 from esper.kasmina.facts import RunFacts
-from esper.kasmina.records import SeedRecord
+from esper.kasmina.records import Graft, SeedRecord
+from esper.kasmina.registry_state import RosterState
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.decisions import Pair
 from esper.leyline.reports import GraftPlan, Transition
@@ -29,6 +29,19 @@ class Roster:
         self._seeds: dict[str, SeedRecord] = {}
         self._ordinals = dict.fromkeys(self.specs, 0)
         self._removed_at: int | None = None
+
+    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+
+    def state(self) -> RosterState:
+        """All that is recorded here."""
+        seeds = tuple(self._seeds.values())
+        return RosterState(seeds=seeds, ordinals=dict(self._ordinals), removed_at=self._removed_at)
+
+    def restore(self, state: RosterState) -> None:
+        """Replace all that is recorded here; `state` is of these slots."""
+        self._seeds = {seed.seed_id: seed for seed in state.seeds}
+        self._ordinals = {slot: state.ordinals[slot] for slot in self.specs}
+        self._removed_at = state.removed_at
 
     # -- changing ------------------------------------------------------------------------------------------------
 
@@ -53,12 +66,13 @@ class Roster:
             self._removed_at = fence
         rounds = self._limits.embargo_rounds if live else 0
         steps = [self.move(seed_id, after, fence, cause, command_id) for after in (Stage.CULLED, Stage.EMBARGOED)]
-        self.enter(replace(self._seeds[seed_id], embargo_until=fence + rounds))
+        self.enter(self._seeds[seed_id].model_copy(update={"embargo_until": fence + rounds}))
         return steps
 
     def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
         """Record that a seed is in the live host by `plan`."""
-        self.enter(replace(self._seeds[seed_id], plan=plan, required_mesh=mesh))
+        graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend)
+        self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
         self._ordinals[plan.slot] += 1
 
     def next_ordinal(self, slot: str) -> int:
@@ -88,8 +102,16 @@ class Roster:
         return [seed for seed in self._seeds.values() if seed.stage in wanted]
 
     def newest_first(self) -> list[SeedRecord]:
-        """Seeds that are in the host but not yet a part of it, the one grafted last first."""
-        return sorted(self.having(LIVE), key=lambda seed: (seed.start_step, seed.seed_id), reverse=True)
+        """Seeds that are in the host but not yet a part of it, the one grafted last first.
+
+        Of two that were grafted at one step the seed ids do not decide: they follow from the run's id.
+        """
+
+        def grafted(seed: SeedRecord) -> tuple[int, str, int]:
+            assert seed.graft is not None, "a seed in the host without its graft"
+            return seed.graft.start_step, seed.slot, seed.graft.ordinal
+
+        return sorted(self.having(LIVE), key=grafted, reverse=True)
 
     def resetting(self, fence: int) -> list[SeedRecord]:
         """Culled seeds whose embargo is over."""
@@ -113,8 +135,8 @@ class Roster:
             return False
         if seed.stage is Stage.TRAINING:
             return seed.result is not None
-        if seed.stage is Stage.BLENDING and seed.plan is not None:
-            return self._facts.fence_steps[fence] >= seed.start_step + seed.plan.blend.ramp_steps
+        if seed.stage is Stage.BLENDING and seed.graft is not None:
+            return self._facts.fence_steps[fence] >= seed.start_step + seed.graft.blend.ramp_steps
         if self._disturbed(fence) and seed.stage in (Stage.SHADOWING, Stage.PROBATIONARY):
             return False
         if seed.stage is Stage.PROBATIONARY:
@@ -140,7 +162,7 @@ class Roster:
             seed_id=seed.seed_id,
             slot=seed.slot,
             blueprint_id=seed.blueprint_id,
-            ordinal=seed.plan.ordinal if seed.plan is not None else None,
+            ordinal=seed.graft.ordinal if seed.graft is not None else None,
             stage=seed.stage,
             alpha=self._alpha(seed, fence),
             since_fence=seed.since_fence,
@@ -154,9 +176,9 @@ class Roster:
         )
 
     def _alpha(self, seed: SeedRecord, fence: int) -> float | None:
-        if seed.plan is None or seed.stage not in IN_HOST:
+        if seed.graft is None or seed.stage not in IN_HOST:
             return None
-        blend = seed.plan.blend
+        blend = seed.graft.blend
         return alpha_at(self._facts.fence_steps[fence] - 1, seed.start_step, blend.ramp_steps, blend.alpha_target)
 
     def _disturbed(self, fence: int) -> bool:
@@ -176,4 +198,4 @@ class Roster:
         if self._disturbed(fence):
             return
         for seed in self.shadowed():
-            self.enter(replace(seed, twin_zs=(*seed.twin_zs, z)))
+            self.enter(seed.model_copy(update={"twin_zs": (*seed.twin_zs, z)}))

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
+from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Pair, Verdict
 from esper.leyline.evidence import (
@@ -180,6 +182,18 @@ class LiveHost(Protocol):
         """Elements of all parameters, the seeds' included."""
         ...
 
+    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: Nursery.state
+        """Begin to write the present state, with that of the other rooms, to a file never used before."""
+        ...
+
+    def saved(self) -> CheckpointWritten:
+        """The record of the last save, once it is durable; may be asked while a round runs."""
+        ...
+
+    def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`
+        """Become what the snapshot was taken of, in a generation that is not older."""
+        ...
+
 
 class Decider(Protocol):
     """Tamiyo, as the line calls it."""
@@ -194,6 +208,14 @@ class Decider(Protocol):
 
     def decide(self, state: RoundState) -> Verdict:
         """What to germinate at this fence."""
+        ...
+
+    def state(self) -> str:
+        """All that decides what will be decided, as text."""
+        ...
+
+    def restore(self, state: str, generation: int) -> None:
+        """Become what `state` says."""
         ...
 
 
@@ -258,6 +280,18 @@ class Registrar(Protocol):
         """G5 for every seed of `resetting`."""
         ...
 
+    def state(self) -> str:
+        """All that decides what the registry will answer, as text."""
+        ...
+
+    def restore(self, state: str, generation: int) -> None:
+        """Become what `state` says, in a generation that is not older."""
+        ...
+
+    def order(self) -> IncubationOrder | None:
+        """The order in flight, to be begun again after a restore."""
+        ...
+
 
 class Nursery(Protocol):
     """Kasmina's incubation, as the line calls it: forks, off the live host, and the twin."""
@@ -288,4 +322,13 @@ class Nursery(Protocol):
 
     def twin_report(self) -> TwinReport:
         """What the twin came to."""
+        ...
+
+    def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots
+        """`twin`: a snapshot of it, or None; `twin_steps`; `origin`: what the tournament in flight began from, None
+        if it began at this fence or there is none."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`
+        """Keep the twin of `state`, if it has one. What was in flight is given up; an order is begun by `begin`."""
         ...

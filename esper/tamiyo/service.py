@@ -15,6 +15,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
 from esper.tamiyo.commands import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow, eligible
+from esper.tamiyo.past import TamiyoState, read_state
 from esper.tamiyo.risk import assess, milder
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
@@ -39,6 +40,18 @@ class Tamiyo:
         self._policy, self._builder, self._window, self._limits = policy, builder, window, limits
         self._host_flops, self._deadline_s, self._clock = host_flops, deadline_s, clock
         self._past: list[FieldReport] = []
+
+    def state(self) -> str:
+        """All that decides what will be decided, as JSON: what the policy sees of the past."""
+        return TamiyoState(past=tuple(self._past)).model_dump_json()
+
+    def restore(self, state: str, generation: int) -> None:
+        """Become what `state` says; what was remembered before is forgotten. Commands take theirs from the round state.
+
+        Raises:
+            StoreCorrupt: the text is no state up to this generation; nothing was changed.
+        """
+        self._past = list(read_state(state, generation).past)
 
     def remember(self, report: FieldReport) -> None:
         """Add a field report to what the policy sees of the past."""

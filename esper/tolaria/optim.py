@@ -6,10 +6,8 @@ the network grew, and a culled seed takes its state with it (docs/adr/0003-one-o
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +105,3 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
     norms = torch._foreach_norm(gradients)
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
     return total
-
-
-def load_copy(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load a state that stays the caller's: `load_state_dict` alone would share its tensors."""
-    optimizer.load_state_dict(copy.deepcopy(state))

@@ -1,23 +1,113 @@
-"""All that one host's future depends on, copied. It is handed about whole; only the trainer looks inside."""
+"""All that one host's future depends on, copied, and how it is put back. Only the trainer says when."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from esper.leyline.reports import GraftPlan
+from esper.errors import DependencyViolationError
+from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan
+from esper.tolaria.trees import Copies, copy_all, kind_of, laid_over, mapped, tensors_in
+
+Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
+"""By command id and seed id: the plan that was applied, and its receipt."""
 
 
 @dataclass(frozen=True, eq=False)
 class HostSnapshot:
-    """A host at a step: nothing in it shares memory with the host it was taken from."""
+    """A host at a step. What the trainer gives away shares no memory with the host it was taken from."""
 
     step: int
+    fence: int
     topology: tuple[GraftPlan, ...]
+    """In graft order, as the plans stand now; which seeds are isolated follows from it."""
     tensors: dict[str, Tensor]
     """Parameters and buffers of host and seeds, those that `state_dict` leaves out included."""
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     seed_optimizers: dict[str, dict[str, Any]]
+    best_round: float | None
+    """Lowest round mean since the host last lost a seed."""
+    receipts: Receipts
+    leaks: dict[str, tuple[str, ...]]
+    """By seed id: host parameters that its gradient was seen to reach."""
+
+    def mapped(self, each: Callable[[Tensor], Tensor]) -> HostSnapshot:
+        """The same snapshot with `each(tensor)` for every tensor; nothing else in it is shared with this one."""
+        return replace(
+            self,
+            tensors=mapped(self.tensors, each),
+            optimizer=mapped(self.optimizer, each),
+            scheduler=mapped(self.scheduler, each),
+            seed_optimizers=mapped(self.seed_optimizers, each),
+            receipts=dict(self.receipts),
+            leaks=dict(self.leaks),
+        )
+
+    def all_tensors(self) -> list[Tensor]:
+        """Every tensor, in the order in which `mapped` comes to it."""
+        return tensors_in([self.tensors, self.optimizer, self.scheduler, self.seed_optimizers])
+
+    def copied(self) -> HostSnapshot:
+        """The same snapshot in memory of its own."""
+        return self.mapped(lambda tensor: tensor.detach().clone())
+
+
+def load_tensors(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Copy kept tensors into the live ones of the same names.
+
+    Raises:
+        DependencyViolationError: a name, shape or type differs. Nothing was copied.
+    """
+    if live.keys() != kept.keys():
+        found = sorted(live.keys() ^ kept.keys())[:3]
+        raise DependencyViolationError("snapshot", "tensors differ from the host's", str(found))
+    check_kinds(live, kept)
+    copy_all([(tensor, kept[name]) for name, tensor in live.items()])
+
+
+def check_kinds(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Every live tensor has one of its name, shape and type among the kept: a copy would broadcast, or convert.
+
+    Raises:
+        DependencyViolationError: one has not.
+    """
+    other = [name for name, tensor in live.items() if name not in kept or kind_of(tensor) != kind_of(kept[name])]
+    if other:
+        raise DependencyViolationError("snapshot", "tensors differ from the host's", str(other[:3]))
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put an optimizer's state back, into the tensors that it has where they fit. The state stays the caller's.
+
+    `load_state_dict` alone would take the caller's own tensors, which the next step changes.
+
+    Raises:
+        DependencyViolationError: a tensor took another shape or type on the way; the optimizer is not what it was.
+    """
+    copies: Copies = []
+    loaded = laid_over(state, optimizer.state_dict(), copies)
+    copy_all(copies)
+    optimizer.load_state_dict(loaded)
+    kinds = [list(map(kind_of, tensors_in(one))) for one in (optimizer.state_dict(), state)]
+    if kinds[0] != kinds[1]:  # torch casts what it loads to the type of its parameter
+        raise DependencyViolationError(
+            "snapshot", "an optimizer's state does not load as it was", type(optimizer).__name__
+        )
+
+
+def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) -> None:
+    """Put a scheduler's state back. The state stays the caller's.
+
+    Raises:
+        DependencyViolationError: the snapshot has one and the task has none, or the other way round.
+    """
+    if (scheduler is None) != (state is None):
+        raise DependencyViolationError("snapshot", "a scheduler where there is none, or none where there is one")
+    if scheduler is not None and state is not None:
+        scheduler.load_state_dict(mapped(state, lambda tensor: tensor.clone()))

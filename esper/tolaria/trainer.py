@@ -6,10 +6,8 @@ bit what the live host would have done.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -28,33 +26,13 @@ from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
-from esper.tensors import state_digest
 from esper.tolaria.data import Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
+from esper.tolaria.grown import GrownHost
+from esper.tolaria.grown import TrainerSettings as TrainerSettings  # part of what is made here
 from esper.tolaria.guard import check_finite
 from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
-from esper.tolaria.optim import SeedOptimizer, build_optimizer, global_norm, load_copy
-from esper.tolaria.snapshot import HostSnapshot
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """What a trainer is told beside its task."""
-
-    role: str
-    """On whose behalf it trains: "tolaria" for the live host, "kasmina" for forks and the twin."""
-    run_id: str
-    generation: int
-    run_seed: int
-    total_steps: int
-    device: str
-    clip_norm: float | None
-    peak_share: float
-    """Peak rate of a seed over what the task's optimizer is made with; see `esper.tolaria.optim.peak_share`."""
-    audit_every: int
-    """Steps between two audits of isolation in the live host."""
-    trace_every: int
-    """Steps between two steps that get a span; a step that fails always gets one."""
+from esper.tolaria.optim import global_norm
 
 
 def never() -> bool:
@@ -62,7 +40,7 @@ def never() -> bool:
     return False
 
 
-class Trainer:
+class Trainer(GrownHost):
     """One host in training. Steps are numbered from 0 over the whole run; step s is the s-th update."""
 
     def __init__(
@@ -73,23 +51,14 @@ class Trainer:
         make_editor: Callable[[nn.Module], HostEditor],
         halted: Callable[[], bool] = never,
     ) -> None:
-        self._task, self._settings, self._data, self._halted = task, settings, data, halted
-        self._make_editor = make_editor
-        self.host = build_host(task, settings.run_seed, settings.device)
-        self._editor = make_editor(self.host)
-        self._optimizer = build_optimizer(task, [p for p in self.host.parameters() if p.requires_grad])
-        self._scheduler = task.scheduler(self._optimizer, settings.total_steps) if task.scheduler else None
-        self._seed_optimizers: dict[str, SeedOptimizer] = {}
+        host = build_host(task, settings.run_seed, settings.device)
+        super().__init__(task, settings, host, make_editor(host))
+        self._data, self._make_editor, self._halted = data, make_editor, halted
         self._sample_loss: Loss = sample_loss(task)
-        self._modules = frozenset(name for name, _ in self.host.named_modules() if name)
-        self._receipts: dict[tuple[str, str], tuple[HostPlan, GraftReceipt]] = {}
-        self._leaks: dict[str, tuple[str, ...]] = {}
-        self._best_round: float | None = None
+        self._modules = frozenset(name for name, _ in host.named_modules() if name)
+        self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
         """Ends at this fence; for fault points."""
-        self._isolated: dict[str, int] = {}  # first step of each isolated seed
-        self._fault_point = f"{settings.role}.step"
-        self.step = 0
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -110,6 +79,7 @@ class Trainer:
         mean = sum(losses) / len(losses)
         best = self._best_round
         self._best_round = mean if best is None else min(mean, best)
+        self.fence = fence
         return self._state(fence, mean, tuple(losses), max(norms), best)
 
     def untrained(self) -> TrainingState:
@@ -126,6 +96,7 @@ class Trainer:
     def _one_step(self) -> tuple[float, float]:
         if self._halted():
             raise EmergencyStop("", "", self.step)
+        self._saver.check()
         faults.point(self._fault_point, round=self._round, step=self.step)
         if self.step % self._settings.trace_every == 0:
             with span("esper step", role=self._settings.role, step=self.step):
@@ -162,10 +133,6 @@ class Trainer:
         self.step += 1
         beat()
         return values
-
-    def _trained_parameters(self) -> list[nn.Parameter]:
-        optimizers = [self._optimizer, *(o.optimizer for o in self._seed_optimizers.values())]
-        return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
     def _load(self, batch: Any) -> tuple[Any, Any]:
         inputs, targets = split_pair(batch)
@@ -255,19 +222,6 @@ class Trainer:
                     parameter.grad = None
         return GradientProbe(batches=batches, nonfinite=nonfinite, norm=max(norms), reachable_host_parameters=reachable)
 
-    def weights_sha256(self) -> str:
-        """Digest of the host's state dict and its seeds' tensors, buffers included."""
-        state: Mapping[str, Tensor] = self.host.state_dict()
-        return state_digest({**state, **self._editor.tensors()})
-
-    def parameter_count(self) -> int:
-        """Elements of all parameters, the seeds' included."""
-        return sum(p.numel() for p in self._parameters())
-
-    def _parameters(self) -> list[nn.Parameter]:
-        seeds = [p for plan in self._editor.topology() for p in self._editor.parameters_of(plan.seed_id)]
-        return [*self.host.parameters(), *seeds]
-
     @contextmanager
     def _buffers_kept(self) -> Iterator[None]:
         """Put back what forward passes in training mode change: running statistics and their counts."""
@@ -293,10 +247,6 @@ class Trainer:
             found.append(check(values, _batch_size(targets, inputs)))
         self._set_mode(training=True)
         return torch.cat(found)
-
-    def _set_mode(self, *, training: bool) -> None:
-        self.host.train(training)
-        self._editor.set_training(training)
 
     def _state(
         self, fence: int, mean: float | None, losses: tuple[float, ...], norm: float | None, best: float | None
@@ -344,26 +294,6 @@ class Trainer:
             self._receipts[key] = (plan, receipt)
             return receipt
 
-    def graft(self, plan: GraftPlan) -> None:
-        """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
-        self._editor.graft(plan)
-        self._editor.set_alphas(self.step)
-        if plan.isolated:
-            self._isolated[plan.seed_id] = plan.start_step
-        parameters = self._editor.parameters_of(plan.seed_id)
-        if parameters:  # a seed without any is for G1 to refuse; torch makes no optimizer over nothing
-            total = self._settings.total_steps
-            peak = self._settings.peak_share
-            optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps, peak)
-            self._seed_optimizers[plan.seed_id] = optimizer
-
-    def remove(self, seed_id: str) -> None:
-        """Detach a seed and forget its optimizer, without the checks of `apply`: for forks."""
-        self._editor.remove(seed_id)
-        self._seed_optimizers.pop(seed_id, None)
-        self._leaks.pop(seed_id, None)
-        self._isolated.pop(seed_id, None)
-
     def _change(self, plan: HostPlan) -> None:
         if isinstance(plan, GraftPlan):
             self.graft(plan)
@@ -399,44 +329,6 @@ class Trainer:
                 names_equal=names,
             )
         return found
-
-    # -- copies --------------------------------------------------------------------------------------------------
-
-    def snapshot(self) -> HostSnapshot:
-        """Everything that this host's future depends on, copied."""
-        return HostSnapshot(
-            step=self.step,
-            topology=self._editor.topology(),
-            tensors={name: tensor.detach().clone() for name, tensor in self._all_tensors().items()},
-            optimizer=copy.deepcopy(self._optimizer.state_dict()),
-            scheduler=copy.deepcopy(self._scheduler.state_dict()) if self._scheduler is not None else None,
-            seed_optimizers={
-                seed_id: copy.deepcopy(o.optimizer.state_dict()) for seed_id, o in self._seed_optimizers.items()
-            },
-        )
-
-    def become(self, snapshot: HostSnapshot) -> None:
-        """Turn a fresh trainer into what the snapshot was taken of. The snapshot stays the caller's."""
-        self.step = snapshot.step
-        for plan in snapshot.topology:
-            self.graft(plan)
-        mine = self._all_tensors()
-        if mine.keys() != snapshot.tensors.keys():
-            raise DependencyViolationError(
-                "snapshot", "tensors differ from the host's", str(sorted(mine.keys() ^ snapshot.tensors.keys())[:3])
-            )
-        with torch.no_grad():
-            for name, tensor in mine.items():
-                tensor.copy_(snapshot.tensors[name])
-        load_copy(self._optimizer, snapshot.optimizer)
-        if self._scheduler is not None and snapshot.scheduler is not None:
-            self._scheduler.load_state_dict(copy.deepcopy(snapshot.scheduler))
-        for seed_id, state in snapshot.seed_optimizers.items():
-            load_copy(self._seed_optimizers[seed_id].optimizer, state)
-
-    def _all_tensors(self) -> dict[str, Tensor]:
-        named: Sequence[tuple[str, Tensor]] = [*self.host.named_parameters(), *self.host.named_buffers()]
-        return {**dict(named), **self._editor.tensors()}
 
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:

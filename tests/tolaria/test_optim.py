@@ -10,7 +10,7 @@ from torch import nn
 
 from esper.errors import TaskError
 from esper.testing import tiny_task
-from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, load_copy, peak_share, seed_rate
+from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate
 
 
 def test_a_seeds_rate_rises_linearly_and_then_falls_to_the_floor() -> None:
@@ -50,25 +50,6 @@ def test_a_seeds_optimizer_is_of_the_tasks_kind_and_follows_the_seeds_own_course
 def test_what_is_no_optimizer_is_refused() -> None:
     with pytest.raises(TaskError, match=r"task\.optimizer = 'list'"):
         build_optimizer(tiny_task(optimizer=list), [nn.Parameter(torch.zeros(1))])
-
-
-def test_a_loaded_state_stays_the_callers() -> None:
-    def stepped() -> tuple[nn.Parameter, torch.optim.Optimizer]:
-        parameter = nn.Parameter(torch.zeros(3))
-        optimizer = torch.optim.Adam([parameter], lr=0.1)
-        parameter.grad = torch.ones(3)
-        optimizer.step()
-        return parameter, optimizer
-
-    parameter, optimizer = stepped()
-    _, source = stepped()
-    state = source.state_dict()
-    load_copy(optimizer, state)
-    parameter.grad = torch.full((3,), 5.0)
-    optimizer.step()
-
-    assert torch.allclose(state["state"][0]["exp_avg"], torch.full((3,), 0.1))
-    assert state["state"][0]["step"] == 1
 
 
 @pytest.mark.parametrize(

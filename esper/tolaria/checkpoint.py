@@ -1,0 +1,166 @@
+"""One checkpoint as one file: made durable with its checksum, and loaded only after that holds. No retention here.
+
+What is loaded is weights-only, always: no code in a file can run. A file is opened once; what was verified is what is
+read, even if the name was given to another file meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from esper.durable.files import DISK, Disk, sync_folder
+from esper.durable.streams import Written, open_verified, write_stream
+from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreCorrupt, StoreWriteFailed
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.telemetry.events import Severity, severe
+from esper.tolaria.plain import from_plain, nursery_of
+
+FORMAT = 1
+QUARANTINE = "quarantine"
+
+_KINDS = {
+    "format": int,
+    "run_id": str,
+    "fence": int,
+    "step": int,
+    "generation": int,
+    "trainer": dict,
+    "rooms": dict,
+    "nursery": dict,
+}
+
+
+def save(path: Path, content: Mapping[str, Any], *, disk: Disk = DISK) -> Written:  # Any: plain values
+    """Make a new file of plain values durable. The name must never have been used before.
+
+    Raises:
+        StoreWriteFailed: it could not be made durable, or the name is taken; an older file is untouched.
+    """
+    return write_stream(path, lambda stream: _save_unsummed(dict(content), stream), disk=disk)
+
+
+def _save_unsummed(content: dict[str, Any], stream: BinaryIO) -> None:
+    """torch's format without its own checksums, which its reader never looks at and which take a fifth of the time."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(content, stream)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK) -> dict[str, Any]:
+    """Load a file that is still to the bit what was written. Its tensors are mapped, on the CPU, and read when used.
+
+    torch maps a path only; under /proc it opens the very file that was verified. Reading it into memory instead would
+    copy the whole model once more, for tensors that are copied into live ones anyway.
+
+    Raises:
+        CheckpointCorrupt: whatever is wrong with it, with the file's path and the reason.
+    """
+    try:
+        with open_verified(path, length, crc, algorithm, disk=disk) as file:
+            return _checked(_mapped(file))
+    except MemoryError:
+        raise  # the machine's trouble; the file may be sound
+    except StoreCorrupt as error:
+        raise CheckpointCorrupt(str(path), error.reason) from error
+    except Exception as error:  # torch raises a dozen kinds for a file that it cannot read
+        raise CheckpointCorrupt(str(path), f"does not load: {_first_line(error)}") from error
+
+
+def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
+    return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)
+
+
+def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
+    """Raises: StoreCorrupt: the values are not a checkpoint's of this format."""
+    if type(content) is not dict or "format" not in content:
+        raise StoreCorrupt("checkpoint", "holds something other than a checkpoint")
+    if content["format"] != FORMAT:
+        raise StoreCorrupt("checkpoint", f"is of format {content['format']!r}; this program reads {FORMAT}")
+    wrong = [name for name, kind in _KINDS.items() if name not in content or type(content[name]) is not kind]
+    if wrong:
+        raise StoreCorrupt("checkpoint", f"lacks {', '.join(wrong)}")
+    from_plain(content["trainer"])  # it is built again by whoever restores; here it shows that it can be
+    nursery_of(content["nursery"])
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+# -- the checkpoints of a run ------------------------------------------------------------------------------------
+
+
+def load_written(folder: Path, written: CheckpointWritten, *, disk: Disk = DISK) -> dict[str, Any]:
+    """Load the checkpoint that a record of the journal names.
+
+    Raises:
+        CheckpointCorrupt: it is not what was written, or it is another one than the record says.
+    """
+    path = folder / written.file
+    content = load(path, written.length, written.crc, written.algorithm, disk=disk)
+    for name in ("fence", "step", "generation"):
+        if content[name] != getattr(written, name):
+            raise CheckpointCorrupt(str(path), f"is of {name} {content[name]}, its record of {getattr(written, name)}")
+    return content
+
+
+def verify_all(folder: Path, written: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
+    """For each record {file, fence, ok, reason}: whether its checkpoint loads, else why not. Nothing is changed."""
+    return [_verdict(folder, one) for one in written]
+
+
+def _verdict(folder: Path, written: CheckpointWritten) -> dict[str, Any]:
+    found: dict[str, Any] = {"file": written.file, "fence": written.fence, "ok": True, "reason": None}
+    try:
+        load_written(folder, written)
+    except CheckpointCorrupt as error:
+        found |= {"ok": False, "reason": error.reason}
+    return found
+
+
+def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[CheckpointWritten, dict[str, Any]]:
+    """The last checkpoint that loads. Those after it are in `quarantine/` now, each said as a severe event.
+
+    Args:
+        commits: What the journal committed, oldest first.
+
+    Raises:
+        RestoreImpossible: none loads; all that are there are in quarantine.
+        StoreWriteFailed: a file that does not load cannot be moved away.
+    """
+    refused = []
+    for written in reversed(commits):
+        try:
+            return written, load_written(folder, written)
+        except CheckpointCorrupt as error:
+            severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
+            refused.append(f"{written.file} {error.reason}")
+            _quarantine(folder / written.file)
+    raise RestoreImpossible(str(folder), "; ".join(refused) or "none was ever committed")
+
+
+def _quarantine(path: Path) -> None:
+    """Move a file out of the way, to a name that is not taken there; one that is missing stays missing.
+
+    Raises:
+        StoreWriteFailed: it is where it was, or the move may be lost by a crash.
+    """
+    if not path.exists():
+        return
+    folder = path.parent / QUARANTINE
+    try:
+        folder.mkdir(exist_ok=True)
+        taken = sum(1 for other in folder.iterdir() if other.name.startswith(path.name))
+        path.rename(folder / (f"{path.name}.{taken}" if taken else path.name))
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "moving it to quarantine") from error
+    sync_folder(folder)
+    sync_folder(path.parent)

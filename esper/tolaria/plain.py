@@ -1,0 +1,209 @@
+"""Snapshots as plain values that a weights-only load reads, and back. It refuses what would not come back the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from esper.errors import StoreCorrupt, TaskError
+from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, RemovePlan
+from esper.task import Task
+from esper.tolaria.optim import build_optimizer
+from esper.tolaria.snapshot import HostSnapshot
+
+_SCALARS = (bool, int, float, str, type(None))
+_DICTS = (dict, OrderedDict, Counter)
+_PLANS: dict[str, type[GraftPlan | JoinPlan | RemovePlan]] = {
+    kind.__name__: kind for kind in (GraftPlan, JoinPlan, RemovePlan)
+}
+_SNAPSHOT = "host_snapshot"
+
+
+# -- what may be kept --------------------------------------------------------------------------------------------
+
+
+def foreign(value: Any, at: str = "") -> str | None:  # Any: it is what is asked
+    """Where in a nesting something stands that is not plain, and its type; None if all of it is.
+
+    Plain are numbers, text, None and dense tensors, in dicts, lists and tuples; of their types exactly, because a
+    subclass would come back as its base or not at all.
+    """
+    if type(value) in _SCALARS:
+        return None
+    if isinstance(value, Tensor):
+        dense = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided
+        return None if dense else f"{at or '.'}: {type(value).__name__}, {value.layout}"
+    if type(value) in _DICTS:
+        keys = (foreign(key, f"{at}.{key}") for key in value)
+        return next((found for found in keys if found), None) or _first(value.items(), at)
+    if type(value) in (list, tuple):
+        return _first(enumerate(value), at)
+    return f"{at or '.'}: {type(value).__module__}.{type(value).__qualname__}"
+
+
+def _first(items: Any, at: str) -> str | None:  # Any: an iterable of pairs
+    return next((found for key, item in items if (found := foreign(item, f"{at}.{key}"))), None)
+
+
+def check_plain(field: str, state: Any) -> None:  # Any: what a `state_dict` gave
+    """Let a state pass that a checkpoint can hold.
+
+    Args:
+        field: What is to blame: `task.optimizer` or `task.scheduler`.
+
+    Raises:
+        TaskError: something in it is not plain; it is named with its place.
+    """
+    if found := foreign(state):
+        raise TaskError(
+            field, found, "its state_dict may hold numbers, text and tensors in dicts, lists and tuples only"
+        )
+
+
+def check_task(task: Task, total_steps: int) -> None:
+    """Refuse a task whose optimizer or scheduler could not be kept in a checkpoint, seen after one step of it.
+
+    Raises:
+        TaskError: see `check_plain`; or a factory gave something else.
+    """
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = build_optimizer(task, [parameter])
+    scheduler = task.scheduler(optimizer, total_steps) if task.scheduler is not None else None
+    parameter.grad = torch.zeros(1)
+    optimizer.step()
+    check_plain("task.optimizer", optimizer.state_dict())
+    if scheduler is not None:
+        scheduler.step()
+        check_plain("task.scheduler", scheduler.state_dict())
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------
+
+
+def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
+    """The snapshot as plain values. Its tensors are the snapshot's own; only the weights of plans are copied.
+
+    Raises:
+        TaskError: the state of an optimizer or of the scheduler is not plain.
+    """
+    for state in (snapshot.optimizer, snapshot.seed_optimizers):
+        check_plain("task.optimizer", state)
+    check_plain("task.scheduler", snapshot.scheduler)
+    weights: dict[bytes, int] = {}
+    return {
+        "step": snapshot.step,
+        "fence": snapshot.fence,
+        "topology": [_plain_plan(plan, weights) for plan in snapshot.topology],
+        "receipts": [
+            {"plan": _plain_plan(plan, weights), "receipt": receipt.model_dump_json()}
+            for plan, receipt in snapshot.receipts.values()
+        ],
+        "weights": [torch.from_numpy(np.frombuffer(blob, np.uint8).copy()) for blob in weights],
+        "tensors": snapshot.tensors,
+        "optimizer": snapshot.optimizer,
+        "scheduler": snapshot.scheduler,
+        "seed_optimizers": snapshot.seed_optimizers,
+        "best_round": snapshot.best_round,
+        "leaks": {seed_id: list(names) for seed_id, names in snapshot.leaks.items()},
+    }
+
+
+def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
+    """The snapshot that `to_plain` was given. Its tensors are those of `plain`.
+
+    Raises:
+        StoreCorrupt: the values are not such a snapshot's.
+    """
+    try:
+        weights = [tensor.numpy().tobytes() for tensor in plain["weights"]]
+        applied = [
+            (_plan_of(one["plan"], weights), GraftReceipt.model_validate_json(one["receipt"]))
+            for one in plain["receipts"]
+        ]
+        topology = tuple(_plan_of(one, weights) for one in plain["topology"])
+        if not all(isinstance(plan, GraftPlan) for plan in topology):
+            raise ValueError("a topology holds grafts only")
+        return HostSnapshot(
+            step=_of(int, plain["step"]),
+            fence=_of(int, plain["fence"]),
+            topology=tuple(plan for plan in topology if isinstance(plan, GraftPlan)),
+            tensors=_tensors_of(plain["tensors"]),
+            optimizer=_of(dict, plain["optimizer"]),
+            scheduler=None if plain["scheduler"] is None else _of(dict, plain["scheduler"]),
+            seed_optimizers={_of(str, name): _of(dict, one) for name, one in plain["seed_optimizers"].items()},
+            best_round=None if plain["best_round"] is None else _of(float, plain["best_round"]),
+            receipts={(plan.command_id, plan.seed_id): (plan, receipt) for plan, receipt in applied},
+            leaks={_of(str, name): tuple(_of(str, one) for one in names) for name, names in plain["leaks"].items()},
+        )
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise StoreCorrupt("snapshot", f"is no snapshot of a host: {error!r}") from error
+
+
+def topology_digest(topology: Sequence[GraftPlan]) -> str:
+    """SHA-256, in hex, over what is grafted and how, in graft order; ids and generations are no part of it."""
+    unnamed = {"command_id", "run_id", "generation", "seed_id", "fence", "weights"}
+    digest = hashlib.sha256()
+    for plan in topology:
+        digest.update(plan.model_dump_json(exclude=unnamed).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _plain_plan(plan: HostPlan, weights: dict[bytes, int]) -> dict[str, Any]:
+    """A plan as JSON; its weights, which may be large, as their number among all weights."""
+    if not isinstance(plan, GraftPlan):
+        return {"kind": type(plan).__name__, "json": plan.model_dump_json(), "weights": None}
+    number = weights.setdefault(plan.weights, len(weights))
+    bare = plan.model_copy(update={"weights": b""})
+    return {"kind": GraftPlan.__name__, "json": bare.model_dump_json(), "weights": number}
+
+
+def _plan_of(plain: Mapping[str, Any], weights: Sequence[bytes]) -> HostPlan:
+    plan: HostPlan = _PLANS[plain["kind"]].model_validate_json(plain["json"])
+    return plan if plain["weights"] is None else plan.model_copy(update={"weights": weights[plain["weights"]]})
+
+
+def _of(kind: type, value: Any) -> Any:  # Any: whatever was in the file
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
+    return value
+
+
+def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: whatever was in the file
+    tensors = {_of(str, name): tensor for name, tensor in _of(dict, value).items()}
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise TypeError("a tensor's place holds something else")
+    return tensors
+
+
+# -- what stands beside a snapshot -------------------------------------------------------------------------------
+
+
+def plain_nursery(nursery: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
+    """Named values as plain ones; a `HostSnapshot` among them (the twin, an incubation's origin) in its plain form."""
+    found = {}
+    for name, value in nursery.items():
+        if isinstance(value, HostSnapshot):
+            found[name] = {_SNAPSHOT: to_plain(value)}
+            continue
+        assert (other := foreign(value)) is None, f"nursery {name} holds {other}"
+        found[name] = value
+    return found
+
+
+def nursery_of(plain: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
+    """What `plain_nursery` was given.
+
+    Raises:
+        StoreCorrupt: a snapshot among them is none.
+    """
+    return {name: from_plain(one[_SNAPSHOT]) if _is_snapshot(one) else one for name, one in plain.items()}
+
+
+def _is_snapshot(value: Any) -> bool:  # Any: plain values
+    return type(value) is dict and value.keys() == {_SNAPSHOT}

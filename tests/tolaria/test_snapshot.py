@@ -1,0 +1,627 @@
+"""Snapshots: whichever way a host comes back, and from whatever it became, it has the bits and the future it had."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from esper.errors import DependencyViolationError, DivergenceUnrecoverable, StoreCorrupt, TaskError
+from esper.leyline.checkpoints import Kept
+from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
+from esper.prospect import Prospect
+from esper.tensors import state_digest
+from esper.testing import tiny_task
+from esper.tolaria.plain import (
+    check_plain,
+    check_task,
+    foreign,
+    from_plain,
+    nursery_of,
+    plain_nursery,
+    to_plain,
+    topology_digest,
+)
+from esper.tolaria.snapshot import HostSnapshot
+from esper.tolaria.trainer import Trainer, never
+
+RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
+MakeProspect = Callable[..., Prospect]
+MakePlan = Callable[..., GraftPlan]
+
+
+class RestlessHost(nn.Module):
+    """All that makes a copy hard: dropout, batch statistics, and a buffer that the state dict leaves out."""
+
+    drift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.drop = nn.Dropout(0.3)
+        self.head = nn.Linear(8, 4)
+        self.register_buffer("drift", torch.zeros(8), persistent=False)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        h_BC = self.drop(self.norm(self.body(x_BC)))
+        if self.training:
+            self.drift.mul_(0.9).add_(h_BC.detach().mean(0), alpha=0.1)
+        scores: Tensor = self.head(h_BC + self.drift)
+        return scores
+
+
+class Remembering(torch.optim.lr_scheduler.LRScheduler):
+    """A rate that depends on a list which every step changes in place."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.past: list[float] = []
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        self.past.append(1 / (1 + len(self.past)))
+        return [base * sum(self.past) / len(self.past) for base in self.base_lrs]
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "Adam under a scheduler with a memory": {"scheduler": lambda optimizer, _: Remembering(optimizer)},
+    "AdamW under MultiStepLR": {
+        "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, amsgrad=True),
+        "scheduler": lambda optimizer, total: torch.optim.lr_scheduler.MultiStepLR(optimizer, [12, 22, total - 1]),
+    },
+    "SGD with momentum under OneCycleLR": {
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True),
+        "scheduler": lambda optimizer, total: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total),
+    },
+}
+
+
+def live_trainer(prospect: Prospect, generation: int = 1) -> Trainer:
+    return prospect.trainer(RUN, generation, "tolaria", never)
+
+
+def bits(of: Trainer | HostSnapshot) -> dict[str, Any]:
+    """All that a host's future depends on, tensors as their digests."""
+    snapshot = of.snapshot() if isinstance(of, Trainer) else of
+    return vars(snapshot.mapped(lambda tensor: state_digest({"": tensor})))
+
+
+def command(
+    kind: type[JoinPlan | RemovePlan], seed_id: str, command_id: str, generation: int = 1
+) -> JoinPlan | RemovePlan:
+    return kind(command_id=command_id, run_id=RUN, generation=generation, seed_id=seed_id, fence=1)
+
+
+@pytest.fixture
+def grow(make_plan: MakePlan) -> Callable[[Prospect], Trainer]:
+    """A host at step 20, in the middle of things: one seed joined, one isolated and in its ramp, one come and gone."""
+
+    def make(prospect: Prospect) -> Trainer:
+        trainer = live_trainer(prospect)
+        trainer.run_round(1, 8)
+        trainer.apply(make_plan(prospect, step=8, isolated=True, seed_id="first", command_id="c1"))
+        trainer.apply(make_plan(prospect, step=8, seed_id="gone", command_id="c2", ordinal=1))
+        trainer.train_to(12)
+        trainer.apply(command(RemovePlan, "gone", "c3"))
+        trainer.apply(command(JoinPlan, "first", "c4"))
+        trainer.train_to(18)
+        second = {"step": 18, "isolated": True, "seed_id": "second", "command_id": "c5", "ordinal": 2}
+        trainer.apply(make_plan(prospect, "low_rank", **second))
+        trainer.train_to(20)
+        return trainer
+
+    return make
+
+
+# -- ways that a host can go astray, and ways back ---------------------------------------------------------------
+
+
+def only_train(trainer: Trainer, plan: GraftPlan) -> None:
+    del plan
+    trainer.run_round(2, 27)
+
+
+def join(trainer: Trainer, plan: GraftPlan) -> None:
+    only_train(trainer, plan)
+    trainer.apply(command(JoinPlan, "second", "c6"))
+    trainer.train_to(29)
+
+
+def graft(trainer: Trainer, plan: GraftPlan) -> None:
+    trainer.apply(plan)
+    only_train(trainer, plan)
+
+
+def remove_first_and_graft(trainer: Trainer, plan: GraftPlan) -> None:
+    trainer.apply(command(RemovePlan, "first", "c7"))
+    graft(trainer, plan)
+
+
+def remove_all(trainer: Trainer, plan: GraftPlan) -> None:
+    trainer.apply(command(RemovePlan, "second", "c6"))
+    trainer.apply(command(RemovePlan, "first", "c7"))
+    only_train(trainer, plan)
+
+
+def through_a_blob(snapshot: HostSnapshot) -> HostSnapshot:
+    """As another process would get it from a checkpoint."""
+    blob = io.BytesIO()
+    torch.save(to_plain(snapshot), blob)
+    blob.seek(0)
+    return from_plain(torch.load(blob, weights_only=True))
+
+
+def roll_back(trainer: Trainer, prospect: Prospect, kept: HostSnapshot) -> Trainer:
+    del prospect, kept
+    assert trainer.roll_back(2) is not None
+    return trainer
+
+
+def become_in_place(trainer: Trainer, prospect: Prospect, kept: HostSnapshot) -> Trainer:
+    del prospect
+    trainer.become(kept)
+    return trainer
+
+
+def restore_elsewhere(trainer: Trainer, prospect: Prospect, kept: HostSnapshot) -> Trainer:
+    del trainer
+    fresh = live_trainer(prospect)
+    fresh.restore(through_a_blob(kept), 2)
+    return fresh
+
+
+@pytest.mark.parametrize("back", [roll_back, become_in_place, restore_elsewhere])
+@pytest.mark.parametrize("astray", [only_train, join, graft, remove_first_and_graft, remove_all])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
+    make_prospect: MakeProspect,
+    make_plan: MakePlan,
+    grow: Callable[[Prospect], Trainer],
+    recipe: str,
+    astray: Callable[..., None],
+    back: Callable[..., Trainer],
+) -> None:
+    prospect = make_prospect(model=RestlessHost, **RECIPES[recipe])
+    trainer, undisturbed = grow(prospect), grow(prospect)
+    trainer.keep(1)
+    kept = trainer.snapshot()
+    before = bits(kept)
+    assert before == bits(undisturbed)
+
+    astray(trainer, make_plan(prospect, step=20, seed_id="third", command_id="c9", ordinal=3))
+    assert bits(trainer) != before
+    returned = back(trainer, prospect, kept)
+
+    assert bits(returned) == before
+    assert returned.train_to(45) == undisturbed.train_to(45)
+    assert bits(returned) == bits(undisturbed)
+    assert returned.weights_sha256() == undisturbed.weights_sha256()
+    assert bits(kept) == before  # it stayed the caller's
+
+
+def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
+    make_prospect: MakeProspect, make_plan: MakePlan, grow: Callable[[Prospect], Trainer]
+) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    trainer = grow(prospect)
+    trainer.keep(1)
+    before, losses = bits(trainer), []
+    for generation in (2, 3, 4):
+        losses.append(trainer.train_to(26))
+        third = {"seed_id": "third", "command_id": "c9", "ordinal": 3, "generation": generation - 1}
+        trainer.apply(make_plan(prospect, step=26, **third))
+        trainer.train_to(30)
+        told = trainer.roll_back(generation)
+
+        assert bits(trainer) == before
+        assert told == Kept.model_validate(
+            {"fence": 1, "step": 20, "generation": generation, **measured(told)}, strict=True
+        )
+    assert losses[0] == losses[1] == losses[2]
+
+
+def measured(kept: Kept | None) -> dict[str, Any]:
+    assert kept is not None
+    assert kept.seconds > 0
+    assert kept.tensor_bytes > 0
+    return {"seconds": kept.seconds, "tensor_bytes": kept.tensor_bytes}
+
+
+def test_a_seed_that_is_rolled_back_leaves_no_trace_in_the_host(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    trainer = live_trainer(prospect)
+    trainer.train_to(10)
+    trainer.keep(1)
+    trainer.apply(make_plan(prospect, step=10))
+    trainer.train_to(15)
+    trainer.roll_back(2)
+
+    (probe,) = trainer.compare_with_unseeded({"seed-1": "body"}).values()
+    assert not probe.seed_left
+    assert (probe.optimizers_left, probe.hooks_left) == (0, 0)
+    assert probe.output_equal
+    assert probe.names_equal
+    assert not trainer.host.get_submodule("body")._forward_hooks
+
+
+def test_a_step_that_failed_leaves_nothing_behind_once_the_host_is_rolled_back(make_prospect: MakeProspect) -> None:
+    broken = []
+
+    def loss(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+        value = cross_entropy(output, target, reduction=reduction)
+        return value * float("nan") if broken else value
+
+    prospect = make_prospect(model=RestlessHost, loss=loss)
+    trainer, undisturbed = live_trainer(prospect), live_trainer(prospect)
+    undisturbed.train_to(20)
+    trainer.train_to(10)
+    trainer.keep(0)
+    broken.append(True)
+    with pytest.raises(DivergenceUnrecoverable):
+        trainer.train_to(20)
+    trainer.host.eval()  # as a measure that failed would leave it
+    broken.clear()
+    trainer.roll_back(2)
+
+    trainer.train_to(20)
+    assert bits(trainer) == bits(undisturbed)
+
+
+def test_what_a_round_is_compared_with_comes_back_too(make_prospect: MakeProspect) -> None:
+    trainer = live_trainer(make_prospect())
+    trainer.run_round(1, 20)
+    trainer.keep(1)
+    second = trainer.run_round(2, 40)
+    trainer.run_round(3, 60)
+    trainer.roll_back(2)
+
+    assert trainer.fence == 1
+    assert trainer.run_round(2, 40) == second
+
+
+def test_a_plan_that_was_rolled_back_can_come_again_with_another_body(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.keep(0)
+    trainer.apply(make_plan(prospect, step=0))
+    trainer.roll_back(2)
+
+    again = make_plan(prospect, step=0, generation=2, isolated=True)
+    assert trainer.apply(again).generation == 2
+    assert trainer.apply(again) == trainer.apply(again)
+
+
+def test_a_plan_that_was_applied_before_the_checkpoint_is_not_applied_again(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect()
+    trainer, fresh = live_trainer(prospect), live_trainer(prospect)
+    plan = make_plan(prospect, step=0)
+    receipt = trainer.apply(plan)
+    trainer.train_to(5)
+    fresh.restore(through_a_blob(trainer.snapshot()), 1)
+    before = bits(fresh)
+
+    assert fresh.apply(plan) == receipt
+    assert bits(fresh) == before
+
+
+def test_a_leak_that_was_seen_is_known_after_a_restore(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    trainer, fresh = live_trainer(prospect), live_trainer(prospect)
+    trainer.apply(make_plan(prospect, step=0, isolated=True))
+    leaking = replace(trainer.snapshot(), leaks={"seed-1": ("head.weight",)})
+    fresh.restore(through_a_blob(leaking), 1)
+
+    (seen,) = fresh.observe(1, {}).seeds
+    assert seen.isolation_leaks == ("head.weight",)
+    fresh.become(trainer.snapshot())
+    (seen,) = fresh.observe(1, {}).seeds
+    assert seen.isolation_leaks == ()
+
+
+def test_what_was_seen_of_a_seed_is_counted_anew_after_a_rollback(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.apply(make_plan(prospect, step=0))
+    trainer.train_to(5)
+    trainer.keep(1)
+    trainer.train_to(10)
+    trainer.roll_back(2)
+    trainer.train_to(7)
+
+    (seen,) = trainer.observe(1, {}).seeds
+    assert seen.calls == 2
+
+
+def test_isolation_is_audited_at_the_same_steps_after_a_restore(
+    make_prospect: MakeProspect, grow: Callable[[Prospect], Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prospect = make_prospect(growth__isolation_audit_steps=3)
+    trainer, fresh = grow(prospect), live_trainer(prospect)
+    fresh.restore(trainer.snapshot(), 2)
+    watched: dict[str, list[bool]] = {"trainer": [], "fresh": []}
+    for name, one in (("trainer", trainer), ("fresh", fresh)):
+        monkeypatch.setattr(one._editor, "watch", watched[name].append)
+        one.train_to(30)
+
+    assert watched["fresh"] == watched["trainer"]
+    assert any(watched["fresh"])
+
+
+# -- generations -------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_of_the_generation_before_a_rollback_is_refused(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.keep(0)
+    trainer.roll_back(2)
+
+    with pytest.raises(DependencyViolationError, match="another generation's"):
+        trainer.apply(make_plan(prospect, step=0))
+    assert trainer.apply(make_plan(prospect, step=0, generation=2)).generation == 2
+
+
+def test_a_rollback_to_a_generation_that_is_not_newer_is_refused(make_prospect: MakeProspect) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect, generation=3)
+    trainer.keep(0)
+    trainer.train_to(5)
+    before = bits(trainer)
+
+    with pytest.raises(DependencyViolationError, match="an older generation"):
+        trainer.roll_back(3)
+    with pytest.raises(DependencyViolationError, match="an older generation"):
+        trainer.restore(live_trainer(prospect).snapshot(), 2)
+    assert bits(trainer) == before
+
+
+def test_without_anything_kept_a_rollback_says_so_and_changes_nothing(make_prospect: MakeProspect) -> None:
+    trainer = live_trainer(make_prospect())
+    trainer.train_to(5)
+    before = bits(trainer)
+
+    assert trainer.roll_back(2) is None
+    assert bits(trainer) == before
+
+
+# -- memory ------------------------------------------------------------------------------------------------------
+
+
+def addresses(snapshot: HostSnapshot) -> Counter[int]:
+    return Counter(tensor.data_ptr() for tensor in snapshot.all_tensors())
+
+
+def test_the_arena_is_allocated_once_and_grows_by_what_a_seed_adds(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    prospect = make_prospect(model=RestlessHost)
+    trainer = live_trainer(prospect)
+    arena = trainer._saver
+    trainer.train_to(5)
+    trainer.keep(1)
+    assert arena.held is not None
+    first = addresses(arena.held.snapshot)
+    trainer.train_to(10)
+    trainer.keep(2)
+    assert addresses(arena.held.snapshot) == first
+    assert not first & addresses(trainer._view())
+
+    trainer.apply(make_plan(prospect, step=10))
+    trainer.train_to(15)
+    trainer.keep(3)
+    assert first <= addresses(arena.held.snapshot)
+    assert bits(arena.held.snapshot) == bits(trainer)
+
+
+def test_a_rollback_uses_the_tensors_that_are_there(make_prospect: MakeProspect) -> None:
+    trainer = live_trainer(make_prospect())
+    trainer.train_to(5)
+    trainer.keep(1)
+    before = addresses(trainer._view())
+    trainer.train_to(10)
+    trainer.roll_back(2)
+
+    assert addresses(trainer._view()) == before
+
+
+def test_a_host_is_rolled_back_to_before_its_first_step(make_prospect: MakeProspect) -> None:
+    prospect = make_prospect(**RECIPES["AdamW under MultiStepLR"])
+    trainer, undisturbed = live_trainer(prospect), live_trainer(prospect)
+    trainer.keep(0)
+    trainer.train_to(5)
+    trainer.roll_back(2)
+
+    assert bits(trainer) == bits(undisturbed)
+    assert trainer.train_to(10) == undisturbed.train_to(10)
+
+
+# -- what does not fit -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [torch.zeros(1), torch.zeros(4, dtype=torch.float64)], ids=["shape", "type"])
+def test_a_tensor_that_would_be_broadcast_or_converted_is_refused_before_anything_changes(
+    make_prospect: MakeProspect, other: Tensor
+) -> None:
+    trainer = live_trainer(make_prospect())
+    trainer.train_to(5)
+    snapshot, before = live_trainer(make_prospect()).snapshot(), bits(trainer)
+    snapshot.tensors["head.bias"] = other
+
+    with pytest.raises(DependencyViolationError, match=r"head\.bias"):
+        trainer.become(snapshot)
+    assert bits(trainer) == before
+
+
+def test_a_snapshot_without_the_seeds_own_tensors_is_refused(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.apply(make_plan(prospect, step=0))
+    snapshot = trainer.snapshot()
+    (left_out,) = [name for name in snapshot.tensors if name.endswith("alpha")]
+    del snapshot.tensors[left_out]
+
+    with pytest.raises(DependencyViolationError, match="alpha"):
+        live_trainer(prospect).become(snapshot)
+
+
+def test_a_snapshot_without_a_seeds_optimizer_is_refused(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    trainer = live_trainer(prospect)
+    trainer.apply(make_plan(prospect, step=0))
+
+    with pytest.raises(DependencyViolationError, match="optimizers differ"):
+        live_trainer(prospect).become(replace(trainer.snapshot(), seed_optimizers={}))
+
+
+def test_a_snapshot_of_a_task_with_a_scheduler_is_refused_by_one_without(make_prospect: MakeProspect) -> None:
+    scheduled = live_trainer(make_prospect(**RECIPES["AdamW under MultiStepLR"]))
+
+    with pytest.raises(DependencyViolationError, match="scheduler"):
+        live_trainer(make_prospect()).become(scheduled.snapshot())
+
+
+def test_a_state_that_torch_casts_on_loading_is_refused_and_not_kept_with_fewer_bits(
+    make_prospect: MakeProspect,
+) -> None:
+    class Precise(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: None = None) -> None:
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter].setdefault("sum", torch.zeros_like(parameter, dtype=torch.float64))
+
+    prospect = make_prospect(optimizer=lambda parameters: Precise(parameters, lr=0.1))
+    trainer = live_trainer(prospect)
+    trainer.train_to(2)
+
+    with pytest.raises(DependencyViolationError, match="does not load as it was"):
+        live_trainer(prospect).become(trainer.snapshot())
+
+
+# -- the plain form ----------------------------------------------------------------------------------------------
+
+
+def test_the_plain_form_holds_nothing_that_a_weights_only_load_would_refuse(
+    make_prospect: MakeProspect, grow: Callable[[Prospect], Trainer]
+) -> None:
+    snapshot = grow(make_prospect(model=RestlessHost, **RECIPES["AdamW under MultiStepLR"])).snapshot()
+
+    assert foreign(to_plain(snapshot)) is None
+    assert bits(through_a_blob(snapshot)) == bits(snapshot)
+    blobs = {plan.weights for plan, _ in snapshot.receipts.values() if isinstance(plan, GraftPlan)}
+    assert len(to_plain(snapshot)["weights"]) == len(blobs)  # once each, though topology and receipts both name them
+
+
+def test_snapshots_beside_the_trainers_come_back_as_snapshots(make_prospect: MakeProspect) -> None:
+    twin = live_trainer(make_prospect()).snapshot()
+    found = nursery_of(plain_nursery({"twin": twin, "order": "{}", "steps": [1, 2]}))
+
+    assert bits(found.pop("twin")) == bits(twin)
+    assert found == {"order": "{}", "steps": [1, 2]}
+
+
+@pytest.mark.parametrize("missing", ["step", "tensors", "weights", "receipts", "leaks"])
+def test_a_plain_form_that_lacks_a_part_is_no_snapshot(make_prospect: MakeProspect, missing: str) -> None:
+    plain = to_plain(live_trainer(make_prospect()).snapshot())
+    for broken in ({k: v for k, v in plain.items() if k != missing}, plain | {missing: 3.5}):
+        with pytest.raises(StoreCorrupt, match="no snapshot"):
+            from_plain(broken)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ({"a": [1, {"b": object()}]}, r"\.a\.1\.b: builtins\.object"),
+        ({"lr": np.float64(0.1)}, r"\.lr: numpy\.float64"),
+        ({"seen": {1, 2}}, r"\.seen: builtins\.set"),
+        ([len], r"\.0: builtins\.builtin_function_or_method"),
+        ({np.int64(3): 1}, r"numpy\.int64"),
+        (torch.zeros(2, 2).to_sparse(), r"sparse"),
+        (b"bytes", r"bytes"),
+    ],
+)
+def test_what_is_not_plain_is_found_and_named_with_its_place(value: Any, named: str) -> None:
+    with pytest.raises(TaskError, match=r"task\.optimizer = .*" + named):
+        check_plain("task.optimizer", value)
+
+
+def test_the_optimizers_and_schedulers_of_torch_are_plain() -> None:
+    schedulers: list[Any] = [
+        lambda o, _: torch.optim.lr_scheduler.StepLR(o, 3),
+        lambda o, _: torch.optim.lr_scheduler.MultiStepLR(o, [3, 5]),
+        lambda o, total: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=total),
+        lambda o, _: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.9**step),
+        lambda o, total: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [
+                torch.optim.lr_scheduler.LinearLR(o, total_iters=3),
+                torch.optim.lr_scheduler.CosineAnnealingLR(o, total - 3),
+            ],
+            [3],
+        ),
+    ]
+    optimizers: list[Any] = [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam]
+    for optimizer in [*optimizers, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)]:
+        for scheduler in schedulers:
+            check_task(tiny_task(optimizer=optimizer, scheduler=scheduler), 20)
+    assert len(schedulers) == 5
+
+
+def test_a_scheduler_whose_state_is_not_plain_is_refused_before_a_run_begins() -> None:
+    class Decay:
+        def __init__(self) -> None:
+            self.shares = {0.5, 0.25}
+
+        def __call__(self, step: int) -> float:
+            return min(self.shares) if step else 1.0
+
+    task = tiny_task(scheduler=lambda optimizer, _: torch.optim.lr_scheduler.LambdaLR(optimizer, Decay()))
+    with pytest.raises(TaskError, match=r"task\.scheduler = .*shares: builtins\.set"):
+        check_task(task, 20)
+
+
+def test_an_optimizer_whose_state_is_not_plain_is_refused_before_a_run_begins() -> None:
+    class Noting(torch.optim.SGD):
+        def step(self, closure: None = None) -> None:
+            super().step(closure)
+            for parameter in self.param_groups[0]["params"]:
+                self.state[parameter]["norms"] = np.zeros(3)
+
+    with pytest.raises(TaskError, match=r"task\.optimizer = .*norms: numpy\.ndarray"):
+        check_task(tiny_task(optimizer=lambda parameters: Noting(parameters, lr=0.1)), 20)
+
+
+def test_the_digest_of_a_topology_knows_no_ids_and_sees_all_else(
+    make_prospect: MakeProspect, make_plan: MakePlan
+) -> None:
+    plan = make_plan(make_prospect())
+    renamed = plan.model_copy(update={"seed_id": "x", "command_id": "y", "run_id": "z", "generation": 9, "fence": 4})
+    assert topology_digest([plan]) == topology_digest([renamed])
+    changes: list[dict[str, Any]] = [
+        {"isolated": True},
+        {"ordinal": 3},
+        {"start_step": 1},
+        {"weights_digest": "0" * 64},
+        {"blueprint_id": "norm"},
+    ]
+    others = [plan.model_copy(update=change) for change in changes]
+    digests = {topology_digest(one) for one in ([], [plan], [plan, plan], *([other] for other in others))}
+    assert len(digests) == 3 + len(others)
