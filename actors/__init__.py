@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from actors.launcher import launch
+    from actors.launcher import launch, resume
 
-__all__ = ["launch"]
+__all__ = ["launch", "resume"]
 
 
 def __getattr__(name: str) -> object:
-    """`launch`, once somebody asks for it: an actor's process imports this package and never launches."""
-    if name == "launch":
+    """`launch` and `resume`, once somebody asks: an actor's process imports this package and never needs them."""
+    if name in __all__:
         from actors import launcher
 
-        return launcher.launch
+        return getattr(launcher, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,9 +22,9 @@ from typing import Any
 import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError
 
-from actors.handles import unwrapped
+from actors.handles import is_gone, unwrapped
 from actors.last_words import LastWords
 from actors.shell import Birth, Shell
 from esper.errors import ActorLost, PlacementUnavailable
@@ -41,6 +41,12 @@ ENVIRONMENT = {
 
 
 LEFTOVERS_END_WITHIN_S = 2.0
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a run to end."""
+
+
+HEADS = ("gcs_server", "raylet")
+"""Processes of Ray without which nothing goes on."""
 
 
 class EmbeddedRay:
@@ -58,6 +64,7 @@ class EmbeddedRay:
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
         self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_TOKEN")}
+        self._heads: dict[str, int] = {}
         self._printing = ray._private.worker.print_to_stdstream
         name = f"esper-{os.getpid()}-{secrets.token_hex(4)}"
         self.folder = Path("/tmp") / name  # short: socket paths end at 107 bytes; made below, for us alone
@@ -82,21 +89,36 @@ class EmbeddedRay:
                 logging_level=logging.ERROR,
                 _temp_dir=str(self.folder),
             )
+        started = ray._private.worker._global_node.all_processes  # type: ignore[attr-defined]  # a Node by now
+        self._heads = {name: info[0].process.pid for name, info in started.items() if name in HEADS}
         ray._private.worker.print_to_stdstream = _logged  # log_to_driver=False leaves the raylet's own words
 
     def close(self) -> None:
         """End every process of this Ray and remove its folder. May be called twice."""
         with uninterrupted():
-            ray.shutdown()
-            _end_users_of(self.folder)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            ray._private.worker.print_to_stdstream = self._printing
-            for name, value in self._before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
-            self._before = {}
+            try:
+                ray.shutdown()
+            finally:
+                _end_users_of(self.folder)
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._put_back()
+
+    def _put_back(self) -> None:
+        """Leave this process as it was: a Ray that its owner starts next is none of ours."""
+        ray._private.worker.print_to_stdstream = self._printing
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._before = {}
+        _read_environment_again()
+
+    def check(self) -> None:
+        """Raises: ActorLost: a process of Ray itself is gone, and with it all hope of an answer."""
+        for name, process in self._heads.items():
+            if is_gone(process):
+                raise ActorLost("ray", f"{name} (process {process}) has ended")
 
     def __enter__(self) -> EmbeddedRay:
         return self
@@ -140,7 +162,7 @@ def _signal_handlers_kept() -> Iterator[None]:
     Only the main thread has any.
     """
     mine = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if mine else {}
+    before = {number: signal.getsignal(number) for number in ENDING} if mine else {}
     theirs = ray._private.utils.set_sigterm_handler
     ray._private.utils.set_sigterm_handler = lambda _: None  # it would leave by `sys.exit`, with nothing said
     try:
@@ -153,15 +175,19 @@ def _signal_handlers_kept() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C does nothing for as long as this lasts: the end has begun. Only the main thread has handlers."""
+    """No signal that asks for an end does anything for as long as this lasts: the end has begun.
+
+    Only the main thread has handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _logged(data: Mapping[str, Any], ignore_prefix: bool) -> None:
@@ -207,12 +233,15 @@ def await_ready(birth: Birth, actor: ActorHandle[Shell], began_s: float, deadlin
         pid: int = ray.get(answer, timeout=max(0.0, began_s + deadline_s - time.monotonic()))
     except GetTimeoutError as error:
         there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-        detail = f"{birth.name} was not up {deadline_s} s after the start (ray.start_deadline_s)"
+        detail = (
+            f"{birth.name} was not up {deadline_s} s after the first began to start (ray.start_deadline_s): no room"
+        )
+        detail += ", or its constructor does not return"
         raise PlacementUnavailable(
             birth.role, f"{detail}; asked: {_asked(birth)}; there: {_room(there, free)}"
         ) from error
-    except (RayTaskError, RayActorError) as error:
-        found = unwrapped(error, birth.role)
+    except RayError as error:
+        found = unwrapped(error, birth.role, birth.name)
         if isinstance(found, ActorLost) and (words := _last_words(str(error))):
             found.add_note(f"{birth.name} wrote last:\n{words}")
         raise found from found.__cause__

@@ -1,4 +1,4 @@
-"""Brings a run's actors up, hands their handles to the line, and ends them all. The line itself is `esper.loop.Line`.
+"""Brings a run's actors up, hands their handles to the line, and ends them all. The line itself is `esper.line.Line`.
 
 Nothing is left behind: whatever way a run ends, every process, socket, folder and shared-memory file of it is gone.
 """
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from actors import rooms
 from actors.bootstrap import EmbeddedRay, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
@@ -21,11 +23,12 @@ from actors.nursery import RemoteNursery
 from actors.shell import Birth
 from actors.source import SentProspect
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
+from esper.conducting import BringUp
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorError, EmergencyStop
 from esper.leyline.signals import EmergencySignal, Level
-from esper.loop import BringUp, Rooms
+from esper.line import Rooms
 from esper.prospect import Prospect
 from esper.rooms import RunKey
 from esper.run_directory import faults_file, telemetry_folder
@@ -43,6 +46,21 @@ def actor_roles(config: RunConfig) -> dict[str, str]:
     return roles
 
 
+def fault_points(config: RunConfig) -> dict[str, set[str]]:
+    """The fault points that each process of a run with this config passes, by its name."""
+    points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
+    points[rooms.CONDUCTOR] = {"conductor.start", "conductor.fence", "conductor.commit"}
+    points["emergency"] |= {"emergency.pending", "emergency.publish"}
+    points["tolaria"] |= {"tolaria.round", "tolaria.step", "tolaria.save"}
+    if config.growth.enabled:
+        points["tolaria"] |= {"tolaria.apply"}
+        points["tamiyo"] |= {"tamiyo.decide"}
+        points["kasmina"] |= {"kasmina.receive"}
+        for number in range(config.growth.managers):
+            points[f"manager-{number}"] |= {"kasmina.step"}
+    return points
+
+
 @dataclass
 class Company:
     """The actors of one run."""
@@ -52,6 +70,8 @@ class Company:
     sent: SentProspect
     path: Path
     word: EmergencyWord
+    look: Callable[[], None]
+    """Raises if nobody can answer any more."""
     remotes: dict[str, Remote] = field(default_factory=dict)
 
     def births(self) -> list[Birth]:
@@ -65,8 +85,12 @@ class Company:
             "tamiyo-spare": (rooms.tamiyo, (self.sent, key)),
             "kasmina": (rooms.kasmina, (self.sent, key)),
         }
-        manager = (rooms.manager, (self.sent, unsigning))
-        return [self._birth(role, name, *arguments.get(name, manager)) for name, role in actor_roles(config).items()]
+        manager = (rooms.manager, (self.sent, unsigning, word))
+        return [
+            self._birth(role, name, *arguments.get(name, manager))
+            for name, role in actor_roles(config).items()
+            if name != rooms.CONDUCTOR
+        ]
 
     def start(self) -> None:
         """Start all actors side by side and wait until each is up; if one is not, none is left.
@@ -82,7 +106,9 @@ class Company:
             for birth, actor in begun:
                 with span("await actor", role="conductor", actor=birth.name):
                     pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s)
-                self.remotes[birth.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s)
+                self.remotes[birth.name] = Remote(
+                    birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look
+                )
         except BaseException:
             with uninterrupted():
                 for _, actor in begun:
@@ -90,10 +116,17 @@ class Company:
             raise
 
     def end(self) -> None:
-        """End every actor, each of them also where ending another one failed."""
+        """End every actor, each of them also where ending another one failed; all at once."""
         with ExitStack() as each:
             for remote in self.remotes.values():
-                each.callback(remote.end)
+                each.callback(remote.await_end)
+            for remote in self.remotes.values():
+                each.callback(remote.kill)
+
+    def check(self) -> None:
+        """Raises: ActorLost: the process of an actor has ended, also of one that nobody is asking anything."""
+        for remote in self.remotes.values():
+            remote.check()
 
     def counted(self, name: str) -> int:
         """Total of a counter over all actors, as they last reported it."""
@@ -119,22 +152,27 @@ class Company:
 
 
 def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp:
-    """How `esper.loop.conduct` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
+    """How `esper.conducting.Conductor` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
 
     @contextmanager
     def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
         stack = ExitStack()
         try:
-            if embedded is None:
-                stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
+            ours = embedded or stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
             word = stack.enter_context(_emergency_word())
-            company = Company(prospect, key, sent, path, word)
+            company = Company(prospect, key, sent, path, word, ours.check)
             company.start()
             nursery = RemoteNursery([r for name, r in company.remotes.items() if name.startswith("manager-")])
             stack.callback(nursery.join)
             stack.callback(company.end)
             stack.callback(nursery.close)
             hearing = Hearing(EmergencyHandle(company.remotes["emergency"]))
+
+            def heard() -> tuple[EmergencySignal, ...]:
+                ours.check()
+                company.check()
+                return hearing.take()
+
             with hearing.explaining():
                 yield Rooms(
                     trainer=TolariaHandle(company.remotes["tolaria"]),
@@ -142,7 +180,8 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                     kasmina=KasminaHandle(company.remotes["kasmina"]),
                     incubator=nursery,
                     counted=company.counted,
-                    signals=hearing.take,
+                    signals=heard,
+                    shared=lambda snapshot: [ray.put(snapshot)],
                 )
         finally:
             with uninterrupted():

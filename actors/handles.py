@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from ray.exceptions import (
 )
 
 from actors.last_words import LastWords
-from actors.shell import Birth, Envelope, Reply, Shell
+from actors.shell import Birth, Envelope, Reply, Shell, relinked
 from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, TrainerRankLost
 from esper.telemetry.context import traceparent
 
@@ -44,21 +45,21 @@ def began(pid: int) -> int | None:
     return int(fields[19]) if fields[0] != "Z" else None
 
 
-def unwrapped(error: BaseException, role: str) -> BaseException:
+def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
     """What really happened, of our own tree where it is ours; the original is its cause where it is not.
 
     A death is `ActorLost`; a broken connection is doubt, not death; what a method or constructor raised is itself,
     unless it was Ray's or could not be sent: then, and for all else of Ray's, it is `ActorError`.
     """
     if isinstance(error, RayTaskError):
-        cause = unwrapped(error.cause, role)
-        cause.add_note(f"raised in {role}:\n{error}")
+        cause = relinked(unwrapped(error.cause, role, name))
+        cause.add_note(f"raised in {name or role}:\n{error}")
         return cause
     if isinstance(error, ActorDiedError) and error.args and isinstance(error.args[0], RayTaskError):
-        return unwrapped(error.args[0], role)  # its constructor raised
+        return unwrapped(error.args[0], role, name)  # its constructor raised
     if not isinstance(error, RayError):
         return error
-    found = _kind(error, role)(role, _first_line(error))
+    found = _kind(error, role)(role, f"{name}: {_first_line(error)}" if name not in ("", role) else _first_line(error))
     found.__cause__ = error
     return found
 
@@ -104,10 +105,27 @@ class Patience:
 class Remote:
     """One actor, on this machine; every wait on it ends. Several threads may ask it."""
 
-    def __init__(self, birth: Birth, actor: ActorHandle[Shell], pid: int, *, patience_s: float) -> None:
+    def __init__(
+        self,
+        birth: Birth,
+        actor: ActorHandle[Shell],
+        pid: int,
+        *,
+        patience_s: float,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take an actor that is up.
+
+        Args:
+            patience_s: How long it may show no progress while it is asked something.
+            look: Called while an answer is waited for; raises if none can come.
+        """
         self.role, self.name, self.pid, self.generation = birth.role, birth.name, pid, birth.generation
+        self._look = look
         self._actor, self._patience_s, self._counting = actor, patience_s, threading.Lock()
         self._began, self._last_words = began(pid), LastWords.of(pid)
+        self._ended: CallDeadlineExceeded | None = None
+        """Why a caller ended it; what every other caller then sees as its death has this cause."""
         self.counters: dict[str, int] = {}
         """What the actor had counted when it last answered; they outlive it."""
 
@@ -149,13 +167,26 @@ class Remote:
 
     def end(self) -> None:
         """End the actor's process, whatever it is doing, frozen or not; returns when it is gone."""
+        self.kill()
+        self.await_end()
+
+    def kill(self) -> None:
+        """Have the actor's process ended."""
         ray.kill(self._actor)
+
+    def await_end(self) -> None:
+        """Return when the actor's process, which was killed, is gone."""
         if not self._gone_soon():  # Ray asks the process to end itself, which one that is stopped never hears
             try:
                 os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:  # it went at this very moment
                 return
             self._gone_soon()
+
+    def check(self) -> None:
+        """Raises: ActorLost: its process has ended."""
+        if began(self.pid) != self._began:
+            self._raise(_lost(self.role)(self.role, f"{self.name} (process {self.pid}) has ended"))
 
     def _gone_soon(self) -> bool:
         limit = time.monotonic() + GONE_WITHIN_S
@@ -180,21 +211,24 @@ class Remote:
         patience = Patience(self._patience_s, time.monotonic())
         try:
             while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:
+                self._look()
                 if patience.is_over(self._progress(), time.monotonic()):
+                    self._ended = CallDeadlineExceeded(
+                        self.role, f"{self.name} showed no progress for {self._patience_s} s"
+                    )
                     self.end()
-                    late = CallDeadlineExceeded(self.role, f"{self.name} showed no progress for {self._patience_s} s")
-                    self._raise(_lost(self.role)(self.role, f"{late.detail}; its process was ended"), late)
+                    self._raise(_lost(self.role)(self.role, f"{self._ended.detail}; its process was ended"))
             reply: Reply = ray.get(sent[-1], timeout=self._patience_s)
         except RayError as error:
             self._raise(error)
         return reply
 
-    def _raise(self, error: BaseException, cause: BaseException | None = None) -> NoReturn:
+    def _raise(self, error: BaseException) -> NoReturn:
         """Raise what really happened; of a dead actor with what it wrote last."""
-        found = unwrapped(error, self.role)
+        found = unwrapped(error, self.role, self.name)
         if isinstance(found, ActorLost) and (words := self._last_words.read()):
             found.add_note(f"{self.name} (process {self.pid}) wrote last:\n{words}")
-        raise found from cause or found.__cause__
+        raise found from (self._ended if isinstance(found, ActorLost) and self._ended else found.__cause__)
 
     def _progress(self) -> int | None:
         """What the actor's watcher says; None if even that does not answer in time."""

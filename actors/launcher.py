@@ -1,17 +1,24 @@
-"""A run across processes, as `esper.loop.run` is one in this process. The same line, the same bits."""
+"""A run across processes, begun or gone on with, as `esper.loop` has it in one. The same line, the same bits."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from actors.bootstrap import EmbeddedRay
-from actors.conductor import actor_roles, bring_up
+from actors.conductor import bring_up, fault_points
+from actors.rooms import CONDUCTOR
 from actors.source import SentProspect
 from esper import faults
 from esper.clock import SystemClock
+from esper.conducting import Conductor
 from esper.config import RunConfig
-from esper.loop import Drain, conduct, torch_threads
+from esper.line import Drain
+from esper.loop import torch_threads
 from esper.progress import Progress, Quiet
 from esper.prospect import survey
 from esper.references import Reference
+from esper.resuming import resumed
 from esper.summary import Result
 from esper.task import Task
 
@@ -43,9 +50,45 @@ def launch(
         EsperError: the run failed; its directory keeps the journal up to there.
     """
     config, reference, drain = config or RunConfig(), reference or Reference(), drain or Drain()
-    faults.check(config.faults, actor_roles(config))
+    faults.check(config.faults, fault_points(config))
     with torch_threads(config.run.threads):
         with drain.starting():
             prospect = survey(task, config)
             sent = SentProspect.of(prospect, reference)
-        return conduct(prospect, bring_up(sent, embedded), reference, progress or Quiet(), SystemClock(), drain)
+        conductor = Conductor(CONDUCTOR, bring_up(sent, embedded), reference, progress or Quiet(), SystemClock(), drain)
+        return conductor.begin(prospect)
+
+
+def resume(
+    run_dir: Path,
+    task: Task | None = None,
+    settings: Mapping[str, object] | None = None,
+    *,
+    broken: Path | None = None,
+    progress: Progress | None = None,
+    drain: Drain | None = None,
+    embedded: EmbeddedRay | None = None,
+) -> Result:
+    """Go on with a run of `run_dir` on Ray, from its last fence; of one that has ended, its result.
+
+    Args:
+        task: Needed only where the run's task has no reference.
+        settings: Config values by dotted key that shall be other than they were; see `esper.resuming`.
+        broken: A file of `[[faults]]`; without one nothing is armed, whatever was before.
+
+    Raises:
+        ConfigError: the run cannot be gone on with so; nothing was changed.
+        EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+    """
+    drain = drain or Drain()
+    with resumed(run_dir, task, settings or {}, broken) as found:
+        if found.result is not None:
+            return found.result
+        faults.check(found.config.faults, fault_points(found.config))
+        with torch_threads(found.config.run.threads):
+            with drain.starting():
+                prospect = survey(found.task, found.config)
+                sent = SentProspect.of(prospect, found.reference)
+            up = bring_up(sent, embedded)
+            conductor = Conductor(CONDUCTOR, up, found.reference, progress or Quiet(), SystemClock(), drain)
+            return conductor.go_on(prospect, found.directory, found.past)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar, cast
 
@@ -58,6 +58,10 @@ class RemoteFork:
         """See `Fork`."""
         return cast(str, self.manager.ask("weights_sha256", self.name))
 
+    def snapshot(self) -> Snapshot:
+        """A reference to it; of a fork that was not made yet, what it will be made of."""
+        return self._snapshot if self._snapshot is not None else self.manager.reference("snapshot", self.name)
+
 
 class RemoteNursery:
     """`Nursery` across processes. `close` waits for what runs, or gives it up with the managers' processes."""
@@ -73,6 +77,8 @@ class RemoteNursery:
         self._twin: RemoteFork | None = None
         self._twin_ahead: Future[tuple[float, ...]] | None = None
         self._twin_steps = 0
+        self._began: tuple[int, Snapshot] | None = None
+        """Fence and origin of the tournament in flight."""
 
     def births(self, plans: Sequence[GraftPlan], snapshot: Snapshot) -> Sequence[Birth]:
         """See `Nursery`: each manager measures its share."""
@@ -90,11 +96,12 @@ class RemoteNursery:
         """See `Nursery`: it runs from now on."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, snapshot)
+        self._began = order.fence, snapshot
 
     def collect(self) -> IncubationResult:
         """See `Nursery`."""
         assert self._pending is not None, "nothing was begun"
-        pending, self._pending = self._pending, None
+        pending, self._pending, self._began = self._pending, None, None
         result, self._control = pending.result()
         self._forget_losers()
         return result
@@ -119,6 +126,22 @@ class RemoteNursery:
         twin = self._settled_twin()
         loss, digest = twin.shard_means("test")["loss"], twin.weights_sha256()
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
+
+    def state(self, fence: int) -> dict[str, Any]:  # Any: see `Nursery`
+        """See `Nursery`: it waits until the twin stands at this fence."""
+        self._settle_twin()
+        twin = self._twin.snapshot() if self._twin is not None else None
+        origin = self._began[1] if self._began is not None and self._began[0] != fence else None
+        return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
+
+    def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Nursery`
+        """See `Nursery`. The managers are new, or have nothing to do."""
+        assert self._pending is None, "a tournament is in flight"
+        twin = state["twin"]
+        self._twin = cast(RemoteFork, self._fork(twin)) if twin is not None else None
+        self._twin_steps, self._twin_ahead = state["twin_steps"], None
+        if self._twin is not None:
+            self._twin.graft(None)
 
     def close(self) -> None:
         """Take no more work; what runs goes on until its manager's process ends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ CONDUCTOR = "conductor"
 """The one subscriber of the emergency queue that a run always has."""
 
 
-def tolaria(sent: SentProspect, key: RunKey, word: Path) -> Trainer:
+def tolaria(sent: SentProspect, key: RunKey, word: Path) -> HostHouse:
     """The live host, which reads the emergency word at every step."""
-    return make_trainer(sent.open(), key, EmergencyWord.attach(word).halted)
+    return HostHouse(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
 
 
 def tamiyo(sent: SentProspect, key: RunKey) -> Tamiyo:
@@ -45,9 +45,9 @@ def kasmina(sent: SentProspect, key: RunKey) -> SeedManager:
     return make_kasmina(sent.open(), key, SystemClock())
 
 
-def manager(sent: SentProspect, key: RunKey) -> ForkHouse:
-    """A Kasmina manager that incubates."""
-    return ForkHouse(sent, key)
+def manager(sent: SentProspect, key: RunKey, word: Path) -> ForkHouse:
+    """A Kasmina manager that incubates; its forks read the emergency word at every step, as the live host does."""
+    return ForkHouse(sent, key, EmergencyWord.attach(word).halted)
 
 
 def emergency(capacity: int, word: Path, generation: int) -> EmergencyDesk:
@@ -55,14 +55,39 @@ def emergency(capacity: int, word: Path, generation: int) -> EmergencyDesk:
     return EmergencyDesk(EmergencyQueue(capacity, (CONDUCTOR,)), EmergencyWord.attach(word), generation)
 
 
+Reference = list["ray.ObjectRef[Any]"]
+"""To a snapshot, in a list so that Ray passes it on unread."""
+
+
+class HostHouse:
+    """The live host in the trainer's process. Snapshots come as references; all else is the trainer's own."""
+
+    def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
+        self._trainer, self._fetch = trainer, fetch
+
+    def __getattr__(self, name: str) -> Any:  # Any: as the trainer's
+        return getattr(self._trainer, name)
+
+    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:
+        """See `LiveHost`."""
+        seen = {name: self._fetch(value[0]) if isinstance(value, list) else value for name, value in nursery.items()}
+        self._trainer.save(path, rooms, seen)
+
+    def restore(self, snapshot: Reference, generation: int) -> None:
+        """See `LiveHost`."""
+        self._trainer.restore(self._fetch(snapshot[0]), generation)
+
+
 class ForkHouse:
     """Forks by name, in one manager's process. Snapshots come as references that nobody on the way has looked into."""
 
-    def __init__(self, sent: SentProspect, key: RunKey, fetch: Callable[[Any], Any] = ray.get) -> None:
+    def __init__(
+        self, sent: SentProspect, key: RunKey, halted: Callable[[], bool], fetch: Callable[[Any], Any] = ray.get
+    ) -> None:
         prospect = sent.open()
         self._fetch = fetch
-        self._incubator: Incubator = make_incubator(prospect, key)
-        self._fork = make_fork_factory(prospect, key)
+        self._incubator: Incubator = make_incubator(prospect, key, halted)
+        self._fork = make_fork_factory(prospect, key, halted)
         self._forks: dict[str, Fork] = {}
 
     def births(self, plans: Sequence[GraftPlan], snapshot: list[ray.ObjectRef[Any]]) -> tuple[Birth, ...]:
@@ -93,6 +118,10 @@ class ForkHouse:
         """Digest of a fork's weights and buffers."""
         return self._forks[name].weights_sha256()
 
+    def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot
+        """Everything that a fork's future depends on."""
+        return self._forks[name].snapshot()
+
     def close(self, names: Sequence[str]) -> None:
         """Forget forks."""
         for name in names:
@@ -115,6 +144,7 @@ class EmergencyDesk:
 
         Raises:
             EmergencyQueueFull: there is no place; the signal was not taken.
+            DependencyViolationError: another signal came under the same id; this one was not taken.
         """
         faults.point("emergency.publish")
         with self._one_at_a_time:

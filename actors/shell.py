@@ -23,6 +23,9 @@ from esper.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
 from esper.telemetry.setup import Telemetry
 
+CAUSE = "_esper_cause"
+"""Attribute under which an error takes its cause along."""
+
 
 @dataclass(frozen=True)
 class Birth:
@@ -116,25 +119,48 @@ class Shell:
 def _sendable_errors(role: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # `SystemExit` and its like would end the worker, or say nothing of themselves
         sent = sendable(error, role)
         if sent is error:
             raise
         raise sent from sent.__cause__
 
 
-def sendable(error: Exception, role: str) -> Exception:
-    """The error itself with its cause; each that pickle cannot rebuild becomes an `ActorError` with its text."""
-    if isinstance(error.__cause__, Exception):
-        error.__cause__ = sendable(error.__cause__, role)
-    try:
-        if type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error):  # type: ignore[no-untyped-call]
-            return error
-    except Exception as refusal:  # whatever the error's own code raises; it is named in what is sent
-        why = f"{type(refusal).__name__}: {refusal}"
-    else:
-        why = "it comes back as another class"
+def sendable(error: BaseException, role: str, above: tuple[BaseException, ...] = ()) -> BaseException:
+    """The error itself with its cause; each that cannot be sent becomes an `ActorError` with its text.
+
+    Args:
+        above: What it is the cause of; who raises an error from itself gets no endless chain.
+    """
+    above = (*above, error)
+    if any(error.__cause__ is one for one in above):
+        error.__cause__ = None
+    if error.__cause__ is not None:
+        error.__cause__ = vars(error)[CAUSE] = sendable(error.__cause__, role, above)  # pickle drops the first
+    why = _unsendable(error)
+    if not why:
+        return error
     text = ActorError(role, f"{type(error).__name__}: {error}")
-    text.__cause__ = error.__cause__
+    text.__cause__ = vars(text)[CAUSE] = error.__cause__
     text.add_note("".join(traceback.format_exception(error)) + f"(it cannot be sent as it is: {why})")
     return text
+
+
+def _unsendable(error: BaseException) -> str:
+    """Why an error would not come out on the other side as it is; "" if it would."""
+    if not isinstance(error, Exception):
+        return "it is no Exception"
+    try:
+        same = type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error)  # type: ignore[no-untyped-call]
+    except Exception as refusal:  # whatever the error's own code raises; it is named in what is sent
+        return f"{type(refusal).__name__}: {refusal}"
+    return "" if same else "it comes back as another class"
+
+
+def relinked(error: BaseException) -> BaseException:
+    """An error that was sent, with the causes that it was sent with."""
+    here: BaseException | None = error
+    while here is not None:
+        here.__cause__ = vars(here).pop(CAUSE, here.__cause__)
+        here = here.__cause__
+    return error

@@ -12,6 +12,7 @@ from esper.errors import TaskError
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.prospect import Prospect, open_data
 from esper.references import Reference, load_task
+from esper.summary import file_digest
 from esper.task import Task
 
 
@@ -22,6 +23,8 @@ class TaskSource:
     reference: Reference
     task: Task | None
     blueprints: Registry | None
+    digest: str | None = None
+    """Of the file that a referenced task comes from."""
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
@@ -31,7 +34,7 @@ class TaskSource:
             TaskError: it has no reference and cannot be sent as it is.
         """
         if reference.text:
-            return cls(_from_anywhere(reference), None, None)
+            return cls(_from_anywhere(reference), None, None, file_digest(reference))
         try:
             cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -43,7 +46,10 @@ class TaskSource:
         """The task and its blueprints, in this process."""
         if self.task is not None and self.blueprints is not None:
             return self.task, self.blueprints
-        return load_task(self.reference.text)[0], BLUEPRINTS
+        task, found = load_task(self.reference.text)
+        if file_digest(found) != self.digest:
+            raise TaskError("task", self.reference.text, f"its file changed since the run began ({found.file})")
+        return task, BLUEPRINTS
 
 
 @dataclass(frozen=True)

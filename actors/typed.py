@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import ray
 
 from actors.handles import Remote
 from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
+from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Verdict
 from esper.leyline.evidence import HostObservation, PairedLosses, ResetProbe, SampleLosses
-from esper.leyline.incubation import Answer, Birth, IncubationResult
+from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult
 from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
@@ -71,6 +73,18 @@ class TolariaHandle:
         """See `LiveHost`."""
         return cast(int, self.remote.ask("parameter_count"))
 
+    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: see `LiveHost`
+        """See `LiveHost`. Snapshots in `nursery` are references."""
+        self.remote.ask("save", path.absolute(), rooms, nursery)
+
+    def saved(self) -> CheckpointWritten:
+        """See `LiveHost`: asked while the actor trains."""
+        return cast(CheckpointWritten, self.remote.ask("saved", group="ctl"))
+
+    def restore(self, snapshot: Snapshot, generation: int) -> None:
+        """See `LiveHost`."""
+        self.remote.ask("restore", snapshot, generation)
+
 
 class TamiyoHandle:
     """`Decider` across processes; a policy that exceeds its deadline loses its process, whatever it is doing."""
@@ -101,6 +115,14 @@ class TamiyoHandle:
                 count("esper.policy.failures")
                 span_id = f"{current.get_span_context().span_id:016x}"
                 raise PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id) from error
+
+    def state(self) -> str:
+        """See `Decider`."""
+        return cast(str, self.remote.ask("state"))
+
+    def restore(self, state: str, generation: int) -> None:
+        """See `Decider`."""
+        self.remote.ask("restore", state, generation)
 
 
 class KasminaHandle:
@@ -166,6 +188,18 @@ class KasminaHandle:
     def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
         """See `Registrar`."""
         return cast(Answer, self.remote.ask("reset", probes, fence))
+
+    def state(self) -> str:
+        """See `Registrar`."""
+        return cast(str, self.remote.ask("state"))
+
+    def restore(self, state: str, generation: int) -> None:
+        """See `Registrar`."""
+        self.remote.ask("restore", state, generation)
+
+    def order(self) -> IncubationOrder | None:
+        """See `Registrar`."""
+        return cast("IncubationOrder | None", self.remote.ask("order"))
 
 
 class EmergencyHandle:

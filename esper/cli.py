@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 a check failed; 2 wrong input; those of a failed run are i
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from importlib.metadata import entry_points
@@ -16,10 +15,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from esper import checkpoint_commands, log_commands
 from esper.config import RunConfig, as_toml, load_config, parse_override
-from esper.durable.log import LoadError, iterate
 from esper.errors import ConfigError, EsperError
-from esper.execution import INTERRUPTED, STRICT_FAILURE, complain, execute, print_json
+from esper.execution import INTERRUPTED, STRICT_FAILURE, complain, execute, execute_resume, print_json
 from esper.forecast import forecast
 from esper.inspection import inspect_run
 from esper.loop import torch_threads
@@ -37,8 +36,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-log_app = typer.Typer(help="Read the framed logs of a run.", no_args_is_help=True)
-app.add_typer(log_app, name="log")
+app.add_typer(log_commands.app, name="log")
+app.add_typer(checkpoint_commands.app, name="checkpoint")
 
 TaskArgument = Annotated[str, typer.Argument(metavar="[TASK]", help="module:attribute or path/to/file.py:attribute")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
@@ -48,6 +47,8 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="one config key; may be repeated")
 ]
 NoGrowthOption = Annotated[bool, typer.Option("--no-growth", help="train the host alone; growth.enabled=false")]
+InProcessOption = Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")]
+FaultsOption = Annotated[Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 
@@ -61,8 +62,8 @@ def run(
     config: ConfigOption = None,
     settings: SetOption = None,
     no_growth: NoGrowthOption = False,
-    in_process: Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")] = False,
-    faults: Annotated[Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose")] = None,
+    in_process: InProcessOption = False,
+    faults: FaultsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a network and let it grow: on Ray actors, or in this process."""
@@ -111,6 +112,21 @@ def plan(
 
 
 @app.command()
+def resume(
+    run_dir: RunArgument,
+    settings: SetOption = None,
+    in_process: InProcessOption = False,
+    faults: FaultsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run from its last fence: the same bits as if it had never stopped."""
+    overrides = dict(parse_override(text) for text in settings or [])
+    result = execute_resume(run_dir, overrides, faults, in_process=in_process, as_json=as_json)
+    if as_json:
+        print_json(result.as_json())
+
+
+@app.command()
 def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> None:
     """Say where a run stands, also while it goes on."""
     found = inspect_run(run_dir)
@@ -138,25 +154,6 @@ def show_config(as_json: JsonOption = False) -> None:
         print_json(RunConfig().model_dump(mode="json"))
     else:
         print(as_toml(RunConfig()), end="")
-
-
-@log_app.command("dump")
-def log_dump(
-    path: Annotated[Path, typer.Argument(help="a framed log", exists=True, dir_okay=False)], as_json: JsonOption = False
-) -> None:
-    """Print every record of a framed log, and every place that cannot be read."""
-    frames, damaged = [], []
-    for found in iterate(path):
-        if isinstance(found, LoadError):
-            damaged.append({"offset": found.offset, "length": found.length, "reason": found.reason})
-            print(f"{found.offset:>10} damaged, {found.length} bytes: {found.reason}", file=sys.stderr)
-            continue
-        row = {"offset": found.offset, "sequence": found.sequence, "kind": found.kind, "payload": _text(found.payload)}
-        frames.append(row)
-        if not as_json:
-            print(f"{found.offset:>10} #{found.sequence:<6} kind {found.kind:<3} {json.dumps(row['payload'])}")
-    if as_json:
-        print_json({"path": str(path), "frames": frames, "errors": damaged})
 
 
 def main() -> None:
@@ -217,13 +214,6 @@ def _waits(found: dict[str, Any]) -> str:
         f" replica (one for each fork: {found['fence_wait_least_s']:.1f} s; {least}); in one process the tournament"
         f" takes {found['tournament_s']:.1f} s"
     )
-
-
-def _text(payload: bytes) -> Any:
-    try:
-        return json.loads(payload)
-    except ValueError:  # not JSON: shown as hex, which loses nothing
-        return payload.hex()
 
 
 if __name__ == "__main__":

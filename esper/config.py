@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from esper.checkpoints import CheckpointConfig
 from esper.emergency.settings import EmergencyConfig
 from esper.errors import ConfigError
 from esper.faults import FaultSpec, check
@@ -27,7 +28,9 @@ class RayConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
-    start_deadline_s: Seconds = Field(60.0, description="longest that one actor may take to start, in seconds")
+    start_deadline_s: Seconds = Field(
+        60.0, description="longest that all actors together may take to start, in seconds"
+    )
     collective_timeout_s: Seconds = Field(
         60.0, description="longest that an actor may show no progress before its process is ended, in seconds"
     )
@@ -42,6 +45,7 @@ class RunConfig(BaseModel):
     growth: GrowthConfig = Field(default_factory=GrowthConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
     risk: RiskConfig = Field(default_factory=RiskConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     emergency: EmergencyConfig = Field(default_factory=EmergencyConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
@@ -79,6 +83,12 @@ def load_config(
         raise _explain(error) from error
     check(config.faults)
     return config
+
+
+def flattened(config: RunConfig) -> dict[str, Any]:
+    """Every value of every table, by dotted key."""
+    tables = ((name, value) for name, value in config if isinstance(value, BaseModel))
+    return {f"{table}.{name}": getattr(value, name) for table, value in tables for name in _fields(value)}
 
 
 def parse_override(text: str) -> tuple[str, Any]:

@@ -6,10 +6,12 @@ Exit codes: 3 strict failure; 4 emergency stop; 130 interrupted; 143 drained aft
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,16 +23,19 @@ from rich.console import Console
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, Drained, EmergencyStop, EsperError
-from esper.journal import Entry, Kind, read
-from esper.loop import GENERATION, Drain
+from esper.history import read_past
+from esper.journal import Entry, Kind
+from esper.line import Drain
+from esper.loop import resume as resume_here
 from esper.loop import run as run_here
 from esper.progress import Terminal
 from esper.references import Reference
-from esper.run_directory import journal_file
 from esper.summary import Result, failure
 from esper.task import Task
 
 STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
+
+SAME_WISH_S = 1.0
 
 LAUNCHERS = "esper.launchers"
 """Entry-point group of other ways to bring a run up than in this process; `actors` has "ray" there."""
@@ -43,16 +48,41 @@ def execute(task: Task, config: RunConfig, reference: Reference, *, in_process: 
         ConfigError: an input is wrong; nothing was written.
         typer.Exit: the run did not reach its end; why was said.
     """
+    launch = run_here if in_process else _other_way("ray")
+    with _watched(as_json) as (progress, drain):
+        return launch(task, config, reference=reference, progress=progress, drain=drain)
+
+
+def execute_resume(
+    run_dir: Path, settings: Mapping[str, Any], broken: Path | None, *, in_process: bool, as_json: bool
+) -> Result:
+    """Go on with a run to its end, or leave with the exit code that the failure has.
+
+    Raises:
+        ConfigError: the run cannot be gone on with so; nothing was changed.
+        typer.Exit: the run did not reach its end; why was said.
+    """
+    resume = resume_here if in_process else _other_way("ray-resume")
+    with _watched(as_json) as (progress, drain):
+        return resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
+
+
+@contextmanager
+def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
+    """Around a run: people see it, signals reach it, and what stops it is said before the process leaves."""
     terminal, drain = Terminal(Console(stderr=as_json)), Drain()
-    launch = run_here if in_process else _launcher("ray")
     try:
         with _signals(drain):
-            return launch(task, config, reference=reference, progress=terminal, drain=drain)
-    except ConfigError:
-        raise
+            yield terminal, drain
+    except ConfigError as error:
+        if terminal.path is None:
+            raise
+        terminal.close()  # the run had begun: what an actor finds wrong with the task is its failure
+        say_failure(error, terminal.path, as_json=as_json)
+        raise typer.Exit(STRICT_FAILURE) from error
     except KeyboardInterrupt as interrupt:
         terminal.close()
-        kept = f"; its journal is kept: esper inspect {terminal.path}" if terminal.path is not None else ""
+        kept = f"; what was kept: esper resume {terminal.path}" if terminal.path is not None else ""
         raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
@@ -74,7 +104,7 @@ def print_json(found: dict[str, Any]) -> None:
     print(json.dumps(found))
 
 
-def _launcher(name: str) -> Callable[..., Result]:
+def _other_way(name: str) -> Callable[..., Result]:
     found = entry_points(group=LAUNCHERS, name=name)
     if not found:
         raise ConfigError("--in-process", False, "the package `actors` is not installed; run with --in-process")
@@ -90,23 +120,31 @@ def _code(error: Exception) -> int:
 
 @contextmanager
 def _signals(drain: Drain) -> Iterator[None]:
-    """While it lasts, SIGTERM asks the run to end; the first Ctrl-C interrupts it, and no other disturbs that end."""
-    interrupted = False
+    """While it lasts, SIGTERM and SIGHUP ask the run to end, and Ctrl-C interrupts it.
+
+    Ctrl-C within a second of the last one is the same wish, and does not disturb the end that has begun; one that comes
+    later was swallowed by somebody. SIGHUP that was ignored when we began (`nohup`) stays so.
+    """
+    last_s = -math.inf
 
     def terminate(number: int, frame: FrameType | None) -> None:
         del number, frame
-        drain.ask()
+        if time.monotonic() - last_s > SAME_WISH_S:
+            drain.ask()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
+        nonlocal last_s
         del number, frame
-        if not interrupted:
-            interrupted = True
+        now_s = time.monotonic()
+        if now_s - last_s > SAME_WISH_S:
+            last_s = now_s
             raise KeyboardInterrupt
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGINT, interrupt)
+    if before[signal.SIGHUP] is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, terminate)
     try:
         yield
     finally:
@@ -119,13 +157,13 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
     last = _last_failure(run_dir)
     kept = "nothing was written" if run_dir is None else "run.json; the run had not begun"
     if last is not None:
-        kept = f"journal and telemetry up to fence {last.body['fence']}"
+        kept = f"journal, telemetry and checkpoints up to fence {last.body['fence']}"
     told: dict[str, Any] = {
         **failure(error),
         "trace_id": last.body["trace_id"] if last is not None else None,
         "run_dir": str(run_dir) if run_dir is not None else None,
         "kept": kept,
-        "next": f"esper inspect {run_dir}" if run_dir is not None else "mend the cause and run again",
+        "next": f"esper resume {run_dir}" if run_dir is not None else "mend the cause and run again",
     }
     notes = told.pop("notes")
     if last is not None and "fault_fired" in last.body:
@@ -144,5 +182,5 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
 def _last_failure(run_dir: Path | None) -> Entry | None:
     if run_dir is None:
         return None
-    entries, _ = read(journal_file(run_dir, GENERATION))
+    entries = read_past(run_dir).entries
     return next((entry for entry in reversed(entries) if entry.kind is Kind.RUN_FAILED), None)

@@ -13,7 +13,8 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -28,6 +29,9 @@ from esper.telemetry.metrics import count
 NOTHING, ROUND, ROUND_AND_STEP = frozenset[str](), frozenset({"round"}), frozenset({"round", "step"})
 
 POINTS = {
+    "conductor.commit": NOTHING,
+    "conductor.fence": ROUND,
+    "conductor.start": NOTHING,
     "emergency.pending": NOTHING,
     "emergency.publish": NOTHING,
     "emergency.start": NOTHING,
@@ -38,6 +42,7 @@ POINTS = {
     "tamiyo.start": NOTHING,
     "tolaria.apply": NOTHING,
     "tolaria.round": ROUND_AND_STEP,
+    "tolaria.save": ROUND,
     "tolaria.start": NOTHING,
     "tolaria.step": ROUND_AND_STEP,
 }
@@ -162,15 +167,15 @@ _armed: dict[str, list[_Armed]] = {}
 _firings = Firings()
 
 
-def check(specs: Sequence[FaultSpec], actors: Mapping[str, str] | None = None) -> None:
+def check(specs: Sequence[FaultSpec], passed: Mapping[str, Collection[str]] | None = None) -> None:
     """Refuse what could never fire.
 
     Args:
-        actors: The role of each actor that the run has, by its name; None where that is not known yet.
+        passed: The points that each process of the run passes, by its name; None where that is not known yet.
 
     Raises:
-        ConfigError: an unknown point or role, naming the nearest; a moment that the point does not know; an error
-            class that is not there or cannot be made.
+        ConfigError: an unknown point or role, naming the nearest; a point that nobody passes; a moment that the point
+            does not know; an error class that is not there or cannot be made.
     """
     for spec in specs:
         if spec.point not in POINTS:
@@ -183,19 +188,22 @@ def check(specs: Sequence[FaultSpec], actors: Mapping[str, str] | None = None) -
                 raise ConfigError(f"faults.{name}", getattr(spec, name), f"only known at {', '.join(known)}")
         if spec.rank not in (None, 0) or (spec.rank is not None and not spec.point.startswith("tolaria.")):
             raise ConfigError("faults.rank", spec.rank, "only points of tolaria have a rank, and the one there is is 0")
-        if actors is not None and spec.role is not None:
-            _check_role(spec.role, spec.point, actors)
+        if passed is not None:
+            _check_passed(spec, passed)
         if spec.fault is Fault.RAISE:
             _error(spec)
 
 
-def _check_role(role: str, point: str, actors: Mapping[str, str]) -> None:
-    passing = point.partition(".")[0]
-    if role not in actors:
-        raise ConfigError("faults.role", role, f"no such actor; the nearest is {_nearest(role, actors)}")
-    if actors[role] != passing:
-        names = ", ".join(name for name, theirs in actors.items() if theirs == passing)
-        raise ConfigError("faults.role", role, f"it does not pass {point}; who does: {names}")
+def _check_passed(spec: FaultSpec, passed: Mapping[str, Collection[str]]) -> None:
+    passing = [name for name, points in passed.items() if spec.point in points]
+    if not passing:
+        raise ConfigError("faults.point", spec.point, "no process of this run passes it")
+    if spec.role is not None and set(passed) == {""}:
+        raise ConfigError("faults.role", spec.role, "this run has one process and no actors; leave it out")
+    if spec.role is not None and spec.role not in passed:
+        raise ConfigError("faults.role", spec.role, f"no such actor; the nearest is {_nearest(spec.role, passed)}")
+    if spec.role is not None and spec.role not in passing:
+        raise ConfigError("faults.role", spec.role, f"it does not pass {spec.point}; who does: {', '.join(passing)}")
 
 
 def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None) -> None:
@@ -215,6 +223,16 @@ def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None)
     for index, spec in enumerate(specs):
         if spec.role in (None, actor):
             _armed.setdefault(spec.point, []).append(_Armed(index, spec, actor))
+
+
+@contextmanager
+def armed(specs: Sequence[FaultSpec], actor: str, record: Path) -> Iterator[None]:
+    """Arm this process for as long as the context lasts; see `arm`."""
+    arm(specs, actor, record)
+    try:
+        yield
+    finally:
+        arm(())
 
 
 def fired() -> int:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from esper.errors import RunDirectoryError, StoreCorrupt
-from esper.journal import Entry, Kind, read
-from esper.run_directory import LEASE, journal_file, run_file
-from esper.summary import Identity
+from esper.history import read_past
+from esper.journal import Entry, Kind
+from esper.run_directory import LEASE
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
@@ -23,8 +21,8 @@ def inspect_run(path: Path) -> dict[str, Any]:
         RunDirectoryError: the directory holds no run.
         StoreCorrupt: its journal is no journal.
     """
-    identity = load_identity(path)
-    entries, errors = read(journal_file(path, identity.generation))
+    past = read_past(path)
+    identity, entries = past.identity, past.entries
     rounds = [entry.body for entry in entries if entry.kind is Kind.ROUND_ENDED]
     return {
         "run_dir": str(path),
@@ -36,27 +34,14 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "level": None,
         "task": identity.task,
         "seed": identity.config.run.seed,
+        "generation": past.generation,
+        "checkpoints": [written.fence for written in past.commits],
         "train_loss": rounds[-1]["train_loss"] if rounds else None,
-        "damaged_records": len(errors),
+        "damaged_records": len(past.errors),
     }
 
 
-def load_identity(path: Path) -> Identity:
-    """What `run.json` says.
-
-    Raises:
-        RunDirectoryError: there is none, or it is not one of ours.
-    """
-    file = run_file(path)
-    if not file.is_file():
-        raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
-    try:
-        return Identity.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise StoreCorrupt(str(file), f"not a run.json of this version: {error.errors()[0]['msg']}") from error
-
-
-def _state(path: Path, entries: list[Entry]) -> str:
+def _state(path: Path, entries: Sequence[Entry]) -> str:
     """finished, failed, interrupted, running, stopped (its process is gone), or open (its process is elsewhere)."""
     for entry in reversed(entries):
         if entry.kind is Kind.RUN_ENDED:
@@ -82,7 +67,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _seeds(entries: list[Entry]) -> list[dict[str, Any]]:
+def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     seeds: dict[str, dict[str, Any]] = {}
     for entry in entries:
         body = entry.body

@@ -6,6 +6,7 @@ One writer, in one process. A record is a kind and a JSON object; `read` needs n
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from esper.durable.log import FramedLog, LoadError, scan
+from esper.run_directory import journal_file
 
 
 class Kind(IntEnum):
@@ -36,21 +38,36 @@ class Kind(IntEnum):
     RUN_FAILED = 14
     SIGNAL = 15
     FAULT_FIRED = 16
+    CHECKPOINT_BEGUN = 17
+    CHECKPOINT_COMMITTED = 18
+    SUPERSEDED = 19
+    RUN_RESUMED = 20
+
+
+FIRST_GENERATION = 1
+"""A run begins with it; whoever restarts or restores a part of it raises it."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of a journal."""
+    """One record of a journal; `offset` is where it begins in its file, in bytes."""
 
     kind: Kind
     body: dict[str, Any]
+    offset: int
 
 
 class Journal:
-    """The journal of one generation, open for appending."""
+    """The journal of a run, open for appending to the file of its newest generation. Several threads may write.
 
-    def __init__(self, path: Path) -> None:
-        self._log = FramedLog.open(path)
+    A thread of its own appends, one record after the other: Ctrl-C, which reaches the main thread wherever it is, then
+    interrupts the wait for a record and not the record.
+    """
+
+    def __init__(self, run_dir: Path, generation: int) -> None:
+        self.generation = generation
+        self._log = FramedLog.open(journal_file(run_dir, generation), epoch=generation)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def write(self, kind: Kind, message: BaseModel | None = None, /, **fields: object) -> None:
         """Make one record durable.
@@ -66,10 +83,12 @@ class Journal:
         Raises:
             StoreWriteFailed: they are not.
         """
-        self._log.append_many([(int(kind), _payload(body)) for kind, body in records])
+        appended = [(int(kind), _payload(body)) for kind, body in records]
+        self._writer.submit(self._log.append_many, appended).result()
 
     def close(self) -> None:
-        """Release the file."""
+        """Release the file, when what is being written is."""
+        self._writer.shutdown(wait=True)
         self._log.close()
 
     def __enter__(self) -> Journal:
@@ -92,7 +111,7 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
     errors = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
     for frame in found.frames:
         try:
-            entries.append(Entry(Kind(frame.kind), json.loads(frame.payload)))
+            entries.append(Entry(Kind(frame.kind), json.loads(frame.payload), frame.offset))
         except ValueError as error:  # an unknown kind or no JSON: reported with its place, and the rest still read
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors

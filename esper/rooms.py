@@ -48,20 +48,20 @@ def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> SeedManager:
     return SeedManager(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
 
 
-def make_fork_factory(prospect: Prospect, key: RunKey) -> ForkFactory:
-    """Makes forks of snapshots in this process."""
+def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory:
+    """Makes forks of snapshots in this process, which ask `halted` at every step boundary."""
 
     def fork(snapshot: HostSnapshot) -> Fork:
-        trainer = prospect.trainer(key.run_id, key.generation, "kasmina", never)
+        trainer = prospect.trainer(key.run_id, key.generation, "kasmina", halted)
         trainer.become(snapshot)
         return trainer
 
     return fork
 
 
-def make_incubator(prospect: Prospect, key: RunKey) -> Incubator:
-    """Kasmina's incubation, with forks in this process."""
-    fork = make_fork_factory(prospect, key)
+def make_incubator(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Incubator:
+    """Kasmina's incubation, with forks in this process; see `make_fork_factory`."""
+    fork = make_fork_factory(prospect, key, halted)
     return Incubator(fork, {spec.path: spec for spec in prospect.specs}, prospect.blueprints)
 
 

@@ -49,6 +49,19 @@ class RunDirectory:
             raise RunDirectoryError("run.dir", str(path), mend) from error
         return cls(path, lease)
 
+    @classmethod
+    def reopen(cls, path: Path) -> RunDirectory:
+        """Claim the directory of a run that is to go on.
+
+        Raises:
+            RunDirectoryError: it holds no run, is in use by the process that is named, or is not writable.
+        """
+        if not run_file(path).is_file():
+            raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
+        lease = DirectoryLease(path)
+        lease.acquire()
+        return cls(path, lease)
+
     def close(self) -> None:
         """Give the directory back."""
         self._lease.release()
@@ -80,6 +93,11 @@ def summary_file(path: Path) -> Path:
 def journal_file(path: Path, generation: int) -> Path:
     """The journal of one generation."""
     return path / f"journal-{generation}.log"
+
+
+def checkpoints_folder(path: Path) -> Path:
+    """Checkpoints, and what became of those that could not be read."""
+    return path / "checkpoints"
 
 
 def telemetry_folder(path: Path) -> Path:

@@ -13,11 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from esper.config import RunConfig
 from esper.durable.files import atomic_write
+from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
@@ -55,17 +56,55 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         run_id=run_id,
         generation=generation,
         task=reference.text,
-        task_file_sha256=hashlib.sha256(reference.file.read_bytes()).hexdigest()
-        if reference.file is not None
-        else None,
+        task_file_sha256=file_digest(reference),
         started_at=now,
         config=prospect.config,
         total_steps=prospect.total_steps,
         fence_steps=prospect.fence_steps,
         slots=prospect.specs,
-        versions={"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}},
+        versions=versions(),
         argv=tuple(sys.argv),
     )
+
+
+def versions() -> dict[str, str]:
+    """Of what a run's bits may depend on, as it is installed here."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}}
+
+
+def file_digest(reference: Reference) -> str | None:
+    """SHA-256, in hex, of the file that defines a task; None where it came from no file."""
+    return hashlib.sha256(reference.file.read_bytes()).hexdigest() if reference.file is not None else None
+
+
+def load_identity(path: Path) -> Identity:
+    """What `run.json` says.
+
+    Raises:
+        RunDirectoryError: there is none.
+        StoreCorrupt: it is not one of ours.
+    """
+    file = run_file(path)
+    if not file.is_file():
+        raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
+    try:
+        return Identity.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise StoreCorrupt(str(file), f"not a run.json of this version: {error.errors()[0]['msg']}") from error
+
+
+class TallyState(Message):
+    """A tally as it is kept; see `Tally`."""
+
+    steps: int
+    trainer_flops: int
+    incubator_flops: int
+    incubator_steps: int
+    training_s: float
+    fences_s: float
+    fence_wait_s: float
+    checkpoint_s: float
+    rollbacks: int
 
 
 class Tally:
@@ -79,6 +118,16 @@ class Tally:
         self.training_s = 0.0
         self.fences_s = 0.0
         self.fence_wait_s = 0.0
+        self.checkpoint_s = 0.0
+        self.rollbacks = 0
+
+    def state(self) -> TallyState:
+        """The tally as it is kept."""
+        return TallyState(**vars(self))
+
+    def restore(self, state: TallyState) -> None:
+        """Go on counting from what was kept."""
+        vars(self).update(state.model_dump())
 
     @contextmanager
     def training(self, steps: int, step_flops: int) -> Iterator[None]:
@@ -102,6 +151,13 @@ class Tally:
         start = time.monotonic()
         yield
         self.fence_wait_s += time.monotonic() - start
+
+    @contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """Around the part of a fence in which the state of the run is copied."""
+        start = time.monotonic()
+        yield
+        self.checkpoint_s += time.monotonic() - start
 
     @property
     def steps_per_s(self) -> float | None:
@@ -148,7 +204,11 @@ class Result(BaseModel):
     twin_gflops: float
     steps_per_s: float
     fence_wait_s: float
+    checkpoint_s: float
+    """Spent at fences until training could go on while a checkpoint was written."""
     wall_s: float
+    """Of the process that brought it to its end."""
+    resumes: int
     restarts: int
     rollbacks: int
     fallbacks: int
@@ -170,6 +230,19 @@ class Result(BaseModel):
 
     def _untold(self) -> set[str]:
         return {"network"} if self.fault_fired is not None else {"network", "fault_fired"}
+
+
+def load_result(path: Path) -> Result:
+    """What `summary.json` says.
+
+    Raises:
+        StoreCorrupt: it is not there, or not one of ours.
+    """
+    file = summary_file(path)
+    try:
+        return Result.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreCorrupt(str(file), f"not a summary of this version: {error}") from error
 
 
 def fate(seed: SeedState) -> SeedFate:

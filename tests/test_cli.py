@@ -9,16 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from esper.cli import exit_code
 from esper.config import RunConfig, load_config
 from esper.durable.files import DirectoryLease
-from esper.durable.log import FramedLog
-from esper.journal import Journal, Kind, read
-from esper.loop import GENERATION
+from esper.journal import FIRST_GENERATION, read
 from esper.run_directory import journal_file
 from esper.testing import tiny_config
 
@@ -93,7 +90,7 @@ Esper = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "t.py").write_text(FILE)
-    (tmp_path / "f.toml").write_text('[[faults]]\npoint = "tolaria.step"\nfault = "raise"\n')
+    (tmp_path / "f.toml").write_text('[[faults]]\npoint = "tolaria.step"\nfault = "raise"\nrole = "tolaria"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -159,7 +156,7 @@ def growing() -> list[str]:
         (["t.py:task", "--config", "t.py"], "no TOML"),
         (["t.py:task", "--sed", "1"], "No such option: --sed"),
         (["t.py:task", "t.py:task"], "unexpected extra argument"),
-        (["t.py:task", "--faults", "f.toml"], "run on Ray"),
+        (["t.py:task", "--faults", "f.toml"], "one process and no actors; leave it out"),
         (["t.py:task", "--run-dir", "t.py"], "not a directory; choose another"),
         (["t.py:task", "--run-dir", "."], "not empty; choose an absent or empty directory"),
         (["t.py:task", "--run-dir", "/proc/esper-run"], "cannot be used"),
@@ -191,8 +188,8 @@ def test_a_directory_in_use_is_refused_by_its_holder(esper: Esper, folder: Path)
         (["plan", "t.py:badslot"], "the nearest is 'body'"),
         (["inspect", "."], "no run is here"),
         (["inspect", "nowhere"], "no run is here"),
-        (["log", "dump", "nowhere"], "does not exist"),
-        (["log", "dump", "."], "is a directory"),
+        (["log", "dump", "nowhere"], "there is no such file or folder"),
+        (["log", "dump", "t.py"], "not a framed log"),
         (["frobnicate"], "No such command 'frobnicate'"),
     ],
 )
@@ -308,11 +305,11 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
     assert (code, out.count("\n")) == (3, 1)
     assert found.keys() == {"error", "message", "cause", "trace_id", "run_dir", "kept", "next"}
     assert (found["error"], found["message"]) == ("RuntimeError", "the model gave up")
-    assert (found["run_dir"], found["next"]) == ("here", "esper inspect here")
-    last = read(journal_file(Path("here"), GENERATION))[0][-1]
+    assert (found["run_dir"], found["next"]) == ("here", "esper resume here")
+    last = read(journal_file(Path("here"), FIRST_GENERATION))[0][-1]
     assert found["trace_id"] == last.body["trace_id"] != ""
     assert last.body["fence"] > 0
-    assert found["kept"] == f"journal and telemetry up to fence {last.body['fence']}"
+    assert found["kept"] == f"journal, telemetry and checkpoints up to fence {last.body['fence']}"
     assert "raise RuntimeError" in err  # the user's own code: where it failed is what helps
     assert esper("inspect", "here")[1].startswith("here: failed, fence")
 
@@ -320,7 +317,7 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
 def test_an_interrupt_is_one_line_that_says_where_the_journal_is(esper: Esper) -> None:
     code, out, err = esper("run", "t.py:interrupting", "--run-dir", "here", "--no-growth", "--json")
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "esper: interrupted; its journal is kept: esper inspect here"
+    assert err.splitlines()[-1] == "esper: interrupted; what was kept: esper resume here"
     assert "Traceback" not in err
     assert esper("inspect", "here")[1].startswith("here: interrupted, fence")
 
@@ -344,7 +341,7 @@ def test_ctrl_c_ends_a_real_process_with_130(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert err == "esper: interrupted; its journal is kept: esper inspect here\n"
+    assert err == "esper: interrupted; what was kept: esper resume here\n"
 
 
 def test_inspect_says_running_while_a_run_goes_on(
@@ -366,59 +363,3 @@ def test_inspect_says_running_while_a_run_goes_on(
     seen = json.loads((folder / "seen.json").read_text())
     assert (seen["state"], seen["fence"], seen["train_loss"]) == ("running", 0, None)
     assert capsys.readouterr().err == ""
-
-
-# -- logs --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def journal(folder: Path) -> Path:
-    path = folder / "journal-1.log"
-    with Journal(path) as opened:
-        for fence in range(3):
-            opened.write(Kind.HOLD, fence=fence)
-    return path
-
-
-def dumped(out: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(out)
-    return found
-
-
-def test_a_journal_is_dumped_record_by_record(esper: Esper, journal: Path) -> None:
-    code, out, err = esper("log", "dump", str(journal))
-    assert (code, err) == (0, "")
-    assert [line.split("kind")[1].split() for line in out.splitlines()] == [
-        ["4", '{"fence":', f"{n}}}"] for n in range(3)
-    ]
-    code, out, _ = esper("log", "dump", str(journal), "--json")
-    assert [frame["payload"] for frame in dumped(out)["frames"]] == [{"fence": n} for n in range(3)]
-    assert dumped(out)["errors"] == []
-
-
-def test_damage_is_told_with_its_place_and_the_rest_is_dumped(esper: Esper, journal: Path) -> None:
-    data = bytearray(journal.read_bytes())
-    at = data.index(b'"fence": 1')
-    data[at] ^= 0xFF
-    journal.write_bytes(data)
-    code, out, err = esper("log", "dump", str(journal), "--json")
-    found = dumped(out)
-    assert code == 0
-    assert [frame["payload"]["fence"] for frame in found["frames"]] == [0, 2]
-    assert [e["offset"] < at < e["offset"] + e["length"] for e in found["errors"]] == [True]
-    assert "damaged" in err
-    assert "checksum" in err
-
-
-def test_a_payload_that_is_no_json_is_dumped_as_hex(esper: Esper, folder: Path) -> None:
-    log = FramedLog.open(folder / "raw.log")
-    log.append(7, b"\xff\x00")
-    log.close()
-    _, out, _ = esper("log", "dump", "raw.log", "--json")
-    assert dumped(out)["frames"][0]["payload"] == "ff00"
-
-
-def test_a_file_that_is_no_log_is_said_to_be_none(esper: Esper) -> None:
-    code, out, err = esper("log", "dump", "t.py")
-    assert (code, out, err.count("\n")) == (3, "", 1)
-    assert "not a framed log" in err

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
-from esper.inspection import inspect_run, load_identity
+from esper.inspection import inspect_run
 from esper.loop import run
 from esper.run_directory import journal_file, run_file
+from esper.summary import load_identity
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
 

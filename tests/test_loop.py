@@ -14,11 +14,11 @@ from torch import Tensor
 
 from esper.config import load_config
 from esper.errors import PolicyFailed, TaskError
-from esper.journal import Entry, Kind, read
+from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.kasmina.lifecycle import EDGES
 from esper.leyline.ports import Policy
 from esper.leyline.stages import IN_HOST, Stage
-from esper.loop import GENERATION, run, torch_threads
+from esper.loop import run, torch_threads
 from esper.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.summary import Result
 from esper.tamiyo.field_reports import load_reports
@@ -35,7 +35,7 @@ class Left:
 
     @property
     def entries(self) -> list[Entry]:
-        entries, errors = read(journal_file(self.path, GENERATION))
+        entries, errors = read(journal_file(self.path, FIRST_GENERATION))
         assert errors == []
         return entries
 

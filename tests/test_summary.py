@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 
 from esper.errors import PolicyFailed
-from esper.inspection import load_identity
 from esper.leyline.stages import Stage
 from esper.leyline.state import SeedState
 from esper.prospect import Prospect, survey
 from esper.references import Reference
-from esper.summary import Tally, failure, fate, identify
+from esper.summary import Tally, failure, fate, identify, load_identity
 from esper.testing import EPOCH, tiny_config, tiny_task
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from esper.errors import EmergencyQueueFull
+from esper.errors import DependencyViolationError, EmergencyQueueFull
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
@@ -32,7 +32,7 @@ class EmergencyQueue:
     def __init__(self, capacity: int, subscribers: Sequence[str]) -> None:
         self._capacity, self._subscribers = capacity, tuple(subscribers)
         self._held: dict[str, _Held] = {}
-        self._known: set[str] = set()
+        self._known: dict[str, EmergencySignal] = {}
         self._count = 0
 
     def publish(self, signal: EmergencySignal) -> int:
@@ -40,8 +40,12 @@ class EmergencyQueue:
 
         Raises:
             EmergencyQueueFull: there is no place; the signal was not taken.
+            DependencyViolationError: another signal came under the same id; this one was not taken.
         """
         if signal.signal_id in self._known:
+            if self._known[signal.signal_id] != signal:
+                severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
+                raise DependencyViolationError(f"signal {signal.signal_id}", "another body under a known id")
             return self._count
         room = self._capacity if signal.level is Level.HALT else self._capacity - HALT_PLACES
         if len(self._held) >= room:
@@ -49,7 +53,7 @@ class EmergencyQueue:
             count("esper.signal.rejected")
             raise EmergencyQueueFull(signal.signal_id, self._capacity)
         self._count += 1
-        self._known.add(signal.signal_id)
+        self._known[signal.signal_id] = signal
         self._held[signal.signal_id] = _Held(signal, self._count, set(self._subscribers))
         count("esper.signal.published")
         return self._count

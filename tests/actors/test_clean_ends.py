@@ -157,7 +157,7 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
     assert started.process.returncode == 130
     err = (tmp_path / "err").read_text()
     assert "Traceback" not in err
-    assert "esper: interrupted; its journal is kept" in err
+    assert "esper: interrupted; what was kept: esper resume" in err
     assert started.children() == []
     assert remains(started) == []
     assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED

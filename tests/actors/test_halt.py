@@ -22,13 +22,15 @@ from actors.rooms import EmergencyDesk, emergency
 from actors.shell import Birth
 from actors.typed import EmergencyHandle
 from esper.clock import SystemClock
+from esper.conducting import Conductor
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EmergencyStop
 from esper.journal import Entry, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
-from esper.loop import Drain, Rooms, conduct, run
+from esper.line import Drain, Rooms
+from esper.loop import run
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
@@ -92,11 +94,12 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                     incubator=make_incubator(prospect, key),
                     counted=lambda _: 0,
                     signals=hearing.take,
+                    shared=lambda snapshot: snapshot,
                 )
 
     def here(task: Task | None = None, progress: Quiet | None = None, **overrides: Any) -> Result:
         prospect = survey(task or tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **overrides))
-        return conduct(prospect, up, Reference(), progress or Quiet(), SystemClock(), Drain())
+        return Conductor("", up, Reference(), progress or Quiet(), SystemClock(), Drain()).begin(prospect)
 
     return here
 

@@ -27,6 +27,7 @@ from esper.rooms import RunKey, make_incubator, make_trainer
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.setup import Telemetry
 from esper.testing import tiny_config, tiny_task
+from esper.tolaria.trainer import never
 
 KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
 
@@ -66,7 +67,7 @@ class LocalManager:
     """What a process of its own would have to itself: random streams."""
 
     def __init__(self, prospect: Prospect) -> None:
-        self.house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, fetch=lambda snapshot: snapshot)
+        self.house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, never, fetch=lambda snapshot: snapshot)
         self.asked: list[tuple[str, Any]] = []
 
     def ask(self, method: str, *arguments: Any) -> Any:

@@ -110,7 +110,7 @@ def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: Em
 
 
 def test_forks_have_nothing_to_do_with_each_other_or_with_the_host_they_came_from(prospect: Prospect) -> None:
-    house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, fetch=lambda snapshot: snapshot)
+    house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
     live = make_trainer(prospect, KEY)
     live.train_to(5)
     before = live.weights_sha256()
@@ -157,6 +157,7 @@ def test_a_task_without_a_reference_is_sent_whole_with_its_blueprints() -> None:
 
 FILE = """
 from esper.testing import tiny_task
+from esper.tolaria.trainer import never
 
 LOADED = []
 

@@ -13,7 +13,7 @@ from actors.launcher import launch
 from actors.source import SentProspect, TaskSource
 from esper.errors import TaskError
 from esper.prospect import survey
-from esper.references import Reference
+from esper.references import Reference, load_task
 from esper.testing import tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
@@ -26,13 +26,22 @@ def test_a_task_of_a_relative_path_is_found_from_another_directory(
     (tmp_path / "there").mkdir()
     (tmp_path / "here" / "mine.py").write_text(TASK)
     monkeypatch.chdir(tmp_path / "here")
-    source = TaskSource.of(survey(tiny_task(), tiny_config()), Reference("mine.py:task"))
+    source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("mine.py:task")[1])
     monkeypatch.chdir(tmp_path / "there")
     assert source.load()[0].epochs == tiny_task().epochs
 
 
+def test_a_file_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(TASK)
+    task, reference = load_task(f"{tmp_path}/mine.py:task")
+    source = TaskSource.of(survey(task, tiny_config()), reference)
+    (tmp_path / "mine.py").write_text(TASK + "# changed\n")
+    with pytest.raises(TaskError, match="its file changed since the run began"):
+        source.load()
+
+
 def test_a_task_of_a_module_is_named_as_it_was() -> None:
-    source = TaskSource.of(survey(tiny_task(), tiny_config()), Reference("esper.testing:tiny_task"))
+    source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("esper.testing:tiny_task")[1])
     assert source.reference.text == "esper.testing:tiny_task"
 
 

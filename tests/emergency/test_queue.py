@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from esper.emergency.queue import HALT_PLACES, EmergencyQueue
-from esper.errors import EmergencyQueueFull
+from esper.errors import DependencyViolationError, EmergencyQueueFull
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
@@ -139,7 +139,7 @@ class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.waiting: dict[str, tuple[EmergencySignal, set[str]]] = {}
-        self.taken: set[str] = set()
+        self.taken: dict[str, EmergencySignal] = {}
 
     @initialize(capacity=st.integers(HALT_PLACES, 24))
     def begin(self, capacity: int) -> None:
@@ -152,9 +152,13 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(EmergencyQueueFull):
                 self.queue.publish(signal(name, level))
             return
+        if name in self.taken and self.taken[name].level is not level:
+            with pytest.raises(DependencyViolationError, match="another body under a known id"):
+                self.queue.publish(signal(name, level))
+            return
         if name not in self.taken:
-            self.waiting[name] = signal(name, level), set(SUBSCRIBERS)
-            self.taken.add(name)
+            self.taken[name] = signal(name, level)
+            self.waiting[name] = self.taken[name], set(SUBSCRIBERS)
         assert self.queue.publish(signal(name, level)) == len(self.taken)
 
     @rule(name=NAMES, subscriber=st.sampled_from(SUBSCRIBERS))

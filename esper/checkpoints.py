@@ -1,0 +1,109 @@
+"""When a run's checkpoints are made, committed and dropped. It copies no weights and opens no checkpoint.
+
+The trainer writes a checkpoint beside its training; the conductor, the journal's only writer, commits it. A checkpoint
+counts from its COMMIT on, and only then is the oldest dropped (see docs/durability.md).
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from esper import faults
+from esper.durable.files import DISK, Disk, sync_folder
+from esper.journal import Journal, Kind
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.ports import LiveHost
+from esper.telemetry.context import span
+
+
+class CheckpointConfig(BaseModel):
+    """[checkpoint]"""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    every_rounds: int = Field(1, ge=1, description="rounds between checkpoints; changes no bits")
+    keep: int = Field(2, ge=2, description="newest checkpoints that are kept, beside that of fence 0")
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one generation after the other. One save is in flight at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        config: CheckpointConfig,
+        committed: Sequence[CheckpointWritten] = (),
+        *,
+        disk: Disk = DISK,
+    ) -> None:
+        self._folder, self._journal, self._config, self._disk = folder, journal, config, disk
+        self._committed = list(committed)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._in_flight: Future[None] | None = None
+
+    def due(self, fence: int, last_fence: int) -> bool:
+        """A checkpoint is made at this fence: the first and the last always have one."""
+        return fence % self._config.every_rounds == 0 or fence == last_fence
+
+    def begin(
+        self,
+        trainer: LiveHost,
+        fence: int,
+        rooms: Mapping[str, str],
+        nursery: Mapping[str, Any],  # Any: see `Nursery.state`
+    ) -> None:
+        """Have the trainer save its state with that of the other rooms. It is committed when it is durable.
+
+        Raises:
+            StoreWriteFailed: the save before this one failed.
+        """
+        self.settle()
+        file = f"fence-{fence}-g{self._journal.generation}.pt"
+        with span("checkpoint begin", role="conductor", fence=fence):
+            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)
+            trainer.save(self._folder / file, rooms, nursery)
+            self._in_flight = self._pool.submit(contextvars.copy_context().run, self._commit, trainer)
+
+    def settle(self) -> None:
+        """Wait for the save in flight until it is committed.
+
+        Raises:
+            StoreWriteFailed: it could not be written; what was committed before is whole.
+        """
+        if self._in_flight is not None:
+            in_flight, self._in_flight = self._in_flight, None
+            in_flight.result()
+
+    def close(self) -> None:
+        """Take no more. A save in flight is awaited, or given up with its trainer's process; `settle` tells of it."""
+        self._pool.shutdown(wait=True)
+
+    @property
+    def committed(self) -> tuple[CheckpointWritten, ...]:
+        """Committed checkpoints that are kept, oldest first."""
+        return tuple(self._committed)
+
+    def _commit(self, trainer: LiveHost) -> None:
+        with span("checkpoint commit", role="conductor"):
+            written = trainer.saved()
+            faults.point("conductor.commit")
+            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)
+            self._committed.append(written)
+            self._drop_old()
+
+    def _drop_old(self) -> None:
+        """Unlink what is older than the newest `keep`, but for fence 0: the last way back there is."""
+        old = self._committed[: -self._config.keep]
+        dropped = [written for written in old if written.fence != 0]
+        for written in dropped:
+            self._disk.unlink(self._folder / written.file)
+        if dropped:
+            sync_folder(self._folder, disk=self._disk)
+        self._committed = [written for written in self._committed if written not in dropped]

@@ -1,0 +1,270 @@
+"""How a run is begun, gone on with and ended, the same in one process and across many. The line itself is `line.py`.
+
+From the moment its directory is claimed everything that happens to a run is in its journal.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from esper import faults
+from esper.checkpoints import Checkpoints
+from esper.clock import Clock
+from esper.errors import ConfigError, EsperError
+from esper.faults import Firings
+from esper.history import Past
+from esper.journal import FIRST_GENERATION, Journal, Kind
+from esper.leyline.ids import new_run_id
+from esper.line import Drain, FenceState, Line, Rooms
+from esper.progress import Progress
+from esper.prospect import Prospect
+from esper.references import Reference
+from esper.rooms import RunKey
+from esper.run_directory import (
+    RunDirectory,
+    checkpoints_folder,
+    faults_file,
+    reports_folder,
+    telemetry_folder,
+)
+from esper.summary import Identity, Result, failure, fate, identify
+from esper.tamiyo.field_reports import FieldReportStore
+from esper.telemetry.context import span, trace_id, use
+from esper.telemetry.setup import Telemetry
+from esper.tolaria.checkpoint import restore_latest
+from esper.tolaria.plain import from_plain, nursery_of
+
+BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
+"""(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
+
+
+@dataclass(frozen=True)
+class Conductor:
+    """Who brings the rooms of a run up, shows it to people and may be asked to stop it."""
+
+    name: str
+    """Of its process, for fault points."""
+    bring_up: BringUp
+    reference: Reference
+    progress: Progress
+    clock: Clock
+    drain: Drain
+
+    def begin(self, prospect: Prospect) -> Result:
+        """Claim a run directory and run from fence 0.
+
+        Raises:
+            ConfigError: the directory cannot be used; nothing was written.
+            EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+        """
+        wanted = Path(prospect.config.run.dir) if prospect.config.run.dir is not None else None
+        with RunDirectory.create(wanted, self.clock.now()) as directory:
+            run_id, now = new_run_id(), self.clock.now()
+            identity = identify(prospect, run_id, FIRST_GENERATION, self.reference, now)
+            return self._run(prospect, directory.path, identity, None)
+
+    def go_on(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Result:
+        """Run on from the last fence that was committed, in a new generation; from fence 0 if none was.
+
+        Raises:
+            ConfigError: the run was given another length, and no checkpoint is of use to one of that length.
+            RestoreImpossible: checkpoints were committed and none of them loads.
+            EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+        """
+        steps = prospect.fence_steps
+        fitting = tuple(one for one in past.commits if one.fence < len(steps) and steps[one.fence] == one.step)
+        if past.commits and not fitting:
+            raise ConfigError("run.epochs", prospect.config.run.epochs, "no checkpoint lies at a fence of such a run")
+        past = replace(past, commits=fitting)
+        identity = past.identity.model_copy(
+            update={
+                "generation": past.generation + 1,
+                "config": prospect.config,
+                "total_steps": prospect.total_steps,
+                "fence_steps": prospect.fence_steps,
+            }
+        )
+        return self._run(prospect, directory.path, identity, past)
+
+    def _run(self, prospect: Prospect, path: Path, identity: Identity, past: Past | None) -> Result:
+        folder = telemetry_folder(path) if prospect.config.telemetry.enabled else None
+        key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
+        with (
+            Telemetry.start(folder, "conductor", key.run_id) as telemetry,
+            use(telemetry),
+            Journal(path, key.generation) as journal,
+            closing(FieldReportStore(reports_folder(path))) as store,
+        ):
+            if past is None:
+                checkpoints_folder(path).mkdir()
+                identity.save(path)
+                journal.write(Kind.RUN_STARTED, identity)
+                kept = None
+            else:
+                kept = take_over(path, past, identity, journal)
+            committed = past.commits if past is not None else ()
+            with closing(
+                Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint, committed)
+            ) as checkpoints:
+                record = Record(self, prospect, path, key, journal, store, checkpoints, telemetry)
+                with faults.armed(prospect.config.faults, self.name, faults_file(path)):
+                    return record.run(kept)
+
+
+def take_over(path: Path, past: Past, identity: Identity, journal: Journal) -> FenceState | None:
+    """Make a new generation the owner of a run: what it goes on from, and what of the old journals still counts.
+
+    Returns:
+        The state of the last fence whose checkpoint loads; None if none was ever committed.
+
+    Raises:
+        RestoreImpossible: checkpoints were committed and none of them loads.
+    """
+    kept = load_latest(path, past) if past.commits else None
+    from_fence = kept.fence if kept is not None else None
+    journal.write(
+        Kind.SUPERSEDED,
+        from_fence=from_fence,
+        generation=identity.generation,
+        lengths={str(generation): length for generation, length in past.lengths.items()},
+        why="resume",
+    )
+    identity.save(path)
+    journal.write(Kind.RUN_RESUMED, identity)
+    return kept
+
+
+def load_latest(path: Path, past: Past) -> FenceState:
+    """The last checkpoint that loads.
+
+    Raises:
+        RestoreImpossible: none does.
+    """
+    written, content = restore_latest(checkpoints_folder(path), past.commits)
+    return FenceState(
+        fence=written.fence,
+        host=from_plain(content["trainer"]),
+        rooms=content["rooms"],
+        nursery=nursery_of(content["nursery"]),
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run whose directory is open: everything that happens from here on is in its journal."""
+
+    conductor: Conductor
+    prospect: Prospect
+    path: Path
+    key: RunKey
+    journal: Journal
+    store: FieldReportStore
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+
+    def run(self, kept: FenceState | None) -> Result:
+        """Bring the rooms up, run the line, and write down how it ended."""
+        clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
+        began, line, trace = clock.monotonic(), None, ""
+        faults_before = len(Firings(faults_file(self.path)).all())
+        progress.started(self.prospect, self.path)
+        try:
+            with ExitStack() as up:
+                with drain.starting(), span("esper start", role="conductor"):
+                    trace = trace_id()
+                    faults.point("conductor.start")
+                    rooms = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
+                    line = self._line(rooms, trace)
+                    if kept is not None:
+                        line.restore(kept)
+                self._to_the_end(line)
+                fallbacks = self.telemetry.counters.total("esper.fallbacks") + rooms.counted("esper.fallbacks")
+                wall_s = clock.monotonic() - began
+                result = summarise(line, self.prospect, self.path, self.conductor.reference.text, fallbacks, wall_s)
+            result = result.model_copy(update=self._faults(faults_before))
+            result.save(self.path)
+        except BaseException as error:
+            fence, trace = (line.fence, line.trace_id) if line is not None else (None, trace)
+            told = {**failure(error), "trace_id": trace, "fence": fence or 0, **self._faults(faults_before)}
+            self.journal.write(Kind.RUN_FAILED, **told)
+            raise
+        self.journal.write(Kind.RUN_ENDED, weights_sha256=result.weights_sha256, test_loss=result.test_loss)
+        progress.ended(result)
+        return result
+
+    def _to_the_end(self, line: Line) -> None:
+        """Run the line; if it stops, the save in flight is awaited all the same, while its trainer is there."""
+        try:
+            line.run()
+        except EsperError as stop:
+            try:
+                self.checkpoints.settle()
+            except EsperError as lost:
+                stop.add_note(f"the checkpoint in flight was lost with it: {lost}")
+            raise
+
+    def _faults(self, before: int) -> dict[str, Any]:
+        """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""
+        armed = self.prospect.config.faults
+        if not armed:
+            return {}
+        fired = Firings(faults_file(self.path)).all()
+        self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired[before:]])
+        return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
+
+    def _line(self, rooms: Rooms, trace: str) -> Line:
+        return Line(
+            rooms,
+            self.journal,
+            self.store,
+            self.checkpoints,
+            self.prospect.fence_steps,
+            self.prospect.config.growth.enabled,
+            self.conductor.progress,
+            self.conductor.drain,
+            trace_id=trace,
+        )
+
+
+def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
+    """What a run that reached its end came to."""
+    trainer, tally, config = line.trainer, line.tally, prospect.config
+    twin = line.incubator.twin_report() if line.kasmina.has_twin() else None
+    end, state = trainer.shard_means("test"), line.kasmina.observe(len(prospect.fence_steps) - 1, trainer.untrained())
+    assert tally.steps_per_s is not None, "a run has at least one round"
+    return Result(
+        run_dir=str(path),
+        task=task,
+        seed=config.run.seed,
+        threads=config.run.threads,
+        workers=1,
+        rounds=len(prospect.fence_steps) - 1,
+        steps=tally.steps,
+        test_loss=end["loss"],
+        valid_loss=trainer.shard_means("valid")["loss"],
+        start_test_loss=line.start["loss"],
+        twin_test_loss=twin.test_loss if twin is not None else None,
+        test_metrics={name: value for name, value in end.items() if name != "loss"},
+        params_start=prospect.host_parameters,
+        params_end=trainer.parameter_count(),
+        seeds=tuple(fate(seed) for seed in state.seeds),
+        trainer_gflops=tally.trainer_flops / 1e9,
+        incubator_gflops=tally.incubator_flops / 1e9,
+        twin_gflops=twin.steps * prospect.host_flops / 1e9 if twin is not None else 0.0,
+        steps_per_s=tally.steps_per_s,
+        fence_wait_s=tally.fence_wait_s,
+        checkpoint_s=tally.checkpoint_s,
+        wall_s=wall_s,
+        resumes=line.journal.generation - FIRST_GENERATION - tally.rollbacks,
+        restarts=0,  # nothing restarts an actor yet: its death ends the run
+        rollbacks=tally.rollbacks,
+        fallbacks=fallbacks,
+        weights_sha256=trainer.weights_sha256(),
+        twin_weights_sha256=twin.weights_sha256 if twin is not None else None,
+        trace_id=line.trace_id,
+    )

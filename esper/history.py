@@ -1,0 +1,83 @@
+"""What a run's journals say together: one generation after the other, without what a later one took back.
+
+Whoever goes on with a run writes a journal of its own, and in its first record says from which fence it goes on and how
+long the older journals were then: what a writer that should be dead adds to them later counts for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper.durable.log import LoadError
+from esper.errors import StoreCorrupt
+from esper.journal import Entry, Kind, read
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.run_directory import journal_file
+from esper.summary import Identity, load_identity
+
+
+@dataclass(frozen=True)
+class Past:
+    """A run up to now."""
+
+    identity: Identity
+    generation: int
+    """The newest."""
+    entries: tuple[Entry, ...]
+    """What counts, in order."""
+    commits: tuple[CheckpointWritten, ...]
+    """Checkpoints that were committed and are not dropped by retention, oldest first."""
+    lengths: dict[int, int]
+    """Bytes of each generation's journal."""
+    errors: tuple[LoadError, ...]
+    """Every place in a journal that could not be read."""
+
+
+def read_past(path: Path) -> Past:
+    """Read a run's journals, without a lock; it may be going on.
+
+    Raises:
+        RunDirectoryError: no run is here.
+        StoreCorrupt: `run.json` or a journal is none of ours, or there is no journal.
+    """
+    identity = load_identity(path)
+    generations = _generations(path)
+    if not generations:
+        raise StoreCorrupt(str(journal_file(path, identity.generation)), "is missing: nothing can be said of the run")
+    lengths = {generation: journal_file(path, generation).stat().st_size for generation in generations}
+    journals = {generation: read(journal_file(path, generation)) for generation in generations}
+    valid = dict(lengths)
+    for generation in generations:
+        for entry in journals[generation][0]:
+            if entry.kind is Kind.SUPERSEDED:
+                valid |= {int(older): length for older, length in entry.body["lengths"].items()}
+    entries: list[Entry] = []
+    for generation in generations:
+        for entry in journals[generation][0]:
+            if entry.offset >= valid[generation]:
+                break
+            if entry.kind is Kind.SUPERSEDED:
+                entries = _up_to(entries, entry.body["from_fence"])
+            entries.append(entry)
+    commits = [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
+    folder = path / "checkpoints"
+    errors = tuple(error for _, damaged in journals.values() for error in damaged)
+    there = tuple(one for one in commits if one is commits[-1] or (folder / one.file).exists())
+    return Past(identity, generations[-1], tuple(entries), there, lengths, errors)
+
+
+def _generations(path: Path) -> list[int]:
+    names = [re.fullmatch(r"journal-(\d+)\.log", file.name) for file in path.iterdir()]
+    return sorted(int(name[1]) for name in names if name is not None)
+
+
+def _up_to(entries: list[Entry], fence: int | None) -> list[Entry]:
+    """What counts of the past when a run goes on from a fence: all up to its checkpoint, and the COMMITs of those."""
+    if fence is None:
+        return [entry for entry in entries if entry.kind is Kind.RUN_STARTED]
+    begun = [place for place, e in enumerate(entries) if e.kind is Kind.CHECKPOINT_BEGUN and e.body["fence"] == fence]
+    last = begun[-1]
+    later = [e for e in entries[last + 1 :] if e.kind is Kind.CHECKPOINT_COMMITTED and e.body["fence"] <= fence]
+    return [*entries[: last + 1], *later]

@@ -1,0 +1,304 @@
+"""A run as one readable page: the line from a measured round to the next decision, fence by fence.
+
+It knows its rooms only by what they answer, so that it is the same in one process and across many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper import faults
+from esper.checkpoints import Checkpoints
+from esper.errors import Drained, EmergencyStop
+from esper.journal import Journal, Kind
+from esper.leyline.base import Message
+from esper.leyline.commands import Command
+from esper.leyline.decisions import Hold
+from esper.leyline.incubation import Answer
+from esper.leyline.ports import Decider, LiveHost, Nursery, Registrar
+from esper.leyline.signals import EmergencySignal, Level
+from esper.leyline.state import TrainingState
+from esper.progress import Progress
+from esper.summary import Tally, TallyState
+from esper.tamiyo.field_reports import FieldReportStore
+from esper.telemetry.context import span, trace_id
+
+
+@dataclass
+class Rooms:
+    """The four that the line goes through: the objects themselves, or handles of their processes."""
+
+    trainer: LiveHost
+    tamiyo: Decider
+    kasmina: Registrar
+    incubator: Nursery
+    counted: Callable[[str], int]
+    """Total of a counter in every process but the conductor's own."""
+    signals: Callable[[], tuple[EmergencySignal, ...]]
+    """Emergency signals that came since the last call."""
+    shared: Callable[[Any], Any]  # Any: a HostSnapshot in this process, and what `LiveHost.snapshot` would give for it
+    """A snapshot as the rooms pass it on among themselves."""
+
+
+@dataclass
+class Drain:
+    """Somebody's wish that the run end at its next fence; while it starts there is none to wait for."""
+
+    requested: bool = False
+    _interruptible: bool = False
+    _interrupted: bool = False
+
+    def ask(self) -> None:
+        """Wish it, from a signal handler say.
+
+        Raises:
+            KeyboardInterrupt: the run is starting, in this thread; `starting` makes `Drained` of it.
+        """
+        first, self.requested = not self.requested, True
+        if first and self._interruptible:
+            self._interrupted = True
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Around what happens before the first fence.
+
+        Raises:
+            Drained: that was asked for, before or meanwhile.
+        """
+        try:
+            self._interruptible = True
+            if self.requested:
+                raise Drained(0)
+            yield
+        except KeyboardInterrupt as interrupt:
+            if not self._interrupted:  # somebody else's, by Ctrl-C
+                raise
+            raise Drained(0) from interrupt
+        finally:
+            self._interruptible = False
+
+
+class LineState(Message):
+    """What the line itself knows that the rest of a run depends on."""
+
+    tally: TallyState
+    level: Level | None
+    start: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FenceState:
+    """All that a run's future depends on, as it was at a fence."""
+
+    fence: int
+    host: Any  # Any: from LiveHost.snapshot, or what stands for it
+    rooms: Mapping[str, str]
+    nursery: Mapping[str, Any]  # Any: see `Nursery.state`
+
+
+@dataclass
+class Line:
+    """The line of one run, fence by fence."""
+
+    rooms: Rooms
+    journal: Journal
+    store: FieldReportStore
+    checkpoints: Checkpoints
+    fence_steps: tuple[int, ...]
+    growing: bool
+    progress: Progress
+    drain: Drain
+    tally: Tally = field(default_factory=Tally)
+    level: Level | None = None
+    fence: int | None = None
+    """The last one that was passed; None: not even fence 0 was."""
+    start: Mapping[str, float] = field(default_factory=dict)
+    """Means over the test shard before the first step."""
+    trace_id: str = ""
+    """Of the round that runs, or ran last."""
+
+    def __post_init__(self) -> None:
+        self.trainer, self.tamiyo = self.rooms.trainer, self.rooms.tamiyo
+        self.kasmina, self.incubator = self.rooms.kasmina, self.rooms.incubator
+
+    def run(self) -> None:
+        """All rounds from where it stands to the end.
+
+        Raises:
+            Drained: that was asked for; the run ends at a fence, and its checkpoint is committed.
+        """
+        last = len(self.fence_steps) - 1
+        if self.fence is None:
+            self._drained(0)
+            self.start = self.trainer.shard_means("test")
+            self._hold_fence(0, self.trainer.untrained())
+            self._pass_fence(0, last)
+        for fence in range(self.passed + 1, last + 1):
+            self._drained(self.passed)
+            with span("esper round", role="conductor", fence=fence):
+                self.trace_id = trace_id()
+                training = self._train(fence)
+                self._hold_fence(fence, training)
+                self._pass_fence(fence, last)
+        self.checkpoints.settle()
+        self._hear(last)
+
+    @property
+    def passed(self) -> int:
+        """The last fence that was passed."""
+        assert self.fence is not None, "no fence was passed yet"
+        return self.fence
+
+    def _drained(self, fence: int) -> None:
+        if self.drain.requested:
+            self.checkpoints.settle()
+            raise Drained(fence)
+
+    def _pass_fence(self, fence: int, last: int) -> None:
+        """Have the state of the run kept: from here it goes on if it is stopped."""
+        faults.point("conductor.fence", round=fence)
+        self.fence = fence
+        if self.drain.requested or self.checkpoints.due(fence, last):
+            with self.tally.checkpoint():
+                self.checkpoints.begin(self.trainer, fence, self.state(), self.incubator.state(fence))
+
+    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, str]:
+        """What decides the future beside the host and its forks, by room, as text."""
+        own = LineState(tally=self.tally.state(), level=self.level, start=dict(self.start))
+        return {"line": own.model_dump_json(), "kasmina": self.kasmina.state(), "tamiyo": self.tamiyo.state()}
+
+    def restore(self, kept: FenceState) -> None:
+        """Become what was kept at a fence, in every room, in the generation of the journal.
+
+        Raises:
+            StoreCorrupt: a room does not know what was kept as its own.
+        """
+        generation = self.journal.generation
+        with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
+            own = LineState.model_validate_json(kept.rooms["line"])
+            host = self.rooms.shared(kept.host)
+            forks = {name: kept.nursery[name] for name in ("twin", "origin")}
+            forks = {name: self.rooms.shared(one) if one is not None else None for name, one in forks.items()}
+            self.trainer.restore(host, generation)
+            self.kasmina.restore(kept.rooms["kasmina"], generation)
+            self.tamiyo.restore(kept.rooms["tamiyo"], generation)
+            self.incubator.restore({**kept.nursery, **forks})
+            if (order := self.kasmina.order()) is not None:  # it is done again, from its first step
+                self.incubator.begin(order, forks["origin"] if forks["origin"] is not None else host)
+            self.fence, self.level, self.start = kept.fence, own.level, own.start
+            self.tally.restore(own.tally)
+
+    def _train(self, fence: int) -> TrainingState:
+        """One round of the live host, and of its twin beside it."""
+        steps = self.fence_steps[fence] - self.fence_steps[fence - 1]
+        self.progress.working(f"round {fence}: {steps} steps")
+        if self.kasmina.has_twin():
+            with self.tally.waiting():
+                self.incubator.advance_twin(self.fence_steps[fence])
+        with self.tally.training(steps, self.kasmina.step_flops()):
+            training = self.trainer.run_round(fence, self.fence_steps[fence])
+        self.journal.write(Kind.ROUND_ENDED, training)
+        return training
+
+    def _hold_fence(self, fence: int, training: TrainingState) -> None:
+        """Between two rounds: conclude, compare, advance what is due, reset what was culled, germinate anew."""
+        with self.tally.fence():
+            self._hear(fence)
+            if self.growing:
+                self._conclude(fence)
+                self._compare_with_twin(fence)
+                self._advance(fence, training)
+                self._reset(fence)
+                self._germinate(fence, training)
+        self.progress.fence(self.kasmina.observe(fence, training), self.tally)
+
+    def _hear(self, fence: int) -> None:
+        """Take in emergency signals: the highest level so far holds for the rest of the run.
+
+        Raises:
+            EmergencyStop: one of them is a HALT.
+        """
+        signals = self.rooms.signals()
+        for signal in signals:
+            self.journal.write(Kind.SIGNAL, signal)
+            self.level = max(self.level or signal.level, signal.level)
+        for signal in signals:
+            if signal.level is Level.HALT:
+                raise EmergencyStop(signal.reason, signal.signal_id, self.fence_steps[fence])
+
+    def _conclude(self, fence: int) -> None:
+        if not self.kasmina.due(fence):
+            return
+        self.progress.working(f"round {fence}: incubating")
+        with self.tally.waiting():
+            result = self.incubator.collect()
+        self.tally.incubator_steps += result.fork_steps
+        self.tally.incubator_flops += result.flops
+        self.journal.write(Kind.INCUBATION_ENDED, result)
+        self._take(self.kasmina.conclude(result, fence))
+
+    def _compare_with_twin(self, fence: int) -> None:
+        if self.kasmina.compares_with_twin():
+            live = self.trainer.sample_losses("gate", fence)
+            with self.tally.waiting():
+                twin = self.incubator.twin_losses(fence)
+            self.tally.incubator_flops += self.kasmina.comparison_flops(live)
+            self.journal.write(Kind.TWIN_COMPARED, self.kasmina.compare(live, twin))
+
+    def _advance(self, fence: int, training: TrainingState) -> None:
+        """Have the next gate of every due seed judged, one after the other: what one does may end another."""
+        observation = self.trainer.observe(fence, self.kasmina.stages())
+        while (command := self.tamiyo.advance(self.kasmina.observe(fence, training))) is not None:
+            self.kasmina.receive(self._sent(command), fence)
+            self._take(self.kasmina.carry_out(command.command_id, fence, (), observation))
+
+    def _reset(self, fence: int) -> None:
+        seeds = self.kasmina.resetting(fence)
+        if seeds:
+            self._take(self.kasmina.reset(self.trainer.compare_with_unseeded(seeds), fence))
+
+    def _germinate(self, fence: int, training: TrainingState) -> None:
+        state = self.kasmina.observe(fence, training).model_copy(update={"level": self.level})
+        verdict = self.tamiyo.decide(state)
+        if verdict.decision is not None:
+            self.journal.write(Kind.DECISION, verdict.decision)
+        if isinstance(verdict.outcome, Hold):
+            self.journal.write(Kind.HOLD, verdict.outcome)
+            self.progress.hold(verdict.outcome)
+            return
+        command = self._sent(verdict.outcome)
+        plans = self.kasmina.receive(command, fence)
+        snapshot = self.trainer.snapshot()
+        with self.tally.waiting():
+            births = self.incubator.births(plans, snapshot)
+        self.tally.incubator_flops += self.kasmina.birth_flops(plans)
+        answer = self.kasmina.carry_out(command.command_id, fence, births, None)
+        self._take(answer)
+        if answer.order is not None:
+            self.incubator.begin(answer.order, snapshot)
+
+    def _sent(self, command: Command) -> Command:
+        self.journal.write(Kind.COMMAND, command)
+        return command
+
+    def _take(self, answer: Answer) -> None:
+        """Journal what Kasmina answered, carry its plans out, and let Tamiyo learn of it."""
+        self.journal.write_many([(Kind.GATE, report) for report in answer.gates])
+        self.journal.write_many([(Kind.TRANSITION, step) for step in answer.transitions])
+        if answer.order is not None:
+            self.journal.write(Kind.INCUBATION_BEGUN, answer.order.model_copy(update={"plans": ()}))
+        if answer.keep_twin:
+            self.incubator.keep_twin()
+        for plan in answer.plans:
+            self.journal.write(Kind.PLAN_APPLIED, self.trainer.apply(plan))
+        for report in answer.field_reports:
+            self.store.append(report)
+            self.journal.write(Kind.FIELD_REPORT, report)
+            self.tamiyo.remember(report)
+        self.progress.answer(answer)

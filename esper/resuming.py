@@ -1,0 +1,103 @@
+"""Whether and how a run can be gone on with: its directory, its task, its config, its versions. It runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper.config import RunConfig, flattened, load_config
+from esper.errors import ConfigError, RunDirectoryError, TaskError
+from esper.history import Past, read_past
+from esper.journal import Kind
+from esper.references import Reference, load_task
+from esper.run_directory import RunDirectory
+from esper.summary import Identity, Result, file_digest, load_result, versions
+from esper.task import Task
+
+MAY_CHANGE = frozenset(
+    {
+        "run.epochs",
+        "run.workers",
+        "growth.managers",
+        "policy.deadline_s",
+        "checkpoint.every_rounds",
+        "checkpoint.keep",
+    }
+)
+MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.")
+"""Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A run that can be gone on with, its directory claimed; or, with `result`, one that has reached its end."""
+
+    directory: RunDirectory
+    past: Past
+    task: Task
+    reference: Reference
+    config: RunConfig
+    result: Result | None
+
+
+@contextmanager
+def resumed(
+    run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
+) -> Iterator[Resumable]:
+    """Claim a run's directory for as long as the context lasts and find out what it goes on from and with.
+
+    Args:
+        task: Needed only where `run.json` has no reference to it.
+        settings: Config values by dotted key that shall be other than they were.
+
+    Raises:
+        RunDirectoryError: the directory holds no run, is in use, or its run was made by other versions.
+        TaskError: the task cannot be found, or is not the one that the run began with.
+        ConfigError: a key may not change, or its value is wrong. Nothing was changed, whatever it was.
+    """
+    read_past(run_dir)  # before a lock file of ours is put anywhere
+    with RunDirectory.reopen(run_dir) as directory:
+        past = read_past(run_dir)
+        identity = past.identity
+        config = _config(identity, settings, broken)
+        _check_versions(run_dir, identity)
+        ended = past.entries[-1].kind is Kind.RUN_ENDED and config.run.epochs == identity.config.run.epochs
+        found, reference = _task(identity, task)
+        yield Resumable(directory, past, found, reference, config, load_result(run_dir) if ended else None)
+
+
+def _config(identity: Identity, settings: Mapping[str, object], broken: Path | None) -> RunConfig:
+    before = flattened(identity.config)
+    config = load_config(None, {**before, **settings}, broken)
+    changed = [key for key, value in flattened(config).items() if before[key] != value]
+    fixed = [key for key in changed if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_WHOLLY)]
+    if fixed:
+        others = f"; so are {', '.join(fixed[1:])}" if fixed[1:] else ""
+        raise ConfigError(fixed[0], settings[fixed[0]], f"fixed since the run began: {before[fixed[0]]!r}{others}")
+    if config.run.round_steps is None:  # else a longer run would have its fences elsewhere
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
+        )
+    return config
+
+
+def _check_versions(run_dir: Path, identity: Identity) -> None:
+    now = versions()
+    other = {name: made for name, made in identity.versions.items() if now.get(name) != made}
+    if other:
+        told = ", ".join(f"{name} {made} (here {now.get(name)})" for name, made in other.items())
+        raise RunDirectoryError("RUN", str(run_dir), f"made with {told}: other versions give other bits; install those")
+
+
+def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:
+    if given is not None:
+        return given, Reference(identity.task)
+    if not identity.task:
+        raise TaskError("task", "", "run.json does not say where it is; resume from Python and give the task")
+    task, reference = load_task(identity.task)
+    digest = file_digest(reference)
+    if digest != identity.task_file_sha256:
+        raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")
+    return task, reference
