@@ -184,9 +184,9 @@ class Remote:
             self._gone_soon()
 
     def check(self) -> None:
-        """Raises: ActorLost: its process has ended."""
+        """Raises: ActorLost: its process has ended, and Ray says how."""
         if began(self.pid) != self._began:
-            self._raise(_lost(self.role)(self.role, f"{self.name} (process {self.pid}) has ended"))
+            self._wait(self._actor.pid.remote())
 
     def _gone_soon(self) -> bool:
         limit = time.monotonic() + GONE_WITHIN_S

@@ -22,12 +22,14 @@ from esper.execution import INTERRUPTED, STRICT_FAILURE, complain, execute, exec
 from esper.forecast import forecast
 from esper.inspection import inspect_run
 from esper.loop import torch_threads
-from esper.progress import heading
+from esper.progress import Terminal, heading
 from esper.prospect import survey
+from esper.proving import prove
 from esper.references import load_task
+from esper.snapshots import default_place, take
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
-DONE, WRONG_INPUT = 0, 2
+DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
 
 app = typer.Typer(
     name="esper",
@@ -124,6 +126,39 @@ def resume(
     result = execute_resume(run_dir, overrides, faults, in_process=in_process, as_json=as_json)
     if as_json:
         print_json(result.as_json())
+
+
+@app.command("snapshot")
+def take_snapshot(
+    run_dir: RunArgument,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="default: beside RUN, named by fence")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a run's config, journals and checkpoints to keep, and verify the copy."""
+    place = to if to is not None else default_place(run_dir)
+    fences = [written.fence for written in take(run_dir, place)]
+    if as_json:
+        print_json({"run_dir": str(run_dir), "snapshot": str(place), "fences": fences})
+    else:
+        print(f"{place}: checkpoints of fence {', '.join(map(str, fences))}, verified")
+
+
+@app.command("prove")
+def prove_run(run_dir: RunArgument, as_json: JsonOption = False) -> int:
+    """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
+    terminal = Terminal(Console(stderr=as_json))
+    try:
+        proof = prove(run_dir, terminal)
+    finally:
+        terminal.close()
+    if as_json:
+        print_json(proof.as_json())
+    elif (found := proof.divergence) is None:
+        print(f"the same: {proof.steps} losses, weights at {proof.fences} fences")
+    else:
+        where = f"step {found.step}" if found.step is not None else f"fence {found.fence}"
+        print(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")
+    return DONE if proof.divergence is None else CHECK_FAILED
 
 
 @app.command()

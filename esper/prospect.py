@@ -23,6 +23,7 @@ from esper.task import Task
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.optim import peak_share
+from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
@@ -135,6 +136,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     _check_device(run.device)
     data = open_data(task, config)
     fence_steps = _fences(task, config, data)
+    check_task(task, fence_steps[-1])
     host = build_host(task, run.seed, run.device)
     inputs, targets = (to_device(part, run.device) for part in split_pair(data.batch(0)))
     specs = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))

@@ -94,6 +94,15 @@ def _check_versions(run_dir: Path, identity: Identity) -> None:
 def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:
     if given is not None:
         return given, Reference(identity.task)
+    return load_same_task(identity)
+
+
+def load_same_task(identity: Identity) -> tuple[Task, Reference]:
+    """The task that a run was begun with, found again by its reference.
+
+    Raises:
+        TaskError: there is no reference, nothing is there any more, or its file has changed.
+    """
     if not identity.task:
         raise TaskError("task", "", "run.json does not say where it is; resume from Python and give the task")
     task, reference = load_task(identity.task)

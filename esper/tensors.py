@@ -6,6 +6,7 @@ import hashlib
 import io
 from collections.abc import Mapping
 
+import google_crc32c
 import torch
 from torch import Tensor
 
@@ -37,3 +38,13 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(head.encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def state_crc32c(tensors: Mapping[str, Tensor]) -> int:
+    """CRC32C over sorted names and bytes: tells two states apart at the speed of memory; no proof against intent."""
+    crc = 0
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        crc = google_crc32c.extend(crc, name.encode())
+        crc = google_crc32c.extend(crc, tensor.reshape(-1).view(torch.uint8).numpy())
+    return crc

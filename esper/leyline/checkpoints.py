@@ -32,6 +32,8 @@ class CheckpointWritten(Message):
     fence: int
     step: int
     generation: int
+    weights_crc32c: int
+    """Of all tensors of host and seeds; see `esper.tensors.state_crc32c`."""
     topology_digest: str
     """SHA-256 over what is grafted and how, without ids: equal in two runs that grew alike."""
     seconds: float

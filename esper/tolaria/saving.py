@@ -11,6 +11,7 @@ from typing import Any
 
 from esper import faults
 from esper.leyline.checkpoints import CheckpointWritten, Kept
+from esper.tensors import state_crc32c
 from esper.tolaria.arena import Arena, Held
 from esper.tolaria.checkpoint import FORMAT, save
 from esper.tolaria.plain import plain_nursery, to_plain, topology_digest
@@ -90,6 +91,7 @@ def _write(path: Path, run_id: str, held: Held, rooms: dict[str, str], nursery: 
         fence=kept.fence,
         step=kept.step,
         generation=kept.generation,
+        weights_crc32c=state_crc32c(snapshot.tensors),
         topology_digest=topology_digest(snapshot.topology),
         seconds=time.monotonic() - start,
     )

@@ -11,6 +11,7 @@ import pytest
 from actors.bootstrap import EmbeddedRay
 from actors.launcher import launch
 from esper.config import RunConfig
+from esper.progress import Progress
 from esper.summary import Result
 from esper.testing import tiny_config, tiny_task
 
@@ -25,11 +26,11 @@ def embedded() -> Iterator[EmbeddedRay]:
 def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
     """Runs the tiny task on actors, in `tmp_path / "run"`, with config values by dotted key."""
 
-    def run(faults: list[dict[str, Any]] | None = None, **overrides: Any) -> Result:
+    def run(faults: list[dict[str, Any]] | None = None, progress: Progress | None = None, **overrides: Any) -> Result:
         config = tiny_config(run__dir=str(tmp_path / "run"), **overrides)
         if faults is not None:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
-        return launch(tiny_task(), config, embedded=embedded)
+        return launch(tiny_task(), config, progress=progress, embedded=embedded)
 
     run.run_dir = tmp_path / "run"  # type: ignore[attr-defined]  # where it was
     return run

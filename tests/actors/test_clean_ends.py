@@ -19,8 +19,6 @@ from esper.journal import Kind, read
 from esper.testing import tiny_config
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
-WHOLE_RUN_S = 15.0
-"""About what a run takes here; Ctrl-C comes at any moment of it, Ray's start included."""
 END_WITHIN_S = 5.0
 """From the signal to the end of the process."""
 
@@ -40,11 +38,15 @@ class Started:
 
     def children(self) -> list[str]:
         """Command lines of every process of its session; a title that Ray gives itself counts as one."""
+        return [line for _, line in self.processes()]
+
+    def processes(self) -> list[tuple[int, str]]:
+        """Process id and command line of every process of its session."""
         found = []
         for folder in Path("/proc").iterdir():
             try:
                 if folder.name.isdigit() and session_of(folder) == self.process.pid:
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+                    found.append((int(folder.name), (folder / "cmdline").read_text().replace("\0", " ")))
             except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
                 continue
         return found
@@ -114,39 +116,59 @@ def ray_begun(started: Started) -> None:
         assert time.monotonic() < limit, "Ray never began"
 
 
+def in_process(folder: Path) -> str:
+    """The weights of the same run in one process, by the command line too."""
+    out = folder / "alone.json"
+    command = [sys.executable, "-m", "esper.cli", "run", f"{folder}/0/task.py:task", "--in-process", "--json"]
+    with out.open("w") as file:
+        subprocess.run(
+            [*command, "--config", f"{folder}/0/tiny.toml", "--run-dir", f"{folder}/alone"],
+            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    digest: str = json.loads(out.read_text().splitlines()[-1])["weights_sha256"]
+    return digest
+
+
 def interrupt(folder: Path, after_s: float) -> None:
     started = start(folder)
-    try:
+    with pytest.raises(subprocess.TimeoutExpired):
         started.process.wait(timeout=after_s)
-    except subprocess.TimeoutExpired:
-        started.ctrl_c()
-        assert started.end() <= END_WITHIN_S
-    assert started.process.returncode in (0, 130, -signal.SIGINT)  # 0: it was quicker; -2: before python was up
+    started.ctrl_c()
+    assert started.end() <= END_WITHIN_S
+    assert started.process.returncode in (130, -signal.SIGINT)  # -2: before python was up
     assert started.children() == []
     assert remains(started) == []
 
 
-def starts_and_stops(folder: Path, count: int) -> int:
-    """Returns how many different weights the whole runs among them ended with."""
-    draw, digests = random.Random(20), set()
+def starts_and_stops(folder: Path, count: int) -> set[str]:
+    """Returns the different weights that the whole runs among them ended with.
+
+    Ctrl-C comes at a share of the first run's own time, Ray's start included; in its second half a run may have ended.
+    """
+    draw, digests, whole_s = random.Random(20), set(), 0.0
     for number in range(count):
         place = folder / str(number)
         place.mkdir()
         if number % 4 == 1:
-            interrupt(place, draw.uniform(0.0, WHOLE_RUN_S))
+            interrupt(place, draw.uniform(0.0, 0.5) * whole_s)
         else:
+            began = time.monotonic()
             digests.add(finish_whole(place))
-    return len(digests)
+            whole_s = whole_s or time.monotonic() - began
+    return digests
 
 
 def test_three_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
-    assert starts_and_stops(tmp_path, 3) == 1
+    assert starts_and_stops(tmp_path, 3) == {in_process(tmp_path)}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_twenty_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
-    assert starts_and_stops(tmp_path, 20) == 1
+    assert starts_and_stops(tmp_path, 20) == {in_process(tmp_path)}
 
 
 def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
@@ -190,15 +212,31 @@ def test_an_impatient_ctrl_c_does_not_disturb_the_end(tmp_path: Path) -> None:
     assert remains(started) == []
 
 
-def test_sigterm_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_wish_to_end_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path, number: int) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)
-    started.process.send_signal(signal.SIGTERM)
+    started.process.send_signal(number)
     assert started.end() <= END_WITHIN_S
     assert started.process.returncode == 143
     entries, _ = read(started.run_dir / "journal-1.log")
     assert (entries[-1].kind, entries[-1].body["error"]) == (Kind.RUN_FAILED, "Drained")
-    assert entries[-1].body["fence"] == max(e.body["fence"] for e in entries if e.kind is Kind.ROUND_ENDED)
+    fence = max(e.body["fence"] for e in entries if e.kind is Kind.ROUND_ENDED)
+    assert entries[-1].body["fence"] == fence
+    assert max(e.body["fence"] for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED) == fence
+    assert started.children() == []
+    assert remains(started) == []
+
+
+def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
+    started = start(tmp_path)
+    begun(started, Kind.ROUND_ENDED)
+    (raylet,) = [pid for pid, line in started.processes() if "/raylet/raylet " in line]
+    os.kill(raylet, signal.SIGKILL)
+    assert started.end() <= 60
+    assert started.process.returncode == 3, (tmp_path / "err").read_text()
+    told = json.loads((tmp_path / "out").read_text().splitlines()[-1])
+    assert told["error"] in ("ActorLost", "TrainerRankLost")
     assert started.children() == []
     assert remains(started) == []
 
@@ -211,7 +249,7 @@ def test_killed_driver_takes_its_actors_along(tmp_path: Path) -> None:
     started.process.kill()
     started.process.wait(timeout=5)
     limit = time.monotonic() + 20
-    while any("Agent" not in child for child in started.children()) and time.monotonic() < limit:
-        pass
+    while any("Agent" not in child for child in started.children()):
+        assert time.monotonic() < limit, started.children()
     assert len(before) == 6
     assert [child for child in started.children() if "Agent" not in child] == []

@@ -91,7 +91,7 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                     trainer=make_trainer(prospect, key, word.halted),
                     tamiyo=make_tamiyo(prospect, key, SystemClock()),
                     kasmina=make_kasmina(prospect, key, SystemClock()),
-                    incubator=make_incubator(prospect, key),
+                    incubator=make_incubator(prospect, key, word.halted),
                     counted=lambda _: 0,
                     signals=hearing.take,
                     shared=lambda snapshot: snapshot,
@@ -143,7 +143,7 @@ class AtFence(Quiet):
 # -- HALT --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [1, 29, 40], ids=["in the first step", "in a round", "in the last step of a round"])
+@pytest.mark.parametrize("step", [1, 29, 40, 320], ids=["first", "in a round", "its last", "last of all"])
 def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason_and_id(
     run_here: Any, local: LocalDesk, tmp_path: Path, step: int
 ) -> None:
@@ -156,6 +156,26 @@ def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason
     assert entries(tmp_path)[-1].kind is Kind.RUN_FAILED
     assert "the room is on fire" in entries(tmp_path)[-1].body["message"]
     assert local.ask("pending", "conductor") == ()
+
+
+class WhileIncubating(Quiet):
+    """Does something when the trainer waits for a tournament."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def working(self, what: str) -> None:
+        if "incubating" in what:
+            self._act()
+
+
+def test_a_halt_ends_a_tournament_that_is_waited_for_and_nothing_follows(
+    run_here: Any, local: LocalDesk, tmp_path: Path
+) -> None:
+    with pytest.raises(EmergencyStop, match="the room is on fire"):
+        run_here(progress=WhileIncubating(lambda: local.publish(signal(Level.HALT))))
+    kinds = [entry.kind for entry in entries(tmp_path)]
+    assert kinds[-2:] in ([Kind.ROUND_ENDED, Kind.RUN_FAILED], [Kind.CHECKPOINT_COMMITTED, Kind.RUN_FAILED])
 
 
 def test_a_halt_between_two_rounds_ends_the_run_before_the_next_step(run_here: Any, local: LocalDesk) -> None:

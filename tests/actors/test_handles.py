@@ -37,6 +37,7 @@ from esper.errors import (
     CommandRejected,
     DependencyViolationError,
     PlacementUnavailable,
+    PolicyFailed,
     StageConflict,
     TrainerRankLost,
 )
@@ -238,6 +239,18 @@ class Room:
         print("and the last words", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def raise_chain(self) -> None:
+        try:
+            raise RuntimeError("the user's") from KeyError("the root")
+        except RuntimeError as error:
+            raise PolicyFailed("gnn", 3) from error
+
+    def leave(self) -> None:
+        sys.exit(3)
+
+    def interrupt(self) -> None:
+        raise KeyboardInterrupt("by the user's own code")
+
     def raise_unsendable(self) -> None:
         raise NeedsTwo("one", "two") from KeyError("the cause")
 
@@ -322,6 +335,24 @@ def test_an_error_that_pickle_cannot_rebuild_comes_with_its_text_and_its_cause(r
         remotes["busy"].ask("raise_unsendable")
     assert isinstance(caught.value.__cause__, KeyError)
     assert any("raise_unsendable" in note for note in caught.value.__notes__)
+
+
+def test_a_chain_of_causes_arrives_whole_whoever_wrote_their_classes(remotes: dict[str, Remote]) -> None:
+    with pytest.raises(PolicyFailed) as caught:
+        remotes["busy"].ask("raise_chain")
+    cause = caught.value.__cause__
+    assert repr(cause) == repr(RuntimeError("the user's"))
+    assert cause is not None
+    assert repr(cause.__cause__) == repr(KeyError("the root"))
+
+
+@pytest.mark.parametrize(("method", "said"), [("leave", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt: by the")])
+def test_what_is_no_exception_comes_as_an_error_that_names_it_and_ends_nobody(
+    remotes: dict[str, Remote], method: str, said: str
+) -> None:
+    with pytest.raises(ActorError, match=said):
+        remotes["busy"].ask(method)
+    assert remotes["busy"].ask("work", 1, 0.0) == "done"
 
 
 def test_actors_for_which_there_is_no_room_are_told_with_what_was_asked_and_what_there_is(

@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
+import actors
 import esper.loop
+from actors.bootstrap import EmbeddedRay
 from actors.handles import is_gone
-from esper.errors import ActorLost, CallDeadlineExceeded, FaultInjected, PolicyDeadlineExceeded, TrainerRankLost
+from esper.errors import (
+    ActorLost,
+    CallDeadlineExceeded,
+    Drained,
+    FaultInjected,
+    PolicyDeadlineExceeded,
+    TrainerRankLost,
+)
 from esper.execution import say_failure
 from esper.journal import Kind, read
+from esper.leyline.state import RoundState
+from esper.line import Drain
+from esper.progress import Quiet
+from esper.summary import Tally
 from esper.testing import tiny_config, tiny_task
 
 
@@ -27,15 +42,82 @@ def story(run_dir: Path) -> list[tuple[Kind, Any]]:
     return [(entry.kind, {k: v for k, v in entry.body.items() if k in keys}) for entry in entries]
 
 
+SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("managers", [1, 3])
-def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, tmp_path: Path, managers: int) -> None:
-    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
-    together = launch_tiny(growth__managers=managers)
+def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, tmp_path: Path, managers: int, seed: int) -> None:
+    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
+    together = launch_tiny(growth__managers=managers, run__seed=seed)
     assert together.weights_sha256 == alone.weights_sha256
     assert together.twin_weights_sha256 == alone.twin_weights_sha256
     assert together.test_loss == alone.test_loss
     assert any(seed.stage == "FOSSILIZED" for seed in together.seeds)
     assert story(tmp_path / "run") == story(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("fence", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 11, 15))])
+def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
+    embedded: EmbeddedRay, tmp_path: Path, fence: int
+) -> None:
+    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
+    watch = StopAt(fence)
+    with pytest.raises(Drained):
+        actors.launch(
+            tiny_task(),
+            tiny_config(run__dir=str(tmp_path / "run")),
+            drain=watch.drain,
+            progress=watch,
+            embedded=embedded,
+        )
+    result = actors.resume(tmp_path / "run", tiny_task(), embedded=embedded)
+    assert (result.weights_sha256, result.twin_weights_sha256) == (alone.weights_sha256, alone.twin_weights_sha256)
+    assert (result.test_loss, result.resumes) == (alone.test_loss, 1)
+
+
+def test_a_run_whose_trainer_was_killed_goes_on_to_the_same_bits(
+    launch_tiny: Any, embedded: EmbeddedRay, tmp_path: Path
+) -> None:
+    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
+    with pytest.raises(TrainerRankLost):
+        launch_tiny(faults=[{"point": "tolaria.step", "fault": "kill", "step": 109}])
+    result = actors.resume(tmp_path / "run", tiny_task(), embedded=embedded)
+    assert result.weights_sha256 == alone.weights_sha256
+
+
+def test_an_actor_that_nobody_asks_is_missed_too(launch_tiny: Any, tmp_path: Path) -> None:
+    with pytest.raises(ActorLost, match=r"tamiyo-spare: The actor is dead"):
+        launch_tiny(progress=KillsAtFence(3, "tamiyo-spare"))
+    assert read(tmp_path / "run" / "journal-1.log")[0][-1].body["error"] == "ActorLost"
+
+
+class KillsAtFence(Quiet):
+    """Kills an actor of the run from outside, when a fence has been passed."""
+
+    def __init__(self, fence: int, name: str) -> None:
+        self._fence, self._name = fence, name
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        if state.fence == self._fence:
+            actor: Any = ray.get_actor(f"{self._name}-g1-{state.run_id[:8]}")
+            pid = ray.get(actor.pid.remote(), timeout=10)
+            os.kill(pid, signal.SIGKILL)
+            while not is_gone(pid):
+                pass
+
+
+class StopAt(Quiet):
+    """Asks for a drain once a fence has been held."""
+
+    def __init__(self, fence: int) -> None:
+        self.drain, self._fence = Drain(), fence
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        if state.fence == self._fence:
+            self.drain.ask()
 
 
 def test_a_user_error_in_the_model_arrives_as_itself(launch_tiny: Any, tmp_path: Path) -> None:

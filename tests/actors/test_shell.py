@@ -238,6 +238,15 @@ def test_a_cause_that_cannot_be_sent_does_not_take_its_error_with_it() -> None:
     assert str(pickle.loads(pickle.dumps(sent)).__cause__) == "tamiyo: NeedsTwo: one and two"
 
 
+def test_an_error_that_was_raised_from_itself_has_an_end() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    sent = sendable(first, "tolaria")
+    assert sent is first
+    assert sent.__cause__ is second
+    assert second.__cause__ is None
+
+
 def test_what_a_constructor_raises_is_made_sendable_too() -> None:
     def build() -> Room:
         raise NeedsTwo("one", "two")

@@ -570,6 +570,7 @@ def _committed(folder: Path, fence: int) -> CheckpointWritten:
         fence=fence,
         step=20 * fence,
         generation=1,
+        weights_crc32c=0,
         topology_digest="",
         seconds=0.1,
     )
