@@ -59,7 +59,7 @@ class EmbeddedRay:
         """Start it with room for `slots` working actors.
 
         Raises:
-            PlacementUnavailable: this process is connected to a Ray already.
+            PlacementUnavailable: this process is connected to a Ray already, or Ray did not start.
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
@@ -70,6 +70,9 @@ class EmbeddedRay:
         self.folder = Path("/tmp") / name  # short: socket paths end at 107 bytes; made below, for us alone
         try:
             self._start(slots)
+        except Exception as error:
+            self.close()
+            raise PlacementUnavailable("ray", f"it did not start: {type(error).__name__}: {error}") from error
         except BaseException:
             self.close()
             raise

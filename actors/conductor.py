@@ -123,6 +123,11 @@ class Company:
             for remote in self.remotes.values():
                 each.callback(remote.kill)
 
+    def rebind(self, generation: int) -> None:
+        """Have every actor refuse what comes from an older generation."""
+        for remote in self.remotes.values():
+            remote.rebind(generation)
+
     def check(self) -> None:
         """Raises: ActorLost: the process of an actor has ended, also of one that nobody is asking anything."""
         for remote in self.remotes.values():
@@ -131,6 +136,11 @@ class Company:
     def counted(self, name: str) -> int:
         """Total of a counter over all actors, as they last reported it."""
         return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
+
+    def _gpu_share(self) -> float:
+        """A GPU for each process that computes; where there are fewer, what is there in equal shares."""
+        there: float = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
+        return min(1.0, there / (1 + self.prospect.config.growth.managers))
 
     def _birth(self, role: str, name: str, build: Callable[..., Any], arguments: tuple[object, ...]) -> Birth:
         config = self.prospect.config
@@ -141,7 +151,7 @@ class Company:
             run_id=self.key.run_id,
             generation=self.key.generation,
             cpus=1.0 if works else 0.0,
-            gpus=1.0 if works and config.run.device.startswith("cuda") else 0.0,
+            gpus=self._gpu_share() if works and config.run.device.startswith("cuda") else 0.0,
             threads=config.run.threads,
             telemetry_folder=telemetry_folder(self.path).absolute() if config.telemetry.enabled else None,
             build=build,
@@ -181,6 +191,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                     incubator=nursery,
                     counted=company.counted,
                     signals=heard,
+                    rebind=company.rebind,
                     shared=lambda snapshot: [ray.put(snapshot)],
                 )
         finally:

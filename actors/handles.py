@@ -155,6 +155,12 @@ class Remote:
         except RayError as error:
             self._raise(error)
 
+    def rebind(self, generation: int) -> None:
+        """Have the actor take messages of a newer generation, and no others, whatever it is doing now."""
+        rebound: Any = self._actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
+        self._wait(rebound)
+        self.generation = generation
+
     def reference(self, method: str, *arguments: object) -> list[ray.ObjectRef[Any]]:  # Any: as the method
         """Call, wait until the result is there, and return it unseen: it is ours and outlives the actor.
 

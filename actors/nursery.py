@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextvars
 import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any, TypeVar, cast
 
 from actors.handles import Remote
@@ -77,6 +78,8 @@ class RemoteNursery:
         self._twin: RemoteFork | None = None
         self._twin_ahead: Future[tuple[float, ...]] | None = None
         self._twin_steps = 0
+        self._running: list[Future[Any]] = []
+        self._noting = threading.Lock()
         self._began: tuple[int, Snapshot] | None = None
         """Fence and origin of the tournament in flight."""
 
@@ -135,13 +138,25 @@ class RemoteNursery:
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Nursery`
-        """See `Nursery`. The managers are new, or have nothing to do."""
-        assert self._pending is None, "a tournament is in flight"
+        """See `Nursery`: returns when nothing of what was in flight runs any more."""
+        self._abandon()
         twin = state["twin"]
         self._twin = cast(RemoteFork, self._fork(twin)) if twin is not None else None
-        self._twin_steps, self._twin_ahead = state["twin_steps"], None
+        self._twin_steps = state["twin_steps"]
         if self._twin is not None:
             self._twin.graft(None)
+
+    def _abandon(self) -> None:
+        """Give up the tournament in flight and every fork; their results are of an older generation."""
+        if self._undone():
+            for manager in self._managers:
+                manager.ask("abandon", True, group="ctl")
+            while running := self._undone():  # what runs may still begin more
+                wait(running)
+            for manager in self._managers:
+                manager.ask("abandon", False, group="ctl")
+        self._pending = self._began = self._control = self._twin = self._twin_ahead = None
+        self._forget_losers()
 
     def close(self) -> None:
         """Take no more work; what runs goes on until its manager's process ends."""
@@ -191,4 +206,11 @@ class RemoteNursery:
 
     def _start(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> Future[T]:
         """Run work in a pool under this thread's trace."""
-        return pool.submit(contextvars.copy_context().run, work, *arguments)
+        future = pool.submit(contextvars.copy_context().run, work, *arguments)
+        with self._noting:
+            self._running = [*(one for one in self._running if not one.done()), future]
+        return future
+
+    def _undone(self) -> list[Future[Any]]:
+        with self._noting:
+            return [future for future in self._running if not future.done()]

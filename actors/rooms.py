@@ -86,8 +86,13 @@ class ForkHouse:
     ) -> None:
         prospect = sent.open()
         self._fetch = fetch
-        self._incubator: Incubator = make_incubator(prospect, key, halted)
-        self._fork = make_fork_factory(prospect, key, halted)
+        self._abandoned = False
+
+        def stopped() -> bool:
+            return self._abandoned or halted()
+
+        self._incubator: Incubator = make_incubator(prospect, key, stopped)
+        self._fork = make_fork_factory(prospect, key, stopped)
         self._forks: dict[str, Fork] = {}
 
     def births(self, plans: Sequence[GraftPlan], snapshot: list[ray.ObjectRef[Any]]) -> tuple[Birth, ...]:
@@ -117,6 +122,10 @@ class ForkHouse:
     def weights_sha256(self, name: str) -> str:
         """Digest of a fork's weights and buffers."""
         return self._forks[name].weights_sha256()
+
+    def abandon(self, yes: bool) -> None:
+        """Stop whatever fork trains now at its next step, and every other that begins to, until told otherwise."""
+        self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot
         """Everything that a fork's future depends on."""

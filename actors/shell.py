@@ -9,7 +9,7 @@ import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,19 @@ class Shell:
     def progress(self) -> int:
         """How much work this process has finished."""
         return beats()
+
+    def rebind(self, generation: int) -> Reply:
+        """Take messages of a newer generation from now on, and no others.
+
+        Raises:
+            DependencyViolationError: it is not newer.
+        """
+        if generation <= self._birth.generation:
+            raise DependencyViolationError(
+                "rebind", "an older generation", f"{generation}, here {self._birth.generation}"
+            )
+        self._birth = replace(self._birth, generation=generation)
+        return Reply(None, self._counted())
 
     def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
         """Call one public method of the room's object.

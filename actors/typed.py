@@ -11,7 +11,7 @@ import ray
 
 from actors.handles import Remote
 from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
-from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Verdict
 from esper.leyline.evidence import HostObservation, PairedLosses, ResetProbe, SampleLosses
@@ -80,6 +80,10 @@ class TolariaHandle:
     def saved(self) -> CheckpointWritten:
         """See `LiveHost`: asked while the actor trains."""
         return cast(CheckpointWritten, self.remote.ask("saved", group="ctl"))
+
+    def roll_back(self, generation: int) -> Kept | None:
+        """See `LiveHost`."""
+        return cast("Kept | None", self.remote.ask("roll_back", generation))
 
     def restore(self, snapshot: Snapshot, generation: int) -> None:
         """See `LiveHost`."""

@@ -1,4 +1,4 @@
-"""When a run's checkpoints are made, committed and dropped. It copies no weights and opens no checkpoint.
+"""When a run's checkpoints are made, committed, dropped and gone back to. It copies no weights.
 
 The trainer writes a checkpoint beside its training; the conductor, the journal's only writer, commits it. A checkpoint
 counts from its COMMIT on, and only then is the oldest dropped (see docs/durability.md).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from esper.journal import Journal, Kind
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
+from esper.tolaria.checkpoint import restore_latest
+from esper.tolaria.plain import from_plain, nursery_of
 
 
 class CheckpointConfig(BaseModel):
@@ -29,6 +32,18 @@ class CheckpointConfig(BaseModel):
 
     every_rounds: int = Field(1, ge=1, description="rounds between checkpoints; changes no bits")
     keep: int = Field(2, ge=2, description="newest checkpoints that are kept, beside that of fence 0")
+    fast_rollback_s: float = Field(0.5, gt=0, description="longest that a rollback in memory may take, in seconds")
+    full_rollback_s: float = Field(12.0, gt=0, description="longest that a rollback from disk may take, in seconds")
+
+
+@dataclass(frozen=True)
+class FenceState:
+    """All that a run's future depends on, as it was at a fence."""
+
+    fence: int
+    host: Any  # Any: a HostSnapshot; None: the trainer itself keeps it, in memory
+    rooms: Mapping[str, str]
+    nursery: Mapping[str, Any]  # Any: see `Nursery.state`
 
 
 class Checkpoints:
@@ -43,14 +58,14 @@ class Checkpoints:
         *,
         disk: Disk = DISK,
     ) -> None:
-        self._folder, self._journal, self._config, self._disk = folder, journal, config, disk
+        self._folder, self._journal, self.config, self._disk = folder, journal, config, disk
         self._committed = list(committed)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
 
     def due(self, fence: int, last_fence: int) -> bool:
         """A checkpoint is made at this fence: the first and the last always have one."""
-        return fence % self._config.every_rounds == 0 or fence == last_fence
+        return fence % self.config.every_rounds == 0 or fence == last_fence
 
     def begin(
         self,
@@ -85,6 +100,18 @@ class Checkpoints:
         """Take no more. A save in flight is awaited, or given up with its trainer's process; `settle` tells of it."""
         self._pool.shutdown(wait=True)
 
+    def load_latest(self) -> FenceState:
+        """The last committed checkpoint that loads; those after it are put aside.
+
+        Raises:
+            RestoreImpossible: none loads.
+        """
+        self.settle()
+        written, content = restore_latest(self._folder, self._committed)
+        self._committed = [one for one in self._committed if one.fence <= written.fence]
+        host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
+        return FenceState(written.fence, host, content["rooms"], nursery)
+
     @property
     def committed(self) -> tuple[CheckpointWritten, ...]:
         """Committed checkpoints that are kept, oldest first."""
@@ -100,7 +127,7 @@ class Checkpoints:
 
     def _drop_old(self) -> None:
         """Unlink what is older than the newest `keep`, but for fence 0: the last way back there is."""
-        old = self._committed[: -self._config.keep]
+        old = self._committed[: -self.config.keep]
         dropped = [written for written in old if written.fence != 0]
         for written in dropped:
             self._disk.unlink(self._folder / written.file)

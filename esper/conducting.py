@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from esper import faults
-from esper.checkpoints import Checkpoints
+from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
 from esper.errors import ConfigError, EsperError
 from esper.faults import Firings
 from esper.history import Past
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
-from esper.line import Drain, FenceState, Line, Rooms
+from esper.line import Drain, Line, Rooms
 from esper.progress import Progress
 from esper.prospect import Prospect
 from esper.references import Reference
@@ -36,8 +36,6 @@ from esper.summary import Identity, Result, failure, fate, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.setup import Telemetry
-from esper.tolaria.checkpoint import restore_latest
-from esper.tolaria.plain import from_plain, nursery_of
 
 BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
 """(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
@@ -102,56 +100,18 @@ class Conductor:
         ):
             if past is None:
                 checkpoints_folder(path).mkdir()
-                identity.save(path)
-                journal.write(Kind.RUN_STARTED, identity)
-                kept = None
-            else:
-                kept = take_over(path, past, identity, journal)
             committed = past.commits if past is not None else ()
             with closing(
                 Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint, committed)
             ) as checkpoints:
+                kept = checkpoints.load_latest() if committed else None
+                if past is not None:
+                    journal.supersede(kept.fence if kept is not None else None)
+                identity.save(path)
+                journal.write(Kind.RUN_STARTED if past is None else Kind.RUN_RESUMED, identity)
                 record = Record(self, prospect, path, key, journal, store, checkpoints, telemetry)
                 with faults.armed(prospect.config.faults, self.name, faults_file(path)):
                     return record.run(kept)
-
-
-def take_over(path: Path, past: Past, identity: Identity, journal: Journal) -> FenceState | None:
-    """Make a new generation the owner of a run: what it goes on from, and what of the old journals still counts.
-
-    Returns:
-        The state of the last fence whose checkpoint loads; None if none was ever committed.
-
-    Raises:
-        RestoreImpossible: checkpoints were committed and none of them loads.
-    """
-    kept = load_latest(path, past) if past.commits else None
-    from_fence = kept.fence if kept is not None else None
-    journal.write(
-        Kind.SUPERSEDED,
-        from_fence=from_fence,
-        generation=identity.generation,
-        lengths={str(generation): length for generation, length in past.lengths.items()},
-        why="resume",
-    )
-    identity.save(path)
-    journal.write(Kind.RUN_RESUMED, identity)
-    return kept
-
-
-def load_latest(path: Path, past: Past) -> FenceState:
-    """The last checkpoint that loads.
-
-    Raises:
-        RestoreImpossible: none does.
-    """
-    written, content = restore_latest(checkpoints_folder(path), past.commits)
-    return FenceState(
-        fence=written.fence,
-        host=from_plain(content["trainer"]),
-        rooms=content["rooms"],
-        nursery=nursery_of(content["nursery"]),
-    )
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@
     ├── StoreCorrupt                    a file is not what it should be
     │   └── CheckpointCorrupt           ... and it should be a checkpoint
     ├── RestoreImpossible               no checkpoint of the run can be loaded
+    ├── RollbackDeadlineExceeded        a rollback took longer than its budget
     ├── ActorError                      something between processes went wrong
     │   ├── ActorLost                   the process of an actor is gone
     │   │   └── TrainerRankLost         ... and it trained the live host
@@ -265,6 +266,17 @@ class RestoreImpossible(EsperError):
 
     def __str__(self) -> str:
         return f"{self.folder}: no checkpoint can be restored: {self.why}"
+
+
+class RollbackDeadlineExceeded(EsperError):
+    """A rollback took longer than its budget. Everything was restored; times in seconds."""
+
+    def __init__(self, tier: str, elapsed_s: float, budget_s: float) -> None:
+        super().__init__(tier, elapsed_s, budget_s)
+        self.tier, self.elapsed_s, self.budget_s = tier, elapsed_s, budget_s
+
+    def __str__(self) -> str:
+        return f"the {self.tier} rollback took {self.elapsed_s:.3f} s, its budget is {self.budget_s:.3f} s"
 
 
 # -- between processes -------------------------------------------------------------------------------------------

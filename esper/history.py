@@ -6,7 +6,6 @@ long the older journals were then: what a writer that should be dead adds to the
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from esper.durable.log import LoadError
 from esper.errors import StoreCorrupt
 from esper.journal import Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
-from esper.run_directory import journal_file
+from esper.run_directory import checkpoints_folder, journal_file, journals
 from esper.summary import Identity, load_identity
 
 
@@ -29,8 +28,6 @@ class Past:
     """What counts, in order."""
     commits: tuple[CheckpointWritten, ...]
     """Checkpoints that were committed and are not dropped by retention, oldest first."""
-    lengths: dict[int, int]
-    """Bytes of each generation's journal."""
     errors: tuple[LoadError, ...]
     """Every place in a journal that could not be read."""
 
@@ -43,34 +40,30 @@ def read_past(path: Path) -> Past:
         StoreCorrupt: `run.json` or a journal is none of ours, or there is no journal.
     """
     identity = load_identity(path)
-    generations = _generations(path)
-    if not generations:
+    files = journals(path)
+    if not files:
         raise StoreCorrupt(str(journal_file(path, identity.generation)), "is missing: nothing can be said of the run")
-    lengths = {generation: journal_file(path, generation).stat().st_size for generation in generations}
-    journals = {generation: read(journal_file(path, generation)) for generation in generations}
-    valid = dict(lengths)
-    for generation in generations:
-        for entry in journals[generation][0]:
-            if entry.kind is Kind.SUPERSEDED:
-                valid |= {int(older): length for older, length in entry.body["lengths"].items()}
+    found = {generation: read(file) for generation, file in files.items()}
+    valid = {
+        int(older): length
+        for entries, _ in found.values()
+        for entry in entries
+        if entry.kind is Kind.SUPERSEDED
+        for older, length in entry.body["lengths"].items()
+    }
     entries: list[Entry] = []
-    for generation in generations:
-        for entry in journals[generation][0]:
-            if entry.offset >= valid[generation]:
+    for generation, (its_entries, _) in found.items():
+        for entry in its_entries:
+            if generation in valid and entry.offset >= valid[generation]:
                 break
             if entry.kind is Kind.SUPERSEDED:
                 entries = _up_to(entries, entry.body["from_fence"])
             entries.append(entry)
     commits = [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
-    folder = path / "checkpoints"
-    errors = tuple(error for _, damaged in journals.values() for error in damaged)
+    folder = checkpoints_folder(path)
+    errors = tuple(error for _, damaged in found.values() for error in damaged)
     there = tuple(one for one in commits if one is commits[-1] or (folder / one.file).exists())
-    return Past(identity, generations[-1], tuple(entries), there, lengths, errors)
-
-
-def _generations(path: Path) -> list[int]:
-    names = [re.fullmatch(r"journal-(\d+)\.log", file.name) for file in path.iterdir()]
-    return sorted(int(name[1]) for name in names if name is not None)
+    return Past(identity, max(files), tuple(entries), there, errors)
 
 
 def _up_to(entries: list[Entry], fence: int | None) -> list[Entry]:

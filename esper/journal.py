@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from esper.durable.log import FramedLog, LoadError, scan
-from esper.run_directory import journal_file
+from esper.run_directory import journal_file, journals
 
 
 class Kind(IntEnum):
@@ -42,6 +42,7 @@ class Kind(IntEnum):
     CHECKPOINT_COMMITTED = 18
     SUPERSEDED = 19
     RUN_RESUMED = 20
+    RESTORED = 21
 
 
 FIRST_GENERATION = 1
@@ -65,7 +66,7 @@ class Journal:
     """
 
     def __init__(self, run_dir: Path, generation: int) -> None:
-        self.generation = generation
+        self.generation, self._run_dir = generation, run_dir
         self._log = FramedLog.open(journal_file(run_dir, generation), epoch=generation)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
@@ -84,7 +85,35 @@ class Journal:
             StoreWriteFailed: they are not.
         """
         appended = [(int(kind), _payload(body)) for kind, body in records]
-        self._writer.submit(self._log.append_many, appended).result()
+        self._writer.submit(self._append, appended).result()
+
+    def succeed(self, from_fence: int | None) -> None:
+        """Go on in a new generation, in a file of its own; see `supersede`."""
+        self._writer.submit(self._open_next).result()
+        self.supersede(from_fence)
+
+    def supersede(self, from_fence: int | None) -> None:
+        """Take the run over from older generations: what they did after a fence is taken back.
+
+        Args:
+            from_fence: The last fence that counts; None: nothing of them does.
+
+        Raises:
+            StoreWriteFailed: they still own it.
+        """
+        older = {
+            generation: file for generation, file in journals(self._run_dir).items() if generation < self.generation
+        }
+        lengths = {str(generation): file.stat().st_size for generation, file in older.items()}
+        self.write(Kind.SUPERSEDED, from_fence=from_fence, generation=self.generation, lengths=lengths)
+
+    def _append(self, records: list[tuple[int, bytes]]) -> None:
+        self._log.append_many(records)
+
+    def _open_next(self) -> None:
+        self._log.close()
+        self.generation += 1
+        self._log = FramedLog.open(journal_file(self._run_dir, self.generation), epoch=self.generation)
 
     def close(self) -> None:
         """Release the file, when what is being written is."""

@@ -5,14 +5,16 @@ It knows its rooms only by what they answer, so that it is the same in one proce
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from esper import faults
-from esper.checkpoints import Checkpoints
-from esper.errors import Drained, EmergencyStop
+from esper.checkpoints import Checkpoints, FenceState
+from esper.errors import Drained, EmergencyStop, RestoreImpossible, RollbackDeadlineExceeded
 from esper.journal import Journal, Kind
 from esper.leyline.base import Message
 from esper.leyline.commands import Command
@@ -25,6 +27,8 @@ from esper.progress import Progress
 from esper.summary import Tally, TallyState
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Rooms:
     """Total of a counter in every process but the conductor's own."""
     signals: Callable[[], tuple[EmergencySignal, ...]]
     """Emergency signals that came since the last call."""
+    rebind: Callable[[int], None]
+    """Have every process refuse messages of generations before this one."""
     shared: Callable[[Any], Any]  # Any: a HostSnapshot in this process, and what `LiveHost.snapshot` would give for it
     """A snapshot as the rooms pass it on among themselves."""
 
@@ -90,14 +96,13 @@ class LineState(Message):
     start: dict[str, float]
 
 
-@dataclass(frozen=True)
-class FenceState:
-    """All that a run's future depends on, as it was at a fence."""
+class Tier(StrEnum):
+    """Where a rollback gets the state from that it goes back to."""
 
-    fence: int
-    host: Any  # Any: from LiveHost.snapshot, or what stands for it
-    rooms: Mapping[str, str]
-    nursery: Mapping[str, Any]  # Any: see `Nursery.state`
+    FAST = "fast"
+    """Memory: the trainer's own copy."""
+    FULL = "full"
+    """Disk: the last checkpoint that loads."""
 
 
 @dataclass
@@ -118,6 +123,8 @@ class Line:
     """The last one that was passed; None: not even fence 0 was."""
     start: Mapping[str, float] = field(default_factory=dict)
     """Means over the test shard before the first step."""
+    kept: FenceState | None = None
+    """The last fence's, in memory."""
     trace_id: str = ""
     """Of the round that runs, or ran last."""
 
@@ -131,21 +138,34 @@ class Line:
         Raises:
             Drained: that was asked for; the run ends at a fence, and its checkpoint is committed.
         """
-        last = len(self.fence_steps) - 1
+        self.begin()
+        while self.passed < self.last:
+            self.round()
+        self.checkpoints.settle()
+        self._hear(self.last)
+
+    def begin(self) -> None:
+        """Hold fence 0, unless the line was restored at a later one."""
         if self.fence is None:
             self._drained(0)
             self.start = self.trainer.shard_means("test")
             self._hold_fence(0, self.trainer.untrained())
-            self._pass_fence(0, last)
-        for fence in range(self.passed + 1, last + 1):
-            self._drained(self.passed)
-            with span("esper round", role="conductor", fence=fence):
-                self.trace_id = trace_id()
-                training = self._train(fence)
-                self._hold_fence(fence, training)
-                self._pass_fence(fence, last)
-        self.checkpoints.settle()
-        self._hear(last)
+            self._pass_fence(0)
+
+    def round(self) -> None:
+        """One round, and the fence that it ends at."""
+        self._drained(self.passed)
+        fence = self.passed + 1
+        with span("esper round", role="conductor", fence=fence):
+            self.trace_id = trace_id()
+            training = self._train(fence)
+            self._hold_fence(fence, training)
+            self._pass_fence(fence)
+
+    @property
+    def last(self) -> int:
+        """The fence at which the run ends."""
+        return len(self.fence_steps) - 1
 
     @property
     def passed(self) -> int:
@@ -158,13 +178,14 @@ class Line:
             self.checkpoints.settle()
             raise Drained(fence)
 
-    def _pass_fence(self, fence: int, last: int) -> None:
-        """Have the state of the run kept: from here it goes on if it is stopped."""
+    def _pass_fence(self, fence: int) -> None:
+        """Have the state of the run kept: from here it goes on if it is stopped or taken back."""
         faults.point("conductor.fence", round=fence)
         self.fence = fence
-        if self.drain.requested or self.checkpoints.due(fence, last):
+        if self.drain.requested or self.checkpoints.due(fence, self.last):
             with self.tally.checkpoint():
-                self.checkpoints.begin(self.trainer, fence, self.state(), self.incubator.state(fence))
+                self.kept = FenceState(fence, None, self.state(), self.incubator.state(fence))
+                self.checkpoints.begin(self.trainer, fence, self.kept.rooms, self.kept.nursery)
 
     # -- as part of a checkpoint ---------------------------------------------------------------------------------
 
@@ -178,21 +199,60 @@ class Line:
 
         Raises:
             StoreCorrupt: a room does not know what was kept as its own.
+            RestoreImpossible: the trainer was to have kept its state in memory, and has not.
         """
-        generation = self.journal.generation
+        generation, began_s = self.journal.generation, time.monotonic()
         with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
             own = LineState.model_validate_json(kept.rooms["line"])
-            host = self.rooms.shared(kept.host)
-            forks = {name: kept.nursery[name] for name in ("twin", "origin")}
-            forks = {name: self.rooms.shared(one) if one is not None else None for name, one in forks.items()}
-            self.trainer.restore(host, generation)
+            host = self._restore_host(kept, generation)
             self.kasmina.restore(kept.rooms["kasmina"], generation)
             self.tamiyo.restore(kept.rooms["tamiyo"], generation)
+            forks = self._passed_on(kept)
             self.incubator.restore({**kept.nursery, **forks})
             if (order := self.kasmina.order()) is not None:  # it is done again, from its first step
                 self.incubator.begin(order, forks["origin"] if forks["origin"] is not None else host)
-            self.fence, self.level, self.start = kept.fence, own.level, own.start
+            self.fence, self.start = kept.fence, own.start
+            self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
             self.tally.restore(own.tally)
+        self.journal.write(Kind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
+
+    def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
+        """Returns a snapshot of what the host is then."""
+        if kept.host is not None:
+            host = self.rooms.shared(kept.host)
+            self.trainer.restore(host, generation)
+            return host
+        if self.trainer.roll_back(generation) is None:
+            raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {kept.fence}")
+        return self.trainer.snapshot()
+
+    def _passed_on(self, kept: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
+        """The snapshots of forks, as the rooms pass them on; what was kept in memory is so already."""
+        forks = {name: kept.nursery[name] for name in ("twin", "origin")}
+        if kept.host is None:
+            return forks
+        return {name: self.rooms.shared(one) if one is not None else None for name, one in forks.items()}
+
+    def roll_back(self, tier: Tier) -> None:
+        """Take back all that happened since the last checkpoint: one transaction over all rooms, in a new generation.
+
+        Raises:
+            RollbackDeadlineExceeded: it took longer than its budget; everything was restored all the same.
+            RestoreImpossible: there is nothing to go back to.
+        """
+        limits, began_s, rollbacks = self.checkpoints.config, time.monotonic(), self.tally.rollbacks
+        budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
+        severe(f"rollback_{tier}", Severity.ERROR, fence=self.fence, generation=self.journal.generation)
+        count("esper.rollbacks")
+        kept = self.kept if tier is Tier.FAST else self.checkpoints.load_latest()
+        if kept is None:
+            raise RestoreImpossible("memory", "no fence was passed yet")
+        self.journal.succeed(kept.fence)
+        self.rooms.rebind(self.journal.generation)
+        self.restore(kept)
+        self.tally.rollbacks = rollbacks + 1
+        if (elapsed_s := time.monotonic() - began_s) > budget_s:
+            raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
     def _train(self, fence: int) -> TrainingState:
         """One round of the live host, and of its twin beside it."""

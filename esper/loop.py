@@ -124,6 +124,7 @@ def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) 
             incubator=make_incubator(prospect, key),
             counted=lambda _: 0,
             signals=tuple,
+            rebind=lambda _: None,
             shared=lambda snapshot: snapshot,
         )
         return nullcontext(rooms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,12 @@ def summary_file(path: Path) -> Path:
 def journal_file(path: Path, generation: int) -> Path:
     """The journal of one generation."""
     return path / f"journal-{generation}.log"
+
+
+def journals(path: Path) -> dict[int, Path]:
+    """The journals that are there, by generation, oldest first."""
+    names = ((re.fullmatch(r"journal-(\d+)\.log", file.name), file) for file in path.iterdir())
+    return dict(sorted((int(name[1]), file) for name, file in names if name is not None))
 
 
 def checkpoints_folder(path: Path) -> Path:

@@ -13,7 +13,7 @@ from esper.durable.files import sync_folder
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreWriteFailed
 from esper.history import Past, read_past
 from esper.leyline.checkpoints import CheckpointWritten
-from esper.run_directory import checkpoints_folder, journal_file, reports_folder, run_file
+from esper.run_directory import checkpoints_folder, journals, reports_folder, run_file
 from esper.tolaria.checkpoint import verify_all
 
 
@@ -58,8 +58,8 @@ def _copy(run_dir: Path, draft: Path) -> Past:
     """Copy the journals first: what they commit is copied next, or was dropped since and is not asked for."""
     checkpoints_folder(draft).mkdir(parents=True)
     _copy_file(run_file(run_dir), run_file(draft))
-    for generation in read_past(run_dir).lengths:
-        _copy_file(journal_file(run_dir, generation), journal_file(draft, generation))
+    for file in journals(run_dir).values():
+        _copy_file(file, draft / file.name)
     if reports_folder(run_dir).is_dir():
         reports_folder(draft).mkdir()
         for file in reports_folder(run_dir).iterdir():

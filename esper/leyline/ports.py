@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Pair, Verdict
 from esper.leyline.evidence import (
@@ -188,6 +188,10 @@ class LiveHost(Protocol):
 
     def saved(self) -> CheckpointWritten:
         """The record of the last save, once it is durable; may be asked while a round runs."""
+        ...
+
+    def roll_back(self, generation: int) -> Kept | None:
+        """Restore what was last saved, from memory, in a newer generation; None: nothing was."""
         ...
 
     def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`

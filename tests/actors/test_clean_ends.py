@@ -241,6 +241,27 @@ def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
     assert remains(started) == []
 
 
+@pytest.mark.slow
+def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    started = start(tmp_path / "0")
+    begun(started, Kind.CHECKPOINT_COMMITTED)
+    begun(started, Kind.INCUBATION_BEGUN)
+    os.killpg(started.process.pid, signal.SIGKILL)
+    started.process.wait(timeout=5)
+    out = tmp_path / "resumed.json"
+    with out.open("w") as file:
+        subprocess.run(
+            [sys.executable, "-m", "esper.cli", "resume", str(started.run_dir), "--json"],
+            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+            stdout=file,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+    told = json.loads(out.read_text().splitlines()[-1])
+    assert (told["weights_sha256"], told["resumes"]) == (in_process(tmp_path), 1)
+
+
 def test_killed_driver_takes_its_actors_along(tmp_path: Path) -> None:
     """Ray's two agents notice only after a minute that their raylet is gone; they hold nothing of the run."""
     started = start(tmp_path)

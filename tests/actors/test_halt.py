@@ -94,6 +94,7 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                     incubator=make_incubator(prospect, key, word.halted),
                     counted=lambda _: 0,
                     signals=hearing.take,
+                    rebind=lambda _: None,
                     shared=lambda snapshot: snapshot,
                 )
 

@@ -1,0 +1,70 @@
+"""A rollback over processes: every actor goes back to the fence and refuses what comes from before."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+import esper.loop
+from actors.bootstrap import EmbeddedRay
+from actors.conductor import bring_up
+from actors.source import SentProspect
+from actors.typed import TolariaHandle
+from esper.checkpoints import Checkpoints
+from esper.clock import SystemClock
+from esper.errors import DependencyViolationError
+from esper.journal import FIRST_GENERATION, Journal, Kind
+from esper.leyline.ids import new_run_id
+from esper.line import Drain, Line, Tier
+from esper.progress import Quiet
+from esper.prospect import survey
+from esper.references import Reference
+from esper.rooms import RunKey
+from esper.run_directory import checkpoints_folder, reports_folder
+from esper.summary import identify
+from esper.tamiyo.field_reports import FieldReportStore
+from esper.testing import tiny_config, tiny_task
+
+
+@pytest.mark.parametrize("managers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
+    embedded: EmbeddedRay, tmp_path: Path, managers: int
+) -> None:
+    whole = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
+    path = tmp_path / "run"
+    prospect = survey(tiny_task(), tiny_config(growth__managers=managers))
+    key = RunKey(new_run_id(), FIRST_GENERATION, secrets.token_bytes(32))
+    checkpoints_folder(path).mkdir(parents=True)
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(path, FIRST_GENERATION))
+        identity = identify(prospect, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
+        identity.save(path)
+        journal.write(Kind.RUN_STARTED, identity)
+        store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
+        checkpoints = Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint)
+        stack.enter_context(closing(checkpoints))
+        sent = SentProspect.of(prospect, Reference())
+        rooms = stack.enter_context(bring_up(sent, embedded)(prospect, key, path))
+        line = Line(rooms, journal, store, checkpoints, prospect.fence_steps, True, Quiet(), Drain())
+        line.begin()
+        for tier in (Tier.FAST, Tier.FULL, Tier.FAST):
+            for _ in range(3):
+                line.round()
+            before = rooms.trainer.weights_sha256()
+            rooms.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
+            assert rooms.trainer.weights_sha256() != before
+            line.roll_back(tier)
+            assert rooms.trainer.weights_sha256() == before
+        assert isinstance(rooms.trainer, TolariaHandle)
+        rooms.trainer.remote.generation = FIRST_GENERATION  # as a caller that was asleep would
+        with pytest.raises(DependencyViolationError, match="another generation's"):
+            rooms.trainer.weights_sha256()
+        rooms.trainer.remote.generation = journal.generation
+        while line.passed < line.last:
+            line.round()
+        checkpoints.settle()
+        assert rooms.trainer.weights_sha256() == whole.weights_sha256
+        assert rooms.incubator.twin_report().weights_sha256 == whole.twin_weights_sha256

@@ -1,0 +1,62 @@
+"""A run directory of an earlier day: this version restores it, or refuses it by the versions that made it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from esper.checkpoints import Checkpoints
+from esper.errors import RunDirectoryError
+from esper.history import read_past
+from esper.journal import Journal, Kind
+from esper.loop import resume
+from esper.run_directory import checkpoints_folder, run_file
+from esper.summary import versions
+from esper.tensors import state_crc32c
+
+GOLDEN = Path(__file__).parent / "data" / "golden-run"
+"""`esper run esper.testing:tiny_task --set run.epochs=10 ...`, drained at fence 6; made by `tools/golden.py`."""
+
+
+@pytest.fixture
+def golden(tmp_path: Path) -> Path:
+    shutil.copytree(GOLDEN, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def of_these_versions(path: Path) -> None:
+    told = json.loads(run_file(path).read_text())
+    told["versions"] = versions()
+    run_file(path).write_text(json.dumps(told))
+
+
+def test_it_is_gone_on_with_or_refused_by_the_versions_that_made_it(golden: Path) -> None:
+    if read_past(golden).identity.versions == versions():
+        assert resume(golden).resumes == 1
+        return
+    with pytest.raises(RunDirectoryError, match=r"made with .*other versions give other bits"):
+        resume(golden)
+
+
+def test_its_checkpoints_hold_the_weights_that_its_journal_committed(golden: Path, tmp_path: Path) -> None:
+    past = read_past(golden)
+    (tmp_path / "other").mkdir()
+    with Journal(tmp_path / "other", 1) as journal:
+        for keep in range(1, len(past.commits) + 1):
+            commits = past.commits[:keep]
+            kept = Checkpoints(
+                checkpoints_folder(golden), journal, past.identity.config.checkpoint, commits
+            ).load_latest()
+            assert kept.fence == commits[-1].fence
+            assert state_crc32c(kept.host.tensors) == commits[-1].weights_crc32c
+
+
+def test_its_state_is_understood_by_every_room_of_today(golden: Path) -> None:
+    of_these_versions(golden)
+    result = resume(golden)
+    assert (result.steps, result.rounds, result.resumes) == (320, 16, 1)
+    assert {"FOSSILIZED"} <= {seed.stage for seed in result.seeds}
+    assert read_past(golden).entries[-1].kind is Kind.RUN_ENDED

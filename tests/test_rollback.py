@@ -1,0 +1,193 @@
+"""Both tiers of rollback take every room back to the last fence, to the bit, across whatever was grafted since."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.checkpoints import Checkpoints
+from esper.clock import SystemClock
+from esper.config import RunConfig
+from esper.errors import CommandRejected, DependencyViolationError, RestoreImpossible, RollbackDeadlineExceeded
+from esper.history import read_past
+from esper.journal import FIRST_GENERATION, Journal, Kind, read
+from esper.leyline.ids import new_run_id
+from esper.leyline.stages import LIVE
+from esper.line import Drain, Line, Rooms, Tier
+from esper.loop import run
+from esper.progress import Quiet
+from esper.prospect import survey
+from esper.references import Reference
+from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.run_directory import checkpoints_folder, reports_folder
+from esper.summary import Result, identify
+from esper.tamiyo.field_reports import FieldReportStore
+from esper.testing import tiny_config, tiny_task
+
+LAST = 16
+
+
+@contextmanager
+def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
+    """A run of the tiny task in this process, to be led round by round."""
+    prospect, key = survey(tiny_task(), config), RunKey(new_run_id(), FIRST_GENERATION, bytes(32))
+    checkpoints_folder(path).mkdir(parents=True)
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(path, FIRST_GENERATION))
+        identity = identify(prospect, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
+        identity.save(path)
+        journal.write(Kind.RUN_STARTED, identity)
+        store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
+        kept = stack.enter_context(closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint)))
+        rooms = Rooms(
+            trainer=make_trainer(prospect, key),
+            tamiyo=make_tamiyo(prospect, key, SystemClock()),
+            kasmina=make_kasmina(prospect, key, SystemClock()),
+            incubator=make_incubator(prospect, key),
+            counted=lambda _: 0,
+            signals=tuple,
+            rebind=lambda _: None,
+            shared=lambda snapshot: snapshot,
+        )
+        yield Line(rooms, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line]:
+    with line_of(tmp_path / "run", tiny_config()) as line:
+        yield line
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run")))
+
+
+def to_the_end(line: Line) -> str:
+    while line.passed < line.last:
+        line.round()
+    line.checkpoints.settle()
+    return line.trainer.weights_sha256()
+
+
+def stray(line: Line) -> None:
+    """Half a round that is to be taken back, with a graft that no gate let in where a seed is there to take."""
+    line.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
+
+
+@pytest.mark.parametrize("tier", Tier)
+@pytest.mark.parametrize("fence", [0, 1, 3, 6, 10, LAST - 1])
+def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
+    line: Line, whole: Result, tier: Tier, fence: int
+) -> None:
+    line.begin()
+    while line.passed < fence:
+        line.round()
+    before = line.trainer.weights_sha256()
+    stray(line)
+    assert line.trainer.weights_sha256() != before
+    line.roll_back(tier)
+    assert (line.passed, line.trainer.weights_sha256()) == (fence, before)
+    assert to_the_end(line) == whole.weights_sha256
+    assert line.incubator.twin_report().weights_sha256 == whole.twin_weights_sha256
+    assert line.tally.rollbacks == 1
+
+
+def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: Line, whole: Result) -> None:
+    line.begin()
+    for tier in (Tier.FAST, Tier.FULL, Tier.FULL, Tier.FAST, Tier.FAST):
+        line.round()
+        line.round()
+        stray(line)
+        line.roll_back(tier)
+    assert to_the_end(line) == whole.weights_sha256
+    assert line.tally.rollbacks == 5
+    assert line.journal.generation == 6
+
+
+@pytest.mark.parametrize("tier", Tier)
+def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at_them(
+    tmp_path: Path, whole: Result, tier: Tier
+) -> None:
+    """From a host with other seeds than the one that was kept: grown since, or culled since."""
+    with line_of(tmp_path / "run", tiny_config(checkpoint__every_rounds=5)) as line:
+        line.begin()
+        kept = here = host_plans(line)
+        while here == kept:
+            line.round()
+            here = host_plans(line)
+            kept = here if line.passed % 5 == 0 else kept
+        line.roll_back(tier)
+        assert line.passed % 5 == 0
+        assert [plan.seed_id for plan in host_plans(line)] == [plan.seed_id for plan in kept]
+        assert to_the_end(line) == whole.weights_sha256
+
+
+def host_plans(line: Line) -> tuple[Any, ...]:
+    snapshot: Any = line.trainer.snapshot()
+    plans: tuple[Any, ...] = snapshot.topology
+    return plans
+
+
+def test_what_is_taken_back_stays_in_the_old_journal_and_does_not_count(line: Line, tmp_path: Path) -> None:
+    line.begin()
+    line.round()
+    line.round()
+    line.roll_back(Tier.FAST)
+    line.round()
+    line.checkpoints.settle()
+    past = read_past(tmp_path / "run")
+    assert past.generation == 2
+    assert [e.body["fence"] for e in past.entries if e.kind is Kind.ROUND_ENDED] == [1, 2, 3]
+    (taken_over,) = [e.body for e in past.entries if e.kind is Kind.SUPERSEDED]
+    assert (taken_over["from_fence"], taken_over["generation"]) == (2, 2)
+    (restored,) = [e.body for e in past.entries if e.kind is Kind.RESTORED]
+    assert restored["seconds"] < 0.5
+    assert {written.generation for written in past.commits if written.fence == 3} == {2}
+
+
+def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> None:
+    line.begin()
+    sent: list[Any] = []
+    line._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
+    while not any(seed.stage in LIVE for seed in line.kasmina.observe(line.passed, line.trainer.untrained()).seeds):
+        line.round()
+    plan = host_plans(line)[-1]
+    line.roll_back(Tier.FAST)
+    with pytest.raises(DependencyViolationError, match="generation"):
+        line.trainer.apply(plan)
+    with pytest.raises(CommandRejected):
+        line.kasmina.receive(sent[-1], line.passed)
+
+
+def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path: Path, whole: Result) -> None:
+    with line_of(tmp_path / "run", tiny_config(checkpoint__fast_rollback_s=1e-6)) as line:
+        line.begin()
+        line.round()
+        with pytest.raises(RollbackDeadlineExceeded, match="the fast rollback took 0"):
+            line.roll_back(Tier.FAST)
+        assert to_the_end(line) == whole.weights_sha256
+
+
+def test_there_is_nothing_to_go_back_to_before_the_first_fence(line: Line) -> None:
+    with pytest.raises(RestoreImpossible):
+        line.roll_back(Tier.FAST)
+
+
+def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, whole: Result, tmp_path: Path) -> None:
+    line.begin()
+    line.round()
+    line.round()
+    line.checkpoints.settle()
+    last = checkpoints_folder(tmp_path / "run") / line.checkpoints.committed[-1].file
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    line.roll_back(Tier.FULL)
+    assert line.passed == 1
+    assert to_the_end(line) == whole.weights_sha256
+    assert read(tmp_path / "run" / "journal-2.log")[0][0].kind is Kind.SUPERSEDED
