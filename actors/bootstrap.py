@@ -29,8 +29,11 @@ from actors.last_words import LastWords
 from actors.shell import Birth, Shell
 from esper.errors import ActorLost, PlacementUnavailable
 
-CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1}
-"""Threads of every actor beside the one that works: `watch` says how it goes, `ctl` takes what cannot wait."""
+CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
+"""Threads of every actor beside the one that works.
+
+`watch` says how it goes, `ctl` takes what cannot wait, `save` waits for a checkpoint.
+"""
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",

@@ -79,7 +79,11 @@ class TolariaHandle:
 
     def saved(self) -> CheckpointWritten:
         """See `LiveHost`: asked while the actor trains."""
-        return cast(CheckpointWritten, self.remote.ask("saved", group="ctl"))
+        return cast(CheckpointWritten, self.remote.ask("saved", group="save"))
+
+    def keep(self, fence: int) -> Kept:
+        """See `LiveHost`."""
+        return cast(Kept, self.remote.ask("keep", fence))
 
     def roll_back(self, generation: int) -> Kept | None:
         """See `LiveHost`."""

@@ -1,17 +1,18 @@
 """How fast the trainer goes while Kasmina's managers incubate beside it, and how long it waits for them at fences.
 
-Three runs in turn, each on Ray actors: without growth; with tournaments that nobody may win, so that the live host
-stays what it is without growth; and one that grows. What `esper plan` foretells is asked anew for each three, and so is
-what two bare loops leave each other: cores of one machine share caches and clocks, which no runtime can give back.
+The pace: runs without growth in turn with runs of tournaments that nobody may win, so that the live host stays what it
+is without growth. The trainer has a core to itself, and everything else shares the others: where there is a core for
+each process that is so without asking, on a small machine the conductor and Ray would take their share of the
+trainer's. Beside it stands what two bare loops leave each other: cores share caches and clocks.
 
-The trainer has a core to itself, and everything else of the run shares the others: on a machine with a core for each
-process that is so without asking, on a small one the conductor and Ray would take their share of the trainer's.
+The waits: runs that grow, on all cores, as people start them; what `esper plan` foretells is asked anew for each.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class Stopwatch(Quiet):
     """Follows a run; keeps the pace of its rounds and what its incubations made the trainer wait."""
 
     fence_steps: tuple[int, ...]
+    pinned: bool
+    """The trainer shall have a core to itself."""
     paces: dict[int, float] = field(default_factory=dict)
     """Steps/s of the round that began at a fence."""
     incubations: list[Incubation] = field(default_factory=list)
@@ -96,7 +99,7 @@ class Stopwatch(Quiet):
 
     def fence(self, state: RoundState, tally: Tally) -> None:
         """A fence has been passed."""
-        if state.fence == 0:
+        if state.fence == 0 and self.pinned:
             actor: Any = ray.get_actor(f"tolaria-g{state.generation}-{state.run_id[:8]}")  # Any: Ray types it loosely
             pin(ray.get(actor.pid.remote(), timeout=10), {TRAINERS_CORE})
         if state.fence > 0:
@@ -133,54 +136,82 @@ def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
     return found[False], found[True]
 
 
+Kept = Callable[[str, list[float]], list[float]]
+"""Notes figures under a label and gives them back."""
+
+
+def run(
+    embedded: EmbeddedRay, folder: Path, name: str, seed: int, settings: dict[str, Any]
+) -> tuple[Stopwatch, Result]:
+    """One run of the task on actors, followed by a stopwatch; `settings` may say `pinned`."""
+    pinned = settings.pop("pinned")
+    task, reference = load_task(TASK)
+    told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
+    config = load_config(None, told | settings)
+    watch = Stopwatch(survey(task, config).fence_steps, pinned)
+    return watch, launch(task, config, reference=reference, progress=watch, embedded=embedded)
+
+
+def paces(repetitions: int, keep: Kept) -> list[Row]:
+    """The trainer on a core of its own, beside an incubation and without one."""
+    alone, beside = [], []
+    pin(os.getpid(), set(OTHER_CORES))  # what is started from here on is where this is
+    with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
+        for seed in range(repetitions):
+            lonely, crowded = pace_beside_a_neighbour()
+            keep("bare loop alone, steps/s", lonely)
+            keep("bare loop beside another, steps/s", crowded)
+            quiet, _ = run(embedded, folder, "alone", seed, ALONE, pinned=True)
+            busy, _ = run(embedded, folder, "beside", seed, NEVER_ACCEPTED, pinned=True)
+            fences = [incubation.fence for incubation in busy.incubations]
+            alone += keep("steps/s without growth", [quiet.paces[fence] for fence in fences])
+            beside += keep("steps/s beside an incubation", [busy.paces[fence] for fence in fences])
+    pin(os.getpid(), {TRAINERS_CORE, *OTHER_CORES})
+    pace, limit = Spread(tuple(beside)).median, Spread(tuple(alone)).median
+    one = Spread(tuple(keep("bare loop alone, steps/s", []))).median
+    two = Spread(tuple(keep("bare loop beside another, steps/s", []))).median
+    return [
+        Row.judged("trainer steps/s", pace, limit, f">= {UNDISTURBED} of no growth", pace >= UNDISTURBED * limit),
+        Row.told("a bare loop's steps/s beside another: what this machine leaves", two, one),
+        Row.told("trainer's share over the machine's own", pace / limit, two / one),
+    ]
+
+
+def waits(repetitions: int, keep: Kept) -> list[Row]:
+    """What a run that grows waits for at its fences, on all cores as it is started by people, beside the forecast."""
+    task, _ = load_task(TASK)
+    first, replica = [], []
+    with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
+        for seed in range(repetitions):
+            foretold = forecast(survey(task, load_config(None, {"run.seed": seed, "growth.managers": MANAGERS})))
+            grown, result = run(embedded, folder, "grown", seed, {}, pinned=False)
+            seen = keep("wait for a first tournament (s)", [found.waited_s for found in grown.first_tournaments()])
+            keep("first wait foretold (s)", [foretold["fence_wait_first_s"]])
+            first += [wait / foretold["fence_wait_first_s"] for wait in seen]
+            if (found := grown.first_replica()) is not None:
+                keep("wait for a first replica (s)", [found.waited_s])
+                keep("replica's wait foretold (s)", [foretold["fence_wait_replica_s"]])
+                replica.append(found.waited_s / foretold["fence_wait_replica_s"])
+            keep("all fence waits of a run that grows (s)", [result.fence_wait_s])
+            keep("wall of a run that grows (s)", [result.wall_s])
+    rows = []
+    for what, ratios in (("first tournament", first), ("first replica", replica)):
+        if ratios:
+            rows.append(_foretold(f"wait for a {what} over the forecast, median", Spread(tuple(ratios)).median))
+    return rows
+
+
 def measure(repetitions: int) -> Outcome:
-    """Every repetition is a run seed with all three runs."""
-    alone, beside, first_ratios, replica_ratios = [], [], [], []
+    """Every repetition is a run seed."""
     spreads: dict[str, list[float]] = {}
 
     def keep(label: str, values: list[float]) -> list[float]:
         spreads.setdefault(label, []).extend(values)
-        return values
+        return values or spreads[label]
 
-    task, reference = load_task(TASK)
-    pin(os.getpid(), set(OTHER_CORES))  # what is started from here on is where this is
-    with scratch() as folder, torch_threads(1), EmbeddedRay(slots=1 + MANAGERS) as embedded:
-        for repetition in range(repetitions):
-
-            def run(name: str, settings: dict[str, Any], seed: int = repetition) -> tuple[Stopwatch, Result]:
-                told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
-                config = load_config(None, told | settings)
-                watch = Stopwatch(survey(task, config).fence_steps)
-                return watch, launch(task, config, reference=reference, progress=watch, embedded=embedded)
-
-            lonely, crowded = pace_beside_a_neighbour()
-            keep("bare loop alone, steps/s", lonely)
-            keep("bare loop beside another, steps/s", crowded)
-            foretold = forecast(survey(task, load_config(None, {"run.seed": repetition, "growth.managers": MANAGERS})))
-            quiet, _ = run("alone", ALONE)
-            busy, _ = run("beside", NEVER_ACCEPTED)
-            grown, result = run("grown", {})
-            fences = [incubation.fence for incubation in busy.incubations]
-            alone += keep("steps/s without growth", [quiet.paces[fence] for fence in fences])
-            beside += keep("steps/s beside an incubation", [busy.paces[fence] for fence in fences])
-            waits = keep("wait for a first tournament (s)", [found.waited_s for found in busy.first_tournaments()])
-            keep("first wait foretold (s)", [foretold["fence_wait_first_s"]])
-            first_ratios += [wait / foretold["fence_wait_first_s"] for wait in waits]
-            if (replica := grown.first_replica()) is not None:
-                keep("wait for a first replica (s)", [replica.waited_s])
-                keep("replica's wait foretold (s)", [foretold["fence_wait_replica_s"]])
-                replica_ratios.append(replica.waited_s / foretold["fence_wait_replica_s"])
-            keep("all fence waits of a run that grows (s)", [result.fence_wait_s])
-            keep("wall of a run that grows (s)", [result.wall_s])
+    with torch_threads(1):
+        rows = [*paces(repetitions, keep), *waits(repetitions, keep)]
     measured = {label: Spread(tuple(values)) for label, values in spreads.items()}
-    pace, limit = Spread(tuple(beside)).median, Spread(tuple(alone)).median
-    rows = [Row.judged("trainer steps/s", pace, limit, f">= {UNDISTURBED} of no growth", pace >= UNDISTURBED * limit)]
-    one, two = measured["bare loop alone, steps/s"].median, measured["bare loop beside another, steps/s"].median
-    rows.append(Row.told("a bare loop's steps/s beside another: what this machine leaves", two, one))
-    rows.append(Row.told("trainer's share over the machine's own", pace / limit, two / one))
-    for what, ratios in (("first tournament", first_ratios), ("first replica", replica_ratios)):
-        if ratios:
-            rows.append(_foretold(f"wait for a {what} over the forecast, median", Spread(tuple(ratios)).median))
     rows += [Row.told(label, spread.median) for label, spread in measured.items() if "run that grows" in label]
     return Outcome(rows, measured)
 

@@ -135,6 +135,7 @@ def take_snapshot(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a run's config, journals and checkpoints to keep, and verify the copy."""
+    run_dir = run_dir.resolve()
     place = to if to is not None else default_place(run_dir)
     fences = [written.fence for written in take(run_dir, place)]
     if as_json:

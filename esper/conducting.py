@@ -74,7 +74,10 @@ class Conductor:
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
-        steps = prospect.fence_steps
+        steps, before = prospect.fence_steps, past.identity.fence_steps
+        if steps[: len(before) - 1] != before[:-1]:
+            mend = f"its rounds would end at other steps ({before[-1]} in all, {steps[-1]} now): lengthen it only"
+            raise ConfigError("run.epochs", prospect.config.run.epochs, mend)
         fitting = tuple(one for one in past.commits if one.fence < len(steps) and steps[one.fence] == one.step)
         if past.commits and not fitting:
             raise ConfigError("run.epochs", prospect.config.run.epochs, "no checkpoint lies at a fence of such a run")
@@ -149,6 +152,7 @@ class Record:
             result = result.model_copy(update=self._faults(faults_before))
             result.save(self.path)
         except BaseException as error:
+            self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
             fence, trace = (line.fence, line.trace_id) if line is not None else (None, trace)
             told = {**failure(error), "trace_id": trace, "fence": fence or 0, **self._faults(faults_before)}
             self.journal.write(Kind.RUN_FAILED, **told)

@@ -44,13 +44,11 @@ def read_past(path: Path) -> Past:
     if not files:
         raise StoreCorrupt(str(journal_file(path, identity.generation)), "is missing: nothing can be said of the run")
     found = {generation: read(file) for generation, file in files.items()}
-    valid = {
-        int(older): length
-        for entries, _ in found.values()
-        for entry in entries
-        if entry.kind is Kind.SUPERSEDED
-        for older, length in entry.body["lengths"].items()
-    }
+    valid: dict[int, int] = {}
+    for entry in (entry for its_entries, _ in found.values() for entry in its_entries):
+        if entry.kind is Kind.SUPERSEDED:
+            for older, length in entry.body["lengths"].items():  # the first to take over says what counts
+                valid[int(older)] = min(length, valid.get(int(older), length))
     entries: list[Entry] = []
     for generation, (its_entries, _) in found.items():
         for entry in its_entries:
@@ -70,7 +68,11 @@ def _up_to(entries: list[Entry], fence: int | None) -> list[Entry]:
     """What counts of the past when a run goes on from a fence: all up to its checkpoint, and the COMMITs of those."""
     if fence is None:
         return [entry for entry in entries if entry.kind is Kind.RUN_STARTED]
-    begun = [place for place, e in enumerate(entries) if e.kind is Kind.CHECKPOINT_BEGUN and e.body["fence"] == fence]
-    last = begun[-1]
+    at_fence = {Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED}
+    marks = [place for place, e in enumerate(entries) if e.kind in at_fence and e.body["fence"] == fence]
+    begun = [place for place in marks if entries[place].kind is Kind.CHECKPOINT_BEGUN]
+    if not marks:
+        raise StoreCorrupt("journals", f"a later one goes on from fence {fence}, of which the older ones say nothing")
+    last = (begun or marks)[-1]  # its BEGIN may be damaged
     later = [e for e in entries[last + 1 :] if e.kind is Kind.CHECKPOINT_COMMITTED and e.body["fence"] <= fence]
     return [*entries[: last + 1], *later]

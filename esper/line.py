@@ -211,6 +211,9 @@ class Line:
             self.incubator.restore({**kept.nursery, **forks})
             if (order := self.kasmina.order()) is not None:  # it is done again, from its first step
                 self.incubator.begin(order, forks["origin"] if forks["origin"] is not None else host)
+            if kept.host is not None:
+                self.trainer.keep(kept.fence)
+                self.kept = FenceState(kept.fence, None, kept.rooms, {**kept.nursery, **forks})
             self.fence, self.start = kept.fence, own.start
             self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
             self.tally.restore(own.tally)

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from esper.errors import ConfigError
+from esper.errors import ConfigError, StoreCorrupt
 from esper.history import Past, read_past
 from esper.journal import Kind
 from esper.loop import run
@@ -52,8 +52,10 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
         ConfigError: it was given another length on its way; such a run cannot be repeated in one.
     """
     past = read_past(run_dir)
-    begun = next(entry for entry in past.entries if entry.kind is Kind.RUN_STARTED)
-    if begun.body["fence_steps"] != list(past.identity.fence_steps):
+    begun = [entry.body for entry in past.entries if entry.kind is Kind.RUN_STARTED]
+    if not begun:
+        raise StoreCorrupt(str(run_dir), "the record of its beginning cannot be read: there is nothing to compare with")
+    if begun[0]["fence_steps"] != list(past.identity.fence_steps):
         raise ConfigError("RUN", str(run_dir), "it was given another length on its way, and cannot be repeated in one")
     task, reference = load_same_task(past.identity)
     with tempfile.TemporaryDirectory(prefix="esper-prove-") as folder:

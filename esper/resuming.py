@@ -63,7 +63,11 @@ def resumed(
         identity = past.identity
         config = _config(identity, settings, broken)
         _check_versions(run_dir, identity)
-        ended = past.entries[-1].kind is Kind.RUN_ENDED and config.run.epochs == identity.config.run.epochs
+        ended = (
+            bool(past.entries)
+            and past.entries[-1].kind is Kind.RUN_ENDED
+            and config.run.epochs == identity.config.run.epochs
+        )
         found, reference = _task(identity, task)
         yield Resumable(directory, past, found, reference, config, load_result(run_dir) if ended else None)
 

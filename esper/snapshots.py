@@ -13,7 +13,7 @@ from esper.durable.files import sync_folder
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreWriteFailed
 from esper.history import Past, read_past
 from esper.leyline.checkpoints import CheckpointWritten
-from esper.run_directory import checkpoints_folder, journals, reports_folder, run_file
+from esper.run_directory import checkpoints_folder, journals, reports_folder, run_file, summary_file
 from esper.tolaria.checkpoint import verify_all
 
 
@@ -57,7 +57,9 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
 def _copy(run_dir: Path, draft: Path) -> Past:
     """Copy the journals first: what they commit is copied next, or was dropped since and is not asked for."""
     checkpoints_folder(draft).mkdir(parents=True)
-    _copy_file(run_file(run_dir), run_file(draft))
+    for told in (run_file, summary_file):
+        if told(run_dir).exists():
+            _copy_file(told(run_dir), told(draft))
     for file in journals(run_dir).values():
         _copy_file(file, draft / file.name)
     if reports_folder(run_dir).is_dir():

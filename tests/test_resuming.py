@@ -145,6 +145,25 @@ def test_a_run_goes_on_for_more_epochs(stopped: Callable[..., Path]) -> None:
     assert longer.resumes == 2
 
 
+def test_a_run_is_not_made_shorter(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    refused(path, ConfigError, r"run\.epochs = 2: .*lengthen it only", settings={"run.epochs": 2})
+
+
+def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
+    stopped: Callable[..., Path], whole: Result
+) -> None:
+    path = stopped(5)
+    begun = [entry for entry in read(journal_file(path, 1))[0] if entry.kind is Kind.CHECKPOINT_BEGUN][-1]
+    data = bytearray(journal_file(path, 1).read_bytes())
+    data[begun.offset + 40] ^= 1
+    journal_file(path, 1).write_bytes(data)
+    watch = StopAt(8)
+    with pytest.raises(Drained):
+        resume(path, drain=watch.drain, progress=watch)
+    same(resume(path), whole)
+
+
 def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], whole: Result) -> None:
     path = stopped()
     journal = journal_file(path, 1)

@@ -43,6 +43,8 @@ ALLOWED: dict[str, str] = {
     "tests/test_rollback.py test_a_plan_and_a_command_of_before_are_refused_afterwards: says type: ignore": "to look on",
     "tools/golden.py main: answers Drained": "asked for",
     "tools/golden.py main: ignore_errors=True": "there may be none",
+    "esper/history.py read_past: .get with a default": "the first length there is",
+    "tests/test_resuming.py : test_a_run_is_not_made_shorter asserts nothing": "in refused()",
     "actors/shell.py _unsendable: answers Exception": "named in what is sent instead",
     "esper/conducting.py Record._to_the_end: answers EsperError": "noted on the error, which is raised",
     "esper/log_commands.py _is_json: answers ValueError": "not JSON: shown as hex",

@@ -190,8 +190,12 @@ class LiveHost(Protocol):
         """The record of the last save, once it is durable; may be asked while a round runs."""
         ...
 
+    def keep(self, fence: int) -> Kept:
+        """Copy the present state into memory, for `roll_back`."""
+        ...
+
     def roll_back(self, generation: int) -> Kept | None:
-        """Restore what was last saved, from memory, in a newer generation; None: nothing was."""
+        """Restore what was last kept or saved, from memory, in a newer generation; None: nothing was."""
         ...
 
     def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`

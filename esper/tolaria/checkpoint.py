@@ -134,6 +134,7 @@ def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[
 
     Raises:
         RestoreImpossible: none loads; all that are there are in quarantine.
+        CheckpointCorrupt: the system could not read one; nothing was moved, and it may be readable later.
         StoreWriteFailed: a file that does not load cannot be moved away.
     """
     refused = []
@@ -141,10 +142,20 @@ def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[
         try:
             return written, load_written(folder, written)
         except CheckpointCorrupt as error:
+            if _is_the_machines(error):
+                raise
             severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
             refused.append(f"{written.file} {error.reason}")
             _quarantine(folder / written.file)
     raise RestoreImpossible(str(folder), "; ".join(refused) or "none was ever committed")
+
+
+def _is_the_machines(error: CheckpointCorrupt) -> bool:
+    """The system could not read it now; what is on the disk may be sound, and is left where it is."""
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__
+    return cause is not None and not isinstance(cause, FileNotFoundError)
 
 
 def _quarantine(path: Path) -> None:
