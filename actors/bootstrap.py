@@ -136,12 +136,12 @@ class EmbeddedRay:
 
 
 def _end_users_of(folder: Path) -> None:
-    """End what writes its standard output into a folder: processes of a Ray whose start was cut short, or its agents.
+    """End what uses a folder: processes of a Ray whose start was cut short, or its agents.
 
     They go by themselves once they notice that their Ray has gone, which can take a minute.
     """
     limit = time.monotonic() + LEFTOVERS_END_WITHIN_S
-    while (users := [pid for pid in _processes() if _writes_into(pid, folder)]) and time.monotonic() < limit:
+    while (users := [pid for pid in _processes() if _uses(pid, folder)]) and time.monotonic() < limit:
         for pid in users:
             with suppress(ProcessLookupError):  # it went by itself
                 os.kill(pid, signal.SIGKILL)
@@ -154,9 +154,14 @@ def _processes() -> list[int]:
     ]
 
 
-def _writes_into(pid: int, folder: Path) -> bool:
+def _uses(pid: int, folder: Path) -> bool:
+    """A process of our session that names the folder in its command line, or writes its standard output into it.
+
+    Ray's agents do the one until they do the other: they give themselves a title once their output goes there.
+    """
     try:
-        return Path(os.readlink(f"/proc/{pid}/fd/1")).is_relative_to(folder)
+        named = os.getsid(pid) == os.getsid(0) and os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return named or Path(os.readlink(f"/proc/{pid}/fd/1")).is_relative_to(folder)
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is somebody else's
         return False
 

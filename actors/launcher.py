@@ -41,7 +41,7 @@ def launch(
             sent, and must be picklable by value.
         progress: Shown to people while it runs; by default nothing is.
         embedded: A Ray of ours that is up already and stays up; by default the run has one of its own.
-        drain: Set its `requested`, from a signal handler say, and the run ends at the next fence.
+        drain: Ask it, from a signal handler say, and the run ends at the next fence.
 
     Raises:
         ConfigError: an input is wrong; nothing was written.

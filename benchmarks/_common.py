@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.durable.files import atomic_write
+from esper.machine import cpu_type
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONED = ("esper-runtime", "torch", "ray", "numpy", "pydantic", "opentelemetry-sdk")
@@ -107,7 +108,7 @@ def main(name: str, about: str, measure: Callable[[int], Outcome], repetitions: 
 def machine() -> dict[str, Any]:
     """Hardware and versions."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_type(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "load_before": os.getloadavg()[1],
@@ -122,12 +123,6 @@ def scratch() -> Iterator[Path]:
     """A folder for run directories, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="esper-bench-") as folder:
         yield Path(folder)
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return models[0] if models else platform.machine()
 
 
 def _line(row: Row) -> str:

@@ -15,12 +15,13 @@ from typing import Any
 from esper import faults
 from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
-from esper.errors import ConfigError, EsperError
+from esper.errors import ConfigError, EsperError, TaskError
 from esper.faults import Firings
 from esper.history import Past
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
 from esper.line import Drain, Line, Rooms
+from esper.machine import cpu_type
 from esper.progress import Progress
 from esper.prospect import Prospect
 from esper.references import Reference
@@ -70,10 +71,12 @@ class Conductor:
         """Run on from the last fence that was committed, in a new generation; from fence 0 if none was.
 
         Raises:
+            TaskError: the task's network or data are others than the run began with.
             ConfigError: the run was given another length, and no checkpoint is of use to one of that length.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
+        _check_same_task(prospect, past.identity)
         steps, before = prospect.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:
             mend = f"its rounds would end at other steps ({before[-1]} in all, {steps[-1]} now): lengthen it only"
@@ -88,6 +91,7 @@ class Conductor:
                 "config": prospect.config,
                 "total_steps": prospect.total_steps,
                 "fence_steps": prospect.fence_steps,
+                "cpu": cpu_type(),
             }
         )
         return self._run(prospect, directory.path, identity, past)
@@ -192,6 +196,21 @@ class Record:
             self.conductor.progress,
             self.conductor.drain,
             trace_id=trace,
+        )
+
+
+def _check_same_task(prospect: Prospect, began: Identity) -> None:
+    """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
+    mend = "go on with the task that the run began with; it must be the same each time it is built"
+    if (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
+        raise TaskError(
+            "task.model",
+            began.task or "given from Python",
+            f"it builds another network than the run began with; {mend}",
+        )
+    if prospect.first_batch_crc32c != began.first_batch_crc32c:
+        raise TaskError(
+            "task.train", began.task or "given from Python", f"its first batch is another than the run's was; {mend}"
         )
 
 

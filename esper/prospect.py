@@ -20,11 +20,13 @@ from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
+from esper.tensors import state_crc32c
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.optim import peak_share
 from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
+from esper.tolaria.trees import tensors_in
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 
@@ -44,6 +46,9 @@ class Prospect:
     host_bytes: int
     host_flops: int
     """Modelled FLOPs of one optimizer step of the host."""
+    host_crc32c: int
+    """Of its tensors before the first step."""
+    first_batch_crc32c: int
     peak_share: float
     """Peak learning rate of a seed over what the task's optimizer is made with."""
 
@@ -137,8 +142,9 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     data = open_data(task, config)
     fence_steps = _fences(task, config, data)
     check_task(task, fence_steps[-1])
-    host = build_host(task, run.seed, run.device)
-    inputs, targets = (to_device(part, run.device) for part in split_pair(data.batch(0)))
+    host, batch = build_host(task, run.seed, run.device), data.batch(0)
+    host_crc32c = state_crc32c({**dict(host.named_parameters()), **dict(host.named_buffers())})
+    inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
     specs = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
     options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
     with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
@@ -157,6 +163,8 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         host_parameters=sum(p.numel() for p in parameters),
         host_bytes=sum(p.numel() * p.element_size() for p in parameters),
         host_flops=int(counter.get_total_flops()),
+        host_crc32c=host_crc32c,
+        first_batch_crc32c=state_crc32c({f"{n:08d}": tensor for n, tensor in enumerate(tensors_in(batch))}),
         peak_share=peak_share(task, fence_steps[-1]),
     )
     trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses

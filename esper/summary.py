@@ -22,6 +22,7 @@ from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
+from esper.machine import cpu_type
 from esper.prospect import Prospect
 from esper.references import Reference
 from esper.run_directory import run_file, summary_file
@@ -43,6 +44,11 @@ class Identity(Message):
     fence_steps: tuple[int, ...]
     slots: tuple[SlotSpec, ...]
     versions: dict[str, str]
+    cpu: str
+    """Of the machine that the generation runs on."""
+    host_crc32c: int
+    """Of the host's tensors before its first step."""
+    first_batch_crc32c: int
     argv: tuple[str, ...]
 
     def save(self, path: Path) -> None:
@@ -63,6 +69,9 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         fence_steps=prospect.fence_steps,
         slots=prospect.specs,
         versions=versions(),
+        cpu=cpu_type(),
+        host_crc32c=prospect.host_crc32c,
+        first_batch_crc32c=prospect.first_batch_crc32c,
         argv=tuple(sys.argv),
     )
 

@@ -12,6 +12,9 @@ from esper.config import RunConfig, load_config
 from esper.leyline.decisions import Decision, Pair
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
+from esper.line import Drain
+from esper.progress import Quiet
+from esper.summary import Tally
 from esper.task import Task
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -121,3 +124,16 @@ def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted 
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     return load_config(None, keys)
+
+
+class StopAt(Quiet):
+    """Progress that asks for a drain once a fence has been held."""
+
+    def __init__(self, fence: int) -> None:
+        self.drain, self._fence = Drain(), fence
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """Ask, if it is this one."""
+        del tally
+        if state.fence == self._fence:
+            self.drain.ask()

@@ -13,17 +13,23 @@ from esper.errors import RunDirectoryError
 from esper.history import read_past
 from esper.journal import Journal, Kind
 from esper.loop import resume
+from esper.machine import cpu_type
 from esper.run_directory import checkpoints_folder, run_file
 from esper.summary import versions
 from esper.tensors import state_crc32c
 
-GOLDEN = Path(__file__).parent / "data" / "golden-run"
-"""`esper run esper.testing:tiny_task --set run.epochs=10 ...`, drained at fence 6; made by `tools/golden.py`."""
+DATA = Path(__file__).parent / "data"
+GOLDEN = DATA / "golden-run"
+"""A tiny run, drained at fence 6; made by `tools/golden.py`, as is what it goes on to."""
+WEIGHTS = (DATA / "golden-run.weights_sha256").read_text().strip()
 
 
 @pytest.fixture
 def golden(tmp_path: Path) -> Path:
     shutil.copytree(GOLDEN, tmp_path / "run")
+    told = json.loads(run_file(tmp_path / "run").read_text())
+    told["task"] = str(DATA / "golden_task.py:tiny_task")
+    run_file(tmp_path / "run").write_text(json.dumps(told))
     return tmp_path / "run"
 
 
@@ -35,7 +41,9 @@ def of_these_versions(path: Path) -> None:
 
 def test_it_is_gone_on_with_or_refused_by_the_versions_that_made_it(golden: Path) -> None:
     if read_past(golden).identity.versions == versions():
-        assert resume(golden).resumes == 1
+        same_cpu, result = read_past(golden).identity.cpu == cpu_type(), resume(golden)
+        assert result.resumes == 1
+        assert result.weights_sha256 == WEIGHTS or not same_cpu  # another processor's bits are other ones
         return
     with pytest.raises(RunDirectoryError, match=r"made with .*other versions give other bits"):
         resume(golden)

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import typer
 
-from esper.durable.log import FramedLog
+from esper.durable.log import Frame, FramedLog, iterate
 from esper.durable.segments import SegmentedLog
 from esper.errors import ConfigError
 from esper.log_commands import app
 
 Log = Callable[..., tuple[int, str, str]]
+FRAME_HEADER_BYTES = 24
 RECORDS = [(4, b'{"fence": 0}'), (5, b"\xff\x00"), (4, b'{"fence": 2}')]
 
 
@@ -40,11 +41,11 @@ def path(tmp_path: Path) -> Path:
 
 def damage(path: Path, at: bytes) -> tuple[int, bytes]:
     """Flip a bit of the record that holds `at`. Returns the offset of its frame, and the file as it then is."""
+    (frame,) = [one for one in iterate(path) if isinstance(one, Frame) and at in one.payload]
     data = bytearray(path.read_bytes())
-    where = data.index(at)
-    data[where] ^= 1
+    data[data.index(at, frame.offset + FRAME_HEADER_BYTES)] ^= 1
     path.write_bytes(data)
-    return data.rindex(b"\xa5fr\x5a", 0, where), bytes(data)
+    return frame.offset, bytes(data)
 
 
 def parsed(out: str) -> dict[str, Any]:

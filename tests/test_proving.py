@@ -13,26 +13,13 @@ from esper.cli import exit_code
 from esper.errors import ConfigError, Drained, TaskError
 from esper.history import Past, read_past
 from esper.journal import Kind
-from esper.leyline.state import RoundState
-from esper.line import Drain
 from esper.loop import resume, run
 from esper.progress import Quiet
 from esper.proving import Divergence, compare, prove
 from esper.references import load_task
-from esper.summary import Tally
-from esper.testing import tiny_config, tiny_task
+from esper.testing import StopAt, tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
-
-
-class StopAt(Quiet):
-    def __init__(self, fence: int) -> None:
-        self.drain, self._fence = Drain(), fence
-
-    def fence(self, state: RoundState, tally: Tally) -> None:
-        del tally
-        if state.fence == self._fence:
-            self.drain.ask()
 
 
 @pytest.fixture

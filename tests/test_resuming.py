@@ -9,34 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 from esper.durable.files import DirectoryLease
 from esper.durable.log import FramedLog
 from esper.errors import ConfigError, Drained, EsperError, RestoreImpossible, RunDirectoryError, TaskError
 from esper.history import read_past
 from esper.journal import Kind, read
-from esper.leyline.state import RoundState
-from esper.line import Drain
 from esper.loop import resume, run
-from esper.progress import Quiet
 from esper.references import load_task
 from esper.run_directory import checkpoints_folder, journal_file, run_file
-from esper.summary import Result, Tally
-from esper.testing import tiny_config, tiny_task
+from esper.summary import Result
+from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
-
-
-class StopAt(Quiet):
-    """Asks for a drain once a fence has been held."""
-
-    def __init__(self, fence: int) -> None:
-        self.drain, self._fence = Drain(), fence
-
-    def fence(self, state: RoundState, tally: Tally) -> None:
-        del tally
-        if state.fence == self._fence:
-            self.drain.ask()
 
 
 @pytest.fixture(scope="session")
@@ -259,3 +245,25 @@ def test_a_task_that_was_built_in_place_must_be_given(tmp_path: Path) -> None:
     with pytest.raises(Drained):
         run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
     refused(tmp_path / "run", TaskError, r"run\.json does not say where it is")
+
+
+class Unbiased(TinyHost):
+    """The same slot in another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4, bias=False)
+
+
+def test_another_task_than_the_run_began_with_is_refused(tmp_path: Path) -> None:
+    watch = StopAt(2)
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease")
+    with pytest.raises(TaskError, match=r"task\.model .*another network"):
+        resume(tmp_path / "run", tiny_task(model=Unbiased))
+    with pytest.raises(TaskError, match=r"task\.train .*first batch is another"):
+        resume(tmp_path / "run", tiny_task(train=Bands(1024, key=7)))
+    assert before == sorted(
+        (path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease"
+    )

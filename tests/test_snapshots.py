@@ -13,23 +13,12 @@ from esper.cli import exit_code
 from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
 from esper.history import read_past
 from esper.leyline.state import RoundState
-from esper.line import Drain
 from esper.loop import resume, run
 from esper.progress import Quiet
 from esper.run_directory import checkpoints_folder, journal_file
 from esper.snapshots import take
 from esper.summary import Tally
-from esper.testing import tiny_config, tiny_task
-
-
-class StopAt(Quiet):
-    def __init__(self, fence: int) -> None:
-        self.drain, self._fence = Drain(), fence
-
-    def fence(self, state: RoundState, tally: Tally) -> None:
-        del tally
-        if state.fence == self._fence:
-            self.drain.ask()
+from esper.testing import StopAt, tiny_config, tiny_task
 
 
 @pytest.fixture
