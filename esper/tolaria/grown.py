@@ -17,7 +17,7 @@ from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan
 from esper.task import Task
 from esper.tensors import state_digest
-from esper.tolaria.optim import SeedOptimizer, build_optimizer
+from esper.tolaria.optim import SeedOptimizer, build_optimizer, reschedule
 from esper.tolaria.saving import Saver
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
 
@@ -48,7 +48,8 @@ class GrownHost:
     def __init__(self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor) -> None:
         self._task, self._settings = task, settings
         self.host, self._editor = host, editor
-        self._optimizer = build_optimizer(task, [p for p in host.parameters() if p.requires_grad])
+        self._host_parameters = [p for p in host.parameters() if p.requires_grad]
+        self._optimizer = build_optimizer(task, self._host_parameters)
         self._scheduler = task.scheduler(self._optimizer, settings.total_steps) if task.scheduler else None
         self._seed_optimizers: dict[str, SeedOptimizer] = {}
         self._receipts: Receipts = {}
@@ -120,6 +121,7 @@ class GrownHost:
         return HostSnapshot(
             step=self.step,
             fence=self.fence,
+            total_steps=self._settings.total_steps,
             topology=self._editor.topology(),
             tensors=self._all_tensors(),
             optimizer=self._optimizer.state_dict(),
@@ -144,7 +146,9 @@ class GrownHost:
         self._regrow(snapshot.topology)
         load_tensors(self._all_tensors(), snapshot.tensors)
         load_optimizer(self._optimizer, snapshot.optimizer)
-        load_scheduler(self._scheduler, snapshot.scheduler)
+        for parameter in self._parameters():
+            parameter.grad = None
+        self._restore_schedule(snapshot)
         if self._seed_optimizers.keys() != snapshot.seed_optimizers.keys():
             found = sorted(self._seed_optimizers.keys() ^ snapshot.seed_optimizers.keys())
             raise DependencyViolationError("snapshot", "seeds' optimizers differ from the host's", str(found))
@@ -153,9 +157,14 @@ class GrownHost:
         self._best_round = snapshot.best_round
         self._receipts, self._leaks = dict(snapshot.receipts), dict(snapshot.leaks)
         self._editor.observations()
-        for parameter in self._parameters():
-            parameter.grad = None
         self._set_mode(training=True)
+
+    def _restore_schedule(self, snapshot: HostSnapshot) -> None:
+        """Put the schedule back; where the run is longer now, it goes on with that of the longer run."""
+        load_scheduler(self._scheduler, snapshot.scheduler)
+        if self._scheduler is not None and snapshot.total_steps != self._settings.total_steps:
+            total = self._settings.total_steps
+            reschedule(self._task, self._host_parameters, self._optimizer, self._scheduler, self.step, total)
 
     def _regrow(self, topology: Sequence[GraftPlan]) -> None:
         """Graft what a topology has and remove what it has not; order in a stack is that of grafting."""

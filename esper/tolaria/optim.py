@@ -58,6 +58,27 @@ def peak_share(task: Task, total_steps: int) -> float:
     return highest / made_with
 
 
+def reschedule(
+    task: Task, parameters: Sequence[nn.Parameter], optimizer: Optimizer, scheduler: LRScheduler, step: int, total: int
+) -> None:
+    """Bring an optimizer's rates and its scheduler to where the schedule of a run of `total` steps is at `step`.
+
+    A schedule may have its length in its state, so that it cannot be stretched: a fresh one is led up to here.
+
+    Args:
+        parameters: What the optimizer was made over. None has a gradient.
+    """
+    assert task.scheduler is not None, "the task has no schedule"
+    fresh = build_optimizer(task, parameters)
+    course = task.scheduler(fresh, total)
+    for _ in range(step):
+        fresh.step()  # without gradients it moves nothing
+        course.step()
+    scheduler.load_state_dict(course.state_dict())
+    for group, there in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        group.update({name: value for name, value in there.items() if name != "params"})
+
+
 class SeedOptimizer:
     """The optimizer of one seed with its own warm-up and cosine."""
 

@@ -99,6 +99,7 @@ def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
     return {
         "step": snapshot.step,
         "fence": snapshot.fence,
+        "total_steps": snapshot.total_steps,
         "topology": [_plain_plan(plan, weights) for plan in snapshot.topology],
         "receipts": [
             {"plan": _plain_plan(plan, weights), "receipt": receipt.model_dump_json()}
@@ -132,6 +133,7 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
         return HostSnapshot(
             step=_of(int, plain["step"]),
             fence=_of(int, plain["fence"]),
+            total_steps=_of(int, plain["total_steps"]),
             topology=tuple(plan for plan in topology if isinstance(plan, GraftPlan)),
             tensors=_tensors_of(plain["tensors"]),
             optimizer=_of(dict, plain["optimizer"]),

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from esper import faults
+from esper.durable.files import Disk
+from esper.heartbeat import beat
 from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.tensors import state_crc32c
 from esper.tolaria.arena import Arena, Held
 from esper.tolaria.checkpoint import FORMAT, save
 from esper.tolaria.plain import plain_nursery, to_plain, topology_digest
 from esper.tolaria.snapshot import HostSnapshot
+
+SYNC_EVERY_BYTES = 256 * 2**20
+"""A slow disk takes seconds for them."""
 
 
 class Saver:
@@ -78,11 +83,31 @@ class Saver:
             self._writing.result()
 
 
+class SavingDisk(Disk):
+    """The system's calls for one large file, by which whoever watches this process sees that it gets on.
+
+    One sync of all at the end might take longer than anybody waits, so what was written is synced piece by piece.
+    """
+
+    def __init__(self) -> None:
+        self._unsynced = 0
+
+    def write(self, descriptor: int, data: memoryview, offset: int) -> int:
+        """Write, and sync what has gathered; see `Disk`."""
+        written = super().write(descriptor, data, offset)
+        self._unsynced += written
+        if self._unsynced >= SYNC_EVERY_BYTES:
+            self.fdatasync(descriptor)
+            self._unsynced = 0
+        beat()
+        return written
+
+
 def _write(path: Path, run_id: str, held: Held, rooms: dict[str, str], nursery: dict[str, Any]) -> CheckpointWritten:
     start = time.monotonic()
     kept, snapshot = held.kept, held.snapshot
     faults.point("tolaria.save", round=kept.fence)
-    written = save(path, checkpoint_of(run_id, kept, snapshot, rooms, nursery))
+    written = save(path, checkpoint_of(run_id, kept, snapshot, rooms, nursery), disk=SavingDisk())
     return CheckpointWritten(
         file=path.name,
         length=written.length,

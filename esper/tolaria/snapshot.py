@@ -24,6 +24,8 @@ class HostSnapshot:
 
     step: int
     fence: int
+    total_steps: int
+    """Of the run that it was taken in; one that goes on for longer has another schedule from there."""
     topology: tuple[GraftPlan, ...]
     """In graft order, as the plans stand now; which seeds are isolated follows from it."""
     tensors: dict[str, Tensor]

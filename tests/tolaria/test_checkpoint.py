@@ -24,14 +24,15 @@ import numpy as np
 import pytest
 import torch
 
-from esper.durable.files import DISK
+from esper.durable.files import Disk
 from esper.durable.streams import Written, write_stream
 from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreWriteFailed
+from esper.heartbeat import beats
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.prospect import Prospect
 from esper.tensors import state_digest
-from esper.tolaria import checkpoint
+from esper.tolaria import checkpoint, saving
 from esper.tolaria.checkpoint import FORMAT, QUARANTINE, load, load_written, restore_latest, save, verify_all
 from esper.tolaria.plain import from_plain, nursery_of, to_plain
 from esper.tolaria.snapshot import HostSnapshot
@@ -54,6 +55,7 @@ def content(**changes: Any) -> dict[str, Any]:
     host = HostSnapshot(
         step=20,
         fence=1,
+        total_steps=320,
         topology=(),
         tensors={"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)},
         optimizer={"state": {0: {"step": torch.tensor(3.0), "sum": torch.ones(2, 3)}}, "param_groups": [{"lr": 0.1}]},
@@ -90,13 +92,13 @@ def trainer(make_prospect: MakeProspect, make_plan: MakePlan) -> Trainer:
 @contextmanager
 def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     """No file is synced before the event is set; at the end it is."""
-    gate, fsync = Event(), DISK.fsync
+    gate, fsync = Event(), Disk.fsync
 
-    def wait_and_sync(descriptor: int) -> None:
+    def wait_and_sync(disk: Disk, descriptor: int) -> None:
         assert gate.wait(60)
-        fsync(descriptor)
+        fsync(disk, descriptor)
 
-    monkeypatch.setattr(DISK, "fsync", wait_and_sync)
+    monkeypatch.setattr(Disk, "fsync", wait_and_sync)
     try:
         yield gate
     finally:
@@ -263,7 +265,7 @@ def test_a_rollback_does_not_wait_for_the_save_in_flight_and_does_not_disturb_it
 def test_a_save_that_failed_in_the_background_is_raised_by_whatever_comes_next(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    monkeypatch.setattr(DISK, call, fail)
+    monkeypatch.setattr(Disk, call, fail)
     trainer.save(tmp_path / "a.pt", {}, {})
     with pytest.raises(StoreWriteFailed, match="planted"):
         trainer.saved()
@@ -669,3 +671,21 @@ def test_every_checkpoint_of_a_damaged_folder_is_judged_and_nothing_is_changed(
 def test_a_record_names_a_file_and_never_a_path(commits: list[CheckpointWritten], name: str) -> None:
     with pytest.raises(ValueError, match="file"):
         CheckpointWritten.model_validate(commits[0].model_dump() | {"file": name})
+
+
+def test_whoever_watches_sees_a_save_get_on_and_no_sync_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    before, fdatasync = beats(), Disk.fdatasync
+
+    def note(disk: Disk, descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        fdatasync(disk, descriptor)
+
+    monkeypatch.setattr(Disk, "fdatasync", note)
+    monkeypatch.setattr(saving, "SYNC_EVERY_BYTES", 4 * 2**20)
+    blob = torch.zeros(18 * 2**20, dtype=torch.uint8)
+    save(tmp_path / "fence-1-g1.pt", content() | {"nursery": {"blob": blob}}, disk=saving.SavingDisk())
+    assert beats() - before >= 18
+    assert [size // 2**20 for size in synced] == [4, 8, 12, 16]

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from esper.errors import TaskError
-from esper.testing import tiny_task
+from esper.prospect import survey
+from esper.testing import tiny_config, tiny_task
 from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate
+from esper.tolaria.trainer import Trainer, never
 
 
 def test_a_seeds_rate_rises_linearly_and_then_falls_to_the_floor() -> None:
@@ -71,3 +73,46 @@ def test_a_scheduler_that_steps_on_a_metric_is_refused() -> None:
     task = tiny_task(scheduler=lambda o, _: torch.optim.lr_scheduler.ReduceLROnPlateau(o))
     with pytest.raises(TaskError, match="steps once a step"):
         peak_share(task, 50)
+
+
+def rates(trainer: Trainer) -> list[dict[str, Any]]:
+    """Every hyperparameter of the host's optimizer."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in trainer._optimizer.param_groups]
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda o, total: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.5, total_steps=total),
+        lambda o, total: torch.optim.lr_scheduler.CosineAnnealingLR(o, total),
+        lambda o, total: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 - step / total),
+        lambda o, total: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [torch.optim.lr_scheduler.LinearLR(o), torch.optim.lr_scheduler.CosineAnnealingLR(o, total)],
+            [10],
+        ),
+    ],
+    ids=["one cycle", "cosine", "lambda", "sequence"],
+)
+def test_a_run_made_longer_goes_on_with_the_schedule_of_the_longer_run(scheduler: Any) -> None:
+    def trainer(epochs: int) -> Trainer:
+        task = tiny_task(
+            optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+            scheduler=scheduler,
+            epochs=epochs,
+        )
+        return survey(task, tiny_config()).trainer("run", 1, "tolaria", never)
+
+    short, longer, made_longer = trainer(2), trainer(3), trainer(3)
+    short.train_to(30)
+    longer.train_to(30)
+    assert rates(short) != rates(longer)
+    made_longer.become(short.snapshot())
+    assert made_longer.weights_sha256() == short.weights_sha256()
+    for step in (31, 40, 64, 96):
+        longer.train_to(step)
+        made_longer.train_to(step)
+        assert rates(made_longer) == rates(longer)
+    again = trainer(3)
+    again.become(made_longer.snapshot())
+    assert rates(again) == rates(made_longer)
