@@ -23,6 +23,7 @@ from actors.nursery import RemoteNursery
 from actors.shell import Birth
 from actors.source import SentProspect
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
+from esper import faults
 from esper.conducting import BringUp
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
@@ -49,7 +50,7 @@ def actor_roles(config: RunConfig) -> dict[str, str]:
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
     """The fault points that each process of a run with this config passes, by its name."""
     points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
-    points[rooms.CONDUCTOR] = {"conductor.start", "conductor.fence", "conductor.commit"}
+    points[rooms.CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
     points["emergency"] |= {"emergency.pending", "emergency.publish"}
     points["tolaria"] |= {"tolaria.round", "tolaria.step", "tolaria.save"}
     if config.growth.enabled:
@@ -123,10 +124,12 @@ class Company:
             for remote in self.remotes.values():
                 each.callback(remote.kill)
 
-    def rebind(self, generation: int) -> None:
-        """Have every actor refuse what comes from an older generation."""
+    def rebind(self, generation: int, nursery: RemoteNursery) -> None:
+        """Have every actor refuse what comes from an older generation, and what the nursery has begun end before."""
+        nursery.abandon()
         for remote in self.remotes.values():
             remote.rebind(generation)
+        EmergencyHandle(self.remotes["emergency"]).rebind(generation)
 
     def check(self) -> None:
         """Raises: ActorLost: the process of an actor has ended, also of one that nobody is asking anything."""
@@ -157,7 +160,7 @@ class Company:
             build=build,
             arguments=arguments,
             faults=config.faults,
-            faults_file=faults_file(self.path).absolute(),
+            faults_file=faults_file(self.path, self.key.generation).absolute(),
         )
 
 
@@ -191,7 +194,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                     incubator=nursery,
                     counted=company.counted,
                     signals=heard,
-                    rebind=company.rebind,
+                    rebind=lambda generation: company.rebind(generation, nursery),
                     shared=lambda snapshot: [ray.put(snapshot)],
                 )
         finally:

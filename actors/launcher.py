@@ -82,8 +82,8 @@ def resume(
     """
     drain = drain or Drain()
     with resumed(run_dir, task, settings or {}, broken) as found:
-        if found.result is not None:
-            return found.result
+        if isinstance(found, Result):
+            return found
         faults.check(found.config.faults, fault_points(found.config))
         with torch_threads(found.config.run.threads):
             with drain.starting():

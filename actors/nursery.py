@@ -139,15 +139,15 @@ class RemoteNursery:
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Nursery`
         """See `Nursery`: returns when nothing of what was in flight runs any more."""
-        self._abandon()
+        self.abandon()
         twin = state["twin"]
         self._twin = cast(RemoteFork, self._fork(twin)) if twin is not None else None
         self._twin_steps = state["twin_steps"]
         if self._twin is not None:
             self._twin.graft(None)
 
-    def _abandon(self) -> None:
-        """Give up the tournament in flight and every fork; their results are of an older generation."""
+    def abandon(self) -> None:
+        """Give up the tournament in flight and every fork; returns when nothing of them runs any more."""
         if self._undone():
             for manager in self._managers:
                 manager.ask("abandon", True, group="ctl")

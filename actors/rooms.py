@@ -146,6 +146,7 @@ class EmergencyDesk:
     def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int) -> None:
         self._queue, self._word, self._generation = queue, word, generation
         self._level: Level | None = None
+        self._count = 0
         self._one_at_a_time = threading.Lock()
 
     def publish(self, signal: EmergencySignal) -> int:
@@ -157,10 +158,16 @@ class EmergencyDesk:
         """
         faults.point("emergency.publish")
         with self._one_at_a_time:
-            count = self._queue.publish(signal)
+            self._count = self._queue.publish(signal)
             self._level = max(self._level or Level.NOTICE, signal.level)
-            self._word.set(self._level, self._generation, count)
-        return count
+            self._word.set(self._level, self._generation, self._count)
+        return self._count
+
+    def rebind(self, generation: int) -> None:
+        """Have the word say a newer generation from now on."""
+        with self._one_at_a_time:
+            self._generation = generation
+            self._word.set(self._level, generation, self._count)
 
     def pending(self, subscriber: str, most: int = 64) -> tuple[EmergencySignal, ...]:
         """Signals that a subscriber has not acknowledged, the most urgent first."""

@@ -27,6 +27,10 @@ CAUSE = "_esper_cause"
 """Attribute under which an error takes its cause along."""
 
 
+TOLD_TO_ANY_GENERATION = frozenset({"saved"})
+"""Methods that only wait for what was begun, which may be told when its generation has been succeeded."""
+
+
 @dataclass(frozen=True)
 class Birth:
     """How an actor comes to be; small, picklable, the same after every restart but for the generation."""
@@ -119,7 +123,7 @@ class Shell:
         return {name: total for name, total in totals.items() if total}
 
     def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: as the method
-        if envelope.generation != self._birth.generation:
+        if envelope.generation != self._birth.generation and method not in TOLD_TO_ANY_GENERATION:
             detail = f"{envelope.generation}, here {self._birth.generation}"
             raise DependencyViolationError(f"message {method}", "another generation's", detail)
         if method.startswith("_"):

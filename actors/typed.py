@@ -220,6 +220,10 @@ class EmergencyHandle:
         """Take a signal; it shows in the word before this returns. Raises: EmergencyQueueFull."""
         return cast(int, self.remote.ask("publish", signal, group="ctl"))
 
+    def rebind(self, generation: int) -> None:
+        """Have the word say a newer generation from now on."""
+        self.remote.ask("rebind", generation)
+
     def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
         """Signals that a subscriber has not acknowledged, the most urgent first."""
         return cast("tuple[EmergencySignal, ...]", self.remote.ask("pending", subscriber))

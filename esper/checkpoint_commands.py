@@ -1,10 +1,11 @@
 """`esper checkpoint`: shows a run's checkpoints and whether they load. It changes nothing and imports no task.
 
-Exit codes: 0 all load; 1 one does not; 2 no run there.
+Exit codes: 0 all is well; 1 a checkpoint does not load, or something of the run cannot be read; 2 no run there.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from esper.execution import print_json
-from esper.history import read_past
+from esper.history import Remains, committed, look_at
+from esper.inspection import verdicts
 from esper.run_directory import checkpoints_folder
-from esper.tolaria.checkpoint import verify_all
 
 DAMAGED = 1
 
@@ -26,26 +27,44 @@ JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last 
 
 
 @app.command("list")
-def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> None:
+def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Show the checkpoints that a run could go on from, oldest first."""
-    commits = read_past(run_dir).commits
+    found = look_at(run_dir)
     if as_json:
-        print_json({"checkpoints": [written.model_dump(mode="json") for written in commits]})
-        return
-    table = Table("file", "fence", "step", "generation", "MiB", "written in s")
-    for one in commits:
-        size, seconds = f"{one.length / 2**20:.2f}", f"{one.seconds:.3f}"
-        table.add_row(one.file, str(one.fence), str(one.step), str(one.generation), size, seconds)
-    Console().print(table)
+        _print_json([written.model_dump(mode="json") for written in found.commits], found)
+    else:
+        table = Table("file", "fence", "step", "generation", "MiB", "written in s")
+        for one in found.commits:
+            size, seconds = f"{one.length / 2**20:.2f}", f"{one.seconds:.3f}"
+            table.add_row(one.file, str(one.fence), str(one.step), str(one.generation), size, seconds)
+        Console().print(table)
+        print(*found.damages, sep="\n", end="\n" if found.damages else "")
+    return DAMAGED if found.damaged else 0
 
 
 @app.command()
 def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Check that every checkpoint of a run is to the bit what was written, and loads."""
-    found: list[dict[str, Any]] = verify_all(checkpoints_folder(run_dir), read_past(run_dir).commits)
+    found = look_at(run_dir)
+    checkpoints = [*verdicts(run_dir, found.commits), *_unvouched(run_dir, found)]
     if as_json:
-        print_json({"checkpoints": found})
+        _print_json(checkpoints, found)
     else:
-        for one in found:
+        for one in checkpoints:
             print(f"{one['file']}: {'ok' if one['ok'] else one['reason']}")
-    return 0 if all(one["ok"] for one in found) else DAMAGED
+        print(*found.damages, sep="\n", end="\n" if found.damages else "")
+    return DAMAGED if found.damaged or not all(one["ok"] for one in checkpoints) else 0
+
+
+def _unvouched(run_dir: Path, found: Remains) -> list[dict[str, Any]]:
+    """Files that may be checkpoints of a damaged run, which no record says that can be read."""
+    if not found.damaged:  # what no record names was not committed
+        return []
+    named = {written.file for written in committed(found.entries)}
+    files = sorted(file.name for file in checkpoints_folder(run_dir).glob("fence-*.pt") if file.name not in named)
+    reason = "no record that can be read, and counts, says what it should be"
+    return [{"file": file, "fence": None, "ok": False, "reason": reason} for file in files]
+
+
+def _print_json(checkpoints: list[dict[str, Any]], found: Remains) -> None:
+    print_json({"checkpoints": checkpoints, "damages": [asdict(damage) for damage in found.damages]})

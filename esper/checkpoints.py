@@ -7,6 +7,7 @@ counts from its COMMIT on, and only then is the oldest dropped (see docs/durabil
 from __future__ import annotations
 
 import contextvars
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from esper import faults
-from esper.durable.files import DISK, Disk, sync_folder
+from esper.durable.files import DISK, Disk, make_folders, sync_folder
+from esper.errors import StoreWriteFailed
 from esper.journal import Journal, Kind
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
 from esper.tolaria.checkpoint import restore_latest
 from esper.tolaria.plain import from_plain, nursery_of
+
+_LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
+"""Names of checkpoints, and of what is to become one."""
 
 
 class CheckpointConfig(BaseModel):
@@ -58,6 +63,7 @@ class Checkpoints:
         *,
         disk: Disk = DISK,
     ) -> None:
+        make_folders(folder, disk=disk)
         self._folder, self._journal, self.config, self._disk = folder, journal, config, disk
         self._committed = list(committed)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -112,6 +118,21 @@ class Checkpoints:
         host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
         return FenceState(written.fence, host, content["rooms"], nursery)
 
+    def sweep(self) -> None:
+        """Remove what earlier saves left: files that were never committed or were taken back, and torn ones.
+
+        Raises:
+            StoreWriteFailed: one cannot be removed.
+        """
+        kept = {written.file for written in self._committed}
+        self._remove(
+            [
+                path
+                for path in sorted(self._folder.glob("*fence-*"))
+                if _LEFT.fullmatch(path.name) and path.name not in kept
+            ]
+        )
+
     @property
     def committed(self) -> tuple[CheckpointWritten, ...]:
         """Committed checkpoints that are kept, oldest first."""
@@ -129,8 +150,15 @@ class Checkpoints:
         """Unlink what is older than the newest `keep`, but for fence 0: the last way back there is."""
         old = self._committed[: -self.config.keep]
         dropped = [written for written in old if written.fence != 0]
-        for written in dropped:
-            self._disk.unlink(self._folder / written.file)
-        if dropped:
-            sync_folder(self._folder, disk=self._disk)
+        self._remove([self._folder / written.file for written in dropped])
         self._committed = [written for written in self._committed if written not in dropped]
+
+    def _remove(self, paths: Sequence[Path]) -> None:
+        """Raises: StoreWriteFailed: one is still there, or may be again after a crash."""
+        for path in paths:
+            try:
+                self._disk.unlink(path)
+            except OSError as error:
+                raise StoreWriteFailed(str(path), "removing it") from error
+        if paths:
+            sync_folder(self._folder, disk=self._disk)

@@ -20,6 +20,7 @@ from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.errors import ConfigError, EsperError
 from esper.execution import INTERRUPTED, STRICT_FAILURE, complain, execute, execute_resume, print_json
 from esper.forecast import forecast
+from esper.history import Damage
 from esper.inspection import inspect_run
 from esper.loop import torch_threads
 from esper.progress import Terminal, heading
@@ -155,7 +156,7 @@ def prove_run(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     if as_json:
         print_json(proof.as_json())
     elif (found := proof.divergence) is None:
-        print(f"the same: {proof.steps} losses, weights at {proof.fences} fences")
+        print(f"the same: {proof.steps} losses of {proof.total_steps}, weights at {proof.fences} fences")
     else:
         where = f"step {found.step}" if found.step is not None else f"fence {found.fence}"
         print(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")
@@ -163,17 +164,23 @@ def prove_run(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 
 @app.command()
-def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> None:
-    """Say where a run stands, also while it goes on."""
+def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> int:
+    """Say where a run stands, also while it goes on, and what of it cannot be read."""
     found = inspect_run(run_dir)
     if as_json:
         print_json(found)
-        return
-    console = Console()
-    loss = found["train_loss"]
+    else:
+        _show(found)
+    return CHECK_FAILED if found["damaged"] else DONE
+
+
+def _show(found: dict[str, Any]) -> None:
+    console, loss = Console(), found["train_loss"]
+    fence, step, total = ("?" if found[name] is None else found[name] for name in ("fence", "steps", "total_steps"))
     console.print(
-        f"{found['run_dir']}: {found['state']}, fence {found['fence']}, step {found['steps']}/{found['total_steps']}"
+        f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
         + (f", loss {loss:.4f}" if loss is not None else "")
+        + (f", emergency level {found['level']}" if found["level"] is not None else "")
     )
     table = Table("seed", "slot", "blueprint", "stage", "gain", "z")
     for seed in found["seeds"]:
@@ -181,6 +188,8 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> None:
         figures = ("", "") if gain is None else (f"{gain:+.2%}", f"{z:+.1f}")
         table.add_row(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures)
     console.print(table)
+    for damage in found["damages"]:
+        console.print(str(Damage(**damage)), soft_wrap=True, markup=False)
 
 
 @app.command("config")

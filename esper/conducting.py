@@ -17,9 +17,10 @@ from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
 from esper.errors import ConfigError, EsperError, TaskError
 from esper.faults import Firings
-from esper.history import Past
+from esper.history import Past, level
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
+from esper.leyline.signals import Level
 from esper.line import Drain, Line, Rooms
 from esper.machine import cpu_type
 from esper.progress import Progress
@@ -36,6 +37,7 @@ from esper.run_directory import (
 from esper.summary import Identity, Result, failure, fate, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
+from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry
 
 BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
@@ -97,28 +99,47 @@ class Conductor:
         return self._run(prospect, directory.path, identity, past)
 
     def _run(self, prospect: Prospect, path: Path, identity: Identity, past: Past | None) -> Result:
-        folder = telemetry_folder(path) if prospect.config.telemetry.enabled else None
+        config, committed = prospect.config, past.commits if past is not None else ()
         key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
-        with (
-            Telemetry.start(folder, "conductor", key.run_id) as telemetry,
-            use(telemetry),
-            Journal(path, key.generation) as journal,
-            closing(FieldReportStore(reports_folder(path))) as store,
-        ):
+        if past is None:
+            identity.save(path)  # first of all: from here on it is a run, which can be gone on with
+        with ExitStack() as stack:
+            telemetry = stack.enter_context(
+                Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
+            )
+            stack.enter_context(use(telemetry))
+            stack.enter_context(faults.armed(config.faults, self.name, faults_file(path, key.generation)))
+            journal = stack.enter_context(Journal(path, key.generation))
+            faults.point("conductor.open")
+            store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
+            checkpoints = stack.enter_context(
+                closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed))
+            )
+            kept = checkpoints.load_latest() if committed else None
             if past is None:
-                checkpoints_folder(path).mkdir()
-            committed = past.commits if past is not None else ()
-            with closing(
-                Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint, committed)
-            ) as checkpoints:
-                kept = checkpoints.load_latest() if committed else None
-                if past is not None:
-                    journal.supersede(kept.fence if kept is not None else None)
-                identity.save(path)
-                journal.write(Kind.RUN_STARTED if past is None else Kind.RUN_RESUMED, identity)
-                record = Record(self, prospect, path, key, journal, store, checkpoints, telemetry)
-                with faults.armed(prospect.config.faults, self.name, faults_file(path)):
-                    return record.run(kept)
+                journal.write(Kind.RUN_STARTED, identity)
+            else:
+                self._take_over(past, path, identity, journal, checkpoints, kept)
+            return Record(self, prospect, path, key, journal, store, checkpoints, telemetry, past).run(kept)
+
+    def _take_over(
+        self,
+        past: Past,
+        path: Path,
+        identity: Identity,
+        journal: Journal,
+        checkpoints: Checkpoints,
+        kept: FenceState | None,
+    ) -> None:
+        """Make the run's new generation the one that counts."""
+        if identity.cpu != past.identity.cpu:
+            severe("other_cpu", Severity.WARNING, began_on=past.identity.cpu, goes_on_on=identity.cpu)
+        journal.supersede(kept.fence if kept is not None else None)
+        faults.point("conductor.supersede")
+        identity.save(path)
+        if all(damage.torn for damage in past.damages):  # else a record of what lies there may be what is lost
+            checkpoints.sweep()
+        journal.write(Kind.RUN_RESUMED, identity)
 
 
 @dataclass(frozen=True)
@@ -133,12 +154,13 @@ class Record:
     store: FieldReportStore
     checkpoints: Checkpoints
     telemetry: Telemetry
+    past: Past | None
+    """What came before, of a run that is gone on with."""
 
     def run(self, kept: FenceState | None) -> Result:
         """Bring the rooms up, run the line, and write down how it ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
-        faults_before = len(Firings(faults_file(self.path)).all())
         progress.started(self.prospect, self.path)
         try:
             with ExitStack() as up:
@@ -149,19 +171,21 @@ class Record:
                     line = self._line(rooms, trace)
                     if kept is not None:
                         line.restore(kept)
+                        line.tally.rollbacks = self.past.rollbacks if self.past is not None else 0
                 self._to_the_end(line)
                 fallbacks = self.telemetry.counters.total("esper.fallbacks") + rooms.counted("esper.fallbacks")
                 wall_s = clock.monotonic() - began
-                result = summarise(line, self.prospect, self.path, self.conductor.reference.text, fallbacks, wall_s)
-            result = result.model_copy(update=self._faults(faults_before))
+                resumes = self.past.resumes + 1 if self.past is not None else 0
+                text = self.conductor.reference.text
+                result = summarise(line, self.prospect, self.path, text, fallbacks, resumes, wall_s)
+            result = result.model_copy(update=self._faults())
             result.save(self.path)
         except BaseException as error:
             self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
             fence, trace = (line.fence, line.trace_id) if line is not None else (None, trace)
-            told = {**failure(error), "trace_id": trace, "fence": fence or 0, **self._faults(faults_before)}
-            self.journal.write(Kind.RUN_FAILED, **told)
+            self._tell_failure(error, {**failure(error), "trace_id": trace, "fence": fence or 0})
             raise
-        self.journal.write(Kind.RUN_ENDED, weights_sha256=result.weights_sha256, test_loss=result.test_loss)
+        self.journal.write(Kind.RUN_ENDED, **result.as_json())
         progress.ended(result)
         return result
 
@@ -176,14 +200,25 @@ class Record:
                 stop.add_note(f"the checkpoint in flight was lost with it: {lost}")
             raise
 
-    def _faults(self, before: int) -> dict[str, Any]:
+    def _tell_failure(self, error: BaseException, told: dict[str, Any]) -> None:
+        try:
+            self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
+        except EsperError as lost:
+            error.add_note(f"that the run failed could not be written down: {lost}")
+
+    def _faults(self) -> dict[str, Any]:
         """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""
         armed = self.prospect.config.faults
         if not armed:
             return {}
-        fired = Firings(faults_file(self.path)).all()
-        self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired[before:]])
+        fired = Firings(faults_file(self.path, self.key.generation)).all()
+        self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired])
         return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
+
+    def _heard(self) -> Level | None:
+        """The emergency level that still holds. A HALT has done its work: who goes on after it means to."""
+        entries = self.past.entries if self.past is not None else ()
+        return level(e for e in entries if e.kind is not Kind.SIGNAL or e.body["level"] < Level.HALT)
 
     def _line(self, rooms: Rooms, trace: str) -> Line:
         return Line(
@@ -195,6 +230,7 @@ class Record:
             self.prospect.config.growth.enabled,
             self.conductor.progress,
             self.conductor.drain,
+            level=self._heard(),
             trace_id=trace,
         )
 
@@ -214,7 +250,9 @@ def _check_same_task(prospect: Prospect, began: Identity) -> None:
         )
 
 
-def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
+def summarise(
+    line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, resumes: int, wall_s: float
+) -> Result:
     """What a run that reached its end came to."""
     trainer, tally, config = line.trainer, line.tally, prospect.config
     twin = line.incubator.twin_report() if line.kasmina.has_twin() else None
@@ -243,7 +281,7 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
         fence_wait_s=tally.fence_wait_s,
         checkpoint_s=tally.checkpoint_s,
         wall_s=wall_s,
-        resumes=line.journal.generation - FIRST_GENERATION - tally.rollbacks,
+        resumes=resumes,
         restarts=0,  # nothing restarts an actor yet: its death ends the run
         rollbacks=tally.rollbacks,
         fallbacks=fallbacks,

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, Drained, EmergencyStop, EsperError
-from esper.history import read_past
+from esper.history import look_at
 from esper.journal import Entry, Kind
 from esper.line import Drain
 from esper.loop import resume as resume_here
@@ -182,5 +182,5 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
 def _last_failure(run_dir: Path | None) -> Entry | None:
     if run_dir is None:
         return None
-    entries = read_past(run_dir).entries
+    entries = look_at(run_dir).entries
     return next((entry for entry in reversed(entries) if entry.kind is Kind.RUN_FAILED), None)

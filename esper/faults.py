@@ -31,7 +31,11 @@ NOTHING, ROUND, ROUND_AND_STEP = frozenset[str](), frozenset({"round"}), frozens
 POINTS = {
     "conductor.commit": NOTHING,
     "conductor.fence": ROUND,
+    "conductor.open": NOTHING,
+    "conductor.restore": ROUND,
+    "conductor.rollback": ROUND,
     "conductor.start": NOTHING,
+    "conductor.supersede": NOTHING,
     "emergency.pending": NOTHING,
     "emergency.publish": NOTHING,
     "emergency.start": NOTHING,

@@ -2,19 +2,44 @@
 
 Whoever goes on with a run writes a journal of its own, and in its first record says from which fence it goes on and how
 long the older journals were then: what a writer that should be dead adds to them later counts for nothing.
+
+`read_past` is for whoever goes on: it refuses where it is open what counts. `look_at` is for showing: what can still be
+read of a damaged run, and all that cannot.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
-from esper.durable.log import LoadError
-from esper.errors import StoreCorrupt
-from esper.journal import Entry, Kind, read
+from pydantic import ValidationError
+
+from esper.errors import RunDirectoryError, StoreCorrupt
+from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
-from esper.run_directory import checkpoints_folder, journal_file, journals
+from esper.leyline.signals import Level
+from esper.run_directory import checkpoints_folder, journal_file, journals, reports_folder, run_file, summary_file
 from esper.summary import Identity, load_identity
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something of a run directory that cannot be read."""
+
+    file: str
+    """Its name there."""
+    offset: int | None
+    """Where the unreadable stretch begins, in bytes. None: the whole file, and it is open what of the run counts."""
+    reason: str
+    torn: bool = False
+    """It is the end of a journal: an append that was cut short, or goes on right now, and was not acknowledged."""
+
+    def __str__(self) -> str:
+        place = f", byte {self.offset}" if self.offset is not None else ""
+        return f"{self.file}{place}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -23,13 +48,37 @@ class Past:
 
     identity: Identity
     generation: int
-    """The newest."""
+    """The newest; 0: the run was begun, and died before it had a journal."""
     entries: tuple[Entry, ...]
     """What counts, in order."""
     commits: tuple[CheckpointWritten, ...]
     """Checkpoints that were committed and are not dropped by retention, oldest first."""
-    errors: tuple[LoadError, ...]
+    damages: tuple[Damage, ...]
     """Every place in a journal that could not be read."""
+    resumes: int
+    """How often it was gone on with."""
+    rollbacks: int
+
+
+@dataclass(frozen=True)
+class Remains:
+    """As much of a past as can be read. To be shown; nothing may be decided by it."""
+
+    identity: Identity | None
+    """By the journals, if not by `run.json`."""
+    generation: int
+    entries: tuple[Entry, ...]
+    commits: tuple[CheckpointWritten, ...]
+    damages: tuple[Damage, ...]
+    resumes: int
+    rollbacks: int
+    newest_lost: bool
+    """Nothing can be read of the newest journal: how far the run came, and whether it ended, is not known."""
+
+    @property
+    def damaged(self) -> bool:
+        """More is lost than the end of an append that nobody acknowledged."""
+        return any(not damage.torn for damage in self.damages)
 
 
 def read_past(path: Path) -> Past:
@@ -37,42 +86,170 @@ def read_past(path: Path) -> Past:
 
     Raises:
         RunDirectoryError: no run is here.
-        StoreCorrupt: `run.json` or a journal is none of ours, or there is no journal.
+        StoreCorrupt: `run.json` or a journal is none of ours or missing, or it is open what of a journal counts.
     """
-    identity = load_identity(path)
+    load_identity(path)
+    found = look_at(path)
+    for damage in found.damages:
+        if damage.offset is None:
+            raise StoreCorrupt(str(path / damage.file), damage.reason)
+    assert found.identity is not None, "a run.json that cannot be read is damage"
+    return Past(
+        found.identity,
+        found.generation,
+        found.entries,
+        found.commits,
+        found.damages,
+        found.resumes,
+        found.rollbacks,
+    )
+
+
+def look_at(path: Path) -> Remains:
+    """Read what can be read of a run, without a lock; it may be going on, or damaged in any way.
+
+    Raises:
+        RunDirectoryError: nothing of a run is here.
+    """
+    if not path.is_dir() or not (run_file(path).exists() or checkpoints_folder(path).is_dir() or journals(path)):
+        raise RunDirectoryError("RUN", str(path), "no run is here (no run.json, no journal, no checkpoints)")
+    identity, damages = _identity(path)  # before the journals: theirs can only be newer
     files = journals(path)
-    if not files:
-        raise StoreCorrupt(str(journal_file(path, identity.generation)), "is missing: nothing can be said of the run")
-    found = {generation: read(file) for generation, file in files.items()}
+    newest = _newest(path, files, identity)
+    damages += _missing(path, files, newest)
+    said: dict[int, list[Entry]] = {}
+    for generation, file in files.items():
+        try:
+            said[generation], damaged = _read(file)
+            damages += damaged
+        except StoreCorrupt as error:
+            damages.append(Damage(file.name, None, error.reason))
+    entries, undecided = _joined(path, said, {damage.file for damage in damages if not damage.torn})
+    did = [{entry.kind for entry in its_entries} for its_entries in said.values()]  # what was taken back included
+    commits, newest_lost = committed(entries), newest > 0 and newest not in said
+    kept = [] if newest_lost else commits[-1:]  # retention leaves the newest: if it is not there, it is missing
+    return Remains(
+        identity if identity is not None else _told(entries),
+        newest,
+        tuple(entries),
+        tuple(one for one in commits if one in kept or (checkpoints_folder(path) / one.file).exists()),
+        (*damages, *undecided),
+        sum(Kind.RUN_RESUMED in kinds for kinds in did),
+        sum(Kind.RESTORED in kinds and Kind.RUN_RESUMED not in kinds for kinds in did),
+        newest_lost,
+    )
+
+
+def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
+    """Every checkpoint that was ever committed, oldest first; also those that are dropped by now."""
+    return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
+
+
+def level(entries: Iterable[Entry]) -> Level | None:
+    """The highest emergency level that was heard; None: no signal was."""
+    return max((Level(entry.body["level"]) for entry in entries if entry.kind is Kind.SIGNAL), default=None)
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+def _identity(path: Path) -> tuple[Identity | None, list[Damage]]:
+    file = run_file(path)
+    if not file.is_file():
+        return None, [Damage(file.name, None, "is missing")]
+    try:
+        return load_identity(path), []
+    except StoreCorrupt as error:
+        return None, [Damage(file.name, None, error.reason)]
+
+
+def _newest(path: Path, there: Collection[int], identity: Identity | None) -> int:
+    """The newest journal that there should be; 0 if the run left nothing that comes after the making of its first."""
+    newest = max([*there, identity.generation if identity is not None else FIRST_GENERATION])
+    later = (checkpoints_folder(path), reports_folder(path), summary_file(path))
+    died_early = newest == FIRST_GENERATION and not there and not any(file.exists() for file in later)
+    return 0 if died_early and identity is not None else newest
+
+
+def _missing(path: Path, there: Iterable[int], newest: int) -> list[Damage]:
+    """Each gap in the row of journals, by its first."""
+    damages, expected = [], FIRST_GENERATION
+    for generation in (*there, newest + 1):
+        if generation > expected:
+            last = journal_file(path, generation - 1).name
+            reason = "is missing" if generation - 1 == expected else f"is missing, as are all up to {last}"
+            damages.append(Damage(journal_file(path, expected).name, None, reason))
+        expected = generation + 1
+    return damages
+
+
+def _read(file: Path) -> tuple[list[Entry], list[Damage]]:
+    size = file.stat().st_size if file.exists() else 0  # before the reading: the file may grow
+    entries, errors = read(file)
+    return entries, [Damage(file.name, e.offset, e.reason, torn=e.offset + e.length >= size) for e in errors]
+
+
+def _told(entries: Sequence[Entry]) -> Identity | None:
+    """What `run.json` said: each process that ran the run journaled it."""
+    bodies = [entry.body for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    try:
+        return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None
+    except ValidationError:  # of another version, as the run.json is that is named as damage
+        return None
+
+
+# -- generations -------------------------------------------------------------------------------------------------
+
+
+def _joined(
+    path: Path, said: Mapping[int, Sequence[Entry]], damaged: Collection[str]
+) -> tuple[list[Entry], list[Damage]]:
+    """What counts of all journals together; and the journals of which it is open what they took over."""
     valid: dict[int, int] = {}
-    for entry in (entry for its_entries, _ in found.values() for entry in its_entries):
+    for entry in (entry for its_entries in said.values() for entry in its_entries):
         if entry.kind is Kind.SUPERSEDED:
             for older, length in entry.body["lengths"].items():  # the first to take over says what counts
                 valid[int(older)] = min(length, valid.get(int(older), length))
     entries: list[Entry] = []
-    for generation, (its_entries, _) in found.items():
-        for entry in its_entries:
-            if generation in valid and entry.offset >= valid[generation]:
-                break
-            if entry.kind is Kind.SUPERSEDED:
-                entries = _up_to(entries, entry.body["from_fence"])
-            entries.append(entry)
-    commits = [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
-    folder = checkpoints_folder(path)
-    errors = tuple(error for _, damaged in found.values() for error in damaged)
-    there = tuple(one for one in commits if one is commits[-1] or (folder / one.file).exists())
-    return Past(identity, max(files), tuple(entries), there, errors)
+    undecided: list[Damage] = []
+    for generation, its_entries in said.items():
+        name, lost = journal_file(path, generation).name, ""
+        counted = [e for e in its_entries if generation not in valid or e.offset < valid[generation]]
+        place = next((place for place, entry in enumerate(counted) if entry.kind is Kind.SUPERSEDED), None)
+        if place is not None:  # a late COMMIT may come before it
+            entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])
+            counted = counted[place:]
+        elif generation > FIRST_GENERATION and counted and name in damaged:
+            lost = "its record of what counts of the older journals cannot be read"
+        undecided += [Damage(name, None, lost)] if lost else []
+        entries += counted
+    return entries, undecided
 
 
-def _up_to(entries: list[Entry], fence: int | None) -> list[Entry]:
-    """What counts of the past when a run goes on from a fence: all up to its checkpoint, and the COMMITs of those."""
+def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
+    """What counts of the past when a run goes on from a fence; and why that is open, if it is."""
     if fence is None:
-        return [entry for entry in entries if entry.kind is Kind.RUN_STARTED]
-    at_fence = {Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED}
-    marks = [place for place, e in enumerate(entries) if e.kind in at_fence and e.body["fence"] == fence]
-    begun = [place for place in marks if entries[place].kind is Kind.CHECKPOINT_BEGUN]
-    if not marks:
-        raise StoreCorrupt("journals", f"a later one goes on from fence {fence}, of which the older ones say nothing")
-    last = (begun or marks)[-1]  # its BEGIN may be damaged
-    later = [e for e in entries[last + 1 :] if e.kind is Kind.CHECKPOINT_COMMITTED and e.body["fence"] <= fence]
-    return [*entries[: last + 1], *later]
+        return [entry for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.SIGNAL)], ""
+    end, lost = _end_of(entries, fence), ""
+    if end is None:
+        lost = f"it goes on from fence {fence}, of which the older journals say nothing"
+        end = sum(1 for _ in takewhile(lambda e: e.kind is not Kind.ROUND_ENDED or e.body["fence"] <= fence, entries))
+    return [*entries[:end], *(entry for entry in entries[end:] if _stays(entry, fence))], lost
+
+
+def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
+    """Where what belongs to a fence ends: behind the BEGIN of its checkpoint, or the COMMIT if that is damaged."""
+    for kind in (Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED):
+        places = [place for place, e in enumerate(entries) if e.kind is kind and e.body["fence"] == fence]
+        if places:
+            return places[-1] + 1
+    return None
+
+
+def _stays(entry: Entry, fence: int) -> bool:
+    """A record counts although the run went back to a fence before it.
+
+    A COMMIT may come late. A signal came from outside: what was heard is not unheard.
+    """
+    committed_late = entry.kind is Kind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
+    return committed_late or entry.kind is Kind.SIGNAL

@@ -6,55 +6,78 @@ import os
 import re
 import socket
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from esper.history import read_past
+from esper.history import Remains, level, look_at
 from esper.journal import Entry, Kind
-from esper.run_directory import LEASE
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.run_directory import LEASE, checkpoints_folder
+from esper.tolaria.checkpoint import verify_all
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
     """State, place and seeds of a run: what `esper inspect --json` prints.
 
+    Of a damaged run as much as can be read, None for what cannot, and each place in `damages`.
+
     Raises:
-        RunDirectoryError: the directory holds no run.
-        StoreCorrupt: its journal is no journal.
+        RunDirectoryError: nothing of a run is here.
     """
-    past = read_past(path)
-    identity, entries = past.identity, past.entries
+    found = look_at(path)
+    identity, entries = found.identity, found.entries
     rounds = [entry.body for entry in entries if entry.kind is Kind.ROUND_ENDED]
+    begun = {"fence": None, "step": None} if found.damaged else {"fence": 0, "step": 0}
+    last, heard = rounds[-1] if rounds else begun | {"train_loss": None}, level(entries)
     return {
         "run_dir": str(path),
-        "state": _state(path, entries),
-        "fence": rounds[-1]["fence"] if rounds else 0,
-        "steps": rounds[-1]["step"] if rounds else 0,
-        "total_steps": identity.total_steps,
+        "state": _state(path, found),
+        "fence": last["fence"],
+        "steps": last["step"],
+        "total_steps": identity.total_steps if identity is not None else None,
         "seeds": _seeds(entries),
-        "level": None,
-        "task": identity.task,
-        "seed": identity.config.run.seed,
-        "generation": past.generation,
-        "checkpoints": [written.fence for written in past.commits],
-        "train_loss": rounds[-1]["train_loss"] if rounds else None,
-        "damaged_records": len(past.errors),
+        "level": heard.name if heard is not None else None,
+        "task": identity.task if identity is not None else None,
+        "seed": identity.config.run.seed if identity is not None else None,
+        "generation": found.generation,
+        "checkpoints": [written.fence for written in found.commits],
+        "train_loss": last["train_loss"],
+        "damaged": found.damaged,
+        "damages": [asdict(damage) for damage in found.damages],
+        "damaged_records": sum(damage.offset is not None for damage in found.damages),
     }
 
 
-def _state(path: Path, entries: Sequence[Entry]) -> str:
-    """finished, failed, interrupted, running, stopped (its process is gone), or open (its process is elsewhere)."""
-    for entry in reversed(entries):
+def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
+    """Which checkpoints of a run load (see `verify_all`), without those that retention drops meanwhile."""
+    found = verify_all(checkpoints_folder(path), commits)
+    if all(one["ok"] for one in found):
+        return found
+    still = {written.file for written in look_at(path).commits}
+    return [one for one in found if one["ok"] or one["file"] in still]
+
+
+def _state(path: Path, found: Remains) -> str:
+    """finished, failed, interrupted, running, stopped (its process is gone), open (its process is elsewhere), unknown.
+
+    Unknown: the process is gone, and so is the journal in which it would have said how it ended.
+    """
+    for entry in () if found.newest_lost else reversed(found.entries):
         if entry.kind is Kind.RUN_ENDED:
             return "finished"
         if entry.kind is Kind.RUN_FAILED:
             return "interrupted" if entry.body["error"] == "KeyboardInterrupt" else "failed"
+        if entry.kind is Kind.SUPERSEDED:  # how an older generation ended is past
+            break
+    gone = "unknown" if found.newest_lost else "stopped"
     lease = path / LEASE
     holder = re.match(r"pid (\d+) on (.+)", lease.read_text()) if lease.is_file() else None
     if holder is None:
-        return "stopped"
+        return gone
     if holder[2] != socket.gethostname():
         return "open"
-    return "running" if _alive(int(holder[1])) else "stopped"
+    return "running" if _alive(int(holder[1])) else gone
 
 
 def _alive(pid: int) -> bool:

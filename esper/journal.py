@@ -89,8 +89,7 @@ class Journal:
 
     def succeed(self, from_fence: int | None) -> None:
         """Go on in a new generation, in a file of its own; see `supersede`."""
-        self._writer.submit(self._open_next).result()
-        self.supersede(from_fence)
+        self._writer.submit(self._open_next, from_fence).result()
 
     def supersede(self, from_fence: int | None) -> None:
         """Take the run over from older generations: what they did after a fence is taken back.
@@ -101,19 +100,23 @@ class Journal:
         Raises:
             StoreWriteFailed: they still own it.
         """
-        older = {
-            generation: file for generation, file in journals(self._run_dir).items() if generation < self.generation
-        }
-        lengths = {str(generation): file.stat().st_size for generation, file in older.items()}
-        self.write(Kind.SUPERSEDED, from_fence=from_fence, generation=self.generation, lengths=lengths)
+        self._writer.submit(self._supersede, from_fence).result()
+
+    def _supersede(self, from_fence: int | None) -> None:
+        older = {number: file for number, file in journals(self._run_dir).items() if number < self.generation}
+        lengths = {str(number): file.stat().st_size for number, file in older.items()}
+        body: dict[str, object] = {"from_fence": from_fence, "generation": self.generation, "lengths": lengths}
+        self._append([(int(Kind.SUPERSEDED), _payload(body))])
 
     def _append(self, records: list[tuple[int, bytes]]) -> None:
         self._log.append_many(records)
 
-    def _open_next(self) -> None:
+    def _open_next(self, from_fence: int | None) -> None:
+        """In one piece: no record of another thread's comes before SUPERSEDED."""
         self._log.close()
         self.generation += 1
         self._log = FramedLog.open(journal_file(self._run_dir, self.generation), epoch=self.generation)
+        self._supersede(from_fence)
 
     def close(self) -> None:
         """Release the file, when what is being written is."""

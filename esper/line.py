@@ -205,6 +205,7 @@ class Line:
         with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
             own = LineState.model_validate_json(kept.rooms["line"])
             host = self._restore_host(kept, generation)
+            faults.point("conductor.restore", round=kept.fence)
             self.kasmina.restore(kept.rooms["kasmina"], generation)
             self.tamiyo.restore(kept.rooms["tamiyo"], generation)
             forks = self._passed_on(kept)
@@ -251,6 +252,7 @@ class Line:
         if kept is None:
             raise RestoreImpossible("memory", "no fence was passed yet")
         self.journal.succeed(kept.fence)
+        faults.point("conductor.rollback", round=kept.fence)
         self.rooms.rebind(self.journal.generation)
         self.restore(kept)
         self.tally.rollbacks = rollbacks + 1

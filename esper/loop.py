@@ -99,8 +99,8 @@ def resume(
     networks: list[torch.nn.Module] = []
     bring_up = _here(clock, policy, networks)
     with resumed(run_dir, task, settings or {}, broken) as found:
-        if found.result is not None:
-            return found.result
+        if isinstance(found, Result):
+            return found
         faults.check(found.config.faults, ONE_PROCESS)
         with torch_threads(found.config.run.threads):
             with drain.starting():

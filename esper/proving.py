@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from esper.errors import ConfigError, StoreCorrupt
-from esper.history import Past, read_past
+from esper.config import RunConfig
+from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError, StoreCorrupt
+from esper.history import Past, committed, level, read_past
+from esper.inspection import verdicts
 from esper.journal import Kind
+from esper.leyline.decisions import Hold
+from esper.leyline.incubation import Answer
+from esper.leyline.signals import Level
+from esper.leyline.state import RoundState
+from esper.line import Drain
 from esper.loop import run
+from esper.machine import cpu_type
 from esper.progress import Progress
-from esper.resuming import load_same_task
+from esper.prospect import Prospect
+from esper.resuming import check_versions, load_same_task
+from esper.summary import Result, Tally
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Proof:
     steps: int
     fences: int
     """At which the weights were compared."""
+    total_steps: int
+    """Of the whole run; one that stopped is compared up to the last fence that it passed."""
     divergence: Divergence | None
 
     def as_json(self) -> dict[str, Any]:
@@ -47,40 +60,106 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
     """Run the config of `run_dir` again, in this process and undisturbed, and compare as far as the run got.
 
     Raises:
-        RunDirectoryError: no run is there.
+        RunDirectoryError: no run is there, not one round of it was finished, or it cannot be repeated here: other
+            versions, another processor, another length given on its way, an emergency from outside.
+        StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
         TaskError: its task cannot be found, or is not the one that it was begun with.
-        ConfigError: it was given another length on its way; such a run cannot be repeated in one.
     """
     past = read_past(run_dir)
-    begun = [entry.body for entry in past.entries if entry.kind is Kind.RUN_STARTED]
-    if not begun:
-        raise StoreCorrupt(str(run_dir), "the record of its beginning cannot be read: there is nothing to compare with")
-    if begun[0]["fence_steps"] != list(past.identity.fence_steps):
-        raise ConfigError("RUN", str(run_dir), "it was given another length on its way, and cannot be repeated in one")
+    _check_sound(run_dir, past)
+    check_versions(run_dir, past.identity)
+    _check_repeatable(run_dir, past)
+    finished = _losses(past)
+    if not finished:
+        raise RunDirectoryError("RUN", str(run_dir), "not one round of it was finished: there is nothing to compare")
     task, reference = load_same_task(past.identity)
     with tempfile.TemporaryDirectory(prefix="esper-prove-") as folder:
-        own = past.identity.config.run.model_copy(update={"dir": str(Path(folder) / "run")})
-        config = past.identity.config.model_copy(update={"run": own, "faults": ()})
-        result = run(task, config, reference=reference, progress=progress)
-        return compare(past, read_past(Path(result.run_dir)))
+        again, until = Path(folder) / "run", _Until(max(finished), progress)
+        with suppress(Drained):
+            run(task, _undisturbed(past, again), reference=reference, progress=until, drain=until.drain)
+        return compare(past, read_past(again))
+
+
+def _check_sound(run_dir: Path, past: Past) -> None:
+    """Raises: StoreCorrupt: there is damage, which must not be taken for another course."""
+    for damage in past.damages:
+        if not damage.torn:
+            raise StoreCorrupt(str(run_dir / damage.file), f"byte {damage.offset}: {damage.reason}")
+    for found in verdicts(run_dir, past.commits):
+        if not found["ok"]:
+            raise CheckpointCorrupt(found["file"], found["reason"])
+
+
+def _check_repeatable(run_dir: Path, past: Past) -> None:
+    """Raises: RunDirectoryError: something decided its course that its config and this machine cannot repeat."""
+    starts = [entry.body for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    why = ""
+    if any(body["fence_steps"] != list(past.identity.fence_steps) for body in starts):
+        why = "it was given another length on its way, and cannot be repeated in one"
+    elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
+        why = f"it ran on {', '.join(other)}, whose bits are others than those of this processor ({cpu_type()})"
+    elif (level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
+        why = "an emergency signal held its growth back, and that comes from outside"
+    if why:
+        raise RunDirectoryError("RUN", str(run_dir), why)
+
+
+def _undisturbed(past: Past, place: Path) -> RunConfig:
+    """What the run was told, without faults, and with a checkpoint at every fence: a stop makes one at any of them."""
+    config = past.identity.config
+    own = {
+        "run": config.run.model_copy(update={"dir": str(place)}),
+        "checkpoint": config.checkpoint.model_copy(update={"every_rounds": 1}),
+        "faults": (),
+    }
+    return config.model_copy(update=own)
+
+
+@dataclass
+class _Until:
+    """Shows what another progress shows, and asks for a drain once a fence has been held."""
+
+    last: int
+    shown: Progress
+    drain: Drain = field(default_factory=Drain)
+
+    def started(self, prospect: Prospect, path: Path) -> None:
+        self.shown.started(prospect, path)
+
+    def working(self, what: str) -> None:
+        self.shown.working(what)
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        self.shown.fence(state, tally)
+        if state.fence == self.last:
+            self.drain.ask()
+
+    def hold(self, hold: Hold) -> None:
+        self.shown.hold(hold)
+
+    def answer(self, answer: Answer) -> None:
+        self.shown.answer(answer)
+
+    def ended(self, result: Result) -> None:
+        self.shown.ended(result)
 
 
 def compare(recorded: Past, repeated: Past) -> Proof:
     """Every step's loss and every fence's weights of a run with those of its repetition, in order."""
     losses, losses_again = _losses(recorded), _losses(repeated)
     weights, weights_again = _weights(recorded), _weights(repeated)
-    steps = fences = 0
+    total, steps, fences = recorded.identity.total_steps, 0, 0
     for fence in sorted(losses.keys() | weights.keys()):
         for one, other in zip_longest(losses.get(fence, ()), losses_again.get(fence, ())):
             if one != other:
-                return Proof(steps, fences, Divergence("loss", fence, steps, one, other))
+                return Proof(steps, fences, total, Divergence("loss", fence, steps, one, other))
             steps += 1
         if fence in weights:
             one, other = weights[fence], weights_again.get(fence)
             if one != other:
-                return Proof(steps, fences, Divergence("weights", fence, None, one, other))
+                return Proof(steps, fences, total, Divergence("weights", fence, None, one, other))
             fences += 1
-    return Proof(steps, fences, None)
+    return Proof(steps, fences, total, None)
 
 
 def _losses(past: Past) -> dict[int, list[float]]:
@@ -90,5 +169,4 @@ def _losses(past: Past) -> dict[int, list[float]]:
 
 def _weights(past: Past) -> dict[int, int]:
     """By fence; of every checkpoint that was ever committed, those that are dropped by now included."""
-    commits = (entry.body for entry in past.entries if entry.kind is Kind.CHECKPOINT_COMMITTED)
-    return {body["fence"]: body["weights_crc32c"] for body in commits}
+    return {written.fence: written.weights_crc32c for written in committed(past.entries)}

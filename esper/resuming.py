@@ -10,10 +10,10 @@ from pathlib import Path
 from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, TaskError
 from esper.history import Past, read_past
-from esper.journal import Kind
+from esper.journal import Entry, Kind
 from esper.references import Reference, load_task
-from esper.run_directory import RunDirectory
-from esper.summary import Identity, Result, file_digest, load_result, versions
+from esper.run_directory import RunDirectory, summary_file
+from esper.summary import Identity, Result, file_digest, versions
 from esper.task import Task
 
 MAY_CHANGE = frozenset(
@@ -32,21 +32,22 @@ MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.")
 
 @dataclass(frozen=True)
 class Resumable:
-    """A run that can be gone on with, its directory claimed; or, with `result`, one that has reached its end."""
+    """A run that can be gone on with, its directory claimed."""
 
     directory: RunDirectory
     past: Past
     task: Task
     reference: Reference
     config: RunConfig
-    result: Result | None
 
 
 @contextmanager
 def resumed(
     run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
-) -> Iterator[Resumable]:
+) -> Iterator[Resumable | Result]:
     """Claim a run's directory for as long as the context lasts and find out what it goes on from and with.
+
+    Of a run that has reached its end, and shall not be longer, it is what it came to.
 
     Args:
         task: Needed only where `run.json` has no reference to it.
@@ -62,14 +63,21 @@ def resumed(
         past = read_past(run_dir)
         identity = past.identity
         config = _config(identity, settings, broken)
-        _check_versions(run_dir, identity)
-        ended = (
-            bool(past.entries)
-            and past.entries[-1].kind is Kind.RUN_ENDED
-            and config.run.epochs == identity.config.run.epochs
-        )
+        last = past.entries[-1] if past.entries else None
+        if last is not None and last.kind is Kind.RUN_ENDED and config.run.epochs == identity.config.run.epochs:
+            yield _result(run_dir, last)
+            return
+        check_versions(run_dir, identity)
         found, reference = _task(identity, task)
-        yield Resumable(directory, past, found, reference, config, load_result(run_dir) if ended else None)
+        yield Resumable(directory, past, found, reference, config)
+
+
+def _result(run_dir: Path, ended: Entry) -> Result:
+    """What a run came to; `summary.json` is written again if it is not there."""
+    result = Result.model_validate(ended.body)
+    if not summary_file(run_dir).exists():
+        result.save(run_dir)
+    return result
 
 
 def _config(identity: Identity, settings: Mapping[str, object], broken: Path | None) -> RunConfig:
@@ -87,7 +95,8 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
     return config
 
 
-def _check_versions(run_dir: Path, identity: Identity) -> None:
+def check_versions(run_dir: Path, identity: Identity) -> None:
+    """Raises: RunDirectoryError: the run was made by other versions than are here, which give other bits."""
     now = versions()
     other = {name: made for name, made in identity.versions.items() if now.get(name) != made}
     if other:

@@ -8,11 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 
-from esper.durable.files import DirectoryLease
-from esper.errors import RunDirectoryError
+from esper.durable.files import DirectoryLease, make_folders
+from esper.errors import RunDirectoryError, StoreWriteFailed
 
 DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
+LITTER = ".*.json.*.tmp"
+"""What is left of a JSON file's writer that was killed."""
 
 
 class RunDirectory:
@@ -31,7 +33,7 @@ class RunDirectory:
         if path is None:
             path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            _make(path)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise RunDirectoryError("run.dir", str(path), "not writable; choose another")
             lease = DirectoryLease(path)
@@ -40,7 +42,8 @@ class RunDirectory:
             lease.acquire()
             try:
                 _refuse_filled(path)
-            except RunDirectoryError:
+                _sweep(path)
+            except BaseException:
                 lease.release()
                 raise
         except (FileExistsError, NotADirectoryError) as error:
@@ -61,6 +64,7 @@ class RunDirectory:
             raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
         lease = DirectoryLease(path)
         lease.acquire()
+        _sweep(path)
         return cls(path, lease)
 
     def close(self) -> None:
@@ -76,8 +80,22 @@ class RunDirectory:
         self.close()
 
 
+def _make(path: Path) -> None:
+    """Raises: OSError: the system refused."""
+    try:
+        make_folders(path)
+    except StoreWriteFailed as error:
+        raise error.__cause__ or error from error
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of `run.json` left that were killed; the directory is claimed."""
+    for litter in path.glob(LITTER):
+        litter.unlink(missing_ok=True)
+
+
 def _refuse_filled(path: Path) -> None:
-    if any(entry.name != LEASE for entry in path.iterdir()):
+    if any(entry.name != LEASE and not entry.match(LITTER) for entry in path.iterdir()):
         raise RunDirectoryError("run.dir", str(path), "not empty; choose an absent or empty directory")
 
 
@@ -117,6 +135,6 @@ def reports_folder(path: Path) -> Path:
     return path / "field_reports"
 
 
-def faults_file(path: Path) -> Path:
-    """What was broken on purpose; only where faults were armed."""
-    return path / "faults.jsonl"
+def faults_file(path: Path, generation: int) -> Path:
+    """What was broken on purpose since the run was begun or resumed in a generation; only where faults were armed."""
+    return path / f"faults-{generation}.jsonl"

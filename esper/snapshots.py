@@ -9,9 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
-from esper.durable.files import sync_folder
+from esper.durable.files import make_folders, sync_folder
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreWriteFailed
-from esper.history import Past, read_past
+from esper.history import committed, read_past
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.run_directory import checkpoints_folder, journals, reports_folder, run_file, summary_file
 from esper.tolaria.checkpoint import verify_all
@@ -19,31 +19,30 @@ from esper.tolaria.checkpoint import verify_all
 
 def default_place(run_dir: Path) -> Path:
     """Beside the run, named after it and its last checkpoint."""
-    commits = read_past(run_dir).commits
-    if not commits:
-        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to keep")
-    return run_dir.with_name(f"{run_dir.name}-fence-{commits[-1].fence}")
+    return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
 
 
 def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
     """Copy a run to a new directory and verify the copy; it may be going on meanwhile.
 
     Returns:
-        The checkpoints that were copied, oldest first.
+        The checkpoints that were copied, oldest first. They and the name of the directory are durable.
 
     Raises:
         RunDirectoryError: there is no run, it has no checkpoint yet, or the place is taken. Nothing was written.
+        StoreCorrupt: it is open what of the run counts. Nothing was written.
         CheckpointCorrupt: a checkpoint is damaged, of the run or of the copy; the copy was removed.
         StoreWriteFailed: the copy could not be written; it was removed.
     """
-    if not read_past(run_dir).commits:
-        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to keep")
+    _commits(run_dir)
     if place.exists():
         raise RunDirectoryError("TO", str(place), "it is there already; choose another")
     draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        past = _copy(run_dir, draft)
-        _verify(draft, past)
+        make_folders(checkpoints_folder(draft))
+        _copy(run_dir, draft)
+        commits = _commits(draft)
+        _verify(draft, commits)
         draft.rename(place)
         sync_folder(place.parent)
     except OSError as error:
@@ -51,27 +50,54 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
     finally:
         if draft.exists():
             shutil.rmtree(draft)
-    return past.commits
+    return commits
 
 
-def _copy(run_dir: Path, draft: Path) -> Past:
-    """Copy the journals first: what they commit is copied next, or was dropped since and is not asked for."""
-    checkpoints_folder(draft).mkdir(parents=True)
-    for told in (run_file, summary_file):
-        if told(run_dir).exists():
-            _copy_file(told(run_dir), told(draft))
+def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
+    commits = read_past(run_dir).commits
+    if not commits:
+        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to keep")
+    return commits
+
+
+def _copy(run_dir: Path, draft: Path) -> None:
+    """Copy what the run says and then the checkpoints that this names, the newest first: that one must be there.
+
+    Retention may have dropped any of them meanwhile. If it was the newest, the run has gone on: copy what it says now.
+    """
+    newest = None
+    while True:
+        _copy_words(run_dir, draft)
+        *older, last = committed(read_past(draft).entries)
+        if _copied(last, run_dir, draft):
+            break
+        if last == newest:
+            raise CheckpointCorrupt(last.file, "is missing, and the run has not gone on since it was committed")
+        newest = last
+    for written in older:
+        _copied(written, run_dir, draft)
+
+
+def _copy_words(run_dir: Path, draft: Path) -> None:
+    """Copy all but the checkpoints. The summary comes after the journals: one that says the run ended has one."""
+    _copy_file(run_file(run_dir), run_file(draft))
     for file in journals(run_dir).values():
         _copy_file(file, draft / file.name)
+    if summary_file(run_dir).exists():
+        _copy_file(summary_file(run_dir), summary_file(draft))
     if reports_folder(run_dir).is_dir():
-        reports_folder(draft).mkdir()
+        make_folders(reports_folder(draft))
         for file in reports_folder(run_dir).iterdir():
             _copy_file(file, reports_folder(draft) / file.name)
-    for file in checkpoints_folder(run_dir).glob("fence-*.pt"):
-        try:
-            _copy_file(file, checkpoints_folder(draft) / file.name)
-        except FileNotFoundError:  # a newer one took its place while we looked
-            continue
-    return read_past(draft)
+
+
+def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:
+    """Copy a checkpoint, unless it is gone."""
+    try:
+        _copy_file(checkpoints_folder(run_dir) / written.file, checkpoints_folder(draft) / written.file)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _copy_file(source: Path, copy: Path) -> None:
@@ -81,7 +107,7 @@ def _copy_file(source: Path, copy: Path) -> None:
     sync_folder(copy.parent)
 
 
-def _verify(draft: Path, past: Past) -> None:
-    for found in verify_all(checkpoints_folder(draft), past.commits):
+def _verify(draft: Path, commits: tuple[CheckpointWritten, ...]) -> None:
+    for found in verify_all(checkpoints_folder(draft), commits):
         if not found["ok"]:
             raise CheckpointCorrupt(found["file"], f"its copy does not load: {found['reason']}")

@@ -98,6 +98,8 @@ def load_identity(path: Path) -> Identity:
         raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
     try:
         return Identity.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise StoreCorrupt(str(file), f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise StoreCorrupt(str(file), f"not a run.json of this version: {error.errors()[0]['msg']}") from error
 
@@ -239,19 +241,6 @@ class Result(BaseModel):
 
     def _untold(self) -> set[str]:
         return {"network"} if self.fault_fired is not None else {"network", "fault_fired"}
-
-
-def load_result(path: Path) -> Result:
-    """What `summary.json` says.
-
-    Raises:
-        StoreCorrupt: it is not there, or not one of ours.
-    """
-    file = summary_file(path)
-    try:
-        return Result.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise StoreCorrupt(str(file), f"not a summary of this version: {error}") from error
 
 
 def fate(seed: SeedState) -> SeedFate:

@@ -11,16 +11,31 @@ from typing import Any
 import pytest
 from torch import nn
 
+from esper.config import RunConfig
 from esper.durable.files import DirectoryLease
 from esper.durable.log import FramedLog
-from esper.errors import ConfigError, Drained, EsperError, RestoreImpossible, RunDirectoryError, TaskError
+from esper.errors import (
+    ConfigError,
+    Drained,
+    EsperError,
+    FaultInjected,
+    RestoreImpossible,
+    RunDirectoryError,
+    StoreCorrupt,
+    StoreWriteFailed,
+    TaskError,
+)
+from esper.faults import Fault, FaultSpec
 from esper.history import read_past
-from esper.journal import Kind, read
+from esper.journal import Journal, Kind, read
+from esper.leyline.signals import EmergencySignal, Level
 from esper.loop import resume, run
+from esper.machine import cpu_type
 from esper.references import load_task
-from esper.run_directory import checkpoints_folder, journal_file, run_file
+from esper.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.summary import Result
-from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
+from esper.telemetry.events import LOG
+from esper.testing import EPOCH, Bands, StopAt, TinyHost, tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
 
@@ -267,3 +282,146 @@ def test_another_task_than_the_run_began_with_is_refused(tmp_path: Path) -> None
     assert before == sorted(
         (path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease"
     )
+
+
+def broken(path: Path, point: str) -> RunConfig:
+    """A run that raises where it first passes a fault point."""
+    spec = FaultSpec(point=point, fault=Fault.RAISE)
+    return tiny_config(run__dir=str(path)).model_copy(update={"faults": (spec,)})
+
+
+@pytest.mark.parametrize("point", ["conductor.open", "conductor.supersede", "conductor.restore", "conductor.start"])
+def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
+    stopped: Callable[..., Path], whole: Result, tmp_path: Path, point: str
+) -> None:
+    path, armed = stopped(5), tmp_path / "faults.toml"
+    armed.write_text(f'[[faults]]\npoint = "{point}"\nfault = "raise"\n')
+    for _ in range(2):
+        with pytest.raises(FaultInjected):
+            resume(path, broken=armed)
+    result = resume(path)
+    same(result, whole)
+
+
+def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(tmp_path: Path, whole: Result) -> None:
+    config = broken(tmp_path / "run", "conductor.open")
+    with pytest.raises(FaultInjected):
+        run(tiny_task(), config)
+    same(resume(tmp_path / "run", tiny_task()), whole)
+
+
+def test_a_run_killed_before_its_journal_was_made_goes_on_and_one_that_lost_it_does_not(
+    tmp_path: Path, stopped: Callable[..., Path], whole: Result
+) -> None:
+    config = broken(tmp_path / "other", "conductor.open")
+    with pytest.raises(FaultInjected):
+        run(tiny_task(), config)
+    journal_file(tmp_path / "other", 1).unlink()
+    same(resume(tmp_path / "other", tiny_task()), whole)
+    path = stopped()
+    journal_file(path, 1).unlink()
+    with pytest.raises(StoreCorrupt, match="journal-1"):
+        resume(path)
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    folder = checkpoints_folder(path)
+    for name in ("fence-6-g1.pt", ".fence-6-g1.pt.0a1b2c.tmp", "mine.pt", "fence-x.pt", ".fence-notes"):
+        (folder / name).write_bytes(b"x")
+    (path / ".run.json.0a1b2c.tmp").write_bytes(b"x")
+    watch = StopAt(6)
+    with pytest.raises(Drained):
+        resume(path, drain=watch.drain, progress=watch)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        ".fence-notes",
+        "fence-0-g1.pt",
+        "fence-5-g1.pt",
+        "fence-6-g2.pt",
+        "fence-x.pt",
+        "mine.pt",
+    ]
+    assert list(path.glob("*.tmp")) == []
+
+
+def test_nothing_is_removed_where_a_journal_is_damaged(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    (checkpoints_folder(path) / "fence-6-g1.pt").write_bytes(b"x")
+    (record,) = [e for e in read(journal_file(path, 1))[0] if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 3]
+    data = bytearray(journal_file(path, 1).read_bytes())
+    data[record.offset + 40] ^= 1
+    journal_file(path, 1).write_bytes(data)
+    resume(path)
+    assert (checkpoints_folder(path) / "fence-6-g1.pt").exists()
+
+
+def test_a_run_that_has_ended_says_its_result_also_without_its_summary(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    result = resume(path)
+    summary = summary_file(path).read_bytes()
+    summary_file(path).unlink()
+    assert resume(path) == result.model_copy(update={"network": None})
+    assert summary_file(path).read_bytes() == summary
+
+
+def test_that_a_run_failed_is_told_also_where_it_cannot_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Journal, kind: Kind, message: Any = None, /, **fields: object) -> None:
+        if kind is Kind.RUN_FAILED:
+            raise StoreWriteFailed("journal-1.log", "planted")
+        write(self, kind, message, **fields)
+
+    write = Journal.write
+    monkeypatch.setattr(Journal, "write", refuse)
+    config = broken(tmp_path / "run", "tolaria.step")
+    with pytest.raises(FaultInjected) as caught:
+        run(tiny_task(), config)
+    assert any("could not be written down" in note and "planted" in note for note in caught.value.__notes__)
+
+
+def test_a_run_that_goes_on_on_another_processor_says_so(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    told: Any = json.loads(run_file(path).read_text())
+    told["cpu"] = "an abacus"
+    run_file(path).write_text(json.dumps(told))
+    resume(path)
+    told = [json.loads(line) for line in (telemetry_folder(path) / LOG).read_text().splitlines()]
+    (event,) = [event for event in told if event["name"] == "other_cpu"]
+    assert event["fields"] == {"began_on": "an abacus", "goes_on_on": cpu_type()}
+    assert read_past(path).identity.cpu == cpu_type()
+
+
+def test_resumes_are_counted_whatever_broke_them_off(stopped: Callable[..., Path], tmp_path: Path) -> None:
+    path, armed = stopped(5), tmp_path / "faults.toml"
+    armed.write_text('[[faults]]\npoint = "conductor.open"\nfault = "raise"\n')
+    with pytest.raises(FaultInjected):
+        resume(path, broken=armed)
+    result = resume(path)
+    assert (result.resumes, result.rollbacks) == (1, 0)
+
+
+def signal(level: Level) -> EmergencySignal:
+    return EmergencySignal(
+        signal_id="a", run_id="r", generation=1, level=level, origin="test", reason="smoke", issued_at=EPOCH
+    )
+
+
+def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopped: Callable[..., Path]) -> None:
+    path = stopped(2)
+    with Journal(path, 1) as journal:
+        journal.write(Kind.SIGNAL, signal(Level.CONSERVATIVE))
+    for fence in (3, 5):  # also of a second resume, whose own journal never heard it
+        watch = StopAt(fence)
+        with pytest.raises(Drained):
+            resume(path, drain=watch.drain, progress=watch)
+    holds = [e.body for e in read_past(path).entries if e.kind is Kind.HOLD and e.body["fence"] > 2]
+    assert [hold["fence"] for hold in holds] == [3, 4, 5]
+    assert {hold["reason"] for hold in holds} == {"risk"}
+
+
+def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], whole: Result) -> None:
+    path = stopped(5)
+    with Journal(path, 1) as journal:
+        journal.write(Kind.SIGNAL, signal(Level.HALT))
+    assert resume(path).weights_sha256 == whole.weights_sha256

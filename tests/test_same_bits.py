@@ -21,6 +21,7 @@ from esper.config import as_toml
 from esper.history import read_past
 from esper.journal import Kind
 from esper.loop import run
+from esper.summary import Result
 from esper.testing import tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
@@ -33,7 +34,14 @@ MOMENTS: dict[str, tuple[str, int]] = {  # name: point, how often a run passes i
     "in a graft": ("tolaria.apply", 2),
     "in an incubation": ("kasmina.step", 600),
     "in a decision": ("tamiyo.decide", 10),
+    "before its first record": ("conductor.open", 1),
 }
+RESUMING: dict[str, tuple[str, int]] = {
+    "before it takes over": ("conductor.open", 1),
+    "when it has taken over": ("conductor.supersede", 1),
+    "when one room is restored": ("conductor.restore", 1),
+}
+"""Moments of a run that is gone on with."""
 
 
 class Killed:
@@ -49,7 +57,6 @@ class Killed:
         (self.folder / "faults.toml").write_text(
             f'[[faults]]\npoint = "{point}"\nfault = "kill"\npassage = {passage}\n'
         )
-        (self.run_dir / "faults.jsonl").unlink(missing_ok=True)
         code, err = self._esper("--faults", f"{self.folder}/faults.toml")
         assert code in (-signal.SIGKILL, 0), err
         return code == -signal.SIGKILL
@@ -79,12 +86,12 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights of the run that nobody killed."""
-    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run"))).weights_sha256
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The run that nobody killed."""
+    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run")))
 
 
-def end_the_same(folder: Path, undisturbed: str, strikes: Sequence[tuple[str, int]]) -> int:
+def end_the_same(folder: Path, undisturbed: Result, strikes: Sequence[tuple[str, int]]) -> int:
     """Kill a run at each of the moments in turn, then let it end. Returns how many of them struck."""
     killed = Killed(folder)
     struck = 0
@@ -93,41 +100,52 @@ def end_the_same(folder: Path, undisturbed: str, strikes: Sequence[tuple[str, in
             break
         struck += 1
     told = killed.finish()
-    assert told["weights_sha256"] == undisturbed
+    for name in ("weights_sha256", "twin_weights_sha256", "test_loss", "steps", "trainer_gflops", "incubator_gflops"):
+        assert told[name] == getattr(undisturbed, name), name
+    assert [path for path in killed.run_dir.rglob("*") if path.name.endswith(".tmp")] == []
     assert read_past(killed.run_dir).entries[-1].kind is Kind.RUN_ENDED
     return struck
 
 
 QUICK = {"in a step": 150, "between rename and COMMIT": 5}
 EACH = {"in a step": 77, "at a fence": 9, "in a save": 6, "between rename and COMMIT": 1, "in a graft": 1}
-EACH |= {"in an incubation": 300, "in a decision": 3}
+EACH |= {"in an incubation": 300, "in a decision": 3, "before its first record": 1}
 
 
 @pytest.mark.parametrize("moment", QUICK)
-def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, undisturbed: str, moment: str) -> None:
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, undisturbed: Result, moment: str) -> None:
     assert end_the_same(tmp_path, undisturbed, [(MOMENTS[moment][0], QUICK[moment])]) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_run_that_was_killed_at_each_kind_of_moment_ends_with_the_same_bits(
-    tmp_path: Path, undisturbed: str, moment: str
+    tmp_path: Path, undisturbed: Result, moment: str
 ) -> None:
     assert end_the_same(tmp_path, undisturbed, [(MOMENTS[moment][0], EACH[moment])]) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same_bits(
+    tmp_path: Path, undisturbed: Result
+) -> None:
+    strikes = [("tolaria.step", 150), *RESUMING.values(), ("tolaria.step", 40), *RESUMING.values(), *RESUMING.values()]
+    assert end_the_same(tmp_path, undisturbed, strikes) == len(strikes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("number", range(3))
 def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(
-    tmp_path: Path, undisturbed: str, number: int
+    tmp_path: Path, undisturbed: Result, number: int
 ) -> None:
     assert end_the_same(tmp_path, undisturbed, drawn(number, 4)) >= 2
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, undisturbed: str) -> None:
+def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, undisturbed: Result) -> None:
     struck = 0
     for number in range(50):
         (place := tmp_path / str(number)).mkdir()
@@ -138,5 +156,5 @@ def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, undi
 def drawn(seed: int, count: int) -> list[tuple[str, int]]:
     """Moments from a fixed seed, the later ones early in what is left of the run."""
     draw = random.Random(seed)
-    chosen = [MOMENTS[draw.choice(list(MOMENTS))] for _ in range(count)]
+    chosen = [draw.choice([*MOMENTS.values(), *(RESUMING.values() if number else ())]) for number in range(count)]
     return [(point, draw.randint(1, max(1, often // (2 * count)))) for point, often in chosen]

@@ -1,17 +1,20 @@
-"""What people do with the checkpoints of a run: list them, verify them, keep a copy. Also of a damaged run."""
+"""A copy of a run to keep: it is whole whatever the run does meanwhile, durable when it is said to be, or not there."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from esper import snapshots
 from esper.cli import exit_code
-from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
-from esper.history import read_past
+from esper.durable.files import Disk
+from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError, StoreCorrupt
+from esper.history import Past, read_past
 from esper.leyline.state import RoundState
 from esper.loop import resume, run
 from esper.progress import Quiet
@@ -42,40 +45,6 @@ def esper(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any, st
     code = exit_code([*words, "--json"])
     out, err = capsys.readouterr()
     return code, json.loads(out) if out else None, err
-
-
-def test_the_checkpoints_of_a_run_are_listed_and_verified(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, told, _ = esper(capsys, "checkpoint", "list", str(stopped))
-    assert (code, [one["fence"] for one in told["checkpoints"]]) == (0, [0, 3, 4])
-    code, told, _ = esper(capsys, "checkpoint", "verify", str(stopped))
-    assert code == 0
-    assert told["checkpoints"] == [
-        {"file": f"fence-{fence}-g1.pt", "fence": fence, "ok": True, "reason": None} for fence in (0, 3, 4)
-    ]
-
-
-def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(
-    stopped: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = flip(stopped, 3)
-    before = sorted(os.listdir(checkpoints_folder(stopped)))
-    code, told, _ = esper(capsys, "checkpoint", "verify", str(stopped))
-    assert code == 1
-    assert [one["file"] for one in told["checkpoints"] if not one["ok"]] == [name]
-    assert "checksum" in next(one["reason"] for one in told["checkpoints"] if not one["ok"])
-    assert sorted(os.listdir(checkpoints_folder(stopped))) == before
-
-
-def test_a_damaged_journal_still_lets_the_checkpoints_be_seen(
-    stopped: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = bytearray(journal_file(stopped, 1).read_bytes())
-    at = data.index(b'"fence":3')
-    data[at] ^= 0xFF
-    journal_file(stopped, 1).write_bytes(data)
-    code, told, _ = esper(capsys, "checkpoint", "list", str(stopped))
-    assert code == 0
-    assert 4 in [one["fence"] for one in told["checkpoints"]]
 
 
 @pytest.mark.parametrize("command", ["checkpoint list", "checkpoint verify", "snapshot", "prove", "resume"])
@@ -126,3 +95,60 @@ def test_the_copy_of_a_run_that_goes_on_is_whole(tmp_path: Path) -> None:
     assert len(copies) == 15
     assert all(0 in fences and fences[-1] >= 1 for fences in copies)
     assert read_past(tmp_path / "copy-16").commits[0].fence == 0
+
+
+def test_a_run_that_drops_its_last_checkpoint_while_it_is_copied_is_copied_as_it_is_then(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Path(shutil.copytree(stopped, tmp_path / "later"))
+    resume(later, tiny_task())
+
+    def overtaken(path: Path) -> Past:
+        past = read_past(path)
+        if path != stopped and later.exists():  # the journals are copied, the checkpoints not yet
+            shutil.rmtree(stopped)
+            later.rename(stopped)
+        return past
+
+    monkeypatch.setattr(snapshots, "read_past", overtaken)
+    taken = take(stopped, tmp_path / "copy")
+    assert [written.fence for written in taken] == [0, 15, 16]
+    assert taken == read_past(tmp_path / "copy").commits
+    assert read_past(tmp_path / "copy").entries == read_past(stopped).entries
+    assert resume(tmp_path / "copy", tiny_task()).weights_sha256 == resume(stopped, tiny_task()).weights_sha256
+
+
+def test_a_last_checkpoint_that_is_missing_from_a_run_that_stands_still_is_damage(
+    stopped: Path, tmp_path: Path
+) -> None:
+    (checkpoints_folder(stopped) / "fence-4-g1.pt").unlink()
+    with pytest.raises(CheckpointCorrupt, match=r"fence-4-g1\.pt: is missing"):
+        take(stopped, tmp_path / "copy")
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+
+
+def test_a_run_of_which_it_is_open_what_counts_is_not_copied(stopped: Path, tmp_path: Path) -> None:
+    resume(stopped, tiny_task())
+    journal_file(stopped, 1).unlink()
+    with pytest.raises(StoreCorrupt, match=r"run/journal-1\.log: is missing"):
+        take(stopped, tmp_path / "copy")
+    assert sorted(os.listdir(tmp_path)) == ["run"]
+
+
+def test_every_name_of_a_copy_is_durable_when_it_is_done(
+    stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: dict[int, set[str]] = {}
+    sync = Disk.sync_folder
+
+    def recording(disk: Disk, folder: Path) -> None:
+        sync(disk, folder)
+        synced[folder.stat().st_ino] = set(os.listdir(folder))
+
+    monkeypatch.setattr(Disk, "sync_folder", recording)
+    place = tmp_path / "new" / "below" / "copy"
+    take(stopped, place)
+    folders = [tmp_path, place.parent.parent, place.parent, place, checkpoints_folder(place), place / "field_reports"]
+    assert {folder: synced[folder.stat().st_ino] for folder in folders} == {
+        folder: set(os.listdir(folder)) for folder in folders
+    }

@@ -68,6 +68,9 @@ class Disk:
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+
     def sync_folder(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -103,6 +106,23 @@ def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
         disk.sync_folder(path)
     except OSError as error:
         raise StoreWriteFailed(str(path), "sync of the folder") from error
+
+
+def make_folders(path: Path, *, disk: Disk = DISK) -> None:
+    """Make a folder and those above it that are missing, durably; one that is there is left as it is.
+
+    Raises:
+        StoreWriteFailed: it is not there, or may be lost by a crash.
+    """
+    try:
+        if disk.exists(path):
+            disk.make_folder(path)  # which refuses a file
+            return
+        make_folders(path.parent, disk=disk)
+        disk.make_folder(path)
+        disk.sync_folder(path.parent)
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "making the folder") from error
 
 
 def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = DISK) -> None:

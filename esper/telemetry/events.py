@@ -44,6 +44,7 @@ NAMES = frozenset(
         "isolation_violated",
         "guard_tripped",
         "fault_fired",
+        "other_cpu",
     }
 )
 

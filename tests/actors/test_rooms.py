@@ -72,6 +72,15 @@ def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
     assert word.halted()  # that it was heard does not take it back
 
 
+def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: EmergencyWord) -> None:
+    desk = rooms.emergency(32, word.path, generation=1)
+    desk.publish(signal("a", Level.CONSERVATIVE))
+    desk.rebind(2)
+    assert word.read() == WordState(Level.CONSERVATIVE, 2, 1)
+    desk.publish(signal("b", Level.NOTICE))
+    assert word.read() == WordState(Level.CONSERVATIVE, 2, 2)
+
+
 def test_signals_may_be_published_while_others_are_heard(word: EmergencyWord) -> None:
     desk = rooms.emergency(1024, word.path, generation=1)
     published = threading.Thread(

@@ -41,6 +41,9 @@ class Room:
             beat()
             return traceparent()
 
+    def saved(self) -> str:
+        return "the record"
+
     def fail(self) -> None:
         with span("room work"):
             raise StageConflict("stage_conflict", "command-1") from KeyError("the cause")
@@ -88,6 +91,12 @@ def test_a_call_reaches_the_room_that_was_built_from_the_birth() -> None:
     value, reply = shell.hand_out("add", HERE, (2, 3))
     assert (value, reply.value) == (5, None)
     assert shell.pid() == os.getpid()
+
+
+def test_what_an_older_generation_began_to_save_is_told() -> None:
+    shell = Shell(birth())
+    shell.rebind(4)
+    assert shell.call("saved", HERE, ()).value == "the record"
 
 
 @pytest.mark.parametrize("generation", [2, 4])
