@@ -214,12 +214,16 @@ def _read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
-def spawn(birth: Birth) -> ActorHandle[Shell]:
-    """Begin to start an actor; `await_ready` says when it is up. Ray restarts nothing and repeats nothing."""
+def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
+    """Begin to start an actor; `await_ready` says when it is up. Ray restarts nothing and repeats nothing.
+
+    Args:
+        attempt: How often it was begun in its generation. Ray keeps the name of a dead one taken for seconds.
+    """
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
     environment: Mapping[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(birth.threads)}}
     handle: ActorHandle[Shell] = made.options(
-        name=f"{birth.name}-g{birth.generation}-{birth.run_id[:8]}",
+        name=f"{birth.name}-g{birth.generation}-{birth.run_id[:8]}" + (f"-{attempt}" if attempt > 1 else ""),
         num_cpus=birth.cpus,
         num_gpus=birth.gpus,
         max_restarts=0,

@@ -8,29 +8,34 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 
 from actors import rooms
 from actors.bootstrap import EmbeddedRay, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
 from actors.nursery import RemoteNursery
-from actors.shell import Birth
+from actors.shell import Birth, Shell
 from actors.source import SentProspect
+from actors.supervision import ChildSpec, Life, Supervisor
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
 from esper import faults
+from esper.clock import SystemClock
 from esper.conducting import BringUp
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorError, EmergencyStop
+from esper.errors import ActorError, ActorLost, EmergencyStop, EsperError
 from esper.leyline.signals import EmergencySignal, Level
 from esper.line import Rooms
 from esper.prospect import Prospect
+from esper.recovery import Lost
 from esper.rooms import RunKey
 from esper.run_directory import faults_file, telemetry_folder
 from esper.telemetry.context import span
@@ -74,10 +79,17 @@ class Company:
     look: Callable[[], None]
     """Raises if nobody can answer any more."""
     remotes: dict[str, Remote] = field(default_factory=dict)
+    """By name; each stays the same object, whoever it asks."""
 
-    def births(self) -> list[Birth]:
-        """Every actor of the run."""
-        config, key, word = self.prospect.config, self.key, self.word.path
+    def __post_init__(self) -> None:
+        config = self.prospect.config
+        specs = [ChildSpec(name, role, role) for name, role in actor_roles(config).items()]
+        self._begun = Counter[tuple[str, int]]()  # how often each actor was, in each generation
+        self.supervisor = Supervisor(specs, config.supervision, config.failure_policy, SystemClock())
+
+    def births(self, generation: int) -> dict[str, Birth]:
+        """Every actor of the run, by name."""
+        config, key, word = self.prospect.config, replace(self.key, generation=generation), self.word.path
         unsigning = replace(key, secret=b"")  # only who signs commands and who checks them has the secret
         arguments: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
             "emergency": (rooms.emergency, (config.emergency.capacity, word, key.generation)),
@@ -87,11 +99,10 @@ class Company:
             "kasmina": (rooms.kasmina, (self.sent, key)),
         }
         manager = (rooms.manager, (self.sent, unsigning, word))
-        return [
-            self._birth(role, name, *arguments.get(name, manager))
+        return {
+            name: self._birth(key, role, name, *arguments.get(name, manager))
             for name, role in actor_roles(config).items()
-            if name != rooms.CONDUCTOR
-        ]
+        }
 
     def start(self) -> None:
         """Start all actors side by side and wait until each is up; if one is not, none is left.
@@ -100,21 +111,102 @@ class Company:
             EsperError: what a constructor raised.
             PlacementUnavailable: an actor was not up within the start deadline.
         """
-        ray_config, began_s, begun = self.prospect.config.ray, time.monotonic(), []
+        plan = self.supervisor.take_plan()
+        assert plan is not None, "all are due at first"
+        started, died = self._start(plan.start, self.key.generation)
+        self.remotes.update(started)
+        if died:
+            self.end()
+            raise next(iter(died.values()))
+
+    def lost(self, error: EsperError, fence: int | None) -> Lost:
+        """Who died: whoever `error` came from, and others that nobody was asking.
+
+        Raises:
+            EsperError: `error` itself, if it is no death that a restart answers.
+            RestartIntensityExceeded: from the death that was one too many.
+        """
+        if error.actor not in self.remotes:
+            raise error
+        self.supervisor.fence_passed(fence or 0)
+        deaths: dict[str, EsperError] = {error.actor: error}
+        for name, remote in self.remotes.items():
+            try:
+                remote.check()
+            except ActorLost as found:
+                deaths.setdefault(name, found)
+        lives = {life.name: life for life in self.supervisor.lives()}
+        for name, death in deaths.items():
+            self.supervisor.died(lives[name], death)
+        died = [at for at in (self.remotes[name].died_at() for name in deaths) if at is not None]
+        return Lost({name: self.remotes[name].role for name in deaths}, min(died, default=None))
+
+    def revive(self, generation: int, nursery: RemoteNursery) -> None:
+        """Start successors of those that died, and have all others refuse what comes from an older generation.
+
+        What the nursery has begun ends before.
+
+        Raises:
+            EsperError: what the constructor of one raised.
+            PlacementUnavailable: one was not up within the start deadline.
+            RestartIntensityExceeded: one died again and again.
+        """
+        nursery.abandon()
+        while (plan := self.supervisor.take_plan()) is not None:
+            for life in plan.stop:
+                self.remotes[life.name].end()
+            lives = self._stepped_in(plan.start)
+            started, died = self._start(lives, generation)
+            for name, remote in started.items():
+                self.remotes[name].succeed(remote)
+            for life in lives:
+                if life.name in died:
+                    self.supervisor.start_failed(life, died[life.name])
+        for remote in self.remotes.values():
+            if remote.generation < generation:
+                remote.rebind(generation)
+        EmergencyHandle(self.remotes["emergency"]).rebind(generation)
+
+    def _stepped_in(self, lives: Sequence[Life]) -> list[Life]:
+        """Put the spare in the place of a policy that is to be started; who is then to be started."""
+        due, spare = {life.name: life for life in lives}, "tamiyo-spare"
+        if "tamiyo" not in due or spare in due or spare not in self.remotes:
+            return list(lives)
+        self.remotes["tamiyo"].succeed(self.remotes[spare])
+        self.supervisor.started(due.pop("tamiyo"))
+        return [*due.values(), *(life for life in self.supervisor.lives() if life.name == spare)]
+
+    def _start(self, lives: Sequence[Life], generation: int) -> tuple[dict[str, Remote], dict[str, ActorLost]]:
+        """Start actors side by side. Returns those that are up and the deaths of others.
+
+        Raises:
+            EsperError: the constructor of one raised; none of them is left.
+            PlacementUnavailable: one was not up within the start deadline; none of them is left.
+        """
+        ray_config, births, began_s = self.prospect.config.ray, self.births(generation), time.monotonic()
+        begun: dict[Life, ActorHandle[Shell]] = {}
+        up: dict[str, Remote] = {}
+        died: dict[str, ActorLost] = {}
         try:
-            for birth in self.births():
-                begun.append((birth, spawn(birth)))
-            for birth, actor in begun:
-                with span("await actor", role="conductor", actor=birth.name):
-                    pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s)
-                self.remotes[birth.name] = Remote(
-                    birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look
-                )
+            for life in lives:
+                self._begun[life.name, generation] += 1
+                begun[life] = spawn(births[life.name], self._begun[life.name, generation])
+            for life, actor in begun.items():
+                birth = births[life.name]
+                try:
+                    with span("await actor", role="conductor", actor=birth.name):
+                        pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s)
+                except ActorLost as death:
+                    died[life.name] = death
+                    continue
+                up[life.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look)
+                self.supervisor.started(life)
         except BaseException:
             with uninterrupted():
-                for _, actor in begun:
+                for actor in begun.values():
                     end(actor)
             raise
+        return up, died
 
     def end(self) -> None:
         """End every actor, each of them also where ending another one failed; all at once."""
@@ -123,13 +215,6 @@ class Company:
                 each.callback(remote.await_end)
             for remote in self.remotes.values():
                 each.callback(remote.kill)
-
-    def rebind(self, generation: int, nursery: RemoteNursery) -> None:
-        """Have every actor refuse what comes from an older generation, and what the nursery has begun end before."""
-        nursery.abandon()
-        for remote in self.remotes.values():
-            remote.rebind(generation)
-        EmergencyHandle(self.remotes["emergency"]).rebind(generation)
 
     def check(self) -> None:
         """Raises: ActorLost: the process of an actor has ended, also of one that nobody is asking anything."""
@@ -145,14 +230,16 @@ class Company:
         there: float = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         return min(1.0, there / (1 + self.prospect.config.growth.managers))
 
-    def _birth(self, role: str, name: str, build: Callable[..., Any], arguments: tuple[object, ...]) -> Birth:
+    def _birth(
+        self, key: RunKey, role: str, name: str, build: Callable[..., Any], arguments: tuple[object, ...]
+    ) -> Birth:
         config = self.prospect.config
         works = name == "tolaria" or name.startswith("manager-")
         return Birth(
             role=role,
             name=name,
-            run_id=self.key.run_id,
-            generation=self.key.generation,
+            run_id=key.run_id,
+            generation=key.generation,
             cpus=1.0 if works else 0.0,
             gpus=self._gpu_share() if works and config.run.device.startswith("cuda") else 0.0,
             threads=config.run.threads,
@@ -194,7 +281,8 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                     incubator=nursery,
                     counted=company.counted,
                     signals=heard,
-                    rebind=lambda generation: company.rebind(generation, nursery),
+                    lost=company.lost,
+                    revive=lambda generation: company.revive(generation, nursery),
                     shared=lambda snapshot: [ray.put(snapshot)],
                 )
         finally:

@@ -6,11 +6,13 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
+from ray._private.state import actors as actor_table
 from ray.actor import ActorHandle
 from ray.exceptions import (
     ActorDiedError,
@@ -23,7 +25,7 @@ from ray.exceptions import (
 
 from actors.last_words import LastWords
 from actors.shell import Birth, Envelope, Reply, Shell, relinked
-from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, TrainerRankLost
+from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, EsperError, TrainerRankLost
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
@@ -120,14 +122,27 @@ class Remote:
             patience_s: How long it may show no progress while it is asked something.
             look: Called while an answer is waited for; raises if none can come.
         """
-        self.role, self.name, self.pid, self.generation = birth.role, birth.name, pid, birth.generation
-        self._look = look
-        self._actor, self._patience_s, self._counting = actor, patience_s, threading.Lock()
+        self.role, self.name, self._look, self._patience_s = birth.role, birth.name, look, patience_s
+        self._counting, self._outlived = threading.Lock(), Counter[str]()
+        self.pid, self.generation, self._actor = pid, birth.generation, actor
         self._began, self._last_words = began(pid), LastWords.of(pid)
         self._ended: CallDeadlineExceeded | None = None
         """Why a caller ended it; what every other caller then sees as its death has this cause."""
-        self.counters: dict[str, int] = {}
-        """What the actor had counted when it last answered; they outlive it."""
+        self._counters: dict[str, int] = {}
+
+    def succeed(self, next: Remote) -> None:
+        """Ask another actor from now on, in place of one that is gone: whoever holds this one need not know."""
+        with self._counting:
+            self._outlived.update(self._counters)
+            self._counters, next._counters = next._counters, {}  # they go with their process
+        self.pid, self.generation, self._actor = next.pid, next.generation, next._actor
+        self._began, self._last_words, self._ended = next._began, next._last_words, None
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """What the actor had counted when it last answered, and those before it; they outlive it."""
+        with self._counting:
+            return dict(self._outlived + Counter(self._counters))
 
     def ask(self, method: str, *arguments: object, group: str | None = None) -> Any:  # Any: as the method
         """Call and wait, for as long as the actor shows progress.
@@ -151,7 +166,9 @@ class Remote:
             return self._opened(ray.get(sent, timeout=deadline_s))
         except GetTimeoutError as error:
             self.end()
-            raise CallDeadlineExceeded(self.role, f"{method} took longer than {deadline_s} s") from error
+            late = CallDeadlineExceeded(self.role, f"{method} took longer than {deadline_s} s")
+            late.actor = self.name
+            raise late from error
         except RayError as error:
             self._raise(error)
 
@@ -189,6 +206,11 @@ class Remote:
                 return
             self._gone_soon()
 
+    def died_at(self) -> float | None:
+        """Unix time at which Ray saw the actor's process end; None: it has not."""
+        told: Any = actor_table(self._actor._actor_id.hex())  # Any: Ray leaves it untyped
+        return told["EndTime"] / 1000 if told.get("EndTime") else None
+
     def check(self) -> None:
         """Raises: ActorLost: its process has ended, and Ray says how."""
         if began(self.pid) != self._began:
@@ -209,7 +231,7 @@ class Remote:
 
     def _opened(self, reply: Reply) -> Any:  # Any: as the method
         with self._counting:  # answers to several threads come out of order, and counters only go up
-            self.counters = max(self.counters, reply.counters, key=lambda counters: sum(counters.values()))
+            self._counters = max(self._counters, reply.counters, key=lambda counters: sum(counters.values()))
         return reply.value
 
     def _wait(self, *sent: ray.ObjectRef[Any]) -> Reply:
@@ -232,6 +254,8 @@ class Remote:
     def _raise(self, error: BaseException) -> NoReturn:
         """Raise what really happened; of a dead actor with what it wrote last."""
         found = unwrapped(error, self.role, self.name)
+        if isinstance(found, EsperError):
+            found.actor = self.name
         if isinstance(found, ActorLost) and (words := self._last_words.read()):
             found.add_note(f"{self.name} (process {self.pid}) wrote last:\n{words}")
         raise found from (self._ended if isinstance(found, ActorLost) and self._ended else found.__cause__)

@@ -11,10 +11,12 @@ import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from actors.handles import Remote
 from actors.typed import Snapshot
+from esper.errors import ActorLost
 from esper.kasmina.incubation import run_tournament
 from esper.leyline.evidence import SampleLosses
 from esper.leyline.incubation import Birth, IncubationOrder, IncubationResult, TwinReport
@@ -105,7 +107,8 @@ class RemoteNursery:
         """See `Nursery`."""
         assert self._pending is not None, "nothing was begun"
         pending, self._pending, self._began = self._pending, None, None
-        result, self._control = pending.result()
+        result, control = pending.result()
+        self._control = control if self._twin is None else None  # a run keeps one twin
         self._forget_losers()
         return result
 
@@ -149,14 +152,13 @@ class RemoteNursery:
     def abandon(self) -> None:
         """Give up the tournament in flight and every fork; returns when nothing of them runs any more."""
         if self._undone():
-            for manager in self._managers:
-                manager.ask("abandon", True, group="ctl")
+            self._tell_the_living("abandon", True, group="ctl")
             while running := self._undone():  # what runs may still begin more
                 wait(running)
-            for manager in self._managers:
-                manager.ask("abandon", False, group="ctl")
+            self._tell_the_living("abandon", False, group="ctl")
         self._pending = self._began = self._control = self._twin = self._twin_ahead = None
-        self._forget_losers()
+        self._tell_the_living("close_all")
+        self._open = []
 
     def close(self) -> None:
         """Take no more work; what runs goes on until its manager's process ends."""
@@ -193,6 +195,12 @@ class RemoteNursery:
             if names:
                 manager.ask("close", names)
         self._open = kept
+
+    def _tell_the_living(self, method: str, *arguments: object, group: str | None = None) -> None:
+        """Ask every manager; of one that is dead nothing runs, and its death is heard of by whoever looks for it."""
+        for manager in self._managers:
+            with suppress(ActorLost):
+                manager.ask(method, *arguments, group=group)
 
     def _settle_twin(self) -> None:
         if self._twin_ahead is not None:

@@ -136,6 +136,10 @@ class ForkHouse:
         for name in names:
             del self._forks[name]
 
+    def close_all(self) -> None:
+        """Forget every fork."""
+        self._forks.clear()
+
 
 class EmergencyDesk:
     """The queue with its word: a signal that is taken shows in the word before `publish` returns.
@@ -145,8 +149,8 @@ class EmergencyDesk:
 
     def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int) -> None:
         self._queue, self._word, self._generation = queue, word, generation
-        self._level: Level | None = None
-        self._count = 0
+        before = word.read()  # what a desk that died has said of signals still holds
+        self._level, self._count = before.level, before.count
         self._one_at_a_time = threading.Lock()
 
     def publish(self, signal: EmergencySignal) -> int:
@@ -158,7 +162,7 @@ class EmergencyDesk:
         """
         faults.point("emergency.publish")
         with self._one_at_a_time:
-            self._count = self._queue.publish(signal)
+            self._count = max(self._count, self._queue.publish(signal))
             self._level = max(self._level or Level.NOTICE, signal.level)
             self._word.set(self._level, self._generation, self._count)
         return self._count

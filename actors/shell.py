@@ -75,7 +75,7 @@ class Shell:
         torch.set_num_threads(birth.threads)
         self._birth = birth
         self._telemetry = Telemetry.start(birth.telemetry_folder, birth.name, birth.run_id)
-        faults.arm(birth.faults, birth.name, birth.faults_file)
+        faults.arm(birth.faults, birth.name, birth.faults_file, birth.generation)
         with use(self._telemetry), span("actor start", role=birth.role, actor=birth.name):
             faults.point(f"{birth.role}.start")
             with _sendable_errors(birth.role):

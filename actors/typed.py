@@ -73,6 +73,10 @@ class TolariaHandle:
         """See `LiveHost`."""
         return cast(int, self.remote.ask("parameter_count"))
 
+    def first_step_at(self) -> float | None:
+        """See `LiveHost`."""
+        return cast("float | None", self.remote.ask("first_step_at"))
+
     def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: see `LiveHost`
         """See `LiveHost`. Snapshots in `nursery` are references."""
         self.remote.ask("save", path.absolute(), rooms, nursery)
@@ -122,7 +126,9 @@ class TamiyoHandle:
                 severe("policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
                 count("esper.policy.failures")
                 span_id = f"{current.get_span_context().span_id:016x}"
-                raise PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id) from error
+                late = PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id)
+                late.actor = error.actor
+                raise late from error
 
     def state(self) -> str:
         """See `Decider`."""

@@ -10,6 +10,7 @@ import contextvars
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esper import faults
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
-from esper.errors import StoreWriteFailed
+from esper.errors import ActorError, StoreWriteFailed
 from esper.journal import Journal, Kind
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.ports import LiveHost
@@ -45,7 +46,8 @@ class CheckpointConfig(BaseModel):
 class FenceState:
     """All that a run's future depends on, as it was at a fence."""
 
-    fence: int
+    fence: int | None
+    """None: before fence 0."""
     host: Any  # Any: a HostSnapshot; None: the trainer itself keeps it, in memory
     rooms: Mapping[str, str]
     nursery: Mapping[str, Any]  # Any: see `Nursery.state`
@@ -101,6 +103,15 @@ class Checkpoints:
         if self._in_flight is not None:
             in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
+
+    def give_up(self) -> None:
+        """Let go of the save in flight, whose trainer is gone: it was committed, or it never will be.
+
+        Raises:
+            StoreWriteFailed: the disk refused it.
+        """
+        with suppress(ActorError):
+            self.settle()
 
     def close(self) -> None:
         """Take no more. A save in flight is awaited, or given up with its trainer's process; `settle` tells of it."""

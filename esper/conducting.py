@@ -17,10 +17,9 @@ from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
 from esper.errors import ConfigError, EsperError, TaskError
 from esper.faults import Firings
-from esper.history import Past, level
+from esper.history import Past, lasting_level
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
-from esper.leyline.signals import Level
 from esper.line import Drain, Line, Rooms
 from esper.machine import cpu_type
 from esper.progress import Progress
@@ -32,6 +31,7 @@ from esper.run_directory import (
     checkpoints_folder,
     faults_file,
     reports_folder,
+    summary_file,
     telemetry_folder,
 )
 from esper.summary import Identity, Result, failure, fate, identify
@@ -136,6 +136,7 @@ class Conductor:
             severe("other_cpu", Severity.WARNING, began_on=past.identity.cpu, goes_on_on=identity.cpu)
         journal.supersede(kept.fence if kept is not None else None)
         faults.point("conductor.supersede")
+        summary_file(path).unlink(missing_ok=True)  # of a run that is longer now
         identity.save(path)
         if all(damage.torn for damage in past.damages):  # else a record of what lies there may be what is lost
             checkpoints.sweep()
@@ -177,7 +178,8 @@ class Record:
                 wall_s = clock.monotonic() - began
                 resumes = self.past.resumes + 1 if self.past is not None else 0
                 text = self.conductor.reference.text
-                result = summarise(line, self.prospect, self.path, text, fallbacks, resumes, wall_s)
+                restarts = self.past.restarts if self.past is not None else 0
+                result = summarise(line, self.prospect, self.path, text, fallbacks, resumes, restarts, wall_s)
             result = result.model_copy(update=self._faults())
             result.save(self.path)
         except BaseException as error:
@@ -190,9 +192,18 @@ class Record:
         return result
 
     def _to_the_end(self, line: Line) -> None:
-        """Run the line; if it stops, the save in flight is awaited all the same, while its trainer is there."""
+        """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""
+        death: EsperError | None = None
         try:
-            line.run()
+            while True:
+                try:
+                    if death is not None:
+                        line.recover(death)
+                    return line.run()
+                except EsperError as error:
+                    if error is death:
+                        raise
+                    death = error
         except EsperError as stop:
             try:
                 self.checkpoints.settle()
@@ -215,11 +226,6 @@ class Record:
         self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired])
         return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
 
-    def _heard(self) -> Level | None:
-        """The emergency level that still holds. A HALT has done its work: who goes on after it means to."""
-        entries = self.past.entries if self.past is not None else ()
-        return level(e for e in entries if e.kind is not Kind.SIGNAL or e.body["level"] < Level.HALT)
-
     def _line(self, rooms: Rooms, trace: str) -> Line:
         return Line(
             rooms,
@@ -230,7 +236,7 @@ class Record:
             self.prospect.config.growth.enabled,
             self.conductor.progress,
             self.conductor.drain,
-            level=self._heard(),
+            level=lasting_level(self.past.entries) if self.past is not None else None,
             trace_id=trace,
         )
 
@@ -244,14 +250,16 @@ def _check_same_task(prospect: Prospect, began: Identity) -> None:
             began.task or "given from Python",
             f"it builds another network than the run began with; {mend}",
         )
-    if prospect.first_batch_crc32c != began.first_batch_crc32c:
-        raise TaskError(
-            "task.train", began.task or "given from Python", f"its first batch is another than the run's was; {mend}"
-        )
+    if prospect.trained_by != began.trained_by:
+        mend = f"it is trained by {prospect.trained_by}, and was by {began.trained_by}; {mend}"
+        raise TaskError("task.optimizer", began.task or "given from Python", mend)
+    if prospect.samples_crc32c != began.samples_crc32c:
+        mend = f"the first samples of a shard are others than the run's were; {mend}"
+        raise TaskError("task.train", began.task or "given from Python", mend)
 
 
 def summarise(
-    line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, resumes: int, wall_s: float
+    line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, resumes: int, restarts: int, wall_s: float
 ) -> Result:
     """What a run that reached its end came to."""
     trainer, tally, config = line.trainer, line.tally, prospect.config
@@ -282,7 +290,8 @@ def summarise(
         checkpoint_s=tally.checkpoint_s,
         wall_s=wall_s,
         resumes=resumes,
-        restarts=0,  # nothing restarts an actor yet: its death ends the run
+        restarts=restarts + sum(len(one.actors) for one in line.recoveries),
+        recoveries=tuple(line.recoveries),
         rollbacks=tally.rollbacks,
         fallbacks=fallbacks,
         weights_sha256=trainer.weights_sha256(),

@@ -16,6 +16,7 @@ from esper.emergency.settings import EmergencyConfig
 from esper.errors import ConfigError
 from esper.faults import FaultSpec, check
 from esper.kasmina.settings import GrowthConfig
+from esper.supervision_settings import FailurePolicy, SupervisionConfig
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
 from esper.tolaria.settings import TrainConfig
@@ -49,6 +50,8 @@ class RunConfig(BaseModel):
     emergency: EmergencyConfig = Field(default_factory=EmergencyConfig)
     telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
     ray: RayConfig = Field(default_factory=RayConfig)
+    supervision: SupervisionConfig = Field(default_factory=SupervisionConfig)
+    failure_policy: FailurePolicy = Field(default_factory=FailurePolicy)
     faults: tuple[FaultSpec, ...] = Field(
         (), strict=False, description="what to break on purpose, see esper.faults; for drills"
     )

@@ -27,7 +27,8 @@
     │   │   └── TrainerRankLost         ... and it trained the live host
     │   ├── ActorDoubtful               whether a call took effect is not known
     │   ├── CallDeadlineExceeded        an actor answered neither the call nor whether it goes on
-    │   └── PlacementUnavailable        an actor could not be started in time
+    │   ├── PlacementUnavailable        an actor could not be started in time
+    │   └── RestartIntensityExceeded    an actor died too often, or again and again at one fence
     ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
     ├── EmergencyQueueFull              the queue has no place for this signal
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
@@ -53,6 +54,9 @@ def _rebuild(
 
 class EsperError(Exception):
     """Base of all errors of esper. Catch this to catch every one of them and nothing else."""
+
+    actor = ""
+    """The name of the actor whose caller got it; empty where there was none."""
 
     def __reduce__(self) -> tuple[object, ...]:  # pickle drops __cause__; a caller must not lose it
         return _rebuild, (type(self), self.args, dict(self.__dict__), self.__cause__)
@@ -311,6 +315,10 @@ class CallDeadlineExceeded(ActorError):
 
 class PlacementUnavailable(ActorError):
     """The actor was not ready within its start deadline; `detail` says what was asked and what there is."""
+
+
+class RestartIntensityExceeded(ActorError):
+    """An actor died too often, or again and again at one fence. The run stops; the last death is the cause."""
 
 
 class EmergencyStop(EsperError):

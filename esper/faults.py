@@ -81,6 +81,8 @@ class FaultSpec(BaseModel):
     """Only passages of this round count: the one that ends at this fence, or the fence itself."""
     step: Annotated[int, Field(ge=0)] | None = None
     """Only passages before this optimizer step of the run count, from 0."""
+    generation: Annotated[int, Field(ge=1)] | None = None
+    """Only processes that are started in this generation of the run are meant: successors of dead ones."""
     passage: Annotated[int, Field(ge=1)] = 1
     """Fires at this passage of those that count, from 1 in each process."""
     times: Annotated[int, Field(ge=1)] = 1
@@ -210,12 +212,13 @@ def _check_passed(spec: FaultSpec, passed: Mapping[str, Collection[str]]) -> Non
         raise ConfigError("faults.role", spec.role, f"it does not pass {spec.point}; who does: {', '.join(passing)}")
 
 
-def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None) -> None:
+def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
     """Arm this process with faults, in place of whatever was armed before; an empty list disarms.
 
     Args:
         actor: This process's name; faults that mean another one are left out.
         record: Where firings of the whole run are written; None: they are counted in this process alone.
+        generation: In which this process is started; None: in any.
 
     Raises:
         ConfigError: see `check`; nothing was armed.
@@ -225,7 +228,7 @@ def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None)
     _armed.clear()
     _firings = Firings(record)
     for index, spec in enumerate(specs):
-        if spec.role in (None, actor):
+        if spec.role in (None, actor) and (generation is None or spec.generation in (None, generation)):
             _armed.setdefault(spec.point, []).append(_Armed(index, spec, actor))
 
 

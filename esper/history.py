@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from esper.durable.files import sync_file, sync_folder
 from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
@@ -58,6 +59,8 @@ class Past:
     resumes: int
     """How often it was gone on with."""
     rollbacks: int
+    restarts: int
+    """Of actors."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Remains:
     damages: tuple[Damage, ...]
     resumes: int
     rollbacks: int
+    restarts: int
     newest_lost: bool
     """Nothing can be read of the newest journal: how far the run came, and whether it ended, is not known."""
 
@@ -102,7 +106,19 @@ def read_past(path: Path) -> Past:
         found.damages,
         found.resumes,
         found.rollbacks,
+        found.restarts,
     )
+
+
+def sync_past(path: Path) -> None:
+    """Make all that a run's journals say durable, before anyone goes on from it: their writer may have been killed.
+
+    Raises:
+        StoreWriteFailed: a power failure may take some of it back.
+    """
+    for file in journals(path).values():
+        sync_file(file)
+    sync_folder(path)
 
 
 def look_at(path: Path) -> Remains:
@@ -135,7 +151,13 @@ def look_at(path: Path) -> Remains:
         tuple(one for one in commits if one in kept or (checkpoints_folder(path) / one.file).exists()),
         (*damages, *undecided),
         sum(Kind.RUN_RESUMED in kinds for kinds in did),
-        sum(Kind.RESTORED in kinds and Kind.RUN_RESUMED not in kinds for kinds in did),
+        sum(Kind.RESTORED in kinds and not kinds & {Kind.RUN_RESUMED, Kind.ACTOR_RESTARTED} for kinds in did),
+        sum(
+            len(e.body["actors"])
+            for its_entries in said.values()
+            for e in its_entries
+            if e.kind is Kind.ACTOR_RESTARTED
+        ),
         newest_lost,
     )
 
@@ -143,6 +165,11 @@ def look_at(path: Path) -> Remains:
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
     """Every checkpoint that was ever committed, oldest first; also those that are dropped by now."""
     return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
+
+
+def lasting_level(entries: Iterable[Entry]) -> Level | None:
+    """The emergency level that still holds. A HALT has done its work: who goes on after it means to."""
+    return level(e for e in entries if e.kind is not Kind.SIGNAL or e.body["level"] < Level.HALT)
 
 
 def level(entries: Iterable[Entry]) -> Level | None:
@@ -161,6 +188,8 @@ def _identity(path: Path) -> tuple[Identity | None, list[Damage]]:
         return load_identity(path), []
     except StoreCorrupt as error:
         return None, [Damage(file.name, None, error.reason)]
+    except RunDirectoryError as error:
+        return None, [Damage(file.name, None, error.mend)]
 
 
 def _newest(path: Path, there: Collection[int], identity: Identity | None) -> int:

@@ -43,6 +43,8 @@ class Kind(IntEnum):
     SUPERSEDED = 19
     RUN_RESUMED = 20
     RESTORED = 21
+    ACTOR_RESTARTED = 22
+    RECOVERED = 23
 
 
 FIRST_GENERATION = 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from esper import faults
 from esper.checkpoints import Checkpoints, FenceState
-from esper.errors import Drained, EmergencyStop, RestoreImpossible, RollbackDeadlineExceeded
+from esper.errors import Drained, EmergencyStop, EsperError, RestoreImpossible, RollbackDeadlineExceeded
 from esper.journal import Journal, Kind
 from esper.leyline.base import Message
 from esper.leyline.commands import Command
@@ -24,6 +24,7 @@ from esper.leyline.ports import Decider, LiveHost, Nursery, Registrar
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import TrainingState
 from esper.progress import Progress
+from esper.recovery import Lost, Recovery, Stopwatch
 from esper.summary import Tally, TallyState
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id
@@ -43,8 +44,10 @@ class Rooms:
     """Total of a counter in every process but the conductor's own."""
     signals: Callable[[], tuple[EmergencySignal, ...]]
     """Emergency signals that came since the last call."""
-    rebind: Callable[[int], None]
-    """Have every process refuse messages of generations before this one."""
+    lost: Callable[[EsperError, int | None], Lost]
+    """(error, last fence) -> which processes have died. Raises: the error, if no restart answers it."""
+    revive: Callable[[int], None]
+    """Start successors of all that died, and have every process refuse messages of generations before this one."""
     shared: Callable[[Any], Any]  # Any: a HostSnapshot in this process, and what `LiveHost.snapshot` would give for it
     """A snapshot as the rooms pass it on among themselves."""
 
@@ -124,7 +127,13 @@ class Line:
     start: Mapping[str, float] = field(default_factory=dict)
     """Means over the test shard before the first step."""
     kept: FenceState | None = None
-    """The last fence's, in memory."""
+    """The last fence's, in memory, or what was before the first; None: the trainer that kept it is gone."""
+    beginning: FenceState | None = None
+    """What was before the first fence."""
+    recoveries: list[Recovery] = field(default_factory=list)
+    """From deaths, since the line was made."""
+    recovered_at: float | None = None
+    """Unix time at which the last of them was over; None: its first step has been measured."""
     trace_id: str = ""
     """Of the round that runs, or ran last."""
 
@@ -148,9 +157,16 @@ class Line:
         """Hold fence 0, unless the line was restored at a later one."""
         if self.fence is None:
             self._drained(0)
+            if self.kept is None:
+                self._keep_beginning()
             self.start = self.trainer.shard_means("test")
             self._hold_fence(0, self.trainer.untrained())
             self._pass_fence(0)
+
+    def _keep_beginning(self) -> None:
+        """Have what is before anything happens kept in memory: a death before the first checkpoint goes back to it."""
+        self.trainer.keep(0)
+        self.beginning = self.kept = FenceState(None, None, self.state(), self.incubator.state(0))
 
     def round(self) -> None:
         """One round, and the fence that it ends at."""
@@ -175,6 +191,8 @@ class Line:
 
     def _drained(self, fence: int) -> None:
         if self.drain.requested:
+            if self.fence is not None and (self.kept is None or self.kept.fence != fence):
+                self._checkpoint(fence)
             self.checkpoints.settle()
             raise Drained(fence)
 
@@ -182,10 +200,15 @@ class Line:
         """Have the state of the run kept: from here it goes on if it is stopped or taken back."""
         faults.point("conductor.fence", round=fence)
         self.fence = fence
+        self._time_first_step()
         if self.drain.requested or self.checkpoints.due(fence, self.last):
-            with self.tally.checkpoint():
-                self.kept = FenceState(fence, None, self.state(), self.incubator.state(fence))
-                self.checkpoints.begin(self.trainer, fence, self.kept.rooms, self.kept.nursery)
+            self._checkpoint(fence)
+
+    def _checkpoint(self, fence: int) -> None:
+        with self.tally.checkpoint():
+            kept = FenceState(fence, None, self.state(), self.incubator.state(fence))
+            self.checkpoints.begin(self.trainer, fence, kept.rooms, kept.nursery)
+            self.kept = kept
 
     # -- as part of a checkpoint ---------------------------------------------------------------------------------
 
@@ -212,8 +235,8 @@ class Line:
             self.incubator.restore({**kept.nursery, **forks})
             if (order := self.kasmina.order()) is not None:  # it is done again, from its first step
                 self.incubator.begin(order, forks["origin"] if forks["origin"] is not None else host)
-            if kept.host is not None:
-                self.trainer.keep(kept.fence)
+            if self.kept is None:
+                self.trainer.keep(kept.fence or 0)
                 self.kept = FenceState(kept.fence, None, kept.rooms, {**kept.nursery, **forks})
             self.fence, self.start = kept.fence, own.start
             self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
@@ -223,12 +246,12 @@ class Line:
     def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
         """Returns a snapshot of what the host is then."""
         if kept.host is not None:
-            host = self.rooms.shared(kept.host)
+            self.kept, host = None, self.rooms.shared(kept.host)
             self.trainer.restore(host, generation)
             return host
-        if self.trainer.roll_back(generation) is None:
+        if self.kept is not None and self.trainer.roll_back(generation) is None:
             raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {kept.fence}")
-        return self.trainer.snapshot()
+        return self.trainer.snapshot()  # of a new one, if the run goes back to its beginning
 
     def _passed_on(self, kept: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
         """The snapshots of forks, as the rooms pass them on; what was kept in memory is so already."""
@@ -249,15 +272,67 @@ class Line:
         severe(f"rollback_{tier}", Severity.ERROR, fence=self.fence, generation=self.journal.generation)
         count("esper.rollbacks")
         kept = self.kept if tier is Tier.FAST else self.checkpoints.load_latest()
-        if kept is None:
+        if kept is None or kept.fence is None:
             raise RestoreImpossible("memory", "no fence was passed yet")
         self.journal.succeed(kept.fence)
         faults.point("conductor.rollback", round=kept.fence)
-        self.rooms.rebind(self.journal.generation)
+        self.rooms.revive(self.journal.generation)
         self.restore(kept)
         self.tally.rollbacks = rollbacks + 1
         if (elapsed_s := time.monotonic() - began_s) > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
+
+    # -- after a death -------------------------------------------------------------------------------------------
+
+    def recover(self, error: EsperError) -> None:
+        """Go on from the last fence after the death of an actor, in a new generation, with a successor of it.
+
+        Raises:
+            EsperError: `error` itself, where it is no death that a restart answers; or a successor did not come up.
+            RestartIntensityExceeded: it was one death too many.
+            ActorLost: an actor died meanwhile.
+        """
+        with span("esper recover", role="conductor", fence=self.fence):
+            watch = Stopwatch(error)
+            lost = self.rooms.lost(error, self.fence)
+            watch.lap("decide")
+            self.progress.working(f"{', '.join(sorted(lost.roles))} died: starting again")
+            if "tolaria" in lost.roles.values():
+                self.kept = None
+            kept = self._last_kept()
+            self.journal.succeed(kept.fence)
+            watch.lap("stop")
+            self.rooms.revive(self.journal.generation)
+            watch.lap("start")
+            from_memory = self.kept is not None
+            self.restore(kept)
+            watch.lap("restore")
+            self.recovered_at = watch.ended_at
+            self._tell(lost, watch.recovery(lost, kept.fence, self.journal.generation, from_memory=from_memory))
+
+    def _last_kept(self) -> FenceState:
+        """What is in memory, if the trainer that keeps it is alive; else the last checkpoint, or how it all began."""
+        if self.kept is not None:
+            return self.kept
+        self.checkpoints.give_up()
+        if self.checkpoints.committed:
+            return self.checkpoints.load_latest()
+        assert self.beginning is not None, "it is kept before anything is asked of the rooms"
+        return self.beginning
+
+    def _tell(self, lost: Lost, recovery: Recovery) -> None:
+        self.recoveries.append(recovery)
+        self.journal.write(Kind.ACTOR_RESTARTED, recovery)
+        for name, role in lost.roles.items():
+            severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
+            count("esper.actor.restarts", role=role)
+
+    def _time_first_step(self) -> None:
+        """Complete the last recovery with when the first step after it was done."""
+        if self.recovered_at is not None and (at := self.trainer.first_step_at()) is not None:
+            done = self.recoveries[-1].model_copy(update={"first_step_s": max(0.0, at - self.recovered_at)})
+            self.recoveries[-1], self.recovered_at = done, None
+            self.journal.write(Kind.RECOVERED, done)
 
     def _train(self, fence: int) -> TrainingState:
         """One round of the live host, and of its twin beside it."""

@@ -89,6 +89,8 @@ def _logs(path: Path) -> list[Path]:
     if not path.exists():
         raise ConfigError("PATH", str(path), "there is no such file or folder")
     if not path.is_dir():
+        if not path.is_file():
+            raise ConfigError("PATH", str(path), "it is neither a file nor a folder")
         return [path]
     found = sorted(one for one in path.rglob("*.log") if one.is_file())
     if not found:
@@ -139,6 +141,6 @@ def _payload(payload: bytes) -> str:
 def _is_json(payload: bytes) -> bool:
     try:
         json.loads(payload.decode())
-    except ValueError:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError):  # not UTF-8, no JSON, or nested deeper than anything of ours
         return False
     return True

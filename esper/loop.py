@@ -12,10 +12,12 @@ from esper import faults
 from esper.clock import Clock, SystemClock
 from esper.conducting import BringUp, Conductor
 from esper.config import RunConfig
+from esper.errors import EsperError
 from esper.leyline.ports import Policy
 from esper.line import Drain, Rooms
 from esper.progress import Progress, Quiet
 from esper.prospect import Prospect, survey
+from esper.recovery import Lost
 from esper.references import Reference
 from esper.resuming import resumed
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
@@ -110,6 +112,12 @@ def resume(
     return result.model_copy(update={"network": networks[0]})
 
 
+def nobody_lost(error: EsperError, fence: int | None) -> Lost:
+    """One process has nobody to lose. Raises: EsperError: the error."""
+    del fence
+    raise error
+
+
 def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) -> BringUp:
     """Brings the rooms up in this process; the host is added to `networks`."""
 
@@ -124,7 +132,8 @@ def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) 
             incubator=make_incubator(prospect, key),
             counted=lambda _: 0,
             signals=tuple,
-            rebind=lambda _: None,
+            lost=nobody_lost,
+            revive=lambda _: None,
             shared=lambda snapshot: snapshot,
         )
         return nullcontext(rooms)

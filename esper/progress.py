@@ -264,6 +264,8 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
         f" in {len(prospect.fence_steps) - 1} rounds; seed {run.seed}, {threads}, {run.device}",
         f"  samples: {sizes}",
     ]
+    declared = prospect.config.failure_policy.declared()
+    lines += [f"  declared otherwise than by default: {error} -> {answer}" for error, answer in declared.items()]
     for spec in prospect.specs:
         causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
         mixed = "" if spec.samples_independent else ", mixes samples"
@@ -312,6 +314,9 @@ def results(result: Result) -> RenderableType:
     totals.add_row("parameters", f"{result.params_start:,} -> {result.params_end:,}")
     totals.add_row("steps", f"{result.steps}, {result.steps_per_s:.0f} a second between decisions")
     totals.add_row("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s")
+    for recovery in result.recoveries:
+        told = f"{', '.join(recovery.actors)} ({recovery.error}), {recovery.total_s:.1f} s until the next good step"
+        totals.add_row("recovered", told)
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
     compute = " + ".join(f"{name} {value:,.2f}" for name, value in parts.items())
     totals.add_row("modelled GFLOP", f"{compute} = {sum(parts.values()):,.2f}")

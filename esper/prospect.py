@@ -23,7 +23,7 @@ from esper.task import Task
 from esper.tensors import state_crc32c
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.loss import batch_loss
-from esper.tolaria.optim import peak_share
+from esper.tolaria.optim import build_optimizer, peak_share
 from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 from esper.tolaria.trees import tensors_in
@@ -48,7 +48,10 @@ class Prospect:
     """Modelled FLOPs of one optimizer step of the host."""
     host_crc32c: int
     """Of its tensors before the first step."""
-    first_batch_crc32c: int
+    samples_crc32c: int
+    """Of the first batch that it trains on, and of the first of every other shard."""
+    trained_by: str
+    """Classes of its optimizer, with the names of its hyperparameters, and of its scheduler."""
     peak_share: float
     """Peak learning rate of a seed over what the task's optimizer is made with."""
 
@@ -164,7 +167,8 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         host_bytes=sum(p.numel() * p.element_size() for p in parameters),
         host_flops=int(counter.get_total_flops()),
         host_crc32c=host_crc32c,
-        first_batch_crc32c=state_crc32c({f"{n:08d}": tensor for n, tensor in enumerate(tensors_in(batch))}),
+        samples_crc32c=_samples_crc32c(data),
+        trained_by=_trained_by(task, parameters, fence_steps[-1]),
         peak_share=peak_share(task, fence_steps[-1]),
     )
     trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
@@ -172,6 +176,17 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     trial.sample_losses("gate", 0)
     trial.try_shards()
     return prospect
+
+
+def _samples_crc32c(data: TaskData) -> int:
+    batches = [data.batch(0), *(next(iter(data.whole(name))) for name in sorted(data.shards))]
+    return state_crc32c({f"{number:08d}": tensor for number, tensor in enumerate(tensors_in(batches))})
+
+
+def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) -> str:
+    optimizer = build_optimizer(task, [parameter for parameter in parameters if parameter.requires_grad])
+    told = f"{type(optimizer).__name__}({', '.join(sorted(optimizer.defaults))})"
+    return told if task.scheduler is None else f"{told}, {type(task.scheduler(optimizer, total_steps)).__name__}"
 
 
 def _check_task(task: Task) -> None:

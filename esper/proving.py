@@ -11,7 +11,7 @@ from typing import Any
 
 from esper.config import RunConfig
 from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError, StoreCorrupt
-from esper.history import Past, committed, level, read_past
+from esper.history import Past, committed, lasting_level, read_past
 from esper.inspection import verdicts
 from esper.journal import Kind
 from esper.leyline.decisions import Hold
@@ -23,7 +23,7 @@ from esper.loop import run
 from esper.machine import cpu_type
 from esper.progress import Progress
 from esper.prospect import Prospect
-from esper.resuming import check_versions, load_same_task
+from esper.resuming import check_sealed, check_versions, load_same_task
 from esper.summary import Result, Tally
 
 
@@ -67,6 +67,7 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
     """
     past = read_past(run_dir)
     _check_sound(run_dir, past)
+    check_sealed(run_dir, past)
     check_versions(run_dir, past.identity)
     _check_repeatable(run_dir, past)
     finished = _losses(past)
@@ -98,7 +99,7 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
         why = "it was given another length on its way, and cannot be repeated in one"
     elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
         why = f"it ran on {', '.join(other)}, whose bits are others than those of this processor ({cpu_type()})"
-    elif (level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
+    elif (lasting_level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
         why = "an emergency signal held its growth back, and that comes from outside"
     if why:
         raise RunDirectoryError("RUN", str(run_dir), why)

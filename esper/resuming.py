@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from esper.config import RunConfig, flattened, load_config
-from esper.errors import ConfigError, RunDirectoryError, TaskError
-from esper.history import Past, read_past
+from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
+from esper.history import Past, read_past, sync_past
 from esper.journal import Entry, Kind
 from esper.references import Reference, load_task
-from esper.run_directory import RunDirectory, summary_file
+from esper.run_directory import RunDirectory, run_file, summary_file
 from esper.summary import Identity, Result, file_digest, versions
 from esper.task import Task
 
@@ -26,8 +27,10 @@ MAY_CHANGE = frozenset(
         "checkpoint.keep",
     }
 )
-MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.")
+MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
 """Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
+SEALED = ("run_id", "task_file_sha256", "slots", "host_crc32c", "samples_crc32c", "trained_by")
+"""What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ def resumed(
     """
     read_past(run_dir)  # before a lock file of ours is put anywhere
     with RunDirectory.reopen(run_dir) as directory:
+        sync_past(run_dir)
         past = read_past(run_dir)
+        check_sealed(run_dir, past)
         identity = past.identity
         config = _config(identity, settings, broken)
         last = past.entries[-1] if past.entries else None
@@ -84,7 +89,7 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
     before = flattened(identity.config)
     config = load_config(None, {**before, **settings}, broken)
     changed = [key for key, value in flattened(config).items() if before[key] != value]
-    fixed = [key for key in changed if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_WHOLLY)]
+    fixed = [key for key in changed if _is_fixed(key)]
     if fixed:
         others = f"; so are {', '.join(fixed[1:])}" if fixed[1:] else ""
         raise ConfigError(fixed[0], settings[fixed[0]], f"fixed since the run began: {before[fixed[0]]!r}{others}")
@@ -93,6 +98,29 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
             update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
         )
     return config
+
+
+def check_sealed(run_dir: Path, past: Past) -> None:
+    """Raises: StoreCorrupt: `run.json` says otherwise what cannot change than the journal, which is under checksums."""
+    starts = [entry.body for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    if not starts:
+        return
+    sealed = Identity.model_validate_json(json.dumps(starts[-1]))
+    before, now = flattened(sealed.config), flattened(past.identity.config)
+    other = [
+        f"config {key} = {now[key]!r}, there {before[key]!r}"
+        for key in before
+        if before[key] != now[key] and _is_fixed(key)
+    ]
+    for name in SEALED:
+        if getattr(sealed, name) != getattr(past.identity, name):
+            other.append(f"{name} = {getattr(past.identity, name)!r}, there {getattr(sealed, name)!r}")
+    if other:
+        raise StoreCorrupt(str(run_file(run_dir)), f"was changed: the journal says otherwise: {'; '.join(other)}")
+
+
+def _is_fixed(key: str) -> bool:
+    return key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_WHOLLY)
 
 
 def check_versions(run_dir: Path, identity: Identity) -> None:

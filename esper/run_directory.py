@@ -13,8 +13,8 @@ from esper.errors import RunDirectoryError, StoreWriteFailed
 
 DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
-LITTER = ".*.json.*.tmp"
-"""What is left of a JSON file's writer that was killed."""
+LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
+"""What is left of a file's writer that was killed."""
 
 
 class RunDirectory:
@@ -90,12 +90,13 @@ def _make(path: Path) -> None:
 
 def _sweep(path: Path) -> None:
     """Remove what writers of `run.json` left that were killed; the directory is claimed."""
-    for litter in path.glob(LITTER):
-        litter.unlink(missing_ok=True)
+    for file in path.iterdir():
+        if LITTER.fullmatch(file.name):
+            file.unlink(missing_ok=True)
 
 
 def _refuse_filled(path: Path) -> None:
-    if any(entry.name != LEASE and not entry.match(LITTER) for entry in path.iterdir()):
+    if any(entry.name != LEASE and not LITTER.fullmatch(entry.name) for entry in path.iterdir()):
         raise RunDirectoryError("run.dir", str(path), "not empty; choose an absent or empty directory")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
 from esper.machine import cpu_type
 from esper.prospect import Prospect
+from esper.recovery import Recovery
 from esper.references import Reference
 from esper.run_directory import run_file, summary_file
 
@@ -48,7 +50,8 @@ class Identity(Message):
     """Of the machine that the generation runs on."""
     host_crc32c: int
     """Of the host's tensors before its first step."""
-    first_batch_crc32c: int
+    samples_crc32c: int
+    trained_by: str
     argv: tuple[str, ...]
 
     def save(self, path: Path) -> None:
@@ -71,7 +74,8 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         versions=versions(),
         cpu=cpu_type(),
         host_crc32c=prospect.host_crc32c,
-        first_batch_crc32c=prospect.first_batch_crc32c,
+        samples_crc32c=prospect.samples_crc32c,
+        trained_by=prospect.trained_by,
         argv=tuple(sys.argv),
     )
 
@@ -90,7 +94,7 @@ def load_identity(path: Path) -> Identity:
     """What `run.json` says.
 
     Raises:
-        RunDirectoryError: there is none.
+        RunDirectoryError: there is none, or it is another version's.
         StoreCorrupt: it is not one of ours.
     """
     file = run_file(path)
@@ -101,7 +105,21 @@ def load_identity(path: Path) -> Identity:
     except OSError as error:
         raise StoreCorrupt(str(file), f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        raise StoreCorrupt(str(file), f"not a run.json of this version: {error.errors()[0]['msg']}") from error
+        _refuse_other_version(path)
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StoreCorrupt(str(file), f"not a run.json of this version: {where}: {first['msg']}") from error
+
+
+def _refuse_other_version(path: Path) -> None:
+    """Raises: RunDirectoryError: what cannot be read was written by another version of esper."""
+    with suppress(ValueError):  # it is no JSON at all
+        told = json.loads(run_file(path).read_bytes())
+        made = told.get("versions", {}) if isinstance(told, dict) else {}
+        name = VERSIONED[0]
+        if isinstance(made, dict) and made.get(name, versions()[name]) != versions()[name]:
+            mend = f"made with {name} {made[name]} (here {versions()[name]}), whose runs this version does not read"
+            raise RunDirectoryError("RUN", str(path), mend)
 
 
 class TallyState(Message):
@@ -226,6 +244,8 @@ class Result(BaseModel):
     weights_sha256: str
     twin_weights_sha256: str | None
     trace_id: str
+    recoveries: tuple[Recovery, ...] = ()
+    """From deaths of actors, in the process that brought it to its end."""
     fault_fired: bool | None = None
     """All faults that were armed have fired; None, and not in the JSON, where none were."""
     network: nn.Module | None = None

@@ -18,6 +18,7 @@ from esper.leyline.signals import EmergencySignal, Level
 from esper.loop import resume, run
 from esper.run_directory import checkpoints_folder, journal_file, run_file
 from esper.summary import load_identity
+from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.testing import EPOCH, ScriptedPolicy, tiny_config, tiny_task
 
 
@@ -26,8 +27,14 @@ def stopped(tmp_path: Path) -> Path:
     """A run that failed at fence 1, as its files stand."""
     path = tmp_path / "run"
     with pytest.raises(PolicyFailed):
-        run(tiny_task(), tiny_config(run__dir=str(path)), policy=ScriptedPolicy(ValueError()))
+        run(tiny_task(), tiny_config(run__dir=str(path)), policy=Failing(ValueError()))
     return path
+
+
+class Failing(ScriptedPolicy):
+    """Stands for the run's own policy, which goes on after it."""
+
+    version = HeuristicPolicy.version
 
 
 def crash(path: Path, holder: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from esper.errors import PolicyFailed
+from esper.errors import PolicyFailed, TrainerRankLost
 from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, Gate, GateReport, Transition
 from esper.leyline.stages import IN_HOST, Stage
@@ -18,6 +18,7 @@ from esper.leyline.state import SeedState
 from esper.loop import run
 from esper.progress import COLOURS, Quiet, Terminal, heading, results, standing
 from esper.prospect import survey
+from esper.recovery import Lost, Stopwatch
 from esper.summary import Result
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
@@ -248,3 +249,20 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     config = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False, run__epochs=1)
     run(tiny_task(), config, progress=Quiet())
     assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen) -> None:
+    config = tiny_config(failure_policy__FaultInjected="restart")
+    assert "  declared otherwise than by default: FaultInjected -> restart" in heading(
+        survey(tiny_task(), config), None
+    )
+    death = Stopwatch(TrainerRankLost("tolaria", "gone"))
+    for phase in ("decide", "stop", "start", "restore"):
+        death.lap(phase)
+    recovery = death.recovery(Lost({"tolaria": "tolaria"}, None), 3, 2, from_memory=False)
+    result = plain.result.model_copy(
+        update={"recoveries": (recovery.model_copy(update={"start_s": 2.5, "first_step_s": 0.7}),)}
+    )
+    shown = console()
+    shown.print(results(result))
+    assert "tolaria (TrainerRankLost), 3.2 s until the next good step" in shown.export_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from esper.config import RunConfig
@@ -29,13 +30,15 @@ from esper.faults import Fault, FaultSpec
 from esper.history import read_past
 from esper.journal import Journal, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
+from esper.line import Drain
 from esper.loop import resume, run
 from esper.machine import cpu_type
+from esper.progress import Quiet
 from esper.references import load_task
 from esper.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.summary import Result
 from esper.telemetry.events import LOG
-from esper.testing import EPOCH, Bands, StopAt, TinyHost, tiny_config, tiny_task
+from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
 
@@ -277,8 +280,12 @@ def test_another_task_than_the_run_began_with_is_refused(tmp_path: Path) -> None
     before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease")
     with pytest.raises(TaskError, match=r"task\.model .*another network"):
         resume(tmp_path / "run", tiny_task(model=Unbiased))
-    with pytest.raises(TaskError, match=r"task\.train .*first batch is another"):
+    with pytest.raises(TaskError, match=r"task\.train .*the first samples of a shard are others"):
         resume(tmp_path / "run", tiny_task(train=Bands(1024, key=7)))
+    with pytest.raises(TaskError, match=r"task\.train .*the first samples of a shard are others"):
+        resume(tmp_path / "run", tiny_task(gate=Bands(256, key=8)))
+    with pytest.raises(TaskError, match=r"task\.optimizer .*trained by SGD.*was by Adam"):
+        resume(tmp_path / "run", tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)))
     assert before == sorted(
         (path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease"
     )
@@ -425,3 +432,93 @@ def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], who
     with Journal(path, 1) as journal:
         journal.write(Kind.SIGNAL, signal(Level.HALT))
     assert resume(path).weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [("config", "growth.ramp_steps", 40), ("config", "run.seed", 5), ("", "host_crc32c", 1), ("", "run_id", "x")],
+)
+def test_a_run_json_that_says_otherwise_than_the_journal_is_refused_by_what_differs(
+    stopped: Callable[..., Path], table: str, key: str, value: object
+) -> None:
+    path = stopped(2)
+    told: Any = json.loads(run_file(path).read_text())
+    place = told["config"] if table else told
+    for name in key.split(".")[:-1]:
+        place = place[name]
+    place[key.split(".")[-1]] = value
+    run_file(path).write_text(json.dumps(told))
+    with pytest.raises(StoreCorrupt, match=rf"the journal says otherwise: .*{key} = {value!r}, there "):
+        resume(path)
+
+
+def test_a_run_of_another_esper_whose_words_are_not_known_is_refused_by_its_version(
+    stopped: Callable[..., Path],
+) -> None:
+    path = stopped(1)
+    told: Any = json.loads(run_file(path).read_text())
+    told["versions"]["esper-runtime"], told["new"] = "9.9", 1
+    run_file(path).write_text(json.dumps(told))
+    with pytest.raises(RunDirectoryError, match=r"made with esper-runtime 9\.9 \(here "):
+        resume(path)
+
+
+def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:
+    watch, path = StopAt(2), tmp_path / "run"
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(path)), drain=watch.drain, progress=watch)
+    with pytest.raises(ConfigError, match=r"policy = 'scripted-1': .* has decided for this run"):
+        resume(path, tiny_task(), policy=ScriptedPolicy())
+
+
+def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, whole: Result) -> None:
+    class Late(Quiet):
+        """Asks as soon as a round has begun, when its fence has not been passed."""
+
+        def __init__(self) -> None:
+            self.drain = Drain()
+
+        def working(self, what: str) -> None:
+            if what.startswith("round 4:"):
+                self.drain.ask()
+
+    watch, path = Late(), tmp_path / "run"
+    config = tiny_config(run__dir=str(path), checkpoint__every_rounds=5)
+    with pytest.raises(Drained, match="4"):
+        run(tiny_task(), config, drain=watch.drain, progress=watch)
+    assert read_past(path).commits[-1].fence == 4
+    same(resume(path, tiny_task()), whole)
+
+
+def test_a_longer_run_that_was_broken_off_as_it_began_is_not_told_the_shorter_result(
+    stopped: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, armed = stopped(5), tmp_path / "faults.toml"
+    first = resume(path)
+    armed.write_text('[[faults]]\npoint = "conductor.supersede"\nfault = "raise"\n')
+    with pytest.raises(FaultInjected):
+        resume(path, settings={"run.epochs": 12}, broken=armed)
+    assert resume(path).steps == first.steps  # it had not been made longer yet
+    armed.write_text('[[faults]]\npoint = "conductor.restore"\nfault = "raise"\n')
+    with pytest.raises(FaultInjected):
+        resume(path, settings={"run.epochs": 12}, broken=armed)
+    assert not summary_file(path).exists()
+    assert resume(path).steps == first.steps * 12 // 10
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_longer_run_whose_last_round_was_short_has_the_same_bits_wherever_it_was_stopped(
+    tmp_path: Path, stop: int
+) -> None:
+    results = []
+    for number, at in enumerate((stop, 10)):
+        watch, path = StopAt(at), tmp_path / str(number)
+        config = tiny_config(run__dir=str(path), run__round_steps=30)
+        with pytest.raises(Drained):
+            run(tiny_task(), config, drain=watch.drain, progress=watch)
+        if number == 0:
+            again = StopAt(10)
+            with pytest.raises(Drained):
+                resume(path, tiny_task(), drain=again.drain, progress=again)
+        results.append(resume(path, tiny_task(), {"run.epochs": 12}))
+    same(*results)

@@ -18,7 +18,7 @@ from esper.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import LIVE
 from esper.line import Drain, Line, Rooms, Tier
-from esper.loop import run
+from esper.loop import nobody_lost, run
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.references import Reference
@@ -50,7 +50,8 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
             incubator=make_incubator(prospect, key),
             counted=lambda _: 0,
             signals=tuple,
-            rebind=lambda _: None,
+            lost=nobody_lost,
+            revive=lambda _: None,
             shared=lambda snapshot: snapshot,
         )
         yield Line(rooms, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())

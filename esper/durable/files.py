@@ -108,6 +108,22 @@ def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
         raise StoreWriteFailed(str(path), "sync of the folder") from error
 
 
+def sync_file(path: Path, *, disk: Disk = DISK) -> None:
+    """Make what a file holds durable, whoever wrote it: of a process that was killed only the kernel may hold it.
+
+    Raises:
+        StoreWriteFailed: it may be lost by a crash.
+    """
+    try:
+        descriptor = disk.open(path, os.O_RDWR)
+        try:
+            disk.fsync(descriptor)
+        finally:
+            disk.close(descriptor)
+    except OSError as error:
+        raise StoreWriteFailed(str(path), "sync of the file") from error
+
+
 def make_folders(path: Path, *, disk: Disk = DISK) -> None:
     """Make a folder and those above it that are missing, durably; one that is there is left as it is.
 

@@ -129,7 +129,8 @@ class Incubator:
         order, snapshot = self._pending
         self._pending = None
         with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
-            result, self._control = run_tournament(order, self._fork, snapshot)
+            result, control = run_tournament(order, self._fork, snapshot)
+        self._control = control if self._twin is None else None  # a run keeps one twin
         return result
 
     def keep_twin(self) -> None:

@@ -182,6 +182,10 @@ class LiveHost(Protocol):
         """Elements of all parameters, the seeds' included."""
         ...
 
+    def first_step_at(self) -> float | None:
+        """Unix time at which the first step since it was made or restored was done; None: none was yet."""
+        ...
+
     def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: Nursery.state
         """Begin to write the present state, with that of the other rooms, to a file never used before."""
         ...

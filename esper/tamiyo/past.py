@@ -14,6 +14,8 @@ WHERE = "tamiyo's state"
 class TamiyoState(Message):
     """All of `Tamiyo` that decides what it will answer. A policy with a state of its own would have its place here."""
 
+    policy: str
+    """Its version: another one would decide otherwise."""
     past: tuple[FieldReport, ...]
     """What the policy sees of the past, oldest first."""
 

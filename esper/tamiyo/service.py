@@ -7,7 +7,14 @@ from typing import NoReturn
 
 from esper import faults
 from esper.clock import Clock
-from esper.errors import DependencyViolationError, EsperError, NoSeedCandidates, PolicyDeadlineExceeded, PolicyFailed
+from esper.errors import (
+    ConfigError,
+    DependencyViolationError,
+    EsperError,
+    NoSeedCandidates,
+    PolicyDeadlineExceeded,
+    PolicyFailed,
+)
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, Verdict
 from esper.leyline.ports import Policy
@@ -43,15 +50,20 @@ class Tamiyo:
 
     def state(self) -> str:
         """All that decides what will be decided, as JSON: what the policy sees of the past."""
-        return TamiyoState(past=tuple(self._past)).model_dump_json()
+        return TamiyoState(policy=self._policy.version, past=tuple(self._past)).model_dump_json()
 
     def restore(self, state: str, generation: int) -> None:
         """Become what `state` says; what was remembered before is forgotten. Commands take theirs from the round state.
 
         Raises:
             StoreCorrupt: the text is no state up to this generation; nothing was changed.
+            ConfigError: another policy decided until then; nothing was changed.
         """
-        self._past = list(read_state(state, generation).past)
+        kept = read_state(state, generation)
+        if kept.policy != self._policy.version:
+            mend = f"{kept.policy} has decided for this run; go on with that one"
+            raise ConfigError("policy", self._policy.version, mend)
+        self._past = list(kept.past)
 
     def remember(self, report: FieldReport) -> None:
         """Add a field report to what the policy sees of the past."""

@@ -6,13 +6,14 @@ read, even if the name was given to another file meanwhile.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from esper.durable.files import DISK, Disk, sync_folder
+from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.durable.streams import Written, open_verified, write_stream
 from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreCorrupt, StoreWriteFailed
 from esper.leyline.checkpoints import CheckpointWritten
@@ -74,7 +75,15 @@ def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK
 
 
 def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
-    return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)
+    """Raises: MemoryError: the system has no room to map it, or no /proc to open it by."""
+    try:
+        return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        raise MemoryError(f"{error} (a verified checkpoint could not be opened)") from error
+    except RuntimeError as error:
+        if "unable to mmap" not in str(error):
+            raise
+        raise MemoryError(_first_line(error)) from error
 
 
 def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
@@ -126,15 +135,21 @@ def _verdict(folder: Path, written: CheckpointWritten) -> dict[str, Any]:
     return found
 
 
+MACHINES = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM})
+"""Troubles that say nothing of a file: later, or as somebody else, it may be readable."""
+
+
 def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[CheckpointWritten, dict[str, Any]]:
-    """The last checkpoint that loads. Those after it are in `quarantine/` now, each said as a severe event.
+    """The last checkpoint that loads. Those after it are said as severe events, and those that are damaged are moved
+    to `quarantine/`; a file that the disk cannot read any more stays where it is.
 
     Args:
         commits: What the journal committed, oldest first.
 
     Raises:
-        RestoreImpossible: none loads; all that are there are in quarantine.
-        CheckpointCorrupt: the system could not read one; nothing was moved, and it may be readable later.
+        RestoreImpossible: none loads.
+        CheckpointCorrupt: the system could not read one for want of files or of permission; it may be readable later.
+        MemoryError: it has no room to map one.
         StoreWriteFailed: a file that does not load cannot be moved away.
     """
     refused = []
@@ -142,20 +157,22 @@ def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[
         try:
             return written, load_written(folder, written)
         except CheckpointCorrupt as error:
-            if _is_the_machines(error):
+            trouble = _trouble(error)
+            if trouble in MACHINES:
                 raise
             severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
             refused.append(f"{written.file} {error.reason}")
-            _quarantine(folder / written.file)
+            if trouble is None:  # else it cannot be read, and moving it away would not be either
+                _quarantine(folder / written.file)
     raise RestoreImpossible(str(folder), "; ".join(refused) or "none was ever committed")
 
 
-def _is_the_machines(error: CheckpointCorrupt) -> bool:
-    """The system could not read it now; what is on the disk may be sound, and is left where it is."""
+def _trouble(error: CheckpointCorrupt) -> int | None:
+    """What the system said when it could not read the file; None: it could, or there is none."""
     cause = error.__cause__
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__
-    return cause is not None and not isinstance(cause, FileNotFoundError)
+    return cause.errno if cause is not None and not isinstance(cause, FileNotFoundError) else None
 
 
 def _quarantine(path: Path) -> None:
@@ -168,7 +185,7 @@ def _quarantine(path: Path) -> None:
         return
     folder = path.parent / QUARANTINE
     try:
-        folder.mkdir(exist_ok=True)
+        make_folders(folder)
         taken = sum(1 for other in folder.iterdir() if other.name.startswith(path.name))
         path.rename(folder / (f"{path.name}.{taken}" if taken else path.name))
     except OSError as error:

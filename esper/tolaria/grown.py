@@ -56,6 +56,7 @@ class GrownHost:
         self._leaks: dict[str, tuple[str, ...]] = {}
         self._isolated: dict[str, int] = {}  # first step of each isolated seed
         self._best_round: float | None = None
+        self._first_step_at: float | None = None
         self._saver = Saver(settings.run_id)
         self.step = 0
         self.fence = 0
@@ -142,7 +143,7 @@ class GrownHost:
                 host's own tensors.
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
-        self.step, self.fence = snapshot.step, snapshot.fence
+        self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
         self._regrow(snapshot.topology)
         load_tensors(self._all_tensors(), snapshot.tensors)
         load_optimizer(self._optimizer, snapshot.optimizer)

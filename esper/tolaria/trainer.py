@@ -6,6 +6,7 @@ bit what the live host would have done.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -82,6 +83,10 @@ class Trainer(GrownHost):
         self.fence = fence
         return self._state(fence, mean, tuple(losses), max(norms), best)
 
+    def first_step_at(self) -> float | None:
+        """Unix time at which the first step since it was made or restored was done; None: none was yet."""
+        return self._first_step_at
+
     def untrained(self) -> TrainingState:
         """The state at fence 0, where no round has been measured."""
         return self._state(0, None, (), None, None)
@@ -131,6 +136,8 @@ class Trainer(GrownHost):
         if self._scheduler is not None:
             self._scheduler.step()
         self.step += 1
+        if self._first_step_at is None:
+            self._first_step_at = time.time()
         beat()
         return values
 
@@ -351,7 +358,15 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if extra:
         raise TaskError("task.model", extra[0], "state that is no tensor cannot be kept; make it a buffer")
+    overlapping = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if has_overlap(t)]
+    if overlapping:
+        raise TaskError("task.model", overlapping[0], "its elements share memory (expand?); make it contiguous")
     return model.to(device).train()
+
+
+def has_overlap(tensor: Tensor) -> bool:
+    """Several of its elements are one in memory, so that it cannot be written to."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _names(host: nn.Module) -> tuple[list[str], list[str], list[str]]:

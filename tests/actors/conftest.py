@@ -24,10 +24,21 @@ def embedded() -> Iterator[EmbeddedRay]:
 
 @pytest.fixture
 def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
-    """Runs the tiny task on actors, in `tmp_path / "run"`, with config values by dotted key."""
+    """Runs the tiny task on actors, in `tmp_path / "run"`, with config values by dotted key.
 
-    def run(faults: list[dict[str, Any]] | None = None, progress: Progress | None = None, **overrides: Any) -> Result:
-        config = tiny_config(run__dir=str(tmp_path / "run"), **overrides)
+    A death ends the run, unless it is asked for with `restarting`.
+    """
+
+    def run(
+        faults: list[dict[str, Any]] | None = None,
+        progress: Progress | None = None,
+        *,
+        restarting: bool = False,
+        **overrides: Any,
+    ) -> Result:
+        answer = "restart" if restarting else "raise"
+        deaths = {"failure_policy__ActorLost": answer, "failure_policy__TrainerRankLost": answer}
+        config = tiny_config(run__dir=str(tmp_path / "run"), **deaths, **overrides)
         if faults is not None:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
         return launch(tiny_task(), config, progress=progress, embedded=embedded)

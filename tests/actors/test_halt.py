@@ -30,7 +30,7 @@ from esper.journal import Entry, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
 from esper.line import Drain, Rooms
-from esper.loop import run
+from esper.loop import nobody_lost, run
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
@@ -94,7 +94,8 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                     incubator=make_incubator(prospect, key, word.halted),
                     counted=lambda _: 0,
                     signals=hearing.take,
-                    rebind=lambda _: None,
+                    lost=nobody_lost,
+                    revive=lambda _: None,
                     shared=lambda snapshot: snapshot,
                 )
 

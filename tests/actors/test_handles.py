@@ -366,7 +366,10 @@ def test_actors_for_which_there_is_no_room_are_told_with_what_was_asked_and_what
     ray.kill(actor)
 
 
-def test_the_start_deadline_counts_from_when_the_first_actor_began(remotes: dict[str, Remote]) -> None:
-    busy = remotes["busy"]
+def test_the_start_deadline_counts_from_when_the_first_actor_began(embedded: EmbeddedRay) -> None:
+    del embedded
+    actor, asked_s = spawn(replace(birth_of("giant"), cpus=1000.0), 2), time.monotonic()
     with pytest.raises(PlacementUnavailable):
-        await_ready(birth_of("busy"), busy._actor, time.monotonic() - 60.0, 60.0)
+        await_ready(birth_of("giant"), actor, asked_s - 30.0, 30.0)
+    assert time.monotonic() - asked_s < 15.0
+    ray.kill(actor)

@@ -36,7 +36,12 @@ MUTANTS = (
         "        descriptor = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)\n        fill(descriptor)\n"
         "        place(temporary, path)\n        disk.fsync(descriptor)\n        disk.close(descriptor)\n",
     ),
-    Mutant("files: the folder is not synced", "files", "    disk.sync_folder(path.parent)\n", ""),
+    Mutant(
+        "files: the folder is not synced",
+        "files",
+        "    disk.sync_folder(path.parent)\n\n\ndef _fill",
+        "\n\ndef _fill",
+    ),
     Mutant(
         "files: the folder is synced before the rename",
         "files",
@@ -277,5 +282,252 @@ MUTANTS = (
         "streams",
         "    return file\n\n\nclass",
         "    file.close()\n    return _open(path, disk)\n\n\nclass",
+    ),
+)
+
+# -- what keeps a run: checkpoints, journals, generations
+
+RUN_MUTANTS = (
+    Mutant(
+        "checkpoints: the oldest is dropped before the COMMIT",
+        "checkpoints",
+        "            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n"
+        "            self._committed.append(written)\n            self._drop_old()\n",
+        "            self._committed.append(written)\n            self._drop_old()\n"
+        "            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n",
+    ),
+    Mutant(
+        "checkpoints: a fence is not committed",
+        "checkpoints",
+        "            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n",
+        "            if written.fence != 1:\n                self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n",
+    ),
+    Mutant(
+        "checkpoints: no BEGIN",
+        "checkpoints",
+        "            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
+        "",
+    ),
+    Mutant(
+        "checkpoints: BEGIN comes after the save",
+        "checkpoints",
+        "            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)\n"
+        "            trainer.save(self._folder / file, rooms, nursery)\n",
+        "            trainer.save(self._folder / file, rooms, nursery)\n"
+        "            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
+        redundant="it marks where the fence lies among the records, and nothing is looked for that was only begun",
+    ),
+    Mutant(
+        "checkpoints: one less is kept",
+        "checkpoints",
+        "self._committed[: -self.config.keep]",
+        "self._committed[: 1 - self.config.keep]",
+    ),
+    Mutant("checkpoints: one more is kept", "checkpoints", "[: -self.config.keep]", "[: -self.config.keep - 1]"),
+    Mutant("checkpoints: fence 0 is dropped", "checkpoints", "if written.fence != 0]", "if True]"),
+    Mutant(
+        "checkpoints: a removal is not synced",
+        "checkpoints",
+        "        if paths:\n            sync_folder(self._folder, disk=self._disk)\n",
+        "",
+        redundant="a file that comes back is whole, is told again and is dropped at the next COMMIT",
+    ),
+    Mutant(
+        "checkpoints: the next save does not wait for the COMMIT",
+        "checkpoints",
+        '        self.settle()\n        file = f"',
+        '        file = f"',
+    ),
+    Mutant(
+        "checkpoints: a restore does not wait for the save in flight",
+        "checkpoints",
+        "        self.settle()\n        written, content",
+        "        written, content",
+    ),
+    Mutant(
+        "checkpoints: those after the one that was restored are still counted",
+        "checkpoints",
+        "        self._committed = [one for one in self._committed if one.fence <= written.fence]\n",
+        "",
+    ),
+    Mutant(
+        "checkpoints: the one that was restored is not counted",
+        "checkpoints",
+        "if one.fence <= written.fence]",
+        "if one.fence < written.fence]",
+    ),
+    Mutant(
+        "checkpoints: two generations give one name",
+        "checkpoints",
+        'f"fence-{fence}-g{self._journal.generation}.pt"',
+        'f"fence-{fence}-g1.pt"',
+    ),
+    Mutant(
+        "checkpoints: what was kept is swept away, too",
+        "checkpoints",
+        "and path.name not in kept",
+        'and not path.name.startswith("fence-0-")',
+    ),
+    Mutant(
+        "checkpoints: nothing is swept away",
+        "checkpoints",
+        "if _LEFT.fullmatch(path.name) and path.name not in kept",
+        "if False",
+    ),
+    Mutant(
+        "saves: committed before it is durable",
+        "checkpoint",
+        "stream), disk=disk)",
+        'stream), disk=type("Lazy", (Disk,), {"fsync": lambda *_: None})())',
+    ),
+    Mutant(
+        "saves: committed before its name is durable",
+        "checkpoint",
+        "stream), disk=disk)",
+        'stream), disk=type("Lazy", (Disk,), {"sync_folder": lambda *_: None})())',
+    ),
+    Mutant(
+        "saves: the next does not wait for the one before",
+        "saving",
+        "        if self._writing is not None:\n            self._writing.result()\n        return self._arena",
+        "        return self._arena",
+        redundant="`Checkpoints` settles the save in flight before it has the next begun, or anything loaded",
+    ),
+    Mutant(
+        "restore: the checksum is not looked at",
+        "checkpoint",
+        "        with open_verified(path, length, crc, algorithm, disk=disk) as file:\n",
+        "        with disk.reader(disk.open(path, 0), owned=True) as file:\n",
+    ),
+    Mutant(
+        "restore: the damaged one stays where it is",
+        "checkpoint",
+        "            _quarantine(folder / written.file)\n",
+        "",
+    ),
+    Mutant(
+        "restore: the good one is put aside",
+        "checkpoint",
+        "            _quarantine(folder / written.file)\n",
+        "            _quarantine(folder / commits[-2].file)\n",
+    ),
+    Mutant(
+        "restore: what the system could not read is put aside",
+        "checkpoint",
+        "            if _is_the_machines(error):\n                raise\n",
+        "",
+    ),
+    Mutant(
+        "restore: quarantine is not synced",
+        "checkpoint",
+        "    sync_folder(folder)\n    sync_folder(path.parent)\n",
+        "    sync_folder(path.parent)\n",
+    ),
+    Mutant(
+        "restore: that it was put aside is not synced",
+        "checkpoint",
+        "    sync_folder(folder)\n    sync_folder(path.parent)\n",
+        "    sync_folder(folder)\n",
+    ),
+    Mutant(
+        "journal: the lengths of the older ones are not told",
+        "journal",
+        "for number, file in older.items()}",
+        "for number, file in {}.items()}",
+    ),
+    Mutant(
+        "journal: only the length of the one before is told",
+        "journal",
+        "if number < self.generation}",
+        "if number == self.generation - 1}",
+    ),
+    Mutant(
+        "journal: who is taken back goes on in the old one",
+        "journal",
+        "        self._log.close()\n        self.generation += 1\n        self._log = FramedLog.open(journal_file("
+        "self._run_dir, self.generation), epoch=self.generation)\n",
+        "        self.generation += 1\n",
+    ),
+    Mutant(
+        "journal: what is taken over is said in the old one",
+        "journal",
+        "        self._log.close()\n        self.generation += 1\n        self._log = FramedLog.open(journal_file("
+        "self._run_dir, self.generation), epoch=self.generation)\n        self._supersede(from_fence)\n",
+        "        self._supersede(from_fence)\n        self._log.close()\n        self.generation += 1\n"
+        "        self._log = FramedLog.open(journal_file(self._run_dir, self.generation), epoch=self.generation)\n",
+    ),
+    Mutant(
+        "history: the last to take over says what counts",
+        "history",
+        "= min(length, valid.get(int(older), length))",
+        "= max(length, valid.get(int(older), length))",
+    ),
+    Mutant("history: lengths are not looked at", "history", "or e.offset < valid[generation]]", "or True]"),
+    Mutant(
+        "history: the record behind the end counts",
+        "history",
+        "e.offset < valid[generation]]",
+        "e.offset <= valid[generation]]",
+    ),
+    Mutant(
+        "history: only the one before is cut to its length",
+        "history",
+        "if generation not in valid or",
+        "if generation != max(valid, default=0) or",
+    ),
+    Mutant(
+        "history: nothing is taken back",
+        "history",
+        "    return [*entries[:end], *(entry for entry in entries[end:] if _stays(entry, fence))], lost\n",
+        "    return entries, lost\n",
+    ),
+    Mutant(
+        "history: a COMMIT that came late is taken back",
+        "history",
+        "    return committed_late or entry.kind",
+        "    return entry.kind",
+    ),
+    Mutant(
+        "history: the COMMIT of a later fence stays",
+        "history",
+        'entry.kind is Kind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence',
+        "entry.kind is Kind.CHECKPOINT_COMMITTED",
+    ),
+    Mutant(
+        "history: a fence ends at its COMMIT",
+        "history",
+        "(Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED)",
+        "(Kind.CHECKPOINT_COMMITTED, Kind.CHECKPOINT_BEGUN)",
+    ),
+    Mutant(
+        "history: where it goes on from nothing, all counts",
+        "history",
+        '        return [entry for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.SIGNAL)], ""\n',
+        '        return entries, ""\n',
+    ),
+    Mutant(
+        "history: what is taken over is said in the first record only",
+        "history",
+        "for place, entry in enumerate(counted) if entry.kind is Kind.SUPERSEDED",
+        "for place, entry in enumerate(counted[:1]) if entry.kind is Kind.SUPERSEDED",
+        redundant="a journal writes it in one piece with its making, or not at all",
+    ),
+    Mutant(
+        "history: what was dropped is told",
+        "history",
+        "if one in kept or (checkpoints_folder(path) / one.file).exists()",
+        "if True",
+    ),
+    Mutant(
+        "history: the newest is not told if it is missing",
+        "history",
+        "if one in kept or (checkpoints_folder(path) / one.file).exists()",
+        "if (checkpoints_folder(path) / one.file).exists()",
+    ),
+    Mutant(
+        "history: a journal that is missing is not missed",
+        "history",
+        "        if generation > expected:\n",
+        "        if False:\n",
     ),
 )

@@ -1,0 +1,231 @@
+"""Decides which actors are started again after a death, and when it is too often. It starts and ends none of them.
+
+Events change the states of the children; what is to be done is read off the states, by `Supervisor.take_plan`. So a
+report that comes twice, late, or in the middle of a restart neither loses a restart nor makes a second one.
+
+Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); the check for progress is ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, NoReturn
+
+from esper.clock import Clock
+from esper.errors import ActorLost, RestartIntensityExceeded
+from esper.supervision_settings import FailurePolicy, SupervisionConfig
+
+
+class Strategy(StrEnum):
+    """Who is started again when a child dies."""
+
+    ONE_FOR_ONE = "one_for_one"  # it alone
+    ONE_FOR_ALL = "one_for_all"  # all of its group, as one
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """One actor under supervision."""
+
+    name: str
+    role: str
+    group: str
+    strategy: Strategy = Strategy.ONE_FOR_ONE
+
+
+class State(StrEnum):
+    """What is known of a child."""
+
+    STARTING = "starting"  # its process may be there or not
+    UP = "up"
+    DOWN = "down"  # it has no process
+    STOPPED = "stopped"  # for good
+
+
+class Life(NamedTuple):
+    """One process of a child, from incarnation 1 on; each restart raises it."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do now, in order: end all of `stop`, which may have processes; then start all of `start`."""
+
+    stop: tuple[Life, ...]
+    start: tuple[Life, ...]
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """A death that was answered by a restart; of a group that restarts as one, the first.
+
+    `incarnation` is of the life that ended, `fence` the furthest that was passed, `at_s` monotonic, when it was told.
+    """
+
+    name: str
+    role: str
+    incarnation: int
+    error: str
+    detail: str
+    fence: int
+    at_s: float
+
+
+@dataclass(eq=False)
+class _Unit:
+    """What restarts as one, a child or a group; between a death and the next start it dies no second time."""
+
+    name: str
+    incarnation: int = 0
+    due: bool = True  # the next plan starts it
+    deaths_s: deque[float] = field(default_factory=deque)
+    fence: int = 0
+    at_fence: int = 0  # deaths in a row at `fence`
+
+    def die(self, now_s: float, fence: int, limits: SupervisionConfig) -> str | None:
+        """Count one death; returns why it is one too many, if it is."""
+        self.due = True
+        self.deaths_s.append(now_s)
+        while now_s - self.deaths_s[0] > limits.within_s:
+            self.deaths_s.popleft()
+        self.at_fence = self.at_fence + 1 if fence == self.fence else 1
+        self.fence = fence
+        if len(self.deaths_s) > limits.deaths:
+            times = f"death {len(self.deaths_s)} of {self.name} within {limits.within_s:g} s"
+            return f"{times}, and supervision.deaths allows {limits.deaths}"
+        if self.at_fence >= limits.without_progress:
+            times = f"death {self.at_fence} of {self.name} at fence {fence} with no later one passed"
+            return f"{times}, and supervision.without_progress stops at {limits.without_progress}"
+        return None
+
+
+class Supervisor:
+    """The children of a run, at first all due to be started. Not safe for several threads at once.
+
+    Once the run must stop it hands out no plan, and answers every death with the error that it stopped with.
+    """
+
+    def __init__(
+        self, specs: Sequence[ChildSpec], limits: SupervisionConfig, policy: FailurePolicy, clock: Clock
+    ) -> None:
+        """Take the children in their start order. Raises: ValueError: a name twice, a group with two strategies."""
+        strategies = {(spec.group, spec.strategy) for spec in specs}
+        if len({spec.name for spec in specs}) < len(specs) or len(dict(strategies)) < len(strategies):
+            raise ValueError("each child has its own name, and each group one strategy")
+        as_one = {spec.group: _Unit(spec.group) for spec in specs if spec.strategy is Strategy.ONE_FOR_ALL}
+        self._units = {s.name: as_one[s.group] if s.group in as_one else _Unit(s.name) for s in specs}
+        self._specs, self._states = {spec.name: spec for spec in specs}, {spec.name: State.DOWN for spec in specs}
+        self._limits, self._policy, self._clock = limits, policy, clock
+        self._fence, self._unanswered = 0, list[Restarted]()
+        self._verdict: BaseException | None = None
+        self.records: list[Restarted] = []
+
+    @property
+    def restarts(self) -> Counter[str]:
+        """How many deaths were answered by a restart, by role."""
+        return Counter(record.role for record in self.records)
+
+    def state(self, name: str) -> State:
+        """What is known of a child."""
+        return self._states[name]
+
+    def lives(self) -> tuple[Life, ...]:
+        """The present life of every child."""
+        return tuple(map(self._life, self._states))
+
+    def starting(self) -> tuple[Life, ...]:
+        """Who is being started, in order; the end of each start is reported, by `started` or `start_failed`."""
+        return tuple(self._life(name) for name, state in self._states.items() if state is State.STARTING)
+
+    def take_plan(self) -> Plan | None:
+        """All that is to be done now, and is to be done before anything else is reported; None: nothing.
+
+        Raises:
+            BaseException: the run must stop, as `died` or `start_failed` said.
+        """
+        if self._verdict is not None:
+            raise self._verdict
+        due = [name for name, unit in self._units.items() if unit.due]
+        stop = tuple(self._life(name) for name in reversed(due) if self._states[name] is not State.DOWN)
+        for unit in {self._units[name] for name in due}:
+            unit.due, unit.incarnation = False, unit.incarnation + 1
+        self._states |= dict.fromkeys(due, State.STARTING)
+        self.records, self._unanswered = self.records + self._unanswered, []
+        return Plan(stop, tuple(map(self._life, due))) if due else None
+
+    def started(self, life: Life) -> None:
+        """A child is up."""
+        if self._is_current(life) and self._states[life.name] is State.STARTING:
+            self._states[life.name] = State.UP
+
+    def start_failed(self, life: Life, error: BaseException) -> None:
+        """A child did not come up. If it died, that is a death like any other; nothing else is tried again.
+
+        Raises:
+            BaseException: `error`, unchanged, also where it is declared: its constructor raised, or there is no room.
+            RestartIntensityExceeded: as `died` does.
+        """
+        if isinstance(error, ActorLost):
+            self.died(life, error)
+        elif self._is_current(life) and not self._units[life.name].due:  # else it fell with its group
+            self._stop_with(error)
+
+    def died(self, life: Life, error: BaseException) -> None:
+        """The caller of a child got `error`. If that counts as its death, and is news, it is due to be restarted.
+
+        Raises:
+            BaseException: `error`, unchanged: the child raised it, or `[failure_policy]` says so.
+            RestartIntensityExceeded: from `error`; the run must stop.
+        """
+        gone, restarts = isinstance(error, ActorLost), self._policy.restarts(error)
+        if not gone and not restarts:
+            raise error
+        current = self._is_current(life)
+        if current and gone:
+            self._states[life.name] = State.DOWN
+        if self._verdict is not None:
+            raise self._verdict
+        if not current or self._units[life.name].due:
+            return
+        if not restarts:
+            self._stop_with(error)
+        self._count(self._specs[life.name], error)
+
+    def fence_passed(self, fence: int) -> None:
+        """The run passed a fence. It is progress only beyond all before: a restore goes back."""
+        self._fence = max(self._fence, fence)
+
+    def stop(self) -> tuple[Life, ...]:
+        """End supervision. Returns who may have a process and is to be ended, in the reverse of the start order."""
+        alive = (State.STARTING, State.UP)
+        lives = [self._life(name) for name, state in self._states.items() if state in alive]
+        self._states, self._verdict = dict.fromkeys(self._states, State.STOPPED), None
+        self._unanswered.clear()
+        for unit in self._units.values():
+            unit.due = False
+        return tuple(reversed(lives))
+
+    def _life(self, name: str) -> Life:
+        return Life(name, self._units[name].incarnation)
+
+    def _is_current(self, life: Life) -> bool:
+        return life == self._life(life.name) and self._states[life.name] is not State.STOPPED
+
+    def _count(self, spec: ChildSpec, error: BaseException) -> None:
+        now_s, unit = self._clock.monotonic(), self._units[spec.name]
+        too_many = unit.die(now_s, self._fence, self._limits)
+        if too_many is not None:
+            exceeded = RestartIntensityExceeded(spec.role, f"{spec.name} died: {too_many}")
+            exceeded.__cause__ = error
+            self._stop_with(exceeded)
+        died = (spec.name, spec.role, unit.incarnation, type(error).__name__, str(error), self._fence, now_s)
+        self._unanswered.append(Restarted(*died))
+
+    def _stop_with(self, verdict: BaseException) -> NoReturn:
+        self._verdict = self._verdict or verdict
+        raise self._verdict

@@ -1,0 +1,85 @@
+"""How long a run needs to go on after a death, phase by phase. It measures; `esper.line` recovers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from esper.errors import EsperError
+from esper.leyline.base import Message
+
+
+class Recovery(Message):
+    """One recovery; durations in seconds, one phase after the other."""
+
+    actors: tuple[str, ...]
+    """Who had died."""
+    error: str
+    detail: str
+    fence: int | None
+    """That the run went back to; None: to before fence 0."""
+    generation: int
+    """That it went on in."""
+    from_memory: bool
+    """The host's state was in memory still; else it came from a checkpoint."""
+    detect_s: float | None
+    """From the death, as Ray has written it down, until the run heard of it; None: Ray does not say."""
+    decide_s: float
+    """Until it was clear who had died and that a restart answers it."""
+    stop_s: float
+    """Until what those did, and what had to be read for their successors, was settled."""
+    start_s: float
+    """Until all successors were up."""
+    restore_s: float
+    """Until every room was at the fence again."""
+    first_step_s: float | None
+    """Until the first good step after it; None: no step was left to be done."""
+
+    @property
+    def total_s(self) -> float:
+        """From the death, or from hearing of it, to the first good step."""
+        parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
+        return sum(part for part in parts if part is not None)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The role of each who has died, by name, and when the first of them did, in Unix time, if that is known."""
+
+    roles: Mapping[str, str]
+    died_at: float | None
+
+
+@dataclass
+class Stopwatch:
+    """Laps of one recovery, from when the run heard of the death."""
+
+    error: EsperError
+    heard_at: float = field(default_factory=time.time)
+    _last_s: float = field(default_factory=time.monotonic)
+    _laps: dict[str, float] = field(default_factory=dict)
+    ended_at: float = 0.0
+    """Wall time of the last lap, to compare with what another process says."""
+
+    def lap(self, phase: str) -> None:
+        """A phase has ended."""
+        now = time.monotonic()
+        self._laps[phase], self._last_s, self.ended_at = now - self._last_s, now, time.time()
+
+    def recovery(self, lost: Lost, fence: int | None, generation: int, *, from_memory: bool) -> Recovery:
+        """What was measured, without the first step, which comes later."""
+        return Recovery(
+            actors=tuple(sorted(lost.roles)),
+            error=type(self.error).__name__,
+            detail=str(self.error),
+            fence=fence,
+            generation=generation,
+            from_memory=from_memory,
+            detect_s=max(0.0, self.heard_at - lost.died_at) if lost.died_at is not None else None,
+            decide_s=self._laps["decide"],
+            stop_s=self._laps["stop"],
+            start_s=self._laps["start"],
+            restore_s=self._laps["restore"],
+            first_step_s=None,
+        )

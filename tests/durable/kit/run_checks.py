@@ -1,0 +1,75 @@
+"""What must hold of a run that no crash has hurt: what is missing is missed, and what cannot be read now is left alone.
+
+Each check takes one version of the modules, begins a run on a disk in memory, and raises if it does not hold.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from checks import refused
+from crash_tree import HERE, CrashTree, in_memory
+from run_code import RunCode
+from run_lives import FOLDER, RUN, Life, Promises, checkpoints_of, one
+from workloads import demand
+
+from esper.errors import CheckpointCorrupt, StoreCorrupt
+from esper.leyline.checkpoints import CheckpointWritten
+
+
+def _three_fences(code: RunCode) -> tuple[CheckpointWritten, ...]:
+    """Begin a run on a new disk, and end its process. Returns what it committed."""
+    HERE.disk = CrashTree()
+    Life.begin(code, Promises()).rounds(2).end()
+    commits: tuple[CheckpointWritten, ...] = code.history.read_past(RUN).commits
+    return commits
+
+
+def the_newest_is_told_even_if_it_is_missing(code: RunCode) -> None:
+    """Else a run whose checkpoints are gone would be begun anew in silence."""
+    with in_memory():
+        commits = _three_fences(code)
+        HERE.disk.unlink(FOLDER / commits[-1].file)
+        found = code.history.read_past(RUN).commits
+        demand(found == commits, f"told: {found}")
+        kept = checkpoints_of(code, None, found).load_latest()
+        demand(kept.fence == commits[-2].fence, f"restored: fence {kept.fence}")
+
+
+def what_the_system_cannot_read_is_left_where_it_is(code: RunCode) -> None:
+    with in_memory():
+        commits = _three_fences(code)
+        disk, newest = HERE.disk, commits[-1].file
+
+        def failing(path: PurePosixPath, flags: int) -> int:
+            if path.name == newest:
+                raise OSError(errno.EIO, "planted")
+            return CrashTree.open(disk, path, flags)
+
+        disk.open = failing
+        refused(CheckpointCorrupt, lambda: checkpoints_of(code, None, commits).load_latest())
+        del disk.open
+        demand((FOLDER / newest).exists(), "it was put aside")
+        demand(checkpoints_of(code, None, commits).load_latest().fence == commits[-1].fence, "it does not load later")
+
+
+def a_journal_that_is_missing_is_missed(code: RunCode) -> None:
+    with in_memory():
+        _three_fences(code)
+        promises = Promises()
+        promises.become(started=True)
+        past = code.history.read_past(RUN)
+        code.journal.Journal(RUN, past.generation + 1).close()
+        Life.go_on(code, promises).end()
+        demand([one(each).fence for each in code.history.read_past(RUN).commits] == [0, 1, 2], "it is not what it was")
+        HERE.disk.unlink(RUN / "journal-2.log")
+        refused(StoreCorrupt, lambda: code.history.read_past(RUN))
+
+
+RUN_CHECKS: tuple[Callable[[RunCode], None], ...] = (
+    the_newest_is_told_even_if_it_is_missing,
+    what_the_system_cannot_read_is_left_where_it_is,
+    a_journal_that_is_missing_is_missed,
+)
