@@ -153,7 +153,7 @@ class Company:
         """
         nursery.abandon()
         while (plan := self.supervisor.take_plan()) is not None:
-            for life in plan.stop:
+            for life in reversed(plan.start):  # what is said to be dead may be alive, and must not stay so
                 self.remotes[life.name].end()
             lives = self._stepped_in(plan.start)
             started, died = self._start(lives, generation)

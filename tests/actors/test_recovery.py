@@ -41,7 +41,7 @@ MOMENTS = {  # role: phase of a round -> the point that is passed there, at whic
     "manager-0": {"in an incubation": ("kasmina.step", 300), "as it begins": ("kasmina.step", 1)},
     "emergency": {"at the first fence": ("emergency.pending", 1), "at a fence": ("emergency.pending", 7)},
 }
-QUICK = {("tolaria", "in a round"), ("manager-0", "in an incubation"), ("tamiyo", "in a decision")}
+QUICK = {("tolaria", "in a round"), ("manager-0", "in an incubation")}
 
 
 def cases() -> Iterator[Any]:
@@ -102,6 +102,7 @@ class Looks(Quiet):
                     self.found.add(name)
 
 
+@pytest.mark.slow
 def test_several_at_once_and_one_that_nobody_asks_are_all_replaced(launch_tiny: Any, alone: Result) -> None:
     killer = Kills(4, "tolaria", "manager-0", "tamiyo-spare")
     result = launch_tiny(restarting=True, progress=killer)
@@ -145,7 +146,8 @@ def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
     assert all(map(is_gone, frozen.pids))
 
 
-@pytest.mark.parametrize("deaths", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("deaths", [1, 2])
 def test_one_death_too_many_stops_the_run_from_its_cause(launch_tiny: Any, tmp_path: Path, deaths: int) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
     with pytest.raises(
@@ -187,6 +189,7 @@ def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny
         launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}], supervision__deaths=1, run__dir=None)
 
 
+@pytest.mark.slow
 def test_what_is_declared_as_a_death_is_answered_by_a_restart_and_counted(launch_tiny: Any, alone: Result) -> None:
     fault = {"point": "tolaria.round", "fault": "raise", "round": 3}
     result = launch_tiny(restarting=True, faults=[fault], failure_policy__FaultInjected="restart")

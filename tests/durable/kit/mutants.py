@@ -22,7 +22,12 @@ class Mutant:
 
 MUTANTS = (
     # -- whole files
-    Mutant("files: the temporary is not synced", "files", "        disk.fsync(descriptor)\n", ""),
+    Mutant(
+        "files: the temporary is not synced",
+        "files",
+        "        fill(descriptor)\n        disk.fsync(descriptor)\n",
+        "        fill(descriptor)\n",
+    ),
     Mutant(
         "files: the temporary is synced before it is written",
         "files",
@@ -402,20 +407,26 @@ RUN_MUTANTS = (
     Mutant(
         "restore: the damaged one stays where it is",
         "checkpoint",
-        "            _quarantine(folder / written.file)\n",
-        "",
+        "                _quarantine(folder / written.file)\n",
+        "                pass\n",
     ),
     Mutant(
         "restore: the good one is put aside",
         "checkpoint",
-        "            _quarantine(folder / written.file)\n",
-        "            _quarantine(folder / commits[-2].file)\n",
+        "                _quarantine(folder / written.file)\n",
+        "                _quarantine(folder / commits[-2].file)\n",
     ),
     Mutant(
         "restore: what the system could not read is put aside",
         "checkpoint",
-        "            if _is_the_machines(error):\n                raise\n",
+        "            if trouble in MACHINES:\n                raise\n",
         "",
+    ),
+    Mutant(
+        "restore: what the disk cannot read stops it",
+        "checkpoint",
+        "            if trouble in MACHINES:\n",
+        "            if trouble is not None:\n",
     ),
     Mutant(
         "restore: quarantine is not synced",
@@ -428,6 +439,7 @@ RUN_MUTANTS = (
         "checkpoint",
         "    sync_folder(folder)\n    sync_folder(path.parent)\n",
         "    sync_folder(folder)\n",
+        redundant="its old name may come back; then it is refused and put aside once more",
     ),
     Mutant(
         "journal: the lengths of the older ones are not told",

@@ -39,17 +39,22 @@ def the_newest_is_told_even_if_it_is_missing(code: RunCode) -> None:
 
 
 def what_the_system_cannot_read_is_left_where_it_is(code: RunCode) -> None:
+    """And if that is no want of this machine's, but of the file's own blocks, the one before it is taken."""
     with in_memory():
         commits = _three_fences(code)
         disk, newest = HERE.disk, commits[-1].file
+        trouble = errno.EMFILE
 
         def failing(path: PurePosixPath, flags: int) -> int:
             if path.name == newest:
-                raise OSError(errno.EIO, "planted")
+                raise OSError(trouble, "planted")
             return CrashTree.open(disk, path, flags)
 
         disk.open = failing
         refused(CheckpointCorrupt, lambda: checkpoints_of(code, None, commits).load_latest())
+        trouble = errno.EIO
+        found = checkpoints_of(code, None, commits).load_latest()
+        demand(found.fence == commits[-2].fence, "a bad block is not passed over")
         del disk.open
         demand((FOLDER / newest).exists(), "it was put aside")
         demand(checkpoints_of(code, None, commits).load_latest().fence == commits[-1].fence, "it does not load later")

@@ -44,7 +44,8 @@ IDENTITY = Identity(
     versions={},
     cpu="",
     host_crc32c=0,
-    first_batch_crc32c=0,
+    samples_crc32c=0,
+    trained_by="Adam()",
     argv=(),
 )
 NOBODY = 99
