@@ -53,6 +53,18 @@ class BareLoop:
             loss.item()  # whoever trains looks at the loss
         self._step += steps
 
+    def state(self) -> dict[str, Any]:
+        """What it can go on from."""
+        parts = {"host": self.host, "optimizer": self._optimizer, "scheduler": self._scheduler}
+        return {"step": self._step, **{name: part.state_dict() for name, part in parts.items()}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.host.load_state_dict(state["host"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        self._step = state["step"]
+
 
 class Neighbour:
     """Another process in a bare loop without end: what the machine itself leaves to a trainer beside it."""

@@ -127,7 +127,9 @@ class Line:
     start: Mapping[str, float] = field(default_factory=dict)
     """Means over the test shard before the first step."""
     kept: FenceState | None = None
-    """The last fence's, in memory, or what was before the first; None: the trainer that kept it is gone."""
+    """The last fence's, in memory, or what was before the first; None: there is none, or its trainer is gone."""
+    new_trainer: bool = False
+    """It stands where everything began, and has not been restored yet."""
     beginning: FenceState | None = None
     """What was before the first fence."""
     recoveries: list[Recovery] = field(default_factory=list)
@@ -206,6 +208,7 @@ class Line:
 
     def _checkpoint(self, fence: int) -> None:
         with self.tally.checkpoint():
+            self.kept = None  # two copies of the twin at a time would be one too many
             kept = FenceState(fence, None, self.state(), self.incubator.state(fence))
             self.checkpoints.begin(self.trainer, fence, kept.rooms, kept.nursery)
             self.kept = kept
@@ -238,7 +241,7 @@ class Line:
             if self.kept is None:
                 self.trainer.keep(kept.fence or 0)
                 self.kept = FenceState(kept.fence, None, kept.rooms, {**kept.nursery, **forks})
-            self.fence, self.start = kept.fence, own.start
+            self.fence, self.start, self.new_trainer = kept.fence, own.start, False
             self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
             self.tally.restore(own.tally)
         self.journal.write(Kind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
@@ -249,9 +252,9 @@ class Line:
             self.kept, host = None, self.rooms.shared(kept.host)
             self.trainer.restore(host, generation)
             return host
-        if self.kept is not None and self.trainer.roll_back(generation) is None:
+        if not self.new_trainer and self.trainer.roll_back(generation) is None:
             raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {kept.fence}")
-        return self.trainer.snapshot()  # of a new one, if the run goes back to its beginning
+        return self.trainer.snapshot()
 
     def _passed_on(self, kept: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
         """The snapshots of forks, as the rooms pass them on; what was kept in memory is so already."""
@@ -298,8 +301,8 @@ class Line:
             watch.lap("decide")
             self.progress.working(f"{', '.join(sorted(lost.roles))} died: starting again")
             if "tolaria" in lost.roles.values():
-                self.kept = None
-            kept = self._last_kept()
+                self.kept, self.new_trainer = None, True
+            kept = self._last_kept(error)
             self.journal.succeed(kept.fence)
             watch.lap("stop")
             self.rooms.revive(self.journal.generation)
@@ -310,14 +313,18 @@ class Line:
             self.recovered_at = watch.ended_at
             self._tell(lost, watch.recovery(lost, kept.fence, self.journal.generation, from_memory=from_memory))
 
-    def _last_kept(self) -> FenceState:
-        """What is in memory, if the trainer that keeps it is alive; else the last checkpoint, or how it all began."""
+    def _last_kept(self, error: EsperError) -> FenceState:
+        """What is in memory, if the trainer that keeps it is alive; else the last checkpoint, or how it all began.
+
+        Raises: EsperError: `error`: it came so early that there is nothing to go back to.
+        """
         if self.kept is not None:
             return self.kept
         self.checkpoints.give_up()
         if self.checkpoints.committed:
             return self.checkpoints.load_latest()
-        assert self.beginning is not None, "it is kept before anything is asked of the rooms"
+        if self.beginning is None:
+            raise error
         return self.beginning
 
     def _tell(self, lost: Lost, recovery: Recovery) -> None:

@@ -12,7 +12,13 @@ import pytest
 from esper.checkpoints import Checkpoints
 from esper.clock import SystemClock
 from esper.config import RunConfig
-from esper.errors import CommandRejected, DependencyViolationError, RestoreImpossible, RollbackDeadlineExceeded
+from esper.errors import (
+    ActorLost,
+    CommandRejected,
+    DependencyViolationError,
+    RestoreImpossible,
+    RollbackDeadlineExceeded,
+)
 from esper.history import read_past
 from esper.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.leyline.ids import new_run_id
@@ -21,6 +27,7 @@ from esper.line import Drain, Line, Rooms, Tier
 from esper.loop import nobody_lost, run
 from esper.progress import Quiet
 from esper.prospect import survey
+from esper.recovery import Lost
 from esper.references import Reference
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.run_directory import checkpoints_folder, reports_folder
@@ -194,3 +201,51 @@ def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, whole: Resu
     assert line.passed == 1
     assert to_the_end(line) == whole.weights_sha256
     assert read(tmp_path / "run" / "journal-2.log")[0][0].kind is Kind.SUPERSEDED
+
+
+# -- after a death -----------------------------------------------------------------------------------------------
+
+
+def dies(line: Line, name: str, role: str) -> None:
+    """Recover as if an actor had died; of the trainer, there is a new one then, which knows nothing."""
+
+    def revive(generation: int) -> None:
+        if role == "tolaria":
+            key = RunKey(line.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
+            line.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
+
+    line.rooms.lost = lambda *_: Lost({name: role}, None)
+    line.rooms.revive = revive
+    line.recover(ActorLost(role, "gone"))
+
+
+@pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
+@pytest.mark.parametrize("fence", [None, 0, 1, 6, 10, LAST])
+def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
+    line: Line, whole: Result, name: str, role: str, fence: int | None
+) -> None:
+    if fence is None:
+        line._keep_beginning()
+    else:
+        line.begin()
+        while line.passed < fence:
+            line.round()
+        if fence < LAST:
+            stray(line)
+    dies(line, name, role)
+    (recovery,) = line.recoveries
+    assert recovery.from_memory is (role != "tolaria")
+    assert recovery.fence == fence
+    dies(line, name, role)  # again, before it has done anything
+    line.begin()
+    assert to_the_end(line) == whole.weights_sha256
+    if fence != LAST:
+        assert [one.first_step_s is not None for one in line.recoveries] == [False, True]
+    if line.kasmina.has_twin():
+        assert line.incubator.twin_report().weights_sha256 == whole.twin_weights_sha256
+    assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
+
+
+def test_a_death_before_anything_was_kept_is_raised(line: Line) -> None:
+    with pytest.raises(ActorLost, match="gone"):
+        dies(line, "manager-0", "kasmina")
