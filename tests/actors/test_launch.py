@@ -46,7 +46,7 @@ SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytes
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("managers", [1, 3])
+@pytest.mark.parametrize("managers", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, tmp_path: Path, managers: int, seed: int) -> None:
     alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
     together = launch_tiny(growth__managers=managers, run__seed=seed)
@@ -76,6 +76,7 @@ def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
     assert (result.test_loss, result.resumes) == (alone.test_loss, 1)
 
 
+@pytest.mark.slow
 def test_a_run_whose_trainer_was_killed_goes_on_to_the_same_bits(
     launch_tiny: Any, embedded: EmbeddedRay, tmp_path: Path
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_run_whose_trainer_was_killed_goes_on_to_the_same_bits(
     assert result.weights_sha256 == alone.weights_sha256
 
 
+@pytest.mark.slow
 def test_an_actor_that_nobody_asks_is_missed_too(launch_tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ActorLost, match=r"tamiyo-spare: The actor is dead"):
         launch_tiny(progress=KillsAtFence(3, "tamiyo-spare"))
@@ -129,7 +131,7 @@ ACTORS = {  # name: a point that it passes, at which passage, what its death is 
     "manager-0": ("kasmina.step", 5, ActorLost),
     "emergency": ("emergency.pending", 2, ActorLost),
 }
-QUICK = {("tolaria", "is killed"), ("manager-0", "is killed")}
+QUICK = {("tolaria", "is killed")}
 """The others take `make check`."""
 
 
@@ -184,6 +186,7 @@ def test_failure_of_an_actor_is_typed_with_its_cause(
     assert not (run_dir / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_fault_that_never_fires_is_told(launch_tiny: Any) -> None:
     never = {"point": "tolaria.step", "fault": "kill", "step": 10**6}
     fired = {"point": "tolaria.step", "fault": "delay", "seconds": 0.01, "step": 20}

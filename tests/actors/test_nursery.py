@@ -226,7 +226,7 @@ def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, nursery_of: 
     assert held() == ["fork-4"]  # nobody kept the first one
     nursery.keep_twin()
     tournament()
-    assert held() == ["fork-4", "fork-8"]
+    assert held() == ["fork-4"]  # a run keeps one twin, and no other control
 
 
 def test_a_fork_is_made_once(prospect: Prospect, nursery_of: Any) -> None:

@@ -142,7 +142,7 @@ def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
     frozen = Kills(4, name, number=signal.SIGSTOP)
     result = launch_tiny(restarting=True, progress=frozen, ray__collective_timeout_s=5.0)
     same(result, alone)
-    assert name == "tamiyo-spare" or [name in recovery.actors for recovery in result.recoveries] == [True]
+    assert name == "tamiyo-spare" or any(name in recovery.actors for recovery in result.recoveries)
     assert all(map(is_gone, frozen.pids))
 
 
@@ -175,10 +175,11 @@ AGAIN = {"point": "kasmina.start", "role": "kasmina", "generation": 2}
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "expected"), [("raise", FaultInjected), ("hang", PlacementUnavailable)])
 def test_a_successor_that_does_not_come_up_stops_the_run(
-    launch_tiny: Any, fault: str, expected: type[Exception]
+    launch_tiny: Any, tmp_path: Path, fault: str, expected: type[Exception]
 ) -> None:
     with pytest.raises(expected):
-        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": fault}], ray__start_deadline_s=20.0)
+        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": fault}], ray__start_deadline_s=30.0)
+    assert read_past(tmp_path / "run").generation == 2
 
 
 @pytest.mark.slow
