@@ -243,7 +243,9 @@ class Line:
                 self.kept = FenceState(kept.fence, None, kept.rooms, {**kept.nursery, **forks})
             self.fence, self.start, self.new_trainer = kept.fence, own.start, False
             self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
+            rollbacks = self.tally.rollbacks  # what happened is not unhappened
             self.tally.restore(own.tally)
+            self.tally.rollbacks = max(rollbacks, own.tally.rollbacks)
         self.journal.write(Kind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
 
     def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
@@ -270,7 +272,7 @@ class Line:
             RollbackDeadlineExceeded: it took longer than its budget; everything was restored all the same.
             RestoreImpossible: there is nothing to go back to.
         """
-        limits, began_s, rollbacks = self.checkpoints.config, time.monotonic(), self.tally.rollbacks
+        limits, began_s = self.checkpoints.config, time.monotonic()
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
         severe(f"rollback_{tier}", Severity.ERROR, fence=self.fence, generation=self.journal.generation)
         count("esper.rollbacks")
@@ -281,7 +283,7 @@ class Line:
         faults.point("conductor.rollback", round=kept.fence)
         self.rooms.revive(self.journal.generation)
         self.restore(kept)
-        self.tally.rollbacks = rollbacks + 1
+        self.tally.rollbacks += 1
         if (elapsed_s := time.monotonic() - began_s) > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 

@@ -249,3 +249,15 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
 def test_a_death_before_anything_was_kept_is_raised(line: Line) -> None:
     with pytest.raises(ActorLost, match="gone"):
         dies(line, "manager-0", "kasmina")
+
+
+def test_what_was_taken_back_is_counted_also_after_a_death(line: Line) -> None:
+    line.begin()
+    line.round()
+    stray(line)
+    line.roll_back(Tier.FAST)
+    stray(line)
+    dies(line, "manager-0", "kasmina")
+    line.round()
+    line.roll_back(Tier.FULL)
+    assert line.tally.rollbacks == 2
