@@ -85,7 +85,7 @@ class EmbeddedRay:
         os.environ.update(ENVIRONMENT)
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         _read_environment_again()
-        with _signal_handlers_kept():
+        with _signals_held_back():
             ray.init(
                 address="local",
                 num_cpus=slots,
@@ -155,33 +155,61 @@ def _processes() -> list[int]:
 
 
 def _uses(pid: int, folder: Path) -> bool:
-    """A process of our session that names the folder in its command line, or writes its standard output into it.
+    """A process of our session that names the folder in its command line, or has a file in it open.
 
-    Ray's agents do the one until they do the other: they give themselves a title once their output goes there.
+    Ray's agents do the one until they do the other: they give themselves a title once their logs are open, and their
+    standard output is a pipe then.
     """
+    place = Path(f"/proc/{pid}")
     try:
-        named = os.getsid(pid) == os.getsid(0) and os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
-        return named or Path(os.readlink(f"/proc/{pid}/fd/1")).is_relative_to(folder)
+        if os.getsid(pid) != os.getsid(0):
+            return False
+        named = os.fsencode(folder) in (place / "cmdline").read_bytes()
+        return named or any(_opened(link).is_relative_to(folder) for link in (place / "fd").iterdir())
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is somebody else's
         return False
 
 
-@contextmanager
-def _signal_handlers_kept() -> Iterator[None]:
-    """Ray puts handlers of its own, in Python and in C++, in the place of ours, which drain a run.
+def _opened(link: Path) -> Path:
+    """What a process has open under a number; nothing, if it was closed meanwhile."""
+    try:
+        return Path(os.readlink(link))
+    except FileNotFoundError:
+        return Path()
 
-    Only the main thread has any.
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What asks for an end meanwhile does so afterwards, by the handlers that were there before.
+
+    Ray's start is not to be interrupted: it would leave daemons, lose the signal in a callback, or crash. And it puts
+    handlers of its own, in Python and in C++, in the place of ours, which drain a run. Only the main thread has any.
     """
-    mine = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in ENDING} if mine else {}
+    if threading.current_thread() is not threading.main_thread():
+        with _without_rays_handler():
+            yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDING}
+    try:
+        with _without_rays_handler():
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for late in came:
+        signal.raise_signal(late)
+
+
+@contextmanager
+def _without_rays_handler() -> Iterator[None]:
+    """Ray's own for SIGTERM would leave by `sys.exit`, with nothing said."""
     theirs = ray._private.utils.set_sigterm_handler
-    ray._private.utils.set_sigterm_handler = lambda _: None  # it would leave by `sys.exit`, with nothing said
+    ray._private.utils.set_sigterm_handler = lambda _: None
     try:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = theirs
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

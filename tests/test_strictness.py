@@ -22,6 +22,7 @@ ALLOWED: dict[str, str] = {
     "actors/bootstrap.py _end_users_of: suppress": "gone by itself is what was wanted",
     "actors/bootstrap.py _last_words: says type: ignore": "Ray's own node is there while it runs",
     "actors/bootstrap.py _room: .get with a default x2": "Ray leaves out what it has none of",
+    "actors/bootstrap.py _opened: answers FileNotFoundError": "nothing is open there",
     "actors/bootstrap.py _uses: answers (FileNotFoundError, ProcessLookupError, PermissionError)": "not ours",
     "actors/bootstrap.py await_ready: says type: ignore": "Ray leaves them untyped",
     "actors/conductor.py Company.births: .get with a default": "all others are managers",
