@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ from esper.run_directory import checkpoints_folder, reports_folder
 from esper.summary import Result, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
+from esper.tolaria.snapshot import HostSnapshot
 
 LAST = 16
 
@@ -261,3 +263,18 @@ def test_what_was_taken_back_is_counted_also_after_a_death(line: Line) -> None:
     line.round()
     line.roll_back(Tier.FULL)
     assert line.tally.rollbacks == 2
+
+
+def test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tournament(line: Line) -> None:
+    def snapshots() -> int:
+        gc.collect()
+        return sum(type(one) is HostSnapshot for one in gc.get_objects())
+
+    others, held = snapshots(), []
+    line.begin()
+    while line.passed < LAST:
+        line.round()
+        line.checkpoints.settle()
+        pending = line.incubator._pending is not None  # type: ignore[attr-defined]  # to look on
+        held.append(snapshots() - others - pending)
+    assert max(held) == 2  # what the trainer keeps, and the twin's

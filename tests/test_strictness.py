@@ -42,6 +42,7 @@ ALLOWED: dict[str, str] = {
     "actors/conductor.py Company._gpu_share: .get with a default": "Ray leaves out what it has none of",
     "actors/conductor.py Company._gpu_share: says type: ignore": "Ray leaves it untyped",
     "tests/test_rollback.py test_a_plan_and_a_command_of_before_are_refused_afterwards: says type: ignore": "to look on",
+    "tests/test_rollback.py test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tournament: says type: ignore": "to look on",
     "tests/test_rollback.py dies.revive: says type: ignore": "the run id of what is there",
     "tools/golden.py main: answers Drained": "asked for",
     "tools/golden.py main: ignore_errors=True": "there may be none",
