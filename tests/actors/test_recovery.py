@@ -184,10 +184,13 @@ def test_a_successor_that_does_not_come_up_stops_the_run(
 
 @pytest.mark.slow
 def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny: Any, alone: Result) -> None:
-    result = launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}])
-    same(result, alone)
+    same(launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}]), alone)
+
+
+@pytest.mark.slow
+def test_a_death_while_it_is_started_again_counts(launch_tiny: Any) -> None:
     with pytest.raises(RestartIntensityExceeded, match="death 2 of kasmina"):
-        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}], supervision__deaths=1, run__dir=None)
+        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}], supervision__deaths=1)
 
 
 @pytest.mark.slow
