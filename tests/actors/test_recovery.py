@@ -184,7 +184,9 @@ def test_a_successor_that_does_not_come_up_stops_the_run(
 
 @pytest.mark.slow
 def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny: Any, alone: Result) -> None:
-    same(launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}]), alone)
+    result = launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}])
+    same(result, alone)
+    assert (result.restarts, result.fault_fired) == (1, True)
 
 
 @pytest.mark.slow
