@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,7 @@ from esper.tolaria.snapshot import HostSnapshot
 
 SYNC_EVERY_BYTES = 256 * 2**20
 """A slow disk takes seconds for them."""
+WRITE_BACK_EVERY_BYTES = 8 * 2**20
 
 
 class Saver:
@@ -86,16 +88,21 @@ class Saver:
 class SavingDisk(Disk):
     """The system's calls for one large file, by which whoever watches this process sees that it gets on.
 
-    One sync of all at the end might take longer than anybody waits, so what was written is synced piece by piece.
+    The disk begins at once with what was written, instead of with all of it at the sync: it works while the next piece
+    is copied and sealed. One sync of all at the end might take longer than anybody waits, so there are several.
     """
 
     def __init__(self) -> None:
-        self._unsynced = 0
+        self._handed_over, self._unsynced = 0, 0
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
-        """Write, and sync what has gathered; see `Disk`."""
+        """Write, hand over to the disk or sync what has gathered; see `Disk`."""
         written = super().write(descriptor, data, offset)
         self._unsynced += written
+        gathered = offset + written - self._handed_over
+        if gathered >= WRITE_BACK_EVERY_BYTES:  # that it is not needed has the system write it, and wait for nothing
+            os.posix_fadvise(descriptor, self._handed_over, gathered, os.POSIX_FADV_DONTNEED)
+            self._handed_over += gathered
         if self._unsynced >= SYNC_EVERY_BYTES:
             self.fdatasync(descriptor)
             self._unsynced = 0
