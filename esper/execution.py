@@ -154,10 +154,13 @@ def _signals(drain: Drain) -> Iterator[None]:
 
 def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
     """The typed error, its cause, its trace, what is kept, what to do next."""
-    last = _last_failure(run_dir)
+    entries = look_at(run_dir).entries if run_dir is not None else ()
+    last = next((entry for entry in reversed(entries) if _tells(entry, error)), None)
     kept = "nothing was written" if run_dir is None else "run.json; the run had not begun"
     if last is not None:
         kept = f"journal, telemetry and checkpoints up to fence {last.body['fence']}"
+    elif entries:
+        kept = "journal, telemetry and checkpoints"
     told: dict[str, Any] = {
         **failure(error),
         "trace_id": last.body["trace_id"] if last is not None else None,
@@ -179,8 +182,6 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
         print_json({**told, "notes": notes} if notes else told)
 
 
-def _last_failure(run_dir: Path | None) -> Entry | None:
-    if run_dir is None:
-        return None
-    entries = look_at(run_dir).entries
-    return next((entry for entry in reversed(entries) if entry.kind is Kind.RUN_FAILED), None)
+def _tells(entry: Entry, error: Exception) -> bool:
+    """A record is what the run wrote down of this very failure."""
+    return entry.kind is Kind.RUN_FAILED and entry.body.items() >= failure(error).items()

@@ -44,10 +44,11 @@ class Damage:
 
 
 @dataclass(frozen=True)
-class Past:
-    """A run up to now."""
+class Remains:
+    """As much of a run up to now as can be read. To be shown; nothing may be decided by it."""
 
-    identity: Identity
+    identity: Identity | None
+    """By the journals, if not by `run.json`."""
     generation: int
     """The newest; 0: the run was begun, and died before it had a journal."""
     entries: tuple[Entry, ...]
@@ -61,21 +62,6 @@ class Past:
     rollbacks: int
     restarts: int
     """Of actors."""
-
-
-@dataclass(frozen=True)
-class Remains:
-    """As much of a past as can be read. To be shown; nothing may be decided by it."""
-
-    identity: Identity | None
-    """By the journals, if not by `run.json`."""
-    generation: int
-    entries: tuple[Entry, ...]
-    commits: tuple[CheckpointWritten, ...]
-    damages: tuple[Damage, ...]
-    resumes: int
-    rollbacks: int
-    restarts: int
     newest_lost: bool
     """Nothing can be read of the newest journal: how far the run came, and whether it ended, is not known."""
 
@@ -83,6 +69,13 @@ class Remains:
     def damaged(self) -> bool:
         """More is lost than the end of an append that nobody acknowledged."""
         return any(not damage.torn for damage in self.damages)
+
+
+@dataclass(frozen=True)
+class Past(Remains):
+    """A run up to now, of which it is clear what counts."""
+
+    identity: Identity
 
 
 def read_past(path: Path) -> Past:
@@ -97,17 +90,7 @@ def read_past(path: Path) -> Past:
     for damage in found.damages:
         if damage.offset is None:
             raise StoreCorrupt(str(path / damage.file), damage.reason)
-    assert found.identity is not None, "a run.json that cannot be read is damage"
-    return Past(
-        found.identity,
-        found.generation,
-        found.entries,
-        found.commits,
-        found.damages,
-        found.resumes,
-        found.rollbacks,
-        found.restarts,
-    )
+    return Past(**vars(found))
 
 
 def sync_past(path: Path) -> None:
@@ -140,7 +123,9 @@ def look_at(path: Path) -> Remains:
             damages += damaged
         except StoreCorrupt as error:
             damages.append(Damage(file.name, None, error.reason))
-    entries, undecided = _joined(path, said, {damage.file for damage in damages if not damage.torn})
+    valid = _valid(said)
+    damages += _cut_off({number: files[number] for number in said}, valid)
+    entries, undecided = _joined(path, said, valid, {damage.file for damage in damages if not damage.torn})
     did = [{entry.kind for entry in its_entries} for its_entries in said.values()]  # what was taken back included
     commits, newest_lost = committed(entries), newest > 0 and newest not in said
     kept = [] if newest_lost else commits[-1:]  # retention leaves the newest: if it is not there, it is missing
@@ -152,12 +137,7 @@ def look_at(path: Path) -> Remains:
         (*damages, *undecided),
         sum(Kind.RUN_RESUMED in kinds for kinds in did),
         sum(Kind.RESTORED in kinds and not kinds & {Kind.RUN_RESUMED, Kind.ACTOR_RESTARTED} for kinds in did),
-        sum(
-            len(e.body["actors"])
-            for its_entries in said.values()
-            for e in its_entries
-            if e.kind is Kind.ACTOR_RESTARTED
-        ),
+        sum(_restarts(entry) for its_entries in said.values() for entry in its_entries),
         newest_lost,
     )
 
@@ -165,6 +145,13 @@ def look_at(path: Path) -> Remains:
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
     """Every checkpoint that was ever committed, oldest first; also those that are dropped by now."""
     return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
+
+
+def _restarts(entry: Entry) -> int:
+    """How many actors a record says were started again after a death."""
+    if entry.kind is Kind.ACTOR_RESTARTED:
+        return len(entry.body["actors"])
+    return int(entry.kind is Kind.DIED_STARTING)
 
 
 def lasting_level(entries: Iterable[Entry]) -> Level | None:
@@ -218,6 +205,16 @@ def _read(file: Path) -> tuple[list[Entry], list[Damage]]:
     return entries, [Damage(file.name, e.offset, e.reason, torn=e.offset + e.length >= size) for e in errors]
 
 
+def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:
+    """Journals that are shorter than they were when a later one took over."""
+    sizes = {number: file.stat().st_size for number, file in files.items() if number in valid}
+    return [
+        Damage(files[number].name, size, f"ends here; {valid[number] - size} more bytes were there")
+        for number, size in sizes.items()
+        if size < valid[number]
+    ]
+
+
 def _told(entries: Sequence[Entry]) -> Identity | None:
     """What `run.json` said: each process that ran the run journaled it."""
     bodies = [entry.body for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
@@ -230,20 +227,25 @@ def _told(entries: Sequence[Entry]) -> Identity | None:
 # -- generations -------------------------------------------------------------------------------------------------
 
 
-def _joined(
-    path: Path, said: Mapping[int, Sequence[Entry]], damaged: Collection[str]
-) -> tuple[list[Entry], list[Damage]]:
-    """What counts of all journals together; and the journals of which it is open what they took over."""
+def _valid(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
+    """The length up to which an older journal counts, in bytes: the first to take over says so."""
     valid: dict[int, int] = {}
     for entry in (entry for its_entries in said.values() for entry in its_entries):
         if entry.kind is Kind.SUPERSEDED:
-            for older, length in entry.body["lengths"].items():  # the first to take over says what counts
+            for older, length in entry.body["lengths"].items():
                 valid[int(older)] = min(length, valid.get(int(older), length))
+    return valid
+
+
+def _joined(
+    path: Path, said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int], damaged: Collection[str]
+) -> tuple[list[Entry], list[Damage]]:
+    """What counts of all journals together; and the journals of which it is open what they took over."""
     entries: list[Entry] = []
     undecided: list[Damage] = []
     for generation, its_entries in said.items():
         name, lost = journal_file(path, generation).name, ""
-        counted = [e for e in its_entries if generation not in valid or e.offset < valid[generation]]
+        counted = [e for e in its_entries if generation not in valid or e.end <= valid[generation]]
         place = next((place for place, entry in enumerate(counted) if entry.kind is Kind.SUPERSEDED), None)
         if place is not None:  # a late COMMIT may come before it
             entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])

@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from esper.durable.log import FramedLog, LoadError, scan
-from esper.run_directory import journal_file, journals
+from esper.errors import StoreCorrupt
+from esper.run_directory import generation_of, journal_file, journals
 
 
 class Kind(IntEnum):
@@ -45,6 +46,7 @@ class Kind(IntEnum):
     RESTORED = 21
     ACTOR_RESTARTED = 22
     RECOVERED = 23
+    DIED_STARTING = 24
 
 
 FIRST_GENERATION = 1
@@ -53,11 +55,12 @@ FIRST_GENERATION = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of a journal; `offset` is where it begins in its file, in bytes."""
+    """One record of a journal; `offset` is where it begins in its file, `end` where the next one does, in bytes."""
 
     kind: Kind
     body: dict[str, Any]
     offset: int
+    end: int
 
 
 class Journal:
@@ -138,14 +141,16 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
     """All records that can be read, in order, and every place that could not.
 
     Raises:
-        StoreCorrupt: this is no log.
+        StoreCorrupt: this is no log, or that of another generation under this one's name.
     """
     found = scan(path)
+    if found.epoch != generation_of(path):
+        raise StoreCorrupt(str(path), f"it is the journal of generation {found.epoch} under another name")
     entries: list[Entry] = []
     errors = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
     for frame in found.frames:
         try:
-            entries.append(Entry(Kind(frame.kind), json.loads(frame.payload), frame.offset))
+            entries.append(Entry(Kind(frame.kind), json.loads(frame.payload), frame.offset, frame.end))
         except ValueError as error:  # an unknown kind or no JSON: reported with its place, and the rest still read
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors

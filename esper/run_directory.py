@@ -13,6 +13,7 @@ from esper.errors import RunDirectoryError, StoreWriteFailed
 
 DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
+JOURNAL = re.compile(r"journal-\d+\.log")
 LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
 """What is left of a file's writer that was killed."""
 
@@ -117,8 +118,12 @@ def journal_file(path: Path, generation: int) -> Path:
 
 def journals(path: Path) -> dict[int, Path]:
     """The journals that are there, by generation, oldest first."""
-    names = ((re.fullmatch(r"journal-(\d+)\.log", file.name), file) for file in path.iterdir())
-    return dict(sorted((int(name[1]), file) for name, file in names if name is not None))
+    return dict(sorted((generation_of(file), file) for file in path.iterdir() if JOURNAL.fullmatch(file.name)))
+
+
+def generation_of(journal: Path) -> int:
+    """The generation that a journal's name says."""
+    return int(journal.stem.rpartition("-")[2])
 
 
 def checkpoints_folder(path: Path) -> Path:

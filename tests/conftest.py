@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+
+from esper.errors import Drained
+from esper.loop import resume, run
+from esper.testing import StopAt, tiny_config, tiny_task
 
 torch.set_num_threads(1)  # same bits and same speed whatever the machine
 
@@ -48,3 +54,18 @@ class SkipLedger:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SkipLedger(ALLOWED_SKIPS))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-docs", action="store_true", help="put what tests have seen into the docs, where they do")
+
+
+@pytest.fixture(scope="session")
+def drained_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that was drained at fence 4, gone on with, and drained at fence 6. Not to be changed."""
+    path = tmp_path_factory.mktemp("drained") / "run"
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(path)), drain=(watch := StopAt(4)).drain, progress=watch)
+    with pytest.raises(Drained):
+        resume(path, tiny_task(), drain=(watch := StopAt(6)).drain, progress=watch)
+    return path

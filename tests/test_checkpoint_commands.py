@@ -12,29 +12,15 @@ from typing import Any
 import pytest
 
 from esper.cli import exit_code
-from esper.errors import Drained
 from esper.history import read_past
 from esper.inspection import verdicts
 from esper.journal import Kind, read
-from esper.loop import resume, run
 from esper.run_directory import checkpoints_folder, journal_file, run_file
-from esper.testing import StopAt, tiny_config, tiny_task
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was drained at fence 4, gone on with, and drained at fence 6."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(path)), drain=(watch := StopAt(4)).drain, progress=watch)
-    with pytest.raises(Drained):
-        resume(path, tiny_task(), drain=(watch := StopAt(6)).drain, progress=watch)
-    return path
 
 
 @pytest.fixture
-def path(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+def path(drained_twice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drained_twice, tmp_path / "run"))
 
 
 def flip(file: Path, at: int) -> None:

@@ -5,34 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from esper.durable.log import Frame, FramedLog, image, scan
-from esper.errors import Drained, EsperError, RunDirectoryError, StoreCorrupt
+from esper.errors import EsperError, RunDirectoryError, StoreCorrupt
 from esper.history import committed, level, look_at, read_past
 from esper.journal import Journal, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
-from esper.loop import resume, run
 from esper.run_directory import checkpoints_folder, journal_file, reports_folder, run_file
-from esper.testing import EPOCH, StopAt, tiny_config, tiny_task
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was drained at fence 4, gone on with, and drained at fence 6."""
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(path)), drain=(watch := StopAt(4)).drain, progress=watch)
-    with pytest.raises(Drained):
-        resume(path, tiny_task(), drain=(watch := StopAt(6)).drain, progress=watch)
-    return path
+from esper.testing import EPOCH
 
 
 @pytest.fixture
-def path(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "run"))
+def path(drained_twice: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(drained_twice, tmp_path / "run"))
 
 
 def flip(file: Path, at: int) -> None:
@@ -165,14 +154,41 @@ def test_a_damaged_record_that_decides_nothing_is_told_and_no_reason_to_refuse(p
     assert str(damage) == f"journal-1.log, byte {damage.offset}: the checksum of the payload is wrong"
 
 
-@pytest.mark.parametrize("generation", [1, 2])
-def test_an_append_that_was_cut_short_is_no_damage(path: Path, generation: int) -> None:
-    file = journal_file(path, generation)
+def test_an_append_that_was_cut_short_is_no_damage(path: Path) -> None:
+    file = journal_file(path, 2)
     file.write_bytes(file.read_bytes()[:-3])
     found = look_at(path)
     assert [damage.torn for damage in found.damages] == [True]
     assert not found.damaged
     assert read_past(path).damages == found.damages
+
+
+@pytest.mark.parametrize("cut", ["in a record", "between two"])
+def test_a_journal_that_is_shorter_than_it_was_when_it_was_taken_over_is_damaged(path: Path, cut: str) -> None:
+    file = journal_file(path, 1)
+    whole, last = file.read_bytes(), read(file)[0][-1]
+    end = len(whole) - 3 if cut == "in a record" else last.offset
+    file.write_bytes(whole[:end])
+    found = look_at(path)
+    assert found.damaged
+    assert str(found.damages[-1]) == f"journal-1.log, byte {end}: ends here; {len(whole) - end} more bytes were there"
+    assert len(found.damages) == 1 + (cut == "in a record")
+
+
+def test_a_journal_under_another_ones_name_is_refused(path: Path) -> None:
+    shutil.copy(journal_file(path, 1), journal_file(path, 2))
+    with pytest.raises(StoreCorrupt, match=r"journal-2\.log: it is the journal of generation 1 under another name"):
+        read_past(path)
+
+
+def test_a_record_that_was_being_written_when_a_later_journal_took_over_does_not_count(path: Path) -> None:
+    """A writer that should be dead completes it; it was not there for whoever took over."""
+    older, newer = scan(journal_file(path, 1)), scan(journal_file(path, 2))
+    last, takeover = older.frames[-1], newer.frames[0]
+    said = json.loads(takeover.payload)
+    said["lengths"]["1"] = last.end - 1
+    write(journal_file(path, 2), [replace(takeover, payload=json.dumps(said).encode()), *newer.frames[1:]], 2)
+    assert {e.offset for e in read_past(path).entries if e.kind == last.kind}.isdisjoint({last.offset})
 
 
 def test_a_record_of_an_unknown_kind_at_the_end_is_not_taken_for_a_torn_one(path: Path) -> None:
@@ -220,6 +236,8 @@ def test_a_commit_may_come_before_the_record_that_takes_over(path: Path, taken_o
     older, takeover = scan(journal_file(path, 1)).frames, scan(journal_file(path, 2)).frames[0]
     late = next(f for f in older if f.kind == Kind.CHECKPOINT_COMMITTED and json.loads(f.payload)["fence"] == 4)
     write(journal_file(path, 1), [frame for frame in older if frame is not late], 1)
+    said = {**json.loads(takeover.payload), "lengths": {"1": journal_file(path, 1).stat().st_size}}
+    takeover = replace(takeover, payload=json.dumps(said).encode())
     write(journal_file(path, 2), [late, takeover] if taken_over else [late], 2)
     past = read_past(path)
     assert past.damages == ()

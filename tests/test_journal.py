@@ -9,7 +9,7 @@ import pytest
 
 from esper.durable.log import FramedLog
 from esper.errors import StoreCorrupt
-from esper.journal import Journal, Kind, read
+from esper.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.leyline.reports import GraftReceipt
 
 RECEIPT = GraftReceipt(command_id="c", seed_id="s", generation=1, step=40, parameters=7)
@@ -66,7 +66,7 @@ def test_a_torn_tail_is_reported_too(path: Path) -> None:
 
 
 def test_a_record_of_an_unknown_kind_or_without_json_is_reported_and_not_read(path: Path) -> None:
-    log = FramedLog.open(path)
+    log = FramedLog.open(path, epoch=FIRST_GENERATION)
     log.append_many([(999, b"{}"), (int(Kind.HOLD), b"no json"), (int(Kind.HOLD), json.dumps({"fence": 1}).encode())])
     log.close()
     entries, errors = read(path)

@@ -43,6 +43,11 @@ class Frame:
     kind: int
     payload: bytes
 
+    @property
+    def end(self) -> int:
+        """Where the next frame begins, in bytes."""
+        return _end_of(self.offset, len(self.payload))
+
 
 @dataclass(frozen=True, slots=True)
 class LoadError:
@@ -189,7 +194,7 @@ class FramedLog:
                 raise RunDirectoryError("epoch", epoch, f"{self.path} is of epoch {found_epoch}; begin a new log")
             for found in _walk(file, self.path, self._salt):
                 if isinstance(found, Frame):
-                    self._end, self._next = _end_of(found.offset, len(found.payload)), found.sequence + 1
+                    self._end, self._next = found.end, found.sequence + 1
                 else:
                     self.errors.append(found)
         if self.errors and self.errors[-1].offset == self._end:

@@ -5,19 +5,21 @@ The policy never reads it: it has its own view of the past. The store is for peo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from esper.durable.files import make_folders
 from esper.durable.log import FramedLog, scan
-from esper.errors import FieldReportInvalid
+from esper.errors import FieldReportInvalid, StoreCorrupt
 from esper.leyline.reports import FieldReport
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
 
 KIND = 1
-SEGMENT = "reports-1.log"
+SEGMENT = re.compile(r"reports-(\d+)\.log")
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,20 @@ class LoadedReports:
 
 
 class FieldReportStore:
-    """Appends reports; each is durable before `append` returns."""
+    """Appends reports; each is durable before `append` returns.
+
+    A segment that is no log any more is left as it is, for people, and the next is begun.
+    """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._log = FramedLog.open(folder / SEGMENT)
+        """Open the store, which may have to be made. Raises: StoreWriteFailed: it cannot be written."""
+        make_folders(folder)
+        last = max(map(_number, _segments(folder)), default=1)
+        try:
+            self._log = FramedLog.open(_segment(folder, last))
+        except StoreCorrupt as damage:
+            severe("field_reports_damaged", Severity.ERROR, file=damage.path, reason=damage.reason)
+            self._log = FramedLog.open(_segment(folder, last + 1))
 
     def append(self, report: FieldReport) -> None:
         """Make a report durable.
@@ -76,8 +87,12 @@ def load_reports(folder: Path) -> LoadedReports:
     """Every readable report of a store; damaged or invalid entries are skipped, counted and named (#11)."""
     reports: list[FieldReport] = []
     errors: list[UnreadEntry] = []
-    for segment in sorted(folder.glob("reports-*.log")):
-        found = scan(segment)
+    for segment in sorted(_segments(folder), key=_number):
+        try:
+            found = scan(segment)
+        except StoreCorrupt as damage:  # as any other damage: the other segments are read
+            errors.append(UnreadEntry(segment, 0, segment.stat().st_size, damage.reason))
+            continue
         damaged = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
         errors += [UnreadEntry(segment, error.offset, error.length, error.reason) for error in damaged]
         for frame in found.frames:
@@ -88,3 +103,15 @@ def load_reports(folder: Path) -> LoadedReports:
     for _ in errors:
         count("esper.load.errors", store="field_reports")
     return LoadedReports(tuple(reports), tuple(errors))
+
+
+def _segments(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if SEGMENT.fullmatch(file.name)] if folder.is_dir() else []
+
+
+def _segment(folder: Path, number: int) -> Path:
+    return folder / f"reports-{number}.log"
+
+
+def _number(segment: Path) -> int:
+    return int(segment.stem.rpartition("-")[2])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from esper.durable.log import FramedLog, scan
-from esper.errors import FieldReportInvalid
+from esper.errors import FieldReportInvalid, StoreWriteFailed
 from esper.leyline.reports import FieldReport
-from esper.tamiyo.field_reports import KIND, SEGMENT, FieldReportStore, load_reports, parse_report
+from esper.tamiyo.field_reports import KIND, FieldReportStore, load_reports, parse_report
 from esper.telemetry import Telemetry
 
 MakeReport = Callable[..., FieldReport]
@@ -29,7 +29,7 @@ def stored(folder: Path, *reports: FieldReport) -> Path:
     for report in reports:
         store.append(report)
     store.close()
-    return folder / SEGMENT
+    return folder / "reports-1.log"
 
 
 def test_a_whole_report_is_read(make_report: MakeReport, told: Callable[[], list[str]]) -> None:
@@ -122,7 +122,7 @@ def test_a_sound_entry_that_is_no_report_hides_none_of_the_others(
     make_report: MakeReport, tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
 ) -> None:
     stored(tmp_path, make_report(1))
-    log = FramedLog.open(tmp_path / SEGMENT)
+    log = FramedLog.open(tmp_path / "reports-1.log")
     log.append(KIND, as_json(make_report(2), issued_at=...).encode())
     log.close()
     stored(tmp_path, make_report(3))
@@ -131,18 +131,42 @@ def test_a_sound_entry_that_is_no_report_hides_none_of_the_others(
 
     assert [report.report_id for report in loaded.reports] == ["report-1", "report-3"]
     (error,) = loaded.errors
-    assert error.file == tmp_path / SEGMENT
-    assert error.offset == scan(tmp_path / SEGMENT).frames[1].offset
+    assert error.file == tmp_path / "reports-1.log"
+    assert error.offset == scan(tmp_path / "reports-1.log").frames[1].offset
     assert "issued_at" in error.reason
     assert told() == ["field_report_invalid"]
     assert telemetry.counters.total("esper.load.errors") == 1
 
 
 def test_damage_is_named_by_the_segment_it_is_in(make_report: MakeReport, tmp_path: Path) -> None:
-    segments = [stored(tmp_path, make_report(n)).rename(tmp_path / f"reports-{n}.log") for n in (7, 8)]
+    segments = [stored(tmp_path / str(n), make_report(n)).rename(tmp_path / f"reports-{n}.log") for n in (7, 8)]
     segments[0].write_bytes(segments[0].read_bytes()[:-1])
 
     loaded = load_reports(tmp_path)
 
     assert [report.report_id for report in loaded.reports] == ["report-8"]
     assert [error.file for error in loaded.errors] == segments[:1]
+
+
+def test_a_segment_that_is_no_log_is_left_as_it_is_and_the_next_is_begun(
+    make_report: MakeReport, tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
+) -> None:
+    damaged = stored(tmp_path, make_report(1))
+    damaged.write_bytes(b"\0" + damaged.read_bytes()[1:])
+    before = damaged.read_bytes()
+    for number in (2, 3):
+        stored(tmp_path, make_report(number))
+
+    loaded = load_reports(tmp_path)
+
+    assert told() == ["field_reports_damaged"]
+    assert damaged.read_bytes() == before
+    assert [report.report_id for report in loaded.reports] == ["report-2", "report-3"]
+    assert [(error.file, error.offset, error.length) for error in loaded.errors] == [(damaged, 0, len(before))]
+    assert telemetry.counters.total("esper.load.errors", store="field_reports") == 1
+
+
+def test_a_store_whose_folder_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "field_reports").write_text("")
+    with pytest.raises(StoreWriteFailed, match="field_reports: making the folder"):
+        FieldReportStore(tmp_path / "field_reports")
