@@ -73,9 +73,9 @@ def load_config(
             raise ConfigError("--faults", str(faults), f"write [[faults]]; {stray[0]!r} does not belong here")
         tables["faults"] = read.get("faults", [])
     for key, value in (overrides or {}).items():
-        if key not in _keys():
+        table, dot, name = key.partition(".")
+        if not dot or table not in RunConfig.model_fields:  # else the table says what is wrong
             raise ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
-        table, _, name = key.partition(".")
         entry = tables.setdefault(table, {})
         if not isinstance(entry, dict):
             raise ConfigError(table, entry, f"this is a table; write it as [{table}]")
