@@ -85,6 +85,7 @@ class Company:
         config = self.prospect.config
         specs = [ChildSpec(name, role, role) for name, role in actor_roles(config).items()]
         self._begun = Counter[tuple[str, int]]()  # how often each actor was, in each generation
+        self._died_starting: list[ActorLost] = []
         self.supervisor = Supervisor(specs, config.supervision, config.failure_policy, SystemClock())
 
     def births(self, generation: int) -> dict[str, Birth]:
@@ -110,14 +111,14 @@ class Company:
         Raises:
             EsperError: what a constructor raised.
             PlacementUnavailable: an actor was not up within the start deadline.
+            RestartIntensityExceeded: one died again and again.
         """
-        plan = self.supervisor.take_plan()
-        assert plan is not None, "all are due at first"
-        started, died = self._start(plan.start, self.key.generation)
-        self.remotes.update(started)
-        if died:
-            self.end()
-            raise next(iter(died.values()))
+        try:
+            self._fill(self.key.generation)
+        except BaseException:
+            with uninterrupted():
+                self.end()
+            raise
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
         """Who died: whoever `error` came from, and others that nobody was asking.
@@ -152,25 +153,39 @@ class Company:
             RestartIntensityExceeded: one died again and again.
         """
         nursery.abandon()
-        while (plan := self.supervisor.take_plan()) is not None:
-            for life in reversed(plan.start):  # what is said to be dead may be alive, and must not stay so
-                self.remotes[life.name].end()
-            lives = self._stepped_in(plan.start)
-            started, died = self._start(lives, generation)
-            for name, remote in started.items():
-                self.remotes[name].succeed(remote)
-            for life in lives:
-                if life.name in died:
-                    self.supervisor.start_failed(life, died[life.name])
+        self._fill(generation)
         for remote in self.remotes.values():
             if remote.generation < generation:
                 remote.rebind(generation)
         EmergencyHandle(self.remotes["emergency"]).rebind(generation)
 
+    def died_starting(self) -> tuple[ActorLost, ...]:
+        """Deaths of those who were being started, and then were started again, since the last call."""
+        told, self._died_starting = tuple(self._died_starting), []
+        return told
+
+    def _fill(self, generation: int) -> None:
+        """Start all that are due, again where one dies meanwhile."""
+        while (plan := self.supervisor.take_plan()) is not None:
+            for life in reversed(plan.start):  # what is said to be dead may be alive, and must not stay so
+                if life.name in self.remotes:
+                    self.remotes[life.name].end()
+            lives = self._stepped_in(plan.start)
+            started, died = self._start(lives, generation)
+            for name, remote in started.items():
+                if name in self.remotes:
+                    self.remotes[name].succeed(remote)
+                else:
+                    self.remotes[name] = remote
+            for life in lives:
+                if life.name in died:
+                    self.supervisor.start_failed(life, died[life.name])
+                    self._died_starting.append(died[life.name])
+
     def _stepped_in(self, lives: Sequence[Life]) -> list[Life]:
         """Put the spare in the place of a policy that is to be started; who is then to be started."""
         due, spare = {life.name: life for life in lives}, "tamiyo-spare"
-        if "tamiyo" not in due or spare in due or spare not in self.remotes:
+        if "tamiyo" not in due or spare in due or not {"tamiyo", spare} <= self.remotes.keys():
             return list(lives)
         self.remotes["tamiyo"].succeed(self.remotes[spare])
         self.supervisor.started(due.pop("tamiyo"))
@@ -197,6 +212,7 @@ class Company:
                     with span("await actor", role="conductor", actor=birth.name):
                         pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s)
                 except ActorLost as death:
+                    death.actor = life.name
                     died[life.name] = death
                     continue
                 up[life.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look)
@@ -209,11 +225,12 @@ class Company:
         return up, died
 
     def end(self) -> None:
-        """End every actor, each of them also where ending another one failed; all at once."""
+        """End every actor, the last started first, each also where ending another one failed; then wait for all."""
+        remotes = [self.remotes[life.name] for life in self.supervisor.stop() if life.name in self.remotes]
         with ExitStack() as each:
-            for remote in self.remotes.values():
+            for remote in reversed(remotes):
                 each.callback(remote.await_end)
-            for remote in self.remotes.values():
+            for remote in reversed(remotes):
                 each.callback(remote.kill)
 
     def check(self) -> None:
@@ -283,6 +300,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                     signals=heard,
                     lost=company.lost,
                     revive=lambda generation: company.revive(generation, nursery),
+                    died_starting=company.died_starting,
                     shared=lambda snapshot: [ray.put(snapshot)],
                 )
         finally:

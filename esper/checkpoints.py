@@ -152,7 +152,7 @@ class Checkpoints:
     def _commit(self, trainer: LiveHost) -> None:
         with span("checkpoint commit", role="conductor"):
             written = trainer.saved()
-            faults.point("conductor.commit")
+            faults.point("conductor.commit", round=written.fence)
             self._journal.write(Kind.CHECKPOINT_COMMITTED, written)
             self._committed.append(written)
             self._drop_old()

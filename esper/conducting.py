@@ -115,35 +115,16 @@ class Conductor:
             checkpoints = stack.enter_context(
                 closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed))
             )
-            kept = checkpoints.load_latest() if committed else None
+            record = Record(self, prospect, path, key, journal, store, checkpoints, telemetry, past)
             if past is None:
                 journal.write(Kind.RUN_STARTED, identity)
             else:
-                self._take_over(past, path, identity, journal, checkpoints, kept)
-            return Record(self, prospect, path, key, journal, store, checkpoints, telemetry, past).run(kept)
-
-    def _take_over(
-        self,
-        past: Past,
-        path: Path,
-        identity: Identity,
-        journal: Journal,
-        checkpoints: Checkpoints,
-        kept: FenceState | None,
-    ) -> None:
-        """Make the run's new generation the one that counts."""
-        if identity.cpu != past.identity.cpu:
-            severe("other_cpu", Severity.WARNING, began_on=past.identity.cpu, goes_on_on=identity.cpu)
-        journal.supersede(kept.fence if kept is not None else None)
-        faults.point("conductor.supersede")
-        summary_file(path).unlink(missing_ok=True)  # of a run that is longer now
-        identity.save(path)
-        if all(damage.torn for damage in past.damages):  # else a record of what lies there may be what is lost
-            checkpoints.sweep()
-        journal.write(Kind.RUN_RESUMED, identity)
+                record.kept = checkpoints.load_latest() if committed else None
+                record.take_over(past, identity)
+            return record.run()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Record:
     """A run whose directory is open: everything that happens from here on is in its journal."""
 
@@ -157,8 +138,22 @@ class Record:
     telemetry: Telemetry
     past: Past | None
     """What came before, of a run that is gone on with."""
+    kept: FenceState | None = None
+    """Where it goes on, until the rooms have been restored there: the copy is not held any longer."""
 
-    def run(self, kept: FenceState | None) -> Result:
+    def take_over(self, past: Past, identity: Identity) -> None:
+        """Make the run's new generation the one that counts."""
+        if identity.cpu != past.identity.cpu:
+            severe("other_cpu", Severity.WARNING, began_on=past.identity.cpu, goes_on_on=identity.cpu)
+        self.journal.supersede(self.kept.fence if self.kept is not None else None)
+        faults.point("conductor.supersede")
+        summary_file(self.path).unlink(missing_ok=True)  # of a run that is longer now
+        identity.save(self.path)
+        if all(damage.torn for damage in past.damages):  # else a record of what lies there may be what is lost
+            self.checkpoints.sweep()
+        self.journal.write(Kind.RUN_RESUMED, identity)
+
+    def run(self) -> Result:
         """Bring the rooms up, run the line, and write down how it ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
@@ -170,16 +165,7 @@ class Record:
                     faults.point("conductor.start")
                     rooms = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
                     line = self._line(rooms, trace)
-                    if kept is not None:
-                        line.restore(kept)
-                        line.tally.rollbacks = self.past.rollbacks if self.past is not None else 0
-                self._to_the_end(line)
-                fallbacks = self.telemetry.counters.total("esper.fallbacks") + rooms.counted("esper.fallbacks")
-                wall_s = clock.monotonic() - began
-                resumes = self.past.resumes + 1 if self.past is not None else 0
-                text = self.conductor.reference.text
-                restarts = self.past.restarts if self.past is not None else 0
-                result = summarise(line, self.prospect, self.path, text, fallbacks, resumes, restarts, wall_s)
+                result = self._to_the_end(line, lambda: clock.monotonic() - began)
             result = result.model_copy(update=self._faults())
             result.save(self.path)
         except BaseException as error:
@@ -191,7 +177,7 @@ class Record:
         progress.ended(result)
         return result
 
-    def _to_the_end(self, line: Line) -> None:
+    def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> Result:
         """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""
         death: EsperError | None = None
         try:
@@ -199,7 +185,10 @@ class Record:
                 try:
                     if death is not None:
                         line.recover(death)
-                    return line.run()
+                    elif self.kept is not None:
+                        line.restore(self._taken())
+                    line.run()
+                    return self._result(line, wall_s())
                 except EsperError as error:
                     if error is death:
                         raise
@@ -210,6 +199,20 @@ class Record:
             except EsperError as lost:
                 stop.add_note(f"the checkpoint in flight was lost with it: {lost}")
             raise
+
+    def _taken(self) -> FenceState:
+        assert self.kept is not None, "asked for once"
+        kept, self.kept = self.kept, None
+        return kept
+
+    def _result(self, line: Line, wall_s: float) -> Result:
+        faults.point("conductor.end")
+        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.counted("esper.fallbacks")
+        result = summarise(line, self.prospect, self.path, self.conductor.reference.text, fallbacks, wall_s)
+        if self.past is None:
+            return result
+        resumes, restarts = self.past.resumes + 1, self.past.restarts + result.restarts
+        return result.model_copy(update={"task": self.past.identity.task, "resumes": resumes, "restarts": restarts})
 
     def _tell_failure(self, error: BaseException, told: dict[str, Any]) -> None:
         try:
@@ -227,7 +230,7 @@ class Record:
         return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
 
     def _line(self, rooms: Rooms, trace: str) -> Line:
-        return Line(
+        line = Line(
             rooms,
             self.journal,
             self.store,
@@ -239,6 +242,8 @@ class Record:
             level=lasting_level(self.past.entries) if self.past is not None else None,
             trace_id=trace,
         )
+        line.tally.rollbacks = self.past.rollbacks if self.past is not None else 0
+        return line
 
 
 def _check_same_task(prospect: Prospect, began: Identity) -> None:
@@ -258,10 +263,8 @@ def _check_same_task(prospect: Prospect, began: Identity) -> None:
         raise TaskError("task.train", began.task or "given from Python", mend)
 
 
-def summarise(
-    line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, resumes: int, restarts: int, wall_s: float
-) -> Result:
-    """What a run that reached its end came to."""
+def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
+    """What a run that reached its end came to, as far as this process brought it there."""
     trainer, tally, config = line.trainer, line.tally, prospect.config
     twin = line.incubator.twin_report() if line.kasmina.has_twin() else None
     end, state = trainer.shard_means("test"), line.kasmina.observe(len(prospect.fence_steps) - 1, trainer.untrained())
@@ -289,8 +292,8 @@ def summarise(
         fence_wait_s=tally.fence_wait_s,
         checkpoint_s=tally.checkpoint_s,
         wall_s=wall_s,
-        resumes=resumes,
-        restarts=restarts + sum(len(one.actors) for one in line.recoveries),
+        resumes=0,
+        restarts=line.restarts,
         recoveries=tuple(line.recoveries),
         rollbacks=tally.rollbacks,
         fallbacks=fallbacks,

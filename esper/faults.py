@@ -29,7 +29,9 @@ from esper.telemetry.metrics import count
 NOTHING, ROUND, ROUND_AND_STEP = frozenset[str](), frozenset({"round"}), frozenset({"round", "step"})
 
 POINTS = {
-    "conductor.commit": NOTHING,
+    "conductor.begin": NOTHING,
+    "conductor.commit": ROUND,
+    "conductor.end": NOTHING,
     "conductor.fence": ROUND,
     "conductor.open": NOTHING,
     "conductor.restore": ROUND,

@@ -14,7 +14,7 @@ from typing import Any
 
 from esper import faults
 from esper.checkpoints import Checkpoints, FenceState
-from esper.errors import Drained, EmergencyStop, EsperError, RestoreImpossible, RollbackDeadlineExceeded
+from esper.errors import ActorError, Drained, EmergencyStop, EsperError, RestoreImpossible, RollbackDeadlineExceeded
 from esper.journal import Journal, Kind
 from esper.leyline.base import Message
 from esper.leyline.commands import Command
@@ -48,6 +48,8 @@ class Rooms:
     """(error, last fence) -> which processes have died. Raises: the error, if no restart answers it."""
     revive: Callable[[int], None]
     """Start successors of all that died, and have every process refuse messages of generations before this one."""
+    died_starting: Callable[[], tuple[ActorError, ...]]
+    """Deaths, since the last call, of those who were being started; each was started again."""
     shared: Callable[[Any], Any]  # Any: a HostSnapshot in this process, and what `LiveHost.snapshot` would give for it
     """A snapshot as the rooms pass it on among themselves."""
 
@@ -134,6 +136,8 @@ class Line:
     """What was before the first fence."""
     recoveries: list[Recovery] = field(default_factory=list)
     """From deaths, since the line was made."""
+    restarts: int = 0
+    """Deaths of actors since then that were answered by a new start."""
     recovered_at: float | None = None
     """Unix time at which the last of them was over; None: its first step has been measured."""
     trace_id: str = ""
@@ -157,18 +161,21 @@ class Line:
 
     def begin(self) -> None:
         """Hold fence 0, unless the line was restored at a later one."""
+        self._tell_died_starting()
         if self.fence is None:
             self._drained(0)
+            faults.point("conductor.begin")
             if self.kept is None:
                 self._keep_beginning()
             self.start = self.trainer.shard_means("test")
             self._hold_fence(0, self.trainer.untrained())
             self._pass_fence(0)
 
-    def _keep_beginning(self) -> None:
+    def _keep_beginning(self) -> FenceState:
         """Have what is before anything happens kept in memory: a death before the first checkpoint goes back to it."""
         self.trainer.keep(0)
         self.beginning = self.kept = FenceState(None, None, self.state(), self.incubator.state(0))
+        return self.beginning
 
     def round(self) -> None:
         """One round, and the fence that it ends at."""
@@ -208,8 +215,9 @@ class Line:
 
     def _checkpoint(self, fence: int) -> None:
         with self.tally.checkpoint():
+            rooms = self.state()
             self.kept = None  # two copies of the twin at a time would be one too many
-            kept = FenceState(fence, None, self.state(), self.incubator.state(fence))
+            kept = FenceState(fence, None, rooms, self.incubator.state(fence))
             self.checkpoints.begin(self.trainer, fence, kept.rooms, kept.nursery)
             self.kept = kept
 
@@ -282,6 +290,7 @@ class Line:
         self.journal.succeed(kept.fence)
         faults.point("conductor.rollback", round=kept.fence)
         self.rooms.revive(self.journal.generation)
+        self._tell_died_starting()
         self.restore(kept)
         self.tally.rollbacks += 1
         if (elapsed_s := time.monotonic() - began_s) > budget_s:
@@ -304,37 +313,43 @@ class Line:
             self.progress.working(f"{', '.join(sorted(lost.roles))} died: starting again")
             if "tolaria" in lost.roles.values():
                 self.kept, self.new_trainer = None, True
-            kept = self._last_kept(error)
-            self.journal.succeed(kept.fence)
+            kept = self._last_kept()
+            fence, from_memory = kept.fence if kept is not None else None, self.kept is not None
+            self.journal.succeed(fence)
             watch.lap("stop")
             self.rooms.revive(self.journal.generation)
+            self._tell_died_starting()
             watch.lap("start")
-            from_memory = self.kept is not None
-            self.restore(kept)
+            self.restore(kept if kept is not None else self._keep_beginning())
             watch.lap("restore")
             self.recovered_at = watch.ended_at
-            self._tell(lost, watch.recovery(lost, kept.fence, self.journal.generation, from_memory=from_memory))
+            self._tell(lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory))
 
-    def _last_kept(self, error: EsperError) -> FenceState:
+    def _last_kept(self) -> FenceState | None:
         """What is in memory, if the trainer that keeps it is alive; else the last checkpoint, or how it all began.
 
-        Raises: EsperError: `error`: it came so early that there is nothing to go back to.
+        None: nothing has happened yet, and every room stands where it began.
         """
         if self.kept is not None:
             return self.kept
         self.checkpoints.give_up()
-        if self.checkpoints.committed:
-            return self.checkpoints.load_latest()
-        if self.beginning is None:
-            raise error
-        return self.beginning
+        return self.checkpoints.load_latest() if self.checkpoints.committed else self.beginning
 
     def _tell(self, lost: Lost, recovery: Recovery) -> None:
         self.recoveries.append(recovery)
+        self.restarts += len(lost.roles)
         self.journal.write(Kind.ACTOR_RESTARTED, recovery)
         for name, role in lost.roles.items():
             severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
             count("esper.actor.restarts", role=role)
+
+    def _tell_died_starting(self) -> None:
+        for death in self.rooms.died_starting():
+            self.restarts += 1
+            told = {"actor": death.actor, "error": type(death).__name__, "detail": str(death)}
+            self.journal.write(Kind.DIED_STARTING, **told)
+            severe("actor_died_starting", Severity.ERROR, **told)
+            count("esper.actor.restarts", role=death.role)
 
     def _time_first_step(self) -> None:
         """Complete the last recovery with when the first step after it was done."""

@@ -134,6 +134,7 @@ def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) 
             signals=tuple,
             lost=nobody_lost,
             revive=lambda _: None,
+            died_starting=tuple,
             shared=lambda snapshot: snapshot,
         )
         return nullcontext(rooms)

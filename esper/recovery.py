@@ -22,7 +22,7 @@ class Recovery(Message):
     generation: int
     """That it went on in."""
     from_memory: bool
-    """The host's state was in memory still; else it came from a checkpoint."""
+    """The host's state was in memory still; else it came from a checkpoint, or is as it was built."""
     detect_s: float | None
     """From the death, as Ray has written it down, until the run heard of it; None: Ray does not say."""
     decide_s: float

@@ -61,6 +61,7 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
             signals=tuple,
             lost=nobody_lost,
             revive=lambda _: None,
+            died_starting=tuple,
             shared=lambda snapshot: snapshot,
         )
         yield Line(rooms, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
@@ -248,9 +249,12 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
 
 
-def test_a_death_before_anything_was_kept_is_raised(line: Line) -> None:
-    with pytest.raises(ActorLost, match="gone"):
-        dies(line, "manager-0", "kasmina")
+@pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
+def test_a_death_before_anything_was_kept_begins_the_run_anew(line: Line, whole: Result, name: str, role: str) -> None:
+    dies(line, name, role)
+    line.begin()
+    assert to_the_end(line) == whole.weights_sha256
+    assert [(one.fence, one.from_memory) for one in line.recoveries] == [(None, False)]
 
 
 def test_what_was_taken_back_is_counted_also_after_a_death(line: Line) -> None:

@@ -96,6 +96,7 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                     signals=hearing.take,
                     lost=nobody_lost,
                     revive=lambda _: None,
+                    died_starting=tuple,
                     shared=lambda snapshot: snapshot,
                 )
 

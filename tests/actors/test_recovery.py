@@ -1,10 +1,12 @@
-"""A dead actor is replaced and the run ends with the bits of one that nobody disturbed; or it stops, typed."""
+"""A dead actor is replaced and the run ends with the bits of one that nobody disturbed; or it stops, typed.
+
+Every role in every phase: test_recovery_matrix.py.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,42 +15,22 @@ import pytest
 import ray
 
 import esper.loop
-from actors.handles import is_gone
+from actors.handles import Remote, is_gone
 from esper.errors import (
     FaultInjected,
     PlacementUnavailable,
     RestartIntensityExceeded,
     TrainerRankLost,
 )
+from esper.faults import Firings
 from esper.history import read_past
 from esper.journal import Kind
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
+from esper.run_directory import checkpoints_folder, faults_file
 from esper.summary import Result, Tally
 from esper.testing import tiny_config, tiny_task
-
-MOMENTS = {  # role: phase of a round -> the point that is passed there, at which passage
-    "tolaria": {
-        "before the first fence": ("tolaria.step", 1),
-        "in a round": ("tolaria.step", 150),
-        "as a round begins": ("tolaria.round", 4),
-        "in a graft": ("tolaria.apply", 1),
-        "in the first save": ("tolaria.save", 1),
-        "in a save": ("tolaria.save", 6),
-    },
-    "tamiyo": {"in a decision": ("tamiyo.decide", 3)},
-    "kasmina": {"in a command": ("kasmina.receive", 2)},
-    "manager-0": {"in an incubation": ("kasmina.step", 300), "as it begins": ("kasmina.step", 1)},
-    "emergency": {"at the first fence": ("emergency.pending", 1), "at a fence": ("emergency.pending", 7)},
-}
-QUICK = {("tolaria", "in a round"), ("manager-0", "in an incubation")}
-
-
-def cases() -> Iterator[Any]:
-    for name, phases in MOMENTS.items():
-        for phase, (point, passage) in phases.items():
-            marks = [] if (name, phase) in QUICK else [pytest.mark.slow]
-            yield pytest.param(name, point, passage, marks=marks, id=f"{name}, {phase}")
+from esper.tolaria.checkpoint import verify_all
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +43,14 @@ def same(result: Result, alone: Result) -> None:
         assert getattr(result, name) == getattr(alone, name), name
 
 
-@pytest.mark.parametrize(("name", "point", "passage"), list(cases()))
-def test_an_actor_that_is_killed_is_replaced_and_no_bit_differs(
-    launch_tiny: Any, tmp_path: Path, alone: Result, name: str, point: str, passage: int
-) -> None:
-    fault = {"point": point, "fault": "kill", "passage": passage, "role": name}
+def test_the_trainer_is_replaced_and_what_it_cost_is_told(launch_tiny: Any, tmp_path: Path, alone: Result) -> None:
+    fault = {"point": "tolaria.step", "fault": "kill", "step": 150}
     result = launch_tiny(restarting=True, faults=[fault])
     same(result, alone)
     (recovery,) = result.recoveries
-    assert (recovery.actors, result.restarts, result.rollbacks, result.resumes) == ((name,), 1, 0, 0)
-    assert recovery.from_memory is (name != "tolaria")
+    assert (recovery.actors, result.restarts, result.rollbacks, result.resumes) == (("tolaria",), 1, 0, 0)
+    assert (recovery.from_memory, result.fault_fired) == (False, True)
     assert recovery.first_step_s is not None
-    assert result.fault_fired is True
     past = read_past(tmp_path / "run")
     assert (past.restarts, past.rollbacks, past.generation) == (1, 0, 2)
     (told,) = [entry.body for entry in past.entries if entry.kind is Kind.RECOVERED]
@@ -147,6 +125,84 @@ def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("point", ["tolaria.step", "tolaria.save"])
+def test_a_frozen_trainer_that_cannot_be_ended_and_wakes_beside_its_successor_changes_nothing(
+    launch_tiny: Any, tmp_path: Path, alone: Result, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    kill, await_end = Remote.kill, Remote.await_end
+    wakes = Wakes(faults_file(tmp_path / "run", 1))
+    monkeypatch.setattr(Remote, "kill", lambda self: None if wakes.is_frozen(self.pid) else kill(self))
+    monkeypatch.setattr(Remote, "await_end", lambda self: None if wakes.is_frozen(self.pid) else await_end(self))
+    fault = {"point": point, "fault": "stop", "round": 5}
+    try:
+        result = launch_tiny(restarting=True, faults=[fault], progress=wakes, ray__collective_timeout_s=5.0)
+    finally:
+        os.kill(wakes.pid, signal.SIGKILL)
+    assert wakes.woken_at == 8
+    same(result, alone)
+    assert [recovery.actors for recovery in result.recoveries] == [("tolaria",)]
+    past = read_past(tmp_path / "run")
+    rounds = [entry.body["fence"] for entry in past.entries if entry.kind is Kind.ROUND_ENDED]
+    assert rounds == list(range(1, 17))
+    folder = checkpoints_folder(tmp_path / "run")
+    assert all(verdict["ok"] for verdict in verify_all(folder, past.commits))
+    assert {written.generation for written in past.commits if written.fence > 5} == {2}
+
+
+class Wakes(Quiet):
+    """Lets a process that a fault has stopped go on, some fences after its successor has begun."""
+
+    def __init__(self, file: Path) -> None:
+        self._firings, self.woken_at = Firings(file), 0
+
+    @property
+    def pid(self) -> int:
+        return self._firings.all()[0].pid
+
+    def is_frozen(self, pid: int) -> bool:
+        return pid in (firing.pid for firing in self._firings.all())
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        if state.fence == 8:
+            os.kill(self.pid, signal.SIGCONT)
+            self.woken_at = state.fence
+
+
+@pytest.mark.slow
+def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(launch_tiny: Any, tmp_path: Path) -> None:
+    hogs = Hogs(4, "manager-0")
+    with pytest.raises(PlacementUnavailable, match=r"manager-0 .*no room.*asked: CPU 1; there: CPU 8 \(0 free\)"):
+        launch_tiny(restarting=True, progress=hogs, ray__start_deadline_s=20.0)
+    hogs.end()
+    assert read_past(tmp_path / "run").entries[-1].body["error"] == "PlacementUnavailable"
+
+
+class Hogs(Kills):
+    """Takes every core that is free, and then that of the actor that is killed."""
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        if state.fence == self._fence and not self.pids:
+            self._hogs = [self._hog(ray.available_resources()["CPU"])]  # type: ignore[no-untyped-call]  # Ray's
+            super().fence(state, tally)
+            self._hogs.append(self._hog(1.0))
+
+    def _hog(self, cpus: float) -> Any:
+        actor: Any = ray.remote(Sits).options(num_cpus=cpus, max_restarts=0).remote()
+        ray.get(actor.sits.remote(), timeout=30)
+        return actor
+
+    def end(self) -> None:
+        for hog in self._hogs:
+            ray.kill(hog)
+
+
+class Sits:
+    def sits(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_one_death_too_many_stops_the_run_from_its_cause(launch_tiny: Any, tmp_path: Path, deaths: int) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
@@ -186,7 +242,7 @@ def test_a_successor_that_does_not_come_up_stops_the_run(
 def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny: Any, alone: Result) -> None:
     result = launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}])
     same(result, alone)
-    assert (result.restarts, result.fault_fired) == (1, True)
+    assert (result.restarts, len(result.recoveries), result.fault_fired) == (2, 1, True)
 
 
 @pytest.mark.slow
