@@ -146,8 +146,15 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
     """
     if not identity.task:
         raise TaskError("task", "", "run.json does not say where it is; resume from Python and give the task")
-    task, reference = load_task(identity.task)
+    task, reference = load_task(_place(identity))
     digest = file_digest(reference)
     if digest != identity.task_file_sha256:
         raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")
     return task, reference
+
+
+def _place(identity: Identity) -> str:
+    """The task's reference; the path of its file is from where the run was begun, if it is there still."""
+    path, mark, attribute = identity.task.rpartition(":")
+    there = Path(identity.started_in, path)
+    return f"{there}{mark}{attribute}" if path.endswith(".py") and there.is_file() else identity.task

@@ -53,6 +53,8 @@ class Identity(Message):
     samples_crc32c: int
     trained_by: str
     argv: tuple[str, ...]
+    started_in: str = ""
+    """Working directory: the relative path of a task is looked for there first. Empty: not known."""
 
     def save(self, path: Path) -> None:
         """Write `run.json`, atomically."""
@@ -77,6 +79,7 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         samples_crc32c=prospect.samples_crc32c,
         trained_by=prospect.trained_by,
         argv=tuple(sys.argv),
+        started_in=str(Path.cwd()),
     )
 
 

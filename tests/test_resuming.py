@@ -34,6 +34,7 @@ from esper.line import Drain
 from esper.loop import resume, run
 from esper.machine import cpu_type
 from esper.progress import Quiet
+from esper.proving import prove
 from esper.references import load_task
 from esper.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.summary import Result
@@ -249,6 +250,25 @@ def test_a_changed_task_file_is_refused(stopped: Callable[..., Path], tmp_path: 
     path = stopped()
     (tmp_path / "mine.py").write_text(TASK + "# changed\n")
     refused(path, TaskError, r"its file is another than the run began with")
+
+
+def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(TASK)
+    (tmp_path / "there" / "mine.py").write_text(TASK + "# another one of that name\n")
+    path, watch = tmp_path / "run", StopAt(3)
+    monkeypatch.chdir(tmp_path / "here")
+    task, reference = load_task("mine.py:task")
+    with pytest.raises(Drained):
+        run(task, tiny_config(run__dir=str(path)), reference=reference, drain=watch.drain, progress=watch)
+    monkeypatch.chdir(tmp_path / "there")
+    assert resume(path).task == "mine.py:task"
+    assert prove(path, Quiet()).divergence is None
+    (tmp_path / "here" / "mine.py").unlink()
+    refused(path, TaskError, r"its file is another than the run began with", settings={"run.epochs": 9})
 
 
 def test_keys_that_were_fixed_are_refused_by_name(stopped: Callable[..., Path]) -> None:
