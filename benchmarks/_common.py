@@ -92,7 +92,7 @@ def main(name: str, about: str, measure: Callable[[int], Outcome], repetitions: 
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--repetitions", type=int, default=repetitions, help=f"default {repetitions}")
     parser.add_argument("--json", action="store_true", help=f"one JSON object, also written to {RESULTS.name}/")
-    asked = parser.parse_args()
+    asked, here = parser.parse_args(), machine()  # before: what is measured may keep this process to some cores
     outcome = measure(asked.repetitions)
     for row in outcome.rows:
         print(_line(row), file=sys.stderr)
@@ -100,7 +100,7 @@ def main(name: str, about: str, measure: Callable[[int], Outcome], repetitions: 
         low, high = spread.quartiles
         print(f"    {label}: median {spread.median:.4g}, quartiles {low:.4g} to {high:.4g}", file=sys.stderr)
     if asked.json:
-        found = {"name": name, "machine": machine(), "rows": [asdict(row) for row in outcome.rows]}
+        found = {"name": name, "machine": here, "rows": [asdict(row) for row in outcome.rows]}
         _write(name, found, outcome.spreads, asked.repetitions)
         print(json.dumps(found))
 
