@@ -5,8 +5,6 @@ Nothing is left behind: whatever way a run ends, every process, socket, folder a
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +19,7 @@ from ray.actor import ActorHandle
 from actors import rooms
 from actors.bootstrap import EmbeddedRay, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
+from actors.hearing import Hearing, emergency_word
 from actors.nursery import RemoteNursery
 from actors.shell import Birth, Shell
 from actors.source import SentProspect
@@ -31,16 +30,14 @@ from esper.clock import SystemClock
 from esper.conducting import BringUp
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorError, ActorLost, EmergencyStop, EsperError
-from esper.leyline.signals import EmergencySignal, Level
+from esper.errors import ActorLost, EsperError
+from esper.leyline.signals import EmergencySignal
 from esper.line import Rooms
 from esper.prospect import Prospect
 from esper.recovery import Lost
 from esper.rooms import RunKey
 from esper.run_directory import faults_file, telemetry_folder
 from esper.telemetry.context import span
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 def actor_roles(config: RunConfig) -> dict[str, str]:
@@ -276,7 +273,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
         stack = ExitStack()
         try:
             ours = embedded or stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
-            word = stack.enter_context(_emergency_word())
+            word = stack.enter_context(emergency_word())
             company = Company(prospect, key, sent, path, word, ours.check)
             company.start()
             nursery = RemoteNursery([r for name, r in company.remotes.items() if name.startswith("manager-")])
@@ -308,51 +305,3 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                 stack.close()
 
     return up
-
-
-class Hearing:
-    """What the conductor has heard from the emergency queue. A HALT explains the stop that follows it."""
-
-    def __init__(self, desk: EmergencyHandle) -> None:
-        self._desk = desk
-        self._halt: EmergencySignal | None = None
-
-    def take(self) -> tuple[EmergencySignal, ...]:
-        """Signals since the last call, acknowledged."""
-        signals = self._desk.pending(rooms.CONDUCTOR)
-        for signal in signals:
-            self._desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
-            if signal.level is Level.HALT and self._halt is None:
-                self._halt = signal
-        return signals
-
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Put the signal into an `EmergencyStop`: the trainer saw only the word."""
-        try:
-            yield
-        except EmergencyStop as stop:
-            self._ask_why(stop)
-            if self._halt is None:
-                raise
-            raise EmergencyStop(self._halt.reason, self._halt.signal_id, stop.step) from stop
-
-    def _ask_why(self, stop: EmergencyStop) -> None:
-        """Hear what came since the last fence; a stop stays one if nobody can say why any more."""
-        try:
-            self.take()
-        except ActorError as gone:
-            stop.add_note(f"the emergency queue could not be asked why: {gone}")
-
-
-@contextmanager
-def _emergency_word() -> Iterator[EmergencyWord]:
-    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix=f"esper-word-{os.getpid()}-", dir=place))
-    path = folder / "word"
-    try:
-        with EmergencyWord.create(path) as word:
-            yield word
-    finally:
-        path.unlink(missing_ok=True)
-        folder.rmdir()

@@ -306,9 +306,9 @@ class Line:
             RestartIntensityExceeded: it was one death too many.
             ActorLost: an actor died meanwhile.
         """
+        watch = Stopwatch(error)
+        lost = self.rooms.lost(error, self.fence)
         with span("esper recover", role="conductor", fence=self.fence):
-            watch = Stopwatch(error)
-            lost = self.rooms.lost(error, self.fence)
             watch.lap("decide")
             self.progress.working(f"{', '.join(sorted(lost.roles))} died: starting again")
             if "tolaria" in lost.roles.values():

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from actors.bootstrap import EmbeddedRay
-from actors.conductor import Hearing
 from actors.handles import Remote
+from actors.hearing import Hearing
 from actors.launcher import launch
 from actors.rooms import EmergencyDesk, emergency
 from actors.shell import Birth
