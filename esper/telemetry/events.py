@@ -11,7 +11,7 @@ from pathlib import Path
 from opentelemetry import trace
 
 from esper.errors import StoreWriteFailed
-from esper.telemetry import context
+from esper.telemetry.context import current, current_role, plain, span_id, trace_id
 from esper.telemetry.file_exporter import append_line, open_for_append
 
 LOG = "severe-events.jsonl"
@@ -74,9 +74,9 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
     """
     if name not in NAMES:
         raise ValueError(f"no severe event is named {name!r}: add it to esper/telemetry/events.py or mend the name")
-    if (telemetry := context.current()) is None:
+    if (telemetry := current()) is None:
         return
-    told = {key: context.plain(value) for key, value in fields.items()}
+    told = {key: plain(value) for key, value in fields.items()}
     telemetry.counters.add("esper.severe_events", event=name)
     trace.get_current_span().add_event(name, {**told, "esper.severity": severity.value})
     if telemetry.directory is not None:
@@ -84,9 +84,9 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
             "time": datetime.now(UTC).isoformat(),
             "name": name,
             "severity": severity.value,
-            "trace_id": context.trace_id(),
-            "span_id": context.span_id(),
-            "role": context.current_role(),
+            "trace_id": trace_id(),
+            "span_id": span_id(),
+            "role": current_role(),
             "fields": told,
         }
         _log(telemetry.directory / LOG, json.dumps(record, allow_nan=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threading import Lock
 
-from esper.telemetry import context
+from esper.telemetry.context import current
 
 Label = str | int | bool
 Labels = tuple[tuple[str, str], ...]
@@ -79,7 +79,7 @@ def count(name: str, /, **labels: Label) -> None:
         ValueError: `name` is not in the table.
     """
     known(name)
-    if (telemetry := context.current()) is not None:
+    if (telemetry := current()) is not None:
         telemetry.counters.add(name, **labels)
 
 
