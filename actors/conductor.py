@@ -23,7 +23,7 @@ from actors.hearing import Hearing, emergency_word
 from actors.nursery import RemoteNursery
 from actors.shell import Birth, Shell
 from actors.source import SentProspect
-from actors.supervision import ChildSpec, Life, Supervisor
+from actors.supervision import ChildSpec, Life, Strategy, Supervisor
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
 from esper import faults
 from esper.clock import SystemClock
@@ -38,6 +38,13 @@ from esper.recovery import Lost
 from esper.rooms import RunKey
 from esper.run_directory import faults_file, telemetry_folder
 from esper.telemetry.context import span
+
+STRATEGIES = {
+    "emergency": Strategy.ONE_FOR_ONE,
+    "tolaria": Strategy.ONE_FOR_ALL,  # its ranks restart as one
+    "tamiyo": Strategy.ONE_FOR_ONE,
+    "kasmina": Strategy.ONE_FOR_ONE,
+}
 
 
 def actor_roles(config: RunConfig) -> dict[str, str]:
@@ -80,7 +87,7 @@ class Company:
 
     def __post_init__(self) -> None:
         config = self.prospect.config
-        specs = [ChildSpec(name, role, role) for name, role in actor_roles(config).items()]
+        specs = [ChildSpec(name, role, role, STRATEGIES[role]) for name, role in actor_roles(config).items()]
         self._begun = Counter[tuple[str, int]]()  # how often each actor was, in each generation
         self._died_starting: list[ActorLost] = []
         self.supervisor = Supervisor(specs, config.supervision, config.failure_policy, SystemClock())

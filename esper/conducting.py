@@ -151,6 +151,7 @@ class Record:
         identity.save(self.path)
         if all(damage.torn for damage in past.damages):  # else a record of what lies there may be what is lost
             self.checkpoints.sweep()
+        faults.point("conductor.resume")
         self.journal.write(Kind.RUN_RESUMED, identity)
 
     def run(self) -> Result:

@@ -35,6 +35,7 @@ POINTS = {
     "conductor.fence": ROUND,
     "conductor.open": NOTHING,
     "conductor.restore": ROUND,
+    "conductor.resume": NOTHING,
     "conductor.rollback": ROUND,
     "conductor.start": NOTHING,
     "conductor.supersede": NOTHING,

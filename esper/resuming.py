@@ -106,7 +106,7 @@ def check_sealed(run_dir: Path, past: Past) -> None:
     if not starts:
         return
     sealed = Identity.model_validate_json(json.dumps(starts[-1]))
-    before, now = flattened(sealed.config), flattened(past.identity.config)
+    before, now = _settled(sealed), _settled(past.identity)
     other = [
         f"config {key} = {now[key]!r}, there {before[key]!r}"
         for key in before
@@ -117,6 +117,13 @@ def check_sealed(run_dir: Path, past: Past) -> None:
             other.append(f"{name} = {getattr(past.identity, name)!r}, there {getattr(sealed, name)!r}")
     if other:
         raise StoreCorrupt(str(run_file(run_dir)), f"was changed: the journal says otherwise: {'; '.join(other)}")
+
+
+def _settled(identity: Identity) -> dict[str, object]:
+    """The config, with the length of a round also where the task chose it: a resume writes it down."""
+    chosen = identity.config.run.round_steps
+    round_steps = chosen if chosen is not None else identity.fence_steps[1]
+    return {**flattened(identity.config), "run.round_steps": round_steps}
 
 
 def _is_fixed(key: str) -> bool:

@@ -317,7 +317,10 @@ def broken(path: Path, point: str) -> RunConfig:
     return tiny_config(run__dir=str(path)).model_copy(update={"faults": (spec,)})
 
 
-@pytest.mark.parametrize("point", ["conductor.open", "conductor.supersede", "conductor.restore", "conductor.start"])
+@pytest.mark.parametrize(
+    "point",
+    ["conductor.open", "conductor.supersede", "conductor.resume", "conductor.restore", "conductor.start"],
+)
 def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
     stopped: Callable[..., Path], whole: Result, tmp_path: Path, point: str
 ) -> None:

@@ -39,6 +39,7 @@ MOMENTS: dict[str, tuple[str, int]] = {  # name: point, how often a run passes i
 RESUMING: dict[str, tuple[str, int]] = {
     "before it takes over": ("conductor.open", 1),
     "when it has taken over": ("conductor.supersede", 1),
+    "when run.json says so": ("conductor.resume", 1),
     "when one room is restored": ("conductor.restore", 1),
 }
 """Moments of a run that is gone on with."""
