@@ -474,11 +474,11 @@ RUN_MUTANTS = (
         "= min(length, valid.get(int(older), length))",
         "= max(length, valid.get(int(older), length))",
     ),
-    Mutant("history: lengths are not looked at", "history", "or e.offset < valid[generation]]", "or True]"),
+    Mutant("history: lengths are not looked at", "history", "or e.end <= valid[generation]]", "or True]"),
     Mutant(
         "history: the record behind the end counts",
         "history",
-        "e.offset < valid[generation]]",
+        "e.end <= valid[generation]]",
         "e.offset <= valid[generation]]",
     ),
     Mutant(
