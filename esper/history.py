@@ -22,6 +22,7 @@ from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.signals import Level
+from esper.records import misfit
 from esper.run_directory import checkpoints_folder, journal_file, journals, reports_folder, run_file, summary_file
 from esper.summary import Identity, load_identity
 
@@ -202,7 +203,10 @@ def _missing(path: Path, there: Iterable[int], newest: int) -> list[Damage]:
 def _read(file: Path) -> tuple[list[Entry], list[Damage]]:
     size = file.stat().st_size if file.exists() else 0  # before the reading: the file may grow
     entries, errors = read(file)
-    return entries, [Damage(file.name, e.offset, e.reason, torn=e.offset + e.length >= size) for e in errors]
+    damages = [Damage(file.name, e.offset, e.reason, torn=e.offset + e.length >= size) for e in errors]
+    misfits = {entry.offset: reason for entry in entries if (reason := misfit(entry))}
+    damages += [Damage(file.name, offset, reason) for offset, reason in misfits.items()]
+    return [entry for entry in entries if entry.offset not in misfits], damages
 
 
 def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:

@@ -13,6 +13,7 @@ from typing import Any
 from esper.history import Remains, level, look_at
 from esper.journal import Entry, Kind
 from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.evidence import PairedLosses
 from esper.run_directory import LEASE, checkpoints_folder
 from esper.tolaria.checkpoint import verify_all
 
@@ -99,7 +100,7 @@ def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
         elif entry.kind is Kind.INCUBATION_ENDED:
             for fork in body["forks"]:
-                gate = fork["gate"]
-                if gate is not None and fork["seed_id"] in seeds:
-                    seeds[fork["seed_id"]] |= {"gain": gate["mean"] / gate["control_mean"], "z": gate["z"]}
+                if fork["gate"] is not None and fork["seed_id"] in seeds:
+                    gate = PairedLosses.model_validate(fork["gate"])
+                    seeds[fork["seed_id"]] |= {"gain": gate.relative_gain, "z": gate.z}
     return list(seeds.values())

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
@@ -31,6 +34,8 @@ MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failur
 """Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
 SEALED = ("run_id", "task_file_sha256", "slots", "host_crc32c", "samples_crc32c", "trained_by")
 """What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def resumed(
 
 def _result(run_dir: Path, ended: Entry) -> Result:
     """What a run came to; `summary.json` is written again if it is not there."""
-    result = Result.model_validate(ended.body)
+    result = _read(Result, ended, run_dir)
     if not summary_file(run_dir).exists():
         result.save(run_dir)
     return result
@@ -102,10 +107,10 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
 
 def check_sealed(run_dir: Path, past: Past) -> None:
     """Raises: StoreCorrupt: `run.json` says otherwise what cannot change than the journal, which is under checksums."""
-    starts = [entry.body for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    starts = [entry for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
     if not starts:
         return
-    sealed = Identity.model_validate_json(json.dumps(starts[-1]))
+    sealed = _read(Identity, starts[-1], run_dir)
     before, now = _settled(sealed), _settled(past.identity)
     other = [
         f"config {key} = {now[key]!r}, there {before[key]!r}"
@@ -117,6 +122,18 @@ def check_sealed(run_dir: Path, past: Past) -> None:
             other.append(f"{name} = {getattr(past.identity, name)!r}, there {getattr(sealed, name)!r}")
     if other:
         raise StoreCorrupt(str(run_file(run_dir)), f"was changed: the journal says otherwise: {'; '.join(other)}")
+
+
+def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
+    """Raises: StoreCorrupt: a record is not the message that its kind says it is."""
+    try:
+        return message.model_validate_json(json.dumps(entry.body))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([entry.kind.name, *map(str, first["loc"])])
+        raise StoreCorrupt(
+            str(run_dir), f"its journal holds a record of another version: {place}: {first['msg']}"
+        ) from error
 
 
 def _settled(identity: Identity) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,10 @@ import pytest
 from esper.durable.log import Frame, FramedLog, image, scan
 from esper.errors import EsperError, RunDirectoryError, StoreCorrupt
 from esper.history import committed, level, look_at, read_past
+from esper.inspection import inspect_run
 from esper.journal import Journal, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
+from esper.records import SAID
 from esper.run_directory import checkpoints_folder, journal_file, reports_folder, run_file
 from esper.testing import EPOCH
 
@@ -223,6 +226,27 @@ def test_a_run_that_died_before_it_had_a_journal_has_a_past_without_records(path
     assert not look_at(path).newest_lost
 
 
+@pytest.mark.parametrize("kind", SAID)
+def test_a_sound_record_that_does_not_say_what_one_of_its_kind_says_is_damage(path: Path, kind: Kind) -> None:
+    sound, seen = read_past(path), inspect_run(path)
+    place = journal_file(path, 2).stat().st_size
+    with FramedLog.open(journal_file(path, 2), epoch=2) as log:
+        log.append(int(kind), b'{"fence": "six"}')
+    found = read_past(path)
+    (damage,) = found.damages
+    assert (damage.file, damage.offset, damage.torn) == ("journal-2.log", place, False)
+    assert re.fullmatch(rf"no journal record: {kind.name}\.\w+: [^\n]+", damage.reason)
+    assert (found.entries, found.commits) == (sound.entries, sound.commits)
+    assert inspect_run(path)["seeds"] == seen["seeds"]
+
+
+def test_a_record_that_is_no_object_is_damage(path: Path) -> None:
+    with FramedLog.open(journal_file(path, 2), epoch=2) as log:
+        log.append(int(Kind.HOLD), b"[]")
+    (damage,) = read_past(path).damages
+    assert damage.reason.startswith("no journal record: HOLD: input should be a valid dictionary")
+
+
 # -- commits that come late --------------------------------------------------------------------------------------
 
 
@@ -247,7 +271,7 @@ def test_a_commit_may_come_before_the_record_that_takes_over(path: Path, taken_o
 
 def test_a_journal_that_could_not_take_over_is_no_damage(path: Path) -> None:
     with Journal(path, 3) as journal:
-        journal.write(Kind.RUN_FAILED, error="StoreWriteFailed", fence=6)
+        journal.write(Kind.RUN_FAILED, error="StoreWriteFailed", fence=6, trace_id="")
     past = read_past(path)
     assert (past.damages, past.entries[-1].kind) == ((), Kind.RUN_FAILED)
     assert [e.body["fence"] for e in past.entries if e.kind is Kind.ROUND_ENDED] == [1, 2, 3, 4, 5, 6]

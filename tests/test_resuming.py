@@ -486,6 +486,16 @@ def test_a_run_of_another_esper_whose_words_are_not_known_is_refused_by_its_vers
         resume(path)
 
 
+@pytest.mark.parametrize("kind", [Kind.RUN_RESUMED, Kind.RUN_ENDED])
+def test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks(
+    stopped: Callable[..., Path], kind: Kind
+) -> None:
+    path = stopped(2)
+    with Journal(path, 1) as journal:
+        journal.write(kind, fence=2)
+    refused(path, StoreCorrupt, rf"a record of another version: {kind.name}\.(run_id|run_dir): Field required")
+
+
 def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:
     watch, path = StopAt(2), tmp_path / "run"
     with pytest.raises(Drained):

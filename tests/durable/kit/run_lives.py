@@ -295,8 +295,8 @@ class Life:
 
     def measure(self) -> None:
         """End a round, and not yet pass the fence after it."""
-        kind = self.code.journal.Kind.ROUND_ENDED
-        self.journal.write(kind, fence=self.passed + 1, generation=self.journal.generation)
+        kind, fence = self.code.journal.Kind.ROUND_ENDED, self.passed + 1
+        self.journal.write(kind, generation=self.journal.generation, **measured(fence))
 
     def roll_back(self, *, fast: bool) -> None:
         """As `Line.roll_back`: to the last fence, from memory, or to the last that was committed and loads."""
@@ -407,7 +407,7 @@ def _not_taken_back(code: RunCode, promises: Promises, prompt: bool) -> None:
     with pytest.raises(StoreWriteFailed):
         life.roll_back(fast=True)
     life.settle()
-    life.journal.write(code.journal.Kind.RUN_FAILED, error="StoreWriteFailed", fence=2)
+    life.journal.write(code.journal.Kind.RUN_FAILED, error="StoreWriteFailed", fence=2, trace_id="")
     life.journal.close()
     Life.go_on(code, promises).rounds(2).end()
 
@@ -452,6 +452,11 @@ def _stillborn(code: RunCode, promises: Promises, prompt: bool) -> None:
     third.rounds(1).end()
 
 
+def measured(fence: int) -> dict[str, Any]:
+    """What a round's record says."""
+    return {"fence": fence, "step": 10 * fence, "train_loss": 0.5, "losses": [0.5]}
+
+
 def haunt(old: Life) -> None:
     """What somebody writes who was succeeded: as if it had come by the same fence once more."""
     kinds, fence = old.code.journal.Kind, old.promises.past.needed[-1].fence
@@ -460,7 +465,7 @@ def haunt(old: Life) -> None:
     old.journal.write_many(
         [
             (kinds.CHECKPOINT_COMMITTED, late),
-            (kinds.ROUND_ENDED, {"fence": fence, "generation": NOBODY}),
+            (kinds.ROUND_ENDED, measured(fence) | {"generation": NOBODY}),
             (kinds.CHECKPOINT_BEGUN, {"file": "late.pt", "fence": fence}),
         ]
     )

@@ -1,0 +1,91 @@
+"""What a journal's records must say for a run to be read by them. A whole record is the message that was written.
+
+A record that does not say it is sound as a frame, and none of ours: it is told as damage, like one that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esper.journal import Entry, Kind
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.evidence import PairedLosses
+from esper.leyline.signals import Level
+
+
+class _Said(BaseModel):
+    """Some fields of a record."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Fenced(_Said):
+    fence: int
+
+
+class _Round(_Fenced):
+    step: int
+    train_loss: float
+    losses: list[float]
+
+
+class _Failed(_Fenced):
+    error: str
+    trace_id: str
+
+
+class _Signal(_Said):
+    level: Annotated[int, Field(ge=min(Level), le=max(Level))]
+
+
+class _Superseded(_Said):
+    from_fence: int | None
+    lengths: Mapping[Annotated[str, Field(pattern=r"^\d+$")], int]
+
+
+class _Restarted(_Said):
+    actors: list[str]
+
+
+class _Transition(_Said):
+    seed_id: str
+    slot: str
+    blueprint_id: str
+    after: str
+
+
+class _Fork(_Said):
+    seed_id: str
+    gate: PairedLosses | None
+
+
+class _Incubation(_Said):
+    forks: list[_Fork]
+
+
+SAID: Mapping[Kind, type[BaseModel]] = {
+    Kind.ROUND_ENDED: _Round,
+    Kind.TRANSITION: _Transition,
+    Kind.INCUBATION_ENDED: _Incubation,
+    Kind.RUN_FAILED: _Failed,
+    Kind.SIGNAL: _Signal,
+    Kind.CHECKPOINT_BEGUN: _Fenced,
+    Kind.CHECKPOINT_COMMITTED: CheckpointWritten,
+    Kind.SUPERSEDED: _Superseded,
+    Kind.ACTOR_RESTARTED: _Restarted,
+}
+"""By kind, what readers go by. Of the other kinds nothing but that they are objects."""
+
+
+def misfit(entry: Entry) -> str:
+    """Why a record is none of ours, in one line; empty: it is."""
+    try:
+        SAID.get(entry.kind, _Said).model_validate(entry.body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join([entry.kind.name, *map(str, first["loc"])])
+        return f"no journal record: {place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return ""
