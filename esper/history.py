@@ -137,7 +137,7 @@ def look_at(path: Path) -> Remains:
         tuple(one for one in commits if one in kept or (checkpoints_folder(path) / one.file).exists()),
         (*damages, *undecided),
         sum(Kind.RUN_RESUMED in kinds for kinds in did),
-        sum(Kind.RESTORED in kinds and not kinds & {Kind.RUN_RESUMED, Kind.ACTOR_RESTARTED} for kinds in did),
+        sum(Kind.ROLLED_BACK in kinds for kinds in did),
         sum(_restarts(entry) for its_entries in said.values() for entry in its_entries),
         newest_lost,
     )

@@ -47,6 +47,7 @@ class Kind(IntEnum):
     ACTOR_RESTARTED = 22
     RECOVERED = 23
     DIED_STARTING = 24
+    ROLLED_BACK = 25
 
 
 FIRST_GENERATION = 1

@@ -293,7 +293,9 @@ class Line:
         self._tell_died_starting()
         self.restore(kept)
         self.tally.rollbacks += 1
-        if (elapsed_s := time.monotonic() - began_s) > budget_s:
+        elapsed_s = time.monotonic() - began_s
+        self.journal.write(Kind.ROLLED_BACK, tier=tier, fence=kept.fence, seconds=elapsed_s)
+        if elapsed_s > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
     # -- after a death -------------------------------------------------------------------------------------------
