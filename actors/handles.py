@@ -252,8 +252,12 @@ class Remote:
         return reply
 
     def _raise(self, error: BaseException) -> NoReturn:
-        """Raise what really happened; of a dead actor with what it wrote last."""
+        """Raise what really happened; of a dead actor with what it wrote last. The end of a process ends all doubt."""
         found = unwrapped(error, self.role, self.name)
+        if isinstance(found, ActorDoubtful) and self._gone_soon():
+            detail, doubt = f"{found.detail.removesuffix('.')}; its process has ended", found
+            found = _lost(self.role)(self.role, detail)
+            found.__cause__ = doubt
         if isinstance(found, EsperError):
             found.actor = self.name
         if isinstance(found, ActorLost) and (words := self._last_words.read()):

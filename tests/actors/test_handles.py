@@ -259,7 +259,7 @@ class Room:
 def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
     """An actor for each test, started side by side: most of them do not outlive theirs."""
     del embedded
-    names = ("busy", "stuck", "frozen", "late", "owner", "speaker")
+    names = ("busy", "stuck", "frozen", "late", "owner", "speaker", "doubted")
     births, began_s = [birth_of(name) for name in names], time.monotonic()
     begun = [(birth, spawn(birth)) for birth in births]
     yield {
@@ -328,6 +328,26 @@ def test_an_actor_that_died_is_told_with_what_it_wrote_last(remotes: dict[str, R
     assert note.startswith(f"speaker (process {remotes['speaker'].pid}) wrote last:")
     assert "stderr:\nand the last words" in note
     assert "what stands on standard output" in note
+
+
+def test_a_broken_connection_is_doubt_until_the_process_has_ended(
+    remotes: dict[str, Remote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubted = remotes["doubted"]
+
+    def unreachable(*_: object, **__: object) -> object:
+        raise ActorUnavailableError("no link", UNKNOWN_ID)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("actors.handles.ray.get", unreachable)
+        with pytest.raises(ActorDoubtful, match="no link") as alive:
+            doubted.ask("work", 0, 0.0)
+        os.kill(doubted.pid, signal.SIGKILL)
+        with pytest.raises(ActorLost, match=r"no link\..*; its process has ended") as dead:
+            doubted.ask("work", 0, 0.0)
+    assert (alive.value.actor, dead.value.actor) == ("doubted", "doubted")
+    assert isinstance(dead.value.__cause__, ActorDoubtful)
+    assert isinstance(dead.value.__cause__.__cause__, ActorUnavailableError)
 
 
 def test_an_error_that_pickle_cannot_rebuild_comes_with_its_text_and_its_cause(remotes: dict[str, Remote]) -> None:
