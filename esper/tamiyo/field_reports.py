@@ -84,8 +84,11 @@ def parse_report(payload: bytes | str) -> FieldReport:
 
 
 def load_reports(folder: Path) -> LoadedReports:
-    """Every readable report of a store; damaged or invalid entries are skipped, counted and named (#11)."""
-    reports: list[FieldReport] = []
+    """Every readable report of a store; damaged or invalid entries are skipped, counted and named (#11).
+
+    A run that goes back to a fence reports what it does again once more, under the same id: the last time counts.
+    """
+    reports: dict[str, FieldReport] = {}
     errors: list[UnreadEntry] = []
     for segment in sorted(_segments(folder), key=_number):
         try:
@@ -97,12 +100,13 @@ def load_reports(folder: Path) -> LoadedReports:
         errors += [UnreadEntry(segment, error.offset, error.length, error.reason) for error in damaged]
         for frame in found.frames:
             try:
-                reports.append(parse_report(frame.payload))
+                report = parse_report(frame.payload)
+                reports[report.report_id] = report
             except FieldReportInvalid as invalid:  # told and counted; one bad entry must not hide the good ones
                 errors.append(UnreadEntry(segment, frame.offset, len(frame.payload), str(invalid)))
     for _ in errors:
         count("esper.load.errors", store="field_reports")
-    return LoadedReports(tuple(reports), tuple(errors))
+    return LoadedReports(tuple(reports.values()), tuple(errors))
 
 
 def _segments(folder: Path) -> list[Path]:

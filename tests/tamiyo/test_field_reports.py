@@ -67,6 +67,12 @@ def test_what_is_no_report_at_all_is_refused(text: str) -> None:
         parse_report(text)
 
 
+def test_what_a_run_reported_again_after_it_went_back_is_read_once(make_report: MakeReport, tmp_path: Path) -> None:
+    again = make_report(1, generation=3)
+    stored(tmp_path, make_report(1, generation=2), make_report(2), again)
+    assert load_reports(tmp_path).reports == (again, make_report(2))
+
+
 def test_what_was_stored_is_read_back(make_report: MakeReport, tmp_path: Path, telemetry: Telemetry) -> None:
     reports = (
         make_report(1),
