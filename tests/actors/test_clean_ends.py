@@ -187,7 +187,9 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
     assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_while_ray_starts_ends_the_run_when_it_has(tmp_path: Path, number: int, code: int) -> None:
     started = start(tmp_path)
     ray_begun(started)
@@ -214,7 +216,7 @@ def test_an_impatient_ctrl_c_does_not_disturb_the_end(tmp_path: Path) -> None:
     assert remains(started) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_wish_to_end_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path, number: int) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)

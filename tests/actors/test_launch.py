@@ -197,7 +197,7 @@ def test_a_fault_that_never_fires_is_told(launch_tiny: Any) -> None:
     assert "fault_fired" not in launch_tiny().as_json()
 
 
-@pytest.mark.parametrize("fault", ["hang", "hang_c"])
+@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "hang_c"])
 def test_policy_beyond_its_deadline_is_ended_and_its_process_is_gone(
     launch_tiny: Any, tmp_path: Path, fault: str
 ) -> None:
