@@ -229,8 +229,12 @@ class Company:
         return up, died
 
     def end(self) -> None:
-        """End every actor, the last started first, each also where ending another one failed; then wait for all."""
-        remotes = [self.remotes[life.name] for life in self.supervisor.stop() if life.name in self.remotes]
+        """End every actor, the last started first, each also where ending another one failed; then wait for all.
+
+        Also those that are said to be dead, which may be alive.
+        """
+        names = dict.fromkeys((*(life.name for life in self.supervisor.stop()), *self.remotes))
+        remotes = [self.remotes[name] for name in names if name in self.remotes]
         with ExitStack() as each:
             for remote in reversed(remotes):
                 each.callback(remote.await_end)

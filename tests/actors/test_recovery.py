@@ -17,6 +17,7 @@ import ray
 import esper.loop
 from actors.handles import Remote, is_gone
 from esper.errors import (
+    ActorLost,
     FaultInjected,
     PlacementUnavailable,
     RestartIntensityExceeded,
@@ -122,6 +123,30 @@ def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
     same(result, alone)
     assert name == "tamiyo-spare" or any(name in recovery.actors for recovery in result.recoveries)
     assert all(map(is_gone, frozen.pids))
+
+
+@pytest.mark.slow
+def test_an_actor_that_is_said_to_be_dead_and_is_alive_does_not_outlive_the_run(launch_tiny: Any) -> None:
+    orphan = SaidToBeDead(4, "kasmina", number=signal.SIGSTOP)
+    try:
+        with pytest.raises(ActorLost):
+            launch_tiny(progress=orphan)
+        assert all(map(is_gone, orphan.pids))
+    finally:
+        for pid in orphan.pids:
+            if not is_gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+class SaidToBeDead(Kills):
+    """Has Ray end actors of which it does not see that they are frozen."""
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        before = len(self.pids)
+        super().fence(state, tally)
+        if len(self.pids) > before:
+            for name in self._names:
+                ray.kill(ray.get_actor(f"{name}-g1-{state.run_id[:8]}"))
 
 
 @pytest.mark.slow
