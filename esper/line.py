@@ -138,6 +138,8 @@ class Line:
     """From deaths, since the line was made."""
     restarts: int = 0
     """Deaths of actors since then that were answered by a new start."""
+    untold: tuple[Lost, Recovery] | None = None
+    """The last recovery, until it is told."""
     recovered_at: float | None = None
     """Unix time at which the last of them was over; None: its first step has been measured."""
     trace_id: str = ""
@@ -310,6 +312,7 @@ class Line:
         """
         watch = Stopwatch(error)
         lost = self.rooms.lost(error, self.fence)
+        self._tell_recovery()
         with span("esper recover", role="conductor", fence=self.fence):
             watch.lap("decide")
             self.progress.working(f"{', '.join(sorted(lost.roles))} died: starting again")
@@ -317,15 +320,22 @@ class Line:
                 self.kept, self.new_trainer = None, True
             kept = self._last_kept()
             fence, from_memory = kept.fence if kept is not None else None, self.kept is not None
-            self.journal.succeed(fence)
-            watch.lap("stop")
-            self.rooms.revive(self.journal.generation)
-            self._tell_died_starting()
-            watch.lap("start")
-            self.restore(kept if kept is not None else self._keep_beginning())
-            watch.lap("restore")
+            try:
+                self._start_again(kept, fence, watch)
+            finally:  # if another death broke it off, the next recovery tells of it
+                took = watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory)
+                self.untold = lost, took
+            self._tell_recovery()
             self.recovered_at = watch.ended_at
-            self._tell(lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory))
+
+    def _start_again(self, kept: FenceState | None, fence: int | None, watch: Stopwatch) -> None:
+        self.journal.succeed(fence)
+        watch.lap("stop")
+        self.rooms.revive(self.journal.generation)
+        self._tell_died_starting()
+        watch.lap("start")
+        self.restore(kept if kept is not None else self._keep_beginning())
+        watch.lap("restore")
 
     def _last_kept(self) -> FenceState | None:
         """What is in memory, if the trainer that keeps it is alive; else the last checkpoint, or how it all began.
@@ -337,7 +347,10 @@ class Line:
         self.checkpoints.give_up()
         return self.checkpoints.load_latest() if self.checkpoints.committed else self.beginning
 
-    def _tell(self, lost: Lost, recovery: Recovery) -> None:
+    def _tell_recovery(self) -> None:
+        if self.untold is None:
+            return
+        (lost, recovery), self.untold = self.untold, None
         self.recoveries.append(recovery)
         self.restarts += len(lost.roles)
         self.journal.write(Kind.ACTOR_RESTARTED, recovery)

@@ -21,6 +21,7 @@ from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.prospect import Prospect
+from esper.recovery import Recovery
 from esper.summary import Result, Tally
 
 COLOURS = {
@@ -315,14 +316,21 @@ def results(result: Result) -> RenderableType:
     totals.add_row("steps", f"{result.steps}, {result.steps_per_s:.0f} a second between decisions")
     totals.add_row("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s")
     for recovery in result.recoveries:
-        told = f"{', '.join(recovery.actors)} ({recovery.error}), {recovery.total_s:.1f} s until the next good step"
-        totals.add_row("recovered", told)
+        totals.add_row("recovered", _recovered(recovery))
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
     compute = " + ".join(f"{name} {value:,.2f}" for name, value in parts.items())
     totals.add_row("modelled GFLOP", f"{compute} = {sum(parts.values()):,.2f}")
     totals.add_row("weights", f"sha256 {result.weights_sha256[:16]}...")
     totals.add_row("run", result.run_dir)
     return Group(seeds, totals) if result.seeds else totals
+
+
+def _recovered(recovery: Recovery) -> str:
+    if recovery.restore_s is None:
+        until = "another death broke it off"
+    else:
+        until = "the next good step" if recovery.first_step_s is not None else "all stood at a fence again"
+    return f"{', '.join(recovery.actors)} ({recovery.error}), {recovery.total_s:.1f} s until {until}"
 
 
 def _gain(gain: float | None, z: float | None) -> tuple[str, str]:

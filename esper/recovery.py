@@ -11,7 +11,10 @@ from esper.leyline.base import Message
 
 
 class Recovery(Message):
-    """One recovery; durations in seconds, one phase after the other."""
+    """One recovery; durations in seconds, one phase after the other.
+
+    Of one that another death broke off, the phases that did not end are None; the next one goes on in its place.
+    """
 
     actors: tuple[str, ...]
     """Who had died."""
@@ -27,11 +30,11 @@ class Recovery(Message):
     """From the death, as Ray has written it down, until the run heard of it; None: Ray does not say."""
     decide_s: float
     """Until it was clear who had died and that a restart answers it."""
-    stop_s: float
+    stop_s: float | None
     """Until what those did, and what had to be read for their successors, was settled."""
-    start_s: float
+    start_s: float | None
     """Until all successors were up."""
-    restore_s: float
+    restore_s: float | None
     """Until every room was at the fence again."""
     first_step_s: float | None
     """Until the first good step after it; None: no step was left to be done."""
@@ -68,7 +71,7 @@ class Stopwatch:
         self._laps[phase], self._last_s, self.ended_at = now - self._last_s, now, time.time()
 
     def recovery(self, lost: Lost, fence: int | None, generation: int, *, from_memory: bool) -> Recovery:
-        """What was measured, without the first step, which comes later."""
+        """What was measured until now, without the first step, which comes later."""
         return Recovery(
             actors=tuple(sorted(lost.roles)),
             error=type(self.error).__name__,
@@ -78,8 +81,8 @@ class Stopwatch:
             from_memory=from_memory,
             detect_s=max(0.0, self.heard_at - lost.died_at) if lost.died_at is not None else None,
             decide_s=self._laps["decide"],
-            stop_s=self._laps["stop"],
-            start_s=self._laps["start"],
-            restore_s=self._laps["restore"],
+            stop_s=self._laps.get("stop"),
+            start_s=self._laps.get("start"),
+            restore_s=self._laps.get("restore"),
             first_step_s=None,
         )

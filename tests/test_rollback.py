@@ -249,6 +249,43 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
 
 
+def dead(*_: object) -> None:
+    raise ActorLost("any", "it died too")
+
+
+@pytest.mark.parametrize("first", [("tolaria", "tolaria"), ("manager-0", "kasmina")], ids=["tolaria", "manager"])
+@pytest.mark.parametrize("who", ["kasmina", "tamiyo", "incubator", "trainer"])
+def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke_off(
+    line: Line,
+    whole: Result,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first: tuple[str, str],
+    who: str,
+) -> None:
+    line.begin()
+    while line.passed < 6:
+        line.round()
+    stray(line)
+    second, method = (who, who), "restore"
+    if who == "trainer":
+        second, method = ("tolaria", "tolaria"), {"tolaria": "keep", "manager-0": "roll_back"}[first[0]]
+    with monkeypatch.context() as patch:
+        patch.setattr(type(getattr(line, who)), method, dead)
+        with pytest.raises(ActorLost):
+            dies(line, *first)
+    assert line.recoveries == []
+    dies(line, *second)
+    assert to_the_end(line) == whole.weights_sha256
+    assert [(one.actors, one.restore_s is None) for one in line.recoveries] == [
+        ((first[0],), True),
+        ((second[0],), False),
+    ]
+    assert line.recoveries[0].first_step_s is None
+    assert line.recoveries[1].first_step_s is not None
+    assert (line.restarts, read_past(tmp_path / "run").restarts) == (2, 2)
+
+
 @pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
 def test_a_death_before_anything_was_kept_begins_the_run_anew(line: Line, whole: Result, name: str, role: str) -> None:
     dies(line, name, role)
@@ -268,7 +305,7 @@ def test_what_was_taken_back_is_counted_also_after_a_death_and_nothing_else_is(
     dies(line, "manager-0", "kasmina")
     line.round()
     line.roll_back(Tier.FULL)
-    monkeypatch.setattr(line, "_tell", lambda *_: None)  # killed before it could
+    monkeypatch.setattr(line, "_tell_recovery", lambda: None)  # killed before it could
     dies(line, "manager-0", "kasmina")
     assert (line.tally.rollbacks, read_past(tmp_path / "run").rollbacks) == (2, 2)
 
