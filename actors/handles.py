@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -104,8 +105,54 @@ class Patience:
         return now_s - self._since_s > self._limit_s
 
 
+@dataclass(eq=False)
+class Process:
+    """The process that an actor is now: what is asked of it is asked of no successor."""
+
+    actor: ActorHandle[Shell]
+    pid: int
+    began: int | None
+    last_words: LastWords
+    ended: CallDeadlineExceeded | None = None
+    """Why a caller ended it; what every other caller then sees as its death has this cause."""
+    counters: dict[str, int] = field(default_factory=dict)
+    """What it had counted when it last answered."""
+
+    @property
+    def is_there(self) -> bool:
+        """It has not ended."""
+        return self.began is not None and began(self.pid) == self.began
+
+    def end(self) -> None:
+        """End it, whatever it is doing, frozen or not; returns when it is gone."""
+        self.kill()
+        self.await_end()
+
+    def kill(self) -> None:
+        """Have it ended."""
+        ray.kill(self.actor)
+
+    def await_end(self) -> None:
+        """Return when it is gone, which was killed."""
+        if not self.gone_soon():  # Ray asks the process to end itself, which one that is stopped never hears
+            try:
+                os.kill(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # it went at this very moment
+                return
+            self.gone_soon()
+
+    def gone_soon(self) -> bool:
+        """Wait a moment for its end; whether it has come."""
+        limit = time.monotonic() + GONE_WITHIN_S
+        while self.is_there:
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.002)
+        return True
+
+
 class Remote:
-    """One actor, on this machine; every wait on it ends. Several threads may ask it."""
+    """One actor, on this machine, whichever process it is; every wait on it ends. Several threads may ask it."""
 
     def __init__(
         self,
@@ -124,35 +171,40 @@ class Remote:
         """
         self.role, self.name, self._look, self._patience_s = birth.role, birth.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()
-        self.pid, self.generation, self._actor = pid, birth.generation, actor
-        self._began, self._last_words = began(pid), LastWords.of(pid)
-        self._ended: CallDeadlineExceeded | None = None
-        """Why a caller ended it; what every other caller then sees as its death has this cause."""
-        self._counters: dict[str, int] = {}
+        self.generation, self.process = birth.generation, Process(actor, pid, began(pid), LastWords.of(pid))
+
+    @property
+    def pid(self) -> int:
+        """Of the process that it is now."""
+        return self.process.pid
 
     def succeed(self, next: Remote) -> None:
         """Ask another actor from now on, in place of one that is gone: whoever holds this one need not know."""
         with self._counting:
-            self._outlived.update(self._counters)
-            self._counters, next._counters = next._counters, {}  # they go with their process
-        self.pid, self.generation, self._actor = next.pid, next.generation, next._actor
-        self._began, self._last_words, self._ended = next._began, next._last_words, None
+            self._outlived.update(self.process.counters)
+            self.process, next.process = next.process, replace(next.process, counters={})  # they go with their process
+        self.generation = next.generation
 
     @property
     def counters(self) -> dict[str, int]:
         """What the actor had counted when it last answered, and those before it; they outlive it."""
         with self._counting:
-            return dict(self._outlived + Counter(self._counters))
+            return dict(self._outlived + Counter(self.process.counters))
 
-    def ask(self, method: str, *arguments: object, group: str | None = None) -> Any:  # Any: as the method
+    def ask(
+        self, method: str, *arguments: object, group: str | None = None, process: Process | None = None
+    ) -> Any:  # Any: as the method
         """Call and wait, for as long as the actor shows progress.
+
+        Args:
+            process: The one that is asked, which may have had a successor since; by default the one that it is now.
 
         Raises:
             ActorLost: its process is gone, or it showed none for `patience_s` and was ended.
             Exception: whatever the method raised.
         """
-        options = {} if group is None else {"concurrency_group": group}
-        return self._opened(self._wait(self._send("call", method, arguments, **options)))
+        here, options = process or self.process, {} if group is None else {"concurrency_group": group}
+        return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **options)))
 
     def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
         """Call and wait no longer than `deadline_s`; then the actor's process is ended, whatever it is doing.
@@ -161,113 +213,99 @@ class Remote:
             CallDeadlineExceeded: it did not answer in time.
             Exception: whatever the method raised.
         """
-        sent = self._send("call", method, arguments)
+        here = self.process
+        sent = self._send(here, "call", method, arguments)
         try:
-            return self._opened(ray.get(sent, timeout=deadline_s))
+            return self._opened(here, ray.get(sent, timeout=deadline_s))
         except GetTimeoutError as error:
-            self.end()
+            here.end()
             late = CallDeadlineExceeded(self.role, f"{method} took longer than {deadline_s} s")
-            late.actor = self.name
+            late.actor, late.process = self.name, here.pid
             raise late from error
         except RayError as error:
-            self._raise(error)
+            self._raise(here, error)
 
     def rebind(self, generation: int) -> None:
         """Have the actor take messages of a newer generation, and no others, whatever it is doing now."""
-        rebound: Any = self._actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
-        self._wait(rebound)
+        here = self.process
+        rebound: Any = here.actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
+        self._wait(here, rebound)
         self.generation = generation
 
-    def reference(self, method: str, *arguments: object) -> list[ray.ObjectRef[Any]]:  # Any: as the method
+    def reference(
+        self, method: str, *arguments: object, process: Process | None = None
+    ) -> list[ray.ObjectRef[Any]]:  # Any: as the method
         """Call, wait until the result is there, and return it unseen: it is ours and outlives the actor.
 
         Raises:
             Exception: as `ask`.
         """
-        kept, reply = self._send("hand_out", method, arguments, num_returns=2)
-        self._opened(self._wait(kept, reply))
+        here = process or self.process
+        kept, reply = self._send(here, "hand_out", method, arguments, num_returns=2)
+        self._opened(here, self._wait(here, kept, reply))
         return [kept]
 
     def end(self) -> None:
         """End the actor's process, whatever it is doing, frozen or not; returns when it is gone."""
-        self.kill()
-        self.await_end()
-
-    def kill(self) -> None:
-        """Have the actor's process ended."""
-        ray.kill(self._actor)
-
-    def await_end(self) -> None:
-        """Return when the actor's process, which was killed, is gone."""
-        if not self._gone_soon():  # Ray asks the process to end itself, which one that is stopped never hears
-            try:
-                os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it went at this very moment
-                return
-            self._gone_soon()
+        self.process.end()
 
     def died_at(self) -> float | None:
         """Unix time at which Ray saw the actor's process end; None: it has not."""
-        told: Any = actor_table(self._actor._actor_id.hex())  # Any: Ray leaves it untyped
+        told: Any = actor_table(self.process.actor._actor_id.hex())  # Any: Ray leaves it untyped
         return told["EndTime"] / 1000 if told.get("EndTime") else None
 
     def check(self) -> None:
         """Raises: ActorLost: its process has ended, and Ray says how."""
-        if began(self.pid) != self._began:
-            self._wait(self._actor.pid.remote())
+        here = self.process
+        if began(here.pid) != here.began:
+            self._wait(here, here.actor.pid.remote())
 
-    def _gone_soon(self) -> bool:
-        limit = time.monotonic() + GONE_WITHIN_S
-        while self._began is not None and began(self.pid) == self._began:
-            if time.monotonic() > limit:
-                return False
-            time.sleep(0.002)
-        return True
-
-    def _send(self, entry: str, method: str, arguments: tuple[object, ...], **options: object) -> Any:  # Any: Ray's
+    def _send(
+        self, here: Process, entry: str, method: str, arguments: tuple[object, ...], **options: object
+    ) -> Any:  # Any: Ray's
         """Send a message; one reference, or as many as `num_returns` says."""
-        remote = getattr(self._actor, entry).options(**options)
+        remote = getattr(here.actor, entry).options(**options)
         return remote.remote(method, Envelope(self.generation, traceparent()), arguments)
 
-    def _opened(self, reply: Reply) -> Any:  # Any: as the method
+    def _opened(self, here: Process, reply: Reply) -> Any:  # Any: as the method
         with self._counting:  # answers to several threads come out of order, and counters only go up
-            self._counters = max(self._counters, reply.counters, key=lambda counters: sum(counters.values()))
+            here.counters = max(here.counters, reply.counters, key=lambda counters: sum(counters.values()))
         return reply.value
 
-    def _wait(self, *sent: ray.ObjectRef[Any]) -> Reply:
+    def _wait(self, here: Process, *sent: ray.ObjectRef[Any]) -> Reply:
         """Wait for all that one call returns; the last of it is the reply."""
         patience = Patience(self._patience_s, time.monotonic())
         try:
             while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:
                 self._look()
-                if patience.is_over(self._progress(), time.monotonic()):
-                    self._ended = CallDeadlineExceeded(
+                if patience.is_over(self._progress(here), time.monotonic()):
+                    here.ended = CallDeadlineExceeded(
                         self.role, f"{self.name} showed no progress for {self._patience_s} s"
                     )
-                    self.end()
-                    self._raise(_lost(self.role)(self.role, f"{self._ended.detail}; its process was ended"))
+                    here.end()
+                    self._raise(here, _lost(self.role)(self.role, f"{here.ended.detail}; its process was ended"))
             reply: Reply = ray.get(sent[-1], timeout=self._patience_s)
         except RayError as error:
-            self._raise(error)
+            self._raise(here, error)
         return reply
 
-    def _raise(self, error: BaseException) -> NoReturn:
+    def _raise(self, here: Process, error: BaseException) -> NoReturn:
         """Raise what really happened; of a dead actor with what it wrote last. The end of a process ends all doubt."""
         found = unwrapped(error, self.role, self.name)
-        if isinstance(found, ActorDoubtful) and self._gone_soon():
+        if isinstance(found, ActorDoubtful) and here.gone_soon():
             detail, doubt = f"{found.detail.removesuffix('.')}; its process has ended", found
             found = _lost(self.role)(self.role, detail)
             found.__cause__ = doubt
         if isinstance(found, EsperError):
-            found.actor = self.name
-        if isinstance(found, ActorLost) and (words := self._last_words.read()):
-            found.add_note(f"{self.name} (process {self.pid}) wrote last:\n{words}")
-        raise found from (self._ended if isinstance(found, ActorLost) and self._ended else found.__cause__)
+            found.actor, found.process = self.name, here.pid
+        if isinstance(found, ActorLost) and (words := here.last_words.read()):
+            found.add_note(f"{self.name} (process {here.pid}) wrote last:\n{words}")
+        raise found from (here.ended if isinstance(found, ActorLost) and here.ended else found.__cause__)
 
-    def _progress(self) -> int | None:
+    def _progress(self, here: Process) -> int | None:
         """What the actor's watcher says; None if even that does not answer in time."""
         try:
-            watched: Any = self._actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
+            watched: Any = here.actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))
         except GetTimeoutError:  # the caller's patience is what ends this
             return None

@@ -1,7 +1,8 @@
 """Incubation across processes: forks spread over Kasmina's managers, beside the training of the live host.
 
 The tournament itself is `esper.kasmina.incubation.run_tournament`; here its forks are remote and its heats run side
-by side. How many managers there are, and what runs where, changes no result.
+by side. How many managers there are, and what runs where, changes no result. So what a manager did that has died is
+done again from the snapshot that it began from, while the live host goes on.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from actors.handles import Remote
@@ -31,123 +34,165 @@ WAITING = 64
 
 
 class RemoteFork:
-    """A `Fork` in a manager's process."""
+    """A `Fork` in a manager's process, and lost with it."""
 
     def __init__(self, manager: Remote, name: str, snapshot: Snapshot) -> None:
-        self.manager, self.name = manager, name
+        self.manager, self.name, self.process = manager, name, manager.process
         self._snapshot: Snapshot | None = snapshot
+
+    @property
+    def is_lost(self) -> bool:
+        """Its manager has had a successor since."""
+        return self.process is not self.manager.process
+
+    @property
+    def is_held(self) -> bool:
+        """It was made, and its manager has it still."""
+        return self._snapshot is None and not self.is_lost
 
     def graft(self, plan: GraftPlan | None) -> None:
         """Make the fork, with a candidate or without; a fork is made once."""
         assert self._snapshot is not None, "made already"
-        self.manager.ask("open", self.name, self._snapshot, plan)
+        self._ask("open", self._snapshot, plan)
         self._snapshot = None
 
     def train_to(self, step: int) -> tuple[float, ...]:
         """See `Fork`. A fork that was given no candidate is made here."""
         if self._snapshot is not None:
             self.graft(None)
-        return cast("tuple[float, ...]", self.manager.ask("train_to", self.name, step))
+        return cast("tuple[float, ...]", self._ask("train_to", step))
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
         """See `Fork`."""
-        return cast(SampleLosses, self.manager.ask("sample_losses", self.name, shard, fence))
+        return cast(SampleLosses, self._ask("sample_losses", shard, fence))
 
     def shard_means(self, shard: str) -> dict[str, float]:
         """See `Fork`."""
-        return cast("dict[str, float]", self.manager.ask("shard_means", self.name, shard))
+        return cast("dict[str, float]", self._ask("shard_means", shard))
 
     def weights_sha256(self) -> str:
         """See `Fork`."""
-        return cast(str, self.manager.ask("weights_sha256", self.name))
+        return cast(str, self._ask("weights_sha256"))
 
     def snapshot(self) -> Snapshot:
         """A reference to it; of a fork that was not made yet, what it will be made of."""
-        return self._snapshot if self._snapshot is not None else self.manager.reference("snapshot", self.name)
+        if self._snapshot is not None:
+            return self._snapshot
+        return self.manager.reference("snapshot", self.name, process=self.process)
+
+    def _ask(self, method: str, *arguments: object) -> Any:  # Any: as the method
+        return self.manager.ask(method, self.name, *arguments, process=self.process)
+
+
+@dataclass
+class Kept:
+    """A control that is kept, and how it is made again if its manager dies."""
+
+    fork: RemoteFork
+    origin: Snapshot | None
+    """What it began from; None: that is being replaced, and a death meanwhile takes the whole run back."""
+    step: int | None = None
+    """How far it was trained from there; None: not at all."""
+
+
+Replace = Callable[[ActorLost], None]
+"""(death of a manager) -> when it has a successor. Raises: the death, if none comes alone."""
 
 
 class RemoteNursery:
     """`Nursery` across processes. `close` waits for what runs, or gives it up with the managers' processes."""
 
-    def __init__(self, managers: Sequence[Remote]) -> None:
-        self._managers = managers
+    def __init__(self, managers: Sequence[Remote], replace: Replace) -> None:
+        self._managers, self._replace = {manager.name: manager for manager in managers}, replace
         self._work = ThreadPoolExecutor(WAITING, thread_name_prefix="manager")
         self._order = ThreadPoolExecutor(1, thread_name_prefix="tournament")
-        self._names = itertools.count()
+        self._numbers = itertools.count()
         self._open: list[RemoteFork] = []
-        self._pending: Future[tuple[IncubationResult, Any]] | None = None  # Any: the control, a RemoteFork
-        self._control: RemoteFork | None = None
-        self._twin: RemoteFork | None = None
+        """Of tournaments; all are closed in the end but the one that is kept."""
+        self._pieces: list[Future[Any]] = []
+        self._pending: Future[tuple[IncubationResult, RemoteFork]] | None = None
+        self._control: Kept | None = None
+        self._twin: Kept | None = None
         self._twin_ahead: Future[tuple[float, ...]] | None = None
         self._twin_steps = 0
         self._running: list[Future[Any]] = []
         self._noting = threading.Lock()
-        self._began: tuple[int, Snapshot] | None = None
-        """Fence and origin of the tournament in flight."""
+        self._began: tuple[IncubationOrder, Snapshot] | None = None
+        """The tournament in flight, and what it began from."""
 
     def births(self, plans: Sequence[GraftPlan], snapshot: Snapshot) -> Sequence[Birth]:
         """See `Nursery`: each manager measures its share."""
-        count = len(self._managers)
-        shares = [plans[place::count] for place in range(count)]
-        asked = [
-            self._start(self._work, manager.ask, "births", share, snapshot)
-            for manager, share in zip(self._managers, shares, strict=True)
-            if share
-        ]
-        found = {birth.seed_id: birth for future in asked for birth in future.result()}
+        managers = tuple(self._managers.values())
+        shares = [plans[place :: len(managers)] for place in range(len(managers))]
+
+        def measured() -> dict[str, Birth]:
+            asked = [
+                self._start(self._work, manager.ask, "births", share, snapshot)
+                for manager, share in zip(managers, shares, strict=True)
+                if share
+            ]
+            wait(asked)
+            return {birth.seed_id: birth for future in asked for birth in future.result()}
+
+        found = self._outliving(measured)
         return tuple(found[plan.seed_id] for plan in plans)
 
     def begin(self, order: IncubationOrder, snapshot: Snapshot) -> None:
         """See `Nursery`: it runs from now on."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, snapshot)
-        self._began = order.fence, snapshot
+        self._began = order, snapshot
 
     def collect(self) -> IncubationResult:
         """See `Nursery`."""
         assert self._pending is not None, "nothing was begun"
-        pending, self._pending, self._began = self._pending, None, None
+        assert self._began is not None, "it is noted as it begins"
+        (order, origin), pending = self._began, self._pending
+        self._pending = self._began = None
         result, control = pending.result()
-        self._control = control if self._twin is None else None  # a run keeps one twin
-        self._forget_losers()
+        self._control = Kept(control, origin, order.last_step) if self._twin is None else None  # a run keeps one twin
+        kept = [control] if self._control is not None else []
+        for manager in self._managers.values():
+            self._outliving(partial(self._close, manager, [fork for fork in self._open if fork not in kept]))
+        self._open = kept
         return result
 
     def keep_twin(self) -> None:
         """See `Nursery`."""
         assert self._control is not None, "no tournament has ended"
         self._twin, self._control = self._control, None
+        self._open.remove(self._twin.fork)
 
     def advance_twin(self, step: int) -> None:
         """See `Nursery`: it runs from now on."""
         self._settle_twin()
         assert self._twin is not None, "no twin is kept"
-        self._twin_ahead = self._start(self._work, self._twin.train_to, step)
+        self._twin_ahead = self._start(self._work, self._train_twin, self._twin, step)
 
     def twin_losses(self, fence: int) -> SampleLosses:
         """See `Nursery`."""
-        return self._settled_twin().sample_losses("gate", fence)
+        return self._of_twin(lambda fork: fork.sample_losses("gate", fence))
 
     def twin_report(self) -> TwinReport:
         """See `Nursery`."""
-        twin = self._settled_twin()
-        loss, digest = twin.shard_means("test")["loss"], twin.weights_sha256()
+        loss = self._of_twin(lambda fork: fork.shard_means("test")["loss"])
+        digest = self._of_twin(RemoteFork.weights_sha256)
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see `Nursery`
         """See `Nursery`: it waits until the twin stands at this fence."""
         self._settle_twin()
-        twin = self._twin.snapshot() if self._twin is not None else None
-        origin = self._began[1] if self._began is not None and self._began[0] != fence else None
+        origin = self._began[1] if self._began is not None and self._began[0].fence != fence else None
+        twin = self._snapshot_of(self._twin) if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Nursery`
         """See `Nursery`: returns when nothing of what was in flight runs any more."""
         self.abandon()
-        twin = state["twin"]
-        self._twin = cast(RemoteFork, self._fork(twin)) if twin is not None else None
         self._twin_steps = state["twin_steps"]
-        if self._twin is not None:
-            self._twin.graft(None)
+        if (twin := state["twin"]) is not None:
+            self._twin = Kept(self._new_fork(twin), twin)
+            self._twin.fork.graft(None)
 
     def abandon(self) -> None:
         """Give up the tournament in flight and every fork; returns when nothing of them runs any more."""
@@ -161,44 +206,102 @@ class RemoteNursery:
         self._open = []
 
     def close(self) -> None:
-        """Take no more work; what runs goes on until its manager's process ends."""
+        """Take no more work; what was taken goes on until its manager's process ends."""
         for pool in (self._order, self._work):
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False)  # nothing is cancelled: who waits for it in a thread would wait for ever
 
     def join(self) -> None:
         """Wait until nothing runs any more; call it when the managers are gone."""
         for pool in (self._order, self._work):
             pool.shutdown(wait=True)
 
-    def _run(self, order: IncubationOrder, snapshot: Snapshot) -> tuple[IncubationResult, Fork]:
+    def _run(self, order: IncubationOrder, snapshot: Snapshot) -> tuple[IncubationResult, RemoteFork]:
+        def tournament() -> tuple[IncubationResult, Fork]:
+            try:
+                return run_tournament(order, self._fork, snapshot, self._together)
+            except ActorLost:
+                wait(self._pieces)  # the others' work comes to its end; then they make room
+                for manager in self._managers.values():
+                    with suppress(ActorLost):  # it is done again all the same
+                        self._close(manager, self._open)
+                self._open = []
+                raise
+
         with span("kasmina incubate", role="conductor", forks=len(order.plans), order_id=order.order_id):
-            return run_tournament(order, self._fork, snapshot, self._together)
+            result, control = self._outliving(tournament)
+        return result, cast(RemoteFork, control)
 
     def _fork(self, snapshot: Snapshot) -> Fork:
-        number = next(self._names)
-        fork = RemoteFork(self._managers[number % len(self._managers)], f"fork-{number}", snapshot)
-        self._open.append(fork)
-        return cast(Fork, fork)
+        self._open.append(self._new_fork(snapshot))
+        return cast(Fork, self._open[-1])
+
+    def _new_fork(self, snapshot: Snapshot) -> RemoteFork:
+        number, managers = next(self._numbers), tuple(self._managers.values())
+        return RemoteFork(managers[number % len(managers)], f"fork-{number}", snapshot)
 
     def _together(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
         """Do all pieces, each in its own manager; answers in the order of the pieces."""
         started = [self._start(self._work, piece) for piece in pieces]
+        self._pieces = [*started]
         for future in as_completed(started):  # an error is heard when it happens, not when its turn comes
             future.result()
         return [future.result() for future in started]
 
-    def _forget_losers(self) -> None:
-        """All forks are done with but the control, and the twin."""
-        kept = [fork for fork in self._open if fork in (self._control, self._twin)]
-        for manager in self._managers:
-            names = [fork.name for fork in self._open if fork.manager is manager and fork not in kept]
-            if names:
-                manager.ask("close", names)
-        self._open = kept
+    def _close(self, manager: Remote, forks: Sequence[RemoteFork]) -> None:
+        """Have a manager forget what it holds of some forks."""
+        if names := [fork.name for fork in forks if fork.manager is manager and fork.is_held]:
+            manager.ask("close", names)
+
+    # -- deaths ------------------------------------------------------------------------------------------------------
+
+    def _outliving(self, work: Callable[[], T]) -> T:
+        """Do work of managers, and from the beginning again when one dies meanwhile and has a successor.
+
+        Raises:
+            ActorLost: one died and gets none alone; or it was no manager.
+            RestartIntensityExceeded: it died too often.
+        """
+        while True:
+            try:
+                return work()
+            except ActorLost as death:
+                if death.actor not in self._managers:
+                    raise
+                self._replace(death)
+
+    def _of_twin(self, ask: Callable[[RemoteFork], T]) -> T:
+        self._settle_twin()
+        assert self._twin is not None, "no twin is kept"
+        return self._of(self._twin, ask)
+
+    def _of(self, kept: Kept, ask: Callable[[RemoteFork], T]) -> T:
+        """Ask what is kept; if it was lost with its manager, of what is made in its place."""
+
+        def asked() -> T:
+            if kept.fork.is_lost:
+                assert kept.origin is not None, "a death while it was replaced has taken the whole run back"
+                kept.fork = self._new_fork(kept.origin)
+                kept.fork.graft(None)
+                if kept.step is not None:
+                    kept.fork.train_to(kept.step)
+            return ask(kept.fork)
+
+        return self._outliving(asked)
+
+    def _train_twin(self, twin: Kept, step: int) -> tuple[float, ...]:
+        losses = self._of(twin, lambda fork: fork.train_to(step))
+        twin.step = step
+        return losses
+
+    def _snapshot_of(self, twin: Kept) -> Snapshot:
+        self._of(twin, lambda fork: fork.manager.check())
+        twin.origin = twin.step = None  # two copies of it at a time would be one too many
+        twin.origin = twin.fork.snapshot()
+        return twin.origin
 
     def _tell_the_living(self, method: str, *arguments: object, group: str | None = None) -> None:
         """Ask every manager; of one that is dead nothing runs, and its death is heard of by whoever looks for it."""
-        for manager in self._managers:
+        for manager in self._managers.values():
             with suppress(ActorLost):
                 manager.ask(method, *arguments, group=group)
 
@@ -206,11 +309,6 @@ class RemoteNursery:
         if self._twin_ahead is not None:
             self._twin_steps += len(self._twin_ahead.result())
             self._twin_ahead = None
-
-    def _settled_twin(self) -> RemoteFork:
-        self._settle_twin()
-        assert self._twin is not None, "no twin is kept"
-        return self._twin
 
     def _start(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> Future[T]:
         """Run work in a pool under this thread's trace."""

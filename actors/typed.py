@@ -127,7 +127,7 @@ class TamiyoHandle:
                 count("esper.policy.failures")
                 span_id = f"{current.get_span_context().span_id:016x}"
                 late = PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id)
-                late.actor = error.actor
+                late.actor, late.process = error.actor, error.process
                 raise late from error
 
     def state(self) -> str:

@@ -195,10 +195,11 @@ class Record:
                         raise
                     death = error
         except EsperError as stop:
-            try:
-                self.checkpoints.settle()
-            except EsperError as lost:
-                stop.add_note(f"the checkpoint in flight was lost with it: {lost}")
+            for last, what in ((self.checkpoints.settle, "the checkpoint in flight"), (line.tell, "word of deaths")):
+                try:
+                    last()
+                except EsperError as lost:
+                    stop.add_note(f"{what} was lost with it: {lost}")
             raise
 
     def _taken(self) -> FenceState:
@@ -269,6 +270,7 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
     trainer, tally, config = line.trainer, line.tally, prospect.config
     twin = line.incubator.twin_report() if line.kasmina.has_twin() else None
     end, state = trainer.shard_means("test"), line.kasmina.observe(len(prospect.fence_steps) - 1, trainer.untrained())
+    line.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"
     return Result(
         run_dir=str(path),

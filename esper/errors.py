@@ -57,6 +57,8 @@ class EsperError(Exception):
 
     actor = ""
     """The name of the actor whose caller got it; empty where there was none."""
+    process = 0
+    """The id of the process that this actor was then."""
 
     def __reduce__(self) -> tuple[object, ...]:  # pickle drops __cause__; a caller must not lose it
         return _rebuild, (type(self), self.args, dict(self.__dict__), self.__cause__)

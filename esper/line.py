@@ -42,6 +42,9 @@ class Rooms:
     incubator: Nursery
     counted: Callable[[str], int]
     """Total of a counter in every process but the conductor's own."""
+    mend: Callable[[int], None]
+    """(last fence) Have a successor in the place of each manager that died while nobody asked it. Raises: the death of
+    anybody else, or of one that no successor answers."""
     signals: Callable[[], tuple[EmergencySignal, ...]]
     """Emergency signals that came since the last call."""
     lost: Callable[[EsperError, int | None], Lost]
@@ -50,6 +53,8 @@ class Rooms:
     """Start successors of all that died, and have every process refuse messages of generations before this one."""
     died_starting: Callable[[], tuple[ActorError, ...]]
     """Deaths, since the last call, of those who were being started; each was started again."""
+    replaced: Callable[[], tuple[tuple[Lost, Recovery], ...]]
+    """Who was replaced alone since the last call, while all others went on."""
     shared: Callable[[Any], Any]  # Any: a HostSnapshot in this process, and what `LiveHost.snapshot` would give for it
     """A snapshot as the rooms pass it on among themselves."""
 
@@ -139,9 +144,10 @@ class Line:
     restarts: int = 0
     """Deaths of actors since then that were answered by a new start."""
     untold: tuple[Lost, Recovery] | None = None
-    """The last recovery, until it is told."""
-    recovered_at: float | None = None
-    """Unix time at which the last of them was over; None: its first step has been measured."""
+    """The last recovery of the whole run, until it is told."""
+    recovered: tuple[int, float] | None = None
+    """Place in `recoveries` of the last one of the whole run, and Unix time at which it was over; None: its first step
+    has been measured."""
     trace_id: str = ""
     """Of the round that runs, or ran last."""
 
@@ -163,7 +169,7 @@ class Line:
 
     def begin(self) -> None:
         """Hold fence 0, unless the line was restored at a later one."""
-        self._tell_died_starting()
+        self.tell()
         if self.fence is None:
             self._drained(0)
             faults.point("conductor.begin")
@@ -292,7 +298,7 @@ class Line:
         self.journal.succeed(kept.fence)
         faults.point("conductor.rollback", round=kept.fence)
         self.rooms.revive(self.journal.generation)
-        self._tell_died_starting()
+        self.tell()
         self.restore(kept)
         self.tally.rollbacks += 1
         elapsed_s = time.monotonic() - began_s
@@ -312,10 +318,10 @@ class Line:
         """
         watch = Stopwatch(error)
         lost = self.rooms.lost(error, self.fence)
-        self._tell_recovery()
+        self.tell()
         with span("esper recover", role="conductor", fence=self.fence):
             watch.lap("decide")
-            self.progress.working(f"{', '.join(sorted(lost.roles))} died: starting again")
+            self.progress.working(f"{', '.join(sorted(lost.roles)) or error.actor} died: starting again")
             if "tolaria" in lost.roles.values():
                 self.kept, self.new_trainer = None, True
             kept = self._last_kept()
@@ -325,14 +331,14 @@ class Line:
             finally:  # if another death broke it off, the next recovery tells of it
                 took = watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory)
                 self.untold = lost, took
-            self._tell_recovery()
-            self.recovered_at = watch.ended_at
+            self.tell()
+            self.recovered = len(self.recoveries) - 1, watch.ended_at
 
     def _start_again(self, kept: FenceState | None, fence: int | None, watch: Stopwatch) -> None:
         self.journal.succeed(fence)
         watch.lap("stop")
         self.rooms.revive(self.journal.generation)
-        self._tell_died_starting()
+        self.tell()
         watch.lap("start")
         self.restore(kept if kept is not None else self._keep_beginning())
         watch.lap("restore")
@@ -347,30 +353,29 @@ class Line:
         self.checkpoints.give_up()
         return self.checkpoints.load_latest() if self.checkpoints.committed else self.beginning
 
-    def _tell_recovery(self) -> None:
-        if self.untold is None:
-            return
-        (lost, recovery), self.untold = self.untold, None
-        self.recoveries.append(recovery)
-        self.restarts += len(lost.roles)
-        self.journal.write(Kind.ACTOR_RESTARTED, recovery)
-        for name, role in lost.roles.items():
-            severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
-            count("esper.actor.restarts", role=role)
-
-    def _tell_died_starting(self) -> None:
+    def tell(self) -> None:
+        """Write down the deaths that new starts have answered since the last call."""
         for death in self.rooms.died_starting():
             self.restarts += 1
             told = {"actor": death.actor, "error": type(death).__name__, "detail": str(death)}
             self.journal.write(Kind.DIED_STARTING, **told)
             severe("actor_died_starting", Severity.ERROR, **told)
             count("esper.actor.restarts", role=death.role)
+        untold, self.untold = self.untold, None
+        for lost, recovery in (*self.rooms.replaced(), *([untold] if untold is not None else [])):
+            self.recoveries.append(recovery)
+            self.restarts += len(lost.roles)
+            self.journal.write(Kind.ACTOR_RESTARTED, recovery)
+            for name, role in lost.roles.items():
+                severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
+                count("esper.actor.restarts", role=role)
 
     def _time_first_step(self) -> None:
         """Complete the last recovery with when the first step after it was done."""
-        if self.recovered_at is not None and (at := self.trainer.first_step_at()) is not None:
-            done = self.recoveries[-1].model_copy(update={"first_step_s": max(0.0, at - self.recovered_at)})
-            self.recoveries[-1], self.recovered_at = done, None
+        if self.recovered is not None and (at := self.trainer.first_step_at()) is not None:
+            place, over_at = self.recovered
+            done = self.recoveries[place].model_copy(update={"first_step_s": max(0.0, at - over_at)})
+            self.recoveries[place], self.recovered = done, None
             self.journal.write(Kind.RECOVERED, done)
 
     def _train(self, fence: int) -> TrainingState:
@@ -403,6 +408,8 @@ class Line:
         Raises:
             EmergencyStop: one of them is a HALT.
         """
+        self.rooms.mend(self.fence or 0)
+        self.tell()
         signals = self.rooms.signals()
         for signal in signals:
             self.journal.write(Kind.SIGNAL, signal)

@@ -131,10 +131,12 @@ def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) 
             kasmina=make_kasmina(prospect, key, clock),
             incubator=make_incubator(prospect, key),
             counted=lambda _: 0,
+            mend=lambda _: None,
             signals=tuple,
             lost=nobody_lost,
             revive=lambda _: None,
             died_starting=tuple,
+            replaced=tuple,
             shared=lambda snapshot: snapshot,
         )
         return nullcontext(rooms)

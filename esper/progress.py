@@ -326,7 +326,9 @@ def results(result: Result) -> RenderableType:
 
 
 def _recovered(recovery: Recovery) -> str:
-    if recovery.restore_s is None:
+    if recovery.alone:
+        until = "its successor was up; training went on"
+    elif recovery.restore_s is None:
         until = "another death broke it off"
     else:
         until = "the next good step" if recovery.first_step_s is not None else "all stood at a fence again"

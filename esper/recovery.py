@@ -13,7 +13,8 @@ from esper.leyline.base import Message
 class Recovery(Message):
     """One recovery; durations in seconds, one phase after the other.
 
-    Of one that another death broke off, the phases that did not end are None; the next one goes on in its place.
+    Of one that another death broke off, the phases that did not end are None; the next one goes on in its place. Who is
+    replaced alone stops nobody and has nothing restored: what it did is done again, beside the training that goes on.
     """
 
     actors: tuple[str, ...]
@@ -21,9 +22,11 @@ class Recovery(Message):
     error: str
     detail: str
     fence: int | None
-    """That the run went back to; None: to before fence 0."""
+    """That the run went back to; None: to before fence 0. If they were replaced alone, the last that was passed."""
     generation: int
     """That it went on in."""
+    alone: bool
+    """They were replaced while all others went on, in the same generation."""
     from_memory: bool
     """The host's state was in memory still; else it came from a checkpoint, or is as it was built."""
     detect_s: float | None
@@ -70,6 +73,10 @@ class Stopwatch:
         now = time.monotonic()
         self._laps[phase], self._last_s, self.ended_at = now - self._last_s, now, time.time()
 
+    def alone(self, lost: Lost, fence: int, generation: int) -> Recovery:
+        """What was measured of those that were replaced alone."""
+        return self.recovery(lost, fence, generation, from_memory=True).model_copy(update={"alone": True})
+
     def recovery(self, lost: Lost, fence: int | None, generation: int, *, from_memory: bool) -> Recovery:
         """What was measured until now, without the first step, which comes later."""
         return Recovery(
@@ -78,6 +85,7 @@ class Stopwatch:
             detail=str(self.error),
             fence=fence,
             generation=generation,
+            alone=False,
             from_memory=from_memory,
             detect_s=max(0.0, self.heard_at - lost.died_at) if lost.died_at is not None else None,
             decide_s=self._laps["decide"],

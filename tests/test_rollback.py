@@ -58,10 +58,12 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
             kasmina=make_kasmina(prospect, key, SystemClock()),
             incubator=make_incubator(prospect, key),
             counted=lambda _: 0,
+            mend=lambda _: None,
             signals=tuple,
             lost=nobody_lost,
             revive=lambda _: None,
             died_starting=tuple,
+            replaced=tuple,
             shared=lambda snapshot: snapshot,
         )
         yield Line(rooms, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
@@ -305,7 +307,7 @@ def test_what_was_taken_back_is_counted_also_after_a_death_and_nothing_else_is(
     dies(line, "manager-0", "kasmina")
     line.round()
     line.roll_back(Tier.FULL)
-    monkeypatch.setattr(line, "_tell_recovery", lambda: None)  # killed before it could
+    monkeypatch.setattr(line, "tell", lambda: None)  # killed before it could
     dies(line, "manager-0", "kasmina")
     assert (line.tally.rollbacks, read_past(tmp_path / "run").rollbacks) == (2, 2)
 

@@ -93,10 +93,12 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                     kasmina=make_kasmina(prospect, key, SystemClock()),
                     incubator=make_incubator(prospect, key, word.halted),
                     counted=lambda _: 0,
+                    mend=lambda _: None,
                     signals=hearing.take,
                     lost=nobody_lost,
                     revive=lambda _: None,
                     died_starting=tuple,
+                    replaced=tuple,
                     shared=lambda snapshot: snapshot,
                 )
 

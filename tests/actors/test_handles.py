@@ -181,7 +181,7 @@ def test_no_answer_is_no_progress() -> None:
 def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:
     remote = Remote(birth_of("nobody"), actor_of_nobody(), 0, patience_s=1.0)
     for total in (3, 7, 5):
-        remote._opened(Reply(None, {"esper.fallbacks": total, "esper.signal.published": 1}))
+        remote._opened(remote.process, Reply(None, {"esper.fallbacks": total, "esper.signal.published": 1}))
     assert remote.counters == {"esper.fallbacks": 7, "esper.signal.published": 1}
 
 
@@ -276,7 +276,7 @@ def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, 
 
 def test_a_message_of_another_generation_is_refused_across_processes(remotes: dict[str, Remote]) -> None:
     busy = remotes["busy"]
-    other = Remote(replace(birth_of("busy"), generation=2), busy._actor, busy.pid, patience_s=1.0)
+    other = Remote(replace(birth_of("busy"), generation=2), busy.process.actor, busy.pid, patience_s=1.0)
     with pytest.raises(DependencyViolationError, match="another generation's"):
         other.ask("work", 1, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -61,19 +62,45 @@ def prospect() -> Prospect:
 
 
 class LocalManager:
-    """A manager's handle whose house is in this process; like the real one it does one thing after the other."""
+    """A manager's handle whose house is in this process; like the real one it does one thing after the other.
+
+    A process of it is its house, which is emptied when it dies.
+    """
 
     machine = threading.Lock()
     """What a process of its own would have to itself: random streams."""
 
-    def __init__(self, prospect: Prospect) -> None:
-        self.house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, never, fetch=lambda snapshot: snapshot)
-        self.asked: list[tuple[str, Any]] = []
+    numbers = itertools.count()
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def __init__(self, prospect: Prospect) -> None:
+        self.name, self._prospect = f"manager-{next(self.numbers)}", prospect
+        self.asked: list[tuple[str, Any]] = []
+        self.dead: list[ForkHouse] = []
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        sent = SentProspect.of(self._prospect, Reference())
+        self.process: Any = ForkHouse(sent, KEY, never, fetch=lambda snapshot: snapshot)
+
+    def die(self) -> None:
+        self.dead.append(self.process)
+
+    def ask(self, method: str, *arguments: Any, process: Any = None, group: str | None = None) -> Any:
+        del group
+        house = process or self.process
         with self.machine:
-            self.asked.append((method, arguments[0]))
-            return getattr(self.house, method)(*arguments)
+            self.asked.append((method, arguments[0] if arguments else None))
+            if house in self.dead:
+                death = ActorLost("kasmina", "killed")
+                death.actor, death.process = self.name, id(house)
+                raise death
+            return getattr(house, method)(*arguments)
+
+    def check(self) -> None:
+        self.ask("close", [])
+
+    def reference(self, method: str, *arguments: Any, process: Any = None) -> list[Any]:
+        return [self.ask(method, *arguments, process=process)]
 
     def forks(self) -> set[str]:
         """Names of the forks that it was asked to open and not to close."""
@@ -84,12 +111,17 @@ class LocalManager:
         return set(opened) - set(closed)
 
 
+def nobody_comes(death: ActorLost) -> None:
+    """No death is answered by a restart."""
+    raise death
+
+
 @pytest.fixture
 def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteNursery]]:
     made: list[RemoteNursery] = []
 
-    def make(managers: Sequence[Any]) -> RemoteNursery:
-        made.append(RemoteNursery(managers))
+    def make(managers: Sequence[Any], replace: Any = nobody_comes) -> RemoteNursery:
+        made.append(RemoteNursery(managers, replace))
         return made[-1]
 
     yield make
@@ -149,6 +181,7 @@ def growth(prospect: Prospect, nursery: Any, wrap: Callable[[Any], Any]) -> list
         if fence == 1:
             nursery.keep_twin()
     answers.append(nursery.twin_losses(3))
+    nursery.state(3)
     nursery.advance_twin(80)
     answers.append(nursery.twin_report())
     return answers
@@ -193,15 +226,108 @@ def test_a_diverging_candidate_is_out_and_ends_no_manager(prospect: Prospect, nu
 
 def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, nursery_of: Any) -> None:
     class Diverging(LocalManager):
-        def ask(self, method: str, *arguments: Any) -> Any:
+        def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             if (method, arguments[0]) == ("train_to", "fork-0"):
                 raise DivergenceUnrecoverable(3, "loss", float("nan"))
-            return super().ask(method, *arguments)
+            return super().ask(method, *arguments, **where)
 
     nursery, live = nursery_of([Diverging(prospect)]), make_trainer(prospect, KEY)
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()])
     with pytest.raises(DivergenceUnrecoverable):
         nursery.collect()
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------
+
+
+class Mortal(LocalManager):
+    """A manager that dies as it is asked for the n-th time by anybody, if it is not that it closes its books."""
+
+    def __init__(self, prospect: Prospect, calls: Iterator[int], fatal: int) -> None:
+        super().__init__(prospect)
+        self._calls, self._fatal = calls, fatal
+        self.died_of = ""
+
+    def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
+        if next(self._calls) == self._fatal:
+            self.died_of = method
+            self.die()
+        return super().ask(method, *arguments, **where)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_whatever_a_manager_is_asked_as_it_dies_its_successor_leads_to_the_same_answers(
+    prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
+) -> None:
+    def replace(death: ActorLost) -> None:
+        (manager,) = [manager for manager in managers if manager.name == death.actor]
+        with replacing:
+            if death.process == id(manager.process):
+                replaced.append(manager.name)
+                manager.begin_anew()
+
+    died_of, replacing = set[str](), threading.Lock()
+    for fatal in itertools.count():
+        replaced: list[str] = []
+        calls = itertools.count()
+        managers = [Mortal(prospect, calls, fatal) for _ in range(count)]
+        nursery = nursery_of(managers, replace)
+        if "snapshot" in (found := attempt(prospect, nursery, managers)):
+            assert replaced == []  # the run as a whole goes back
+        else:
+            assert found == alone
+            assert len(replaced) == len([manager for manager in managers if manager.died_of])
+        if not any(manager.died_of for manager in managers):
+            break
+        died_of |= {manager.died_of for manager in managers}
+    assert died_of - {""} == {
+        "births",
+        "open",
+        "train_to",
+        "sample_losses",
+        "close",
+        "snapshot",
+        "shard_means",
+        "weights_sha256",
+    }
+
+
+def attempt(prospect: Prospect, nursery: RemoteNursery, managers: Sequence[Mortal]) -> list[Any]:
+    """What comes of a run with two tournaments and a twin; what the death was of, where it was not answered."""
+    try:
+        return growth(prospect, nursery, lambda snapshot: [snapshot])
+    except ActorLost:
+        return [manager.died_of for manager in managers if manager.died_of]
+
+
+def test_forks_of_a_tournament_that_is_done_again_are_closed_first(prospect: Prospect, nursery_of: Any) -> None:
+    def replace(death: ActorLost) -> None:
+        (manager,) = [manager for manager in managers if manager.name == death.actor]
+        assert all(other.forks() == set() for other in managers if other is not manager)
+        manager.begin_anew()
+        replaced.append(manager.name)
+
+    replaced: list[str] = []
+    calls, live = itertools.count(), make_trainer(prospect, KEY)
+    managers = [Mortal(prospect, calls, 9) for _ in range(3)]
+    nursery = nursery_of(managers, replace)
+    plans = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
+    nursery.begin(order_of(plans, 0), [live.snapshot()])
+    assert len(nursery.collect().forks) == 5
+    assert len(replaced) == 1
+
+
+def test_a_death_of_somebody_else_is_not_answered_here(prospect: Prospect, nursery_of: Any) -> None:
+    class Misled(LocalManager):
+        def ask(self, *_: Any, **__: Any) -> Any:
+            raise ActorLost("ray", "gcs_server has ended")
+
+    def replace(*_: Any) -> None:
+        raise AssertionError("nobody died whom it could replace")
+
+    nursery, live = nursery_of([Misled(prospect)], replace), make_trainer(prospect, KEY)
+    with pytest.raises(ActorLost, match="gcs_server"):
+        nursery.births(plans_for(prospect, 0, 0, ["mlp"]), [live.snapshot()])
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------
@@ -247,13 +373,13 @@ class HeldManager(LocalManager):
         super().__init__(prospect)
         self.waits, self.released, self.lost = threading.Event(), threading.Event(), False
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
         if method == "train_to":
             self.waits.set()
             assert self.released.wait(30)
         if self.lost:
-            raise ActorLost("kasmina", "killed")
-        return super().ask(method, *arguments)
+            self.die()
+        return super().ask(method, *arguments, **where)
 
     def let_go(self) -> None:
         self.released.set()
@@ -305,9 +431,9 @@ def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, nursery_of: A
 
 def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nursery_of: Any, tmp_path: Path) -> None:
     class Traced(LocalManager):
-        def ask(self, method: str, *arguments: Any) -> Any:
+        def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             traces.append(trace_id())
-            return super().ask(method, *arguments)
+            return super().ask(method, *arguments, **where)
 
     traces: list[str] = []
     nursery, live = nursery_of([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
@@ -356,7 +482,7 @@ def test_a_twin_that_is_lost_surfaces_where_it_is_needed(prospect: Prospect, nur
 
 def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
     before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
-    nursery = RemoteNursery([manager])
+    nursery = RemoteNursery([manager], nobody_comes)  # type: ignore[list-item]
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), [live.snapshot()])
     assert manager.waits.wait(30)
     nursery.close()

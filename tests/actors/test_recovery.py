@@ -15,7 +15,7 @@ import pytest
 import ray
 
 import esper.loop
-from actors.handles import Remote, is_gone
+from actors.handles import Process, is_gone
 from esper.errors import (
     ActorLost,
     FaultInjected,
@@ -154,10 +154,10 @@ class SaidToBeDead(Kills):
 def test_a_frozen_trainer_that_cannot_be_ended_and_wakes_beside_its_successor_changes_nothing(
     launch_tiny: Any, tmp_path: Path, alone: Result, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
-    kill, await_end = Remote.kill, Remote.await_end
+    kill, await_end = Process.kill, Process.await_end
     wakes = Wakes(faults_file(tmp_path / "run", 1))
-    monkeypatch.setattr(Remote, "kill", lambda self: None if wakes.is_frozen(self.pid) else kill(self))
-    monkeypatch.setattr(Remote, "await_end", lambda self: None if wakes.is_frozen(self.pid) else await_end(self))
+    monkeypatch.setattr(Process, "kill", lambda self: None if wakes.is_frozen(self.pid) else kill(self))
+    monkeypatch.setattr(Process, "await_end", lambda self: None if wakes.is_frozen(self.pid) else await_end(self))
     fault = {"point": point, "fault": "stop", "round": 5}
     try:
         result = launch_tiny(restarting=True, faults=[fault], progress=wakes, ray__collective_timeout_s=5.0)
