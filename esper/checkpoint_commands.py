@@ -15,7 +15,7 @@ from rich.table import Table
 
 from esper.execution import print_json
 from esper.history import Remains, committed, look_at
-from esper.inspection import verdicts
+from esper.inspection import missing, verdicts
 from esper.run_directory import checkpoints_folder
 
 DAMAGED = 1
@@ -30,6 +30,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last 
 def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Show the checkpoints that a run could go on from, oldest first."""
     found = look_at(run_dir)
+    gone = missing(run_dir, found.commits)
     if as_json:
         _print_json([written.model_dump(mode="json") for written in found.commits], found)
     else:
@@ -38,8 +39,9 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
             size, seconds = f"{one.length / 2**20:.2f}", f"{one.seconds:.3f}"
             table.add_row(one.file, str(one.fence), str(one.step), str(one.generation), size, seconds)
         Console().print(table)
-        print(*found.damages, sep="\n", end="\n" if found.damages else "")
-    return DAMAGED if found.damaged else 0
+        told = [*(f"{file}: is missing" for file in gone), *found.damages]
+        print(*told, sep="\n", end="\n" if told else "")
+    return DAMAGED if found.damaged or gone else 0
 
 
 @app.command()

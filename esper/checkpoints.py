@@ -129,20 +129,20 @@ class Checkpoints:
         host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
         return FenceState(written.fence, host, content["rooms"], nursery)
 
-    def sweep(self) -> None:
+    def sweep(self) -> tuple[str, ...]:
         """Remove what earlier saves left: files that were never committed or were taken back, and torn ones.
+
+        Returns:
+            Their names.
 
         Raises:
             StoreWriteFailed: one cannot be removed.
         """
         kept = {written.file for written in self._committed}
-        self._remove(
-            [
-                path
-                for path in sorted(self._folder.glob("*fence-*"))
-                if _LEFT.fullmatch(path.name) and path.name not in kept
-            ]
-        )
+        left = [path for path in sorted(self._folder.glob("*fence-*")) if _LEFT.fullmatch(path.name)]
+        left = [path for path in left if path.name not in kept]
+        self._remove(left)
+        return tuple(path.name for path in left)
 
     @property
     def committed(self) -> tuple[CheckpointWritten, ...]:

@@ -171,7 +171,7 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> int:
         print_json(found)
     else:
         _show(found)
-    return CHECK_FAILED if found["damaged"] else DONE
+    return CHECK_FAILED if found["damaged"] or found["missing_checkpoints"] else DONE
 
 
 def _show(found: dict[str, Any]) -> None:
@@ -188,6 +188,8 @@ def _show(found: dict[str, Any]) -> None:
         figures = ("", "") if gain is None else (f"{gain:+.2%}", f"{z:+.1f}")
         table.add_row(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures)
     console.print(table)
+    for file in found["missing_checkpoints"]:
+        console.print(f"{file}: is missing", soft_wrap=True, markup=False)
     for damage in found["damages"]:
         console.print(str(Damage(**damage)), soft_wrap=True, markup=False)
 

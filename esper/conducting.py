@@ -31,10 +31,10 @@ from esper.run_directory import (
     checkpoints_folder,
     faults_file,
     reports_folder,
-    summary_file,
     telemetry_folder,
 )
 from esper.summary import Identity, Result, failure, fate, identify
+from esper.takeover import take_over
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
@@ -115,12 +115,9 @@ class Conductor:
             checkpoints = stack.enter_context(
                 closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed))
             )
-            record = Record(self, prospect, path, key, journal, store, checkpoints, telemetry, past)
+            record = Record(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
             if past is None:
                 journal.write(Kind.RUN_STARTED, identity)
-            else:
-                record.kept = checkpoints.load_latest() if committed else None
-                record.take_over(past, identity)
             return record.run()
 
 
@@ -132,6 +129,7 @@ class Record:
     prospect: Prospect
     path: Path
     key: RunKey
+    identity: Identity
     journal: Journal
     store: FieldReportStore
     checkpoints: Checkpoints
@@ -141,25 +139,13 @@ class Record:
     kept: FenceState | None = None
     """Where it goes on, until the rooms have been restored there: the copy is not held any longer."""
 
-    def take_over(self, past: Past, identity: Identity) -> None:
-        """Make the run's new generation the one that counts."""
-        if identity.cpu != past.identity.cpu:
-            severe("other_cpu", Severity.WARNING, began_on=past.identity.cpu, goes_on_on=identity.cpu)
-        self.journal.supersede(self.kept.fence if self.kept is not None else None)
-        faults.point("conductor.supersede")
-        summary_file(self.path).unlink(missing_ok=True)  # of a run that is longer now
-        identity.save(self.path)
-        if all(damage.torn for damage in past.damages):  # else a record of what lies there may be what is lost
-            self.checkpoints.sweep()
-        faults.point("conductor.resume")
-        self.journal.write(Kind.RUN_RESUMED, identity)
-
     def run(self) -> Result:
         """Bring the rooms up, run the line, and write down how it ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
         progress.started(self.prospect, self.path)
         try:
+            self._take_over()
             with ExitStack() as up:
                 with drain.starting(), span("esper start", role="conductor"):
                     trace = trace_id()
@@ -177,6 +163,17 @@ class Record:
         self.journal.write(Kind.RUN_ENDED, **result.as_json())
         progress.ended(result)
         return result
+
+    def _take_over(self) -> None:
+        """Go on from what came before, if anything did."""
+        if self.past is None:
+            return
+        if self.identity.cpu != self.past.identity.cpu:
+            severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
+        taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity)
+        self.kept = taken.kept
+        for line in taken.told:
+            self.conductor.progress.found(line)
 
     def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> Result:
         """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""

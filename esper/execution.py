@@ -23,15 +23,17 @@ from rich.console import Console
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, Drained, EmergencyStop, EsperError
-from esper.history import look_at
+from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
 from esper.line import Drain
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
 from esper.progress import Terminal
 from esper.references import Reference
+from esper.run_directory import checkpoints_folder
 from esper.summary import Result, failure
 from esper.task import Task
+from esper.tolaria.checkpoint import QUARANTINE
 
 STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
@@ -64,7 +66,10 @@ def execute_resume(
     """
     resume = resume_here if in_process else _other_way("ray-resume")
     with _watched(as_json) as (progress, drain):
-        return resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
+        result = resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
+        if progress.path is None:  # it had reached its end before
+            progress.ended(result)
+        return result
 
 
 @contextmanager
@@ -154,18 +159,14 @@ def _signals(drain: Drain) -> Iterator[None]:
 
 def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
     """The typed error, its cause, its trace, what is kept, what to do next."""
-    entries = look_at(run_dir).entries if run_dir is not None else ()
+    found = look_at(run_dir) if run_dir is not None else None
+    entries = found.entries if found is not None else ()
     last = next((entry for entry in reversed(entries) if _tells(entry, error)), None)
-    kept = "nothing was written" if run_dir is None else "run.json; the run had not begun"
-    if last is not None:
-        kept = f"journal, telemetry and checkpoints up to fence {last.body['fence']}"
-    elif entries:
-        kept = "journal, telemetry and checkpoints"
     told: dict[str, Any] = {
         **failure(error),
         "trace_id": last.body["trace_id"] if last is not None else None,
         "run_dir": str(run_dir) if run_dir is not None else None,
-        "kept": kept,
+        "kept": _kept(run_dir, found) if run_dir is not None and found is not None else "nothing was written",
         "next": f"esper resume {run_dir}" if run_dir is not None else "mend the cause and run again",
     }
     notes = told.pop("notes")
@@ -180,6 +181,17 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
             print(f"{name}: {value}", file=sys.stderr)
     if as_json:
         print_json({**told, "notes": notes} if notes else told)
+
+
+def _kept(run_dir: Path, found: Remains) -> str:
+    """What a run that failed leaves behind."""
+    if not found.entries:
+        return "run.json; the run had not begun"
+    there = [str(one.fence) for one in found.commits if (checkpoints_folder(run_dir) / one.file).exists()]
+    kept = f"journal, telemetry and checkpoints of fence {', '.join(there)}" if there else "journal and telemetry"
+    aside = checkpoints_folder(run_dir) / QUARANTINE
+    names = sorted(file.name for file in aside.iterdir()) if aside.is_dir() else []
+    return f"{kept}; in quarantine, since they do not load: {', '.join(names)}" if names else kept
 
 
 def _tells(entry: Entry, error: Exception) -> bool:

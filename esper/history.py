@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,9 +22,19 @@ from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.signals import Level
-from esper.records import misfit
-from esper.run_directory import checkpoints_folder, journal_file, journals, reports_folder, run_file, summary_file
+from esper.records import kept_newest, misfit
+from esper.run_directory import (
+    checkpoints_folder,
+    generation_of,
+    journal_file,
+    journals,
+    refusing,
+    reports_folder,
+    run_file,
+    summary_file,
+)
 from esper.summary import Identity, load_identity
+from esper.tolaria.checkpoint import QUARANTINE
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Remains:
     entries: tuple[Entry, ...]
     """What counts, in order."""
     commits: tuple[CheckpointWritten, ...]
-    """Checkpoints that were committed and are not dropped by retention, oldest first."""
+    """Checkpoints that were committed and are there, or should be, oldest first."""
     damages: tuple[Damage, ...]
     """Every place in a journal that could not be read."""
     resumes: int
@@ -79,6 +89,13 @@ class Past(Remains):
     identity: Identity
 
 
+def check_sound(path: Path, past: Remains) -> None:
+    """Raises: StoreCorrupt: more of a journal is damaged than the end of an append that nobody acknowledged."""
+    for damage in past.damages:
+        if not damage.torn:
+            raise StoreCorrupt(str(path / damage.file), f"byte {damage.offset}: {damage.reason}")
+
+
 def read_past(path: Path) -> Past:
     """Read a run's journals, without a lock; it may be going on.
 
@@ -94,23 +111,30 @@ def read_past(path: Path) -> Past:
     return Past(**vars(found))
 
 
-def sync_past(path: Path) -> None:
-    """Make all that a run's journals say durable, before anyone goes on from it: their writer may have been killed.
+def settled_past(path: Path) -> Past:
+    """`read_past` for whoever goes on from it: what it says is durable then, even if its writer was killed.
 
     Raises:
         StoreWriteFailed: a power failure may take some of it back.
+        RunDirectoryError, StoreCorrupt: as by `read_past`.
     """
     for file in journals(path).values():
         sync_file(file)
     sync_folder(path)
+    return read_past(path)
 
 
 def look_at(path: Path) -> Remains:
     """Read what can be read of a run, without a lock; it may be going on, or damaged in any way.
 
     Raises:
-        RunDirectoryError: nothing of a run is here.
+        RunDirectoryError: nothing of a run is here, or the system does not let it be read.
     """
+    with refusing("RUN", path):
+        return _look_at(path)
+
+
+def _look_at(path: Path) -> Remains:
     if not path.is_dir() or not (run_file(path).exists() or checkpoints_folder(path).is_dir() or journals(path)):
         raise RunDirectoryError("RUN", str(path), "no run is here (no run.json, no journal, no checkpoints)")
     identity, damages = _identity(path)  # before the journals: theirs can only be newer
@@ -125,22 +149,30 @@ def look_at(path: Path) -> Remains:
         except StoreCorrupt as error:
             damages.append(Damage(file.name, None, error.reason))
     valid = _valid(said)
+    damages = [_not_torn(damage, valid) for damage in damages]
     damages += _cut_off({number: files[number] for number in said}, valid)
     entries, undecided = _joined(path, said, valid, {damage.file for damage in damages if not damage.torn})
     did = [{entry.kind for entry in its_entries} for its_entries in said.values()]  # what was taken back included
     commits, newest_lost = committed(entries), newest > 0 and newest not in said
-    kept = [] if newest_lost else commits[-1:]  # retention leaves the newest: if it is not there, it is missing
+    in_doubt = any(not damage.torn for damage in (*damages, *undecided))
+    due = commits[-1:] if in_doubt else _due(said, valid)
+    put_aside = _names(checkpoints_folder(path) / QUARANTINE) - {one.file for one in due[-1:]}
+    there = _names(checkpoints_folder(path)) | ({one.file for one in due if not newest_lost} - put_aside)
     return Remains(
         identity if identity is not None else _told(entries),
         newest,
         tuple(entries),
-        tuple(one for one in commits if one in kept or (checkpoints_folder(path) / one.file).exists()),
+        tuple(one for one in commits if one.file in there),
         (*damages, *undecided),
         sum(Kind.RUN_RESUMED in kinds for kinds in did),
         sum(Kind.ROLLED_BACK in kinds for kinds in did),
         sum(_restarts(entry) for its_entries in said.values() for entry in its_entries),
         newest_lost,
     )
+
+
+def _names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()} if folder.is_dir() else set()
 
 
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
@@ -217,6 +249,31 @@ def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage
         for number, size in sizes.items()
         if size < valid[number]
     ]
+
+
+def _not_torn(damage: Damage, valid: Mapping[int, int]) -> Damage:
+    """Whoever took over said how far the journal could be read then: what lies before that was whole once."""
+    lasts = damage.torn and damage.offset is not None and damage.offset < valid.get(generation_of(Path(damage.file)), 0)
+    return replace(damage, torn=False) if lasts else damage
+
+
+def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[CheckpointWritten]:
+    """Checkpoints that retention has left: fence 0 and the newest of those that counted when it dropped others."""
+    due: list[CheckpointWritten] = []
+    keep = 1
+    for generation, its_entries in said.items():
+        for entry in its_entries:
+            if generation in valid and entry.end > valid[generation]:
+                break
+            if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED):
+                keep = kept_newest(entry)
+            elif entry.kind is Kind.SUPERSEDED:
+                back_at = entry.body["from_fence"]
+                due = [one for one in due if back_at is not None and one.fence <= back_at]
+            elif entry.kind is Kind.CHECKPOINT_COMMITTED:
+                due.append(CheckpointWritten.model_validate(entry.body))
+                due = [one for place, one in enumerate(due, start=keep - len(due)) if one.fence == 0 or place >= 0]
+    return due
 
 
 def _told(entries: Sequence[Entry]) -> Identity | None:

@@ -43,6 +43,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "seed": identity.config.run.seed if identity is not None else None,
         "generation": found.generation,
         "checkpoints": [written.fence for written in found.commits],
+        "missing_checkpoints": missing(path, found.commits),
         "train_loss": last["train_loss"],
         "damaged": found.damaged,
         "damages": [asdict(damage) for damage in found.damages],
@@ -53,27 +54,42 @@ def inspect_run(path: Path) -> dict[str, Any]:
 def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
     """Which checkpoints of a run load (see `verify_all`), without those that retention drops meanwhile."""
     found = verify_all(checkpoints_folder(path), commits)
-    if all(one["ok"] for one in found):
-        return found
-    still = {written.file for written in look_at(path).commits}
-    return [one for one in found if one["ok"] or one["file"] in still]
+    bad = _still(path, {one["file"] for one in found if not one["ok"]})
+    return [one for one in found if one["ok"] or one["file"] in bad]
+
+
+def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
+    """Checkpoints that should be there and are not, and were not dropped by retention meanwhile."""
+    gone = _still(path, {one.file for one in commits if not (checkpoints_folder(path) / one.file).exists()})
+    return [one.file for one in commits if one.file in gone]
+
+
+def _still(path: Path, files: set[str]) -> set[str]:
+    """Those that a run which may have gone on since should still have."""
+    return files & {written.file for written in look_at(path).commits} if files else files
+
+
+STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
+"""What a run is that was asked to stop, by the error that it stopped with."""
 
 
 def _state(path: Path, found: Remains) -> str:
-    """finished, failed, interrupted, running, stopped (its process is gone), open (its process is elsewhere), unknown.
+    """finished, failed, interrupted, drained, running, stopped, open, unknown.
 
-    Unknown: the process is gone, and so is the journal in which it would have said how it ended.
+    Stopped: its process is gone. Open: that is on another machine. Unknown: it is gone, and so is the journal in which
+    it would have said how it ended.
     """
     for entry in () if found.newest_lost else reversed(found.entries):
         if entry.kind is Kind.RUN_ENDED:
             return "finished"
         if entry.kind is Kind.RUN_FAILED:
-            return "interrupted" if entry.body["error"] == "KeyboardInterrupt" else "failed"
+            return STOPPED_BY.get(entry.body["error"], "failed")
         if entry.kind is Kind.SUPERSEDED:  # how an older generation ended is past
             break
     gone = "unknown" if found.newest_lost else "stopped"
     lease = path / LEASE
-    holder = re.match(r"pid (\d+) on (.+)", lease.read_text()) if lease.is_file() else None
+    said = lease.read_text(errors="replace") if lease.is_file() else ""
+    holder = re.match(r"pid (\d{1,9}) on (.+)", said)
     if holder is None:
         return gone
     if holder[2] != socket.gethostname():

@@ -73,6 +73,8 @@ class Journal:
 
     def __init__(self, run_dir: Path, generation: int) -> None:
         self.generation, self._run_dir = generation, run_dir
+        self._ends: dict[int, int] = {}
+        """Where the last good record of each older journal ends, in bytes."""
         self._log = FramedLog.open(journal_file(run_dir, generation), epoch=generation)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
@@ -109,8 +111,10 @@ class Journal:
         self._writer.submit(self._supersede, from_fence).result()
 
     def _supersede(self, from_fence: int | None) -> None:
-        older = {number: file for number, file in journals(self._run_dir).items() if number < self.generation}
-        lengths = {str(number): file.stat().st_size for number, file in older.items()}
+        for number, file in journals(self._run_dir).items():
+            if number < self.generation and number not in self._ends:
+                self._ends[number] = max((frame.end for frame in scan(file).frames), default=0)
+        lengths = {str(number): end for number, end in self._ends.items()}
         body: dict[str, object] = {"from_fence": from_fence, "generation": self.generation, "lengths": lengths}
         self._append([(int(Kind.SUPERSEDED), _payload(body))])
 
@@ -120,6 +124,7 @@ class Journal:
     def _open_next(self, from_fence: int | None) -> None:
         """In one piece: no record of another thread's comes before SUPERSEDED."""
         self._log.close()
+        self._ends[self.generation] = self._log.size_bytes
         self.generation += 1
         self._log = FramedLog.open(journal_file(self._run_dir, self.generation), epoch=self.generation)
         self._supersede(from_fence)

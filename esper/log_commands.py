@@ -17,6 +17,7 @@ import typer
 from esper.durable.log import Frame, LoadError, iterate
 from esper.errors import ConfigError, StoreCorrupt
 from esper.execution import print_json
+from esper.run_directory import refusing
 
 DAMAGED = 1
 
@@ -86,13 +87,17 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
 
 def _logs(path: Path) -> list[Path]:
     """Raises: ConfigError: there is no log."""
-    if not path.exists():
+    with refusing("PATH", path):
+        there = path.exists()
+    if not there:
         raise ConfigError("PATH", str(path), "there is no such file or folder")
     if not path.is_dir():
         if not path.is_file():
             raise ConfigError("PATH", str(path), "it is neither a file nor a folder")
         return [path]
-    found = sorted(one for one in path.rglob("*.log") if one.is_file())
+    with refusing("PATH", path):
+        next(path.iterdir(), None)
+        found = sorted(one for one in path.rglob("*.log") if one.is_file())
     if not found:
         raise ConfigError("PATH", str(path), "no file in this folder or below ends in .log")
     return found

@@ -41,6 +41,10 @@ class Progress(Protocol):
         """The run begins."""
         ...
 
+    def found(self, what: str) -> None:
+        """Something of what came before, as a run is gone on with."""
+        ...
+
     def working(self, what: str) -> None:
         """Something begins that takes a while."""
         ...
@@ -66,6 +70,9 @@ class Quiet:
     """Shows nothing."""
 
     def started(self, prospect: Prospect, path: Path) -> None:
+        """Nothing."""
+
+    def found(self, what: str) -> None:
         """Nothing."""
 
     def working(self, what: str) -> None:
@@ -106,6 +113,10 @@ class Terminal:
         if self._wants_live:
             self._live = Live(console=self._console, refresh_per_second=8)
             self._live.start()
+
+    def found(self, what: str) -> None:
+        """Say it, indented under the heading."""
+        self._console.print(Text(f"  {what}"), soft_wrap=True)
 
     def working(self, what: str) -> None:
         """Show beside a spinner what is going on; plain lines show only what came of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -10,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from esper.config import RunConfig
-from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError, StoreCorrupt
-from esper.history import Past, committed, lasting_level, read_past
+from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
+from esper.history import Past, check_sound, committed, lasting_level, read_past
 from esper.inspection import verdicts
 from esper.journal import Kind
 from esper.leyline.decisions import Hold
@@ -25,6 +26,7 @@ from esper.progress import Progress
 from esper.prospect import Prospect
 from esper.resuming import check_sealed, check_versions, load_same_task
 from esper.summary import Result, Tally
+from esper.tamiyo.heuristic import HeuristicPolicy
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,7 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
 def _check_sound(run_dir: Path, past: Past) -> None:
     """Raises: StoreCorrupt: there is damage, which must not be taken for another course."""
-    for damage in past.damages:
-        if not damage.torn:
-            raise StoreCorrupt(str(run_dir / damage.file), f"byte {damage.offset}: {damage.reason}")
+    check_sound(run_dir, past)
     for found in verdicts(run_dir, past.commits):
         if not found["ok"]:
             raise CheckpointCorrupt(found["file"], found["reason"])
@@ -99,10 +99,19 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
         why = "it was given another length on its way, and cannot be repeated in one"
     elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
         why = f"it ran on {', '.join(other)}, whose bits are others than those of this processor ({cpu_type()})"
+    elif other := sorted({policy for policy in _policies(past) if policy != HeuristicPolicy.version}):
+        why = f"another policy decided it than its config has: {', '.join(other)}"
     elif (lasting_level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
         why = "an emergency signal held its growth back, and that comes from outside"
     if why:
         raise RunDirectoryError("RUN", str(run_dir), why)
+
+
+def _policies(past: Past) -> Iterator[str]:
+    """The version of whoever made each decision."""
+    for entry in past.entries:
+        if entry.kind is Kind.DECISION:
+            yield entry.body["policy_version"]
 
 
 def _undisturbed(past: Past, place: Path) -> RunConfig:
@@ -126,6 +135,9 @@ class _Until:
 
     def started(self, prospect: Prospect, path: Path) -> None:
         self.shown.started(prospect, path)
+
+    def found(self, what: str) -> None:
+        self.shown.found(what)
 
     def working(self, what: str) -> None:
         self.shown.working(what)

@@ -50,6 +50,22 @@ class _Restarted(_Said):
     actors: list[str]
 
 
+class _Retention(_Said):
+    keep: int
+
+
+class _Config(_Said):
+    checkpoint: _Retention
+
+
+class _Begun(_Said):
+    config: _Config
+
+
+class _Decision(_Said):
+    policy_version: str
+
+
 class _Transition(_Said):
     seed_id: str
     slot: str
@@ -67,7 +83,10 @@ class _Incubation(_Said):
 
 
 SAID: Mapping[Kind, type[BaseModel]] = {
+    Kind.RUN_STARTED: _Begun,
+    Kind.RUN_RESUMED: _Begun,
     Kind.ROUND_ENDED: _Round,
+    Kind.DECISION: _Decision,
     Kind.TRANSITION: _Transition,
     Kind.INCUBATION_ENDED: _Incubation,
     Kind.RUN_FAILED: _Failed,
@@ -78,6 +97,11 @@ SAID: Mapping[Kind, type[BaseModel]] = {
     Kind.ACTOR_RESTARTED: _Restarted,
 }
 """By kind, what readers go by. Of the other kinds nothing but that they are objects."""
+
+
+def kept_newest(entry: Entry) -> int:
+    """How many checkpoints a run keeps, by the record of its beginning or of its going on."""
+    return _Begun.model_validate(entry.body).config.checkpoint.keep
 
 
 def misfit(entry: Entry) -> str:

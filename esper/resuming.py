@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
-from esper.history import Past, read_past, sync_past
+from esper.history import Past, read_past, settled_past
 from esper.journal import Entry, Kind
 from esper.references import Reference, load_task
 from esper.run_directory import RunDirectory, run_file, summary_file
@@ -68,8 +68,7 @@ def resumed(
     """
     read_past(run_dir)  # before a lock file of ours is put anywhere
     with RunDirectory.reopen(run_dir) as directory:
-        sync_past(run_dir)
-        past = read_past(run_dir)
+        past = settled_past(run_dir)
         check_sealed(run_dir, past)
         identity = past.identity
         config = _config(identity, settings, broken)

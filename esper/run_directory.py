@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +18,20 @@ LEASE = "lease"
 JOURNAL = re.compile(r"journal-\d+\.log")
 LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
 """What is left of a file's writer that was killed."""
+
+
+@contextmanager
+def refusing(field: str, path: Path) -> Iterator[None]:
+    """Around the use of a directory that somebody named.
+
+    Raises:
+        RunDirectoryError: the system refuses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        at = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
+        raise RunDirectoryError(field, str(path), f"cannot be used: {error.strerror}{at}") from error
 
 
 class RunDirectory:
@@ -34,7 +50,7 @@ class RunDirectory:
         if path is None:
             path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
         try:
-            _make(path)
+            make(path)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise RunDirectoryError("run.dir", str(path), "not writable; choose another")
             lease = DirectoryLease(path)
@@ -61,11 +77,16 @@ class RunDirectory:
         Raises:
             RunDirectoryError: it holds no run, is in use by the process that is named, or is not writable.
         """
-        if not run_file(path).is_file():
-            raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
-        lease = DirectoryLease(path)
-        lease.acquire()
-        _sweep(path)
+        with refusing("RUN", path):
+            if not run_file(path).is_file():
+                raise no_run(path)
+            lease = DirectoryLease(path)
+            lease.acquire()
+            try:
+                _sweep(path)
+            except BaseException:
+                lease.release()
+                raise
         return cls(path, lease)
 
     def close(self) -> None:
@@ -81,8 +102,8 @@ class RunDirectory:
         self.close()
 
 
-def _make(path: Path) -> None:
-    """Raises: OSError: the system refused."""
+def make(path: Path) -> None:
+    """Make a folder, durably, if it is not there. Raises: OSError: the system refused."""
     try:
         make_folders(path)
     except StoreWriteFailed as error:
@@ -99,6 +120,14 @@ def _sweep(path: Path) -> None:
 def _refuse_filled(path: Path) -> None:
     if any(entry.name != LEASE and not LITTER.fullmatch(entry.name) for entry in path.iterdir()):
         raise RunDirectoryError("run.dir", str(path), "not empty; choose an absent or empty directory")
+
+
+def no_run(path: Path) -> RunDirectoryError:
+    """What to raise where there is no `run.json`."""
+    if path.is_dir() and journals(path):
+        mend = "run.json is missing, a run's journals are here: put it back from a copy (`esper snapshot` makes them)"
+        return RunDirectoryError("RUN", str(path), mend)
+    return RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
 
 
 def run_file(path: Path) -> Path:

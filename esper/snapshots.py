@@ -5,15 +5,16 @@ The copy is a run directory: it can be looked at, gone on with and proved like t
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
 
 from esper.durable.files import make_folders, sync_folder
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreWriteFailed
-from esper.history import committed, read_past
+from esper.history import check_sound, read_past
 from esper.leyline.checkpoints import CheckpointWritten
-from esper.run_directory import checkpoints_folder, journals, reports_folder, run_file, summary_file
+from esper.run_directory import checkpoints_folder, journals, make, refusing, reports_folder, run_file, summary_file
 from esper.tolaria.checkpoint import verify_all
 
 
@@ -30,13 +31,15 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
 
     Raises:
         RunDirectoryError: there is no run, it has no checkpoint yet, or the place is taken. Nothing was written.
-        StoreCorrupt: it is open what of the run counts. Nothing was written.
+        StoreCorrupt: a journal is damaged. Nothing was written.
         CheckpointCorrupt: a checkpoint is damaged, of the run or of the copy; the copy was removed.
         StoreWriteFailed: the copy could not be written; it was removed.
     """
     _commits(run_dir)
-    if place.exists():
-        raise RunDirectoryError("TO", str(place), "it is there already; choose another")
+    with refusing("TO", place):
+        if place.exists():
+            raise RunDirectoryError("TO", str(place), "it is there already; choose another")
+        _make_parent(place.parent)
     draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         make_folders(checkpoints_folder(draft))
@@ -53,29 +56,36 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
     return commits
 
 
+def _make_parent(folder: Path) -> None:
+    """Raises: OSError: nothing can be put there."""
+    make(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
 def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
-    commits = read_past(run_dir).commits
-    if not commits:
+    past = read_past(run_dir)
+    check_sound(run_dir, past)
+    if not past.commits:
         raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to keep")
-    return commits
+    return past.commits
 
 
 def _copy(run_dir: Path, draft: Path) -> None:
-    """Copy what the run says and then the checkpoints that this names, the newest first: that one must be there.
+    """Copy what the run says and then the checkpoints that should be there by it.
 
-    Retention may have dropped any of them meanwhile. If it was the newest, the run has gone on: copy what it says now.
+    If one is not, retention has dropped it, since the run has gone on meanwhile: copy what it says now.
     """
     newest = None
     while True:
         _copy_words(run_dir, draft)
-        *older, last = committed(read_past(draft).entries)
-        if _copied(last, run_dir, draft):
-            break
-        if last == newest:
-            raise CheckpointCorrupt(last.file, "is missing, and the run has not gone on since it was committed")
-        newest = last
-    for written in older:
-        _copied(written, run_dir, draft)
+        commits = read_past(draft).commits
+        missing = [written for written in commits if not _copied(written, run_dir, draft)]
+        if not missing:
+            return
+        if commits[-1] == newest:
+            raise CheckpointCorrupt(missing[-1].file, "is missing, and the run has not gone on since it was needed")
+        newest = commits[-1]
 
 
 def _copy_words(run_dir: Path, draft: Path) -> None:

@@ -27,7 +27,7 @@ from esper.machine import cpu_type
 from esper.prospect import Prospect
 from esper.recovery import Recovery
 from esper.references import Reference
-from esper.run_directory import run_file, summary_file
+from esper.run_directory import no_run, refusing, run_file, summary_file
 
 VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "opentelemetry-sdk")
 
@@ -101,8 +101,9 @@ def load_identity(path: Path) -> Identity:
         StoreCorrupt: it is not one of ours.
     """
     file = run_file(path)
-    if not file.is_file():
-        raise RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
+    with refusing("RUN", path):
+        if not file.is_file():
+            raise no_run(path)
     try:
         return Identity.model_validate_json(file.read_bytes())
     except OSError as error:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from esper.cli import exit_code
+from esper.durable.log import FramedLog
 from esper.history import read_past
-from esper.inspection import verdicts
+from esper.inspection import missing, verdicts
 from esper.journal import Kind, read
 from esper.run_directory import checkpoints_folder, journal_file, run_file
 
@@ -64,8 +65,29 @@ def test_a_last_checkpoint_that_is_missing_is_told(path: Path, capsys: pytest.Ca
 
 def test_one_that_retention_drops_while_it_is_looked_at_is_no_damage(path: Path) -> None:
     commits = read_past(path).commits
+    with FramedLog.open(journal_file(path, 2), epoch=2) as log:
+        log.append(
+            int(Kind.CHECKPOINT_COMMITTED), commits[-1].model_copy(update={"fence": 7}).model_dump_json().encode()
+        )
     (checkpoints_folder(path) / "fence-5-g2.pt").unlink()
     assert verdicts(path, commits) == [SOUND[0], SOUND[2]]
+    assert missing(path, commits) == []
+
+
+@pytest.mark.parametrize("file", ["fence-0-g1.pt", "fence-5-g2.pt", "fence-6-g2.pt"])
+def test_whichever_is_missing_is_told_and_a_copy_is_refused(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    (checkpoints_folder(path) / file).unlink()
+    code, told = esper(capsys, "verify", str(path))
+    assert (code, [one["file"] for one in told["checkpoints"] if not one["ok"]]) == (1, [file])
+    assert exit_code(["checkpoint", "list", str(path)]) == 1
+    assert f"{file}: is missing\n" in capsys.readouterr().out
+    assert exit_code(["inspect", str(path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["missing_checkpoints"] == [file]
+    assert exit_code(["snapshot", str(path), "--to", str(tmp_path / "copy")]) == 3
+    assert file in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
 
 
 # -- damage elsewhere --------------------------------------------------------------------------------------------

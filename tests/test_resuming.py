@@ -492,7 +492,7 @@ def test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks(
 ) -> None:
     path = stopped(2)
     with Journal(path, 1) as journal:
-        journal.write(kind, fence=2)
+        journal.write(kind, fence=2, config={"checkpoint": {"keep": 2}})
     refused(path, StoreCorrupt, rf"a record of another version: {kind.name}\.(run_id|run_dir): Field required")
 
 

@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,11 @@ class Disk:
     """The system calls under this room, one method each. All raise `OSError` as the system does."""
 
     def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags, 0o666)
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a pipe that lies there would hang us
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return descriptor
 
     def reader(self, descriptor: int, *, owned: bool = False) -> BinaryIO:
         """The file from where the descriptor stands; closing it closes an `owned` descriptor and leaves any other."""

@@ -40,6 +40,7 @@ NAMES = frozenset(
         "rollback_fast",
         "rollback_full",
         "checkpoint_rejected",
+        "journal_damaged",
         "actor_died_starting",
         "actor_restarted",
         "trainer_rank_lost",

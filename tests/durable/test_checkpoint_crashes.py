@@ -64,7 +64,7 @@ def test_after_hundreds_of_thousands_of_crashes_a_run_goes_on_from_its_last_chec
 def test_a_broken_promise_is_told_with_the_state_that_broke_it() -> None:
     lossy = next(mutant for mutant in RUN_MUTANTS if "dropped before the COMMIT" in mutant.name)
     code = mutated({lossy.module: [(lossy.old, lossy.new)]})
-    with pytest.raises(Broken, match="lost") as broken:
+    with pytest.raises(Broken, match="not what was committed: 0 bytes") as broken:
         RunTorture(code, SCENARIOS[0], per_point=0, nested_every=10**9, kill_every=0).all()
     assert SCENARIOS[0].name in broken.value.__notes__[0]
 
@@ -136,8 +136,12 @@ def killers(nested_every: int) -> dict[str, Callable[[RunCode], object]]:
     def torture(scenario: Scenario) -> Callable[[RunCode], object]:
         return lambda code: RunTorture(code, scenario, per_point=0, nested_every=nested_every, kill_every=0).all()
 
+    def killed(code: RunCode) -> object:
+        return RunTorture(code, SCENARIOS[0], per_point=0, nested_every=10**9, kill_every=1).all()
+
     return {
         **{f"crash shim, {scenario.name}": torture(scenario) for scenario in SCENARIOS},
+        f"kills, {SCENARIOS[0].name}": killed,
         **{check.__name__.replace("_", " "): check for check in RUN_CHECKS},
     }
 

@@ -111,11 +111,11 @@ class CrashTree(CrashDisk):
             with self._change("make_folder"):
                 self._rename({key: Inode()})
 
-    def damage(self, name: str) -> bytes:
-        """Flip a bit in the middle of a file that is durable. Returns what it then holds."""
+    def damage(self, name: str, at: int | None = None) -> bytes:
+        """Flip a bit of a file that is durable, by default in its middle. Returns what it then holds."""
         inode = self.names_seen[name]
         assert not inode.changes, "it is not durable yet"
-        inode.seen[len(inode.seen) // 2] ^= 1
+        inode.seen[len(inode.seen) // 2 if at is None else at] ^= 1
         inode.base = bytes(inode.seen)
         return inode.base
 

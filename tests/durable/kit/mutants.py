@@ -370,14 +370,14 @@ RUN_MUTANTS = (
     Mutant(
         "checkpoints: what was kept is swept away, too",
         "checkpoints",
-        "and path.name not in kept",
-        'and not path.name.startswith("fence-0-")',
+        "if path.name not in kept]",
+        'if not path.name.startswith("fence-0-")]',
     ),
     Mutant(
         "checkpoints: nothing is swept away",
         "checkpoints",
-        "if _LEFT.fullmatch(path.name) and path.name not in kept",
-        "if False",
+        "if path.name not in kept]",
+        "if False]",
     ),
     Mutant(
         "saves: committed before it is durable",
@@ -444,28 +444,31 @@ RUN_MUTANTS = (
     Mutant(
         "journal: the lengths of the older ones are not told",
         "journal",
-        "for number, file in older.items()}",
-        "for number, file in {}.items()}",
+        "for number, end in self._ends.items()}",
+        "for number, end in {}.items()}",
     ),
     Mutant(
         "journal: only the length of the one before is told",
         "journal",
-        "if number < self.generation}",
-        "if number == self.generation - 1}",
+        "for number, end in self._ends.items()}",
+        "for number, end in self._ends.items() if number == self.generation - 1}",
     ),
     Mutant(
         "journal: who is taken back goes on in the old one",
         "journal",
-        "        self._log.close()\n        self.generation += 1\n        self._log = FramedLog.open(journal_file("
+        "        self._log.close()\n        self._ends[self.generation] = self._log.size_bytes\n"
+        "        self.generation += 1\n        self._log = FramedLog.open(journal_file("
         "self._run_dir, self.generation), epoch=self.generation)\n",
         "        self.generation += 1\n",
     ),
     Mutant(
         "journal: what is taken over is said in the old one",
         "journal",
-        "        self._log.close()\n        self.generation += 1\n        self._log = FramedLog.open(journal_file("
+        "        self._log.close()\n        self._ends[self.generation] = self._log.size_bytes\n"
+        "        self.generation += 1\n        self._log = FramedLog.open(journal_file("
         "self._run_dir, self.generation), epoch=self.generation)\n        self._supersede(from_fence)\n",
-        "        self._supersede(from_fence)\n        self._log.close()\n        self.generation += 1\n"
+        "        self._supersede(from_fence)\n        self._log.close()\n"
+        "        self._ends[self.generation] = self._log.size_bytes\n        self.generation += 1\n"
         "        self._log = FramedLog.open(journal_file(self._run_dir, self.generation), epoch=self.generation)\n",
     ),
     Mutant(
@@ -527,14 +530,69 @@ RUN_MUTANTS = (
     Mutant(
         "history: what was dropped is told",
         "history",
-        "if one in kept or (checkpoints_folder(path) / one.file).exists()",
-        "if True",
+        "for one in commits if one.file in there)",
+        "for one in commits)",
     ),
     Mutant(
         "history: the newest is not told if it is missing",
         "history",
-        "if one in kept or (checkpoints_folder(path) / one.file).exists()",
-        "if (checkpoints_folder(path) / one.file).exists()",
+        "| ({one.file for one in due if not newest_lost} - put_aside)",
+        "",
+    ),
+    Mutant(
+        "history: of what is missing only the newest is told",
+        "history",
+        "commits[-1:] if in_doubt else _due(said, valid)",
+        "commits[-1:]",
+    ),
+    Mutant(
+        "history: what retention drops should be there",
+        "history",
+        "if one.fence == 0 or place >= 0]",
+        "if True]",
+    ),
+    Mutant(
+        "history: fence 0 need not be there",
+        "history",
+        "if one.fence == 0 or place >= 0]",
+        "if place >= 0]",
+    ),
+    Mutant(
+        "history: what was dropped should be there again after later ones were taken back",
+        "history",
+        "                due = [one for one in due if back_at is not None and one.fence <= back_at]\n",
+        "                every = committed(entry for entries in said.values() for entry in entries)\n"
+        "                due = [one for one in every if back_at is not None and one.fence <= back_at][-keep:]\n",
+    ),
+    Mutant(
+        "history: rot at the end of a journal that was succeeded passes for a torn end",
+        "history",
+        "    return replace(damage, torn=False) if lasts else damage\n",
+        "    return damage\n",
+    ),
+    Mutant(
+        "history: who goes on does not make durable what it goes on from",
+        "history",
+        "        sync_file(file)\n",
+        "        pass\n",
+    ),
+    Mutant(
+        "takeover: it is said from where before it is known what loads",
+        "takeover",
+        "    journal.supersede(fence)\n",
+        "    journal.supersede(past.commits[-1].fence if past.commits else None)\n",
+    ),
+    Mutant(
+        "takeover: it is never said",
+        "takeover",
+        "    journal.supersede(fence)\n",
+        "    pass\n",
+    ),
+    Mutant(
+        "takeover: nothing is swept away",
+        "takeover",
+        "    if not past.damaged:",
+        "    if False:",
     ),
     Mutant(
         "history: a journal that is missing is not missed",

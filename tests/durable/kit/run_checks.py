@@ -12,9 +12,10 @@ from pathlib import PurePosixPath
 from checks import refused
 from crash_tree import HERE, CrashTree, in_memory
 from run_code import RunCode
-from run_lives import FOLDER, RUN, Life, Promises, checkpoints_of, one
+from run_lives import FOLDER, RUN, Life, Past, Promises, checkpoints_of, one
 from workloads import demand
 
+from esper.durable.log import scan
 from esper.errors import CheckpointCorrupt, StoreCorrupt
 from esper.leyline.checkpoints import CheckpointWritten
 
@@ -73,8 +74,58 @@ def a_journal_that_is_missing_is_missed(code: RunCode) -> None:
         refused(StoreCorrupt, lambda: code.history.read_past(RUN))
 
 
+def what_retention_left_is_told_even_if_it_is_missing(code: RunCode) -> None:
+    """Else a run would lose its way back in silence."""
+    for lost in (0, 1):
+        with in_memory():
+            commits = _three_fences(code)
+            HERE.disk.unlink(FOLDER / commits[lost].file)
+            found = code.history.read_past(RUN).commits
+            demand(found == commits, f"fence {lost} is missing, told: {found}")
+            promises = Promises()
+            promises.become(started=True, pasts=(Past(tuple(map(one, commits))),))
+            Life.go_on(code, promises, judging=False).rounds(3).end()  # nor does it hinder anybody
+            left = [each.fence for each in code.history.read_past(RUN).commits]
+            demand(left == [0, 4, 5], f"kept: {left}")
+
+
+def what_was_passed_over_does_not_count_again(code: RunCode) -> None:
+    """A checkpoint that the disk could not read stays where it is, and is none of the run's any more."""
+    with in_memory():
+        HERE.disk = disk = CrashTree()
+        life = Life.begin(code, Promises(), judging=False).rounds(2)
+
+        def failing(path: PurePosixPath, flags: int) -> int:
+            if path.name == "fence-2-g1.pt":
+                raise OSError(errno.EIO, "planted")
+            return CrashTree.open(disk, path, flags)
+
+        disk.open = failing
+        life.roll_back(fast=False)
+        del disk.open
+        fences = [each.fence for each in code.history.read_past(RUN).commits]
+        demand(fences == [0, 1], f"it goes on from fence 1; told: {fences}")
+
+
+def rot_in_what_a_succeeded_journal_said_last_is_damage(code: RunCode) -> None:
+    """While nobody had gone on from it, it might have been an append that was cut short."""
+    with in_memory():
+        commits = _three_fences(code)
+        demand(not code.history.read_past(RUN).damages, "it is damaged from the beginning")
+        promises = Promises()
+        promises.become(started=True, pasts=(Past(tuple(map(one, commits))),))
+        Life.go_on(code, promises).rounds(1).end()
+        frame = scan(RUN / "journal-1.log").frames[-1]
+        HERE.disk.damage("run/journal-1.log", (frame.offset + frame.end) // 2)
+        found = code.history.read_past(RUN)
+        demand(found.damaged, f"it is told as {found.damages}")
+
+
 RUN_CHECKS: tuple[Callable[[RunCode], None], ...] = (
     the_newest_is_told_even_if_it_is_missing,
     what_the_system_cannot_read_is_left_where_it_is,
     a_journal_that_is_missing_is_missed,
+    what_retention_left_is_told_even_if_it_is_missing,
+    what_was_passed_over_does_not_count_again,
+    rot_in_what_a_succeeded_journal_said_last_is_damage,
 )

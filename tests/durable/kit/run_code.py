@@ -22,6 +22,7 @@ MODULES = (
     "esper.tolaria.checkpoint",
     "esper.tolaria.saving",
     "esper.checkpoints",
+    "esper.takeover",
 )
 """In the order in which they import each other."""
 
@@ -38,6 +39,7 @@ class RunCode:
     checkpoint: ModuleType
     saving: ModuleType
     checkpoints: ModuleType
+    takeover: ModuleType
 
 
 class Job:

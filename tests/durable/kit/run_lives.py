@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import google_crc32c
 import pytest
 import torch
 from crash_tree import HERE, ROOT, CrashPath
+from pydantic import BaseModel
 from run_code import PACE, RunCode
 from workloads import demand
 
@@ -48,6 +50,18 @@ IDENTITY = Identity(
     trained_by="Adam()",
     argv=(),
 )
+
+
+class Named(BaseModel):
+    """Stands in for an identity in the journal, where all but what is read would be more bytes to tear at."""
+
+    generation: int
+    config: dict[str, Any] = {"checkpoint": {"keep": KEEP}}
+
+    def save(self, path: CrashPath) -> None:
+        IDENTITY.model_copy(update={"generation": self.generation}).save(path)
+
+
 NOBODY = 99
 """The generation that a writer who should be dead signs with."""
 
@@ -210,10 +224,16 @@ class Trainer:
 
 
 class Watched:
-    """A journal that tells the promises of each COMMIT, before and after."""
+    """A journal that tells the promises of each COMMIT and of who takes over, before and after."""
 
-    def __init__(self, code: RunCode, journal: Any, promises: Promises) -> None:  # Any: the bundle's Journal
-        self._code, self._journal, self._promises = code, journal, promises
+    def __init__(
+        self, code: RunCode, journal: Any, promises: Promises, told: Commits = ()
+    ) -> None:  # Any: the bundle's Journal
+        self._code, self._journal, self._promises, self._told = code, journal, promises, told
+
+    def supersede(self, from_fence: int | None) -> None:
+        with self._promises.going_on(self._told, from_fence):
+            self._journal.supersede(from_fence)
 
     @property
     def generation(self) -> int:
@@ -262,28 +282,25 @@ class Life:
         journal = code.journal.Journal(RUN, 1)
         checkpoints = checkpoints_of(code, Watched(code, journal, promises), every=every)
         life = cls(code, promises, journal, checkpoints, Trainer(code, 1), **how)
-        journal.write(code.journal.Kind.RUN_STARTED, generation=1)
+        journal.write(code.journal.Kind.RUN_STARTED, Named(generation=1))
         life._pass_fence(0)
         return life
 
     @classmethod
     def go_on(cls, code: RunCode, promises: Promises, **how: bool) -> Life:
-        """As `Conductor.go_on`."""
-        code.history.sync_past(RUN)
-        past = code.history.read_past(RUN)
+        """As `Conductor.go_on`, with what it goes on by."""
+        past = code.history.settled_past(RUN)
         journal = code.journal.Journal(RUN, past.generation + 1)
-        checkpoints = checkpoints_of(code, Watched(code, journal, promises), past.commits)
+        watched = Watched(code, journal, promises, tuple(map(one, past.commits)))
+        checkpoints = checkpoints_of(code, watched, past.commits)
         life = cls(code, promises, journal, checkpoints, Trainer(code, journal.generation), **how)
-        fence = life.fence = life.load_latest() if past.commits else None
-        life.kept = fence or 0
-        with promises.going_on(tuple(map(one, past.commits)), fence):
-            journal.supersede(fence)
-        IDENTITY.model_copy(update={"generation": journal.generation}).save(RUN)
-        if all(damage.torn for damage in past.damages):
-            checkpoints.sweep()
+        checkpoints.load_latest = partial(life.watch_loading, checkpoints.load_latest)
+        taken = code.takeover.take_over(RUN, past, watched, checkpoints, Named(generation=journal.generation))
+        if not past.damaged:
             life.judge_litter()
-        journal.write(code.journal.Kind.RUN_RESUMED, generation=journal.generation)
-        if fence is None:
+        life.fence = taken.kept.fence if taken.kept is not None else None
+        life.kept = life.fence or 0
+        if life.fence is None:
             life._pass_fence(0)
         return life
 
@@ -308,11 +325,15 @@ class Life:
 
     def load_latest(self) -> int:
         """Returns the fence that was loaded."""
+        return self.watch_loading(self.checkpoints.load_latest).fence
+
+    def watch_loading(self, load: Callable[[], Any]) -> Any:
+        """Load, and promise that what was put aside lies there. Returns the bundle's FenceState."""
         there = {path.name for path in FOLDER.iterdir()}
-        fence = self.checkpoints.load_latest().fence
-        late = {each.file for past in self.promises.now.pasts for each in past.needed if each.fence > fence}
+        found = load()
+        late = {each.file for past in self.promises.now.pasts for each in past.needed if each.fence > found.fence}
         self.promises.become(aside=self.promises.now.aside | (late & there & self.promises.now.rotten))
-        return fence
+        return found
 
     def settle(self) -> None:
         self.checkpoints.settle()
@@ -536,6 +557,8 @@ def look(code: RunCode, promise: Promise, loaded: set[Commits]) -> bool:
     told = tuple(map(one, past.commits))
     promise.judge(told)
     _judge_rounds(code.journal, past.entries, told)
+    late = [each for each in code.history.committed(past.entries) if each.generation == NOBODY]
+    demand(not late, f"a dead writer's COMMIT counts: {late}")
     sound = [each for each in told if each.file not in promise.rotten]
     for each in sound:
         _judge_file(each)

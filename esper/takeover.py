@@ -1,0 +1,53 @@
+"""How whoever goes on with a run takes it over: in which order, so that it is one owner's at every instant.
+
+What counts of the past was read before (`esper.history`). Until SUPERSEDED is durable the run is its last owner's, and
+nothing that is here takes anything of it away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper import faults
+from esper.checkpoints import Checkpoints, FenceState
+from esper.history import Past
+from esper.journal import Journal, Kind
+from esper.run_directory import summary_file
+from esper.summary import Identity
+from esper.telemetry.events import Severity, severe
+
+
+@dataclass(frozen=True)
+class TakenOver:
+    """Where a run goes on, and what was found on the way there."""
+
+    kept: FenceState | None
+    """None: nothing was ever committed, and it begins again at fence 0."""
+    told: tuple[str, ...]
+    """What people should know, one line each."""
+
+
+def take_over(path: Path, past: Past, journal: Journal, checkpoints: Checkpoints, identity: Identity) -> TakenOver:
+    """Make a new generation the one that counts, from the last checkpoint that loads.
+
+    Raises:
+        RestoreImpossible: checkpoints were committed and none of them loads.
+        StoreWriteFailed: the new generation could not be made to count; the run is as it was.
+    """
+    told = [f"damaged: {damage}" for damage in past.damages]
+    for damage in past.damages:
+        level = Severity.WARNING if damage.torn else Severity.ERROR
+        severe("journal_damaged", level, file=damage.file, offset=damage.offset, reason=damage.reason)
+    kept = checkpoints.load_latest() if past.commits else None
+    fence = kept.fence if kept is not None else None
+    told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
+    journal.supersede(fence)
+    faults.point("conductor.supersede")
+    summary_file(path).unlink(missing_ok=True)  # of a run that is longer now
+    identity.save(path)
+    if not past.damaged:  # else a record of what lies there may be what is lost
+        told += [f"removed: {file}, which was never committed" for file in checkpoints.sweep()]
+    faults.point("conductor.resume")
+    journal.write(Kind.RUN_RESUMED, identity)
+    return TakenOver(kept, (*told, f"goes on from fence {fence}" if kept is not None else "begins again at fence 0"))
