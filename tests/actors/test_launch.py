@@ -177,7 +177,7 @@ def test_failure_of_an_actor_is_typed_with_its_cause(
     assert told["cause"].partition(":")[0] == (cause if cause != UNCAUSED else "")
     assert len(told["trace_id"]) == 32
     assert told["run_dir"] == str(run_dir)
-    assert told["kept"].startswith("journal, telemetry and checkpoints up to fence ")
+    assert told["kept"].startswith("journal, telemetry and checkpoints of fence ")
     assert told["next"] == f"esper resume {run_dir}"
     assert told["fault_fired"] is True
     entries, _ = read(run_dir / "journal-1.log")
