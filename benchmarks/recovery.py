@@ -69,7 +69,7 @@ def measure(repetitions: int) -> Outcome:
             mine.median < SHARE * theirs.median,
         ),
         *(Row.told(f"trainer: {phase} (s)", _median(ours, phase)) for phase in PHASES),
-        *(Row.told(f"{name}, to the first good step (s)", _total(found)) for name, found in others.items()),
+        *(Row.told(f"{name}, {_until(found[0])} (s)", _total(found)) for name, found in others.items()),
     ]
     return Outcome(rows=rows, spreads={"trainer (s)": mine, "Ray Train (s)": theirs})
 
@@ -82,6 +82,10 @@ def _recovered(task: Task, config: RunConfig, spec: FaultSpec, embedded: Embedde
 
 def _median(found: list[Recovery], phase: str) -> float:
     return Spread(tuple(getattr(one, f"{phase}_s") for one in found)).median
+
+
+def _until(recovery: Recovery) -> str:
+    return "until its successor is up, training goes on" if recovery.alone else "to the first good step"
 
 
 def _total(found: list[Recovery]) -> float:

@@ -1,0 +1,123 @@
+"""How much memory keeping a run takes beyond what trains: copies in memory, saves in the background, restores.
+
+Two hosts of one size are alive, the host and its twin, and the host trains. Counted is the process's own memory
+(anonymous pages, by the kernel) at its highest, over its highest in training with nothing kept; the pages of files that
+are mapped are the system's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from _common import Outcome, Row, Spread, main, scratch
+from _state import MEBIBYTE, tensor_bytes, trained
+
+from esper.loop import torch_threads
+from esper.tolaria.checkpoint import load_written
+from esper.tolaria.plain import from_plain, nursery_of
+from esper.tolaria.trainer import Trainer
+
+STATE_BYTES = 256 * MEBIBYTE
+BUFFERS = 2
+"""The trainer's copy of itself, and the copy of the twin."""
+SLACK_BYTES = 16 * MEBIBYTE
+"""Of the allocator, of Python, and of the pieces in which a save is written."""
+LOOK_EVERY_S = 0.002
+
+
+class Peak:
+    """The highest that this process's own memory came to."""
+
+    def __init__(self) -> None:
+        self.bytes = own_bytes()
+        self._over = threading.Event()
+
+    @contextmanager
+    def watched(self) -> Iterator[Peak]:
+        """Look again and again while it lasts."""
+        thread = threading.Thread(target=self._look)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK_EVERY_S):
+            self.bytes = max(self.bytes, own_bytes())
+
+
+def own_bytes() -> int:
+    """Anonymous pages of this process."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Anonymous:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("this kernel does not say how much of a process's memory is its own")
+
+
+def tidied() -> int:
+    """Give back what is not used any more. Returns what is left."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return own_bytes()
+
+
+def measure(repetitions: int) -> Outcome:
+    """Train and save both, restore both, go back: in every repetition."""
+    with torch_threads(1), scratch() as folder:
+        host, twin, generations = trained(STATE_BYTES), trained(STATE_BYTES), count(2)
+        tidied()
+        with Peak().watched() as training:
+            host.train_to(6)
+        before = training.bytes
+        peaks = {"save": list[float](), "restore": list[float]()}
+        size = 0
+        for repetition in range(repetitions):
+            with Peak().watched() as saving:
+                size = _save(host, twin, folder / f"{repetition}.pt", 8 + 2 * repetition)
+            with Peak().watched() as restoring:
+                _restore(host, folder, next(generations))
+            host.roll_back(next(generations))
+            peaks["save"].append((saving.bytes - before) / size)
+            peaks["restore"].append((restoring.bytes - before) / size)
+            tidied()
+    most = BUFFERS + SLACK_BYTES / size
+    rows = [
+        Row.judged(
+            f"own memory at its highest in a {name}, beyond training, two of {size / MEBIBYTE:.0f} MiB, in states",
+            max(found),
+            1.0,
+            f"<= {most:.2f}: {BUFFERS} copies and {SLACK_BYTES // MEBIBYTE} MiB",
+            max(found) <= most,
+        )
+        for name, found in peaks.items()
+    ]
+    return Outcome(rows, {f"{name} (states)": Spread(tuple(found)) for name, found in peaks.items()})
+
+
+def _save(host: Trainer, twin: Trainer, path: Path, step: int) -> int:
+    """Save both, while the host trains on. Returns the bytes of one state."""
+    kept = twin.snapshot()
+    host.save(path, {}, {"twin": kept, "twin_steps": 2, "origin": None})
+    host.train_to(step)
+    host.saved()
+    return tensor_bytes(host.keep(0))
+
+
+def _restore(host: Trainer, folder: Path, generation: int) -> None:
+    """Verify and load both, and have the host be what it was; the twin is made of its copy by whoever asks for it."""
+    found = load_written(folder, host.saved())
+    twin = nursery_of(found["nursery"])["twin"]
+    assert twin is not None, "it was saved"
+    host.restore(from_plain(found["trainer"]), generation)
+
+
+if __name__ == "__main__":
+    main("memory", __doc__, measure)
