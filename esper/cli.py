@@ -18,7 +18,15 @@ from rich.table import Table
 from esper import checkpoint_commands, log_commands
 from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.errors import ConfigError, EsperError
-from esper.execution import INTERRUPTED, STRICT_FAILURE, complain, execute, execute_resume, print_json
+from esper.execution import (
+    INTERRUPTED,
+    STRICT_FAILURE,
+    complain,
+    execute,
+    execute_resume,
+    leaving_on_sigterm,
+    print_json,
+)
 from esper.forecast import forecast
 from esper.history import Damage
 from esper.inspection import inspect_run
@@ -150,7 +158,8 @@ def prove_run(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
     terminal = Terminal(Console(stderr=as_json))
     try:
-        proof = prove(run_dir, terminal)
+        with leaving_on_sigterm():
+            proof = prove(run_dir, terminal)
     finally:
         terminal.close()
     if as_json:

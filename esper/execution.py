@@ -124,6 +124,21 @@ def _code(error: Exception) -> int:
 
 
 @contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """While it lasts SIGTERM ends the program with what it has open put away, as an exception would."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise SystemExit(DRAINED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _signals(drain: Drain) -> Iterator[None]:
     """While it lasts, SIGTERM and SIGHUP ask the run to end, and Ctrl-C interrupts it.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from esper.cli import exit_code
 from esper.durable.log import scan
@@ -21,7 +24,7 @@ from esper.references import load_task
 from esper.run_directory import LEASE, checkpoints_folder, journal_file, journals, run_file, telemetry_folder
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
-from esper.testing import tiny_config
+from esper.testing import TinyHost, tiny_config
 
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
 
@@ -203,6 +206,24 @@ def test_a_run_that_another_policy_decided_is_not_proved_to_be_another(tmp_path:
     run(task, tiny_config(run__dir=str(path)), reference=reference, policy=Other(2, 0))
     code, _, err = esper("prove", path)
     assert (code, "another policy decided it" in err) == (2, True)
+
+
+def test_a_repetition_that_is_asked_to_end_leaves_nothing_behind(
+    tmp_path: Path, esper: Esper, stopped: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = stopped(), TinyHost.forward
+
+    def terminated(host: TinyHost, x_BC: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return asked(host, x_BC)
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(TinyHost, "forward", terminated)
+    with pytest.raises(SystemExit) as left:
+        esper("prove", path)
+    assert (left.value.code, os.listdir(tmp_path / "tmp")) == (143, [])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 # -- a directory from a stranger ---------------------------------------------------------------------------------
