@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 import ray
 
 import esper.loop
+from actors import company
 from actors.handles import Process, is_gone
+from actors.shell import Birth
 from esper.errors import (
     ActorLost,
     FaultInjected,
@@ -247,6 +250,62 @@ def test_deaths_at_one_fence_without_progress_stop_the_run(launch_tiny: Any) -> 
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
     with pytest.raises(RestartIntensityExceeded, match=r"at fence 2 with no later one passed"):
         launch_tiny(restarting=True, faults=[fault], supervision__deaths=9, supervision__without_progress=3)
+
+
+@pytest.mark.slow
+def test_a_manager_that_dies_too_often_stops_the_run_from_its_cause(launch_tiny: Any, tmp_path: Path) -> None:
+    fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
+    with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 .*supervision\.deaths") as caught:
+        launch_tiny(restarting=True, faults=[fault], supervision__deaths=2, supervision__without_progress=9)
+    assert type(caught.value.__cause__) is ActorLost
+    past = read_past(tmp_path / "run")
+    assert (past.restarts, past.generation) == (2, 1)
+    assert past.entries[-1].body["error"] == "RestartIntensityExceeded"
+
+
+@pytest.mark.slow
+def test_a_death_of_a_manager_is_the_callers_where_it_is_declared_so(launch_tiny: Any, tmp_path: Path) -> None:
+    fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
+    with pytest.raises(ActorLost, match="manager-0"):
+        launch_tiny(faults=[fault])
+    assert read_past(tmp_path / "run").restarts == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deaths", [["manager-0"], ["manager-0", "manager-1", "manager-2"], ["manager-1", "tolaria"]])
+def test_managers_that_die_at_once_are_replaced_at_once(launch_tiny: Any, alone: Result, deaths: list[str]) -> None:
+    killer = Kills(4, *deaths)
+    result = launch_tiny(restarting=True, progress=killer, growth__managers=3)
+    same(result, alone)
+    died = sorted(name for recovery in result.recoveries for name in recovery.actors)
+    assert (died, result.restarts) == (deaths, len(deaths))
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
+    launch_tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    spawn, await_ready = company.spawn, company.await_ready
+
+    def noted(birth: Birth, attempt: int) -> Any:
+        begun.append(spawn(birth, attempt))
+        return begun[-1]
+
+    def interrupted(birth: Birth, *how: Any) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            os.kill(os.getpid(), signal.SIGINT)
+        return await_ready(birth, *how)
+
+    monkeypatch.setattr(company, "spawn", noted)
+    monkeypatch.setattr(company, "await_ready", interrupted)
+    fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
+    with pytest.raises(KeyboardInterrupt):
+        launch_tiny(restarting=True, faults=[fault])
+    assert len(begun) == 7  # six actors, and the manager's successor
+    for actor in begun:
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actor.pid.remote(), timeout=30)
 
 
 FIRST = {"point": "kasmina.receive", "fault": "kill", "role": "kasmina"}
