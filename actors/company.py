@@ -26,7 +26,7 @@ from actors.supervision import ChildSpec, Life, Strategy, Supervisor
 from esper.clock import SystemClock
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorLost, EsperError
+from esper.errors import ActorLost, EsperError, all_notes
 from esper.prospect import Prospect
 from esper.recovery import Lost, Recovery, Stopwatch
 from esper.rooms import RunKey
@@ -34,6 +34,9 @@ from esper.run_directory import faults_file, telemetry_folder
 from esper.telemetry.context import span
 
 T = TypeVar("T")
+
+SPARE = "tamiyo-spare"
+"""A process of the policy that is up and knows nothing of the run yet."""
 
 STRATEGIES = {
     "emergency": Strategy.ONE_FOR_ONE,
@@ -48,7 +51,7 @@ def actor_roles(config: RunConfig) -> dict[str, str]:
     roles = {"emergency": "emergency", "tolaria": "tolaria", "tamiyo": "tamiyo", "kasmina": "kasmina"}
     if config.growth.enabled:
         roles |= dict.fromkeys(manager_names(config), "kasmina")
-        roles["tamiyo-spare"] = "tamiyo"
+        roles[SPARE] = "tamiyo"
     return roles
 
 
@@ -92,6 +95,11 @@ class Company:
         """Those that incubate."""
         return tuple(self.remotes[name] for name in manager_names(self.prospect.config))
 
+    @property
+    def stateless(self) -> tuple[Remote, ...]:
+        """Those that hold nothing of the run which could not be made again: any of them is replaced alone."""
+        return (*self.managers, *(remote for name, remote in self.remotes.items() if name == SPARE))
+
     # -- starting, and starting again --------------------------------------------------------------------------------
 
     def start(self) -> None:
@@ -121,7 +129,8 @@ class Company:
             raise error
         with self._changing:
             self._all_change, self._fence = True, fence or 0
-            return self._told({**self._news(error), **self._dead(self.remotes.values(), but=error.actor)})
+            others = self._dead(self.remotes.values(), but=error.actor)
+            return self._told({**self._news(error), **others}, self._fence)
 
     def revive(self, generation: int, abandon: Callable[[], None]) -> None:
         """Start successors of those that died, and have all others refuse what comes from an older generation.
@@ -152,35 +161,36 @@ class Company:
             ActorLost: `death`: no restart answers it, or the whole run is being taken back or ended.
             EsperError, PlacementUnavailable, RestartIntensityExceeded: as `revive` does.
         """
+        watch = Stopwatch(death)
         with self._changing:
             if not (news := self._news(death)):
                 return
             if self._all_change:
                 raise death
-            watch = Stopwatch(death)
-            lost = self._told({**news, **self._dead(self.managers, but=death.actor)})
+            fence = self._fence
+            lost = self._told({**news, **self._dead(self.stateless, but=death.actor)}, fence)
             with span("actor restart", role="conductor", actor=", ".join(lost.roles)):
                 watch.lap("decide")
                 self._fill(self._generation)
                 watch.lap("start")
-            self._replaced.append((lost, watch.alone(lost, self._fence, self._generation)))
+            self._replaced.append((lost, watch.alone(lost, fence, self._generation)))
 
-    def mend(self, fence: int) -> None:
-        """Replace each manager that died while nobody asked it.
+    def passed(self, fence: int) -> None:
+        """The run has passed a fence."""
+        self._fence = fence
 
-        Args:
-            fence: The last one that was passed.
+    def mend(self) -> None:
+        """Replace each that can be replaced alone and died while nobody asked it.
 
         Raises:
             EsperError: as `replace_alone` does.
             ActorLost: another actor died while nobody asked it.
         """
-        self._fence = fence
         for remote in self.remotes.values():
             try:
                 remote.check()
             except ActorLost as death:
-                if remote not in self.managers:
+                if remote not in self.stateless:
                     raise
                 self.replace_alone(death)
 
@@ -194,7 +204,7 @@ class Company:
 
     def _news(self, death: EsperError) -> dict[str, EsperError]:
         """The actor and its death, if it has no successor yet."""
-        if isinstance(death, ActorLost) and death.process != self.remotes[death.actor].pid:
+        if death.process not in (0, self.remotes[death.actor].pid):
             return {}
         return {death.actor: death}
 
@@ -209,14 +219,15 @@ class Company:
                 deaths[remote.name] = found
         return deaths
 
-    def _told(self, deaths: Mapping[str, EsperError]) -> Lost:
+    def _told(self, deaths: Mapping[str, EsperError], fence: int) -> Lost:
         """Tell the supervisor. Raises: BaseException: its verdict is that the run must stop."""
-        self.supervisor.fence_passed(self._fence)
+        self.supervisor.fence_passed(fence)
         lives = {life.name: life for life in self.supervisor.lives()}
         for name, death in deaths.items():
             self.supervisor.died(lives[name], death)
         died = [at for at in (self.remotes[name].died_at() for name in deaths) if at is not None]
-        return Lost({name: self.remotes[name].role for name in deaths}, min(died, default=None))
+        said = tuple(note for death in deaths.values() for note in all_notes(death))
+        return Lost({name: self.remotes[name].role for name in deaths}, min(died, default=None), said)
 
     def _fill(self, generation: int) -> None:
         """Start all that are due, again where one dies meanwhile."""
@@ -239,12 +250,12 @@ class Company:
 
     def _stepped_in(self, lives: Sequence[Life]) -> list[Life]:
         """Put the spare in the place of a policy that is to be started; who is then to be started."""
-        due, spare = {life.name: life for life in lives}, "tamiyo-spare"
-        if "tamiyo" not in due or spare in due or not {"tamiyo", spare} <= self.remotes.keys():
+        due = {life.name: life for life in lives}
+        if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
             return list(lives)
-        self.remotes["tamiyo"].succeed(self.remotes[spare])
+        self.remotes["tamiyo"].succeed(self.remotes[SPARE])
         self.supervisor.started(due.pop("tamiyo"))
-        return [*due.values(), *(life for life in self.supervisor.lives() if life.name == spare)]
+        return [*due.values(), *(life for life in self.supervisor.lives() if life.name == SPARE)]
 
     def _start(self, lives: Sequence[Life], generation: int) -> tuple[dict[str, Remote], dict[str, ActorLost]]:
         """Start actors side by side. Returns those that are up and the deaths of others.
@@ -256,13 +267,14 @@ class Company:
         ray_config, births, began_s = self.prospect.config.ray, self.births(generation), time.monotonic()
         up: dict[str, Remote] = {}
         died: dict[str, ActorLost] = {}
+        begun = self._begun = list[ActorHandle[Shell]]()
         try:
             for life in lives:
                 self._attempts[life.name, generation] += 1
-                self._begun.append(spawn(births[life.name], self._attempts[life.name, generation]))
+                begun.append(spawn(births[life.name], self._attempts[life.name, generation]))
             if self._ending:  # by another thread, which may have been too early for these
                 self._end_begun()
-            for life, actor in zip(lives, self._begun, strict=True):
+            for life, actor in zip(lives, begun, strict=True):
                 birth = births[life.name]
                 try:
                     with span("await actor", role="conductor", actor=birth.name):
@@ -273,13 +285,17 @@ class Company:
                         raise
                     died[life.name] = death
                     continue
+                except Exception as error:  # whatever its constructor raised: no thread is to try again
+                    self.supervisor.start_failed(life, error)
+                    raise
                 up[life.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look)
                 self.supervisor.started(life)
         except BaseException:
             with uninterrupted():
                 self._end_begun()
             raise
-        self._begun = []
+        finally:
+            self._begun = []
         return up, died
 
     def _end_begun(self) -> None:
@@ -320,7 +336,7 @@ class Company:
             "emergency": (rooms.emergency, (config.emergency.capacity, word, key.generation)),
             "tolaria": (rooms.tolaria, (self.sent, unsigning, word)),
             "tamiyo": (rooms.tamiyo, (self.sent, key)),
-            "tamiyo-spare": (rooms.tamiyo, (self.sent, key)),
+            SPARE: (rooms.tamiyo, (self.sent, key)),
             "kasmina": (rooms.kasmina, (self.sent, key)),
         }
         manager = (rooms.manager, (self.sent, unsigning, word))

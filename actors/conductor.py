@@ -58,9 +58,9 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
             stack.callback(nursery.close)
             hearing = Hearing(EmergencyHandle(company.remotes["emergency"]))
 
-            def mend(fence: int) -> None:
+            def mend() -> None:
                 ours.check()
-                company.mend(fence)
+                company.mend()
 
             def revive(generation: int) -> None:
                 company.revive(generation, nursery.abandon)
@@ -73,6 +73,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                     kasmina=KasminaHandle(company.remotes["kasmina"]),
                     incubator=nursery,
                     counted=company.counted,
+                    passed=company.passed,
                     mend=mend,
                     signals=hearing.take,
                     lost=company.lost,

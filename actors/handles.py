@@ -179,10 +179,13 @@ class Remote:
         return self.process.pid
 
     def succeed(self, next: Remote) -> None:
-        """Ask another actor from now on, in place of one that is gone: whoever holds this one need not know."""
+        """Ask another actor from now on, in place of one that is gone: whoever holds this one need not know.
+
+        `next` has the process that is gone then, so that nobody ends the other by it.
+        """
         with self._counting:
             self._outlived.update(self.process.counters)
-            self.process, next.process = next.process, replace(next.process, counters={})  # they go with their process
+            self.process, next.process = next.process, replace(self.process, counters={})
         self.generation = next.generation
 
     @property

@@ -46,9 +46,9 @@ class RemoteFork:
         return self.process is not self.manager.process
 
     @property
-    def is_held(self) -> bool:
-        """It was made, and its manager has it still."""
-        return self._snapshot is None and not self.is_lost
+    def is_made(self) -> bool:
+        """It was made, in its process."""
+        return self._snapshot is None
 
     def graft(self, plan: GraftPlan | None) -> None:
         """Make the fork, with a candidate or without; a fork is made once."""
@@ -125,16 +125,13 @@ class RemoteNursery:
         managers = tuple(self._managers.values())
         shares = [plans[place :: len(managers)] for place in range(len(managers))]
 
-        def measured() -> dict[str, Birth]:
-            asked = [
-                self._start(self._work, manager.ask, "births", share, snapshot)
-                for manager, share in zip(managers, shares, strict=True)
-                if share
-            ]
-            wait(asked)
-            return {birth.seed_id: birth for future in asked for birth in future.result()}
-
-        found = self._outliving(measured)
+        pieces = [
+            partial(manager.ask, "births", share, snapshot)
+            for manager, share in zip(managers, shares, strict=True)
+            if share
+        ]
+        measured = self._outliving(lambda: self._together(pieces), self._settle_pieces)
+        found = {birth.seed_id: birth for births in measured for birth in births}
         return tuple(found[plan.seed_id] for plan in plans)
 
     def begin(self, order: IncubationOrder, snapshot: Snapshot) -> None:
@@ -142,6 +139,7 @@ class RemoteNursery:
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, snapshot)
         self._began = order, snapshot
+        self._control = None  # nobody has kept it
 
     def collect(self) -> IncubationResult:
         """See `Nursery`."""
@@ -217,19 +215,22 @@ class RemoteNursery:
 
     def _run(self, order: IncubationOrder, snapshot: Snapshot) -> tuple[IncubationResult, RemoteFork]:
         def tournament() -> tuple[IncubationResult, Fork]:
-            try:
-                return run_tournament(order, self._fork, snapshot, self._together)
-            except ActorLost:
-                wait(self._pieces)  # the others' work comes to its end; then they make room
-                for manager in self._managers.values():
-                    with suppress(ActorLost):  # it is done again all the same
-                        self._close(manager, self._open)
-                self._open = []
-                raise
+            return run_tournament(order, self._fork, snapshot, self._together)
 
         with span("kasmina incubate", role="conductor", forks=len(order.plans), order_id=order.order_id):
-            result, control = self._outliving(tournament)
+            result, control = self._outliving(tournament, self._clear)
         return result, cast(RemoteFork, control)
+
+    def _clear(self) -> None:
+        """Make room for a tournament that is done again: what others still do for it comes to its end."""
+        self._settle_pieces()
+        for manager in self._managers.values():
+            with suppress(ActorLost):  # it is heard of again
+                self._close(manager, self._open)
+        self._open = []
+
+    def _settle_pieces(self) -> None:
+        wait(self._pieces)
 
     def _fork(self, snapshot: Snapshot) -> Fork:
         self._open.append(self._new_fork(snapshot))
@@ -249,13 +250,17 @@ class RemoteNursery:
 
     def _close(self, manager: Remote, forks: Sequence[RemoteFork]) -> None:
         """Have a manager forget what it holds of some forks."""
-        if names := [fork.name for fork in forks if fork.manager is manager and fork.is_held]:
-            manager.ask("close", names)
+        process = manager.process
+        if names := [fork.name for fork in forks if fork.process is process and fork.is_made]:
+            manager.ask("close", names, process=process)
 
     # -- deaths ------------------------------------------------------------------------------------------------------
 
-    def _outliving(self, work: Callable[[], T]) -> T:
+    def _outliving(self, work: Callable[[], T], clear: Callable[[], None] = lambda: None) -> T:
         """Do work of managers, and from the beginning again when one dies meanwhile and has a successor.
+
+        Args:
+            clear: Called before it is done again.
 
         Raises:
             ActorLost: one died and gets none alone; or it was no manager.
@@ -268,6 +273,7 @@ class RemoteNursery:
                 if death.actor not in self._managers:
                     raise
                 self._replace(death)
+                clear()
 
     def _of_twin(self, ask: Callable[[RemoteFork], T]) -> T:
         self._settle_twin()

@@ -64,6 +64,16 @@ class EsperError(Exception):
         return _rebuild, (type(self), self.args, dict(self.__dict__), self.__cause__)
 
 
+def all_notes(error: BaseException) -> tuple[str, ...]:
+    """The notes of an error and of all that caused it, nearest first."""
+    told: list[str] = []
+    here: BaseException | None = error
+    while here is not None:
+        told += getattr(here, "__notes__", ())
+        here = here.__cause__
+    return tuple(told)
+
+
 # -- wrong input -------------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,15 @@ from typing import Any
 
 from esper import faults
 from esper.checkpoints import Checkpoints, FenceState
-from esper.errors import ActorError, Drained, EmergencyStop, EsperError, RestoreImpossible, RollbackDeadlineExceeded
+from esper.errors import (
+    ActorError,
+    Drained,
+    EmergencyStop,
+    EsperError,
+    RestoreImpossible,
+    RollbackDeadlineExceeded,
+    all_notes,
+)
 from esper.journal import Journal, Kind
 from esper.leyline.base import Message
 from esper.leyline.commands import Command
@@ -42,9 +50,11 @@ class Rooms:
     incubator: Nursery
     counted: Callable[[str], int]
     """Total of a counter in every process but the conductor's own."""
-    mend: Callable[[int], None]
-    """(last fence) Have a successor in the place of each manager that died while nobody asked it. Raises: the death of
-    anybody else, or of one that no successor answers."""
+    passed: Callable[[int], None]
+    """Learn that a fence was passed."""
+    mend: Callable[[], None]
+    """Have a successor in the place of each that can be replaced alone and died while nobody asked it. Raises: the
+    death of anybody else, or of one that no successor answers."""
     signals: Callable[[], tuple[EmergencySignal, ...]]
     """Emergency signals that came since the last call."""
     lost: Callable[[EsperError, int | None], Lost]
@@ -217,6 +227,7 @@ class Line:
         """Have the state of the run kept: from here it goes on if it is stopped or taken back."""
         faults.point("conductor.fence", round=fence)
         self.fence = fence
+        self.rooms.passed(fence)
         self._time_first_step()
         if self.drain.requested or self.checkpoints.due(fence, self.last):
             self._checkpoint(fence)
@@ -358,7 +369,7 @@ class Line:
         for death in self.rooms.died_starting():
             self.restarts += 1
             told = {"actor": death.actor, "error": type(death).__name__, "detail": str(death)}
-            self.journal.write(Kind.DIED_STARTING, **told)
+            self.journal.write(Kind.DIED_STARTING, **told, notes=all_notes(death))
             severe("actor_died_starting", Severity.ERROR, **told)
             count("esper.actor.restarts", role=death.role)
         untold, self.untold = self.untold, None
@@ -408,7 +419,7 @@ class Line:
         Raises:
             EmergencyStop: one of them is a HALT.
         """
-        self.rooms.mend(self.fence or 0)
+        self.rooms.mend()
         self.tell()
         signals = self.rooms.signals()
         for signal in signals:

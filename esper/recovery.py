@@ -21,6 +21,8 @@ class Recovery(Message):
     """Who had died."""
     error: str
     detail: str
+    notes: tuple[str, ...]
+    """What they wrote last, and whatever else stands beside their errors."""
     fence: int | None
     """That the run went back to; None: to before fence 0. If they were replaced alone, the last that was passed."""
     generation: int
@@ -44,7 +46,7 @@ class Recovery(Message):
 
     @property
     def total_s(self) -> float:
-        """From the death, or from hearing of it, to the first good step."""
+        """From the death, or from hearing of it, to the first good step; alone, until the successors were up."""
         parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
         return sum(part for part in parts if part is not None)
 
@@ -55,6 +57,8 @@ class Lost:
 
     roles: Mapping[str, str]
     died_at: float | None
+    notes: tuple[str, ...] = ()
+    """What they wrote last, and whatever else stands beside their errors."""
 
 
 @dataclass
@@ -83,6 +87,7 @@ class Stopwatch:
             actors=tuple(sorted(lost.roles)),
             error=type(self.error).__name__,
             detail=str(self.error),
+            notes=lost.notes,
             fence=fence,
             generation=generation,
             alone=False,

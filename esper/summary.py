@@ -19,7 +19,7 @@ from torch import nn
 
 from esper.config import RunConfig
 from esper.durable.files import atomic_write
-from esper.errors import RunDirectoryError, StoreCorrupt
+from esper.errors import RunDirectoryError, StoreCorrupt, all_notes
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
@@ -287,7 +287,7 @@ def failure(error: BaseException) -> dict[str, Any]:
         "error": type(error).__name__,
         "message": str(error),
         "cause": _in_a_line(error.__cause__) if error.__cause__ is not None else "",
-        "notes": list(getattr(error, "__notes__", ())),
+        "notes": list(all_notes(error)),
     }
 
 

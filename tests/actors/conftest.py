@@ -13,6 +13,7 @@ from actors.launcher import launch
 from esper.config import RunConfig
 from esper.progress import Progress
 from esper.summary import Result
+from esper.task import Task
 from esper.testing import tiny_config, tiny_task
 
 
@@ -34,6 +35,7 @@ def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
         progress: Progress | None = None,
         *,
         restarting: bool = False,
+        task: Task | None = None,
         **overrides: Any,
     ) -> Result:
         answer = "restart" if restarting else "raise"
@@ -41,7 +43,7 @@ def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
         config = tiny_config(run__dir=str(tmp_path / "run"), **deaths, **overrides)
         if faults is not None:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
-        return launch(tiny_task(), config, progress=progress, embedded=embedded)
+        return launch(task or tiny_task(), config, progress=progress, embedded=embedded)
 
     run.run_dir = tmp_path / "run"  # type: ignore[attr-defined]  # where it was
     return run

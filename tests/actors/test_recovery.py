@@ -6,7 +6,9 @@ Every role in every phase: test_recovery_matrix.py.
 from __future__ import annotations
 
 import os
+import re
 import signal
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -21,9 +23,11 @@ from actors.handles import Process, is_gone
 from actors.shell import Birth
 from esper.errors import (
     ActorLost,
+    EsperError,
     FaultInjected,
     PlacementUnavailable,
     RestartIntensityExceeded,
+    TaskError,
     TrainerRankLost,
 )
 from esper.faults import Firings
@@ -32,8 +36,8 @@ from esper.journal import Kind
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
 from esper.run_directory import checkpoints_folder, faults_file
-from esper.summary import Result, Tally
-from esper.testing import tiny_config, tiny_task
+from esper.summary import Result, Tally, failure
+from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.checkpoint import verify_all
 
 
@@ -94,6 +98,17 @@ def test_several_at_once_and_one_that_nobody_asks_are_all_replaced(launch_tiny: 
         "manager-0",
         "tamiyo-spare",
     }
+
+
+class Says:
+    """A task whose trainer writes something as it is built."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self) -> TinyHost:
+        print(self.what, file=sys.stderr, flush=True)
+        return TinyHost()
 
 
 class Kills(Quiet):
@@ -259,8 +274,83 @@ def test_a_manager_that_dies_too_often_stops_the_run_from_its_cause(launch_tiny:
         launch_tiny(restarting=True, faults=[fault], supervision__deaths=2, supervision__without_progress=9)
     assert type(caught.value.__cause__) is ActorLost
     past = read_past(tmp_path / "run")
-    assert (past.restarts, past.generation) == (2, 1)
+    assert past.restarts == 2
     assert past.entries[-1].body["error"] == "RestartIntensityExceeded"
+
+
+@pytest.mark.slow
+def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_tiny: Any, tmp_path: Path) -> None:
+    fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
+    with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 at fence (\d+) with no later") as caught:
+        launch_tiny(restarting=True, faults=[fault], supervision__deaths=9, supervision__without_progress=3)
+    past = read_past(tmp_path / "run")
+    fences = {entry.body["fence"] for entry in past.entries if entry.kind is Kind.ACTOR_RESTARTED}
+    passed = max(entry.body["fence"] for entry in past.entries if entry.kind is Kind.CHECKPOINT_BEGUN)
+    assert (past.restarts, fences) == (2, {passed})
+    assert f"at fence {passed} with" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_what_the_dead_wrote_last_stands_beside_every_word_of_their_deaths(launch_tiny: Any, tmp_path: Path) -> None:
+    fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
+    noisy = Says("what stands on standard error")
+    with pytest.raises(RestartIntensityExceeded) as caught:
+        launch_tiny(
+            restarting=True,
+            faults=[fault],
+            task=tiny_task(model=noisy),
+            supervision__deaths=1,
+            supervision__without_progress=9,
+        )
+    assert "what stands on standard error" in "".join(failure(caught.value)["notes"])
+    past = read_past(tmp_path / "run")
+    (told,) = [entry.body for entry in past.entries if entry.kind is Kind.ACTOR_RESTARTED]
+    assert "what stands on standard error" in told["notes"][0]
+    assert "what stands on standard error" in "".join(past.entries[-1].body["notes"])
+
+
+@pytest.mark.slow
+def test_a_spare_that_dies_as_it_starts_takes_nobody_along(launch_tiny: Any, tmp_path: Path, alone: Result) -> None:
+    """The policy that has just stepped in was it before."""
+    dies = {"point": "tamiyo.decide", "fault": "kill", "passage": 3, "role": "tamiyo"}
+    again = {"point": "tamiyo.start", "fault": "kill", "role": "tamiyo-spare", "generation": 2}
+    result = launch_tiny(restarting=True, faults=[dies, again])
+    same(result, alone)
+    assert [recovery.actors for recovery in result.recoveries] == [("tamiyo",)]
+    assert (result.restarts, read_past(tmp_path / "run").generation) == (2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["lives", "dies"])
+@pytest.mark.parametrize("error", [PlacementUnavailable("kasmina", "no room"), TaskError("task", "mine.py", "gone")])
+def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_it(
+    launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: EsperError, trainer: str
+) -> None:
+    await_ready, begun, spawn = company.await_ready, list[Any](), company.spawn
+    failed = threading.Event()
+
+    def noted(birth: Birth, attempt: int) -> Any:
+        begun.append(spawn(birth, attempt))
+        return begun[-1]
+
+    def failing(birth: Birth, *how: Any) -> int:
+        if threading.current_thread() is threading.main_thread():
+            return await_ready(birth, *how)
+        failed.set()
+        raise error
+
+    monkeypatch.setattr(company, "spawn", noted)
+    monkeypatch.setattr(company, "await_ready", failing)
+    faults = [{"point": "kasmina.step", "fault": "kill", "step": 52}]
+    if trainer == "dies":
+        faults.append({"point": "tolaria.step", "fault": "kill", "step": 59})
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        launch_tiny(restarting=True, faults=faults)
+    assert failed.is_set()
+    assert read_past(tmp_path / "run").entries[-1].body["error"] == type(error).__name__
+    for actor in begun:
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actor.pid.remote(), timeout=30)
 
 
 @pytest.mark.slow

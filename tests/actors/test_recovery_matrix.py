@@ -30,7 +30,9 @@ from esper.summary import Result
 from esper.testing import tiny_config, tiny_task
 
 ROLES = ("tolaria", "tamiyo", "tamiyo-spare", "kasmina", "manager-0", "emergency")
-WHOLE = frozenset(ROLES) - {"tolaria", "manager-0"}
+ALONE = frozenset({"tamiyo-spare", "manager-0"})
+"""Who is replaced while all others go on."""
+WHOLE = frozenset(ROLES) - {"tolaria"} - ALONE
 """Whose death takes the run back, though not its trainer."""
 EITHER = "memory or checkpoint"
 
@@ -63,7 +65,7 @@ CHAINS: tuple[dict[str, Moment], ...] = (
         "at fence 0": Moment("conductor.fence", {"round": 0}),
         "in a tournament": Moment("kasmina.step", {"step": 52}),
         "as a command arrives": Moment("kasmina.receive", {"round": 5}),
-        "in the recovery from that": Moment("conductor.restore", {"passage": 3}, never_for=frozenset({"manager-0"})),
+        "in the recovery from that": Moment("conductor.restore", {"passage": 3}, never_for=ALONE),
         "as a round begins": Moment("tolaria.round", {"round": 7}),
         "in a save": Moment("tolaria.save", {"round": 8}),
         "as signals are asked for": Moment("emergency.pending", {"passage": 15}, {"passage": 3, "generation": 7}),
