@@ -256,7 +256,13 @@ def dead(*_: object) -> None:
     raise ActorLost("any", "it died too")
 
 
-@pytest.mark.parametrize("first", [("tolaria", "tolaria"), ("manager-0", "kasmina")], ids=["tolaria", "manager"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(("tolaria", "tolaria"), id="tolaria"),
+        pytest.param(("manager-0", "kasmina"), id="manager", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("who", ["kasmina", "tamiyo", "incubator", "trainer"])
 def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke_off(
     line: Line,

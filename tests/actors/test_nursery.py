@@ -255,7 +255,7 @@ class Mortal(LocalManager):
         return super().ask(method, *arguments, **where)
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_whatever_a_manager_is_asked_as_it_dies_its_successor_leads_to_the_same_answers(
     prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
 ) -> None:
