@@ -111,8 +111,9 @@ def load_identity(path: Path) -> Identity:
     except ValidationError as error:
         _refuse_other_version(path)
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise StoreCorrupt(str(file), f"not a run.json of this version: {where}: {first['msg']}") from error
+        where = "".join(f"{part}." for part in first["loc"]).rstrip(".") or "all of it"
+        mend = "put it back from a copy (`esper snapshot` makes them)"
+        raise StoreCorrupt(str(file), f"not a run.json of this version: {where}: {first['msg']}; {mend}") from error
 
 
 def _refuse_other_version(path: Path) -> None:
