@@ -309,6 +309,10 @@ def test_what_the_dead_wrote_last_stands_beside_every_word_of_their_deaths(launc
     assert "what stands on standard error" in "".join(past.entries[-1].body["notes"])
 
 
+BUSY = {"point": "tolaria.step", "fault": "delay", "seconds": 3.0, "step": 58}
+"""The main thread waits for the trainer meanwhile, so that another one learns of a manager's death first."""
+
+
 @pytest.mark.slow
 def test_a_spare_that_dies_as_it_starts_takes_nobody_along(launch_tiny: Any, tmp_path: Path, alone: Result) -> None:
     """The policy that has just stepped in was it before."""
@@ -341,7 +345,7 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
 
     monkeypatch.setattr(company, "spawn", noted)
     monkeypatch.setattr(company, "await_ready", failing)
-    faults = [{"point": "kasmina.step", "fault": "kill", "step": 52}]
+    faults = [{"point": "kasmina.step", "fault": "kill", "step": 52}, BUSY]
     if trainer == "dies":
         faults.append({"point": "tolaria.step", "fault": "kill", "step": 59})
     with pytest.raises(type(error), match=re.escape(str(error))):
@@ -391,7 +395,7 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     monkeypatch.setattr(company, "await_ready", interrupted)
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
     with pytest.raises(KeyboardInterrupt):
-        launch_tiny(restarting=True, faults=[fault])
+        launch_tiny(restarting=True, faults=[fault, BUSY])
     assert len(begun) == 7  # six actors, and the manager's successor
     for actor in begun:
         with pytest.raises(ray.exceptions.RayActorError):
