@@ -129,8 +129,10 @@ def test_a_name_that_is_taken_is_refused_and_the_file_stays(tmp_path: Path) -> N
 
 
 def test_what_is_no_file_is_refused_with_its_reason_and_leaves_no_descriptor(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # which would keep a reader waiting
     before = os.listdir("/proc/self/fd")
-    for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, "Is a directory")):
+    none = "it is no regular file"
+    for path, reason in ((tmp_path / "absent", "No such file"), (tmp_path, none), (tmp_path / "pipe", none)):
         with pytest.raises(StoreCorrupt, match=reason):
             open_verified(path, 1, 1, "crc32c")
     seal = saved(tmp_path / "s.pt")
