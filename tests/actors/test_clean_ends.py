@@ -64,6 +64,12 @@ class Started:
         return time.monotonic() - start
 
 
+def hear_all() -> None:
+    """Whoever runs the tests may ignore signals (`nohup`), which is inherited."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(folder: Path) -> Started:
     (folder / "task.py").write_text(TASK)
     (folder / "tiny.toml").write_text(as_toml(tiny_config()))
@@ -75,6 +81,7 @@ def start(folder: Path) -> Started:
             [*command, "--config", str(folder / "tiny.toml"), "--run-dir", str(run_dir)],
             env=environment,
             start_new_session=True,
+            preexec_fn=hear_all,
             stdout=out,
             stderr=err,
         )
