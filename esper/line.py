@@ -16,6 +16,7 @@ from esper import faults
 from esper.checkpoints import Checkpoints, FenceState
 from esper.errors import (
     ActorError,
+    ActorLost,
     Drained,
     EmergencyStop,
     EsperError,
@@ -339,9 +340,10 @@ class Line:
             fence, from_memory = kept.fence if kept is not None else None, self.kept is not None
             try:
                 self._start_again(kept, fence, watch)
-            finally:  # if another death broke it off, the next recovery tells of it
-                took = watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory)
-                self.untold = lost, took
+            except ActorLost:  # another death broke it off: the next recovery tells of it
+                self.untold = lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory)
+                raise
+            self.untold = lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory)
             self.tell()
             self.recovered = len(self.recoveries) - 1, watch.ended_at
 
