@@ -41,6 +41,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "host_parameters": prospect.host_parameters,
         "parameter_budget": budget,
         "g2_z": prospect.g2_limit(),
+        "g2_units": prospect.judged_units,
         "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,
         "slots": [spec.model_dump(mode="json") for spec in prospect.specs],
         "candidates": [

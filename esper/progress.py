@@ -284,10 +284,12 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
         lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
     if not growth.enabled:
         return [*lines, "  no growth: the network trains alone"]
+    units = "samples" if prospect.data.slice("gate", 0).groups is None else "groups"
     return [
         *lines,
         f"  {len(prospect.options)} candidates; a seed must beat its control by {growth.margin:.1%} of the loss and"
-        f" z > {prospect.g2_limit():.2f} (so strict because a run may test {growth.max_tests})",
+        f" z > {prospect.g2_limit():.2f} on {prospect.judged_units} {units} (so strict because a run may test"
+        f" {growth.max_tests})",
         "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
     ]

@@ -112,11 +112,15 @@ class Prospect:
         return Trainer(self.task, settings, self.data, self.editor, halted)
 
     def g2_limit(self) -> float:
-        """The z that a seed must pass, for a full slice of the gate shard."""
+        """Value that the z of a seed must exceed at G2, on one slice of the gate shard."""
         growth = self.config.growth
+        return z_limit(growth.false_pass, growth.max_tests, self.judged_units)
+
+    @property
+    def judged_units(self) -> int:
+        """Samples, or groups where samples are correlated, in one slice of the gate shard: as many at every fence."""
         part = self.data.slice("gate", 0)
-        count = len(part.indices) if part.groups is None else len(set(part.groups))
-        return z_limit(growth.false_pass, growth.max_tests, count=count, grouped=part.groups is not None)
+        return len(part.indices) if part.groups is None else len(set(part.groups))
 
 
 def open_data(task: Task, config: RunConfig) -> TaskData:

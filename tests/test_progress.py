@@ -74,10 +74,10 @@ def test_the_stage_of_every_seed_in_the_host_is_in_the_line_of_its_slot(plain: S
 
 def test_what_happens_to_a_seed_is_told_with_the_figure_that_decided(plain: Seen) -> None:
     assert plain.said("round  1", "3 candidates incubate in copies of the network, beside a control")
-    assert plain.said("round  2", "mlp at body beat its control by 16.94% (z 8.078, needs above 3.662): grafted")
+    assert plain.said("round  2", "mlp at body beat its control by 16.94% (z 8.078, needs above 3.715): grafted")
     assert plain.said("round  2", "a replica of mlp at body incubates")
     assert plain.said("round  3", "mlp at body did no harm beside its control (z 6.088, needs at least -3)")
-    assert plain.said("round  4", "came first, not accepted by G2: no improvement (z -0.625, needs above 3.662)")
+    assert plain.said("round  4", "came first, not accepted by G2: no improvement (z -0.625, needs above 3.715)")
     assert plain.said("round  7", "stays: FOSSILIZED, the network beats its twin (z ")
 
 
@@ -144,7 +144,7 @@ def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
         "108 parameters; 320 steps of 32 samples in 16 rounds; seed 3, 1 thread, cpu",
         "train 1,024, valid 64, test 512, pick 256, gate 256",
         "slot body: NC (8,)",
-        "3 candidates; a seed must beat its control by 0.2% of the loss and z > 3.66",
+        "3 candidates; a seed must beat its control by 0.2% of the loss and z > 3.71 on 256 samples",
         "FOSSILIZED (stays)",
     ):
         assert word in text

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 from esper.errors import ConfigError, TaskError
 from esper.prospect import Prospect, survey
@@ -58,7 +59,13 @@ def test_the_options_are_every_blueprint_that_fits_a_slots_kind() -> None:
 
 def test_the_limit_of_g2_rises_with_the_tests_that_a_run_may_make() -> None:
     assert prospect(growth__max_tests=1).g2_limit() < prospect(growth__max_tests=400).g2_limit()
-    assert prospect(growth__max_tests=400).g2_limit() > 3.66
+    assert prospect(growth__max_tests=400).g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=255))
+
+
+def test_the_limit_of_g2_is_that_of_as_many_groups_as_a_fence_judges() -> None:
+    found = prospect({"group": lambda index: index // 4}, growth__min_samples=64, growth__judge_samples=64)
+    assert found.judged_units == 64
+    assert found.g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=63))
 
 
 def test_a_survey_leaves_the_random_streams_and_the_gradients_of_its_caller_alone() -> None:

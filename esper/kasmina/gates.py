@@ -249,7 +249,7 @@ def _marks(marks: Marks) -> list[Check]:
 
 
 def _improves(pairs: PairedLosses, limits: GrowthConfig) -> list[Check]:
-    z = z_limit(limits.false_pass, limits.max_tests, count=pairs.count, grouped=pairs.grouped)
+    z = z_limit(limits.false_pass, limits.max_tests, pairs.count)
     gain = pairs.relative_gain
     return [
         Check(name="z", reason="no_improvement", measured=pairs.z, above=z),

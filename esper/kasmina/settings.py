@@ -34,7 +34,7 @@ class GrowthConfig(BaseModel):
     margin: Ratio = Field(0.002, description="G2: least mean gain, as a share of the control's loss")
     false_pass: Share = Field(0.05, description="G2: chance that any useless seed of the whole run passes")
     max_tests: PositiveInt = Field(400, description="G2: most candidates judged in a run; it sets how large z must be")
-    min_samples: PositiveInt = Field(128, description="least samples, or groups of samples, that a gate judges on")
+    min_samples: int = Field(128, ge=2, description="least samples, or groups of samples, that a gate judges on")
     judge_samples: PositiveInt = Field(
         128, description="samples, or groups, that a fence draws from a shard to judge on"
     )

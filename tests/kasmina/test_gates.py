@@ -48,7 +48,7 @@ SANITY = SanityProbe(
     sample_leak=1e-17,
 )
 GRADIENT = GradientProbe(batches=2, nonfinite=0, norm=0.5, reachable_host_parameters=())
-Z = z_limit(LIMITS.false_pass, LIMITS.max_tests, count=256, grouped=False)
+Z = z_limit(LIMITS.false_pass, LIMITS.max_tests, 256)
 PAIRS = PairedLosses(shard="gate", fence=3, count=256, grouped=False, mean=0.1, sd=0.2, z=Z + 0.01, control_mean=2.0)
 HARMLESS = PAIRS.model_copy(update={"mean": -0.01, "z": -2.9})
 RESET = ResetProbe(
@@ -161,7 +161,7 @@ REFUSED: list[tuple[Gate, dict[str, Any], tuple[str, ...]]] = [
     (Gate.G2, {"pairs": pairs(z=Z - 0.01)}, ("no_improvement",)),
     (Gate.G2, {"pairs": pairs(mean=0.0039)}, ("no_improvement",)),
     (Gate.G2, {"pairs": pairs(mean=0.0, sd=0.0, z=0.0)}, ("no_improvement",)),
-    (Gate.G2, {"pairs": pairs(z=Z + 0.01, grouped=True, count=128)}, ("no_improvement",)),
+    (Gate.G2, {"pairs": pairs(z=Z + 0.01, count=128)}, ("no_improvement",)),
     (Gate.G2, {"pairs": pairs(mean=-0.1, z=-3.1)}, ("harmful", "no_improvement")),
     (Gate.G2, {"pairs": pairs(z=NAN, mean=NAN)}, ("harmful", "no_improvement")),
     (Gate.G2, {"loss_variation": 4.1}, ("unstable",)),
@@ -280,10 +280,13 @@ def test_a_replica_passes_on_its_winners_evidence_if_it_does_no_harm_itself():
     assert judge(Gate.G2, pairs=HARMLESS, carried=PAIRS, carried_from="seed-0", carried_age_fences=4).passed
 
 
-def test_groups_are_held_to_students_quantile():
-    limit = z_limit(LIMITS.false_pass, LIMITS.max_tests, count=128, grouped=True)
-    assert limit > Z + 0.1
-    assert judge(Gate.G2, pairs=pairs(grouped=True, count=128, z=limit + 0.01)).passed
+@pytest.mark.parametrize("grouped", [False, True])
+def test_few_samples_or_groups_are_held_to_the_limit_of_their_number(grouped):
+    limit = z_limit(LIMITS.false_pass, LIMITS.max_tests, 128)
+    assert limit > Z + 0.05
+    assert judge(Gate.G2, pairs=pairs(grouped=grouped, count=128, z=limit + 0.01)).passed
+    refused = judge(Gate.G2, pairs=pairs(grouped=grouped, count=128, z=limit - 0.01))
+    assert [check.above for check in refused.checks if not check.passed] == [pytest.approx(limit)]
 
 
 def test_without_a_twin_g4_judges_the_rest_and_says_that_nothing_causal_was_judged():

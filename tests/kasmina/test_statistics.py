@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -117,32 +116,54 @@ def test_a_control_without_any_loss_leaves_nothing_to_gain(seeded, gain):
 # -- the limit ---------------------------------------------------------------------------------------------------
 
 
-def test_the_limit_shares_the_chance_among_all_tests_of_a_run():
-    assert z_limit(0.05, 400, count=128, grouped=False) == pytest.approx(3.66, abs=0.005)
-    assert z_limit(0.05, 1, count=128, grouped=False) == pytest.approx(NormalDist().inv_cdf(0.95))
+@pytest.mark.parametrize("count", [2, 14, 128, 2_000])
+def test_the_limit_is_students_quantile_with_the_chance_shared_among_all_tests_of_a_run(count):
+    assert z_limit(0.05, 400, count) == pytest.approx(stats.t.isf(0.05 / 400, df=count - 1))
+    assert z_limit(0.05, 1, count) == pytest.approx(stats.t.isf(0.05, df=count - 1))
 
 
-def test_few_groups_need_students_quantile():
-    assert z_limit(0.05, 400, count=16, grouped=True) == pytest.approx(stats.t.ppf(1 - 0.05 / 400, df=15))
-    normal = z_limit(0.05, 400, count=16, grouped=False)
-    assert stats.t.sf(normal, df=15) / (0.05 / 400) == pytest.approx(9, abs=1)  # so often it would pass too many
+def test_a_chance_too_small_to_be_subtracted_from_1_still_gives_a_finite_limit():
+    assert 1 - 1e-17 == 1
+    assert math.isfinite(z_limit(1e-17, 1, 128))
 
 
-@pytest.mark.parametrize(("count", "grouped"), [(128, False), (4, True)])
-def test_a_useless_seed_passes_no_more_often_than_was_asked(count, grouped):
-    """4,000 useless seeds at a chance of 5 %; for 4 groups the normal quantile would let 10 % through."""
-    random, size = np.random.default_rng(7), count * (3 if grouped else 1)
+def test_one_sample_gives_no_limit():
+    with pytest.raises(EvidenceMissing, match=r"limit of z .* measured 1, required 2"):
+        z_limit(0.05, 400, 1)
+
+
+RUNS, TESTS, ASKED = 600, 10, 0.05
+
+
+def runs_that_accept_a_useless_seed(count: int, limit: float, *, grouped: bool) -> int:
+    """Of `RUNS` runs with `TESTS` useless seeds each. Grouped: the three samples of a group move together."""
+    random, size = np.random.default_rng(count), count * (3 if grouped else 1)
     groups = tuple(np.repeat(range(count), 3).tolist()) if grouped else None
-    limit = z_limit(0.05, 1, count=count, grouped=grouped)
     control = losses(np.zeros(size), groups)
 
-    def differences() -> np.ndarray:
-        shared = np.repeat(random.normal(size=count), 3) if grouped else 0.0  # the samples of a group move together
-        return random.normal(size=size) + shared
+    def useless() -> SampleLosses:
+        shared = np.repeat(random.normal(size=count), 3) if grouped else 0.0
+        return losses(random.normal(size=size) + shared, groups)
 
-    passed = sum(paired(control, losses(differences(), groups)).z > limit for _ in range(4_000))
+    return sum(any(paired(control, useless()).z > limit for _ in range(TESTS)) for _ in range(RUNS))
 
-    assert 0.04 < passed / 4_000 < 0.06
+
+def more_than_asked(accepted: int) -> bool:
+    """A chance of 5 % per run does not explain so many: they would come once in 1,000 trials."""
+    return stats.binomtest(accepted, RUNS, ASKED, alternative="greater").pvalue < 1e-3
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["samples", "groups"])
+@pytest.mark.parametrize("count", [3, 14, 40])
+def test_a_run_accepts_a_useless_seed_no_more_often_than_was_asked(count, grouped):
+    accepted = runs_that_accept_a_useless_seed(count, z_limit(ASKED, TESTS, count), grouped=grouped)
+    assert not more_than_asked(accepted)
+    assert accepted > RUNS * ASKED / 2  # not by accepting nothing at all
+
+
+def test_that_simulation_sees_what_the_normal_quantile_would_let_through():
+    accepted = runs_that_accept_a_useless_seed(14, stats.norm.isf(ASKED / TESTS), grouped=False)
+    assert more_than_asked(accepted)
 
 
 def test_several_fences_of_the_same_question_count_as_one():
