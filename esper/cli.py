@@ -31,11 +31,12 @@ from esper.forecast import forecast
 from esper.history import Damage
 from esper.inspection import inspect_run
 from esper.loop import torch_threads
-from esper.progress import Terminal, heading
+from esper.progress import Terminal, gain_and_z, heading
 from esper.prospect import survey
 from esper.proving import prove
 from esper.references import load_task
 from esper.snapshots import default_place, take
+from esper.wording import number
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
@@ -108,15 +109,15 @@ def plan(
     table = Table("slot", "blueprint", "parameters", "cost / host", "risk", "first tournament")
     for row in found["candidates"]:
         chosen = "yes" if row["in_first_tournament"] else ""
-        cost = f"{row['cost_ratio']:.2f}"
+        cost = number(row["cost_ratio"], 2)
         table.add_row(row["slot"], row["blueprint"], f"{row['parameters']:,}", cost, f"{row['risk']:.2f}", chosen)
     console.print(table)
     window = found["germinates_at_fences"]
     console.print(f"germinates at fences {window[0]} to {window[1]}" if window else "nothing can germinate in this run")
     console.print(
-        f"modelled: host {found['host_gflops']:.2f} GFLOP, twin {found['twin_gflops']:.2f} GFLOP, first tournament"
-        f" {found['tournament_gflops']:.2f} GFLOP and {found['tournament_bytes'] / 2**20:.2f} MiB of weights, gradients"
-        " and moments",
+        f"modelled: host {number(found['host_gflops'], 2)} GFLOP, twin {number(found['twin_gflops'], 2)} GFLOP, first"
+        f" tournament {number(found['tournament_gflops'], 2)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
+        " MiB of weights, gradients and moments",
         soft_wrap=True,
     )
     console.print(_waits(found), soft_wrap=True)
@@ -188,13 +189,12 @@ def _show(found: dict[str, Any]) -> None:
     fence, step, total = ("?" if found[name] is None else found[name] for name in ("fence", "steps", "total_steps"))
     console.print(
         f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
-        + (f", loss {loss:.4f}" if loss is not None else "")
+        + (f", loss {number(loss)}" if loss is not None else "")
         + (f", emergency level {found['level']}" if found["level"] is not None else "")
     )
     table = Table("seed", "slot", "blueprint", "stage", "gain", "z")
     for seed in found["seeds"]:
-        gain, z = seed["gain"], seed["z"]
-        figures = ("", "") if gain is None else (f"{gain:+.2%}", f"{z:+.1f}")
+        figures = gain_and_z(seed["gain"], seed["z"])
         table.add_row(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures)
     console.print(table)
     for file in found["missing_checkpoints"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,7 @@ from esper.leyline.state import RoundState, SeedState
 from esper.prospect import Prospect
 from esper.recovery import Recovery
 from esper.summary import Result, Tally
+from esper.wording import a_second, beside_control, beside_limit, beside_twin, growing, number, percent
 
 COLOURS = {
     Stage.TRAINING: "cyan",
@@ -184,9 +186,9 @@ def _figures(state: RoundState, tally: Tally) -> list[Text]:
     training = state.training
     figures = [f"step {training.step}/{training.total_steps}"]
     if training.train_loss is not None:
-        figures.append(f"loss {training.train_loss:.4f}")
+        figures.append(f"loss {number(training.train_loss)}")
     if tally.steps_per_s is not None:
-        figures.append(f"{tally.steps_per_s:.0f} steps/s")
+        figures.append(f"{a_second(tally.steps_per_s)} steps/s")
     return [Text(figure) for figure in (*figures, f"{training.parameters:,} parameters")]
 
 
@@ -239,30 +241,27 @@ def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
     checks = {check.name: check for check in report.checks} if report is not None else {}
     if step.after is Stage.BLENDING:
         if replica:
-            return f"did no harm beside its control ({_beside(checks['own_z'])}): grafted, alpha rises"
+            return f"is not shown harmful ({beside_limit(checks['own_z'])}): grafted, alpha rises"
         gain = checks["relative_gain"].measured
         assert isinstance(gain, float)
-        return f"beat its control by {gain:.2%} ({_beside(checks['z'])}): grafted, alpha rises"
+        return f"{beside_control(gain)} ({beside_limit(checks['z'])}): grafted, alpha rises"
     if step.after is Stage.FOSSILIZED:
-        twin = f", the network beats its twin ({_beside(checks['twin_z'])})" if "twin_z" in checks else ""
-        return f"stays: FOSSILIZED{twin}"
+        return f"stays: FOSSILIZED{_twin(checks)}"
     lost_outright = step.before is Stage.TRAINING and ("rank" not in checks or not checks["rank"].passed)
     if step.after is not Stage.CULLED or step.before not in (Stage.TRAINING, *LIVE) or lost_outright:
         return ""
-    failed = [check for check in checks.values() if not check.passed]
-    why = f"{failed[0].reason.replace('_', ' ')} ({_beside(failed[0])})" if failed else "with the one below"
+    failed = [check for check in report.checks if not check.passed] if report is not None else []
+    why = f"{failed[0].reason.replace('_', ' ')} ({beside_limit(failed[0])})" if failed else "with the seed that failed"
     what = "came first, not accepted" if step.before is Stage.TRAINING else "was taken out of the network"
     return f"{what} by {step.cause}: {why}"
 
 
-def _beside(check: Check) -> str:
-    """A measured value beside its limit."""
-    name = check.name.removeprefix("own_").removeprefix("twin_")
-    value = f"{check.measured:.4g}" if isinstance(check.measured, float) else f"{check.measured}"
-    for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
-        if limit is not None:
-            return f"{name} {value}, needs {word} {limit:.4g}"
-    return f"{name} {value}"
+def _twin(checks: Mapping[str, Check]) -> str:
+    if "twin_z" not in checks:
+        return ""
+    z = checks["twin_z"].measured
+    assert isinstance(z, float)
+    return f", {beside_twin(z)} ({beside_limit(checks['twin_z'])})"
 
 
 def heading(prospect: Prospect, path: Path | None) -> list[str]:
@@ -287,8 +286,8 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
     units = "samples" if prospect.data.slice("gate", 0).groups is None else "groups"
     return [
         *lines,
-        f"  {len(prospect.options)} candidates; a seed must beat its control by {growth.margin:.1%} of the loss and"
-        f" z > {prospect.g2_limit():.2f} on {prospect.judged_units} {units} (so strict because a run may test"
+        f"  {len(prospect.options)} candidates; a seed must beat its control by {percent(growth.margin)} of the loss"
+        f" and z > {prospect.g2_limit():.2f} on {prospect.judged_units} {units} (so strict because a run may test"
         f" {growth.max_tests})",
         "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
@@ -317,22 +316,22 @@ def results(result: Result) -> RenderableType:
     for seed in judged:
         name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
         fate = seed.stage if seed.stage in IN_HOST else "not kept"
-        seeds.add_row(name, seed.slot, seed.blueprint, fate, *_gain(seed.gain, seed.z), f"{seed.parameters:,}")
+        seeds.add_row(name, seed.slot, seed.blueprint, fate, *gain_and_z(seed.gain, seed.z), f"{seed.parameters:,}")
     totals = Table.grid(padding=(0, 2))
-    totals.add_row("test loss", Text(f"{result.start_test_loss:.4f} -> {result.test_loss:.4f}", style="bold"))
+    totals.add_row("test loss", Text(f"{number(result.start_test_loss)} -> {number(result.test_loss)}", style="bold"))
     if result.twin_test_loss is not None:
-        less = 1 - result.test_loss / result.twin_test_loss
-        totals.add_row("without growing", f"{result.twin_test_loss:.4f} (the twin); growing took off {less:.1%}")
+        grown = growing(result.test_loss, result.twin_test_loss)
+        totals.add_row("without growing", f"{number(result.twin_test_loss)} (the twin); {grown}")
     for name, value in result.test_metrics.items():
-        totals.add_row(f"test {name}", f"{value:.4f}")
+        totals.add_row(f"test {name}", number(value))
     totals.add_row("parameters", f"{result.params_start:,} -> {result.params_end:,}")
-    totals.add_row("steps", f"{result.steps}, {result.steps_per_s:.0f} a second between decisions")
+    totals.add_row("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions")
     totals.add_row("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s")
     for recovery in result.recoveries:
         totals.add_row("recovered", _recovered(recovery))
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
-    compute = " + ".join(f"{name} {value:,.2f}" for name, value in parts.items())
-    totals.add_row("modelled GFLOP", f"{compute} = {sum(parts.values()):,.2f}")
+    compute = " + ".join(f"{name} {number(value, 2)}" for name, value in parts.items())
+    totals.add_row("modelled GFLOP", f"{compute} = {number(sum(parts.values()), 2)}")
     totals.add_row("weights", f"sha256 {result.weights_sha256[:16]}...")
     totals.add_row("run", result.run_dir)
     return Group(seeds, totals) if result.seeds else totals
@@ -348,5 +347,9 @@ def _recovered(recovery: Recovery) -> str:
     return f"{', '.join(recovery.actors)} ({recovery.error}), {recovery.total_s:.1f} s until {until}"
 
 
-def _gain(gain: float | None, z: float | None) -> tuple[str, str]:
-    return ("" if gain is None else f"{gain:+.2%}"), ("" if z is None else f"{z:+.1f}")
+def gain_and_z(gain: float | None, z: float | None) -> tuple[str, str]:
+    """The figures of G2 as columns of a table; empty where a seed was never judged there."""
+    return (
+        "" if gain is None else percent(gain, 2, signed=True),
+        "" if z is None else number(z, 1, signed=True),
+    )

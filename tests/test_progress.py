@@ -76,9 +76,9 @@ def test_what_happens_to_a_seed_is_told_with_the_figure_that_decided(plain: Seen
     assert plain.said("round  1", "3 candidates incubate in copies of the network, beside a control")
     assert plain.said("round  2", "mlp at body beat its control by 16.94% (z 8.078, needs above 3.715): grafted")
     assert plain.said("round  2", "a replica of mlp at body incubates")
-    assert plain.said("round  3", "mlp at body did no harm beside its control (z 6.088, needs at least -3)")
+    assert plain.said("round  3", "mlp at body is not shown harmful (z 6.088, needs at least -3)")
     assert plain.said("round  4", "came first, not accepted by G2: no improvement (z -0.625, needs above 3.715)")
-    assert plain.said("round  7", "stays: FOSSILIZED, the network beats its twin (z ")
+    assert plain.said("round  7", "stays: FOSSILIZED, the network is ahead of its twin (z ")
 
 
 def test_what_happens_fits_one_line_of_a_terminal(plain: Seen) -> None:
@@ -158,12 +158,13 @@ def test_the_results_fit_a_terminal_and_say_what_growing_came_to(plain: Seen, wi
     text = shown.export_text()
     result = plain.result
     assert result.twin_test_loss is not None
+    less = 1 - result.test_loss / result.twin_test_loss
     for word in (
         "5 seeds were tried, 2 joined the network",
         "FOSSILIZED   +16.94%   +8.1   568",
         "not kept     -2.67%    -0.6   568",
         f"{result.start_test_loss:.4f} -> {result.test_loss:.4f}",
-        f"{result.twin_test_loss:.4f} (the twin); growing took off {1 - result.test_loss / result.twin_test_loss:.1%}",
+        f"{result.twin_test_loss:.4f} (the twin); growing made it {less:.1%} better",
         "108 -> 1,244",
         "320, ",
         "trainer 0.0",
@@ -237,7 +238,34 @@ def test_a_seed_taken_out_of_the_network_is_told_with_the_figure_that_failed() -
 
 def test_a_seed_that_goes_with_another_is_told_too() -> None:
     (text,) = culled(Stage.BLENDING, None, "G4")
-    assert text == "round  9  mlp at body was taken out of the network by G4: with the one below"
+    assert text == "round  9  mlp at body was taken out of the network by G4: with the seed that failed"
+
+
+def told(after: Stage, before: Stage, gate: GateReport, *, replica: bool = False) -> str:
+    step = Transition(
+        seed_id="s", slot="body", blueprint_id="mlp", before=before, after=after, fence=9, cause="G2", command_id="c"
+    )
+    shown = console()
+    terminal = Terminal(shown)
+    terminal._replicas = frozenset({"s"} if replica else ())
+    terminal.answer(Answer(transitions=(step,), gates=(gate,)))
+    return shown.export_text().strip()
+
+
+def test_no_word_says_more_than_the_figure_where_a_seed_is_let_in_with_a_worse_loss() -> None:
+    own = Check(name="own_z", reason="harmful", measured=-2.7, at_least=-3.0)
+    copied = told(Stage.BLENDING, Stage.TRAINING, report(Gate.G2, own), replica=True)
+    assert "mlp at body is not shown harmful (z -2.7, needs at least -3): grafted" in copied
+    behind = Check(name="twin_z", reason="worse_than_twin", measured=-1.2, at_least=-3.0)
+    assert told(Stage.FOSSILIZED, Stage.PROBATIONARY, report(Gate.G4, behind)).endswith(
+        "stays: FOSSILIZED, the network is behind its twin, by less than the limit (z -1.2, needs at least -3)"
+    )
+
+
+def test_the_results_of_a_run_that_growing_made_worse_say_so(plain: Seen) -> None:
+    shown = console()
+    shown.print(results(plain.result.model_copy(update={"test_loss": 1.058, "twin_test_loss": 1.0})))
+    assert "1.0000 (the twin); growing made it 5.8% worse" in shown.export_text()
 
 
 def test_one_of_many_that_lost_its_tournament_is_not_worth_a_line() -> None:

@@ -96,7 +96,7 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
 def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
     """G2: does the seeded fork beat its control on samples that its choice never saw, and train steadily?
 
-    A replica carries the evidence of the winner that it repeats and must itself do no harm.
+    A replica carries the evidence of the winner that it repeats and must not itself be shown harmful.
 
     Raises:
         EvidenceMissing: a seed that was probed to the end has no rank; the first of a tournament was not tested, or
@@ -155,7 +155,7 @@ def missing_layers(evidence: InterfaceEvidence) -> tuple[str, ...]:
 
 
 def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
-    """G4: does the live host bear the seed: as asked, no worse than its twin, within cost, isolated?
+    """G4: does the live host bear the seed: as asked, not shown worse than its twin, within cost, isolated?
 
     Without a twin there is no causal evidence; the report says so (`twin_kept` False) and judges the rest.
 

@@ -1,0 +1,90 @@
+"""Figures in words: which way a figure points, and how far. It measures nothing and says no more than its figures."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+
+from esper.leyline.reports import Check
+
+LARGEST_IN_FULL = 1e6
+"""From here on a figure is written with an exponent."""
+
+
+def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
+    """A figure with so many decimals; with an exponent where it is huge, or so small that zeros alone would be left."""
+    sign = "+" if signed else ""
+    fixed = f"{value:{sign},.{decimals}f}"
+    vanished = value != 0 and math.isfinite(value) and float(fixed.replace(",", "")) == 0
+    return f"{value:{sign}.2g}" if vanished or LARGEST_IN_FULL <= abs(value) < math.inf else fixed
+
+
+def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
+    """A share, 1 for the whole, as a percentage."""
+    if math.isfinite(share) and not math.isfinite(100 * share):
+        return f"{100 * Decimal(share):{'+' if signed else ''}.2g}%"
+    return f"{number(100 * share, decimals, signed=signed)}%"
+
+
+def growing(test_loss: float, twin_test_loss: float) -> str:
+    """What growing did to the loss of the network, beside that of its twin."""
+    if math.isnan(test_loss) or math.isnan(twin_test_loss):
+        return "what growing did cannot be said: a loss is not a number"
+    if test_loss == twin_test_loss:
+        return "growing made no difference"
+    return f"growing made it {_far(test_loss - twin_test_loss, twin_test_loss)}{_way(twin_test_loss - test_loss)}"
+
+
+def beside_control(gain: float) -> str:
+    """How a seed compares with its control; `gain` is the share of the control's loss that the seed took away."""
+    if math.isnan(gain):
+        return "cannot be compared with its control"
+    if gain == 0:
+        return "was as good as its control"
+    by = f"by {percent(abs(gain), 2)}" if math.isfinite(gain) else "of loss 0"
+    return f"beat its control {by}" if gain > 0 else f"was worse than its control {by}"
+
+
+def beside_twin(z: float) -> str:
+    """How the network compares with its twin where no limit says that it is worse; `z` is of (twin - network)."""
+    if math.isnan(z):
+        return "the network cannot be compared with its twin"
+    if z == 0:
+        return "the network is level with its twin"
+    return "the network is ahead of its twin" if z > 0 else "the network is behind its twin, by less than the limit"
+
+
+def beside_limit(check: Check) -> str:
+    """A measured value beside its limit, with as many digits as it takes to see which is the larger."""
+    name = check.name.removeprefix("own_").removeprefix("twin_")
+    for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
+        if limit is not None and isinstance(check.measured, int | float):
+            value, beside = _apart(check.measured, limit)
+            return f"{name} {value}, needs {word} {beside}"
+    return f"{name} {check.measured}"
+
+
+def a_second(rate: float) -> str:
+    """Of something done again and again: how often in a second."""
+    return number(rate, 0 if rate >= 10 else 1)
+
+
+def _way(less: float) -> str:
+    return "better" if less > 0 else "worse"
+
+
+def _far(difference: float, reference: float) -> str:
+    share = abs(difference / reference) if reference else math.inf
+    return f"{percent(share)} " if math.isfinite(share) else ""
+
+
+def _apart(value: float, limit: float) -> tuple[str, str]:
+    for digits in range(4, 18):
+        shown = f"{value:.{digits}g}", f"{limit:.{digits}g}"
+        if _order(float(shown[0]), float(shown[1])) == _order(value, limit):
+            break
+    return shown
+
+
+def _order(left: float, right: float) -> tuple[bool, bool]:
+    return left < right, left > right
