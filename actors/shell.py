@@ -5,6 +5,7 @@ It opens the caller's trace, refuses what comes from an older generation, calls,
 
 from __future__ import annotations
 
+import itertools
 import os
 import traceback
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import torch
 from ray import cloudpickle
 
 from esper import faults
-from esper.errors import ActorError, DependencyViolationError
+from esper.errors import ActorError, DependencyViolationError, causes, text_of
 from esper.faults import FaultSpec
 from esper.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
@@ -25,6 +26,8 @@ from esper.telemetry.setup import Telemetry
 
 CAUSE = "_esper_cause"
 """Attribute under which an error takes its cause along."""
+CAUSES_SENT = 32
+"""Causes of one error that are sent to the caller, itself included: pickle nests them."""
 
 
 TOLD_TO_ANY_GENERATION = frozenset({"saved"})
@@ -143,22 +146,29 @@ def _sendable_errors(role: str) -> Iterator[None]:
         raise sent from sent.__cause__
 
 
-def sendable(error: BaseException, role: str, above: tuple[BaseException, ...] = ()) -> BaseException:
-    """The error itself with its cause; each that cannot be sent becomes an `ActorError` with its text.
+def sendable(error: BaseException, role: str) -> BaseException:
+    """The error with its causes; each that cannot be sent becomes an `ActorError` with its text.
 
-    Args:
-        above: What it is the cause of; who raises an error from itself gets no endless chain.
+    A chain that runs into a loop ends before it; of a longer one than `CAUSES_SENT` the rest is left out, with a note.
     """
-    above = (*above, error)
-    if any(error.__cause__ is one for one in above):
-        error.__cause__ = None
-    if error.__cause__ is not None:
-        error.__cause__ = vars(error)[CAUSE] = sendable(error.__cause__, role, above)  # pickle drops the first
+    *chain, last = itertools.islice(causes(error), CAUSES_SENT)
+    if last.__cause__ is not None and len(chain) == CAUSES_SENT - 1:
+        last.add_note(f"its own cause, {type(last.__cause__).__name__}, and what came before are not sent")
+    last.__cause__ = None
+    sent = _sendable(last, role)
+    for one in reversed(chain):
+        one.__cause__ = vars(one)[CAUSE] = sent  # pickle drops the first
+        sent = _sendable(one, role)
+    return sent
+
+
+def _sendable(error: BaseException, role: str) -> BaseException:
     why = _unsendable(error)
     if not why:
         return error
-    text = ActorError(role, f"{type(error).__name__}: {error}")
-    text.__cause__ = vars(text)[CAUSE] = error.__cause__
+    text = ActorError(role, f"{type(error).__name__}: {text_of(error)}")
+    if error.__cause__ is not None:
+        text.__cause__ = vars(text)[CAUSE] = error.__cause__
     text.add_note("".join(traceback.format_exception(error)) + f"(it cannot be sent as it is: {why})")
     return text
 
@@ -176,8 +186,6 @@ def _unsendable(error: BaseException) -> str:
 
 def relinked(error: BaseException) -> BaseException:
     """An error that was sent, with the causes that it was sent with."""
-    here: BaseException | None = error
-    while here is not None:
-        here.__cause__ = vars(here).pop(CAUSE, here.__cause__)
-        here = here.__cause__
+    for one in causes(error):
+        one.__cause__ = vars(one).pop(CAUSE, one.__cause__)
     return error

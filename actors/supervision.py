@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import NamedTuple, NoReturn
 
 from esper.clock import Clock
-from esper.errors import ActorLost, RestartIntensityExceeded
+from esper.errors import ActorLost, RestartIntensityExceeded, text_of
 from esper.supervision_settings import FailurePolicy, SupervisionConfig
 
 
@@ -223,7 +223,7 @@ class Supervisor:
             exceeded = RestartIntensityExceeded(spec.role, f"{spec.name} died: {too_many}")
             exceeded.__cause__ = error
             self._stop_with(exceeded)
-        died = (spec.name, spec.role, unit.incarnation, type(error).__name__, str(error), self._fence, now_s)
+        died = (spec.name, spec.role, unit.incarnation, type(error).__name__, text_of(error), self._fence, now_s)
         self._unanswered.append(Restarted(*died))
 
     def _stop_with(self, verdict: BaseException) -> NoReturn:

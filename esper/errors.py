@@ -40,16 +40,11 @@ Each class takes positional arguments only and hands them to `Exception.__init__
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
-def _rebuild(
-    cls: type[EsperError], args: tuple[object, ...], state: dict[str, object], cause: BaseException | None
-) -> EsperError:
-    error = cls(*args)
-    error.__dict__.update(state)
-    error.__cause__ = cause
-    return error
+def _rebuild(cls: type[EsperError], args: tuple[object, ...]) -> EsperError:
+    return cls(*args)
 
 
 class EsperError(Exception):
@@ -60,18 +55,43 @@ class EsperError(Exception):
     process = 0
     """The id of the process that this actor was then."""
 
-    def __reduce__(self) -> tuple[object, ...]:  # pickle drops __cause__; a caller must not lose it
-        return _rebuild, (type(self), self.args, dict(self.__dict__), self.__cause__)
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the cause, too, which `BaseException` drops; as state, so that a chain may end in this very error."""
+        return _rebuild, (type(self), self.args), (dict(self.__dict__), self.__cause__)
+
+    def __setstate__(self, state: tuple[dict[str, object], BaseException | None] | dict[str, object] | None) -> None:
+        """Take fields, notes and cause as `__reduce__` gave them."""
+        if isinstance(state, tuple):
+            fields, self.__cause__ = state
+            self.__dict__.update(fields)
+        else:  # a class that Ray derives from this one has a `__reduce__` of its own
+            super().__setstate__(state)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, its cause, the cause of that and so on; each once, also if the chain runs into a loop.
+
+    `raise error from error` makes such a loop. Every walk along causes uses this function.
+    """
+    seen: set[int] = set()
+    here: BaseException | None = error
+    while here is not None and id(here) not in seen:
+        seen.add(id(here))
+        yield here
+        here = here.__cause__
 
 
 def all_notes(error: BaseException) -> tuple[str, ...]:
     """The notes of an error and of all that caused it, nearest first."""
-    told: list[str] = []
-    here: BaseException | None = error
-    while here is not None:
-        told += getattr(here, "__notes__", ())
-        here = here.__cause__
-    return tuple(told)
+    return tuple(note for one in causes(error) for note in getattr(one, "__notes__", ()))
+
+
+def text_of(value: object) -> str:
+    """`str(value)`; where foreign code raises in it, a text that says so. Does not raise."""
+    try:
+        return str(value)
+    except Exception as broken:
+        return f"<{type(value).__name__}: its text raised {type(broken).__name__}>"
 
 
 # -- wrong input -------------------------------------------------------------------------------------------------

@@ -107,7 +107,9 @@ def make(path: Path) -> None:
     try:
         make_folders(path)
     except StoreWriteFailed as error:
-        raise error.__cause__ or error from error
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def _sweep(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from esper.config import RunConfig
 from esper.durable.files import atomic_write
-from esper.errors import RunDirectoryError, StoreCorrupt, all_notes
+from esper.errors import RunDirectoryError, StoreCorrupt, all_notes, text_of
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
@@ -286,12 +286,12 @@ def failure(error: BaseException) -> dict[str, Any]:
     """An error as the journal and `--json` say it: its class, its message, its cause, its notes."""
     return {
         "error": type(error).__name__,
-        "message": str(error),
+        "message": text_of(error),
         "cause": _in_a_line(error.__cause__) if error.__cause__ is not None else "",
         "notes": list(all_notes(error)),
     }
 
 
 def _in_a_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    lines = text_of(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

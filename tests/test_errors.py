@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import get_type_hints
 
@@ -14,6 +15,7 @@ import pytest
 
 from esper import errors
 from esper.errors import EsperError
+from esper.summary import failure
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES: dict[object, object] = {
@@ -79,6 +81,57 @@ def test_error_survives_pickling_with_args_fields_notes_and_cause(cls: type[Espe
     assert copy.__notes__ == ["seen at fence 3"]
     assert repr(copy.__cause__) == repr(error.__cause__)
     assert repr(copy.__cause__.__cause__) == repr(error.__cause__.__cause__)
+
+
+def looped(*errors: Exception) -> Exception:
+    """The first, caused by the second and so on, the last by the first again."""
+    for error, cause in itertools.pairwise([*errors, errors[0]]):
+        error.__cause__ = cause
+    return errors[0]
+
+
+def three_of_a_kind(make: Callable[[str, str], Exception]) -> list[Exception]:
+    return [make("store", name) for name in ("one", "two", "three")]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("make", [errors.StoreCorrupt, OSError])
+def test_a_loop_of_causes_is_walked_once_and_survives_pickling(
+    make: Callable[[str, str], Exception], length: int
+) -> None:
+    chain = three_of_a_kind(make)[:length]
+    error = looped(*chain)
+    chain[-1].add_note("told")
+
+    assert list(errors.causes(error)) == chain
+    assert errors.all_notes(error) == ("told",)
+    copy = pickle.loads(pickle.dumps(error))
+    if make is errors.StoreCorrupt:
+        assert [str(one) for one in errors.causes(copy)] == [str(one) for one in chain]
+        assert list(errors.causes(copy))[-1].__cause__ is copy
+
+
+def test_no_other_file_walks_along_causes() -> None:
+    walks = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for room in ("esper", "actors", "drills", "tests")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path not in (Path(errors.__file__), Path(__file__))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute)
+        if node.value.attr in ("__cause__", "__context__")
+        if ast.unparse(node.targets[0]) == ast.unparse(node.value.value)
+    ]
+    assert walks == []
+
+
+def test_text_of_an_error_that_cannot_say_what_it_is() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise KeyError("no text")
+
+    assert errors.text_of(Mute()) == "<Mute: its text raised KeyError>"
+    assert failure(Mute())["message"] == "<Mute: its text raised KeyError>"
 
 
 @pytest.mark.parametrize("cls", CLASSES[1:])

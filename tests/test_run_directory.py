@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esper.durable.files import DirectoryLease
-from esper.errors import RunDirectoryError
+from esper.errors import RunDirectoryError, causes
 from esper.run_directory import RunDirectory
 from esper.testing import EPOCH
 
@@ -15,6 +15,7 @@ from esper.testing import EPOCH
 def refused(path: Path) -> str:
     with pytest.raises(RunDirectoryError) as caught:
         RunDirectory.create(path, EPOCH)
+    assert [one.__cause__ for one in causes(caught.value)][-1] is None  # no error became its own cause on the way
     return str(caught.value)
 
 

@@ -85,10 +85,10 @@ class _Writer(io.RawIOBase):
         self._descriptor = descriptor
         try:
             produce(cast(BinaryIO, self))  # it is one in all that a producer may do; io's classes do not say so
-        except Exception as error:
+        except Exception:
             if self._failure is None:
                 raise
-            raise self._failure from error  # a C++ producer makes an error of its own out of ours
+            raise self._failure from None  # `torch.save` raises this very error, or an error of its own made of it
         finally:
             self.close()
         if self._failure is not None:  # the producer took no notice

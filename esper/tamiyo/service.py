@@ -14,6 +14,7 @@ from esper.errors import (
     NoSeedCandidates,
     PolicyDeadlineExceeded,
     PolicyFailed,
+    text_of,
 )
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, Verdict
@@ -121,7 +122,7 @@ class Tamiyo:
 
     def _tell(self, error: Exception) -> None:
         kind = "dependency_violation" if isinstance(error, DependencyViolationError) else "policy_failed"
-        severe(kind, Severity.CRITICAL, error=type(error).__name__, message=str(error))
+        severe(kind, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))
         count("esper.policy.failures")
 
     def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:

@@ -18,7 +18,7 @@ from opentelemetry.trace import INVALID_SPAN, Span, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AnyValue
 
-from esper.errors import DependencyViolationError
+from esper.errors import DependencyViolationError, text_of
 
 if TYPE_CHECKING:  # setup imports metrics, which imports this file
     from esper.telemetry.setup import Telemetry
@@ -133,10 +133,10 @@ def plain(value: object, depth: int = 4) -> AnyValue:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, dict) and depth:
-        return {_text(key): plain(item, depth - 1) for key, item in value.items()}
+        return {text_of(key): plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset) and depth:
         return [plain(item, depth - 1) for item in value]
-    return _text(value)
+    return text_of(value)
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def _record(failed: Span, error: BaseException) -> None:
     """Mark the span as failed by `error`, with the error's own public fields. Must not raise: `error` is on its way."""
     if not failed.is_recording():
         return
-    kind, message = type(error), _text(error)
+    kind, message = type(error), text_of(error)
     fields = {key: plain(value) for key, value in vars(error).items() if not key.startswith("_")}
     failed.set_attribute("error.type", kind.__name__)
     failed.add_event(
@@ -165,10 +165,3 @@ def _record(failed: Span, error: BaseException) -> None:
         },
     )
     failed.set_status(Status(StatusCode.ERROR, f"{kind.__name__}: {message}"))
-
-
-def _text(value: object) -> str:
-    try:
-        return str(value)
-    except Exception as broken:  # foreign code; its failure is put in the record, where the text would have been
-        return f"<{type(value).__name__}: its text raised {type(broken).__name__}>"

@@ -15,7 +15,7 @@ import torch
 
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.durable.streams import Written, open_verified, write_stream
-from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreCorrupt, StoreWriteFailed
+from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreCorrupt, StoreWriteFailed, causes
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.telemetry.events import Severity, severe
 from esper.tolaria.plain import from_plain, nursery_of
@@ -169,10 +169,8 @@ def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[
 
 def _trouble(error: CheckpointCorrupt) -> int | None:
     """What the system said when it could not read the file; None: it could, or there is none."""
-    cause = error.__cause__
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__
-    return cause.errno if cause is not None and not isinstance(cause, FileNotFoundError) else None
+    system = next((one for one in causes(error) if isinstance(one, OSError)), None)
+    return system.errno if system is not None and not isinstance(system, FileNotFoundError) else None
 
 
 def _quarantine(path: Path) -> None:

@@ -13,9 +13,18 @@ from typing import Any
 import pytest
 import torch
 
-from actors.shell import Birth, Envelope, Shell, sendable
+from actors.shell import CAUSES_SENT, Birth, Envelope, Shell, relinked, sendable
 from esper import faults
-from esper.errors import ActorError, DependencyViolationError, FaultInjected, PolicyFailed, StageConflict
+from esper.errors import (
+    ActorError,
+    DependencyViolationError,
+    FaultInjected,
+    PolicyFailed,
+    StageConflict,
+    StoreCorrupt,
+    all_notes,
+    causes,
+)
 from esper.faults import FaultSpec
 from esper.heartbeat import beat
 from esper.telemetry.context import span, traceparent, use
@@ -254,6 +263,21 @@ def test_an_error_that_was_raised_from_itself_has_an_end() -> None:
     assert sent is first
     assert sent.__cause__ is second
     assert second.__cause__ is None
+    assert relinked(pickle.loads(pickle.dumps(sent))).__cause__.args == ("second",)  # type: ignore[union-attr]
+
+
+def test_a_chain_of_causes_that_is_too_long_to_send_is_cut_with_a_note() -> None:
+    error = chained(*[ValueError(number) for number in range(10 * CAUSES_SENT)])
+    arrived = list(causes(relinked(pickle.loads(pickle.dumps(sendable(error, "tolaria"))))))
+    assert [one.args for one in arrived] == [(number,) for number in range(CAUSES_SENT)]
+    assert all_notes(arrived[0]) == ("its own cause, ValueError, and what came before are not sent",)
+
+
+def test_a_group_of_errors_one_of_which_was_caused_by_the_group_is_sent() -> None:
+    member = StoreCorrupt("journal", "bad frame")
+    group = ExceptionGroup("two failures", [member, KeyError("other")])
+    member.__cause__ = group
+    assert "two failures" in str(pickle.loads(pickle.dumps(sendable(group, "tolaria"))))
 
 
 def test_what_a_constructor_raises_is_made_sendable_too() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from esper.durable.files import Disk
 from esper.durable.streams import Written, open_verified, write_stream
-from esper.errors import StoreCorrupt, StoreWriteFailed
+from esper.errors import StoreCorrupt, StoreWriteFailed, causes
 
 STATE = {"weight": torch.arange(30_000, dtype=torch.float32), "step": 7, "names": ["a", "b"], "empty": torch.empty(0)}
 
@@ -97,7 +97,9 @@ def test_an_empty_stream_is_a_stream(tmp_path: Path) -> None:
 def test_a_full_disk_is_told_as_such_through_torch_and_leaves_no_file(tmp_path: Path, at: int) -> None:
     with pytest.raises(StoreWriteFailed, match="planted") as caught:
         saved(tmp_path / "s.pt", Full(at))
-    assert isinstance(caught.value.__cause__, OSError)
+    assert [type(one) for one in causes(caught.value)] == [StoreWriteFailed, OSError]
+    assert caught.value.__cause__ is not None
+    assert caught.value.__cause__.__cause__ is None  # torch raises ours again, and it must not become its own cause
     assert list(tmp_path.iterdir()) == []
 
 
