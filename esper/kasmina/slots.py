@@ -62,7 +62,7 @@ def _nearest(pattern: str, paths: Mapping[str, str]) -> str:
 
 
 def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> tuple[SlotSpec, ...]:
-    """Measure every slot on one batch, in training mode with gradients and in evaluation mode without.
+    """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
 
     The model, the input and all global random numbers are as before afterwards; each forward runs on a fresh copy.
     Causality is measured in evaluation mode, where no dropout hides a movement, and holds only if it was *shown*: some
@@ -70,6 +70,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
     batch norm mixes samples.
 
     Args:
+        model: In the modes that it trains in: a module that is frozen in evaluation mode stays so.
         slots: Paths or patterns, see `resolve`.
         batch_input: What `call` takes: tensors, alone or in tuples, lists, mappings; batch first, two samples or more.
         call: Runs one forward, `(model, batch_input) -> output`.
@@ -112,7 +113,9 @@ class _Host:
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
         """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
-        model = deepcopy(self.model).train(training)
+        model = deepcopy(self.model)
+        if not training:
+            model.eval()
         seen: dict[str, list[object]] = {path: [] for path in self.paths}
         for path in self.paths:
             model.get_submodule(path).register_forward_hook(_recorder(seen[path]))

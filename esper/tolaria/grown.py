@@ -17,6 +17,7 @@ from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan
 from esper.task import Task
 from esper.tensors import state_digest
+from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, reschedule
 from esper.tolaria.saving import Saver
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
@@ -48,6 +49,8 @@ class GrownHost:
     def __init__(self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor) -> None:
         self._task, self._settings = task, settings
         self.host, self._editor = host, editor
+        self._modes = modes_of(host)
+        """Those that it trains in; evaluation leaves them for a while, and so may the model's own forward."""
         self._host_parameters = [p for p in host.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(task, self._host_parameters)
         self._scheduler = task.scheduler(self._optimizer, settings.total_steps) if task.scheduler else None
@@ -67,6 +70,7 @@ class GrownHost:
     def graft(self, plan: GraftPlan) -> None:
         """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
         self._editor.graft(plan)
+        self._editor.set_training(True)  # whatever the mode of the host's root
         self._editor.set_alphas(self.step)
         if plan.isolated:
             self._isolated[plan.seed_id] = plan.start_step
@@ -108,7 +112,7 @@ class GrownHost:
         return {**dict(named), **self._editor.tensors()}
 
     def _set_mode(self, *, training: bool) -> None:
-        self.host.train(training)
+        set_training(self.host, self._modes, training=training)
         self._editor.set_training(training)
 
     # -- copies --------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from esper.tolaria.grown import GrownHost
 from esper.tolaria.grown import TrainerSettings as TrainerSettings  # part of what is made here
 from esper.tolaria.guard import check_finite
 from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
+from esper.tolaria.modes import begin_training
 from esper.tolaria.optim import global_norm
 
 
@@ -71,6 +72,7 @@ class Trainer(GrownHost):
         """
         faults.point("tolaria.round", round=fence, step=self.step)
         self._round = fence
+        self._set_mode(training=True)
         losses: list[float] = []
         norms: list[float] = []
         while self.step < last_step:
@@ -93,6 +95,7 @@ class Trainer(GrownHost):
 
     def train_to(self, step: int) -> tuple[float, ...]:
         """Train up to optimizer step `step` of the run; returns the loss of each step."""
+        self._set_mode(training=True)
         losses = []
         while self.step < step:
             losses.append(self._one_step()[0])
@@ -344,7 +347,9 @@ def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
 
 
 def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
-    """The task's model with weights that follow from the run seed alone, in training mode, on the device.
+    """The task's model with weights that follow from the run seed alone, on the device, in training mode.
+
+    What its factory froze stays in evaluation mode; see `esper.tolaria.modes`.
 
     Raises:
         TaskError: the factory gave no module, or one with state that is no tensor.
@@ -361,7 +366,9 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     overlapping = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if has_overlap(t)]
     if overlapping:
         raise TaskError("task.model", overlapping[0], "its elements share memory (expand?); make it contiguous")
-    return model.to(device).train()
+    model = model.to(device)
+    begin_training(model)
+    return model
 
 
 def has_overlap(tensor: Tensor) -> bool:
