@@ -14,7 +14,7 @@ import ray
 from actors import rooms
 from actors.bootstrap import EmbeddedRay, uninterrupted
 from actors.company import Company, actor_roles, manager_names
-from actors.hearing import Hearing, emergency_word
+from actors.hearing import ConductorInbox, emergency_word
 from actors.nursery import RemoteNursery
 from actors.source import SentProspect
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
@@ -56,7 +56,6 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
             stack.callback(nursery.join)
             stack.callback(company.end)
             stack.callback(nursery.close)
-            hearing = Hearing(EmergencyHandle(company.remotes["emergency"]))
 
             def mend() -> None:
                 ours.check()
@@ -66,22 +65,21 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                 company.revive(generation, nursery.abandon)
                 EmergencyHandle(company.remotes["emergency"]).rebind(generation)
 
-            with hearing.explaining():
-                yield Rooms(
-                    trainer=TolariaHandle(company.remotes["tolaria"]),
-                    tamiyo=TamiyoHandle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
-                    kasmina=KasminaHandle(company.remotes["kasmina"]),
-                    incubator=nursery,
-                    counted=company.counted,
-                    passed=company.passed,
-                    mend=mend,
-                    signals=hearing.take,
-                    lost=company.lost,
-                    revive=revive,
-                    died_starting=company.died_starting,
-                    replaced=company.replaced,
-                    shared=lambda snapshot: [ray.put(snapshot)],
-                )
+            yield Rooms(
+                trainer=TolariaHandle(company.remotes["tolaria"]),
+                tamiyo=TamiyoHandle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
+                kasmina=KasminaHandle(company.remotes["kasmina"]),
+                incubator=nursery,
+                inbox=ConductorInbox(EmergencyHandle(company.remotes["emergency"])),
+                counted=company.counted,
+                passed=company.passed,
+                mend=mend,
+                lost=company.lost,
+                revive=revive,
+                died_starting=company.died_starting,
+                replaced=company.replaced,
+                shared=lambda snapshot: [ray.put(snapshot)],
+            )
         finally:
             with uninterrupted():
                 stack.close()

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from actors import rooms
 from actors.typed import EmergencyHandle
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorError, EmergencyStop
-from esper.leyline.signals import EmergencySignal, Level
+from esper.leyline.signals import EmergencySignal
 
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class Hearing:
-    """What the conductor has heard from the emergency queue. A HALT explains the stop that follows it."""
+class ConductorInbox:
+    """`Inbox` across processes: the conductor as a subscriber of the emergency queue."""
 
     def __init__(self, desk: EmergencyHandle) -> None:
         self._desk = desk
-        self._halt: EmergencySignal | None = None
 
-    def take(self) -> tuple[EmergencySignal, ...]:
-        """Signals since the last call, acknowledged."""
-        signals = self._desk.pending(rooms.CONDUCTOR)
-        for signal in signals:
-            self._desk.acknowledge(rooms.CONDUCTOR, signal.signal_id)
-            if signal.level is Level.HALT and self._halt is None:
-                self._halt = signal
-        return signals
+    def pending(self) -> tuple[EmergencySignal, ...]:
+        """See `Inbox`."""
+        return self._desk.pending(rooms.CONDUCTOR)
 
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
-        """Put the signal into an `EmergencyStop`: the trainer saw only the word."""
-        try:
-            yield
-        except EmergencyStop as stop:
-            self._ask_why(stop)
-            if self._halt is None:
-                raise
-            raise EmergencyStop(self._halt.reason, self._halt.signal_id, stop.step) from stop
+    def acknowledge(self, signal_ids: Sequence[str]) -> None:
+        """See `Inbox`."""
+        self._desk.acknowledge(rooms.CONDUCTOR, signal_ids)
 
-    def _ask_why(self, stop: EmergencyStop) -> None:
-        """Hear what came since the last fence; a stop stays one if nobody can say why any more."""
-        try:
-            self.take()
-        except ActorError as gone:
-            stop.add_note(f"the emergency queue could not be asked why: {gone}")
+    def close(self) -> None:
+        """See `Inbox`."""
+        self._desk.close()
 
 
 @contextmanager

@@ -157,6 +157,7 @@ class EmergencyDesk:
         """Take a signal. Returns how many were ever taken.
 
         Raises:
+            EmergencyUnavailable: the run is ending; the signal was not taken.
             EmergencyQueueFull: there is no place; the signal was not taken.
             DependencyViolationError: another signal came under the same id; this one was not taken.
         """
@@ -179,7 +180,13 @@ class EmergencyDesk:
         with self._one_at_a_time:
             return self._queue.pending(subscriber, most)
 
-    def acknowledge(self, subscriber: str, signal_id: str) -> None:
-        """A subscriber has dealt with a signal."""
+    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """A subscriber has dealt with signals."""
         with self._one_at_a_time:
-            self._queue.acknowledge(subscriber, signal_id)
+            for signal_id in signal_ids:
+                self._queue.acknowledge(subscriber, signal_id)
+
+    def close(self) -> None:
+        """Take no new signal from now on."""
+        with self._one_at_a_time:
+            self._queue.close()

@@ -223,7 +223,7 @@ class EmergencyHandle:
         self.remote = remote
 
     def publish(self, signal: EmergencySignal) -> int:
-        """Take a signal; it shows in the word before this returns. Raises: EmergencyQueueFull."""
+        """Take a signal; it shows in the word before this returns. Raises: EmergencyQueueFull, EmergencyUnavailable."""
         return cast(int, self.remote.ask("publish", signal, group="ctl"))
 
     def rebind(self, generation: int) -> None:
@@ -234,6 +234,10 @@ class EmergencyHandle:
         """Signals that a subscriber has not acknowledged, the most urgent first."""
         return cast("tuple[EmergencySignal, ...]", self.remote.ask("pending", subscriber))
 
-    def acknowledge(self, subscriber: str, signal_id: str) -> None:
-        """A subscriber has dealt with a signal."""
-        self.remote.ask("acknowledge", subscriber, signal_id)
+    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """A subscriber has dealt with signals."""
+        self.remote.ask("acknowledge", subscriber, signal_ids)
+
+    def close(self) -> None:
+        """Take no new signal from now on."""
+        self.remote.ask("close")

@@ -185,18 +185,25 @@ class Record:
                         line.recover(death)
                     elif self.kept is not None:
                         line.restore(self._taken())
-                    line.run()
-                    return self._result(line, wall_s())
+                    with line.explaining_halts():
+                        line.run()
+                    result = self._result(line, wall_s())
+                    line.hear_out()
+                    return result
                 except EsperError as error:
                     if error is death:
                         raise
                     death = error
-        except EsperError as stop:
-            for last, what in ((self.checkpoints.settle, "the checkpoint in flight"), (line.tell, "word of deaths")):
+        except Exception as stop:
+            for last, what in (
+                (self.checkpoints.settle, "the checkpoint in flight was"),
+                (line.tell, "word of deaths was"),
+                (line.hear_out, "signals in the emergency queue, if there were any, were"),
+            ):
                 try:
                     last()
                 except EsperError as lost:
-                    stop.add_note(f"{what} was lost with it: {lost}")
+                    stop.add_note(f"{what} lost with it: {lost}")
             raise
 
     def _taken(self) -> FenceState:

@@ -31,6 +31,7 @@
     │   └── RestartIntensityExceeded    an actor died too often, or again and again at one fence
     ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
     ├── EmergencyQueueFull              the queue has no place for this signal
+    ├── EmergencyUnavailable            the run has ended and hears no signal any more
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
     └── FaultInjected                   a fault that was armed on purpose
 
@@ -373,6 +374,17 @@ class EmergencyQueueFull(EsperError):
 
     def __str__(self) -> str:
         return f"signal {self.signal_id}: the queue is full ({self.capacity})"
+
+
+class EmergencyUnavailable(EsperError):
+    """The run is ending and reads no signal any more; this one was not taken. What was taken before was heard."""
+
+    def __init__(self, signal_id: str) -> None:
+        super().__init__(signal_id)
+        self.signal_id = signal_id
+
+    def __str__(self) -> str:
+        return f"signal {self.signal_id}: the run is ending and takes no signal any more"
 
 
 class Drained(EsperError):

@@ -5,6 +5,7 @@ It knows its rooms only by what they answer, so that it is the same in one proce
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from esper.leyline.base import Message
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
-from esper.leyline.ports import Decider, LiveHost, Nursery, Registrar
+from esper.leyline.ports import Decider, Inbox, LiveHost, Nursery, Registrar
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import TrainingState
 from esper.progress import Progress
@@ -40,6 +41,9 @@ from esper.telemetry.context import span, trace_id
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
 
+SIGNALS_AT_A_FENCE = 4096
+"""A queue that is filled faster than it is read must not hold a run at a fence: the rest is read at the next one."""
+
 
 @dataclass
 class Rooms:
@@ -49,6 +53,7 @@ class Rooms:
     tamiyo: Decider
     kasmina: Registrar
     incubator: Nursery
+    inbox: Inbox
     counted: Callable[[str], int]
     """Total of a counter in every process but the conductor's own."""
     passed: Callable[[int], None]
@@ -56,8 +61,6 @@ class Rooms:
     mend: Callable[[], None]
     """Have a successor in the place of each that can be replaced alone and died while nobody asked it. Raises: the
     death of anybody else, or of one that no successor answers."""
-    signals: Callable[[], tuple[EmergencySignal, ...]]
-    """Emergency signals that came since the last call."""
     lost: Callable[[EsperError, int | None], Lost]
     """(error, last fence) -> which processes have died. Raises: the error, if no restart answers it."""
     revive: Callable[[int], None]
@@ -423,13 +426,52 @@ class Line:
         """
         self.rooms.mend()
         self.tell()
-        signals = self.rooms.signals()
-        for signal in signals:
-            self.journal.write(Kind.SIGNAL, signal)
-            self.level = max(self.level or signal.level, signal.level)
-        for signal in signals:
-            if signal.level is Level.HALT:
-                raise EmergencyStop(signal.reason, signal.signal_id, self.fence_steps[fence])
+        if (halt := self._take_signals(SIGNALS_AT_A_FENCE)) is not None:
+            raise EmergencyStop(halt.reason, halt.signal_id, self.fence_steps[fence])
+
+    def _take_signals(self, most: float) -> EmergencySignal | None:
+        """Journal the signals that wait, batch by batch; each is acknowledged when its record is durable.
+
+        Args:
+            most: After so many signals the rest waits for the next call.
+
+        Returns:
+            The most urgent HALT among them.
+        """
+        heard, halts = 0, list[EmergencySignal]()
+        while heard < most and (signals := self.rooms.inbox.pending()):
+            self.journal.write_many([(Kind.SIGNAL, signal) for signal in signals])
+            self.rooms.inbox.acknowledge([signal.signal_id for signal in signals])
+            self.level = max(self.level or Level.NOTICE, *(signal.level for signal in signals))
+            halts += [signal for signal in signals if signal.level is Level.HALT]
+            heard += len(signals)
+        return halts[0] if halts else None
+
+    def hear_out(self) -> None:
+        """Close the queue of emergency signals and journal all that it holds: the last thing before the run ends.
+
+        A HALT among them comes too late to stop anything; the journal has it.
+        """
+        self.rooms.inbox.close()
+        self._take_signals(math.inf)
+
+    @contextmanager
+    def explaining_halts(self) -> Iterator[None]:
+        """Raise a trainer's `EmergencyStop` again with its signal: the trainer saw only the word."""
+        try:
+            yield
+        except EmergencyStop as stop:
+            halt = self._why(stop) if not stop.signal_id else None
+            if halt is None:
+                raise
+            raise EmergencyStop(halt.reason, halt.signal_id, stop.step) from stop
+
+    def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
+        try:
+            return self._take_signals(SIGNALS_AT_A_FENCE)
+        except ActorError as gone:  # it stays a stop if nobody can say why any more
+            stop.add_note(f"the emergency queue could not be asked why: {gone}")
+            return None
 
     def _conclude(self, fence: int) -> None:
         if not self.kasmina.due(fence):

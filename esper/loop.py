@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from esper.conducting import BringUp, Conductor
 from esper.config import RunConfig
 from esper.errors import EsperError
 from esper.leyline.ports import Policy
+from esper.leyline.signals import EmergencySignal
 from esper.line import Drain, Rooms
 from esper.progress import Progress, Quiet
 from esper.prospect import Prospect, survey
@@ -118,6 +119,20 @@ def nobody_lost(error: EsperError, fence: int | None) -> Lost:
     raise error
 
 
+class NoInbox:
+    """The `Inbox` of a run in one process, which has no queue of emergency signals: nobody can publish to it."""
+
+    def pending(self) -> tuple[EmergencySignal, ...]:
+        """None."""
+        return ()
+
+    def acknowledge(self, signal_ids: Sequence[str]) -> None:
+        """Nothing is waiting."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) -> BringUp:
     """Brings the rooms up in this process; the host is added to `networks`."""
 
@@ -130,10 +145,10 @@ def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) 
             tamiyo=make_tamiyo(prospect, key, clock, policy),
             kasmina=make_kasmina(prospect, key, clock),
             incubator=make_incubator(prospect, key),
+            inbox=NoInbox(),
             counted=lambda _: 0,
             passed=lambda _: None,
             mend=lambda: None,
-            signals=tuple,
             lost=nobody_lost,
             revive=lambda _: None,
             died_starting=tuple,

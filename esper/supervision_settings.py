@@ -97,6 +97,7 @@ NO_SWITCH = {
     "RestartIntensityExceeded": "it is the end of all restarts",
     "EmergencyStop": "somebody stopped the run",
     "EmergencyQueueFull": "a restart would drop the signals that are held",
+    "EmergencyUnavailable": "the run has ended, and a restart would not make it hear",
     "Drained": "the run was asked to end",
 }
 """Every other class -> why nothing but raising it will do."""

@@ -25,7 +25,7 @@ from esper.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import LIVE
 from esper.line import Drain, Line, Rooms, Tier
-from esper.loop import nobody_lost, run
+from esper.loop import NoInbox, nobody_lost, run
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.recovery import Lost
@@ -57,10 +57,10 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
             tamiyo=make_tamiyo(prospect, key, SystemClock()),
             kasmina=make_kasmina(prospect, key, SystemClock()),
             incubator=make_incubator(prospect, key),
+            inbox=NoInbox(),
             counted=lambda _: 0,
             passed=lambda _: None,
             mend=lambda: None,
-            signals=tuple,
             lost=nobody_lost,
             revive=lambda _: None,
             died_starting=tuple,

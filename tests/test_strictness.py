@@ -110,7 +110,7 @@ ALLOWED: dict[str, str] = {
     "actors/bootstrap.py spawn: says type: ignore": "Ray's types do not know concurrency_groups here",
     "actors/company.py Company.counted: .get with a default": "an actor reports only counters above 0",
     "actors/handles.py Remote._progress: answers GetTimeoutError": "patience ends it",
-    "actors/hearing.py Hearing._ask_why: answers ActorError": "noted on the stop, which its caller raises",
+    "esper/line.py Line._why: answers ActorError": "the stop is raised all the same, with a note",
     "actors/handles.py Remote._wait: answers RayError": "raised by raise_unwrapped",
     "actors/handles.py Remote.ask_within: answers RayError": "raised by raise_unwrapped",
     "actors/handles.py Process.await_end: answers ProcessLookupError": "gone is what was wanted",

@@ -1,21 +1,25 @@
 """The queue of emergency signals: bounded, by level and age, acknowledged per subscriber. It drops nothing in silence.
 
-It lives in memory. What is taken is held until every subscriber has acknowledged it or the process ends. It is not made
-for several threads at once.
+It lives in memory. What is taken is held until every subscriber has acknowledged it or the process ends. The ids of the
+last 4,096 signals that all subscribers have acknowledged are known: one of these that comes again is not taken again.
+It is not made for several threads at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from esper.errors import DependencyViolationError, EmergencyQueueFull
+from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
 
 HALT_PLACES = 16
 """Places that only HALT may take."""
+REMEMBERED = 4096
+"""Acknowledged signals whose ids are still known: a publisher that repeats a call does so within a few of them."""
 
 
 @dataclass
@@ -32,28 +36,34 @@ class EmergencyQueue:
     def __init__(self, capacity: int, subscribers: Sequence[str]) -> None:
         self._capacity, self._subscribers = capacity, tuple(subscribers)
         self._held: dict[str, _Held] = {}
-        self._known: dict[str, EmergencySignal] = {}
+        self._delivered: dict[str, bytes] = {}
+        """Digest by id of the last signals that every subscriber has acknowledged, oldest first."""
         self._count = 0
+        self._closed = False
 
     def publish(self, signal: EmergencySignal) -> int:
         """Take a signal; a known id is taken once. Returns how many signals were ever taken.
 
         Raises:
+            EmergencyUnavailable: the queue is closed; the signal was not taken.
             EmergencyQueueFull: there is no place; the signal was not taken.
             DependencyViolationError: another signal came under the same id; this one was not taken.
         """
-        if signal.signal_id in self._known:
-            if self._known[signal.signal_id] != signal:
+        if (known := self._known(signal.signal_id)) is not None:
+            if known != _digest(signal):
                 severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
                 raise DependencyViolationError(f"signal {signal.signal_id}", "another body under a known id")
             return self._count
+        if self._closed:
+            severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
+            count("esper.signal.rejected")
+            raise EmergencyUnavailable(signal.signal_id)
         room = self._capacity if signal.level is Level.HALT else self._capacity - HALT_PLACES
         if len(self._held) >= room:
             severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
             count("esper.signal.rejected")
             raise EmergencyQueueFull(signal.signal_id, self._capacity)
         self._count += 1
-        self._known[signal.signal_id] = signal
         self._held[signal.signal_id] = _Held(signal, self._count, set(self._subscribers))
         count("esper.signal.published")
         return self._count
@@ -73,6 +83,21 @@ class EmergencyQueue:
         count("esper.signal.delivered")
         if not held.waiting:
             del self._held[signal_id]
+            self._delivered[signal_id] = _digest(held.signal)
+            if len(self._delivered) > REMEMBERED:
+                del self._delivered[next(iter(self._delivered))]
+
+    def close(self) -> None:
+        """Take no new signal from now on; what is held is still delivered."""
+        self._closed = True
+
+    def _known(self, signal_id: str) -> bytes | None:
+        held = self._held.get(signal_id)
+        return _digest(held.signal) if held is not None else self._delivered.get(signal_id)
 
     def __len__(self) -> int:
         return len(self._held)
+
+
+def _digest(signal: EmergencySignal) -> bytes:
+    return hashlib.sha256(signal.model_dump_json().encode()).digest()

@@ -22,6 +22,7 @@ from esper.leyline.evidence import (
 )
 from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
+from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, TrainingState
 
@@ -302,6 +303,22 @@ class Registrar(Protocol):
 
     def order(self) -> IncubationOrder | None:
         """The order in flight, to be begun again after a restore."""
+        ...
+
+
+class Inbox(Protocol):
+    """The queue of emergency signals, as the conductor reads it: `pending`, then the journal, then `acknowledge`."""
+
+    def pending(self) -> tuple[EmergencySignal, ...]:
+        """Some signals that were not acknowledged yet, the most urgent first; none: the queue is empty."""
+        ...
+
+    def acknowledge(self, signal_ids: Sequence[str]) -> None:
+        """These signals are durable elsewhere and need not come again."""
+        ...
+
+    def close(self) -> None:
+        """Take no new signal from now on; `pending` still gives what was taken before."""
         ...
 
 

@@ -67,7 +67,7 @@ def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
     assert desk.publish(halt) == desk.publish(halt) == 1
     assert word.read() == WordState(Level.HALT, 1, 1)
     assert desk.pending(CONDUCTOR) == (halt,)
-    desk.acknowledge(CONDUCTOR, "a")
+    desk.acknowledge(CONDUCTOR, ["a"])
     assert desk.pending(CONDUCTOR) == ()
     assert word.halted()  # that it was heard does not take it back
 
@@ -92,9 +92,9 @@ def test_signals_may_be_published_while_others_are_heard(word: EmergencyWord) ->
     try:
         published.start()
         while len(heard) < 1000:
-            for found in desk.pending(CONDUCTOR):
-                desk.acknowledge(CONDUCTOR, found.signal_id)
-                heard.append(found.signal_id)
+            found = [waiting.signal_id for waiting in desk.pending(CONDUCTOR)]
+            desk.acknowledge(CONDUCTOR, found)
+            heard += found
         published.join()
     finally:
         sys.setswitchinterval(before)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from esper.emergency.queue import HALT_PLACES, EmergencyQueue
-from esper.errors import DependencyViolationError, EmergencyQueueFull
+from esper.emergency.queue import HALT_PLACES, REMEMBERED, EmergencyQueue
+from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
@@ -125,6 +125,30 @@ def test_a_known_id_is_taken_once_also_after_it_was_delivered_and_when_the_queue
     queue.acknowledge("conductor", "n3")
     assert queue.publish(signal("n3")) == 16
     assert "n3" not in ids(queue.pending("conductor"))
+
+
+def test_ids_of_delivered_signals_are_forgotten_in_time_and_those_of_held_ones_never() -> None:
+    queue = EmergencyQueue(32, ("conductor",))
+    queue.publish(signal("held"))
+    for number in range(REMEMBERED + 1):
+        queue.publish(signal(f"n{number}"))
+        queue.acknowledge("conductor", f"n{number}")
+    before = queue.publish(signal("held"))
+    assert before == queue.publish(signal("n1")) == queue.publish(signal(f"n{REMEMBERED}"))
+    with pytest.raises(DependencyViolationError, match="another body under a known id"):
+        queue.publish(signal("n1", Level.ELEVATED))
+    assert queue.publish(signal("n0")) == before + 1  # the oldest: taken again, which is harmless
+
+
+def test_a_closed_queue_takes_nothing_and_delivers_what_it_holds() -> None:
+    queue = EmergencyQueue(32, ("conductor",))
+    queue.publish(signal("a"))
+    queue.close()
+    with Telemetry.start(None, "emergency") as telemetry, use(telemetry), pytest.raises(EmergencyUnavailable):
+        queue.publish(signal("b"))
+    assert telemetry.counters.total("esper.signal.rejected") == 1
+    assert queue.publish(signal("a")) == 1
+    assert ids(queue.pending("conductor")) == ["a"]
 
 
 # -- nothing is lost, whatever happens in whatever order ---------------------------------------------------------
