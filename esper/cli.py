@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from esper import checkpoint_commands, log_commands
+from esper import checkpoint_commands, log_commands, plan_view
 from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.errors import ConfigError, EsperError
 from esper.execution import (
@@ -106,21 +107,9 @@ def plan(
     console = Console()
     for line in heading(prospect, None):
         console.print(line, soft_wrap=True)
-    table = Table("slot", "blueprint", "parameters", "cost / host", "risk", "first tournament")
-    for row in found["candidates"]:
-        chosen = "yes" if row["in_first_tournament"] else ""
-        cost = number(row["cost_ratio"], 2)
-        table.add_row(row["slot"], row["blueprint"], f"{row['parameters']:,}", cost, f"{row['risk']:.2f}", chosen)
-    console.print(table)
-    window = found["germinates_at_fences"]
-    console.print(f"germinates at fences {window[0]} to {window[1]}" if window else "nothing can germinate in this run")
-    console.print(
-        f"modelled: host {number(found['host_gflops'], 2)} GFLOP, twin {number(found['twin_gflops'], 2)} GFLOP, first"
-        f" tournament {number(found['tournament_gflops'], 2)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
-        " MiB of weights, gradients and moments",
-        soft_wrap=True,
-    )
-    console.print(_waits(found), soft_wrap=True)
+    console.print(plan_view.candidates(found))
+    for line in plan_view.lines(found):
+        console.print(Text(line), soft_wrap=True)
 
 
 @app.command()
@@ -255,21 +244,6 @@ def _config(
     if run_dir is not None:
         overrides["run.dir"] = str(run_dir)
     return load_config(file, overrides, faults)
-
-
-def _waits(found: dict[str, Any]) -> str:
-    """What `plan` says of the times that it measured."""
-    said = f"measured: {1e3 * found['step_s']:.1f} ms a step of the host"
-    if found["fence_wait_first_s"] is None:
-        return said
-    enough, count = found["managers_for_no_wait"], found["managers"]
-    least = f"{enough} end it with its round" if enough else "no number of them ends it with its round"
-    return (
-        f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits"
-        f" {found['fence_wait_first_s']:.1f} s for the first tournament, {found['fence_wait_replica_s']:.1f} s for a"
-        f" replica (one for each fork: {found['fence_wait_least_s']:.1f} s; {least}); in one process the tournament"
-        f" takes {found['tournament_s']:.1f} s"
-    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from esper.candidates import first_tournament, told, why_nothing_grows
 from esper.clock import SystemClock
 from esper.kasmina.incubation import PROBE_BATCHES
 from esper.leyline.decisions import Hold
@@ -29,9 +30,8 @@ TIMED_BIRTHS_EVERY = 3
 def forecast(prospect: Prospect) -> dict[str, Any]:
     """Sizes, slots, candidates, the modelled cost of the host and of a first tournament, and what the run waits for."""
     growth, data = prospect.config.growth, prospect.data
-    budget = int(growth.parameter_budget * prospect.host_parameters)
-    fitting = [pair for pair in prospect.options if pair.parameters <= budget]
-    tried = sorted(fitting, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[: growth.candidates]
+    first = first_tournament(prospect) if prospect.can_grow else ()
+    tried = () if isinstance(first, Hold) else first
     step = prospect.host_flops
     return {
         "steps": prospect.total_steps,
@@ -39,27 +39,19 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "batch_size": data.batch_size,
         "samples": {name: len(shard) for name, shard in data.shards.items()},
         "host_parameters": prospect.host_parameters,
-        "parameter_budget": budget,
-        "g2_z": prospect.g2_limit(),
-        "g2_units": prospect.judged_units,
+        "parameter_budget": prospect.parameter_budget,
+        "g2_z": prospect.g2_limit() if growth.enabled else None,
+        "g2_units": prospect.judged_units if growth.enabled else None,
         "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,
+        "why_nothing_grows": why_nothing_grows(prospect),
+        "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
         "slots": [spec.model_dump(mode="json") for spec in prospect.specs],
-        "candidates": [
-            {
-                "slot": pair.slot,
-                "blueprint": pair.blueprint_id,
-                "parameters": pair.parameters,
-                "cost_ratio": pair.flops / step,
-                "risk": pair.risk,
-                "in_first_tournament": pair in tried,
-            }
-            for pair in prospect.options
-        ],
+        "candidates": told(prospect, tried),
         "host_gflops": prospect.total_steps * step / 1e9,
         "tournament_gflops": _tournament_flops(prospect, [pair.flops for pair in tried]) / 1e9,
         "twin_gflops": _twin_steps(prospect) * step / 1e9,
         "tournament_bytes": 4 * sum(prospect.host_bytes + 4 * pair.parameters for pair in tried)
-        + 4 * prospect.host_bytes,
+        + (4 * prospect.host_bytes if tried else 0),
         **foretell_waits(prospect, measure(prospect)),
     }
 
@@ -78,6 +70,8 @@ def _twin_steps(prospect: Prospect) -> int:
 def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
     """Births, both heats of the halving and their evaluations, with the cheaper half taken to go on."""
     step, heats = prospect.host_flops, _heats(prospect, len(seeds))
+    if not seeds:
+        return 0.0
     evaluation = len(prospect.data.slice("pick", 0).indices) / prospect.data.batch_size / 3
     running = sorted(seeds)
     cost: float = sum(PROBE_BATCHES * (step + seed) for seed in running)
@@ -227,7 +221,8 @@ def measure(prospect: Prospect) -> Measured:
         for step in range(min(WARM_UP_STEPS + TIMED_STEPS, prospect.total_steps)):
             fork.train_to(snapshot.step + step + 1)
             moments.append(time.perf_counter())
-        fork.sample_losses("pick", fence)
+        if prospect.config.growth.enabled:  # else there may be no samples to judge on
+            fork.sample_losses("pick", fence)
         evaluation_s = time.perf_counter() - moments[-1]
         steps = [after - before for before, after in pairwise(moments)]
         return Work(moments[0] - start, statistics.median(steps[WARM_UP_STEPS:] or steps), evaluation_s)

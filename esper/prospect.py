@@ -90,6 +90,11 @@ class Prospect:
         growth = self.config.growth
         return growth.enabled and growth.first_fence <= self.last_germination
 
+    @property
+    def parameter_budget(self) -> int:
+        """Most parameters that all seeds together may add."""
+        return int(self.config.growth.parameter_budget * self.host_parameters)
+
     def editor(self, host: nn.Module) -> SeedEditor:
         """Kasmina's hands for a host of this task."""
         return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
@@ -130,10 +135,11 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
         ConfigError, TaskError: the data cannot serve the config.
     """
     growth, run = config.growth, config.run
-    if growth.judge_samples < growth.min_samples:
+    if growth.enabled and growth.judge_samples < growth.min_samples:
         mend = f"draw at least growth.min_samples = {growth.min_samples}"
         raise ConfigError("growth.judge_samples", growth.judge_samples, mend)
-    rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=growth.min_samples)
+    minimum = growth.min_samples if growth.enabled else 0
+    rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=minimum)
     return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
 
 
@@ -177,13 +183,15 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     )
     trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
     _check_same_build(host, trial.host)
-    trial.sample_losses("gate", 0)
+    if config.growth.enabled:
+        trial.sample_losses("gate", 0)
     trial.try_shards()
     return prospect
 
 
 def _samples_crc32c(data: TaskData) -> int:
-    batches = [data.batch(0), *(next(iter(data.whole(name))) for name in sorted(data.shards))]
+    shards = [name for name in sorted(data.shards) if len(data.shards[name])]  # judging ones may be empty
+    batches = [data.batch(0), *(next(iter(data.whole(name))) for name in shards)]
     return state_crc32c({f"{number:08d}": tensor for number, tensor in enumerate(tensors_in(batches))})
 
 
@@ -243,7 +251,8 @@ def _fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
     total = (config.run.epochs or task.epochs) * data.steps_per_epoch
     length = config.run.round_steps or task.round_steps or _round_steps(total)
     if length > total:
-        raise ConfigError("run.round_steps", length, f"the whole run has only {total} steps")
+        field = "run.round_steps" if config.run.round_steps else "task.round_steps"
+        raise ConfigError(field, length, f"the whole run has only {total} steps; use {total} or less")
     return (*range(0, total, length), total)
 
 

@@ -136,7 +136,7 @@ def growing() -> list[str]:
         (["t.py:slotless"], "name at least one module"),
         (["t.py:frozen"], "leave requires_grad on"),
         (["t.py:optimizer_name"], "give a function"),
-        (["t.py:few"], "judging needs at least 128 samples"),
+        (["t.py:few"], "give gate= at least 128 samples"),
         (["t.py:empty"], "empty data set"),
         (["t.py:optimizer"], "it must return a torch.optim.Optimizer"),
         (["t.py:no_sample_loss"], "give (output, target) -> [B]"),

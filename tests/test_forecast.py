@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from esper import plan_view
 from esper.forecast import Measured, Work, births_s, busiest, forecast, foretell_waits, measure, replica_s, tournament_s
 from esper.journal import Kind, read
 from esper.loop import run
@@ -50,14 +53,58 @@ def test_the_modelled_cost_is_near_what_the_first_tournament_then_costs(tmp_path
     assert plan()["tournament_gflops"] * 1e9 == pytest.approx(spent, rel=0.35)
 
 
-def test_a_candidate_over_the_budget_is_in_no_tournament() -> None:
-    found = plan(growth__parameter_budget=2.0)["candidates"]
-    assert {c["blueprint"]: c["in_first_tournament"] for c in found} == {"norm": True, "low_rank": True, "mlp": False}
+def places(**overrides: Any) -> dict[str, str]:
+    return {candidate["blueprint"]: candidate["place"] for candidate in plan(**overrides)["candidates"]}
 
 
-def test_a_run_too_short_to_grow_says_so() -> None:
-    found = plan(run__epochs=1)
-    assert (found["germinates_at_fences"], found["twin_gflops"]) == (None, 0.0)
+@pytest.mark.parametrize(
+    ("overrides", "mlp"),
+    [
+        ({}, "first tournament"),
+        ({"growth__candidates": 2}, "queued"),
+        ({"growth__parameter_budget": 2.0}, "over growth.parameter_budget"),
+        ({"growth__memory_budget": 2.0}, "over growth.memory_budget"),
+        ({"growth__cost_budget": 2.0}, "over growth.cost_budget"),
+        ({"growth__cost_budget": 2.0, "growth__memory_budget": 2.0}, "over growth.memory_budget, growth.cost_budget"),
+        ({"risk__max_cost_ratio": 4.0}, "queued"),
+        ({"run__epochs": 1}, "nothing grows"),
+        ({"growth__enabled": False}, "nothing grows"),
+    ],
+)
+def test_each_candidate_has_its_place_in_the_run(overrides: dict[str, Any], mlp: str) -> None:
+    found = places(**overrides)
+    others = mlp if mlp == "nothing grows" else "first tournament"
+    assert found == {"norm": others, "low_rank": others, "mlp": mlp}
+
+
+def test_a_run_whose_first_tournament_would_hold_nobody_says_so() -> None:
+    found = plan(growth__memory_budget=0.01)
+    assert set(places(growth__memory_budget=0.01).values()) == {"over growth.memory_budget"}
+    assert found["first_hold"]["detail"] == "pairs within a seed's budgets"
+    said = "\n".join(plan_view.lines(found))
+    assert "at the first of them nothing would be tried: pairs within a seed's budgets (0.00, limit 3.00)" in said
+
+
+def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
+    found = plan(run__epochs=3)
+    assert (found["germinates_at_fences"], found["twin_gflops"], found["tournament_bytes"]) == (None, 0.0, 0)
+    said = plan_view.lines(found)[0]
+    assert said.startswith("nothing can germinate: the run has 5 rounds; a seed that germinates at fence 1")
+    assert "needs 6 more" in said
+    assert survey(tiny_task(), tiny_config(run__epochs=5)).can_grow  # 8 rounds: the advice to train longer is right
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None:
+    console = Console(width=width, record=True, file=StringIO())
+    slot = "encoder.layers.with_a_long_name.of_every_part.and_then_some.more_of_it.feed_forward"
+    row = plan(growth__memory_budget=2.0, growth__cost_budget=2.0)["candidates"][1]
+    console.print(plan_view.candidates({"candidates": [row | {"slot": slot}]}))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    ruled = next(place for place, line in enumerate(lines) if "\u2500" in line)
+    folded = [line[1:].split("  ")[0].strip() for line in lines[ruled + 1 :]]
+    assert "".join(folded) == slot
 
 
 def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:

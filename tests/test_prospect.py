@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from scipy import stats
 
 from esper.errors import ConfigError, TaskError
+from esper.forecast import forecast
+from esper.loop import run
 from esper.prospect import Prospect, survey
-from esper.testing import TinyHost, tiny_config, tiny_task
+from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 
 
 def prospect(task: dict[str, Any] | None = None, **overrides: Any) -> Prospect:
@@ -116,6 +119,25 @@ def test_what_cannot_be_run_is_refused_by_its_field(overrides: dict[str, Any], f
     with pytest.raises(ConfigError) as caught:
         prospect(**overrides)
     assert caught.value.field == field
+
+
+SMALL = {"train": Bands(40, key=1), "pick": None, "gate": None, "batch_size": 8}
+
+
+def test_data_too_small_to_judge_on_trains_without_growth() -> None:
+    with pytest.raises(ConfigError, match=r"task\.pick = '4 samples'.*--no-growth"):
+        prospect(SMALL)
+    found = prospect(SMALL, growth__enabled=False)
+    assert [len(found.data.shards[name]) for name in ("train", "pick", "gate")] == [32, 4, 4]
+
+
+def test_without_growth_even_judging_shards_of_no_sample_do_not_matter(tmp_path: Path) -> None:
+    few = SMALL | {"train": Bands(9, key=1), "round_steps": None, "epochs": 2}
+    found = prospect(few, growth__enabled=False)
+    assert [len(found.data.shards[name]) for name in ("train", "pick", "gate")] == [9, 0, 0]
+    told = forecast(found)
+    assert (told["g2_z"], told["germinates_at_fences"], told["tournament_gflops"]) == (None, None, 0.0)
+    assert run(tiny_task(**few), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)).steps == 2
 
 
 @pytest.mark.parametrize("field", ["batch_size", "epochs", "round_steps"])

@@ -41,7 +41,7 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
     slots = {slot.spec.path: slot for slot in state.slots if slot.occupied < window.stack}
     if not slots:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "every slot is full", len(state.slots), None)
-    bearable = [p for p in state.options if p.parameters <= window.seed_parameters and p.flops <= window.seed_flops]
+    bearable = [pair for pair in state.options if not over_seed_budgets(pair, window)]
     if not bearable:
         return _hold(state, HoldReason.BUDGET_SPENT, "pairs within a seed's budgets", 0, len(state.options))
     unbound = [pair for pair in bearable if pair.slot in slots]
@@ -54,6 +54,19 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
         smallest = min(pair.parameters for pair in unbound)
         return _hold(state, HoldReason.BUDGET_SPENT, "parameters left for the smallest seed", smallest, room)
     return fitting
+
+
+def over_seed_budgets(pair: Pair, window: GrowthWindow) -> tuple[str, ...]:
+    """Config keys of the budgets of a single seed that a pair exceeds."""
+    memory = ("growth.memory_budget",) if pair.parameters > window.seed_parameters else ()
+    cost = ("growth.cost_budget",) if pair.flops > window.seed_flops else ()
+    return (*memory, *cost)
+
+
+def over_budgets(pair: Pair, window: GrowthWindow, room: int) -> tuple[str, ...]:
+    """Config keys of all budgets that a pair exceeds, where all seeds together may add `room` parameters more."""
+    added = ("growth.parameter_budget",) if pair.parameters > room else ()
+    return (*over_seed_budgets(pair, window), *added)
 
 
 def _hold(state: RoundState, reason: HoldReason, detail: str, measured: float | None, limit: float | None) -> Hold:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from esper.errors import ConfigError, TaskError
+from esper.errors import TaskError
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
+from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check_judging, check_test, split_off
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
-SPLIT_SHARE = 0.1
-"""Share of `train` that each shard which the task does not bring is split off with."""
 EVALUATION_BATCH = 256
 """Samples per forward pass when losses are measured; it is part of what "the same bits" means."""
 
@@ -58,6 +58,7 @@ class SliceRule:
     units: int
     per_group: int
     minimum: int
+    """Least samples, or groups, of a judging shard; 0 where nothing is judged."""
 
 
 class TaskData:
@@ -71,17 +72,15 @@ class TaskData:
         self._rule = rule
         self._collate = task.collate or default_collate
         self.shards = _resolve_shards(task)
-        for name in ("pick", "gate"):
-            _check_units(self.shards[name], rule)
-        if len(self.shards["test"]) == 0:
-            raise TaskError("task.test", "0 samples", "task.train is too small to split it off; give it")
+        whole = partial(_units, Shard("train", task.train, np.arange(len(task.train)), _grouping(task, task.train)))
+        check_judging(task, {name: _units(self.shards[name]) for name in JUDGING}, whole, rule.minimum)
+        check_test(len(self.shards["test"]), whole)
         self.epoch_samples = task.epoch_samples if task.epoch_samples is not None else len(self.shards["train"])
         if not 0 < self.epoch_samples <= len(self.shards["train"]):
             raise TaskError("task.epoch_samples", task.epoch_samples, f"use 1 to {len(self.shards['train'])} samples")
-        if batch_size > self.epoch_samples:
-            raise ConfigError("run.batch_size", batch_size, f"an epoch has only {self.epoch_samples} samples")
+        check_batch(task, batch_size, self.epoch_samples, len(self.shards["train"]))
         self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
-        self._groups = {name: self.shards[name].groups() for name in ("pick", "gate")}
+        self._groups = {name: self.shards[name].groups() for name in JUDGING}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -181,7 +180,7 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
         for other in SHARD_NAMES[: SHARD_NAMES.index(name)]:
             if samples is given[other]:
                 raise TaskError(f"task.{name}", f"the data set of task.{other}", "no shard may judge another's samples")
-    lots = _split_off(task, [name for name in ("pick", "gate", "test") if given[name] is None])
+    lots = _split_off(task, split_off(task))
     shards = {}
     for name, samples in given.items():
         if name in lots:
@@ -212,10 +211,6 @@ def _grouping(task: Task, samples: Samples) -> Callable[[int], int] | None:
     return own if own is not None else task.group
 
 
-def _check_units(shard: Shard, rule: SliceRule) -> None:
+def _units(shard: Shard) -> Units:
     groups = shard.groups()
-    units, what = (len(shard), "samples") if groups is None else (len(np.unique(groups)), "groups")
-    if units < rule.minimum:
-        raise ConfigError(
-            f"task.{shard.name}", f"{units} {what}", f"judging needs at least {rule.minimum} {what}; give more"
-        )
+    return Units(len(shard), "samples") if groups is None else Units(len(np.unique(groups)), "groups")

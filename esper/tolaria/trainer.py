@@ -181,7 +181,7 @@ class Trainer(GrownHost):
         Raises:
             TaskError: the sample losses or a metric are not what they must be.
         """
-        for name in self._data.shards:
+        for name in [name for name, shard in self._data.shards.items() if len(shard)]:
             self._evaluate(islice(self._data.whole(name), 1), self._sample_loss)
             for metric in self._task.metrics.values():
                 self._evaluate(islice(self._data.whole(name), 1), metric, metric_values)

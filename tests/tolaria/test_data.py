@@ -97,8 +97,15 @@ def test_an_epoch_that_train_cannot_fill_is_refused(samples: int) -> None:
 
 
 def test_a_batch_larger_than_an_epoch_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"run\.batch_size = 31: an epoch has only 30 samples"):
+    with pytest.raises(ConfigError, match=r"run\.batch_size = 31: an epoch has only 30 samples; use 30 or less"):
         make_data(batch_size=31, epoch_samples=30)
+    make_data(batch_size=32, train=Numbers(35), test=None)
+    with pytest.raises(ConfigError) as caught:
+        make_data(batch_size=32, train=Numbers(34), test=None)  # 32 is the task's own batch size
+    assert str(caught.value) == (
+        "task.batch_size = 32: an epoch has only 31 samples, those of the 34 of task.train that are left without test;"
+        " use 31 or less"
+    )
 
 
 def test_what_is_drawn_while_loading_follows_from_the_step() -> None:
@@ -179,9 +186,45 @@ def test_a_task_groups_what_a_data_set_does_not() -> None:
     ("shard", "samples", "what"), [("pick", Numbers(31), "31 samples"), ("gate", Files(310), "31 groups")]
 )
 def test_a_shard_too_small_to_judge_on_is_refused_by_name_and_minimum(shard: str, samples: Numbers, what: str) -> None:
-    with pytest.raises(ConfigError, match=rf"task\.{shard} = '{what}': judging needs at least 32") as caught:
+    unit = what.split()[1]
+    with pytest.raises(ConfigError) as caught:
         make_data(**{shard: samples})
-    assert caught.value.field == f"task.{shard}"
+    assert str(caught.value) == (
+        f"task.{shard} = '{what}': judging needs growth.min_samples = 32 {unit}: give {shard}= at least 32 {unit}, or "
+        "lower growth.min_samples to 31, with which only large gains pass G2, or train without growth (--no-growth, "
+        "growth.enabled=false)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "what", "whole"), [(Numbers(310), "31 samples", "310 samples"), (Files(310), "3 groups", "31 groups")]
+)
+def test_a_shard_split_off_too_small_names_what_it_is_a_tenth_of(train: Numbers, what: str, whole: str) -> None:
+    count, unit = what.split()
+    with pytest.raises(ConfigError) as caught:
+        make_data(train=train, pick=None, gate=None)
+    told = str(caught.value)
+    assert told.startswith(f"task.pick = '{what}': a tenth of the {whole} of task.train; judging needs")
+    mends = f"give pick= and gate= at least 32 {unit}, or give task.train at least 320 {unit}, or lower "
+    assert f"{mends}growth.min_samples to {count}," in told
+
+
+def test_each_mend_that_a_refusal_names_is_one() -> None:
+    def shards(rule: SliceRule = RULE, **changes: Any) -> list[int]:
+        changes = {"train": Numbers(310), "pick": None, "gate": None} | changes
+        return [len(make_data(rule=rule, **changes).shards[name]) for name in ("pick", "gate", "train")]
+
+    assert shards(pick=Numbers(32), gate=Numbers(32)) == [32, 32, 310]
+    assert shards(train=Numbers(320)) == [32, 32, 256]
+    assert shards(SliceRule(units=64, per_group=2, minimum=31)) == [31, 31, 248]
+
+
+def test_where_nothing_is_judged_the_same_split_of_a_small_train_is_not_refused() -> None:
+    split = {"train": Numbers(310), "pick": None, "gate": None, "test": None}
+    judged = make_data(rule=SliceRule(units=64, per_group=2, minimum=31), **split)
+    free = make_data(rule=SliceRule(units=64, per_group=2, minimum=0), **split)
+    for name in ("train", "pick", "gate", "test"):
+        assert free.shards[name].indices.tolist() == judged.shards[name].indices.tolist()
 
 
 def test_evaluation_takes_a_slice_in_its_order_and_a_shard_whole() -> None:
@@ -227,13 +270,8 @@ def test_whole_groups_stay_together_when_shards_are_split_off() -> None:
     assert set(data.slice("pick", 1).groups or ()) <= groups[0]
 
 
-def test_shards_split_off_a_small_train_are_refused_by_the_minimum() -> None:
-    with pytest.raises(ConfigError, match=r"task\.gate = '10 samples': judging needs at least 32 samples"):
-        make_data(gate=None)
-
-
 def test_a_train_too_small_to_give_test_a_sample_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"task\.test = '0 samples'"):
+    with pytest.raises(TaskError, match=r"task\.test = '0 samples': a tenth of the 9 samples .* give test="):
         make_data(train=Numbers(9), batch_size=4, test=None)
 
 

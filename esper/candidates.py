@@ -1,0 +1,75 @@
+"""What a run would do with each candidate, and why it could grow nothing at all, said before it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from esper.clock import SystemClock
+from esper.leyline.decisions import Hold, Pair
+from esper.leyline.ids import new_run_id
+from esper.prospect import Prospect
+from esper.rooms import RunKey, make_kasmina, make_tamiyo, make_trainer
+from esper.tamiyo.eligibility import over_budgets
+
+FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
+
+
+def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
+    """Pairs of the first tournament of a run, by its own policy and limits of risk; or why that holds none.
+
+    Raises:
+        EsperError: the policy fails.
+    """
+    key, clock = RunKey(new_run_id(), 0, b"plan"), SystemClock()
+    training = make_trainer(prospect, key).untrained()
+    state = make_kasmina(prospect, key, clock).observe(prospect.config.growth.first_fence, training)
+    outcome = make_tamiyo(prospect, key, clock).decide(state).outcome
+    if isinstance(outcome, Hold):
+        return outcome
+    chosen = {(candidate.slot, candidate.blueprint_id) for candidate in outcome.candidates}
+    return tuple(pair for pair in prospect.options if (pair.slot, pair.blueprint_id) in chosen)
+
+
+def told(prospect: Prospect, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:
+    """Every candidate with its size, its cost, and its place in a run, as JSON values.
+
+    `place` is `FIRST`, `QUEUED` (a later tournament may try it), `NONE`, or `over` and the keys of the budgets that it
+    exceeds.
+    """
+    return [
+        {
+            "slot": pair.slot,
+            "blueprint": pair.blueprint_id,
+            "parameters": pair.parameters,
+            "cost_ratio": pair.flops / prospect.host_flops,
+            "risk": pair.risk,
+            "in_first_tournament": pair in tried,
+            "place": _place(prospect, pair, tried),
+        }
+        for pair in prospect.options
+    ]
+
+
+def _place(prospect: Prospect, pair: Pair, tried: tuple[Pair, ...]) -> str:
+    if not prospect.can_grow:
+        return NONE
+    if pair in tried:
+        return FIRST
+    budgets = over_budgets(pair, prospect.growth_window, prospect.parameter_budget)
+    return f"over {', '.join(budgets)}" if budgets else QUEUED
+
+
+def why_nothing_grows(prospect: Prospect) -> str | None:
+    """Why no seed can germinate in a run of this length, with the mend; None where one can, or growth is off."""
+    growth = prospect.config.growth
+    if prospect.can_grow or not growth.enabled:
+        return None
+    rounds, length = len(prospect.fence_steps) - 1, prospect.fence_steps[1]
+    return (
+        f"the run has {rounds} rounds; a seed that germinates at fence {growth.first_fence} (growth.first_fence) needs"
+        f" {prospect.fences_to_fossil} more to become a part of the network: growth.due_rounds {growth.due_rounds},"
+        f" growth.ramp_steps {growth.ramp_steps} in rounds of {length} steps"
+        f" {math.ceil(growth.ramp_steps / length)}, beside the twin 1, growth.probation_rounds"
+        f" {growth.probation_rounds}; train for more epochs, in shorter rounds (run.round_steps), or lower one of these"
+    )

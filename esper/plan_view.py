@@ -1,0 +1,63 @@
+"""What `esper plan` shows people of a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from esper.tables import cells, table
+from esper.wording import number
+
+FIGURES = ("parameters", "cost / host", "risk")
+
+
+def candidates(found: Mapping[str, Any]) -> Table:
+    """Every candidate with its size, its cost and its place in the run."""
+    shown = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES)
+    for row in found["candidates"]:
+        size, cost = f"{row['parameters']:,}", number(row["cost_ratio"], 2)
+        place = row["place"].replace("growth.", "")
+        shown.add_row(*cells(row["slot"], row["blueprint"], size, cost, f"{row['risk']:.2f}", place))
+    return shown
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """When seeds germinate, what that costs, and how long the trainer waits for it."""
+    return [_germination(found), _compute(found), _waits(found)]
+
+
+def _germination(found: Mapping[str, Any]) -> str:
+    window, hold = found["germinates_at_fences"], found["first_hold"]
+    if window is None:
+        why = found["why_nothing_grows"]
+        return f"nothing can germinate: {why}" if why else "nothing can germinate: growth is off"
+    said = f"germinates at fences {window[0]} to {window[1]}"
+    if hold is None:
+        return said
+    figures = "" if hold["limit"] is None else f" ({number(hold['measured'], 2)}, limit {number(hold['limit'], 2)})"
+    return f"{said}; at the first of them nothing would be tried: {hold['detail']}{figures}"
+
+
+def _compute(found: Mapping[str, Any]) -> str:
+    return (
+        f"modelled: host {number(found['host_gflops'], 2)} GFLOP, twin {number(found['twin_gflops'], 2)} GFLOP, first"
+        f" tournament {number(found['tournament_gflops'], 2)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
+        " MiB of weights, gradients and moments"
+    )
+
+
+def _waits(found: Mapping[str, Any]) -> str:
+    """What was measured: seconds of a step, and for how long the trainer stands still."""
+    said = f"measured: {1e3 * found['step_s']:.1f} ms a step of the host"
+    if found["fence_wait_first_s"] is None:
+        return said
+    enough, count = found["managers_for_no_wait"], found["managers"]
+    least = f"{enough} end it with its round" if enough else "no number of them ends it with its round"
+    return (
+        f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits"
+        f" {found['fence_wait_first_s']:.1f} s for the first tournament, {found['fence_wait_replica_s']:.1f} s for a"
+        f" replica (one for each fork: {found['fence_wait_least_s']:.1f} s; {least}); in one process the tournament"
+        f" takes {found['tournament_s']:.1f} s"
+    )

@@ -1,0 +1,35 @@
+"""Tables whose cells fold where the terminal is narrow: no text is cut short."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, caption: str | None = None) -> Table:
+    """A table with a line under its headers.
+
+    Args:
+        figures: Headers of the columns of numbers and short words: these never fold, all others do.
+    """
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption)
+    made.caption_justify = "left"
+    for header in headers:
+        made.add_column(header, overflow="fold", no_wrap=header in figures)
+    return made
+
+
+def grid() -> Table:
+    """Rows of a name and what is said of it."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    return made
+
+
+def cells(*texts: str) -> list[Text]:
+    """Words as they are: nothing in them is read as markup."""
+    return [Text(text) for text in texts]

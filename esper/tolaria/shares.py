@@ -1,0 +1,86 @@
+"""Refusals of data that is too little: which share of it, by which setting, and what to give instead. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from esper.errors import ConfigError, TaskError
+from esper.task import Task
+
+SPLIT_SHARE = 0.1
+"""Share of `train` that becomes each of pick, gate and test where the task does not give it."""
+JUDGING = ("pick", "gate")
+"""Shards on which candidates are judged; without growth nothing is."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """Size of a shard, counted as judging counts it."""
+
+    count: int
+    what: str
+    """"samples", or "groups" where samples are correlated."""
+
+    def __str__(self) -> str:
+        return f"{self.count} {self.what}"
+
+
+def split_off(task: Task) -> list[str]:
+    """Names of the shards that are taken from `train`, in the order in which they are taken."""
+    return [name for name in (*JUDGING, "test") if getattr(task, name) is None]
+
+
+def check_judging(task: Task, judging: Mapping[str, Units], train: Callable[[], Units], minimum: int) -> None:
+    """Refuse judging shards below `growth.min_samples`.
+
+    Args:
+        judging: Size of pick and of gate.
+        train: Counts the whole of `task.train`, before anything is split off; called only for a message.
+        minimum: `growth.min_samples`; 0 where nothing is judged.
+
+    Raises:
+        ConfigError: one of them is too small.
+    """
+    small = [name for name in JUDGING if judging[name].count < minimum]
+    if not small:
+        return
+    name, found = small[0], judging[small[0]]
+    fields = " and ".join(f"{one}=" for one in small)
+    mends = [f"give {fields} at least {minimum} {found.what}"]
+    why = f"judging needs growth.min_samples = {minimum} {found.what}"
+    if getattr(task, name) is None:
+        why = f"a tenth of the {train()} of task.train; {why}"
+        mends.append(f"give task.train at least {round(minimum / SPLIT_SHARE)} {found.what}")
+    least = min(units.count for units in judging.values())
+    if least >= 2:
+        mends.append(f"lower growth.min_samples to {least}, with which only large gains pass G2")
+    mends.append("train without growth (--no-growth, growth.enabled=false)")
+    raise ConfigError(f"task.{name}", str(found), f"{why}: {', or '.join(mends)}")
+
+
+def check_test(test: int, train: Callable[[], Units]) -> None:
+    """Raises: TaskError: the test shard that was split off `train` is empty."""
+    if test == 0:
+        whole = train()
+        mend = f"a tenth of the {whole} of task.train is less than one; give test=, or at least 10 {whole.what}"
+        raise TaskError("task.test", "0 samples", mend)
+
+
+def check_batch(task: Task, batch_size: int, epoch_samples: int, left: int) -> None:
+    """Refuse a batch that does not fit into an epoch.
+
+    Args:
+        left: Samples of `train` after other shards were split off.
+
+    Raises:
+        ConfigError: `batch_size` is larger than `epoch_samples`.
+    """
+    if batch_size <= epoch_samples:
+        return
+    field = "task.batch_size" if batch_size == task.batch_size else "run.batch_size"
+    taken = split_off(task)
+    why = f"an epoch has only {epoch_samples} samples"
+    if taken and epoch_samples == left:
+        why += f", those of the {len(task.train)} of task.train that are left without {', '.join(taken)}"
+    raise ConfigError(field, batch_size, f"{why}; use {epoch_samples} or less")
