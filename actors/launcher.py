@@ -14,6 +14,7 @@ from esper.clock import SystemClock
 from esper.conducting import Conductor
 from esper.config import RunConfig
 from esper.line import Drain
+from esper.loading import load
 from esper.loop import torch_threads
 from esper.progress import Progress, Quiet
 from esper.prospect import survey
@@ -34,7 +35,7 @@ def launch(
 ) -> Result:
     """Train and grow a task's network on a Ray of its own, with an actor for each room.
 
-    The result has no `network`: it lies in the trainer's process, which has ended.
+    The result's `network` is loaded from the last checkpoint, on the CPU, once all actors have ended.
 
     Args:
         reference: Where the task comes from; each actor then loads it from there. Without one the task itself is
@@ -56,7 +57,7 @@ def launch(
             prospect = survey(task, config)
             sent = SentProspect.of(prospect, reference)
         conductor = Conductor(CONDUCTOR, bring_up(sent, embedded), reference, progress or Quiet(), SystemClock(), drain)
-        return conductor.begin(prospect)
+        return _with_network(conductor.begin(prospect), task)
 
 
 def resume(
@@ -91,4 +92,9 @@ def resume(
                 sent = SentProspect.of(prospect, found.reference)
             up = bring_up(sent, embedded)
             conductor = Conductor(CONDUCTOR, up, found.reference, progress or Quiet(), SystemClock(), drain)
-            return conductor.go_on(prospect, found.directory, found.past)
+            return _with_network(conductor.go_on(prospect, found.directory, found.past), found.task)
+
+
+def _with_network(result: Result, task: Task) -> Result:
+    """Raises: CheckpointCorrupt: the checkpoint at the end of the run does not load."""
+    return result.model_copy(update={"network": load(result.run_dir, task=task, fence=result.rounds)})

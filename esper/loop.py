@@ -24,6 +24,7 @@ from esper.resuming import resumed
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.summary import Result
 from esper.task import Task
+from esper.tolaria.trainer import Trainer
 
 STARTS = ("kasmina.start", "tamiyo.start", "tolaria.start")
 ONE_PROCESS = {"": {point for point in faults.POINTS if not point.startswith("emergency.") and point not in STARTS}}
@@ -66,14 +67,14 @@ def run(
     """
     clock, config, drain = clock or SystemClock(), config or RunConfig(), drain or Drain()
     faults.check(config.faults, ONE_PROCESS)
-    networks: list[torch.nn.Module] = []
-    bring_up = _here(clock, policy, networks)
+    trainers: list[Trainer] = []
+    bring_up = _here(clock, policy, trainers)
     with torch_threads(config.run.threads):
         with drain.starting():
             prospect = survey(task, config)
         conductor = Conductor("", bring_up, reference or Reference(), progress or Quiet(), clock, drain)
         result = conductor.begin(prospect)
-    return result.model_copy(update={"network": networks[0]})
+    return result.model_copy(update={"network": trainers[0].release()})
 
 
 def resume(
@@ -99,8 +100,8 @@ def resume(
         EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
     """
     clock, drain = clock or SystemClock(), drain or Drain()
-    networks: list[torch.nn.Module] = []
-    bring_up = _here(clock, policy, networks)
+    trainers: list[Trainer] = []
+    bring_up = _here(clock, policy, trainers)
     with resumed(run_dir, task, settings or {}, broken) as found:
         if isinstance(found, Result):
             return found
@@ -110,7 +111,7 @@ def resume(
                 prospect = survey(found.task, found.config)
             conductor = Conductor("", bring_up, found.reference, progress or Quiet(), clock, drain)
             result = conductor.go_on(prospect, found.directory, found.past)
-    return result.model_copy(update={"network": networks[0]})
+    return result.model_copy(update={"network": trainers[0].release()})
 
 
 def nobody_lost(error: EsperError, fence: int | None) -> Lost:
@@ -133,13 +134,13 @@ class NoInbox:
         """Nothing is open."""
 
 
-def _here(clock: Clock, policy: Policy | None, networks: list[torch.nn.Module]) -> BringUp:
-    """Brings the rooms up in this process; the host is added to `networks`."""
+def _here(clock: Clock, policy: Policy | None, trainers: list[Trainer]) -> BringUp:
+    """Brings the rooms up in this process; the trainer is added to `trainers`."""
 
     def bring_up(prospect: Prospect, key: RunKey, path: Path) -> AbstractContextManager[Rooms]:
         del path
         trainer = make_trainer(prospect, key)
-        networks.append(trainer.host)
+        trainers.append(trainer)
         rooms = Rooms(
             trainer=trainer,
             tamiyo=make_tamiyo(prospect, key, clock, policy),

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, TaskError
+from esper.kasmina.attached import check_names
 from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Registry
 from esper.kasmina.graft import SeedEditor
 from esper.kasmina.slots import dry_run
@@ -159,6 +160,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     host_crc32c = state_crc32c({**dict(host.named_parameters()), **dict(host.named_buffers())})
     inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
     specs = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
+    _check_names(host, specs)
     options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
     with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
         batch_loss(task.loss, call_model(task, host, inputs), targets).backward()  # type: ignore[no-untyped-call]
@@ -214,6 +216,14 @@ def _check_device(name: str) -> None:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by build
         raise ConfigError("run.device", name, f"torch cannot use it: {str(error).splitlines()[0]}") from error
+
+
+def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
+    """Raises: TaskError: the grown network could not be given away, because the seeds' names are taken in it."""
+    try:
+        check_names(host, [spec.path for spec in specs])
+    except ValueError as error:
+        raise TaskError("task.model", type(host).__name__, f"{error}; rename it") from error
 
 
 def _check_same_build(first: nn.Module, second: nn.Module) -> None:

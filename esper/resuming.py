@@ -168,7 +168,7 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
         TaskError: there is no reference, nothing is there any more, or its file has changed.
     """
     if not identity.task:
-        raise TaskError("task", "", "run.json does not say where it is; resume from Python and give the task")
+        raise TaskError("task", "", "run.json does not say where it is; from Python, give the task itself")
     task, reference = load_task(_place(identity))
     digest = file_digest(reference)
     if digest != identity.task_file_sha256:

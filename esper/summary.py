@@ -254,7 +254,10 @@ class Result(BaseModel):
     fault_fired: bool | None = None
     """All faults that were armed have fired; None, and not in the JSON, where none were."""
     network: nn.Module | None = None
-    """The trained host with its seeds attached, where it lies in this process; not in the JSON."""
+    """The grown network as `esper.load` gives it: an ordinary module in evaluation mode, its seeds a part of it.
+
+    Not in the JSON; None where a run that had ended before was resumed.
+    """
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, for `--json` and `summary.json`."""

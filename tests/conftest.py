@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import esper.loop
+from esper.config import load_config
 from esper.errors import Drained
 from esper.loop import resume, run
+from esper.references import Reference
+from esper.task import Task
 from esper.testing import StopAt, tiny_config, tiny_task
 
 torch.set_num_threads(1)  # same bits and same speed whatever the machine
@@ -69,3 +80,68 @@ def drained_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(Drained):
         resume(path, tiny_task(), drain=(watch := StopAt(6)).drain, progress=watch)
     return path
+
+
+THREE_HOSTS = Path(__file__).parent / "data" / "three_hosts.py"
+STOP = 7
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A host of tests/data/three_hosts.py that grew: its run stopped at fence 7, and gone on with to its end."""
+
+    task: Task
+    inputs: Tensor
+    stopped: Path
+    ended: Path
+    at_stop: Tensor
+    """What the live host gave for the inputs, in evaluation mode, at the stop."""
+    at_end: Tensor
+    network: nn.Module
+    """Of the run's result."""
+    weights_sha256: str
+
+
+@pytest.fixture(scope="session")
+def three_hosts() -> Any:
+    spec = importlib.util.spec_from_file_location("three_hosts", THREE_HOSTS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["three_hosts"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def grown_host(three_hosts: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Grown]:
+    """The grown host of a name, made once. Not to be changed."""
+    made: dict[str, Grown] = {}
+
+    def get(name: str) -> Grown:
+        if name not in made:
+            made[name] = _grow(three_hosts, name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+def _grow(three_hosts: Any, name: str, folder: Path) -> Grown:
+    task, trainers = getattr(three_hosts, name)(), []
+    reference = Reference(f"{THREE_HOSTS}:{name}", THREE_HOSTS)
+    inputs = task.valid.inputs[:5]
+    with pytest.MonkeyPatch.context() as patch:
+        make = esper.loop.make_trainer
+        patch.setattr(esper.loop, "make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
+        config = load_config(None, {**three_hosts.EASY, "run.dir": str(folder / "run")})
+        with pytest.raises(Drained):
+            run(task, config, reference=reference, drain=(watch := StopAt(STOP)).drain, progress=watch)
+        with torch.no_grad():
+            at_stop = trainers[0].host.eval()(inputs)
+        shutil.copytree(folder / "run", folder / "stopped")
+        result = resume(folder / "run", task)
+        with torch.no_grad():
+            at_end = result.network(inputs)
+    return Grown(
+        task, inputs, folder / "stopped", folder / "run", at_stop, at_end, result.network, result.weights_sha256
+    )

@@ -52,6 +52,8 @@ ALLOWED: dict[str, str] = {
     "esper/tamiyo/field_reports.py FieldReportStore.__init__: answers StoreCorrupt": "said as a severe event; the segment stays",
     "esper/tamiyo/field_reports.py load_reports: answers StoreCorrupt": "returned as unread",
     "esper/history.py _identity: answers StoreCorrupt": "returned as damage",
+    "esper/loading.py _read: answers CheckpointCorrupt": "raised, unless the run has gone on and dropped it",
+    "tests/test_loading.py test_a_copy_and_a_pickle_are_the_network_and_stand_alone: pickle.loads": "own",
     "esper/history.py _look_at: answers StoreCorrupt": "returned as damage",
     "esper/history.py _not_torn: .get with a default": "nobody has taken over from it",
     "esper/inspection.py _state: .get with a default": "by any other error it has failed",

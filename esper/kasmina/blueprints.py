@@ -99,7 +99,7 @@ class Blueprint:
             FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter,
         ):
             module = self._make(spec, meta)
-            h = torch.empty(batch, *spec.shape, dtype=_dtype(spec), device=meta, requires_grad=True)
+            h = torch.empty(batch, *spec.shape, dtype=dtype_of(spec), device=meta, requires_grad=True)
             module(h).sum().backward()
         return int(counter.get_total_flops())
 
@@ -107,7 +107,7 @@ class Blueprint:
         if spec.kind not in self.kinds:
             raise ValueError(f"the slot is {spec.kind}, the blueprint is for {', '.join(self.kinds)}")
         with device:
-            return self.factory(spec).to(_dtype(spec))
+            return self.factory(spec).to(dtype_of(spec))
 
     @contextmanager
     def _blamed(self, spec: SlotSpec, doing: str) -> Iterator[None]:
@@ -164,7 +164,8 @@ def blueprint(
     return register
 
 
-def _dtype(spec: SlotSpec) -> torch.dtype:
+def dtype_of(spec: SlotSpec) -> torch.dtype:
+    """The dtype of a slot's output. Raises: TypeError: torch has none of that name."""
     dtype = getattr(torch, spec.dtype.removeprefix("torch."))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{spec.dtype} is not a dtype")

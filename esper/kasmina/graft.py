@@ -13,16 +13,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.errors import DependencyViolationError, IsolationViolation
+from esper.kasmina.attached import PREFIX, Seed, attach
 from esper.kasmina.blending import alpha_at, blend_residual
-from esper.kasmina.blueprints import Registry
+from esper.kasmina.blueprints import Registry, dtype_of
 from esper.kasmina.isolation import reachable_parameters
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.tensors import from_bytes
-
-PREFIX = "esper_seeds"
-"""First part of the names of all seed tensors: `esper_seeds.<slot>.<ordinal>.<name in the seed>`."""
 
 
 class GraftedSeed(nn.Module):
@@ -111,7 +109,7 @@ class SeedEditor:
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         module.load_state_dict(from_bytes(plan.weights))
-        seed = GraftedSeed(module, plan, getattr(torch, spec.dtype.removeprefix("torch.")))
+        seed = GraftedSeed(module, plan, dtype_of(spec))
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()
@@ -134,6 +132,14 @@ class SeedEditor:
         if not len(stack.seeds):
             handle.remove()
             del self._stacks[seed.plan.slot]
+
+    def release(self) -> None:
+        """Make every seed an ordinary part of the host, with the same tensors. This editor is not to be used again."""
+        for _, handle in self._stacks.values():
+            handle.remove()
+        grafted = self._seeds.values()
+        attach(self._host, [(seed.plan.slot, seed.plan.ordinal, Seed(seed.module, seed.alpha)) for seed in grafted])
+        self._stacks, self._seeds = {}, {}
 
     def set_alphas(self, step: int) -> None:
         """Set every seed's alpha for optimizer step `step`."""

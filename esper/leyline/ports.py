@@ -53,6 +53,10 @@ class HostEditor(Protocol):
         """Detach a seed without a trace."""
         ...
 
+    def release(self) -> None:
+        """Make every seed an ordinary part of the host. The editor is not to be used again."""
+        ...
+
     def set_alphas(self, step: int) -> None:
         """Set every seed's alpha for optimizer step `step`."""
         ...

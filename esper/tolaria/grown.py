@@ -88,6 +88,14 @@ class GrownHost:
         self._leaks.pop(seed_id, None)
         self._isolated.pop(seed_id, None)
 
+    def release(self) -> nn.Module:
+        """Give the host away as an ordinary network, in evaluation mode, with its seeds as a part of it.
+
+        This trainer is not to be used again; nothing of it is held by the network.
+        """
+        self._editor.release()
+        return self.host.eval()
+
     # -- tensors -------------------------------------------------------------------------------------------------
 
     def _trained_parameters(self) -> list[nn.Parameter]:

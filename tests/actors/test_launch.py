@@ -31,6 +31,7 @@ from esper.journal import Kind, read
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
 from esper.summary import Tally
+from esper.tensors import state_digest
 from esper.testing import StopAt, tiny_config, tiny_task
 
 
@@ -55,6 +56,10 @@ def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, tmp_path: Pat
     assert together.twin_weights_sha256 == alone.twin_weights_sha256
     assert together.test_loss == alone.test_loss
     assert any(seed.stage == "FOSSILIZED" for seed in together.seeds)
+    assert together.network is not None
+    assert state_digest(together.network.state_dict()) == together.weights_sha256
+    assert str(together.network) == str(alone.network)
+    assert not any(module.training for module in together.network.modules())
     assert story(tmp_path / "run") == story(tmp_path / "alone")
 
 
@@ -75,6 +80,8 @@ def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
     result = actors.resume(tmp_path / "run", tiny_task(), embedded=embedded)
     assert (result.weights_sha256, result.twin_weights_sha256) == (alone.weights_sha256, alone.twin_weights_sha256)
     assert (result.test_loss, result.resumes) == (alone.test_loss, 1)
+    assert result.network is not None
+    assert state_digest(result.network.state_dict()) == alone.weights_sha256
 
 
 @pytest.mark.slow

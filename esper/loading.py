@@ -1,0 +1,177 @@
+"""The grown network of a run, out of its checkpoints: verified, complete, an ordinary module. It changes nothing there.
+
+It takes no lock: a run that is going on is read at the last fence that it committed.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import CheckpointCorrupt, ConfigError, EsperError, RunDirectoryError, TaskError
+from esper.history import Past, read_past
+from esper.kasmina.attached import Seed, attach
+from esper.kasmina.blueprints import BLUEPRINTS, Registry, dtype_of
+from esper.kasmina.seeded import seeded
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.reports import GraftPlan
+from esper.resuming import check_sealed, load_same_task
+from esper.run_directory import checkpoints_folder
+from esper.summary import Identity
+from esper.task import Task
+from esper.tensors import state_crc32c
+from esper.tolaria.checkpoint import load_written
+from esper.tolaria.plain import from_plain
+from esper.tolaria.snapshot import load_tensors
+from esper.tolaria.trainer import build_host
+from esper.tolaria.trees import kind_of
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A grown network, and what it was rebuilt from."""
+
+    network: nn.Module
+    task: Task
+    identity: Identity
+    checkpoint: CheckpointWritten
+    topology: tuple[GraftPlan, ...]
+    """Its seeds, in the order in which they were grafted."""
+
+
+def load(run_dir: str | os.PathLike[str], *, task: Task | None = None, fence: int | None = None) -> nn.Module:
+    """The grown network of a run, on the CPU and in evaluation mode, with the bits that its trainer had.
+
+    Its seeds are a part of it, under the names that the run used: it can be moved, copied, saved and trained like any
+    module, and it may be called by many threads. The run is only read; it may be going on.
+
+    Args:
+        run_dir: A run directory, or a snapshot of one.
+        task: The task of the run. Needed only where `run.json` does not say where it is; only its `model` is used.
+        fence: A fence whose checkpoint is kept; by default the last one: the end of the run, or where it was stopped.
+
+    Raises:
+        RunDirectoryError: no run is here, or it has no checkpoint yet.
+        ConfigError: no checkpoint of `fence` is kept, or a blueprint of the run is not registered here.
+        TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
+        CheckpointCorrupt: the checkpoint is damaged. There is no way back to an earlier one but by `fence`.
+        StoreCorrupt: the journal or `run.json` is damaged.
+    """
+    return load_grown(Path(run_dir), task, fence).network
+
+
+def load_grown(run_dir: Path, task: Task | None = None, fence: int | None = None) -> Loaded:
+    """As `load`, with what the network was rebuilt from."""
+    if task is not None and not isinstance(task, Task):
+        raise TaskError("task", type(task).__name__, "give an esper.Task")
+    past, checkpoint, content = _read(run_dir, fence)
+    identity = past.identity
+    if task is None:
+        task, _ = load_same_task(identity)
+    snapshot = from_plain(content["trainer"])
+    network = _rebuilt(task, identity, snapshot.topology, BLUEPRINTS)
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    _fill(network, tensors, snapshot.tensors)
+    if state_crc32c(tensors) != checkpoint.weights_crc32c:
+        file = checkpoints_folder(run_dir) / checkpoint.file
+        raise CheckpointCorrupt(str(file), "its weights are not those that its record was made of")
+    return Loaded(network.eval(), task, identity, checkpoint, snapshot.topology)
+
+
+# -- the checkpoint ----------------------------------------------------------------------------------------------
+
+
+def _read(run_dir: Path, fence: int | None) -> tuple[Past, CheckpointWritten, dict[str, Any]]:
+    """What is known of the run, and the verified content of a checkpoint; its tensors are mapped, not read.
+
+    A run that goes on may drop a checkpoint after its journal was read: what the journal says then is what counts.
+    """
+    refused = None
+    while True:
+        past = read_past(run_dir)
+        check_sealed(run_dir, past)
+        checkpoint = _chosen(run_dir, past, fence)
+        try:
+            return past, checkpoint, load_written(checkpoints_folder(run_dir), checkpoint)
+        except CheckpointCorrupt:
+            if checkpoint == refused:
+                raise
+            refused = checkpoint
+
+
+def _chosen(run_dir: Path, past: Past, fence: int | None) -> CheckpointWritten:
+    if not past.commits:
+        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is no network to load")
+    if fence is None:
+        return past.commits[-1]
+    found = [one for one in past.commits if one.fence == fence and type(fence) is int]
+    if not found:
+        kept = ", ".join(str(one.fence) for one in past.commits)
+        raise ConfigError("fence", fence, f"no checkpoint of it is kept; there are those of fence {kept}")
+    return found[-1]
+
+
+# -- the network -------------------------------------------------------------------------------------------------
+
+
+def _rebuilt(task: Task, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: Registry) -> nn.Module:
+    """The network of a run with its seeds in their places; its tensors are still to be filled.
+
+    Raises:
+        TaskError: the task's model raised, or has no module where a seed belongs.
+        ConfigError: a blueprint is not registered here.
+    """
+    specs = {spec.path: spec.model_copy(update={"device": "cpu"}) for spec in identity.slots}
+    with seeded(0):  # the caller's random numbers go on as if nothing had happened
+        network = _built(task, identity)
+    seeds = []
+    for plan in topology:
+        spec = specs[plan.slot]
+        module = blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        seeds.append((plan.slot, plan.ordinal, Seed(module, torch.zeros((), dtype=dtype_of(spec)))))
+    try:
+        attach(network, seeds)
+    except ValueError as error:
+        raise _other(network, str(error)) from error
+    return network
+
+
+def _built(task: Task, identity: Identity) -> nn.Module:
+    """Raises: TaskError: the user's factory raised, or gave something else than a network."""
+    try:
+        return build_host(task, identity.config.run.seed, "cpu")
+    except EsperError:
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"({last.filename}, line {last.lineno})"
+        raise TaskError("task.model", identity.task, f"it raised {type(error).__name__}: {error} {where}") from error
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Raises: TaskError: the network has other tensors than were kept. Nothing was copied."""
+    missing, strange = sorted(kept.keys() - tensors.keys()), sorted(tensors.keys() - kept.keys())
+    other = sorted(name for name in tensors.keys() & kept.keys() if kind_of(tensors[name]) != kind_of(kept[name]))
+    if missing or strange:
+        told = [f"it lacks {missing[0]}"] if missing else []
+        told += [f"it has {strange[0]}, which the run's has not"] if strange else []
+        raise _other(network, " and ".join(told))
+    if other:
+        here, there = _told(tensors[other[0]]), _told(kept[other[0]])
+        raise _other(network, f"its {other[0]} is {here}, the run's is {there}")
+    load_tensors(tensors, kept)
+
+
+def _other(network: nn.Module, how: str) -> TaskError:
+    return TaskError("task.model", type(network).__name__, f"it builds another network than the run's: {how}")
+
+
+def _told(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} of {tensor.dtype}"
