@@ -36,6 +36,17 @@ class Disk:
     def exists(self, path: Path) -> bool:
         return path.exists()
 
+    def size_of(self, descriptor: int, path: Path) -> int:
+        """Size in bytes of the open file, which is still what `path` names.
+
+        Raises:
+            FileNotFoundError: the file was removed, moved or replaced since it was opened.
+        """
+        held, named = os.fstat(descriptor), os.stat(path)
+        if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+            raise FileNotFoundError(errno.ENOENT, "another file was put in its place", str(path))
+        return held.st_size
+
     def names(self, folder: Path) -> list[str]:
         return os.listdir(folder)
 

@@ -11,6 +11,7 @@ for a record: for equal bytes, CRCs of different starts differ always, not only 
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import struct
@@ -81,6 +82,7 @@ class FramedLog:
 
     def __init__(self, path: Path, descriptor: int, first: int, disk: Disk) -> None:
         self.path = path
+        self._place = path if path.is_absolute() else Path.cwd() / path  # the working directory may change
         self.errors: list[LoadError] = []
         self.torn_tail: LoadError | None = None
         self._disk, self._descriptor = disk, descriptor
@@ -127,7 +129,8 @@ class FramedLog:
 
         Raises:
             StoreWriteFailed: the record was not acknowledged and has been taken back. The log can go on, unless the
-                sync or the taking back failed: then every later append raises this again.
+                sync or the taking back failed: then every later append raises this again. Also if the file was
+                removed, replaced or changed by another program since the last append: nothing was written then.
         """
         return self.append_many([(kind, payload)])[0]
 
@@ -223,6 +226,7 @@ class FramedLog:
         for sequence, (kind, payload) in enumerate(records, self._next):
             data += _encode(kind, payload, sequence, self._end + len(data), self._salt)
         syncing = False
+        self._check_untouched()
         try:
             write_all(self._descriptor, data, self._end, self._disk)
             syncing = True
@@ -231,6 +235,12 @@ class FramedLog:
         except BaseException as error:  # an interrupt, too, must not leave half a frame for the next append to meet
             self._take_back(error, syncing)
             raise
+
+    def _check_untouched(self) -> None:
+        """Raises: OSError: the records acknowledged so far may be gone, because another program changed the file."""
+        size = self._disk.size_of(self._descriptor, self._place)
+        if size != self._end:
+            raise OSError(errno.EIO, f"it holds {size} bytes and {self._end} were written: another program changed it")
 
     def _take_back(self, error: BaseException, syncing: bool) -> None:
         """Cut the file back to its last good record; if that is not certain to last, take no more records.

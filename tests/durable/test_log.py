@@ -8,7 +8,7 @@ import random
 import struct
 import tempfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from zlib import crc32
 
@@ -453,6 +453,44 @@ def test_an_interrupted_write_leaves_nothing_for_a_later_record_to_meet(path: Pa
             log.append_many([(1, b""), (2, b"a phantom, were it left behind a record of equal length")])
         log.append(3, b"")
     assert contents(scan(path)) == [(3, b"")]
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def lengthen(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"x")
+
+
+def move_its_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("harm", [remove, replace, cut, lengthen, move_its_folder])
+def test_a_log_that_another_program_changed_says_so_at_the_next_append(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Callable[[Path], None]
+) -> None:
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = Path("logs", "a.log")
+    with FramedLog.open(path) as log:
+        monkeypatch.chdir("/")
+        log.append(1, b"acknowledged")
+        harm(tmp_path / path)
+        with pytest.raises(StoreWriteFailed, match=r"logs/a\.log: append failed"):
+            log.append(2, b"into a file that nobody finds")
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])

@@ -123,6 +123,11 @@ class CrashDisk(Disk):
         self._live()
         return path.name in self.names_seen
 
+    def size_of(self, descriptor: int, path: Path) -> int:
+        if self.names_seen.get(path.name) is not self._inode(descriptor):
+            raise FileNotFoundError(errno.ENOENT, "another file was put in its place", str(path))
+        return len(self._inode(descriptor).seen)
+
     def names(self, folder: Path) -> list[str]:
         del folder
         self._live()

@@ -69,6 +69,9 @@ class CrashTree(CrashDisk):
         key = key_of(path)
         return super().exists(_Key(path)) or f"{key}/" in self.names_seen or not key
 
+    def size_of(self, descriptor: int, path: PurePosixPath) -> int:
+        return super().size_of(descriptor, _Key(path))
+
     def names(self, folder: PurePosixPath) -> list[str]:
         self._live()
         inside = [name for name in self.names_seen if _folder_of(name) == key_of(folder)]
