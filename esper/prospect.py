@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, TaskError
+from esper.habits import check_fields
 from esper.kasmina.attached import check_names
 from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Registry
 from esper.kasmina.graft import SeedEditor
@@ -22,12 +23,13 @@ from esper.leyline.slots import SlotSpec
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tensors import state_crc32c
+from esper.their_code import refused_as_theirs
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
-from esper.tolaria.loss import batch_loss
-from esper.tolaria.optim import build_optimizer, peak_share
+from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
 from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 from esper.tolaria.trees import tensors_in
+from esper.trial import try_backward
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 
@@ -144,6 +146,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
     return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
 
 
+@refused_as_theirs()
 def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
     """Resolve and measure a task under a config.
 
@@ -151,19 +154,20 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         ConfigError, TaskError: something in them is wrong; nothing was written.
     """
     run = config.run
-    _check_task(task)
+    check_fields(task)
     _check_device(run.device)
     data = open_data(task, config)
     fence_steps = _fences(task, config, data)
-    check_task(task, fence_steps[-1])
     host, batch = build_host(task, run.seed, run.device), data.batch(0)
     host_crc32c = state_crc32c({**dict(host.named_parameters()), **dict(host.named_buffers())})
+    trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
+    check_task(task, fence_steps[-1], trained)
     inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
     specs = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
     _check_names(host, specs)
     options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
     with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
-        batch_loss(task.loss, call_model(task, host, inputs), targets).backward()  # type: ignore[no-untyped-call]
+        try_backward(task, host, inputs, targets)
     if counter.get_total_flops() == 0:
         raise TaskError("task.model", type(host).__name__, "it has no matrix product or convolution to weigh a seed by")
     parameters = list(host.parameters())
@@ -180,8 +184,8 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         host_flops=int(counter.get_total_flops()),
         host_crc32c=host_crc32c,
         samples_crc32c=_samples_crc32c(data),
-        trained_by=_trained_by(task, parameters, fence_steps[-1]),
-        peak_share=peak_share(task, fence_steps[-1]),
+        trained_by=_trained_by(task, trained, fence_steps[-1]),
+        peak_share=peak_share(task, fence_steps[-1], trained),
     )
     trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
     _check_same_build(host, trial.host)
@@ -198,17 +202,10 @@ def _samples_crc32c(data: TaskData) -> int:
 
 
 def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) -> str:
-    optimizer = build_optimizer(task, [parameter for parameter in parameters if parameter.requires_grad])
+    optimizer = build_optimizer(task, stand_ins(parameters))
+    scheduler = build_scheduler(task, optimizer, total_steps)
     told = f"{type(optimizer).__name__}({', '.join(sorted(optimizer.defaults))})"
-    return told if task.scheduler is None else f"{told}, {type(task.scheduler(optimizer, total_steps)).__name__}"
-
-
-def _check_task(task: Task) -> None:
-    for name in ("model", "loss", "optimizer"):
-        if not callable(getattr(task, name)):
-            raise TaskError(f"task.{name}", getattr(task, name), "give a function; see esper.task.Task")
-    if not task.slots:
-        raise TaskError("task.slots", list(task.slots), "name at least one module of the model where it may grow")
+    return told if scheduler is None else f"{told}, {type(scheduler).__name__}"
 
 
 def _check_device(name: str) -> None:
@@ -235,7 +232,7 @@ def _check_same_build(first: nn.Module, second: nn.Module) -> None:
     for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
         if one is other:
             raise TaskError("task.model", name, "two calls returned the same parameter; build a new module in each")
-        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+        if not torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num()):
             raise TaskError("task.model", name, "two calls gave other weights; draw from the seeded global generators")
 
 

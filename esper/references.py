@@ -6,15 +6,13 @@ import difflib
 import importlib
 import importlib.util
 import sys
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from esper.errors import EsperError, TaskError
+from esper.errors import TaskError
 from esper.task import Task
+from esper.their_code import refused_as_theirs, their_code
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ def load_task(text: str) -> tuple[Task, Reference]:
     place, mark, attribute = text.rpartition(":")
     if not mark or not place or not attribute:
         raise TaskError("TASK", text, "use module:attribute or path/to/file.py:attribute")
-    with _their_code(text):
+    with refused_as_theirs(), their_code("TASK", text):
         module = _from_file(Path(place)) if place.endswith(".py") else _from_module(place)
     if not hasattr(module, attribute):
         names = [name for name in vars(module) if not name.startswith("_")]
@@ -53,24 +51,11 @@ def _called(found: object, text: str) -> Task:
         raise TaskError(
             "TASK", text, f"it is of type {type(found).__name__}; name a Task, or a function that returns one"
         )
-    with _their_code(text):
+    with refused_as_theirs(), their_code("TASK", text):
         task = found()
     if not isinstance(task, Task):
         raise TaskError("TASK", text, f"it returned {type(task).__name__}, no Task")
     return task
-
-
-@contextmanager
-def _their_code(text: str) -> Iterator[None]:
-    """What the user's code raises while its task is found, as one error that says where."""
-    try:
-        yield
-    except EsperError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
-        raise TaskError("TASK", text, f"it raised {type(error).__name__}: {error}{where}") from error
 
 
 def _from_module(name: str) -> ModuleType:

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples", "tools"})
 
 ERRORS = frozenset({"esper.errors"})
-HELPERS = frozenset({"esper.clock", "esper.faults", "esper.heartbeat", "esper.streams", "esper.task", "esper.tensors"})
+HELPERS = frozenset(
+    f"esper.{name}" for name in ("clock", "faults", "heartbeat", "streams", "task", "tensors", "their_code")
+)
 GROUND = ERRORS | HELPERS | {"esper.leyline", "esper.durable"}
 DOMAIN = frozenset({"esper.kasmina", "esper.tamiyo", "esper.tolaria"})
 ESPER = GROUND | DOMAIN | {"esper", "esper.telemetry", "esper.emergency", "esper.tasks"}

@@ -153,5 +153,7 @@ def test_a_metric_that_is_no_tensor_is_refused_before_the_run_and_not_at_its_end
 
 def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:
     narrow = torch.utils.data.TensorDataset(torch.zeros(8, 5), torch.zeros(8, dtype=torch.long))
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(
+        TaskError, match=r"task\.model = 'a forward in evaluation mode': it raised RuntimeError: .*shapes"
+    ):
         prospect({"valid": narrow})

@@ -1,10 +1,10 @@
-"""Finds slots in the user's model and measures what they are by a dry run. It works on copies and attaches nothing."""
+"""Finds slots in the user's model and measures what they are by a dry run. It leaves the model as it was."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,11 +16,17 @@ from esper.errors import TaskError
 from esper.kasmina.perturbation import Change, is_content, mapped, moved, perturbing, tensors, unchanged
 from esper.kasmina.seeded import seeded
 from esper.leyline.slots import Kind, SlotSpec
+from esper.their_code import refused_as_theirs
 
 Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
 
 TOLERANCE = 1e-5
 """Movement of an output, relative to its largest entry, that counts as none: single precision with room to spare."""
+
+NESTED = (
+    "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
+    " build it with enable_nested_tensor=False"
+)
 
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
 
@@ -64,7 +70,8 @@ def _nearest(pattern: str, paths: Mapping[str, str]) -> str:
 def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> tuple[SlotSpec, ...]:
     """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
 
-    The model, the input and all global random numbers are as before afterwards; each forward runs on a fresh copy.
+    The model's parameters, buffers, modes, hooks and attributes, the input and all global random numbers are as before
+    afterwards, and each forward begins with them. The model is not copied: modules with weight norm cannot be.
     Causality is measured in evaluation mode, where no dropout hides a movement, and holds only if it was *shown*: some
     input at t moved the output, none moved it before t. Sample independence is measured in training mode, where
     batch norm mixes samples.
@@ -79,7 +86,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
         TaskError: a slot is not called exactly once per forward in both modes, its output is not one floating tensor of
             2, 3 or 4 dimensions with one row per sample, or it cannot be measured (not finite, not repeatable, not
             moved by any input).
-        Exception: whatever the user's own model raises, as it is.
+        TaskError: the user's own model raised; the call says with which input.
     """
     host = _Host(model, resolve(model, slots), batch_input, call, _batch_size(batch_input))
     training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
@@ -113,16 +120,18 @@ class _Host:
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
         """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
-        model = deepcopy(self.model)
-        if not training:
-            model.eval()
         seen: dict[str, list[object]] = {path: [] for path in self.paths}
-        for path in self.paths:
-            model.get_submodule(path).register_forward_hook(_recorder(seen[path]))
         given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
-        devices = {tensor.device for tensor in (*model.parameters(), *model.buffers(), *tensors(given))}
-        with seeded(0, devices), torch.set_grad_enabled(training):
-            self.call(model, given)
+        devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
+        doing = "" if change is unchanged else "with a part of its input changed, to see what moves"
+        with (
+            kept_as_it_is(self.model, training=training),
+            recording(self.model, seen),
+            seeded(0, devices),
+            torch.set_grad_enabled(training),
+            refused_as_theirs(doing),
+        ):
+            self.call(self.model, given)
         mode = "training" if training else "evaluation"
         return {path: _only_output(path, outputs, mode) for path, outputs in seen.items()}
 
@@ -135,11 +144,45 @@ class _Host:
         return outputs
 
 
-def _recorder(outputs: list[object]) -> Callable[[nn.Module, object, object], None]:
-    def record(_module: nn.Module, _args: object, output: object) -> None:  # a later layer may write in place
-        outputs.append(output.detach().clone() if isinstance(output, Tensor) else output)
+@contextmanager
+def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model as it stands, or in evaluation mode; afterwards its tensors, modes and attributes are as before."""
+    tensors_before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        if not training:
+            model.eval()
+        yield
+    finally:
+        for module, before in attributes.items():
+            vars(module).clear()
+            vars(module).update(before)
+        now = _tensors(model)
+        with torch.no_grad():
+            for name, tensor in tensors_before.items():
+                now[name].copy_(tensor)
 
-    return record
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@contextmanager
+def recording(model: nn.Module, seen: Mapping[str, list[object]]) -> Iterator[None]:
+    """Every output of the modules at the paths in `seen` is added there, as it is before a later layer writes to it."""
+
+    def recorder(outputs: list[object]) -> Callable[[nn.Module, object, object], None]:
+        def record(_module: nn.Module, _args: object, output: object) -> None:
+            outputs.append(output.detach().clone() if isinstance(output, Tensor) else output)
+
+        return record
+
+    handles = [model.get_submodule(path).register_forward_hook(recorder(outputs)) for path, outputs in seen.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
@@ -154,6 +197,8 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
     output = outputs[0]
     if not isinstance(output, Tensor):
         raise TaskError(field, f"output of type {type(output).__name__}", "name a module that returns a tensor")
+    if output.is_nested:
+        raise TaskError(field, f"a nested tensor in {mode} mode", NESTED)
     if not output.is_floating_point():
         raise TaskError(field, f"output of {output.dtype}", "name a module that returns floating point")
     if not output.isfinite().all():

@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from esper.errors import TaskError
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
+from esper.their_code import their_code
 from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check_judging, check_test, split_off
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
@@ -139,8 +140,10 @@ class TaskData:
     def _load(self, shard: str, indices: Sequence[int]) -> Any:
         samples = self.shards[shard].samples
         many = getattr(samples, "__getitems__", None)  # torch's own convention for data sets that load in bulk
-        items = list(many(list(indices))) if many is not None else [samples[i] for i in indices]
-        return self._collate(items)
+        with their_code(f"task.{shard}", "a sample of the data set"):
+            items = list(many(list(indices))) if many is not None else [samples[i] for i in indices]
+        with their_code("task.collate", f"a batch of {len(items)} samples"):
+            return self._collate(items)
 
 
 def to_device(batch: Any, device: str) -> Any:
@@ -162,7 +165,8 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
         TaskError: the batch is no pair.
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
-        raise TaskError("task.train", type(batch).__name__, "a sample must be a pair (input, target)")
+        mend = "a sample must be a pair (input, target); give task.collate, (list of samples) -> (inputs, targets)"
+        raise TaskError("task.train", type(batch).__name__, mend)
     return batch[0], batch[1]
 
 

@@ -18,7 +18,7 @@ from esper.leyline.reports import GraftPlan
 from esper.task import Task
 from esper.tensors import state_digest
 from esper.tolaria.modes import modes_of, set_training
-from esper.tolaria.optim import SeedOptimizer, build_optimizer, reschedule
+from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
 from esper.tolaria.saving import Saver
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
 
@@ -53,7 +53,7 @@ class GrownHost:
         """Those that it trains in; evaluation leaves them for a while, and so may the model's own forward."""
         self._host_parameters = [p for p in host.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(task, self._host_parameters)
-        self._scheduler = task.scheduler(self._optimizer, settings.total_steps) if task.scheduler else None
+        self._scheduler = build_scheduler(task, self._optimizer, settings.total_steps)
         self._seed_optimizers: dict[str, SeedOptimizer] = {}
         self._receipts: Receipts = {}
         self._leaks: dict[str, tuple[str, ...]] = {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from esper.errors import LossDeviceMismatch, TaskError
 from esper.task import Loss, Task
 from esper.telemetry.events import Severity, severe
+from esper.their_code import their_code
 
 
 def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
@@ -21,7 +22,8 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
         TaskError: the loss is no scalar tensor.
     """
     _check_devices(output, target)
-    value = loss(output, target)
+    with their_code("task.loss", "the loss of a batch"):
+        value = loss(output, target)
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise TaskError("task.loss", _shape(value), "it must return a scalar tensor, the mean over the batch")
     return value

@@ -6,6 +6,7 @@ the network grew, and a culled seed takes its state with it (docs/adr/0003-one-o
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from esper.errors import TaskError
 from esper.task import Task
+from esper.their_code import their_code
 
 FLOOR = 0.1
 """Share of the peak rate that a seed's schedule ends with."""
@@ -34,26 +36,28 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 
 
-def peak_share(task: Task, total_steps: int) -> float:
+def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> float:
     """The highest learning rate that the task's scheduler reaches, over the one that its optimizer is made with.
 
     A scheduler may give the rate its meaning: an optimizer made with 1.0 under a factor that never passes 0.002, or
     one whose rate is to rise 25-fold. A seed's own peak follows it.
 
+    Args:
+        parameters: The host's; the optimizer is made over stand-ins for them.
+
     Raises:
-        TaskError: the scheduler steps on something other than optimizer steps.
+        TaskError: see `build_optimizer` and `build_scheduler`.
     """
-    if task.scheduler is None:
-        return 1.0
-    optimizer = build_optimizer(task, [nn.Parameter(torch.zeros(1))])
+    optimizer = build_optimizer(task, stand_ins(parameters))
     made_with = float(optimizer.param_groups[0]["lr"])
-    scheduler = task.scheduler(optimizer, total_steps)
-    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
-        raise TaskError("task.scheduler", type(scheduler).__name__, "give a torch scheduler that steps once a step")
+    scheduler = build_scheduler(task, optimizer, total_steps)
+    if scheduler is None:
+        return 1.0
     highest = float(optimizer.param_groups[0]["lr"])
+    optimizer.step()  # torch warns of a scheduler that steps first; there are no gradients
     for _ in range(total_steps - 1):
-        optimizer.step()
-        scheduler.step()
+        with their_code("task.scheduler", "scheduler.step"):
+            scheduler.step()
         highest = max(highest, float(optimizer.param_groups[0]["lr"]))
     return highest / made_with
 
@@ -68,9 +72,9 @@ def reschedule(
     Args:
         parameters: What the optimizer was made over. None has a gradient.
     """
-    assert task.scheduler is not None, "the task has no schedule"
     fresh = build_optimizer(task, parameters)
-    course = task.scheduler(fresh, total)
+    course = build_scheduler(task, fresh, total)
+    assert course is not None, "the task has no schedule"
     for _ in range(step):
         fresh.step()  # without gradients it moves nothing
         course.step()
@@ -107,14 +111,42 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
     """The task's optimizer over some parameters.
 
     Raises:
-        TaskError: the factory gave something else.
+        TaskError: the factory gave something else, or one that steps in another way.
     """
     if not parameters:
         raise TaskError("task.model", "no trainable parameter", "leave requires_grad on for what shall be trained")
-    optimizer = task.optimizer(list(parameters))
+    with their_code("task.optimizer", "the optimizer factory"):
+        optimizer = task.optimizer(list(parameters))
+    name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
-        raise TaskError("task.optimizer", type(optimizer).__name__, "it must return a torch.optim.Optimizer")
+        raise TaskError("task.optimizer", name, "it must return a torch.optim.Optimizer")
+    wanted = [one.name for one in inspect.signature(optimizer.step).parameters.values() if one.default is one.empty]
+    if wanted:
+        mend = f"its step cannot be called without {wanted[0]!r}; take an optimizer that needs gradients alone"
+        raise TaskError("task.optimizer", name, mend)
+    if any("lr" not in group for group in optimizer.param_groups):
+        raise TaskError("task.optimizer", name, "each of its groups needs a learning rate under 'lr'")
     return optimizer
+
+
+def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
+    """The task's scheduler of an optimizer, for a run of so many steps; None: it has none.
+
+    Raises:
+        TaskError: the factory gave something else, or one that steps on something other than optimizer steps.
+    """
+    if task.scheduler is None:
+        return None
+    with their_code("task.scheduler", "the scheduler factory"):
+        scheduler = task.scheduler(optimizer, total_steps)
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        raise TaskError("task.scheduler", type(scheduler).__name__, "give a torch scheduler that steps once a step")
+    return scheduler
+
+
+def stand_ins(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Copies for an optimizer that is tried out: some take only parameters of certain shapes."""
+    return [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from esper.errors import StoreCorrupt, TaskError
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, RemovePlan
 from esper.task import Task
-from esper.tolaria.optim import build_optimizer
+from esper.their_code import their_code
+from esper.tolaria.optim import build_optimizer, build_scheduler, stand_ins
 from esper.tolaria.snapshot import HostSnapshot
 
 _SCALARS = (bool, int, float, str, type(None))
@@ -66,20 +67,26 @@ def check_plain(field: str, state: Any) -> None:  # Any: what a `state_dict` gav
         )
 
 
-def check_task(task: Task, total_steps: int) -> None:
+def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> None:
     """Refuse a task whose optimizer or scheduler could not be kept in a checkpoint, seen after one step of it.
 
+    Args:
+        parameters: The host's; the step is made on stand-ins for them.
+
     Raises:
-        TaskError: see `check_plain`; or a factory gave something else.
+        TaskError: see `check_plain`, `build_optimizer` and `build_scheduler`.
     """
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = build_optimizer(task, [parameter])
-    scheduler = task.scheduler(optimizer, total_steps) if task.scheduler is not None else None
-    parameter.grad = torch.zeros(1)
-    optimizer.step()
+    tried = stand_ins(parameters)
+    optimizer = build_optimizer(task, tried)
+    scheduler = build_scheduler(task, optimizer, total_steps)
+    for parameter in tried:
+        parameter.grad = torch.ones_like(parameter)
+    with their_code("task.optimizer", "optimizer.step"):
+        optimizer.step()
     check_plain("task.optimizer", optimizer.state_dict())
     if scheduler is not None:
-        scheduler.step()
+        with their_code("task.scheduler", "scheduler.step"):
+            scheduler.step()
         check_plain("task.scheduler", scheduler.state_dict())
 
 

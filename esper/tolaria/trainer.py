@@ -27,6 +27,7 @@ from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
+from esper.their_code import their_code
 from esper.tolaria.data import Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.grown import GrownHost
@@ -34,6 +35,7 @@ from esper.tolaria.grown import TrainerSettings as TrainerSettings  # part of wh
 from esper.tolaria.guard import check_finite
 from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
 from esper.tolaria.modes import begin_training
+from esper.tolaria.modules import check_modules
 from esper.tolaria.optim import global_norm
 
 
@@ -124,20 +126,23 @@ class Trainer(GrownHost):
         loss = batch_loss(self._task.loss, self._forward(inputs), targets)
         if audited:
             self._audit()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with their_code("task.model", "the backward pass"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parameters = self._trained_parameters()
         norm = global_norm([p.grad for p in parameters if p.grad is not None])
         values = loss.item(), norm.item()
         check_finite(self.step, *values)
         if self._settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
-        self._optimizer.step()
+        with their_code("task.optimizer", "optimizer.step"):
+            self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         for optimizer in self._seed_optimizers.values():
             optimizer.step(self.step)
             optimizer.optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:
-            self._scheduler.step()
+            with their_code("task.scheduler", "scheduler.step"):
+                self._scheduler.step()
         self.step += 1
         if self._first_step_at is None:
             self._first_step_at = time.time()
@@ -343,7 +348,8 @@ class Trainer(GrownHost):
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
     """The model's output for a batch of inputs, by the task's own way of calling it where it has one."""
-    return model(inputs) if task.input_output is None else task.input_output(model, inputs)
+    with their_code("task.model", "a forward in training mode" if model.training else "a forward in evaluation mode"):
+        return model(inputs) if task.input_output is None else task.input_output(model, inputs)
 
 
 def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
@@ -355,25 +361,17 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
         TaskError: the factory gave no module, or one with state that is no tensor.
     """
     seed_process(run_seed, "model")
-    model = task.model()
+    with their_code("task.model", "the model factory"):
+        model = task.model()
     if not isinstance(model, nn.Module):
         raise TaskError("task.model", type(model).__name__, "it must return a torch.nn.Module")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TaskError("task.model", type(model).__name__, "leave requires_grad on for what shall be trained")
+    check_modules(model)
     extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if extra:
         raise TaskError("task.model", extra[0], "state that is no tensor cannot be kept; make it a buffer")
-    overlapping = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if has_overlap(t)]
-    if overlapping:
-        raise TaskError("task.model", overlapping[0], "its elements share memory (expand?); make it contiguous")
     model = model.to(device)
     begin_training(model)
     return model
-
-
-def has_overlap(tensor: Tensor) -> bool:
-    """Several of its elements are one in memory, so that it cannot be written to."""
-    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _names(host: nn.Module) -> tuple[list[str], list[str], list[str]]:

@@ -66,13 +66,13 @@ def test_what_is_no_optimizer_is_refused() -> None:
 )
 def test_a_seeds_peak_follows_the_highest_rate_of_the_schedule(scheduler: Any, expected: float) -> None:
     task = tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1), scheduler=scheduler)
-    assert peak_share(task, 50) == pytest.approx(expected)
+    assert peak_share(task, 50, [nn.Parameter(torch.zeros(1))]) == pytest.approx(expected)
 
 
 def test_a_scheduler_that_steps_on_a_metric_is_refused() -> None:
     task = tiny_task(scheduler=lambda o, _: torch.optim.lr_scheduler.ReduceLROnPlateau(o))
     with pytest.raises(TaskError, match="steps once a step"):
-        peak_share(task, 50)
+        peak_share(task, 50, [nn.Parameter(torch.zeros(1))])
 
 
 def rates(trainer: Trainer) -> list[dict[str, Any]]:

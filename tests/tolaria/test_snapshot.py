@@ -581,7 +581,7 @@ def test_the_optimizers_and_schedulers_of_torch_are_plain() -> None:
     optimizers: list[Any] = [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam]
     for optimizer in [*optimizers, lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9)]:
         for scheduler in schedulers:
-            check_task(tiny_task(optimizer=optimizer, scheduler=scheduler), 20)
+            check_task(tiny_task(optimizer=optimizer, scheduler=scheduler), 20, [nn.Parameter(torch.zeros(1))])
     assert len(schedulers) == 5
 
 
@@ -595,7 +595,7 @@ def test_a_scheduler_whose_state_is_not_plain_is_refused_before_a_run_begins() -
 
     task = tiny_task(scheduler=lambda optimizer, _: torch.optim.lr_scheduler.LambdaLR(optimizer, Decay()))
     with pytest.raises(TaskError, match=r"task\.scheduler = .*shares: builtins\.set"):
-        check_task(task, 20)
+        check_task(task, 20, [nn.Parameter(torch.zeros(1))])
 
 
 def test_an_optimizer_whose_state_is_not_plain_is_refused_before_a_run_begins() -> None:
@@ -606,7 +606,9 @@ def test_an_optimizer_whose_state_is_not_plain_is_refused_before_a_run_begins() 
                 self.state[parameter]["norms"] = np.zeros(3)
 
     with pytest.raises(TaskError, match=r"task\.optimizer = .*norms: numpy\.ndarray"):
-        check_task(tiny_task(optimizer=lambda parameters: Noting(parameters, lr=0.1)), 20)
+        check_task(
+            tiny_task(optimizer=lambda parameters: Noting(parameters, lr=0.1)), 20, [nn.Parameter(torch.zeros(1))]
+        )
 
 
 def test_the_digest_of_a_topology_knows_no_ids_and_sees_all_else(

@@ -1,0 +1,103 @@
+"""Which call of the user's code raised, and where. It marks an exception and tells it; it never swallows one."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from esper.errors import EsperError, TaskError
+
+_OURS = Path(__file__).parent
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_LONGEST = 400
+"""Characters of an exception's own message that are repeated in ours."""
+
+
+class Call(str):
+    """A note on an exception: the call of the user's code that raised it, and the field of the task to blame."""
+
+    field: str
+    call: str
+
+    def __new__(cls, field: str, call: str) -> Call:
+        """The note as a traceback shows it."""
+        note = super().__new__(cls, f"raised by {field}: {call}")
+        note.field, note.call = field, call
+        return note
+
+    def __reduce__(self) -> tuple[type[Call], tuple[str, str]]:
+        """For pickle: an exception travels with its notes."""
+        return Call, (self.field, self.call)
+
+
+class TheirCode:
+    """Around one call of the user's code: an exception that passes gets a `Call` note, once, and goes on as it is."""
+
+    __slots__ = ("call", "field")
+
+    def __init__(self, field: str, call: str) -> None:
+        self.field, self.call = field, call
+
+    def __enter__(self) -> None:
+        """Nothing is prepared: the hot path pays for two method calls."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """Mark what passes, unless an inner call is marked already or the error is one of ours."""
+        if isinstance(error, Exception) and not isinstance(error, EsperError) and marked(error) is None:
+            error.add_note(Call(self.field, self.call))
+
+
+their_code = TheirCode  # reads as what it surrounds
+
+
+def marked(error: BaseException) -> Call | None:
+    """The note that `their_code` left on an exception; None: no call of the user's code raised it."""
+    notes = error.__notes__ if hasattr(error, "__notes__") else []
+    return next((note for note in notes if isinstance(note, Call)), None)
+
+
+@contextmanager
+def refused_as_theirs(doing: str = "") -> Iterator[None]:
+    """While nothing is written yet: an exception of the user's code is told as an error of her task.
+
+    Args:
+        doing: What the dry run did just then that a run of her own would not do; added to the name of the call.
+
+    Raises:
+        TaskError: names the field, the call, the exception, and its file and line. The exception is its cause.
+        Exception: what no call of the user's code raised, as it is: a bug of ours.
+    """
+    try:
+        yield
+    except Exception as error:
+        note = marked(error)
+        if isinstance(error, EsperError) or note is None:
+            raise
+        call = f"{note.call}, {doing}" if doing else note.call
+        raise TaskError(note.field, call, told(error)) from error
+
+
+def told(error: BaseException) -> str:
+    """An exception of the user's code in one line: its type, its message, and the place in her code."""
+    message = " ".join(str(error).split())
+    message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
+    place = "" if isinstance(error, SyntaxError) else _place(error)  # a SyntaxError says itself where it is
+    return f"it raised {type(error).__name__}: {message}{place}"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost frame that lies in no library and not in esper; the innermost of all if each does."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not _is_known(frame.filename)] or frames[-1:]
+    return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+
+
+def _is_known(file: str) -> bool:
+    """A file of Python, of an installed package, of esper itself; built-in tasks are like a user's own."""
+    path = Path(file)
+    ours = path.is_relative_to(_OURS) and not path.is_relative_to(_OURS / "tasks")
+    return ours or file.startswith(("<", *_LIBRARIES))

@@ -1,0 +1,58 @@
+"""Which modules a host may be made of. It looks at a model that was just built and refuses; it changes nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from esper.errors import TaskError
+
+
+def check_modules(model: nn.Module) -> None:
+    """Let a model pass that can be trained, copied and grown as it is.
+
+    Raises:
+        TaskError: nothing in it can be trained; or a part is lazy, compiled, on no real device, or has
+            elements that share memory.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TaskError("task.model", type(model).__name__, "leave requires_grad on for what shall be trained")
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if (fault := _fault(tensor)) is not None:
+            raise TaskError("task.model", name, fault)
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            mend = "a compiled module does not call a seed that is grafted later; leave torch.compile out"
+            raise TaskError("task.model", f"{name or type(model).__name__}, compiled", mend)
+
+
+def _fault(tensor: Tensor) -> str | None:
+    if is_lazy(tensor):
+        return "a lazy module has no weights yet; give its sizes, or run one batch through the model in the factory"
+    if tensor.is_meta:
+        return "it lies on the meta device and has no values; build it on the CPU"
+    if has_overlap(tensor):
+        return "its elements share memory (expand?); make it contiguous"
+    return None
+
+
+def has_overlap(tensor: Tensor) -> bool:
+    """Several of its elements are one in memory, so that it cannot be written to."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Let a model pass after a backward pass that has left gradients which can be clipped, summed and kept.
+
+    Raises:
+        TaskError: no trainable parameter has a gradient, or one has a sparse gradient.
+    """
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if not gradients:
+        mend = "no trainable parameter has a gradient after a backward pass; is something detached, or under no_grad?"
+        raise TaskError("task.model", type(model).__name__, mend)
+    for name, gradient in gradients.items():
+        if gradient.layout is not torch.strided:
+            mend = f"its gradient is {gradient.layout}; dense ones are supported: build it with sparse=False"
+            raise TaskError("task.model", name, mend)
