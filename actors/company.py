@@ -26,12 +26,13 @@ from actors.supervision import ChildSpec, Life, Strategy, Supervisor
 from esper.clock import SystemClock
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorLost, EsperError, all_notes
+from esper.errors import ActorLost, EsperError, TrainerRankLost, all_notes
 from esper.prospect import Prospect
 from esper.recovery import Lost, Recovery, Stopwatch
 from esper.rooms import RunKey
 from esper.run_directory import faults_file, telemetry_folder
 from esper.telemetry.context import span
+from esper.telemetry.events import Severity, severe
 
 T = TypeVar("T")
 
@@ -224,6 +225,8 @@ class Company:
         self.supervisor.fence_passed(fence)
         lives = {life.name: life for life in self.supervisor.lives()}
         for name, death in deaths.items():
+            if isinstance(death, TrainerRankLost):
+                severe("trainer_rank_lost", Severity.ERROR, rank=name, pid=death.process, detail=str(death))
             self.supervisor.died(lives[name], death)
         died = [at for at in (self.remotes[name].died_at() for name in deaths) if at is not None]
         said = tuple(note for death in deaths.values() for note in all_notes(death))

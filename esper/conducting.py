@@ -38,7 +38,7 @@ from esper.takeover import take_over
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
-from esper.telemetry.setup import Telemetry
+from esper.telemetry.setup import Telemetry, check_environment
 
 BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
 """(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
@@ -63,6 +63,7 @@ class Conductor:
             ConfigError: the directory cannot be used; nothing was written.
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
+        check_environment()
         wanted = Path(prospect.config.run.dir) if prospect.config.run.dir is not None else None
         with RunDirectory.create(wanted, self.clock.now()) as directory:
             run_id, now = new_run_id(), self.clock.now()
@@ -78,6 +79,7 @@ class Conductor:
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
+        check_environment()
         _check_same_task(prospect, past.identity)
         steps, before = prospect.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:

@@ -305,7 +305,8 @@ class Line:
         """
         limits, began_s = self.checkpoints.config, time.monotonic()
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
-        severe(f"rollback_{tier}", Severity.ERROR, fence=self.fence, generation=self.journal.generation)
+        event = "rollback_fast" if tier is Tier.FAST else "rollback_full"
+        severe(event, Severity.ERROR, fence=self.fence, generation=self.journal.generation)
         count("esper.rollbacks")
         kept = self.kept if tier is Tier.FAST else self.checkpoints.load_latest()
         if kept is None or kept.fence is None:

@@ -30,6 +30,17 @@ ALLOWED: dict[Operation, tuple[Stage, ...]] = {
 }
 """Stages from which an operation on one seed may be asked for."""
 
+USED: dict[Operation, frozenset[str]] = {
+    Operation.GERMINATE: frozenset({"candidates", "replica_of"}),
+    Operation.ADVANCE: frozenset({"seed_id"}),
+    Operation.FOSSILIZE: frozenset({"seed_id"}),
+    Operation.CULL: frozenset({"seed_id"}),
+}
+"""Which of the fields that only some operations need an operation uses; ADVANCE into the host a `blend`, too."""
+
+OPTIONAL = frozenset({"seed_id", "candidates", "replica_of", "blend", "confidence_logits"})
+_DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
+
 _SEAL = object()
 
 
@@ -74,7 +85,8 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
     Raises:
         CommandRejected: not authentic, not fresh, replayed, another run's or generation's.
         StageConflict: the seed is not where the operation could begin.
-        DependencyViolationError: an id, the mesh, the blend or the logits that it needs are missing.
+        DependencyViolationError: an id, the mesh, the blend or the logits that it needs are missing or malformed, or it
+            carries a field that its operation does not use.
     """
     with span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)):
         try:
@@ -84,6 +96,7 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
                 _fresh(command, ledger, now)
                 _complete(command, ledger)
                 _possible(command, ledger)
+                _nothing_unused(command, ledger)
         except EsperError as refusal:
             _tell(refusal, command)
             raise
@@ -144,14 +157,18 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
 
 def _complete(command: Command, ledger: Ledger) -> None:
     what = f"command {command.command_id or '?'}"
-    _require(bool(command.command_id), what, "command id missing")
-    _require(bool(command.run_id), what, "run id missing")
+    _require(_said(command.command_id), what, "command id missing")
+    _require(_said(command.run_id), what, "run id missing")
+    _require(_said(command.nonce), what, "nonce missing")
+    _require(_said(command.issued_by), what, "issuer missing")
+    _require(_said(command.policy_version), what, "policy version missing")
+    _require(all(map(math.isfinite, command.confidence_logits)), what, "confidence_logits not finite")
     if command.operation is Operation.GERMINATE:
         _require(bool(command.candidates), what, "candidates missing")
         for candidate in command.candidates:
-            _require(bool(candidate.seed_id), what, "seed id missing")
-            _require(bool(candidate.blueprint_id), what, "blueprint id missing")
-            _require(bool(candidate.slot), what, "slot id missing")
+            _require(_said(candidate.seed_id), what, "seed id missing")
+            _require(_said(candidate.blueprint_id), what, "blueprint id missing")
+            _require(_said(candidate.slot), what, "slot id missing")
             _require(candidate.slot in ledger.slots, what, "slot not known", candidate.slot)
         ids = [candidate.seed_id for candidate in command.candidates]
         _require(len(set(ids)) == len(ids), what, "seed id repeated")
@@ -161,11 +178,18 @@ def _complete(command: Command, ledger: Ledger) -> None:
             pair = (command.candidates[0].slot, command.candidates[0].blueprint_id)
             _require(ledger.pairs[command.replica_of] == pair, what, "a replica of another pair", "/".join(pair))
     else:
-        _require(bool(command.seed_id), what, "seed id missing")
+        _require(_said(command.seed_id), what, "seed id missing")
         _require(command.seed_id in ledger.stages, what, "seed not known", command.seed_id)
     _mesh(command, what)
     if command.blend is not None or _blends(command, ledger):
         _blend(command, what)
+
+
+def _nothing_unused(command: Command, ledger: Ledger) -> None:
+    """What a command carries and its operation does not use is no part of what was meant: nobody would look at it."""
+    used = USED[command.operation] | ({"blend"} if _blends(command, ledger) else set())
+    unused = [name for name in sorted(OPTIONAL - used) if getattr(command, name) != _DEFAULTS[name]]
+    _require(not unused, f"command {command.command_id}", f"{', '.join(unused)} given, not used by {command.operation}")
 
 
 def _blends(command: Command, ledger: Ledger) -> bool:
@@ -175,7 +199,7 @@ def _blends(command: Command, ledger: Ledger) -> bool:
 def _mesh(command: Command, what: str) -> None:
     mesh = command.mesh_host_layers
     _require(bool(mesh), what, "mesh_host_layers missing")
-    _require(all(mesh), what, "mesh_host_layers has an empty name")
+    _require(all(map(_said, mesh)), what, "mesh_host_layers has an empty name")
     _require(len(set(mesh)) == len(mesh), what, "mesh_host_layers repeats a layer")
     _require(len(mesh) <= MAX_MESH_LAYERS, what, "mesh_host_layers too long", f"{len(mesh)} over {MAX_MESH_LAYERS}")
 
@@ -206,6 +230,10 @@ def _possible(command: Command, ledger: Ledger) -> None:
     if current not in ALLOWED[command.operation]:
         detail = f"seed {command.seed_id}: {command.operation} from {current} is not allowed"
         raise StageConflict("stage_conflict", command.command_id, detail)
+
+
+def _said(text: str) -> bool:
+    return bool(text.strip())
 
 
 def _require(holds: bool, what: str, missing: str, detail: str = "") -> None:

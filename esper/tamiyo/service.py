@@ -121,8 +121,8 @@ class Tamiyo:
         return decision
 
     def _tell(self, error: Exception) -> None:
-        kind = "dependency_violation" if isinstance(error, DependencyViolationError) else "policy_failed"
-        severe(kind, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))
+        event = "dependency_violation" if isinstance(error, DependencyViolationError) else "policy_failed"
+        severe(event, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))
         count("esper.policy.failures")
 
     def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:

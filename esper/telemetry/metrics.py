@@ -21,8 +21,6 @@ NAMES = frozenset(
         "esper.signal.published",
         "esper.signal.delivered",
         "esper.signal.rejected",
-        "esper.signal.retried",
-        "esper.signal.dead_lettered",
         "esper.load.errors",
         "esper.guard.trips",
         "esper.rollbacks",

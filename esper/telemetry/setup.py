@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from opentelemetry.sdk.environment_variables import OTEL_SDK_DISABLED
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -19,8 +18,14 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from opentelemetry.util.types import AnyValue
 
 from esper.errors import StoreWriteFailed
+from esper.telemetry.environment import TelemetryEnvironment, read_environment
 from esper.telemetry.file_exporter import FileSpanExporter
 from esper.telemetry.metrics import Counters
+
+
+def check_environment() -> TelemetryEnvironment:
+    """What this process's OTEL_* variables ask for. Raises: ConfigError: one of them cannot be obeyed."""
+    return read_environment(os.environ)
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,8 @@ class Telemetry:
     def start(cls, directory: Path | None, role: str, run_id: str = "") -> Telemetry:
         """Open `directory/spans-<role>-<pid>.jsonl`, making the directory if it is not there.
 
-        Spans are in the file when they end: they outlive a SIGKILL. OTEL_SDK_DISABLED=true stands for no directory;
-        OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and OTEL_TRACES_SAMPLER are obeyed.
+        Spans are in the file when they end: they outlive a SIGKILL. The OTEL_* variables are obeyed (see
+        `environment`); whatever they say, severe events are logged, since they are the record of failure.
 
         Args:
             directory: None for telemetry that writes nothing.
@@ -53,14 +58,17 @@ class Telemetry:
             run_id: Resource attribute `esper.run_id`; "" leaves it out.
 
         Raises:
+            ConfigError: an OTEL_* variable asks for what is not there. Nothing was started.
             StoreWriteFailed: the directory or the file cannot be made. Nothing was started.
         """
-        counters = Counters()
-        if directory is None or os.environ.get(OTEL_SDK_DISABLED, "").strip().lower() == "true":
+        counters, asked = Counters(), check_environment()
+        if directory is None:
             return cls(None, role, run_id, counters, NoOpTracer(), None)
         path = directory / f"spans-{role}-{os.getpid()}.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            if not asked.traces:
+                return cls(directory, role, run_id, counters, NoOpTracer(), None)
             exporter = FileSpanExporter(path, counters)
         except OSError as error:
             raise StoreWriteFailed(str(path), "opening the span file") from error

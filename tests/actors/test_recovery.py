@@ -5,6 +5,7 @@ Every role in every phase: test_recovery_matrix.py.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -37,6 +38,7 @@ from esper.leyline.state import RoundState
 from esper.progress import Quiet
 from esper.run_directory import checkpoints_folder, faults_file
 from esper.summary import Result, Tally, failure
+from esper.telemetry.events import LOG
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.checkpoint import verify_all
 
@@ -63,6 +65,11 @@ def test_the_trainer_is_replaced_and_what_it_cost_is_told(launch_tiny: Any, tmp_
     assert (past.restarts, past.rollbacks, past.generation) == (1, 0, 2)
     (told,) = [entry.body for entry in past.entries if entry.kind is Kind.RECOVERED]
     assert told == recovery.model_dump(mode="json")
+    telemetry = tmp_path / "run" / "telemetry"
+    events = [json.loads(line)["name"] for line in (telemetry / LOG).read_text().splitlines()]
+    assert (events.count("trainer_rank_lost"), events.count("actor_restarted")) == (1, 1)
+    roles = {file.name.split("-")[1] for file in telemetry.glob("spans-*.jsonl")}
+    assert roles == {"conductor", "emergency", "kasmina", "manager", "tamiyo", "tolaria"}  # each writes its own
 
 
 def test_the_spare_steps_in_for_a_dead_policy_and_there_is_a_new_spare(launch_tiny: Any, alone: Result) -> None:

@@ -82,7 +82,9 @@ def make_command() -> Callable[..., Command]:
         if operation is Operation.GERMINATE:
             fields["candidates"] = (Candidate(slot="body", blueprint_id="mlp", seed_id=f"seed-{name}"),)
         else:
-            fields |= {"seed_id": "seed-1", "blend": BlendSpec(mode="RESIDUAL", ramp_steps=30)}
+            fields["seed_id"] = "seed-1"
+        if operation is Operation.ADVANCE:
+            fields["blend"] = BlendSpec(mode="RESIDUAL", ramp_steps=30)
         command = Command(**(fields | changes))
         return command.model_copy(update={"signature": sign(command, key)})
 

@@ -137,7 +137,8 @@ WRITTEN = {
 @pytest.mark.parametrize("stage", Stage)
 def test_an_operation_is_admitted_from_its_stages_alone(refused, make_command, ledger, key, operation, stage):
     here = replace(ledger, stages={"seed-1": stage})
-    command = make_command(operation, name="2")
+    blends = {} if (operation, stage) == (Operation.ADVANCE, Stage.TRAINING) else {"blend": None}
+    command = make_command(operation, name="2", **blends)
     if stage in WRITTEN[operation]:
         admit(command, here, key=key, now=EPOCH)
         return
@@ -220,6 +221,19 @@ TOO_MANY = tuple(f"layer-{place}" for place in range(129))
         (Operation.ADVANCE, blend(alpha_target=-0.01), "alpha_target outside"),
         (Operation.ADVANCE, blend(alpha_target=math.nan), "alpha_target outside"),
         (Operation.CULL, {"seed_id": ""}, "seed id missing"),
+        (Operation.CULL, {"seed_id": " "}, "seed id missing"),
+        (Operation.CULL, {"nonce": ""}, "nonce missing"),
+        (Operation.CULL, {"nonce": " "}, "nonce missing"),
+        (Operation.CULL, {"issued_by": ""}, "issuer missing"),
+        (Operation.CULL, {"policy_version": ""}, "policy version missing"),
+        (Operation.GERMINATE, {"confidence_logits": (1.0, math.inf)}, "confidence_logits not finite"),
+        (Operation.GERMINATE, {"confidence_logits": (1.0, math.nan)}, "confidence_logits not finite"),
+        (Operation.GERMINATE, {"seed_id": "seed-1"}, "seed_id given, not used by GERMINATE"),
+        (Operation.GERMINATE, blend(), "blend given, not used by GERMINATE"),
+        (Operation.GERMINATE, {"confidence_logits": (1.0, 2.0)}, "confidence_logits given, not used by GERMINATE"),
+        (Operation.ADVANCE, candidate(), "candidates given, not used by ADVANCE"),
+        (Operation.ADVANCE, {"replica_of": "seed-1"}, "replica_of given, not used by ADVANCE"),
+        (Operation.CULL, candidate() | blend(), "blend, candidates given, not used by CULL"),
         (Operation.FOSSILIZE, {"seed_id": "seed-7"}, "seed not known"),
     ],
 )
@@ -235,6 +249,13 @@ def test_a_command_that_lacks_something_is_no_command(refused, make_command, tel
 def test_a_mesh_of_128_layers_is_no_layer_too_long(make_command, ledger, key):
     command = make_command(name="2", mesh_host_layers=TOO_MANY[:128])
     assert admit(command, ledger, key=key, now=EPOCH).command == command
+
+
+@pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.SHADOWING])
+def test_a_blend_is_refused_where_no_graft_follows(refused, make_command, ledger, stage):
+    here = replace(ledger, stages={"seed-1": stage})
+    error, _ = refused(make_command(Operation.ADVANCE, name="2"), DependencyViolationError, ledger=here)
+    assert error.missing == "blend given, not used by ADVANCE"
 
 
 @pytest.mark.parametrize("operation", [Operation.ADVANCE, Operation.CULL])

@@ -13,7 +13,7 @@ from esper.telemetry.metrics import NAMES
 
 def test_every_counter_stands_at_zero_before_anything_happens():
     assert Counters().snapshot() == {name: {(): 0} for name in NAMES}
-    assert {"esper.fallbacks", "esper.spans.lost", "esper.signal.dead_lettered"} <= NAMES
+    assert {"esper.fallbacks", "esper.spans.lost", "esper.signal.rejected"} <= NAMES
 
 
 def test_labels_split_a_count_whatever_their_order():

@@ -46,13 +46,16 @@ def test_the_environment_names_the_service_but_not_the_role(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("value", ["true", "TRUE"])
-def test_a_disabled_sdk_writes_nothing_and_still_counts(tmp_path, monkeypatch, value):
-    monkeypatch.setenv("OTEL_SDK_DISABLED", value)
+@pytest.mark.parametrize("name", ["OTEL_SDK_DISABLED", "OTEL_TRACES_EXPORTER"])
+def test_without_spans_severe_events_are_still_logged_and_counted(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value if name == "OTEL_SDK_DISABLED" else "none")
 
     with Telemetry.start(tmp_path / "telemetry", "conductor") as telemetry, use(telemetry), span("esper round"):
         severe("guard_tripped", Severity.ERROR)
 
-    assert list(tmp_path.iterdir()) == []
+    (log,) = (tmp_path / "telemetry").iterdir()
+    assert json.loads(log.read_text())["name"] == "guard_tripped"
+    assert (log.name, telemetry.enabled) == (LOG, False)
     assert telemetry.counters.total("esper.severe_events", event="guard_tripped") == 1
 
 

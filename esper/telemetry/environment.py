@@ -1,0 +1,132 @@
+"""What the OTEL_* variables ask for, checked: each is obeyed, or refused by its name before a run begins.
+
+An empty variable counts as not set. Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from esper.errors import ConfigError
+
+PREFIX = "OTEL_"
+FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")
+"""Prefixes of what is meant for automatic instrumentation of Python programs, which esper neither is nor reads."""
+
+SAMPLERS = (
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+)
+NOT_YET = "esper does not export over the network yet; unset it: spans go to files in RUN/telemetry"
+
+
+@dataclass(frozen=True)
+class TelemetryEnvironment:
+    """What the environment decides here; the sampler, the limits and the resource are read by OpenTelemetry's SDK."""
+
+    disabled: bool
+    """No spans, whatever else is set."""
+    traces: bool
+    """Spans are written."""
+
+
+def read_environment(environment: Mapping[str, str]) -> TelemetryEnvironment:
+    """What the OTEL_* variables among `environment` ask for.
+
+    Raises:
+        ConfigError: a variable is not one that esper obeys, or has a value that it does not know.
+    """
+    given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
+    given = {name: value for name, value in given.items() if not name.startswith(FOR_OTHERS)}
+    for name, value in sorted(given.items()):
+        if name not in CHECKS:
+            raise ConfigError(name, value, _not_obeyed(name))
+        CHECKS[name](name, value)
+    sampler = given["OTEL_TRACES_SAMPLER"].lower() if "OTEL_TRACES_SAMPLER" in given else "parentbased_always_on"
+    if "OTEL_TRACES_SAMPLER_ARG" in given and not sampler.endswith("ratio"):
+        mend = "it is the argument of OTEL_TRACES_SAMPLER traceidratio or parentbased_traceidratio; set one of them too"
+        raise ConfigError("OTEL_TRACES_SAMPLER_ARG", given["OTEL_TRACES_SAMPLER_ARG"], mend)
+    disabled = "OTEL_SDK_DISABLED" in given and given["OTEL_SDK_DISABLED"].lower() == "true"
+    return TelemetryEnvironment(disabled, traces=not disabled and "OTEL_TRACES_EXPORTER" not in given)
+
+
+def _not_obeyed(name: str) -> str:
+    if name.startswith("OTEL_EXPORTER_"):
+        return NOT_YET
+    near = difflib.get_close_matches(name, CHECKS, n=1)
+    return f"esper does not read this variable; {f'did you mean {near[0]}?' if near else 'unset it'}"
+
+
+def _one_of(*known: str, mend: str = "") -> Callable[[str, str], None]:
+    def check(name: str, value: str) -> None:
+        if value.lower() not in known:
+            raise ConfigError(name, value, mend or f"it may be {', '.join(known)}, or unset")
+
+    return check
+
+
+def _any(_name: str, _value: str) -> None:
+    """Every text will do."""
+
+
+def _count(name: str, value: str) -> None:
+    if not (value.isascii() and value.isdigit()):
+        raise ConfigError(name, value, "give a whole number from 0 up")
+
+
+def _share(name: str, value: str) -> None:
+    try:
+        ratio = float(value)
+    except ValueError as error:
+        raise ConfigError(name, value, "give a number from 0 to 1") from error
+    if not 0.0 <= ratio <= 1.0:
+        raise ConfigError(name, value, "give a number from 0 to 1")
+
+
+def _propagators(name: str, value: str) -> None:
+    named = {part.strip() for part in value.split(",")}
+    if "tracecontext" not in named or not named <= {"tracecontext", "baggage"}:
+        raise ConfigError(name, value, "it may be tracecontext (with baggage or without), or unset")
+
+
+def _pairs(name: str, value: str) -> None:
+    wrong = [pair for pair in value.split(",") if "=" not in pair or not pair.split("=")[0].strip()]
+    if wrong:
+        raise ConfigError(name, value, f"{wrong[0]!r} is no pair: give key=value,key=value")
+
+
+_ONLY_NONE = _one_of("none", mend="it may be none, or unset: esper has no exporter for it yet")
+
+CHECKS: dict[str, Callable[[str, str], None]] = {
+    "OTEL_SDK_DISABLED": _one_of("true", "false"),
+    "OTEL_TRACES_EXPORTER": _one_of(
+        "none", mend="it may be none, or unset: spans go to files in RUN/telemetry, and nowhere else yet"
+    ),
+    "OTEL_METRICS_EXPORTER": _ONLY_NONE,
+    "OTEL_LOGS_EXPORTER": _ONLY_NONE,
+    "OTEL_SERVICE_NAME": _any,
+    "OTEL_RESOURCE_ATTRIBUTES": _pairs,
+    "OTEL_TRACES_SAMPLER": _one_of(*SAMPLERS),
+    "OTEL_TRACES_SAMPLER_ARG": _share,
+    "OTEL_PROPAGATORS": _propagators,
+    **dict.fromkeys(
+        (
+            "OTEL_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT",
+            "OTEL_SPAN_EVENT_COUNT_LIMIT",
+            "OTEL_SPAN_LINK_COUNT_LIMIT",
+            "OTEL_EVENT_ATTRIBUTE_COUNT_LIMIT",
+            "OTEL_LINK_ATTRIBUTE_COUNT_LIMIT",
+        ),
+        _count,
+    ),
+}
+"""Every variable that is obeyed -> the check of its value."""

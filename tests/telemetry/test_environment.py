@@ -1,0 +1,101 @@
+"""OTEL_* variables: each that can be set is obeyed or refused by its name, before anything is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from opentelemetry.sdk import environment_variables
+
+from esper.errors import ConfigError
+from esper.loop import run
+from esper.telemetry import Telemetry, span, use
+from esper.telemetry.environment import CHECKS, TelemetryEnvironment, read_environment
+from esper.testing import tiny_config, tiny_task
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mend"),
+    [
+        ("OTEL_TRACES_EXPORTER", "foo", "it may be none, or unset"),
+        ("OTEL_TRACES_EXPORTER", "otlp", "spans go to files in RUN/telemetry, and nowhere else yet"),
+        ("OTEL_METRICS_EXPORTER", "prometheus", "it may be none, or unset"),
+        ("OTEL_LOGS_EXPORTER", "console", "it may be none, or unset"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4317", "does not export over the network yet"),
+        ("OTEL_EXPORTER_ZIPKIN_ENDPOINT", "http://localhost:9411", "does not export over the network yet"),
+        ("OTEL_TRACES_SAMPLER", "sometimes", "always_on, always_off, traceidratio"),
+        ("OTEL_TRACES_SAMPLER", " always_on", "always_on, always_off"),  # the SDK would not know it either
+        ("OTEL_TRACES_SAMPLER_ARG", "1.5", "from 0 to 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "nan", "from 0 to 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "half", "from 0 to 1"),
+        ("OTEL_TRACES_SAMPLER_ARG", "0.5", "set one of them too"),
+        ("OTEL_PROPAGATORS", "b3", "tracecontext"),
+        ("OTEL_PROPAGATORS", "none", "tracecontext"),
+        ("OTEL_SDK_DISABLED", "1", "it may be true, false"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "team", "'team' is no pair"),
+        ("OTEL_SPAN_LINK_COUNT_LIMIT", "-1", "a whole number"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "500", "does not read this variable"),
+        ("OTEL_TRACE_EXPORTER", "none", "did you mean OTEL_TRACES_EXPORTER?"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused_with_its_name_value_and_mend(name: str, value: str, mend: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_environment({"HOME": "/root", name: value})
+    assert (refused.value.field, refused.value.value) == (name, value)
+    assert mend in refused.value.mend
+
+
+def test_every_variable_of_the_sdk_is_obeyed_refused_or_meant_for_others() -> None:
+    names = {value for name, value in vars(environment_variables).items() if name.startswith("OTEL_")}
+    for name in names - CHECKS.keys():
+        if name.startswith("OTEL_PYTHON_"):
+            assert read_environment({name: "x"}) == TelemetryEnvironment(disabled=False, traces=True)
+        else:
+            with pytest.raises(ConfigError, match=name):
+                read_environment({name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("given", "disabled", "traces"),
+    [
+        ({}, False, True),
+        ({"OTEL_SDK_DISABLED": "TRUE"}, True, False),
+        ({"OTEL_SDK_DISABLED": "false", "OTEL_TRACES_EXPORTER": "none"}, False, False),
+        ({"OTEL_TRACES_EXPORTER": "", "OTEL_EXPORTER_OTLP_ENDPOINT": " "}, False, True),
+        (
+            {
+                "OTEL_METRICS_EXPORTER": "none",
+                "OTEL_LOGS_EXPORTER": "none",
+                "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+                "OTEL_TRACES_SAMPLER_ARG": "0.25",
+                "OTEL_PROPAGATORS": "tracecontext,baggage",
+                "OTEL_RESOURCE_ATTRIBUTES": "team=vision,floor=2",
+                "OTEL_SERVICE_NAME": "nightly",
+                "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "64",
+            },
+            False,
+            True,
+        ),
+    ],
+)
+def test_what_is_asked_for_is_read(given: dict[str, str], disabled: bool, traces: bool) -> None:
+    assert read_environment(given) == TelemetryEnvironment(disabled, traces)
+
+
+@pytest.mark.parametrize(("sampler", "written"), [("always_off", False), ("always_on", True)])
+def test_a_sampler_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str, written: bool) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
+        pass
+    (file,) = tmp_path.glob("spans-*.jsonl")
+    assert bool(file.read_text()) is written
+
+
+def test_a_run_that_could_not_obey_is_refused_before_its_directory_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "foo")
+    config = tiny_config(run__dir=str(tmp_path / "run"), telemetry__enabled=False)
+    with pytest.raises(ConfigError, match="OTEL_TRACES_EXPORTER = 'foo'"):
+        run(tiny_task(), config)
+    assert not (tmp_path / "run").exists()
