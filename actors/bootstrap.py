@@ -23,11 +23,13 @@ import ray
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
+from ray.job_config import JobConfig
 
 from actors.handles import is_gone, unwrapped
 from actors.last_words import LastWords
 from actors.shell import Birth, Shell
 from esper.errors import ActorLost, PlacementUnavailable
+from esper.import_paths import ROOT, is_installed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
 """Threads of every actor beside the one that works.
@@ -50,6 +52,21 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 HEADS = ("gcs_server", "raylet")
 """Processes of Ray without which nothing goes on."""
+
+
+class OwnPath(JobConfig):
+    """Workers find esper where this process found it, whatever lies in the working directory.
+
+    Ray puts the working directory and the script's folder in front of every worker's import path, where a project's
+    own `actors` would be found in place of ours. What the task imports comes later: see `actors.source`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(_py_driver_sys_path=[] if is_installed(ROOT) else [str(ROOT)])
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        """Ray adds neither folder then, and asks this for nothing else."""
+        return True
 
 
 class EmbeddedRay:
@@ -94,6 +111,7 @@ class EmbeddedRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _temp_dir=str(self.folder),
+                job_config=OwnPath(),
             )
         started = ray._private.worker._global_node.all_processes  # type: ignore[attr-defined]  # a Node by now
         self._heads = {name: info[0].process.pid for name, info in started.items() if name in HEADS}

@@ -1,55 +1,71 @@
-"""How a task reaches another process: by its reference where it has one, else as it is. It builds nothing itself."""
+"""How a task reaches another process: by its reference where there is one, else as bytes. It builds nothing itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
 
 from esper.errors import TaskError
+from esper.import_paths import absolute_path, join_path
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.prospect import Prospect, open_data
-from esper.references import Reference, load_task
+from esper.references import Reference, import_task, locate
 from esper.summary import file_digest
 from esper.task import Task
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task that can be sent. A referenced one is loaded anew by each process, with the blueprints it registers."""
+    """A task that can be sent. A referenced task is loaded anew by each process, with the blueprints it registers."""
 
     reference: Reference
-    task: Task | None
-    blueprints: Registry | None
+    path: tuple[str, ...]
+    """The sender's import path: both kinds of task import modules from there."""
     digest: str | None = None
     """Of the file that a referenced task comes from."""
+    pickled: bytes | None = None
+    """Task and blueprints, where there is no reference."""
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
         """The source of a prospect's task.
 
         Raises:
-            TaskError: it has no reference and cannot be sent as it is.
+            TaskError: the task has no reference and cannot be sent as bytes.
         """
         if reference.text:
-            return cls(_from_anywhere(reference), None, None, file_digest(reference))
+            return cls(_from_anywhere(reference), absolute_path(), digest=file_digest(reference))
         try:
-            cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
+            pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
         except Exception as error:
             mend = f"it cannot be sent to actors ({error}); give its reference, or run it in this process"
             raise TaskError("task", type(error).__name__, mend) from error
-        return cls(reference, prospect.task, prospect.blueprints)
+        return cls(reference, absolute_path(), pickled=pickled)
 
     def load(self) -> tuple[Task, Registry]:
-        """The task and its blueprints, in this process."""
-        if self.task is not None and self.blueprints is not None:
-            return self.task, self.blueprints
-        task, found = load_task(self.reference.text)
-        if file_digest(found) != self.digest:
-            raise TaskError("task", self.reference.text, f"its file changed since the run began ({found.file})")
-        return task, BLUEPRINTS
+        """The task and its blueprints, in this process, which takes over the sender's import path.
+
+        Raises:
+            TaskError: a file has changed since the run began, or the task's code raised.
+        """
+        join_path(self.path)
+        if self.pickled is not None:
+            return _unpickled(self.pickled)
+        located = locate(self.reference.text)
+        if located.file is not None and file_digest(located) != self.digest:
+            raise TaskError("task", self.reference.text, f"its file changed since the run began ({located.file})")
+        return import_task(located)[0], BLUEPRINTS
+
+
+def _unpickled(pickled: bytes) -> tuple[Task, Registry]:
+    try:
+        made: tuple[Task, Registry] = cloudpickle.loads(pickled)
+    except Exception as error:
+        mend = f"an actor cannot rebuild it ({error}); give its reference, or run it in one process"
+        raise TaskError("task", type(error).__name__, mend) from error
+    return made
 
 
 @dataclass(frozen=True)
@@ -76,4 +92,5 @@ class SentProspect:
 def _from_anywhere(reference: Reference) -> Reference:
     """The same task, named so that a process in another directory finds it."""
     place, _, attribute = reference.text.rpartition(":")
-    return replace(reference, text=f"{Path(place).absolute()}:{attribute}") if place.endswith(".py") else reference
+    by_file = place.endswith(".py") and reference.file is not None
+    return replace(reference, text=f"{reference.file}:{attribute}") if by_file else reference

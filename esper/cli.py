@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 import traceback
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from esper import checkpoint_commands, log_commands, plan_view
+from esper import checkpoint_commands, log_commands, plan_view, plugins
 from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.errors import ConfigError, EsperError
 from esper.execution import (
@@ -27,6 +26,7 @@ from esper.execution import (
     execute_resume,
     leaving_on_sigterm,
     print_json,
+    way_to_run,
 )
 from esper.forecast import forecast
 from esper.history import Damage
@@ -81,8 +81,9 @@ def run(
 ) -> None:
     """Train a network and let it grow: on Ray actors, or in this process."""
     resolved = _config(config, settings, seed=seed, no_growth=no_growth, run_dir=run_dir, faults=faults)
+    launch = way_to_run(in_process=in_process)  # before the task: a project may have packages of our names
     loaded, reference = load_task(task)
-    result = execute(loaded, resolved, reference, in_process=in_process, as_json=as_json)
+    result = execute(launch, loaded, resolved, reference, as_json=as_json)
     if as_json:
         print_json(result.as_json())
 
@@ -203,8 +204,7 @@ def show_config(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Entry point: run the command line and leave with its exit code."""
-    sys.path.insert(0, str(Path.cwd()))  # `module:attribute` means a module here, as under `python -m`
-    for entry in entry_points(group="esper.commands"):
+    for entry in plugins.entries("esper.commands"):
         entry.load()(app)
     sys.exit(exit_code(sys.argv[1:]))
 

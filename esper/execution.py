@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,6 +27,7 @@ from esper.journal import Entry, Kind
 from esper.line import Drain
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
+from esper.plugins import launcher
 from esper.progress import Terminal
 from esper.references import Reference
 from esper.run_directory import checkpoints_folder
@@ -39,18 +39,25 @@ STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
 SAME_WISH_S = 1.0
 
-LAUNCHERS = "esper.launchers"
-"""Entry-point group of other ways to bring a run up than in this process; `actors` has "ray" there."""
+
+def way_to_run(*, in_process: bool) -> Callable[..., Result]:
+    """What brings a run up: in this process or on Ray. To be asked for before the task is loaded.
+
+    Raises:
+        ConfigError: the package `actors` is not installed, or another of that name is in its place.
+    """
+    return run_here if in_process else launcher("ray")
 
 
-def execute(task: Task, config: RunConfig, reference: Reference, *, in_process: bool, as_json: bool) -> Result:
+def execute(
+    launch: Callable[..., Result], task: Task, config: RunConfig, reference: Reference, *, as_json: bool
+) -> Result:
     """Run to the end, or leave with the exit code that the failure has.
 
     Raises:
         ConfigError: an input is wrong; nothing was written.
         typer.Exit: the run did not reach its end; why was said.
     """
-    launch = run_here if in_process else _other_way("ray")
     with _watched(as_json) as (progress, drain):
         return launch(task, config, reference=reference, progress=progress, drain=drain)
 
@@ -64,7 +71,7 @@ def execute_resume(
         ConfigError: the run cannot be gone on with so; nothing was changed.
         typer.Exit: the run did not reach its end; why was said.
     """
-    resume = resume_here if in_process else _other_way("ray-resume")
+    resume = resume_here if in_process else launcher("ray-resume")
     with _watched(as_json) as (progress, drain):
         result = resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
         if progress.path is None:  # it had reached its end before
@@ -107,14 +114,6 @@ def complain(text: str, code: int) -> int:
 def print_json(found: dict[str, Any]) -> None:
     """One JSON object, last on standard output."""
     print(json.dumps(found))
-
-
-def _other_way(name: str) -> Callable[..., Result]:
-    found = entry_points(group=LAUNCHERS, name=name)
-    if not found:
-        raise ConfigError("--in-process", False, "the package `actors` is not installed; run with --in-process")
-    launcher: Callable[..., Result] = next(iter(found)).load()
-    return launcher
 
 
 def _code(error: Exception) -> int:

@@ -15,7 +15,7 @@ from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.history import Past, read_past, settled_past
 from esper.journal import Entry, Kind
-from esper.references import Reference, load_task
+from esper.references import Reference, import_task, locate
 from esper.run_directory import RunDirectory, run_file, summary_file
 from esper.summary import Identity, Result, file_digest, versions
 from esper.task import Task
@@ -162,22 +162,23 @@ def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:
 
 
 def load_same_task(identity: Identity) -> tuple[Task, Reference]:
-    """The task that a run was begun with, found again by its reference.
+    """Load the task that a run was begun with, from its reference. No code of a changed file is run.
 
     Raises:
         TaskError: there is no reference, nothing is there any more, or its file has changed.
     """
     if not identity.task:
         raise TaskError("task", "", "run.json does not say where it is; from Python, give the task itself")
-    task, reference = load_task(_place(identity))
-    digest = file_digest(reference)
-    if digest != identity.task_file_sha256:
-        raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")
+    located = locate(identity.task, identity.started_in)
+    if located.file is None and identity.task_file_sha256 is not None:
+        raise TaskError("task", identity.task, "its module is not on the import path; run in the folder that it is in")
+    _check_same_file(identity, located)
+    task, reference = import_task(located)
+    _check_same_file(identity, reference)
     return task, reference
 
 
-def _place(identity: Identity) -> str:
-    """The task's reference; the path of its file is from where the run was begun, if it is there still."""
-    path, mark, attribute = identity.task.rpartition(":")
-    there = Path(identity.started_in, path)
-    return f"{there}{mark}{attribute}" if path.endswith(".py") and there.is_file() else identity.task
+def _check_same_file(identity: Identity, reference: Reference) -> None:
+    """Raises: TaskError: a task's file is not the one that the run began with."""
+    if reference.file is not None and file_digest(reference) != identity.task_file_sha256:
+        raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")

@@ -248,7 +248,7 @@ def test_a_run_of_other_versions_is_refused_by_their_names(stopped: Callable[...
 
 def test_a_changed_task_file_is_refused(stopped: Callable[..., Path], tmp_path: Path) -> None:
     path = stopped()
-    (tmp_path / "mine.py").write_text(TASK + "# changed\n")
+    (tmp_path / "mine.py").write_text(TASK + "raise SystemExit('it was run')\n")
     refused(path, TaskError, r"its file is another than the run began with")
 
 

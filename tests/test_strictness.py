@@ -145,7 +145,7 @@ ALLOWED: dict[str, str] = {
     "esper/trial.py try_backward: says type: ignore": "torch leaves it untyped",
     "tests/zoo/test_zoo.py : ignores warnings": "torch's own, at what users write",
     "tests/zoo/test_zoo.py : pytest.mark.filterwarnings": "torch's own, at what users write",
-    "esper/references.py load_task: getattr with a default": "a module that is built in comes from no file",
+    "esper/references.py import_task: getattr with a default": "a module that is built in comes from no file",
     "esper/tamiyo/field_reports.py load_reports: answers FieldReportInvalid": "returned with its place, and counted",
     "esper/tasks/stdlib_text.py read_corpus: answers UnicodeDecodeError": "the file is listed as left out",
     "esper/errors.py text_of: answers Exception": "a foreign __str__ broke; the text says so",

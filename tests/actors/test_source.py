@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -58,4 +60,26 @@ def test_what_was_measured_of_a_task_is_not_measured_again() -> None:
     opened = SentProspect.of(prospect, Reference()).open()
     assert opened.specs == prospect.specs
     assert opened.fence_steps == prospect.fence_steps
-    assert opened.task is prospect.task
+    assert opened.task.slots == prospect.task.slots
+
+
+def test_a_task_without_a_reference_finds_what_the_senders_script_imports(tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "of_the_script.py").write_text("EPOCHS = 13\ndef metric(output, target): return output\n")
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom pathlib import Path\nsys.path.append('library')\nimport of_the_script\n"
+        "from esper.testing import tiny_config, tiny_task\nfrom esper.prospect import survey\n"
+        "from esper.references import Reference\nfrom actors.source import TaskSource\nfrom ray import cloudpickle\n"
+        "task = tiny_task(epochs=of_the_script.EPOCHS, metrics={'same': of_the_script.metric})\n"
+        "source = TaskSource.of(survey(task, tiny_config()), Reference())\n"
+        "Path('sent').write_bytes(cloudpickle.dumps(source))\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    receives = "import pickle; print(pickle.load(open('../sent', 'rb')).load()[0].epochs)"
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True)
+    (tmp_path / "library").rename(tmp_path / "elsewhere" / "moved")
+    gone = subprocess.run([sys.executable, "-c", receives], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert "an actor cannot rebuild it (No module named 'of_the_script'); give its reference" in gone.stderr
+    (tmp_path / "elsewhere" / "moved").rename(tmp_path / "library")
+    here = subprocess.run([sys.executable, "-c", receives], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert here.stdout == "13\n"

@@ -1,0 +1,186 @@
+"""The import path of a task: which folder is on it, which modules came from there, which names stand in the way.
+
+It imports nothing: a module's file is found by asking the finders, so that its digest can be compared first.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that holds esper's own packages."""
+OURS = ("esper", "actors", "drills")
+"""Names of those packages."""
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+def put_first(folder: Path) -> None:
+    """Put a folder at the front of the import path."""
+    place = str(folder)
+    if place in sys.path:
+        sys.path.remove(place)
+    sys.path.insert(0, place)
+
+
+def absolute_path() -> tuple[str, ...]:
+    """This process's import path, for another process: relative folders are made absolute."""
+    return tuple(str(Path(place).absolute()) for place in sys.path)
+
+
+def join_path(path: Sequence[str]) -> None:
+    """Take over another process's import path; what only this process has comes after it."""
+    sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
+
+
+def is_ours(name: str) -> bool:
+    """A dotted name stands for a loaded module of esper's own."""
+    head = sys.modules.get(name.partition(".")[0])
+    return name.partition(".")[0] in OURS and head is not None and _lies_in(head, ROOT)
+
+
+def is_installed(root: Path) -> bool:
+    """A folder on the import path holds packages of others, or Python's own."""
+    return not _INSTALLED.isdisjoint(root.parts) or root == Path(sysconfig.get_path("stdlib"))
+
+
+def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
+    """The file of a module and the folder that its top package lies in.
+
+    Args:
+        name: Dotted.
+        first: Searched before the import path, as `python -m` searches the working directory.
+
+    Returns:
+        None and None where no finder knows a file.
+    """
+    parts = name.split(".")
+    spec = _top(parts[0], first)
+    for depth in range(2, len(parts) + 1):
+        if spec is None or spec.submodule_search_locations is None:
+            return None, None
+        spec = _asked(".".join(parts[:depth]), list(spec.submodule_search_locations))
+    if spec is None or not spec.has_location or spec.origin is None:
+        return None, None
+    file = Path(spec.origin).absolute()
+    is_package = spec.submodule_search_locations is not None  # its file is NAME/__init__.py
+    return file, file.parents[len(parts) - 1 + is_package]
+
+
+def _top(name: str, first: Path) -> ModuleSpec | None:
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        return loaded.__spec__  # an import takes it, whatever else lies on the path
+    return PathFinder.find_spec(name, [str(first), *sys.path]) or _asked(name, None)
+
+
+def _asked(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """The first answer of the interpreter's finders."""
+    answers = (finder.find_spec(name, path) for finder in sys.meta_path)
+    return next((spec for spec in answers if spec is not None), None)
+
+
+def modules_in(folder: Path) -> dict[str, Path]:
+    """Name and file of each module that was loaded from a folder or below, without installed ones and without ours."""
+    loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
+    files = {name: _file(module) for name, module in loaded if not is_ours(name)}
+    return {name: file for name, file in files.items() if file is not None and _belongs(file, folder)}
+
+
+def _belongs(file: Path, folder: Path) -> bool:
+    if not file.is_relative_to(folder):
+        return False
+    environment = Path(sys.prefix)  # it may lie in the user's folder, as `.venv`
+    inside = environment.is_relative_to(folder) and file.is_relative_to(environment)
+    return not inside and _INSTALLED.isdisjoint(file.relative_to(folder).parts)
+
+
+def file_of(name: str) -> str:
+    """The file of a loaded module; "" where it has none."""
+    return str(_file(sys.modules[name]) or "")
+
+
+def _file(module: ModuleType) -> Path | None:
+    file = vars(module).get("__file__")  # a module that is built in has none
+    return Path(file).absolute() if isinstance(file, str) else None
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    """The module's file is in a folder or below; of a package without a file, one of its folders is."""
+    file = _file(module)
+    if file is not None:
+        return file.is_relative_to(folder)
+    held = vars(module)
+    return "__path__" in held and any(Path(place).absolute().is_relative_to(folder) for place in held["__path__"])
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """A module in a task's folder that an import does not find, because another of its name is loaded already."""
+
+    name: str
+    beside: Path
+    """The file or folder that is not found."""
+    found: str
+    """What is found instead, in words."""
+    file: Path | None = None
+    """Where the import stands."""
+    line: int | None = None
+
+
+def hidden_module(name: str, folder: Path) -> Hidden | None:
+    """The module of a name that lies in a folder, if one from elsewhere is loaded under this name."""
+    loaded = sys.modules.get(name)
+    if not isinstance(loaded, ModuleType) or _lies_in(loaded, folder):
+        return None
+    spec = PathFinder.find_spec(name, [str(folder)])
+    if spec is None or not (spec.has_location or name in OURS):  # any package goes before a folder without __init__.py
+        return None
+    beside = Path(spec.origin) if spec.has_location and spec.origin is not None else folder / name
+    return Hidden(name, beside, _told(name, loaded))
+
+
+def _told(name: str, loaded: ModuleType) -> str:
+    file = _file(loaded)
+    if is_ours(name):
+        return f"esper's own package of that name ({file})"
+    return str(file) if file is not None else "the module of that name that is built into Python"
+
+
+def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None) -> Iterator[Hidden]:
+    """Each import in `files` whose module lies in a folder of the import path and is not what the import finds.
+
+    Args:
+        task_file: No import means it: a task's file is loaded under a name of esper's.
+    """
+    names = {entry.name.partition(".")[0] for entry in folder.iterdir()}
+    found = {name: other for name in names if (other := hidden_module(name, folder)) and other.beside != task_file}
+    for file in files if found else ():
+        for name, line in _imports(file):
+            if name in found:
+                other = found[name]
+                yield Hidden(name, other.beside, other.found, file, line)
+
+
+def _imports(file: Path) -> Iterator[tuple[str, int]]:
+    """The top name of each absolute import in a source file, with its line; nothing of a compiled file."""
+    for node in ast.walk(ast.parse(file.read_bytes())) if file.suffix == ".py" else ():
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            yield node.module.partition(".")[0], node.lineno
+
+
+def module_name(file: Path) -> tuple[str, Path]:
+    """The dotted name under which the relative imports of a file work, and the folder to run in for it."""
+    levels = [node.level for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.ImportFrom)]
+    parts, folder = [file.stem], file.parent
+    while (folder / "__init__.py").is_file() or len(parts) <= max(levels, default=1):
+        parts, folder = [folder.name, *parts], folder.parent
+    return ".".join(parts), folder
