@@ -151,7 +151,6 @@ ALLOWED: dict[str, str] = {
     "esper/errors.py text_of: answers Exception": "a foreign __str__ broke; the text says so",
     "esper/telemetry/file_exporter.py FileSpanExporter.export: answers Exception": "lost spans are counted and told",
     "esper/telemetry/metrics.py Counters.add: .get with a default": "a series begins at 0",
-    "esper/telemetry/setup.py Telemetry.start: .get with a default": "unset means not disabled, as in OpenTelemetry",
     "esper/tolaria/data.py TaskData._load: getattr with a default": "an optional method of torch's data sets",
     "esper/tolaria/data.py _grouping: getattr with a default": "an optional method of a data set; see Samples",
     "esper/tolaria/loss.py sample_loss: getattr with a default": "a name for a message",
