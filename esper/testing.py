@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -37,6 +39,15 @@ class FakeClock:
     def move(self, seconds: float) -> None:
         """Let time pass, or go back."""
         self.seconds += seconds
+
+
+def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
+    """Wait for another process or thread until `happened` returns something true; what it raises ends the wait.
+
+    There is no limit: how long it takes on a busy machine proves nothing. The limit of the whole test ends a hang.
+    """
+    while not happened():
+        time.sleep(every_s)
 
 
 class ScriptedPolicy:

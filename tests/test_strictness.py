@@ -15,6 +15,7 @@ FOLDERS = ("esper", "actors", "drills", "tests", "tools")
 ALLOWED: dict[str, str] = {
     "esper/config.py load_config: .get with a default": "a file may be empty; other keys are refused",
     "esper/tolaria/trainer.py Trainer._change: .pop with a default": "a seed joined again is isolated no more",
+    "tests/actors/test_clean_ends.py test_an_impatient_ctrl_c_does_not_disturb_the_end: time.sleep in a test": "between keys",
     "tests/actors/test_clean_ends.py Started.processes: swallows (FileNotFoundError, ProcessLookupError)": "gone",
     "actors/bootstrap.py : says type: ignore": "Ray's compiled part has no stubs",
     "actors/bootstrap.py EmbeddedRay._put_back: .pop with a default": "a variable that a test took away is gone already",
@@ -47,8 +48,6 @@ ALLOWED: dict[str, str] = {
     "tools/golden.py main: answers Drained": "asked for",
     "tools/golden.py main: ignore_errors=True": "there may be none",
     "tests/actors/test_recovery.py Hogs.fence: says type: ignore": "Ray leaves it untyped",
-    "tests/actors/test_recovery_matrix.py : test_whoever_dies_in_whatever_phase_no_bit_differs asserts nothing": "in same()",
-    "tests/actors/test_recovery_matrix.py _strike: time.sleep in a test x2": "a look every millisecond, while a process ends",
     "esper/tamiyo/field_reports.py FieldReportStore.__init__: answers StoreCorrupt": "said as a severe event; the segment stays",
     "esper/tamiyo/field_reports.py load_reports: answers StoreCorrupt": "returned as unread",
     "esper/history.py _identity: answers StoreCorrupt": "returned as damage",

@@ -16,13 +16,16 @@ import pytest
 
 from esper.config import as_toml
 from esper.journal import Kind, read
-from esper.testing import tiny_config
+from esper.testing import tiny_config, until
+
+pytestmark = pytest.mark.integration
+
+AT_LEAST = 8
+"""Processes that every run has at some time: its own, of Ray the store of names, the raylet and its two agents, and
+more than three actors.
+"""
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
-END_WITHIN_S = 5.0
-"""From the signal to the end of the process."""
-STARTING_ENDS_WITHIN_S = 12.0
-"""The same while Ray starts, which is not interrupted and takes some seconds where other work goes on."""
 
 
 def session_of(folder: Path) -> int:
@@ -57,11 +60,15 @@ class Started:
         """What a terminal does: to the whole foreground group."""
         os.killpg(self.process.pid, signal.SIGINT)
 
-    def end(self) -> float:
-        """Wait for the end; seconds that it took."""
-        start = time.monotonic()
-        self.process.wait(timeout=60)
-        return time.monotonic() - start
+    def running(self) -> None:
+        """Fails if it has ended, with what it said."""
+        assert self.process.poll() is None, (self.run_dir.parent / "err").read_text()
+
+    def ended_with(self, *codes: int) -> None:
+        """Wait for the end: the exit code is one of these, and nothing of it is left."""
+        assert self.process.wait() in codes, (self.run_dir.parent / "err").read_text()
+        assert self.children() == []
+        assert remains(self) == []
 
 
 def hear_all() -> None:
@@ -97,32 +104,30 @@ def remains(started: Started) -> list[str]:
 def begun(started: Started, kind: Kind) -> None:
     """Wait until the journal has a record of a kind."""
     journal = started.run_dir / "journal-1.log"
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit:
+
+    def happened() -> bool:
         if journal.exists() and any(entry.kind is kind for entry in read(journal)[0]):
-            return
-        assert started.process.poll() is None, (started.run_dir.parent / "err").read_text()
-        with pytest.raises(subprocess.TimeoutExpired):
-            started.process.wait(timeout=0.05)
-    pytest.fail(f"no {kind.name} in the journal")
+            return True
+        started.running()
+        return False
+
+    until(happened, every_s=0.02)
 
 
 def finish_whole(folder: Path) -> str:
-    started = start(folder)
-    started.process.wait(timeout=100)
-    assert started.process.returncode == 0, (folder / "err").read_text()
-    assert started.children() == []
-    assert remains(started) == []
+    start(folder).ended_with(0)
     digest: str = json.loads((folder / "out").read_text().splitlines()[-1])["weights_sha256"]
     return digest
 
 
 def ray_begun(started: Started) -> None:
     """Wait until Ray's first process of a run is there."""
-    limit = time.monotonic() + 60
-    while not any("gcs_server" in child for child in started.children()):
-        assert started.process.poll() is None, (started.run_dir.parent / "err").read_text()
-        assert time.monotonic() < limit, "Ray never began"
+
+    def happened() -> bool:
+        started.running()
+        return any("gcs_server" in child for child in started.children())
+
+    until(happened)
 
 
 def in_process(folder: Path) -> str:
@@ -141,32 +146,32 @@ def in_process(folder: Path) -> str:
     return digest
 
 
-def interrupt(folder: Path, after_s: float) -> None:
+def interrupt(folder: Path, processes: int) -> None:
+    """Ctrl-C when a run has so many processes: its own is the first, Ray's and the actors' follow."""
     started = start(folder)
-    with pytest.raises(subprocess.TimeoutExpired):
-        started.process.wait(timeout=after_s)
+
+    def so_many() -> bool:
+        started.running()
+        return len(started.processes()) >= processes
+
+    until(so_many)
     started.ctrl_c()
-    assert started.end() <= STARTING_ENDS_WITHIN_S
-    assert started.process.returncode in (130, -signal.SIGINT)  # -2: before python was up
-    assert started.children() == []
-    assert remains(started) == []
+    started.ended_with(130, -signal.SIGINT)  # -2: before python was up
 
 
 def starts_and_stops(folder: Path, count: int) -> set[str]:
     """Returns the different weights that the whole runs among them ended with.
 
-    Ctrl-C comes at a share of the first run's own time, Ray's start included; in its second half a run may have ended.
+    Every fourth is interrupted while it starts.
     """
-    draw, digests, whole_s = random.Random(20), set(), 0.0
+    draw, digests = random.Random(20), set()
     for number in range(count):
         place = folder / str(number)
         place.mkdir()
         if number % 4 == 1:
-            interrupt(place, draw.uniform(0.0, 0.5) * whole_s)
+            interrupt(place, draw.randint(1, AT_LEAST))
         else:
-            began = time.monotonic()
             digests.add(finish_whole(place))
-            whole_s = whole_s or time.monotonic() - began
     return digests
 
 
@@ -174,7 +179,7 @@ def test_three_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
     assert starts_and_stops(tmp_path, 3) == {in_process(tmp_path)}
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(1200)
 def test_twenty_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
     assert starts_and_stops(tmp_path, 20) == {in_process(tmp_path)}
@@ -184,27 +189,21 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)
     started.ctrl_c()
-    assert started.end() <= END_WITHIN_S
-    assert started.process.returncode == 130
+    started.ended_with(130)
     err = (tmp_path / "err").read_text()
     assert "Traceback" not in err
     assert "esper: interrupted; what was kept: esper resume" in err
-    assert started.children() == []
-    assert remains(started) == []
     assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.torture)]
 )
 def test_a_signal_while_ray_starts_ends_the_run_when_it_has(tmp_path: Path, number: int, code: int) -> None:
     started = start(tmp_path)
     ray_begun(started)
     started.process.send_signal(number)
-    assert started.end() <= STARTING_ENDS_WITHIN_S
-    assert started.process.returncode == code, (tmp_path / "err").read_text()
-    assert started.children() == []
-    assert remains(started) == []
+    started.ended_with(code)
     entries, _ = read(started.run_dir / "journal-1.log")
     assert (entries[-1].kind, entries[-1].body["fence"]) == (Kind.RUN_FAILED, 0)
 
@@ -213,30 +212,24 @@ def test_an_impatient_ctrl_c_does_not_disturb_the_end(tmp_path: Path) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)
     for _ in range(5):
-        started.ctrl_c()
-        with pytest.raises(subprocess.TimeoutExpired):
-            started.process.wait(timeout=0.02)
-    assert started.end() <= END_WITHIN_S
-    assert started.process.returncode == 130
+        if started.process.poll() is None:
+            started.ctrl_c()
+            time.sleep(0.02)
+    started.ended_with(130)
     assert "Traceback" not in (tmp_path / "err").read_text()
-    assert started.children() == []
-    assert remains(started) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.torture)])
 def test_a_wish_to_end_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path, number: int) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)
     started.process.send_signal(number)
-    assert started.end() <= END_WITHIN_S
-    assert started.process.returncode == 143
+    started.ended_with(143)
     entries, _ = read(started.run_dir / "journal-1.log")
     assert (entries[-1].kind, entries[-1].body["error"]) == (Kind.RUN_FAILED, "Drained")
     fence = max(e.body["fence"] for e in entries if e.kind is Kind.ROUND_ENDED)
     assert entries[-1].body["fence"] == fence
     assert max(e.body["fence"] for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED) == fence
-    assert started.children() == []
-    assert remains(started) == []
 
 
 def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
@@ -244,22 +237,18 @@ def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
     begun(started, Kind.ROUND_ENDED)
     (raylet,) = [pid for pid, line in started.processes() if "/raylet/raylet " in line]
     os.kill(raylet, signal.SIGKILL)
-    assert started.end() <= 60
-    assert started.process.returncode == 3, (tmp_path / "err").read_text()
+    started.ended_with(3)
     told = json.loads((tmp_path / "out").read_text().splitlines()[-1])
     assert told["error"] in ("ActorLost", "TrainerRankLost")
-    assert started.children() == []
-    assert remains(started) == []
 
 
-@pytest.mark.slow
 def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
     started = start(tmp_path / "0")
     begun(started, Kind.CHECKPOINT_COMMITTED)
     begun(started, Kind.INCUBATION_BEGUN)
     os.killpg(started.process.pid, signal.SIGKILL)
-    started.process.wait(timeout=5)
+    started.process.wait()
     out = tmp_path / "resumed.json"
     with out.open("w") as file:
         subprocess.run(
@@ -279,9 +268,6 @@ def test_killed_driver_takes_its_actors_along(tmp_path: Path) -> None:
     begun(started, Kind.ROUND_ENDED)
     before = [child for child in started.children() if "Shell" in child]
     started.process.kill()
-    started.process.wait(timeout=5)
-    limit = time.monotonic() + 20
-    while any("Agent" not in child for child in started.children()):
-        assert time.monotonic() < limit, started.children()
+    started.process.wait()
+    until(lambda: all("Agent" in child for child in started.children()))
     assert len(before) == 6
-    assert [child for child in started.children() if "Agent" not in child] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal as os_signal
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ from esper.conducting import Conductor
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
+from esper.faults import Firings
 from esper.journal import Entry, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
@@ -36,9 +39,10 @@ from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.run_directory import faults_file
 from esper.summary import Result, Tally
 from esper.task import Task
-from esper.testing import tiny_config, tiny_task
+from esper.testing import tiny_config, tiny_task, until
 
 
 def signal(level: Level, signal_id: str = "signal-1", reason: str = "the room is on fire") -> EmergencySignal:
@@ -315,10 +319,10 @@ def test_the_halt_that_stopped_a_round_is_in_the_journal(run_here: Any, local: L
 
 
 class Publisher(Quiet):
-    """Publishes to a run's emergency actor from a thread of its own, when a round begins."""
+    """Publishes to a run's emergency actor from a thread of its own, when a fault has stopped the trainer."""
 
-    def __init__(self, before_round: int) -> None:
-        self._start = f"round {before_round}:"
+    def __init__(self, file: Path, before_round: int) -> None:
+        self._start, self._firings = f"round {before_round}:", Firings(file)
         self._run_id = ""
         self._thread: threading.Thread | None = None
 
@@ -339,17 +343,21 @@ class Publisher(Quiet):
         actor = ray.get_actor(f"emergency-g1-{self._run_id[:8]}")
         birth = Birth("emergency", "emergency", self._run_id, 1, 0.0, 0.0, 1, None, None)
         remote = Remote(birth, actor, 0, patience_s=10)
+        until(self._firings.all)
         EmergencyHandle(remote).publish(signal(Level.HALT))
+        (firing,) = self._firings.all()
+        until(lambda: Path(f"/proc/{firing.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        os.kill(firing.pid, os_signal.SIGCONT)
 
 
 def test_a_halt_from_outside_reaches_the_trainers_process(embedded: EmbeddedRay, tmp_path: Path) -> None:
     plain = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
-    held = {"point": "tolaria.step", "fault": "delay", "passage": 61, "seconds": 2.0}
+    held = {"point": "tolaria.step", "fault": "stop", "passage": 61}
     config = RunConfig.model_validate({**plain.model_dump(), "faults": [held]})
-    publisher = Publisher(before_round=4)
+    publisher = Publisher(faults_file(tmp_path / "run", 1), before_round=4)
     with pytest.raises(EmergencyStop) as stop:
         launch(tiny_task(), config, progress=publisher, embedded=embedded)
     publisher.join()
-    assert stop.value.step in {60, 61}  # it came before the 61st step or while that was held
+    assert stop.value.step == 61  # it came while the 61st step was held
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
     assert entries(tmp_path)[-1].body["error"] == "EmergencyStop"

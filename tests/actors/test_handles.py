@@ -255,15 +255,18 @@ class Room:
         raise NeedsTwo("one", "two") from KeyError("the cause")
 
 
+PATIENCE = {"busy": 5.0, "stuck": 1.0, "frozen": 1.0} | dict.fromkeys(("late", "owner", "speaker", "doubted"), 60.0)
+"""Seconds. That of `stuck` and `frozen` runs out, however fast the machine is; that of `busy` does at no load."""
+
+
 @pytest.fixture(scope="module")
 def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
     """An actor for each test, started side by side: most of them do not outlive theirs."""
     del embedded
-    names = ("busy", "stuck", "frozen", "late", "owner", "speaker", "doubted")
-    births, began_s = [birth_of(name) for name in names], time.monotonic()
+    births, began_s = [birth_of(name) for name in PATIENCE], time.monotonic()
     begun = [(birth, spawn(birth)) for birth in births]
     yield {
-        birth.name: Remote(birth, actor, await_ready(birth, actor, began_s, 60.0), patience_s=1.0)
+        birth.name: Remote(birth, actor, await_ready(birth, actor, began_s, 100.0), patience_s=PATIENCE[birth.name])
         for birth, actor in begun
     }
     for _, actor in begun:
@@ -271,12 +274,12 @@ def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
 
 
 def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, Remote]) -> None:
-    assert remotes["busy"].ask("work", 8, 0.25) == "done"
+    assert remotes["busy"].ask("work", 60, 0.1) == "done"
 
 
 def test_a_message_of_another_generation_is_refused_across_processes(remotes: dict[str, Remote]) -> None:
     busy = remotes["busy"]
-    other = Remote(replace(birth_of("busy"), generation=2), busy.process.actor, busy.pid, patience_s=1.0)
+    other = Remote(replace(birth_of("busy"), generation=2), busy.process.actor, busy.pid, patience_s=60.0)
     with pytest.raises(DependencyViolationError, match="another generation's"):
         other.ask("work", 1, 0.0)
 
@@ -302,12 +305,12 @@ def test_a_frozen_process_is_ended_too(remotes: dict[str, Remote]) -> None:
 
 def test_an_actor_beyond_its_deadline_is_ended_although_it_gets_on(remotes: dict[str, Remote]) -> None:
     late = remotes["late"]
-    assert late.ask_within(5.0, "work", 1, 0.0) == "done"
+    assert late.ask_within(60.0, "work", 1, 0.0) == "done"
     with pytest.raises(CallDeadlineExceeded, match=r"work took longer than 0.3 s"):
-        late.ask_within(0.3, "work", 1000, 0.05)
+        late.ask_within(0.3, "work", 100_000, 0.05)
     assert is_gone(late.pid)
     with pytest.raises(ActorLost):
-        late.ask_within(5.0, "work", 1, 0.0)
+        late.ask_within(60.0, "work", 1, 0.0)
 
 
 def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
@@ -315,7 +318,7 @@ def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
     (kept,) = owner.reference("snapshot")
     owner.end()
     assert is_gone(owner.pid)
-    assert len(ray.get(kept, timeout=10)) == 10_000_000
+    assert len(ray.get(kept, timeout=100)) == 10_000_000
     with pytest.raises(ActorLost) as lost:
         owner.ask("snapshot")
     assert isinstance(lost.value.__cause__, ActorDiedError)
@@ -388,8 +391,8 @@ def test_actors_for_which_there_is_no_room_are_told_with_what_was_asked_and_what
 
 def test_the_start_deadline_counts_from_when_the_first_actor_began(embedded: EmbeddedRay) -> None:
     del embedded
-    actor, asked_s = spawn(replace(birth_of("giant"), cpus=1000.0), 2), time.monotonic()
+    actor = spawn(replace(birth_of("giant"), cpus=1000.0), 2)
+    an_hour_s = 3600.0  # counted from now it would not be over before this test is
     with pytest.raises(PlacementUnavailable):
-        await_ready(birth_of("giant"), actor, asked_s - 30.0, 30.0)
-    assert time.monotonic() - asked_s < 15.0
+        await_ready(birth_of("giant"), actor, time.monotonic() - an_hour_s, an_hour_s)
     ray.kill(actor)

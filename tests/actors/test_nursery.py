@@ -380,7 +380,7 @@ class HeldManager(LocalManager):
     def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
         if method == "train_to":
             self.waits.set()
-            assert self.released.wait(30)
+            assert self.released.wait(300)
         if self.lost:
             self.die()
         return super().ask(method, *arguments, **where)
@@ -397,7 +397,7 @@ def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Pros
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([manager])
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()])
-    assert manager.waits.wait(30)  # nobody has asked for the result yet
+    assert manager.waits.wait(300)  # nobody has asked for the result yet
     assert live.train_to(20)  # and the live host goes on
     manager.let_go()
     assert nursery.collect().fork_steps == 40
@@ -415,7 +415,7 @@ def test_the_twin_runs_ahead_and_is_waited_for_where_it_is_needed(prospect: Pros
 
     nursery.advance_twin(40)  # returns although the manager is held
 
-    assert manager.waits.wait(30)
+    assert manager.waits.wait(300)
     assert manager.asked[-1][0] != "train_to"
     manager.let_go()
     live.train_to(40)
@@ -457,7 +457,7 @@ def test_what_a_manager_raises_surfaces_at_collect_and_not_before(prospect: Pros
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([LocalManager(prospect), manager])
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), [live.snapshot()])
-    assert manager.waits.wait(30)
+    assert manager.waits.wait(300)
     manager.end()
     with pytest.raises(ActorLost, match="kasmina: killed"):
         nursery.collect()
@@ -488,7 +488,7 @@ def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_go
     before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = RemoteNursery([manager], nobody_comes)  # type: ignore[list-item]
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), [live.snapshot()])
-    assert manager.waits.wait(30)
+    assert manager.waits.wait(300)
     nursery.close()
     manager.end()
     nursery.join()
