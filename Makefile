@@ -29,7 +29,7 @@ check: lint types wheel
 	$(BIN)/python -m pytest -q -m "$(ALL_MARKS)"
 
 torture: $(READY)
-	$(BIN)/python -m pytest -s -m torture --timeout 7200
+	$(BIN)/python -m pytest -s -m torture --timeout 7200 $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from esper.config import load_config
 from esper.errors import Drained
 from esper.loop import resume, run
 from esper.references import Reference
+from esper.summary import Result
 from esper.task import Task
 from esper.testing import StopAt, tiny_config, tiny_task
 
@@ -69,6 +70,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-docs", action="store_true", help="put what tests have seen into the docs, where they do")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """The tiny run in one process that nobody disturbed. Its directory is read by many tests; none changes it."""
+    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("undisturbed") / "run")))
 
 
 @pytest.fixture(scope="session")

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors import handles
 from actors.bootstrap import EmbeddedRay
+from actors.handles import Patience, Remote
 from actors.launcher import launch
 from esper.config import RunConfig
 from esper.progress import Progress
 from esper.summary import Result
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
+
+PATIENT = {"policy__deadline_s": 60.0, "ray__start_deadline_s": 200.0}
+"""Deadlines that no load of a machine reaches."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a Ray of our own: it takes seconds and several processes."""
+    for item in items:
+        if (
+            isinstance(item, pytest.Function)
+            and "embedded" in item.fixturenames
+            and not item.get_closest_marker("smoke")
+        ):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +41,36 @@ def embedded() -> Iterator[EmbeddedRay]:
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """Have one actor given up after 5 s without progress, once something has happened; healthy ones keep their minute.
+
+    So no test ends an actor that is only slow because the machine is busy.
+    """
+    waits, waiting = Remote._wait, threading.local()
+
+    def with_actor(name: str, once: Callable[[], object]) -> None:
+        def wait(self: Remote, *what: Any) -> Any:
+            waiting.name = self.name
+            return waits(self, *what)
+
+        class Impatience(Patience):
+            def is_over(self, progress: int | None, now_s: float) -> bool:
+                if waiting.name == name and once():
+                    self._limit_s = 5.0
+                return super().is_over(progress, now_s)
+
+        monkeypatch.setattr(Remote, "_wait", wait)
+        monkeypatch.setattr(handles, "Patience", Impatience)
+
+    return with_actor
+
+
+@pytest.fixture
 def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
     """Runs the tiny task on actors, in `tmp_path / "run"`, with config values by dotted key.
 
-    A death ends the run, unless it is asked for with `restarting`.
+    A death ends the run, unless it is asked for with `restarting`. Deadlines are those of a machine that is very busy;
+    a test of a deadline sets its own.
     """
 
     def run(
@@ -40,7 +83,7 @@ def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
     ) -> Result:
         answer = "restart" if restarting else "raise"
         deaths = {"failure_policy__ActorLost": answer, "failure_policy__TrainerRankLost": answer}
-        config = tiny_config(run__dir=str(tmp_path / "run"), **deaths, **overrides)
+        config = tiny_config(run__dir=str(tmp_path / "run"), **{**deaths, **PATIENT, **overrides})
         if faults is not None:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
         return launch(task or tiny_task(), config, progress=progress, embedded=embedded)

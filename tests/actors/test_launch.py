@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +25,13 @@ from esper.errors import (
     TrainerRankLost,
 )
 from esper.execution import say_failure
+from esper.faults import Firings
 from esper.history import read_past
 from esper.journal import Kind, read
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
-from esper.summary import Tally
+from esper.run_directory import faults_file
+from esper.summary import Result, Tally
 from esper.tensors import state_digest
 from esper.testing import StopAt, tiny_config, tiny_task
 
@@ -44,14 +45,8 @@ def story(run_dir: Path) -> list[tuple[Kind, Any]]:
     return sorted(told, key=lambda one: one[0] is Kind.CHECKPOINT_COMMITTED)
 
 
-SEEDS = [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("managers", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, tmp_path: Path, managers: int, seed: int) -> None:
-    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
-    together = launch_tiny(growth__managers=managers, run__seed=seed)
+def compare(together: Result, alone: Result) -> None:
+    """All bits and the whole story."""
     assert together.weights_sha256 == alone.weights_sha256
     assert together.twin_weights_sha256 == alone.twin_weights_sha256
     assert together.test_loss == alone.test_loss
@@ -60,14 +55,34 @@ def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, tmp_path: Pat
     assert state_digest(together.network.state_dict()) == together.weights_sha256
     assert str(together.network) == str(alone.network)
     assert not any(module.training for module in together.network.modules())
-    assert story(tmp_path / "run") == story(tmp_path / "alone")
+    assert story(Path(together.run_dir)) == story(Path(alone.run_dir))
 
 
-@pytest.mark.parametrize("fence", [6, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 11, 15))])
-def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
-    embedded: EmbeddedRay, tmp_path: Path, fence: int
+@pytest.mark.smoke
+def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, undisturbed: Result) -> None:
+    together = launch_tiny()
+    compare(together, undisturbed)
+    assert "fault_fired" not in together.as_json()
+    assert [name for name in os.listdir("/dev/shm") if name.startswith(f"esper-word-{os.getpid()}-")] == []
+
+
+TOGETHER = [(3, 1), *(pytest.param(*pair, marks=pytest.mark.torture) for pair in ((1, 1), (1, 2), (3, 0), (3, 2)))]
+
+
+@pytest.mark.parametrize(("managers", "seed"), TOGETHER)
+def test_any_number_of_managers_ends_with_the_bits_of_one_process(
+    launch_tiny: Any, tmp_path: Path, managers: int, seed: int
 ) -> None:
-    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
+    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
+    together = launch_tiny(growth__managers=managers, run__seed=seed)
+    compare(together, alone)
+    assert together.steps == alone.steps
+
+
+@pytest.mark.parametrize("fence", [6, *(pytest.param(n, marks=pytest.mark.torture) for n in (0, 1, 11, 15))])
+def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
+    embedded: EmbeddedRay, tmp_path: Path, undisturbed: Result, fence: int
+) -> None:
     watch = StopAt(fence)
     with pytest.raises(Drained):
         actors.launch(
@@ -78,24 +93,22 @@ def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
             embedded=embedded,
         )
     result = actors.resume(tmp_path / "run", tiny_task(), embedded=embedded)
-    assert (result.weights_sha256, result.twin_weights_sha256) == (alone.weights_sha256, alone.twin_weights_sha256)
-    assert (result.test_loss, result.resumes) == (alone.test_loss, 1)
+    assert result.weights_sha256 == undisturbed.weights_sha256
+    assert result.twin_weights_sha256 == undisturbed.twin_weights_sha256
+    assert (result.test_loss, result.resumes) == (undisturbed.test_loss, 1)
     assert result.network is not None
-    assert state_digest(result.network.state_dict()) == alone.weights_sha256
+    assert state_digest(result.network.state_dict()) == undisturbed.weights_sha256
 
 
-@pytest.mark.slow
 def test_a_run_whose_trainer_was_killed_goes_on_to_the_same_bits(
-    launch_tiny: Any, embedded: EmbeddedRay, tmp_path: Path
+    launch_tiny: Any, embedded: EmbeddedRay, undisturbed: Result
 ) -> None:
-    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
     with pytest.raises(TrainerRankLost):
         launch_tiny(faults=[{"point": "tolaria.step", "fault": "kill", "step": 109}])
-    result = actors.resume(tmp_path / "run", tiny_task(), embedded=embedded)
-    assert result.weights_sha256 == alone.weights_sha256
+    result = actors.resume(launch_tiny.run_dir, tiny_task(), embedded=embedded)
+    assert result.weights_sha256 == undisturbed.weights_sha256
 
 
-@pytest.mark.slow
 def test_an_actor_that_nobody_asks_is_missed_too(launch_tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ActorLost, match=r"tamiyo-spare: The actor is dead"):
         launch_tiny(progress=KillsAtFence(3, "tamiyo-spare"))
@@ -112,24 +125,14 @@ class KillsAtFence(Quiet):
         del tally
         if state.fence == self._fence:
             actor: Any = ray.get_actor(f"{self._name}-g1-{state.run_id[:8]}")
-            pid = ray.get(actor.pid.remote(), timeout=10)
+            pid = ray.get(actor.pid.remote(), timeout=100)
             os.kill(pid, signal.SIGKILL)
             while not is_gone(pid):
                 pass
 
 
-def test_a_user_error_in_the_model_arrives_as_itself(launch_tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(FaultInjected) as caught:
-        launch_tiny(faults=[{"point": "tolaria.step", "fault": "raise", "passage": 50}])
-    assert "raised in tolaria" in caught.value.__notes__[0]
-    entries, _ = read(tmp_path / "run" / "journal-1.log")
-    assert entries[-1].kind is Kind.RUN_FAILED
-    assert entries[-1].body["error"] == "FaultInjected"
-    assert len(entries[-1].body["trace_id"]) == 32
-
-
-LATE_S = 8.0
-"""How late an answer is that comes too late: the caller's patience is 5 s here, the policy's deadline 1 s."""
+LATE_S = 600.0
+"""An answer that comes too late, however slow the machine is: whoever gives it is ended first."""
 
 DIED, SILENT, UNCAUSED = "ActorDiedError", "CallDeadlineExceeded", "NoneType"
 ACTORS = {  # name: a point that it passes, at which passage, what its death is called
@@ -139,8 +142,8 @@ ACTORS = {  # name: a point that it passes, at which passage, what its death is 
     "manager-0": ("kasmina.step", 5, ActorLost),
     "emergency": ("emergency.pending", 2, ActorLost),
 }
-QUICK = {("tolaria", "is killed")}
-"""The others take `make check`."""
+EVERY_WAY, EVERY_ACTOR = "tolaria", "is killed"
+"""One actor fails in each way and each actor in one way; the rest of the matrix is in `make torture`."""
 
 
 def failures() -> Iterator[Any]:
@@ -160,7 +163,7 @@ def failures() -> Iterator[Any]:
         }
         for way, (armed, error, cause) in ways.items():
             when = {} if armed["point"] == start else {"passage": passage}
-            marks = [] if (name, way) in QUICK else [pytest.mark.slow]
+            marks = [] if name == EVERY_WAY or way == EVERY_ACTOR else [pytest.mark.torture]
             yield pytest.param({**armed, **when, "role": name}, error, cause, id=f"{name} {way}", marks=marks)
 
 
@@ -169,13 +172,16 @@ def test_failure_of_an_actor_is_typed_with_its_cause(
     launch_tiny: Any,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    impatient: Any,
     armed: dict[str, Any],
     error: type[Exception],
     cause: str,
 ) -> None:
     run_dir = tmp_path / "run"
+    impatient(armed["role"], Firings(faults_file(run_dir, 1)).all)
+    deadline = {"policy__deadline_s": 1.0} if error is PolicyDeadlineExceeded else {}
     with pytest.raises(error) as caught:
-        launch_tiny(faults=[armed], ray__collective_timeout_s=5.0, policy__deadline_s=1.0)
+        launch_tiny(faults=[armed], **deadline)
     assert type(caught.value) is error
     assert type(caught.value.__cause__).__name__ == cause
     say_failure(caught.value, run_dir, as_json=True)
@@ -194,39 +200,36 @@ def test_failure_of_an_actor_is_typed_with_its_cause(
     entries, _ = read(run_dir / "journal-1.log")
     assert [entry.kind for entry in entries[-2:]] == [Kind.FAULT_FIRED, Kind.RUN_FAILED]
     assert entries[-2].body["actor"] == armed["role"]
+    assert (entries[-1].body["error"], len(entries[-1].body["trace_id"])) == (error.__name__, 32)
+    if error is FaultInjected:
+        assert f"raised in {armed['role']}" in caught.value.__notes__[0]
     assert not (run_dir / "summary.json").exists()
 
 
-@pytest.mark.slow
-def test_a_fault_that_never_fires_is_told(launch_tiny: Any) -> None:
-    never = {"point": "tolaria.step", "fault": "kill", "step": 10**6}
-    fired = {"point": "tolaria.step", "fault": "delay", "seconds": 0.01, "step": 20}
-    assert launch_tiny(faults=[fired]).as_json()["fault_fired"] is True
-    shutil.rmtree(launch_tiny.run_dir)
-    assert launch_tiny(faults=[fired, never]).as_json()["fault_fired"] is False
-    shutil.rmtree(launch_tiny.run_dir)
-    assert "fault_fired" not in launch_tiny().as_json()
-
-
-@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.slow), "hang_c"])
+@pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.torture), "hang_c"])
 def test_policy_beyond_its_deadline_is_ended_and_its_process_is_gone(
     launch_tiny: Any, tmp_path: Path, fault: str
 ) -> None:
     with pytest.raises(PolicyDeadlineExceeded) as caught:
         launch_tiny(faults=[{"point": "tamiyo.decide", "fault": fault}], policy__deadline_s=1.0)
-    assert 1.0 <= caught.value.elapsed_s <= 1.1
+    assert caught.value.elapsed_s >= 1.0
     assert isinstance(caught.value.__cause__, CallDeadlineExceeded)
     assert is_gone(severe_event(tmp_path, "policy_timeout")["pid"])
 
 
-def test_a_late_answer_within_patience_changes_nothing(launch_tiny: Any, tmp_path: Path) -> None:
-    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
+def test_a_late_answer_within_patience_changes_nothing_and_a_fault_that_never_fired_is_told(
+    launch_tiny: Any, undisturbed: Result
+) -> None:
     late = [
         {"point": "tolaria.round", "fault": "delay", "seconds": 0.5, "passage": 3},
         {"point": "kasmina.step", "fault": "delay", "seconds": 0.5, "passage": 7},
         {"point": "tamiyo.decide", "fault": "delay", "seconds": 0.5},
     ]
-    assert launch_tiny(faults=late).weights_sha256 == alone.weights_sha256
+    never = {"point": "tolaria.step", "fault": "kill", "step": 10**6}
+    result = launch_tiny(faults=[*late, never])
+    assert result.weights_sha256 == undisturbed.weights_sha256
+    assert result.fault_fired is False
+    assert len(Firings(faults_file(launch_tiny.run_dir, 1)).all()) == len(late)
 
 
 def severe_event(tmp_path: Path, name: str) -> dict[str, Any]:
@@ -235,9 +238,3 @@ def severe_event(tmp_path: Path, name: str) -> dict[str, Any]:
     (event,) = [event for event in events if event["name"] == name]
     found: dict[str, Any] = event["fields"]
     return found
-
-
-def test_nothing_of_a_run_is_left_on_a_ray_that_stays(launch_tiny: Any) -> None:
-    launch_tiny()
-    words = [name for name in os.listdir("/dev/shm") if name.startswith(f"esper-word-{os.getpid()}-")]
-    assert words == []

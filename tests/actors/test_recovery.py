@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from typing import Any
 import pytest
 import ray
 
-import esper.loop
 from actors import company
 from actors.handles import Process, is_gone
 from actors.shell import Birth
@@ -31,7 +31,7 @@ from esper.errors import (
     TaskError,
     TrainerRankLost,
 )
-from esper.faults import Firings
+from esper.faults import Fault, Firings
 from esper.history import read_past
 from esper.journal import Kind
 from esper.leyline.state import RoundState
@@ -39,24 +39,26 @@ from esper.progress import Quiet
 from esper.run_directory import checkpoints_folder, faults_file
 from esper.summary import Result, Tally, failure
 from esper.telemetry.events import LOG
-from esper.testing import TinyHost, tiny_config, tiny_task
+from esper.testing import TinyHost, tiny_task, until
 from esper.tolaria.checkpoint import verify_all
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("alone") / "run")))
+def in_torture(*values: Any) -> list[Any]:
+    """Cells of a matrix of which another one stands for the kind in `make check`."""
+    return [pytest.param(value, marks=pytest.mark.torture) for value in values]
 
 
-def same(result: Result, alone: Result) -> None:
+def same(result: Result, undisturbed: Result) -> None:
     for name in ("weights_sha256", "twin_weights_sha256", "test_loss", "steps", "trainer_gflops", "incubator_gflops"):
-        assert getattr(result, name) == getattr(alone, name), name
+        assert getattr(result, name) == getattr(undisturbed, name), name
 
 
-def test_the_trainer_is_replaced_and_what_it_cost_is_told(launch_tiny: Any, tmp_path: Path, alone: Result) -> None:
+def test_the_trainer_is_replaced_and_what_it_cost_is_told(
+    launch_tiny: Any, tmp_path: Path, undisturbed: Result
+) -> None:
     fault = {"point": "tolaria.step", "fault": "kill", "step": 150}
     result = launch_tiny(restarting=True, faults=[fault])
-    same(result, alone)
+    same(result, undisturbed)
     (recovery,) = result.recoveries
     assert (recovery.actors, result.restarts, result.rollbacks, result.resumes) == (("tolaria",), 1, 0, 0)
     assert (recovery.from_memory, result.fault_fired) == (False, True)
@@ -72,10 +74,10 @@ def test_the_trainer_is_replaced_and_what_it_cost_is_told(launch_tiny: Any, tmp_
     assert roles == {"conductor", "emergency", "kasmina", "manager", "tamiyo", "tolaria"}  # each writes its own
 
 
-def test_the_spare_steps_in_for_a_dead_policy_and_there_is_a_new_spare(launch_tiny: Any, alone: Result) -> None:
+def test_the_spare_steps_in_for_a_dead_policy_and_there_is_a_new_spare(launch_tiny: Any, undisturbed: Result) -> None:
     watch = Looks()
     fault = {"point": "tamiyo.decide", "fault": "kill", "passage": 3, "role": "tamiyo"}
-    same(launch_tiny(restarting=True, faults=[fault], progress=watch), alone)
+    same(launch_tiny(restarting=True, faults=[fault], progress=watch), undisturbed)
     assert watch.found == {"tamiyo-spare-g1", "tamiyo-spare-g2"}
 
 
@@ -91,15 +93,14 @@ class Looks(Quiet):
             for name in ("tamiyo-g1", "tamiyo-g2", "tamiyo-spare-g1", "tamiyo-spare-g2"):
                 with suppress(ValueError):  # there is none of this name
                     actor: Any = ray.get_actor(f"{name}-{state.run_id[:8]}")
-                    ray.get(actor.pid.remote(), timeout=10)
+                    ray.get(actor.pid.remote(), timeout=100)
                     self.found.add(name)
 
 
-@pytest.mark.slow
-def test_several_at_once_and_one_that_nobody_asks_are_all_replaced(launch_tiny: Any, alone: Result) -> None:
+def test_several_at_once_and_one_that_nobody_asks_are_all_replaced(launch_tiny: Any, undisturbed: Result) -> None:
     killer = Kills(4, "tolaria", "manager-0", "tamiyo-spare")
     result = launch_tiny(restarting=True, progress=killer)
-    same(result, alone)
+    same(result, undisturbed)
     assert {name for recovery in result.recoveries for name in recovery.actors} == {
         "tolaria",
         "manager-0",
@@ -131,26 +132,25 @@ class Kills(Quiet):
             return
         for name in self._names:
             actor: Any = ray.get_actor(f"{name}-g1-{state.run_id[:8]}")
-            self.pids.append(ray.get(actor.pid.remote(), timeout=10))
+            self.pids.append(ray.get(actor.pid.remote(), timeout=100))
         for pid in self.pids:
             os.kill(pid, self._number)
         while self._number == signal.SIGKILL and not all(map(is_gone, self.pids)):
             pass
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["tolaria", "manager-0", "kasmina", "tamiyo-spare"])
+@pytest.mark.parametrize("name", ["tolaria", *in_torture("manager-0", "kasmina", "tamiyo-spare")])
 def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
-    launch_tiny: Any, alone: Result, name: str
+    launch_tiny: Any, undisturbed: Result, impatient: Any, name: str
 ) -> None:
     frozen = Kills(4, name, number=signal.SIGSTOP)
-    result = launch_tiny(restarting=True, progress=frozen, ray__collective_timeout_s=5.0)
-    same(result, alone)
+    impatient(name, lambda: frozen.pids)
+    result = launch_tiny(restarting=True, progress=frozen)
+    same(result, undisturbed)
     assert name == "tamiyo-spare" or any(name in recovery.actors for recovery in result.recoveries)
     assert all(map(is_gone, frozen.pids))
 
 
-@pytest.mark.slow
 def test_an_actor_that_is_said_to_be_dead_and_is_alive_does_not_outlive_the_run(launch_tiny: Any) -> None:
     orphan = SaidToBeDead(4, "kasmina", number=signal.SIGSTOP)
     try:
@@ -174,22 +174,27 @@ class SaidToBeDead(Kills):
                 ray.kill(ray.get_actor(f"{name}-g1-{state.run_id[:8]}"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("point", ["tolaria.step", "tolaria.save"])
+@pytest.mark.parametrize("point", ["tolaria.save", *in_torture("tolaria.step")])
 def test_a_frozen_trainer_that_cannot_be_ended_and_wakes_beside_its_successor_changes_nothing(
-    launch_tiny: Any, tmp_path: Path, alone: Result, monkeypatch: pytest.MonkeyPatch, point: str
+    launch_tiny: Any,
+    tmp_path: Path,
+    undisturbed: Result,
+    monkeypatch: pytest.MonkeyPatch,
+    impatient: Any,
+    point: str,
 ) -> None:
     kill, await_end = Process.kill, Process.await_end
     wakes = Wakes(faults_file(tmp_path / "run", 1))
     monkeypatch.setattr(Process, "kill", lambda self: None if wakes.is_frozen(self.pid) else kill(self))
     monkeypatch.setattr(Process, "await_end", lambda self: None if wakes.is_frozen(self.pid) else await_end(self))
+    impatient("tolaria", Firings(faults_file(tmp_path / "run", 1)).all)
     fault = {"point": point, "fault": "stop", "round": 5}
     try:
-        result = launch_tiny(restarting=True, faults=[fault], progress=wakes, ray__collective_timeout_s=5.0)
+        result = launch_tiny(restarting=True, faults=[fault], progress=wakes)
     finally:
         os.kill(wakes.pid, signal.SIGKILL)
     assert wakes.woken_at == 8
-    same(result, alone)
+    same(result, undisturbed)
     assert [recovery.actors for recovery in result.recoveries] == [("tolaria",)]
     past = read_past(tmp_path / "run")
     rounds = [entry.body["fence"] for entry in past.entries if entry.kind is Kind.ROUND_ENDED]
@@ -219,13 +224,25 @@ class Wakes(Quiet):
             self.woken_at = state.fence
 
 
-@pytest.mark.slow
-def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(launch_tiny: Any, tmp_path: Path) -> None:
+def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(
+    launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hogs = Hogs(4, "manager-0")
+    short_of(5.0, lambda _: hogs.pids, monkeypatch)
     with pytest.raises(PlacementUnavailable, match=r"manager-0 .*no room.*asked: CPU 1; there: CPU 8 \(0 free\)"):
-        launch_tiny(restarting=True, progress=hogs, ray__start_deadline_s=20.0)
+        launch_tiny(restarting=True, progress=hogs)
     hogs.end()
     assert read_past(tmp_path / "run").entries[-1].body["error"] == "PlacementUnavailable"
+
+
+def short_of(deadline_s: float, meant: Callable[[Birth], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the start of successors that cannot come up given up soon, and no other start."""
+    patient = company.await_ready
+
+    def await_ready(birth: Birth, actor: Any, began_s: float, limit_s: float) -> int:
+        return patient(birth, actor, began_s, deadline_s if meant(birth) else limit_s)
+
+    monkeypatch.setattr(company, "await_ready", await_ready)
 
 
 class Hogs(Kills):
@@ -239,7 +256,7 @@ class Hogs(Kills):
 
     def _hog(self, cpus: float) -> Any:
         actor: Any = ray.remote(Sits).options(num_cpus=cpus, max_restarts=0).remote()
-        ray.get(actor.sits.remote(), timeout=30)
+        ray.get(actor.sits.remote(), timeout=100)
         return actor
 
     def end(self) -> None:
@@ -252,8 +269,7 @@ class Sits:
         return True
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("deaths", [1, 2])
+@pytest.mark.parametrize("deaths", [1, *in_torture(2)])
 def test_one_death_too_many_stops_the_run_from_its_cause(launch_tiny: Any, tmp_path: Path, deaths: int) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
     with pytest.raises(
@@ -267,14 +283,12 @@ def test_one_death_too_many_stops_the_run_from_its_cause(launch_tiny: Any, tmp_p
     assert past.commits[-1].fence in (1, 2)  # that of fence 2 was being written
 
 
-@pytest.mark.slow
 def test_deaths_at_one_fence_without_progress_stop_the_run(launch_tiny: Any) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
     with pytest.raises(RestartIntensityExceeded, match=r"at fence 2 with no later one passed"):
         launch_tiny(restarting=True, faults=[fault], supervision__deaths=9, supervision__without_progress=3)
 
 
-@pytest.mark.slow
 def test_a_manager_that_dies_too_often_stops_the_run_from_its_cause(launch_tiny: Any, tmp_path: Path) -> None:
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
     with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 .*supervision\.deaths") as caught:
@@ -285,7 +299,6 @@ def test_a_manager_that_dies_too_often_stops_the_run_from_its_cause(launch_tiny:
     assert past.entries[-1].body["error"] == "RestartIntensityExceeded"
 
 
-@pytest.mark.slow
 def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_tiny: Any, tmp_path: Path) -> None:
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
     with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 at fence (\d+) with no later") as caught:
@@ -297,7 +310,6 @@ def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_t
     assert f"at fence {passed} with" in str(caught.value)
 
 
-@pytest.mark.slow
 def test_what_the_dead_wrote_last_stands_beside_every_word_of_their_deaths(launch_tiny: Any, tmp_path: Path) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
     noisy = Says("what stands on standard error")
@@ -316,24 +328,41 @@ def test_what_the_dead_wrote_last_stands_beside_every_word_of_their_deaths(launc
     assert "what stands on standard error" in "".join(past.entries[-1].body["notes"])
 
 
-BUSY = {"point": "tolaria.step", "fault": "delay", "seconds": 3.0, "step": 58}
+BUSY = {"point": "tolaria.step", "fault": "stop", "step": 58}
 """The main thread waits for the trainer meanwhile, so that another one learns of a manager's death first."""
 
 
-@pytest.mark.slow
-def test_a_spare_that_dies_as_it_starts_takes_nobody_along(launch_tiny: Any, tmp_path: Path, alone: Result) -> None:
+def let_go(run_dir: Path) -> None:
+    """Let the trainer go on that `BUSY` stops."""
+
+    def stopped() -> list[int]:
+        firings = Firings(faults_file(run_dir, 1)).all()
+        return [one.pid for one in firings if one.fault is Fault.STOP and is_stopped(one.pid)]
+
+    until(stopped)
+    os.kill(stopped()[0], signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_spare_that_dies_as_it_starts_takes_nobody_along(
+    launch_tiny: Any, tmp_path: Path, undisturbed: Result
+) -> None:
     """The policy that has just stepped in was it before."""
     dies = {"point": "tamiyo.decide", "fault": "kill", "passage": 3, "role": "tamiyo"}
     again = {"point": "tamiyo.start", "fault": "kill", "role": "tamiyo-spare", "generation": 2}
     result = launch_tiny(restarting=True, faults=[dies, again])
-    same(result, alone)
+    same(result, undisturbed)
     assert [recovery.actors for recovery in result.recoveries] == [("tamiyo",)]
     assert (result.restarts, read_past(tmp_path / "run").generation) == (2, 2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["lives", "dies"])
-@pytest.mark.parametrize("error", [PlacementUnavailable("kasmina", "no room"), TaskError("task", "mine.py", "gone")])
+@pytest.mark.parametrize("trainer", ["dies", *in_torture("lives")])
+@pytest.mark.parametrize(
+    "error", [TaskError("task", "mine.py", "gone"), *in_torture(PlacementUnavailable("kasmina", "no room"))]
+)
 def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_it(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: EsperError, trainer: str
 ) -> None:
@@ -348,6 +377,7 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
         if threading.current_thread() is threading.main_thread():
             return await_ready(birth, *how)
         failed.set()
+        let_go(tmp_path / "run")
         raise error
 
     monkeypatch.setattr(company, "spawn", noted)
@@ -361,10 +391,9 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
     assert read_past(tmp_path / "run").entries[-1].body["error"] == type(error).__name__
     for actor in begun:
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(actor.pid.remote(), timeout=30)
+            ray.get(actor.pid.remote(), timeout=100)
 
 
-@pytest.mark.slow
 def test_a_death_of_a_manager_is_the_callers_where_it_is_declared_so(launch_tiny: Any, tmp_path: Path) -> None:
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
     with pytest.raises(ActorLost, match="manager-0"):
@@ -372,17 +401,19 @@ def test_a_death_of_a_manager_is_the_callers_where_it_is_declared_so(launch_tiny
     assert read_past(tmp_path / "run").restarts == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("deaths", [["manager-0"], ["manager-0", "manager-1", "manager-2"], ["manager-1", "tolaria"]])
-def test_managers_that_die_at_once_are_replaced_at_once(launch_tiny: Any, alone: Result, deaths: list[str]) -> None:
+@pytest.mark.parametrize(
+    "deaths", [["manager-1", "tolaria"], *in_torture(["manager-0"], ["manager-0", "manager-1", "manager-2"])]
+)
+def test_managers_that_die_at_once_are_replaced_at_once(
+    launch_tiny: Any, undisturbed: Result, deaths: list[str]
+) -> None:
     killer = Kills(4, *deaths)
     result = launch_tiny(restarting=True, progress=killer, growth__managers=3)
-    same(result, alone)
+    same(result, undisturbed)
     died = sorted(name for recovery in result.recoveries for name in recovery.actors)
     assert (died, result.restarts) == (deaths, len(deaths))
 
 
-@pytest.mark.slow
 def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     launch_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,39 +441,39 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     assert len(begun) == 7  # six actors, and the manager's successor
     for actor in begun:
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(actor.pid.remote(), timeout=30)
+            ray.get(actor.pid.remote(), timeout=100)
 
 
 FIRST = {"point": "kasmina.receive", "fault": "kill", "role": "kasmina"}
 AGAIN = {"point": "kasmina.start", "role": "kasmina", "generation": 2}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "expected"), [("raise", FaultInjected), ("hang", PlacementUnavailable)])
 def test_a_successor_that_does_not_come_up_stops_the_run(
-    launch_tiny: Any, tmp_path: Path, fault: str, expected: type[Exception]
+    launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, expected: type[Exception]
 ) -> None:
+    if expected is PlacementUnavailable:
+        short_of(5.0, lambda birth: birth.name == "kasmina" and birth.generation == 2, monkeypatch)
     with pytest.raises(expected):
-        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": fault}], ray__start_deadline_s=30.0)
+        launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": fault}])
     assert read_past(tmp_path / "run").generation == 2
 
 
-@pytest.mark.slow
-def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny: Any, alone: Result) -> None:
+def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny: Any, undisturbed: Result) -> None:
     result = launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}])
-    same(result, alone)
+    same(result, undisturbed)
     assert (result.restarts, len(result.recoveries), result.fault_fired) == (2, 1, True)
 
 
-@pytest.mark.slow
 def test_a_death_while_it_is_started_again_counts(launch_tiny: Any) -> None:
     with pytest.raises(RestartIntensityExceeded, match="death 2 of kasmina"):
         launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}], supervision__deaths=1)
 
 
-@pytest.mark.slow
-def test_what_is_declared_as_a_death_is_answered_by_a_restart_and_counted(launch_tiny: Any, alone: Result) -> None:
+def test_what_is_declared_as_a_death_is_answered_by_a_restart_and_counted(
+    launch_tiny: Any, undisturbed: Result
+) -> None:
     fault = {"point": "tolaria.round", "fault": "raise", "round": 3}
     result = launch_tiny(restarting=True, faults=[fault], failure_policy__FaultInjected="restart")
-    same(result, alone)
+    same(result, undisturbed)
     assert [recovery.error for recovery in result.recoveries] == ["FaultInjected"]

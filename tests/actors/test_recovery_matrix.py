@@ -1,8 +1,9 @@
 """Each role dies in each phase of a run: it ends with the bits of one that nobody disturbed.
 
-A fault point holds the phase open in the process that passes it; meanwhile the victim is killed from outside. One run
-takes it through half of the phases, so it dies seven or eight times. The table of what was seen is in
-docs/supervision.md, and is compared with it.
+A fault point holds the phase open in the process that passes it, until the victim has been killed from outside. One run
+takes it through half of the phases, so it dies seven or eight times. docs/supervision.md has a table of where the state
+came from; each run is compared with its own cells of it. `make check` makes four of the runs, `make torture` all:
+`make torture ARGS="tests/actors/test_recovery_matrix.py --write-docs"` writes the table.
 """
 
 from __future__ import annotations
@@ -10,24 +11,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
-import esper.loop
 from actors.company import Company
 from actors.handles import is_gone
+from esper import faults
 from esper.faults import Fault, Firing, Firings
 from esper.history import read_past
 from esper.journal import Kind, read
 from esper.recovery import Recovery
 from esper.run_directory import faults_file
 from esper.summary import Result
-from esper.testing import tiny_config, tiny_task
+from esper.testing import until
 
 ROLES = ("tolaria", "tamiyo", "tamiyo-spare", "kasmina", "manager-0", "emergency")
 ALONE = frozenset({"tamiyo-spare", "manager-0"})
@@ -75,24 +76,24 @@ CHAINS: tuple[dict[str, Moment], ...] = (
 """The phases of a run, in two runs. A victim that nobody asks is missed at the next fence, and no other phase may come
 until then; a tournament may still begin when its round is over, and who dies then is missed one fence later.
 """
-QUICK = {"in a tournament", "as a command arrives"}
 STARTS = "as it starts"
-HELD_S = 0.5
-"""How long a point of the conductor is held; whoever kills is a thread beside it. An actor's process is stopped."""
+PHASES = (STARTS, *(phase for chain in CHAINS for phase in chain))
 
-DOCS = Path(__file__).parents[2] / "docs" / "supervision.md"
-BEGIN, END = "<!-- matrix: made by tests/actors/test_recovery_matrix.py -->\n", "<!-- end of matrix -->\n"
-seen: dict[tuple[str, str], str] = {}
+RECOVERIES = {("tolaria", 0), ("kasmina", 1), ("manager-0", 1)}
+"""Which chains `make check` makes: one for each way to recover."""
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("alone") / "run")))
+def runs() -> Iterator[Any]:
+    """Each victim with each chain."""
+    for victim in ROLES:
+        for number, chain in enumerate(CHAINS):
+            marks = [] if (victim, number) in RECOVERIES else [pytest.mark.torture]
+            yield pytest.param(victim, chain, id=f"{victim}-{('one half', 'the other')[number]}", marks=marks)
 
 
-def same(result: Result, alone: Result) -> None:
+def same(result: Result, undisturbed: Result) -> None:
     for name in ("weights_sha256", "twin_weights_sha256", "test_loss", "steps", "trainer_gflops", "incubator_gflops"):
-        assert getattr(result, name) == getattr(alone, name), name
+        assert getattr(result, name) == getattr(undisturbed, name), name
 
 
 @pytest.fixture
@@ -109,67 +110,94 @@ def company(monkeypatch: pytest.MonkeyPatch) -> list[Company]:
     return made
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chain", CHAINS, ids=["one half", "the other"])
-@pytest.mark.parametrize("victim", ROLES)
+@pytest.mark.parametrize(("victim", "chain"), list(runs()))
 def test_whoever_dies_in_whatever_phase_no_bit_differs(
-    launch_tiny: Any, alone: Result, company: list[Company], victim: str, chain: dict[str, Moment]
+    launch_tiny: Any,
+    undisturbed: Result,
+    company: list[Company],
+    table: Table,
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+    chain: dict[str, Moment],
 ) -> None:
     reached = {phase: moment for phase, moment in chain.items() if victim not in moment.never_for}
-    result = struck(launch_tiny, company, victim, reached)
-    same(result, alone)
+    with killing(victim, launch_tiny.run_dir, len(reached), company, monkeypatch):
+        result = struck(launch_tiny, victim, reached)
+    same(result, undisturbed)
     outcomes = [how(recovery) for recovery in result.recoveries]
     for (phase, moment), outcome in zip(reached.items(), [*outcomes, LATE], strict=False):
-        seen[phase, victim] = shown(moment, victim, outcome)
-    seen.update({(phase, victim): NEVER for phase in chain if phase not in reached})
+        table.compare(phase, victim, shown(moment, victim, outcome))
+    for phase in chain.keys() - reached.keys():
+        table.compare(phase, victim, NEVER)
+    if victim in ALONE:
+        entries = read(launch_tiny.run_dir / "journal-1.log")[0]
+        rounds = [entry.body["fence"] for entry in entries if entry.kind is Kind.ROUND_ENDED]
+        assert rounds == list(range(1, result.rounds + 1))  # the trainer did none again
 
 
-def test_a_manager_that_dies_twice_is_replaced_twice_and_no_bit_differs(
-    launch_tiny: Any, alone: Result, company: list[Company]
+@pytest.mark.parametrize(
+    "victim", [name if name == "tolaria" else pytest.param(name, marks=pytest.mark.torture) for name in ROLES]
+)
+def test_whoever_dies_as_the_run_starts_is_started_again(
+    launch_tiny: Any, undisturbed: Result, table: Table, victim: str
 ) -> None:
-    chain = {phase: moment for chain in CHAINS for phase, moment in chain.items() if phase in QUICK}
-    result = struck(launch_tiny, company, "manager-0", chain)
-    same(result, alone)
-    assert [how(recovery) for recovery in result.recoveries] == ["alone", "alone"]
-    rounds = [
-        entry.body["fence"]
-        for entry in read(launch_tiny.run_dir / "journal-1.log")[0]
-        if entry.kind is Kind.ROUND_ENDED
-    ]
-    assert rounds == list(range(1, result.rounds + 1))  # the trainer did none again
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ROLES)
-def test_whoever_dies_as_the_run_starts_is_started_again(launch_tiny: Any, alone: Result, victim: str) -> None:
     role = "kasmina" if victim == "manager-0" else victim.removesuffix("-spare")
     result = launch_tiny(restarting=True, faults=[{"point": f"{role}.start", "fault": "kill", "role": victim}])
-    same(result, alone)
+    same(result, undisturbed)
     assert (result.restarts, result.recoveries, result.fault_fired) == (1, (), True)
     past = read_past(launch_tiny.run_dir)
     assert (past.restarts, past.generation) == (1, 1)
     (told,) = [entry.body for entry in past.entries if entry.kind is Kind.DIED_STARTING]
     assert (told["actor"], told["error"]) == (victim, "TrainerRankLost" if victim == "tolaria" else "ActorLost")
-    seen[STARTS, victim] = "started again"
+    table.compare(STARTS, victim, AGAIN)
 
 
-@pytest.mark.slow
-def test_the_matrix_in_the_docs_is_what_was_seen(request: pytest.FixtureRequest) -> None:
-    phases = (STARTS, *(phase for chain in CHAINS for phase in chain))
-    missing = [(phase, victim) for phase in phases for victim in ROLES if (phase, victim) not in seen]
-    assert not missing, "run the whole file: the table is made of all cells"
-    rows = [["died", *ROLES], ["---"] * (1 + len(ROLES)), *([p, *(seen[p, v] for v in ROLES)] for p in phases)]
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    before, _, rest = DOCS.read_text().partition(BEGIN)
-    now, _, after = rest.partition(END)
-    if request.config.getoption("--write-docs"):
-        DOCS.write_text(f"{before}{BEGIN}{table}{END}{after}")
-    else:
-        assert now == table, "run this file with --write-docs, and look at what changed"
+def test_the_matrix_in_the_docs_has_a_word_for_every_role_in_every_phase(table: Table) -> None:
+    assert table.cells.keys() == {(phase, victim) for phase in PHASES for victim in ROLES}
+    assert set(table.cells.values()) == {AGAIN, LATE, NEVER, EITHER, "alone", "memory", "checkpoint", "built anew"}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[2] / "docs" / "supervision.md"
+BEGIN, END = "<!-- matrix: made by tests/actors/test_recovery_matrix.py -->\n", "<!-- end of matrix -->\n"
+
+
+class Table:
+    """The table in the docs: what is seen is compared with it, or written into it where that is asked for."""
+
+    def __init__(self, writes: bool) -> None:
+        self._writes = writes
+        self._before, _, rest = DOCS.read_text().partition(BEGIN)
+        rows, _, self._after = rest.partition(END)
+        heading, _, *lines = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
+        self.cells = {
+            (phase, role): cell
+            for phase, *cells in lines
+            for role, cell in zip(heading[1:], cells, strict=True)  # by its place
+        }
+
+    def compare(self, phase: str, victim: str, word: str) -> None:
+        """The cell says this; where docs are written, it does from now on."""
+        if self._writes:
+            self.cells = {(p, role): "?" for p in PHASES for role in ROLES} | self.cells | {(phase, victim): word}
+            DOCS.write_text(f"{self._before}{BEGIN}{self._text()}{END}{self._after}")
+        assert self.cells[phase, victim] == word, f"{victim} died {phase}; the table: --write-docs, and look at it"
+
+    def _text(self) -> str:
+        rows = [[phase, *(self.cells[phase, role] for role in ROLES)] for phase in PHASES]
+        return "".join(f"| {' | '.join(row)} |\n" for row in [["died", *ROLES], ["---"] * (1 + len(ROLES)), *rows])
+
+
+@pytest.fixture
+def table(request: pytest.FixtureRequest) -> Table:
+    """What docs/supervision.md says."""
+    return Table(writes=request.config.getoption("--write-docs"))
 
 
 LATE = "not needed any more"
 NEVER = "never"
+AGAIN = "started again"
 
 
 def how(recovery: Recovery) -> str:
@@ -189,12 +217,11 @@ def shown(moment: Moment, victim: str, outcome: str) -> str:
     return EITHER
 
 
-def struck(launch_tiny: Any, company: list[Company], victim: str, chain: Mapping[str, Moment]) -> Result:
+def struck(launch_tiny: Any, victim: str, chain: Mapping[str, Moment]) -> Result:
     """Launch a run in which an actor dies in each phase of a chain."""
-    faults = [fault(moment, victim) for moment in chain.values()]
+    held = [fault(moment, victim) for moment in chain.values()]
     limits = {"supervision__deaths": 99, "supervision__without_progress": 99}
-    with killing(victim, launch_tiny.run_dir, len(chain), company):
-        result: Result = launch_tiny(restarting=True, faults=faults, **limits)
+    result: Result = launch_tiny(restarting=True, faults=held, **limits)
     past = read_past(launch_tiny.run_dir)
     assert [list(one.actors) for one in result.recoveries] == [[victim]] * past.restarts
     assert past.restarts in (len(chain), len(chain) - ("at the end" in chain))
@@ -204,16 +231,20 @@ def struck(launch_tiny: Any, company: list[Company], victim: str, chain: Mapping
 
 
 def fault(moment: Moment, victim: str) -> dict[str, Any]:
-    """What holds a phase open."""
+    """What holds a phase open: an actor's process is stopped; a delay of the conductor, which is this process, lasts
+    until `killing` has done.
+    """
     when = moment.own if moment.own is not None and moment.point.startswith(f"{victim}.") else moment.when
-    held = {"fault": "delay", "seconds": HELD_S} if moment.point.startswith("conductor.") else {"fault": "stop"}
-    return {"point": moment.point, **when, **held}
+    return {"point": moment.point, **when, "fault": "delay" if moment.point.startswith("conductor.") else "stop"}
 
 
 @contextmanager
-def killing(victim: str, run_dir: Path, times: int, company: list[Company]) -> Iterator[None]:
+def killing(
+    victim: str, run_dir: Path, times: int, company: list[Company], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Kill an actor each time that a fault holds a process; then let that one go on."""
-    over, wrong = threading.Event(), list[str]()
+    over, done, wrong = threading.Event(), threading.Semaphore(0), list[str]()
+    monkeypatch.setattr(faults, "time", SimpleNamespace(sleep=lambda _: done.acquire()))
 
     def strike() -> None:
         for number in range(times):
@@ -222,6 +253,8 @@ def killing(victim: str, run_dir: Path, times: int, company: list[Company]) -> I
                     wrong.append(f"only {number} of {times} faults fired before the run was over")
                     return
             wrong.extend(_strike(company[0].remotes[victim].pid, firings[number]))
+            if firings[number].fault is Fault.DELAY:
+                done.release()
 
     thread = threading.Thread(target=strike)
     thread.start()
@@ -235,17 +268,13 @@ def killing(victim: str, run_dir: Path, times: int, company: list[Company]) -> I
 
 def _strike(target: int, firing: Firing) -> list[str]:
     """Kill a process while a fault holds another, or it itself. Returns what was other than it should be."""
-    wrong, since = [], time.monotonic()
-    while firing.fault is Fault.STOP and not _is_stopped(firing.pid):
-        time.sleep(0.001)
+    wrong = []
+    until(lambda: firing.fault is not Fault.STOP or _is_stopped(firing.pid))
     if is_gone(target):
         wrong.append(f"{firing.point}: the victim is dead already")
     else:
         os.kill(target, signal.SIGKILL)
-    while not is_gone(target):
-        time.sleep(0.001)
-    if firing.fault is Fault.DELAY and time.monotonic() - since > HELD_S:
-        wrong.append(f"{firing.point}: it took longer than the point is held")
+    until(lambda: is_gone(target))
     if firing.fault is Fault.STOP and firing.pid != target:
         os.kill(firing.pid, signal.SIGCONT)
     return wrong

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import esper.loop
 from actors.bootstrap import EmbeddedRay
 from actors.conductor import bring_up
 from actors.source import SentProspect
@@ -24,16 +23,15 @@ from esper.prospect import survey
 from esper.references import Reference
 from esper.rooms import RunKey
 from esper.run_directory import checkpoints_folder, reports_folder
-from esper.summary import identify
+from esper.summary import Result, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
 
 
-@pytest.mark.parametrize("managers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("managers", [pytest.param(1, marks=pytest.mark.torture), 2])
 def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
-    embedded: EmbeddedRay, tmp_path: Path, managers: int
+    embedded: EmbeddedRay, tmp_path: Path, undisturbed: Result, managers: int
 ) -> None:
-    whole = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone")))
     path = tmp_path / "run"
     prospect = survey(tiny_task(), tiny_config(growth__managers=managers))
     key = RunKey(new_run_id(), FIRST_GENERATION, secrets.token_bytes(32))
@@ -66,5 +64,5 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
         while line.passed < line.last:
             line.round()
         checkpoints.settle()
-        assert rooms.trainer.weights_sha256() == whole.weights_sha256
-        assert rooms.incubator.twin_report().weights_sha256 == whole.twin_weights_sha256
+        assert rooms.trainer.weights_sha256() == undisturbed.weights_sha256
+        assert rooms.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
