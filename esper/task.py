@@ -41,7 +41,10 @@ class Task:
     pick: Samples | None = None
     gate: Samples | None = None
     sample_loss: Loss | None = None
-    metrics: Mapping[str, Loss] = field(default_factory=dict)
+    """(output, target) -> losses [B], or -> (losses [B], weights [B]) where samples do not weigh alike; see
+    docs/figures.md. Its weighted mean must be what `loss` returns. Derived for torch losses that have `reduction`."""
+    metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
+    """By name: (output, target) -> one value, computed on the whole test shard, or several, whose mean counts."""
     batch_size: int = 64
     epochs: int = 8
     epoch_samples: int | None = None

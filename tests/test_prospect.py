@@ -146,9 +146,9 @@ def test_a_length_below_one_is_refused_by_its_field(field: str) -> None:
         prospect({field: 0})
 
 
-def test_a_metric_that_is_no_tensor_is_refused_before_the_run_and_not_at_its_end() -> None:
+def test_a_metric_that_is_no_number_is_refused_before_the_run_and_not_at_its_end() -> None:
     with pytest.raises(TaskError, match=r"task\.metrics"):
-        prospect({"metrics": {"made_up": lambda _output, _target: 1.0}})
+        prospect({"metrics": {"made_up": lambda _output, _target: "good"}})
 
 
 def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:

@@ -124,6 +124,14 @@ class TaskData:
         """All samples of a shard, collated by `EVALUATION_BATCH`."""
         yield from self._batches(shard, [int(i) for i in self.shards[shard].indices])
 
+    def ends(self, shard: str) -> Iterator[tuple[int, Any]]:
+        """The first and the last batch of `whole`, one if they are the same, each with its number of samples."""
+        indices = [int(i) for i in self.shards[shard].indices]
+        last = (len(indices) - 1) // EVALUATION_BATCH * EVALUATION_BATCH
+        for start in sorted({0, last}):
+            part = indices[start : start + EVALUATION_BATCH]
+            yield len(part), next(self._batches(shard, part))
+
     def _batches(self, shard: str, indices: Sequence[int]) -> Iterator[Any]:
         for start in range(0, len(indices), EVALUATION_BATCH):
             seed_process(self._run_seed, "evaluate", shard, start)

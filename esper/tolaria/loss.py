@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esper.errors import LossDeviceMismatch, TaskError
 from esper.task import Loss, Task
 from esper.telemetry.events import Severity, severe
 from esper.their_code import their_code
+from esper.tolaria.weighing import Weighted, by_target, target_weights
+
+WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights [B]) for a weighted mean"
 
 
 def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
@@ -30,7 +35,9 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
 
 
 def sample_loss(task: Task) -> Loss:
-    """The task's loss per sample, [B]: the task's own, or derived from a torch loss that has `reduction`.
+    """The loss of each sample: the task's own, or derived from a torch loss that has `reduction`.
+
+    It returns losses [B], or (losses [B], weights [B]) where samples do not weigh alike; see `sample_losses`.
 
     Raises:
         TaskError: neither is there.
@@ -40,11 +47,17 @@ def sample_loss(task: Task) -> Loss:
     unreduced = _unreduced(task.loss)
     if unreduced is None:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
-        raise TaskError("task.sample_loss", None, f"the loss {name} has no `reduction`; give (output, target) -> [B]")
+        raise TaskError("task.sample_loss", None, f"the loss {name} has no `reduction`; give {WANTED}")
 
-    def per_sample(output: Any, target: Any) -> Tensor:
+    def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)
-        return losses if losses.dim() < 2 else losses.flatten(1).mean(dim=1)
+        weights = target_weights(task.loss, target)
+        if weights is not None and weights.shape == losses.shape:
+            return by_target(losses, weights)
+        if losses.dim() < 2:
+            return losses
+        elements = losses.flatten(1)
+        return elements.mean(dim=1), elements.new_full((len(elements),), elements.shape[1])
 
     return per_sample
 
@@ -54,8 +67,8 @@ def _unreduced(loss: Loss) -> Loss | None:
         if not hasattr(loss, "reduction"):
             return None
         if loss.reduction != "mean":
-            raise TaskError("task.loss", f"reduction={loss.reduction!r}", "use 'mean', or give task.sample_loss")
-        single = copy.deepcopy(loss)
+            raise TaskError("task.loss", f"reduction={loss.reduction!r}", "use 'mean': a loss is the mean over a batch")
+        single = copy.copy(loss)
         setattr(single, "reduction", "none")  # noqa: B010  # torch types it as Tensor | Module
         return single
     try:
@@ -67,26 +80,39 @@ def _unreduced(loss: Loss) -> Loss | None:
     return lambda output, target: loss(output, target, reduction="none")  # type: ignore[call-arg]  # seen just above
 
 
-def check_sample_losses(losses: Any, batch: int) -> Tensor:
-    """One loss per sample.
+def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weighted:
+    """The loss and the weight of each sample of a batch, by what `sample_loss` gave; without weights all weigh 1.
 
     Raises:
-        TaskError: the shape is not [B].
+        TaskError: the shapes are not [B], or a weight is below 0.
     """
-    if not isinstance(losses, Tensor) or losses.shape != (batch,):
-        raise TaskError("task.sample_loss", _shape(losses), f"it must return one loss per sample, [{batch}]")
-    return losses
+    with their_code("task.sample_loss", "the losses of samples"):
+        found = measure(output, target)
+    parts = found if isinstance(found, tuple) and len(found) == 2 else (found,)
+    for part in parts:
+        if not isinstance(part, Tensor) or part.shape != (batch,):
+            raise TaskError("task.sample_loss", _shape(part), f"it must return one loss per sample, [{batch}]")
+    weights = parts[1] if len(parts) == 2 else torch.ones_like(parts[0])
+    if not (weights >= 0).all():
+        raise TaskError("task.sample_loss", float(weights.min()), "a weight must be 0 or more")
+    return Weighted(parts[0], weights)
 
 
-def metric_values(values: Any, batch: int) -> Tensor:
-    """A metric's values, [N], whose mean counts; one value for a whole batch stands for each of its samples.
+def check_agreement(task: Task, output: Any, target: Any, found: Weighted) -> None:
+    """Let a task pass whose loss of a batch is the mean of the losses of its samples.
 
     Raises:
-        TaskError: the metric gave no tensor.
+        TaskError: it is not; a run would report and judge by another number than the one that it trains on.
     """
-    if not isinstance(values, Tensor):
-        raise TaskError("task.metrics", _shape(values), "a metric must return a tensor, a scalar or a value per sample")
-    return (values.expand(batch) if values.dim() == 0 else values.reshape(-1)).float()
+    loss = batch_loss(task.loss, output, target)
+    mean, tolerance = found.mean(), torch.finfo(loss.dtype).eps ** 0.5
+    if math.isclose(loss.item(), mean, rel_tol=tolerance, abs_tol=tolerance**2) or not found.weights.any():
+        return
+    figures = f"task.loss gives {loss.item():.6g} where the mean of its sample losses is {mean:.6g}"
+    if task.sample_loss is None:
+        raise TaskError("task.loss", figures, f"it must be a mean over samples (reduction='mean'), or give {WANTED}")
+    mend = f"both must measure the same: return {WANTED}; other figures belong in task.metrics"
+    raise TaskError("task.sample_loss", figures, mend)
 
 
 def _shape(value: Any) -> tuple[int, ...] | str:

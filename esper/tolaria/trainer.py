@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 
 import torch
@@ -28,15 +27,17 @@ from esper.task import Loss, Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 from esper.their_code import their_code
-from esper.tolaria.data import Slice, TaskData, split_pair, to_device
+from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.grown import GrownHost
 from esper.tolaria.grown import TrainerSettings as TrainerSettings  # part of what is made here
 from esper.tolaria.guard import check_finite
-from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
+from esper.tolaria.loss import batch_loss, sample_loss, sample_losses
+from esper.tolaria.measuring import Seen, check_measures, means_over
 from esper.tolaria.modes import begin_training
 from esper.tolaria.modules import check_modules
 from esper.tolaria.optim import global_norm
+from esper.tolaria.weighing import Weighted
 
 
 def never() -> bool:
@@ -166,30 +167,32 @@ class Trainer(GrownHost):
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Loss of each sample of this fence's slice of a shard, in evaluation mode."""
+        """Each sample's share of the loss of this fence's slice of a shard; the loss is their mean."""
         part: Slice = self._data.slice(shard, fence)
-        losses = self._evaluate(self._data.batches_of(part), self._sample_loss)
-        return SampleLosses(shard=shard, fence=fence, losses=tuple(losses.tolist()), groups=part.groups)
+        with self._evaluating():
+            batches = self._seen(self._data.batches_of(part), len(part.indices))
+            losses = [sample_losses(self._sample_loss, seen.output, seen.target, seen.samples) for seen in batches]
+        shares = Weighted.joined(losses).shares()
+        return SampleLosses(shard=shard, fence=fence, losses=tuple(shares.tolist()), groups=part.groups)
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Mean loss over a whole shard, as "loss", and the mean of each of the task's metrics over it."""
-        losses = self._evaluate(self._data.whole(shard), self._sample_loss)
-        means = {"loss": float(losses.double().mean())}
-        for name, metric in self._task.metrics.items():
-            values = self._evaluate(self._data.whole(shard), metric, metric_values)
-            means[name] = float(values.double().mean())
-        return means
+        """The task's own loss over a whole shard, as "loss", and each of the task's metrics over it."""
+        with self._evaluating():
+            batches = self._seen(self._data.whole(shard), len(self._data.shards[shard]))
+            return means_over(batches, self._sample_loss, self._task.metrics)
 
     def try_shards(self) -> None:
-        """Measure a first batch of every shard, with every metric: what cannot be measured shows now, not at the end.
+        """Measure the first and the last batch of every shard: what cannot be measured shows now, not at the end.
 
         Raises:
             TaskError: the sample losses or a metric are not what they must be.
         """
-        for name in [name for name, shard in self._data.shards.items() if len(shard)]:
-            self._evaluate(islice(self._data.whole(name), 1), self._sample_loss)
-            for metric in self._task.metrics.values():
-                self._evaluate(islice(self._data.whole(name), 1), metric, metric_values)
+        for name, shard in self._data.shards.items():
+            if not len(shard):
+                continue
+            with self._evaluating():
+                some = [next(self._seen(iter([batch]), size)) for size, batch in self._data.ends(name)]
+                check_measures(self._task, self._sample_loss, name, some, len(shard))
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
@@ -249,19 +252,22 @@ class Trainer(GrownHost):
                 for name, tensor in kept.items():
                     now[name].copy_(tensor)
 
-    @torch.no_grad()
-    def _evaluate(
-        self, batches: Any, measure: Loss, check: Callable[[Any, int], Tensor] = check_sample_losses
-    ) -> Tensor:
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """In evaluation mode and without gradients."""
         self._set_mode(training=False)
-        found = []
-        for batch in batches:
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._set_mode(training=True)
+
+    def _seen(self, batches: Iterator[Any], samples: int) -> Iterator[Seen]:
+        """What the network makes of each batch, in the present mode; `samples` in all of them."""
+        for place, batch in enumerate(batches):
             beat()
             inputs, targets = self._load(batch)
-            values = measure(self._forward(inputs), targets)
-            found.append(check(values, _batch_size(targets, inputs)))
-        self._set_mode(training=True)
-        return torch.cat(found)
+            yield Seen(min(EVALUATION_BATCH, samples - place * EVALUATION_BATCH), self._forward(inputs), targets)
 
     def _state(
         self, fence: int, mean: float | None, losses: tuple[float, ...], norm: float | None, best: float | None
@@ -378,10 +384,3 @@ def _names(host: nn.Module) -> tuple[list[str], list[str], list[str]]:
     """Of modules, of tensors, and of the state dict: buffers that are not saved are in the second alone."""
     tensors = [*dict(host.named_parameters()), *dict(host.named_buffers())]
     return [name for name, _ in host.named_modules()], tensors, list(host.state_dict())
-
-
-def _batch_size(targets: Any, inputs: Any) -> int:
-    for value in (targets, inputs):
-        if isinstance(value, Tensor):
-            return int(value.shape[0])
-    raise TaskError("task.train", type(targets).__name__, "inputs or targets must be a tensor with a batch dimension")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,31 @@ def tensors_in(value: Any) -> list[Tensor]:  # Any: see `mapped`
     return [tensor for item in items for tensor in tensors_in(item)]
 
 
+def joined(values: Sequence[Any]) -> Any:  # Any: see `mapped`
+    """Batches of one nesting as one batch: tensors are joined along their first dimension.
+
+    Raises:
+        ValueError: they are not of one nesting, or their tensors differ beyond the first dimension.
+    """
+    first = values[0]
+    if isinstance(first, Tensor):
+        shapes = {tuple(value.shape[1:]) if value.dim() else None for value in values}
+        if len(shapes) > 1 or None in shapes:
+            raise ValueError(f"tensors of {len(shapes)} shapes cannot be joined: {[tuple(v.shape) for v in values]}")
+        return torch.cat(list(values))
+    if isinstance(first, Mapping):
+        return _filled(first, {key: joined([value[key] for value in values]) for key in first})
+    if is_dataclass(first) and not isinstance(first, type):
+        parts = {part.name: joined([getattr(value, part.name) for value in values]) for part in fields(first)}
+        return replace(first, **parts)
+    if isinstance(first, tuple | list):
+        items = [joined(part) for part in zip(*values, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    if all(value is first or value == first for value in values):
+        return first
+    raise ValueError(f"a {type(first).__name__} cannot be joined")
+
+
 def laid_over(kept: Any, live: Any, copies: Copies) -> Any:  # Any: see `mapped`
     """`kept` again, in memory that is not its own: `live`'s tensor where that is of the same kind, else a new one.
 
@@ -56,7 +82,7 @@ def _copied(value: Any) -> Any:  # Any: see `mapped`
     return value if type(value) in (int, float, str, bool, type(None)) else copy.deepcopy(value)
 
 
-def _filled(shape: dict[Any, Any], items: dict[Any, Any]) -> dict[Any, Any]:
+def _filled(shape: Any, items: dict[Any, Any]) -> Any:  # Any: a dict of whatever class
     """A dict of the same class with other items; a Counter's `update` would add to what is there."""
     found = copy.copy(shape)
     for key, item in items.items():

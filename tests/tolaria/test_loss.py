@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from esper.errors import LossDeviceMismatch, TaskError
 from esper.telemetry import Telemetry
 from esper.testing import tiny_task
-from esper.tolaria.loss import batch_loss, check_sample_losses, metric_values, sample_loss
+from esper.tolaria.loss import batch_loss, sample_loss, sample_losses
 
 CLASSES = torch.tensor([0, 3, 1])
 SCORES = torch.tensor([[2.0, 0.0, 1.0, -1.0], [0.0, 0.5, 0.0, 3.0], [1.0, 1.0, 1.0, 1.0]])
@@ -36,15 +36,18 @@ def test_a_loss_of_torch_is_taken_sample_by_sample(loss: Any) -> None:
 
 def test_a_loss_with_a_value_for_every_number_is_averaged_within_its_sample() -> None:
     output, target = torch.arange(12.0).reshape(2, 3, 2), torch.zeros(2, 3, 2)
-    losses = sample_loss(tiny_task(loss=nn.MSELoss()))(output, target)
+    losses, weights = sample_loss(tiny_task(loss=nn.MSELoss()))(output, target)
 
+    assert weights.tolist() == [6, 6]
     assert torch.allclose(losses, torch.stack([(part**2).mean() for part in output]))
 
 
 def test_a_sequence_of_classes_gives_one_loss_per_sequence() -> None:
     scores, classes = torch.randn(5, 4, 7), torch.zeros(5, 7, dtype=torch.long)
 
-    assert sample_loss(tiny_task(loss=cross_entropy))(scores, classes).shape == (5,)
+    losses, weights = sample_loss(tiny_task(loss=cross_entropy))(scores, classes)
+    assert losses.shape == (5,)
+    assert weights.tolist() == [7] * 5
 
 
 def test_a_tasks_own_loss_per_sample_goes_before_all() -> None:
@@ -68,11 +71,18 @@ def test_a_loss_without_reduction_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [torch.tensor(1.0), torch.zeros(6), torch.zeros(3, 1), 0.5], ids=["scalar", "other", "column", "float"]
+    "value",
+    [torch.tensor(1.0), torch.zeros(6), torch.zeros(3, 1), 0.5, (torch.zeros(3), torch.zeros(2))],
+    ids=["scalar", "other", "column", "float", "weights"],
 )
 def test_sample_losses_of_another_shape_are_refused(value: object) -> None:
     with pytest.raises(TaskError, match=r"task\.sample_loss = .*one loss per sample, \[3\]"):
-        check_sample_losses(value, 3)
+        sample_losses(lambda _output, _target: value, SCORES, CLASSES, 3)
+
+
+def test_a_weight_below_0_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"task\.sample_loss = -1\.0: a weight must be 0 or more"):
+        sample_losses(lambda _output, _target: (torch.ones(3), -torch.ones(3)), SCORES, CLASSES, 3)
 
 
 def test_a_loss_that_ignores_its_reduction_is_refused_and_not_guessed_at() -> None:
@@ -81,7 +91,7 @@ def test_a_loss_that_ignores_its_reduction_is_refused_and_not_guessed_at() -> No
         return cross_entropy(output, target)
 
     with pytest.raises(TaskError, match=r"task\.sample_loss = \(\)"):
-        check_sample_losses(sample_loss(tiny_task(loss=deaf))(SCORES, CLASSES), 3)
+        sample_losses(sample_loss(tiny_task(loss=deaf)), SCORES, CLASSES, 3)
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(1), 0.5])
@@ -111,13 +121,7 @@ def test_outputs_and_targets_on_two_devices_are_told_once_and_nothing_is_moved(
     assert telemetry.counters.total("esper.severe_events") == 1
 
 
-def test_one_value_of_a_metric_stands_for_each_sample_of_its_batch() -> None:
-    assert metric_values(torch.tensor(0.5), 3).tolist() == [0.5, 0.5, 0.5]
-    assert metric_values(torch.tensor([True, False]), 2).tolist() == [1.0, 0.0]
-    assert metric_values(torch.ones(2, 4), 2).shape == (8,)  # of every token
-
-
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_a_loss_that_is_no_mean_is_refused_because_its_samples_would_be_judged_by_another(reduction: str) -> None:
-    with pytest.raises(TaskError, match=r"use 'mean', or give task\.sample_loss"):
+    with pytest.raises(TaskError, match=r"use 'mean'"):
         sample_loss(tiny_task(loss=nn.MSELoss(reduction=reduction)))

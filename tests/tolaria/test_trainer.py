@@ -21,7 +21,7 @@ from esper.prospect import Prospect
 from esper.streams import generator, seed_process
 from esper.telemetry import Telemetry
 from esper.tensors import state_digest
-from esper.testing import Bands, TinyHost
+from esper.testing import TinyHost
 from esper.tolaria.trainer import Trainer, build_host, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
@@ -256,23 +256,6 @@ def test_losses_are_measured_without_dropout_sample_by_sample(make_prospect: Mak
     assert not rest
     assert list(measured.losses) == cross_entropy(host(inputs), targets, reduction="none").tolist()
     assert trainer.host.training
-
-
-def test_a_metric_of_a_whole_batch_counts_for_each_of_its_samples(make_prospect: MakeProspect) -> None:
-    def hits(output: Tensor, target: Tensor) -> Tensor:
-        return (output.argmax(1) == target).float()
-
-    metrics = {"by_sample": hits, "by_batch": lambda output, target: hits(output, target).mean()}
-    trainer = live_trainer(make_prospect(test=Bands(300, key=3), metrics=metrics))  # batches of 256 and of 44
-    means = trainer.shard_means("test")
-
-    assert means["by_batch"] == pytest.approx(means["by_sample"], abs=1e-6)
-    assert means.keys() == {"loss", "by_sample", "by_batch"}
-
-
-def test_a_metric_that_gives_no_tensor_is_refused(make_prospect: MakeProspect) -> None:
-    with pytest.raises(TaskError, match=r"task\.metrics = 'float'"):
-        make_prospect(metrics={"accuracy": lambda _output, _target: 0.5})
 
 
 def test_a_slots_output_is_seen_as_it_was_though_a_later_layer_writes_in_place(make_prospect: MakeProspect) -> None:

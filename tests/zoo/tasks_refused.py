@@ -229,3 +229,8 @@ def a_sample_that_is_missing() -> Task:
             raise FileNotFoundError(f"image-{index}.png")
 
     return _task(valid=Missing(*_points().tensors))
+
+
+@refused(r"""task\.metrics\['best'\] = 'the metric': it raised .*tasks_refused\.py, line \d+\)""")
+def a_metric_that_raises() -> Task:
+    return _task(metrics={"best": lambda output, _target: output["logits"].mean()})

@@ -1,0 +1,96 @@
+"""The weight of each sample in the mean that a loss returns: with `ignore_index` or class weights they differ."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from esper.errors import TaskError
+from esper.task import Loss
+
+
+@dataclass(frozen=True, eq=False)
+class Weighted:
+    """Losses of some samples, [B], and the weight of each in the loss of all, [B]."""
+
+    losses: Tensor
+    weights: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Weighted]) -> Weighted:
+        """All samples of several batches."""
+        return cls(torch.cat([part.losses for part in parts]), torch.cat([part.weights for part in parts]))
+
+    @property
+    def alike(self) -> bool:
+        """Every sample weighs the same."""
+        return bool((self.weights == self.weights[0]).all())
+
+    def mean(self) -> float:
+        """The loss of all samples together: `sum(weights * losses) / sum(weights)`; not-a-number if nothing weighs."""
+        if self.alike:
+            return float(self.losses.double().mean()) if self.weights[0] > 0 else float("nan")
+        weights = self.weights.double()
+        return float((weights * self.losses.double()).sum() / weights.sum())
+
+    def shares(self) -> Tensor:
+        """Each sample's share of the loss, [B]: their plain mean is the loss of all, so they can be compared in pairs.
+
+        Raises:
+            TaskError: no sample has a weight.
+        """
+        if self.alike and self.weights[0] > 0:
+            return self.losses
+        weights = self.weights.double()
+        if not weights.sum() > 0:
+            raise TaskError("task.loss", "no target that counts", "a shard needs samples that the loss does not ignore")
+        return (weights * self.losses.double() / weights.mean()).to(self.losses.dtype)
+
+
+def by_target(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and weights of samples, [B] each, from those of their elements, [B, ...].
+
+    Args:
+        losses: Of each element, already multiplied by its weight, as torch gives them with `reduction="none"`.
+    """
+    sums, totals = losses.reshape(len(losses), -1).sum(1), weights.reshape(len(weights), -1).sum(1)
+    return torch.where(totals > 0, sums / totals, 0.0), totals
+
+
+def target_weights(loss: Loss, target: object) -> Tensor | None:
+    """The weight that cross entropy and the negative log likelihood give to each target, in the shape of `target`.
+
+    None for other losses, and where no target is ignored and no class has a weight.
+
+    Source: torch.nn.CrossEntropyLoss and NLLLoss, "mean": the sum of the losses over the sum of `weight[target]`,
+    both over the targets that are not `ignore_index`.
+    """
+    found = _class_weights(loss)
+    if found is None or not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    class_weights, ignored = found
+    counts = target != ignored
+    if class_weights is not None:
+        return class_weights[torch.where(counts, target, 0)] * counts
+    return None if counts.all() else counts.float()
+
+
+def _class_weights(loss: Loss) -> tuple[Tensor | None, int] | None:
+    """(class weights, ignore_index) of a loss that has both."""
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        return loss.weight, loss.ignore_index
+    given: dict[str, object] = {}
+    while isinstance(loss, functools.partial):
+        given, loss = {**loss.keywords, **given}, loss.func
+    if loss not in (functional.cross_entropy, functional.nll_loss):
+        return None
+    settings = {"weight": None, "ignore_index": -100, **given}  # torch's own defaults
+    weight, ignored = settings["weight"], settings["ignore_index"]
+    assert weight is None or isinstance(weight, Tensor)
+    assert isinstance(ignored, int)
+    return weight, ignored
