@@ -1,16 +1,21 @@
-"""What a run would do with each candidate, and why it could grow nothing at all, said before it begins."""
+"""What a run would do with each candidate, why it can grow nothing at all, and, at its end, why it grew nothing."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from esper.clock import SystemClock
+from esper.growth_log import GrowthLog, none_stayed
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
+from esper.leyline.stages import IN_HOST
 from esper.prospect import Prospect
 from esper.rooms import RunKey, make_kasmina, make_tamiyo, make_trainer
+from esper.summary import SeedFate
 from esper.tamiyo.eligibility import over_budgets
+from esper.wording import number, percent
 
 FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
@@ -73,3 +78,26 @@ def why_nothing_grows(prospect: Prospect) -> str | None:
         f" {math.ceil(growth.ramp_steps / length)}, beside the twin 1, growth.probation_rounds"
         f" {growth.probation_rounds}; train for more epochs, in shorter rounds (run.round_steps), or lower one of these"
     )
+
+
+def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
+    """Why a run ended without a seed in its network; None where one is there."""
+    growth = prospect.config.growth
+    if any(seed.stage in IN_HOST for seed in seeds):
+        return None
+    if not growth.enabled:
+        return "growth is off (growth.enabled, --no-growth)"
+    if (short := why_nothing_grows(prospect)) is not None:
+        return f"no candidate was tried: {short}"
+    needed = f"gain above {percent(growth.margin)}, z above {number(prospect.g2_limit(), 2)}"
+    return none_stayed(log, len(seeds), _best(seeds), needed)
+
+
+def _best(seeds: Sequence[SeedFate]) -> str:
+    """The seed of the largest z at G2, with its figures; empty where none was judged there."""
+    judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
+    if not judged:
+        return ""
+    z, seed = max(judged, key=lambda one: one[0])
+    gain = "" if seed.gain is None else f", gain {percent(seed.gain, 2, signed=True)}"
+    return f"{seed.blueprint} at {seed.slot}{gain}, z {number(z, 2)}"

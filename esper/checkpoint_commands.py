@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from esper.execution import print_json
 from esper.history import Remains, committed, look_at
 from esper.inspection import missing, verdicts
 from esper.run_directory import checkpoints_folder
+from esper.tables import cells, table
 
 DAMAGED = 1
 
@@ -34,11 +34,11 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     if as_json:
         _print_json([written.model_dump(mode="json") for written in found.commits], found)
     else:
-        table = Table("file", "fence", "step", "generation", "MiB", "written in s")
+        shown = table("file", "fence", "step", "generation", "MiB", "written in s")
         for one in found.commits:
             size, seconds = f"{one.length / 2**20:.2f}", f"{one.seconds:.3f}"
-            table.add_row(one.file, str(one.fence), str(one.step), str(one.generation), size, seconds)
-        Console().print(table)
+            shown.add_row(*cells(one.file, str(one.fence), str(one.step), str(one.generation), size, seconds))
+        Console().print(shown)
         told = [*(f"{file}: is missing" for file in gone), *found.damages]
         print(*told, sep="\n", end="\n" if told else "")
     return DAMAGED if found.damaged or gone else 0

@@ -12,10 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from esper import checkpoint_commands, log_commands, plan_view, plugins
+from esper import checkpoint_commands, inspect_view, log_commands, plan_view, plugins
 from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.errors import ConfigError, EsperError
 from esper.execution import (
@@ -32,12 +31,11 @@ from esper.forecast import forecast
 from esper.history import Damage
 from esper.inspection import inspect_run
 from esper.loop import torch_threads
-from esper.progress import Terminal, gain_and_z, heading
+from esper.progress import Terminal, heading
 from esper.prospect import survey
 from esper.proving import prove
 from esper.references import load_task
 from esper.snapshots import default_place, take
-from esper.wording import number
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
@@ -175,18 +173,13 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console, loss = Console(), found["train_loss"]
-    fence, step, total = ("?" if found[name] is None else found[name] for name in ("fence", "steps", "total_steps"))
-    console.print(
-        f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
-        + (f", loss {number(loss)}" if loss is not None else "")
-        + (f", emergency level {found['level']}" if found["level"] is not None else "")
-    )
-    table = Table("seed", "slot", "blueprint", "stage", "gain", "z")
-    for seed in found["seeds"]:
-        figures = gain_and_z(seed["gain"], seed["z"])
-        table.add_row(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures)
-    console.print(table)
+    console = Console()
+    console.print(Text(inspect_view.place(found)), soft_wrap=True)
+    for part in (inspect_view.losses(found), inspect_view.seeds(found)):
+        if part.row_count:
+            console.print(part)
+    if beaten := inspect_view.beaten(found):
+        console.print(Text(beaten), soft_wrap=True)
     for file in found["missing_checkpoints"]:
         console.print(f"{file}: is missing", soft_wrap=True, markup=False)
     for damage in found["damages"]:

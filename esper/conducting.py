@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from esper import faults
+from esper.candidates import why_none_stayed
 from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
 from esper.errors import ConfigError, EsperError, TaskError
@@ -278,6 +279,7 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
     end, state = trainer.shard_means("test"), line.kasmina.observe(len(prospect.fence_steps) - 1, trainer.untrained())
     line.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"
+    seeds = tuple(fate(seed) for seed in state.seeds)
     return Result(
         run_dir=str(path),
         task=task,
@@ -293,7 +295,9 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
         test_metrics={name: value for name, value in end.items() if name != "loss"},
         params_start=prospect.host_parameters,
         params_end=trainer.parameter_count(),
-        seeds=tuple(fate(seed) for seed in state.seeds),
+        seeds=seeds,
+        growth=tally.growth,
+        why_none_stayed=why_none_stayed(prospect, tally.growth, seeds),
         trainer_gflops=tally.trainer_flops / 1e9,
         incubator_gflops=tally.incubator_flops / 1e9,
         twin_gflops=twin.steps * prospect.host_flops / 1e9 if twin is not None else 0.0,

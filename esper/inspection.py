@@ -17,6 +17,9 @@ from esper.leyline.evidence import PairedLosses
 from esper.run_directory import LEASE, checkpoints_folder
 from esper.tolaria.checkpoint import verify_all
 
+AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
+"""What a run says of itself when it is done; None before."""
+
 
 def inspect_run(path: Path) -> dict[str, Any]:
     """State, place and seeds of a run: what `esper inspect --json` prints.
@@ -30,6 +33,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
     identity, entries = found.identity, found.entries
     rounds = [entry.body for entry in entries if entry.kind is Kind.ROUND_ENDED]
     begun = {"fence": None, "step": None} if found.damaged else {"fence": 0, "step": 0}
+    ended = next((entry.body for entry in entries if entry.kind is Kind.RUN_ENDED), {})
     last, heard = rounds[-1] if rounds else begun | {"train_loss": None}, level(entries)
     return {
         "run_dir": str(path),
@@ -45,6 +49,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "checkpoints": [written.fence for written in found.commits],
         "missing_checkpoints": missing(path, found.commits),
         "train_loss": last["train_loss"],
+        **{name: ended.get(name) for name in AT_THE_END},
         "damaged": found.damaged,
         "damages": [asdict(damage) for damage in found.damages],
         "damaged_records": sum(damage.offset is not None for damage in found.damages),

@@ -482,6 +482,7 @@ class Line:
             result = self.incubator.collect()
         self.tally.incubator_steps += result.fork_steps
         self.tally.incubator_flops += result.flops
+        self.tally.growth = self.tally.growth.concluded()
         self.journal.write(Kind.INCUBATION_ENDED, result)
         self._take(self.kasmina.conclude(result, fence))
 
@@ -511,6 +512,7 @@ class Line:
         if verdict.decision is not None:
             self.journal.write(Kind.DECISION, verdict.decision)
         if isinstance(verdict.outcome, Hold):
+            self.tally.growth = self.tally.growth.held(verdict.outcome)
             self.journal.write(Kind.HOLD, verdict.outcome)
             self.progress.hold(verdict.outcome)
             return
@@ -531,6 +533,8 @@ class Line:
 
     def _take(self, answer: Answer) -> None:
         """Journal what Kasmina answered, carry its plans out, and let Tamiyo learn of it."""
+        for verdict in answer.gates:
+            self.tally.growth = self.tally.growth.judged(verdict)
         self.journal.write_many([(Kind.GATE, report) for report in answer.gates])
         self.journal.write_many([(Kind.TRANSITION, step) for step in answer.transitions])
         if answer.order is not None:

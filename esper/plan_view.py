@@ -36,8 +36,8 @@ def _germination(found: Mapping[str, Any]) -> str:
     said = f"germinates at fences {window[0]} to {window[1]}"
     if hold is None:
         return said
-    figures = "" if hold["limit"] is None else f" ({number(hold['measured'], 2)}, limit {number(hold['limit'], 2)})"
-    return f"{said}; at the first of them nothing would be tried: {hold['detail']}{figures}"
+    limit = "" if hold["limit"] is None else f" ({hold['measured']:.4g}, limit {hold['limit']:.4g})"
+    return f"{said}; at the first of them nothing would be tried: {hold['detail']}{limit}"
 
 
 def _compute(found: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -24,6 +23,7 @@ from esper.leyline.state import RoundState, SeedState
 from esper.prospect import Prospect
 from esper.recovery import Recovery
 from esper.summary import Result, Tally
+from esper.tables import cells, grid, table
 from esper.wording import a_second, beside_control, beside_limit, beside_twin, growing, number, percent
 
 COLOURS = {
@@ -193,17 +193,19 @@ def _figures(state: RoundState, tally: Tally) -> list[Text]:
 
 
 def _slots(state: RoundState) -> Table:
-    table = Table("slot", "kind", "seeds", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in ("slot", "kind", "seeds"):
+        shown.add_column(header, overflow="fold")
     for slot in state.slots:
         seeds = [seed for seed in state.seeds if seed.slot == slot.spec.path]
-        cells = standing(seeds)
-        if not cells.plain:
-            cells.append("dormant", style="dim")
+        seeding = standing(seeds)
+        if not seeding.plain:
+            seeding.append("dormant", style="dim")
         trying = sum(seed.stage is Stage.TRAINING for seed in seeds)
         if trying:
-            cells.append(f"   {trying} incubating", style=COLOURS[Stage.TRAINING])
-        table.add_row(slot.spec.path, str(slot.spec.kind), cells)
-    return table
+            seeding.append(f"   {trying} incubating", style=COLOURS[Stage.TRAINING])
+        shown.add_row(Text(slot.spec.path), str(slot.spec.kind), seeding)
+    return shown
 
 
 def _rows(state: RoundState) -> list[Text]:
@@ -298,43 +300,40 @@ def results(result: Result) -> RenderableType:
     """The table at the end of a run."""
     judged = [seed for seed in result.seeds if seed.z is not None]
     joined = sum(seed.stage in IN_HOST for seed in result.seeds)
-    seeds = Table(
-        "seed",
-        "slot",
-        "blueprint",
-        "fate",
-        "gain",
-        "z",
-        "parameters",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title=f"{len(result.seeds)} seeds were tried, {joined} joined the network; first of their tournaments:",
-        title_justify="left",
+    tried = f"{len(result.seeds)} seeds were tried, {joined} joined the network"
+    seeds = table(
+        *("seed", "slot", "blueprint", "fate", "gain", "z", "parameters"),
+        figures=("fate", "gain", "z", "parameters"),
+        title=f"{tried}; first of their tournaments:",
         caption="gain: share of the loss of a control without the seed; z: in standard errors",
-        caption_justify="left",
     )
     for seed in judged:
         name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
         fate = seed.stage if seed.stage in IN_HOST else "not kept"
-        seeds.add_row(name, seed.slot, seed.blueprint, fate, *gain_and_z(seed.gain, seed.z), f"{seed.parameters:,}")
-    totals = Table.grid(padding=(0, 2))
+        figures = gain_and_z(seed.gain, seed.z)
+        seeds.add_row(*cells(name, seed.slot, seed.blueprint, fate, *figures, f"{seed.parameters:,}"))
+    totals = grid()
     totals.add_row("test loss", Text(f"{number(result.start_test_loss)} -> {number(result.test_loss)}", style="bold"))
     if result.twin_test_loss is not None:
         grown = growing(result.test_loss, result.twin_test_loss)
-        totals.add_row("without growing", f"{number(result.twin_test_loss)} (the twin); {grown}")
+        totals.add_row(*cells("without growing", f"{number(result.twin_test_loss)} (the twin); {grown}"))
+    if result.why_none_stayed is not None:
+        totals.add_row(*cells("no growth", result.why_none_stayed))
     for name, value in result.test_metrics.items():
-        totals.add_row(f"test {name}", number(value))
-    totals.add_row("parameters", f"{result.params_start:,} -> {result.params_end:,}")
-    totals.add_row("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions")
-    totals.add_row("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s")
+        totals.add_row(*cells(f"test {name}", number(value)))
+    totals.add_row(*cells("parameters", f"{result.params_start:,} -> {result.params_end:,}"))
+    totals.add_row(*cells("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions"))
+    totals.add_row(*cells("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s"))
     for recovery in result.recoveries:
-        totals.add_row("recovered", _recovered(recovery))
+        totals.add_row(*cells("recovered", _recovered(recovery)))
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
     compute = " + ".join(f"{name} {number(value, 2)}" for name, value in parts.items())
-    totals.add_row("modelled GFLOP", f"{compute} = {number(sum(parts.values()), 2)}")
-    totals.add_row("weights", f"sha256 {result.weights_sha256[:16]}...")
-    totals.add_row("run", result.run_dir)
-    return Group(seeds, totals) if result.seeds else totals
+    totals.add_row(*cells("modelled GFLOP", f"{compute} = {number(sum(parts.values()), 2)}"))
+    totals.add_row(*cells("weights", f"sha256 {result.weights_sha256[:16]}..."))
+    totals.add_row(*cells("run", result.run_dir))
+    if not result.seeds:
+        return totals
+    return Group(seeds, totals) if judged else Group(Text(f"{tried}; none was the first of a tournament"), totals)
 
 
 def _recovered(recovery: Recovery) -> str:

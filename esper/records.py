@@ -82,6 +82,14 @@ class _Incubation(_Said):
     forks: list[_Fork]
 
 
+class _Ended(_Said):
+    start_test_loss: float
+    test_loss: float
+    twin_test_loss: float | None
+    why_none_stayed: str | None = None
+    """A version without it wrote nothing."""
+
+
 SAID: Mapping[Kind, type[BaseModel]] = {
     Kind.RUN_STARTED: _Begun,
     Kind.RUN_RESUMED: _Begun,
@@ -89,6 +97,7 @@ SAID: Mapping[Kind, type[BaseModel]] = {
     Kind.DECISION: _Decision,
     Kind.TRANSITION: _Transition,
     Kind.INCUBATION_ENDED: _Incubation,
+    Kind.RUN_ENDED: _Ended,
     Kind.RUN_FAILED: _Failed,
     Kind.SIGNAL: _Signal,
     Kind.CHECKPOINT_BEGUN: _Fenced,

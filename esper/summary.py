@@ -20,6 +20,7 @@ from torch import nn
 from esper.config import RunConfig
 from esper.durable.files import atomic_write
 from esper.errors import RunDirectoryError, StoreCorrupt, all_notes, text_of
+from esper.growth_log import GrowthLog
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
@@ -139,6 +140,8 @@ class TallyState(Message):
     fence_wait_s: float
     checkpoint_s: float
     rollbacks: int
+    growth: GrowthLog = GrowthLog()
+    """Nothing in it where the state was kept by a version without it."""
 
 
 class Tally:
@@ -154,6 +157,7 @@ class Tally:
         self.fence_wait_s = 0.0
         self.checkpoint_s = 0.0
         self.rollbacks = 0
+        self.growth = GrowthLog()
 
     def state(self) -> TallyState:
         """The tally as it is kept."""
@@ -161,7 +165,7 @@ class Tally:
 
     def restore(self, state: TallyState) -> None:
         """Go on counting from what was kept."""
-        vars(self).update(state.model_dump())
+        vars(self).update(dict(state))
 
     @contextmanager
     def training(self, steps: int, step_flops: int) -> Iterator[None]:
@@ -249,6 +253,10 @@ class Result(BaseModel):
     weights_sha256: str
     twin_weights_sha256: str | None
     trace_id: str
+    growth: GrowthLog = GrowthLog()
+    """What was tried and what refused it."""
+    why_none_stayed: str | None = None
+    """In words, where no seed is in the network at the end."""
     recoveries: tuple[Recovery, ...] = ()
     """From deaths of actors, in the process that brought it to its end."""
     fault_fired: bool | None = None

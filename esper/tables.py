@@ -18,7 +18,7 @@ def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption)
     made.caption_justify = "left"
     for header in headers:
-        made.add_column(header, overflow="fold", no_wrap=header in figures)
+        made.add_column(header, overflow="fold", no_wrap=header in figures, min_width=len(header))
     return made
 
 

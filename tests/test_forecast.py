@@ -80,9 +80,9 @@ def test_each_candidate_has_its_place_in_the_run(overrides: dict[str, Any], mlp:
 def test_a_run_whose_first_tournament_would_hold_nobody_says_so() -> None:
     found = plan(growth__memory_budget=0.01)
     assert set(places(growth__memory_budget=0.01).values()) == {"over growth.memory_budget"}
-    assert found["first_hold"]["detail"] == "pairs within a seed's budgets"
+    assert found["first_hold"]["reason"] == "budget_spent"
     said = "\n".join(plan_view.lines(found))
-    assert "at the first of them nothing would be tried: pairs within a seed's budgets (0.00, limit 3.00)" in said
+    assert "at the first of them nothing would be tried: no pair is within both growth.memory_budget and" in said
 
 
 def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:

@@ -43,7 +43,8 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
         return _hold(state, HoldReason.NO_OPEN_SLOT, "every slot is full", len(state.slots), None)
     bearable = [pair for pair in state.options if not over_seed_budgets(pair, window)]
     if not bearable:
-        return _hold(state, HoldReason.BUDGET_SPENT, "pairs within a seed's budgets", 0, len(state.options))
+        detail = "no pair is within both growth.memory_budget and growth.cost_budget"
+        return _hold(state, HoldReason.BUDGET_SPENT, detail, None, None)
     unbound = [pair for pair in bearable if pair.slot in slots]
     unbound = [pair for pair in unbound if pair.blueprint_id not in slots[pair.slot].embargoed]
     if not unbound:

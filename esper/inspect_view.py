@@ -1,0 +1,63 @@
+"""What `esper inspect` shows people of a run: where it stands, its losses, and the seeds that came to something."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from esper.leyline.stages import IN_HOST, Stage
+from esper.progress import gain_and_z
+from esper.tables import cells, grid, table
+from esper.wording import growing, number
+
+ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
+
+
+def place(found: Mapping[str, Any]) -> str:
+    """State, fence, step and training loss, in a line."""
+    loss, names = found["train_loss"], ("fence", "steps", "total_steps")
+    fence, step, total = ("?" if found[name] is None else found[name] for name in names)
+    return (
+        f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
+        + (f", loss {number(loss)}" if loss is not None else "")
+        + (f", emergency level {found['level']}" if found["level"] is not None else "")
+    )
+
+
+def losses(found: Mapping[str, Any]) -> Table:
+    """Test losses of a run that is done; no rows before."""
+    shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
+    if end is not None:
+        start = found["start_test_loss"]
+        shown.add_row(*cells("test loss", f"{number(start)} -> {number(end)}" if start is not None else number(end)))
+    if end is not None and twin is not None:
+        shown.add_row(*cells("without growing", f"{number(twin)} (the twin); {growing(end, twin)}"))
+    if found["why_none_stayed"] is not None:
+        shown.add_row(*cells("no growth", found["why_none_stayed"]))
+    return shown
+
+
+def seeds(found: Mapping[str, Any]) -> Table:
+    """Every seed that G2 judged or that is still on its way. Those that another one beat are only counted."""
+    shown = table("seed", "slot", "blueprint", "stage", "gain", "z", figures=("stage", "gain", "z"))
+    for seed in found["seeds"]:
+        if not _beaten(seed):
+            figures = gain_and_z(seed["gain"], seed["z"])
+            shown.add_row(*cells(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures))
+    return shown
+
+
+def beaten(found: Mapping[str, Any]) -> str:
+    """How many seeds `seeds` leaves out, by slot; empty where it leaves out none."""
+    slots = Counter(seed["slot"] for seed in found["seeds"] if _beaten(seed))
+    if not slots:
+        return ""
+    where = ", ".join(f"{slot} {count}" for slot, count in slots.items())
+    return f"and {slots.total()} culled in tournaments or before ({where}); --json lists them"
+
+
+def _beaten(seed: Mapping[str, Any]) -> bool:
+    return seed["z"] is None and seed["stage"] not in ON_ITS_WAY
