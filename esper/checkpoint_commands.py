@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from esper.execution import print_json
 from esper.history import Remains, committed, look_at
 from esper.inspection import missing, verdicts
+from esper.output import PlainConsole, say
 from esper.run_directory import checkpoints_folder
 from esper.tables import cells, table
 
 DAMAGED = 1
 
-app = typer.Typer(help="Look at the checkpoints of a run.", no_args_is_help=True)
+app = typer.Typer(help="Look at the checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
@@ -38,9 +38,9 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
         for one in found.commits:
             size, seconds = f"{one.length / 2**20:.2f}", f"{one.seconds:.3f}"
             shown.add_row(*cells(one.file, str(one.fence), str(one.step), str(one.generation), size, seconds))
-        Console().print(shown)
+        PlainConsole().print(shown)
         told = [*(f"{file}: is missing" for file in gone), *found.damages]
-        print(*told, sep="\n", end="\n" if told else "")
+        say(*told)
     return DAMAGED if found.damaged or gone else 0
 
 
@@ -53,8 +53,8 @@ def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
         _print_json(checkpoints, found)
     else:
         for one in checkpoints:
-            print(f"{one['file']}: {'ok' if one['ok'] else one['reason']}")
-        print(*found.damages, sep="\n", end="\n" if found.damages else "")
+            say(f"{one['file']}: {'ok' if one['ok'] else one['reason']}")
+        say(*found.damages)
     return DAMAGED if found.damaged or not all(one["ok"] for one in checkpoints) else 0
 
 

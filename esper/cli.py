@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from esper import checkpoint_commands, inspect_view, log_commands, plan_view, plugins
@@ -31,6 +30,7 @@ from esper.forecast import forecast
 from esper.history import Damage
 from esper.inspection import inspect_run
 from esper.loop import torch_threads
+from esper.output import PlainConsole, guarded, hold_standard_descriptors, say
 from esper.progress import Terminal, heading
 from esper.prospect import survey
 from esper.proving import prove
@@ -46,6 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # "[[faults]]" in a help text is no markup
 )
 app.add_typer(log_commands.app, name="log")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
@@ -103,7 +104,7 @@ def plan(
     if as_json:
         print_json(found)
         return
-    console = Console()
+    console = PlainConsole()
     for line in heading(prospect, None):
         console.print(line, soft_wrap=True)
     console.print(plan_view.candidates(found))
@@ -139,13 +140,13 @@ def take_snapshot(
     if as_json:
         print_json({"run_dir": str(run_dir), "snapshot": str(place), "fences": fences})
     else:
-        print(f"{place}: checkpoints of fence {', '.join(map(str, fences))}, verified")
+        say(f"{place}: checkpoints of fence {', '.join(map(str, fences))}, verified")
 
 
 @app.command("prove")
 def prove_run(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
-    terminal = Terminal(Console(stderr=as_json))
+    terminal = Terminal(PlainConsole(stderr=as_json))
     try:
         with leaving_on_sigterm():
             proof = prove(run_dir, terminal)
@@ -154,10 +155,10 @@ def prove_run(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     if as_json:
         print_json(proof.as_json())
     elif (found := proof.divergence) is None:
-        print(f"the same: {proof.steps} losses of {proof.total_steps}, weights at {proof.fences} fences")
+        say(f"the same: {proof.steps} losses of {proof.total_steps}, weights at {proof.fences} fences")
     else:
         where = f"step {found.step}" if found.step is not None else f"fence {found.fence}"
-        print(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")
+        say(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")
     return DONE if proof.divergence is None else CHECK_FAILED
 
 
@@ -173,7 +174,7 @@ def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console()
+    console = PlainConsole()
     console.print(Text(inspect_view.place(found)), soft_wrap=True)
     for part in (inspect_view.losses(found), inspect_view.seeds(found)):
         if part.row_count:
@@ -181,9 +182,9 @@ def _show(found: dict[str, Any]) -> None:
     if beaten := inspect_view.beaten(found):
         console.print(Text(beaten), soft_wrap=True)
     for file in found["missing_checkpoints"]:
-        console.print(f"{file}: is missing", soft_wrap=True, markup=False)
+        console.print(f"{file}: is missing", soft_wrap=True)
     for damage in found["damages"]:
-        console.print(str(Damage(**damage)), soft_wrap=True, markup=False)
+        console.print(str(Damage(**damage)), soft_wrap=True)
 
 
 @app.command("config")
@@ -197,16 +198,27 @@ def show_config(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Entry point: run the command line and leave with its exit code."""
-    for entry in plugins.entries("esper.commands"):
-        entry.load()(app)
-    sys.exit(exit_code(sys.argv[1:]))
+    hold_standard_descriptors()
+    with guarded():
+        for entry in plugins.entries("esper.commands"):
+            entry.load()(app)
+        code = exit_code(sys.argv[1:])
+    sys.exit(code)
 
 
 def exit_code(arguments: list[str]) -> int:
     """Run one command line. Says what went wrong, in one line, on standard error."""
+    with guarded():
+        return _exit_code(arguments)
+
+
+def _exit_code(arguments: list[str]) -> int:
     try:
         answer = typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False)
     except typer.exceptions.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself; its message is the help
+            say(error.format_message(), error=True)
+            return WRONG_INPUT
         return complain(error.format_message(), WRONG_INPUT)
     except ConfigError as error:
         return complain(str(error), WRONG_INPUT)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import typer
-from rich.console import Console
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, Drained, EmergencyStop, EsperError
@@ -27,6 +25,7 @@ from esper.journal import Entry, Kind
 from esper.line import Drain
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
+from esper.output import PlainConsole, say
 from esper.plugins import launcher
 from esper.progress import Terminal
 from esper.references import Reference
@@ -82,7 +81,7 @@ def execute_resume(
 @contextmanager
 def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
     """Around a run: people see it, signals reach it, and what stops it is said before the process leaves."""
-    terminal, drain = Terminal(Console(stderr=as_json)), Drain()
+    terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
     try:
         with _signals(drain):
             yield terminal, drain
@@ -106,8 +105,7 @@ def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
 
 def complain(text: str, code: int) -> int:
     """One clear line on standard error; returns the exit code."""
-    if text:  # a command without arguments has shown its help and says no more
-        print(f"esper: {' '.join(text.split())}", file=sys.stderr)
+    say(f"esper: {' '.join(text.split())}", error=True)
     return code
 
 
@@ -189,10 +187,10 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
     if not isinstance(error, EsperError):  # the user's own code: its traceback, notes included, is what helps
         traceback.print_exception(error)
     elif notes:
-        print(*notes, sep="\n", file=sys.stderr)
+        say(*notes, error=True)
     for name, value in told.items():
         if value:
-            print(f"{name}: {value}", file=sys.stderr)
+            say(f"{name}: {value}", error=True)
     if as_json:
         print_json({**told, "notes": notes} if notes else told)
 

@@ -6,7 +6,6 @@ Exit codes: 0 whole; 1 damaged; 2 no framed log there.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +16,12 @@ import typer
 from esper.durable.log import Frame, LoadError, iterate
 from esper.errors import ConfigError, StoreCorrupt
 from esper.execution import print_json
+from esper.output import say
 from esper.run_directory import refusing
 
 DAMAGED = 1
 
-app = typer.Typer(help="Read framed logs, of a run or any others.", no_args_is_help=True)
+app = typer.Typer(help="Read framed logs, of a run or any others.", no_args_is_help=True, rich_markup_mode=None)
 
 PathArgument = Annotated[Path, typer.Argument(help="a framed log, or a folder: all *.log in it and below")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
@@ -53,14 +53,14 @@ def dump(path: PathArgument, as_json: JsonOption = False) -> None:
     for log in _logs(path):
         counts, frames = _Counts(), []
         if not as_json and log != path:
-            print(f"{log}:")
+            say(f"{log}:")
         for found in counts.follow(_read(log, named=log == path)):
             if isinstance(found, LoadError):
-                print(f"{found.offset:>10} {_damage(found)}", file=sys.stderr if as_json else sys.stdout)
+                say(f"{found.offset:>10} {_damage(found)}", error=as_json)
             elif as_json:
                 frames.append(_frame(found))
             else:
-                print(f"{found.offset:>10} #{found.sequence:<6} kind {found.kind:<3} {_payload(found.payload)}")
+                say(f"{found.offset:>10} #{found.sequence:<6} kind {found.kind:<3} {_payload(found.payload)}")
         files.append({"path": str(log), "frames": frames, "errors": [_error(error) for error in counts.errors]})
         damaged = damaged or bool(counts.errors)
     _end(path, files, damaged, as_json=as_json)
@@ -76,9 +76,9 @@ def verify(path: PathArgument, as_json: JsonOption = False) -> None:
             pass
         if not as_json:
             places = f", damaged places: {len(counts.errors)}" if counts.errors else ""
-            print(f"{log}: records: {counts.frames}, bytes of payload: {counts.bytes}{places}")
+            say(f"{log}: records: {counts.frames}, bytes of payload: {counts.bytes}{places}")
             for error in counts.errors:
-                print(f"{error.offset:>10} {_damage(error)}")
+                say(f"{error.offset:>10} {_damage(error)}")
         told = {"frames": counts.frames, "payload_bytes": counts.bytes}
         files.append({"path": str(log), **told, "errors": [_error(error) for error in counts.errors]})
         damaged = damaged or bool(counts.errors)

@@ -20,6 +20,7 @@ from esper.leyline.reports import Check, GateReport, Transition
 from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
+from esper.output import can_redraw
 from esper.prospect import Prospect
 from esper.recovery import Recovery
 from esper.summary import Result, Tally
@@ -98,7 +99,7 @@ class Terminal:
 
     def __init__(self, console: Console, *, live: bool | None = None) -> None:
         self._console = console
-        self._wants_live = console.is_terminal if live is None else live
+        self._wants_live = can_redraw(console) if live is None else live
         self._live: Live | None = None
         self._fences = 0
         self._view: tuple[RenderableType, ...] = ()

@@ -41,7 +41,8 @@ class Seen:
 
 
 def watch(path: Path, shown: Console, **overrides: object) -> Seen:
-    result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=Terminal(shown))
+    terminal = Terminal(shown, live=shown.is_terminal)
+    result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=terminal)
     return Seen(result, shown.export_text())
 
 
@@ -116,7 +117,7 @@ def test_the_live_view_is_left_as_the_last_round_stood_without_its_spinner(live:
 
 def test_the_live_view_is_closed_after_a_failure(tmp_path: Path) -> None:
     output = io.StringIO()
-    terminal = Terminal(Console(force_terminal=True, width=140, file=output))
+    terminal = Terminal(Console(force_terminal=True, width=140, file=output), live=True)
     with pytest.raises(PolicyFailed):
         run(
             tiny_task(),

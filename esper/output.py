@@ -1,0 +1,132 @@
+"""What people see. No text is parsed as markup, and no output, however it fails, ends a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+SHOWN_CONTROLS = frozenset("\n\t")
+"""Control characters that stay as they are in a text; every other could steer the terminal."""
+
+NARROWEST = 20
+"""Columns: in fewer, as COLUMNS=0 asks for, rich shows nothing at all."""
+
+
+def printable(text: str) -> str:
+    """A text with control characters written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(one if one in SHOWN_CONTROLS or not _steers(one) else ascii(one)[1:-1] for one in text)
+
+
+def _steers(one: str) -> bool:
+    return ord(one) < 0x20 or 0x7F <= ord(one) < 0xA0
+
+
+class PlainConsole(Console):
+    """A console on which a text is what it is: nothing in it is markup, an emoji, or a command to the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if self.width < NARROWEST:
+            self.width = NARROWEST
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does, with control characters in texts written as escapes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def can_redraw(console: Console) -> bool:
+    """The output is a terminal on which lines can be drawn again: none that is dumb, and no file under FORCE_COLOR."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines on standard output, or on standard error."""
+    for line in lines:
+        print(printable(str(line)), file=sys.stderr if error else sys.stdout)
+
+
+class _Stream:
+    """A text stream that fails nobody: what it cannot encode it escapes; once it cannot be written it is mute."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name, self._mute = stream, name, False
+
+    def __getattr__(self, name: str) -> Any:  # Any: as the stream's own
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        if not self._mute:
+            encoding = self._stream.encoding or "utf-8"
+            try:
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            except (OSError, ValueError) as error:  # ValueError: somebody closed it
+                self._silence(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do nothing."""
+        if not self._mute:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._silence(error)
+
+    def _silence(self, error: Exception) -> None:
+        """Be mute from here on, and say so once where it can be read."""
+        self._mute = True
+        _point_at_nothing(self._stream)
+        other = sys.stderr if self._name == "output" else sys.stdout
+        if self._name == "output" and isinstance(other, _Stream):
+            print(f"esper: standard output is not shown any more: {error}", file=other)
+
+
+def _point_at_nothing(stream: TextIO) -> None:
+    """Let a stream's file be /dev/null: what is buffered could not be written when the interpreter ends either."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # it is no file, or closed
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, number)
+    os.close(nothing)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """While it lasts no failure of standard output or error reaches whoever writes there."""
+    if isinstance(sys.stdout, _Stream):
+        yield
+        return
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        out, err = _Stream(before[0] or nothing, "output"), _Stream(before[1] or nothing, "error")
+        sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = before
+
+
+def hold_standard_descriptors() -> None:
+    """Open /dev/null in the place of each standard descriptor that is closed.
+
+    The next file that is opened takes the lowest free number: a journal under number 1 would be written to by
+    everything that prints.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
