@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from esper import checkpoint_commands, inspect_view, log_commands, plan_view, plugins
+from esper import checkpoint_commands, export_commands, inspect_view, log_commands, plan_view, plugins
 from esper.config import RunConfig, as_toml, load_config, parse_override
 from esper.errors import ConfigError, EsperError
 from esper.execution import (
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(log_commands.app, name="log")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
+app.command("export")(export_commands.export_network)
 
 TaskArgument = Annotated[str, typer.Argument(metavar="[TASK]", help="module:attribute or path/to/file.py:attribute")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]

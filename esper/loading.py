@@ -6,7 +6,6 @@ It takes no lock: a run that is going on is read at the last fence that it commi
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.errors import CheckpointCorrupt, ConfigError, EsperError, RunDirectoryError, TaskError
+from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
 from esper.history import Past, read_past
 from esper.kasmina.attached import Seed, attach
 from esper.kasmina.blueprints import BLUEPRINTS, Registry, dtype_of
@@ -27,6 +26,7 @@ from esper.run_directory import checkpoints_folder
 from esper.summary import Identity
 from esper.task import Task
 from esper.tensors import state_crc32c
+from esper.their_code import refused_as_theirs
 from esper.tolaria.checkpoint import load_written
 from esper.tolaria.plain import from_plain
 from esper.tolaria.snapshot import load_tensors
@@ -129,8 +129,7 @@ def _rebuilt(task: Task, identity: Identity, topology: tuple[GraftPlan, ...], bl
         ConfigError: a blueprint is not registered here.
     """
     specs = {spec.path: spec.model_copy(update={"device": "cpu"}) for spec in identity.slots}
-    with seeded(0):  # the caller's random numbers go on as if nothing had happened
-        network = _built(task, identity)
+    network = build_network(task, identity)
     seeds = []
     for plan in topology:
         spec = specs[plan.slot]
@@ -143,16 +142,14 @@ def _rebuilt(task: Task, identity: Identity, topology: tuple[GraftPlan, ...], bl
     return network
 
 
-def _built(task: Task, identity: Identity) -> nn.Module:
-    """Raises: TaskError: the user's factory raised, or gave something else than a network."""
-    try:
+def build_network(task: Task, identity: Identity) -> nn.Module:
+    """The host of a run as its task builds it, on the CPU; the random numbers of the caller go on unchanged.
+
+    Raises:
+        TaskError: the user's factory raised, or gave something that is not a network.
+    """
+    with seeded(0), refused_as_theirs():
         return build_host(task, identity.config.run.seed, "cpu")
-    except EsperError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"({last.filename}, line {last.lineno})"
-        raise TaskError("task.model", identity.task, f"it raised {type(error).__name__}: {error} {where}") from error
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:

@@ -227,36 +227,45 @@ CORRECTED_FLOPS = {
 # -- the built-in set --------------------------------------------------------------------------------------------
 
 
-def _on_channels(make: Callable[[int], nn.Module]) -> Factory:
-    return lambda spec: make(spec.shape[0] if spec.kind is Kind.NCHW else spec.shape[-1])
+@dataclass(frozen=True)
+class Called:
+    """A factory that says what it calls, so that `esper export` can write the call down."""
+
+    call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
+    """Slot -> a function at the top of a module, and its arguments: numbers and flags."""
+
+    def __call__(self, spec: SlotSpec) -> nn.Module:
+        """A new module for the slot."""
+        function, arguments = self.call(spec)
+        return function(*arguments)
 
 
-def _over_time(make: Callable[[int, bool], nn.Module]) -> Factory:
-    return lambda spec: make(spec.shape[-1], spec.causal)
+def _on_channels(make: Callable[..., nn.Module], *more: int) -> Called:
+    return Called(lambda spec: (make, (spec.shape[0] if spec.kind is Kind.NCHW else spec.shape[-1], *more)))
 
 
-def _conv_mlp(kernel: int) -> Factory:
-    return _over_time(lambda channels, causal: ntc.conv_mlp(channels, kernel, causal))
+def _over_time(make: Callable[..., nn.Module], *more: int) -> Called:
+    return Called(lambda spec: (make, (spec.shape[-1], *more, spec.causal)))
 
 
-def _norm(spec: SlotSpec) -> nn.Module:
-    return _on_channels(nchw.norm if spec.kind is Kind.NCHW else nc.norm)(spec)
+def _norm(spec: SlotSpec) -> tuple[Callable[..., nn.Module], tuple[int, ...]]:
+    return _on_channels(nchw.scaled_group_norm if spec.kind is Kind.NCHW else nc.scaled_layer_norm).call(spec)
 
 
 _ROWS = (Kind.NTC, Kind.NC)
 
 for _name, _kinds, _risk, _factory in (
-    ("norm", tuple(Kind), 0.05, _norm),
+    ("norm", tuple(Kind), 0.05, Called(_norm)),
     ("squeeze_excite", (Kind.NCHW,), 0.1, _on_channels(nchw.SqueezeExcite)),
     ("depthwise_separable", (Kind.NCHW,), 0.2, _on_channels(nchw.depthwise_separable)),
     ("bottleneck", (Kind.NCHW,), 0.25, _on_channels(nchw.bottleneck)),
     ("conv3", (Kind.NCHW,), 0.25, _on_channels(nchw.conv3)),
     ("low_rank", _ROWS, 0.1, _on_channels(nc.low_rank)),
     ("mlp", _ROWS, 0.15, _on_channels(nc.mlp)),
-    ("wide_mlp", (Kind.NTC,), 0.3, _on_channels(lambda channels: nc.mlp(channels, 8))),
-    ("conv_mlp_3", (Kind.NTC,), 0.2, _conv_mlp(3)),
-    ("conv_mlp_7", (Kind.NTC,), 0.2, _conv_mlp(7)),
-    ("conv_mlp_15", (Kind.NTC,), 0.2, _conv_mlp(15)),
+    ("wide_mlp", (Kind.NTC,), 0.3, _on_channels(nc.mlp, 8)),
+    ("conv_mlp_3", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 3)),
+    ("conv_mlp_7", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 7)),
+    ("conv_mlp_15", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 15)),
     ("gated_conv", (Kind.NTC,), 0.25, _over_time(ntc.GatedConv)),
     ("token_shift", (Kind.NTC,), 0.2, _on_channels(ntc.token_shift)),
     ("attention", (Kind.NTC,), 0.35, _over_time(ntc.Attention)),

@@ -9,14 +9,10 @@ Suffixes: B batch, C channels, H height, W width, T time or position, N heads, K
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 from torch import Tensor, nn
 
-Layer = TypeVar("Layer", bound=nn.Module)
 
-
-def zeroed(layer: Layer) -> Layer:
+def zeroed(layer: nn.Module) -> nn.Module:
     """Set every parameter of `layer` to 0, in place, and return it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

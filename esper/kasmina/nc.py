@@ -7,7 +7,7 @@ from torch import nn
 from esper.kasmina.modules import SquaredReLU, bottleneck_width, zeroed
 
 
-def norm(channels: int) -> nn.Module:
+def scaled_layer_norm(channels: int) -> nn.Module:
     """s = scale * LN(x) + shift, both 0 at birth. Source: Ba et al., arXiv:1607.06450."""
     return zeroed(nn.LayerNorm(channels))
 

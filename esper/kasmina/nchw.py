@@ -17,7 +17,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, max(1, channels // 4)), channels)
 
 
-def norm(channels: int) -> nn.Module:
+def scaled_group_norm(channels: int) -> nn.Module:
     """s = scale * GN(x) + shift per channel, both 0 at birth."""
     return zeroed(group_norm(channels))
 

@@ -1,0 +1,196 @@
+"""Python definitions as text, together with all that they use, so that a file of them needs only what they import.
+
+It reads source and evaluates nothing. Definitions of esper itself and of the modules that are named `own` are written
+out; what they use from elsewhere is imported by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import inspect
+import symtable
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.util import resolve_name
+
+FUTURE = "from __future__ import annotations\n"
+
+
+class CannotBeWritten(Exception):
+    """A definition cannot be written out as text that stands alone; the message says which, and why."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module as text: what is at its top, by name."""
+
+    name: str
+    lines: list[str]
+    package: str
+    nodes: dict[str, ast.stmt]
+
+    @classmethod
+    def of(cls, name: str) -> Source:
+        """Raises: CannotBeWritten: the module cannot be imported by its name, or its source is not there."""
+        try:
+            module = importlib.import_module(name)
+            text = inspect.getsource(module)
+        except (ImportError, OSError, TypeError) as error:
+            raise CannotBeWritten(f"the source of module {name!r} cannot be read: {error}") from error
+        nodes = {bound: node for node in ast.parse(text).body for bound in _bound(node)}
+        return cls(name, text.splitlines(), module.__package__ or "", nodes)
+
+    def text(self, node: ast.stmt, leave_out: set[str]) -> str:
+        """A definition's own text, without those decorators that are one of the names `leave_out`."""
+        start = node.lineno
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            decorators = [one for one in node.decorator_list if _root(one) not in leave_out]
+            above = [f"@{ast.unparse(one)}" for one in decorators]
+            return "\n".join([*above, *self.lines[start - 1 : node.end_lineno]])
+        return "\n".join(self.lines[start - 1 : node.end_lineno])
+
+
+@dataclass
+class Definitions:
+    """Definitions in the order in which they can be evaluated, and the imports that they need."""
+
+    own: frozenset[str] = frozenset()
+    """Modules whose definitions are written out, beside esper's."""
+    imports: set[str] = field(default_factory=set)
+    texts: list[str] = field(default_factory=list)
+    _sources: dict[str, Source] = field(default_factory=dict)
+    _taken: dict[str, str] = field(default_factory=dict)
+
+    def add(self, module: str, name: str) -> None:
+        """Add what `name` is at the top of a module, after all that it uses.
+
+        Raises:
+            CannotBeWritten: it, or something that it uses, is not defined at the top of a module that can be read; or
+                two definitions have one name.
+        """
+        source = self._source(module)
+        if name not in source.nodes:
+            if hasattr(builtins, name):
+                return
+            raise CannotBeWritten(f"{module} uses {name!r}, which is not defined at its top")
+        node = source.nodes[name]
+        if isinstance(node, ast.Import):
+            self._import(module, node, name)
+        elif isinstance(node, ast.ImportFrom):
+            self._import_from(source, node, name)
+        elif self._claim(name, module):
+            self._define(source, node)
+
+    def has(self, module: str, name: str) -> bool:
+        """A module's definition of this name is among them."""
+        return self._taken.get(name) == module
+
+    def __str__(self) -> str:
+        """The text of a file's imports and definitions."""
+        return "\n".join(sorted(self.imports)) + "\n\n\n" + "\n\n\n".join(self.texts)
+
+    def _source(self, module: str) -> Source:
+        if module not in self._sources:
+            self._sources[module] = Source.of(module)
+        return self._sources[module]
+
+    def _is_own(self, module: str) -> bool:
+        return module in self.own or module.partition(".")[0] == "esper"
+
+    def _claim(self, name: str, by: str) -> bool:
+        """Take a name for a definition. Returns: it is new. Raises: CannotBeWritten: it is another definition's."""
+        if name in self._taken and self._taken[name] != by:
+            raise CannotBeWritten(f"{self._taken[name]} and {by} both define {name!r}; rename yours")
+        new = name not in self._taken
+        self._taken[name] = by
+        return new
+
+    def _define(self, source: Source, node: ast.stmt) -> None:
+        esper_s = {name for name, one in source.nodes.items() if self._is_import_of_esper(source, one)}
+        text = source.text(node, esper_s if source.name in self.own else set())
+        for used in sorted(_used(text)):
+            self.add(source.name, used)
+        for named in sorted(_annotations(text) & source.nodes.keys()):
+            if not self._is_import_of_esper(source, source.nodes[named]):  # annotations are never evaluated
+                self.add(source.name, named)
+        self.texts.append(text)
+
+    def _is_import_of_esper(self, source: Source, node: ast.stmt) -> bool:
+        if isinstance(node, ast.ImportFrom):
+            return _origin(source, node).partition(".")[0] == "esper"
+        return isinstance(node, ast.Import) and any(one.name.partition(".")[0] == "esper" for one in node.names)
+
+    def _import(self, module: str, node: ast.Import, name: str) -> None:
+        alias = next(one for one in node.names if _bound_as(one) == name)
+        if self._is_own(alias.name):
+            raise CannotBeWritten(f"{module} uses module {alias.name} as a whole; import what it needs by name")
+        self._take_import(name, f"import {alias.name}" + (f" as {alias.asname}" if alias.asname else ""))
+
+    def _import_from(self, source: Source, node: ast.ImportFrom, name: str) -> None:
+        alias = next(one for one in node.names if _bound_as(one) == name)
+        origin = _origin(source, node)
+        if not self._is_own(origin):
+            self._take_import(name, f"from {origin} import {alias.name}" + (f" as {name}" if alias.asname else ""))
+            return
+        self.add(origin, alias.name)
+        if name != alias.name and self._claim(name, source.name):
+            self.texts.append(f"{name} = {alias.name}")
+
+    def _take_import(self, name: str, line: str) -> None:
+        self._claim(name, line)
+        self.imports.add(line)
+
+
+def _bound(node: ast.stmt) -> Iterator[str]:
+    """The names that a statement at the top of a module binds."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign(targets=targets):
+            yield from (one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            yield name
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            yield from map(_bound_as, names)
+
+
+def _bound_as(alias: ast.alias) -> str:
+    return alias.asname or alias.name.partition(".")[0]
+
+
+def _origin(source: Source, node: ast.ImportFrom) -> str:
+    """The absolute name of the module that is imported from."""
+    return resolve_name("." * node.level + (node.module or ""), source.package)
+
+
+def _root(decorator: ast.expr) -> str:
+    """The first name of `name.attribute(...)`."""
+    while isinstance(decorator, ast.Call | ast.Attribute):
+        decorator = decorator.func if isinstance(decorator, ast.Call) else decorator.value
+    return decorator.id if isinstance(decorator, ast.Name) else ""
+
+
+def _annotations(text: str) -> set[str]:
+    """Names in the annotations of a definition."""
+    parts: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            parts.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parts.append(node.returns)
+    return {one.id for part in parts if part is not None for one in ast.walk(part) if isinstance(one, ast.Name)}
+
+
+def _used(text: str) -> set[str]:
+    """Global names that a definition looks up; not those of its annotations, which are never evaluated."""
+
+    def of(table: symtable.SymbolTable) -> Iterator[str]:
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module"):
+                yield symbol.get_name()
+        for inner in table.get_children():
+            yield from of(inner)
+
+    return set(of(symtable.symtable(FUTURE + text, "<definition>", "exec")))

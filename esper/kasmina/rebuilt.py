@@ -1,0 +1,78 @@
+"""A grown network rebuilt around its host's own factory, from names and tensors alone. It needs torch alone.
+
+`esper export --format torch` writes these definitions into the file that it makes, for where esper is not installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.attached import Seed, attach
+
+State = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
+Grafted = tuple[str, int, Callable[[], nn.Module], torch.dtype]
+"""Slot, ordinal, how to make the seed's module, and its dtype."""
+
+
+def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: State, modules: str) -> nn.Module:
+    """The grown network around what `model()` gives, in evaluation mode.
+
+    Args:
+        model: The factory of the host that grew.
+        seeds: In the order in which they were grafted.
+        state: What `state_of` gave.
+        modules: What `modules_digest` gave for the host.
+
+    Raises:
+        TypeError: `model` is a network, not its factory.
+        ValueError: `model` builds another network than the one that grew.
+    """
+    if isinstance(model, nn.Module):
+        raise TypeError(f"give the factory of the network that grew, not a {type(model).__name__} that it has built")
+    network = model()
+    if modules_digest(network) != modules:
+        raise ValueError("this is another network than the one that grew: a module of it, or a setting, differs")
+    attach(
+        network, [(slot, at, Seed(make().to(dtype), torch.zeros((), dtype=dtype))) for slot, at, make, dtype in seeds]
+    )
+    fill(network, state)
+    return network.eval()
+
+
+def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see State
+    """The state dict of a network, with the buffers that it leaves out; the tensors are the network's own."""
+    state: dict[str, Any] = network.state_dict()
+    state.update({name: buffer.detach() for name, buffer in network.named_buffers() if name not in state})
+    return state
+
+
+@torch.no_grad()
+def fill(network: nn.Module, state: State) -> None:
+    """Copy a state into a network, all of it and nothing else. Raises: ValueError: it is of another network."""
+    own, buffers = network.state_dict(), dict(network.named_buffers())
+    for name in sorted({*own, *buffers} ^ {*state}):
+        raise ValueError(f"this is another network than the one that grew: {name} is in only one of them")
+    for name, kept in state.items():
+        if isinstance(kept, Tensor):
+            live = own[name] if name in own else buffers[name]
+            if (live.shape, live.dtype) != (kept.shape, kept.dtype):
+                here, there = f"{list(live.shape)} {live.dtype}", f"{list(kept.shape)} {kept.dtype}"
+                raise ValueError(f"this is another network than the one that grew: {name} is {here}, it was {there}")
+    network.load_state_dict({name: state[name] for name in own})
+    for name in buffers.keys() - own.keys():
+        buffers[name].copy_(state[name])
+
+
+def modules_digest(network: nn.Module) -> str:
+    """SHA-256, in hex, over the names and classes of all modules, and the settings of those that are torch's own."""
+    digest = hashlib.sha256()
+    for name, module in network.named_modules():
+        kind = type(module)
+        settings = module.extra_repr() if kind.__module__.startswith("torch.nn.modules.") else ""
+        digest.update(f"{name}: {kind.__qualname__}({settings})\n".encode())
+    return digest.hexdigest()

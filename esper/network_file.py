@@ -1,0 +1,94 @@
+"""The text of `network.py`: a grown network, written down as definitions that need torch and not esper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import FunctionType
+
+from esper.definitions import FUTURE, CannotBeWritten, Definitions
+from esper.errors import ConfigError
+from esper.kasmina.blueprints import Blueprint, Called, Registry
+from esper.kasmina.rebuilt import rebuild
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import Kind, SlotSpec
+
+HEAD = '''"""A network that grew: run {run}, fence {fence}. Made by `esper export`; it needs torch, but not esper.
+
+    from network import build
+    model = build(my_model_factory)  # the factory of the network that grew: () -> nn.Module
+
+The weights are in `network.pt`, beside this file.
+"""
+
+'''
+TAIL = '''SEEDS = [  # slot, ordinal, module, dtype
+{seeds}]
+
+MODULES = "{modules}"
+
+
+def build(model):
+    """The grown network around what `model()` gives, on the CPU and in evaluation mode.
+
+    Raises:
+        ValueError: `model` builds another network than the one that grew.
+    """
+    weights = Path(__file__).with_name("network.pt")
+    return {rebuild}(model, SEEDS, torch.load(weights, map_location="cpu", weights_only=True), MODULES)
+'''
+
+
+def network_file(
+    run: str,
+    fence: int,
+    topology: Sequence[GraftPlan],
+    specs: Mapping[str, SlotSpec],
+    blueprints: Registry,
+    modules: str,
+) -> str:
+    """The text of a Python file that rebuilds a grown network around its host's factory.
+
+    Args:
+        modules: What `modules_digest` gives for the host.
+
+    Raises:
+        ConfigError: a blueprint of the user cannot be written down; it is named, with the reason.
+    """
+    made = [blueprints.get(plan.blueprint_id) for plan in topology]
+    wanted = Definitions(frozenset(one.factory.__module__ for one in made if _is_function(one)))
+    rows = []
+    for plan, blueprint in zip(topology, made, strict=True):
+        spec = specs[plan.slot]
+        try:
+            call = _call(wanted, blueprint, spec)
+        except CannotBeWritten as error:
+            raise ConfigError("blueprint", blueprint.name, f"it cannot be written into a file: {error}") from error
+        rows.append(f'    ("{plan.slot}", {plan.ordinal}, lambda: {call}, {spec.dtype}),\n')
+    wanted.add(rebuild.__module__, rebuild.__name__)
+    wanted.imports |= {"import torch", "from pathlib import Path"}
+    tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__)
+    return f"{HEAD.format(run=run, fence=fence)}{FUTURE}\n{wanted}\n\n\n{tail}"
+
+
+def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
+    """The expression that makes a seed's module; what it needs is added to the definitions."""
+    factory = blueprint.factory
+    if isinstance(factory, Called):
+        function, arguments = factory.call(spec)
+        wanted.add(function.__module__, function.__name__)
+        return f"{function.__name__}({', '.join(map(repr, arguments))})"
+    if not _is_function(blueprint):
+        raise CannotBeWritten(f"{factory!r} is no function at the top of a module; make it one")
+    wanted.add(factory.__module__, factory.__name__)
+    wanted.imports.add("from types import SimpleNamespace")
+    told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {"shape": spec.shape}
+    fields = {field: repr(value) for field, value in told.items()}
+    if wanted.has(Kind.__module__, Kind.__name__):
+        fields["kind"] = f"{Kind.__name__}({fields['kind']})"
+    return f"{factory.__name__}(SimpleNamespace({', '.join(f'{field}={value}' for field, value in fields.items())}))"
+
+
+def _is_function(blueprint: Blueprint) -> bool:
+    """The user's factory is a function, or a class, at the top of a module."""
+    factory = blueprint.factory
+    return isinstance(factory, FunctionType | type) and factory.__qualname__.isidentifier()

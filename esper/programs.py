@@ -1,0 +1,111 @@
+"""A network as a program that runs without its Python: by `torch.export`, and in ONNX. It writes no file."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from esper.errors import ConfigError
+from esper.kasmina.seeded import seeded
+from esper.their_code import refused_as_theirs, their_code
+
+Play = Callable[[Any], Any]
+"""Inputs -> outputs, of a program as it was read from a file."""
+
+
+def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedProgram:  # Any: what it takes
+    """A network as a program for batches of any size.
+
+    Args:
+        inputs: One batch of `rows` samples; a tensor in it whose first dimension is that long has the batch there.
+
+    Raises:
+        TaskError: torch cannot trace it, or only for one size of the batch; its reason is the cause.
+    """
+    batch = torch.export.Dim("batch")
+
+    def dynamic(leaf: Any) -> Any:  # Any: whatever the user's model takes
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None
+
+    shapes = (pytree.tree_map(dynamic, inputs),)
+    with seeded(0), torch.no_grad(), refused_as_theirs(), their_code("task.model", "torch.export"):
+        return torch.export.export(network, (inputs,), dynamic_shapes=shapes)
+
+
+# -- torch.export ------------------------------------------------------------------------------------------------
+
+
+def export_bytes(program: torch.export.ExportedProgram) -> bytes:
+    """The program as a file that `torch.export.load` reads."""
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def play_export(data: bytes) -> Play:
+    """The program of a file."""
+    return torch.export.load(io.BytesIO(data)).module()
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------
+
+
+def check_onnx() -> None:
+    """Raises: ConfigError: the packages of the extra are not installed."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        mend = f"needs {' and '.join(missing)}; install the extra: pip install 'esper-runtime[onnx]'"
+        raise ConfigError("--format", "onnx", mend)
+
+
+def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
+    """The program as an ONNX file, its weights in it.
+
+    Raises:
+        TaskError: torch cannot put it into ONNX; its reason is the cause.
+    """
+    with _quiet(), refused_as_theirs(), their_code("task.model", "torch.onnx.export"):
+        made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+    assert made is not None, "torch gives a program where it is told no file"
+    data: bytes = made.model_proto.SerializeToString()
+    return data
+
+
+def play_onnx(data: bytes) -> Play:
+    """The graph, run by the reference evaluator of ONNX."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    model = onnx.load_model_from_string(data)
+    onnx.checker.check_model(model)
+    names = [one.name for one in model.graph.input]
+    evaluator = ReferenceEvaluator(model)
+
+    def play(inputs: Any) -> Any:  # Any: whatever the user's model takes
+        given = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        return evaluator.run(None, dict(zip(names, given, strict=True)))
+
+    return play
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says of packages that nobody asked for, and of its own use of what it will remove."""
+    said = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = said.level
+    said.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        said.setLevel(before)
