@@ -46,6 +46,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "why_nothing_grows": why_nothing_grows(prospect),
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
         "slots": [spec.model_dump(mode="json") for spec in prospect.specs],
+        "left_out": [{"slot": path, "why": why} for path, why in prospect.left_out.items()],
         "candidates": told(prospect, tried),
         "host_gflops": prospect.total_steps * step / 1e9,
         "tournament_gflops": _tournament_flops(prospect, [pair.flops for pair in tried]) / 1e9,

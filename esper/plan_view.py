@@ -14,12 +14,12 @@ FIGURES = ("parameters", "cost / host", "risk")
 
 
 def candidates(found: Mapping[str, Any]) -> Table:
-    """Every candidate with its size, its cost and its place in the run."""
-    shown = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES)
+    """Every candidate with its size, its cost and its place in the run; a slot's name stands at its first."""
+    shown, last = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES), ""
     for row in found["candidates"]:
-        size, cost = f"{row['parameters']:,}", number(row["cost_ratio"], 2)
-        place = row["place"].replace("growth.", "")
-        shown.add_row(*cells(row["slot"], row["blueprint"], size, cost, f"{row['risk']:.2f}", place))
+        size, cost, place = f"{row['parameters']:,}", number(row["cost_ratio"], 2), row["place"].replace("growth.", "")
+        slot, last = ("" if row["slot"] == last else row["slot"]), row["slot"]
+        shown.add_row(*cells(slot, row["blueprint"], size, cost, f"{row['risk']:.2f}", place))
     return shown
 
 

@@ -284,6 +284,7 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
         causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
         mixed = "" if spec.samples_independent else ", mixes samples"
         lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
+    lines += left_out(prospect.left_out)
     if not growth.enabled:
         return [*lines, "  no growth: the network trains alone"]
     units = "samples" if prospect.data.slice("gate", 0).groups is None else "groups"
@@ -295,6 +296,14 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
         "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
     ]
+
+
+def left_out(modules: Mapping[str, str]) -> list[str]:
+    """Modules that a pattern matched and that are no slots, a line for each reason."""
+    paths: dict[str, list[str]] = {}
+    for path, why in modules.items():
+        paths.setdefault(why, []).append(path)
+    return [f"  no slot, {why}: {', '.join(ones)}" for why, ones in paths.items()]
 
 
 def results(result: Result) -> RenderableType:

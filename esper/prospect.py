@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,8 @@ class Prospect:
     config: RunConfig
     data: TaskData
     specs: tuple[SlotSpec, ...]
+    left_out: Mapping[str, str]
+    """Modules that a pattern of `task.slots` matched and that cannot be slots, by path, with the reason."""
     options: tuple[Pair, ...]
     blueprints: Registry
     fence_steps: tuple[int, ...]
@@ -163,7 +165,8 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
     check_task(task, fence_steps[-1], trained)
     inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
-    specs = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
+    found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
+    specs = found.specs
     _check_names(host, specs)
     options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
     with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
@@ -176,6 +179,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         config=config,
         data=data,
         specs=specs,
+        left_out=found.left_out,
         options=options,
         blueprints=blueprints,
         fence_steps=fence_steps,

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from esper import plan_view
 from esper.forecast import Measured, Work, births_s, busiest, forecast, foretell_waits, measure, replica_s, tournament_s
 from esper.journal import Kind, read
 from esper.loop import run
+from esper.progress import heading
 from esper.prospect import survey
 from esper.run_directory import journal_file
-from esper.testing import tiny_config, tiny_task
+from esper.testing import TinyHost, tiny_config, tiny_task
 
 
 def plan(**overrides: Any) -> dict[str, Any]:
@@ -92,6 +94,34 @@ def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
     assert said.startswith("nothing can germinate: the run has 5 rounds; a seed that germinates at fence 1")
     assert "needs 6 more" in said
     assert survey(tiny_task(), tiny_config(run__epochs=5)).can_grow  # 8 rounds: the advice to train longer is right
+
+
+def test_what_a_star_leaves_out_is_in_the_plan_and_in_the_heading_of_a_run() -> None:
+    found = survey(tiny_task(slots=["*"], model=Around), tiny_config(growth__enabled=False))
+    assert [slot["path"] for slot in forecast(found)["slots"]] == ["body", "head"]
+    assert forecast(found)["left_out"] == [
+        {"slot": "pair", "why": "output of type tuple"},
+        {"slot": "same", "why": "output of type tuple"},
+    ]
+    assert "  no slot, output of type tuple: pair, same" in heading(found, None)
+
+
+class Twofold(torch.nn.Module):
+    """[B, 8] -> twice [B, 8]."""
+
+    def forward(self, x_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x_BC, x_BC
+
+
+class Around(TinyHost):
+    """A host two of whose modules return pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.same = Twofold(), Twofold()
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.same(self.pair(x_BC)[0])[1])
 
 
 @pytest.mark.parametrize("width", [80, 60])

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from esper.errors import TaskError
 from esper.kasmina.perturbation import Change, is_content, mapped, moved, perturbing, tensors, unchanged
 from esper.kasmina.seeded import seeded
+from esper.kasmina.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
 from esper.their_code import refused_as_theirs
 
@@ -31,43 +30,16 @@ NESTED = (
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
 
 
-def resolve(model: nn.Module, patterns: Sequence[str]) -> tuple[str, ...]:
-    """Paths of the modules that `patterns` name, each once, in the order of `named_modules`.
+@dataclass(frozen=True)
+class Found:
+    """What a dry run found."""
 
-    A pattern is a module path whose parts may hold `*`, `?` and `[...]`; a `*` does not reach over a dot. A module
-    that is known by several paths goes by its first.
-
-    Raises:
-        TaskError: a pattern matches nothing, or is the model itself.
-    """
-    if isinstance(patterns, str):
-        raise TaskError("task.slots", patterns, "give a list of module paths, not one string")
-    first = {module: path for path, module in model.named_modules()}
-    paths = {path: first[module] for path, module in model.named_modules(remove_duplicate=False) if path}
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = {known for path, known in paths.items() if _matches(path, pattern)}
-        if not found:
-            raise TaskError("task.slots", pattern, _nearest(pattern, paths))
-        chosen |= found
-    return tuple(path for path in first.values() if path in chosen)
+    specs: tuple[SlotSpec, ...]
+    left_out: Mapping[str, str]
+    """Path of each module that a pattern matched and that cannot be a slot -> why."""
 
 
-def _matches(path: str, pattern: str) -> bool:
-    parts, wanted = path.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
-
-
-def _nearest(pattern: str, paths: Mapping[str, str]) -> str:
-    if not paths:
-        return "the model has no submodule that could be a slot"
-    if not pattern:
-        return "the model itself is not a slot; name one of its modules"
-    near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0)[0]
-    return f"no module has this path; the nearest is {near!r}"
-
-
-def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> tuple[SlotSpec, ...]:
+def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> Found:
     """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
 
     The model's parameters, buffers, modes, hooks and attributes, the input and all global random numbers are as before
@@ -78,22 +50,29 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
 
     Args:
         model: In the modes that it trains in: a module that is frozen in evaluation mode stays so.
-        slots: Paths or patterns, see `resolve`.
+        slots: Paths or patterns, see `slot_patterns.match`.
         batch_input: What `call` takes: tensors, alone or in tuples, lists, mappings; batch first, two samples or more.
         call: Runs one forward, `(model, batch_input) -> output`.
 
     Raises:
         TaskError: a slot is not called exactly once per forward in both modes, its output is not one floating tensor of
             2, 3 or 4 dimensions with one row per sample, or it cannot be measured (not finite, not repeatable, not
-            moved by any input).
+            moved by any input). Where a pattern with a wildcard matched it, it is left out; where nothing else is left
+            of a pattern, that is refused.
         TaskError: the user's own model raised; the call says with which input.
     """
-    host = _Host(model, resolve(model, slots), batch_input, call, _batch_size(batch_input))
+    matched = match(model, slots)
+    host = _Host(model, matched, batch_input, call, _batch_size(batch_input))
     training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
-    kinds = {path: _kind(path, training[path], evaluation[path], host.batch) for path in host.paths}
+    kinds = {}
+    for path in host.paths:
+        with matched.trying(path):
+            kinds[path] = _kind(path, training[path], evaluation[path], host.batch)
+    _leave_out_repeated(matched, training, evaluation)
     independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
     independent_evaluated = _independent(host, evaluation, training=False)
-    return tuple(
+    matched.check()
+    specs = tuple(
         SlotSpec(
             path=path,
             kind=kinds[path],
@@ -105,7 +84,9 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
             samples_independent_evaluated=path in independent_evaluated,
         )
         for path, output in training.items()
+        if path in host.paths
     )
+    return Found(specs, matched.left_out)
 
 
 @dataclass(frozen=True)
@@ -113,10 +94,15 @@ class _Host:
     """The model with all that a forward needs; the slots' outputs are what it gives."""
 
     model: nn.Module
-    paths: tuple[str, ...]
+    matched: Matched
     batch_input: Any
     call: Call
     batch: int
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the slots. One that a pattern matched goes when it fails a check."""
+        return self.matched.paths
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
         """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
@@ -133,15 +119,34 @@ class _Host:
         ):
             self.call(self.model, given)
         mode = "training" if training else "evaluation"
-        return {path: _only_output(path, outputs, mode) for path, outputs in seen.items()}
+        outputs = {}
+        for path, recorded in seen.items():
+            with self.matched.trying(path):
+                outputs[path] = _only_output(path, recorded, mode)
+        return outputs
 
     def run_twice(self, *, training: bool) -> dict[str, Tensor]:
         """As `run`. Raises: TaskError: the same input and the same random numbers gave two different outputs."""
         outputs, again = self.run(training=training), self.run(training=training)
         for path in self.paths:
             if outputs[path].shape != again[path].shape or moved(outputs[path], again[path], TOLERANCE).any():
-                raise TaskError(f"slot {path}", "two outputs for one input", "draw from the seeded global generators")
+                with self.matched.trying(path):
+                    mend = "draw from the seeded global generators"
+                    raise TaskError(f"slot {path}", "two outputs for one input", mend)
         return outputs
+
+
+def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
+    """Of modules with one output in both modes, keep those that were named, else the first, the outermost."""
+    kept: list[str] = sorted(matched.named & set(matched.paths))
+    for path in matched.paths:
+        if path in matched.named:
+            continue
+        same = (other for other in kept if all(_equal(by[path], by[other]) for by in (training, evaluation)))
+        if (other := next(same, None)) is not None:
+            matched.same_as(path, other)
+        else:
+            kept.append(path)
 
 
 @contextmanager
@@ -183,6 +188,10 @@ def recording(model: nn.Module, seen: Mapping[str, list[object]]) -> Iterator[No
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and torch.equal(one, other)
 
 
 def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
@@ -245,7 +254,8 @@ def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -
                 mixed.add(path)
     for path in host.paths:
         if path not in alive:
-            raise TaskError(f"slot {path}", "no input moves its output", "name a module that the input reaches")
+            with host.matched.trying(path):
+                raise TaskError(f"slot {path}", "no input moves its output", "name a module that the input reaches")
     return set(host.paths) - mixed
 
 
@@ -255,15 +265,16 @@ def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
     Five positions are perturbed in turn, in every input that has the slot's length as its second dimension.
     """
     leaking, alive = set(), set()
-    lengths = {output.shape[1] for output in before.values() if output.dim() == 3}
+    sequences = {path: before[path] for path in host.paths if before[path].dim() == 3}
+    lengths = {output.shape[1] for output in sequences.values()}
     for length in sorted(lengths):
         leading = (host.batch, length)
         if not any(is_content(tensor, leading) for tensor in tensors(host.batch_input)):
             continue
-        paths = [path for path, output in before.items() if output.dim() == 3 and output.shape[1] == length]
+        paths = [path for path, output in sequences.items() if output.shape[1] == length]
         for t in sorted({1, length // 4, length // 2, 3 * length // 4, length - 1} & set(range(1, length))):
             after = host.run(training=False, change=perturbing((slice(None), slice(t, t + 1)), leading))
-            for path in paths:
+            for path in [path for path in paths if path in after]:
                 times = moved(before[path], after[path], TOLERANCE)
                 if times[:, :t].any():
                     leaking.add(path)

@@ -12,8 +12,9 @@ from torch.nn.functional import pad
 
 from esper.errors import TaskError
 from esper.kasmina.ntc import Attention, TimeConv
-from esper.kasmina.slots import dry_run, resolve
-from esper.leyline.slots import Kind
+from esper.kasmina.slot_patterns import match
+from esper.kasmina.slots import dry_run as find
+from esper.leyline.slots import Kind, SlotSpec
 
 TOKENS = torch.randint(0, 11, (4, 16), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -23,6 +24,14 @@ SEQUENCES = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(0))
 
 def call(model: nn.Module, batch_input: object) -> object:
     return model(batch_input)
+
+
+def dry_run(model: nn.Module, slots, batch_input: object, run) -> tuple[SlotSpec, ...]:
+    return find(model, slots, batch_input, run).specs
+
+
+def resolve(model: nn.Module, patterns) -> tuple[str, ...]:
+    return match(model, patterns).order
 
 
 def text_model(causal: bool = True) -> nn.Module:
@@ -67,8 +76,72 @@ def test_patterns_name_modules_once_in_the_order_of_the_model():
 
 
 def test_a_star_does_not_reach_into_submodules():
-    assert resolve(text_model(), ["*"]) == ("embed", "blocks", "head")
+    assert resolve(text_model(), ["[a-z]*"]) == ("embed", "blocks", "head")
     assert resolve(text_model(), ["blocks.?.drop"]) == ("blocks.0.drop", "blocks.1.drop")
+
+
+def test_a_star_alone_is_every_module_at_any_depth():
+    model = text_model()
+    assert resolve(model, ["*"]) == tuple(path for path, _ in model.named_modules() if path)
+
+
+class Mixed(nn.Module):
+    """[B, 8] -> [B, 4]. Its modules: two that can be slots, a container of one of them, and one of each other kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.twice, self.never = nn.Identity(), nn.Linear(8, 8)
+        self.pair, self.chance = Look(lambda x: (x, x)), Look(lambda x: x * next(NOISE))
+        self.bias = nn.Embedding(4, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.pair(self.twice(self.twice(self.body(x))))
+        return self.head(h + 0 * self.chance(h) + self.bias(torch.arange(4)))
+
+
+LEFT_OUT = {
+    "body.1": "its output is that of body",
+    "twice": "called 2 times by a forward in training mode",
+    "never": "never called by a forward in training mode",
+    "pair": "output of type tuple",
+    "chance": "two outputs for one input",
+    "bias": "no input moves its output",
+}
+
+
+def test_what_a_pattern_matches_and_cannot_be_a_slot_is_left_out_and_said():
+    found = find(Mixed(), ["*"], ROWS, call)
+    assert [spec.path for spec in found.specs] == ["body", "body.0", "head"]
+    assert found.left_out == LEFT_OUT
+
+
+@pytest.mark.parametrize(("path", "why"), LEFT_OUT.items())
+def test_the_same_module_named_outright_is_refused_or_kept(path, why):
+    if "its output is that" in why:
+        found = find(Mixed(), ["*", path], ROWS, call)
+        assert [spec.path for spec in found.specs] == ["body.0", "body.1", "head"]
+        assert found.left_out["body"] == "its output is that of body.1"
+        return
+    with pytest.raises(TaskError, match=f"slot {path} = '{why}'"):
+        find(Mixed(), ["*", path], ROWS, call)
+
+
+def test_a_pattern_of_which_nothing_is_left_is_refused_with_the_first_reason():
+    with pytest.raises(TaskError) as caught:
+        find(Mixed(), ["head", "[pt]*"], ROWS, call)
+    assert str(caught.value) == (
+        "task.slots = '[pt]*': none of the 2 modules that it matches can be a slot; twice: called 2 times by a forward"
+        " in training mode"
+    )
+
+
+def test_the_slots_of_a_star_are_measured_as_if_each_was_named():
+    found = find(text_model(), ["*"], TOKENS, call)
+    named = dry_run(text_model(), [spec.path for spec in found.specs], TOKENS, call)
+    assert found.specs == named
+    assert found.left_out["blocks.1"] == "its output is that of blocks"
 
 
 def test_a_module_known_by_two_paths_is_one_slot():
