@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -28,6 +27,7 @@ from ray.job_config import JobConfig
 from actors.handles import is_gone, unwrapped
 from actors.last_words import LastWords
 from actors.shell import Birth, Shell
+from esper.closing import Closing
 from esper.errors import ActorLost, PlacementUnavailable
 from esper.import_paths import ROOT, is_installed
 
@@ -69,7 +69,7 @@ class OwnPath(JobConfig):
         return True
 
 
-class EmbeddedRay:
+class EmbeddedRay(Closing):
     """A Ray of our own on this machine; it and all its processes end with `close` or with this process.
 
     Its ports are open to whoever can reach the machine, so it takes nobody in without a token that it draws itself.
@@ -143,14 +143,6 @@ class EmbeddedRay:
         for name, process in self._heads.items():
             if is_gone(process):
                 raise ActorLost("ray", f"{name} (process {process}) has ended")
-
-    def __enter__(self) -> EmbeddedRay:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _end_users_of(folder: Path) -> None:

@@ -24,6 +24,7 @@ from actors.shell import Birth, Shell
 from actors.source import SentProspect
 from actors.supervision import ChildSpec, Life, Strategy, Supervisor
 from esper.clock import SystemClock
+from esper.closing import noted_on
 from esper.config import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EsperError, TrainerRankLost, all_notes
@@ -113,8 +114,8 @@ class Company:
         """
         try:
             self._fill(self._generation)
-        except BaseException:
-            with uninterrupted():
+        except BaseException as error:
+            with uninterrupted(), noted_on(error, "ending the actors"):
                 self.end()
             raise
         self._all_change = False
@@ -293,8 +294,8 @@ class Company:
                     raise
                 up[life.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look)
                 self.supervisor.started(life)
-        except BaseException:
-            with uninterrupted():
+        except BaseException as error:
+            with uninterrupted(), noted_on(error, "ending the actors that were being started"):
                 self._end_begun()
             raise
         finally:

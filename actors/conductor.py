@@ -19,6 +19,7 @@ from actors.nursery import RemoteNursery
 from actors.source import SentProspect
 from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
 from esper import faults
+from esper.closing import at_the_end
 from esper.conducting import BringUp
 from esper.config import RunConfig
 from esper.line import Rooms
@@ -47,7 +48,12 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
     @contextmanager
     def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
         stack = ExitStack()
-        try:
+
+        def end() -> None:
+            with uninterrupted():
+                stack.close()
+
+        with at_the_end(end, "ending the actors"):
             ours = embedded or stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
             word = stack.enter_context(emergency_word())
             company = Company(prospect, key, sent, path, word, ours.check)
@@ -80,8 +86,5 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                 replaced=company.replaced,
                 shared=lambda snapshot: [ray.put(snapshot)],
             )
-        finally:
-            with uninterrupted():
-                stack.close()
 
     return up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from actors import rooms
 from actors.typed import EmergencyHandle
+from esper.closing import at_the_end
 from esper.emergency.word import EmergencyWord
 from esper.leyline.signals import EmergencySignal
 
@@ -41,9 +43,5 @@ def emergency_word() -> Iterator[EmergencyWord]:
     place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
     folder = Path(tempfile.mkdtemp(prefix=f"esper-word-{os.getpid()}-", dir=place))
     path = folder / "word"
-    try:
-        with EmergencyWord.create(path) as word:
-            yield word
-    finally:
-        path.unlink(missing_ok=True)
-        folder.rmdir()
+    with at_the_end(lambda: shutil.rmtree(folder), "removing the emergency word"), EmergencyWord.create(path) as word:
+        yield word

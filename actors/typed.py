@@ -21,7 +21,7 @@ from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, TrainingState
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, told
 from esper.telemetry.metrics import count
 
 Snapshot = list["ray.ObjectRef[object]"]
@@ -123,11 +123,11 @@ class TamiyoHandle:
             try:
                 return cast(Verdict, self.remote.ask_within(self._deadline_s, "decide", state))
             except CallDeadlineExceeded as error:
-                severe("policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
                 count("esper.policy.failures")
                 span_id = f"{current.get_span_context().span_id:016x}"
                 late = PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id)
                 late.actor, late.process = error.actor, error.process
+                told(late, "policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
                 raise late from error
 
     def state(self) -> str:

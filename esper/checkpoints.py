@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from esper import faults
+from esper.closing import Closing
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.errors import ActorError, StoreWriteFailed
 from esper.journal import Journal, Kind
@@ -53,7 +54,7 @@ class FenceState:
     nursery: Mapping[str, Any]  # Any: see `Nursery.state`
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """The checkpoints of one run, in one generation after the other. One save is in flight at a time."""
 
     def __init__(

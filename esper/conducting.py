@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from esper import faults
 from esper.candidates import why_none_stayed
 from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
+from esper.closing import noted_on
 from esper.errors import ConfigError, EsperError, TaskError
 from esper.faults import Firings
 from esper.history import Past, lasting_level
@@ -114,9 +115,9 @@ class Conductor:
             stack.enter_context(faults.armed(config.faults, self.name, faults_file(path, key.generation)))
             journal = stack.enter_context(Journal(path, key.generation))
             faults.point("conductor.open")
-            store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
+            store = stack.enter_context(FieldReportStore(reports_folder(path)))
             checkpoints = stack.enter_context(
-                closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed))
+                Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed)
             )
             record = Record(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
             if past is None:
@@ -161,7 +162,9 @@ class Record:
         except BaseException as error:
             self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
             fence, trace = (line.fence, line.trace_id) if line is not None else (None, trace)
-            self._tell_failure(error, {**failure(error), "trace_id": trace, "fence": fence or 0})
+            with noted_on(error, "journaling that the run failed"):
+                told = {**failure(error), "trace_id": trace, "fence": fence or 0}
+                self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
             raise
         self.journal.write(Kind.RUN_ENDED, **result.as_json())
         progress.ended(result)
@@ -198,15 +201,13 @@ class Record:
                         raise
                     death = error
         except Exception as stop:
-            for last, what in (
-                (self.checkpoints.settle, "the checkpoint in flight was"),
-                (line.tell, "word of deaths was"),
-                (line.hear_out, "signals in the emergency queue, if there were any, were"),
+            for last, doing in (
+                (self.checkpoints.settle, "committing the checkpoint in flight"),
+                (line.tell, "journaling deaths"),
+                (line.hear_out, "journaling the signals that the emergency queue holds, if any,"),
             ):
-                try:
+                with noted_on(stop, doing):
                     last()
-                except EsperError as lost:
-                    stop.add_note(f"{what} lost with it: {lost}")
             raise
 
     def _taken(self) -> FenceState:
@@ -222,12 +223,6 @@ class Record:
             return result
         resumes, restarts = self.past.resumes + 1, self.past.restarts + result.restarts
         return result.model_copy(update={"task": self.past.identity.task, "resumes": resumes, "restarts": restarts})
-
-    def _tell_failure(self, error: BaseException, told: dict[str, Any]) -> None:
-        try:
-            self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
-        except EsperError as lost:
-            error.add_note(f"that the run failed could not be written down: {lost}")
 
     def _faults(self) -> dict[str, Any]:
         """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""

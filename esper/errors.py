@@ -20,7 +20,7 @@
     ├── StoreWriteFailed                bytes could not be made durable
     ├── StoreCorrupt                    a file is not what it should be
     │   └── CheckpointCorrupt           ... and it should be a checkpoint
-    ├── RestoreImpossible               no checkpoint of the run can be loaded
+    ├── RestoreImpossible               no state of the run can be restored
     ├── RollbackDeadlineExceeded        a rollback took longer than its budget
     ├── ActorError                      something between processes went wrong
     │   ├── ActorLost                   the process of an actor is gone
@@ -295,14 +295,14 @@ class CheckpointCorrupt(StoreCorrupt):
 
 
 class RestoreImpossible(EsperError):
-    """No checkpoint in `folder` could be loaded; `why` names each with its reason. The run cannot go on from here."""
+    """There is no state to go back to in `folder`, which may be "memory"; `why` says what was tried."""
 
     def __init__(self, folder: str, why: str) -> None:
         super().__init__(folder, why)
         self.folder, self.why = folder, why
 
     def __str__(self) -> str:
-        return f"{self.folder}: no checkpoint can be restored: {self.why}"
+        return f"nothing can be restored from {self.folder}: {self.why}"
 
 
 class RollbackDeadlineExceeded(EsperError):

@@ -18,13 +18,15 @@ from typing import Any
 
 import typer
 
+from esper.closing import noted_on
 from esper.config import RunConfig
-from esper.errors import ConfigError, Drained, EmergencyStop, EsperError
+from esper.errors import ConfigError, Drained, EmergencyStop, EsperError, all_notes
 from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
 from esper.line import Drain
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
+from esper.next_steps import next_step
 from esper.output import PlainConsole, say
 from esper.plugins import launcher
 from esper.progress import Terminal
@@ -171,17 +173,22 @@ def _signals(drain: Drain) -> Iterator[None]:
 
 def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
     """The typed error, its cause, its trace, what is kept, what to do next."""
-    found = look_at(run_dir) if run_dir is not None else None
-    entries = found.entries if found is not None else ()
-    last = next((entry for entry in reversed(entries) if _tells(entry, error)), None)
+    facts, last, kept = failure(error), None, "nothing was written"
+    if run_dir is not None:
+        kept = "nothing that can be read"
+        with noted_on(error, f"reading what is left in {run_dir}"):
+            found = look_at(run_dir)
+            last = next((entry for entry in reversed(found.entries) if _tells(entry, facts)), None)
+            kept = _kept(run_dir, found)
     told: dict[str, Any] = {
-        **failure(error),
+        **facts,
         "trace_id": last.body["trace_id"] if last is not None else None,
         "run_dir": str(run_dir) if run_dir is not None else None,
-        "kept": _kept(run_dir, found) if run_dir is not None and found is not None else "nothing was written",
-        "next": f"esper resume {run_dir}" if run_dir is not None else "mend the cause and run again",
+        "kept": kept,
+        "next": next_step(error, run_dir),
     }
-    notes = told.pop("notes")
+    del told["notes"]
+    notes = list(all_notes(error))
     if last is not None and "fault_fired" in last.body:
         told["fault_fired"] = last.body["fault_fired"]
     if not isinstance(error, EsperError):  # the user's own code: its traceback, notes included, is what helps
@@ -206,6 +213,6 @@ def _kept(run_dir: Path, found: Remains) -> str:
     return f"{kept}; in quarantine, since they do not load: {', '.join(names)}" if names else kept
 
 
-def _tells(entry: Entry, error: Exception) -> bool:
+def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
     """A record is what the run wrote down of this very failure."""
-    return entry.kind is Kind.RUN_FAILED and entry.body.items() >= failure(error).items()
+    return entry.kind is Kind.RUN_FAILED and entry.body.items() >= facts.items()

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pydantic import BaseModel
 
+from esper.closing import Closing
 from esper.durable.log import FramedLog, LoadError, scan
 from esper.errors import StoreCorrupt
 from esper.run_directory import generation_of, journal_file, journals
@@ -64,7 +64,7 @@ class Entry:
     end: int
 
 
-class Journal:
+class Journal(Closing):
     """The journal of a run, open for appending to the file of its newest generation. Several threads may write.
 
     A thread of its own appends, one record after the other: Ctrl-C, which reaches the main thread wherever it is, then
@@ -133,14 +133,6 @@ class Journal:
         """Release the file, when what is being written is."""
         self._writer.shutdown(wait=True)
         self._log.close()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def read(path: Path) -> tuple[list[Entry], list[LoadError]]:

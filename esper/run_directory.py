@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
+from esper.closing import Closing, noted_on
 from esper.durable.files import DirectoryLease, make_folders
 from esper.errors import RunDirectoryError, StoreWriteFailed
 
@@ -34,7 +34,7 @@ def refusing(field: str, path: Path) -> Iterator[None]:
         raise RunDirectoryError(field, str(path), f"cannot be used: {error.strerror}{at}") from error
 
 
-class RunDirectory:
+class RunDirectory(Closing):
     """A new run's directory, claimed for this process until `close`."""
 
     def __init__(self, path: Path, lease: DirectoryLease) -> None:
@@ -60,8 +60,9 @@ class RunDirectory:
             try:
                 _refuse_filled(path)
                 _sweep(path)
-            except BaseException:
-                lease.release()
+            except BaseException as error:
+                with noted_on(error, "giving the lease back"):
+                    lease.release()
                 raise
         except (FileExistsError, NotADirectoryError) as error:
             raise RunDirectoryError("run.dir", str(path), "not a directory; choose another") from error
@@ -84,22 +85,15 @@ class RunDirectory:
             lease.acquire()
             try:
                 _sweep(path)
-            except BaseException:
-                lease.release()
+            except BaseException as error:
+                with noted_on(error, "giving the lease back"):
+                    lease.release()
                 raise
         return cls(path, lease)
 
     def close(self) -> None:
         """Give the directory back."""
         self._lease.release()
-
-    def __enter__(self) -> RunDirectory:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def make(path: Path) -> None:

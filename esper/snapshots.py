@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from esper.closing import at_the_end
 from esper.durable.files import make_folders, sync_folder
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreWriteFailed
 from esper.history import check_sound, read_past
@@ -42,18 +43,21 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
         _make_parent(place.parent)
     draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        make_folders(checkpoints_folder(draft))
-        _copy(run_dir, draft)
-        commits = _commits(draft)
-        _verify(draft, commits)
-        draft.rename(place)
-        sync_folder(place.parent)
+        with at_the_end(lambda: _remove(draft), "removing the unfinished copy"):
+            make_folders(checkpoints_folder(draft))
+            _copy(run_dir, draft)
+            commits = _commits(draft)
+            _verify(draft, commits)
+            draft.rename(place)
+            sync_folder(place.parent)
     except OSError as error:
         raise StoreWriteFailed(str(place), "copying a run") from error
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
     return commits
+
+
+def _remove(draft: Path) -> None:
+    if draft.exists():
+        shutil.rmtree(draft)
 
 
 def _make_parent(folder: Path) -> None:

@@ -15,7 +15,7 @@ OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples"
 
 ERRORS = frozenset({"esper.errors"})
 HELPERS = frozenset(
-    f"esper.{name}" for name in ("clock", "faults", "heartbeat", "streams", "task", "tensors", "their_code")
+    f"esper.{name}" for name in ("clock", "closing", "faults", "heartbeat", "streams", "task", "tensors", "their_code")
 )
 GROUND = ERRORS | HELPERS | {"esper.leyline", "esper.durable"}
 DOMAIN = frozenset({"esper.kasmina", "esper.tamiyo", "esper.tolaria"})
@@ -24,7 +24,7 @@ ESPER = GROUND | DOMAIN | {"esper", "esper.telemetry", "esper.emergency", "esper
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "esper.errors": frozenset(),
     "esper.leyline": ERRORS,
-    "esper.durable": ERRORS,
+    "esper.durable": ERRORS | {"esper.closing"},
     **dict.fromkeys(HELPERS, ERRORS | HELPERS),
     "esper.faults": ERRORS | {"esper.telemetry"},  # what fires is told before it does
     "esper.telemetry": GROUND,

@@ -16,6 +16,7 @@ from esper.cli import exit_code
 from esper.config import RunConfig, load_config
 from esper.durable.files import DirectoryLease
 from esper.journal import FIRST_GENERATION, read
+from esper.next_steps import next_step
 from esper.run_directory import journal_file
 from esper.testing import tiny_config
 
@@ -308,7 +309,7 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
     assert found.keys() == {"error", "message", "cause", "trace_id", "run_dir", "kept", "next", "notes"}
     assert (found["error"], found["message"]) == ("RuntimeError", "the model gave up")
     assert found["notes"] == ["raised by task.model: a forward in training mode"]
-    assert (found["run_dir"], found["next"]) == ("here", "esper resume here")
+    assert (found["run_dir"], found["next"]) == ("here", next_step(RuntimeError(), Path("here")))
     last = read(journal_file(Path("here"), FIRST_GENERATION))[0][-1]
     assert found["trace_id"] == last.body["trace_id"] != ""
     assert last.body["fence"] > 0

@@ -407,7 +407,7 @@ def test_that_a_run_failed_is_told_also_where_it_cannot_be_written_down(
     config = broken(tmp_path / "run", "tolaria.step")
     with pytest.raises(FaultInjected) as caught:
         run(tiny_task(), config)
-    assert any("could not be written down" in note and "planted" in note for note in caught.value.__notes__)
+    assert any("while journaling that the run failed" in note and "planted" in note for note in caught.value.__notes__)
 
 
 def test_a_run_that_goes_on_on_another_processor_says_so(stopped: Callable[..., Path]) -> None:

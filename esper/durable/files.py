@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from esper.closing import at_the_end, noted_on
 from esper.errors import RunDirectoryError, StoreWriteFailed
 
 
@@ -132,10 +133,8 @@ def sync_file(path: Path, *, disk: Disk = DISK) -> None:
     """
     try:
         descriptor = disk.open(path, os.O_RDWR)
-        try:
+        with at_the_end(lambda: disk.close(descriptor), "closing the file"):
             disk.fsync(descriptor)
-        finally:
-            disk.close(descriptor)
     except OSError as error:
         raise StoreWriteFailed(str(path), "sync of the file") from error
 
@@ -181,21 +180,17 @@ def publish(path: Path, fill: Callable[[int], None], place: Callable[[Path, Path
         OSError: the system refused, see `atomic_write`. What `fill` raises passes through; then `path` is old.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename stays atomic
-    try:
+    with at_the_end(lambda: disk.unlink(temporary), "removing the temporary file"):
         _fill_synced(temporary, fill, disk)
         place(temporary, path)
-    finally:
-        disk.unlink(temporary)
     disk.sync_folder(path.parent)
 
 
 def _fill_synced(path: Path, fill: Callable[[int], None], disk: Disk) -> None:
     descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
+    with at_the_end(lambda: disk.close(descriptor), "closing the temporary file"):
         fill(descriptor)
         disk.fsync(descriptor)
-    finally:
-        disk.close(descriptor)
 
 
 class DirectoryLease:
@@ -221,8 +216,9 @@ class DirectoryLease:
             descriptor = self._disk.open(path, os.O_RDWR | os.O_CREAT)
             try:
                 self._take(descriptor)
-            except BaseException:
-                self._disk.close(descriptor)
+            except BaseException as error:
+                with noted_on(error, "closing the lease"):
+                    self._disk.close(descriptor)
                 raise
         except OSError as error:
             raise RunDirectoryError(self._what, str(self._folder), "it must exist and be writable") from error
@@ -250,10 +246,8 @@ class DirectoryLease:
             return
         descriptor, self._descriptor = self._descriptor, None
         try:
-            try:
+            with at_the_end(lambda: self._disk.close(descriptor), "closing the lease"):
                 self._disk.unlock(descriptor)
-            finally:
-                self._disk.close(descriptor)
         except OSError as error:
             raise StoreWriteFailed(str(self._folder / "lease"), "release") from error
 
@@ -262,4 +256,5 @@ class DirectoryLease:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.release()
+        with noted_on(error, "giving the lease back"):
+            self.release()

@@ -19,10 +19,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 from zlib import crc32
 
+from esper.closing import Closing, at_the_end, noted_on
 from esper.durable.files import DISK, Disk, atomic_write, write_all
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
 
@@ -72,7 +72,7 @@ class Scan:
     torn_tail: LoadError | None
 
 
-class FramedLog:
+class FramedLog(Closing):
     """A log open for appending, by one thread of one process. Make it by `FramedLog.open`.
 
     Attributes:
@@ -113,8 +113,9 @@ class FramedLog:
         try:
             log._lock()
             log._recover(epoch)
-        except BaseException:
-            log.close()
+        except BaseException as error:
+            with noted_on(error, "closing the log"):
+                log.close()
             raise
         return log
 
@@ -167,18 +168,10 @@ class FramedLog:
             return
         self._closed = True
         try:
-            try:
+            with at_the_end(lambda: self._disk.close(self._descriptor), "closing the file"):
                 self._disk.unlock(self._descriptor)
-            finally:
-                self._disk.close(self._descriptor)
         except OSError as error:
             raise StoreWriteFailed(str(self.path), "close") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _lock(self) -> None:
         try:
@@ -240,7 +233,9 @@ class FramedLog:
         """Raises: OSError: the records acknowledged so far may be gone, because another program changed the file."""
         size = self._disk.size_of(self._descriptor, self._place)
         if size != self._end:
-            raise OSError(errno.EIO, f"it holds {size} bytes and {self._end} were written: another program changed it")
+            raise OSError(
+                errno.ESTALE, f"it holds {size} bytes and {self._end} were written: another program changed it"
+            )
 
     def _take_back(self, error: BaseException, syncing: bool) -> None:
         """Cut the file back to its last good record; if that is not certain to last, take no more records.
@@ -298,11 +293,8 @@ def image(frames: Iterable[Frame], *, epoch: int) -> bytes:
 def _opened(path: Path, disk: Disk) -> Iterator[BinaryIO]:
     with _reading(path):
         descriptor = disk.open(path, os.O_RDONLY)
-        try:
-            with disk.reader(descriptor) as file:
-                yield file
-        finally:
-            disk.close(descriptor)
+        with at_the_end(lambda: disk.close(descriptor), "closing the file"), disk.reader(descriptor) as file:
+            yield file
 
 
 @contextmanager

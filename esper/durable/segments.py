@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
+from esper.closing import Closing, at_the_end, noted_on
 from esper.durable.files import DISK, DirectoryLease, Disk, atomic_write, sync_folder
 from esper.durable.log import Frame, FramedLog, LoadError, image, iterate, scan
 from esper.errors import StoreCorrupt, StoreWriteFailed
@@ -22,7 +22,7 @@ _SEGMENT = re.compile(r"[0-9]{20}\.log")
 _LITTER = re.compile(r"\.[0-9]{20}\.log\.[0-9a-f]{16}\.tmp")
 
 
-class SegmentedLog:
+class SegmentedLog(Closing):
     """A log in segments, open for appending by one thread of one process. Make it by `SegmentedLog.open`.
 
     A write that fails past mending closes it for good, as it does a `FramedLog`: close it and open it again.
@@ -56,8 +56,9 @@ class SegmentedLog:
             present = segments(folder, disk=disk)
             last = present[-1] if present else _segment(folder, 0)
             active = FramedLog.open(last, epoch=epoch, first=_first(last), disk=disk)
-        except BaseException:
-            lease.release()
+        except BaseException as error:
+            with noted_on(error, "giving the lease back"):
+                lease.release()
             raise
         return cls(folder, lease, active, limit_bytes=limit_bytes, epoch=epoch, disk=disk)
 
@@ -139,16 +140,8 @@ class SegmentedLog:
 
     def close(self) -> None:
         """Give up the log, its last segment and its lock. Closing it again does nothing."""
-        try:
+        with at_the_end(self._lease.release, "giving the lease back"):
             self._active.close()
-        finally:
-            self._lease.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _check_writable(self) -> None:
         if self._failure is not None:

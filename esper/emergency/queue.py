@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal, Level
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, told
 from esper.telemetry.metrics import count
+
+E = TypeVar("E", bound=BaseException)
 
 HALT_PLACES = 16
 """Places that only HALT may take."""
@@ -41,6 +44,10 @@ class EmergencyQueue:
         self._count = 0
         self._closed = False
 
+    def _rejected(self, signal: EmergencySignal, error: E) -> E:
+        held = {"signal_id": signal.signal_id, "held": len(self._held)}
+        return told(error, "emergency_signal_rejected", Severity.CRITICAL, **held)
+
     def publish(self, signal: EmergencySignal) -> int:
         """Take a signal; a known id is taken once. Returns how many signals were ever taken.
 
@@ -51,18 +58,17 @@ class EmergencyQueue:
         """
         if (known := self._known(signal.signal_id)) is not None:
             if known != _digest(signal):
-                severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
-                raise DependencyViolationError(f"signal {signal.signal_id}", "another body under a known id")
+                raise self._rejected(
+                    signal, DependencyViolationError(f"signal {signal.signal_id}", "another body under a known id")
+                )
             return self._count
         if self._closed:
-            severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
             count("esper.signal.rejected")
-            raise EmergencyUnavailable(signal.signal_id)
+            raise self._rejected(signal, EmergencyUnavailable(signal.signal_id))
         room = self._capacity if signal.level is Level.HALT else self._capacity - HALT_PLACES
         if len(self._held) >= room:
-            severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal.signal_id, held=len(self._held))
             count("esper.signal.rejected")
-            raise EmergencyQueueFull(signal.signal_id, self._capacity)
+            raise self._rejected(signal, EmergencyQueueFull(signal.signal_id, self._capacity))
         self._count += 1
         self._held[signal.signal_id] = _Held(signal, self._count, set(self._subscribers))
         count("esper.signal.published")

@@ -10,8 +10,8 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from esper.closing import Closing
 from esper.leyline.signals import Level
 
 _SIZE = mmap.PAGESIZE
@@ -28,7 +28,7 @@ class WordState:
     """Signals published so far, modulo 2^32."""
 
 
-class EmergencyWord:
+class EmergencyWord(Closing):
     """The word in a mapped file; `create` by its one writer, `attach` by readers."""
 
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
@@ -75,11 +75,3 @@ class EmergencyWord:
         """Unmap; the file stays until its creator unlinks it."""
         self._view.release()
         self._mapped.close()
-
-    def __enter__(self) -> EmergencyWord:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -17,7 +17,7 @@ from esper.errors import CommandRejected, DependencyViolationError, EsperError, 
 from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation, signed_bytes
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, told
 from esper.telemetry.metrics import count
 
 STALE_S = 60.0
@@ -245,8 +245,9 @@ def _tell(refusal: EsperError, command: Command) -> None:
     """Say a refusal, before it is raised: one severe event, one count."""
     if isinstance(refusal, CommandRejected):
         severity = Severity.ERROR if isinstance(refusal, StageConflict) else Severity.CRITICAL
-        severe("command_rejected", severity, command_id=command.command_id, reason=refusal.reason)
+        told(refusal, "command_rejected", severity, command_id=command.command_id, reason=refusal.reason)
         count("esper.command.rejections", reason=refusal.reason)
     elif isinstance(refusal, DependencyViolationError):
-        severe("command_validation_failed", Severity.ERROR, command_id=command.command_id, missing=refusal.missing)
+        named = {"command_id": command.command_id, "missing": refusal.missing}
+        told(refusal, "command_validation_failed", Severity.ERROR, **named)
         count("esper.command.rejections", reason=refusal.missing)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from esper.closing import Closing
 from esper.durable.files import make_folders
 from esper.durable.log import FramedLog, scan
 from esper.errors import FieldReportInvalid, StoreCorrupt
 from esper.leyline.reports import FieldReport
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, severe, told
 from esper.telemetry.metrics import count
 
 KIND = 1
@@ -40,7 +41,7 @@ class LoadedReports:
     errors: tuple[UnreadEntry, ...]
 
 
-class FieldReportStore:
+class FieldReportStore(Closing):
     """Appends reports; each is durable before `append` returns.
 
     A segment that is no log any more is left as it is, for people, and the next is begun.
@@ -79,8 +80,8 @@ def parse_report(payload: bytes | str) -> FieldReport:
         return FieldReport.model_validate_json(payload)
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, e["loc"])) or e["type"] for e in error.errors())
-        severe("field_report_invalid", Severity.ERROR, fields=wrong)
-        raise FieldReportInvalid("field report", f"missing or wrong: {wrong}") from error
+        invalid = FieldReportInvalid("field report", f"missing or wrong: {wrong}")
+        raise told(invalid, "field_report_invalid", Severity.ERROR, fields=wrong) from error
 
 
 def load_reports(folder: Path) -> LoadedReports:

@@ -7,12 +7,16 @@ import os
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from opentelemetry import trace
 
+from esper.closing import noted_on
 from esper.errors import StoreWriteFailed
 from esper.telemetry.context import current, current_role, plain, span_id, trace_id
 from esper.telemetry.file_exporter import append_line, open_for_append
+
+E = TypeVar("E", bound=BaseException)
 
 LOG = "severe-events.jsonl"
 """Its name in the telemetry's directory; one for all processes of a run."""
@@ -87,6 +91,17 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
             "fields": told,
         }
         _log(telemetry.directory / LOG, json.dumps(record, allow_nan=False))
+
+
+def told(error: E, name: str, /, severity: Severity, **fields: object) -> E:
+    """Say the severe event of an error that is about to be raised: `raise told(Error(...), "name", ...)`.
+
+    Returns:
+        The error; if the event could not be said, that is a note on it.
+    """
+    with noted_on(error, f"saying {name}"):
+        severe(name, severity, **fields)
+    return error
 
 
 def _log(path: Path, line: str) -> None:

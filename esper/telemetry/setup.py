@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -17,6 +16,7 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import NoOpTracer, Tracer
 from opentelemetry.util.types import AnyValue
 
+from esper.closing import Closing
 from esper.errors import StoreWriteFailed
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
 from esper.telemetry.file_exporter import FileSpanExporter
@@ -29,7 +29,7 @@ def check_environment() -> TelemetryEnvironment:
 
 
 @dataclass(frozen=True)
-class Telemetry:
+class Telemetry(Closing):
     """Where one run of one process says what happens. Made by `start`, ended by `close` or the end of a `with`."""
 
     directory: Path | None
@@ -81,14 +81,6 @@ class Telemetry:
         """Flush and close the span file. A span that ends later is not written. May be called twice."""
         if self._provider is not None:
             self._provider.shutdown()
-
-    def __enter__(self) -> Telemetry:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _OsIds(IdGenerator):

@@ -164,7 +164,8 @@ def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[
             refused.append(f"{written.file} {error.reason}")
             if trouble is None:  # else it cannot be read, and moving it away would not be either
                 _quarantine(folder / written.file)
-    raise RestoreImpossible(str(folder), "; ".join(refused) or "none was ever committed")
+    why = f"no checkpoint loads: {'; '.join(refused)}" if refused else "no checkpoint was ever committed"
+    raise RestoreImpossible(str(folder), why)
 
 
 def _trouble(error: CheckpointCorrupt) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.errors import DependencyViolationError
 from esper.leyline.reports import GraftPlan, HostPlan
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, told
 from esper.tensors import blob_digest
 
 
@@ -29,5 +29,5 @@ def check_plan(plan: HostPlan, *, run_id: str, generation: int, modules: frozens
         ]
     for holds, missing, detail in checks:
         if not holds:
-            severe("dependency_violation", Severity.ERROR, subject=what, missing=missing, detail=detail)
-            raise DependencyViolationError(what, missing, detail)
+            error = DependencyViolationError(what, missing, detail)
+            raise told(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing, detail=detail)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from esper.errors import DivergenceUnrecoverable
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, told
 from esper.telemetry.metrics import count
 
 
@@ -17,6 +17,6 @@ def check_finite(step: int, loss: float, gradient_norm: float) -> None:
     """
     for what, value in (("loss", loss), ("gradient_norm", gradient_norm)):
         if not math.isfinite(value):
-            severe("guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))
             count("esper.guard.trips")
-            raise DivergenceUnrecoverable(step, what, value)
+            error = DivergenceUnrecoverable(step, what, value)
+            raise told(error, "guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))

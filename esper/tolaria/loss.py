@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper.errors import LossDeviceMismatch, TaskError
 from esper.task import Loss, Task
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, told
 from esper.their_code import their_code
 from esper.tolaria.weighing import Weighted, by_target, target_weights
 
@@ -121,5 +121,6 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 def _check_devices(output: Any, target: Any) -> None:
     if isinstance(output, Tensor) and isinstance(target, Tensor) and output.device != target.device:
-        severe("loss_device_mismatch", Severity.ERROR, outputs=str(output.device), targets=str(target.device))
-        raise LossDeviceMismatch(str(output.device), str(target.device))
+        devices = str(output.device), str(target.device)
+        error = LossDeviceMismatch(*devices)
+        raise told(error, "loss_device_mismatch", Severity.ERROR, outputs=devices[0], targets=devices[1])

@@ -25,7 +25,7 @@ from esper.leyline.state import TrainingState
 from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, severe, told
 from esper.their_code import their_code
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
@@ -301,8 +301,8 @@ class Trainer(GrownHost):
                 known, receipt = self._receipts[key]
                 if known != plan:
                     what, missing = f"plan for seed {plan.seed_id}", "another body under a known id"
-                    severe("dependency_violation", Severity.ERROR, subject=what, missing=missing)
-                    raise DependencyViolationError(what, missing)
+                    error = DependencyViolationError(what, missing)
+                    raise told(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
                 return receipt
             self._change(plan)
             receipt = GraftReceipt(

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from esper.telemetry import events, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for room in ("esper", "actors", "drills") for path in sorted((ROOT / room).rglob("*.py"))]
-EVENTS, COUNTERS = ("severe",), ("count", "add")
+EVENTS, COUNTERS = {"severe": 0, "told": 1}, {"count": 0, "add": 0}
+"""By function: which of its arguments is the name."""
 
 
-def emitted(calls: tuple[str, ...]) -> set[str]:
-    """The first arguments of all calls of these functions: words, or variables that are given words."""
+def emitted(calls: Mapping[str, int]) -> set[str]:
+    """The names in all calls of these functions: words, or variables that are given words."""
     found: set[str] = set()
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
-                if called(call) in calls and call.args:
-                    found |= set(words(call.args[0], function))
+                if (name := called(call)) in calls and len(call.args) > calls[name]:
+                    found |= set(words(call.args[calls[name]], function))
     return found
 
 
-def called(call: ast.Call) -> str | None:
+def called(call: ast.Call) -> str:
     match call.func:
         case ast.Attribute(attr=name) | ast.Name(id=name):
             return name
-    return None
+    return ""
 
 
 def words(argument: ast.expr, function: ast.FunctionDef) -> Iterator[str]:

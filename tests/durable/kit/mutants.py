@@ -50,10 +50,8 @@ MUTANTS = (
     Mutant(
         "files: the folder is synced before the rename",
         "files",
-        "        place(temporary, path)\n    finally:\n        disk.unlink(temporary)\n"
-        "    disk.sync_folder(path.parent)\n",
-        "        disk.sync_folder(path.parent)\n        place(temporary, path)\n    finally:\n"
-        "        disk.unlink(temporary)\n",
+        "        place(temporary, path)\n    disk.sync_folder(path.parent)\n",
+        "        disk.sync_folder(path.parent)\n        place(temporary, path)\n",
     ),
     Mutant(
         "files: the old file is removed before the new one is placed",
@@ -71,7 +69,12 @@ MUTANTS = (
         "        disk.truncate(descriptor, 0)\n        write_all(descriptor, data, 0, disk)\n"
         "        disk.fsync(descriptor)\n        disk.close(descriptor)\n        disk.sync_folder(path.parent)\n",
     ),
-    Mutant("files: a temporary is left behind", "files", "        disk.unlink(temporary)\n", "        pass\n"),
+    Mutant(
+        "files: a temporary is left behind",
+        "files",
+        "    with at_the_end(lambda: disk.unlink(temporary), ",
+        "    with at_the_end(lambda: None, ",
+    ),
     Mutant(
         "files: a name that is taken is given away",
         "files",

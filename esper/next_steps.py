@@ -1,0 +1,59 @@
+"""What a person can do after a failure, by the class of its error: one table. It reads no file.
+
+Where the same failure would come again from the same state, `esper resume` is not what to do next.
+"""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+from esper import errors
+from esper.errors import EsperError, causes
+
+RESUME = "esper resume {run}"
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The system has no room for more bytes."""
+
+TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
+"""A file or folder is gone, or is no longer what it was."""
+
+STEPS: tuple[tuple[type[BaseException], str], ...] = (
+    (errors.RunDirectoryError, "make the directory usable, then esper resume {run}"),
+    (errors.ConfigError, "mend the task or the config and begin a new run; this one would fail in the same way"),
+    (errors.DependencyViolationError, "mend what is named as missing and begin a new run; this one would fail again"),
+    (errors.EvidenceMissing, "give the gate what it needs (see [growth]) and begin a new run"),
+    (errors.IllegalTransition, "report this bug of esper with the run directory; the run would fail in the same way"),
+    (errors.IsolationViolation, "mend the blueprint and begin a new run; this one would fail in the same way"),
+    (errors.SeedBuildFailed, "mend the blueprint and begin a new run; this one would fail in the same way"),
+    (errors.PolicyFailed, "mend the policy and begin a new run; this one would fail in the same way"),
+    (errors.PolicyDeadlineExceeded, "esper resume {run}; a longer deadline: --set policy.deadline_s=SECONDS"),
+    (errors.LossDeviceMismatch, "mend the task's model or loss and begin a new run; this one would fail again"),
+    (errors.DivergenceUnrecoverable, "lower the learning rate or mend the data, then begin a new run"),
+    (errors.StoreWriteFailed, "mend what the system refused, then esper resume {run}"),
+    (errors.StoreCorrupt, "put the file that is named back from a copy (`esper snapshot` makes them)"),
+    (errors.RestoreImpossible, "put the checkpoints back from a copy (`esper snapshot` makes them) or begin a new run"),
+    (errors.PlacementUnavailable, "give the actors what they lack, then esper resume {run}"),
+    (errors.RestartIntensityExceeded, "mend what the actor died of, then esper resume {run}"),
+    (errors.EmergencyStop, "once the reason is dealt with: esper resume {run}"),
+    (EsperError, RESUME),
+    (OSError, "mend what the system refused, then esper resume {run}"),
+    (MemoryError, "make memory free or give more, then esper resume {run}"),
+    (Exception, "mend the task's code and begin a new run; this one would fail in the same way"),
+)
+"""By class of error: what to do next. The first class that fits counts; `{run}` stands for the run directory."""
+
+
+def next_step(error: Exception, run_dir: Path | None) -> str:
+    """What to do after `error` ended a run in `run_dir`; None: the run had not begun."""
+    if run_dir is None:
+        return "mend the cause and run again"
+    step = next(step for kind, step in STEPS if isinstance(error, kind))
+    numbers = {one.errno for one in causes(error) if isinstance(one, OSError)}
+    if isinstance(error, errors.StoreWriteFailed | OSError) and numbers & FULL:
+        step = f"make room on the disk, then {RESUME}"
+    elif isinstance(error, errors.StoreWriteFailed) and errno.EFBIG in numbers:
+        step = f"raise the limit of file sizes (ulimit -f), then {RESUME}"
+    elif isinstance(error, errors.StoreWriteFailed) and numbers & TAKEN:
+        step = "put back what another program took from the run directory or changed in it, or begin a new run"
+    return step.format(run=run_dir)
