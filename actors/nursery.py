@@ -21,10 +21,11 @@ from actors.handles import Remote
 from actors.typed import Snapshot
 from esper.errors import ActorLost
 from esper.kasmina.incubation import run_tournament
-from esper.leyline.evidence import SampleLosses
+from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import Birth, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.ports import Fork
 from esper.leyline.reports import GraftPlan
+from esper.leyline.stages import Stage
 from esper.telemetry.context import span
 
 T = TypeVar("T")
@@ -65,6 +66,10 @@ class RemoteFork:
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
         """See `Fork`."""
         return cast(SampleLosses, self._ask("sample_losses", shard, fence))
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """See `Fork`."""
+        return cast(HostObservation, self._ask("observe", fence, stages))
 
     def shard_means(self, shard: str) -> dict[str, float]:
         """See `Fork`."""

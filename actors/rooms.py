@@ -17,11 +17,12 @@ from esper.emergency.word import EmergencyWord
 from esper.heartbeat import beat
 from esper.kasmina.incubation import Incubator
 from esper.kasmina.manager import SeedManager
-from esper.leyline.evidence import SampleLosses
+from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import Birth
 from esper.leyline.ports import Fork
 from esper.leyline.reports import GraftPlan
 from esper.leyline.signals import EmergencySignal, Level
+from esper.leyline.stages import Stage
 from esper.rooms import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.tamiyo.service import Tamiyo
 from esper.tolaria.trainer import Trainer
@@ -114,6 +115,10 @@ class ForkHouse:
     def sample_losses(self, name: str, shard: str, fence: int) -> SampleLosses:
         """A fork's losses on a fence's slice of a shard."""
         return self._forks[name].sample_losses(shard, fence)
+
+    def observe(self, name: str, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """What a fork shows of its seeds and layers."""
+        return self._forks[name].observe(fence, stages)
 
     def shard_means(self, name: str, shard: str) -> dict[str, float]:
         """A fork's mean loss and metrics over a whole shard."""

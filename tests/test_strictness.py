@@ -165,9 +165,7 @@ ALLOWED: dict[str, str] = {
     "esper/tolaria/loss.py _unreduced: says noqa": "torch types a module's attribute as Tensor or Module",
     "esper/tolaria/trainer.py Trainer._update: says type: ignore": "torch leaves backward untyped",
     "esper/tolaria/trainer.py Trainer.probe_gradients: says type: ignore": "torch leaves backward untyped",
-    "esper/tolaria/trainer.py Trainer._audit: answers IsolationViolation": "recorded, severe; G1 culls the seed",
-    "esper/tolaria/trainer.py Trainer.probe_gradients: answers IsolationViolation": "evidence for G1, in the result",
-    "esper/tolaria/trainer.py Trainer.observe: .get with a default": "a seed that leaked nothing has no entry",
+    "esper/tolaria/trainer.py Trainer._audited: answers IsolationViolation": "returned: a severe event, evidence for G1",
     "esper/tolaria/grown.py GrownHost.remove: .pop with a default x3": "a seed that leaked nothing has no entry",
     "tests/tasks/test_stdlib_text.py test_a_window_is_the_next_65_characters_of_its_one_file: .get with a default": (
         "a file's first window starts at 0"

@@ -61,8 +61,8 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
         checks.append(Check(name="sample_leak", reason="samples_mixed", measured=leak, at_most=LEAK_LIMIT))
     budget = evidence.parameter_budget
     added = evidence.added_parameters
+    memory, most = _need("G0", "memory of the seed", evidence.memory_ratio), evidence.memory_budget
     checks.append(Check(name="added_parameters", reason="budget_exceeded", measured=added, at_most=budget))
-    memory, most = evidence.memory_ratio, evidence.memory_budget
     checks.append(Check(name="memory_ratio", reason="budget_exceeded", measured=memory, at_most=most))
     return _report(Gate.G0, seed_id, fence, checks)
 
@@ -76,6 +76,7 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     if (marked := _marked(Gate.G1, evidence.marks, seed_id, fence)) is not None:
         return marked
     probe = _need("G1", "gradient probe", evidence.probe)
+    _need("G1", "code path, device and dtype of the probe", evidence.marks.evidence_fallbacks)
     if probe.batches < 1:
         raise EvidenceMissing("G1", "probe batches", probe.batches, 1)
     leaves = probe.reachable_host_parameters
@@ -117,6 +118,7 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
     checks.append(rank)
     if rank.passed:
         pairs = _enough("G2", evidence.pairs, limits)
+        _need("G2", "code path, device and dtype in the fork", evidence.marks.evidence_fallbacks)
         variation = _need("G2", "loss variation", evidence.loss_variation)
         checks += _no_harm(pairs, limits)
         checks += _improves(_enough("G2", evidence.carried, limits) if evidence.carried else pairs, limits)
@@ -143,7 +145,7 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
         Check(name="output_shape", reason=broken, measured=shape, equals=evidence.expected_shape),
         Check(name="output_dtype", reason=broken, measured=dtype, equals=evidence.expected_dtype),
         Check(name="device", reason=broken, measured=device, equals=evidence.expected_device),
-        Check(name="isolation_leaks", reason="isolation_violated", measured=evidence.isolation_leaks, equals=()),
+        *_isolation(evidence.isolation_leaks),
         Check(name="mesh_missing", reason="mesh_incomplete", measured=missing_layers(evidence), equals=()),
     ]
     return _report(Gate.G3, seed_id, fence, checks)
@@ -169,7 +171,7 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     checks = [
         *_marks(evidence.marks),
         Check(name="performance_status", reason=reason, measured=str(status), among=("nominal", "healthy")),
-        Check(name="isolation_leaks", reason="isolation_violated", measured=evidence.isolation_leaks, equals=()),
+        *_isolation(evidence.isolation_leaks),
         Check(name="cost_ratio", reason="cost_exceeded", measured=evidence.cost_ratio, at_most=evidence.cost_budget),
         Check(
             name="memory_ratio",
@@ -193,12 +195,9 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
     Raises:
         EvidenceMissing: the host was not compared.
     """
-    if (marked := _marked(Gate.G5, evidence.marks, seed_id, fence)) is not None:
-        return marked
     left = "reset_incomplete"
     probe = _need("G5", "comparison with an unseeded host", evidence.probe)
     checks = [
-        *_marks(evidence.marks),
         Check(name="seed_left", reason=left, measured=probe.seed_left, equals=False),
         Check(name="optimizers_left", reason=left, measured=probe.optimizers_left, at_most=0),
         Check(name="hooks_left", reason=left, measured=probe.hooks_left, at_most=0),
@@ -209,24 +208,19 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
     return _report(Gate.G5, seed_id, fence, checks)
 
 
-def performance_status(seen: SeedObservation, dtype_asked: str, cost_ratio: float, budget: float) -> PerformanceStatus:
+def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) -> PerformanceStatus:
     """How a seed runs beside what was asked of it.
 
     Raises:
         EvidenceMissing: it was not seen running.
     """
-    if seen.device is None or seen.path is None or seen.output_dtype is None:
+    if seen.fallbacks is None:
         raise EvidenceMissing("G4", "performance of the seed", seen.calls, "a call since the last fence")
-    asked = (_device(seen.asked_device), seen.asked_path, dtype_asked)
-    if (_device(seen.device), seen.path, seen.output_dtype) != asked:
+    if seen.fallbacks:
         return PerformanceStatus.FALLBACK
     if cost_ratio <= budget / 2:
         return PerformanceStatus.NOMINAL
     return PerformanceStatus.HEALTHY if cost_ratio <= budget else PerformanceStatus.DEGRADED
-
-
-def _device(name: str) -> str:
-    return name.removesuffix(":0")  # "cuda" asked and "cuda:0" seen are one device
 
 
 def _marked(gate: Gate, marks: Marks, seed_id: str, fence: int) -> GateReport | None:
@@ -236,16 +230,19 @@ def _marked(gate: Gate, marks: Marks, seed_id: str, fence: int) -> GateReport | 
 
 
 def _marks(marks: Marks) -> list[Check]:
-    return [
-        Check(name="command_fallbacks", reason="fallback_requested", measured=marks.command_fallbacks, equals=()),
-        Check(name="evidence_fallbacks", reason="fallback_used", measured=marks.evidence_fallbacks, equals=()),
-        Check(
-            name="evidence_stage",
-            reason="stage_mismatch",
-            measured=str(marks.evidence_stage),
-            equals=str(marks.recorded_stage),
-        ),
-    ]
+    requested, used = marks.command_fallbacks, marks.evidence_fallbacks
+    taken_at, stands_at = str(marks.evidence_stage), str(marks.recorded_stage)
+    checks = [Check(name="command_fallbacks", reason="fallback_requested", measured=requested, equals=())]
+    if used is not None:
+        checks.append(Check(name="evidence_fallbacks", reason="fallback_used", measured=used, equals=()))
+    return [*checks, Check(name="evidence_stage", reason="stage_mismatch", measured=taken_at, equals=stands_at)]
+
+
+def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
+    """Nothing to check of a seed that never was isolated, because the config asks for none."""
+    if leaks is None:
+        return []
+    return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]
 
 
 def _improves(pairs: PairedLosses, limits: GrowthConfig) -> list[Check]:

@@ -16,6 +16,7 @@ from esper.errors import DependencyViolationError, IsolationViolation
 from esper.kasmina.attached import PREFIX, Seed, attach
 from esper.kasmina.blending import alpha_at, blend_residual
 from esper.kasmina.blueprints import Registry, dtype_of
+from esper.kasmina.code_path import asked_path, path_of_this_call
 from esper.kasmina.isolation import reachable_parameters
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import GraftPlan
@@ -28,43 +29,57 @@ class GraftedSeed(nn.Module):
 
     alpha: Tensor
 
-    def __init__(self, module: nn.Module, plan: GraftPlan, dtype: torch.dtype) -> None:
+    def __init__(self, module: nn.Module, plan: GraftPlan, dtype: torch.dtype, asked_path: str) -> None:
         super().__init__()
         self.module = module
         self.plan = plan
+        self.asked_path = asked_path
         self.watched = False
         self.branch: Tensor | None = None
         self.calls = 0
-        self.seen: tuple[tuple[int, ...], str, str] | None = None
+        self.shape: tuple[int, ...] | None = None
+        self.ran: dict[tuple[str, str, str], None] = {}
+        """Each (dtype, device, code path) that a call since the last observation had, in order of appearance."""
         self.register_buffer("alpha", torch.zeros((), dtype=dtype, device=plan.asked_device))
 
     def forward(self, host: Tensor) -> Tensor:
         """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device."""
         correction: Tensor = self.module(host.detach() if self.plan.isolated else host)
         self.calls += 1
-        self.seen = tuple(correction.shape[1:]), str(correction.dtype), str(correction.device)
+        self.shape = tuple(correction.shape[1:])
+        self.ran[str(correction.dtype), str(correction.device), path_of_this_call(self.module)] = None
         self.branch = correction if self.watched and self.plan.isolated else None
         return blend_residual(host, correction, self.alpha)
 
     def observe(self) -> SeedObservation:
-        """What was seen since the last call; alpha and its target as the buffer's dtype can hold them."""
+        """What was seen since the last call; alpha and its target as the buffer's dtype can hold them.
+
+        Where calls differed, or tensors of the seed lie on another device than its output, every value is named.
+        """
         target = torch.tensor(self.plan.blend.alpha_target, dtype=self.alpha.dtype)
-        shape, dtype, device = self.seen if self.seen is not None else (None, None, None)
+        dtypes, devices, paths = zip(*self.ran, strict=True) if self.ran else ((), (), ())
+        lying = [str(tensor.device) for tensor in (*self.module.parameters(), *self.module.buffers())]
         found = SeedObservation(
             seed_id=self.plan.seed_id,
             slot=self.plan.slot,
             alpha=float(self.alpha),
             alpha_target=float(target),
             calls=self.calls,
-            output_shape=shape,
-            output_dtype=dtype,
-            device=device,
-            path="eager" if self.calls else None,
+            output_shape=self.shape,
+            output_dtype=_all_of(dtypes),
+            device=_all_of((*devices, *lying)) if devices else None,
+            path=_all_of(paths),
+            asked_dtype=str(self.alpha.dtype),
             asked_device=self.plan.asked_device,
-            asked_path="eager",
+            asked_path=self.asked_path,
+            isolated=self.plan.isolated,
         )
-        self.calls, self.seen = 0, None
+        self.calls, self.shape, self.ran = 0, None, {}
         return found
+
+
+def _all_of(values: Sequence[str]) -> str | None:
+    return " and ".join(dict.fromkeys(values)) or None
 
 
 class SlotStack(nn.Module):
@@ -109,7 +124,7 @@ class SeedEditor:
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         module.load_state_dict(from_bytes(plan.weights))
-        seed = GraftedSeed(module, plan, dtype_of(spec))
+        seed = GraftedSeed(module, plan, dtype_of(spec), asked_path(self._host, plan.slot))
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()

@@ -115,8 +115,9 @@ class Incubator:
         full = plan.blend.model_copy(update={"ramp_steps": 1})
         fork.graft(plan.model_copy(update={"isolated": True, "blend": full}))
         gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
+        fallbacks = _fallbacks(fork, plan.seed_id, plan.fence)
         fork.remove(plan.seed_id)
-        return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=gradient)
+        return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=gradient, fallbacks=fallbacks)
 
     def begin(self, order: IncubationOrder, snapshot: Any) -> None:  # Any: see leyline's ports
         """Take an order; its result is there when `collect` returns."""
@@ -238,7 +239,14 @@ def _result(entry: _Entry, seed_id: str, control: _Entry, fence: int) -> ForkRes
         pick=entry.pick,
         gate=gate,
         loss_variation=_variation(entry.losses) if first else None,
+        fallbacks=_fallbacks(entry.fork, seed_id, fence) if first else None,
     )
+
+
+def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
+    """In what a seed ran otherwise than asked in its fork; None: it was not seen running there."""
+    found = [seen.fallbacks for seen in fork.observe(fence, {}).seeds if seen.seed_id == seed_id]
+    return found[0] if found else None
 
 
 def _variation(losses: list[float]) -> float:

@@ -34,7 +34,7 @@ from esper.kasmina.settings import GrowthConfig
 from esper.kasmina.statistics import paired
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Operation, signed_bytes
 from esper.leyline.decisions import Pair
-from esper.leyline.evidence import HostObservation, Marks, PairedLosses, ResetEvidence, ResetProbe, SampleLosses
+from esper.leyline.evidence import HostObservation, PairedLosses, ResetEvidence, ResetProbe, SampleLosses
 from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult
 from esper.leyline.reports import FieldReport, Gate, GateReport, GraftPlan, JoinPlan, Outcome, RemovePlan
@@ -257,7 +257,7 @@ class SeedManager:
         first = gates.sanity_gate(sanity, candidate.seed_id, fence)
         if not first.passed:
             return (first,)
-        gradient = gradient_evidence(command, birth)
+        gradient = gradient_evidence(command, candidate, birth, self._roster)
         return first, gates.gradient_gate(gradient, self._limits, candidate.seed_id, fence)
 
     def _born(self, command: Command, candidate: Candidate, birth: Birth | None, fence: int) -> SeedRecord:
@@ -405,10 +405,7 @@ class SeedManager:
         return gates.interface_gate(evidence, seed.seed_id, fence)
 
     def _judge_impact(self, seed: SeedRecord, command: Command, fence: int, observation: HostObservation) -> GateReport:
-        spec = self._roster.specs[seed.slot]
-        evidence = impact_evidence(
-            command, seed, spec, observation, self._facts, self._limits, twin_kept=self._twin_kept
-        )
+        evidence = impact_evidence(command, seed, observation, self._facts, self._limits, twin_kept=self._twin_kept)
         return gates.impact_gate(evidence, self._limits, seed.seed_id, fence)
 
     def _fail(self, seed: SeedRecord, report: GateReport, fence: int, command_id: str) -> Answer:
@@ -449,10 +446,9 @@ class SeedManager:
         Raises:
             EvidenceMissing: one of them was not compared with an unseeded host.
         """
-        marks = Marks(recorded_stage=Stage.RESETTING, evidence_stage=Stage.RESETTING)
         judged = []
         for seed in self._roster.resetting(fence):
-            evidence = ResetEvidence(marks=marks, probe=probes.get(seed.seed_id))
+            evidence = ResetEvidence(probe=probes.get(seed.seed_id))
             judged.append((seed, gates.reset_gate(evidence, seed.seed_id, fence)))
         answer = Answer()
         for seed, report in judged:

@@ -61,7 +61,9 @@ class Marks(Message):
     recorded_stage: Stage
     evidence_stage: Stage
     command_fallbacks: tuple[str, ...] = ()
-    evidence_fallbacks: tuple[str, ...] = ()
+    """As the command carries them; empty where no command asked for the judgement."""
+    evidence_fallbacks: tuple[str, ...] | None = None
+    """What ran otherwise than asked while the evidence was taken; None: no run of the seed was looked at."""
 
 
 class SanityProbe(Message):
@@ -92,8 +94,8 @@ class SanityEvidence(Message):
     added_parameters: int
     """This seed's and those of every seed that is in the host or on its way."""
     parameter_budget: int
-    memory_ratio: float
-    """Parameter bytes of the seed over the host's."""
+    memory_ratio: float | None
+    """Parameter bytes of the seed over the host's; None where there is no probe."""
     memory_budget: float
 
 
@@ -143,13 +145,38 @@ class SeedObservation(Message):
     alpha_target: float
     calls: Annotated[int, Field(ge=0)]
     output_shape: tuple[int, ...] | None
+    """Of the last call."""
     output_dtype: str | None
+    """Of every call; several, joined by "and", where calls differed. So are the next two."""
     device: str | None
+    """Of the output and of the seed's own tensors."""
     path: str | None
     """Code path that ran: "eager" or "compiled"."""
+    asked_dtype: str
+    """The slot's."""
     asked_device: str
     asked_path: str
-    isolation_leaks: tuple[str, ...] = ()
+    """How the host itself is called at the slot."""
+    isolated: bool
+    """The seed's input is detached, so that its isolation can be audited."""
+    isolation_leaks: tuple[str, ...] | None = None
+    """Host parameters that the audits found within its reach; None: none was made."""
+
+    @property
+    def fallbacks(self) -> tuple[str, ...] | None:
+        """In what it ran otherwise than asked, each beside what was asked; None: it was not seen running."""
+        if self.output_dtype is None or self.device is None or self.path is None:
+            return None
+        ran = (
+            ("dtype", self.output_dtype, self.asked_dtype),
+            ("device", _device(self.device), _device(self.asked_device)),
+            ("path", self.path, self.asked_path),
+        )
+        return tuple(f"{what} {seen}, asked {asked}" for what, seen, asked in ran if seen != asked)
+
+
+def _device(name: str) -> str:
+    return name.removesuffix(":0")  # "cuda" asked and "cuda:0" seen are one device
 
 
 class HostObservation(Message):
@@ -157,6 +184,7 @@ class HostObservation(Message):
 
     fence: int
     registered_layers: tuple[str, ...]
+    """Paths of the modules that the host has at this fence."""
     seeds: tuple[SeedObservation, ...]
 
 
@@ -174,8 +202,8 @@ class InterfaceEvidence(Message):
     expected_device: str
     required_mesh: tuple[str, ...]
     registered_layers: tuple[str, ...]
-    isolation_leaks: tuple[str, ...] = ()
-    """Host parameters that an audit of the live host found within reach of the isolated seed."""
+    isolation_leaks: tuple[str, ...] | None = None
+    """Host parameters that audits of the live host found within reach of the seed; None: it never was isolated."""
 
 
 class ImpactEvidence(Message):
@@ -192,7 +220,8 @@ class ImpactEvidence(Message):
     memory_ratio: float
     """Parameter bytes of the seed over the host's."""
     memory_budget: float
-    isolation_leaks: tuple[str, ...]
+    isolation_leaks: tuple[str, ...] | None
+    """As for G3."""
 
 
 class ResetProbe(Message):
@@ -212,7 +241,6 @@ class ResetProbe(Message):
 
 
 class ResetEvidence(Message):
-    """For G5."""
+    """For G5. No command asks for it and no seed runs: there are no marks to look at."""
 
-    marks: Marks
     probe: ResetProbe | None

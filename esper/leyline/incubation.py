@@ -36,6 +36,8 @@ class Birth(Message):
     """None: the blueprint or the slot is not known."""
     gradient: GradientProbe | None
     """None: its output does not fit, so that it was never put into a host."""
+    fallbacks: tuple[str, ...] | None = None
+    """In what it ran otherwise than asked in the backward passes; None: it did not run."""
 
 
 class ForkResult(Message):
@@ -53,6 +55,8 @@ class ForkResult(Message):
     gate: PairedLosses | None
     """On the gate shard; measured for the first of the tournament alone."""
     loss_variation: float | None
+    fallbacks: tuple[str, ...] | None = None
+    """In what the seed ran otherwise than asked in its fork; measured for the first of the tournament alone."""
 
 
 class IncubationResult(Message):

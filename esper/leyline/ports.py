@@ -121,6 +121,10 @@ class Fork(Protocol):
         """Losses on the slice of a shard that belongs to a fence."""
         ...
 
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """What the host shows of its seeds since it was last observed, and of its layers."""
+        ...
+
     def shard_means(self, shard: str) -> dict[str, float]:
         """Mean loss ("loss") and metrics over a whole shard."""
         ...

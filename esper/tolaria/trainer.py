@@ -60,7 +60,6 @@ class Trainer(GrownHost):
         super().__init__(task, settings, host, make_editor(host))
         self._data, self._make_editor, self._halted = data, make_editor, halted
         self._sample_loss: Loss = sample_loss(task)
-        self._modules = frozenset(name for name, _ in host.named_modules() if name)
         self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
         """Ends at this fence; for fault points."""
@@ -122,7 +121,7 @@ class Trainer(GrownHost):
         """One optimizer step. Returns the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._data.batch(self.step))
         self._editor.set_alphas(self.step)
-        audited = any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
+        audited = self._audit_is_due()
         self._editor.watch(audited)
         loss = batch_loss(self._task.loss, self._forward(inputs), targets)
         if audited:
@@ -150,6 +149,11 @@ class Trainer(GrownHost):
         beat()
         return values
 
+    def _audit_is_due(self) -> bool:
+        if not self._isolated.keys() <= self._leaks.keys():
+            return True  # one of them was never audited
+        return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
+
     def _load(self, batch: Any) -> tuple[Any, Any]:
         inputs, targets = split_pair(batch)
         return to_device(inputs, self._settings.device), to_device(targets, self._settings.device)
@@ -158,11 +162,22 @@ class Trainer(GrownHost):
         return call_model(self._task, self.host, inputs)
 
     def _audit(self) -> None:
-        try:
-            self._editor.audit()
-        except IsolationViolation as violation:  # the fence's gate culls the seed for it; the step itself is harmless
-            severe("isolation_violated", Severity.CRITICAL, seed_id=violation.seed_id, leaves=list(violation.leaves))
-            self._leaks[violation.seed_id] = violation.leaves
+        """The fence's gate culls a seed for what is found here; the step itself is harmless."""
+        found = self._audited()
+        for seed_id, leaves in found.items():
+            severe("isolation_violated", Severity.CRITICAL, seed_id=seed_id, leaves=list(leaves))
+        self._leaks = {**dict.fromkeys(self._isolated, ()), **self._leaks, **found}
+
+    def _audited(self) -> dict[str, tuple[str, ...]]:
+        """Audit every isolated seed of the last forward pass; what those can reach that violate their isolation."""
+        found: dict[str, tuple[str, ...]] = {}
+        while True:
+            try:
+                self._editor.audit()
+            except IsolationViolation as violation:  # its branch is done with: the next call audits those after it
+                found[violation.seed_id] = violation.leaves
+            else:
+                return found
 
     # -- measuring -----------------------------------------------------------------------------------------------
 
@@ -198,11 +213,15 @@ class Trainer(GrownHost):
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
         seeds = tuple(
             seen.model_copy(
-                update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.get(seen.seed_id, ())}
+                update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.get(seen.seed_id)}
             )
             for seen in self._editor.observations()
         )
-        return HostObservation(fence=fence, registered_layers=tuple(sorted(self._modules)), seeds=seeds)
+        return HostObservation(fence=fence, registered_layers=tuple(sorted(self._layers())), seeds=seeds)
+
+    def _layers(self) -> frozenset[str]:
+        """Paths of the host's modules as they are now: the model's own code may have added or deleted some."""
+        return frozenset(name for name, _ in self.host.named_modules(remove_duplicate=False) if name)
 
     @torch.no_grad()
     def activation(self, slot: str) -> Tensor:
@@ -221,24 +240,27 @@ class Trainer(GrownHost):
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
         """Gradients of one seed on the next training batches, without an update; nothing of them is left afterwards."""
-        norms, nonfinite = [], 0
-        reachable: tuple[str, ...] = ()
+        norms, nonfinite = list[float](), 0
+        reachable = set[str]()
         with self._buffers_kept():
             for step in range(self.step, self.step + batches):
                 inputs, targets = self._load(self._data.batch(step))
                 self._editor.watch(True)
                 loss = batch_loss(self._task.loss, self._forward(inputs), targets)
-                try:
-                    self._editor.audit()
-                except IsolationViolation as violation:  # evidence for G1, which refuses the seed
-                    reachable = violation.leaves
+                for found, leaves in self._audited().items():  # evidence for G1, which refuses the seed
+                    reachable |= set(leaves) if found == seed_id else set()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
                 nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
                 norms.append(float(torch.nn.utils.get_total_norm(grads)))
                 for parameter in self._parameters():
                     parameter.grad = None
-        return GradientProbe(batches=batches, nonfinite=nonfinite, norm=max(norms), reachable_host_parameters=reachable)
+        return GradientProbe(
+            batches=len(norms),
+            nonfinite=nonfinite,
+            norm=max(norms),
+            reachable_host_parameters=tuple(sorted(reachable)),
+        )
 
     @contextmanager
     def _buffers_kept(self) -> Iterator[None]:
@@ -295,7 +317,7 @@ class Trainer(GrownHost):
         """
         faults.point("tolaria.apply")
         with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
-            check_plan(plan, run_id=self._settings.run_id, generation=self._settings.generation, modules=self._modules)
+            check_plan(plan, run_id=self._settings.run_id, generation=self._settings.generation, modules=self._layers())
             key = (plan.command_id, plan.seed_id)
             if key in self._receipts:
                 known, receipt = self._receipts[key]

@@ -285,6 +285,7 @@ def test_whatever_a_manager_is_asked_as_it_dies_its_successor_leads_to_the_same_
         "open",
         "train_to",
         "sample_losses",
+        "observe",
         "close",
         "snapshot",
         "shard_means",

@@ -345,6 +345,51 @@ def test_an_observation_is_what_was_seen_since_the_last_one(host, editor, plan):
     assert editor.observations() == (unseen,)
 
 
+def calls_compiled(module: nn.Module) -> nn.Module:
+    """As `module.compile()` leaves it, without the seconds that compiling takes."""
+    module._compiled_call_impl = module._call_impl
+    return module
+
+
+def test_a_call_through_a_compiled_callable_is_seen_beside_the_path_that_the_host_asks_for(body_spec, plan):
+    def seen_with(seed: Callable[[], nn.Module], asking: nn.Module) -> tuple[str | None, str, tuple[str, ...] | None]:
+        editor = SeedEditor(asking, {"body": body_spec}, registry(made=seed))
+        graft_all(editor, plan("made", blueprints=registry(made=seed)))
+        asking(X)
+        (seen,) = editor.observations()
+        return seen.path, seen.asked_path, seen.fallbacks
+
+    assert seen_with(Scale, tiny_host()) == ("eager", "eager", ())
+    asked_eager = seen_with(lambda: calls_compiled(Scale()), tiny_host())
+    assert asked_eager == ("compiled", "eager", ("path compiled, asked eager",))
+    asked_compiled = seen_with(Scale, calls_compiled(tiny_host()))  # its callable is not compiled at all
+    assert asked_compiled == ("eager", "compiled", ("path eager, asked compiled",))
+    asking = tiny_host()
+    calls_compiled(asking.body)
+    assert seen_with(Scale, asking) == asked_compiled
+
+
+@pytest.mark.slow
+def test_a_seed_in_a_host_that_torch_compiles_is_seen_to_run_compiled(host, editor, plan):
+    graft_all(editor, plan("scale"))
+    torch.compile(host, backend="eager")(X)
+    (seen,) = editor.observations()
+    assert (seen.path, seen.calls) == ("compiled", 1)
+
+
+def test_no_call_and_no_tensor_of_a_seed_on_another_device_or_in_another_dtype_goes_unseen(host, body_spec, plan):
+    class Turns(Scale):
+        def forward(self, h: Tensor) -> Tensor:
+            self.unit = self.unit.to("meta")
+            return self.weight * h
+
+    editor = SeedEditor(host, {"body": body_spec}, registry(turns=Turns))
+    graft_all(editor, plan("turns", blueprints=registry(turns=Turns)))
+    host(X)
+    (seen,) = editor.observations()
+    assert seen.fallbacks == ("device cpu and meta, asked cpu",)
+
+
 def test_only_what_trains_is_a_parameter(host, body_spec, plan):
     def half_frozen() -> nn.Module:
         made = nn.Sequential(Scale(), Add())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,11 +18,12 @@ from esper.kasmina.incubation import Incubator, _variation, run_tournament
 from esper.kasmina.modules import zeroed
 from esper.kasmina.prewarm import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
-from esper.leyline.evidence import SampleLosses
+from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind as SlotKind
 from esper.leyline.slots import SlotSpec
+from esper.leyline.stages import Stage
 from esper.loop import run
 from esper.prospect import Prospect, survey
 from esper.run_directory import journal_file
@@ -188,6 +189,23 @@ def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(prospect, fresh,
     assert birth.gradient is None
 
 
+def test_a_candidate_that_runs_otherwise_than_asked_is_found_at_its_birth_and_in_its_fork(prospect, fresh):
+    def compiled(_: SlotSpec) -> nn.Module:
+        made = zeroed(nn.Linear(8, 8))
+        made._compiled_call_impl = made._call_impl  # as `compile()` sets it, without the seconds that this takes
+        return made
+
+    blueprints = own(compiled=compiled, honest=lambda _: zeroed(nn.Linear(8, 8)))
+    (spec,), ran = prospect.specs, []
+    fork = fork_of(survey(tiny_task(), tiny_config(), blueprints))
+    for name in ("compiled", "honest"):
+        plan = make_plan(spec, name, 0, 0, blueprints)
+        (birth,) = Incubator(fork, {"body": spec}, blueprints).births([plan], fresh().snapshot())
+        result, _ = run_tournament(make_order([plan], first=0, last=4), fork, fresh().snapshot())
+        ran.append((birth.fallbacks, result.forks[0].fallbacks))
+    assert ran == [(("path compiled, asked eager",),) * 2, ((),) * 2]
+
+
 def test_a_candidate_that_cannot_run_is_blamed(prospect, fresh, fork):
     (spec,) = prospect.specs
     blueprints = own(wrong=lambda _: nn.Linear(7, 8))
@@ -234,6 +252,10 @@ class GradedFork:
         gain = self.gains.get(self.name, 0.0)
         losses = tuple(2.0 - gain * (1 + 0.5 * (-1) ** place) for place in range(16))
         return SampleLosses(shard=shard, fence=fence, losses=losses)
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        del stages
+        return HostObservation(fence=fence, registered_layers=(), seeds=())
 
 
 class Ground:

@@ -91,7 +91,7 @@ class Life:
         candidates = tuple(Candidate(slot="body", blueprint_id=name, seed_id=seed_id) for seed_id, name in seeds)
         command = self.order(Operation.GERMINATE, candidates=candidates, **changes)
         plans = self.manager.receive(command, fence)
-        born = {plan.seed_id: Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE) for plan in plans}
+        born = {plan.seed_id: Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans}
         return self.manager.carry_out(command.command_id, fence, tuple((born | (births or {})).values()), None)
 
     def result(self, answer: Answer, *ranked: str, z: float = 8.0) -> IncubationResult:
@@ -106,6 +106,7 @@ class Life:
                 pick=pairs(z, order.due_fence, "pick"),
                 gate=pairs(z, order.due_fence) if plan.seed_id in ranked[:1] else None,
                 loss_variation=0.1 if plan.seed_id in ranked[:1] else None,
+                fallbacks=() if plan.seed_id in ranked[:1] else None,
             )
             for plan in order.plans
         ]
@@ -134,8 +135,11 @@ class Life:
                         "output_dtype": "torch.float32",
                         "device": "cpu",
                         "path": "eager",
+                        "asked_dtype": "torch.float32",
                         "asked_device": "cpu",
                         "asked_path": "eager",
+                        "isolated": True,
+                        "isolation_leaks": (),
                     }
                     | changes
                 )
@@ -359,7 +363,7 @@ def test_a_first_that_is_not_good_enough_is_no_winner(life):
 
 def test_a_candidate_that_fails_its_birth_is_not_trained_and_the_others_are(life):
     mixing = Birth(seed_id="b", sanity=CLEAN.model_copy(update={"sample_leak": 0.3}), gradient=None)
-    dead = Birth(seed_id="c", sanity=CLEAN, gradient=ALIVE.model_copy(update={"norm": 0.0}))
+    dead = Birth(seed_id="c", sanity=CLEAN, gradient=ALIVE.model_copy(update={"norm": 0.0}), fallbacks=())
     answer = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"), births={"b": mixing, "c": dead})
 
     assert failed(answer) == [(Gate.G0, ("samples_mixed",)), (Gate.G1, ("gradient_dead",))]
@@ -617,6 +621,8 @@ def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, t
         life.manager.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
     with pytest.raises(EvidenceMissing, match="performance of the seed"):
         life.manager.carry_out(command.command_id, 6, (), life.observation(6, calls=0, path=None))
+    with pytest.raises(EvidenceMissing, match="audit of isolation"):
+        life.manager.carry_out(command.command_id, 6, (), life.observation(6, isolation_leaks=None))
     assert everything(life) == before
     assert told() == []
 
@@ -677,7 +683,7 @@ def test_an_event_is_written_before_the_transition_that_follows_from_it(life, te
 def test_the_same_command_again_gets_the_same_answer_and_does_nothing(life, telemetry):
     command = life.order(Operation.GERMINATE)
     plans = life.manager.receive(command, 1)
-    births = [Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE) for plan in plans]
+    births = [Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans]
     answer = life.manager.carry_out(command.command_id, 1, births, None)
     before = everything(life)
     life.clock.move(3_600)

@@ -237,7 +237,7 @@ class Run:
         return command.model_copy(update={"signature": sign(command, self.key)})
 
     def birth(self, seed_id: str) -> Birth:
-        return Birth(seed_id=seed_id, sanity=CLEAN, gradient=DEAD if seed_id == "dead" else ALIVE)
+        return Birth(seed_id=seed_id, sanity=CLEAN, gradient=DEAD if seed_id == "dead" else ALIVE, fallbacks=())
 
     def result(self, fence: int) -> IncubationResult:
         """The order in flight, ended: its first plan won, the second was beaten, all others left at the halving."""
@@ -253,6 +253,7 @@ class Run:
                 pick=pairs(z - place, fence, "pick"),
                 gate=pairs(z, fence) if place == 0 else None,
                 loss_variation=0.1 if place == 0 else None,
+                fallbacks=() if place == 0 else None,
             )
             for place, plan in enumerate(order.plans)
         ]
@@ -272,8 +273,10 @@ class Run:
                 output_dtype="torch.float32",
                 device="cpu",
                 path="eager",
+                asked_dtype="torch.float32",
                 asked_device="cpu",
                 asked_path="eager",
+                isolated=True,
                 isolation_leaks=("body.weight",) if seed.seed_id in BROKEN else (),
             )
             for seed in self.state(fence).seeds

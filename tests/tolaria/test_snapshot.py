@@ -329,6 +329,9 @@ def test_a_leak_that_was_seen_is_known_after_a_restore(make_prospect: MakeProspe
     assert seen.isolation_leaks == ("head.weight",)
     fresh.become(trainer.snapshot())
     (seen,) = fresh.observe(1, {}).seeds
+    assert seen.isolation_leaks is None  # nobody has looked
+    fresh.train_to(1)
+    (seen,) = fresh.observe(1, {}).seeds
     assert seen.isolation_leaks == ()
 
 

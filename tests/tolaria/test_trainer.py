@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, EmergencyStop, TaskError
-from esper.kasmina.blueprints import Registry, blueprint
+from esper.kasmina.blueprints import BLUEPRINTS, Registry, blueprint
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
@@ -426,6 +426,7 @@ def leaking(make_prospect: MakeProspect) -> Prospect:
         del spec
         return Leaky()
 
+    registry.add(BLUEPRINTS.get("mlp"))
     return make_prospect(registry, growth__isolation_audit_steps=4)
 
 
@@ -439,6 +440,33 @@ def test_a_seed_whose_gradient_reaches_the_host_is_found_by_the_probe(
 
     monkeypatch.setattr(Leaky, "borrowed", [fork.host.get_parameter("head.weight")])
     assert fork.probe_gradients("seed-1", 1).reachable_host_parameters == ("head.weight",)
+
+
+def test_layers_are_those_that_the_host_has_at_the_fence(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+    prospect = make_prospect()
+    live = live_trainer(prospect)
+    assert live.observe(2, {}).registered_layers == ("body", "head")
+    live.host.spare = live.host.head
+    assert live.observe(3, {}).registered_layers == ("body", "head", "spare")
+    del live.host.body
+    assert live.observe(4, {}).registered_layers == ("head", "spare")
+    with pytest.raises(DependencyViolationError, match="body"):
+        live.apply(make_plan(prospect, step=0))
+
+
+def test_of_several_seeds_that_leak_each_is_found_and_one_that_does_not_is_blamed_for_none(
+    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prospect = leaking(make_prospect)
+    live = live_trainer(prospect)
+    for number, name in enumerate(("leaky", "mlp", "leaky")):
+        plan = make_plan(prospect, name, step=0, isolated=True)
+        live.graft(plan.model_copy(update={"seed_id": f"seed-{number}", "ordinal": number}))
+    monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
+    assert live.probe_gradients("seed-1", 1).reachable_host_parameters == ()
+    live.train_to(1)
+    leaks = {seen.seed_id: seen.isolation_leaks for seen in live.observe(1, {}).seeds}
+    assert leaks == {"seed-0": ("head.weight",), "seed-1": (), "seed-2": ("head.weight",)}
 
 
 def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
