@@ -16,6 +16,7 @@ from esper.habits import check_fields
 from esper.kasmina.attached import check_names
 from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Registry
 from esper.kasmina.graft import SeedEditor
+from esper.kasmina.seeded import seeded
 from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
 from esper.leyline.decisions import Pair
@@ -150,11 +151,16 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
 
 @refused_as_theirs()
 def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
-    """Resolve and measure a task under a config.
+    """Resolve and measure a task under a config. The random streams of the caller go on as if nothing had happened.
 
     Raises:
         ConfigError, TaskError: something in them is wrong; nothing was written.
     """
+    with seeded(0):
+        return _survey(task, config, blueprints)
+
+
+def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     run = config.run
     check_fields(task)
     _check_device(run.device)

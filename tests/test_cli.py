@@ -9,16 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import typer
 
+from esper import execution
 from esper.cli import exit_code
 from esper.config import RunConfig, load_config
 from esper.durable.files import DirectoryLease
+from esper.errors import Drained, EmergencyStop, StoreWriteFailed
 from esper.journal import FIRST_GENERATION, read
 from esper.next_steps import next_step
+from esper.references import Reference
 from esper.run_directory import journal_file
-from esper.testing import tiny_config
+from esper.testing import tiny_config, tiny_task
 
 FILE = """
 import torch
@@ -368,3 +373,23 @@ def test_inspect_says_running_while_a_run_goes_on(
     seen = json.loads((folder / "seen.json").read_text())
     assert (seen["state"], seen["fence"], seen["train_loss"]) == ("running", 0, None)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (EmergencyStop("the room is on fire", "signal-1", 29), 4),
+        (Drained(3), 143),
+        (StoreWriteFailed("journal", "no space"), 3),
+        (ZeroDivisionError("the user's own"), 3),
+        (KeyboardInterrupt(), 130),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_what_stops_a_run_has_its_own_exit_code(error: BaseException, code: int) -> None:
+    def launch(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    with pytest.raises(typer.Exit) as left:
+        execution.execute(launch, tiny_task(), tiny_config(), Reference(), as_json=False)
+    assert left.value.exit_code == code

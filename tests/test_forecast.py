@@ -139,6 +139,7 @@ def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None
 
 def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:
     found = plan()
+    assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey(tiny_task(), tiny_config()).host_flops)
     assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
     assert plan(growth__twin=False)["twin_gflops"] == 0.0
 

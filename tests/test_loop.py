@@ -19,6 +19,7 @@ from esper.kasmina.lifecycle import EDGES
 from esper.leyline.ports import Policy
 from esper.leyline.stages import IN_HOST, Stage
 from esper.loop import run, torch_threads
+from esper.prospect import survey
 from esper.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.summary import Result
 from esper.tamiyo.field_reports import load_reports
@@ -95,22 +96,24 @@ def test_a_run_without_growth_tries_nothing_and_pays_for_nothing(alone: Run) -> 
     assert alone.bodies(Kind.COMMAND) == alone.bodies(Kind.DECISION) == []
 
 
-def test_the_network_of_a_result_gives_its_test_loss_with_its_seeds_attached(grown: Run) -> None:
-    network, test = grown.result.network, tiny_task().test
+@pytest.mark.parametrize("shard", ["test", "valid"])
+def test_the_network_of_a_result_gives_its_losses_with_its_seeds_attached(grown: Run, shard: str) -> None:
+    network, samples = grown.result.network, getattr(tiny_task(), shard)
     assert network is not None
-    assert test is not None
     with torch.no_grad():
-        inputs, targets = (torch.stack(part) for part in zip(*(test[i] for i in range(len(test))), strict=True))
+        inputs, targets = (torch.stack(part) for part in zip(*(samples[i] for i in range(len(samples))), strict=True))
         loss = torch.nn.functional.cross_entropy(network.eval()(inputs), targets)
-    assert float(loss) == pytest.approx(grown.result.test_loss, rel=1e-5)
+    assert float(loss) == pytest.approx(getattr(grown.result, f"{shard}_loss"), rel=1e-5)
 
 
 def test_compute_is_what_the_steps_cost(grown: Run, alone: Run) -> None:
     step = alone.result.trainer_gflops / alone.result.steps
+    assert step * 1e9 == pytest.approx(survey(tiny_task(), tiny_config()).host_flops)  # test_prospect has it by hand
     assert grown.result.trainer_gflops > alone.result.trainer_gflops
     twin_from = grown.bodies(Kind.INCUBATION_ENDED)[0]["fence"]
     assert grown.result.twin_gflops == pytest.approx(step * (320 - 20 * twin_from))
-    assert grown.result.incubator_gflops * 1e9 > sum(b["flops"] for b in grown.bodies(Kind.INCUBATION_ENDED))
+    tournaments = sum(b["flops"] for b in grown.bodies(Kind.INCUBATION_ENDED))
+    assert tournaments < grown.result.incubator_gflops * 1e9 < 2 * tournaments  # births and comparisons are the rest
 
 
 # -- what it repeats to the bit ----------------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -71,9 +74,25 @@ def test_the_limit_of_g2_is_that_of_as_many_groups_as_a_fence_judges() -> None:
     assert found.g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=63))
 
 
-def test_a_survey_leaves_the_random_streams_and_the_gradients_of_its_caller_alone() -> None:
-    first, second = survey(tiny_task(), tiny_config()), survey(tiny_task(), tiny_config())
-    assert first.fence_steps == second.fence_steps
+def drawn() -> tuple[float, float, float]:
+    """The next number of each global generator."""
+    return random.random(), float(np.random.random()), float(torch.rand(()))
+
+
+def seed_all(key: int) -> None:
+    random.seed(key)
+    np.random.seed(key)
+    torch.manual_seed(key)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_survey_leaves_the_random_streams_and_the_gradient_mode_of_its_caller_alone(refused: bool) -> None:
+    seed_all(7)
+    expected = drawn()
+    seed_all(7)
+    with pytest.raises(TaskError) if refused else nullcontext():
+        survey(tiny_task(slots=["nowhere"] if refused else ["body"]), tiny_config())
+    assert drawn() == expected
     assert torch.is_grad_enabled()
 
 

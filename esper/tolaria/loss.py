@@ -14,6 +14,7 @@ from esper.errors import LossDeviceMismatch, TaskError
 from esper.task import Loss, Task
 from esper.telemetry.events import Severity, told
 from esper.their_code import their_code
+from esper.tolaria.trees import tensors_in
 from esper.tolaria.weighing import Weighted, by_target, target_weights
 
 WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights [B]) for a weighted mean"
@@ -84,8 +85,10 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
     """The loss and the weight of each sample of a batch, by what `sample_loss` gave; without weights all weigh 1.
 
     Raises:
+        LossDeviceMismatch: outputs and targets lie on different devices.
         TaskError: the shapes are not [B], or a weight is below 0.
     """
+    _check_devices(output, target)
     with their_code("task.sample_loss", "the losses of samples"):
         found = measure(output, target)
     parts = found if isinstance(found, tuple) and len(found) == 2 else (found,)
@@ -120,7 +123,9 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 
 def _check_devices(output: Any, target: Any) -> None:
-    if isinstance(output, Tensor) and isinstance(target, Tensor) and output.device != target.device:
-        devices = str(output.device), str(target.device)
-        error = LossDeviceMismatch(*devices)
-        raise told(error, "loss_device_mismatch", Severity.ERROR, outputs=devices[0], targets=devices[1])
+    """A task may leave some of several outputs elsewhere, lengths say; no output beside any target is a mismatch."""
+    outputs, targets = ({str(tensor.device) for tensor in tensors_in(value)} for value in (output, target))
+    if outputs and targets and outputs.isdisjoint(targets):
+        seen, beside = ", ".join(sorted(outputs)), ", ".join(sorted(targets))
+        error = LossDeviceMismatch(seen, beside)
+        raise told(error, "loss_device_mismatch", Severity.ERROR, outputs=seen, targets=beside)

@@ -114,11 +114,14 @@ def test_outputs_and_targets_on_two_devices_are_told_once_and_nothing_is_moved(
         asked.append("a loss of mixed devices")
         return mse_loss(output, target)
 
+    here, there = torch.zeros(2), torch.zeros(2, device="meta")
     with pytest.raises(LossDeviceMismatch, match="outputs are on cpu, targets on meta"):
-        batch_loss(loss, torch.zeros(2), torch.zeros(2, device="meta"))
+        batch_loss(loss, here, there)
+    with pytest.raises(LossDeviceMismatch, match="outputs are on meta, targets on cpu"):
+        sample_losses(loss, {"scores": there}, (here, here), 2)
     assert asked == []
-    assert told() == ["loss_device_mismatch"]
-    assert telemetry.counters.total("esper.severe_events") == 1
+    assert told() == ["loss_device_mismatch"] * 2
+    assert telemetry.counters.total("esper.severe_events") == 2
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])

@@ -12,16 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from esper.errors import DependencyViolationError, DivergenceUnrecoverable, EmergencyStop, TaskError
+from esper.errors import (
+    DependencyViolationError,
+    DivergenceUnrecoverable,
+    EmergencyStop,
+    LossDeviceMismatch,
+    TaskError,
+)
 from esper.kasmina.blueprints import BLUEPRINTS, Registry, blueprint
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
-from esper.prospect import Prospect
+from esper.prospect import Prospect, survey
 from esper.streams import generator, seed_process
 from esper.telemetry import Telemetry
 from esper.tensors import state_digest
-from esper.testing import TinyHost
+from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, build_host, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
@@ -440,6 +446,28 @@ def test_a_seed_whose_gradient_reaches_the_host_is_found_by_the_probe(
 
     monkeypatch.setattr(Leaky, "borrowed", [fork.host.get_parameter("head.weight")])
     assert fork.probe_gradients("seed-1", 1).reachable_host_parameters == ("head.weight",)
+
+
+class Strays(TinyHost):
+    """Its outputs lie on another device in evaluation mode, once that is asked for."""
+
+    strays = False
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        scores = super().forward(x_BC)
+        return scores if self.training or not self.strays else scores.to("meta")
+
+
+def test_evaluation_on_another_device_is_told_as_such_and_ends_in_training_mode(told: Callable[[], list[str]]) -> None:
+    task = tiny_task(model=Strays, metrics={"first": lambda output, _target: output[:, 0]})
+    live = live_trainer(survey(task, tiny_config()))
+    live.host.strays = True
+    for measure in (lambda: live.sample_losses("gate", 1), lambda: live.shard_means("test"), live.try_shards):
+        with pytest.raises(LossDeviceMismatch, match="outputs are on meta, targets on cpu"):
+            measure()
+        assert live.host.training
+    assert told() == ["loss_device_mismatch"] * 3
+    live.train_to(2)
 
 
 def test_layers_are_those_that_the_host_has_at_the_fence(make_prospect: MakeProspect, make_plan: MakePlan) -> None:

@@ -1,0 +1,33 @@
+"""What growing does to the default task: the grown network's test loss beside its twin's, for run seeds 1, 2 and 3.
+
+README's figures come from the file that this writes. The twin trained on the same batches without growing.
+"""
+
+from __future__ import annotations
+
+from _common import Outcome, Row, main, scratch
+
+from esper.config import load_config
+from esper.loop import run
+from esper.references import load_task
+
+TASK = "esper.tasks.stdlib_text:task"
+
+
+def measure(seeds: int) -> Outcome:
+    """A run in this process for each run seed from 1 on."""
+    rows = []
+    for seed in range(1, seeds + 1):
+        task, reference = load_task(TASK)
+        with scratch() as folder:
+            config = load_config(None, {"run.seed": seed, "run.dir": str(folder / "run")})
+            result = run(task, config, reference=reference)
+        rows.append(Row.told(f"run seed {seed}: test loss over the twin's", result.test_loss, result.twin_test_loss))
+        rows.append(
+            Row.told(f"run seed {seed}: parameters over those at the start", result.params_end, result.params_start)
+        )
+    return Outcome(rows, {})
+
+
+if __name__ == "__main__":
+    main("default_task", __doc__, measure, repetitions=3)
