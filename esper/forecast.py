@@ -45,7 +45,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,
         "why_nothing_grows": why_nothing_grows(prospect),
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
-        "slots": [spec.model_dump(mode="json") for spec in prospect.specs],
+        "slots": [spec.model_dump(mode="json") | {"varies": spec.path in prospect.varying} for spec in prospect.specs],
         "left_out": [{"slot": path, "why": why} for path, why in prospect.left_out.items()],
         "candidates": told(prospect, tried),
         "host_gflops": prospect.total_steps * step / 1e9,

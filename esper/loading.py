@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
 from esper.history import Past, read_past
 from esper.kasmina.attached import Seed, attach
-from esper.kasmina.blueprints import BLUEPRINTS, Registry, dtype_of
+from esper.kasmina.blueprints import BLUEPRINTS, Registry
+from esper.kasmina.precision import dtype_of
 from esper.kasmina.seeded import seeded
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan

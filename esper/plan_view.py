@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from esper.leyline.slots import Kind
 from esper.tables import cells, table
 from esper.wording import number
 
@@ -25,7 +26,16 @@ def candidates(found: Mapping[str, Any]) -> Table:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """When seeds germinate, what that costs, and how long the trainer waits for it."""
-    return [_germination(found), _compute(found), _waits(found)]
+    return [*_padding(found), _germination(found), _compute(found), _waits(found)]
+
+
+def _padding(found: Mapping[str, Any]) -> list[str]:
+    """Where batches differ in length, they are padded, and no seed is told where the padding is."""
+    padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
+    if not padded:
+        return []
+    where = f"{', '.join(padded)}: the length differs between batches"
+    return [f"{where}; seeds that mix positions (attention, convolutions over time) see the padding as content"]
 
 
 def _germination(found: Mapping[str, Any]) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from esper.config import RunConfig
 from esper.errors import ConfigError, TaskError
 from esper.habits import check_fields
 from esper.kasmina.attached import check_names
-from esper.kasmina.blueprints import BLUEPRINTS, CORRECTED_FLOPS, Registry
+from esper.kasmina.blueprints import BLUEPRINTS, Registry, flop_counter
 from esper.kasmina.graft import SeedEditor
 from esper.kasmina.seeded import seeded
 from esper.kasmina.slots import dry_run
@@ -30,7 +29,7 @@ from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, st
 from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 from esper.tolaria.trees import tensors_in
-from esper.trial import try_backward
+from esper.trial import try_backward, try_growth
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 
@@ -60,6 +59,8 @@ class Prospect:
     """Classes of its optimizer, with the names of its hyperparameters, and of its scheduler."""
     peak_share: float
     """Peak learning rate of a seed over what the task's optimizer is made with."""
+    varying: tuple[str, ...] = ()
+    """Slots whose length, height or width differed between the batches of the trial."""
 
     @property
     def total_steps(self) -> int:
@@ -175,7 +176,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     specs = found.specs
     _check_names(host, specs)
     options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
-    with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
+    with flop_counter() as counter:
         try_backward(task, host, inputs, targets)
     if counter.get_total_flops() == 0:
         raise TaskError("task.model", type(host).__name__, "it has no matrix product or convolution to weigh a seed by")
@@ -202,7 +203,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
-    return prospect
+    return replace(prospect, varying=try_growth(prospect))
 
 
 def _samples_crc32c(data: TaskData) -> int:

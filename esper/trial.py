@@ -1,17 +1,34 @@
-"""What a run will do, done once before it: a backward pass, a step, seeds in every slot. It keeps nothing of it."""
+"""What a run will do, done once before it: a backward pass, optimizer steps, a seed in every slot. It keeps nothing."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from esper.errors import TaskError
+from esper.errors import DivergenceUnrecoverable, TaskError
+from esper.kasmina.precision import parameter_dtype
+from esper.kasmina.prewarm import plan_seed
+from esper.kasmina.slots import NESTED
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate
+from esper.leyline.decisions import Pair
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import SlotSpec
 from esper.task import Task
-from esper.their_code import their_code
+from esper.their_code import refused_as_theirs, their_code
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.modules import check_gradients
-from esper.tolaria.trainer import call_model
+from esper.tolaria.optim import build_optimizer
+from esper.tolaria.trainer import call_model, never
+
+if TYPE_CHECKING:
+    from esper.prospect import Prospect
+
+STEPS = 3
+"""Training batches of the trial: enough for two of them to differ in length."""
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: whatever the task batches
@@ -30,3 +47,117 @@ def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None
     with their_code("task.model", "the backward pass"):
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     check_gradients(host)
+
+
+def try_growth(prospect: Prospect) -> tuple[str, ...]:
+    """Train a throwaway host for a few steps with the cheapest candidate in every slot, and evaluate it on each shard.
+
+    Without growth the host is tried alone.
+
+    Returns:
+        Slots whose lengths, heights or widths differed between batches.
+
+    Raises:
+        TaskError: the task's own code raised; or a slot's output has other channels or another type in a later batch.
+        SeedBuildFailed: a candidate cannot be built.
+    """
+    trainer = prospect.trainer("", 0, "survey", never)
+    grows = prospect.config.growth.enabled
+    doing = "with a seed in every slot" if grows else ""
+    shapes: dict[str, set[tuple[int, ...]]] = {spec.path: set() for spec in prospect.specs}
+    with (
+        _watching(trainer.host, prospect.specs, shapes),
+        refused_as_theirs(doing),
+    ):
+        for plan in _cheapest_plans(prospect) if grows else ():
+            trainer.graft(plan)
+        try:
+            trainer.train_to(min(STEPS, prospect.total_steps))
+        except DivergenceUnrecoverable:  # no matter of what fits: a run tells it with its own guard
+            return ()
+        trainer.try_shards()
+    if grows:
+        _try_optimizers(prospect)
+    return tuple(path for path, seen in shapes.items() if len(seen) > 1)
+
+
+def _cheapest_plans(prospect: Prospect) -> Iterator[GraftPlan]:
+    """One plan for each slot, of the candidate with the fewest FLOPs, at full strength from the first step.
+
+    Candidates of another shape than the slot's are left to the gate G0, which refuses each of them by name.
+    """
+    for spec in prospect.specs:
+        there = [pair for pair in prospect.options if pair.slot == spec.path and _keeps_shape(prospect, pair, spec)]
+        if not there:
+            continue
+        pair = min(there, key=lambda pair: (pair.flops, pair.parameters, pair.blueprint_id))
+        yield plan_seed(
+            Candidate(slot=spec.path, blueprint_id=pair.blueprint_id, seed_id=f"trial of {spec.path}"),
+            spec,
+            prospect.blueprints.get(pair.blueprint_id),
+            run_id="",
+            generation=0,
+            command_id="trial",
+            run_seed=prospect.config.run.seed,
+            fence=0,
+            step=0,
+            ordinal=0,
+            blend=BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=1),
+            warmup_steps=1,
+        )
+
+
+def _keeps_shape(prospect: Prospect, pair: Pair, spec: SlotSpec) -> bool:
+    module = prospect.blueprints.get(pair.blueprint_id).build(spec, seed_key=0)
+    h = torch.zeros(2, *spec.shape, dtype=parameter_dtype(spec), device=spec.device)
+    with torch.no_grad():
+        output = module(h)
+    return isinstance(output, Tensor) and output.shape == h.shape
+
+
+@contextmanager
+def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, set[tuple[int, ...]]]) -> Iterator[None]:
+    """Add the shape of each slot's output to `shapes`, and refuse one that no seed made for the slot could take."""
+
+    def look(spec: SlotSpec) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            if output.is_nested:
+                raise TaskError(f"slot {spec.path}", "a nested tensor in a later batch", NESTED)
+            shape = tuple(output.shape[1:])
+            if not spec.fits(shape) or str(output.dtype) != spec.dtype:
+                value = f"output of {shape} {output.dtype} in a later batch, {spec.shape} {spec.dtype} in the first"
+                mend = "name a module with the same channels and type in every batch; lengths may differ"
+                raise TaskError(f"slot {spec.path}", value, mend)
+            shapes[spec.path].add(shape)
+
+        return hook
+
+    handles = [host.get_submodule(spec.path).register_forward_hook(look(spec)) for spec in specs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _try_optimizers(prospect: Prospect) -> None:
+    """Step the task's optimizer over the parameters of each kind of seed.
+
+    Raises:
+        TaskError: it does not take them: some optimizers want matrices only, or parameters that they know by name.
+    """
+    specs = {spec.path: spec for spec in prospect.specs}
+    kinds: dict[tuple[str, str, tuple[int, ...]], Pair] = {}
+    for pair in prospect.options:
+        kinds.setdefault((pair.blueprint_id, specs[pair.slot].kind, specs[pair.slot].shape), pair)
+    for pair in kinds.values():
+        module = prospect.blueprints.get(pair.blueprint_id).build(specs[pair.slot], seed_key=0)
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not parameters:
+            continue
+        with refused_as_theirs(f"over the parameters of the seed {pair.blueprint_id!r} in the slot {pair.slot!r}"):
+            optimizer = build_optimizer(prospect.task, parameters)
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            with their_code("task.optimizer", "optimizer.step"):
+                optimizer.step()

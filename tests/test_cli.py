@@ -145,7 +145,7 @@ def growing() -> list[str]:
         (["t.py:few"], "give gate= at least 128 samples"),
         (["t.py:empty"], "empty data set"),
         (["t.py:optimizer"], "it must return a torch.optim.Optimizer"),
-        (["t.py:no_sample_loss"], "give (output, target) -> [B]"),
+        (["t.py:no_sample_loss"], "give task.sample_loss, (output, target) -> [B]"),
         (["t.py:odd_sample_loss"], "one loss per sample"),
         (["t.py:same_model"], "two calls returned the same parameter"),
         (["t.py:other_weights"], "head.weight"),

@@ -145,6 +145,7 @@ ALLOWED: dict[str, str] = {
     "esper/journal.py read: answers ValueError": "returned with its place, beside the records that could be read",
     "esper/trial.py try_backward: says type: ignore": "torch leaves it untyped",
     "esper/tolaria/measuring.py _Metric.check_mean: answers TaskError": "nothing to compare; its values are taken as they are",
+    "esper/trial.py try_growth: answers DivergenceUnrecoverable": "a run tells it with its own guard",
     "tests/zoo/test_zoo.py : ignores warnings": "torch's own, at what users write",
     "tests/zoo/test_zoo.py : pytest.mark.filterwarnings": "torch's own, at what users write",
     "esper/output.py _Stream.flush: answers (OSError, ValueError)": "said once on the other stream; it is only output",

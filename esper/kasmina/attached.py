@@ -27,7 +27,7 @@ class Seed(nn.Module):
 
     def forward(self, host: Tensor) -> Tensor:
         """The slot's output, [B, ...], blended; same shape. Raises: ValueError: the correction has another shape."""
-        correction: Tensor = self.module(host)
+        correction: Tensor = self.module(host).to(host.dtype)  # where autocast chose another type for it
         if correction.shape != host.shape:
             raise ValueError(f"a seed's output has shape {tuple(correction.shape)}, its slot's {tuple(host.shape)}")
         return host + self.alpha * correction

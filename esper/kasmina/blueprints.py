@@ -25,9 +25,11 @@ from torch.utils.flop_counter import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
+from torch.utils.module_tracker import ModuleTracker
 
 from esper.errors import ConfigError, SeedBuildFailed
 from esper.kasmina import nc, nchw, ntc
+from esper.kasmina.precision import parameter_dtype
 from esper.kasmina.seeded import seeded
 from esper.leyline.slots import Kind, SlotSpec
 
@@ -65,7 +67,7 @@ class Blueprint:
             raise ConfigError(f"blueprint.{self.name}.risk", self.risk, "give a number from 0 to 1")
 
     def build(self, spec: SlotSpec, seed_key: int) -> nn.Module:
-        """A new module on the slot's device, in its dtype; the same bits for the same key (0 to 2^64 - 1).
+        """A new module on the slot's device, in its `parameter_dtype`; the same bits for the same key (0 to 2^64 - 1).
 
         The random numbers of the caller go on as if nothing had happened.
 
@@ -96,10 +98,11 @@ class Blueprint:
         meta = torch.device("meta")
         with (
             self._blamed(spec, "count FLOPs"),
-            FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter,
+            flop_counter() as counter,
         ):
             module = self._make(spec, meta)
-            h = torch.empty(batch, *spec.shape, dtype=dtype_of(spec), device=meta, requires_grad=True)
+            dtype = parameter_dtype(spec)
+            h = torch.empty(batch, *spec.shape, dtype=dtype, device=meta, requires_grad=True)
             module(h).sum().backward()
         return int(counter.get_total_flops())
 
@@ -107,7 +110,7 @@ class Blueprint:
         if spec.kind not in self.kinds:
             raise ValueError(f"the slot is {spec.kind}, the blueprint is for {', '.join(self.kinds)}")
         with device:
-            return self.factory(spec).to(dtype_of(spec))
+            return self.factory(spec).to(parameter_dtype(spec))
 
     @contextmanager
     def _blamed(self, spec: SlotSpec, doing: str) -> Iterator[None]:
@@ -164,14 +167,6 @@ def blueprint(
     return register
 
 
-def dtype_of(spec: SlotSpec) -> torch.dtype:
-    """The dtype of a slot's output. Raises: TypeError: torch has none of that name."""
-    dtype = getattr(torch, spec.dtype.removeprefix("torch."))
-    if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"{spec.dtype} is not a dtype")
-    return dtype
-
-
 def _conv_backward_flops(
     grad_out: list[int],
     x: list[int],
@@ -222,6 +217,27 @@ CORRECTED_FLOPS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,
 }
+
+
+class _Untracked(ModuleTracker):
+    """Stands for torch's tracker of modules, whose hooks forbid `torch.autograd.grad` inside a forward."""
+
+    def __init__(self) -> None:
+        self.parents = {"Global"}
+
+    def __enter__(self) -> _Untracked:
+        """Nothing is hooked."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is unhooked."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the FLOPs of all that runs inside, with our corrections; of the total only, not by module."""
+    counter = FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS)
+    counter.mod_tracker = _Untracked()
+    return counter
 
 
 # -- the built-in set --------------------------------------------------------------------------------------------

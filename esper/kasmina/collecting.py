@@ -86,7 +86,7 @@ def interface_evidence(
         alpha=seen.alpha,
         alpha_target=seen.alpha_target,
         output_shape=seen.output_shape,
-        expected_shape=spec.shape,
+        expected_shape=seen.slot_shape,
         output_dtype=seen.output_dtype,
         expected_dtype=spec.dtype,
         device=seen.device,

@@ -49,7 +49,7 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
     if evidence.spec is None or evidence.probe is None:
         raise EvidenceMissing("G0", "sanity probe of a known blueprint", evidence.probe, "a probe in a known slot")
     probe, spec = evidence.probe, evidence.spec
-    shape = Check(name="output_shape", reason="shape_mismatch", measured=probe.output_shape, equals=spec.shape)
+    shape = Check(name="output_shape", reason="shape_mismatch", measured=probe.output_shape, equals=probe.slot_shape)
     dtype = Check(name="output_dtype", reason="shape_mismatch", measured=probe.output_dtype, equals=spec.dtype)
     finite = Check(name="parameters_finite", reason="parameter_invalid", measured=probe.parameters_finite, equals=True)
     checks += [finite, shape, dtype]
@@ -136,13 +136,14 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
     if (marked := _marked(Gate.G3, evidence.marks, seed_id, fence)) is not None:
         return marked
     shape = _need("G3", "output shape", evidence.output_shape)
+    expected = _need("G3", "slot shape", evidence.expected_shape)
     dtype = _need("G3", "output dtype", evidence.output_dtype)
     device = _need("G3", "device", evidence.device)
     broken = "interface_broken"
     checks = [
         *_marks(evidence.marks),
         Check(name="alpha", reason="alpha_short", measured=evidence.alpha, at_least=evidence.alpha_target),
-        Check(name="output_shape", reason=broken, measured=shape, equals=evidence.expected_shape),
+        Check(name="output_shape", reason=broken, measured=shape, equals=expected),
         Check(name="output_dtype", reason=broken, measured=dtype, equals=evidence.expected_dtype),
         Check(name="device", reason=broken, measured=device, equals=evidence.expected_device),
         *_isolation(evidence.isolation_leaks),

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from esper.errors import DependencyViolationError, IsolationViolation
+from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
 from esper.kasmina.attached import PREFIX, Seed, attach
 from esper.kasmina.blending import alpha_at, blend_residual
-from esper.kasmina.blueprints import Registry, dtype_of
+from esper.kasmina.blueprints import Registry
 from esper.kasmina.code_path import asked_path, path_of_this_call
 from esper.kasmina.isolation import reachable_parameters
+from esper.kasmina.precision import as_slot, dtype_of
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
@@ -38,15 +39,23 @@ class GraftedSeed(nn.Module):
         self.branch: Tensor | None = None
         self.calls = 0
         self.shape: tuple[int, ...] | None = None
+        self.slot_shape: tuple[int, ...] | None = None
         self.ran: dict[tuple[str, str, str], None] = {}
         """Each (dtype, device, code path) that a call since the last observation had, in order of appearance."""
         self.register_buffer("alpha", torch.zeros((), dtype=dtype, device=plan.asked_device))
 
     def forward(self, host: Tensor) -> Tensor:
-        """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device."""
-        correction: Tensor = self.module(host.detach() if self.plan.isolated else host)
+        """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
+
+        Raises:
+            SeedBuildFailed: the seed's own forward raised.
+        """
+        try:
+            correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
+        except Exception as error:  # else it would be told as the host's own
+            raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         self.calls += 1
-        self.shape = tuple(correction.shape[1:])
+        self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
         self.ran[str(correction.dtype), str(correction.device), path_of_this_call(self.module)] = None
         self.branch = correction if self.watched and self.plan.isolated else None
         return blend_residual(host, correction, self.alpha)
@@ -66,6 +75,7 @@ class GraftedSeed(nn.Module):
             alpha_target=float(target),
             calls=self.calls,
             output_shape=self.shape,
+            slot_shape=self.slot_shape,
             output_dtype=_all_of(dtypes),
             device=_all_of((*devices, *lying)) if devices else None,
             path=_all_of(paths),
@@ -74,7 +84,7 @@ class GraftedSeed(nn.Module):
             asked_path=self.asked_path,
             isolated=self.plan.isolated,
         )
-        self.calls, self.shape, self.ran = 0, None, {}
+        self.calls, self.shape, self.slot_shape, self.ran = 0, None, None, {}
         return found
 
 

@@ -106,11 +106,12 @@ class Incubator:
             parameter_bytes=seen.parameter_bytes,
             parameters_finite=seen.parameters_finite,
             output_shape=seen.shape,
+            slot_shape=seen.slot_shape,
             output_dtype=seen.dtype,
             causality_leak=seen.causality_leak,
             sample_leak=seen.sample_leak,
         )
-        if (sanity.output_shape, sanity.output_dtype) != (spec.shape, spec.dtype):
+        if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
             return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=None)
         full = plan.blend.model_copy(update={"ramp_steps": 1})
         fork.graft(plan.model_copy(update={"isolated": True, "blend": full}))

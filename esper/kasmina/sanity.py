@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError, EvidenceMissing, SeedBuildFailed
 from esper.kasmina.perturbation import with_noise
+from esper.kasmina.precision import as_slot, named
 from esper.kasmina.seeded import seeded
 from esper.leyline.slots import SlotSpec
 
@@ -33,6 +34,8 @@ class SeedSanity:
 
     shape: tuple[int, ...]
     """Of one sample's output, without the batch; of the mode that misses the slot's, if one does."""
+    slot_shape: tuple[int, ...]
+    """Of one sample of the slot's output that the seed was given."""
     dtype: str
     parameters: int
     parameter_bytes: int
@@ -50,7 +53,8 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
     dropout out of the comparison; a seed that mixes through batch statistics is seen in training mode.
 
     Args:
-        sample_h: A batch of the slot's output, [B, *spec.shape], two samples or more, in the slot's dtype.
+        sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout; lengths,
+            heights and widths may be others than those of the spec.
 
     Raises:
         DependencyViolationError: `sample_h` is not what the slot gives.
@@ -58,7 +62,7 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
         SeedBuildFailed: the seed raised, or gave something that cannot be measured; the cause tells which.
     """
     h = sample_h.detach()
-    if (tuple(h.shape[1:]), str(h.dtype)) != (spec.shape, spec.dtype):
+    if not spec.fits(tuple(h.shape[1:])) or str(h.dtype) != spec.dtype:
         raise DependencyViolationError(f"slot {spec.path}", "an activation of its shape", f"got {h.shape} {h.dtype}")
     if any(_unmixed(spec, training) for training in MODES) and len(h) < 2:
         raise EvidenceMissing("G0", "sample independence, by samples", len(h), 2)
@@ -69,16 +73,17 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
 
 
 def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
-    parameters = list(module.parameters())
+    parameters, slot_shape = list(module.parameters()), tuple(h.shape[1:])
     shape, dtype = _interface(module, spec, h)
     causality = sample = None
-    if shape == spec.shape:
+    if shape == slot_shape:
         runs = [_forward(_stirred(module), training) for training in MODES]
         causality = max(causality_leak(run, h[0].double()) for run in runs) if spec.causal else None
         unmixed = [run for run, training in zip(runs, MODES, strict=True) if _unmixed(spec, training)]
         sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
     return SeedSanity(
         shape=shape,
+        slot_shape=slot_shape,
         dtype=dtype,
         parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
@@ -102,22 +107,28 @@ def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int,
     """
     found = []
     for training in MODES:
-        output = _forward(module, training)(h)
+        output = _forward(module, training, spec.autocast)(h)
         if not isinstance(output, Tensor):
             raise TypeError(f"the output is a {type(output).__name__}, not a tensor")
         if output.shape[:1] != h.shape[:1]:
             raise ValueError(f"{len(h)} samples in, an output of shape {tuple(output.shape)} out")
         found.append((tuple(output.shape[1:]), str(output.dtype)))
-    return next((seen for seen in found if seen != (spec.shape, spec.dtype)), found[0])
+    return next((seen for seen in found if seen != (tuple(h.shape[1:]), spec.dtype)), found[0])
 
 
-def _forward(module: nn.Module, training: bool) -> Forward:
-    """One forward on a fresh copy with the same random numbers each time, so that no state is carried over."""
+def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> Forward:
+    """One forward on a fresh copy with the same random numbers each time, so that no state is carried over.
+
+    Args:
+        autocast: Type to which the host's own autocast casts in the slot, where it does.
+    """
 
     def forward(h: Tensor) -> Tensor:
-        with seeded(0, (h.device,)), torch.no_grad():
+        lower = named(autocast) if autocast is not None else None
+        context = torch.autocast(h.device.type, lower, enabled=lower is not None)
+        with seeded(0, (h.device,)), torch.no_grad(), context:
             output: Tensor = deepcopy(module).train(training)(h.clone())
-        return output
+            return as_slot(output, h)
 
     return forward
 

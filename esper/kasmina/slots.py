@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.errors import TaskError
 from esper.kasmina.perturbation import Change, is_content, mapped, moved, perturbing, tensors, unchanged
+from esper.kasmina.precision import autocast_at
 from esper.kasmina.seeded import seeded
 from esper.kasmina.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
@@ -82,6 +83,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
             causal=path in causal,
             samples_independent=path in independent,
             samples_independent_evaluated=path in independent_evaluated,
+            autocast=host.autocast.get(path),
         )
         for path, output in training.items()
         if path in host.paths
@@ -98,6 +100,8 @@ class _Host:
     batch_input: Any
     call: Call
     batch: int
+    autocast: dict[str, str] = field(default_factory=dict)
+    """By path: the type to which the model's own autocast casts where a slot is called; filled by `run`."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -112,7 +116,7 @@ class _Host:
         doing = "" if change is unchanged else "with a part of its input changed, to see what moves"
         with (
             kept_as_it_is(self.model, training=training),
-            recording(self.model, seen),
+            recording(self.model, seen, self.autocast),
             seeded(0, devices),
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
@@ -173,16 +177,22 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def recording(model: nn.Module, seen: Mapping[str, list[object]]) -> Iterator[None]:
-    """Every output of the modules at the paths in `seen` is added there, as it is before a later layer writes to it."""
+def recording(model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str]) -> Iterator[None]:
+    """Every output of the modules at the paths in `seen` is added there, as it is before a later layer writes to it.
 
-    def recorder(outputs: list[object]) -> Callable[[nn.Module, object, object], None]:
+    Args:
+        autocast: Where autocast is on at a slot, its type is put here under the slot's path.
+    """
+
+    def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _args: object, output: object) -> None:
-            outputs.append(output.detach().clone() if isinstance(output, Tensor) else output)
+            seen[path].append(output.detach().clone() if isinstance(output, Tensor) else output)
+            if isinstance(output, Tensor) and (cast := autocast_at(output)) is not None:
+                autocast[path] = cast
 
         return record
 
-    handles = [model.get_submodule(path).register_forward_hook(recorder(outputs)) for path, outputs in seen.items()]
+    handles = [model.get_submodule(path).register_forward_hook(recorder(path)) for path in seen]
     try:
         yield
     finally:
@@ -222,7 +232,9 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
         raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
     if shape[0] != batch:
         raise TaskError(field, f"output of shape {shape} for {batch} samples", "name a module with one row per sample")
-    if (shape, training.dtype) != (tuple(evaluation.shape), evaluation.dtype):
+    channel = 1 if training.dim() == 4 else -1
+    same = training.dim() == evaluation.dim() and shape[channel] == evaluation.shape[channel]
+    if not same or training.dtype != evaluation.dtype:
         other = f"{shape} {training.dtype} in training, {tuple(evaluation.shape)} {evaluation.dtype} in evaluation"
         raise TaskError(field, f"output of {other}", "name a module that returns the same in both modes")
     return _KINDS[training.dim()]

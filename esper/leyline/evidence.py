@@ -74,6 +74,8 @@ class SanityProbe(Message):
     parameters_finite: bool
     output_shape: tuple[int, ...]
     """Of one sample, without the batch."""
+    slot_shape: tuple[int, ...]
+    """Of one sample of the slot's output that the module was given."""
     output_dtype: str
     causality_leak: float | None
     """Largest relative movement before a perturbed position; None where the slot is not causal."""
@@ -146,6 +148,8 @@ class SeedObservation(Message):
     calls: Annotated[int, Field(ge=0)]
     output_shape: tuple[int, ...] | None
     """Of the last call."""
+    slot_shape: tuple[int, ...] | None = None
+    """Of one sample of the slot's own output in the last call."""
     output_dtype: str | None
     """Of every call; several, joined by "and", where calls differed. So are the next two."""
     device: str | None
@@ -195,7 +199,7 @@ class InterfaceEvidence(Message):
     alpha: float
     alpha_target: float
     output_shape: tuple[int, ...] | None
-    expected_shape: tuple[int, ...]
+    expected_shape: tuple[int, ...] | None
     output_dtype: str | None
     expected_dtype: str
     device: str | None

@@ -30,3 +30,10 @@ class SlotSpec(Message):
     """No sample's output moves when another sample does, in training mode."""
     samples_independent_evaluated: bool = False
     """The same in evaluation mode, where a host with batch norm does not mix; False: not shown."""
+    autocast: str | None = None
+    """Type to which the host's own autocast casts where the slot is called; None: there is none."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Has one sample's output this layout and as many channels? Lengths, heights and widths may vary by batch."""
+        channel = 0 if self.kind is Kind.NCHW else -1
+        return len(shape) == len(self.shape) and shape[channel] == self.shape[channel]

@@ -39,6 +39,7 @@ SPEC = SlotSpec(
     path="mix", kind=Kind.NTC, shape=(6, 8), dtype="torch.float32", device="cpu", causal=True, samples_independent=True
 )
 SANITY = SanityProbe(
+    slot_shape=(6, 8),
     parameters=100,
     parameter_bytes=400,
     parameters_finite=True,
