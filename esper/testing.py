@@ -120,8 +120,13 @@ def tiny_task(**changes: Any) -> Task:  # Any: whatever field of Task a test wan
 
 
 def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted key with "__" for the dot
-    """A config for `tiny_task`: short ramps, and budgets that a seed larger than its tiny host can meet."""
+    """A config for `tiny_task`: short ramps, budgets that a seed larger than its tiny host can meet, and patience.
+
+    No deadline in it is one that a busy machine misses; a test of a deadline sets its own.
+    """
     keys = {
+        "policy.deadline_s": 60.0,
+        "ray.start_deadline_s": 200.0,
         "growth.ramp_steps": 30,
         "growth.halving_step": 10,
         "growth.probe_ramp_steps": 5,

@@ -19,9 +19,6 @@ from esper.summary import Result
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
 
-PATIENT = {"policy__deadline_s": 60.0, "ray__start_deadline_s": 200.0}
-"""Deadlines that no load of a machine reaches."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts a Ray of our own: it takes seconds and several processes."""
@@ -69,8 +66,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], ob
 def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
     """Runs the tiny task on actors, in `tmp_path / "run"`, with config values by dotted key.
 
-    A death ends the run, unless it is asked for with `restarting`. Deadlines are those of a machine that is very busy;
-    a test of a deadline sets its own.
+    A death ends the run, unless it is asked for with `restarting`.
     """
 
     def run(
@@ -83,7 +79,7 @@ def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
     ) -> Result:
         answer = "restart" if restarting else "raise"
         deaths = {"failure_policy__ActorLost": answer, "failure_policy__TrainerRankLost": answer}
-        config = tiny_config(run__dir=str(tmp_path / "run"), **{**deaths, **PATIENT, **overrides})
+        config = tiny_config(run__dir=str(tmp_path / "run"), **{**deaths, **overrides})
         if faults is not None:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
         return launch(task or tiny_task(), config, progress=progress, embedded=embedded)

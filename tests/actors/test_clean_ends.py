@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,19 +131,24 @@ def ray_begun(started: Started) -> None:
     until(happened)
 
 
+def told(*words: str) -> dict[str, Any]:
+    """What a command of esper prints for `--json`; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "esper.cli", *words, "--json"],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 def in_process(folder: Path) -> str:
     """The weights of the same run in one process, by the command line too."""
-    out = folder / "alone.json"
-    command = [sys.executable, "-m", "esper.cli", "run", f"{folder}/0/task.py:task", "--in-process", "--json"]
-    with out.open("w") as file:
-        subprocess.run(
-            [*command, "--config", f"{folder}/0/tiny.toml", "--run-dir", f"{folder}/alone"],
-            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-            stdout=file,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-    digest: str = json.loads(out.read_text().splitlines()[-1])["weights_sha256"]
+    where = ["--config", f"{folder}/0/tiny.toml", "--run-dir", f"{folder}/alone"]
+    digest: str = told("run", f"{folder}/0/task.py:task", "--in-process", *where)["weights_sha256"]
     return digest
 
 
@@ -238,8 +244,8 @@ def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
     (raylet,) = [pid for pid, line in started.processes() if "/raylet/raylet " in line]
     os.kill(raylet, signal.SIGKILL)
     started.ended_with(3)
-    told = json.loads((tmp_path / "out").read_text().splitlines()[-1])
-    assert told["error"] in ("ActorLost", "TrainerRankLost")
+    failure = json.loads((tmp_path / "out").read_text().splitlines()[-1])
+    assert failure["error"] in ("ActorLost", "TrainerRankLost")
 
 
 def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path) -> None:
@@ -249,17 +255,8 @@ def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path
     begun(started, Kind.INCUBATION_BEGUN)
     os.killpg(started.process.pid, signal.SIGKILL)
     started.process.wait()
-    out = tmp_path / "resumed.json"
-    with out.open("w") as file:
-        subprocess.run(
-            [sys.executable, "-m", "esper.cli", "resume", str(started.run_dir), "--json"],
-            env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-            stdout=file,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-    told = json.loads(out.read_text().splitlines()[-1])
-    assert (told["weights_sha256"], told["resumes"]) == (in_process(tmp_path), 1)
+    resumed = told("resume", str(started.run_dir))
+    assert (resumed["weights_sha256"], resumed["resumes"]) == (in_process(tmp_path), 1)
 
 
 def test_killed_driver_takes_its_actors_along(tmp_path: Path) -> None:
