@@ -6,10 +6,13 @@ READY := .venv/.ready
 MARKS ?= not slow and not integration and not cluster and not drill and not browser and not gpu and not torture
 ALL_MARKS := not browser and not gpu and not torture
 ROOMS := esper actors drills
+# Where the wheel is tried. Its dependencies are installed anew only when what they are made of has changed.
+CLEAN := .clean
+MADE_OF := { $(PYTHON) --version; cat pyproject.toml constraints.txt; }
 # torch comes first and by its exact pin: a range would make pip weigh gigabytes of other builds.
 PINNED := -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 
-.PHONY: venv run test check torture lint types wheel clean
+.PHONY: venv run test check torture minutes lint types wheel clean
 
 venv: $(READY)
 
@@ -23,13 +26,17 @@ run: $(READY)
 	$(BIN)/esper run
 
 test: $(READY)
-	$(BIN)/python -m pytest -q -m "$(MARKS)"
+	$(BIN)/python tools/parts.py test -m "$(MARKS)"
 
 check: lint types wheel
-	$(BIN)/python -m pytest -q -m "$(ALL_MARKS)"
+	$(BIN)/python tools/parts.py check -m "$(ALL_MARKS)"
 
 torture: $(READY)
 	$(BIN)/python -m pytest -s -m torture --timeout 7200 $(ARGS)
+
+# How long they took goes from pytest's reports into docs/ci.md.
+minutes: $(READY)
+	$(BIN)/python tools/minutes.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,12 +48,14 @@ types: $(READY)
 wheel: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --no-isolation
-	$(PYTHON) -m venv build/clean
-	build/clean/bin/python -m pip install -q $(PINNED)
-	build/clean/bin/python -m pip install -q -c constraints.txt dist/*.whl
-	build/clean/bin/python -I tools/installed.py $(ROOMS)
-	build/clean/bin/esper --help
+	$(MADE_OF) | cmp -s - $(CLEAN)/.made-of || { rm -rf $(CLEAN) && $(PYTHON) -m venv $(CLEAN) && \
+		$(CLEAN)/bin/python -m pip install -q $(PINNED); }
+	$(CLEAN)/bin/python -m pip uninstall -q -y esper-runtime
+	$(CLEAN)/bin/python -m pip install -q -c constraints.txt dist/*.whl
+	$(MADE_OF) > $(CLEAN)/.made-of
+	$(CLEAN)/bin/python -I tools/installed.py $(ROOMS)
+	$(CLEAN)/bin/esper --help
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist $(CLEAN) .parts .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(ROOMS) tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -338,7 +338,7 @@ def test_wrong_input_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_digits_grow_under_the_default_config(tmp_path: Path, seed: int) -> None:
     config = load_config(None, {"run.dir": str(tmp_path / "run"), "run.seed": seed})
     result = run(digits_task(), config)

@@ -44,12 +44,6 @@ from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, tiny_c
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """The run that nobody disturbed."""
-    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run")))
-
-
 @pytest.fixture
 def stopped(tmp_path: Path) -> Callable[..., Path]:
     """A run of a task file that was drained at a fence."""
@@ -96,32 +90,39 @@ def same(result: Result, whole: Result) -> None:
 
 
 @pytest.mark.parametrize(
-    "fence", [0, 3, 6, 11, *(pytest.param(n, marks=pytest.mark.slow) for n in range(16) if n not in (0, 3, 6, 11))]
+    "fence",
+    [
+        *(0, 6),
+        *(pytest.param(fence, marks=pytest.mark.slow) for fence in (3, 11, 15)),
+        *(pytest.param(fence, marks=pytest.mark.torture) for fence in range(16) if fence not in (0, 3, 6, 11, 15)),
+    ],
 )
 def test_a_run_stopped_at_a_fence_ends_as_one_that_was_not(
-    stopped: Callable[..., Path], whole: Result, fence: int
+    stopped: Callable[..., Path], undisturbed: Result, fence: int
 ) -> None:
     result = resume(stopped(fence))
-    same(result, whole)
+    same(result, undisturbed)
     assert result.resumes == 1
 
 
-def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(stopped: Callable[..., Path], whole: Result) -> None:
+def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
+    stopped: Callable[..., Path], undisturbed: Result
+) -> None:
     path = stopped(2)
     for fence in (3, 4, 9):
         watch = StopAt(fence)
         with pytest.raises(Drained):
             resume(path, drain=watch.drain, progress=watch)
     result = resume(path)
-    same(result, whole)
+    same(result, undisturbed)
     assert result.resumes == 4
     assert read_past(path).generation == 5
 
 
-def test_checkpoints_between_rounds_change_no_bits(stopped: Callable[..., Path], whole: Result) -> None:
+def test_checkpoints_between_rounds_change_no_bits(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped(7, checkpoint__every_rounds=5)
     assert [written.fence for written in read_past(path).commits] == [0, 5, 7]
-    same(resume(path), whole)
+    same(resume(path), undisturbed)
 
 
 def test_a_tournament_that_began_fences_before_the_stop_is_done_again(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_a_run_is_not_made_shorter(stopped: Callable[..., Path]) -> None:
 
 
 def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
-    stopped: Callable[..., Path], whole: Result
+    stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
     path = stopped(5)
     begun = [entry for entry in read(journal_file(path, 1))[0] if entry.kind is Kind.CHECKPOINT_BEGUN][-1]
@@ -166,15 +167,15 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
     watch = StopAt(8)
     with pytest.raises(Drained):
         resume(path, drain=watch.drain, progress=watch)
-    same(resume(path), whole)
+    same(resume(path), undisturbed)
 
 
-def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], whole: Result) -> None:
+def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped()
     journal = journal_file(path, 1)
     first = next(entry for entry in read(journal)[0] if entry.kind is Kind.CHECKPOINT_COMMITTED)
     journal.write_bytes(journal.read_bytes()[: first.offset])
-    same(resume(path), whole)
+    same(resume(path), undisturbed)
 
 
 # -- damage ------------------------------------------------------------------------------------------------------
@@ -187,12 +188,12 @@ def flip(file: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
-    stopped: Callable[..., Path], whole: Result
+    stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
     path = stopped(5)
     last = checkpoints_folder(path) / read_past(path).commits[-1].file
     flip(last)
-    same(resume(path), whole)
+    same(resume(path), undisturbed)
     assert os.listdir(checkpoints_folder(path) / "quarantine") == [last.name]
     taken_over = next(entry for entry in read(journal_file(path, 2))[0] if entry.kind is Kind.SUPERSEDED)
     assert taken_over.body["from_fence"] == 4
@@ -322,7 +323,7 @@ def broken(path: Path, point: str) -> RunConfig:
     ["conductor.open", "conductor.supersede", "conductor.resume", "conductor.restore", "conductor.start"],
 )
 def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
-    stopped: Callable[..., Path], whole: Result, tmp_path: Path, point: str
+    stopped: Callable[..., Path], undisturbed: Result, tmp_path: Path, point: str
 ) -> None:
     path, armed = stopped(5), tmp_path / "faults.toml"
     armed.write_text(f'[[faults]]\npoint = "{point}"\nfault = "raise"\n')
@@ -330,24 +331,26 @@ def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
         with pytest.raises(FaultInjected):
             resume(path, broken=armed)
     result = resume(path)
-    same(result, whole)
+    same(result, undisturbed)
 
 
-def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(tmp_path: Path, whole: Result) -> None:
+def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(
+    tmp_path: Path, undisturbed: Result
+) -> None:
     config = broken(tmp_path / "run", "conductor.open")
     with pytest.raises(FaultInjected):
         run(tiny_task(), config)
-    same(resume(tmp_path / "run", tiny_task()), whole)
+    same(resume(tmp_path / "run", tiny_task()), undisturbed)
 
 
 def test_a_run_killed_before_its_journal_was_made_goes_on_and_one_that_lost_it_does_not(
-    tmp_path: Path, stopped: Callable[..., Path], whole: Result
+    tmp_path: Path, stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
     config = broken(tmp_path / "other", "conductor.open")
     with pytest.raises(FaultInjected):
         run(tiny_task(), config)
     journal_file(tmp_path / "other", 1).unlink()
-    same(resume(tmp_path / "other", tiny_task()), whole)
+    same(resume(tmp_path / "other", tiny_task()), undisturbed)
     path = stopped()
     journal_file(path, 1).unlink()
     with pytest.raises(StoreCorrupt, match="journal-1"):
@@ -450,11 +453,11 @@ def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopp
     assert {hold["reason"] for hold in holds} == {"risk"}
 
 
-def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], whole: Result) -> None:
+def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped(5)
     with Journal(path, 1) as journal:
         journal.write(Kind.SIGNAL, signal(Level.HALT))
-    assert resume(path).weights_sha256 == whole.weights_sha256
+    assert resume(path).weights_sha256 == undisturbed.weights_sha256
 
 
 @pytest.mark.parametrize(
@@ -504,7 +507,7 @@ def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:
         resume(path, tiny_task(), policy=ScriptedPolicy())
 
 
-def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, whole: Result) -> None:
+def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, undisturbed: Result) -> None:
     class Late(Quiet):
         """Asks as soon as a round has begun, when its fence has not been passed."""
 
@@ -520,7 +523,7 @@ def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, whole: Result
     with pytest.raises(Drained, match="4"):
         run(tiny_task(), config, drain=watch.drain, progress=watch)
     assert read_past(path).commits[-1].fence == 4
-    same(resume(path, tiny_task()), whole)
+    same(resume(path, tiny_task()), undisturbed)
 
 
 def test_a_longer_run_that_was_broken_off_as_it_began_is_not_told_the_shorter_result(

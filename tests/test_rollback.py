@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from esper.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import LIVE
 from esper.line import Drain, Line, Rooms, Tier
-from esper.loop import NoInbox, nobody_lost, run
+from esper.loop import NoInbox, nobody_lost
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.recovery import Lost
@@ -76,9 +76,13 @@ def line(tmp_path: Path) -> Iterator[Line]:
         yield line
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return run(tiny_task(), tiny_config(run__dir=str(tmp_path_factory.mktemp("whole") / "run")))
+def fences(test: Sequence[int | None], check: Sequence[int], torture: Sequence[int]) -> list[Any]:
+    """At which fences a test is made, by what makes it."""
+    return [
+        *test,
+        *(pytest.param(fence, marks=pytest.mark.slow) for fence in check),
+        *(pytest.param(fence, marks=pytest.mark.torture) for fence in torture),
+    ]
 
 
 def to_the_end(line: Line) -> str:
@@ -94,9 +98,9 @@ def stray(line: Line) -> None:
 
 
 @pytest.mark.parametrize("tier", Tier)
-@pytest.mark.parametrize("fence", [0, 1, 3, 6, 10, LAST - 1])
+@pytest.mark.parametrize("fence", fences([0, 6], [10, LAST - 1], [1, 3]))
 def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
-    line: Line, whole: Result, tier: Tier, fence: int
+    line: Line, undisturbed: Result, tier: Tier, fence: int
 ) -> None:
     line.begin()
     while line.passed < fence:
@@ -106,26 +110,26 @@ def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
     assert line.trainer.weights_sha256() != before
     line.roll_back(tier)
     assert (line.passed, line.trainer.weights_sha256()) == (fence, before)
-    assert to_the_end(line) == whole.weights_sha256
-    assert line.incubator.twin_report().weights_sha256 == whole.twin_weights_sha256
+    assert to_the_end(line) == undisturbed.weights_sha256
+    assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert line.tally.rollbacks == 1
 
 
-def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: Line, whole: Result) -> None:
+def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: Line, undisturbed: Result) -> None:
     line.begin()
     for tier in (Tier.FAST, Tier.FULL, Tier.FULL, Tier.FAST, Tier.FAST):
         line.round()
         line.round()
         stray(line)
         line.roll_back(tier)
-    assert to_the_end(line) == whole.weights_sha256
+    assert to_the_end(line) == undisturbed.weights_sha256
     assert line.tally.rollbacks == 5
     assert line.journal.generation == 6
 
 
 @pytest.mark.parametrize("tier", Tier)
 def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at_them(
-    tmp_path: Path, whole: Result, tier: Tier
+    tmp_path: Path, undisturbed: Result, tier: Tier
 ) -> None:
     """From a host with other seeds than the one that was kept: grown since, or culled since."""
     with line_of(tmp_path / "run", tiny_config(checkpoint__every_rounds=5)) as line:
@@ -138,7 +142,7 @@ def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at
         line.roll_back(tier)
         assert line.passed % 5 == 0
         assert [plan.seed_id for plan in host_plans(line)] == [plan.seed_id for plan in kept]
-        assert to_the_end(line) == whole.weights_sha256
+        assert to_the_end(line) == undisturbed.weights_sha256
 
 
 def host_plans(line: Line) -> tuple[Any, ...]:
@@ -178,13 +182,13 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
         line.kasmina.receive(sent[-1], line.passed)
 
 
-def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path: Path, whole: Result) -> None:
+def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path: Path, undisturbed: Result) -> None:
     with line_of(tmp_path / "run", tiny_config(checkpoint__fast_rollback_s=1e-6)) as line:
         line.begin()
         line.round()
         with pytest.raises(RollbackDeadlineExceeded, match="the fast rollback took 0"):
             line.roll_back(Tier.FAST)
-        assert to_the_end(line) == whole.weights_sha256
+        assert to_the_end(line) == undisturbed.weights_sha256
 
 
 def test_there_is_nothing_to_go_back_to_before_the_first_fence(line: Line) -> None:
@@ -192,7 +196,7 @@ def test_there_is_nothing_to_go_back_to_before_the_first_fence(line: Line) -> No
         line.roll_back(Tier.FAST)
 
 
-def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, whole: Result, tmp_path: Path) -> None:
+def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, undisturbed: Result, tmp_path: Path) -> None:
     line.begin()
     line.round()
     line.round()
@@ -205,7 +209,7 @@ def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, whole: Resu
     assert line.passed == 1
     line.roll_back(Tier.FAST)  # to where the full one went, and not forward again
     assert line.passed == 1
-    assert to_the_end(line) == whole.weights_sha256
+    assert to_the_end(line) == undisturbed.weights_sha256
     assert read(tmp_path / "run" / "journal-2.log")[0][0].kind is Kind.SUPERSEDED
 
 
@@ -226,9 +230,9 @@ def dies(line: Line, name: str, role: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
-@pytest.mark.parametrize("fence", [None, 0, 1, 6, 10, LAST])
+@pytest.mark.parametrize("fence", fences([None, 6], [0, LAST], [1, 10]))
 def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
-    line: Line, whole: Result, name: str, role: str, fence: int | None
+    line: Line, undisturbed: Result, name: str, role: str, fence: int | None
 ) -> None:
     if fence is None:
         line._keep_beginning()
@@ -244,11 +248,11 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     assert recovery.fence == fence
     dies(line, name, role)  # again, before it has done anything
     line.begin()
-    assert to_the_end(line) == whole.weights_sha256
+    assert to_the_end(line) == undisturbed.weights_sha256
     if fence != LAST:
         assert [one.first_step_s is not None for one in line.recoveries] == [False, True]
     if line.kasmina.has_twin():
-        assert line.incubator.twin_report().weights_sha256 == whole.twin_weights_sha256
+        assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
 
 
@@ -260,13 +264,15 @@ def dead(*_: object) -> None:
     "first",
     [
         pytest.param(("tolaria", "tolaria"), id="tolaria"),
-        pytest.param(("manager-0", "kasmina"), id="manager", marks=pytest.mark.slow),
+        pytest.param(("manager-0", "kasmina"), id="manager", marks=pytest.mark.torture),
     ],
 )
-@pytest.mark.parametrize("who", ["kasmina", "tamiyo", "incubator", "trainer"])
+@pytest.mark.parametrize(
+    "who", ["trainer", *(pytest.param(who, marks=pytest.mark.slow) for who in ("kasmina", "tamiyo", "incubator"))]
+)
 def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke_off(
     line: Line,
-    whole: Result,
+    undisturbed: Result,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     first: tuple[str, str],
@@ -285,7 +291,7 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
             dies(line, *first)
     assert line.recoveries == []
     dies(line, *second)
-    assert to_the_end(line) == whole.weights_sha256
+    assert to_the_end(line) == undisturbed.weights_sha256
     assert [(one.actors, one.restore_s is None) for one in line.recoveries] == [
         ((first[0],), True),
         ((second[0],), False),
@@ -296,10 +302,12 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
 
 
 @pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
-def test_a_death_before_anything_was_kept_begins_the_run_anew(line: Line, whole: Result, name: str, role: str) -> None:
+def test_a_death_before_anything_was_kept_begins_the_run_anew(
+    line: Line, undisturbed: Result, name: str, role: str
+) -> None:
     dies(line, name, role)
     line.begin()
-    assert to_the_end(line) == whole.weights_sha256
+    assert to_the_end(line) == undisturbed.weights_sha256
     assert [(one.fence, one.from_memory) for one in line.recoveries] == [(None, False)]
 
 
@@ -319,6 +327,7 @@ def test_what_was_taken_back_is_counted_also_after_a_death_and_nothing_else_is(
     assert (line.tally.rollbacks, read_past(tmp_path / "run").rollbacks) == (2, 2)
 
 
+@pytest.mark.slow
 def test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tournament(line: Line) -> None:
     def snapshots() -> int:
         gc.collect()

@@ -100,7 +100,7 @@ ALLOWED: dict[str, str] = {
     "tests/durable/test_disk_errors.py stubborn_shrinking: answers (StoreWriteFailed, StoreCorrupt)": "nothing need go then",
     "tests/durable/test_disk_errors.py test_a_disk_that_is_full_loses_nothing_and_goes_on_when_there_is_room: pytest.skip": "no rights",
     "tests/durable/test_models.py OneLog.die_in_an_append: answers Killed": "the planted kill",
-    "tests/durable/test_mutants.py killer: answers Exception": "whatever it raises, the mutant was found",
+    "tests/durable/test_mutants.py finds: answers Exception": "whatever it raises, the mutant was found",
     "actors/shell.py _unsendable: says type: ignore": "cloudpickle leaves it untyped",
     "actors/source.py TaskSource.of: says type: ignore": "cloudpickle leaves it untyped",
     "esper/errors.py all_notes: getattr with a default": "an exception has notes only once it was given one",

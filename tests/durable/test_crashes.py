@@ -34,7 +34,14 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+QUICK = {"log", "failing sync", "files"}
+"""What `make test` makes of them; `make check` makes all."""
+
+
+@pytest.mark.parametrize(
+    "workload",
+    [pytest.param(one, id=one.name, marks=[] if one.name in QUICK else [pytest.mark.slow]) for one in WORKLOADS],
+)
 def test_after_any_crash_all_that_was_acknowledged_is_there_and_nothing_else(workload: Workload) -> None:
     per_point, nested_every, extra_bytes, least = SHORT[workload.name]
     tally = Torture(REAL, workload, per_point, nested_every, extra_bytes).all()
