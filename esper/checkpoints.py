@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from esper import faults
 from esper.closing import Closing
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.errors import ActorError, StoreWriteFailed
 from esper.journal import Journal, Kind
+from esper.leyline.base import Seconds, Settings
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
@@ -32,15 +33,13 @@ _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
 """Names of checkpoints, and of what is to become one."""
 
 
-class CheckpointConfig(BaseModel):
+class CheckpointConfig(Settings):
     """[checkpoint]"""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     every_rounds: int = Field(1, ge=1, description="rounds between checkpoints; changes no bits")
     keep: int = Field(2, ge=2, description="newest checkpoints that are kept, beside that of fence 0")
-    fast_rollback_s: float = Field(0.5, gt=0, description="longest that a rollback in memory may take, in seconds")
-    full_rollback_s: float = Field(12.0, gt=0, description="longest that a rollback from disk may take, in seconds")
+    fast_rollback_s: Seconds = Field(0.5, description="longest that a rollback in memory may take, in seconds")
+    full_rollback_s: Seconds = Field(12.0, description="longest that a rollback from disk may take, in seconds")
 
 
 @dataclass(frozen=True)

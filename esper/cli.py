@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from esper import checkpoint_commands, export_commands, inspect_view, log_commands, plan_view, plugins
-from esper.config import RunConfig, as_toml, load_config, parse_override
+from esper.config import RunConfig, add_override, as_toml, load_config, parse_overrides
 from esper.errors import ConfigError, EsperError
 from esper.execution import (
     INTERRUPTED,
@@ -122,7 +122,7 @@ def resume(
     as_json: JsonOption = False,
 ) -> None:
     """Go on with a run from its last fence: the same bits as if it had never stopped."""
-    overrides = dict(parse_override(text) for text in settings or [])
+    overrides = parse_overrides(settings or [])
     result = execute_resume(run_dir, overrides, faults, in_process=in_process, as_json=as_json)
     if as_json:
         print_json(result.as_json())
@@ -242,13 +242,13 @@ def _config(
     run_dir: Path | None = None,
     faults: Path | None = None,
 ) -> RunConfig:
-    overrides = dict(parse_override(text) for text in settings or [])
+    overrides = parse_overrides(settings or [])
     if seed is not None:
-        overrides["run.seed"] = seed
+        add_override(overrides, "run.seed", seed)
     if no_growth:
-        overrides["growth.enabled"] = False
+        add_override(overrides, "growth.enabled", False)
     if run_dir is not None:
-        overrides["run.dir"] = str(run_dir)
+        add_override(overrides, "run.dir", str(run_dir))
     return load_config(file, overrides, faults)
 
 

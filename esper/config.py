@@ -5,29 +5,26 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from esper.checkpoints import CheckpointConfig
 from esper.emergency.settings import EmergencyConfig
-from esper.errors import ConfigError
+from esper.errors import ConfigError, shortened
 from esper.faults import FaultSpec, check
 from esper.kasmina.settings import GrowthConfig
+from esper.leyline.base import Seconds, Settings
 from esper.supervision_settings import FailurePolicy, SupervisionConfig
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
 from esper.tolaria.settings import TrainConfig
 
-Seconds = Annotated[float, Field(gt=0)]
 
-
-class RayConfig(BaseModel):
+class RayConfig(Settings):
     """[ray]"""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     start_deadline_s: Seconds = Field(
         60.0, description="longest that all actors together may take to start, in seconds"
@@ -37,10 +34,8 @@ class RayConfig(BaseModel):
     )
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Everything a run can be told, all with defaults; frozen."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     run: TrainConfig = Field(default_factory=TrainConfig)
     growth: GrowthConfig = Field(default_factory=GrowthConfig)
@@ -76,6 +71,8 @@ def load_config(
         table, dot, name = key.partition(".")
         if not dot or table not in RunConfig.model_fields:  # else the table says what is wrong
             raise ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
+        if table == "faults":
+            raise ConfigError(key, value, "faults are an array of tables; write [[faults]] in a file, see --faults")
         entry = tables.setdefault(table, {})
         if not isinstance(entry, dict):
             raise ConfigError(table, entry, f"this is a table; write it as [{table}]")
@@ -94,19 +91,43 @@ def flattened(config: RunConfig) -> dict[str, Any]:
     return {f"{table}.{name}": getattr(value, name) for table, value in tables for name in _fields(value)}
 
 
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """The values of all `--set`, by dotted key.
+
+    Raises:
+        ConfigError: a text cannot be read, or a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, value = parse_override(text)
+        add_override(found, key, value)
+    return found
+
+
+def add_override(overrides: dict[str, Any], key: str, value: object) -> None:
+    """Raises: ConfigError: the key is there already."""
+    if key in overrides:
+        raise ConfigError(key, value, f"given twice, before as {shortened(overrides[key])}; give it once")
+    overrides[key] = value
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """`table.key=value`, the value as TOML; what is no TOML is taken as text.
 
     Raises:
-        ConfigError: there is no `=`.
+        ConfigError: there is no `=`, or more than one line.
     """
     key, mark, raw = text.partition("=")
-    if not mark or not key:
+    if not mark or not key.strip():
         raise ConfigError("--set", text, "use table.key=value")
+    if len(text.splitlines()) > 1:
+        raise ConfigError("--set", text, "use one line; give each key its own --set")
     try:
         return key.strip(), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:  # a bare word: `--set growth.isolate_until=none`
         return key.strip(), raw.strip()
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ConfigError("--set", text, f"the value cannot be read: {error}") from error
 
 
 def as_toml(config: RunConfig) -> str:
@@ -119,9 +140,14 @@ def as_toml(config: RunConfig) -> str:
             lines.append(
                 f"# {info.description}" + (f" ({_choices(info.annotation)})" if _choices(info.annotation) else "")
             )
-            lines.append(f"# {name} =" if setting is None else f"{name} = {json.dumps(setting)}")
+            lines.append(f"# {name} =" if setting is None else f"{name} = {_toml(setting)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    """A number or a text as TOML writes it: as JSON does, but for the pairs of escapes that JSON may use."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _choices(annotation: object) -> str:
@@ -134,7 +160,7 @@ def _read(option: str, file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(option, str(file), f"cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting beyond what Python reads
         raise ConfigError(option, str(file), f"no TOML: {error}") from error
 
 
@@ -160,4 +186,5 @@ def _explain(error: ValidationError) -> ConfigError:
     if first["type"] == "extra_forbidden":
         known = _keys() if len(place) > 1 else list(RunConfig.model_fields)
         return ConfigError(key, value, f"no such key; {_nearest(key, known)}")
-    return ConfigError(key, value, first["msg"][0].lower() + first["msg"][1:])
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(key, value, message[0].lower() + message[1:])

@@ -98,6 +98,19 @@ def text_of(value: object) -> str:
 # -- wrong input -------------------------------------------------------------------------------------------------
 
 
+LONGEST_VALUE, LONGEST_MEND = 300, 2000
+"""Characters of a value, and of a mend, that an error repeats: it is read by people, in one line."""
+
+
+def shortened(value: object) -> str:
+    """A value as Python writes it; a long one is cut, with its length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out an integer of thousands of digits
+        return f"a value of type {type(value).__name__} with an integer of thousands of digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)} characters)"
+
+
 class ConfigError(EsperError):
     """An input is wrong. Nothing was started or written; change `field` as `mend` says."""
 
@@ -106,7 +119,9 @@ class ConfigError(EsperError):
         self.field, self.value, self.mend = field, value, mend
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.mend}"
+        mend = self.mend if len(self.mend) <= LONGEST_MEND else f"{self.mend[:LONGEST_MEND]}..."
+        field = self.field if len(self.field) <= LONGEST_VALUE else f"{self.field[:LONGEST_VALUE]}..."
+        return f"{field} = {shortened(self.value)}: {mend}"
 
 
 class TaskError(ConfigError):

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from esper import errors
 from esper.errors import ConfigError, EsperError, FaultInjected, StoreWriteFailed
+from esper.leyline.base import Seconds, Settings
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
 
@@ -69,10 +70,10 @@ class Fault(StrEnum):
     STOP = "stop"
 
 
-class FaultSpec(BaseModel):
+class FaultSpec(Settings):
     """[[faults]]"""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(strict=False)
 
     point: str
     fault: Fault
@@ -92,7 +93,7 @@ class FaultSpec(BaseModel):
     """... and at those that follow, until it has fired so often in the run."""
     error: str = "FaultInjected"
     """For `raise`: a class of esper.errors that can be made from two texts, or FaultInjected."""
-    seconds: Annotated[float, Field(gt=0)] = 1.0
+    seconds: Seconds = 1.0
     """For `delay`."""
 
     def counts(self, round: int | None, step: int | None) -> bool:

@@ -32,6 +32,8 @@ from esper.tolaria.trees import tensors_in
 from esper.trial import try_backward, try_growth
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
+MOST_ROUNDS = 1_000_000
+"""The step of each fence is in `run.json` and in a journal record, which holds 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,10 @@ def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) ->
 
 def _check_device(name: str) -> None:
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by build
-        raise ConfigError("run.device", name, f"torch cannot use it: {str(error).splitlines()[0]}") from error
+        (torch.ones(1, device=name) + 1).tolist()  # a device that holds no values, as "meta" does, refuses this
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any, by build and device
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError("run.device", name, f"torch cannot use it: {told}") from error
 
 
 def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:

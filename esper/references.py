@@ -26,6 +26,7 @@ from esper.import_paths import (
     modules_in,
     put_first,
 )
+from esper.leyline.base import is_utf8
 from esper.task import Task
 from esper.their_code import refused_as_theirs, their_code
 
@@ -78,7 +79,12 @@ def locate(text: str, started_in: str = "") -> Reference:
     importlib.invalidate_caches()  # the finders remember a folder for as long as its time stamp is the same
     place, attribute = _parts(text)
     try:
-        bases = [*([Path(started_in)] if started_in else []), Path.cwd()]
+        here = Path.cwd()
+        if not is_utf8(str(here)):
+            raise TaskError(
+                "TASK", text, f"run.json could not hold the name of this folder, which is not UTF-8: {here!r}"
+            )
+        bases = [*([Path(started_in)] if started_in else []), here]
         if place.endswith(".py"):
             return _locate_file(text, place, bases)
         found = (_locate_module(text, place, attribute, base) for base in bases)
@@ -91,6 +97,8 @@ def _parts(text: str) -> tuple[str, str]:
     place, mark, attribute = text.rpartition(":")
     if not mark or not place or not attribute:
         raise TaskError("TASK", text, "use module:attribute or path/to/file.py:attribute")
+    if not is_utf8(text):
+        raise TaskError("TASK", text, "run.json could not hold this name, which is not UTF-8")
     return place, attribute
 
 

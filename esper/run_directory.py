@@ -12,6 +12,7 @@ from pathlib import Path
 from esper.closing import Closing, noted_on
 from esper.durable.files import DirectoryLease, make_folders
 from esper.errors import RunDirectoryError, StoreWriteFailed
+from esper.leyline.base import is_utf8
 
 DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
@@ -49,6 +50,7 @@ class RunDirectory(Closing):
         """
         if path is None:
             path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
+        _refuse_name("run.dir", path)
         try:
             make(path)
             if not os.access(path, os.W_OK | os.X_OK):
@@ -78,6 +80,7 @@ class RunDirectory(Closing):
         Raises:
             RunDirectoryError: it holds no run, is in use by the process that is named, or is not writable.
         """
+        _refuse_name("RUN", path)
         with refusing("RUN", path):
             if not run_file(path).is_file():
                 raise no_run(path)
@@ -94,6 +97,12 @@ class RunDirectory(Closing):
     def close(self) -> None:
         """Give the directory back."""
         self._lease.release()
+
+
+def _refuse_name(field: str, path: Path) -> None:
+    """Raises: RunDirectoryError: the result, which is JSON, could not name the directory."""
+    if not is_utf8(str(path)):
+        raise RunDirectoryError(field, str(path), "its name is not UTF-8; choose or give it another")
 
 
 def make(path: Path) -> None:

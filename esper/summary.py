@@ -79,8 +79,8 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         host_crc32c=prospect.host_crc32c,
         samples_crc32c=prospect.samples_crc32c,
         trained_by=prospect.trained_by,
-        argv=tuple(sys.argv),
-        started_in=str(Path.cwd()),
+        argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
+        started_in=str(Path.cwd()) if reference.text else "",
     )
 
 

@@ -6,29 +6,28 @@ import difflib
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from esper import errors
 from esper.errors import ConfigError
+from esper.leyline.base import Seconds, Settings
 
 Answer = Literal["raise", "restart"]
 
 
-class SupervisionConfig(BaseModel):
+class SupervisionConfig(Settings):
     """[supervision]"""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     deaths: int = Field(
         3, ge=0, description="most deaths of one actor, or of all trainer ranks as one, within within_s; one more stops"
     )
-    within_s: float = Field(600.0, gt=0, description="length of that window, which slides, in seconds")
+    within_s: Seconds = Field(600.0, description="length of that window, which slides, in seconds")
     without_progress: int = Field(
         3, ge=1, description="so many deaths of it at one fence, with no later one passed, stop the run too"
     )
 
 
-class FailurePolicy(BaseModel):
+class FailurePolicy(Settings):
     """[failure_policy]: an error that an actor's caller gets -> who answers it.
 
     "raise": the caller gets it, unchanged. "restart": the actor that it came from is ended if it is not gone, and
@@ -38,8 +37,6 @@ class FailurePolicy(BaseModel):
     Raises:
         ConfigError: a class that is not there, naming the nearest, or one of `NO_SWITCH`, with the reason.
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     ActorLost: Answer = Field("restart", description="the process of an actor that is no trainer rank is gone")
     TrainerRankLost: Answer = Field("restart", description="the process of a trainer rank is gone or hangs")

@@ -156,6 +156,9 @@ def growing() -> list[str]:
         (["t.py:task", "--set", "run.batch_size=9999"], "an epoch has only 1024 samples"),
         (["t.py:task", "--set", "run.round_steps=9999"], "the whole run has only 320 steps"),
         (["t.py:task", "--set", "growth.judge_samples=5"], "growth.min_samples = 128"),
+        (["t.py:task", "--set", "run.device=meta"], "run.device = 'meta': torch cannot use it"),
+        (["t.py:task", "--set", "run.epochs=99999999999", "--set", "run.round_steps=1"], "1000000 are the most"),
+        (["t.py:task", "--seed", "2", "--set", "run.seed=1"], "run.seed = 2: given twice, before as 1; give it once"),
         (["t.py:task", "--seed", "x"], "valid integer"),
         (["t.py:task", "--seed", "-1"], "greater than or equal to 0"),
         (["t.py:task", "--config", "no.toml"], "cannot be read: No such file"),
@@ -333,7 +336,7 @@ def test_an_interrupt_is_one_line_that_says_where_the_journal_is(esper: Esper) -
 
 
 def test_ctrl_c_ends_a_real_process_with_130(folder: Path) -> None:
-    words = ["run", "t.py:task", "--in-process", "--run-dir", "here", "--no-growth", "--set", "run.epochs=1000000"]
+    words = ["run", "t.py:task", "--in-process", "--run-dir", "here", "--no-growth", "--set", "run.epochs=100000"]
     process = subprocess.Popen(
         [sys.executable, "-c", "from esper.cli import main; main()", *words],
         cwd=folder,

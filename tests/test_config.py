@@ -7,9 +7,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
-from esper.config import RunConfig, as_toml, load_config, parse_override
+from esper.config import RunConfig, as_toml, load_config, parse_override, parse_overrides
 from esper.errors import ConfigError
+from esper.faults import FaultSpec
+from esper.leyline.base import Settings
 
 
 def write(folder: Path, text: str) -> Path:
@@ -120,10 +123,71 @@ def test_an_override_is_toml_and_a_bare_word_is_text(text: str, key: str, value:
     assert parse_override(text) == (key, value)
 
 
-@pytest.mark.parametrize("text", ["run.seed", "", "=3"])
+@pytest.mark.parametrize("text", ["run.seed", "", "=3", " =3"])
 def test_an_override_without_key_or_value_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape("use table.key=value")):
         parse_override(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run.seed=1\ngrowth.enabled=false", "use one line; give each key its own --set"),
+        ("run.dir=a\rb", "use one line"),
+        pytest.param(f"run.seed={'9' * 5000}", "the value cannot be read: Exceeds the limit", id="digits"),
+        pytest.param(f"run.seed={'[' * 100_000}", "the value cannot be read: maximum recursion", id="brackets"),
+    ],
+)
+def test_an_override_that_cannot_be_read_whole_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        parse_override(text)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_key_that_is_given_twice_is_refused_with_both_values() -> None:
+    with pytest.raises(ConfigError, match=r"run\.seed = 2: given twice, before as 1; give it once"):
+        parse_overrides(["run.seed=1", "growth.twin=true", "run.seed=2"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("growth.margin", float("inf"), "finite number"),
+        ("policy.deadline_s", float("nan"), "finite number"),
+        ("policy.deadline_s", 1e300, "less than or equal to 100000000"),
+        ("run.seed", 2**53, f"use at most {2**53 - 1}"),
+        pytest.param("run.seed", 16**5000, f"use at most {2**53 - 1}", id="huge"),
+        ("run.threads", 513, "less than or equal to 512"),
+        ("growth.managers", 513, "less than or equal to 512"),
+        ("run.dir", "a\0b", "leave out the NUL character"),
+        ("run.dir", "a\udcff", "it is not UTF-8 text"),
+        ("faults.point", "x", "write [[faults]] in a file"),
+    ],
+)
+def test_a_value_that_could_not_be_read_back_or_waited_for_is_refused(key: str, value: object, said: str) -> None:
+    text = complaint(**{key.replace(".", "__"): value})
+    assert text.startswith(f"{key} = ")
+    assert said in text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [16**5000, [16**5000], "x" * 20_000, ["x"] * 9000, {"x" * 20_000: 1}],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_long_value_is_cut_in_the_message(value: object) -> None:
+    assert len(complaint(run__seed=value)) < 500
+    assert len(complaint(**{"run." + "x" * 20_000: value})) < 1000
+
+
+def test_a_text_of_any_characters_is_read_back(tmp_path: Path) -> None:
+    config = load_config(None, {"run.dir": "😀 \x7f\x01\t'\"\\ größe"})
+    assert load_config(write(tmp_path, as_toml(config))) == config
+
+
+def test_every_table_of_the_config_refuses_what_cannot_be_kept() -> None:
+    assert {type(value) for _, value in RunConfig() if isinstance(value, BaseModel)} <= set(Settings.__subclasses__())
+    assert issubclass(FaultSpec, Settings)
 
 
 def test_a_config_cannot_be_changed_after_it_was_made() -> None:

@@ -155,6 +155,7 @@ ALLOWED: dict[str, str] = {
     "esper/references.py import_task: getattr with a default": "a module that is built in comes from no file",
     "esper/tamiyo/field_reports.py load_reports: answers FieldReportInvalid": "returned with its place, and counted",
     "esper/tasks/stdlib_text.py read_corpus: answers UnicodeDecodeError": "the file is listed as left out",
+    "esper/errors.py shortened: answers ValueError": "the text says what cannot be written out",
     "esper/errors.py text_of: answers Exception": "a foreign __str__ broke; the text says so",
     "esper/telemetry/file_exporter.py FileSpanExporter.export: answers Exception": "lost spans are counted and told",
     "esper/telemetry/metrics.py Counters.add: .get with a default": "a series begins at 0",

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from esper.leyline.base import Settings
+
+MOST_MANAGERS = 512
+"""Each is a process: many more would take a machine down before any deadline of ours."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
 
-class GrowthConfig(BaseModel):
+class GrowthConfig(Settings):
     """[growth]"""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
     enabled: bool = Field(True, description="false: train the host alone; --no-growth")
-    managers: PositiveInt = Field(1, description="processes that incubate; how many there are changes no result")
+    managers: Annotated[int, Field(ge=1, le=MOST_MANAGERS)] = Field(
+        1, description="processes that incubate; how many there are changes no result"
+    )
     candidates: PositiveInt = Field(18, description="most candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds from a tournament's snapshot to its verdict")
     probe_steps: PositiveInt | None = Field(None, description="optimizer steps of a fork; default: its rounds' length")

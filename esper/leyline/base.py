@@ -1,8 +1,10 @@
-"""The one base of every message between rooms: frozen, strict, nothing unknown. It decides nothing."""
+"""The bases of every message between rooms and of every table of the config: frozen, strict, nothing unknown."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Message(BaseModel):
@@ -16,3 +18,34 @@ class Message(BaseModel):
         ser_json_bytes="base64",
         val_json_bytes="base64",
     )
+
+
+LARGEST_INT = 2**53 - 1
+"""A JSON reader that keeps numbers as floats keeps every integer up to this one."""
+
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+"""A time to wait, up to three years: the waits of Python and of Ray overflow at some hundred years."""
+
+
+def is_utf8(text: str) -> bool:
+    """The text can be written as UTF-8, as JSON needs it; a file name of other bytes cannot."""
+    return not any("\ud800" <= one <= "\udfff" for one in text)
+
+
+class Settings(BaseModel):
+    """A table of the config. Each value that it takes can be written to `run.json` and read back as the same value."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _can_be_kept(cls, value: object) -> object:
+        """Raises: ValueError: the number or the text could not be read back from JSON, or could name no file."""
+        if isinstance(value, int) and abs(value) > LARGEST_INT:
+            raise ValueError(f"use at most {LARGEST_INT}")
+        if isinstance(value, str):
+            if "\0" in value:
+                raise ValueError("leave out the NUL character")
+            if not is_utf8(value):
+                raise ValueError("it is not UTF-8 text")
+        return value

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from esper.leyline.base import Seconds, Settings
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class PolicyConfig(BaseModel):
+class PolicyConfig(Settings):
     """[policy]"""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
     kind: Literal["heuristic"] = Field("heuristic", description="which policy decides")
-    deadline_s: Positive = Field(5.0, description="longest that one decision may take, in seconds")
+    deadline_s: Seconds = Field(5.0, description="longest that one decision may take, in seconds")
 
 
-class RiskConfig(BaseModel):
+class RiskConfig(Settings):
     """[risk]"""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     max_loss_spike: Positive = Field(0.15, description="hold if the round's loss is above the best by more, as a share")
     max_policy_risk: Fraction = Field(0.98, description="hold if the policy's own risk is at least this")

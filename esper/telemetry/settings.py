@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from esper.leyline.base import Settings
 
 
-class TelemetryConfig(BaseModel):
+class TelemetryConfig(Settings):
     """[telemetry]"""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     enabled: bool = Field(True, description="write spans and severe events to RUN/telemetry")
     step_every: Annotated[int, Field(ge=1)] = Field(100, description="one plain step in so many gets a span")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from esper.leyline.base import Settings
+
+MOST_THREADS = 512
+"""More than any machine has cores. Not the cores of this machine: a run is looked at and resumed on others, too."""
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """[run]"""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     seed: Annotated[int, Field(ge=0)] = Field(0, description="every random number of the run follows from it")
     epochs: PositiveInt | None = Field(None, description="default: the task's")
@@ -21,7 +23,9 @@ class TrainConfig(BaseModel):
         None,
         description="optimizer steps between two decisions; default: the task's, else 15 rounds (60 over 600 steps)",
     )
-    threads: PositiveInt = Field(1, description="torch threads; part of a run's identity: other counts give other bits")
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = Field(
+        1, description="torch threads; part of a run's identity: other counts give other bits"
+    )
     device: str = Field("cpu", description="where the host trains, as torch names it")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest global gradient norm; default: no clipping"
