@@ -274,6 +274,9 @@ def _fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
     if length > total:
         field = "run.round_steps" if config.run.round_steps else "task.round_steps"
         raise ConfigError(field, length, f"the whole run has only {total} steps; use {total} or less")
+    if total > length * MOST_ROUNDS:
+        mend = f"{total} steps would be {math.ceil(total / length)} rounds; {MOST_ROUNDS} are the most: use longer ones"
+        raise ConfigError("run.round_steps", length, mend)
     return (*range(0, total, length), total)
 
 

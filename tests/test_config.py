@@ -157,6 +157,8 @@ def test_a_key_that_is_given_twice_is_refused_with_both_values() -> None:
         ("policy.deadline_s", 1e300, "less than or equal to 100000000"),
         ("run.seed", 2**53, f"use at most {2**53 - 1}"),
         pytest.param("run.seed", 16**5000, f"use at most {2**53 - 1}", id="huge"),
+        ("growth.parameter_budget", 1e308, "use a size between 1e-100 and 1e+100"),
+        ("growth.margin", 5e-324, "use a size between"),
         ("run.threads", 513, "less than or equal to 512"),
         ("growth.managers", 513, "less than or equal to 512"),
         ("run.dir", "a\0b", "leave out the NUL character"),

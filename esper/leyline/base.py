@@ -23,6 +23,8 @@ class Message(BaseModel):
 LARGEST_INT = 2**53 - 1
 """A JSON reader that keeps numbers as floats keeps every integer up to this one."""
 
+SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
+"""Products and quotients of such numbers with counts, sizes and each other are finite."""
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
 """A time to wait, up to three years: the waits of Python and of Ray overflow at some hundred years."""
 
@@ -40,9 +42,11 @@ class Settings(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_kept(cls, value: object) -> object:
-        """Raises: ValueError: the number or the text could not be read back from JSON, or could name no file."""
+        """Raises: ValueError: it could not be read back from JSON, computed with, or used in the name of a file."""
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise ValueError(f"use at most {LARGEST_INT}")
+        if isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
+            raise ValueError(f"use a size between {SMALLEST_FLOAT} and {LARGEST_FLOAT}")
         if isinstance(value, str):
             if "\0" in value:
                 raise ValueError("leave out the NUL character")
