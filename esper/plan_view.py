@@ -26,10 +26,10 @@ def candidates(found: Mapping[str, Any]) -> Table:
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """When seeds germinate, what that costs, and how long the trainer waits for it."""
-    return [*_padding(found), _germination(found), _compute(found), _waits(found)]
+    return [*padding(found), _germination(found), _compute(found), _waits(found)]
 
 
-def _padding(found: Mapping[str, Any]) -> list[str]:
+def padding(found: Mapping[str, Any]) -> list[str]:
     """Where batches differ in length, they are padded, and no seed is told where the padding is."""
     padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
     if not padded:

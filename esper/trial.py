@@ -61,8 +61,10 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         TaskError: the task's own code raised; or a slot's output has other channels or another type in a later batch.
         SeedBuildFailed: a candidate cannot be built.
     """
-    trainer = prospect.trainer("", 0, "survey", never)
     grows = prospect.config.growth.enabled
+    if grows:
+        _try_optimizers(prospect)
+    trainer = prospect.trainer("", 0, "survey", never)
     doing = "with a seed in every slot" if grows else ""
     shapes: dict[str, set[tuple[int, ...]]] = {spec.path: set() for spec in prospect.specs}
     with (
@@ -76,8 +78,6 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         except DivergenceUnrecoverable:  # no matter of what fits: a run tells it with its own guard
             return ()
         trainer.try_shards()
-    if grows:
-        _try_optimizers(prospect)
     return tuple(path for path, seen in shapes.items() if len(seen) > 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 from typing import Any
@@ -50,6 +51,8 @@ def sample_loss(task: Task) -> Loss:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
         raise TaskError("task.sample_loss", None, f"the loss {name} has no `reduction`; give {WANTED}")
 
+    batchmean = _reduction(task.loss) == "batchmean"  # of torch's KL divergence: the sum over the number of samples
+
     def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)
         weights = target_weights(task.loss, target)
@@ -58,16 +61,27 @@ def sample_loss(task: Task) -> Loss:
         if losses.dim() < 2:
             return losses
         elements = losses.flatten(1)
+        if batchmean:
+            return elements.sum(dim=1)
         return elements.mean(dim=1), elements.new_full((len(elements),), elements.shape[1])
 
     return per_sample
+
+
+def _reduction(loss: Loss) -> object:
+    """The reduction that a torch loss was made with; "mean" where it was not said."""
+    while isinstance(loss, functools.partial):
+        if "reduction" in loss.keywords:
+            return loss.keywords["reduction"]
+        loss = loss.func
+    return loss.reduction if isinstance(loss, nn.Module) else "mean"
 
 
 def _unreduced(loss: Loss) -> Loss | None:
     if isinstance(loss, nn.Module):
         if not hasattr(loss, "reduction"):
             return None
-        if loss.reduction != "mean":
+        if loss.reduction not in ("mean", "batchmean"):
             raise TaskError("task.loss", f"reduction={loss.reduction!r}", "use 'mean': a loss is the mean over a batch")
         single = copy.copy(loss)
         setattr(single, "reduction", "none")  # noqa: B010  # torch types it as Tensor | Module
@@ -110,6 +124,8 @@ def check_agreement(task: Task, output: Any, target: Any, found: Weighted) -> No
     loss = batch_loss(task.loss, output, target)
     mean, tolerance = found.mean(), torch.finfo(loss.dtype).eps ** 0.5
     if math.isclose(loss.item(), mean, rel_tol=tolerance, abs_tol=tolerance**2) or not found.weights.any():
+        return
+    if math.isnan(loss.item()) and math.isnan(mean):
         return
     figures = f"task.loss gives {loss.item():.6g} where the mean of its sample losses is {mean:.6g}"
     if task.sample_loss is None:

@@ -64,9 +64,10 @@ def check_measures(task: Task, sample_loss: Loss, shard: str, some: Sequence[See
         TaskError: a measure gave something else; it is no mean over samples; or it needs too much memory.
     """
     for seen in some:
-        check_agreement(
-            task, seen.output, seen.target, sample_losses(sample_loss, seen.output, seen.target, seen.samples)
-        )
+        with torch.random.fork_rng([]):  # a loss may draw random numbers: both draw the same
+            losses = sample_losses(sample_loss, seen.output, seen.target, seen.samples)
+        with torch.random.fork_rng([]):
+            check_agreement(task, seen.output, seen.target, losses)
     for name, metric in task.metrics.items():
         figure = _Metric(name, metric)
         for place, seen in enumerate(some):

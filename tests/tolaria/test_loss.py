@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, kl_div, mse_loss
 
 from esper.errors import LossDeviceMismatch, TaskError
 from esper.telemetry import Telemetry
@@ -48,6 +48,17 @@ def test_a_sequence_of_classes_gives_one_loss_per_sequence() -> None:
     losses, weights = sample_loss(tiny_task(loss=cross_entropy))(scores, classes)
     assert losses.shape == (5,)
     assert weights.tolist() == [7] * 5
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.KLDivLoss(reduction="batchmean"), partial(kl_div, reduction="batchmean")], ids=["module", "partial"]
+)
+def test_the_batch_mean_of_a_divergence_is_the_mean_of_its_samples(loss: Any) -> None:
+    output, target = SCORES.log_softmax(1), SCORES.flip(0).softmax(1)
+
+    losses = sample_loss(tiny_task(loss=loss))(output, target)
+    assert losses.shape == (3,)
+    assert losses.mean().item() == pytest.approx(loss(output, target).item())
 
 
 def test_a_tasks_own_loss_per_sample_goes_before_all() -> None:

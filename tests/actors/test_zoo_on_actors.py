@@ -1,0 +1,36 @@
+"""Five tasks of the zoo, others every day, end on actors with the bits of one process."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import runpy
+from pathlib import Path
+
+import pytest
+
+import actors
+import esper.loop
+from actors.bootstrap import EmbeddedRay
+from esper.references import load_task
+
+ZOO = runpy.run_path(str(Path(__file__).parents[1] / "zoo" / "zoo.py"))
+DAY = os.environ.get("ZOO_DAY", datetime.date.today().isoformat())
+"""It chooses the five and stands in the name of each test: `ZOO_DAY=2026-11-28` chooses those of that day again."""
+FIVE = random.Random(DAY).sample(sorted(ZOO["RUNNING"]), 5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's own, at what users write
+@pytest.mark.parametrize("name", FIVE, ids=[f"{name}, {DAY}" for name in FIVE])
+def test_a_task_of_the_zoo_ends_on_actors_with_the_bits_of_one_process(
+    embedded: EmbeddedRay, tmp_path: Path, name: str
+) -> None:
+    task, reference = load_task(ZOO["RUNNING"][name])
+    patient = {"policy__deadline_s": 60.0, "ray__start_deadline_s": 200.0}  # that no load of a machine reaches
+    alone = esper.loop.run(task, ZOO["config"](tmp_path / "alone", **patient), reference=reference)
+    together = actors.launch(task, ZOO["config"](tmp_path / "run", **patient), reference=reference, embedded=embedded)
+    assert together.weights_sha256 == alone.weights_sha256
+    assert together.twin_weights_sha256 == alone.twin_weights_sha256
+    assert (together.test_loss, together.test_metrics) == (alone.test_loss, alone.test_metrics)
