@@ -1,18 +1,27 @@
 """esper: neural networks that grow while they train, by a runtime that never hides a failure."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from esper.task import Task
 
 if TYPE_CHECKING:
+    from esper.kasmina.blueprints import blueprint
+    from esper.leyline.slots import Kind, SlotSpec
     from esper.loading import load
 
-__all__ = ["Task", "load"]
+__all__ = ["Kind", "SlotSpec", "Task", "blueprint", "load"]
+
+_LATER = {
+    "Kind": "esper.leyline.slots",
+    "SlotSpec": "esper.leyline.slots",
+    "blueprint": "esper.kasmina.blueprints",
+    "load": "esper.loading",
+}
+"""Public name -> module that has it, imported when the name is asked for."""
 
 
-def __getattr__(name: str) -> Any:  # Any: whatever the module has; what is heavy is imported when it is asked for
-    if name == "load":
-        from esper.loading import load
-
-        return load
+def __getattr__(name: str) -> Any:  # Any: whatever the module has
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module 'esper' has no attribute {name!r}")

@@ -146,7 +146,12 @@ def as_toml(config: RunConfig) -> str:
 
 
 def _toml(value: object) -> str:
-    """A number or a text as TOML writes it: as JSON does, but for the pairs of escapes that JSON may use."""
+    """A value as TOML, in a line: numbers and texts as JSON has them, but for the pairs of escapes that it may use."""
+    if isinstance(value, BaseModel):
+        return _toml(value.model_dump(exclude_none=True))
+    if isinstance(value, dict):
+        entries = ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
+        return f"{{ {entries} }}" if entries else "{}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

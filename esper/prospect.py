@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +13,8 @@ from esper.config import RunConfig
 from esper.errors import ConfigError, TaskError
 from esper.habits import check_fields
 from esper.kasmina.attached import check_names
-from esper.kasmina.blueprints import BLUEPRINTS, Registry, flop_counter
+from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry, flop_counter
+from esper.kasmina.choices import chosen
 from esper.kasmina.graft import SeedEditor
 from esper.kasmina.seeded import seeded
 from esper.kasmina.slots import dry_run
@@ -177,7 +178,8 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
     specs = found.specs
     _check_names(host, specs)
-    options = tuple(pair for spec in specs for pair in _pairs(spec, blueprints, data.batch_size))
+    made = chosen(specs, config.growth.blueprints, blueprints)
+    options = tuple(pair for spec in specs for pair in _pairs(spec, made[spec.path], data.batch_size))
     with flop_counter() as counter:
         try_backward(task, host, inputs, targets)
     if counter.get_total_flops() == 0:
@@ -250,7 +252,7 @@ def _check_same_build(first: nn.Module, second: nn.Module) -> None:
             raise TaskError("task.model", name, "two calls gave other weights; draw from the seeded global generators")
 
 
-def _pairs(spec: SlotSpec, blueprints: Registry, batch: int) -> list[Pair]:
+def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], batch: int) -> list[Pair]:
     return [
         Pair(
             slot=spec.path,
@@ -260,7 +262,7 @@ def _pairs(spec: SlotSpec, blueprints: Registry, batch: int) -> list[Pair]:
             risk=made.risk,
             mesh=made.mesh(spec.path),
         )
-        for made in blueprints.for_kind(spec.kind)
+        for made in blueprints
     ]
 
 

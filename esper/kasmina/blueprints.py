@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 
 import torch
 from torch import nn
@@ -121,7 +122,7 @@ class Blueprint:
 
 
 class Registry:
-    """Blueprints by name. Names are never taken twice; nothing is ever removed."""
+    """Blueprints by name. A name belongs to the function that took it; nothing is ever removed."""
 
     def __init__(self) -> None:
         self._blueprints: dict[str, Blueprint] = {}
@@ -130,17 +131,26 @@ class Registry:
         return name in self._blueprints
 
     def add(self, blueprint: Blueprint) -> None:
-        """Raises: ConfigError: the name is taken; the older one stays."""
-        if blueprint.name in self:
+        """Add a blueprint. The same function again, of a file that was imported once more, replaces its older self.
+
+        Raises:
+            ConfigError: another function has taken the name; its blueprint stays.
+        """
+        older = self._blueprints.get(blueprint.name)
+        if older is not None and (_place(older.factory) is None or _place(older.factory) != _place(blueprint.factory)):
             raise ConfigError("blueprint.name", blueprint.name, "this name is taken; choose another")
         self._blueprints[blueprint.name] = blueprint
 
     def get(self, name: str) -> Blueprint:
         """Raises: ConfigError: nothing is registered under that name."""
         if name not in self:
-            near = difflib.get_close_matches(name, self._blueprints, n=1, cutoff=0)
-            raise ConfigError("blueprint", name, f"not registered; the nearest is {near[0]!r}" if near else "none is")
+            raise ConfigError("blueprint", name, self.absent(name))
         return self._blueprints[name]
+
+    def absent(self, name: str) -> str:
+        """That a name is not registered, and which is nearest."""
+        near = difflib.get_close_matches(name, self._blueprints, n=1, cutoff=0)
+        return f"not registered; the nearest is {near[0]!r}" if near else "not registered; no blueprint is"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:
         """All that may be built in slots of `kind`, by name."""
@@ -165,6 +175,14 @@ def blueprint(
         return factory
 
     return register
+
+
+def _place(factory: Factory) -> tuple[str, str] | None:
+    """File and name of a function; None for a callable object or a lambda, of which there may be several."""
+    if not isinstance(factory, FunctionType) or factory.__name__ == "<lambda>":
+        return None
+    notebook = factory.__module__ == "__main__"  # each run of a cell has a file name of its own
+    return "__main__" if notebook else factory.__code__.co_filename, factory.__qualname__
 
 
 def _conv_backward_flops(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, Strict
+from pydantic_core import PydanticCustomError
 
 from esper.leyline.base import Settings
 
@@ -15,12 +16,52 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
 
+Names = Annotated[tuple[str, ...], Strict(False)]
+
+
+class BlueprintChoice(Settings):
+    """Blueprints that may be tried in some slots: those of `only`, or all that fit except those of `exclude`."""
+
+    only: Names | None = None
+    exclude: Names | None = None
+
+
+def _table(value: object) -> object:
+    """Raises: PydanticCustomError: the value is no table."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("choices", 'give a table, such as { "blocks.*" = ["mlp"] }')
+    return value
+
+
+def _spelled_out(value: object) -> object:
+    """A bare list of names is `only`.
+
+    Raises:
+        PydanticCustomError: neither `only` nor `exclude` alone says anything.
+    """
+    if isinstance(value, BlueprintChoice):
+        return value
+    told = {"only": value} if isinstance(value, list | tuple) else value
+    given = {key: names for key, names in told.items() if names is not None} if isinstance(told, dict) else {}
+    for key, names in given.items():
+        if key in ("only", "exclude") and len(given) == 1 and isinstance(names, list | tuple) and names:
+            return {key: names}
+    raise PydanticCustomError("choice", "give a list of blueprints, or { exclude = [...] }")
+
+
+Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_spelled_out)]], BeforeValidator(_table)]
+
+
 class GrowthConfig(Settings):
     """[growth]"""
 
     enabled: bool = Field(True, description="false: train the host alone; --no-growth")
     managers: Annotated[int, Field(ge=1, le=MOST_MANAGERS)] = Field(
         1, description="processes that incubate; how many there are changes no result"
+    )
+    blueprints: Choices = Field(
+        default_factory=dict,
+        description="by slot or pattern: a list of blueprints to try, or { exclude = [...] }; default: all that fit",
     )
     candidates: PositiveInt = Field(18, description="most candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds from a tournament's snapshot to its verdict")

@@ -84,7 +84,7 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     paths = {path: first[module] for path, module in model.named_modules(remove_duplicate=False) if path}
     by_pattern = {}
     for pattern in patterns:
-        found = frozenset(known for path, known in paths.items() if pattern == EVERY or _matches(path, pattern))
+        found = frozenset(known for path, known in paths.items() if matches(path, pattern))
         if not found:
             raise TaskError("task.slots", pattern, _nearest(pattern, paths))
         by_pattern[pattern] = found
@@ -92,7 +92,10 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     return Matched(by_pattern, tuple(path for path in first.values() if path in chosen))
 
 
-def _matches(path: str, pattern: str) -> bool:
+def matches(path: str, pattern: str) -> bool:
+    """The pattern names the module at `path`; see `match`."""
+    if pattern == EVERY:
+        return True
     parts, wanted = path.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 

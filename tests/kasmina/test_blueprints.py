@@ -201,7 +201,7 @@ def test_a_name_is_never_taken_twice_and_the_older_blueprint_stays():
     registry, first = Registry(), make_blueprint()
     registry.add(first)
     with pytest.raises(ConfigError, match="this name is taken"):
-        registry.add(make_blueprint(risk=0.1))
+        registry.add(make_blueprint(factory=lambda spec: linear(spec)))
     assert registry.get("mine") is first
 
 
