@@ -25,6 +25,7 @@ from esper import errors
 from esper.errors import ConfigError, EsperError, FaultInjected, StoreWriteFailed
 from esper.leyline.base import Seconds, Settings
 from esper.telemetry.events import Severity, severe
+from esper.telemetry.file_exporter import open_for_append
 from esper.telemetry.metrics import count
 
 NOTHING, ROUND, ROUND_AND_STEP = frozenset[str](), frozenset({"round"}), frozenset({"round", "step"})
@@ -135,7 +136,7 @@ class Firings:
         if self._path is None:
             return self._claim(firing, times)
         try:
-            with self._path.open("a") as file:
+            with open(open_for_append(self._path), "a", encoding="utf-8") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 if allowed := self._claim(firing, times):
                     file.write(firing.model_dump_json() + "\n")

@@ -19,6 +19,11 @@ LEASE = "lease"
 JOURNAL = re.compile(r"journal-\d+\.log")
 LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
 """What is left of a file's writer that was killed."""
+WRITTEN = re.compile(
+    r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
+    r"|checkpoints|telemetry|field_reports|emergency"
+)
+"""Names of what a run writes, or writes into."""
 
 
 @contextmanager
@@ -55,6 +60,7 @@ class RunDirectory(Closing):
             make(path)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise RunDirectoryError("run.dir", str(path), "not writable; choose another")
+            _refuse_links("run.dir", path)
             lease = DirectoryLease(path)
             if not (path / LEASE).exists():
                 _refuse_filled(path)  # before a file of ours is put into somebody's directory
@@ -84,6 +90,7 @@ class RunDirectory(Closing):
         with refusing("RUN", path):
             if not run_file(path).is_file():
                 raise no_run(path)
+            _refuse_links("RUN", path)
             lease = DirectoryLease(path)
             lease.acquire()
             try:
@@ -103,6 +110,14 @@ def _refuse_name(field: str, path: Path) -> None:
     """Raises: RunDirectoryError: the result, which is JSON, could not name the directory."""
     if not is_utf8(str(path)):
         raise RunDirectoryError(field, str(path), "its name is not UTF-8; choose or give it another")
+
+
+def _refuse_links(field: str, path: Path) -> None:
+    """Raises: RunDirectoryError: a run would write through a symbolic link, into what is not its own."""
+    for entry in path.iterdir():
+        if WRITTEN.fullmatch(entry.name) and entry.is_symlink():
+            mend = f"{entry.name} is a symbolic link to {os.readlink(entry)}; put the file or folder itself there"
+            raise RunDirectoryError(field, str(path), mend)
 
 
 def make(path: Path) -> None:

@@ -24,6 +24,9 @@ class Disk:
     """The system calls under this room, one method each. All raise `OSError` as the system does."""
 
     def open(self, path: Path, flags: int) -> int:
+        """A regular file. For writing, a symbolic link is refused: its target may be anything of the user's."""
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            flags |= os.O_NOFOLLOW
         descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a pipe that lies there would hang us
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)

@@ -48,7 +48,7 @@ class EmergencyWord(Closing):
     @classmethod
     def attach(cls, path: Path) -> EmergencyWord:
         """Map an existing word. Raises: FileNotFoundError."""
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         try:
             return cls(path, mmap.mmap(descriptor, _SIZE))
         finally:

@@ -66,8 +66,8 @@ class FileSpanExporter(SpanExporter):
 
 
 def open_for_append(path: Path) -> int:
-    """A descriptor on which every write lands at the end, whoever else writes. Raises: OSError."""
-    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """A descriptor on which every write lands at the end, whoever else writes. Raises: OSError, also of a link."""
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def append_line(descriptor: int, line: str) -> None:
