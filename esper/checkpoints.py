@@ -63,11 +63,13 @@ class Checkpoints(Closing):
         config: CheckpointConfig,
         committed: Sequence[CheckpointWritten] = (),
         *,
+        run_id: str | None = None,
         disk: Disk = DISK,
     ) -> None:
+        """`run_id`: of the run that checkpoints to load must be of; None: of any."""
         make_folders(folder, disk=disk)
         self._folder, self._journal, self.config, self._disk = folder, journal, config, disk
-        self._committed = list(committed)
+        self._committed, self._run_id = list(committed), run_id
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
 
@@ -124,7 +126,7 @@ class Checkpoints(Closing):
             RestoreImpossible: none loads.
         """
         self.settle()
-        written, content = restore_latest(self._folder, self._committed)
+        written, content = restore_latest(self._folder, self._committed, run_id=self._run_id)
         self._committed = [one for one in self._committed if one.fence <= written.fence]
         host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
         return FenceState(written.fence, host, content["rooms"], nursery)

@@ -117,7 +117,7 @@ class Conductor:
             faults.point("conductor.open")
             store = stack.enter_context(FieldReportStore(reports_folder(path)))
             checkpoints = stack.enter_context(
-                Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed)
+                Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed, run_id=key.run_id)
             )
             record = Record(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
             if past is None:

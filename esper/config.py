@@ -22,6 +22,9 @@ from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
 from esper.tolaria.settings import TrainConfig
 
+MOST_BYTES = 2**20
+"""Of a file of settings; the whole config has some kilobytes."""
+
 
 class RayConfig(Settings):
     """[ray]"""
@@ -162,7 +165,11 @@ def _choices(annotation: object) -> str:
 
 def _read(option: str, file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(option, str(file), f"it is longer than {MOST_BYTES} bytes; give a file of TOML")
+        return tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError(option, str(file), f"cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting beyond what Python reads

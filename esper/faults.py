@@ -19,10 +19,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper import errors
-from esper.errors import ConfigError, EsperError, FaultInjected, StoreWriteFailed
+from esper.durable.files import read_small
+from esper.errors import ConfigError, EsperError, FaultInjected, StoreCorrupt, StoreWriteFailed
 from esper.leyline.base import Seconds, Settings
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.file_exporter import open_for_append
@@ -125,7 +126,10 @@ class Firings:
         """What has fired so far, in order; nothing where nothing ever did."""
         if self._path is None or not self._path.exists():
             return tuple(self._here)
-        return tuple(Firing.model_validate_json(line) for line in self._path.read_text().splitlines())
+        try:
+            return tuple(Firing.model_validate_json(line) for line in read_small(self._path).splitlines())
+        except ValidationError as error:
+            raise StoreCorrupt(str(self._path), "holds a line that is no firing of a fault") from error
 
     def claim(self, firing: Firing, times: int) -> bool:
         """Write down that a fault fires now, unless it has fired `times` times in the run already.

@@ -93,7 +93,10 @@ def _state(path: Path, found: Remains) -> str:
             break
     gone = "unknown" if found.newest_lost else "stopped"
     lease = path / LEASE
-    said = lease.read_text(errors="replace") if lease.is_file() else ""
+    said = ""
+    if lease.is_file():
+        with lease.open("rb") as file:
+            said = file.read(512).decode(errors="replace")
     holder = re.match(r"pid (\d{1,9}) on (.+)", said)
     if holder is None:
         return gone

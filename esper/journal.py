@@ -149,7 +149,10 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
     for frame in found.frames:
         try:
             entries.append(Entry(Kind(frame.kind), json.loads(frame.payload), frame.offset, frame.end))
-        except ValueError as error:  # an unknown kind or no JSON: reported with its place, and the rest still read
+        except (
+            ValueError,
+            RecursionError,
+        ) as error:  # an unknown kind or no JSON: reported with its place, and the rest still read
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
+
 from esper import faults
 from esper.checkpoints import Checkpoints, FenceState
 from esper.errors import (
@@ -23,6 +25,7 @@ from esper.errors import (
     EsperError,
     RestoreImpossible,
     RollbackDeadlineExceeded,
+    StoreCorrupt,
     all_notes,
 )
 from esper.journal import Journal, Kind
@@ -118,6 +121,22 @@ class LineState(Message):
     tally: TallyState
     level: Level | None
     start: dict[str, float]
+
+
+ROOMS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
+"""What a state of a fence holds at least, beside the host."""
+
+
+def _line_state(kept: FenceState) -> LineState:
+    """The line's own part. Raises: StoreCorrupt: it is none, or the part of another room or fork is not there."""
+    lacking = sorted((ROOMS - kept.rooms.keys()) | (FORKS - kept.nursery.keys()))
+    if lacking:
+        raise StoreCorrupt(f"fence {kept.fence}", f"lacks the state of {', '.join(lacking)}")
+    try:
+        return LineState.model_validate_json(kept.rooms["line"])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise StoreCorrupt("the line's state", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 class Tier(StrEnum):
@@ -260,7 +279,7 @@ class Line:
         """
         generation, began_s = self.journal.generation, time.monotonic()
         with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
-            own = LineState.model_validate_json(kept.rooms["line"])
+            own = _line_state(kept)
             host = self._restore_host(kept, generation)
             faults.point("conductor.restore", round=kept.fence)
             self.kasmina.restore(kept.rooms["kasmina"], generation)

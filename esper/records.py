@@ -15,6 +15,8 @@ from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.signals import Level
 
+Count = Annotated[int, Field(ge=0)]
+
 
 class _Said(BaseModel):
     """Some fields of a record."""
@@ -23,11 +25,11 @@ class _Said(BaseModel):
 
 
 class _Fenced(_Said):
-    fence: int
+    fence: Count
 
 
 class _Round(_Fenced):
-    step: int
+    step: Count
     train_loss: float
     losses: list[float]
 
@@ -42,8 +44,8 @@ class _Signal(_Said):
 
 
 class _Superseded(_Said):
-    from_fence: int | None
-    lengths: Mapping[Annotated[str, Field(pattern=r"^\d+$")], int]
+    from_fence: Count | None
+    lengths: Mapping[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], Count]
 
 
 class _Restarted(_Said):
@@ -51,7 +53,7 @@ class _Restarted(_Said):
 
 
 class _Retention(_Said):
-    keep: int
+    keep: Annotated[int, Field(ge=2)]
 
 
 class _Config(_Said):

@@ -11,14 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from esper.config import RunConfig
-from esper.durable.files import atomic_write
+from esper.durable.files import atomic_write, read_small
 from esper.errors import RunDirectoryError, StoreCorrupt, all_notes, text_of
 from esper.growth_log import GrowthLog
 from esper.leyline.base import Message
@@ -37,14 +38,15 @@ class Identity(Message):
     """`run.json`: all that makes a run this run."""
 
     run_id: str
-    generation: int
+    generation: Annotated[int, Field(ge=1)]
     task: str
     task_file_sha256: str | None
     """Digest of the file that defines the task; None where the task came from no file."""
     started_at: datetime
     config: RunConfig
-    total_steps: int
-    fence_steps: tuple[int, ...]
+    total_steps: Annotated[int, Field(ge=1)]
+    fence_steps: Annotated[tuple[int, ...], Field(min_length=2)]
+    """Optimizer steps at which the fences lie: from 0 up to the end, each later than the one before."""
     slots: tuple[SlotSpec, ...]
     versions: dict[str, str]
     cpu: str
@@ -56,6 +58,14 @@ class Identity(Message):
     argv: tuple[str, ...]
     started_in: str = ""
     """Working directory: the relative path of a task is looked for there first. Empty: not known."""
+
+    @model_validator(mode="after")
+    def _fences_rise(self) -> Self:
+        """Raises: ValueError: the fences do not lead from step 0 to the last one."""
+        steps = self.fence_steps
+        if steps[0] != 0 or steps[-1] != self.total_steps or any(one >= next for one, next in pairwise(steps)):
+            raise ValueError(f"fence_steps must rise from 0 to total_steps = {self.total_steps}")
+        return self
 
     def save(self, path: Path) -> None:
         """Write `run.json`, atomically."""
@@ -106,7 +116,7 @@ def load_identity(path: Path) -> Identity:
         if not file.is_file():
             raise no_run(path)
     try:
-        return Identity.model_validate_json(file.read_bytes())
+        return Identity.model_validate_json(read_small(file))
     except OSError as error:
         raise StoreCorrupt(str(file), f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
@@ -119,8 +129,8 @@ def load_identity(path: Path) -> Identity:
 
 def _refuse_other_version(path: Path) -> None:
     """Raises: RunDirectoryError: what cannot be read was written by another version of esper."""
-    with suppress(ValueError):  # it is no JSON at all
-        told = json.loads(run_file(path).read_bytes())
+    with suppress(ValueError, RecursionError):  # it is no JSON, or nested beyond reading
+        told = json.loads(read_small(run_file(path)))
         made = told.get("versions", {}) if isinstance(told, dict) else {}
         name = VERSIONED[0]
         if isinstance(made, dict) and made.get(name, versions()[name]) != versions()[name]:

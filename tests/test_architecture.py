@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "esper.leyline": ERRORS,
     "esper.durable": ERRORS | {"esper.closing"},
     **dict.fromkeys(HELPERS, ERRORS | HELPERS),
-    "esper.faults": ERRORS | {"esper.telemetry", "esper.leyline"},  # what fires is told before it does
+    "esper.faults": ERRORS | {"esper.durable", "esper.telemetry", "esper.leyline"},  # what fires is told before it does
     "esper.telemetry": GROUND,
     "esper.emergency": GROUND | {"esper.telemetry"},
     "esper.tasks": ERRORS | HELPERS | {"esper.leyline"},

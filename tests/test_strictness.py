@@ -142,7 +142,7 @@ ALLOWED: dict[str, str] = {
     "esper/durable/log.py _create: answers StoreWriteFailed": "raises unless another made the same file first",
     "esper/inspection.py _alive: answers PermissionError": "the process is there, and somebody else's",
     "esper/inspection.py _alive: answers ProcessLookupError": "that there is none is the answer",
-    "esper/journal.py read: answers ValueError": "returned with its place, beside the records that could be read",
+    "esper/journal.py read: answers (ValueError, RecursionError)": "returned with its place, beside the records that could be read",
     "esper/trial.py try_backward: says type: ignore": "torch leaves it untyped",
     "esper/tolaria/measuring.py _Metric.check_mean: answers TaskError": "nothing to compare; its values are taken as they are",
     "esper/trial.py try_growth: answers DivergenceUnrecoverable": "a run tells it with its own guard",

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from esper.closing import at_the_end, noted_on
-from esper.errors import RunDirectoryError, StoreWriteFailed
+from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
 
 
 class Disk:
@@ -114,6 +114,21 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
         if written == 0:
             raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
         rest, offset = rest[written:], offset + written
+
+
+def read_small(path: Path, *, limit_bytes: int = 2**24) -> bytes:
+    """A whole file that cannot be large.
+
+    Raises:
+        OSError: the system refused, or it is no regular file.
+        StoreCorrupt: it is larger than `limit_bytes`; no more than these were read.
+    """
+    descriptor = DISK.open(path, os.O_RDONLY)
+    with DISK.reader(descriptor, owned=True) as file:
+        content = file.read(limit_bytes + 1)
+    if len(content) > limit_bytes:
+        raise StoreCorrupt(str(path), f"is larger than {limit_bytes} bytes")
+    return content
 
 
 def sync_folder(path: Path, *, disk: Disk = DISK) -> None:

@@ -32,7 +32,8 @@ _VERSION = 1
 _FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
 _FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
 _FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
-_SEARCH_BYTES = 4096
+_SEARCH_BYTES, _SEARCH_MOST_BYTES = 2**12, 2**20
+"""Read at once in the search for a frame: little at first, since most damage is short; a tail may be gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,8 +379,9 @@ def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -
 def _next_magic(file: BinaryIO, start: int, size: int) -> int:
     """Returns the offset of the first frame magic at or after `start`, or `size` if there is none."""
     file.seek(start)
-    window = b""
-    while chunk := file.read(_SEARCH_BYTES):
+    window, step = b"", _SEARCH_BYTES
+    while chunk := file.read(step):
+        step = min(2 * step, _SEARCH_MOST_BYTES)
         window = window[-len(_FRAME_MAGIC) + 1 :] + chunk
         if (at := window.find(_FRAME_MAGIC)) >= 0:
             return file.tell() - len(window) + at

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from esper.leyline.base import Message
 
+Count = Annotated[int, Field(ge=0)]
+
 
 class Kept(Message):
     """The live host's state was copied into memory at a fence, or restored from there."""
@@ -25,14 +27,14 @@ class CheckpointWritten(Message):
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     """Name in the folder of checkpoints; never a path."""
-    length: int
+    length: Count
     """Bytes."""
-    crc: int
+    crc: Count
     algorithm: str
-    fence: int
-    step: int
-    generation: int
-    weights_crc32c: int
+    fence: Count
+    step: Count
+    generation: Count
+    weights_crc32c: Count
     """Of all tensors of host and seeds; see `esper.tensors.state_crc32c`."""
     topology_digest: str
     """SHA-256 over what is grafted and how, without ids: equal in two runs that grew alike."""

@@ -7,6 +7,7 @@ read, even if the name was given to another file meanwhile.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,9 @@ from esper.durable.streams import Written, open_verified, write_stream
 from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreCorrupt, StoreWriteFailed, causes
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.telemetry.events import Severity, severe
-from esper.tolaria.plain import from_plain, nursery_of
+from esper.tensors import state_crc32c
+from esper.tolaria.plain import from_plain, nursery_of, topology_digest
+from esper.tolaria.trees import tensors_in
 
 FORMAT = 1
 QUARANTINE = "quarantine"
@@ -87,7 +90,7 @@ def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
 
 
 def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
-    """Raises: StoreCorrupt: the values are not a checkpoint's of this format."""
+    """Raises: StoreCorrupt: the values are not a checkpoint's of this format, or contradict each other."""
     if type(content) is not dict or "format" not in content:
         raise StoreCorrupt("checkpoint", "holds something other than a checkpoint")
     if content["format"] != FORMAT:
@@ -95,9 +98,22 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
     wrong = [name for name, kind in _KINDS.items() if name not in content or type(content[name]) is not kind]
     if wrong:
         raise StoreCorrupt("checkpoint", f"lacks {', '.join(wrong)}")
-    from_plain(content["trainer"])  # it is built again by whoever restores; here it shows that it can be
+    for tensor in tensors_in(content):  # before memory is asked for: it may claim to be larger than its file
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
+    host = from_plain(content["trainer"])  # built again by the caller that restores; here it shows that it can be
     nursery_of(content["nursery"])
+    _same("trainer", {"fence": host.fence, "step": host.step}, content)
+    if not all(type(name) is type(state) is str for name, state in content["rooms"].items()):
+        raise StoreCorrupt("checkpoint", "the state of a room is not text")
     return content
+
+
+def _same(part: str, found: Mapping[str, object], wanted: Mapping[str, Any]) -> None:  # Any: plain values
+    """Raises: StoreCorrupt: a part of a checkpoint says something else than what stands around it."""
+    for name, value in found.items():
+        if value != wanted[name]:
+            raise StoreCorrupt("checkpoint", f"{part} is of {name} {value}, not {wanted[name]}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -107,17 +123,32 @@ def _first_line(error: BaseException) -> str:
 # -- the checkpoints of a run ------------------------------------------------------------------------------------
 
 
-def load_written(folder: Path, written: CheckpointWritten, *, disk: Disk = DISK) -> dict[str, Any]:
+def load_written(
+    folder: Path, written: CheckpointWritten, *, run_id: str | None = None, disk: Disk = DISK
+) -> dict[str, Any]:
     """Load the checkpoint that a record of the journal names.
+
+    Args:
+        run_id: Of the run that it must be of; None: of any.
 
     Raises:
         CheckpointCorrupt: it is not what was written, or it is another one than the record says.
     """
     path = folder / written.file
     content = load(path, written.length, written.crc, written.algorithm, disk=disk)
-    for name in ("fence", "step", "generation"):
-        if content[name] != getattr(written, name):
-            raise CheckpointCorrupt(str(path), f"is of {name} {content[name]}, its record of {getattr(written, name)}")
+    record = {"fence": written.fence, "step": written.step, "generation": written.generation}
+    host = from_plain(content["trainer"])
+    inner = {
+        "topology_digest": topology_digest(host.topology),
+        "weights_crc32c": state_crc32c(host.tensors),
+    }
+    try:
+        _same("its record", record, content)
+        _same("its network", inner, vars(written))
+        if run_id is not None:
+            _same("this run", {"run_id": run_id}, content)
+    except StoreCorrupt as error:
+        raise CheckpointCorrupt(str(path), error.reason) from error
     return content
 
 
@@ -139,12 +170,15 @@ MACHINES = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, er
 """Troubles that say nothing of a file: later, or as somebody else, it may be readable."""
 
 
-def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[CheckpointWritten, dict[str, Any]]:
+def restore_latest(
+    folder: Path, commits: Sequence[CheckpointWritten], *, run_id: str | None = None
+) -> tuple[CheckpointWritten, dict[str, Any]]:
     """The last checkpoint that loads. Those after it are said as severe events, and those that are damaged are moved
     to `quarantine/`; a file that the disk cannot read any more stays where it is.
 
     Args:
         commits: What the journal committed, oldest first.
+        run_id: Of the run that they must be of; None: of any.
 
     Raises:
         RestoreImpossible: none loads.
@@ -155,14 +189,15 @@ def restore_latest(folder: Path, commits: Sequence[CheckpointWritten]) -> tuple[
     refused = []
     for written in reversed(commits):
         try:
-            return written, load_written(folder, written)
+            return written, load_written(folder, written, run_id=run_id)
         except CheckpointCorrupt as error:
             trouble = _trouble(error)
             if trouble in MACHINES:
                 raise
             severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
             refused.append(f"{written.file} {error.reason}")
-            if trouble is None:  # else it cannot be read, and moving it away would not be either
+            may_move = trouble is None or not (folder / written.file).is_file()
+            if may_move:  # else the disk cannot read the file, and moving it away might fail as well
                 _quarantine(folder / written.file)
     why = f"no checkpoint loads: {'; '.join(refused)}" if refused else "no checkpoint was ever committed"
     raise RestoreImpossible(str(folder), why)
@@ -180,7 +215,7 @@ def _quarantine(path: Path) -> None:
     Raises:
         StoreWriteFailed: it is where it was, or the move may be lost by a crash.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     folder = path.parent / QUARANTINE
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.errors import DependencyViolationError
+from esper.errors import DependencyViolationError, text_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan
 from esper.tolaria.trees import Copies, copy_all, kind_of, laid_over, mapped, tensors_in
 
@@ -95,7 +96,8 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     copies: Copies = []
     loaded = laid_over(state, optimizer.state_dict(), copies)
     copy_all(copies)
-    optimizer.load_state_dict(loaded)
+    with _refusing("optimizer", optimizer):
+        optimizer.load_state_dict(loaded)
     kinds = [list(map(kind_of, tensors_in(one))) for one in (optimizer.state_dict(), state)]
     if kinds[0] != kinds[1]:  # torch casts what it loads to the type of its parameter
         raise DependencyViolationError(
@@ -112,4 +114,15 @@ def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) 
     if (scheduler is None) != (state is None):
         raise DependencyViolationError("snapshot", "a scheduler where there is none, or none where there is one")
     if scheduler is not None and state is not None:
-        scheduler.load_state_dict(mapped(state, lambda tensor: tensor.clone()))
+        with _refusing("scheduler", scheduler):
+            scheduler.load_state_dict(mapped(state, lambda tensor: tensor.clone()))
+
+
+@contextmanager
+def _refusing(what: str, loading: object) -> Iterator[None]:
+    """Around a `load_state_dict`. Raises: DependencyViolationError: it does not take the state."""
+    try:
+        yield
+    except Exception as error:  # torch and foreign classes raise what they like for a state that is not theirs
+        missing, detail = f"the {what}'s state does not load", f"{type(loading).__name__}: {text_of(error)}"
+        raise DependencyViolationError("snapshot", missing, detail) from error

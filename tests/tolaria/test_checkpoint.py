@@ -31,10 +31,10 @@ from esper.heartbeat import beats
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.prospect import Prospect
-from esper.tensors import state_digest
+from esper.tensors import state_crc32c, state_digest
 from esper.tolaria import checkpoint, saving
 from esper.tolaria.checkpoint import FORMAT, QUARANTINE, load, load_written, restore_latest, save, verify_all
-from esper.tolaria.plain import from_plain, nursery_of, to_plain
+from esper.tolaria.plain import from_plain, nursery_of, to_plain, topology_digest
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
 
@@ -50,11 +50,11 @@ def bits(of: Trainer | HostSnapshot) -> dict[str, Any]:
     return vars(snapshot.mapped(lambda tensor: state_digest({"": tensor})))
 
 
-def content(**changes: Any) -> dict[str, Any]:
+def content(fence: int = 1, step: int = 20, **changes: Any) -> dict[str, Any]:
     """A whole checkpoint of a host of two tensors."""
     host = HostSnapshot(
-        step=20,
-        fence=1,
+        step=step,
+        fence=fence,
         total_steps=320,
         topology=(),
         tensors={"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(7)},
@@ -68,8 +68,8 @@ def content(**changes: Any) -> dict[str, Any]:
     whole = {
         "format": FORMAT,
         "run_id": RUN,
-        "fence": 1,
-        "step": 20,
+        "fence": fence,
+        "step": step,
         "generation": 1,
         "trainer": to_plain(host),
         "rooms": {"kasmina": "{}"},
@@ -563,7 +563,8 @@ def commits(tmp_path: Path) -> list[CheckpointWritten]:
 
 def _committed(folder: Path, fence: int) -> CheckpointWritten:
     name = f"fence-{fence}-g1.pt"
-    made = save(folder / name, content(fence=fence, step=20 * fence))
+    whole = content(fence=fence, step=20 * fence)
+    made, host = save(folder / name, whole), from_plain(whole["trainer"])
     return CheckpointWritten(
         file=name,
         length=made.length,
@@ -572,8 +573,8 @@ def _committed(folder: Path, fence: int) -> CheckpointWritten:
         fence=fence,
         step=20 * fence,
         generation=1,
-        weights_crc32c=0,
-        topology_digest="",
+        weights_crc32c=state_crc32c(host.tensors),
+        topology_digest=topology_digest(host.topology),
         seconds=0.1,
     )
 
@@ -614,7 +615,7 @@ def test_when_none_is_left_the_restore_names_each_with_its_reason(
     with pytest.raises(RestoreImpossible, match=r"fence-3-g1\.pt its checksum.*fence-1-g1\.pt its checksum"):
         restore_latest(tmp_path, commits)
     assert len(list((tmp_path / QUARANTINE).iterdir())) == 3
-    with pytest.raises(RestoreImpossible, match="none was ever committed"):
+    with pytest.raises(RestoreImpossible, match="no checkpoint was ever committed"):
         restore_latest(tmp_path, [])
 
 
@@ -645,7 +646,7 @@ def test_a_sound_file_under_the_name_of_another_fence_is_refused(
     swapped = commits[-1].model_copy(
         update={"file": commits[0].file, "length": commits[0].length, "crc": commits[0].crc}
     )
-    with pytest.raises(CheckpointCorrupt, match="is of fence 1, its record of 3"):
+    with pytest.raises(CheckpointCorrupt, match="its record is of fence 3, not 1"):
         load_written(tmp_path, swapped)
 
 
