@@ -253,7 +253,8 @@ class Record:
 def _check_same_task(prospect: Prospect, began: Identity) -> None:
     """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
     mend = "go on with the task that the run began with; it must be the same each time it is built"
-    if (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
+    other = began.host_modules_sha256 not in (None, prospect.host_modules_sha256)
+    if other or (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
         raise TaskError(
             "task.model",
             began.task or "given from Python",

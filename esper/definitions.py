@@ -58,10 +58,14 @@ class Definitions:
 
     own: frozenset[str] = frozenset()
     """Modules whose definitions are written out, beside esper's."""
-    imports: set[str] = field(default_factory=set)
     texts: list[str] = field(default_factory=list)
+    _modules: set[str] = field(default_factory=set)
+    """Imported as a whole: `torch`, `numpy as np`."""
+    _names: dict[str, set[str]] = field(default_factory=dict)
+    """Imported by name, by module."""
     _sources: dict[str, Source] = field(default_factory=dict)
     _taken: dict[str, str] = field(default_factory=dict)
+    """Each name of the file, and what it is: a module of ours or hers that defines it, or the path of an import."""
 
     def add(self, module: str, name: str) -> None:
         """Add what `name` is at the top of a module, after all that it uses.
@@ -89,7 +93,22 @@ class Definitions:
 
     def __str__(self) -> str:
         """The text of a file's imports and definitions."""
-        return "\n".join(sorted(self.imports)) + "\n\n\n" + "\n\n\n".join(self.texts)
+        lines = [f"import {module}" for module in self._modules]
+        lines += [f"from {module} import {', '.join(sorted(names))}" for module, names in self._names.items()]
+        return "\n".join(sorted(lines)) + "\n\n\n" + "\n\n\n".join(self.texts)
+
+    def import_name(self, module: str, name: str, alias: str | None = None) -> None:
+        """Add an import by name. Raises: CannotBeWritten: the name is taken."""
+        self._claim(alias or name, f"{module}.{name}")
+        self._names.setdefault(module, set()).add(f"{name} as {alias}" if alias else name)
+
+    def import_module(self, module: str, alias: str | None = None) -> None:
+        """Add an import of a module as a whole. Raises: CannotBeWritten: the name is taken."""
+        if alias is None:
+            self._claim(module.partition(".")[0], module.partition(".")[0])
+        else:
+            self._claim(alias, module)
+        self._modules.add(f"{module} as {alias}" if alias else module)
 
     def _source(self, module: str) -> Source:
         if module not in self._sources:
@@ -108,8 +127,8 @@ class Definitions:
         return new
 
     def _define(self, source: Source, node: ast.stmt) -> None:
-        esper_s = {name for name, one in source.nodes.items() if self._is_import_of_esper(source, one)}
-        text = source.text(node, esper_s if source.name in self.own else set())
+        of_esper = {name for name, one in source.nodes.items() if self._is_import_of_esper(source, one)}
+        text = source.text(node, of_esper if source.name in self.own else set())
         for used in sorted(_used(text)):
             self.add(source.name, used)
         for named in sorted(_annotations(text) & source.nodes.keys()):
@@ -126,21 +145,17 @@ class Definitions:
         alias = next(one for one in node.names if _bound_as(one) == name)
         if self._is_own(alias.name):
             raise CannotBeWritten(f"{module} uses module {alias.name} as a whole; import what it needs by name")
-        self._take_import(name, f"import {alias.name}" + (f" as {alias.asname}" if alias.asname else ""))
+        self.import_module(alias.name, alias.asname)
 
     def _import_from(self, source: Source, node: ast.ImportFrom, name: str) -> None:
         alias = next(one for one in node.names if _bound_as(one) == name)
         origin = _origin(source, node)
         if not self._is_own(origin):
-            self._take_import(name, f"from {origin} import {alias.name}" + (f" as {name}" if alias.asname else ""))
+            self.import_name(origin, alias.name, alias.asname)
             return
         self.add(origin, alias.name)
         if name != alias.name and self._claim(name, source.name):
             self.texts.append(f"{name} = {alias.name}")
-
-    def _take_import(self, name: str, line: str) -> None:
-        self._claim(name, line)
-        self.imports.add(line)
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:

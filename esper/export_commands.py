@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from esper.execution import print_json
+from esper.execution import leaving_on_sigterm, print_json
 from esper.exporting import Format, export
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory; the run may be going on")]
@@ -32,7 +32,8 @@ def export_network(
     as_json: JsonOption = False,
 ) -> None:
     """Write the grown network to a file that needs no esper."""
-    written = export(run_dir, format, to, fence=fence)
+    with leaving_on_sigterm():
+        written = export(run_dir, format, to, fence=fence)
     files = [str(file) for file in written.files]
     if as_json:
         print_json(

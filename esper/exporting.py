@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -79,7 +80,7 @@ def export(
         Exception: as `esper.load`. Nothing was written, whatever it was.
     """
     run_dir = Path(run_dir)
-    place = Path(to) if to is not None else default_place(run_dir, format)
+    place = Path(to).absolute() if to is not None else default_place(run_dir, format)
     _check_place(place, format)
     if format is Format.ONNX:
         check_onnx()
@@ -88,7 +89,7 @@ def export(
     if format is Format.TORCH:
         files = _write_torch(loaded, run_dir.resolve().name, batches, place)
     else:
-        files = _write_program(loaded, batches, place, KINDS[format])
+        files = _write_program(loaded, batches, place, PROGRAMS[format])
     return Exported(files, loaded.checkpoint.fence, len(loaded.topology))
 
 
@@ -102,16 +103,26 @@ def default_place(run_dir: Path, format: Format) -> Path:
 
 
 def _check_place(place: Path, format: Format) -> None:
-    """Raises: ConfigError: something is there."""
+    """Raises: ConfigError: something is there, or nothing can be put there."""
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
         raise ConfigError("TO", str(place), "it is there already; nothing is overwritten: choose another")
+    ground = next(folder for folder in place.parents if os.path.lexists(folder))
+    if not ground.is_dir() or not os.access(ground, os.W_OK | os.X_OK):
+        raise ConfigError("TO", str(place), f"{ground} is no folder that can be written to; choose another")
 
 
-def _make_parent(place: Path) -> None:
+@contextmanager
+def _folder_of(place: Path) -> Iterator[Path]:
+    """The folder that a place lies in, made with those above it; what was made is removed if the body raises."""
+    new = [folder for folder in place.parents if not folder.exists()]
     try:
-        make_folders(place.absolute().parent)
-    except StoreWriteFailed as error:
-        raise ConfigError("TO", str(place), f"its folder cannot be made: {error.__cause__}") from error
+        make_folders(place.parent)
+        yield place.parent
+    except BaseException:
+        for folder in new:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 # -- what the network is asked -----------------------------------------------------------------------------------
@@ -176,20 +187,20 @@ def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> t
     specs = {spec.path: spec for spec in identity.slots}
     modules = modules_digest(build_network(loaded.task, identity))
     text = network_file(run, checkpoint.fence, loaded.topology, specs, BLUEPRINTS, modules)
-    _make_parent(place)
-    draft = place.absolute().with_name(f".{place.absolute().name}.{secrets.token_hex(8)}.tmp")
-    try:
-        make_folders(draft)
-        write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
-        atomic_write(draft / "network.py", text.encode())
-        _check_outputs(loaded, batches, _play_torch(draft / "network.py", loaded), 0.0)
-        draft.rename(place)
-        sync_folder(place.absolute().parent)
-    except OSError as error:
-        raise StoreWriteFailed(str(place), "export") from error
-    finally:
-        if draft.exists():
-            shutil.rmtree(draft)
+    with _folder_of(place) as folder:
+        draft = folder / f".{place.name}.{secrets.token_hex(8)}.tmp"
+        try:
+            make_folders(draft)
+            write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
+            atomic_write(draft / "network.py", text.encode())
+            _check_outputs(loaded, batches, _play_torch(draft / "network.py", loaded), 0.0)
+            draft.rename(place)
+            sync_folder(folder)
+        except OSError as error:
+            raise StoreWriteFailed(str(place), "export") from error
+        finally:
+            if draft.exists():
+                shutil.rmtree(draft)
     return place / "network.pt", place / "network.py"
 
 
@@ -205,7 +216,7 @@ def _play_torch(file: Path, loaded: Loaded) -> Play:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Program:
     """How a program becomes a file, and how near what is read from it has to come to the network."""
 
     make: Callable[[torch.export.ExportedProgram], bytes]
@@ -214,16 +225,16 @@ class Kind:
     """Most that an output may differ, over its largest figure."""
 
 
-KINDS = {
-    Format.EXPORT: Kind(export_bytes, play_export, 1e-6),  # torch's own kernels, as in the network
-    Format.ONNX: Kind(onnx_bytes, play_onnx, 1e-4),  # kernels of others, which add in another order
+PROGRAMS = {
+    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # torch's own kernels, as in the network
+    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # kernels of others, which add in another order
 }
 
 
-def _write_program(loaded: Loaded, batches: list[Any], place: Path, kind: Kind) -> tuple[Path, ...]:
+def _write_program(loaded: Loaded, batches: list[Any], place: Path, kind: Program) -> tuple[Path, ...]:
     network = loaded.network if loaded.task.input_output is None else CalledAs(loaded.network, loaded.task)
     data = kind.make(trace(network, batches[0], ROWS[0]))
     _check_outputs(loaded, batches, kind.play(data), kind.tolerance)
-    _make_parent(place)
-    atomic_write(place, data, replace=False)
+    with _folder_of(place):
+        atomic_write(place, data, replace=False)
     return (place,)

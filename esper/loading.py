@@ -15,16 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
-from esper.history import Past, read_past
+from esper.history import Past, check_sound, read_past
 from esper.kasmina.attached import Seed, attach
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.kasmina.precision import dtype_of
+from esper.kasmina.rebuilt import modules_digest
 from esper.kasmina.seeded import seeded
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.resuming import check_sealed, load_same_task
 from esper.run_directory import checkpoints_folder
-from esper.summary import Identity
+from esper.summary import Identity, versions
 from esper.task import Task
 from esper.tensors import state_crc32c
 from esper.their_code import refused_as_theirs
@@ -63,7 +64,7 @@ def load(run_dir: str | os.PathLike[str], *, task: Task | None = None, fence: in
         ConfigError: no checkpoint of `fence` is kept, or a blueprint of the run is not registered here.
         TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
         CheckpointCorrupt: the checkpoint is damaged. There is no way back to an earlier one but by `fence`.
-        StoreCorrupt: the journal or `run.json` is damaged.
+        StoreCorrupt: `run.json` is damaged, or the journal is and no `fence` was given.
     """
     return load_grown(Path(run_dir), task, fence).network
 
@@ -77,9 +78,12 @@ def load_grown(run_dir: Path, task: Task | None = None, fence: int | None = None
     if task is None:
         task, _ = load_same_task(identity)
     snapshot = from_plain(content["trainer"])
-    network = _rebuilt(task, identity, snapshot.topology, BLUEPRINTS)
+    network = build_network(task, identity)
+    modules = modules_digest(network)
+    _grow(network, identity, snapshot.topology, BLUEPRINTS)
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     _fill(network, tensors, snapshot.tensors)
+    _check_modules(network, identity, modules)
     if state_crc32c(tensors) != checkpoint.weights_crc32c:
         file = checkpoints_folder(run_dir) / checkpoint.file
         raise CheckpointCorrupt(str(file), "its weights are not those that its record was made of")
@@ -111,6 +115,7 @@ def _chosen(run_dir: Path, past: Past, fence: int | None) -> CheckpointWritten:
     if not past.commits:
         raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is no network to load")
     if fence is None:
+        check_sound(run_dir, past)  # else what cannot be read may be the record of a later one
         return past.commits[-1]
     found = [one for one in past.commits if one.fence == fence and type(fence) is int]
     if not found:
@@ -122,15 +127,14 @@ def _chosen(run_dir: Path, past: Past, fence: int | None) -> CheckpointWritten:
 # -- the network -------------------------------------------------------------------------------------------------
 
 
-def _rebuilt(task: Task, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: Registry) -> nn.Module:
-    """The network of a run with its seeds in their places; its tensors are still to be filled.
+def _grow(network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: Registry) -> None:
+    """Attach a run's seeds to its host; the tensors are still to be filled.
 
     Raises:
-        TaskError: the task's model raised, or has no module where a seed belongs.
+        TaskError: the host has no module where a seed belongs.
         ConfigError: a blueprint is not registered here.
     """
     specs = {spec.path: spec.model_copy(update={"device": "cpu"}) for spec in identity.slots}
-    network = build_network(task, identity)
     seeds = []
     for plan in topology:
         spec = specs[plan.slot]
@@ -140,7 +144,6 @@ def _rebuilt(task: Task, identity: Identity, topology: tuple[GraftPlan, ...], bl
         attach(network, seeds)
     except ValueError as error:
         raise _other(network, str(error)) from error
-    return network
 
 
 def build_network(task: Task, identity: Identity) -> nn.Module:
@@ -165,6 +168,13 @@ def _fill(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, 
         here, there = _told(tensors[other[0]]), _told(kept[other[0]])
         raise _other(network, f"its {other[0]} is {here}, the run's is {there}")
     load_tensors(tensors, kept)
+
+
+def _check_modules(network: nn.Module, identity: Identity, modules: str) -> None:
+    """Raises: TaskError: a module has another class or setting than the run's; its tensors may be the same."""
+    same_torch = identity.versions["torch"] == versions()["torch"]  # another one may word a setting otherwise
+    if same_torch and identity.host_modules_sha256 not in (None, modules):
+        raise _other(network, "a module has another class, or a setting such as a stride differs")
 
 
 def _other(network: nn.Module, how: str) -> TaskError:

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import FunctionType
 
+import torch
+
 from esper.definitions import FUTURE, CannotBeWritten, Definitions
 from esper.errors import ConfigError
 from esper.kasmina.blueprints import Blueprint, Called, Registry
+from esper.kasmina.precision import parameter_dtype
 from esper.kasmina.rebuilt import rebuild
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 
-HEAD = '''"""A network that grew: run {run}, fence {fence}. Made by `esper export`; it needs torch, but not esper.
+HEAD = '''"""A network that grew: run {run}, fence {fence}. Made by `esper export` with torch {torch}.
 
     from network import build
     model = build(my_model_factory)  # the factory of the network that grew: () -> nn.Module
 
-The weights are in `network.pt`, beside this file.
+The weights are in `network.pt`, beside this file. It needs torch, but not esper.
 """
 
 '''
-TAIL = '''SEEDS = [  # slot, ordinal, module, dtype
+TAIL = '''SEEDS = [  # slot, ordinal, module, types of its parameters and of its alpha
 {seeds}]
 
 MODULES = "{modules}"
@@ -63,11 +66,12 @@ def network_file(
             call = _call(wanted, blueprint, spec)
         except CannotBeWritten as error:
             raise ConfigError("blueprint", blueprint.name, f"it cannot be written into a file: {error}") from error
-        rows.append(f'    ("{plan.slot}", {plan.ordinal}, lambda: {call}, {spec.dtype}),\n')
+        rows.append(f'    ("{plan.slot}", {plan.ordinal}, lambda: {call}, {parameter_dtype(spec)}, {spec.dtype}),\n')
     wanted.add(rebuild.__module__, rebuild.__name__)
-    wanted.imports |= {"import torch", "from pathlib import Path"}
+    wanted.import_module("torch")
+    wanted.import_name("pathlib", "Path")
     tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__)
-    return f"{HEAD.format(run=run, fence=fence)}{FUTURE}\n{wanted}\n\n\n{tail}"
+    return f"{HEAD.format(run=run, fence=fence, torch=torch.__version__)}{FUTURE}\n{wanted}\n\n\n{tail}"
 
 
 def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
@@ -80,7 +84,7 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
     if not _is_function(blueprint):
         raise CannotBeWritten(f"{factory!r} is no function at the top of a module; make it one")
     wanted.add(factory.__module__, factory.__name__)
-    wanted.imports.add("from types import SimpleNamespace")
+    wanted.import_name("types", "SimpleNamespace")
     told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {"shape": spec.shape}
     fields = {field: repr(value) for field, value in told.items()}
     if wanted.has(Kind.__module__, Kind.__name__):

@@ -16,6 +16,7 @@ from esper.kasmina.attached import check_names
 from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry, flop_counter
 from esper.kasmina.choices import chosen
 from esper.kasmina.graft import SeedEditor
+from esper.kasmina.rebuilt import modules_digest
 from esper.kasmina.seeded import seeded
 from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
@@ -56,6 +57,8 @@ class Prospect:
     """Modelled FLOPs of one optimizer step of the host."""
     host_crc32c: int
     """Of its tensors before the first step."""
+    host_modules_sha256: str
+    """Of the names, classes and settings of its modules; see `esper.kasmina.rebuilt.modules_digest`."""
     samples_crc32c: int
     """Of the first batch that it trains on, and of the first of every other shard."""
     trained_by: str
@@ -172,6 +175,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     fence_steps = _fences(task, config, data)
     host, batch = build_host(task, run.seed, run.device), data.batch(0)
     host_crc32c = state_crc32c({**dict(host.named_parameters()), **dict(host.named_buffers())})
+    host_modules_sha256 = modules_digest(host)
     trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
     check_task(task, fence_steps[-1], trained)
     inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
@@ -198,6 +202,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
         host_bytes=sum(p.numel() * p.element_size() for p in parameters),
         host_flops=int(counter.get_total_flops()),
         host_crc32c=host_crc32c,
+        host_modules_sha256=host_modules_sha256,
         samples_crc32c=_samples_crc32c(data),
         trained_by=_trained_by(task, trained, fence_steps[-1]),
         peak_share=peak_share(task, fence_steps[-1], trained),

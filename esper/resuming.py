@@ -32,7 +32,7 @@ MAY_CHANGE = frozenset(
 )
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
 """Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
-SEALED = ("run_id", "task_file_sha256", "slots", "host_crc32c", "samples_crc32c", "trained_by")
+SEALED = ("run_id", "task_file_sha256", "slots", "host_crc32c", "host_modules_sha256", "samples_crc32c", "trained_by")
 """What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
 
 M = TypeVar("M", bound=BaseModel)

@@ -53,6 +53,8 @@ class Identity(Message):
     """Of the machine that the generation runs on."""
     host_crc32c: int
     """Of the host's tensors before its first step."""
+    host_modules_sha256: str | None = None
+    """Of the host's modules, their classes and settings; None: the run was begun before this was kept."""
     samples_crc32c: int
     trained_by: str
     argv: tuple[str, ...]
@@ -87,6 +89,7 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         versions=versions(),
         cpu=cpu_type(),
         host_crc32c=prospect.host_crc32c,
+        host_modules_sha256=prospect.host_modules_sha256,
         samples_crc32c=prospect.samples_crc32c,
         trained_by=prospect.trained_by,
         argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people

@@ -185,7 +185,7 @@ def written(plans: list[GraftPlan], specs: list[SlotSpec], registry: Registry = 
     modules["esper"] = None  # then its import fails
     try:
         exec(text, scope)
-        scope["made"] = [make() for _, _, make, _ in scope["SEEDS"]]
+        scope["made"] = [make() for _, _, make, *_ in scope["SEEDS"]]
     finally:
         sys.modules.update(hidden)
     return scope
@@ -216,8 +216,9 @@ def test_a_file_holds_the_definitions_that_its_network_uses_and_no_others() -> N
 
 USERS = '''
 import math
-from torch import nn, Tensor
-from torch.nn import functional as F
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
 from esper.kasmina.blueprints import Registry, blueprint
 from esper.kasmina.modules import zeroed as silent
 from esper.leyline.slots import Kind, SlotSpec
@@ -240,6 +241,9 @@ def gate(spec: SlotSpec) -> nn.Module:
 
 def unfinished(spec):
     return nowhere(spec)
+
+def mlp(spec):
+    return nn.Linear(8, 8)
 '''
 
 
@@ -264,6 +268,11 @@ def test_a_users_own_blueprint_is_written_down_with_what_it_uses(users: Any) -> 
 
 def test_a_blueprint_that_cannot_be_written_down_is_refused_with_the_reason(users: Any) -> None:
     spec = slot(Kind.NC)
+    registry = Registry()
+    registry.add(Blueprint("hers", (Kind.NC,), 0.1, users.mlp))
+    registry.add(BLUEPRINTS.get("mlp"))
+    with pytest.raises(ConfigError, match=r"esper\.kasmina\.nc and her_blueprints both define 'mlp'; rename yours"):
+        written([plan(spec, 0, "mlp"), plan(spec, 1, "hers")], [spec], registry)
     for factory, told in (
         (lambda _: nn.Linear(8, 8), r"blueprint = 'hers': .* is no function at the top of a module; make it one"),
         (partial(users.gate), r"is no function at the top of a module"),
@@ -330,23 +339,31 @@ def test_nothing_is_overwritten(grown_host: Get, tmp_path: Path, format: Format)
     for place in (folder, file, gone):
         with pytest.raises(ConfigError, match=r"TO = .*: it is there already; nothing is overwritten: choose another"):
             export(grown_host("rows").ended, format, place)
+    with pytest.raises(ConfigError, match=r"TO = .*file is no folder that can be written to; choose another"):
+        export(grown_host("rows").ended, format, file / "it")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "gone"]
     assert (folder / "notes").read_text() == file.read_text() == "mine"
 
 
 class Untraceable(TinyHost):
+    __qualname__ = "TinyHost"  # only its forward is another
+
     def forward(self, x_BC: Tensor) -> Tensor:
         scores = super().forward(x_BC)
         return scores if float(scores.sum()) > 0 else scores + 0
 
 
 class OneSize(TinyHost):
+    __qualname__ = "TinyHost"  # only its forward is another
+
     def forward(self, x_BC: Tensor) -> Tensor:
         return super().forward(x_BC).view(3 if len(x_BC) == 3 else -1, 4)
 
 
 class Other(TinyHost):
     """It gives other outputs each time it is built."""
+
+    __qualname__ = "TinyHost"
 
     built = 0
 
@@ -372,7 +389,7 @@ def test_a_network_that_cannot_be_exported_is_refused_and_nothing_is_left(
 ) -> None:
     before = sorted(os.listdir(drained_twice.parent))
     with pytest.raises(TaskError, match=told):
-        export(drained_twice, format, tmp_path / "it", task=replace(tiny_task(), model=model))
+        export(drained_twice, format, tmp_path / "new" / "it", task=replace(tiny_task(), model=model))
     assert os.listdir(tmp_path) == []
     assert sorted(os.listdir(drained_twice.parent)) == before
 
@@ -386,7 +403,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
 
     monkeypatch.setattr(exporting, write, full)
     with pytest.raises(StoreWriteFailed, match=r"No space left"):
-        export(grown_host("rows").ended, format, tmp_path / "it")
+        export(grown_host("rows").ended, format, tmp_path / "new" / "it")
     assert os.listdir(tmp_path) == []
 
 

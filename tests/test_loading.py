@@ -21,17 +21,22 @@ from torch import nn
 
 import esper
 from esper import loading
-from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
+from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.history import Past, read_past
 from esper.journal import Kind, read
 from esper.kasmina.attached import Seed, attach, check_names
 from esper.kasmina.nc import mlp
+from esper.kasmina.prewarm import plan_seed
+from esper.kasmina.rebuilt import modules_digest, state_of
+from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
-from esper.loop import run
+from esper.loop import resume, run
+from esper.network_file import network_file
 from esper.progress import Quiet
 from esper.prospect import survey
-from esper.run_directory import checkpoints_folder, run_file
+from esper.rooms import RunKey, make_trainer
+from esper.run_directory import checkpoints_folder, journal_file, run_file
 from esper.summary import Tally
 from esper.tensors import state_digest
 from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
@@ -184,6 +189,39 @@ def test_seeds_of_a_slot_inside_another_have_their_names_in_any_order() -> None:
         assert len(list(network.state_dict())) == 2 + 2 * 7
 
 
+class Mixed(TinyHost):
+    """Its slot gives half precision, by autocast."""
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x_BC)
+
+
+@pytest.mark.parametrize("model", [TinyHost, Mixed])
+def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn.Module]) -> None:
+    prospect = survey(tiny_task(model=model), tiny_config())
+    trainer = make_trainer(prospect, RunKey("r", 1, b""))
+    for ordinal, pair in enumerate(prospect.options):
+        how = Candidate(slot=pair.slot, blueprint_id=pair.blueprint_id, seed_id=str(ordinal))
+        blueprint, blend = prospect.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=1)
+        where = {"run_id": "r", "generation": 1, "command_id": "c", "run_seed": 1, "fence": 1, "step": 1}
+        ours = {"ordinal": ordinal, "blend": blend, "warmup_steps": 1}
+        trainer.graft(plan_seed(how, prospect.specs[0], blueprint, **where, **ours))
+    trainer.train_to(3)
+    inputs = prospect.task.valid[0][0][None].repeat(4, 1)
+    live, state = outputs(trainer.host.eval(), inputs), trainer.weights_sha256()
+    specs = {spec.path: spec for spec in prospect.specs}
+    text = network_file("r", 1, trainer.snapshot().topology, specs, prospect.blueprints, modules_digest(model()))
+    network = trainer.release()
+    assert torch.equal(outputs(network, inputs), live)
+    assert state_digest(network.state_dict()) == state
+    assert len([module for module in network.modules() if isinstance(module, Seed)]) == len(prospect.options) > 2
+    scope: dict[str, Any] = {"__name__": "network"}
+    exec(text, scope)
+    rebuilt = scope["rebuild"](model, scope["SEEDS"], state_of(network), scope["MODULES"])
+    assert torch.equal(outputs(rebuilt, inputs), live)
+
+
 def test_importing_esper_imports_none_of_what_loading_needs() -> None:
     code = "import esper, sys; print('esper.loading' in sys.modules, 'pydantic' in sys.modules, esper.load.__name__)"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
@@ -246,6 +284,19 @@ def test_a_task_that_cannot_be_found_or_has_changed_is_refused(
         esper.load(grown_host("rows").ended)
 
 
+def test_a_damaged_journal_is_refused_unless_a_fence_is_named(grown_host: Get, tmp_path: Path) -> None:
+    """What cannot be read may be the record of a later checkpoint."""
+    place = Path(shutil.copytree(grown_host("rows").stopped, tmp_path / "run"))
+    entries, _ = read(journal_file(place, 1))
+    last = next(entry for entry in reversed(entries) if entry.kind is Kind.CHECKPOINT_COMMITTED)
+    data = bytearray(journal_file(place, 1).read_bytes())
+    data[last.end - 3] ^= 1
+    journal_file(place, 1).write_bytes(data)
+    with pytest.raises(StoreCorrupt, match=r"journal-1\.log: byte \d+"):
+        esper.load(place)
+    assert isinstance(esper.load(place, fence=6), nn.Module)
+
+
 class Wider(TinyHost):
     def __init__(self) -> None:
         super().__init__()
@@ -264,6 +315,14 @@ class More(TinyHost):
         self.tail = nn.Linear(4, 4)
 
 
+class Rectified(TinyHost):
+    """The same tensors, another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+
 def broken() -> nn.Module:
     raise LookupError("no such backbone")
 
@@ -275,6 +334,7 @@ def broken() -> nn.Module:
         (lambda: TinyHost().double(), r"its body\.bias is \[8\] of torch\.float64, the run's is"),
         (Nameless, r"it has no module 'body'"),
         (More, r"it has tail\.bias, which the run's has not"),
+        (Rectified, r"a module has another class, or a setting such as a stride differs"),
         (broken, r"it raised LookupError: no such backbone \(.*test_loading\.py, line \d+\)"),
         (lambda: 3, r"it must return a torch\.nn\.Module"),
     ],
@@ -282,6 +342,12 @@ def broken() -> nn.Module:
 def test_another_network_is_refused_by_what_differs(drained_twice: Path, model: Any, told: str) -> None:
     with pytest.raises(TaskError, match=told):
         esper.load(drained_twice, task=replace(tiny_task(), model=model))
+
+
+def test_a_run_is_not_gone_on_with_by_another_network_of_the_same_tensors(drained_twice: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(drained_twice, tmp_path / "run"))
+    with pytest.raises(TaskError, match=r"it builds another network than the run began with"):
+        resume(place, replace(tiny_task(), model=Rectified))
 
 
 class Taken(TinyHost):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from esper.kasmina.attached import Seed, attach
 
 State = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
-Grafted = tuple[str, int, Callable[[], nn.Module], torch.dtype]
-"""Slot, ordinal, how to make the seed's module, and its dtype."""
+Grafted = tuple[str, int, Callable[[], nn.Module], torch.dtype, torch.dtype]
+"""Slot, ordinal, how to make the seed's module, the types of its parameters and of its alpha."""
 
 
 def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: State, modules: str) -> nn.Module:
@@ -36,10 +36,10 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Sta
         raise TypeError(f"give the factory of the network that grew, not a {type(model).__name__} that it has built")
     network = model()
     if modules_digest(network) != modules:
-        raise ValueError("this is another network than the one that grew: a module of it, or a setting, differs")
-    attach(
-        network, [(slot, at, Seed(make().to(dtype), torch.zeros((), dtype=dtype))) for slot, at, make, dtype in seeds]
-    )
+        how = f"a module of it, or a setting, differs (torch is {torch.__version__} here)"
+        raise ValueError(f"this is another network than the one that grew: {how}")
+    made = [(slot, at, Seed(make().to(dtype), torch.zeros((), dtype=alpha))) for slot, at, make, dtype, alpha in seeds]
+    attach(network, made)
     fill(network, state)
     return network.eval()
 
