@@ -36,13 +36,15 @@ from esper.prospect import survey
 from esper.proving import prove
 from esper.references import load_task
 from esper.snapshots import default_place, take
+from esper.summary import versions
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
 
+HELP = "Neural networks that grow while they train, by a runtime that never hides a failure."
+
 app = typer.Typer(
     name="esper",
-    help="Neural networks that grow while they train, by a runtime that never hides a failure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -63,6 +65,24 @@ NoGrowthOption = Annotated[bool, typer.Option("--no-growth", help="train the hos
 InProcessOption = Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")]
 FaultsOption = Annotated[Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        here = versions()
+        own = here.pop("esper-runtime")
+        print(f"esper {own} ({', '.join(f'{name} {version}' for name, version in here.items())})")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show what is installed here")
+    ] = False,
+) -> None:
+    """What can be asked of `esper` without a command."""
+    del version  # answered by its callback
 
 
 @app.command()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[[Any, Any], Tensor]
-"""(output, target) -> scalar mean, or, for `sample_loss`, -> [B]."""
+"""(output, target) -> scalar mean, or, for `sample_loss`, losses [B], alone or with weights [B]."""
 
 
 class Samples(Protocol):
@@ -26,10 +26,45 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Everything about the user's own problem; all that has a default may be left out.
+    """A problem to train a network on: the model, where it may grow, data, and loss. No field is changed by a run.
 
-    `pick`, `gate` and `test` are split off `train` deterministically where they are not given. `batch_size` is
-    global over ranks. An epoch is the e-th slice of `epoch_samples` of a keyed permutation (default: the whole set).
+    For each batch of training the calls are, in this order: `train[i]` for each sample, `collate(samples)`, the model
+    (or `input_output(model, input)`), `loss(output, target)`, the backward pass, the optimizer's step, the scheduler's
+    step. B is the number of samples in a batch; tensors are moved to `run.device` before the model sees them.
+
+    Args:
+        model: () -> nn.Module, with the first weights drawn from the seeded global generators. Called anew for the live
+            network, its twin and each fork, in each process; two calls must share nothing.
+        slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` stand for a part between two
+            dots, and `"*"` alone for every module. The output of a slot is one floating-point tensor, [B, C, H, W],
+            [B, T, C] or [B, C], and the slot is called once per forward. A module that a pattern matches and that is
+            no such slot is left out; one that is named is refused.
+        train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). What is drawn at random there comes
+            from the seeded global generators.
+        valid: As `train`. Its loss is measured at the end of a run and decides nothing.
+        loss: (output, target) -> scalar tensor, the mean over the batch.
+        test: As `train`: measured before the first step and at the end. Default: a tenth of `train`.
+        pick: As `train`: candidates are ranked on it. Default: a tenth of `train`.
+        gate: As `train`: the first of a tournament is judged on it. Default: a tenth of `train`. What is taken from
+            `train` for pick, gate and test is never trained on, with growth and without; groups stay whole.
+        sample_loss: (output, target) -> [B], or -> ([B], [B]): losses, and weights where samples do not weigh alike.
+            The weighted mean must be what `loss` returns. Default: derived from a torch loss that has `reduction`.
+        metrics: By name, (output, target) -> a number, a tensor or an array; see docs/figures.md. Measured on test at
+            the end. Default: none.
+        batch_size: Samples of an optimizer step. Default: 64; `run.batch_size` overrides it.
+        epochs: Default: 8; `run.epochs` overrides it.
+        epoch_samples: Samples of an epoch; each epoch goes on where the last one ended in a shuffled order of `train`.
+            Default: all of `train`. Samples that fill no whole batch are left out of the epoch.
+        round_steps: Optimizer steps between two decisions on growth. Default: 15 rounds in a run of up to 600 steps, 60
+            in a longer one; `run.round_steps` overrides it.
+        group: index of a sample -> int, the same for samples that are alike (lines of one file, say); judging counts
+            groups instead of samples then. A data set with a method `group_of` speaks for itself. Default: no groups.
+        optimizer: (parameters) -> torch.optim.Optimizer. Called for the network and again for each seed, whose learning
+            rate esper sets: a warm-up, then a cosine to a tenth. Default: AdamW with lr 3e-3.
+        scheduler: (optimizer, steps of the run) -> scheduler, stepped once after each optimizer step. Default: none.
+        collate: (list of samples) -> (input, target), batch first. Default: torch's `default_collate`.
+        input_output: (model, input) -> output, for a model that is not called as `model(input)`, or returns more than
+            `loss` takes.
     """
 
     model: Callable[[], nn.Module]
@@ -41,10 +76,7 @@ class Task:
     pick: Samples | None = None
     gate: Samples | None = None
     sample_loss: Loss | None = None
-    """(output, target) -> losses [B], or -> (losses [B], weights [B]) where samples do not weigh alike; see
-    docs/figures.md. Its weighted mean must be what `loss` returns. Derived for torch losses that have `reduction`."""
     metrics: Mapping[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
-    """By name: (output, target) -> one value, computed on the whole test shard, or several, whose mean counts."""
     batch_size: int = 64
     epochs: int = 8
     epoch_samples: int | None = None
@@ -54,4 +86,3 @@ class Task:
     scheduler: Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler] | None = None
     collate: Callable[[list[Any]], Any] | None = None
     input_output: Callable[[nn.Module, Any], Any] | None = None
-    """(model, input) -> output, for models with an odd signature; by default `model(input)`."""
