@@ -28,6 +28,7 @@ class Matched:
     left_out: dict[str, str] = field(default_factory=dict)
     """Path -> why it is no slot, in the order in which that was found."""
     _repeated: set[str] = field(default_factory=set)
+    _mends: dict[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -52,6 +53,7 @@ class Matched:
             if path in self.named:
                 raise
             self.left_out[path] = str(error.value)
+            self._mends[path] = error.mend
 
     def same_as(self, path: str, other: str) -> None:
         """Leave out a module whose output is that of another slot, as a container's is that of its last module."""
@@ -63,9 +65,8 @@ class Matched:
         for pattern, paths in self.by_pattern.items():
             if paths <= self.left_out.keys() - self._repeated:
                 first = next(path for path in self.left_out if path in paths)
-                mend = (
-                    f"none of the {len(paths)} modules that it matches can be a slot; {first}: {self.left_out[first]}"
-                )
+                why = f"{self.left_out[first]}: {self._mends[first]}"
+                mend = f"none of the {len(paths)} modules that it matches can be a slot; {first}: {why}"
                 raise TaskError("task.slots", pattern, mend)
 
 

@@ -445,6 +445,13 @@ def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
     assert life.manager.step_flops() == 1_000
 
 
+def test_a_slot_may_have_another_length_at_each_fence_if_its_seeds_have_it_too(life):
+    life.win(1, "a")
+    answer = life.advance(5, "a", life.observation(5, output_shape=(7,), slot_shape=(7,)))
+    assert failed(answer) == []
+    assert life.stage("a") is Stage.SHADOWING
+
+
 def test_a_seed_that_left_something_behind_stays_in_its_reset(life, told):
     life.win(1, "a")
     life.advance(5, "a", life.observation(5, output_shape=(7,)))

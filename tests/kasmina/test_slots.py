@@ -133,7 +133,8 @@ def test_a_pattern_of_which_nothing_is_left_is_refused_with_the_first_reason():
         find(Mixed(), ["head", "[pt]*"], ROWS, call)
     assert str(caught.value) == (
         "task.slots = '[pt]*': none of the 2 modules that it matches can be a slot; twice: called 2 times by a forward"
-        " in training mode"
+        " in training mode: "
+        "a slot is called exactly once; name a module around all its uses"
     )
 
 

@@ -16,7 +16,10 @@ from esper.testing import StopAt, tiny_config
 
 ZOO = runpy.run_path(str(Path(__file__).parent / "zoo.py"))
 RUNNING, REFUSED, config = ZOO["RUNNING"], ZOO["REFUSED"], ZOO["config"]
-QUICK = ("class_weights", "lengths_that_differ", "autocast_inside_the_forward", "old_weight_norm", "batch_norm")
+QUICK = (
+    *("class_weights", "regression", "output_in_a_dict", "old_weight_norm", "autocast_inside_the_forward"),
+    *("lengths_that_differ", "tagging_with_an_lstm", "batch_norm", "segmentation_with_a_skip"),
+)
 """Those of `make test`; all others are marked slow."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, at what users write
