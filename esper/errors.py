@@ -248,7 +248,7 @@ class PolicyDeadlineExceeded(EsperError):
         self.elapsed_s, self.deadline_s, self.span_id = elapsed_s, deadline_s, span_id
 
     def __str__(self) -> str:
-        return f"the policy took {self.elapsed_s:.3f} s, its deadline is {self.deadline_s:.3f} s (span {self.span_id})"
+        return f"the policy took {self.elapsed_s:.6g} s, its deadline is {self.deadline_s:.6g} s (span {self.span_id})"
 
 
 # -- training ----------------------------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ class RollbackDeadlineExceeded(EsperError):
         self.tier, self.elapsed_s, self.budget_s = tier, elapsed_s, budget_s
 
     def __str__(self) -> str:
-        return f"the {self.tier} rollback took {self.elapsed_s:.3f} s, its budget is {self.budget_s:.3f} s"
+        return f"the {self.tier} rollback took {self.elapsed_s:.6g} s, its budget is {self.budget_s:.6g} s"
 
 
 # -- between processes -------------------------------------------------------------------------------------------

@@ -60,14 +60,17 @@ def _compute(found: Mapping[str, Any]) -> str:
 
 def _waits(found: Mapping[str, Any]) -> str:
     """What was measured: seconds of a step, and for how long the trainer stands still."""
-    said = f"measured: {1e3 * found['step_s']:.1f} ms a step of the host"
+    said = f"measured: {number(1e3 * found['step_s'], 1)} ms a step of the host"
     if found["fence_wait_first_s"] is None:
         return said
+
+    def seconds(name: str) -> str:
+        return f"{number(found[name], 1)} s"
+
     enough, count = found["managers_for_no_wait"], found["managers"]
     least = f"{enough} end it with its round" if enough else "no number of them ends it with its round"
     return (
-        f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits"
-        f" {found['fence_wait_first_s']:.1f} s for the first tournament, {found['fence_wait_replica_s']:.1f} s for a"
-        f" replica (one for each fork: {found['fence_wait_least_s']:.1f} s; {least}); in one process the tournament"
-        f" takes {found['tournament_s']:.1f} s"
+        f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits {seconds('fence_wait_first_s')} for"
+        f" the first tournament, {seconds('fence_wait_replica_s')} for a replica (one for each fork:"
+        f" {seconds('fence_wait_least_s')}; {least}); in one process the tournament takes {seconds('tournament_s')}"
     )

@@ -333,7 +333,9 @@ def results(result: Result) -> RenderableType:
         totals.add_row(*cells(f"test {name}", number(value)))
     totals.add_row(*cells("parameters", f"{result.params_start:,} -> {result.params_end:,}"))
     totals.add_row(*cells("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions"))
-    totals.add_row(*cells("time", f"{result.wall_s:.1f} s, of which the trainer waited {result.fence_wait_s:.1f} s"))
+    totals.add_row(
+        *cells("time", f"{number(result.wall_s, 1)} s, of which the trainer waited {number(result.fence_wait_s, 1)} s")
+    )
     for recovery in result.recoveries:
         totals.add_row(*cells("recovered", _recovered(recovery)))
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
@@ -353,7 +355,7 @@ def _recovered(recovery: Recovery) -> str:
         until = "another death broke it off"
     else:
         until = "the next good step" if recovery.first_step_s is not None else "all stood at a fence again"
-    return f"{', '.join(recovery.actors)} ({recovery.error}), {recovery.total_s:.1f} s until {until}"
+    return f"{', '.join(recovery.actors)} ({recovery.error}), {number(recovery.total_s, 1)} s until {until}"
 
 
 def gain_and_z(gain: float | None, z: float | None) -> tuple[str, str]:

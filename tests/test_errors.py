@@ -144,7 +144,7 @@ def test_args_are_the_signature_and_each_argument_is_a_field(cls: type[EsperErro
 def test_message_is_a_sentence_that_names_the_first_argument(cls: type[EsperError]) -> None:
     error = example(cls)
     first = error.args[0]
-    assert (f"{first:.3f}" if isinstance(first, float) else str(first)) in str(error)
+    assert (f"{first:.6g}" if isinstance(first, float) else str(first)) in str(error)
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -150,9 +150,9 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
     if command.command_id in ledger.bodies:
         raise CommandRejected("nonce_replayed", command.command_id, "another body under a known id")
     if age_s > STALE_S:
-        raise CommandRejected("stale", command.command_id, f"issued {age_s:.1f} s ago, limit {STALE_S:.0f} s")
+        raise CommandRejected("stale", command.command_id, f"issued {age_s:.10g} s ago, limit {STALE_S:.0f} s")
     if age_s < -FUTURE_S:
-        raise CommandRejected("future", command.command_id, f"issued {-age_s:.1f} s ahead, limit {FUTURE_S:.0f} s")
+        raise CommandRejected("future", command.command_id, f"issued {-age_s:.10g} s ahead, limit {FUTURE_S:.0f} s")
 
 
 def _complete(command: Command, ledger: Ledger) -> None:

@@ -270,6 +270,11 @@ def test_a_command_with_a_fallback_mark_is_admitted_for_a_gate_to_refuse(make_co
     assert told() == []
 
 
+def test_an_age_just_beyond_its_limit_is_not_rounded_to_the_limit(refused, make_command):
+    error, _ = refused(make_command(name="2"), CommandRejected, now=EPOCH + timedelta(seconds=60.001))
+    assert "issued 60.001 s ago, limit 60 s" in str(error)
+
+
 def test_a_command_without_a_time_or_with_a_local_one_cannot_be_made(make_command):
     with pytest.raises(ValueError, match="issued_at"):
         make_command(issued_at=None)
