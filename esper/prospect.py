@@ -212,7 +212,26 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
-    return replace(prospect, varying=try_growth(prospect))
+    return _tried(prospect, found.optional)
+
+
+def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
+    """The prospect after a trial of growth. Slots that a pattern matched and that fail there are left out.
+
+    Raises:
+        TaskError: the trial's, where it blames no such slot, or the last one.
+    """
+    while True:
+        try:
+            return replace(prospect, varying=try_growth(prospect))
+        except TaskError as error:
+            path = error.field.removeprefix("slot ")
+            specs = tuple(spec for spec in prospect.specs if spec.path != path)
+            if path not in optional or len(specs) in (0, len(prospect.specs)):
+                raise
+            options = tuple(pair for pair in prospect.options if pair.slot != path)
+            left_out = {**prospect.left_out, path: str(error.value)}
+            prospect = replace(prospect, specs=specs, options=options, left_out=left_out)
 
 
 def _samples_crc32c(data: TaskData) -> int:

@@ -140,6 +140,52 @@ def test_what_cannot_be_run_is_refused_by_its_field(overrides: dict[str, Any], f
     assert caught.value.field == field
 
 
+class Words(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """Sequences of 3 to 9 symbols of 11."""
+
+    def __len__(self) -> int:
+        return 256
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        draw = torch.Generator().manual_seed(index)
+        return torch.randint(0, 11, (3 + index % 7,), generator=draw), index % 4
+
+
+def padded(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.nn.utils.rnn.pad_sequence([words for words, _ in samples], batch_first=True)
+    return rows, torch.tensor([target for _, target in samples])
+
+
+class Convolved(torch.nn.Module):
+    """[B, T] -> [B, 4]; `mix` works on [B, C, T], where what stands last is no channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 8)
+        self.mix = torch.nn.Conv1d(8, 8, 3, padding=1)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, words_BT: torch.Tensor) -> torch.Tensor:
+        h = self.mix(self.embed(words_BT).transpose(1, 2))
+        scores: torch.Tensor = self.head(h.mean(dim=2))
+        return scores
+
+
+def of_words(*slots: str) -> dict[str, Any]:
+    data = {name: Words() for name in ("train", "valid", "test", "pick", "gate")}
+    return {**data, "model": Convolved, "slots": slots, "collate": padded, "batch_size": 4, "round_steps": None}
+
+
+def test_a_slot_of_a_pattern_that_fails_in_the_trial_is_left_out_and_a_named_one_refused() -> None:
+    judging = {"growth__judge_samples": 128, "run__epochs": 1}
+    found = prospect(of_words("*"), **judging)
+    assert [spec.path for spec in found.specs] == ["embed", "head"]
+    assert {pair.slot for pair in found.options} == {"embed", "head"}
+    assert "in a later batch" in found.left_out["mix"]
+    with pytest.raises(TaskError, match=r"slot mix = .* in a later batch"):
+        prospect(of_words("*", "mix"), **judging)
+
+
 SMALL = {"train": Bands(40, key=1), "pick": None, "gate": None, "batch_size": 8}
 
 

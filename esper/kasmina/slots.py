@@ -38,6 +38,8 @@ class Found:
     specs: tuple[SlotSpec, ...]
     left_out: Mapping[str, str]
     """Path of each module that a pattern matched and that cannot be a slot -> why."""
+    optional: frozenset[str]
+    """Paths of the slots that a pattern matched: where one fails later, it may be left out too."""
 
 
 def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> Found:
@@ -88,7 +90,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
         for path, output in training.items()
         if path in host.paths
     )
-    return Found(specs, matched.left_out)
+    return Found(specs, matched.left_out, frozenset(matched.paths) - matched.named)
 
 
 @dataclass(frozen=True)
