@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from esper.config import load_config
 from esper.errors import PolicyFailed, TaskError
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
+from esper.kasmina.blueprints import BLUEPRINTS
 from esper.kasmina.lifecycle import EDGES
 from esper.leyline.ports import Policy
 from esper.leyline.stages import IN_HOST, Stage
@@ -114,6 +115,33 @@ def test_compute_is_what_the_steps_cost(grown: Run, alone: Run) -> None:
     assert grown.result.twin_gflops == pytest.approx(step * (320 - 20 * twin_from))
     tournaments = sum(b["flops"] for b in grown.bodies(Kind.INCUBATION_ENDED))
     assert tournaments < grown.result.incubator_gflops * 1e9 < 2 * tournaments  # births and comparisons are the rest
+
+
+class Sheds(TinyHost):
+    """Deletes a layer of its own in the third round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = torch.nn.ReLU()
+        self.steps = 0
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        self.steps += self.training and torch.is_grad_enabled()
+        if self.steps == 50 and hasattr(self, "spare"):
+            del self.spare
+        return super().forward(x_BC)
+
+
+def test_a_required_layer_that_the_host_deletes_on_the_way_is_missed_by_g3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needy = replace(BLUEPRINTS.get("mlp"), mesh=lambda slot: (slot, "spare"))
+    monkeypatch.setitem(BLUEPRINTS._blueprints, "mlp", needy)
+    run(tiny_task(model=Sheds, epochs=4), tiny_config(run__dir=str(tmp_path / "run")))
+    judged = [body for body in Left(tmp_path / "run").bodies(Kind.GATE) if body["gate"] == "G3"]
+    missing = [check["measured"] for body in judged for check in body["checks"] if check["name"] == "mesh_missing"]
+    assert missing != []
+    assert set(map(tuple, missing)) == {("spare",)}
 
 
 # -- what it repeats to the bit ----------------------------------------------------------------------------------

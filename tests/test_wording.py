@@ -6,7 +6,7 @@ import math
 import re
 from decimal import Decimal
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.leyline.reports import Check
@@ -27,6 +27,7 @@ def near(shown: str, value: Decimal) -> bool:
     return figure(shown) == value if value == 0 else Decimal("0.5") < figure(shown) / value < 2
 
 
+@settings(deadline=None)
 @given(FINITE)
 def test_a_number_keeps_its_sign_and_its_size_and_is_zero_only_if_it_is(value: float) -> None:
     for shown in (number(value), number(value, 0), number(value, 2, signed=True)):
@@ -35,6 +36,7 @@ def test_a_number_keeps_its_sign_and_its_size_and_is_zero_only_if_it_is(value: f
     assert number(value, signed=True)[0] == ("-" if math.copysign(1, value) < 0 else "+")
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=-1e300, max_value=1e300))
 def test_a_percentage_is_a_hundred_times_the_share(share: float) -> None:
     assert near(percent(share), 100 * Decimal(share))
@@ -51,6 +53,7 @@ def test_figures_are_written_as_people_write_them() -> None:
     assert [a_second(rate) for rate in (1234.4, 57.1, 3.14, 0.03)] == ["1,234", "57", "3.1", "0.03"]
 
 
+@settings(deadline=None)
 @given(ANY, ANY)
 def test_growing_is_called_better_only_where_the_loss_is_lower(loss: float, twin: float) -> None:
     told = growing(loss, twin)
@@ -70,6 +73,7 @@ def test_what_growing_did_is_told_with_its_size() -> None:
     assert growing(1.0 - 1e-9, 1.0) == "growing made it 1e-07% better"
 
 
+@settings(deadline=None)
 @given(ANY)
 def test_a_seed_beat_its_control_only_with_a_gain(gain: float) -> None:
     told = beside_control(gain)
@@ -78,12 +82,14 @@ def test_a_seed_beat_its_control_only_with_a_gain(gain: float) -> None:
     assert ("cannot be compared" in told) == math.isnan(gain)
 
 
+@settings(deadline=None)
 @given(ANY)
 def test_the_network_is_ahead_of_its_twin_only_if_it_is(z: float) -> None:
     assert ("ahead" in beside_twin(z), "behind" in beside_twin(z)) == (z > 0, z < 0)
     assert ("cannot" in beside_twin(z)) == math.isnan(z)
 
 
+@settings(deadline=None)
 @given(FINITE, FINITE)
 def test_a_value_beside_its_limit_shows_which_is_the_larger(value: float, limit: float) -> None:
     told = beside_limit(Check(name="z", reason="r", measured=value, above=limit))
