@@ -22,6 +22,7 @@ from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
+from esper.nested import tensors
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tensors import state_crc32c
@@ -30,7 +31,6 @@ from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
 from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
-from esper.tolaria.trees import tensors_in
 from esper.trial import try_backward, try_growth
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
@@ -237,7 +237,7 @@ def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
 def _samples_crc32c(data: TaskData) -> int:
     shards = [name for name in sorted(data.shards) if len(data.shards[name])]  # judging ones may be empty
     batches = [data.batch(0), *(next(iter(data.whole(name))) for name in shards)]
-    return state_crc32c({f"{number:08d}": tensor for number, tensor in enumerate(tensors_in(batches))})
+    return state_crc32c({f"{number:08d}": tensor for number, tensor in enumerate(tensors(batches))})
 
 
 def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) -> str:

@@ -15,7 +15,8 @@ OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples"
 
 ERRORS = frozenset({"esper.errors"})
 HELPERS = frozenset(
-    f"esper.{name}" for name in ("clock", "closing", "faults", "heartbeat", "streams", "task", "tensors", "their_code")
+    f"esper.{name}"
+    for name in ("clock", "closing", "faults", "heartbeat", "nested", "streams", "task", "tensors", "their_code")
 )
 GROUND = ERRORS | HELPERS | {"esper.leyline", "esper.durable"}
 DOMAIN = frozenset({"esper.kasmina", "esper.tamiyo", "esper.tolaria"})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,25 +59,3 @@ def is_content(x: Tensor, leading: tuple[int, ...]) -> bool:
 def moved(before: Tensor, after: Tensor, tolerance: float) -> Tensor:
     """Which entries of finite outputs moved by more than `tolerance` times the largest one; booleans."""
     return (after - before).abs() > tolerance * before.abs().max()
-
-
-def mapped(change: Change, value: Any) -> Any:  # Any: a batch is whatever the user's model takes
-    """`value` with every tensor in its tuples, lists and mappings replaced by `change` of it."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(change, item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(change, item) for item in value))
-    if isinstance(value, tuple | list):
-        return type(value)(mapped(change, item) for item in value)
-    return value
-
-
-def tensors(value: Any) -> Iterator[Tensor]:  # Any: see `mapped`
-    """Every tensor that `mapped` would reach, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors(item)

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import TaskError
-from esper.kasmina.perturbation import Change, is_content, mapped, moved, perturbing, tensors, unchanged
+from esper.kasmina.perturbation import Change, is_content, moved, perturbing, unchanged
 from esper.kasmina.precision import autocast_at
 from esper.kasmina.seeded import seeded
 from esper.kasmina.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
+from esper.nested import mapped, tensors
 from esper.their_code import refused_as_theirs
 
 Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import default_collate
 
 from esper.errors import TaskError
+from esper.nested import mapped
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
 from esper.their_code import their_code
@@ -156,14 +156,7 @@ class TaskData:
 
 def to_device(batch: Any, device: str) -> Any:
     """Move every tensor of a nested batch; everything else stays as it is."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        moved = [to_device(value, device) for value in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
+    return mapped(lambda tensor: tensor.to(device), batch)
 
 
 def split_pair(batch: Any) -> tuple[Any, Any]:

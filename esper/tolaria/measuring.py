@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from esper.errors import TaskError
+from esper.nested import tensors
 from esper.task import Loss, Task
 from esper.their_code import their_code
 from esper.tolaria.loss import check_agreement, sample_losses
-from esper.tolaria.trees import joined, tensors_in
+from esper.tolaria.trees import joined
 from esper.tolaria.weighing import Weighted
 
 WHOLE_BYTES = 2**31
@@ -106,7 +107,7 @@ class _Metric:
         return float(self.values[0]) if len(kept) == 1 else float(self._of(self._whole(kept)))
 
     def check_memory(self, first: Seen, shard: str, samples: int) -> None:
-        held = sum(tensor.nbytes for tensor in tensors_in([first.output, first.target]))
+        held = sum(tensor.nbytes for tensor in tensors([first.output, first.target]))
         if (needed := math.ceil(held * samples / first.samples)) > WHOLE_BYTES:
             mend = f"it is one value for all {samples} samples of task.{shard} at once; return one value per sample"
             raise TaskError(self.where, f"{needed / 2**30:.1f} GiB of outputs", mend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, UserDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ def output_in_an_ordered_dict() -> Task:
 
 
 def inputs_in_a_dict() -> Task:
-    class Keyed(Rows):
+    class Named(Rows):
         def forward(self, *, left: Tensor, right: Tensor) -> Tensor:
             return super().forward(torch.cat([left, right], 1))
 
@@ -169,7 +169,40 @@ def inputs_in_a_dict() -> Task:
         x, y = default_collate(samples)
         return {"left": x[:, :3], "right": x[:, 3:]}, y
 
-    return _task(Keyed, collate=collate, input_output=lambda model, inputs: model(**inputs))
+    return _task(Named, collate=collate, input_output=lambda model, inputs: model(**inputs))
+
+
+class Keyed(UserDict[str, Tensor]):
+    """Items as attributes too, as the batches of tokenizers have them."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        return self.data[name]
+
+
+@dataclass(frozen=True)
+class Given:
+    x: Tensor
+
+
+class Reading(Rows):
+    def forward(self, given: Any) -> Tensor:
+        return super().forward(given.x)
+
+
+def inputs_in_a_class_of_their_own() -> Task:
+    def collate(samples: list[Any]) -> Any:
+        x, y = default_collate(samples)
+        return Keyed(x=x), y
+
+    return _task(Reading, collate=collate)
+
+
+def inputs_in_a_dataclass() -> Task:
+    def collate(samples: list[Any]) -> Any:
+        x, y = default_collate(samples)
+        return Given(x), y
+
+    return _task(Reading, collate=collate)
 
 
 # -- modules -----------------------------------------------------------------------------------------------------
