@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict
-from pydantic_core import PydanticCustomError
 
 from esper.leyline.base import Settings
 
@@ -27,9 +26,9 @@ class BlueprintChoice(Settings):
 
 
 def _table(value: object) -> object:
-    """Raises: PydanticCustomError: the value is no table."""
+    """Raises: ValueError: the value is no table."""
     if not isinstance(value, dict):
-        raise PydanticCustomError("choices", 'give a table, such as { "blocks.*" = ["mlp"] }')
+        raise ValueError('give a table, such as { "blocks.*" = ["mlp"] }')
     return value
 
 
@@ -37,7 +36,7 @@ def _spelled_out(value: object) -> object:
     """A bare list of names is `only`.
 
     Raises:
-        PydanticCustomError: neither `only` nor `exclude` alone says anything.
+        ValueError: neither `only` nor `exclude` alone says anything.
     """
     if isinstance(value, BlueprintChoice):
         return value
@@ -46,7 +45,7 @@ def _spelled_out(value: object) -> object:
     for key, names in given.items():
         if key in ("only", "exclude") and len(given) == 1 and isinstance(names, list | tuple) and names:
             return {key: names}
-    raise PydanticCustomError("choice", "give a list of blueprints, or { exclude = [...] }")
+    raise ValueError("give a list of blueprints, or { exclude = [...] }")
 
 
 Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_spelled_out)]], BeforeValidator(_table)]
