@@ -204,7 +204,7 @@ class Record:
             for last, doing in (
                 (self.checkpoints.settle, "committing the checkpoint in flight"),
                 (line.tell, "journaling deaths"),
-                (line.hear_out, "journaling the signals that the emergency queue holds, if any,"),
+                (line.hear_out, "journaling what the emergency queue holds"),
             ):
                 with noted_on(stop, doing):
                     last()

@@ -115,7 +115,7 @@ def test_a_run_that_was_killed_at_each_kind_of_moment_ends_with_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same_bits(
     tmp_path: Path, undisturbed: Result
 ) -> None:
@@ -124,7 +124,7 @@ def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.torture) for n in (1, 2))])
 def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(
     tmp_path: Path, undisturbed: Result, number: int

@@ -110,7 +110,10 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
             )
 
     def here(task: Task | None = None, progress: Quiet | None = None, **overrides: Any) -> Result:
-        prospect = survey(task or tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), **overrides))
+        task = task or tiny_task()
+        prospect = survey(task, tiny_config(run__dir=str(tmp_path / "run"), **overrides))
+        if isinstance(task.loss, AtStep):
+            task.loss.begun = True
         return Conductor("", up, Reference(), progress or Quiet(), SystemClock(), Drain()).begin(prospect)
 
     return here
@@ -127,15 +130,15 @@ def bodies(tmp_path: Path, kind: Kind) -> list[dict[str, Any]]:
 
 
 class AtStep:
-    """A loss that does something while an optimizer step, counted from 1, is being done."""
+    """A loss that does something while an optimizer step of the run, counted from 1, is being done."""
 
     def __init__(self, step: int, act: Callable[[], None]) -> None:
-        self.step, self.act, self.done = step, act, 0
+        self.step, self.act, self.done, self.begun = step, act, 0, False
 
     def __call__(self, output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self.begun:  # the survey takes steps too
             self.done += 1
-            if self.done == self.step + 1:  # the dry run was the first
+            if self.done == self.step:
                 self.act()
         return torch.nn.functional.cross_entropy(output, target, reduction=reduction)
 
@@ -162,7 +165,7 @@ def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason
     loss = AtStep(step, lambda: local.publish(signal(Level.HALT)))
     with pytest.raises(EmergencyStop) as stop:
         run_here(tiny_task(loss=loss), growth__enabled=False)
-    assert (stop.value.step, loss.done) == (step, step + 1)
+    assert (stop.value.step, loss.done) == (step, step)
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
     by_the_trainer = isinstance(stop.value.__cause__, EmergencyStop)
     assert by_the_trainer == (step not in (40, 320))  # at a fence the conductor reads the signal itself
@@ -218,7 +221,7 @@ def test_a_halt_stays_a_halt_where_nobody_can_say_why_any_more(run_here: Any, lo
     assert (stop.value.step, stop.value.reason, stop.value.signal_id) == (29, "", "")
     assert stop.value.__notes__ == [
         "the emergency queue could not be asked why: emergency: killed",
-        "signals in the emergency queue, if there were any, were lost with it: emergency: killed",
+        "a second failure, while journaling what the emergency queue holds: ActorLost: emergency: killed",
     ]
 
 
