@@ -102,6 +102,8 @@ def sound(info: FieldInfo) -> st.SearchStrategy[Any]:
         return st.one_of(st.integers(least, least + 40), st.sampled_from([least, int(high or 2**53 - 1)]))
     if annotation is float:
         return st.floats(low, high, exclude_min=low is not None, exclude_max=high == 1, allow_nan=False)
+    if get_origin(annotation) is dict:  # growth.blueprints
+        return st.sampled_from([{}, {"body": ["mlp", "norm"]}, {"*": {"exclude": ["norm"]}}])
     if options := [one for one in get_args(annotation) if isinstance(one, str)]:
         return st.sampled_from(options)
     return st.text(max_size=8)
@@ -117,6 +119,8 @@ def typed(key: str, value: Any) -> str:
         )
     if isinstance(value, float):
         return f"{key}={value!r}"
+    if isinstance(value, dict):
+        return f"{key}={{{', '.join(typed(json.dumps(name), one) for name, one in value.items())}}}"
     return f"{key}={json.dumps(value, ensure_ascii=False) if isinstance(value, str) else value}"
 
 
