@@ -244,10 +244,13 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
 
 
 def _batch_size(batch_input: Any) -> int:  # Any: see Call
-    """Raises: TaskError: the input holds no tensor with at least two rows."""
+    """Raises: TaskError: the input holds no tensor, or fewer than two samples."""
     rows = [len(tensor) for tensor in tensors(batch_input) if tensor.dim()]
-    if not rows or rows[0] < 2:
-        raise TaskError("the batch", f"{rows[0] if rows else 0} samples", "the dry run needs tensors of two or more")
+    if not rows:
+        raise TaskError("task.train", "an input without tensors", "let task.collate make tensors of it, batch first")
+    if rows[0] < 2:
+        mend = "use 2 or more, or run.batch_size: a slot is measured by what one sample does to the output of another"
+        raise TaskError("task.batch_size", rows[0], mend)
     return rows[0]
 
 

@@ -381,9 +381,12 @@ def test_an_output_that_differs_between_the_modes_is_refused():
         only(Narrowing())
 
 
-@pytest.mark.parametrize("batch_input", [ROWS[:1], {"rows": 3}], ids=["one sample", "no tensor"])
-def test_a_batch_on_which_nothing_can_be_shown_is_refused(batch_input):
-    with pytest.raises(TaskError, match="two or more"):
+@pytest.mark.parametrize(
+    ("batch_input", "said"),
+    [(ROWS[:1], r"task\.batch_size = 1: use 2 or more"), ({"rows": 3}, r"task\.train = 'an input without tensors'")],
+)
+def test_a_batch_on_which_nothing_can_be_shown_is_refused(batch_input, said):
+    with pytest.raises(TaskError, match=said):
         only(nn.Linear(8, 8), batch_input)
 
 
