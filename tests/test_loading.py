@@ -21,6 +21,7 @@ from torch import nn
 
 import esper
 from esper import loading
+from esper.config import load_config
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.history import Past, read_past
 from esper.journal import Kind, read
@@ -95,20 +96,21 @@ def test_an_earlier_fence_gives_the_network_of_then(grown_host: Get) -> None:
     assert not any(isinstance(module, Seed) for module in begun.modules())
 
 
-def test_a_run_that_goes_on_is_read_at_the_fence_that_it_committed(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_is_read_at_the_fence_that_it_committed(three_hosts: Any, tmp_path: Path) -> None:
+    task, config = three_hosts.rows(), load_config(None, {**three_hosts.EASY, "run.dir": str(tmp_path / "run")})
     digests: dict[int, str] = {}
 
     class Loading(Quiet):
         def fence(self, state: RoundState, tally: Tally) -> None:
             del tally
             if 2 <= state.fence <= 4:
-                network = esper.load(tmp_path / "run", task=tiny_task())
+                network = esper.load(tmp_path / "run", task=task)
                 digests[state.fence] = state_digest(network.state_dict())
                 watch.fence(state, Tally())
 
     watch = StopAt(4)
     with pytest.raises(esper.errors.Drained):
-        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), progress=Loading(), drain=watch.drain)
+        run(task, config, progress=Loading(), drain=watch.drain)
     assert len(set(digests.values())) == 3
 
 
@@ -203,7 +205,7 @@ def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn
     trainer = make_trainer(prospect, RunKey("r", 1, b""))
     for ordinal, pair in enumerate(prospect.options):
         how = Candidate(slot=pair.slot, blueprint_id=pair.blueprint_id, seed_id=str(ordinal))
-        blueprint, blend = prospect.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=1)
+        blueprint, blend = prospect.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=7)
         where = {"run_id": "r", "generation": 1, "command_id": "c", "run_seed": 1, "fence": 1, "step": 1}
         ours = {"ordinal": ordinal, "blend": blend, "warmup_steps": 1}
         trainer.graft(plan_seed(how, prospect.specs[0], blueprint, **where, **ours))
