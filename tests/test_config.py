@@ -163,6 +163,8 @@ def test_a_key_that_is_given_twice_is_refused_with_both_values() -> None:
         ("growth.managers", 513, "less than or equal to 512"),
         ("run.dir", "a\0b", "leave out the NUL character"),
         ("run.dir", "a\udcff", "it is not UTF-8 text"),
+        ("growth.blueprints", {"a\udcff": ["mlp"]}, "it is not UTF-8 text"),
+        ("growth.blueprints", {"a": ["\0"]}, "leave out the NUL character"),
         ("faults.point", "x", "write [[faults]] in a file"),
     ],
 )

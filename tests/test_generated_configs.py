@@ -103,7 +103,7 @@ def sound(info: FieldInfo) -> st.SearchStrategy[Any]:
     if annotation is float:
         return st.floats(low, high, exclude_min=low is not None, exclude_max=high == 1, allow_nan=False)
     if get_origin(annotation) is dict:  # growth.blueprints
-        return st.sampled_from([{}, {"body": ["mlp", "norm"]}, {"*": {"exclude": ["norm"]}}])
+        return st.sampled_from([{}, {"body": ["mlp", "norm"]}, {"*": {"exclude": ["norm"]}}, {"\0": ["mlp"]}])
     if options := [one for one in get_args(annotation) if isinstance(one, str)]:
         return st.sampled_from(options)
     return st.text(max_size=8)

@@ -47,6 +47,9 @@ class Settings(BaseModel):
             raise ValueError(f"use at most {LARGEST_INT}")
         if isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:
             raise ValueError(f"use a size between {SMALLEST_FLOAT} and {LARGEST_FLOAT}")
+        if isinstance(value, dict | tuple | list):
+            for one in value.items() if isinstance(value, dict) else value:
+                cls._can_be_kept(one)
         if isinstance(value, str):
             if "\0" in value:
                 raise ValueError("leave out the NUL character")
