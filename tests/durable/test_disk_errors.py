@@ -235,7 +235,7 @@ def test_signals_that_rain_on_a_writer_cost_nothing(tmp_path: Path) -> None:
 def filled(folder: Path, limit_bytes: int) -> subprocess.CompletedProcess[str]:
     script = Path(__file__).parent / "kit" / "filling.py"
     command = [sys.executable, "-I", "-S", str(script), str(ROOT), str(folder), str(limit_bytes)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def all_is_well(done: subprocess.CompletedProcess[str]) -> list[str]:

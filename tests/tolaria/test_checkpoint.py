@@ -95,7 +95,7 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Event]:
     gate, fsync = Event(), Disk.fsync
 
     def wait_and_sync(disk: Disk, descriptor: int) -> None:
-        assert gate.wait(60)
+        assert gate.wait(600)
         fsync(disk, descriptor)
 
     monkeypatch.setattr(Disk, "fsync", wait_and_sync)
@@ -210,7 +210,7 @@ def test_the_record_can_be_awaited_by_another_thread(
         trainer.train_to(30)
         assert found == []
         gate.set()
-        waiting.join(60)
+        waiting.join(600)
 
     assert found == [trainer.saved()]
 
