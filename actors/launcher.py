@@ -15,7 +15,7 @@ from esper.conducting import Conductor
 from esper.config import RunConfig
 from esper.line import Drain
 from esper.loading import load
-from esper.loop import torch_threads
+from esper.process_state import process_state
 from esper.progress import Progress, Quiet
 from esper.prospect import survey
 from esper.references import Reference
@@ -52,7 +52,7 @@ def launch(
     """
     config, reference, drain = config or RunConfig(), reference or Reference(), drain or Drain()
     faults.check(config.faults, fault_points(config))
-    with torch_threads(config.run.threads):
+    with process_state(config.run.threads):
         with drain.starting():
             prospect = survey(task, config)
             sent = SentProspect.of(prospect, reference)
@@ -86,7 +86,7 @@ def resume(
         if isinstance(found, Result):
             return found
         faults.check(found.config.faults, fault_points(found.config))
-        with torch_threads(found.config.run.threads):
+        with process_state(found.config.run.threads):
             with drain.starting():
                 prospect = survey(found.task, found.config)
                 sent = SentProspect.of(prospect, found.reference)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray import cloudpickle
@@ -10,9 +11,10 @@ from ray import cloudpickle
 from esper.errors import TaskError
 from esper.import_paths import absolute_path, join_path
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
+from esper.process_state import set_ours
 from esper.prospect import Prospect, open_data
 from esper.references import Reference, import_task, locate
-from esper.summary import file_digest
+from esper.summary import changed_module, file_digest, module_digests
 from esper.task import Task
 
 
@@ -25,6 +27,8 @@ class TaskSource:
     """The sender's import path: both kinds of task import modules from there."""
     digest: str | None = None
     """Of the file that a referenced task comes from."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each module of the task, by its path in the task's folder."""
     pickled: bytes | None = None
     """Task and blueprints, where there is no reference."""
 
@@ -36,7 +40,8 @@ class TaskSource:
             TaskError: the task has no reference and cannot be sent as bytes.
         """
         if reference.text:
-            return cls(_from_anywhere(reference), absolute_path(), digest=file_digest(reference))
+            digests = file_digest(reference), module_digests(reference)
+            return cls(_from_anywhere(reference), absolute_path(), *digests)
         try:
             pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
         except Exception as error:
@@ -56,6 +61,8 @@ class TaskSource:
         located = locate(self.reference.text)
         if located.file is not None and file_digest(located) != self.digest:
             raise TaskError("task", self.reference.text, f"its file changed since the run began ({located.file})")
+        if (other := changed_module(located, self.modules)) is not None:
+            raise TaskError("task", self.reference.text, f"a module of it changed since the run began ({other})")
         return import_task(located)[0], BLUEPRINTS
 
 
@@ -84,6 +91,7 @@ class SentProspect:
     def open(self) -> Prospect:
         """The whole prospect, with the task's data opened in this process; what was measured is not measured again."""
         task, blueprints = self.source.load()
+        set_ours(self.measured.config.run.threads)  # loading the task may have set something else
         data = open_data(task, self.measured.config)
         whole: Prospect = replace(self.measured, task=task, data=data, blueprints=blueprints)
         return whole

@@ -17,7 +17,7 @@ from _common import Outcome, Row, Spread, main, scratch
 from _state import MEBIBYTE, best, copies, in_turns, plain_state, seconds, tensor_bytes, trained
 from torch.distributed.checkpoint import async_save
 
-from esper.loop import torch_threads
+from esper.process_state import process_state
 from esper.tolaria.checkpoint import load_written
 from esper.tolaria.plain import from_plain
 from esper.tolaria.trainer import Trainer
@@ -109,7 +109,7 @@ def measure(repetitions: int) -> Outcome:
     def keep(name: str, values: list[float]) -> None:
         found.setdefault(name, []).extend(values)
 
-    with torch_threads(1), scratch() as folder, process_group(folder):
+    with process_state(1), scratch() as folder, process_group(folder):
         trainer = trained(STATE_BYTES)
         size = tensor_bytes(trainer.keep(0))
         ours, theirs, ways = Saves(trainer, folder), TorchSaves(trainer, folder), copies(size)

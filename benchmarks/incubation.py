@@ -28,7 +28,7 @@ from esper.forecast import forecast
 from esper.leyline.incubation import Answer
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
-from esper.loop import torch_threads
+from esper.process_state import process_state
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.references import load_task
@@ -209,7 +209,7 @@ def measure(repetitions: int) -> Outcome:
         spreads.setdefault(label, []).extend(values)
         return values or spreads[label]
 
-    with torch_threads(1):
+    with process_state(1):
         rows = [*paces(repetitions, keep), *waits(repetitions, keep)]
     measured = {label: Spread(tuple(values)) for label, values in spreads.items()}
     rows += [Row.told(label, spread.median) for label, spread in measured.items() if "run that grows" in label]

@@ -18,7 +18,7 @@ from pathlib import Path
 from _common import Outcome, Row, Spread, main, scratch
 from _state import MEBIBYTE, tensor_bytes, trained
 
-from esper.loop import torch_threads
+from esper.process_state import process_state
 from esper.tolaria.checkpoint import load_written
 from esper.tolaria.plain import from_plain, nursery_of
 from esper.tolaria.trainer import Trainer
@@ -71,7 +71,7 @@ def tidied() -> int:
 
 def measure(repetitions: int) -> Outcome:
     """Train and save both, restore both, go back: in every repetition."""
-    with torch_threads(1), scratch() as folder:
+    with process_state(1), scratch() as folder:
         host, twin, generations = trained(STATE_BYTES), trained(STATE_BYTES), count(2)
         tidied()
         with Peak().watched() as training:

@@ -21,7 +21,7 @@ from actors.bootstrap import EmbeddedRay
 from actors.launcher import launch
 from esper.config import RunConfig, load_config
 from esper.faults import Fault, FaultSpec
-from esper.loop import torch_threads
+from esper.process_state import process_state
 from esper.prospect import survey
 from esper.recovery import Recovery
 from esper.references import load_task
@@ -48,7 +48,7 @@ def measure(repetitions: int) -> Outcome:
     theirs_s: list[float] = []
     others: dict[str, list[Recovery]] = {name: [] for name in ROLES}
     task, _ = load_task(TASK)
-    with scratch() as folder, torch_threads(1), EmbeddedRay(slots=3) as embedded:
+    with scratch() as folder, process_state(1), EmbeddedRay(slots=3) as embedded:
         for repetition in range(repetitions):
             place = folder / str(repetition)
             keys = {"run.seed": repetition, "run.dir": str(place / "ours"), "growth.enabled": False}

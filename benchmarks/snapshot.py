@@ -8,7 +8,7 @@ from itertools import count
 from _common import Outcome, Row, Spread, main
 from _state import MEBIBYTE, best, copies, in_turns, tensor_bytes, trained
 
-from esper.loop import torch_threads
+from esper.process_state import process_state
 
 SIZES = (10 * MEBIBYTE, 100 * MEBIBYTE, 1024 * MEBIBYTE)
 RATIO, JUDGED_FROM = 1.3, 100 * MEBIBYTE
@@ -20,7 +20,7 @@ def measure(repetitions: int) -> Outcome:
     """The state is changed by nothing in between: what is copied does not matter."""
     rows: list[Row] = []
     spreads: dict[str, Spread] = {}
-    with torch_threads(1):
+    with process_state(1):
         for size in SIZES:
             found, of = _measured(size, repetitions)
             label = f"{size // MEBIBYTE} MiB"

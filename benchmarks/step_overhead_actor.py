@@ -16,7 +16,7 @@ from actors.bootstrap import EmbeddedRay
 from actors.launcher import launch
 from esper.config import load_config
 from esper.leyline.state import RoundState
-from esper.loop import torch_threads
+from esper.process_state import process_state
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import load_task
@@ -54,7 +54,7 @@ def measure(repetitions: int) -> Outcome:
     task, reference = load_task(TASK)
     ours_s: list[float] = []
     bare_s: list[float] = []
-    with scratch() as folder, torch_threads(1), EmbeddedRay(slots=2) as embedded:
+    with scratch() as folder, process_state(1), EmbeddedRay(slots=2) as embedded:
         for repetition in range(repetitions):
             told = {"run.seed": repetition, "run.dir": str(folder / str(repetition)), "growth.enabled": False}
             config = load_config(None, told)

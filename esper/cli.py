@@ -29,8 +29,8 @@ from esper.execution import (
 from esper.forecast import forecast
 from esper.history import Damage
 from esper.inspection import inspect_run
-from esper.loop import torch_threads
 from esper.output import PlainConsole, guarded, hold_standard_descriptors, say
+from esper.process_state import process_state
 from esper.progress import Terminal, heading
 from esper.prospect import survey
 from esper.proving import prove
@@ -119,7 +119,7 @@ def plan(
     """Say what a run would try and cost, without running it."""
     resolved = _config(config, settings, seed=seed)
     loaded, _ = load_task(task)
-    with torch_threads(resolved.run.threads):
+    with process_state(resolved.run.threads):
         prospect = survey(loaded, resolved)
         found = forecast(prospect)
     if as_json:

@@ -15,6 +15,7 @@
     ├── SeedBuildFailed                 a blueprint could not be built, moved or run
     ├── PolicyFailed                    the policy raised something of its own
     ├── PolicyDeadlineExceeded          the policy answered too late
+    ├── ProcessStateChanged             a setting of the whole process is not what esper set
     ├── LossDeviceMismatch              outputs and targets lie on different devices
     ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
     ├── StoreWriteFailed                bytes could not be made durable
@@ -252,6 +253,23 @@ class PolicyDeadlineExceeded(EsperError):
 
 
 # -- training ----------------------------------------------------------------------------------------------------
+
+
+class ProcessStateChanged(EsperError):
+    """A setting of the whole process changed during the run. What was computed since may have other bits.
+
+    Retrying fails the same way: the user's code must leave the setting alone, or put it back before it returns.
+    """
+
+    def __init__(self, setting: str, expected: str, found: str, where: str) -> None:
+        super().__init__(setting, expected, found, where)
+        self.setting, self.expected, self.found, self.where = setting, expected, found, where
+
+    def __str__(self) -> str:
+        return (
+            f"{self.setting} is {self.found}, expected {self.expected} ({self.where}): the task's code changed it; "
+            "leave it alone, or put it back before the call returns"
+        )
 
 
 class LossDeviceMismatch(EsperError):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
+from esper.extra_state import load_extra_states
 from esper.history import Past, check_sound, read_past
 from esper.kasmina.attached import Seed, attach
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
@@ -84,6 +85,7 @@ def load_grown(run_dir: Path, task: Task | None = None, fence: int | None = None
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     _fill(network, tensors, snapshot.tensors)
     _check_modules(network, identity, modules)
+    load_extra_states(network, snapshot.modules)
     if state_crc32c(tensors) != checkpoint.weights_crc32c:
         file = checkpoints_folder(run_dir) / checkpoint.file
         raise CheckpointCorrupt(str(file), "its weights are not those that its record was made of")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-
-import torch
 
 from esper import faults
 from esper.clock import Clock, SystemClock
@@ -16,6 +14,7 @@ from esper.errors import EsperError
 from esper.leyline.ports import Policy
 from esper.leyline.signals import EmergencySignal
 from esper.line import Drain, Rooms
+from esper.process_state import process_state
 from esper.progress import Progress, Quiet
 from esper.prospect import Prospect, survey
 from esper.recovery import Lost
@@ -29,17 +28,6 @@ from esper.tolaria.trainer import Trainer
 STARTS = ("kasmina.start", "tamiyo.start", "tolaria.start")
 ONE_PROCESS = {"": {point for point in faults.POINTS if not point.startswith("emergency.") and point not in STARTS}}
 """The fault points that are passed here, by the one process that there is, which has no name."""
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Run with so many torch threads; afterwards the process has the number it had."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def run(
@@ -69,7 +57,7 @@ def run(
     faults.check(config.faults, ONE_PROCESS)
     trainers: list[Trainer] = []
     bring_up = _here(clock, policy, trainers)
-    with torch_threads(config.run.threads):
+    with process_state(config.run.threads):
         with drain.starting():
             prospect = survey(task, config)
         conductor = Conductor("", bring_up, reference or Reference(), progress or Quiet(), clock, drain)
@@ -106,7 +94,7 @@ def resume(
         if isinstance(found, Result):
             return found
         faults.check(found.config.faults, ONE_PROCESS)
-        with torch_threads(found.config.run.threads):
+        with process_state(found.config.run.threads):
             with drain.starting():
                 prospect = survey(found.task, found.config)
             conductor = Conductor("", bring_up, found.reference, progress or Quiet(), clock, drain)

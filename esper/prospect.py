@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
+from esper.attributes import held_by
 from esper.config import RunConfig
+from esper.draws import rehearse_draws
 from esper.errors import ConfigError, TaskError
 from esper.habits import check_fields
 from esper.kasmina.attached import check_names
@@ -23,6 +27,9 @@ from esper.kasmina.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
 from esper.nested import tensors
+from esper.practice import practise
+from esper.process_state import refuse_changes, told_with_settings
+from esper.rehearsal import Remembered, check_same_build, rehearse, tensors_of
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tensors import state_crc32c
@@ -67,6 +74,8 @@ class Prospect:
     """Peak learning rate of a seed over what the task's optimizer is made with."""
     varying: tuple[str, ...] = ()
     """Slots whose length, height or width differed between the batches of the trial."""
+    first_loss: float | None = None
+    """Of the first training step; None until the rehearsal has taken it."""
 
     @property
     def total_steps(self) -> int:
@@ -156,6 +165,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
     return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
 
 
+@told_with_settings()
 @refused_as_theirs()
 def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
     """Resolve and measure a task under a config. The random streams of the caller go on as if nothing had happened.
@@ -173,11 +183,16 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     _check_device(run.device)
     data = open_data(task, config)
     fence_steps = _fences(task, config, data)
-    host, batch = build_host(task, run.seed, run.device), data.batch(0)
-    host_crc32c = state_crc32c({**dict(host.named_parameters()), **dict(host.named_buffers())})
+    rehearse_draws(task, data)
+    refuse_changes("task.train", "drawing a sample")
+    host = build_host(task, run.seed, run.device)
+    refuse_changes("task.model", "the model factory")
+    batch = data.batch(0)
+    as_built, host_crc32c = held_by(tensors_of(host)), state_crc32c(tensors_of(host))
     host_modules_sha256 = modules_digest(host)
     trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
     check_task(task, fence_steps[-1], trained)
+    refuse_changes("task.optimizer", "a step of it or of its scheduler")
     inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
     found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
     specs = found.specs
@@ -186,6 +201,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     options = tuple(pair for spec in specs for pair in _pairs(spec, made[spec.path], data.batch_size))
     with flop_counter() as counter:
         try_backward(task, host, inputs, targets)
+    refuse_changes("task.model", "a forward pass with the loss")
     if counter.get_total_flops() == 0:
         raise TaskError("task.model", type(host).__name__, "it has no matrix product or convolution to weigh a seed by")
     parameters = list(host.parameters())
@@ -207,12 +223,17 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
         trained_by=_trained_by(task, trained, fence_steps[-1]),
         peak_share=peak_share(task, fence_steps[-1], trained),
     )
-    trial = prospect.trainer("", 0, "tolaria", never)  # what a run would stumble over: optimizer, scheduler, losses
-    _check_same_build(host, trial.host)
+    stage = replace(prospect, data=cast(TaskData, Remembered(data)))
+    fresh = partial(stage.trainer, "", 0, "tolaria", never)
+    trial = fresh()  # what a run would stumble over: optimizer, scheduler, losses
+    check_same_build(host, as_built, trial.host)
+    first_loss = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
+    practise(task, trial.host, fence_steps[-1])
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
-    return _tried(prospect, found.optional)
+    refuse_changes("task", "training or measuring")
+    return _tried(replace(prospect, first_loss=first_loss), found.optional)
 
 
 def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
@@ -261,19 +282,6 @@ def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
         check_names(host, [spec.path for spec in specs])
     except ValueError as error:
         raise TaskError("task.model", type(host).__name__, f"{error}; rename it") from error
-
-
-def _check_same_build(first: nn.Module, second: nn.Module) -> None:
-    """Forks, the twin and the live host are all built by the task: apart, and with the same weights.
-
-    Raises:
-        TaskError: two builds share a parameter, or differ.
-    """
-    for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
-        if one is other:
-            raise TaskError("task.model", name, "two calls returned the same parameter; build a new module in each")
-        if not torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num()):
-            raise TaskError("task.model", name, "two calls gave other weights; draw from the seeded global generators")
 
 
 def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], batch: int) -> list[Pair]:

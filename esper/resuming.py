@@ -17,7 +17,7 @@ from esper.history import Past, read_past, settled_past
 from esper.journal import Entry, Kind
 from esper.references import Reference, import_task, locate
 from esper.run_directory import RunDirectory, run_file, summary_file
-from esper.summary import Identity, Result, file_digest, versions
+from esper.summary import Identity, Result, changed_module, file_digest, versions
 from esper.task import Task
 
 MAY_CHANGE = frozenset(
@@ -32,7 +32,17 @@ MAY_CHANGE = frozenset(
 )
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
 """Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
-SEALED = ("run_id", "task_file_sha256", "slots", "host_crc32c", "host_modules_sha256", "samples_crc32c", "trained_by")
+SEALED = (
+    "run_id",
+    "task_file_sha256",
+    "task_files",
+    "slots",
+    "host_crc32c",
+    "host_modules_sha256",
+    "samples_crc32c",
+    "trained_by",
+    "first_loss",
+)
 """What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
 
 M = TypeVar("M", bound=BaseModel)
@@ -179,6 +189,8 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
 
 
 def _check_same_file(identity: Identity, reference: Reference) -> None:
-    """Raises: TaskError: a task's file is not the one that the run began with."""
+    """Raises: TaskError: a task's file, or a module in its folder, is not the one that the run began with."""
     if reference.file is not None and file_digest(reference) != identity.task_file_sha256:
         raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")
+    if (other := changed_module(reference, identity.task_files)) is not None:
+        raise TaskError("task", identity.task, f"a module of it is another than the run began with ({other})")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
@@ -37,3 +39,20 @@ def seed_process(run_seed: int, purpose: str, *place: int | str) -> None:
     torch.default_generator.manual_seed(key)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.manual_seed_all(key)
+
+
+Streams = tuple[Any, Any, Tensor]
+"""States of python's, numpy's and torch's global generators."""
+
+
+def streams() -> Streams:
+    """The present states of the global generators of this process, on the CPU."""
+    return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+
+
+def restore_streams(states: Streams) -> None:
+    """Put the global generators back to where `streams` saw them."""
+    python, numpy, own = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.default_generator.set_state(own)

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import metadata
@@ -60,6 +60,10 @@ class Identity(Message):
     argv: tuple[str, ...]
     started_in: str = ""
     """Working directory: the relative path of a task is looked for there first. Empty: not known."""
+    task_files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each module that was loaded from the task's folder, by its path in there. Runs of old have none."""
+    first_loss: float | None = None
+    """Of the first training step. None: a run of old."""
 
     @model_validator(mode="after")
     def _fences_rise(self) -> Self:
@@ -94,6 +98,8 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         trained_by=prospect.trained_by,
         argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
         started_in=str(Path.cwd()) if reference.text else "",
+        task_files=module_digests(reference),
+        first_loss=prospect.first_loss,
     )
 
 
@@ -105,6 +111,29 @@ def versions() -> dict[str, str]:
 def file_digest(reference: Reference) -> str | None:
     """SHA-256, in hex, of the file that defines a task; None where it came from no file."""
     return hashlib.sha256(reference.file.read_bytes()).hexdigest() if reference.file is not None else None
+
+
+def module_digests(reference: Reference) -> dict[str, str]:
+    """SHA-256, in hex, of each loaded module in the folder of a task, by its path in there, but of no script.
+
+    Data files are not read, nor are modules that are installed or esper's own.
+    """
+    if reference.folder is None:
+        return {}
+    files = {file for name, file in reference.modules().items() if name != "__main__"}
+    return {file.relative_to(reference.folder).as_posix(): _sha256(file) for file in sorted(files)}
+
+
+def changed_module(reference: Reference, digests: Mapping[str, str]) -> Path | None:
+    """The first file in the folder of a task that is missing or has changed; None: no file. Nothing is imported."""
+    if reference.folder is None:
+        return None
+    files = ((reference.folder / place, digest) for place, digest in digests.items())
+    return next((file for file, digest in files if not file.is_file() or _sha256(file) != digest), None)
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def load_identity(path: Path) -> Identity:

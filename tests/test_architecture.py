@@ -16,7 +16,20 @@ OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples"
 ERRORS = frozenset({"esper.errors"})
 HELPERS = frozenset(
     f"esper.{name}"
-    for name in ("clock", "closing", "faults", "heartbeat", "nested", "streams", "task", "tensors", "their_code")
+    for name in (
+        "attributes",
+        "clock",
+        "closing",
+        "extra_state",
+        "faults",
+        "heartbeat",
+        "nested",
+        "process_state",
+        "streams",
+        "task",
+        "tensors",
+        "their_code",
+    )
 )
 GROUND = ERRORS | HELPERS | {"esper.leyline", "esper.durable"}
 DOMAIN = frozenset({"esper.kasmina", "esper.tamiyo", "esper.tolaria"})

@@ -19,7 +19,8 @@ from esper.kasmina.blueprints import BLUEPRINTS
 from esper.kasmina.lifecycle import EDGES
 from esper.leyline.ports import Policy
 from esper.leyline.stages import IN_HOST, Stage
-from esper.loop import run, torch_threads
+from esper.loop import run
+from esper.process_state import process_state
 from esper.prospect import survey
 from esper.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.summary import Result
@@ -176,7 +177,7 @@ def test_the_process_gets_its_thread_count_back_also_after_a_failure() -> None:
     seen = []
 
     def fail() -> None:
-        with torch_threads(before + 1):
+        with process_state(before + 1):
             seen.append(torch.get_num_threads())
             raise ZeroDivisionError
 
@@ -187,7 +188,7 @@ def test_the_process_gets_its_thread_count_back_also_after_a_failure() -> None:
 
 
 def test_a_run_leaves_the_thread_count_of_its_caller_alone(tmp_path: Path) -> None:
-    with torch_threads(2):
+    with process_state(2):
         run(tiny_task(epochs=1), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False))
         assert torch.get_num_threads() == 2
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.attributes import different, held_by, told
 from esper.errors import TaskError
+from esper.extra_state import STATE_MEND, extra_states_kept
 from esper.kasmina.perturbation import Change, is_content, moved, perturbing, unchanged
 from esper.kasmina.precision import autocast_at
 from esper.kasmina.seeded import seeded
@@ -118,6 +120,7 @@ class _Host:
         devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
         doing = "" if change is unchanged else "with a part of its input changed, to see what moves"
         with (
+            extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
             recording(self.model, seen, self.autocast),
             seeded(0, devices),
@@ -137,10 +140,19 @@ class _Host:
         outputs, again = self.run(training=training), self.run(training=training)
         for path in self.paths:
             if outputs[path].shape != again[path].shape or moved(outputs[path], again[path], TOLERANCE).any():
+                self._blame_attribute(training)
                 with self.matched.trying(path):
                     mend = "draw from the seeded global generators"
                     raise TaskError(f"slot {path}", "two outputs for one input", mend)
         return outputs
+
+    def _blame_attribute(self, training: bool) -> None:
+        """Raises: TaskError: one more forward changes something in the model that no checkpoint would keep."""
+        before = held_by(self.model)
+        self.run(training=training)
+        if changed := different(before, held_by(self.model)):
+            why = "it makes the same input give other outputs, and no checkpoint keeps it"
+            raise TaskError("task.model", told(changed[0]), f"{why}: {STATE_MEND}")
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:

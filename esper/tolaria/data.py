@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from esper.errors import TaskError
@@ -16,6 +18,7 @@ from esper.nested import mapped
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
 from esper.their_code import their_code
+from esper.tolaria import trees
 from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check_judging, check_test, split_off
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
@@ -80,6 +83,9 @@ class TaskData:
         if not 0 < self.epoch_samples <= len(self.shards["train"]):
             raise TaskError("task.epoch_samples", task.epoch_samples, f"use 1 to {len(self.shards['train'])} samples")
         check_batch(task, batch_size, self.epoch_samples, len(self.shards["train"]))
+        self._stateful = stateful(self.shards)
+        self.made_with = self.state()
+        """The state of each stateful data set before anything was drawn."""
         self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
         self._groups = {name: self.shards[name].groups() for name in JUDGING}
 
@@ -87,6 +93,26 @@ class TaskData:
     def steps_per_epoch(self) -> int:
         """Full batches in an epoch; what is left over is not seen in that epoch."""
         return self.epoch_samples // self.batch_size
+
+    def state(self) -> dict[str, Any]:
+        """What each data set that keeps a state by itself has now, copied, by the first shard that it serves."""
+        return {name: trees.mapped(one.state_dict(), _copy) for name, one in self._stateful.items()}
+
+    @contextmanager
+    def at(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """Draw from stateful data sets as they are in a state. Afterwards they are as when this object was made.
+
+        Every host in a process draws from the same data sets; each keeps a state of its own.
+        """
+        self._load_state(state)
+        try:
+            yield
+        finally:
+            self._load_state(self.made_with)
+
+    def _load_state(self, state: Mapping[str, Any]) -> None:
+        for name, one in self._stateful.items():
+            one.load_state_dict(trees.mapped(state[name], _copy))
 
     def batch(self, step: int) -> Any:
         """The collated batch of an optimizer step. Seeds this process for (run seed, step) before it loads.
@@ -97,6 +123,11 @@ class TaskData:
         start = epoch * self.epoch_samples + place * self.batch_size
         seed_process(self._run_seed, "step", step)
         return self._load("train", [self._nth(start + i) for i in range(self.batch_size)])
+
+    def probe(self, shard: str, indices: Sequence[int]) -> Any:
+        """Some samples of a shard, collated, under a random stream of their own: no run draws these."""
+        seed_process(self._run_seed, "probe", shard, *indices)
+        return self._load(shard, indices)
 
     def slice(self, shard: str, fence: int) -> Slice:
         """The samples of `shard` on which fence `fence` judges: a draw keyed by shard and fence.
@@ -152,6 +183,29 @@ class TaskData:
             items = list(many(list(indices))) if many is not None else [samples[i] for i in indices]
         with their_code("task.collate", f"a batch of {len(items)} samples"):
             return self._collate(items)
+
+
+def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set with the two methods
+    """The data sets that keep a state by themselves, each once, by the first shard that it serves.
+
+    Raises:
+        TaskError: a data set has one of `state_dict` and `load_state_dict` without the other.
+    """
+    found: dict[str, Any] = {}
+    for name, shard in shards.items():
+        samples = shard.samples
+        methods = [method for method in ("state_dict", "load_state_dict") if hasattr(samples, method)]
+        if len(methods) == 1:
+            raise TaskError(
+                f"task.{name}", methods[0], "a data set that keeps a state has state_dict and load_state_dict"
+            )
+        if methods and not any(samples is other for other in found.values()):
+            found[name] = samples
+    return found
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def to_device(batch: Any, device: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError
+from esper.extra_state import extra_states, load_extra_states
 from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan
@@ -21,6 +22,7 @@ from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
 from esper.tolaria.saving import Saver
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
+from esper.tolaria.trees import mapped
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class GrownHost:
         self._leaks: dict[str, tuple[str, ...]] = {}
         self._isolated: dict[str, int] = {}  # first step of each isolated seed
         self._best_round: float | None = None
+        self._data_state: dict[str, Any] = {}
+        """Of data sets that keep a state by themselves; see `TaskData.state`."""
         self._first_step_at: float | None = None
         self._saver = Saver(settings.run_id)
         self.step = 0
@@ -103,8 +107,8 @@ class GrownHost:
         return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
     def weights_sha256(self) -> str:
-        """Digest of the host's state dict and its seeds' tensors, buffers included."""
-        state: Mapping[str, Tensor] = self.host.state_dict()
+        """Digest of the tensors in the host's state dict and of its seeds' tensors, buffers included."""
+        state = {name: value for name, value in self.host.state_dict().items() if isinstance(value, Tensor)}
         return state_digest({**state, **self._editor.tensors()})
 
     def parameter_count(self) -> int:
@@ -122,6 +126,11 @@ class GrownHost:
     def _set_mode(self, *, training: bool) -> None:
         set_training(self.host, self._modes, training=training)
         self._editor.set_training(training)
+
+    def parts(self) -> dict[str, object]:
+        """The objects of the task's own that a step works on, by the field of the task that made them."""
+        made = {"task.model": self.host, "task.optimizer": self._optimizer}
+        return made if self._scheduler is None else {**made, "task.scheduler": self._scheduler}
 
     # -- copies --------------------------------------------------------------------------------------------------
 
@@ -143,6 +152,8 @@ class GrownHost:
             best_round=self._best_round,
             receipts=self._receipts,
             leaks=self._leaks,
+            modules=extra_states(self.host),
+            data=self._data_state,
         )
 
     def become(self, snapshot: HostSnapshot) -> None:
@@ -158,6 +169,8 @@ class GrownHost:
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
         self._regrow(snapshot.topology)
         load_tensors(self._all_tensors(), snapshot.tensors)
+        load_extra_states(self.host, snapshot.modules)
+        self._data_state = mapped(snapshot.data, lambda tensor: tensor.clone())
         load_optimizer(self._optimizer, snapshot.optimizer)
         for parameter in self._parameters():
             parameter.grad = None

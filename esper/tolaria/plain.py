@@ -52,19 +52,30 @@ def _first(items: Any, at: str) -> str | None:  # Any: an iterable of pairs
     return next((found for key, item in items if (found := foreign(item, f"{at}.{key}"))), None)
 
 
-def check_plain(field: str, state: Any) -> None:  # Any: what a `state_dict` gave
+def check_plain(field: str, state: Any, source: str = "its state_dict") -> None:  # Any: what a `state_dict` gave
     """Let a state pass that a checkpoint can hold.
 
     Args:
-        field: What is to blame: `task.optimizer` or `task.scheduler`.
+        field: What is to blame: `task.optimizer`, say.
+        source: What returned the state.
 
     Raises:
         TaskError: something in it is not plain; it is named with its place.
     """
     if found := foreign(state):
-        raise TaskError(
-            field, found, "its state_dict may hold numbers, text and tensors in dicts, lists and tuples only"
-        )
+        raise TaskError(field, found, f"{source} may hold numbers, text and tensors in dicts, lists and tuples only")
+
+
+def check_own_state(snapshot: HostSnapshot) -> None:
+    """Let the state pass that modules and data sets keep by themselves.
+
+    Raises:
+        TaskError: something in it is not plain; it is named with its place.
+    """
+    for path, state in snapshot.modules.items():
+        check_plain("task.model", state, f"get_extra_state of {path or 'the model'}")
+    for shard, state in snapshot.data.items():
+        check_plain(f"task.{shard}", state)
 
 
 def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> None:
@@ -102,6 +113,7 @@ def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
     for state in (snapshot.optimizer, snapshot.seed_optimizers):
         check_plain("task.optimizer", state)
     check_plain("task.scheduler", snapshot.scheduler)
+    check_own_state(snapshot)
     weights: dict[bytes, int] = {}
     return {
         "step": snapshot.step,
@@ -119,6 +131,8 @@ def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
         "seed_optimizers": snapshot.seed_optimizers,
         "best_round": snapshot.best_round,
         "leaks": {seed_id: list(names) for seed_id, names in snapshot.leaks.items()},
+        "modules": snapshot.modules,
+        "data": snapshot.data,
     }
 
 
@@ -149,6 +163,8 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
             best_round=None if plain["best_round"] is None else _of(float, plain["best_round"]),
             receipts={(plan.command_id, plan.seed_id): (plan, receipt) for plan, receipt in applied},
             leaks={_of(str, name): tuple(_of(str, one) for one in names) for name, names in plain["leaks"].items()},
+            modules=_added(plain, "modules"),
+            data=_added(plain, "data"),
         )
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise StoreCorrupt("snapshot", f"is no snapshot of a host: {error!r}") from error
@@ -181,6 +197,11 @@ def _of(kind: type, value: Any) -> Any:  # Any: whatever was in the file
     if type(value) is not kind:
         raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
     return value
+
+
+def _added(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A part that checkpoints of the first versions lack: nothing of its kind was kept then."""
+    return {_of(str, key): one for key, one in _of(dict, plain[name]).items()} if name in plain else {}
 
 
 def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: whatever was in the file

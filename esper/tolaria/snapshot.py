@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -39,6 +39,10 @@ class HostSnapshot:
     receipts: Receipts
     leaks: dict[str, tuple[str, ...]]
     """By seed id: host parameters that its gradient was seen to reach."""
+    modules: dict[str, Any] = field(default_factory=dict)
+    """By module path: what the module's own `get_extra_state` returned."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """By shard: what the `state_dict` of its data set returned after the last training batch was drawn."""
 
     def mapped(self, each: Callable[[Tensor], Tensor]) -> HostSnapshot:
         """The same snapshot with `each(tensor)` for every tensor; nothing else in it is shared with this one."""
@@ -50,11 +54,13 @@ class HostSnapshot:
             seed_optimizers=mapped(self.seed_optimizers, each),
             receipts=dict(self.receipts),
             leaks=dict(self.leaks),
+            modules=mapped(self.modules, each),
+            data=mapped(self.data, each),
         )
 
     def all_tensors(self) -> list[Tensor]:
         """Every tensor, in the order in which `mapped` comes to it."""
-        return tensors_in([self.tensors, self.optimizer, self.scheduler, self.seed_optimizers])
+        return tensors_in([self.tensors, self.optimizer, self.scheduler, self.seed_optimizers, self.modules, self.data])
 
     def copied(self) -> HostSnapshot:
         """The same snapshot in memory of its own."""

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from esper import faults
 from esper.errors import DependencyViolationError, EmergencyStop, IsolationViolation, TaskError
+from esper.extra_state import extra_states, extra_states_kept
 from esper.heartbeat import beat
 from esper.leyline.evidence import GradientProbe, HostObservation, ResetProbe, SampleLosses
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan
 from esper.leyline.stages import Stage
 from esper.leyline.state import TrainingState
+from esper.process_state import check_process
 from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
@@ -59,6 +61,7 @@ class Trainer(GrownHost):
         host = build_host(task, settings.run_seed, settings.device)
         super().__init__(task, settings, host, make_editor(host))
         self._data, self._make_editor, self._halted = data, make_editor, halted
+        self._data_state = data.made_with
         self._sample_loss: Loss = sample_loss(task)
         self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
@@ -85,6 +88,7 @@ class Trainer(GrownHost):
         best = self._best_round
         self._best_round = mean if best is None else min(mean, best)
         self.fence = fence
+        check_process(self._settings.role)
         return self._state(fence, mean, tuple(losses), max(norms), best)
 
     def first_step_at(self) -> float | None:
@@ -101,6 +105,7 @@ class Trainer(GrownHost):
         losses = []
         while self.step < step:
             losses.append(self._one_step()[0])
+        check_process(self._settings.role)
         return tuple(losses)
 
     def _one_step(self) -> tuple[float, float]:
@@ -119,7 +124,7 @@ class Trainer(GrownHost):
 
     def _update(self) -> tuple[float, float]:
         """One optimizer step. Returns the loss and the global gradient norm before clipping."""
-        inputs, targets = self._load(self._data.batch(self.step))
+        inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
         audited = self._audit_is_due()
         self._editor.watch(audited)
@@ -209,6 +214,26 @@ class Trainer(GrownHost):
                 some = [next(self._seen(iter([batch]), size)) for size, batch in self._data.ends(name)]
                 check_measures(self._task, self._sample_loss, name, some, len(shard))
 
+    def glance(self, step: int) -> None:
+        """One forward pass in training mode, with the loss, on the batch of an optimizer step.
+
+        Nothing that a snapshot keeps is changed by it.
+        """
+        with torch.no_grad(), self._state_kept():
+            inputs, targets = self._load(self._data.batch(step))
+            batch_loss(self._task.loss, self._forward(inputs), targets)
+
+    def glance_evaluating(self, step: int) -> None:
+        """One forward pass in evaluation mode, with every measure of evaluation, on the batch of an optimizer step."""
+        with self._evaluating():
+            inputs, targets = self._load(self._data.batch(step))
+            output = self._forward(inputs)
+            with their_code("task.sample_loss", "the losses of samples"):
+                self._sample_loss(output, targets)
+            for name, metric in self._task.metrics.items():
+                with their_code(f"task.metrics[{name!r}]", "the metric"):
+                    metric(output, targets)
+
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
         seeds = tuple(
@@ -226,13 +251,13 @@ class Trainer(GrownHost):
     @torch.no_grad()
     def activation(self, slot: str) -> Tensor:
         """The slot's output, seeds included, on the next training batch, in training mode; the host is not changed."""
-        inputs, _ = self._load(self._data.batch(self.step))
         found: list[Tensor] = []
         handle = self.host.get_submodule(slot).register_forward_hook(
             lambda _module, _args, output: found.append(output.clone())  # a later layer may write in place
         )
         try:
-            with self._buffers_kept():
+            with self._state_kept():
+                inputs, _ = self._load(self._data.batch(self.step))
                 self._forward(inputs)
         finally:
             handle.remove()
@@ -242,7 +267,7 @@ class Trainer(GrownHost):
         """Gradients of one seed on the next training batches, without an update; nothing of them is left afterwards."""
         norms, nonfinite = list[float](), 0
         reachable = set[str]()
-        with self._buffers_kept():
+        with self._state_kept():
             for step in range(self.step, self.step + batches):
                 inputs, targets = self._load(self._data.batch(step))
                 self._editor.watch(True)
@@ -263,26 +288,38 @@ class Trainer(GrownHost):
         )
 
     @contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
-        """Put back what forward passes in training mode change: running statistics and their counts."""
+    def _state_kept(self) -> Iterator[None]:
+        """Put back what forward passes change: buffers, such as running statistics, and what modules keep themselves.
+
+        Draws inside begin where training is, and training does not notice them.
+        """
         kept = {name: t.clone() for name, t in self._all_tensors().items() if not isinstance(t, nn.Parameter)}
         try:
-            yield
+            with self._data.at(self._data_state), extra_states_kept(self.host):
+                yield
         finally:
             with torch.no_grad():
                 now = self._all_tensors()
                 for name, tensor in kept.items():
                     now[name].copy_(tensor)
 
+    def _next_batch(self) -> Any:  # Any: as the task's collate function makes it
+        """The batch of the present step. Data sets that keep a state go on from it."""
+        with self._data.at(self._data_state):
+            batch = self._data.batch(self.step)
+            self._data_state = self._data.state()
+        return batch
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """In evaluation mode and without gradients."""
+        """In evaluation mode and without gradients. What a snapshot keeps is as before afterwards."""
         self._set_mode(training=False)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._state_kept():
                 yield
         finally:
             self._set_mode(training=True)
+        check_process(self._settings.role)
 
     def _seen(self, batches: Iterator[Any], samples: int) -> Iterator[Seen]:
         """What the network makes of each batch, in the present mode; `samples` in all of them."""
@@ -394,9 +431,11 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TaskError("task.model", type(model).__name__, "it must return a torch.nn.Module")
     check_modules(model)
-    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor)]
+    own = {f"{path}._extra_state".lstrip(".") for path in extra_states(model)}
+    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor) and name not in own]
     if extra:
-        raise TaskError("task.model", extra[0], "state that is no tensor cannot be kept; make it a buffer")
+        mend = "state that is no tensor cannot be kept; make it a buffer, or return it from get_extra_state"
+        raise TaskError("task.model", extra[0], mend)
     model = model.to(device)
     begin_training(model)
     return model

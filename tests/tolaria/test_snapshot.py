@@ -511,7 +511,12 @@ def test_a_state_that_torch_casts_on_loading_is_refused_and_not_kept_with_fewer_
             for parameter in self.param_groups[0]["params"]:
                 self.state[parameter].setdefault("sum", torch.zeros_like(parameter, dtype=torch.float64))
 
-    prospect = make_prospect(optimizer=lambda parameters: Precise(parameters, lr=0.1))
+    def precise(parameters: Any) -> torch.optim.Optimizer:
+        return Precise(parameters, lr=0.1)
+
+    with pytest.raises(TaskError, match="does not load as it was"):
+        make_prospect(optimizer=precise)
+    prospect = replace(make_prospect(), task=tiny_task(optimizer=precise))
     trainer = live_trainer(prospect)
     trainer.train_to(2)
 

@@ -28,7 +28,7 @@ from esper.streams import generator, seed_process
 from esper.telemetry import Telemetry
 from esper.tensors import state_digest
 from esper.testing import TinyHost, tiny_config, tiny_task
-from esper.tolaria.trainer import Trainer, build_host, never
+from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 MakeProspect = Callable[..., Prospect]
@@ -281,14 +281,11 @@ def test_a_model_that_is_no_module_is_refused(make_prospect: MakeProspect, facto
 
 def test_a_model_with_state_that_is_no_tensor_is_refused(make_prospect: MakeProspect) -> None:
     class Counting(TinyHost):
-        def get_extra_state(self) -> int:
-            return 7
+        def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
+            return {**super().state_dict(*args, **keywords), "calls": 7}
 
-        def set_extra_state(self, state: int) -> None:
-            del state
-
-    with pytest.raises(TaskError, match="_extra_state"):
-        build_host(make_prospect().task.__class__(**vars(make_prospect().task) | {"model": Counting}), 0, "cpu")
+    with pytest.raises(TaskError, match=r"task\.model = 'calls': .*return it from get_extra_state"):
+        make_prospect(model=Counting)
 
 
 # -- plans -------------------------------------------------------------------------------------------------------

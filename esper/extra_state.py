@@ -1,0 +1,49 @@
+"""State that modules keep by themselves: what `get_extra_state` returns goes into snapshots and comes back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from esper.errors import DependencyViolationError
+
+STATE_MEND = "register it as a buffer, return it from get_extra_state, or draw from the seeded global generators"
+"""What to do about state of a model that no checkpoint would keep."""
+
+
+def extra_states(model: nn.Module) -> dict[str, Any]:
+    """By module path: what each module that overrides `get_extra_state` returns now. It may share its tensors."""
+    return {path: module.get_extra_state() for path, module in _keepers(model).items()}
+
+
+def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
+    """Give every such module its state back. The state stays the caller's.
+
+    Raises:
+        DependencyViolationError: other modules keep a state here than did there; nothing was changed.
+    """
+    keepers = _keepers(model)
+    if keepers.keys() != kept.keys():
+        found = sorted(keepers.keys() ^ kept.keys())[:3]
+        raise DependencyViolationError("snapshot", "modules with get_extra_state differ from the host's", str(found))
+    for path, module in keepers.items():
+        module.set_extra_state(copy.deepcopy(kept[path]))
+
+
+@contextmanager
+def extra_states_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards every such module has the state again that it has now."""
+    before = copy.deepcopy(extra_states(model))
+    try:
+        yield
+    finally:
+        load_extra_states(model, before)
+
+
+def _keepers(model: nn.Module) -> dict[str, nn.Module]:
+    own = nn.Module.get_extra_state
+    return {path: module for path, module in model.named_modules() if type(module).get_extra_state is not own}

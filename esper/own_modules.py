@@ -1,0 +1,72 @@
+"""Modules of the user's own that a task was loaded from or calls, and the values that their globals hold."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from esper.attributes import Held, held_by
+from esper.task import Task
+
+_HERE = Path(__file__).resolve().parent
+_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def is_own(file: Path) -> bool:
+    """A file is neither Python's, nor an installed package's, nor esper's."""
+    return not any(file.is_relative_to(folder) for folder in (*_INSTALLED, _HERE))
+
+
+def file_of(module: types.ModuleType) -> Path | None:
+    """The file of a module; None where it has none."""
+    file = vars(module).get("__file__")
+    return Path(file).resolve() if file is not None else None
+
+
+def globals_of(task: Task) -> dict[str, Held]:
+    """What the globals of the user's modules hold that the task's functions and classes can reach, by module name.
+
+    Reached are the modules that define them, and modules, functions and classes in the globals of a reached one.
+    Of objects only those are opened whose class is defined in a reached module. The task and its data are left out.
+    """
+    reached = _reached(task)
+    kept = {id(task), *(id(getattr(task, name)) for name in ("train", "valid", "test", "pick", "gate"))}
+    found = {}
+    for name, module in reached.items():
+        values = {key: value for key, value in vars(module).items() if _is_value(key, value, reached)}
+        found[name] = held_by(values, kept, lambda value: type(value).__module__ in reached)
+    return found
+
+
+def _is_value(key: str, value: object, reached: dict[str, types.ModuleType]) -> bool:
+    if key.startswith("__") or isinstance(value, types.ModuleType):
+        return False
+    return not isinstance(value, type | types.FunctionType) or value.__module__ in reached
+
+
+def _reached(task: Task) -> dict[str, types.ModuleType]:
+    waiting = list(_named_by(task))
+    found: dict[str, types.ModuleType] = {}
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        if name in found or module is None or (file := file_of(module)) is None or not is_own(file):
+            continue
+        found[name] = module
+        for value in vars(module).values():
+            if isinstance(value, types.ModuleType):
+                waiting.append(value.__name__)
+            elif isinstance(value, type | types.FunctionType):
+                waiting.append(value.__module__)
+    return found
+
+
+def _named_by(task: Task) -> Iterator[str]:
+    """Modules of the task's functions, classes and objects."""
+    for value in (*vars(task).values(), *task.metrics.values()):
+        holders = [value, type(value), *([value.func] if isinstance(value, partial) else [])]
+        yield from (str(holder.__module__) for holder in holders if hasattr(holder, "__module__"))

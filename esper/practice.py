@@ -1,0 +1,90 @@
+"""An optimizer and its scheduler, tried on copies of a host's parameters for more steps than a rehearsal can afford.
+
+It finds what such an optimizer does only every few steps, from state that its `state_dict` leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from esper.attributes import Held, different, held_by, told
+from esper.errors import TaskError
+from esper.rehearsal import MENDS, OTHER_BITS, blame_attribute, blame_unkept
+from esper.task import Task
+from esper.tolaria.optim import build_optimizer
+from esper.tolaria.snapshot import load_optimizer, load_scheduler
+from esper.tolaria.trees import mapped
+
+STEPS = 13
+"""Before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
+MOST_ELEMENTS = 1_000_000
+"""Of a larger host only the smallest parameters are copied."""
+
+
+class _Pair:
+    """An optimizer with its scheduler over parameters of its own, which get the same gradients at the same steps."""
+
+    def __init__(self, task: Task, values: Sequence[Tensor], total_steps: int) -> None:
+        self.parameters = [nn.Parameter(value.clone()) for value in values]
+        self.optimizer = build_optimizer(task, self.parameters)
+        self.scheduler = task.scheduler(self.optimizer, total_steps) if task.scheduler is not None else None
+
+    def step(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            draw = torch.Generator().manual_seed(step)
+            for parameter in self.parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=draw).to(parameter)
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+
+    def take_over(self, other: _Pair) -> None:
+        """Become the other, as a restored network does."""
+        with torch.no_grad():
+            for mine, its in zip(self.parameters, other.parameters, strict=True):
+                mine.copy_(its)
+        load_optimizer(self.optimizer, mapped(other.optimizer.state_dict(), lambda tensor: tensor.clone()))
+        load_scheduler(self.scheduler, other.scheduler.state_dict() if other.scheduler is not None else None)
+
+    def attributes(self) -> dict[str, Held]:
+        kept = {id(parameter) for parameter in self.parameters}
+        parts = {"task.optimizer": self.optimizer, "task.scheduler": self.scheduler}
+        return {field: held_by(part, kept) for field, part in parts.items() if part is not None}
+
+
+def practise(task: Task, host: nn.Module, total_steps: int) -> None:
+    """Restore a used optimizer into a fresh one, let both go on alike, and compare.
+
+    Raises:
+        TaskError: the optimizer or the scheduler has state that its state dict does not keep; it is named.
+    """
+    steps, values = min(STEPS, total_steps // 2), _smallest(host)
+    first, second = (_Pair(task, values, total_steps) for _ in range(2))
+    made = first.attributes()
+    first.step(0, steps)
+    before = first.attributes()
+    second.take_over(first)
+    restored = {field: different(before[field], held) for field, held in second.attributes().items()}
+    for pair in (first, second):
+        pair.step(steps, 2 * steps)
+    other = different(held_by(first.parameters), held_by(second.parameters))
+    blame_unkept(made, restored, first.attributes(), second.attributes())
+    if other:
+        blame_attribute(made, before, restored)
+        found = f"other bits in parameter {told(other[0])}"
+        raise TaskError("task.optimizer", found, f"{OTHER_BITS}: {MENDS['task.optimizer']}")
+
+
+def _smallest(host: nn.Module) -> list[Tensor]:
+    """Values of the trained parameters, in their order, the largest left out where they are too many."""
+    trained = [parameter.detach() for parameter in host.parameters() if parameter.requires_grad]
+    room = MOST_ELEMENTS
+    chosen: set[int] = set()
+    for place in sorted(range(len(trained)), key=lambda place: trained[place].numel()):
+        room -= trained[place].numel()
+        if room >= 0 or not chosen:
+            chosen.add(place)
+    return [value for place, value in enumerate(trained) if place in chosen]

@@ -1,0 +1,214 @@
+"""Settings of the whole process that the bits of a run depend on, and the values that esper works with.
+
+Every process sets them after the task was loaded and before any work, and checks them at fences. The caller's own
+values come back at the end. Not among them: filters of warnings, and numpy's handling of floating-point errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from esper.errors import ProcessStateChanged, TaskError
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: how it is read, how it is set, and what esper sets it to."""
+
+    name: str
+    get: Callable[[], Any]
+    put: Callable[[Any], object]
+    ours: Any = None
+    """None: what the config says."""
+
+
+def _flushes_denormals() -> bool:
+    """The processor rounds numbers below the smallest normal one to 0, in this thread; torch cannot be asked."""
+    smallest, half = 2.0**-1022, 0.5
+    return smallest * half == 0.0
+
+
+def _put_device(device: torch.device) -> None:
+    torch.set_default_device(None if device == CPU else device)  # None costs no call anything
+
+
+def _attribute(module: Any, name: str, ours: Any) -> Setting:
+    def put(value: Any) -> None:
+        setattr(module, name, value)
+
+    return Setting(f"{module.__name__}.{name}", lambda: getattr(module, name), put, ours)
+
+
+SETTINGS = (
+    Setting("torch.get_num_threads()", torch.get_num_threads, torch.set_num_threads),
+    Setting("torch.get_default_dtype()", torch.get_default_dtype, torch.set_default_dtype, torch.float32),
+    Setting("torch.get_default_device()", torch.get_default_device, _put_device, CPU),
+    Setting("torch.is_grad_enabled()", torch.is_grad_enabled, torch.set_grad_enabled, True),
+    Setting(
+        "torch.are_deterministic_algorithms_enabled()",
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+        False,
+    ),
+    Setting(
+        "torch.get_float32_matmul_precision()",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+        "highest",
+    ),
+    Setting("torch.set_flush_denormal()", _flushes_denormals, torch.set_flush_denormal, False),
+    Setting(
+        "torch.is_autocast_enabled('cpu')",
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda on: torch.set_autocast_enabled("cpu", on),
+        False,
+    ),
+    Setting(
+        "torch.get_autocast_dtype('cpu')",
+        lambda: torch.get_autocast_dtype("cpu"),
+        lambda dtype: torch.set_autocast_dtype("cpu", dtype),
+        torch.bfloat16,
+    ),
+    Setting(
+        "torch.is_autocast_enabled('cuda')",
+        lambda: torch.is_autocast_enabled("cuda"),
+        lambda on: torch.set_autocast_enabled("cuda", on),
+        False,
+    ),
+    _attribute(torch.backends.mkldnn, "enabled", True),
+    _attribute(torch.backends.mkldnn, "deterministic", False),
+    _attribute(torch.backends.cudnn, "enabled", True),
+    _attribute(torch.backends.cudnn, "benchmark", False),
+    _attribute(torch.backends.opt_einsum, "enabled", torch.backends.opt_einsum.is_available()),
+    Setting(
+        "torch.backends.mha.get_fastpath_enabled()",
+        torch.backends.mha.get_fastpath_enabled,
+        torch.backends.mha.set_fastpath_enabled,
+        True,
+    ),
+    Setting(
+        "torch.backends.cuda.flash_sdp_enabled()",
+        torch.backends.cuda.flash_sdp_enabled,
+        torch.backends.cuda.enable_flash_sdp,
+        True,
+    ),
+    Setting(
+        "torch.backends.cuda.math_sdp_enabled()",
+        torch.backends.cuda.math_sdp_enabled,
+        torch.backends.cuda.enable_math_sdp,
+        True,
+    ),
+    Setting(
+        "torch.backends.cuda.mem_efficient_sdp_enabled()",
+        torch.backends.cuda.mem_efficient_sdp_enabled,
+        torch.backends.cuda.enable_mem_efficient_sdp,
+        True,
+    ),
+)
+MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
+"""Settings that tensors made before have followed, so that they may not fit what is made now."""
+
+
+@dataclass
+class _Process:
+    """What esper has set in this process, and what it found there."""
+
+    expected: dict[str, Any] | None = None
+    """None: nothing was set, and nothing is checked."""
+    found: dict[str, Any] | None = None
+
+
+_here = _Process()
+
+
+def set_ours(threads: int) -> None:
+    """Set every setting to what esper works with in this process; from now on a change is noticed."""
+    _here.expected = {one.name: threads if one.ours is None else one.ours for one in SETTINGS}
+    _put(_here.expected)
+
+
+def _put(values: dict[str, Any]) -> None:
+    for one in SETTINGS:
+        if one.get() != values[one.name]:
+            one.put(values[one.name])
+
+
+@contextmanager
+def process_state(threads: int) -> Iterator[None]:
+    """Work with esper's settings; afterwards the process has those that it had."""
+    before, outer = {one.name: one.get() for one in SETTINGS}, (_here.expected, _here.found)
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        try:
+            _here.found = before
+            set_ours(threads)
+            yield
+        finally:
+            _here.expected, _here.found = outer
+            _put(before)
+
+
+def changes() -> list[tuple[str, Any, Any]]:
+    """Name, expected and present value of each setting that is not what esper has set."""
+    if _here.expected is None:
+        return []
+    now = ((one.name, _here.expected[one.name], one.get()) for one in SETTINGS)
+    return [change for change in now if change[1] != change[2]]
+
+
+def check_process(who: str) -> None:
+    """Look at every setting; about 50 us.
+
+    Args:
+        who: Does the work in this process.
+
+    Raises:
+        ProcessStateChanged: the user's code has changed one.
+    """
+    for name, expected, found in changes():
+        raise ProcessStateChanged(name, str(expected), str(found), f"{who}, process {os.getpid()}")
+
+
+def refuse_changes(field: str, call: str) -> None:
+    """As `check_process`, while nothing is written yet.
+
+    Args:
+        field: The field of the task whose code was called just now.
+        call: What was called.
+
+    Raises:
+        TaskError: the call has changed a setting.
+    """
+    for name, expected, found in changes():
+        mend = f"{call} sets this for the whole process; esper works with {expected} everywhere: leave it, or undo it"
+        raise TaskError(field, f"{name} = {found}", mend)
+
+
+@contextmanager
+def told_with_settings() -> Iterator[None]:
+    """While nothing is written yet: an error that a setting of the process may have led to says so.
+
+    Raises:
+        TaskError: training or measuring changed a setting; or the user's code raised, where tensors of hers were made
+            under another default type or device.
+    """
+    try:
+        yield
+    except ProcessStateChanged as error:
+        raise TaskError("task", f"{error.setting} = {error.found}", str(error)) from error
+    except TaskError as error:
+        found, expected = _here.found, _here.expected
+        if found is None or expected is None:
+            raise
+        other = [name for name in MISLEADING if found[name] != expected[name]]
+        if error.__cause__ is None or not other:
+            raise
+        why = f"the task's file or its caller set it; esper works with {expected[other[0]]} in every process"
+        raise TaskError(other[0], str(found[other[0]]), f"{why}, so name it where tensors are made: {error}") from error

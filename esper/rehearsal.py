@@ -1,0 +1,196 @@
+"""A rehearsal of the first steps of a run. It finds state that a checkpoint would not keep, and refuses it by name.
+
+A fresh build takes over a trained network's snapshot, and both go on with the same step. Where their bits differ, or
+where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
+Attributes that become equal again once both networks have seen the same batches are caches, which are no state.
+
+Not seen: what changes later than the third step for the first time and is no attribute, such as a file or a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.attributes import Held, different, held_by, told
+from esper.errors import DependencyViolationError, TaskError
+from esper.extra_state import STATE_MEND
+from esper.nested import mapped
+from esper.shared_state import check_shared, shared_by
+from esper.streams import restore_streams, streams
+from esper.task import Task
+from esper.tolaria.data import TaskData
+from esper.tolaria.plain import check_own_state
+from esper.tolaria.trainer import Trainer
+
+STEPS_BEFORE = 2
+"""Steps before the snapshot: an optimizer has state, and what a first step sets up is there."""
+
+MENDS = {
+    "task.model": STATE_MEND,
+    "task.optimizer": "keep it in `state` or `param_groups`, or return it from state_dict and load it again",
+    "task.scheduler": "return it from state_dict and load it in load_state_dict",
+}
+OTHER_BITS = "a restored network trains to other bits"
+NO_ATTRIBUTE = (
+    "a step depends on something that is in no attribute (a file, a clock, the system's entropy): make it a buffer, "
+    "or draw from the seeded global generators"
+)
+
+
+class Remembered:
+    """A task's data that loads each training batch once and sets the random streams as that loading left them."""
+
+    def __init__(self, data: TaskData) -> None:
+        self._data = data
+        self._batches: dict[int, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:  # Any: as TaskData's
+        return getattr(self._data, name)
+
+    def batch(self, step: int) -> Any:  # Any: see `TaskData.batch`
+        """See `TaskData.batch`; the caller may change the batch that it gets."""
+        if step not in self._batches:
+            self._batches[step] = self._data.batch(step), streams()
+        batch, left = self._batches[step]
+        restore_streams(left)
+        return mapped(torch.clone, batch)
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What a network did and held when it went on from a snapshot."""
+
+    losses: tuple[float, ...]
+    kept: Held
+    """All that a snapshot keeps."""
+    attributes: dict[str, Held]
+    """After both networks have seen the same batches in the same order."""
+
+
+def tensors_of(host: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that `state_dict` leaves out included."""
+    return {**dict(host.named_parameters()), **dict(host.named_buffers())}
+
+
+def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
+    """Forks, the twin and the live host are all built by the task: apart, and with the same weights.
+
+    Args:
+        made: What the first held when it was made; a forward pass may have changed it since.
+
+    Raises:
+        TaskError: two builds share a tensor, or differ.
+    """
+    others = tensors_of(second)
+    for name, one in tensors_of(first).items():
+        if name in others and one is others[name]:
+            raise TaskError("task.model", name, "two calls returned the same parameter; build a new module in each")
+    if other := different(made, held_by(others)):
+        mend = "two calls gave other weights; draw from the seeded global generators"
+        raise TaskError("task.model", told(other[0]), mend)
+
+
+def rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool) -> float:
+    """Train a fresh network for a few steps, restore it into another fresh one, and compare what they do and hold.
+
+    Args:
+        first: A network at step 0. It is trained.
+        make: Builds another like it.
+        total_steps: Of the run; the rehearsal is no longer.
+        same_bits: The device promises the same bits.
+
+    Returns:
+        The loss of step 0.
+
+    Raises:
+        TaskError: something that training changes is not kept; the object and the attribute are named.
+    """
+    no_telemetry = Context()  # the caller's records are about her run
+    return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
+
+
+def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool) -> float:
+    steps = min(STEPS_BEFORE, total_steps - 1)
+    made = _attributes(first)
+    losses = first.train_to(steps)
+    first.glance_evaluating(0)
+    snapshot, before = first.snapshot(), _attributes(first)
+    check_own_state(snapshot)
+    second = make()
+    course = _go_on(first, steps + 1)
+    shared = shared_by(task)
+    _become(second, snapshot)
+    restored = {field: different(before[field], held) for field, held in _attributes(second).items()}
+    repeated = _go_on(second, steps + 1)
+    blame_unkept(made, restored, course.attributes, repeated.attributes)
+    check_shared(shared, shared_by(task))
+    if same_bits and (course.losses, course.kept) != (repeated.losses, repeated.kept):
+        blame_attribute(made, before, restored)
+        raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
+    return (*losses, *course.losses)[0]
+
+
+def _attributes(trainer: Trainer) -> dict[str, Held]:
+    kept = {id(tensor) for tensor in (*trainer.host.parameters(), *trainer.host.buffers())}
+    return {field: held_by(part, kept) for field, part in trainer.parts().items()}
+
+
+def _go_on(trainer: Trainer, step: int) -> _Course:
+    losses = trainer.train_to(step)
+    snapshot = trainer.snapshot()
+    parts = (snapshot.tensors, snapshot.optimizer, snapshot.scheduler, snapshot.modules)
+    kept = held_by(dict(zip(("tensors", "optimizer", "scheduler", "modules"), parts, strict=True)))
+    for seen in range(step):
+        trainer.glance(seen)
+    trainer.glance_evaluating(0)
+    return _Course(losses, kept, _attributes(trainer))
+
+
+def _become(trainer: Trainer, snapshot: Any) -> None:  # Any: a HostSnapshot
+    """Raises: TaskError: a fresh build cannot take the snapshot."""
+    try:
+        trainer.become(snapshot)
+    except DependencyViolationError as error:
+        mend = "make every tensor in the factory, so that a fresh build has what a trained network has"
+        raise TaskError("task", f"{error}", f"its state cannot be restored into a fresh build: {mend}") from error
+
+
+def blame_unkept(
+    made: dict[str, Held], restored: dict[str, list[str]], now: dict[str, Held], repeated: dict[str, Held]
+) -> None:
+    """Raise for an attribute that a restore did not bring back and that stayed different when both went on alike.
+
+    Numbers and names that differ between two builds, and that training leaves alone, may be times or ids.
+
+    Raises:
+        TaskError: training has changed the attribute, or two builds computed or drew other values for it.
+    """
+    for field, paths in restored.items():
+        stuck = set(different(now[field], repeated[field]))
+        for path in (path for path in paths if path in stuck):
+            if made[field].get(path) != now[field].get(path):
+                raise TaskError(field, told(path), f"training changes it and no checkpoint keeps it: {MENDS[field]}")
+            leaf = made[field].get(path)
+            if leaf is not None and leaf.is_random_or_numeric:
+                raise TaskError(field, told(path), f"two builds gave it other values: {MENDS[field]}")
+
+
+def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: dict[str, list[str]]) -> None:
+    """Raises: TaskError: training has changed an attribute, and restoring did not bring it back."""
+    for field, paths in restored.items():
+        for path in paths:
+            if made[field].get(path) != before[field].get(path):
+                raise TaskError(field, told(path), f"{OTHER_BITS}, because no checkpoint keeps it: {MENDS[field]}")
+
+
+def _where(one: _Course, other: _Course) -> str:
+    """The first difference between what two networks came to."""
+    if found := different(one.kept, other.kept):
+        return f"other bits in {told(found[0])}"
+    return f"losses {one.losses} and {other.losses}"
