@@ -15,11 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import resolve_name
 
+from esper.errors import CannotBeWritten
+
 FUTURE = "from __future__ import annotations\n"
-
-
-class CannotBeWritten(Exception):
-    """A definition cannot be written out as text that stands alone; the message says which, and why."""
 
 
 @dataclass(frozen=True)

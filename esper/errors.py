@@ -34,6 +34,7 @@
     ├── EmergencyQueueFull              the queue has no place for this signal
     ├── EmergencyUnavailable            the run has ended and hears no signal any more
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
+    ├── CannotBeWritten                 a definition cannot stand alone as text; an export names it
     └── FaultInjected                   a fault that was armed on purpose
 
 Each class takes positional arguments only and hands them to `Exception.__init__` unchanged, so that
@@ -429,6 +430,17 @@ class Drained(EsperError):
 
     def __str__(self) -> str:
         return f"drained at fence {self.fence}"
+
+
+class CannotBeWritten(EsperError):
+    """A definition cannot be written out as text that stands alone; `reason` says which, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class FaultInjected(EsperError):

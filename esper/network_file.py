@@ -7,8 +7,8 @@ from types import FunctionType
 
 import torch
 
-from esper.definitions import FUTURE, CannotBeWritten, Definitions
-from esper.errors import ConfigError
+from esper.definitions import FUTURE, Definitions
+from esper.errors import CannotBeWritten, ConfigError
 from esper.kasmina.blueprints import Blueprint, Called, Registry
 from esper.kasmina.precision import parameter_dtype
 from esper.kasmina.rebuilt import rebuild

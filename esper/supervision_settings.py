@@ -96,5 +96,6 @@ NO_SWITCH = {
     "EmergencyQueueFull": "a restart would drop the signals that are held",
     "EmergencyUnavailable": "the run has ended, and a restart would not make it hear",
     "Drained": "the run was asked to end",
+    "CannotBeWritten": "no actor writes definitions; an export does",
 }
 """Every other class -> why nothing but raising it will do."""
