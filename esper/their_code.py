@@ -90,14 +90,15 @@ def told(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost frame that lies in no library and not in esper; the innermost of all if each does."""
+    """The innermost frame that lies in no library and not in esper; else the innermost below ours."""
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not _is_known(frame.filename)] or frames[-1:]
+    ours = [_is_ours(Path(frame.filename)) for frame in frames]
+    called = frames[len(ours) - ours[::-1].index(True) :] if True in ours else list(frames)
+    outside = [frame for frame, own in zip(frames, ours, strict=True) if not own]
+    theirs = [frame for frame in outside if not frame.filename.startswith(("<", *_LIBRARIES))] or called
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
 
 
-def _is_known(file: str) -> bool:
-    """A file of Python, of an installed package, of esper itself; built-in tasks are like a user's own."""
-    path = Path(file)
-    ours = path.is_relative_to(_OURS) and not path.is_relative_to(_OURS / "tasks")
-    return ours or file.startswith(("<", *_LIBRARIES))
+def _is_ours(file: Path) -> bool:
+    """A file of esper itself; built-in tasks are like a user's own."""
+    return file.is_relative_to(_OURS) and not file.is_relative_to(_OURS / "tasks")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from esper.errors import DivergenceUnrecoverable, TaskError
 from esper.kasmina.precision import parameter_dtype
 from esper.kasmina.prewarm import plan_seed
-from esper.kasmina.slots import NESTED
+from esper.kasmina.slots import NESTED, kept_as_it_is
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate
 from esper.leyline.decisions import Pair
 from esper.leyline.reports import GraftPlan
@@ -32,20 +32,19 @@ STEPS = 3
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: whatever the task batches
-    """One forward and backward pass of the bare host.
+    """One forward and backward pass of the bare host, whose tensors are as before afterwards, with gradients.
 
     Raises:
         TaskError: the loss is not finite or has no gradient, or the gradients are not what training can use.
     """
-    loss = batch_loss(task.loss, call_model(task, host, inputs), targets)
-    if not loss.isfinite():
-        raise TaskError("task.loss", loss.item(), "it is not finite on the first batch of an untrained model")
-    if not loss.requires_grad:
-        raise TaskError(
-            "task.loss", loss.item(), "it has no gradient; return the tensor, neither a number nor detached"
-        )
-    with their_code("task.model", "the backward pass"):
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with kept_as_it_is(host, training=True):
+        loss = batch_loss(task.loss, call_model(task, host, inputs), targets)
+        if not loss.isfinite():
+            raise TaskError("task.loss", loss.item(), "it is not finite on the first batch of an untrained model")
+        if not loss.requires_grad:
+            raise TaskError("task.loss", loss.item(), "it has no gradient; return the tensor itself, not detached")
+        with their_code("task.model", "the backward pass"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     check_gradients(host)
 
 

@@ -42,7 +42,8 @@ class Shard:
         """The group of every sample, in the order of `indices`."""
         if self.group_of is None:
             return None
-        return np.fromiter((self.group_of(int(i)) for i in self.indices), dtype=np.int64, count=len(self.indices))
+        with their_code("task.group", "the group of a sample"):
+            return np.fromiter((self.group_of(int(i)) for i in self.indices), dtype=np.int64, count=len(self.indices))
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,8 @@ def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.d
         return {}
     count = len(task.train)
     group_of = _grouping(task, task.train)
-    units = np.arange(count) if group_of is None else np.array([group_of(i) for i in range(count)])
+    with their_code("task.group", "the group of a sample"):
+        units = np.arange(count) if group_of is None else np.array([group_of(i) for i in range(count)])
     names = generator(0, "split").permutation(np.unique(units))
     each = int(len(names) * SPLIT_SHARE)
     lots = {}

@@ -21,6 +21,8 @@ def check_modules(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if (fault := _fault(tensor)) is not None:
             raise TaskError("task.model", name, fault)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TaskError("task.model", type(model).__name__, "a scripted module calls no seed; give the module itself")
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             mend = "a compiled module does not call a seed that is grafted later; leave torch.compile out"

@@ -124,6 +124,10 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
     if wanted:
         mend = f"its step cannot be called without {wanted[0]!r}; take an optimizer that needs gradients alone"
         raise TaskError("task.optimizer", name, mend)
+    given = {id(parameter) for parameter in parameters}
+    if not given.issuperset(id(one) for group in optimizer.param_groups for one in group["params"]):
+        mend = "it holds parameters that it was not given; make it over those that the function is called with"
+        raise TaskError("task.optimizer", name, mend)
     if any("lr" not in group for group in optimizer.param_groups):
         raise TaskError("task.optimizer", name, "each of its groups needs a learning rate under 'lr'")
     return optimizer

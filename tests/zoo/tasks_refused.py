@@ -105,6 +105,11 @@ def a_one_cycle_that_is_too_short() -> Task:
     return _task(scheduler=lambda optimizer, _total: one_cycle(optimizer, max_lr=0.1, total_steps=3))
 
 
+@refused(r"task\.optimizer = 'SGD': it holds parameters that it was not given")
+def an_optimizer_of_other_parameters() -> Task:
+    return _task(optimizer=lambda _params: torch.optim.SGD(Net().parameters(), lr=0.1))
+
+
 # -- modules -----------------------------------------------------------------------------------------------------
 
 
@@ -158,6 +163,11 @@ def a_padding_mask_and_nested_tensors() -> Task:
     return _task(Masked, slots=["encoder.layers.*"], train=TensorDataset(words, words[:, 0] % 2))
 
 
+@refused(r"task\.model = 'RecursiveScriptModule': a scripted module calls no seed; give the module itself")
+def a_scripted_model() -> Task:
+    return _task(lambda: torch.jit.script(Net()))
+
+
 # -- what the user's own code does -------------------------------------------------------------------------------
 
 
@@ -165,6 +175,16 @@ def a_padding_mask_and_nested_tensors() -> Task:
 def a_factory_that_raises() -> Task:
     settings: dict[str, int] = {}
     return _task(lambda: nn.Linear(6, settings["width"]))
+
+
+@refused(r"task\.model = 'the model factory': it raised TypeError: Linear.__init__\(\) missing 2 [^(]*$")
+def a_class_that_wants_arguments() -> Task:
+    return _task(nn.Linear)
+
+
+@refused(r"task\.group = 'the group of a sample': it raised ZeroDivisionError: .*tasks_refused\.py, line \d+\)")
+def a_group_that_raises() -> Task:
+    return _task(group=lambda index: index // 0)
 
 
 @refused(r"task\.model = 'a forward in training mode': it raised RuntimeError: .*dtype.*tasks_refused\.py, line \d+\)")

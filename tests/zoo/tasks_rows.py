@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
@@ -262,6 +263,28 @@ def an_average_in_a_buffer() -> Task:
             return super().forward(x - self.average)
 
     return _task(Averaging)
+
+
+def an_average_of_the_weights() -> Task:
+    class Averaged(Rows):
+        def __init__(self) -> None:
+            super().__init__()
+            self.average = torch.optim.swa_utils.AveragedModel(self.head).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.average.update_parameters(self.head)
+            return super().forward(x)
+
+    return _task(Averaged)
+
+
+def recomputed_in_the_backward_pass() -> Task:
+    class Recomputed(Rows):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False).relu())
+
+    return _task(Recomputed)
 
 
 def paths_dropped_by_chance() -> Task:
