@@ -5,6 +5,7 @@ Everything is said outright: Ray's defaults differ by environment (docs/adr/0004
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -13,7 +14,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,15 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.job_config import JobConfig
 
-from actors.handles import is_gone, unwrapped
+from actors.handles import LOOK_EVERY_S, is_gone, unwrapped
 from actors.last_words import LastWords
+from actors.places import SHARED_MEMORY, TEMPORARY, make_place, sweep
 from actors.shell import Birth, Shell
-from esper.closing import Closing
+from actors.starting import ENDING, start
+from actors.witness import Witness
+from esper.closing import Closing, noted_on
 from esper.errors import ActorLost, PlacementUnavailable
+from esper.execution import STRICT_FAILURE
 from esper.import_paths import ROOT, is_installed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
@@ -46,10 +51,12 @@ ENVIRONMENT = {
 
 
 LEFTOVERS_END_WITHIN_S = 2.0
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a run to end."""
+STUCK_AFTER_S = 40.0
+"""Ray itself ends the process 60 s after its server was last heard of."""
 
 
+RAY = "ray"
+"""Role of Ray's own processes in errors."""
 HEADS = ("gcs_server", "raylet")
 """Processes of Ray without which nothing goes on."""
 
@@ -75,46 +82,53 @@ class EmbeddedRay(Closing):
     Its ports are open to whoever can reach the machine, so it takes nobody in without a token that it draws itself.
     """
 
-    def __init__(self, *, slots: int) -> None:
-        """Start it with room for `slots` working actors.
+    def __init__(self, *, slots: int, deadline_s: float = 120.0) -> None:
+        """Start it with room for `slots` working actors; first remove what killed runs of this user left.
 
         Raises:
-            PlacementUnavailable: this process is connected to a Ray already, or Ray did not start.
+            PlacementUnavailable: this process is connected to a Ray already, or Ray did not start within `deadline_s`.
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
         self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_TOKEN")}
         self._heads: dict[str, int] = {}
+        self._ended = threading.Event()
         self._printing = ray._private.worker.print_to_stdstream
-        name = f"esper-{os.getpid()}-{secrets.token_hex(4)}"
-        self.folder = Path("/tmp") / name  # short: socket paths end at 107 bytes; made below, for us alone
+        sweep(TEMPORARY, SHARED_MEMORY)
         try:
-            self._start(slots)
-        except Exception as error:
-            self.close()
+            self.folder = make_place("ray", TEMPORARY)
+        except OSError as error:
+            raise PlacementUnavailable("ray", f"no folder for it in {TEMPORARY}: {error}") from error
+        self._witness = Witness()
+        try:
+            self._start(slots, deadline_s)
+        except BaseException as error:
+            with noted_on(error, "ending Ray"):
+                self.close()
+            if isinstance(error, PlacementUnavailable) or not isinstance(error, Exception):
+                raise
             raise PlacementUnavailable("ray", f"it did not start: {type(error).__name__}: {error}") from error
-        except BaseException:
-            self.close()
-            raise
 
-    def _start(self, slots: int) -> None:
-        self.folder.mkdir(mode=0o700)
+    def _start(self, slots: int, deadline_s: float) -> None:
         os.environ.update(ENVIRONMENT)
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         _read_environment_again()
-        with _signals_held_back():
-            ray.init(
-                address="local",
-                num_cpus=slots,
-                namespace=f"esper-{secrets.token_hex(8)}",
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(self.folder),
-                job_config=OwnPath(),
-            )
+        begin = functools.partial(
+            ray.init,
+            address="local",
+            num_cpus=slots,
+            namespace=f"esper-{secrets.token_hex(8)}",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(self.folder / "ray"),  # open to everybody, as Ray makes it; the folder around it is not
+            job_config=OwnPath(),
+        )
+        with _without_rays_handler():
+            start(begin, lambda: _end_users_of(self.folder), deadline_s, self._ended)
         started = ray._private.worker._global_node.all_processes  # type: ignore[attr-defined]  # a Node by now
         self._heads = {name: info[0].process.pid for name, info in started.items() if name in HEADS}
+        threading.Thread(target=self._speak_for_the_stuck, name="ray-watch", daemon=True).start()
         ray._private.worker.print_to_stdstream = _logged  # log_to_driver=False leaves the raylet's own words
 
     def close(self) -> None:
@@ -123,6 +137,8 @@ class EmbeddedRay(Closing):
             try:
                 ray.shutdown()
             finally:
+                self._ended.set()
+                self._witness.close()
                 _end_users_of(self.folder)
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self._put_back()
@@ -138,11 +154,24 @@ class EmbeddedRay(Closing):
         self._before = {}
         _read_environment_again()
 
+    def _speak_for_the_stuck(self) -> None:
+        """Say why, and leave, where a process of Ray itself died and this one does not come back from a call into Ray.
+
+        Ray would end this process without a word, a minute after its server is gone.
+        """
+        while not self._ended.wait(LOOK_EVERY_S):
+            gone = [f"{name} (process {process})" for name, process in self._heads.items() if is_gone(process)]
+            if gone and not self._ended.wait(STUCK_AFTER_S):
+                told = f"error: ActorLost\nmessage: ray: {gone[0]} has ended, and a call into Ray does not come back\n"
+                os.write(2, told.encode())
+                self._witness.close()
+                os._exit(STRICT_FAILURE)
+
     def check(self) -> None:
         """Raises: ActorLost: a process of Ray itself is gone, and with it all hope of an answer."""
         for name, process in self._heads.items():
             if is_gone(process):
-                raise ActorLost("ray", f"{name} (process {process}) has ended")
+                raise ActorLost(RAY, f"{name} (process {process}) has ended")
 
 
 def _end_users_of(folder: Path) -> None:
@@ -186,29 +215,6 @@ def _opened(link: Path) -> Path:
         return Path(os.readlink(link))
     except FileNotFoundError:
         return Path()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """What asks for an end meanwhile does so afterwards, by the handlers that were there before.
-
-    Ray's start is not to be interrupted: it would leave daemons, lose the signal in a callback, or crash. And it puts
-    handlers of its own, in Python and in C++, in the place of ours, which drain a run. Only the main thread has any.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        with _without_rays_handler():
-            yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in ENDING}
-    try:
-        with _without_rays_handler():
-            yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for late in came:
-        signal.raise_signal(late)
 
 
 @contextmanager
@@ -271,11 +277,18 @@ def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
     return handle
 
 
-def await_ready(birth: Birth, actor: ActorHandle[Shell], began_s: float, deadline_s: float) -> int:
+def await_ready(
+    birth: Birth,
+    actor: ActorHandle[Shell],
+    began_s: float,
+    deadline_s: float,
+    look: Callable[[], None] = lambda: None,
+) -> int:
     """Wait until an actor is up. Returns its process id.
 
     Args:
         began_s: When the actors of the run began to start, on the monotonic clock; `deadline_s` counts from there.
+        look: Called while the actor is waited for; raises if no answer can come.
 
     Raises:
         EsperError: what its constructor raised.
@@ -283,7 +296,10 @@ def await_ready(birth: Birth, actor: ActorHandle[Shell], began_s: float, deadlin
     """
     try:
         answer: Any = actor.pid.remote()  # Any: Ray types it loosely
-        pid: int = ray.get(answer, timeout=max(0.0, began_s + deadline_s - time.monotonic()))
+        limit_s = began_s + deadline_s
+        while ray.wait([answer], timeout=LOOK_EVERY_S)[1] and time.monotonic() < limit_s:
+            look()
+        pid: int = ray.get(answer, timeout=max(0.0, limit_s - time.monotonic()))
     except GetTimeoutError as error:
         there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
         detail = (

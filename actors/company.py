@@ -18,7 +18,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors import rooms
-from actors.bootstrap import await_ready, end, spawn, uninterrupted
+from actors.bootstrap import RAY, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
 from actors.shell import Birth, Shell
 from actors.source import SentProspect
@@ -282,11 +282,11 @@ class Company:
                 birth = births[life.name]
                 try:
                     with span("await actor", role="conductor", actor=birth.name):
-                        pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s)
+                        pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s, self.look)
                 except ActorLost as death:
-                    death.actor = life.name
-                    if self._ending:
+                    if self._ending or death.role == RAY:  # with Ray itself nothing can be started again
                         raise
+                    death.actor = life.name
                     died[life.name] = death
                     continue
                 except Exception as error:  # whatever its constructor raised: no thread is to try again

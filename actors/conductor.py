@@ -26,6 +26,9 @@ from esper.line import Rooms
 from esper.prospect import Prospect
 from esper.rooms import RunKey
 
+RAY_SHARE = 2
+"""Ray's own start may take so many times as long as that of the actors."""
+
 
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
     """The fault points that each process of a run with this config passes, by its name."""
@@ -54,7 +57,10 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                 stack.close()
 
         with at_the_end(end, "ending the actors"):
-            ours = embedded or stack.enter_context(EmbeddedRay(slots=1 + prospect.config.growth.managers))
+            config, slots = prospect.config, 1 + prospect.config.growth.managers
+            ours = embedded or stack.enter_context(
+                EmbeddedRay(slots=slots, deadline_s=RAY_SHARE * config.ray.start_deadline_s)
+            )
             word = stack.enter_context(emergency_word())
             company = Company(prospect, key, sent, path, word, ours.check)
             company.start()

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from actors import rooms
+from actors.places import SHARED_MEMORY, TEMPORARY, make_place
 from actors.typed import EmergencyHandle
 from esper.closing import at_the_end
 from esper.emergency.word import EmergencyWord
 from esper.leyline.signals import EmergencySignal
-
-SHARED_MEMORY = Path("/dev/shm")
 
 
 class ConductorInbox:
@@ -40,8 +36,7 @@ class ConductorInbox:
 @contextmanager
 def emergency_word() -> Iterator[EmergencyWord]:
     """The word of one run, in memory where the system has files there; gone afterwards."""
-    place = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
-    folder = Path(tempfile.mkdtemp(prefix=f"esper-word-{os.getpid()}-", dir=place))
+    folder = make_place("word", SHARED_MEMORY if SHARED_MEMORY.is_dir() else TEMPORARY)
     path = folder / "word"
     with at_the_end(lambda: shutil.rmtree(folder), "removing the emergency word"), EmergencyWord.create(path) as word:
         yield word

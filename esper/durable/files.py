@@ -239,7 +239,8 @@ class DirectoryLease:
                     self._disk.close(descriptor)
                 raise
         except OSError as error:
-            raise RunDirectoryError(self._what, str(self._folder), "it must exist and be writable") from error
+            mend = f"it must exist and be writable: {error.strerror}"
+            raise RunDirectoryError(self._what, str(self._folder), mend) from error
         self._descriptor = descriptor
 
     def _take(self, descriptor: int) -> None:

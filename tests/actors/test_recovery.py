@@ -239,8 +239,8 @@ def short_of(deadline_s: float, meant: Callable[[Birth], object], monkeypatch: p
     """Have the start of successors that cannot come up given up soon, and no other start."""
     patient = company.await_ready
 
-    def await_ready(birth: Birth, actor: Any, began_s: float, limit_s: float) -> int:
-        return patient(birth, actor, began_s, deadline_s if meant(birth) else limit_s)
+    def await_ready(birth: Birth, actor: Any, began_s: float, limit_s: float, look: Any) -> int:
+        return patient(birth, actor, began_s, deadline_s if meant(birth) else limit_s, look)
 
     monkeypatch.setattr(company, "await_ready", await_ready)
 

@@ -1,0 +1,90 @@
+"""Runs Ray's own start in a thread, so that signals are heard and a deadline holds meanwhile. It starts nothing else.
+
+Ray's start is a call that may take minutes where it cannot succeed: without a loopback device it waits for a server
+that nobody can reach.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from types import FrameType
+
+from esper.errors import PlacementUnavailable
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a run to end."""
+SAME_WISH_S = 1.0
+"""Signals that come closer together are one wish."""
+GIVE_UP_WITHIN_S = 2.0
+LOOK_EVERY_S = 0.05
+
+
+def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: float, ended: threading.Event) -> None:
+    """Call `begin` in a thread and return when it has.
+
+    One signal that asks for an end is answered afterwards, by the handlers that were there before: a start that is
+    interrupted leaves processes behind. A second one, or the deadline, ends the start.
+
+    Args:
+        give_up: Ends the processes that were started; `begin` fails then, or its thread is left to itself.
+        ended: Set once those processes are no longer needed: the system ends them together with the thread.
+
+    Raises:
+        PlacementUnavailable: it was not done in time, or a second signal came that nobody else answered.
+        Exception: what `begin` raised.
+    """
+    done: Future[None] = Future()
+    threading.Thread(target=_fill, args=(done, begin, ended), name="ray-start", daemon=True).start()
+    limit_s = time.monotonic() + deadline_s
+    with _held_back() as came:
+        while not done.done():
+            wait([done], timeout=LOOK_EVERY_S)
+            late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_WISH_S
+            if late or again:
+                give_up()
+                wait([done], timeout=GIVE_UP_WITHIN_S)
+                break
+    if not done.done():
+        why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s)" if late else "it was interrupted"
+        raise PlacementUnavailable("ray", f"{why}; its processes were ended")
+    done.result()
+
+
+def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Event) -> None:
+    try:
+        begin()
+    except BaseException as error:  # also `SystemExit`, which Ray raises: whoever waits gets it
+        done.set_exception(error)
+    else:
+        done.set_result(None)
+        ended.wait()  # Ray has its processes die with their parent, which is a thread to the system
+
+
+@contextmanager
+def _held_back() -> Iterator[list[tuple[int, float]]]:
+    """Signals that ask for an end, with the time of each, are kept and raised again at the end; see `start`.
+
+    Only the main thread has handlers.
+    """
+    came: list[tuple[int, float]] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        del frame
+        came.append((number, time.monotonic()))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {number: signal.signal(number, keep) for number in ENDING}
+    try:
+        yield came
+    finally:
+        for ending, handler in before.items():
+            signal.signal(ending, handler)
+    for number, _ in came:
+        signal.raise_signal(number)

@@ -1,0 +1,130 @@
+"""Ray's start: a deadline and a second signal end it; and what killed runs left is swept. No Ray is started here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from actors import places, starting
+from actors.handles import began
+from actors.places import make_place, sweep
+from actors.starting import start
+from esper.errors import PlacementUnavailable
+
+
+class Stuck:
+    """A start that goes on until it is given up."""
+
+    def __init__(self) -> None:
+        self.began, self.given_up, self.ended = threading.Event(), threading.Event(), threading.Event()
+
+    def begin(self) -> None:
+        self.began.set()
+        self.given_up.wait()
+        raise ConnectionError("its processes are gone")
+
+    def start(self, deadline_s: float) -> None:
+        start(self.begin, self.given_up.set, deadline_s, self.ended)
+
+
+def test_a_start_that_does_not_end_is_given_up_at_its_deadline() -> None:
+    stuck = Stuck()
+    with pytest.raises(ConnectionError, match="its processes are gone"):
+        stuck.start(0.1)
+
+
+def test_a_start_that_does_not_end_even_then_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "GIVE_UP_WITHIN_S", 0.1)
+    stuck, given_up = Stuck(), list[bool]()
+    with pytest.raises(PlacementUnavailable, match=r"not up within 0\.1 s"):
+        start(stuck.begin, lambda: given_up.append(True), 0.1, stuck.ended)
+    assert given_up == [True]
+    stuck.given_up.set()
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
+    monkeypatch: pytest.MonkeyPatch, first: signal.Signals
+) -> None:
+    monkeypatch.setattr(starting, "SAME_WISH_S", 0.0)
+    heard, stuck = list[int](), Stuck()
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in starting.ENDING}
+
+    def ask() -> None:
+        stuck.began.wait()
+        os.kill(os.getpid(), first)
+        while not heard and not stuck.given_up.wait(0.05):  # one signal alone ends nothing
+            os.kill(os.getpid(), signal.SIGINT)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with pytest.raises(ConnectionError, match="its processes are gone"):
+            stuck.start(3600.0)
+    finally:
+        asking.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard[0] == first
+
+
+def test_the_thread_of_a_start_stays_for_as_long_as_its_processes_are_needed() -> None:
+    threads, ended = list[threading.Thread](), threading.Event()
+    start(lambda: threads.append(threading.current_thread()), lambda: None, 3600.0, ended)
+    assert threads[0].is_alive()  # the system ends Ray's processes when the thread that started them ends
+    ended.set()
+    threads[0].join()
+
+
+# -- what killed runs left ------------------------------------------------------------------------------------------
+
+
+def left_by_a_dead_process(parent: Path) -> Path:
+    """A place whose mark names a process that had our id before us."""
+    place = make_place("ray", parent)
+    mark = place / places.OWNER
+    mark.write_text(mark.read_text().replace(str(began(os.getpid())), "1"))
+    return place
+
+
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
+    left, ours = left_by_a_dead_process(tmp_path), make_place("word", tmp_path)
+    assert (ours.stat().st_mode & 0o777, left.stat().st_mode & 0o777) == (0o700, 0o700)
+    assert sweep(tmp_path, tmp_path / "absent") == (left,)
+    assert ours.is_dir()
+
+
+@pytest.mark.parametrize("doubt", ["no mark", "another boot", "another name", "a link", "another user"])
+def test_what_may_be_in_use_or_not_ours_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubt: str) -> None:
+    left = left_by_a_dead_process(tmp_path)
+    mark = left / places.OWNER
+    if doubt == "no mark":
+        mark.unlink()
+    elif doubt == "another boot":
+        mark.write_text(mark.read_text().replace("-", "0"))
+    elif doubt == "another name":
+        left = left.rename(tmp_path / "esper-mine")
+    elif doubt == "a link":
+        target = left.rename(tmp_path / "target")
+        left.symlink_to(target)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert sweep(tmp_path) == ()
+    assert left.exists()
+
+
+# -- a process that ends without a word -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("end", "said"), [("os._exit(1)", 1), ("witness.close(); os._exit(1)", 0)])
+def test_a_process_that_ends_from_within_c_has_its_last_words_said(end: str, said: int) -> None:
+    code = f"import os; from actors.witness import Witness; witness = Witness(); {end}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("error: ActorLost\n") == said

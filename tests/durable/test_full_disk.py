@@ -1,0 +1,80 @@
+"""A disk that is full at any size, under any store of a run: a typed end, and the same bits once there is room."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filling import NO_MOUNT
+
+from esper.loop import run
+from esper.testing import tiny_config, tiny_task
+
+STORES = ("all", "checkpoints", "field_reports", "telemetry", "limit")
+SIZES = tuple(4096 * pages for pages in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, 65, 90, 120, 160))
+"""Bytes; a tmpfs has no smaller one. The run needs about 700 KiB."""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the run on a disk with room."""
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
+    return run(tiny_task(), tiny_config(run__dir=str(path))).weights_sha256
+
+
+def on_a_disk_of(folder: Path, store: str, size: int, *more: str) -> dict[str, Any]:
+    script = Path(__file__).parent / "kit" / "full_disk.py"
+    command = [sys.executable, str(script), str(folder), store, str(size), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    if done.returncode == NO_MOUNT:
+        pytest.skip("this machine lets us mount no tmpfs")
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(store, size, told)
+    return told
+
+
+def ends_well(told: dict[str, Any], weights: str) -> None:
+    """Not begun at all, ended typed and resumed to the same bits, or run to the end with them."""
+    assert told["code"] in (0, 2, 3)
+    if told["code"] == 3:
+        assert told["error"] == "StoreWriteFailed"
+    assert told["weights"] == (weights if told["began"] else None)
+
+
+@pytest.mark.parametrize(("store", "size"), [("checkpoints", 72 * 1024), ("limit", 40_000)])
+def test_a_run_on_a_full_disk_ends_typed_and_is_resumed_to_the_same_bits(
+    tmp_path: Path, weights: str, store: str, size: int
+) -> None:
+    told = on_a_disk_of(tmp_path, store, size)
+    ends_well(told, weights)
+    assert (told["code"], told["began"]) == (3, True)
+    assert told["next"].endswith(f"then esper resume {tmp_path}/run")
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("store", STORES)
+def test_a_disk_full_at_twenty_sizes_ends_no_run_untyped(tmp_path: Path, weights: str, store: str) -> None:
+    ended = []
+    for size in SIZES:
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        told = on_a_disk_of(folder, store, size)
+        ends_well(told, weights)
+        ended.append(told["code"])
+    assert len(set(ended)) > 1  # some disks were too small, and some large enough
+
+
+@pytest.mark.torture
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("store", "size"), [("checkpoints", 72 * 1024), ("all", 200 * 1024), ("field_reports", 4096)])
+def test_a_full_disk_under_actors_ends_typed_too(tmp_path: Path, weights: str, store: str, size: int) -> None:
+    told = on_a_disk_of(tmp_path, store, size, "--ray")
+    ends_well(told, weights)
+    assert told["began"]
