@@ -229,6 +229,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     check_same_build(host, as_built, trial.host)
     first_loss = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
     practise(task, trial.host, fence_steps[-1])
+    trial = fresh()  # the rehearsal may have diverged
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.attributes import Held, different, held_by, told
-from esper.errors import DependencyViolationError, TaskError
+from esper.errors import DependencyViolationError, DivergenceUnrecoverable, TaskError
 from esper.extra_state import STATE_MEND
 from esper.nested import mapped
 from esper.shared_state import check_shared, shared_by
@@ -96,7 +96,9 @@ def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
         raise TaskError("task.model", told(other[0]), mend)
 
 
-def rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool) -> float:
+def rehearse(
+    task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool
+) -> float | None:
     """Train a fresh network for a few steps, restore it into another fresh one, and compare what they do and hold.
 
     Args:
@@ -106,13 +108,16 @@ def rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_step
         same_bits: The device promises the same bits.
 
     Returns:
-        The loss of step 0.
+        The loss of step 0; None: training diverged, which is for the guard of the run, and nothing was compared.
 
     Raises:
         TaskError: something that training changes is not kept; the object and the attribute are named.
     """
     no_telemetry = Context()  # the caller's records are about her run
-    return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
+    try:
+        return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
+    except DivergenceUnrecoverable:
+        return None
 
 
 def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool) -> float:

@@ -42,12 +42,12 @@ def test_a_slot_with_other_channels_in_a_later_batch_is_refused() -> None:
 
 
 class Refusing(TinyHost):
-    """Cannot train on what begins the third batch, which no other part of the survey trains on."""
+    """Cannot train on what begins the third batch while its slot holds a seed."""
 
     refused: Tensor
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        if self.training and torch.equal(x_BC[0], self.refused):
+        if self.training and self.body._forward_hooks and torch.equal(x_BC[0], self.refused):
             raise ValueError("not these")
         return super().forward(x_BC)
 
