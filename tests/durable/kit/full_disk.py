@@ -77,7 +77,8 @@ def words(folder: Path, run_dir: Path, on_ray: bool) -> list[str]:
     sets = [f"growth.{name}={json.dumps(value)}" for name, value in growth.items()]
     found = ["run", f"{folder}/t.py:task", "--run-dir", str(run_dir), "--json"]
     found += [word for one in sets for word in ("--set", one)]
-    return found if on_ray else [*found, "--in-process"]
+    patient = ["--set", "ray.start_deadline_s=240"]  # a loaded machine is no full disk
+    return [*found, *patient] if on_ray else [*found, "--in-process"]
 
 
 def main(folder: Path, store: str, most_bytes: int, on_ray: bool) -> dict[str, Any]:
