@@ -124,11 +124,11 @@ class Sheds(TinyHost):
     def __init__(self) -> None:
         super().__init__()
         self.spare = torch.nn.ReLU()
-        self.steps = 0
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
     def forward(self, x_BC: Tensor) -> Tensor:
         self.steps += self.training and torch.is_grad_enabled()
-        if self.steps == 50 and hasattr(self, "spare"):
+        if self.steps >= 50 and hasattr(self, "spare"):
             del self.spare
         return super().forward(x_BC)
 
