@@ -7,7 +7,6 @@ read, even if the name was given to another file meanwhile.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -215,7 +214,7 @@ def _quarantine(path: Path) -> None:
     Raises:
         StoreWriteFailed: it is where it was, or the move may be lost by a crash.
     """
-    if not os.path.lexists(path):
+    if not (path.exists() or path.is_symlink()):
         return
     folder = path.parent / QUARANTINE
     try:

@@ -158,6 +158,9 @@ class CrashPath(PurePosixPath):
     def is_dir(self) -> bool:
         return self.exists() and not self.is_file()
 
+    def is_symlink(self) -> bool:
+        return False  # this disk has no links
+
     def iterdir(self) -> Iterator[CrashPath]:
         return (self / name for name in HERE.disk.names(self))
 
