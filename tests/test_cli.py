@@ -66,25 +66,23 @@ class Tuple(TinyHost):
 def no_tensor(): return tiny_task(model=Tuple, slots=["pair"])
 
 class Fragile(TinyHost):
-    steps = 0
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
     def forward(self, x):
-        Fragile.steps += self.training and self.body.weight.grad is None and len(x) == 32
-        if Fragile.steps > 120:
+        self.steps += self.training
+        if self.steps > 50:
             raise RuntimeError("the model gave up")
         return super().forward(x)
-def fragile():
-    Fragile.steps = 0
-    return tiny_task(model=Fragile)
+def fragile(): return tiny_task(model=Fragile)
 class Broken(TinyHost):
     def forward(self, x): return super().forward(x[:, :3])
 def broken(): return tiny_task(model=Broken)
 
 class Interrupting(Bands):
-    reads = 0
     def __getitem__(self, index):
-        Interrupting.reads += 1
-        if Interrupting.reads > 2000:
-            import os, signal
+        import os, pathlib, signal
+        if pathlib.Path("here/checkpoints/fence-2-g1.pt").exists():
             os.kill(os.getpid(), signal.SIGINT)
         return super().__getitem__(index)
 def interrupting(): return tiny_task(train=Interrupting(1024, key=1))
