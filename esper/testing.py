@@ -127,6 +127,8 @@ def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted 
     keys = {
         "policy.deadline_s": 60.0,
         "ray.start_deadline_s": 200.0,
+        "checkpoint.fast_rollback_s": 600.0,
+        "checkpoint.full_rollback_s": 600.0,
         "growth.ramp_steps": 30,
         "growth.halving_step": 10,
         "growth.probe_ramp_steps": 5,

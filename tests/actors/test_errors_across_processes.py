@@ -47,7 +47,7 @@ def thrower(embedded: EmbeddedRay) -> Any:
 @pytest.mark.parametrize("cls", all_classes(), ids=lambda cls: cls.__name__)
 def test_error_crosses_a_process_whole(thrower: Any, cls: type[EsperError]) -> None:
     with pytest.raises(EsperError) as wrapped:
-        ray.get(thrower.throw.remote(cls.__name__), timeout=30)
+        ray.get(thrower.throw.remote(cls.__name__))
     with pytest.raises(EsperError) as caught:
         raise_unwrapped(wrapped.value, "thrower")
     arrived, sent = caught.value, example(cls)

@@ -125,7 +125,7 @@ class KillsAtFence(Quiet):
         del tally
         if state.fence == self._fence:
             actor: Any = ray.get_actor(f"{self._name}-g1-{state.run_id[:8]}")
-            pid = ray.get(actor.pid.remote(), timeout=100)
+            pid = ray.get(actor.pid.remote())
             os.kill(pid, signal.SIGKILL)
             while not is_gone(pid):
                 pass

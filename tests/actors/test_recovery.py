@@ -93,7 +93,7 @@ class Looks(Quiet):
             for name in ("tamiyo-g1", "tamiyo-g2", "tamiyo-spare-g1", "tamiyo-spare-g2"):
                 with suppress(ValueError):  # there is none of this name
                     actor: Any = ray.get_actor(f"{name}-{state.run_id[:8]}")
-                    ray.get(actor.pid.remote(), timeout=100)
+                    ray.get(actor.pid.remote())
                     self.found.add(name)
 
 
@@ -132,7 +132,7 @@ class Kills(Quiet):
             return
         for name in self._names:
             actor: Any = ray.get_actor(f"{name}-g1-{state.run_id[:8]}")
-            self.pids.append(ray.get(actor.pid.remote(), timeout=100))
+            self.pids.append(ray.get(actor.pid.remote()))
         for pid in self.pids:
             os.kill(pid, self._number)
         while self._number == signal.SIGKILL and not all(map(is_gone, self.pids)):
@@ -256,7 +256,7 @@ class Hogs(Kills):
 
     def _hog(self, cpus: float) -> Any:
         actor: Any = ray.remote(Sits).options(num_cpus=cpus, max_restarts=0).remote()
-        ray.get(actor.sits.remote(), timeout=100)
+        ray.get(actor.sits.remote())
         return actor
 
     def end(self) -> None:
@@ -391,7 +391,7 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
     assert read_past(tmp_path / "run").entries[-1].body["error"] == type(error).__name__
     for actor in begun:
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(actor.pid.remote(), timeout=100)
+            ray.get(actor.pid.remote())
 
 
 def test_a_death_of_a_manager_is_the_callers_where_it_is_declared_so(launch_tiny: Any, tmp_path: Path) -> None:
@@ -441,7 +441,7 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     assert len(begun) == 7  # six actors, and the manager's successor
     for actor in begun:
         with pytest.raises(ray.exceptions.RayActorError):
-            ray.get(actor.pid.remote(), timeout=100)
+            ray.get(actor.pid.remote())
 
 
 FIRST = {"point": "kasmina.receive", "fault": "kill", "role": "kasmina"}

@@ -29,7 +29,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def on_a_disk_of(folder: Path, store: str, size: int, *more: str) -> dict[str, Any]:
     script = Path(__file__).parent / "kit" / "full_disk.py"
     command = [sys.executable, str(script), str(folder), store, str(size), *more]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == NO_MOUNT:
         pytest.skip("this machine lets us mount no tmpfs")
     assert done.returncode == 0, done.stderr
