@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -26,7 +27,57 @@ def check_fields(task: Task) -> None:
         raise TaskError("task.slots", list(task.slots), "name at least one module of the model where it may grow")
 
 
+def _is_count(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_data_set(value: object) -> bool:
+    if isinstance(value, str | bytes) or not hasattr(type(value), "__len__"):
+        return False
+    return hasattr(type(value), "__getitem__") or hasattr(value, "__getitems__")
+
+
+def _is_paths(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        return False
+    return all(isinstance(path, str) for path in value)
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+_FUNCTION = callable, "give a function; see esper.task.Task"
+_DATA_SET = _is_data_set, "use a map-style data set, with len(data) and data[i]; iterable ones cannot be replayed"
+_COUNT = _is_count, "give a whole number, an int"
+
+WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(("model", "loss", "optimizer"), _FUNCTION),
+    **dict.fromkeys(("scheduler", "sample_loss", "group", "collate", "input_output"), _FUNCTION),
+    **dict.fromkeys(SHARD_NAMES, _DATA_SET),
+    **dict.fromkeys(("batch_size", "epochs", "epoch_samples", "round_steps"), _COUNT),
+    "slots": (_is_paths, 'give a list of paths of modules, such as ["blocks.0"]'),
+    "metrics": (_is_names, "give a dict: name -> function (output, target) -> number or tensor; {} for none"),
+}
+"""By field of a task: what its value must be, and the mend. A field whose default is None may be None too."""
+
+
 def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
+    yield from _made(task)
+    for field in fields(task):
+        value, (fits, mend) = getattr(task, field.name), WANTED[field.name]
+        if value is None and field.default is None:
+            continue
+        if not fits(value):
+            shown = type(value).__name__ if field.name in SHARD_NAMES and value is not None else value
+            yield f"task.{field.name}", shown, f"{mend}, or leave it out" if field.default is None else mend
+    for name, metric in task.metrics.items():
+        if not callable(metric):
+            yield f"task.metrics[{name!r}]", metric, "give a function (output, target) -> number or tensor"
+
+
+def _made(task: Task) -> Iterator[tuple[str, object, str]]:
+    """Made things where a function that makes them is wanted, and the other way round."""
     if isinstance(task.model, nn.Module):
         name = type(task.model).__name__
         yield "task.model", f"a {name}", f"give the function that builds it, such as `lambda: {name}(...)`"
@@ -38,16 +89,6 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
         yield "task.scheduler", f"a {name}", "give a function of (optimizer, total_steps) that makes it"
     if isinstance(task.loss, type):
         yield "task.loss", task.loss.__name__, "give a function, or an instance of this class"
-    for name in ("model", "loss", "optimizer"):
-        if not callable(getattr(task, name)):
-            yield f"task.{name}", getattr(task, name), "give a function; see esper.task.Task"
-    for name in ("scheduler", "sample_loss", "group", "collate", "input_output"):
-        value = getattr(task, name)
-        if value is not None and not callable(value):
-            yield f"task.{name}", value, "give a function, or leave it out; see esper.task.Task"
-    for name, metric in task.metrics.items():
-        if not callable(metric):
-            yield f"task.metrics[{name!r}]", metric, "give a function (output, target) -> number or tensor"
     for name in SHARD_NAMES:
         if isinstance(getattr(task, name), DataLoader):
             yield f"task.{name}", "a DataLoader", "give its data set; batch_size and collate are fields of the task"
