@@ -1,12 +1,16 @@
-"""Batches as users nest them: tensors in tuples, lists, mappings and dataclasses of any class."""
+"""Batches as users nest them: tensors in tuples, lists, mappings and dataclasses of any class.
+
+State dicts are walked by `esper.tolaria.trees`.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -15,17 +19,13 @@ def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: a bat
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        items = {key: mapped(change, item) for key, item in value.items()}
-        return items if type(value) is dict or not isinstance(value, MutableMapping) else _filled(value, items)
+        return _mapping(value, {key: mapped(change, item) for key, item in value.items()})
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(mapped(change, item) for item in value))
     if isinstance(value, tuple | list):
         return type(value)(mapped(change, item) for item in value)
     if _is_record(value):
-        found = copy.copy(value)
-        for part in dataclasses.fields(value):
-            object.__setattr__(found, part.name, mapped(change, getattr(value, part.name)))  # it may be frozen
-        return found
+        return _record(value, lambda name: mapped(change, getattr(value, name)))
     return value
 
 
@@ -41,11 +41,46 @@ def tensors(value: Any) -> Iterator[Tensor]:  # Any: see `mapped`
             yield from tensors(getattr(value, part.name))
 
 
+def joined(values: Sequence[Any]) -> Any:  # Any: see `mapped`
+    """Batches of one nesting as one batch: tensors are joined along their first dimension.
+
+    Raises:
+        ValueError: they are not of one nesting, or their tensors differ beyond the first dimension.
+    """
+    first = values[0]
+    if isinstance(first, Tensor):
+        shapes = {tuple(value.shape[1:]) if value.dim() else None for value in values}
+        if len(shapes) > 1 or None in shapes:
+            raise ValueError(f"tensors of {len(shapes)} shapes cannot be joined: {[tuple(v.shape) for v in values]}")
+        return torch.cat(list(values))
+    if isinstance(first, Mapping):
+        return _mapping(first, {key: joined([value[key] for value in values]) for key in first})
+    if _is_record(first):
+        return _record(first, lambda name: joined([getattr(value, name) for value in values]))
+    if isinstance(first, tuple | list):
+        items = [joined(part) for part in zip(*values, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    if all(value is first or value == first for value in values):
+        return first
+    raise ValueError(f"a {type(first).__name__} cannot be joined")
+
+
 def _is_record(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _filled(shape: MutableMapping[Any, Any], items: Mapping[Any, Any]) -> MutableMapping[Any, Any]:
+def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass of whatever class
+    """A dataclass of the same class with other fields, by name."""
+    found = copy.copy(shape)
+    for field in dataclasses.fields(shape):
+        object.__setattr__(found, field.name, part(field.name))  # it may be frozen
+    return found
+
+
+def _mapping(shape: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same class with other items; a dict where that class cannot be written to."""
+    if type(shape) is dict or not isinstance(shape, MutableMapping):
+        return items
     found = copy.copy(shape)
     for key, item in items.items():
         found[key] = item

@@ -16,7 +16,7 @@ from esper.rehearsal import MENDS, OTHER_BITS, blame_attribute, blame_unkept
 from esper.task import Task
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.snapshot import load_optimizer, load_scheduler
-from esper.tolaria.trees import mapped
+from esper.tolaria.trees import copied
 
 STEPS = 13
 """Before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
@@ -46,7 +46,7 @@ class _Pair:
         with torch.no_grad():
             for mine, its in zip(self.parameters, other.parameters, strict=True):
                 mine.copy_(its)
-        load_optimizer(self.optimizer, mapped(other.optimizer.state_dict(), lambda tensor: tensor.clone()))
+        load_optimizer(self.optimizer, copied(other.optimizer.state_dict(), lambda tensor: tensor.clone()))
         load_scheduler(self.scheduler, other.scheduler.state_dict() if other.scheduler is not None else None)
 
     def attributes(self) -> dict[str, Held]:

@@ -20,7 +20,7 @@ from esper.leyline.checkpoints import CheckpointWritten
 from esper.telemetry.events import Severity, severe
 from esper.tensors import state_crc32c
 from esper.tolaria.plain import from_plain, nursery_of, topology_digest
-from esper.tolaria.trees import tensors_in
+from esper.tolaria.trees import tensors_of_state
 
 FORMAT = 1
 QUARANTINE = "quarantine"
@@ -97,7 +97,7 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
     wrong = [name for name, kind in _KINDS.items() if name not in content or type(content[name]) is not kind]
     if wrong:
         raise StoreCorrupt("checkpoint", f"lacks {', '.join(wrong)}")
-    for tensor in tensors_in(content):  # before memory is asked for: it may claim to be larger than its file
+    for tensor in tensors_of_state(content):  # before memory is asked for: it may claim to be larger than its file
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
     host = from_plain(content["trainer"])  # built again by the caller that restores; here it shows that it can be

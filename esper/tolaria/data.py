@@ -18,8 +18,8 @@ from esper.nested import mapped
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
 from esper.their_code import their_code
-from esper.tolaria import trees
 from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check_judging, check_test, split_off
+from esper.tolaria.trees import copied
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
 EVALUATION_BATCH = 256
@@ -97,7 +97,7 @@ class TaskData:
 
     def state(self) -> dict[str, Any]:
         """What each data set that keeps a state by itself has now, copied, by the first shard that it serves."""
-        return {name: trees.mapped(one.state_dict(), _copy) for name, one in self._stateful.items()}
+        return {name: copied(one.state_dict(), _copy) for name, one in self._stateful.items()}
 
     @contextmanager
     def at(self, state: Mapping[str, Any]) -> Iterator[None]:
@@ -113,7 +113,7 @@ class TaskData:
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         for name, one in self._stateful.items():
-            one.load_state_dict(trees.mapped(state[name], _copy))
+            one.load_state_dict(copied(state[name], _copy))
 
     def batch(self, step: int) -> Any:
         """The collated batch of an optimizer step. Seeds this process for (run seed, step) before it loads.

@@ -22,7 +22,7 @@ from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
 from esper.tolaria.saving import Saver
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
-from esper.tolaria.trees import mapped
+from esper.tolaria.trees import copied
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class GrownHost:
         self._regrow(snapshot.topology)
         load_tensors(self._all_tensors(), snapshot.tensors)
         load_extra_states(self.host, snapshot.modules)
-        self._data_state = mapped(snapshot.data, lambda tensor: tensor.clone())
+        self._data_state = copied(snapshot.data, lambda tensor: tensor.clone())
         load_optimizer(self._optimizer, snapshot.optimizer)
         for parameter in self._parameters():
             parameter.grad = None

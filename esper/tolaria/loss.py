@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import LossDeviceMismatch, TaskError
+from esper.nested import tensors
 from esper.task import Loss, Task
 from esper.telemetry.events import Severity, told
 from esper.their_code import their_code
-from esper.tolaria.trees import tensors_in
 from esper.tolaria.weighing import Weighted, by_target, target_weights
 
 WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights [B]) for a weighted mean"
@@ -140,7 +140,7 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 def _check_devices(output: Any, target: Any) -> None:
     """A task may leave some of several outputs elsewhere, lengths say; no output beside any target is a mismatch."""
-    outputs, targets = ({str(tensor.device) for tensor in tensors_in(value)} for value in (output, target))
+    outputs, targets = ({str(tensor.device) for tensor in tensors(value)} for value in (output, target))
     if outputs and targets and outputs.isdisjoint(targets):
         seen, beside = ", ".join(sorted(outputs)), ", ".join(sorted(targets))
         error = LossDeviceMismatch(seen, beside)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from esper.errors import TaskError
-from esper.nested import tensors
+from esper.nested import joined, tensors
 from esper.task import Loss, Task
 from esper.their_code import their_code
 from esper.tolaria.loss import check_agreement, sample_losses
-from esper.tolaria.trees import joined
 from esper.tolaria.weighing import Weighted
 
 WHOLE_BYTES = 2**31

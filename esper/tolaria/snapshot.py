@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.errors import DependencyViolationError, text_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan
-from esper.tolaria.trees import Copies, copy_all, kind_of, laid_over, mapped, tensors_in
+from esper.tolaria.trees import Copies, copied, copy_all, kind_of, laid_over, tensors_of_state
 
 Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
 """By command id and seed id: the plan that was applied, and its receipt."""
@@ -48,19 +48,21 @@ class HostSnapshot:
         """The same snapshot with `each(tensor)` for every tensor; nothing else in it is shared with this one."""
         return replace(
             self,
-            tensors=mapped(self.tensors, each),
-            optimizer=mapped(self.optimizer, each),
-            scheduler=mapped(self.scheduler, each),
-            seed_optimizers=mapped(self.seed_optimizers, each),
+            tensors=copied(self.tensors, each),
+            optimizer=copied(self.optimizer, each),
+            scheduler=copied(self.scheduler, each),
+            seed_optimizers=copied(self.seed_optimizers, each),
             receipts=dict(self.receipts),
             leaks=dict(self.leaks),
-            modules=mapped(self.modules, each),
-            data=mapped(self.data, each),
+            modules=copied(self.modules, each),
+            data=copied(self.data, each),
         )
 
     def all_tensors(self) -> list[Tensor]:
         """Every tensor, in the order in which `mapped` comes to it."""
-        return tensors_in([self.tensors, self.optimizer, self.scheduler, self.seed_optimizers, self.modules, self.data])
+        return tensors_of_state(
+            [self.tensors, self.optimizer, self.scheduler, self.seed_optimizers, self.modules, self.data]
+        )
 
     def copied(self) -> HostSnapshot:
         """The same snapshot in memory of its own."""
@@ -104,7 +106,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     copy_all(copies)
     with _refusing("optimizer", optimizer):
         optimizer.load_state_dict(loaded)
-    kinds = [list(map(kind_of, tensors_in(one))) for one in (optimizer.state_dict(), state)]
+    kinds = [list(map(kind_of, tensors_of_state(one))) for one in (optimizer.state_dict(), state)]
     if kinds[0] != kinds[1]:  # torch casts what it loads to the type of its parameter
         raise DependencyViolationError(
             "snapshot", "an optimizer's state does not load as it was", type(optimizer).__name__
@@ -121,7 +123,7 @@ def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) 
         raise DependencyViolationError("snapshot", "a scheduler where there is none, or none where there is one")
     if scheduler is not None and state is not None:
         with _refusing("scheduler", scheduler):
-            scheduler.load_state_dict(mapped(state, lambda tensor: tensor.clone()))
+            scheduler.load_state_dict(copied(state, lambda tensor: tensor.clone()))
 
 
 @contextmanager

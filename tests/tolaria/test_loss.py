@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -133,6 +135,24 @@ def test_outputs_and_targets_on_two_devices_are_told_once_and_nothing_is_moved(
     assert asked == []
     assert told() == ["loss_device_mismatch"] * 2
     assert telemetry.counters.total("esper.severe_events") == 2
+
+
+class Scores(NamedTuple):
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    scores: Tensor
+
+
+@pytest.mark.parametrize("nest", [Scores, Record, lambda x: MappingProxyType({"scores": x}), lambda x: [(x,)]])
+def test_a_device_is_seen_in_whatever_classes_outputs_are_nested(nest: Callable[[Tensor], Any]) -> None:
+    here, there = torch.zeros(2), torch.zeros(2, device="meta")
+    for output, target in ((nest(here), there), (here, nest(there)), (nest(there), nest(here))):
+        with pytest.raises(LossDeviceMismatch):
+            batch_loss(lambda _output, _target: here.sum(), output, target)
+    assert batch_loss(lambda _output, _target: here.sum(), nest(here), nest(here)) == 0
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
