@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ import torch
 from esper.errors import ProcessStateChanged, TaskError
 
 CPU = torch.device("cpu")
+CONTRADICTED = "contradicted by a setting fp32_precision of torch.backends"
+"""In place of the value of a setting that torch refuses to read."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,42 @@ def _attribute(module: Any, name: str, ours: Any) -> Setting:
     return Setting(f"{module.__name__}.{name}", lambda: getattr(module, name), put, ours)
 
 
+def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours: Any) -> Setting:
+    """A setting that torch refuses to read while one of its newer `fp32_precision` settings contradicts it."""
+
+    def read() -> Any:
+        try:
+            return get()
+        except RuntimeError:
+            return CONTRADICTED
+
+    def write(value: Any) -> None:
+        if value != CONTRADICTED:  # else the newer settings, put back after it, contradict it again
+            put(value)
+
+    return Setting(name, read, write, ours)
+
+
+def _precision(place: str, ours: str = "none") -> Setting:
+    """How float32 is rounded in one kind of work; "none" stands for what the next wider setting says."""
+    name = f"{place}.fp32_precision"
+    holder = attrgetter(place.removeprefix("torch."))(torch)
+
+    def put(value: str) -> None:
+        holder.fp32_precision = value
+
+    return Setting(name, lambda: holder.fp32_precision, put, ours)
+
+
+def _put_cudnn_tf32(on: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = on
+
+
+def _put_mkldnn_precision(value: str) -> None:
+    """The attribute of torch's would set `torch.backends.fp32_precision`."""
+    torch._C._set_fp32_precision_setter("mkldnn", "all", value)
+
+
 SETTINGS = (
     Setting("torch.get_num_threads()", torch.get_num_threads, torch.set_num_threads),
     Setting("torch.get_default_dtype()", torch.get_default_dtype, torch.set_default_dtype, torch.float32),
@@ -58,12 +97,32 @@ SETTINGS = (
         torch.use_deterministic_algorithms,
         False,
     ),
-    Setting(
+    _older(
         "torch.get_float32_matmul_precision()",
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
         "highest",
     ),
+    _older(
+        "torch.backends.cudnn.allow_tf32",
+        lambda: torch.backends.cudnn.allow_tf32,
+        _put_cudnn_tf32,
+        True,
+    ),
+    _precision("torch.backends"),
+    Setting(
+        "torch.backends.mkldnn.fp32_precision",
+        lambda: torch.backends.mkldnn.fp32_precision,
+        _put_mkldnn_precision,
+        "none",
+    ),
+    _precision("torch.backends.mkldnn.matmul"),
+    _precision("torch.backends.mkldnn.conv"),
+    _precision("torch.backends.mkldnn.rnn"),
+    _precision("torch.backends.cudnn"),
+    _precision("torch.backends.cuda.matmul"),
+    _precision("torch.backends.cudnn.conv", "tf32"),
+    _precision("torch.backends.cudnn.rnn", "tf32"),
     Setting("torch.set_flush_denormal()", _flushes_denormals, torch.set_flush_denormal, False),
     Setting(
         "torch.is_autocast_enabled('cpu')",
@@ -86,7 +145,9 @@ SETTINGS = (
     _attribute(torch.backends.mkldnn, "enabled", True),
     _attribute(torch.backends.mkldnn, "deterministic", False),
     _attribute(torch.backends.cudnn, "enabled", True),
+    _attribute(torch.backends.cudnn, "deterministic", False),
     _attribute(torch.backends.cudnn, "benchmark", False),
+    Setting("torch.backends.nnpack.set_flags()", torch._C._get_nnpack_enabled, torch.backends.nnpack.set_flags, True),
     _attribute(torch.backends.opt_einsum, "enabled", torch.backends.opt_einsum.is_available()),
     Setting(
         "torch.backends.mha.get_fastpath_enabled()",
@@ -113,6 +174,7 @@ SETTINGS = (
         True,
     ),
 )
+"""In the order in which they are set: a setting of torch that sets others too comes before them."""
 MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
 """Settings that tensors made before have followed, so that they may not fit what is made now."""
 
@@ -156,15 +218,15 @@ def process_state(threads: int) -> Iterator[None]:
 
 
 def changes() -> list[tuple[str, Any, Any]]:
-    """Name, expected and present value of each setting that is not what esper has set."""
+    """Name, expected and present value of each setting that is not what esper has set; the unreadable ones last."""
     if _here.expected is None:
         return []
     now = ((one.name, _here.expected[one.name], one.get()) for one in SETTINGS)
-    return [change for change in now if change[1] != change[2]]
+    return sorted((change for change in now if change[1] != change[2]), key=lambda change: change[2] == CONTRADICTED)
 
 
 def check_process(who: str) -> None:
-    """Look at every setting; about 50 us.
+    """Look at every setting; about 100 us.
 
     Args:
         who: Does the work in this process.

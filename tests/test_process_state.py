@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from esper.errors import ProcessStateChanged, TaskError
 from esper.loop import run
-from esper.process_state import SETTINGS, Setting, changes, process_state
+from esper.process_state import CONTRADICTED, SETTINGS, Setting, changes, process_state
 from esper.prospect import survey
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 
@@ -23,6 +23,7 @@ OTHER = {
     "torch.get_default_device()": torch.device("meta"),
     "torch.get_float32_matmul_precision()": "medium",
     "torch.get_autocast_dtype('cpu')": torch.float16,
+    **{one.name: {"none": "tf32", "tf32": "ieee"}[one.ours] for one in SETTINGS if "fp32_precision" in one.name},
 }
 """By name, a value that is not ours; of the rest, which are switches, the other one."""
 IMMOVABLE = {"torch.backends.opt_einsum.enabled"}
@@ -51,10 +52,21 @@ def test_a_setting_is_ours_inside_and_the_callers_afterwards(one: Setting) -> No
     with process_state(1):
         assert one.get() == (1 if one.ours is None else one.ours)
         assert changes() == []
+        assert torch.get_float32_matmul_precision() == "highest"  # torch refuses to tell it among contradictions
         one.put(other(one))
-        assert changes() == [(one.name, 1 if one.ours is None else one.ours, other(one))]
+        assert changes()[0] == (one.name, 1 if one.ours is None else one.ours, other(one))
     assert one.get() == other(one)
     assert changes() == []
+
+
+def test_settings_that_contradict_each_other_are_the_callers_afterwards() -> None:
+    torch.backends.fp32_precision = "tf32"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    before = [one.get() for one in SETTINGS]
+    assert CONTRADICTED in before
+    with process_state(1):
+        assert changes() == []
+    assert [one.get() for one in SETTINGS] == before
 
 
 def test_a_caller_in_inference_mode_can_train() -> None:
@@ -76,6 +88,18 @@ class InForward(TinyHost):
     def forward(self, x_BC: Tensor) -> Tensor:
         two_threads()
         return super().forward(x_BC)
+
+
+class InBfloat16(TinyHost):
+    def forward(self, x_BC: Tensor) -> Tensor:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        return super().forward(x_BC)
+
+
+def test_a_change_that_hides_another_setting_is_told_by_its_own_name() -> None:
+    why = r"torch\.backends\.mkldnn\.matmul\.fp32_precision = bf16"
+    with process_state(1), pytest.raises(TaskError, match=why):
+        survey(tiny_task(model=InBfloat16), tiny_config())
 
 
 class InSample(Bands):
