@@ -43,8 +43,9 @@ from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
 
-OTHER_CPU = 1e-3
-"""Most that a loss may differ, as a share of it, where a run goes on on another type of processor."""
+ROUNDING = 1e-3
+"""Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
+processor, or on device cuda."""
 
 BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
 """(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
@@ -270,16 +271,17 @@ def _check_same_task(prospect: Prospect, began: Identity) -> None:
     if prospect.samples_crc32c != began.samples_crc32c:
         mend = f"the first samples of a shard are others than the run's were; {mend}"
         raise TaskError("task.train", began.task or "given from Python", mend)
-    if began.first_loss is not None and not _same_loss(prospect.first_loss, began.first_loss, began.cpu):
+    if began.first_loss is not None and not same_loss(prospect.first_loss, began):
         mend = f"its first step has a loss of {prospect.first_loss!r}, and had {began.first_loss!r}; {mend}"
         raise TaskError("task", began.task or "given from Python", mend)
 
 
-def _same_loss(now: float | None, before: float, cpu: str) -> bool:
-    """To the bit on the same type of processor; another one rounds otherwise."""
-    if now is None or cpu == cpu_type():
+def same_loss(now: float | None, began: Identity) -> bool:
+    """To the bit where the bits are promised: on device cpu, and on the same type of processor as before."""
+    before = began.first_loss
+    if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):
         return now == before
-    return math.isclose(now, before, rel_tol=OTHER_CPU)
+    return math.isclose(now, before, rel_tol=ROUNDING)
 
 
 def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:

@@ -9,8 +9,11 @@ import pytest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from esper.conducting import same_loss
 from esper.errors import Drained, TaskError
+from esper.history import read_past
 from esper.loop import resume, run
+from esper.machine import cpu_type
 from esper.references import load_task
 from esper.run_directory import run_file
 from esper.testing import StopAt, tiny_config, tiny_task
@@ -83,3 +86,18 @@ def test_a_task_that_computes_another_loss_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"its first step has a loss of .*, and had .*that the run began with"):
         resume(place, tiny_task(epochs=1, loss=twice, sample_loss=twice_each))
     assert resume(place, tiny_task(epochs=1)).steps == 32
+
+
+@pytest.mark.parametrize(
+    ("device", "cpu", "close"), [("cpu", cpu_type(), False), ("cuda", cpu_type(), True), ("cpu", "an abacus", True)]
+)
+def test_a_first_loss_is_compared_to_the_bit_only_where_the_bits_are_promised(
+    stopped: Path, device: str, cpu: str, close: bool
+) -> None:
+    began = read_past(stopped).identity
+    assert began.first_loss is not None
+    on = began.config.model_copy(update={"run": began.config.run.model_copy(update={"device": device})})
+    began = began.model_copy(update={"config": on, "cpu": cpu})
+    assert same_loss(began.first_loss, began)
+    assert same_loss(began.first_loss * (1 + 1e-6), began) is close
+    assert not same_loss(began.first_loss * 1.1, began)
