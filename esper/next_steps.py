@@ -18,6 +18,9 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
 """A file or folder is gone, or is no longer what it was."""
 
+CLOCK = frozenset({"stale", "future"})
+"""Reasons to refuse a command that follow from a clock that jumped, or a machine that slept."""
+
 STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.RunDirectoryError, "make the directory usable, then esper resume {run}"),
     (errors.ConfigError, "mend the task or the config and begin a new run; this one would fail in the same way"),
@@ -28,6 +31,11 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.SeedBuildFailed, "mend the blueprint and begin a new run; this one would fail in the same way"),
     (errors.PolicyFailed, "mend the policy and begin a new run; this one would fail in the same way"),
     (errors.PolicyDeadlineExceeded, "esper resume {run}; a longer deadline: --set policy.deadline_s=SECONDS"),
+    (
+        errors.ProcessStateChanged,
+        "leave the setting alone in the task and begin a new run; this one would fail again",
+    ),
+    (errors.CommandRejected, "report this bug of esper with the run directory; the run would fail in the same way"),
     (errors.LossDeviceMismatch, "mend the task's model or loss and begin a new run; this one would fail again"),
     (errors.DivergenceUnrecoverable, "lower the learning rate or mend the data, then begin a new run"),
     (errors.StoreWriteFailed, "mend what the system refused, then esper resume {run}"),
@@ -56,4 +64,6 @@ def next_step(error: Exception, run_dir: Path | None) -> str:
         step = f"raise the limit of file sizes (ulimit -f), then {RESUME}"
     elif isinstance(error, errors.StoreWriteFailed) and numbers & TAKEN:
         step = "put back what another program took from the run directory or changed in it, or begin a new run"
+    elif isinstance(error, errors.CommandRejected) and error.reason in CLOCK:
+        step = f"set the machine's clock right, then {RESUME}"
     return step.format(run=run_dir)

@@ -143,6 +143,8 @@ REPEATING = (
     errors.PolicyFailed("p", 3),
     errors.LossDeviceMismatch("cpu", "cuda"),
     errors.DivergenceUnrecoverable(3, "loss", float("nan")),
+    errors.ProcessStateChanged("torch.get_num_threads()", "1", "2", "tolaria"),
+    errors.CommandRejected("stage_conflict", "c"),
     errors.RestoreImpossible("checkpoints", "none loads"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
     ValueError("the model gave up"),
@@ -159,6 +161,7 @@ def test_resume_is_no_advice_where_the_failure_would_come_again(error: Exception
     [
         (errors.ActorLost("tolaria", "killed"), None, "esper resume here"),
         (errors.Drained(3), None, "esper resume here"),
+        (errors.CommandRejected("stale", "c"), None, "set the machine's clock right, then esper resume here"),
         (StoreWriteFailed("f", "append"), errno.ENOSPC, "make room on the disk, then esper resume here"),
         (
             StoreWriteFailed("f", "append"),
