@@ -38,7 +38,8 @@ class Source:
         except (ImportError, OSError, TypeError) as error:
             raise CannotBeWritten(f"the source of module {name!r} cannot be read: {error}") from error
         nodes = {bound: node for node in ast.parse(text).body for bound in _bound(node)}
-        return cls(name, text.splitlines(), module.__package__ or "", nodes)
+        lines = text.split("\n")  # `splitlines` parts at other characters too, which Python does not count
+        return cls(name, lines, module.__package__ or "", nodes)
 
     def text(self, node: ast.stmt, leave_out: set[str]) -> str:
         """A definition's own text, without those decorators that are one of the names `leave_out`."""

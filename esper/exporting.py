@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from esper.closing import at_the_end, noted_on
 from esper.durable.files import atomic_write, make_folders, sync_folder
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, StoreWriteFailed, TaskError
@@ -28,6 +30,7 @@ from esper.kasmina.rebuilt import modules_digest, state_of
 from esper.kasmina.seeded import seeded
 from esper.loading import Loaded, build_network, load_grown
 from esper.network_file import network_file
+from esper.next_steps import FULL
 from esper.programs import Play, check_onnx, export_bytes, onnx_bytes, play_export, play_onnx, trace
 from esper.prospect import open_data
 from esper.task import Task
@@ -74,14 +77,15 @@ def export(
         fence, task: See `esper.load`.
 
     Raises:
-        ConfigError: the place is taken, a package is missing, or a blueprint cannot be written down.
+        ConfigError: the place is taken, lies in the run or cannot be written; a package is missing; or a blueprint
+            cannot be written down.
         TaskError: the network cannot be traced, or what was made of it gives other outputs.
         StoreWriteFailed: the files could not be written.
         Exception: as `esper.load`. Nothing was written, whatever it was.
     """
     run_dir = Path(run_dir)
     place = Path(to).absolute() if to is not None else default_place(run_dir, format)
-    _check_place(place, format)
+    _check_place(run_dir, place, format)
     if format is Format.ONNX:
         check_onnx()
     loaded = load_grown(run_dir, task, fence)
@@ -102,13 +106,25 @@ def default_place(run_dir: Path, format: Format) -> Path:
     return run_dir.with_name(f"{run_dir.name}-network{SUFFIX[format]}")
 
 
-def _check_place(place: Path, format: Format) -> None:
-    """Raises: ConfigError: something is there, or nothing can be put there."""
+def _check_place(run_dir: Path, place: Path, format: Format) -> None:
+    """Raises: ConfigError: something is there, nothing can be put there, or it lies in the run. Nothing is left."""
+    if place.resolve().is_relative_to(run_dir.resolve()):
+        raise ConfigError("--to", str(place), f"it lies in the run {run_dir}, which is only read; choose another")
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
-        raise ConfigError("TO", str(place), "it is there already; nothing is overwritten: choose another")
+        raise ConfigError("--to", str(place), "it is there already; nothing is overwritten: choose another")
     ground = next(folder for folder in place.parents if os.path.lexists(folder))
-    if not ground.is_dir() or not os.access(ground, os.W_OK | os.X_OK):
-        raise ConfigError("TO", str(place), f"{ground} is no folder that can be written to; choose another")
+    try:
+        with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
+            pass  # its name is as long as that of a draft
+    except OSError as error:
+        if error.errno not in FULL:  # a full disk is no fault of the place; the write tells of it
+            mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
+            raise ConfigError("--to", str(place), mend) from error
+
+
+def _draft(place: Path) -> Path:
+    """A new name beside the place, under which an export is made until it is checked."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
@@ -118,10 +134,11 @@ def _folder_of(place: Path) -> Iterator[Path]:
     try:
         make_folders(place.parent)
         yield place.parent
-    except BaseException:
-        for folder in new:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    except BaseException as error:
+        with noted_on(error, "removing the new folders"):
+            for folder in new:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
         raise
 
 
@@ -188,26 +205,33 @@ def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> t
     modules = modules_digest(build_network(loaded.task, identity))
     text = network_file(run, checkpoint.fence, loaded.topology, specs, BLUEPRINTS, modules)
     with _folder_of(place) as folder:
-        draft = folder / f".{place.name}.{secrets.token_hex(8)}.tmp"
-        try:
+        draft = _draft(place)
+        with at_the_end(lambda: _remove(draft), "removing the draft"):
             make_folders(draft)
             write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
             atomic_write(draft / "network.py", text.encode())
             _check_outputs(loaded, batches, _play_torch(draft / "network.py", loaded), 0.0)
-            draft.rename(place)
+            _publish(draft, place)
             sync_folder(folder)
-        except OSError as error:
-            raise StoreWriteFailed(str(place), "export") from error
-        finally:
-            if draft.exists():
-                shutil.rmtree(draft)
     return place / "network.pt", place / "network.py"
+
+
+def _publish(draft: Path, place: Path) -> None:
+    try:
+        draft.rename(place)
+    except OSError as error:
+        raise StoreWriteFailed(str(place), "export") from error
+
+
+def _remove(draft: Path) -> None:
+    if draft.exists():
+        shutil.rmtree(draft)
 
 
 def _play_torch(file: Path, loaded: Loaded) -> Play:
     """What the file rebuilds, to be called as the task calls its network."""
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
-    exec(compile(file.read_text(), str(file), "exec"), scope)  # the text that was just made
+    exec(compile(file.read_bytes(), str(file), "exec"), scope)  # the text that was just made
     rebuilt = scope["build"](lambda: build_network(loaded.task, loaded.identity))
     return lambda inputs: call_model(loaded.task, rebuilt, inputs)
 

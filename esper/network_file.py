@@ -1,4 +1,7 @@
-"""The text of `network.py`: a grown network, written down as definitions that need torch and not esper."""
+"""The text of `network.py`: a grown network, written down as definitions that need torch and not esper.
+
+Text that is not of esper, such as the name of a run or of a module, enters it as a literal that `ascii` makes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from esper.kasmina.rebuilt import rebuild
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 
-HEAD = '''"""A network that grew: run {run}, fence {fence}. Made by `esper export` with torch {torch}.
+HEAD = '''"""A network that grew. Made by `esper export` with torch {torch}.
 
     from network import build
     model = build(my_model_factory)  # the factory of the network that grew: () -> nn.Module
@@ -23,6 +26,7 @@ HEAD = '''"""A network that grew: run {run}, fence {fence}. Made by `esper expor
 The weights are in `network.pt`, beside this file. It needs torch, but not esper.
 """
 
+# Run {run}, fence {fence}.
 '''
 TAIL = '''SEEDS = [  # slot, ordinal, module, types of its parameters and of its alpha
 {seeds}]
@@ -66,12 +70,12 @@ def network_file(
             call = _call(wanted, blueprint, spec)
         except CannotBeWritten as error:
             raise ConfigError("blueprint", blueprint.name, f"it cannot be written into a file: {error}") from error
-        rows.append(f'    ("{plan.slot}", {plan.ordinal}, lambda: {call}, {parameter_dtype(spec)}, {spec.dtype}),\n')
+        rows.append(f"    ({plan.slot!a}, {plan.ordinal}, lambda: {call}, {parameter_dtype(spec)}, {spec.dtype}),\n")
     wanted.add(rebuild.__module__, rebuild.__name__)
     wanted.import_module("torch")
     wanted.import_name("pathlib", "Path")
     tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__)
-    return f"{HEAD.format(run=run, fence=fence, torch=torch.__version__)}{FUTURE}\n{wanted}\n\n\n{tail}"
+    return f"{HEAD.format(run=ascii(run), fence=fence, torch=torch.__version__)}{FUTURE}\n{wanted}\n\n\n{tail}"
 
 
 def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
@@ -80,13 +84,13 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
     if isinstance(factory, Called):
         function, arguments = factory.call(spec)
         wanted.add(function.__module__, function.__name__)
-        return f"{function.__name__}({', '.join(map(repr, arguments))})"
+        return f"{function.__name__}({', '.join(map(ascii, arguments))})"
     if not _is_function(blueprint):
         raise CannotBeWritten(f"{factory!r} is no function at the top of a module; make it one")
     wanted.add(factory.__module__, factory.__name__)
     wanted.import_name("types", "SimpleNamespace")
     told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {"shape": spec.shape}
-    fields = {field: repr(value) for field, value in told.items()}
+    fields = {field: ascii(value) for field, value in told.items()}
     if wanted.has(Kind.__module__, Kind.__name__):
         fields["kind"] = f"{Kind.__name__}({fields['kind']})"
     return f"{factory.__name__}(SimpleNamespace({', '.join(f'{field}={value}' for field, value in fields.items())}))"

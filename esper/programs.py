@@ -37,23 +37,43 @@ def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedPr
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None
 
     shapes = (pytree.tree_map(dynamic, inputs),)
-    with seeded(0), torch.no_grad(), refused_as_theirs(), their_code("task.model", "torch.export"):
+    with seeded(0), torch.no_grad(), _refused("torch.export"):
         return torch.export.export(network, (inputs,), dynamic_shapes=shapes)
+
+
+@contextmanager
+def _refused(call: str) -> Iterator[None]:
+    """Around a call that makes or reads a program. Raises: TaskError: it raised; its reason is the cause."""
+    with refused_as_theirs(), their_code("task.model", call):
+        yield
 
 
 # -- torch.export ------------------------------------------------------------------------------------------------
 
 
 def export_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """The program as a file that `torch.export.load` reads."""
+    """The program as a file that `torch.export.load` reads. Raises: TaskError: torch cannot write it."""
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    with _refused("torch.export.save"):
+        torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
 def play_export(data: bytes) -> Play:
-    """The program of a file."""
-    return torch.export.load(io.BytesIO(data)).module()
+    """The program of a file.
+
+    Raises:
+        TaskError: torch cannot read what it wrote, here or when it is called: it puts the names of modules into Python
+            as they are, and a quote or a backslash breaks that.
+    """
+    with _refused("torch.export.load"):
+        module = torch.export.load(io.BytesIO(data)).module()
+
+    def play(inputs: Any) -> Any:  # Any: whatever the user's model takes
+        with _refused("the program of torch.export"):
+            return module(inputs)
+
+    return play
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------------
@@ -73,7 +93,7 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
     Raises:
         TaskError: torch cannot put it into ONNX; its reason is the cause.
     """
-    with _quiet(), refused_as_theirs(), their_code("task.model", "torch.onnx.export"):
+    with _quiet(), _refused("torch.onnx.export"):
         made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
     assert made is not None, "torch gives a program where it is told no file"
     data: bytes = made.model_proto.SerializeToString()
@@ -81,18 +101,20 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
 
 
 def play_onnx(data: bytes) -> Play:
-    """The graph, run by the reference evaluator of ONNX."""
+    """The graph, run by the reference evaluator of ONNX. Raises: TaskError: it is not valid, or cannot be run."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
-    model = onnx.load_model_from_string(data)
-    onnx.checker.check_model(model)
-    names = [one.name for one in model.graph.input]
-    evaluator = ReferenceEvaluator(model)
+    with _refused("the graph of ONNX"):
+        model = onnx.load_model_from_string(data)
+        onnx.checker.check_model(model)
+        names = [one.name for one in model.graph.input]
+        evaluator = ReferenceEvaluator(model)
 
     def play(inputs: Any) -> Any:  # Any: whatever the user's model takes
         given = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        return evaluator.run(None, dict(zip(names, given, strict=True)))
+        with _refused("the graph of ONNX"):
+            return evaluator.run(None, dict(zip(names, given, strict=True)))
 
     return play
 

@@ -28,11 +28,14 @@ from esper.leyline.commands import BlendSpec
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.network_file import network_file
+from esper.programs import export_bytes, play_export, trace
 from esper.testing import TinyHost, tiny_task
 
 HOSTS = ["tokens", "images", "rows"]
 THREE_HOSTS = Path(__file__).parent / "data" / "three_hosts.py"
 Get = Callable[[str], Any]
+HOSTILE = 'a\\users \'"""\nimport nowhere\n{x}\u2028'
+"""A name that is not one literal, one line or one format of Python."""
 
 CLEAN = """
 import importlib.util, sys
@@ -212,6 +215,15 @@ def test_every_built_in_blueprint_is_written_down_and_is_the_same_without_esper(
         assert known(x).abs().sum() > 0
 
 
+@pytest.mark.parametrize("key", [HOSTILE, 'a"b', "a\\b"])
+def test_the_name_of_a_run_and_of_a_module_is_text_and_never_python(key: str) -> None:
+    spec = slot(Kind.NC).model_copy(update={"path": key})
+    text = network_file(key, 3, [plan(spec, 0, "mlp")], {key: spec}, BLUEPRINTS, "")
+    assert f"# Run {key!a}, fence 3.\n" in text
+    ((path, *_),) = written([plan(spec, 0, "mlp")], [spec])["SEEDS"]
+    assert path == key
+
+
 def test_a_file_holds_the_definitions_that_its_network_uses_and_no_others() -> None:
     scope = written([plan(slot(Kind.NC), 0, "mlp")], [slot(Kind.NC)])
     defined = {name for name, value in scope.items() if isinstance(value, type) and value.__module__ == "network"}
@@ -229,6 +241,7 @@ from esper.kasmina.modules import zeroed as silent
 from esper.leyline.slots import Kind, SlotSpec
 
 registry = Registry()
+PAGES = "\x0c\u2028"
 WIDTH = 2 * round(math.sqrt(16))
 
 class Gate(nn.Module):
@@ -289,6 +302,21 @@ def test_a_blueprint_that_cannot_be_written_down_is_refused_with_the_reason(user
             written([plan(spec, 0, "hers")], [spec], registry)
 
 
+@pytest.mark.parametrize("key", ['a"b', "a\\b", HOSTILE])
+def test_a_module_whose_name_breaks_the_code_of_torch_is_refused_as_untraceable(key: str) -> None:
+    class Keyed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleDict({key: nn.Linear(4, 4)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts[key](x)
+
+    data = export_bytes(trace(Keyed(), torch.zeros(3, 4), 3))
+    with pytest.raises(TaskError, match=r"torch\.export.*: it raised (SyntaxError|AttributeError)"):
+        play_export(data)(torch.zeros(5, 4))
+
+
 class Smooth(TinyHost):
     def __init__(self) -> None:
         super().__init__()
@@ -342,12 +370,48 @@ def test_nothing_is_overwritten(grown_host: Get, tmp_path: Path, format: Format)
     file.write_text("mine")
     gone.symlink_to(tmp_path / "nowhere")
     for place in (folder, file, gone):
-        with pytest.raises(ConfigError, match=r"TO = .*: it is there already; nothing is overwritten: choose another"):
+        with pytest.raises(
+            ConfigError, match=r"--to = .*: it is there already; nothing is overwritten: choose another"
+        ):
             export(grown_host("rows").ended, format, place)
-    with pytest.raises(ConfigError, match=r"TO = .*file is no folder that can be written to; choose another"):
+    with pytest.raises(ConfigError, match=r"--to = .*it cannot be made in .*file \(Not a directory\); choose another"):
         export(grown_host("rows").ended, format, file / "it")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder", "gone"]
     assert (folder / "notes").read_text() == file.read_text() == "mine"
+
+
+def test_a_run_of_any_name_is_exported_beside_itself(grown_host: Get, three_hosts: Any, tmp_path: Path) -> None:
+    grown = grown_host("rows")
+    shutil.copytree(grown.ended, tmp_path / HOSTILE)
+    made = export(tmp_path / HOSTILE, Format.TORCH)
+    file = tmp_path / f"{HOSTILE}-network" / "network.py"
+    assert made.files[1] == file
+    scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
+    exec(file.read_bytes(), scope)
+    assert torch.equal(outputs(scope["build"](three_hosts.Rows), grown.inputs), grown.at_end)
+
+
+@pytest.mark.parametrize("inside", ["", "inside", "new/../checkpoints/it"])
+def test_nothing_is_written_into_the_run(grown_host: Get, tmp_path: Path, inside: str) -> None:
+    run_dir, link = grown_host("rows").ended, tmp_path / "link"
+    link.symlink_to(run_dir)
+    before = sorted(run_dir.rglob("*"))
+    for named, place in ((run_dir, link / inside), (link, run_dir / inside)):
+        with pytest.raises(ConfigError, match=r"--to = .*: it lies in the run .*, which is only read"):
+            export(named, Format.TORCH, place)
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_a_place_that_cannot_be_written_is_a_wrong_input(
+    grown_host: Get, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in ("/proc/x", str(tmp_path / ("x" * 250))):
+        for format in Format:
+            assert exit_code(["export", str(grown_host("rows").ended), "--format", format, "--to", place]) == 2
+            told = capsys.readouterr().err
+            assert told.startswith("esper: --to = ")
+            assert "it cannot be made in" in told
+    assert os.listdir(tmp_path) == []
 
 
 class Untraceable(TinyHost):
@@ -410,6 +474,20 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     with pytest.raises(StoreWriteFailed, match=r"No space left"):
         export(grown_host("rows").ended, format, tmp_path / "new" / "it")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_second_failure_does_not_replace_the_first(
+    grown_host: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(exporting, "_play_torch", lambda *_: lambda _: torch.zeros(0))
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    with pytest.raises(TaskError, match=r"gives other outputs") as caught:
+        export(grown_host("rows").ended, Format.TORCH, tmp_path / "new" / "it")
+    (note,) = caught.value.__notes__
+    assert note.startswith("a second failure, while removing the draft: PermissionError: ")
 
 
 # -- the command -------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ ALLOWED: dict[str, str] = {
     "esper/tamiyo/field_reports.py FieldReportStore.__init__: answers StoreCorrupt": "said as a severe event; the segment stays",
     "esper/tamiyo/field_reports.py load_reports: answers StoreCorrupt": "returned as unread",
     "esper/history.py _identity: answers StoreCorrupt": "returned as damage",
+    "esper/exporting.py _check_place: answers OSError": "a full disk: the write of the export tells of it",
     "esper/programs.py _quiet: ignores warnings": "torch's own use of what it will remove; nobody else can mend it",
     "esper/loading.py _read: answers CheckpointCorrupt": "raised, unless the run has gone on and dropped it",
     "tests/test_loading.py test_a_copy_and_a_pickle_are_the_network_and_stand_alone: pickle.loads": "own",
