@@ -47,6 +47,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "0",
+    "RAY_worker_niceness": "0",  # by default 15: any other program on the machine would starve the trainer
 }
 
 

@@ -90,7 +90,8 @@ README = Path(__file__).parents[2] / "README.md"
 def test_the_first_command_of_the_readme_trains_the_default_task_on_actors(tmp_path: Path) -> None:
     lines = [line.partition("#")[0].split() for line in README.read_text().splitlines()]
     first = next(words for words in lines if words[:2] == ["esper", "run"])
-    short = ["--set", "run.epochs=1", "--set", "policy.deadline_s=60.0", "--set", "ray.start_deadline_s=200.0", "--json"]
+    keys = ("run.epochs=1", "policy.deadline_s=60.0", "ray.start_deadline_s=200.0")
+    short = [*(word for key in keys for word in ("--set", key)), "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "esper.cli", *first[1:], *short],
         cwd=tmp_path,
