@@ -14,11 +14,13 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).absolute().parents[1]
 """The folder that holds esper's own packages."""
 OURS = ("esper", "actors", "drills")
 """Names of those packages."""
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
+"""Names of folders that packages are installed into: an environment's, a user's, the system's."""
+_PYTHON = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def put_first(folder: Path) -> None:
@@ -45,9 +47,19 @@ def is_ours(name: str) -> bool:
     return name.partition(".")[0] in OURS and head is not None and _lies_in(head, ROOT)
 
 
-def is_installed(root: Path) -> bool:
-    """A folder on the import path holds packages of others, or Python's own."""
-    return not _INSTALLED.isdisjoint(root.parts) or root == Path(sysconfig.get_path("stdlib"))
+def is_installed(path: Path) -> bool:
+    """A file or folder, as the import path names it, is of an installed package or of Python's own library."""
+    return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _PYTHON)
+
+
+def is_of_esper(file: Path) -> bool:
+    """A file lies in one of esper's own packages."""
+    return any(file.is_relative_to(ROOT / name) for name in OURS)
+
+
+def is_the_users(file: Path) -> bool:
+    """A file is neither Python's, nor an installed package's, nor esper's."""
+    return not is_installed(file) and not is_of_esper(file)
 
 
 def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
@@ -89,31 +101,24 @@ def _asked(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
 def modules_in(folder: Path) -> dict[str, Path]:
     """Name and file of each module that was loaded from a folder or below, without installed ones and without ours."""
     loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
-    files = {name: _file(module) for name, module in loaded if not is_ours(name)}
+    files = {name: file_of(module) for name, module in loaded if not is_ours(name)}
     return {name: file for name, file in files.items() if file is not None and _belongs(file, folder)}
 
 
 def _belongs(file: Path, folder: Path) -> bool:
-    if not file.is_relative_to(folder):
-        return False
-    environment = Path(sys.prefix)  # it may lie in the user's folder, as `.venv`
-    inside = environment.is_relative_to(folder) and file.is_relative_to(environment)
-    return not inside and _INSTALLED.isdisjoint(file.relative_to(folder).parts)
+    """A file lies in a folder and is not installed there; the folder may be an installed package itself."""
+    return file.is_relative_to(folder) and (is_installed(folder) or not is_installed(file))
 
 
-def file_of(name: str) -> str:
-    """The file of a loaded module; "" where it has none."""
-    return str(_file(sys.modules[name]) or "")
-
-
-def _file(module: ModuleType) -> Path | None:
+def file_of(module: ModuleType) -> Path | None:
+    """The file of a module, as the import path names it: links are not followed; None where it has none."""
     file = vars(module).get("__file__")  # a module that is built in has none
     return Path(file).absolute() if isinstance(file, str) else None
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
     """The module's file is in a folder or below; of a package without a file, one of its folders is."""
-    file = _file(module)
+    file = file_of(module)
     if file is not None:
         return file.is_relative_to(folder)
     held = vars(module)
@@ -147,7 +152,7 @@ def hidden_module(name: str, folder: Path) -> Hidden | None:
 
 
 def _told(name: str, loaded: ModuleType) -> str:
-    file = _file(loaded)
+    file = file_of(loaded)
     if is_ours(name):
         return f"esper's own package of that name ({file})"
     return str(file) if file is not None else "the module of that name that is built into Python"

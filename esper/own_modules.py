@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from esper.attributes import Held, held_by
+from esper.import_paths import file_of, is_the_users
 from esper.task import Task
-
-_HERE = Path(__file__).resolve().parent
-_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-
-def is_own(file: Path) -> bool:
-    """A file is neither Python's, nor an installed package's, nor esper's."""
-    return not any(file.is_relative_to(folder) for folder in (*_INSTALLED, _HERE))
-
-
-def file_of(module: types.ModuleType) -> Path | None:
-    """The file of a module; None where it has none."""
-    file = vars(module).get("__file__")
-    return Path(file).resolve() if file is not None else None
 
 
 def globals_of(task: Task) -> dict[str, Held]:
@@ -54,7 +39,7 @@ def _reached(task: Task) -> dict[str, types.ModuleType]:
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
-        if name in found or module is None or (file := file_of(module)) is None or not is_own(file):
+        if name in found or module is None or (file := file_of(module)) is None or not is_the_users(file):
             continue
         found[name] = module
         for value in vars(module).values():

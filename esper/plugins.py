@@ -41,7 +41,7 @@ def launcher(name: str) -> Callable[..., Any]:  # Any: a launch or a resume, see
     package = found.module.partition(".")[0]
     if package in OURS and package in sys.modules and not is_ours(package):
         mend = "a package of yours stands in the place of esper's own; rename it, or run with --in-process"
-        raise ConfigError("actors", file_of(package), mend)
+        raise ConfigError("actors", str(file_of(sys.modules[package]) or ""), mend)
     sys.path.insert(0, str(ROOT))
     try:
         made: Callable[..., Any] = found.load()

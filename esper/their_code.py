@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 
 from esper.errors import EsperError, TaskError
+from esper.import_paths import is_installed, is_of_esper
 
-_OURS = Path(__file__).parent
-_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+_TASKS = Path(__file__).parent / "tasks"
 _LONGEST = 400
 """Characters of an exception's own message that are repeated in ours."""
 
@@ -95,10 +94,14 @@ def _place(error: BaseException) -> str:
     ours = [_is_ours(Path(frame.filename)) for frame in frames]
     called = frames[len(ours) - ours[::-1].index(True) :] if True in ours else list(frames)
     outside = [frame for frame, own in zip(frames, ours, strict=True) if not own]
-    theirs = [frame for frame in outside if not frame.filename.startswith(("<", *_LIBRARIES))] or called
+    theirs = [frame for frame in outside if not _is_of_a_library(frame.filename)] or called
     return f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
+
+
+def _is_of_a_library(file: str) -> bool:
+    return file.startswith("<") or is_installed(Path(file))  # "<string>" has no file
 
 
 def _is_ours(file: Path) -> bool:
     """A file of esper itself; built-in tasks are like a user's own."""
-    return file.is_relative_to(_OURS) and not file.is_relative_to(_OURS / "tasks")
+    return is_of_esper(file) and not file.is_relative_to(_TASKS)

@@ -23,6 +23,7 @@ HELPERS = frozenset(
         "extra_state",
         "faults",
         "heartbeat",
+        "import_paths",
         "nested",
         "process_state",
         "streams",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,6 +183,44 @@ def test_state_that_all_copies_share_is_refused_by_its_name(changes: dict[str, A
     with pytest.raises(TaskError, match="keep it in the model, as a buffer") as caught:
         survey(task_with(**changes), tiny_config())
     assert (caught.value.field, caught.value.value) == (field, value)
+
+
+COUNTING = """
+from torch.nn.functional import cross_entropy
+
+CALLS = 0
+
+
+def loss(output, target):
+    global CALLS
+    CALLS += 1
+    return cross_entropy(output, target)
+"""
+
+
+@pytest.fixture
+def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """A loss that counts its calls in a global of its module, which lies in a folder of the given name."""
+
+    def loss(folder: str) -> Any:
+        file = tmp_path / folder / "theirlib.py"
+        file.parent.mkdir()
+        file.write_text(COUNTING)
+        spec = spec_from_file_location("theirlib", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "theirlib", module)
+        spec.loader.exec_module(module)
+        return module.loss
+
+    return loss
+
+
+def test_a_counter_of_an_installed_package_is_no_state_of_the_users(counting: Callable[[str], Any]) -> None:
+    survey(task_with(loss=counting("site-packages")), tiny_config())
+    with pytest.raises(TaskError, match=r"module theirlib = 'CALLS'"):
+        survey(task_with(loss=counting("hers")), tiny_config())
 
 
 LOG: list[int] = []

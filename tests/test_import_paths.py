@@ -12,7 +12,7 @@ import pytest
 
 from esper import plugins
 from esper.errors import ConfigError, TaskError
-from esper.import_paths import absolute_path, join_path
+from esper.import_paths import ROOT, absolute_path, is_the_users, join_path
 from esper.references import import_task, load_task, locate
 
 TASK = "from esper.testing import tiny_task\ntask = tiny_task(epochs={epochs})\n"
@@ -203,3 +203,20 @@ def test_an_import_path_is_taken_over_with_its_order(write: Write) -> None:
     sys.path[:] = ["/worker", "/b"]
     join_path(path)
     assert sys.path == [*path, "/worker"]
+
+
+@pytest.mark.parametrize(
+    ("file", "hers"),
+    [
+        ("/home/her/.local/lib/python3.11/site-packages/lib/deep.py", False),
+        ("/usr/lib/python3/dist-packages/lib.py", False),
+        (subprocess.__file__, False),
+        (pytest.__file__, False),
+        (f"{ROOT}/esper/tasks/digits.py", False),
+        (f"{ROOT}/actors/launcher.py", False),
+        (f"{ROOT}/tests/test_import_paths.py", True),
+        ("/home/her/packages/task.py", True),
+    ],
+)
+def test_a_file_is_the_users_where_it_is_not_installed_and_not_ours(file: str, hers: bool) -> None:
+    assert is_the_users(Path(file)) is hers
