@@ -72,6 +72,8 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
             shown = type(value).__name__ if field.name in SHARD_NAMES and value is not None else value
             yield f"task.{field.name}", shown, f"{mend}, or leave it out" if field.default is None else mend
     for name, metric in task.metrics.items():
+        if name == "loss":
+            yield "task.metrics", name, "the figure of this name is the task's own loss; give the metric another"
         if not callable(metric):
             yield f"task.metrics[{name!r}]", metric, "give a function (output, target) -> number or tensor"
 

@@ -214,6 +214,8 @@ def test_a_length_below_one_is_refused_by_its_field(field: str) -> None:
 def test_a_metric_that_is_no_number_is_refused_before_the_run_and_not_at_its_end() -> None:
     with pytest.raises(TaskError, match=r"task\.metrics"):
         prospect({"metrics": {"made_up": lambda _output, _target: "good"}})
+    with pytest.raises(TaskError, match=r"task\.metrics = 'loss': the figure of this name is the task's own loss"):
+        prospect({"metrics": {"loss": lambda _output, _target: 42.0}})
 
 
 def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:
