@@ -7,20 +7,22 @@ from typing import Any
 from esper.attributes import Held, different, held_by, told
 from esper.errors import TaskError
 from esper.shared_state import check_shared, shared_by
-from esper.streams import streams
+from esper.streams import generator, streams
 from esper.task import Task
 from esper.tolaria.data import TaskData
 from esper.tolaria.plain import check_plain
 
-SAMPLES = 4
-"""Drawn at a time; two such draws are made of each data set, each twice. No batch of the survey holds them before."""
+SAMPLES = 256
+"""Drawn of each data set, twice: all of a small one, else as many at keyed random places. Nothing else is looked at."""
+LOT = 32
+"""Of them, drawn at a time."""
 MEND = (
     "draw from the seeded global generators, cache nothing random, or give the data set state_dict and load_state_dict"
 )
 
 
 def rehearse_draws(task: Task, data: TaskData) -> None:
-    """Draw a few samples of every data set, twice in the same order under the same streams, and compare.
+    """Draw samples of every data set, twice in the same order under the same streams, and compare.
 
     A cache of what follows from the index alone is no state: the second draws give the same and change nothing.
 
@@ -38,8 +40,8 @@ def rehearse_draws(task: Task, data: TaskData) -> None:
 
 def _rehearse(task: Task, data: TaskData, name: str) -> None:
     shard, field = data.shards[name], f"task.{name}"
-    indices = [int(index) for index in shard.indices[-2 * SAMPLES :]]
-    lots = [indices[-SAMPLES:], indices[:-SAMPLES] or indices]
+    chosen = generator(0, "draws", name).permutation(len(shard.samples))[:SAMPLES].tolist()
+    lots = [chosen[start : start + LOT] for start in range(0, len(chosen), LOT)]
     fresh = held_by(shard.samples)
     first, once, shared = _drawn(data, name, lots), held_by(shard.samples), shared_by(task)
     second, twice = _drawn(data, name, lots), held_by(shard.samples)

@@ -4,7 +4,8 @@ A fresh build takes over a trained network's snapshot, and both go on with the s
 where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
 Attributes that become equal again once both networks have seen the same batches are caches, which are no state.
 
-Not seen: what changes later than the third step for the first time and is no attribute, such as a file or a clock.
+Not seen: state that changes for the first time after the rehearsed steps (the third is the last), attribute or not;
+of data sets, state that only samples change which were not drawn (`esper.draws`, and the batches of these steps).
 """
 
 from __future__ import annotations
