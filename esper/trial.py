@@ -22,7 +22,7 @@ from esper.their_code import refused_as_theirs, their_code
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.modules import check_gradients
 from esper.tolaria.optim import build_optimizer
-from esper.tolaria.trainer import call_model, never
+from esper.tolaria.trainer import call_model, never, not_called
 
 if TYPE_CHECKING:
     from esper.prospect import Prospect
@@ -57,7 +57,8 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         Slots whose lengths, heights or widths differed between batches.
 
     Raises:
-        TaskError: the task's own code raised; or a slot's output has other channels or another type in a later batch.
+        TaskError: the task's own code raised; a slot's output has other channels or another type in a later batch; or
+            a step did not call a slot.
         SeedBuildFailed: a candidate cannot be built.
     """
     grows = prospect.config.growth.enabled
@@ -65,7 +66,7 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         _try_optimizers(prospect)
     trainer = prospect.trainer("", 0, "survey", never)
     doing = "with a seed in every slot" if grows else ""
-    shapes: dict[str, set[tuple[int, ...]]] = {spec.path: set() for spec in prospect.specs}
+    shapes: dict[str, list[tuple[int, ...]]] = {spec.path: [] for spec in prospect.specs}
     with (
         _watching(trainer.host, prospect.specs, shapes),
         refused_as_theirs(doing),
@@ -73,11 +74,15 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         for plan in _cheapest_plans(prospect) if grows else ():
             trainer.graft(plan)
         try:
-            trainer.train_to(min(STEPS, prospect.total_steps))
+            for step in range(min(STEPS, prospect.total_steps)):
+                before = {path: len(seen) for path, seen in shapes.items()}
+                trainer.train_to(step + 1)
+                for path in (path for path, seen in shapes.items() if len(seen) == before[path]):
+                    raise not_called(path, step)
         except DivergenceUnrecoverable:  # no matter of what fits: a run tells it with its own guard
             return ()
         trainer.try_shards()
-    return tuple(path for path, seen in shapes.items() if len(seen) > 1)
+    return tuple(path for path, seen in shapes.items() if len(set(seen)) > 1)
 
 
 def _cheapest_plans(prospect: Prospect) -> Iterator[GraftPlan]:
@@ -115,8 +120,8 @@ def _keeps_shape(prospect: Prospect, pair: Pair, spec: SlotSpec) -> bool:
 
 
 @contextmanager
-def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, set[tuple[int, ...]]]) -> Iterator[None]:
-    """Add the shape of each slot's output to `shapes`, and refuse one that no seed made for the slot could take."""
+def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, list[tuple[int, ...]]]) -> Iterator[None]:
+    """Add the shape of a slot's output to `shapes` at each call, and refuse one that no seed of the slot could take."""
 
     def look(spec: SlotSpec) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
@@ -127,7 +132,7 @@ def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, se
                 value = f"output of {shape} {output.dtype} in a later batch, {spec.shape} {spec.dtype} in the first"
                 mend = "name a module with the same channels and type in every batch; lengths may differ"
                 raise TaskError(f"slot {spec.path}", value, mend)
-            shapes[spec.path].add(shape)
+            shapes[spec.path].append(shape)
 
         return hook
 

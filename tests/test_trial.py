@@ -52,6 +52,22 @@ class Refusing(TinyHost):
         return super().forward(x_BC)
 
 
+class Skipping(TinyHost):
+    """Skips its slot in the third step."""
+
+    refused: Tensor
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        return self.head(x_BC) if torch.equal(x_BC[0], self.refused) else super().forward(x_BC)
+
+
+def test_a_slot_that_a_later_step_does_not_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Skipping, "refused", prospect().data.batch(2)[0][0], raising=False)
+    said = r"slot body = 'not called by the forward of step 2': a slot is called once in each forward"
+    with pytest.raises(TaskError, match=said):
+        prospect(model=Skipping)
+
+
 def test_code_that_fails_in_a_later_step_is_told_as_the_users_and_that_seeds_were_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

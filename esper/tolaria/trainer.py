@@ -250,7 +250,11 @@ class Trainer(GrownHost):
 
     @torch.no_grad()
     def activation(self, slot: str) -> Tensor:
-        """The slot's output, seeds included, on the next training batch, in training mode; the host is not changed."""
+        """The slot's output, seeds included, on the next training batch, in training mode; the host is not changed.
+
+        Raises:
+            TaskError: the forward did not call the slot.
+        """
         found: list[Tensor] = []
         handle = self.host.get_submodule(slot).register_forward_hook(
             lambda _module, _args, output: found.append(output.clone())  # a later layer may write in place
@@ -261,6 +265,8 @@ class Trainer(GrownHost):
                 self._forward(inputs)
         finally:
             handle.remove()
+        if not found:
+            raise not_called(slot, self.step)
         return found[0]
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
@@ -409,6 +415,12 @@ class Trainer(GrownHost):
                 names_equal=names,
             )
         return found
+
+
+def not_called(slot: str, step: int) -> TaskError:
+    """The error for a slot that the forward of a training step skipped."""
+    mend = "a slot is called once in each forward; name a module around what is skipped by chance"
+    return TaskError(f"slot {slot}", f"not called by the forward of step {step}", mend)
 
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:

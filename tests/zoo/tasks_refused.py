@@ -168,6 +168,16 @@ def a_scripted_model() -> Task:
     return _task(lambda: torch.jit.script(Net()))
 
 
+@refused(
+    r"slot body = 'not called by the forward of step \d': a slot is called once in each forward; name a module around"
+)
+def a_layer_that_is_dropped_by_chance() -> Task:
+    def forward(self: Net, x: Tensor) -> Tensor:
+        return self.head(x if self.training and torch.rand(()) > 0.5 else self.body(x).relu())
+
+    return _task(_changed(forward))
+
+
 # -- what the user's own code does -------------------------------------------------------------------------------
 
 
@@ -237,7 +247,9 @@ def a_loss_that_is_not_a_number() -> Task:
     return _task(loss=lambda output, target: F.cross_entropy(output * math.nan, target), sample_loss=F.cross_entropy)
 
 
-@refused(r"task\.collate = 'a batch of 4 samples': it raised RuntimeError: stack expects each tensor to be equal size")
+@refused(
+    r"task\.collate = 'a batch of \d+ samples': it raised RuntimeError: stack expects each tensor to be equal size"
+)
 def samples_of_other_lengths_without_a_collate() -> Task:
     return _task(train=[(torch.zeros(5 + n % 3), torch.tensor(0)) for n in range(64)])
 
