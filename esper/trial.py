@@ -23,6 +23,7 @@ from esper.tolaria.loss import batch_loss
 from esper.tolaria.modules import check_gradients
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.trainer import call_model, never, not_called
+from esper.untrained import check_parts, refuse_reentrant
 
 if TYPE_CHECKING:
     from esper.prospect import Prospect
@@ -39,9 +40,12 @@ def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None
     """
     with kept_as_it_is(host, training=True):
         loss = batch_loss(task.loss, call_model(task, host, inputs), targets)
+        check_parts(task, host, loss)
         if not loss.isfinite():
             raise TaskError("task.loss", loss.item(), "it is not finite on the first batch of an untrained model")
         if not loss.requires_grad:
+            with refuse_reentrant():
+                call_model(task, host, inputs)
             raise TaskError("task.loss", loss.item(), "it has no gradient; return the tensor itself, not detached")
         with their_code("task.model", "the backward pass"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

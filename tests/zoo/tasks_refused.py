@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -240,6 +241,36 @@ def a_loss_that_is_a_tuple() -> Task:
 @refused(r"task\.loss = [\d.]+: it has no gradient")
 def a_loss_without_a_gradient() -> Task:
     return _task(loss=lambda output, target: F.cross_entropy(output.detach(), target), sample_loss=F.cross_entropy)
+
+
+class Scaled(nn.Module):
+    """A loss with a temperature of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output * self.scale, target)
+
+
+@refused(r"task\.loss = 'scale': a parameter of the loss is never trained: put it into the model")
+def a_loss_with_a_parameter() -> Task:
+    return _task(loss=Scaled(), sample_loss=partial(F.cross_entropy, reduction="none"))
+
+
+@refused(r"task\.model = 'a parameter of shape \(1,\)': the loss depends on it and model\.parameters\(\) does not")
+def a_parameter_in_a_closure() -> Task:
+    scaled = Scaled()
+    return _task(
+        loss=lambda output, target: scaled(output, target), sample_loss=partial(F.cross_entropy, reduction="none")
+    )
+
+
+@refused(r"task\.model = 'torch\.utils\.checkpoint with use_reentrant=True': .* call it with use_reentrant=False")
+def a_reentrant_checkpoint() -> Task:
+    whole = torch.utils.checkpoint.checkpoint
+    return _task(_changed(lambda self, x: whole(lambda h: self.head(self.body(h).relu()), x, use_reentrant=True)))
 
 
 @refused(r"task\.loss = nan: it is not finite on the first batch")

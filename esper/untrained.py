@@ -1,0 +1,69 @@
+"""What a loss depends on and no optimizer would train, seen in one forward pass. It changes nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from esper.errors import TaskError
+from esper.task import Task
+
+REENTRANT = "None of the inputs have requires_grad=True"
+"""What torch warns of when torch.utils.checkpoint, with use_reentrant=True, cuts gradients off."""
+
+
+def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
+    """Let a task pass whose loss reaches no trainable parameter outside the model.
+
+    Args:
+        loss: Of one batch, with its graph.
+
+    Raises:
+        TaskError: it reaches one, in the loss itself or in an object that the model does not register.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    foreign = [parameter for parameter in _reached(loss) if id(parameter) not in own]
+    if not foreign:
+        return
+    mend = "put it into the model, which alone is trained and kept, or freeze it with requires_grad_(False)"
+    if isinstance(task.loss, nn.Module):
+        for name, parameter in task.loss.named_parameters():
+            if any(parameter is one for one in foreign):
+                raise TaskError("task.loss", name, f"a parameter of the loss is never trained: {mend}")
+    value = f"a parameter of shape {tuple(foreign[0].shape)}"
+    raise TaskError("task.model", value, f"the loss depends on it and model.parameters() does not have it: {mend}")
+
+
+def _reached(loss: Tensor) -> list[nn.Parameter]:
+    """The parameters that a backward pass of `loss` gives gradients."""
+    found: list[nn.Parameter] = []
+    seen: set[Any] = set()  # Any: torch types no node fully
+    left: list[Any] = [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable") and isinstance(node.variable, nn.Parameter):
+            found.append(node.variable)
+        left += [following for following, _ in node.next_functions]
+    return found
+
+
+@contextmanager
+def refuse_reentrant() -> Iterator[None]:
+    """Watch a forward pass of a model whose loss has no gradient.
+
+    Raises:
+        TaskError: torch says that a reentrant checkpoint cut the gradients off.
+    """
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        yield
+    if any(REENTRANT in str(one.message) for one in said):
+        mend = "it passes no gradient where its input needs none; call it with use_reentrant=False"
+        raise TaskError("task.model", "torch.utils.checkpoint with use_reentrant=True", mend)
