@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -245,7 +246,8 @@ def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
     """
     while True:
         try:
-            return replace(prospect, varying=try_growth(prospect))
+            no_telemetry = Context()  # the caller's records are about her run
+            return replace(prospect, varying=no_telemetry.run(try_growth, prospect))
         except TaskError as error:
             path = error.field.removeprefix("slot ")
             specs = tuple(spec for spec in prospect.specs if spec.path != path)
