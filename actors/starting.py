@@ -39,9 +39,9 @@ def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: 
         Exception: what `begin` raised.
     """
     done: Future[None] = Future()
-    threading.Thread(target=_fill, args=(done, begin, ended), name="ray-start", daemon=True).start()
     limit_s = time.monotonic() + deadline_s
-    with _held_back() as came:
+    with _held_back() as came:  # before the thread: no signal may come between
+        threading.Thread(target=_fill, args=(done, begin, ended), name="ray-start", daemon=True).start()
         while not done.done():
             wait([done], timeout=LOOK_EVERY_S)
             late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_WISH_S
