@@ -96,6 +96,7 @@ NO_SWITCH = {
     "EmergencyQueueFull": "a restart would drop the signals that are held",
     "EmergencyUnavailable": "the run has ended, and a restart would not make it hear",
     "Drained": "the run was asked to end",
+    "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
     "CannotBeWritten": "no actor writes definitions; an export does",
 }
 """Every other class -> why nothing but raising it will do."""
