@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from esper.errors import ConfigError, shortened
 from esper.faults import FaultSpec, check
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.base import Seconds, Settings
+from esper.suggest import existing_names, listed, nearest
 from esper.supervision_settings import FailurePolicy, SupervisionConfig
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
 from esper.telemetry.settings import TelemetryConfig
@@ -73,7 +73,7 @@ def load_config(
     for key, value in (overrides or {}).items():
         table, dot, name = key.partition(".")
         if not dot or table not in RunConfig.model_fields:  # else the table says what is wrong
-            raise ConfigError(key, value, f"no such key; {_nearest(key, _keys())}")
+            raise ConfigError(key, value, f"no such key; {_existing(key)}")
         if table == "faults":
             raise ConfigError(key, value, "faults are an array of tables; write [[faults]] in a file, see --faults")
         entry = tables.setdefault(table, {})
@@ -186,8 +186,14 @@ def _fields(table: BaseModel) -> Sequence[str]:
     return list(type(table).model_fields)
 
 
-def _nearest(key: str, known: Sequence[str]) -> str:
-    return f"the nearest is {difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]}"
+def _existing(key: str) -> str:
+    """The nearest key of all; else the keys of its table; else the tables."""
+    table, dot, _ = key.partition(".")
+    near = nearest(key, _keys()) if dot else nearest(key, [*RunConfig.model_fields, *_keys()])
+    if near is not None:
+        return f"the nearest is {near}"
+    mine = [known for known in _keys() if known.startswith(f"{table}.")]
+    return existing_names(key, mine) if mine else f"the tables are {listed(RunConfig.model_fields)}"
 
 
 def _explain(error: ValidationError) -> ConfigError:
@@ -196,7 +202,6 @@ def _explain(error: ValidationError) -> ConfigError:
     place = [part for part in first["loc"] if isinstance(part, str)]
     key, value = ".".join(place[:2]), first["input"]
     if first["type"] == "extra_forbidden":
-        known = _keys() if len(place) > 1 else list(RunConfig.model_fields)
-        return ConfigError(key, value, f"no such key; {_nearest(key, known)}")
+        return ConfigError(key, value, f"no such key; {_existing(key)}")
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(key, value, message[0].lower() + message[1:])

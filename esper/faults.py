@@ -8,7 +8,6 @@ run before it happens, so that a process that takes the place of a dead one does
 from __future__ import annotations
 
 import ctypes
-import difflib
 import fcntl
 import os
 import signal
@@ -26,6 +25,7 @@ from esper import errors
 from esper.durable.files import read_small
 from esper.errors import ConfigError, EsperError, FaultInjected, StoreCorrupt, StoreWriteFailed
 from esper.leyline.base import Seconds, Settings
+from esper.suggest import existing_names
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.file_exporter import open_for_append
 from esper.telemetry.metrics import count
@@ -195,9 +195,7 @@ def check(specs: Sequence[FaultSpec], passed: Mapping[str, Collection[str]] | No
     """
     for spec in specs:
         if spec.point not in POINTS:
-            raise ConfigError(
-                "faults.point", spec.point, f"no such point; the nearest is {_nearest(spec.point, POINTS)}"
-            )
+            raise ConfigError("faults.point", spec.point, f"no such point; {existing_names(spec.point, POINTS)}")
         for name in ("round", "step"):
             if getattr(spec, name) is not None and name not in POINTS[spec.point]:
                 known = [point for point, knows in POINTS.items() if name in knows]
@@ -217,7 +215,7 @@ def _check_passed(spec: FaultSpec, passed: Mapping[str, Collection[str]]) -> Non
     if spec.role is not None and set(passed) == {""}:
         raise ConfigError("faults.role", spec.role, "this run has one process and no actors; leave it out")
     if spec.role is not None and spec.role not in passed:
-        raise ConfigError("faults.role", spec.role, f"no such actor; the nearest is {_nearest(spec.role, passed)}")
+        raise ConfigError("faults.role", spec.role, f"no such actor; {existing_names(spec.role, passed)}")
     if spec.role is not None and spec.role not in passing:
         raise ConfigError("faults.role", spec.role, f"it does not pass {spec.point}; who does: {', '.join(passing)}")
 
@@ -301,7 +299,3 @@ def _error(spec: FaultSpec) -> EsperError:
         return cls(spec.point, "armed on purpose")
     except TypeError as error:
         raise ConfigError("faults.error", spec.error, "it cannot be made from two texts") from error
-
-
-def _nearest(name: str, names: Collection[str]) -> str:
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

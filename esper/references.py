@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from esper.errors import TaskError
 from esper.import_paths import (
@@ -27,6 +26,7 @@ from esper.import_paths import (
     put_first,
 )
 from esper.leyline.base import is_utf8
+from esper.suggest import existing_names
 from esper.task import Task
 from esper.their_code import refused_as_theirs, their_code
 
@@ -164,13 +164,20 @@ def _imported(reference: Reference) -> tuple[Task, ModuleType]:
     with _told_with_hint(reference):
         module = _from_file(reference.file) if place.endswith(".py") and reference.file else _from_module(place)
     if not hasattr(module, attribute):
-        names = [name for name in vars(module) if not name.startswith("_")]
-        near = difflib.get_close_matches(attribute, names, n=1, cutoff=0.0)
         raise TaskError(
-            "TASK", text, f"{place} has no {attribute!r}" + (f"; the nearest is {near[0]!r}" if near else "")
+            "TASK", text, f"{place} has no {attribute!r}; {existing_names(attribute, _may_be_tasks(module), repr)}"
         )
     found = getattr(module, attribute)
     return (found if isinstance(found, Task) else _called(found, reference)), module
+
+
+def _may_be_tasks(module: ModuleType) -> list[str]:
+    """Names of the tasks in a module, and of the functions that it defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Task) or (isinstance(value, FunctionType) and value.__module__ == module.__name__)
+    ]
 
 
 def _called(found: object, reference: Reference) -> Task:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 from esper import errors
 from esper.errors import ConfigError
 from esper.leyline.base import Seconds, Settings
+from esper.suggest import existing_names
 
 Answer = Literal["raise", "restart"]
 
@@ -54,8 +54,8 @@ class FailurePolicy(Settings):
             if name in NO_SWITCH:
                 raise ConfigError(f"failure_policy.{name}", value, f"it always raises: {NO_SWITCH[name]}")
             if name not in cls.model_fields:
-                nearest = difflib.get_close_matches(name, [*cls.model_fields, *NO_SWITCH], n=1, cutoff=0.0)[0]
-                raise ConfigError(f"failure_policy.{name}", value, f"no such class; the nearest is {nearest}")
+                known = existing_names(name, [*cls.model_fields, *NO_SWITCH])
+                raise ConfigError(f"failure_policy.{name}", value, f"no such class; {known}")
         return given
 
     def restarts(self, error: BaseException) -> bool:

@@ -27,6 +27,7 @@ HELPERS = frozenset(
         "nested",
         "process_state",
         "streams",
+        "suggest",
         "task",
         "tensors",
         "their_code",
@@ -41,7 +42,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "esper.leyline": ERRORS,
     "esper.durable": ERRORS | {"esper.closing"},
     **dict.fromkeys(HELPERS, ERRORS | HELPERS),
-    "esper.faults": ERRORS | {"esper.durable", "esper.telemetry", "esper.leyline"},  # what fires is told before it does
+    "esper.faults": ERRORS
+    | {"esper.suggest", "esper.durable", "esper.telemetry", "esper.leyline"},  # what fires is told before it does
     "esper.telemetry": GROUND,
     "esper.emergency": GROUND | {"esper.telemetry"},
     "esper.tasks": ERRORS | HELPERS | {"esper.leyline"},

@@ -11,7 +11,6 @@ causality where `spec.causal`; see `esper.kasmina.modules`. `esper.kasmina.sanit
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +32,7 @@ from esper.kasmina import nc, nchw, ntc
 from esper.kasmina.precision import parameter_dtype
 from esper.kasmina.seeded import seeded
 from esper.leyline.slots import Kind, SlotSpec
+from esper.suggest import existing_names
 
 Factory = Callable[[SlotSpec], nn.Module]
 Mesh = Callable[[str], tuple[str, ...]]
@@ -148,9 +148,8 @@ class Registry:
         return self._blueprints[name]
 
     def absent(self, name: str) -> str:
-        """That a name is not registered, and which is nearest."""
-        near = difflib.get_close_matches(name, self._blueprints, n=1, cutoff=0)
-        return f"not registered; the nearest is {near[0]!r}" if near else "not registered; no blueprint is"
+        """That a name is not registered, and which are."""
+        return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:
         """All that may be built in slots of `kind`, by name."""

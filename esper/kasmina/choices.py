@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +10,7 @@ from esper.kasmina.blueprints import Blueprint, Registry
 from esper.kasmina.settings import BlueprintChoice
 from esper.kasmina.slot_patterns import matches
 from esper.leyline.slots import SlotSpec
+from esper.suggest import existing_names
 
 FIELD = "growth.blueprints"
 
@@ -47,8 +47,8 @@ def _allows(choice: BlueprintChoice, name: str) -> bool:
 def _check(pattern: str, choice: BlueprintChoice, specs: Sequence[SlotSpec], registry: Registry) -> None:
     mine = [spec for spec in specs if matches(spec.path, pattern)]
     if not mine:
-        near = difflib.get_close_matches(pattern, [spec.path for spec in specs], n=1, cutoff=0)[0]
-        raise ConfigError(FIELD, pattern, f"no slot of the task matches; the nearest is {near!r}")
+        slots = existing_names(pattern, [spec.path for spec in specs], repr)
+        raise ConfigError(FIELD, pattern, f"no slot of the task matches; {slots}")
     field, kinds = f"{FIELD}.{json.dumps(pattern)}", {spec.kind for spec in mine}
     for name in (*(choice.only or ()), *(choice.exclude or ())):
         if name not in registry:

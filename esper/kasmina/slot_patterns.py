@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from esper.errors import TaskError
+from esper.suggest import existing_names
 
 EVERY = "*"
 """The pattern that matches every module, at any depth."""
@@ -87,7 +87,7 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     for pattern in patterns:
         found = frozenset(known for path, known in paths.items() if matches(path, pattern))
         if not found:
-            raise TaskError("task.slots", pattern, _nearest(pattern, paths))
+            raise TaskError("task.slots", pattern, _existing(pattern, paths))
         by_pattern[pattern] = found
     chosen = frozenset[str]().union(*by_pattern.values())
     return Matched(by_pattern, tuple(path for path in first.values() if path in chosen))
@@ -101,10 +101,9 @@ def matches(path: str, pattern: str) -> bool:
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 
 
-def _nearest(pattern: str, paths: Mapping[str, str]) -> str:
+def _existing(pattern: str, paths: Mapping[str, str]) -> str:
     if not paths:
         return "the model has no submodule that could be a slot"
     if not pattern:
         return "the model itself is not a slot; name one of its modules"
-    near = difflib.get_close_matches(pattern, paths, n=1, cutoff=0)[0]
-    return f"no module has this path; the nearest is {near!r}"
+    return f"no module has this path; {existing_names(pattern, paths, repr)}"

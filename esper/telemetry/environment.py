@@ -5,11 +5,11 @@ An empty variable counts as not set. Source: https://opentelemetry.io/docs/specs
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from esper.errors import ConfigError
+from esper.suggest import nearest
 
 PREFIX = "OTEL_"
 FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")
@@ -59,8 +59,8 @@ def read_environment(environment: Mapping[str, str]) -> TelemetryEnvironment:
 def _not_obeyed(name: str) -> str:
     if name.startswith("OTEL_EXPORTER_"):
         return NOT_YET
-    near = difflib.get_close_matches(name, CHECKS, n=1)
-    return f"esper does not read this variable; {f'did you mean {near[0]}?' if near else 'unset it'}"
+    near = nearest(name, CHECKS)
+    return f"esper does not read this variable; {f'did you mean {near}?' if near else 'unset it'}"
 
 
 def _one_of(*known: str, mend: str = "") -> Callable[[str, str], None]:
