@@ -30,6 +30,7 @@ HELPERS = frozenset(
         "suggest",
         "task",
         "tensors",
+        "tensors_kept",
         "their_code",
     )
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.errors import Drained, TaskError
 from esper.loop import resume, run
@@ -159,6 +159,39 @@ def test_extra_state_that_no_checkpoint_can_hold_is_refused() -> None:
 
     with pytest.raises(TaskError, match=r"task\.model = '\.own: torch\._C\.Generator': get_extra_state of the"):
         survey(tiny_task(model=Unplain), tiny_config())
+
+
+class Teacher(TinyHost):
+    """Its forward moves a frozen average of its weights, shrinks a trained weight, and lengthens a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average = nn.Parameter(self.head.weight.detach().clone(), requires_grad=False)
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.average.lerp_(self.head.weight, 0.1)
+            self.body.weight.data.mul_(0.999)
+            if not self.training:
+                self.seen = torch.cat([self.seen, x_BC.mean().reshape(1)])
+        return super().forward(x_BC) + x_BC @ self.average.T / 10
+
+
+def test_an_evaluation_puts_back_whatever_a_forward_changes() -> None:
+    prospect = survey(tiny_task(model=Teacher), tiny_config())
+    looked, alone = (prospect.trainer("", 0, "tolaria", lambda: False) for _ in range(2))
+    for trainer in (looked, alone):
+        trainer.train_to(2)
+    before = {name: tensor.clone() for name, tensor in looked.host.state_dict().items()}
+    looked.sample_losses("gate", 0)
+    looked.activation("body")
+    looked.shard_means("test")
+    after = looked.host.state_dict()
+    assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
+    for trainer in (looked, alone):
+        trainer.train_to(4)
+    assert looked.weights_sha256() == alone.weights_sha256()
 
 
 def test_an_evaluation_leaves_no_trace_in_what_is_kept() -> None:

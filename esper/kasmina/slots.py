@@ -19,6 +19,7 @@ from esper.kasmina.seeded import seeded
 from esper.kasmina.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
 from esper.nested import mapped, tensors
+from esper.tensors_kept import tensors_kept
 from esper.their_code import refused_as_theirs
 
 Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
@@ -171,24 +172,16 @@ def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evalua
 @contextmanager
 def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
     """The model as it stands, or in evaluation mode; afterwards its tensors, modes and attributes are as before."""
-    tensors_before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
     attributes = {module: dict(vars(module)) for module in model.modules()}
-    try:
-        if not training:
-            model.eval()
-        yield
-    finally:
-        for module, before in attributes.items():
-            vars(module).clear()
-            vars(module).update(before)
-        now = _tensors(model)
-        with torch.no_grad():
-            for name, tensor in tensors_before.items():
-                now[name].copy_(tensor)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    with tensors_kept(model):
+        try:
+            if not training:
+                model.eval()
+            yield
+        finally:
+            for module, before in attributes.items():
+                vars(module).clear()
+                vars(module).update(before)
 
 
 @contextmanager

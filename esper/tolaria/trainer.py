@@ -28,6 +28,7 @@ from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe, told
+from esper.tensors_kept import tensors_kept
 from esper.their_code import their_code
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
@@ -295,19 +296,13 @@ class Trainer(GrownHost):
 
     @contextmanager
     def _state_kept(self) -> Iterator[None]:
-        """Put back what forward passes change: buffers, such as running statistics, and what modules keep themselves.
+        """Put back what forward passes change: parameters, buffers, and what modules keep themselves.
 
         Draws inside begin where training is, and training does not notice them.
         """
-        kept = {name: t.clone() for name, t in self._all_tensors().items() if not isinstance(t, nn.Parameter)}
-        try:
-            with self._data.at(self._data_state), extra_states_kept(self.host):
-                yield
-        finally:
-            with torch.no_grad():
-                now = self._all_tensors()
-                for name, tensor in kept.items():
-                    now[name].copy_(tensor)
+        seeds = self._editor.tensors().values()
+        with tensors_kept(self.host, seeds), self._data.at(self._data_state), extra_states_kept(self.host):
+            yield
 
     def _next_batch(self) -> Any:  # Any: as the task's collate function makes it
         """The batch of the present step. Data sets that keep a state go on from it."""

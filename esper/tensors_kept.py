@@ -1,0 +1,44 @@
+"""Puts parameters and buffers back after forward passes that must leave no trace: their values and their objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_GROUPS = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Afterwards the model has the submodules, parameters and buffers again that it has now, with their values.
+
+    A forward may change a parameter in place (a moving average, a codebook), put another tensor into a buffer's place,
+    of another shape perhaps, or register something.
+
+    Args:
+        others: Tensors outside of the model that get their values back, too.
+    """
+    modules = list(model.modules())
+    registered = [(module, name, dict(vars(module)[name])) for module in modules for name in _GROUPS]
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *others)}
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
+    try:
+        yield
+    finally:
+        for module, name, before in registered:
+            vars(module)[name].clear()
+            vars(module)[name].update(before)
+        for tensor, value in values:
+            _put_back(tensor, value)
+
+
+@torch.no_grad()
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    shares_elements = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if tensor.shape == value.shape and not shares_elements:
+        tensor.copy_(value)
+    else:  # `resize_` changed it in place, or `expand` made it
+        tensor.data = value
