@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.state import actors as actor_table
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
@@ -32,7 +33,7 @@ from actors.shell import Birth, Shell
 from actors.starting import ENDING, start
 from actors.witness import Witness
 from esper.closing import Closing, noted_on
-from esper.errors import ActorLost, PlacementUnavailable
+from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.execution import STRICT_FAILURE
 from esper.import_paths import ROOT, is_installed
 
@@ -293,7 +294,8 @@ def await_ready(
 
     Raises:
         EsperError: what its constructor raised.
-        PlacementUnavailable: it was not up in time.
+        PlacementUnavailable: Ray had no room for it until the deadline.
+        StartDeadlineExceeded: it had room, and was not up in time.
     """
     try:
         answer: Any = actor.pid.remote()  # Any: Ray types it loosely
@@ -302,20 +304,25 @@ def await_ready(
             look()
         pid: int = ray.get(answer, timeout=max(0.0, limit_s - time.monotonic()))
     except GetTimeoutError as error:
-        there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-        detail = (
-            f"{birth.name} was not up {deadline_s} s after the first began to start (ray.start_deadline_s): no room"
-        )
-        detail += ", or its constructor does not return"
-        raise PlacementUnavailable(
-            birth.role, f"{detail}; asked: {_asked(birth)}; there: {_room(there, free)}"
-        ) from error
+        raise _not_up(birth, actor, deadline_s) from error
     except RayError as error:
         found = unwrapped(error, birth.role, birth.name)
         if isinstance(found, ActorLost) and (words := _last_words(str(error))):
             found.add_note(f"{birth.name} wrote last:\n{words}")
         raise found from found.__cause__
     return pid
+
+
+def _not_up(birth: Birth, actor: ActorHandle[Shell], deadline_s: float) -> PlacementUnavailable:
+    """Why an actor was not up in time: for lack of room, or because its process is slow."""
+    there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    late = f"{birth.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
+    told: Any = actor_table(actor._actor_id.hex())  # Any: Ray leaves it untyped
+    if pid := told["Pid"]:
+        return StartDeadlineExceeded(birth.role, f"{late}: process {pid} loads esper and the task, or hangs in it")
+    if all(free.get(name, 0.0) >= amount for name, amount in (("CPU", birth.cpus), ("GPU", birth.gpus))):
+        return StartDeadlineExceeded(birth.role, f"{late}: there is room, and Ray has begun no process for it yet")
+    return PlacementUnavailable(birth.role, f"{late}: no room; asked: {_asked(birth)}; there: {_room(there, free)}")
 
 
 def _last_words(told: str) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from types import FrameType
 
-from esper.errors import PlacementUnavailable
+from esper.errors import PlacementUnavailable, StartDeadlineExceeded
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a run to end."""
@@ -35,7 +35,8 @@ def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: 
         ended: Set once those processes are no longer needed: the system ends them together with the thread.
 
     Raises:
-        PlacementUnavailable: it was not done in time, or a second signal came that nobody else answered.
+        StartDeadlineExceeded: the start was not done in time.
+        PlacementUnavailable: a second signal came, and no handler ended the process.
         Exception: what `begin` raised.
     """
     done: Future[None] = Future()
@@ -50,8 +51,10 @@ def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: 
                 wait([done], timeout=GIVE_UP_WITHIN_S)
                 break
     if not done.done():
-        why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s)" if late else "it was interrupted"
-        raise PlacementUnavailable("ray", f"{why}; its processes were ended")
+        if late:
+            why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
+            raise StartDeadlineExceeded("ray", why)
+        raise PlacementUnavailable("ray", "it was interrupted; its processes were ended")
     done.result()
 
 

@@ -29,6 +29,7 @@
     │   ├── ActorDoubtful               whether a call took effect is not known
     │   ├── CallDeadlineExceeded        an actor answered neither the call nor whether it goes on
     │   ├── PlacementUnavailable        an actor could not be started in time
+    │   │   └── StartDeadlineExceeded   ... although there was room for it
     │   └── RestartIntensityExceeded    an actor died too often, or again and again at one fence
     ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
     ├── EmergencyQueueFull              the queue has no place for this signal
@@ -382,6 +383,10 @@ class CallDeadlineExceeded(ActorError):
 
 class PlacementUnavailable(ActorError):
     """The actor was not ready within its start deadline; `detail` says what was asked and what there is."""
+
+
+class StartDeadlineExceeded(PlacementUnavailable):
+    """An actor, or Ray itself, had room and was slower to start than `ray.start_deadline_s` allows."""
 
 
 class RestartIntensityExceeded(ActorError):

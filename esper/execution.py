@@ -41,6 +41,10 @@ STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 SAME_WISH_S = 1.0
 
 
+class Signalled(KeyboardInterrupt):
+    """A signal interrupts the start of a run. Its text is the name of the signal."""
+
+
 def way_to_run(*, in_process: bool) -> Callable[..., Result]:
     """What brings a run up: in this process or on Ray. To be asked for before the task is loaded.
 
@@ -147,9 +151,12 @@ def _signals(drain: Drain) -> Iterator[None]:
     last_s = -math.inf
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
         if time.monotonic() - last_s > SAME_WISH_S:
-            drain.ask()
+            try:
+                drain.ask()
+            except KeyboardInterrupt:
+                raise Signalled(signal.Signals(number).name) from None
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal last_s

@@ -41,6 +41,10 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.StoreWriteFailed, "mend what the system refused, then esper resume {run}"),
     (errors.StoreCorrupt, "put the file that is named back from a copy (`esper snapshot` makes them)"),
     (errors.RestoreImpossible, "put the checkpoints back from a copy (`esper snapshot` makes them) or begin a new run"),
+    (
+        errors.StartDeadlineExceeded,
+        "give the start more time: esper resume {run} --set ray.start_deadline_s=SECONDS (300, say)",
+    ),
     (errors.PlacementUnavailable, "give the actors what they lack, then esper resume {run}"),
     (errors.RestartIntensityExceeded, "mend what the actor died of, then esper resume {run}"),
     (errors.EmergencyStop, "once the reason is dealt with: esper resume {run}"),

@@ -91,6 +91,7 @@ NO_SWITCH = {
     "RollbackDeadlineExceeded": "everything is restored already; the budget is what is wrong",
     "ActorError": "it is every error between processes; name the one that is meant",
     "PlacementUnavailable": "there is no room, and asking again makes none",
+    "StartDeadlineExceeded": "the start was slow, and another start on the same machine is as slow",
     "RestartIntensityExceeded": "it is the end of all restarts",
     "EmergencyStop": "somebody stopped the run",
     "EmergencyQueueFull": "a restart would drop the signals that are held",

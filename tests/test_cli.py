@@ -20,6 +20,7 @@ from esper.config import RunConfig, load_config
 from esper.durable.files import DirectoryLease
 from esper.errors import Drained, EmergencyStop, StoreWriteFailed
 from esper.journal import FIRST_GENERATION, read
+from esper.line import Drain
 from esper.next_steps import next_step
 from esper.references import Reference
 from esper.run_directory import journal_file
@@ -394,3 +395,15 @@ def test_what_stops_a_run_has_its_own_exit_code(error: BaseException, code: int)
     with pytest.raises(typer.Exit) as left:
         execution.execute(launch, tiny_task(), tiny_config(), Reference(), as_json=False)
     assert left.value.exit_code == code
+
+
+def test_a_start_that_a_signal_ends_names_the_signal(capsys: pytest.CaptureFixture[str]) -> None:
+    def launch(*_: object, drain: Drain, **__: object) -> NoReturn:
+        with drain.starting():
+            signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("the signal ends the start")
+
+    with pytest.raises(typer.Exit) as left:
+        execution.execute(launch, tiny_task(), tiny_config(), Reference(), as_json=False)
+    assert left.value.exit_code == 143
+    assert "cause: Signalled: SIGTERM\n" in capsys.readouterr().err

@@ -28,6 +28,7 @@ from esper.errors import (
     FaultInjected,
     PlacementUnavailable,
     RestartIntensityExceeded,
+    StartDeadlineExceeded,
     TaskError,
     TrainerRankLost,
 )
@@ -448,11 +449,11 @@ FIRST = {"point": "kasmina.receive", "fault": "kill", "role": "kasmina"}
 AGAIN = {"point": "kasmina.start", "role": "kasmina", "generation": 2}
 
 
-@pytest.mark.parametrize(("fault", "expected"), [("raise", FaultInjected), ("hang", PlacementUnavailable)])
+@pytest.mark.parametrize(("fault", "expected"), [("raise", FaultInjected), ("hang", StartDeadlineExceeded)])
 def test_a_successor_that_does_not_come_up_stops_the_run(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, expected: type[Exception]
 ) -> None:
-    if expected is PlacementUnavailable:
+    if expected is StartDeadlineExceeded:
         short_of(5.0, lambda birth: birth.name == "kasmina" and birth.generation == 2, monkeypatch)
     with pytest.raises(expected):
         launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": fault}])

@@ -15,7 +15,7 @@ from actors import places, starting
 from actors.handles import began
 from actors.places import make_place, sweep
 from actors.starting import start
-from esper.errors import PlacementUnavailable
+from esper.errors import StartDeadlineExceeded
 
 
 class Stuck:
@@ -42,7 +42,7 @@ def test_a_start_that_does_not_end_is_given_up_at_its_deadline() -> None:
 def test_a_start_that_does_not_end_even_then_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starting, "GIVE_UP_WITHIN_S", 0.1)
     stuck, given_up = Stuck(), list[bool]()
-    with pytest.raises(PlacementUnavailable, match=r"not up within 0\.1 s"):
+    with pytest.raises(StartDeadlineExceeded, match=r"not up within 0\.1 s"):
         start(stuck.begin, lambda: given_up.append(True), 0.1, stuck.ended)
     assert given_up == [True]
     stuck.given_up.set()
