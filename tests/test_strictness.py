@@ -155,7 +155,7 @@ ALLOWED: dict[str, str] = {
     "esper/inspection.py _alive: answers ProcessLookupError": "that there is none is the answer",
     "esper/journal.py read: answers (ValueError, RecursionError)": "returned with its place, beside the records that could be read",
     "esper/trial.py try_backward: says type: ignore": "torch leaves it untyped",
-    "esper/tolaria/measuring.py _Metric.check_mean: answers TaskError": "nothing to compare; its values are taken as they are",
+    "esper/tolaria/metrics.py Metric.check_mean: answers TaskError": "nothing to compare; its values are taken as they are",
     "esper/trial.py try_growth: answers DivergenceUnrecoverable": "a run tells it with its own guard",
     "tests/actors/test_zoo_on_actors.py : .get with a default": "today's five, unless a day is asked for",
     "tests/actors/test_zoo_on_actors.py test_a_task_of_the_zoo_ends_on_actors_with_the_bits_of_one_process: ignores warnings": "torch's own",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,18 +157,25 @@ class TaskData:
         """All samples of a shard, collated by `EVALUATION_BATCH`."""
         yield from self._batches(shard, [int(i) for i in self.shards[shard].indices])
 
-    def ends(self, shard: str) -> Iterator[tuple[int, Any]]:
-        """The first and the last batch of `whole`, one if they are the same, each with its number of samples."""
+    def tried(self, shard: str) -> Iterator[tuple[str, int, Any]]:
+        """The first and the last batch of `whole`, and one of samples at even distances where others lie between.
+
+        Returns:
+            Of each its name for people, its number of samples, and the batch.
+        """
         indices = [int(i) for i in self.shards[shard].indices]
-        last = (len(indices) - 1) // EVALUATION_BATCH * EVALUATION_BATCH
-        for start in sorted({0, last}):
-            part = indices[start : start + EVALUATION_BATCH]
-            yield len(part), next(self._batches(shard, part))
+        last = (len(indices) - 1) // EVALUATION_BATCH
+        parts = {batch_name(place, f"task.{shard}"): _evaluated(indices, place) for place in sorted({0, last})}
+        if last > 1:
+            spread = np.linspace(0, len(indices) - 1, EVALUATION_BATCH).astype(int)
+            parts[f"a batch of {EVALUATION_BATCH} samples spread over task.{shard}"] = [indices[i] for i in spread]
+        for name, part in parts.items():
+            yield name, len(part), next(self._batches(shard, part))
 
     def _batches(self, shard: str, indices: Sequence[int]) -> Iterator[Any]:
-        for start in range(0, len(indices), EVALUATION_BATCH):
-            seed_process(self._run_seed, "evaluate", shard, start)
-            yield self._load(shard, indices[start : start + EVALUATION_BATCH])
+        for place in range(math.ceil(len(indices) / EVALUATION_BATCH)):
+            seed_process(self._run_seed, "evaluate", shard, place * EVALUATION_BATCH)
+            yield self._load(shard, _evaluated(indices, place))
 
     def _nth(self, position: int) -> int:
         """The training sample at a position of the endless chain of keyed permutations."""
@@ -184,6 +192,15 @@ class TaskData:
             items = list(many(list(indices))) if many is not None else [samples[i] for i in indices]
         with their_code("task.collate", f"a batch of {len(items)} samples"):
             return self._collate(items)
+
+
+def batch_name(place: int, of: str) -> str:
+    """What people call a batch of evaluation: the first is batch 1."""
+    return f"batch {place + 1} of {of}"
+
+
+def _evaluated(indices: Sequence[int], place: int) -> Sequence[int]:
+    return indices[place * EVALUATION_BATCH : (place + 1) * EVALUATION_BATCH]
 
 
 def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set with the two methods

@@ -115,19 +115,26 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
     return Weighted(parts[0], weights)
 
 
-def check_agreement(task: Task, output: Any, target: Any, found: Weighted) -> None:
+def check_agreement(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
     """Let a task pass whose loss of a batch is the mean of the losses of its samples.
+
+    The two may differ by rounding: by the square root of the type's precision times the mean size of the losses, so
+    that losses of both signs may cancel.
+
+    Args:
+        batch: Its name for people.
 
     Raises:
         TaskError: it is not; a run would report and judge by another number than the one that it trains on.
     """
     loss = batch_loss(task.loss, output, target)
-    mean, tolerance = found.mean(), torch.finfo(loss.dtype).eps ** 0.5
-    if math.isclose(loss.item(), mean, rel_tol=tolerance, abs_tol=tolerance**2) or not found.weights.any():
+    value, mean, tolerance = loss.item(), found.mean(), torch.finfo(loss.dtype).eps ** 0.5
+    size = Weighted(found.losses.abs(), found.weights).mean()
+    if not found.weights.any() or (not math.isfinite(value) and not math.isfinite(mean)):
         return
-    if math.isnan(loss.item()) and math.isnan(mean):
+    if math.isclose(value, mean, rel_tol=tolerance, abs_tol=tolerance * max(size, tolerance)):
         return
-    figures = f"task.loss gives {loss.item():.6g} where the mean of its sample losses is {mean:.6g}"
+    figures = f"task.loss gives {value:.6g} where the mean of its sample losses is {mean:.6g}, on {batch}"
     if task.sample_loss is None:
         raise TaskError("task.loss", figures, f"it must be a mean over samples (reduction='mean'), or give {WANTED}")
     mend = f"both must measure the same: return {WANTED}; other figures belong in task.metrics"

@@ -2,141 +2,72 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from esper.errors import TaskError
-from esper.nested import joined, tensors
+from esper.streams import restore_streams, streams
 from esper.task import Loss, Task
-from esper.their_code import their_code
 from esper.tolaria.loss import check_agreement, sample_losses
+from esper.tolaria.metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
 
-WHOLE_BYTES = 2**31
-"""Most memory for the outputs and targets of a shard on which a metric is computed at once."""
 
+def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
+    """The losses of a batch's samples, after a comparison with the task's own loss of the batch.
 
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """One evaluation batch and what the network made of it."""
-
-    samples: int
-    output: Any
-    target: Any
-
-
-def means_over(batches: Iterable[Seen], sample_loss: Loss, metrics: Mapping[str, Loss]) -> dict[str, float]:
-    """The loss of all samples together, as "loss", and each metric over all of them.
-
-    A metric that returns several values for a batch counts with their mean. One that returns a single value (a number,
-    or a tensor of one element) is computed on the joined outputs and targets of all batches.
+    Both functions get the same random numbers and the same figures: `task.loss` gets copies, and the random streams
+    go on as if it had not been called.
 
     Raises:
-        TaskError: a measure gave something else, or the batches cannot be joined for a metric that needs it.
+        TaskError: the weighted mean of the losses is not what `task.loss` gives, or one of the two is no such function.
+    """
+    spare, before = seen.copied(), streams()
+    losses = sample_losses(sample_loss, seen.output, seen.target, seen.samples)
+    after = streams()
+    restore_streams(before)
+    check_agreement(task, spare.output, spare.target, losses, seen.name)
+    restore_streams(after)
+    return losses
+
+
+def means_over(batches: Iterable[Seen], task: Task, sample_loss: Loss) -> dict[str, float]:
+    """The loss of all samples together, as "loss", and each metric over all of them; see `Metric`.
+
+    Raises:
+        TaskError: the losses of a batch are not those of `task.loss`; a metric gave something that is no figure; or the
+            batches cannot be joined for a metric that needs it.
     """
     losses: list[Weighted] = []
-    figures = [_Metric(name, metric) for name, metric in metrics.items()]
+    figures = [Metric(name, metric) for name, metric in task.metrics.items()]
     kept: list[Seen] = []
     for seen in batches:
-        losses.append(sample_losses(sample_loss, seen.output, seen.target, seen.samples))
+        spare = seen.copied() if figures else seen
+        losses.append(losses_of(task, sample_loss, seen))
         for figure in figures:
-            figure.add(seen, first=len(losses) == 1)
+            figure.add(spare)
         if any(figure.at_once for figure in figures):
-            kept.append(seen)
+            kept.append(spare)
     return {"loss": Weighted.joined(losses).mean()} | {figure.name: figure.result(kept) for figure in figures}
 
 
 def check_measures(task: Task, sample_loss: Loss, shard: str, some: Sequence[Seen], samples: int) -> None:
-    """Let a task pass whose loss and metrics give, of a shard's batches, what they would give of the whole shard.
+    """Let a task pass whose loss and metrics give, of some batches, what they would give of the whole shard.
 
     Args:
-        some: The first evaluation batch of the shard, and the last one if it has several.
+        some: One or several evaluation batches of the shard, the first one of it first.
         samples: In the whole shard.
 
     Raises:
         TaskError: a measure gave something else; it is no mean over samples; or it needs too much memory.
     """
+    spares = [seen.copied() for seen in some]
     for seen in some:
-        with torch.random.fork_rng([]):  # a loss may draw random numbers: both draw the same
-            losses = sample_losses(sample_loss, seen.output, seen.target, seen.samples)
-        with torch.random.fork_rng([]):
-            check_agreement(task, seen.output, seen.target, losses)
+        losses_of(task, sample_loss, seen)
     for name, metric in task.metrics.items():
-        figure = _Metric(name, metric)
-        for place, seen in enumerate(some):
-            figure.add(seen, first=place == 0)
-        mean = figure.result(some)
+        figure = Metric(name, metric)
+        for seen in spares:
+            figure.add(seen)
+        mean = figure.result(spares)
         if figure.at_once:
-            figure.check_memory(some[0], shard, samples)
-        elif len(some) > 1:
-            figure.check_mean(some, mean)
-
-
-@dataclass
-class _Metric:
-    name: str
-    metric: Loss
-    at_once: bool = False
-    """It is computed on all batches at once."""
-    values: list[Tensor] = field(default_factory=list)
-
-    @property
-    def where(self) -> str:
-        return f"task.metrics[{self.name!r}]"
-
-    def add(self, seen: Seen, *, first: bool) -> None:
-        """Take a batch into account. The first one shows whether the metric gives one value or several."""
-        if first or not self.at_once:
-            self.values.append(self._of(seen))
-        if first:
-            one = self.values[0]
-            self.at_once = one.numel() == 1 and not (one.dim() > 0 and seen.samples == 1)
-
-    def result(self, kept: Sequence[Seen]) -> float:
-        """The metric over all batches that were added; `kept` holds them if it is computed at once."""
-        if not self.at_once:
-            return float(torch.cat([value.reshape(-1) for value in self.values]).double().mean())
-        return float(self.values[0]) if len(kept) == 1 else float(self._of(self._whole(kept)))
-
-    def check_memory(self, first: Seen, shard: str, samples: int) -> None:
-        held = sum(tensor.nbytes for tensor in tensors([first.output, first.target]))
-        if (needed := math.ceil(held * samples / first.samples)) > WHOLE_BYTES:
-            mend = f"it is one value for all {samples} samples of task.{shard} at once; return one value per sample"
-            raise TaskError(self.where, f"{needed / 2**30:.1f} GiB of outputs", mend)
-
-    def check_mean(self, some: Sequence[Seen], mean: float) -> None:
-        """Raises: TaskError: its values are no values of samples: on two batches at once they have another mean."""
-        try:
-            whole = self._whole(some)
-        except TaskError:  # batches of other lengths are not joined; then values of samples are the only way
-            return
-        at_once = float(self._of(whole).double().mean())
-        if not math.isclose(at_once, mean, rel_tol=1e-3, abs_tol=1e-6):
-            figures = f"{at_once:.6g} on two batches at once, {mean:.6g} by the mean of its values on each"
-            raise TaskError(self.where, figures, "return one value per sample, or a single value for all of them")
-
-    def _whole(self, kept: Sequence[Seen]) -> Seen:
-        samples = sum(seen.samples for seen in kept)
-        try:
-            return Seen(samples, joined([seen.output for seen in kept]), joined([seen.target for seen in kept]))
-        except ValueError as error:
-            mend = (
-                f"it is computed on a whole shard at once, and {error}; return one value per sample, whose mean counts"
-            )
-            raise TaskError(self.where, "one value for a batch", mend) from error
-
-    def _of(self, seen: Seen) -> Tensor:
-        with their_code(self.where, "the metric"):
-            value = self.metric(seen.output, seen.target)
-        if isinstance(value, Real | np.ndarray | np.generic):
-            value = torch.as_tensor(value)
-        if not isinstance(value, Tensor) or value.numel() == 0:
-            raise TaskError(self.where, type(value).__name__, "a metric must return a number or a tensor of values")
-        return value.float()
+            figure.check_memory(spares[0], shard, samples)
+        elif len(spares) > 1:
+            figure.check_mean(spares, mean)

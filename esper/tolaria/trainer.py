@@ -30,13 +30,14 @@ from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe, told
 from esper.tensors_kept import tensors_kept
 from esper.their_code import their_code
-from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, split_pair, to_device
+from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.grown import GrownHost
 from esper.tolaria.grown import TrainerSettings as TrainerSettings  # part of what is made here
 from esper.tolaria.guard import check_finite
-from esper.tolaria.loss import batch_loss, sample_loss, sample_losses
-from esper.tolaria.measuring import Seen, check_measures, means_over
+from esper.tolaria.loss import batch_loss, sample_loss
+from esper.tolaria.measuring import check_measures, losses_of, means_over
+from esper.tolaria.metrics import Metric, Seen
 from esper.tolaria.modes import begin_training
 from esper.tolaria.modules import check_modules
 from esper.tolaria.optim import global_norm
@@ -191,19 +192,20 @@ class Trainer(GrownHost):
         """Each sample's share of the loss of this fence's slice of a shard; the loss is their mean."""
         part: Slice = self._data.slice(shard, fence)
         with self._evaluating():
-            batches = self._seen(self._data.batches_of(part), len(part.indices))
-            losses = [sample_losses(self._sample_loss, seen.output, seen.target, seen.samples) for seen in batches]
+            where = f"the samples of task.{shard} at fence {fence}"
+            batches = self._seen(self._data.batches_of(part), len(part.indices), where)
+            losses = [losses_of(self._task, self._sample_loss, seen) for seen in batches]
         shares = Weighted.joined(losses).shares()
         return SampleLosses(shard=shard, fence=fence, losses=tuple(shares.tolist()), groups=part.groups)
 
     def shard_means(self, shard: str) -> dict[str, float]:
         """The task's own loss over a whole shard, as "loss", and each of the task's metrics over it."""
         with self._evaluating():
-            batches = self._seen(self._data.whole(shard), len(self._data.shards[shard]))
-            return means_over(batches, self._sample_loss, self._task.metrics)
+            batches = self._seen(self._data.whole(shard), len(self._data.shards[shard]), f"task.{shard}")
+            return means_over(batches, self._task, self._sample_loss)
 
     def try_shards(self) -> None:
-        """Measure the first and the last batch of every shard: what cannot be measured shows now, not at the end.
+        """Measure some batches of every shard: what cannot be measured shows now, not at the end.
 
         Raises:
             TaskError: the sample losses or a metric are not what they must be.
@@ -212,7 +214,7 @@ class Trainer(GrownHost):
             if not len(shard):
                 continue
             with self._evaluating():
-                some = [next(self._seen(iter([batch]), size)) for size, batch in self._data.ends(name)]
+                some = [self._look(label, size, batch) for label, size, batch in self._data.tried(name)]
                 check_measures(self._task, self._sample_loss, name, some, len(shard))
 
     def glance(self, step: int) -> None:
@@ -227,13 +229,11 @@ class Trainer(GrownHost):
     def glance_evaluating(self, step: int) -> None:
         """One forward pass in evaluation mode, with every measure of evaluation, on the batch of an optimizer step."""
         with self._evaluating():
-            inputs, targets = self._load(self._data.batch(step))
-            output = self._forward(inputs)
-            with their_code("task.sample_loss", "the losses of samples"):
-                self._sample_loss(output, targets)
+            seen = self._look(f"the batch of step {step}", self._data.batch_size, self._data.batch(step))
             for name, metric in self._task.metrics.items():
-                with their_code(f"task.metrics[{name!r}]", "the metric"):
-                    metric(output, targets)
+                Metric(name, metric).add(seen)
+            with their_code("task.sample_loss", "the losses of samples"):
+                self._sample_loss(seen.output, seen.target)
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
@@ -322,12 +322,16 @@ class Trainer(GrownHost):
             self._set_mode(training=True)
         check_process(self._settings.role)
 
-    def _seen(self, batches: Iterator[Any], samples: int) -> Iterator[Seen]:
-        """What the network makes of each batch, in the present mode; `samples` in all of them."""
+    def _seen(self, batches: Iterator[Any], samples: int, where: str) -> Iterator[Seen]:
+        """What the network makes of each batch of `where`, in the present mode; `samples` in all of them."""
         for place, batch in enumerate(batches):
             beat()
-            inputs, targets = self._load(batch)
-            yield Seen(min(EVALUATION_BATCH, samples - place * EVALUATION_BATCH), self._forward(inputs), targets)
+            size = min(EVALUATION_BATCH, samples - place * EVALUATION_BATCH)
+            yield self._look(batch_name(place, where), size, batch)
+
+    def _look(self, name: str, samples: int, batch: Any) -> Seen:
+        inputs, targets = self._load(batch)
+        return Seen(name, samples, self._forward(inputs), targets)
 
     def _state(
         self, fence: int, mean: float | None, losses: tuple[float, ...], norm: float | None, best: float | None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,10 @@ from torch.utils.data import TensorDataset
 
 from esper.errors import TaskError
 from esper.prospect import Prospect
-from esper.testing import Bands
+from esper.testing import Bands, tiny_task
+from esper.tolaria.loss import sample_loss
+from esper.tolaria.measuring import means_over
+from esper.tolaria.metrics import Seen
 from esper.tolaria.trainer import Trainer, never
 
 F = nn.functional
@@ -119,7 +124,7 @@ def test_what_is_judged_is_the_loss_of_the_slice_sample_by_sample(make_prospect:
     [
         (
             {"loss": partial(F.cross_entropy, reduction="sum")},
-            r"task\.loss = 'task\.loss gives [\d.]+ where the mean of its sample losses is [\d.]+': it must be a mean",
+            r"task\.loss = 'task\.loss gives [\d.]+ where the mean of its sample losses is [\d.]+, on batch 1 of .*'",
         ),
         (
             {"loss": partial(F.cross_entropy, weight=CLASS_WEIGHTS), "sample_loss": F.cross_entropy},
@@ -130,7 +135,7 @@ def test_what_is_judged_is_the_loss_of_the_slice_sample_by_sample(make_prospect:
                 "loss": partial(F.cross_entropy, weight=CLASS_WEIGHTS),
                 "sample_loss": partial(F.cross_entropy, reduction="none"),
             },
-            r"task\.sample_loss = 'task\.loss gives [\d.]+ where .* is [\d.]+': both must measure the same",
+            r"task\.sample_loss = 'task\.loss gives [\d.]+ where .* is [\d.]+, on .*': both must measure the same",
         ),
     ],
     ids=["a sum", "no loss per sample", "other losses per sample"],
@@ -140,6 +145,83 @@ def test_a_loss_that_is_no_mean_of_its_samples_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(TaskError, match=said):
         make_prospect(**changes)
+
+
+class Changed(Bands):
+    """Three classes; the samples at some places have another target."""
+
+    def __init__(self, count: int, key: int, places: range, target: int) -> None:
+        super().__init__(count, key)
+        self.places, self.other = places, torch.tensor(target)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x, y = super().__getitem__(index)
+        return x, self.other if index in self.places else y % 3
+
+
+HEAVY = torch.tensor([1.0, 1.0, 1.0, 500.0])
+
+
+def halved(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """A loss with weights that its `reduction="none"` does not show."""
+    losses = F.cross_entropy(output, target, reduction="none")
+    return losses if reduction == "none" else (losses * HEAVY[target]).sum() / HEAVY[target].sum()
+
+
+OWN = partial(F.cross_entropy, reduction="none")
+OTHER_NUMBER = {
+    "a class weight": (3, {"loss": partial(F.cross_entropy, weight=HEAVY), "sample_loss": OWN}),
+    "derived from a torch loss": (3, {"loss": halved}),
+    "ignored targets": (-100, {"loss": F.cross_entropy, "sample_loss": OWN}),
+}
+
+
+def evaluated(change: Callable[[Tensor], Tensor], *sizes: int) -> list[Seen]:
+    """Batches of a test shard with outputs of four classes, at random."""
+    draw = torch.Generator().manual_seed(1)
+    outputs = [torch.randn(size, 4, generator=draw) for size in sizes]
+    targets = [change(torch.randint(0, 4, (size,), generator=draw)) for size in sizes]
+    pairs = enumerate(zip(outputs, targets, strict=True), 1)
+    return [Seen(f"batch {place} of task.test", len(target), output, target) for place, (output, target) in pairs]
+
+
+def three_classes(shard: str, places: range, target: int) -> dict[str, Any]:
+    """Shards of a task; in 700 samples of one of them, which are three batches, some targets are changed."""
+    shards = {name: Changed(count, key, range(0), 0) for key, (name, count) in enumerate(SHARDS.items())}
+    return {**shards, shard: Changed(700, 9, places, target), "epochs": 40}
+
+
+@pytest.mark.parametrize("name", OTHER_NUMBER)
+def test_a_batch_in_the_middle_whose_loss_is_another_number_is_named(name: str) -> None:
+    rare, measures = OTHER_NUMBER[name]
+    task = tiny_task(**measures)
+    batches = evaluated(lambda target: torch.where(target == 3, 0, target), 256, 256, 188)
+    batches[1].target[44] = rare
+    with pytest.raises(TaskError, match=r"gives [\d.]+ where .* is [\d.]+, on batch 2 of task\.test': .*sample_loss"):
+        means_over(batches, task, sample_loss(task))
+
+
+def test_a_slice_is_compared_before_a_candidate_is_judged_by_it(make_prospect: MakeProspect) -> None:
+    prospect = make_prospect(**three_classes("gate", range(300, 301), 3), **OTHER_NUMBER["a class weight"][1])
+    slices = {fence: prospect.data.slice("gate", fence).indices for fence in range(1, 20)}
+    fence = next(fence for fence, indices in slices.items() if 300 in indices)
+    with pytest.raises(TaskError, match=rf"on batch 1 of the samples of task\.gate at fence {fence}'"):
+        live_trainer(prospect).sample_losses("gate", fence)
+
+
+def test_a_large_part_in_the_middle_is_seen_before_the_run(make_prospect: MakeProspect) -> None:
+    with pytest.raises(TaskError, match=r"on a batch of 256 samples spread over task\.valid"):
+        make_prospect(**three_classes("valid", range(256, 400), 3), **OTHER_NUMBER["a class weight"][1])
+
+
+def test_losses_of_both_signs_may_cancel(make_prospect: MakeProspect) -> None:
+    def centred(output: Tensor, target: Tensor) -> Tensor:
+        losses = F.cross_entropy(output, target, reduction="none")
+        return losses - losses.detach().mean() + 1e-9
+
+    task = {"loss": lambda output, target: centred(output, target).mean(), "sample_loss": centred}
+    trainer = live_trainer(make_prospect(**task))
+    assert abs(trainer.shard_means("test")["loss"]) < 1e-6
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------
@@ -184,9 +266,12 @@ def by_class(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        (lambda _output, _target: "good", r"'str': a metric must return a number or a tensor"),
-        (by_class, r"on two batches at once, [\d.]+ by the mean of its values on each': return one value per sample"),
-        (lambda output, target: hits(output["logits"], target), r"'the metric': it raised .*test_headline\.py, line"),
+        (lambda _output, _target: "good", r"'str on .*': return a real number, or a tensor"),
+        (by_class, r"on 2 batches at once, [\d.]+ by the mean of its values on each': return one value per sample"),
+        (
+            lambda output, target: hits(output["logits"], target),
+            r"'the metric on the batch of step 0': it raised .*test_headline\.py, line",
+        ),
     ],
     ids=["text", "values of classes", "raises"],
 )
@@ -199,6 +284,87 @@ def padded(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Sequences of the length of the longest: batches differ in it."""
     x, y = zip(*samples, strict=True)
     return nn.utils.rnn.pad_sequence(list(x), batch_first=True), torch.stack(y)
+
+
+def one_then_several(output: Tensor, target: Tensor) -> Tensor:
+    """A single value on the first batch of 256 and several on what is more."""
+    found = hits(output, target)
+    return found.mean() if len(found) <= 256 else found
+
+
+def several_then_one(output: Tensor, target: Tensor) -> Tensor:
+    found = hits(output, target)
+    return found if len(found) == 256 else found.mean()
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (lambda o, t: hits(o, t) * 1j, "Tensor of torch.complex64 and shape (256,) on batch 1 of task.test"),
+        (lambda _o, _t: np.complex128(1j), "complex128 on batch 1 of task.test"),
+        (lambda _o, _t: 10**400, "int beyond 1.8e+308 on batch 1 of task.test"),
+        (lambda _o, _t: np.array(["a"]), "ndarray of <U1 and shape (1,) on batch 1 of task.test"),
+        (lambda o, t: {"a": hits(o, t)}, "make a metric of each of its entries"),
+        (lambda o, t: hits(o, t)[:0], "no value on any batch"),
+        (one_then_several, "300 values on 2 batches at once, a single one on batch 1 of task.test"),
+        (several_then_one, "a single value on batch 2 of task.test, 256 on the first batch"),
+    ],
+)
+def test_a_metric_without_a_figure_is_refused_with_the_batch(metric: Any, said: str) -> None:
+    task = tiny_task(metrics={"own": metric})
+    with pytest.raises(TaskError, match=rf"task\.metrics\['own'\] = .*{re.escape(said)}") as caught, torch.no_grad():
+        means_over(evaluated(lambda target: target, 256, 44), task, sample_loss(task))
+    assert "\n" not in str(caught.value)
+
+
+def writing(output: Tensor, target: Tensor) -> Tensor:
+    """It writes into all that it gets, through numpy too, which torch does not notice."""
+    found = hits(output, target)
+    output.zero_()
+    target.numpy()[:] = 0
+    return found
+
+
+def test_what_a_metric_writes_and_draws_reaches_no_other_figure(make_prospect: MakeProspect) -> None:
+    def drawing(output: Tensor, _target: Tensor) -> Tensor:
+        return torch.rand(len(output))
+
+    def trained(metrics: dict[str, Any]) -> tuple[dict[str, float], str]:
+        trainer = live_trainer(make_prospect(test=Bands(TEST, key=3), metrics=metrics))
+        trainer.train_to(10)
+        means = trainer.shard_means("test")
+        trainer.train_to(20)
+        return means, trainer.weights_sha256()
+
+    plain, weights = trained({"z": hits, "whole": precision, "drawn": drawing})
+    found, weights_with = trained(
+        {"a": writing, "b": drawing, "z": hits, "whole": precision, "drawn": drawing, "c": writing}
+    )
+    assert found["a"] == found["c"] == found["z"]
+    assert {name: found[name] for name in plain} == plain
+    assert weights_with == weights
+
+
+def test_any_real_type_of_a_figure_counts_in_double_precision() -> None:
+    metrics = {
+        "bool": lambda output, target: output.argmax(1) == target,
+        "int": lambda output, target: (output.argmax(1) == target).long() * 16_777_217,
+        "half": lambda output, target: hits(output, target).mean().bfloat16().new_tensor(0.5),
+        "some": lambda output, target: hits(output, target)[target == 3],
+        "fraction": lambda _output, _target: Fraction(1, 4),
+        "large": lambda _output, _target: 10**300,
+        "not a number": lambda output, _target: output.sum() * float("nan"),
+        "with gradient": lambda output, _target: torch.ones(len(output), requires_grad=True),
+    }
+    task, batches = tiny_task(metrics=metrics), evaluated(lambda target: target, 256, 44)
+    means = means_over(batches, task, sample_loss(task))
+    target = torch.cat([seen.target for seen in batches])
+    share = hits(torch.cat([seen.output for seen in batches]), target).double()
+    assert means["bool"] == share.mean()
+    assert means["int"] == (share * 16_777_217).mean()
+    assert means["some"] == share[target == 3].mean()
+    assert (means["half"], means["fraction"], means["large"], means["with gradient"]) == (0.5, 0.25, 1e300, 1.0)
+    assert np.isnan(means["not a number"])
 
 
 def test_a_metric_of_a_whole_shard_needs_batches_that_can_be_joined(make_prospect: MakeProspect) -> None:
