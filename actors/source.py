@@ -14,7 +14,7 @@ from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.process_state import set_ours
 from esper.prospect import Prospect, open_data
 from esper.references import Reference, import_task, locate
-from esper.summary import changed_module, file_digest, module_digests
+from esper.summary import changed_source, file_digest, source_digests
 from esper.task import Task
 
 
@@ -40,7 +40,7 @@ class TaskSource:
             TaskError: the task has no reference and cannot be sent as bytes.
         """
         if reference.text:
-            digests = file_digest(reference), module_digests(reference)
+            digests = file_digest(reference), source_digests(reference)
             return cls(_from_anywhere(reference), absolute_path(), *digests)
         try:
             pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
@@ -61,7 +61,7 @@ class TaskSource:
         located = locate(self.reference.text)
         if located.file is not None and file_digest(located) != self.digest:
             raise TaskError("task", self.reference.text, f"its file changed since the run began ({located.file})")
-        if (other := changed_module(located, self.modules)) is not None:
+        if (other := changed_source(located, self.modules)) is not None:
             raise TaskError("task", self.reference.text, f"a module of it changed since the run began ({other})")
         return import_task(located)[0], BLUEPRINTS
 

@@ -21,7 +21,7 @@ from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, TrainingState
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 Snapshot = list["ray.ObjectRef[object]"]
@@ -127,7 +127,7 @@ class TamiyoHandle:
                 span_id = f"{current.get_span_context().span_id:016x}"
                 late = PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id)
                 late.actor, late.process = error.actor, error.process
-                told(late, "policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
+                reported(late, "policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
                 raise late from error
 
     def state(self) -> str:

@@ -90,7 +90,7 @@ def different(left: Held, right: Held) -> list[str]:
     return sorted(other, key=lambda path: (len(path), path))
 
 
-def told(path: str) -> str:
+def path_in_words(path: str) -> str:
     """A path as people read it."""
     return re.sub(r"^\['([^']*)'\]", r"\1", path.removeprefix(".")) or "itself"
 

@@ -36,7 +36,7 @@ def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
     return tuple(pair for pair in prospect.options if (pair.slot, pair.blueprint_id) in chosen)
 
 
-def told(prospect: Prospect, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:
+def candidate_rows(prospect: Prospect, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:
     """Every candidate with its size, its cost, and its place in a run, as JSON values.
 
     `place` is `FIRST`, `QUEUED` (a later tournament may try it), `NONE`, or `over` and the keys of the budgets that it

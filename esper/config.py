@@ -16,6 +16,7 @@ from esper.errors import ConfigError, shortened
 from esper.faults import FaultSpec, check
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.base import Seconds, Settings
+from esper.problems import first_problem
 from esper.suggest import existing_names, listed, nearest
 from esper.supervision_settings import FailurePolicy, SupervisionConfig
 from esper.tamiyo.settings import PolicyConfig, RiskConfig
@@ -198,10 +199,8 @@ def _existing(key: str) -> str:
 
 def _explain(error: ValidationError) -> ConfigError:
     """The first problem, in one line."""
-    first = error.errors()[0]
-    place = [part for part in first["loc"] if isinstance(part, str)]
-    key, value = ".".join(place[:2]), first["input"]
-    if first["type"] == "extra_forbidden":
-        return ConfigError(key, value, f"no such key; {_existing(key)}")
-    message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(key, value, message[0].lower() + message[1:])
+    first = first_problem(error)
+    key = ".".join([part for part in first.place if isinstance(part, str)][:2])
+    if first.kind == "extra_forbidden":
+        return ConfigError(key, first.value, f"no such key; {_existing(key)}")
+    return ConfigError(key, first.value, first.message)

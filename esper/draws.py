@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from esper.attributes import Held, different, held_by, told
+from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
 from esper.shared_state import check_shared, shared_by
 from esper.streams import generator, streams
@@ -48,13 +48,13 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
     changed = different(once, twice)
     if first != second:
         blamed = changed or different(fresh, once)
-        what = told(blamed[0]) if blamed else "two draws of the same samples"
+        what = path_in_words(blamed[0]) if blamed else "two draws of the same samples"
         raise TaskError(
             field, what, f"the same samples drawn again are other ones, or use other random numbers: {MEND}"
         )
     generators = [path for path in different(fresh, once) if path in once and once[path].kind == "generator"]
     if blamed := changed or generators:
-        raise TaskError(field, told(blamed[0]), f"drawing changes it and no checkpoint keeps it: {MEND}")
+        raise TaskError(field, path_in_words(blamed[0]), f"drawing changes it and no checkpoint keeps it: {MEND}")
     check_shared(shared, shared_by(task))
 
 

@@ -26,7 +26,7 @@ from esper.durable.files import atomic_write, make_folders, sync_folder
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, StoreWriteFailed, TaskError
 from esper.kasmina.blueprints import BLUEPRINTS
-from esper.kasmina.rebuilt import modules_digest, state_of
+from esper.kasmina.rebuilt import state_of, structure_digest
 from esper.kasmina.seeded import seeded
 from esper.loading import Loaded, build_network, load_grown
 from esper.network_file import network_file
@@ -202,7 +202,7 @@ def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever 
 def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> tuple[Path, ...]:
     identity, checkpoint = loaded.identity, loaded.checkpoint
     specs = {spec.path: spec for spec in identity.slots}
-    modules = modules_digest(build_network(loaded.task, identity))
+    modules = structure_digest(build_network(loaded.task, identity))
     text = network_file(run, checkpoint.fence, loaded.topology, specs, BLUEPRINTS, modules)
     with _folder_of(place) as folder:
         draft = _draft(place)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from esper.candidates import first_tournament, told, why_nothing_grows
+from esper.candidates import candidate_rows, first_tournament, why_nothing_grows
 from esper.clock import SystemClock
 from esper.kasmina.incubation import PROBE_BATCHES
 from esper.leyline.decisions import Hold
@@ -47,7 +47,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
         "slots": [spec.model_dump(mode="json") | {"varies": spec.path in prospect.varying} for spec in prospect.specs],
         "left_out": [{"slot": path, "why": why} for path, why in prospect.left_out.items()],
-        "candidates": told(prospect, tried),
+        "candidates": candidate_rows(prospect, tried),
         "host_gflops": prospect.total_steps * step / 1e9,
         "tournament_gflops": _tournament_flops(prospect, [pair.flops for pair in tried]) / 1e9,
         "twin_gflops": _twin_steps(prospect) * step / 1e9,

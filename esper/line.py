@@ -36,6 +36,7 @@ from esper.leyline.incubation import Answer
 from esper.leyline.ports import Decider, Inbox, LiveHost, Nursery, Registrar
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import TrainingState
+from esper.problems import first_problem
 from esper.progress import Progress
 from esper.recovery import Lost, Recovery, Stopwatch
 from esper.summary import Tally, TallyState
@@ -135,8 +136,7 @@ def _line_state(kept: FenceState) -> LineState:
     try:
         return LineState.model_validate_json(kept.rooms["line"])
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise StoreCorrupt("the line's state", f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise StoreCorrupt("the line's state", str(first_problem(error))) from error
 
 
 class Tier(StrEnum):

@@ -20,7 +20,7 @@ from esper.history import Past, check_sound, read_past
 from esper.kasmina.attached import Seed, attach
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.kasmina.precision import dtype_of
-from esper.kasmina.rebuilt import modules_digest
+from esper.kasmina.rebuilt import difference, structure_digest
 from esper.kasmina.seeded import seeded
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
@@ -34,7 +34,6 @@ from esper.tolaria.checkpoint import load_written
 from esper.tolaria.plain import from_plain
 from esper.tolaria.snapshot import load_tensors
 from esper.tolaria.trainer import build_host
-from esper.tolaria.trees import kind_of
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,10 @@ def load_grown(run_dir: Path, task: Task | None = None, fence: int | None = None
         task, _ = load_same_task(identity)
     snapshot = from_plain(content["trainer"])
     network = build_network(task, identity)
-    modules = modules_digest(network)
+    modules = structure_digest(network)
     _grow(network, identity, snapshot.topology, BLUEPRINTS)
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    _fill(network, tensors, snapshot.tensors)
+    _load_checked(network, tensors, snapshot.tensors)
     _check_modules(network, identity, modules)
     load_extra_states(network, snapshot.modules)
     if state_crc32c(tensors) != checkpoint.weights_crc32c:
@@ -158,17 +157,10 @@ def build_network(task: Task, identity: Identity) -> nn.Module:
         return build_host(task, identity.config.run.seed, "cpu")
 
 
-def _fill(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+def _load_checked(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
     """Raises: TaskError: the network has other tensors than were kept. Nothing was copied."""
-    missing, strange = sorted(kept.keys() - tensors.keys()), sorted(tensors.keys() - kept.keys())
-    other = sorted(name for name in tensors.keys() & kept.keys() if kind_of(tensors[name]) != kind_of(kept[name]))
-    if missing or strange:
-        told = [f"it lacks {missing[0]}"] if missing else []
-        told += [f"it has {strange[0]}, which the run's has not"] if strange else []
-        raise _other(network, " and ".join(told))
-    if other:
-        here, there = _told(tensors[other[0]]), _told(kept[other[0]])
-        raise _other(network, f"its {other[0]} is {here}, the run's is {there}")
+    if how := difference(tensors, kept):
+        raise _other(network, how)
     load_tensors(tensors, kept)
 
 
@@ -181,7 +173,3 @@ def _check_modules(network: nn.Module, identity: Identity, modules: str) -> None
 
 def _other(network: nn.Module, how: str) -> TaskError:
     return TaskError("task.model", type(network).__name__, f"it builds another network than the run's: {how}")
-
-
-def _told(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} of {tensor.dtype}"

@@ -56,7 +56,7 @@ def network_file(
     """The text of a Python file that rebuilds a grown network around its host's factory.
 
     Args:
-        modules: What `modules_digest` gives for the host.
+        modules: What `structure_digest` gives for the host.
 
     Raises:
         ConfigError: a blueprint of the user cannot be written down; it is named, with the reason.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from esper.attributes import Held, different, held_by, told
+from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
 from esper.rehearsal import MENDS, OTHER_BITS, blame_attribute, blame_unkept
 from esper.task import Task
@@ -74,7 +74,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> None:
     blame_unkept(made, restored, first.attributes(), second.attributes())
     if other:
         blame_attribute(made, before, restored)
-        found = f"other bits in parameter {told(other[0])}"
+        found = f"other bits in parameter {path_in_words(other[0])}"
         raise TaskError("task.optimizer", found, f"{OTHER_BITS}: {MENDS['task.optimizer']}")
 
 

@@ -21,7 +21,7 @@ from esper.kasmina.attached import check_names
 from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry, flop_counter
 from esper.kasmina.choices import chosen
 from esper.kasmina.graft import SeedEditor
-from esper.kasmina.rebuilt import modules_digest
+from esper.kasmina.rebuilt import structure_digest
 from esper.kasmina.seeded import seeded
 from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
@@ -66,7 +66,7 @@ class Prospect:
     host_crc32c: int
     """Of its tensors before the first step."""
     host_modules_sha256: str
-    """Of the names, classes and settings of its modules; see `esper.kasmina.rebuilt.modules_digest`."""
+    """Of the names, classes and settings of its modules; see `esper.kasmina.rebuilt.structure_digest`."""
     samples_crc32c: int
     """Of the first batch that it trains on, and of the first of every other shard."""
     trained_by: str
@@ -190,7 +190,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     refuse_changes("task.model", "the model factory")
     batch = data.batch(0)
     as_built, host_crc32c = held_by(tensors_of(host)), state_crc32c(tensors_of(host))
-    host_modules_sha256 = modules_digest(host)
+    host_modules_sha256 = structure_digest(host)
     trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
     check_task(task, fence_steps[-1], trained)
     refuse_changes("task.optimizer", "a step of it or of its scheduler")

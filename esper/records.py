@@ -14,6 +14,7 @@ from esper.journal import Entry, Kind
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.signals import Level
+from esper.problems import first_problem
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -120,7 +121,5 @@ def misfit(entry: Entry) -> str:
     try:
         SAID.get(entry.kind, _Said).model_validate(entry.body)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([entry.kind.name, *map(str, first["loc"])])
-        return f"no journal record: {place}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return f"no journal record: {first_problem(error, entry.kind.name)}"
     return ""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.attributes import Held, different, held_by, told
+from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, TaskError
 from esper.extra_state import STATE_MEND
 from esper.nested import mapped
@@ -94,7 +94,7 @@ def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
             raise TaskError("task.model", name, "two calls returned the same parameter; build a new module in each")
     if other := different(made, held_by(others)):
         mend = "two calls gave other weights; draw from the seeded global generators"
-        raise TaskError("task.model", told(other[0]), mend)
+        raise TaskError("task.model", path_in_words(other[0]), mend)
 
 
 def rehearse(
@@ -181,10 +181,12 @@ def blame_unkept(
         stuck = set(different(now[field], repeated[field]))
         for path in (path for path in paths if path in stuck):
             if made[field].get(path) != now[field].get(path):
-                raise TaskError(field, told(path), f"training changes it and no checkpoint keeps it: {MENDS[field]}")
+                raise TaskError(
+                    field, path_in_words(path), f"training changes it and no checkpoint keeps it: {MENDS[field]}"
+                )
             leaf = made[field].get(path)
             if leaf is not None and leaf.is_random_or_numeric:
-                raise TaskError(field, told(path), f"two builds gave it other values: {MENDS[field]}")
+                raise TaskError(field, path_in_words(path), f"two builds gave it other values: {MENDS[field]}")
 
 
 def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: dict[str, list[str]]) -> None:
@@ -192,11 +194,13 @@ def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: di
     for field, paths in restored.items():
         for path in paths:
             if made[field].get(path) != before[field].get(path):
-                raise TaskError(field, told(path), f"{OTHER_BITS}, because no checkpoint keeps it: {MENDS[field]}")
+                raise TaskError(
+                    field, path_in_words(path), f"{OTHER_BITS}, because no checkpoint keeps it: {MENDS[field]}"
+                )
 
 
 def _where(one: _Course, other: _Course) -> str:
     """The first difference between what two networks came to."""
     if found := different(one.kept, other.kept):
-        return f"other bits in {told(found[0])}"
+        return f"other bits in {path_in_words(found[0])}"
     return f"losses {one.losses} and {other.losses}"

@@ -15,9 +15,10 @@ from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.history import Past, read_past, settled_past
 from esper.journal import Entry, Kind
+from esper.problems import first_problem
 from esper.references import Reference, import_task, locate
 from esper.run_directory import RunDirectory, run_file, summary_file
-from esper.summary import Identity, Result, changed_module, file_digest, versions
+from esper.summary import Identity, Result, changed_source, file_digest, versions
 from esper.task import Task
 
 MAY_CHANGE = frozenset(
@@ -138,11 +139,8 @@ def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
     try:
         return message.model_validate_json(json.dumps(entry.body))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join([entry.kind.name, *map(str, first["loc"])])
-        raise StoreCorrupt(
-            str(run_dir), f"its journal holds a record of another version: {place}: {first['msg']}"
-        ) from error
+        reason = f"its journal holds a record of another version: {first_problem(error, entry.kind.name)}"
+        raise StoreCorrupt(str(run_dir), reason) from error
 
 
 def _settled(identity: Identity) -> dict[str, object]:
@@ -192,5 +190,5 @@ def _check_same_file(identity: Identity, reference: Reference) -> None:
     """Raises: TaskError: a task's file, or a module in its folder, is not the one that the run began with."""
     if reference.file is not None and file_digest(reference) != identity.task_file_sha256:
         raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")
-    if (other := changed_module(reference, identity.task_files)) is not None:
+    if (other := changed_source(reference, identity.task_files)) is not None:
         raise TaskError("task", identity.task, f"a module of it is another than the run began with ({other})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esper.attributes import Held, different, held_by, told
+from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
 from esper.own_modules import globals_of
 from esper.task import Task
@@ -30,7 +30,7 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
             if not _is_log(path, held, after[name]):
-                raise TaskError(name, told(path), MEND)
+                raise TaskError(name, path_in_words(path), MEND)
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:

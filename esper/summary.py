@@ -26,6 +26,7 @@ from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
 from esper.machine import cpu_type
+from esper.problems import first_problem
 from esper.prospect import Prospect
 from esper.recovery import Recovery
 from esper.references import Reference
@@ -98,7 +99,7 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         trained_by=prospect.trained_by,
         argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
         started_in=str(Path.cwd()) if reference.text else "",
-        task_files=module_digests(reference),
+        task_files=source_digests(reference),
         first_loss=prospect.first_loss,
     )
 
@@ -113,7 +114,7 @@ def file_digest(reference: Reference) -> str | None:
     return hashlib.sha256(reference.file.read_bytes()).hexdigest() if reference.file is not None else None
 
 
-def module_digests(reference: Reference) -> dict[str, str]:
+def source_digests(reference: Reference) -> dict[str, str]:
     """SHA-256, in hex, of each loaded module in the folder of a task, by its path in there, but of no script.
 
     Data files are not read, nor are modules that are installed or esper's own.
@@ -124,7 +125,7 @@ def module_digests(reference: Reference) -> dict[str, str]:
     return {file.relative_to(reference.folder).as_posix(): _sha256(file) for file in sorted(files)}
 
 
-def changed_module(reference: Reference, digests: Mapping[str, str]) -> Path | None:
+def changed_source(reference: Reference, digests: Mapping[str, str]) -> Path | None:
     """The first file in the folder of a task that is missing or has changed; None: no file. Nothing is imported."""
     if reference.folder is None:
         return None
@@ -153,10 +154,8 @@ def load_identity(path: Path) -> Identity:
         raise StoreCorrupt(str(file), f"cannot be read: {error.strerror}") from error
     except ValidationError as error:
         _refuse_other_version(path)
-        first = error.errors()[0]
-        where = "".join(f"{part}." for part in first["loc"]).rstrip(".") or "all of it"
         mend = "put it back from a copy (`esper snapshot` makes them)"
-        raise StoreCorrupt(str(file), f"not a run.json of this version: {where}: {first['msg']}; {mend}") from error
+        raise StoreCorrupt(str(file), f"not a run.json of this version: {first_problem(error)}; {mend}") from error
 
 
 def _refuse_other_version(path: Path) -> None:

@@ -77,10 +77,10 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
         if isinstance(error, EsperError) or note is None:
             raise
         call = f"{note.call}, {doing}" if doing else note.call
-        raise TaskError(note.field, call, told(error)) from error
+        raise TaskError(note.field, call, exception_in_words(error)) from error
 
 
-def told(error: BaseException) -> str:
+def exception_in_words(error: BaseException) -> str:
     """An exception of the user's code in one line: its type, its message, and the place in her code."""
     message = " ".join(str(error).split())
     message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."

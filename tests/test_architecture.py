@@ -25,6 +25,7 @@ HELPERS = frozenset(
         "heartbeat",
         "import_paths",
         "nested",
+        "problems",
         "process_state",
         "streams",
         "suggest",

@@ -355,7 +355,7 @@ def test_another_factory_is_refused_by_the_file(grown_host: Get, three_hosts: An
     model = module.build(three_hosts.Images)
     assert list(state) == list(model.state_dict())
     state["head.bias"] = torch.zeros(5)
-    with pytest.raises(ValueError, match=r"head\.bias is \[4\] torch\.float32, it was \[5\] torch\.float32"):
+    with pytest.raises(ValueError, match=r"head\.bias is \[4\] of torch\.float32, and was \[5\] of torch\.float32"):
         module.fill(model, state)
 
 

@@ -28,7 +28,7 @@ from esper.journal import Kind, read
 from esper.kasmina.attached import Seed, attach, check_names
 from esper.kasmina.nc import mlp
 from esper.kasmina.prewarm import plan_seed
-from esper.kasmina.rebuilt import modules_digest, state_of
+from esper.kasmina.rebuilt import state_of, structure_digest
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
@@ -213,7 +213,7 @@ def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn
     inputs = prospect.task.valid[0][0][None].repeat(4, 1)
     live, state = outputs(trainer.host.eval(), inputs), trainer.weights_sha256()
     specs = {spec.path: spec for spec in prospect.specs}
-    text = network_file("r", 1, trainer.snapshot().topology, specs, prospect.blueprints, modules_digest(model()))
+    text = network_file("r", 1, trainer.snapshot().topology, specs, prospect.blueprints, structure_digest(model()))
     network = trainer.release()
     assert torch.equal(outputs(network, inputs), live)
     assert state_digest(network.state_dict()) == state
@@ -332,10 +332,10 @@ def broken() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        (Wider, r"its head\.bias is \[5\] of torch\.float32, the run's is \[4\] of torch\.float32"),
-        (lambda: TinyHost().double(), r"its body\.bias is \[8\] of torch\.float64, the run's is"),
+        (Wider, r"its head\.weight is \[5, 8\] of torch\.float32, and was \[4, 8\] of torch\.float32"),
+        (lambda: TinyHost().double(), r"its body\.\w+ is \[.*\] of torch\.float64, and was"),
         (Nameless, r"it has no module 'body'"),
-        (More, r"it has tail\.bias, which the run's has not"),
+        (More, r"it has tail\.bias, which the network that grew did not have"),
         (Rectified, r"a module has another class, or a setting such as a stride differs"),
         (broken, r"it raised LookupError: no such backbone \(.*test_loading\.py, line \d+\)"),
         (lambda: 3, r"it must return a torch\.nn\.Module"),

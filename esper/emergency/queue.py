@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable
 from esper.leyline.signals import EmergencySignal, Level
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 E = TypeVar("E", bound=BaseException)
@@ -46,7 +46,7 @@ class EmergencyQueue:
 
     def _rejected(self, signal: EmergencySignal, error: E) -> E:
         held = {"signal_id": signal.signal_id, "held": len(self._held)}
-        return told(error, "emergency_signal_rejected", Severity.CRITICAL, **held)
+        return reported(error, "emergency_signal_rejected", Severity.CRITICAL, **held)
 
     def publish(self, signal: EmergencySignal) -> int:
         """Take a signal; a known id is taken once. Returns how many signals were ever taken.

@@ -17,7 +17,7 @@ from esper.errors import CommandRejected, DependencyViolationError, EsperError, 
 from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation, signed_bytes
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 STALE_S = 60.0
@@ -245,9 +245,9 @@ def _tell(refusal: EsperError, command: Command) -> None:
     """Say a refusal, before it is raised: one severe event, one count."""
     if isinstance(refusal, CommandRejected):
         severity = Severity.ERROR if isinstance(refusal, StageConflict) else Severity.CRITICAL
-        told(refusal, "command_rejected", severity, command_id=command.command_id, reason=refusal.reason)
+        reported(refusal, "command_rejected", severity, command_id=command.command_id, reason=refusal.reason)
         count("esper.command.rejections", reason=refusal.reason)
     elif isinstance(refusal, DependencyViolationError):
         named = {"command_id": command.command_id, "missing": refusal.missing}
-        told(refusal, "command_validation_failed", Severity.ERROR, **named)
+        reported(refusal, "command_validation_failed", Severity.ERROR, **named)
         count("esper.command.rejections", reason=refusal.missing)

@@ -26,7 +26,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Sta
         model: The factory of the host that grew.
         seeds: In the order in which they were grafted.
         state: What `state_of` gave.
-        modules: What `modules_digest` gave for the host.
+        modules: What `structure_digest` gave for the host.
 
     Raises:
         TypeError: `model` is a network, not its factory.
@@ -35,7 +35,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Sta
     if isinstance(model, nn.Module):
         raise TypeError(f"give the factory of the network that grew, not a {type(model).__name__} that it has built")
     network = model()
-    if modules_digest(network) != modules:
+    if structure_digest(network) != modules:
         how = f"a module of it, or a setting, differs (torch is {torch.__version__} here)"
         raise ValueError(f"this is another network than the one that grew: {how}")
     made = [(slot, at, Seed(make().to(dtype), torch.zeros((), dtype=alpha))) for slot, at, make, dtype, alpha in seeds]
@@ -55,20 +55,28 @@ def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see State
 def fill(network: nn.Module, state: State) -> None:
     """Copy a state into a network, all of it and nothing else. Raises: ValueError: it is of another network."""
     own, buffers = network.state_dict(), dict(network.named_buffers())
-    for name in sorted({*own, *buffers} ^ {*state}):
-        raise ValueError(f"this is another network than the one that grew: {name} is in only one of them")
-    for name, kept in state.items():
-        if isinstance(kept, Tensor):
-            live = own[name] if name in own else buffers[name]
-            if (live.shape, live.dtype) != (kept.shape, kept.dtype):
-                here, there = f"{list(live.shape)} {live.dtype}", f"{list(kept.shape)} {kept.dtype}"
-                raise ValueError(f"this is another network than the one that grew: {name} is {here}, it was {there}")
+    if how := difference({**buffers, **own}, state):
+        raise ValueError(f"this is another network than the one that grew: {how}")
     network.load_state_dict({name: state[name] for name in own})
     for name in buffers.keys() - own.keys():
         buffers[name].copy_(state[name])
 
 
-def modules_digest(network: nn.Module) -> str:
+def difference(live: State, kept: State) -> str:
+    """The first way in which the names, shapes and types of a network differ from those that were kept; or nothing."""
+    for name in sorted(kept.keys() - live.keys()):
+        return f"it has no {name}"
+    for name in sorted(live.keys() - kept.keys()):
+        return f"it has {name}, which the network that grew did not have"
+    for name, tensor in kept.items():
+        here = live[name]
+        if isinstance(tensor, Tensor) and (here.shape, here.dtype) != (tensor.shape, tensor.dtype):
+            now, then = f"{list(here.shape)} of {here.dtype}", f"{list(tensor.shape)} of {tensor.dtype}"
+            return f"its {name} is {now}, and was {then}"
+    return ""
+
+
+def structure_digest(network: nn.Module) -> str:
     """SHA-256, in hex, over the names and classes of all modules, and the settings of those that are torch's own."""
     digest = hashlib.sha256()
     for name, module in network.named_modules():

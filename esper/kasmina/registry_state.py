@@ -19,6 +19,7 @@ from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
 from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
 from esper.leyline.stages import Stage
+from esper.problems import first_problem
 from esper.tensors import blob_digest
 
 WHERE = "kasmina's state"
@@ -188,9 +189,7 @@ def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str
     try:
         state = RegistryState.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StoreCorrupt(WHERE, f"{place}: {first['msg']}" if place else first["msg"]) from error
+        raise StoreCorrupt(WHERE, str(first_problem(error))) from error
     if state.run_id != run_id:
         raise StoreCorrupt(WHERE, f"of run {state.run_id}, here {run_id}")
     if state.generation > generation:

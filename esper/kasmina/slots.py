@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.attributes import different, held_by, told
+from esper.attributes import different, held_by, path_in_words
 from esper.errors import TaskError
 from esper.extra_state import STATE_MEND, extra_states_kept
 from esper.kasmina.perturbation import Change, is_content, moved, perturbing, unchanged
@@ -153,7 +153,7 @@ class _Host:
         self.run(training=training)
         if changed := different(before, held_by(self.model)):
             why = "it makes the same input give other outputs, and no checkpoint keeps it"
-            raise TaskError("task.model", told(changed[0]), f"{why}: {STATE_MEND}")
+            raise TaskError("task.model", path_in_words(changed[0]), f"{why}: {STATE_MEND}")
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:

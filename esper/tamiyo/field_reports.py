@@ -16,7 +16,7 @@ from esper.durable.files import make_folders
 from esper.durable.log import FramedLog, scan
 from esper.errors import FieldReportInvalid, StoreCorrupt
 from esper.leyline.reports import FieldReport
-from esper.telemetry.events import Severity, severe, told
+from esper.telemetry.events import Severity, reported, severe
 from esper.telemetry.metrics import count
 
 KIND = 1
@@ -81,7 +81,7 @@ def parse_report(payload: bytes | str) -> FieldReport:
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, e["loc"])) or e["type"] for e in error.errors())
         invalid = FieldReportInvalid("field report", f"missing or wrong: {wrong}")
-        raise told(invalid, "field_report_invalid", Severity.ERROR, fields=wrong) from error
+        raise reported(invalid, "field_report_invalid", Severity.ERROR, fields=wrong) from error
 
 
 def load_reports(folder: Path) -> LoadedReports:

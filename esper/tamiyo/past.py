@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from esper.errors import StoreCorrupt
 from esper.leyline.base import Message
 from esper.leyline.reports import FieldReport
+from esper.problems import first_problem
 
 WHERE = "tamiyo's state"
 
@@ -29,9 +30,7 @@ def read_state(text: str, generation: int) -> TamiyoState:
     try:
         state = TamiyoState.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise StoreCorrupt(WHERE, f"{place}: {first['msg']}" if place else first["msg"]) from error
+        raise StoreCorrupt(WHERE, str(first_problem(error))) from error
     later = [report.report_id for report in state.past if report.generation > generation]
     if later:
         raise StoreCorrupt(WHERE, f"report {later[0]} is of a generation after {generation}")

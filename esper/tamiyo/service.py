@@ -27,7 +27,7 @@ from esper.tamiyo.past import TamiyoState, read_state
 from esper.tamiyo.risk import assess, milder
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 
@@ -119,12 +119,12 @@ class Tamiyo:
                 span_id = f"{current.get_span_context().span_id:016x}"
                 late = PolicyDeadlineExceeded(elapsed_s, self._deadline_s, span_id)
                 figures = {"elapsed_s": elapsed_s, "deadline_s": self._deadline_s}
-                raise told(late, "policy_timeout", Severity.CRITICAL, **figures)
+                raise reported(late, "policy_timeout", Severity.CRITICAL, **figures)
         return decision
 
     def _tell(self, error: Exception) -> None:
         event = "dependency_violation" if isinstance(error, DependencyViolationError) else "policy_failed"
-        told(error, event, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))
+        reported(error, event, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))
         count("esper.policy.failures")
 
     def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
@@ -135,7 +135,7 @@ class Tamiyo:
                 f"policy {self._policy.name}", "none of the eligible pairs", f"{len(pairs)} are open"
             )
             asked = {"policy": self._policy.name, "eligible": len(pairs)}
-            raise told(none, "policy_no_candidates", Severity.CRITICAL, **asked)
+            raise reported(none, "policy_no_candidates", Severity.CRITICAL, **asked)
         if stray:
             self._refuse("a pair that is not eligible", f"{stray[0].blueprint_id} at {stray[0].slot}")
         figures = [value for value in (decision.risk, *decision.logits) if value is not None]

@@ -93,8 +93,8 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
         _log(telemetry.directory / LOG, json.dumps(record, allow_nan=False))
 
 
-def told(error: E, name: str, /, severity: Severity, **fields: object) -> E:
-    """Say the severe event of an error that is about to be raised: `raise told(Error(...), "name", ...)`.
+def reported(error: E, name: str, /, severity: Severity, **fields: object) -> E:
+    """Say the severe event of an error that is about to be raised: `raise reported(Error(...), "name", ...)`.
 
     Returns:
         The error; if the event could not be said, that is a note on it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esper.errors import DependencyViolationError
 from esper.leyline.reports import GraftPlan, HostPlan
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.tensors import blob_digest
 
 
@@ -30,4 +30,4 @@ def check_plan(plan: HostPlan, *, run_id: str, generation: int, modules: frozens
     for holds, missing, detail in checks:
         if not holds:
             error = DependencyViolationError(what, missing, detail)
-            raise told(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing, detail=detail)
+            raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing, detail=detail)

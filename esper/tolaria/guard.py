@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from esper.errors import DivergenceUnrecoverable
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 
@@ -19,4 +19,4 @@ def check_finite(step: int, loss: float, gradient_norm: float) -> None:
         if not math.isfinite(value):
             count("esper.guard.trips")
             error = DivergenceUnrecoverable(step, what, value)
-            raise told(error, "guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))
+            raise reported(error, "guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esper.errors import LossDeviceMismatch, TaskError
 from esper.nested import tensors
 from esper.task import Loss, Task
-from esper.telemetry.events import Severity, told
+from esper.telemetry.events import Severity, reported
 from esper.their_code import their_code
 from esper.tolaria.weighing import Weighted, by_target, target_weights
 
@@ -151,4 +151,4 @@ def _check_devices(output: Any, target: Any) -> None:
     if outputs and targets and outputs.isdisjoint(targets):
         seen, beside = ", ".join(sorted(outputs)), ", ".join(sorted(targets))
         error = LossDeviceMismatch(seen, beside)
-        raise told(error, "loss_device_mismatch", Severity.ERROR, outputs=seen, targets=beside)
+        raise reported(error, "loss_device_mismatch", Severity.ERROR, outputs=seen, targets=beside)

@@ -27,7 +27,7 @@ from esper.process_state import check_process
 from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, severe, told
+from esper.telemetry.events import Severity, reported, severe
 from esper.tensors_kept import tensors_kept
 from esper.their_code import their_code
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
@@ -366,7 +366,7 @@ class Trainer(GrownHost):
                 if known != plan:
                     what, missing = f"plan for seed {plan.seed_id}", "another body under a known id"
                     error = DependencyViolationError(what, missing)
-                    raise told(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
+                    raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
                 return receipt
             self._change(plan)
             receipt = GraftReceipt(

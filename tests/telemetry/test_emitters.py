@@ -10,7 +10,7 @@ from esper.telemetry import events, metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for room in ("esper", "actors", "drills") for path in sorted((ROOT / room).rglob("*.py"))]
-EVENTS, COUNTERS = {"severe": 0, "told": 1}, {"count": 0, "add": 0}
+EVENTS, COUNTERS = {"severe": 0, "reported": 1}, {"count": 0, "add": 0}
 """By function: which of its arguments is the name."""
 
 
