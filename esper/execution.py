@@ -5,7 +5,6 @@ Exit codes: 3 strict failure; 4 emergency stop; 130 interrupted; 143 drained aft
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -32,6 +31,7 @@ from esper.plugins import launcher
 from esper.progress import Terminal
 from esper.references import Reference
 from esper.run_directory import checkpoints_folder
+from esper.strict_json import strict_json
 from esper.summary import Result, failure
 from esper.task import Task
 from esper.tolaria.checkpoint import QUARANTINE
@@ -116,8 +116,8 @@ def complain(text: str, code: int) -> int:
 
 
 def print_json(found: dict[str, Any]) -> None:
-    """One JSON object, last on standard output."""
-    print(json.dumps(found))
+    """One JSON object, last on standard output; see `esper.strict_json` for figures that are not finite."""
+    print(strict_json(found))
 
 
 def _code(error: Exception) -> int:

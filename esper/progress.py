@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
@@ -331,6 +332,9 @@ def results(result: Result) -> RenderableType:
         totals.add_row(*cells("no growth", result.why_none_stayed))
     for name, value in result.test_metrics.items():
         totals.add_row(*cells(f"test {name}", number(value)))
+    for name, value in _not_finite(result):
+        mend = "a division by 0, or the network gave no finite output"
+        totals.add_row(*cells("no figure", f"{name} is {value}: {mend}"))
     totals.add_row(*cells("parameters", f"{result.params_start:,} -> {result.params_end:,}"))
     totals.add_row(*cells("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions"))
     totals.add_row(
@@ -346,6 +350,13 @@ def results(result: Result) -> RenderableType:
     if not result.seeds:
         return totals
     return Group(seeds, totals) if judged else Group(Text(f"{tried}; none was the first of a tournament"), totals)
+
+
+def _not_finite(result: Result) -> list[tuple[str, float]]:
+    """Losses and metrics of a result that are no finite numbers."""
+    losses = {"test loss": result.test_loss, "valid loss": result.valid_loss, "first test loss": result.start_test_loss}
+    metrics = {f"test {name}": value for name, value in result.test_metrics.items()}
+    return [(name, value) for name, value in (losses | metrics).items() if not math.isfinite(value)]
 
 
 def _recovered(recovery: Recovery) -> str:

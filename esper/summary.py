@@ -31,6 +31,7 @@ from esper.prospect import Prospect
 from esper.recovery import Recovery
 from esper.references import Reference
 from esper.run_directory import no_run, refusing, run_file, summary_file
+from esper.strict_json import strict_json
 
 VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "opentelemetry-sdk")
 
@@ -309,12 +310,12 @@ class Result(BaseModel):
     """
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values, for `--json` and `summary.json`."""
+        """Plain JSON values, for the journal, `--json` and `summary.json`; a figure may be not finite."""
         return self.model_dump(mode="json", exclude=self._untold())
 
     def save(self, path: Path) -> None:
-        """Write `summary.json`, atomically."""
-        atomic_write(summary_file(path), self.model_dump_json(indent=1, exclude=self._untold()).encode())
+        """Write `summary.json`, atomically; see `esper.strict_json` for figures that are not finite."""
+        atomic_write(summary_file(path), strict_json(self.as_json(), indent=1).encode())
 
     def _untold(self) -> set[str]:
         return {"network"} if self.fault_fired is not None else {"network", "fault_fired"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,3 +297,25 @@ def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen) ->
     shown = console()
     shown.print(results(result))
     assert "tolaria (TrainerRankLost), 3.2 s until the next good step" in shown.export_text()
+
+
+def test_a_figure_that_is_not_finite_is_said_in_every_place(plain: Seen, tmp_path: Path) -> None:
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    figures = {"test_metrics": {"a.b": float("nan"), "c": 0.5}, "valid_loss": float("-inf")}
+    result = plain.result.model_copy(update=figures)
+    shown = console()
+    shown.print(results(result))
+    assert "test a.b is nan: a division by 0" in shown.export_text(clear=False)
+    assert "valid loss is -inf" in shown.export_text()
+
+    result.save(tmp_path)
+    told = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refused)
+    assert told["not_finite"] == {"test_metrics": {"a.b": "nan"}, "valid_loss": "-inf"}
+    assert told["test_metrics"] == {"a.b": None, "c": 0.5}
+
+    plain.result.save(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == plain.result.as_json()
+    journal = json.loads(json.dumps(result.as_json()))  # as the journal writes and reads it
+    assert math.isnan(Result.model_validate_json(json.dumps(journal)).test_metrics["a.b"])

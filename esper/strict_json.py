@@ -1,0 +1,39 @@
+"""JSON that every reader takes: it has no infinities and nothing that is no number, so these are named in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NAMED = "not_finite"
+"""Key of the objects that name them: keys and places as where the null is, and "nan", "inf" or "-inf" for it."""
+
+
+def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
+    """An object as JSON text. A figure that is not finite is null, and `not_finite` says which one it was."""
+    named = not_finite(found)
+    whole = {**_without(found), NAMED: named} if named else found
+    return json.dumps(whole, indent=indent, allow_nan=False)
+
+
+def not_finite(found: Any) -> Any:  # Any: JSON values
+    """Of nested JSON values those that are no finite numbers, nested alike, in words; an empty dict for none."""
+    if isinstance(found, float):
+        return {} if math.isfinite(found) else str(found)
+    if isinstance(found, Mapping):
+        named = {str(key): not_finite(value) for key, value in found.items()}
+    elif isinstance(found, Sequence) and not isinstance(found, str):
+        named = {str(place): not_finite(value) for place, value in enumerate(found)}
+    else:
+        return {}
+    return {key: value for key, value in named.items() if value}
+
+
+def _without(found: Any) -> Any:  # Any: JSON values
+    if isinstance(found, Mapping):
+        return {key: _without(value) for key, value in found.items()}
+    if isinstance(found, Sequence) and not isinstance(found, str):
+        return [_without(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
