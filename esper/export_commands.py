@@ -21,6 +21,10 @@ ToOption = Annotated[
     Path | None, typer.Option("--to", metavar="DIR|FILE", help="a folder for torch, else a file; default: beside RUN")
 ]
 FenceOption = Annotated[int | None, typer.Option("--fence", help="a fence that is kept; default: the last one")]
+GenerationOption = Annotated[
+    int | None,
+    typer.Option("--generation", help="as this process of the run left it: 1 is the first; default: the last"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 
@@ -29,11 +33,12 @@ def export_network(
     format: FormatOption = Format.TORCH,
     to: ToOption = None,
     fence: FenceOption = None,
+    generation: GenerationOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the grown network to a file that needs no esper."""
     with leaving_on_sigterm():
-        written = export(run_dir, format, to, fence=fence)
+        written = export(run_dir, format, to, fence=fence, generation=generation)
     files = [str(file) for file in written.files]
     if as_json:
         print_json(

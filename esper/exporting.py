@@ -68,13 +68,14 @@ def export(
     to: str | os.PathLike[str] | None = None,
     *,
     fence: int | None = None,
+    generation: int | None = None,
     task: Task | None = None,
 ) -> Exported:
     """Write the grown network of a run to a place where nothing is yet. The run is only read.
 
     Args:
         to: For `torch` a folder, absent or empty; else a file. By default it lies beside the run.
-        fence, task: See `esper.load`.
+        fence, generation, task: See `esper.load`.
 
     Raises:
         ConfigError: the place is taken, lies in the run or cannot be written; a package is missing; or a blueprint
@@ -88,7 +89,7 @@ def export(
     _check_place(run_dir, place, format)
     if format is Format.ONNX:
         check_onnx()
-    loaded = load_grown(run_dir, task, fence)
+    loaded = load_grown(run_dir, task, fence, generation)
     batches = _inputs(loaded)
     if format is Format.TORCH:
         files = _write_torch(loaded, run_dir.resolve().name, batches, place)

@@ -48,7 +48,13 @@ class Loaded:
     """Its seeds, in the order in which they were grafted."""
 
 
-def load(run_dir: str | os.PathLike[str], *, task: Task | None = None, fence: int | None = None) -> nn.Module:
+def load(
+    run_dir: str | os.PathLike[str],
+    *,
+    task: Task | None = None,
+    fence: int | None = None,
+    generation: int | None = None,
+) -> nn.Module:
     """The grown network of a run, on the CPU and in evaluation mode, with the bits that its trainer had.
 
     Its seeds are a part of it, under the names that the run used: it can be moved, copied, saved and trained like any
@@ -58,22 +64,27 @@ def load(run_dir: str | os.PathLike[str], *, task: Task | None = None, fence: in
         run_dir: A run directory, or a snapshot of one.
         task: The task of the run. Needed only where `run.json` does not say where it is; only its `model` is used.
         fence: A fence whose checkpoint is kept; by default the last one: the end of the run, or where it was stopped.
+        generation: The network as this generation of the run left it: the first process of a run is generation 1, and
+            each resume or restart of the whole run begins the next one. With `fence`: that fence, if the checkpoint is
+            of this generation. Work that a later generation took back is not found.
 
     Raises:
         RunDirectoryError: no run is here, or it has no checkpoint yet.
-        ConfigError: no checkpoint of `fence` is kept, or a blueprint of the run is not registered here.
+        ConfigError: no checkpoint of `fence` or `generation` is kept, or a blueprint of the run is not registered here.
         TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
         CheckpointCorrupt: the checkpoint is damaged. There is no way back to an earlier one but by `fence`.
         StoreCorrupt: `run.json` is damaged, or the journal is and no `fence` was given.
     """
-    return load_grown(Path(run_dir), task, fence).network
+    return load_grown(Path(run_dir), task, fence, generation).network
 
 
-def load_grown(run_dir: Path, task: Task | None = None, fence: int | None = None) -> Loaded:
+def load_grown(
+    run_dir: Path, task: Task | None = None, fence: int | None = None, generation: int | None = None
+) -> Loaded:
     """As `load`, with what the network was rebuilt from."""
     if task is not None and not isinstance(task, Task):
         raise TaskError("task", type(task).__name__, "give an esper.Task")
-    past, checkpoint, content = _read(run_dir, fence)
+    past, checkpoint, content = _read(run_dir, fence, generation)
     identity = past.identity
     if task is None:
         task, _ = load_same_task(identity)
@@ -94,7 +105,7 @@ def load_grown(run_dir: Path, task: Task | None = None, fence: int | None = None
 # -- the checkpoint ----------------------------------------------------------------------------------------------
 
 
-def _read(run_dir: Path, fence: int | None) -> tuple[Past, CheckpointWritten, dict[str, Any]]:
+def _read(run_dir: Path, fence: int | None, generation: int | None) -> tuple[Past, CheckpointWritten, dict[str, Any]]:
     """What is known of the run, and the verified content of a checkpoint; its tensors are mapped, not read.
 
     A run that goes on may drop a checkpoint after its journal was read: what the journal says then is what counts.
@@ -103,7 +114,7 @@ def _read(run_dir: Path, fence: int | None) -> tuple[Past, CheckpointWritten, di
     while True:
         past = read_past(run_dir)
         check_sealed(run_dir, past)
-        checkpoint = _chosen(run_dir, past, fence)
+        checkpoint = _chosen(run_dir, past, fence, generation)
         try:
             return past, checkpoint, load_written(checkpoints_folder(run_dir), checkpoint)
         except CheckpointCorrupt:
@@ -112,16 +123,19 @@ def _read(run_dir: Path, fence: int | None) -> tuple[Past, CheckpointWritten, di
             refused = checkpoint
 
 
-def _chosen(run_dir: Path, past: Past, fence: int | None) -> CheckpointWritten:
+def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None) -> CheckpointWritten:
     if not past.commits:
         raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is no network to load")
     if fence is None:
         check_sound(run_dir, past)  # else what cannot be read may be the record of a later one
-        return past.commits[-1]
-    found = [one for one in past.commits if one.fence == fence and type(fence) is int]
-    if not found:
-        kept = ", ".join(str(one.fence) for one in past.commits)
-        raise ConfigError("fence", fence, f"no checkpoint of it is kept; there are those of fence {kept}")
+    found = list(past.commits)
+    for field, wanted in (("generation", generation), ("fence", fence)):
+        there = sorted({getattr(one, field) for one in found})
+        found = [one for one in found if wanted is None or (getattr(one, field) == wanted and type(wanted) is int)]
+        if not found:
+            of = f" of generation {generation}" if field == "fence" and generation is not None else ""
+            kept = ", ".join(map(str, there))
+            raise ConfigError(field, wanted, f"no checkpoint of it is kept; there are those{of} of {field} {kept}")
     return found[-1]
 
 

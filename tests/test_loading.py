@@ -96,6 +96,18 @@ def test_an_earlier_fence_gives_the_network_of_then(grown_host: Get) -> None:
     assert not any(isinstance(module, Seed) for module in begun.modules())
 
 
+def test_a_generation_gives_the_network_that_it_left(grown_host: Get) -> None:
+    grown = grown_host("rows")
+    assert torch.equal(outputs(esper.load(grown.ended, generation=1), grown.inputs), grown.at_stop)
+    assert torch.equal(outputs(esper.load(grown.ended, generation=2), grown.inputs), grown.at_end)
+    assert torch.equal(outputs(esper.load(grown.ended, generation=1, fence=7), grown.inputs), grown.at_stop)
+    for generation in (3, 0, True, "1", 1.0):
+        with pytest.raises(ConfigError, match=r"generation = .*: no checkpoint of it is kept; .* of generation 1, 2$"):
+            esper.load(grown.ended, generation=generation)
+    with pytest.raises(ConfigError, match=r"fence = 7: .*; there are those of generation 2 of fence 8,"):
+        esper.load(grown.ended, generation=2, fence=7)
+
+
 def test_a_run_that_goes_on_is_read_at_the_fence_that_it_committed(three_hosts: Any, tmp_path: Path) -> None:
     task, config = three_hosts.rows(), load_config(None, {**three_hosts.EASY, "run.dir": str(tmp_path / "run")})
     digests: dict[int, str] = {}
