@@ -23,6 +23,7 @@ from esper.faults import FaultSpec
 from esper.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
 from esper.telemetry.setup import Telemetry
+from esper.their_code import any_of_their_code
 
 CAUSE = "_esper_cause"
 """Attribute under which an error takes its cause along."""
@@ -138,7 +139,8 @@ class Shell:
 @contextmanager
 def _sendable_errors(role: str) -> Iterator[None]:
     try:
-        yield
+        with any_of_their_code:
+            yield
     except BaseException as error:  # `SystemExit` and its like would end the worker, or say nothing of themselves
         sent = sendable(error, role)
         if sent is error:
@@ -180,7 +182,7 @@ def _unsendable(error: BaseException) -> str:
     try:
         same = type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error)  # type: ignore[no-untyped-call]
     except Exception as refusal:  # whatever the error's own code raises; it is named in what is sent
-        return f"{type(refusal).__name__}: {refusal}"
+        return f"{type(refusal).__name__}: {text_of(refusal)}"
     return "" if same else "it comes back as another class"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from esper import checkpoint_commands, export_commands, inspect_view, log_commands, plan_view, plugins
 from esper.config import RunConfig, add_override, as_toml, load_config, parse_overrides
-from esper.errors import ConfigError, EsperError
+from esper.errors import ConfigError, EsperError, text_of
 from esper.execution import (
     INTERRUPTED,
     STRICT_FAILURE,
@@ -37,6 +38,7 @@ from esper.proving import prove
 from esper.references import load_task
 from esper.snapshots import default_place, take
 from esper.summary import versions
+from esper.their_code import any_of_their_code, refused_as_theirs, their_code
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
@@ -221,21 +223,28 @@ def main() -> None:
     """Entry point: run the command line and leave with its exit code."""
     hold_standard_descriptors()
     with guarded():
-        for entry in plugins.entries("esper.commands"):
-            entry.load()(app)
-        code = exit_code(sys.argv[1:])
+        code = _answered(_add_commands) or exit_code(sys.argv[1:])
     sys.exit(code)
 
 
 def exit_code(arguments: list[str]) -> int:
     """Run one command line. Says what went wrong, in one line, on standard error."""
     with guarded():
-        return _exit_code(arguments)
+        return _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
 
 
-def _exit_code(arguments: list[str]) -> int:
+def _add_commands() -> None:
+    """Add the commands of installed packages. Raises: TaskError: a package raised."""
+    for entry in plugins.entries("esper.commands"):
+        with refused_as_theirs(), their_code(f"entry point {entry.name} of esper.commands", entry.value):
+            entry.load()(app)
+
+
+def _answered(do: Callable[[], object]) -> int:
+    """The exit code of what is done; what went wrong in it is said."""
     try:
-        answer = typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False)
+        with any_of_their_code:
+            answer = do()
     except typer.exceptions.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself; its message is the help
             say(error.format_message(), error=True)
@@ -249,7 +258,7 @@ def _exit_code(arguments: list[str]) -> int:
         return complain("interrupted", INTERRUPTED)
     except Exception as error:  # the user's own code, or a bug of ours: where it happened is what helps
         traceback.print_exception(error)
-        return complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
+        return complain(f"{type(error).__name__}: {text_of(error)}", STRICT_FAILURE)
     return answer if isinstance(answer, int) else DONE
 
 

@@ -42,6 +42,7 @@ from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
+from esper.their_code import any_of_their_code
 
 ROUNDING = 1e-3
 """Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
@@ -155,7 +156,7 @@ class Record:
         progress.started(self.prospect, self.path)
         try:
             self._take_over()
-            with ExitStack() as up:
+            with any_of_their_code, ExitStack() as up:
                 with drain.starting(), span("esper start", role="conductor"):
                     trace = trace_id()
                     faults.point("conductor.start")
@@ -196,7 +197,7 @@ class Record:
                         line.recover(death)
                     elif self.kept is not None:
                         line.restore(self._taken())
-                    with line.explaining_halts():
+                    with any_of_their_code, line.explaining_halts():
                         line.run()
                     result = self._result(line, wall_s())
                     line.hear_out()

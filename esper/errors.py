@@ -15,6 +15,7 @@
     ├── SeedBuildFailed                 a blueprint could not be built, moved or run
     ├── PolicyFailed                    the policy raised something of its own
     ├── PolicyDeadlineExceeded          the policy answered too late
+    ├── TheirCodeRaised                 the user's code raised an error of ours, or what ends a program
     ├── ProcessStateChanged             a setting of the whole process is not what esper set
     ├── LossDeviceMismatch              outputs and targets lie on different devices
     ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
@@ -44,7 +45,7 @@ Each class takes positional arguments only and hands them to `Exception.__init__
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 
 def _rebuild(cls: type[EsperError], args: tuple[object, ...]) -> EsperError:
@@ -85,16 +86,33 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         here = here.__cause__
 
 
+def notes_of(error: BaseException) -> tuple[object, ...]:
+    """The notes of an error; none where foreign code put something else in their place. Does not raise."""
+    notes = error.__dict__.get("__notes__")
+    return tuple(notes) if isinstance(notes, list | tuple) else ()
+
+
 def all_notes(error: BaseException) -> tuple[str, ...]:
     """The notes of an error and of all that caused it, nearest first."""
-    return tuple(note for one in causes(error) for note in getattr(one, "__notes__", ()))
+    return tuple(text_of(note) for one in causes(error) for note in notes_of(one))
 
 
 def text_of(value: object) -> str:
-    """`str(value)`; where foreign code raises in it, a text that says so. Does not raise."""
+    """`str(value)`; where foreign code raises in it, a text that says so. Does not raise but for Ctrl-C."""
+    return _written(str, value)
+
+
+def repr_of(value: object) -> str:
+    """`repr(value)`, as `text_of`."""
+    return _written(repr, value)
+
+
+def _written(write: Callable[[object], str], value: object) -> str:
     try:
-        return str(value)
-    except Exception as broken:
+        return write(value)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as broken:  # foreign code may raise `SystemExit` here as well
         return f"<{type(value).__name__}: its text raised {type(broken).__name__}>"
 
 
@@ -107,10 +125,7 @@ LONGEST_VALUE, LONGEST_MEND = 300, 2000
 
 def shortened(value: object) -> str:
     """A value as Python writes it; a long one is cut, with its length."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to write out an integer of thousands of digits
-        return f"a value of type {type(value).__name__} with an integer of thousands of digits"
+    text = repr_of(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)} characters)"
 
 
@@ -218,6 +233,11 @@ class IsolationViolation(EsperError):
         return f"seed {self.seed_id}: its gradient reaches host parameters {', '.join(self.leaves)}"
 
 
+def _why(cause: BaseException | None) -> str:
+    """What caused a failure, as Python writes it; what the user's code raised, in the words that were found for it."""
+    return cause.what if isinstance(cause, TheirCodeRaised) else repr_of(cause)
+
+
 class SeedBuildFailed(EsperError):
     """A blueprint's factory or its module raised. The original error is the cause; the host is untouched."""
 
@@ -226,7 +246,7 @@ class SeedBuildFailed(EsperError):
         self.blueprint, self.slot, self.doing = blueprint, slot, doing
 
     def __str__(self) -> str:
-        return f"blueprint {self.blueprint} at {self.slot}: {self.doing} failed: {self.__cause__!r}"
+        return f"blueprint {self.blueprint} at {self.slot}: {self.doing} failed: {_why(self.__cause__)}"
 
 
 # -- deciding ----------------------------------------------------------------------------------------------------
@@ -240,7 +260,7 @@ class PolicyFailed(EsperError):
         self.policy, self.fence = policy, fence
 
     def __str__(self) -> str:
-        return f"policy {self.policy} failed at fence {self.fence}: {self.__cause__!r}"
+        return f"policy {self.policy} failed at fence {self.fence}: {_why(self.__cause__)}"
 
 
 class PolicyDeadlineExceeded(EsperError):
@@ -272,6 +292,20 @@ class ProcessStateChanged(EsperError):
             f"{self.setting} is {self.found}, expected {self.expected} ({self.where}): the task's code changed it; "
             "leave it alone, or put it back before the call returns"
         )
+
+
+class TheirCodeRaised(EsperError):
+    """A call of the user's code raised an error of esper's own class, or what would end a program. It was not believed.
+
+    The original is the cause. Retrying fails the same way: the user's code must raise an exception of its own.
+    """
+
+    def __init__(self, field: str, call: str, what: str) -> None:
+        super().__init__(field, call, what)
+        self.field, self.call, self.what = field, call, what
+
+    def __str__(self) -> str:
+        return f"{self.field}, {self.call}: {self.what}"
 
 
 class LossDeviceMismatch(EsperError):
@@ -307,7 +341,7 @@ class StoreWriteFailed(EsperError):
         self.path, self.doing = path, doing
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.doing} failed: {self.__cause__!r}"
+        return f"{self.path}: {self.doing} failed: {_why(self.__cause__)}"
 
 
 class StoreCorrupt(EsperError):

@@ -10,14 +10,26 @@ from typing import Any
 from torch import nn
 
 from esper.errors import DependencyViolationError
+from esper.their_code import their_code
 
 STATE_MEND = "register it as a buffer, return it from get_extra_state, or draw from the seeded global generators"
 """What to do about state of a model that no checkpoint would keep."""
 
 
+def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
+    """What the `state_dict` of a part of the task returns now; `field` is to blame for what it raises."""
+    with their_code(field, "state_dict"):
+        state: dict[str, Any] = part.state_dict()
+    return state
+
+
 def extra_states(model: nn.Module) -> dict[str, Any]:
     """By module path: what each module that overrides `get_extra_state` returns now. It may share its tensors."""
-    return {path: module.get_extra_state() for path, module in _keepers(model).items()}
+    found = {}
+    for path, module in _keepers(model).items():
+        with their_code("task.model", f"get_extra_state of {path or 'the model'}"):
+            found[path] = module.get_extra_state()
+    return found
 
 
 def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
@@ -31,7 +43,8 @@ def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
         found = sorted(keepers.keys() ^ kept.keys())[:3]
         raise DependencyViolationError("snapshot", "modules with get_extra_state differ from the host's", str(found))
     for path, module in keepers.items():
-        module.set_extra_state(copy.deepcopy(kept[path]))
+        with their_code("task.model", f"set_extra_state of {path or 'the model'}"):
+            module.set_extra_state(copy.deepcopy(kept[path]))
 
 
 @contextmanager

@@ -35,6 +35,7 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
         errors.ProcessStateChanged,
         "leave the setting alone in the task and begin a new run; this one would fail again",
     ),
+    (errors.TheirCodeRaised, "mend the task's code and begin a new run; this one would fail in the same way"),
     (errors.CommandRejected, "report this bug of esper with the run directory; the run would fail in the same way"),
     (errors.LossDeviceMismatch, "mend the task's model or loss and begin a new run; this one would fail again"),
     (errors.DivergenceUnrecoverable, "lower the learning rate or mend the data, then begin a new run"),

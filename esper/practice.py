@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
+from esper.extra_state import state_of
 from esper.rehearsal import MENDS, OTHER_BITS, blame_attribute, blame_unkept
 from esper.task import Task
 from esper.tolaria.optim import build_optimizer
@@ -46,8 +47,10 @@ class _Pair:
         with torch.no_grad():
             for mine, its in zip(self.parameters, other.parameters, strict=True):
                 mine.copy_(its)
-        load_optimizer(self.optimizer, copied(other.optimizer.state_dict(), lambda tensor: tensor.clone()))
-        load_scheduler(self.scheduler, other.scheduler.state_dict() if other.scheduler is not None else None)
+        kept = state_of("task.optimizer", other.optimizer)
+        load_optimizer(self.optimizer, copied(kept, lambda tensor: tensor.clone()))
+        there = other.scheduler
+        load_scheduler(self.scheduler, state_of("task.scheduler", there) if there is not None else None)
 
     def attributes(self) -> dict[str, Held]:
         kept = {id(parameter) for parameter in self.parameters}

@@ -98,6 +98,7 @@ NO_SWITCH = {
     "EmergencyUnavailable": "the run has ended, and a restart would not make it hear",
     "Drained": "the run was asked to end",
     "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
+    "TheirCodeRaised": "the user's code raised it, and does so again",
     "CannotBeWritten": "no actor writes definitions; an export does",
 }
 """Every other class -> why nothing but raising it will do."""

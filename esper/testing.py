@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
     """
     while not happened():
         time.sleep(every_s)
+
+
+def fail_with(error: BaseException, cause: BaseException | None = None) -> NoReturn:
+    """Raise an error as esper itself does: from a frame of its own."""
+    raise error from cause
 
 
 class ScriptedPolicy:

@@ -33,6 +33,7 @@ from esper.kasmina.precision import parameter_dtype
 from esper.kasmina.seeded import seeded
 from esper.leyline.slots import Kind, SlotSpec
 from esper.suggest import existing_names
+from esper.their_code import their_code
 
 Factory = Callable[[SlotSpec], nn.Module]
 Mesh = Callable[[str], tuple[str, ...]]
@@ -116,7 +117,8 @@ class Blueprint:
     @contextmanager
     def _blamed(self, spec: SlotSpec, doing: str) -> Iterator[None]:
         try:
-            yield
+            with their_code(f"blueprint {self.name}", f"{doing} at {spec.path}"):
+                yield
         except Exception as error:
             raise SeedBuildFailed(self.name, spec.path, doing) from error
 

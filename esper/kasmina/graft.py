@@ -23,6 +23,7 @@ from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.tensors import from_bytes
+from esper.their_code import their_code
 
 
 class GraftedSeed(nn.Module):
@@ -51,7 +52,8 @@ class GraftedSeed(nn.Module):
             SeedBuildFailed: the seed's own forward raised.
         """
         try:
-            correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
+            with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
+                correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
         except Exception as error:  # else it would be told as the host's own
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         self.calls += 1

@@ -18,6 +18,7 @@ from esper.kasmina.perturbation import with_noise
 from esper.kasmina.precision import as_slot, named
 from esper.kasmina.seeded import seeded
 from esper.leyline.slots import SlotSpec
+from esper.their_code import their_code
 
 MODES = (True, False)
 SAMPLES = 4
@@ -67,7 +68,8 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
     if any(_unmixed(spec, training) for training in MODES) and len(h) < 2:
         raise EvidenceMissing("G0", "sample independence, by samples", len(h), 2)
     try:
-        return _probe(module, spec, h)
+        with their_code(f"blueprint {blueprint}", f"forward at {spec.path}"):
+            return _probe(module, spec, h)
     except Exception as error:
         raise SeedBuildFailed(blueprint, spec.path, "forward") from error
 

@@ -14,6 +14,7 @@ from esper.errors import (
     NoSeedCandidates,
     PolicyDeadlineExceeded,
     PolicyFailed,
+    TheirCodeRaised,
     text_of,
 )
 from esper.leyline.commands import Command
@@ -29,6 +30,7 @@ from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
+from esper.their_code import their_code
 
 
 class Tamiyo:
@@ -104,9 +106,13 @@ class Tamiyo:
         start = self._clock.monotonic()
         with span("policy", role="tamiyo") as current:
             try:
-                decision = self._policy.decide(state, pairs, tuple(self._past))
+                with their_code(f"policy {self._policy.name}", "decide"):
+                    decision = self._policy.decide(state, pairs, tuple(self._past))
                 if not isinstance(decision, Decision):
                     raise TypeError(f"it answered with {type(decision).__name__}, not with a Decision")
+            except TheirCodeRaised as error:
+                self._tell(error)
+                raise PolicyFailed(self._policy.name, state.fence) from error
             except EsperError as error:
                 self._tell(error)
                 raise

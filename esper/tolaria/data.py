@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from esper.errors import TaskError
+from esper.extra_state import state_of
 from esper.nested import mapped
 from esper.streams import generator, seed_process
 from esper.task import Samples, Task
@@ -98,7 +99,7 @@ class TaskData:
 
     def state(self) -> dict[str, Any]:
         """What each data set that keeps a state by itself has now, copied, by the first shard that it serves."""
-        return {name: copied(one.state_dict(), _copy) for name, one in self._stateful.items()}
+        return {name: copied(state_of(f"task.{name}", one), _copy) for name, one in self._stateful.items()}
 
     @contextmanager
     def at(self, state: Mapping[str, Any]) -> Iterator[None]:
@@ -114,7 +115,8 @@ class TaskData:
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
         for name, one in self._stateful.items():
-            one.load_state_dict(copied(state[name], _copy))
+            with their_code(f"task.{name}", "load_state_dict"):
+                one.load_state_dict(copied(state[name], _copy))
 
     def batch(self, step: int) -> Any:
         """The collated batch of an optimizer step. Seeds this process for (run seed, step) before it loads.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError
-from esper.extra_state import extra_states, load_extra_states
+from esper.extra_state import extra_states, load_extra_states, state_of
 from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan
@@ -108,7 +108,7 @@ class GrownHost:
 
     def weights_sha256(self) -> str:
         """Digest of the tensors in the host's state dict and of its seeds' tensors, buffers included."""
-        state = {name: value for name, value in self.host.state_dict().items() if isinstance(value, Tensor)}
+        state = {name: value for name, value in state_of("task.model", self.host).items() if isinstance(value, Tensor)}
         return state_digest({**state, **self._editor.tensors()})
 
     def parameter_count(self) -> int:
@@ -146,8 +146,8 @@ class GrownHost:
             total_steps=self._settings.total_steps,
             topology=self._editor.topology(),
             tensors=self._all_tensors(),
-            optimizer=self._optimizer.state_dict(),
-            scheduler=self._scheduler.state_dict() if self._scheduler is not None else None,
+            optimizer=state_of("task.optimizer", self._optimizer),
+            scheduler=state_of("task.scheduler", self._scheduler) if self._scheduler is not None else None,
             seed_optimizers={seed_id: o.optimizer.state_dict() for seed_id, o in self._seed_optimizers.items()},
             best_round=self._best_round,
             receipts=self._receipts,

@@ -120,7 +120,8 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
     name = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
         raise TaskError("task.optimizer", name, "it must return a torch.optim.Optimizer")
-    wanted = [one.name for one in inspect.signature(optimizer.step).parameters.values() if one.default is one.empty]
+    asked = [one for one in inspect.signature(optimizer.step).parameters.values() if one.default is one.empty]
+    wanted = [one.name for one in asked if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if wanted:
         mend = f"its step cannot be called without {wanted[0]!r}; take an optimizer that needs gradients alone"
         raise TaskError("task.optimizer", name, mend)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import StoreCorrupt, TaskError
+from esper.extra_state import state_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, RemovePlan
 from esper.task import Task
 from esper.their_code import their_code
@@ -94,11 +95,11 @@ def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
         parameter.grad = torch.ones_like(parameter)
     with their_code("task.optimizer", "optimizer.step"):
         optimizer.step()
-    check_plain("task.optimizer", optimizer.state_dict())
+    check_plain("task.optimizer", state_of("task.optimizer", optimizer))
     if scheduler is not None:
         with their_code("task.scheduler", "scheduler.step"):
             scheduler.step()
-        check_plain("task.scheduler", scheduler.state_dict())
+        check_plain("task.scheduler", state_of("task.scheduler", scheduler))
 
 
 # -- snapshots ---------------------------------------------------------------------------------------------------

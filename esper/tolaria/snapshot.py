@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.errors import DependencyViolationError, text_of
+from esper.extra_state import state_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan
+from esper.their_code import their_code
 from esper.tolaria.trees import Copies, copied, copy_all, kind_of, laid_over, tensors_of_state
 
 Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
@@ -102,11 +104,11 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         DependencyViolationError: a tensor took another shape or type on the way; the optimizer is not what it was.
     """
     copies: Copies = []
-    loaded = laid_over(state, optimizer.state_dict(), copies)
+    loaded = laid_over(state, state_of("task.optimizer", optimizer), copies)
     copy_all(copies)
     with _refusing("optimizer", optimizer):
         optimizer.load_state_dict(loaded)
-    kinds = [list(map(kind_of, tensors_of_state(one))) for one in (optimizer.state_dict(), state)]
+    kinds = [list(map(kind_of, tensors_of_state(one))) for one in (state_of("task.optimizer", optimizer), state)]
     if kinds[0] != kinds[1]:  # torch casts what it loads to the type of its parameter
         raise DependencyViolationError(
             "snapshot", "an optimizer's state does not load as it was", type(optimizer).__name__
@@ -130,7 +132,8 @@ def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) 
 def _refusing(what: str, loading: object) -> Iterator[None]:
     """Around a `load_state_dict`. Raises: DependencyViolationError: it does not take the state."""
     try:
-        yield
+        with their_code(f"task.{what}", "load_state_dict"):
+            yield
     except Exception as error:  # torch and foreign classes raise what they like for a state that is not theirs
         missing, detail = f"the {what}'s state does not load", f"{type(loading).__name__}: {text_of(error)}"
         raise DependencyViolationError("snapshot", missing, detail) from error

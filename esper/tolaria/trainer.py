@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esper import faults
 from esper.errors import DependencyViolationError, EmergencyStop, IsolationViolation, TaskError
-from esper.extra_state import extra_states, extra_states_kept
+from esper.extra_state import extra_states, extra_states_kept, state_of
 from esper.heartbeat import beat
 from esper.leyline.evidence import GradientProbe, HostObservation, ResetProbe, SampleLosses
 from esper.leyline.ports import HostEditor
@@ -443,7 +443,8 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
         raise TaskError("task.model", type(model).__name__, "it must return a torch.nn.Module")
     check_modules(model)
     own = {f"{path}._extra_state".lstrip(".") for path in extra_states(model)}
-    extra = [name for name, value in model.state_dict().items() if not isinstance(value, Tensor) and name not in own]
+    state = state_of("task.model", model)
+    extra = [name for name, value in state.items() if not isinstance(value, Tensor) and name not in own]
     if extra:
         mend = "state that is no tensor cannot be kept; make it a buffer, or return it from get_extra_state"
         raise TaskError("task.model", extra[0], mend)
@@ -455,4 +456,4 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
 def _names(host: nn.Module) -> tuple[list[str], list[str], list[str]]:
     """Of modules, of tensors, and of the state dict: buffers that are not saved are in the second alone."""
     tensors = [*dict(host.named_parameters()), *dict(host.named_buffers())]
-    return [name for name, _ in host.named_modules()], tensors, list(host.state_dict())
+    return [name for name, _ in host.named_modules()], tensors, list(state_of("task.model", host))

@@ -30,6 +30,7 @@ from esper.heartbeat import beat
 from esper.telemetry.context import span, traceparent, use
 from esper.telemetry.metrics import count
 from esper.telemetry.setup import Telemetry
+from esper.testing import fail_with
 
 
 class Room:
@@ -55,7 +56,7 @@ class Room:
 
     def fail(self) -> None:
         with span("room work"):
-            raise StageConflict("stage_conflict", "command-1") from KeyError("the cause")
+            fail_with(StageConflict("stage_conflict", "command-1"), KeyError("the cause"))
 
     def _private(self) -> None:
         self.done += 1
@@ -192,7 +193,7 @@ def test_what_the_room_raises_leaves_it_unchanged_with_its_cause_and_is_in_the_t
 
 def test_what_the_constructor_of_the_room_raises_is_raised_and_in_the_trace(tmp_path: Path) -> None:
     def broken() -> Room:
-        raise StageConflict("stage_conflict", "command-1")
+        fail_with(StageConflict("stage_conflict", "command-1"))
 
     with pytest.raises(StageConflict):
         Shell(birth(telemetry_folder=tmp_path, build=broken))

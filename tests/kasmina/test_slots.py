@@ -390,8 +390,8 @@ def test_a_batch_on_which_nothing_can_be_shown_is_refused(batch_input, said):
         only(nn.Linear(8, 8), batch_input)
 
 
-def test_an_error_of_the_users_own_model_arrives_as_it_is():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+def test_an_error_of_the_users_own_model_is_told_as_hers():
+    with pytest.raises(TaskError, match=r"it raised RuntimeError: .*shapes cannot be multiplied"):
         only(nn.Linear(5, 8))
 
 
