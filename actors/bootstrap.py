@@ -52,6 +52,9 @@ ENVIRONMENT = {
 }
 
 
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable: how many threads a process computes with."""
+
 LEFTOVERS_END_WITHIN_S = 2.0
 STUCK_AFTER_S = 40.0
 """Ray itself ends the process 60 s after its server was last heard of."""
@@ -84,15 +87,18 @@ class EmbeddedRay(Closing):
     Its ports are open to whoever can reach the machine, so it takes nobody in without a token that it draws itself.
     """
 
-    def __init__(self, *, slots: int, deadline_s: float = 120.0) -> None:
+    def __init__(self, *, slots: int, threads: int = 1, deadline_s: float = 120.0) -> None:
         """Start it with room for `slots` working actors; first remove what killed runs of this user left.
+
+        Args:
+            threads: With which its actors compute. One with another number of threads takes longer to start.
 
         Raises:
             PlacementUnavailable: this process is connected to a Ray already, or Ray did not start within `deadline_s`.
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
-        self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, "RAY_AUTH_TOKEN")}
+        self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, THREADS, "RAY_AUTH_TOKEN")}
         self._heads: dict[str, int] = {}
         self._ended = threading.Event()
         self._printing = ray._private.worker.print_to_stdstream
@@ -103,7 +109,7 @@ class EmbeddedRay(Closing):
             raise PlacementUnavailable("ray", f"no folder for it in {TEMPORARY}: {error}") from error
         self._witness = Witness()
         try:
-            self._start(slots, deadline_s)
+            self._start(slots, threads, deadline_s)
         except BaseException as error:
             with noted_on(error, "ending Ray"):
                 self.close()
@@ -111,8 +117,8 @@ class EmbeddedRay(Closing):
                 raise
             raise PlacementUnavailable("ray", f"it did not start: {type(error).__name__}: {error}") from error
 
-    def _start(self, slots: int, deadline_s: float) -> None:
-        os.environ.update(ENVIRONMENT)
+    def _start(self, slots: int, threads: int, deadline_s: float) -> None:
+        os.environ.update({**ENVIRONMENT, THREADS: str(threads)})
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         _read_environment_again()
         begin = functools.partial(
@@ -267,14 +273,16 @@ def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
         attempt: How often it was begun in its generation. Ray keeps the name of a dead one taken for seconds.
     """
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
-    environment: Mapping[str, Any] = {"env_vars": {"OMP_NUM_THREADS": str(birth.threads)}}
+    # Ray's processes have the environment of this one. To change it, each would import Ray twice.
+    same = os.environ.get(THREADS) == str(birth.threads)
+    environment: Mapping[str, Any] = {} if same else {"runtime_env": {"env_vars": {THREADS: str(birth.threads)}}}
     handle: ActorHandle[Shell] = made.options(
         name=f"{birth.name}-g{birth.generation}-{birth.run_id[:8]}" + (f"-{attempt}" if attempt > 1 else ""),
         num_cpus=birth.cpus,
         num_gpus=birth.gpus,
         max_restarts=0,
         max_task_retries=0,
-        runtime_env=environment,
+        **environment,
     ).remote(birth)
     return handle
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import ray
 from ray.actor import ActorHandle
 
-from actors import rooms
+from actors import desk, rooms
 from actors.bootstrap import RAY, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
 from actors.shell import Birth, Shell
@@ -337,7 +337,7 @@ class Company:
         config, key, word = self.prospect.config, replace(self.key, generation=generation), self.word.path
         unsigning = replace(key, secret=b"")  # only who signs commands and who checks them has the secret
         arguments: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
-            "emergency": (rooms.emergency, (config.emergency.capacity, word, key.generation)),
+            "emergency": (desk.emergency, (config.emergency.capacity, word, key.generation)),
             "tolaria": (rooms.tolaria, (self.sent, unsigning, word)),
             "tamiyo": (rooms.tamiyo, (self.sent, key)),
             SPARE: (rooms.tamiyo, (self.sent, key)),

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import ray
 
-from actors import rooms
 from actors.bootstrap import EmbeddedRay, uninterrupted
 from actors.company import Company, actor_roles, manager_names
+from actors.desk import CONDUCTOR
 from actors.hearing import ConductorInbox, emergency_word
 from actors.nursery import RemoteNursery
 from actors.source import SentProspect
@@ -33,7 +33,7 @@ RAY_SHARE = 2
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
     """The fault points that each process of a run with this config passes, by its name."""
     points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
-    points[rooms.CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
+    points[CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
     points["emergency"] |= {"emergency.pending", "emergency.publish"}
     points["tolaria"] |= {"tolaria.round", "tolaria.step", "tolaria.save"}
     if config.growth.enabled:
@@ -58,8 +58,9 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
 
         with at_the_end(end, "ending the actors"):
             config, slots = prospect.config, 1 + prospect.config.growth.managers
+            deadline_s = RAY_SHARE * config.ray.start_deadline_s
             ours = embedded or stack.enter_context(
-                EmbeddedRay(slots=slots, deadline_s=RAY_SHARE * config.ray.start_deadline_s)
+                EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s)
             )
             word = stack.enter_context(emergency_word())
             company = Company(prospect, key, sent, path, word, ours.check)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from actors import rooms
+from actors.desk import CONDUCTOR
 from actors.places import SHARED_MEMORY, TEMPORARY, make_place
 from actors.typed import EmergencyHandle
 from esper.closing import at_the_end
@@ -22,11 +22,11 @@ class ConductorInbox:
 
     def pending(self) -> tuple[EmergencySignal, ...]:
         """See `Inbox`."""
-        return self._desk.pending(rooms.CONDUCTOR)
+        return self._desk.pending(CONDUCTOR)
 
     def acknowledge(self, signal_ids: Sequence[str]) -> None:
         """See `Inbox`."""
-        self._desk.acknowledge(rooms.CONDUCTOR, signal_ids)
+        self._desk.acknowledge(CONDUCTOR, signal_ids)
 
     def close(self) -> None:
         """See `Inbox`."""

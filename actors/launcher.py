@@ -7,7 +7,7 @@ from pathlib import Path
 
 from actors.bootstrap import EmbeddedRay
 from actors.conductor import bring_up, fault_points
-from actors.rooms import CONDUCTOR
+from actors.desk import CONDUCTOR
 from actors.source import SentProspect
 from esper import faults
 from esper.clock import SystemClock

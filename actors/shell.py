@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from ray import cloudpickle
 
 from esper import faults
@@ -76,7 +75,6 @@ class Shell:
     """An actor. Build it without Ray to test it."""
 
     def __init__(self, birth: Birth) -> None:
-        torch.set_num_threads(birth.threads)
         self._birth = birth
         self._telemetry = Telemetry.start(birth.telemetry_folder, birth.name, birth.run_id)
         faults.arm(birth.faults, birth.name, birth.faults_file, birth.generation)

@@ -3,18 +3,18 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from esper.task import Task
-
 if TYPE_CHECKING:
     from esper.kasmina.blueprints import blueprint
     from esper.leyline.slots import Kind, SlotSpec
     from esper.loading import load
+    from esper.task import Task
 
 __all__ = ["Kind", "SlotSpec", "Task", "blueprint", "load"]
 
 _LATER = {
     "Kind": "esper.leyline.slots",
     "SlotSpec": "esper.leyline.slots",
+    "Task": "esper.task",
     "blueprint": "esper.kasmina.blueprints",
     "load": "esper.loading",
 }

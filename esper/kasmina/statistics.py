@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special
 
 from esper.errors import EvidenceMissing
 from esper.leyline.evidence import PairedLosses, SampleLosses
@@ -66,6 +65,8 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     """
     if count < 2:
         raise EvidenceMissing("limit of z", "samples or groups", count, 2)
+    from scipy import special  # here, as importing it takes longer than most processes have need of it
+
     return -float(special.stdtrit(count - 1, false_pass / tests))  # by the lower tail: 1 - 1e-17 would round to 1
 
 

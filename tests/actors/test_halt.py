@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from actors.bootstrap import EmbeddedRay
+from actors.desk import EmergencyDesk, emergency
 from actors.handles import Remote
 from actors.hearing import ConductorInbox
 from actors.launcher import launch
-from actors.rooms import EmergencyDesk, emergency
 from actors.shell import Birth
 from actors.typed import EmergencyHandle
 from esper.clock import SystemClock
@@ -34,7 +34,7 @@ from esper.journal import Entry, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
 from esper.line import Drain, Rooms
-from esper.loop import nobody_lost, run
+from esper.loop import nobody_lost
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
@@ -256,11 +256,10 @@ def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: Local
 
 @pytest.mark.parametrize("level", [Level.NOTICE, Level.ELEVATED])
 def test_a_lower_level_is_recorded_and_changes_no_bit(
-    run_here: Any, local: LocalDesk, tmp_path: Path, level: Level
+    run_here: Any, local: LocalDesk, tmp_path: Path, undisturbed: Result, level: Level
 ) -> None:
-    plain = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "plain")))
     told = run_here(progress=AtFence(0, lambda: local.publish(signal(level))))
-    assert told.weights_sha256 == plain.weights_sha256
+    assert told.weights_sha256 == undisturbed.weights_sha256
     assert [body["level"] for body in bodies(tmp_path, Kind.SIGNAL)] == [level]
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -259,11 +260,15 @@ PATIENCE = {"busy": 5.0, "stuck": 1.0, "frozen": 1.0} | dict.fromkeys(("late", "
 """Seconds. That of `stuck` and `frozen` runs out, however fast the machine is; that of `busy` does at no load."""
 
 
+THREADS = dict.fromkeys(PATIENCE, 1) | {"owner": 2}
+"""With which each computes; one, as their Ray does, but for `owner`."""
+
+
 @pytest.fixture(scope="module")
 def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
     """An actor for each test, started side by side: most of them do not outlive theirs."""
     del embedded
-    births, began_s = [birth_of(name) for name in PATIENCE], time.monotonic()
+    births, began_s = [replace(birth_of(name), threads=THREADS[name]) for name in PATIENCE], time.monotonic()
     begun = [(birth, spawn(birth)) for birth in births]
     yield {
         birth.name: Remote(birth, actor, await_ready(birth, actor, began_s, 100.0), patience_s=PATIENCE[birth.name])
@@ -275,6 +280,12 @@ def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
 
 def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, Remote]) -> None:
     assert remotes["busy"].ask("work", 60, 0.1) == "done"
+
+
+@pytest.mark.parametrize("name", ["busy", "owner"])
+def test_the_process_of_an_actor_begins_with_the_threads_of_its_birth(remotes: dict[str, Remote], name: str) -> None:
+    environment = Path(f"/proc/{remotes[name].pid}/environ").read_text().split("\0")
+    assert f"OMP_NUM_THREADS={THREADS[name]}" in environment
 
 
 def test_a_message_of_another_generation_is_refused_across_processes(remotes: dict[str, Remote]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
+from actors import desk as desks
 from actors import rooms
-from actors.rooms import CONDUCTOR, EmergencyDesk, ForkHouse
+from actors.desk import CONDUCTOR, EmergencyDesk
+from actors.rooms import ForkHouse
 from actors.source import SentProspect
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.word import EmergencyWord, WordState
@@ -46,8 +49,15 @@ def signal(signal_id: str, level: Level) -> EmergencySignal:
 # -- the emergency desk ------------------------------------------------------------------------------------------
 
 
+def test_the_process_of_the_emergency_desk_starts_without_torch() -> None:
+    """Three quarters of the time that any other actor takes to start is the import of torch."""
+    code = "import sys, actors.shell, actors.desk; print({'torch', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_a_signal_shows_in_the_word_when_it_is_taken_and_the_level_never_falls(word: EmergencyWord) -> None:
-    desk = rooms.emergency(32, word.path, generation=3)
+    desk = desks.emergency(32, word.path, generation=3)
     for number, (level, shown) in enumerate([(1, 1), (3, 3), (2, 3), (4, 4), (1, 4)], start=1):
         assert desk.publish(signal(f"s{number}", Level(level))) == number
         assert word.read() == WordState(Level(shown), 3, number)
@@ -62,7 +72,7 @@ def test_a_signal_that_is_not_taken_does_not_show(word: EmergencyWord) -> None:
 
 
 def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
-    desk = rooms.emergency(32, word.path, generation=1)
+    desk = desks.emergency(32, word.path, generation=1)
     halt = signal("a", Level.HALT)
     assert desk.publish(halt) == desk.publish(halt) == 1
     assert word.read() == WordState(Level.HALT, 1, 1)
@@ -73,7 +83,7 @@ def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
 
 
 def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: EmergencyWord) -> None:
-    desk = rooms.emergency(32, word.path, generation=1)
+    desk = desks.emergency(32, word.path, generation=1)
     desk.publish(signal("a", Level.CONSERVATIVE))
     desk.rebind(2)
     assert word.read() == WordState(Level.CONSERVATIVE, 2, 1)
@@ -82,7 +92,7 @@ def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: Emergenc
 
 
 def test_signals_may_be_published_while_others_are_heard(word: EmergencyWord) -> None:
-    desk = rooms.emergency(1024, word.path, generation=1)
+    desk = desks.emergency(1024, word.path, generation=1)
     published = threading.Thread(
         target=lambda: [desk.publish(signal(f"s{number}", Level.NOTICE)) for number in range(1000)]
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from actors.shell import CAUSES_SENT, Birth, Envelope, Shell, relinked, sendable
 from esper import faults
@@ -126,15 +125,6 @@ def test_what_is_not_public_cannot_be_called(method: str) -> None:
     with pytest.raises(DependencyViolationError, match="not a public method"):
         shell.call(method, HERE, ())
     assert (room.words, room.done) == (("kept",), 0)
-
-
-def test_an_actor_computes_with_the_threads_of_its_birth() -> None:
-    before = torch.get_num_threads()
-    try:
-        Shell(birth(threads=before + 1))
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- what it says ------------------------------------------------------------------------------------------------
