@@ -13,7 +13,7 @@ from esper.clock import SystemClock
 from esper.emergency.word import EmergencyWord
 from esper.heartbeat import beat
 from esper.kasmina.incubation import Incubator
-from esper.kasmina.manager import SeedManager
+from esper.kasmina.registrar import KasminaRegistrar
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import Birth
 from esper.leyline.ports import Fork
@@ -34,7 +34,7 @@ def tamiyo(sent: SentProspect, key: RunKey) -> Tamiyo:
     return make_tamiyo(sent.open(), key, SystemClock())
 
 
-def kasmina(sent: SentProspect, key: RunKey) -> SeedManager:
+def kasmina(sent: SentProspect, key: RunKey) -> KasminaRegistrar:
     """Kasmina's registry."""
     return make_kasmina(sent.open(), key, SystemClock())
 

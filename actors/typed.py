@@ -14,12 +14,12 @@ from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
 from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Verdict
-from esper.leyline.evidence import HostObservation, PairedLosses, ResetProbe, SampleLosses
-from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult
-from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
+from esper.leyline.evidence import HostObservation, ResetProbe, SampleLosses
+from esper.leyline.incubation import Birth, Changed, Compared, IncubationOrder, IncubationResult, Received
+from esper.leyline.reports import FieldReport, GraftReceipt, HostPlan
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
-from esper.leyline.state import RoundState, TrainingState
+from esper.leyline.state import RegistryView, RoundState, TrainingState
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
@@ -145,63 +145,33 @@ class KasminaHandle:
     def __init__(self, remote: Remote) -> None:
         self.remote = remote
 
-    def observe(self, fence: int, training: TrainingState) -> RoundState:
+    def view(self, fence: int) -> RegistryView:
         """See `Registrar`."""
-        return cast(RoundState, self.remote.ask("observe", fence, training))
+        return cast(RegistryView, self.remote.ask("view", fence))
 
-    def stages(self) -> Mapping[str, Stage]:
+    def advance(self, command: Command, fence: int, observation: HostObservation) -> Changed:
         """See `Registrar`."""
-        return cast("Mapping[str, Stage]", self.remote.ask("stages"))
+        return cast(Changed, self.remote.ask("advance", command, fence, observation))
 
-    def due(self, fence: int) -> bool:
+    def receive(self, command: Command, fence: int) -> Received:
         """See `Registrar`."""
-        return cast(bool, self.remote.ask("due", fence))
+        return cast(Received, self.remote.ask("receive", command, fence))
 
-    def has_twin(self) -> bool:
+    def carry_out(self, command_id: str, fence: int, births: Sequence[Birth]) -> Changed:
         """See `Registrar`."""
-        return cast(bool, self.remote.ask("has_twin"))
+        return cast(Changed, self.remote.ask("carry_out", command_id, fence, births))
 
-    def compares_with_twin(self) -> bool:
+    def conclude(self, result: IncubationResult, fence: int) -> Changed:
         """See `Registrar`."""
-        return cast(bool, self.remote.ask("compares_with_twin"))
+        return cast(Changed, self.remote.ask("conclude", result, fence))
 
-    def step_flops(self) -> int:
+    def compare(self, live: SampleLosses, twin: SampleLosses) -> Compared:
         """See `Registrar`."""
-        return cast(int, self.remote.ask("step_flops"))
+        return cast(Compared, self.remote.ask("compare", live, twin))
 
-    def birth_flops(self, plans: Sequence[GraftPlan]) -> int:
+    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Changed:
         """See `Registrar`."""
-        return cast(int, self.remote.ask("birth_flops", plans))
-
-    def comparison_flops(self, live: SampleLosses) -> int:
-        """See `Registrar`."""
-        return cast(int, self.remote.ask("comparison_flops", live))
-
-    def receive(self, command: Command, fence: int) -> Sequence[GraftPlan]:
-        """See `Registrar`."""
-        return cast("Sequence[GraftPlan]", self.remote.ask("receive", command, fence))
-
-    def carry_out(
-        self, command_id: str, fence: int, births: Sequence[Birth], observation: HostObservation | None
-    ) -> Answer:
-        """See `Registrar`."""
-        return cast(Answer, self.remote.ask("carry_out", command_id, fence, births, observation))
-
-    def conclude(self, result: IncubationResult, fence: int) -> Answer:
-        """See `Registrar`."""
-        return cast(Answer, self.remote.ask("conclude", result, fence))
-
-    def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
-        """See `Registrar`."""
-        return cast(PairedLosses, self.remote.ask("compare", live, twin))
-
-    def resetting(self, fence: int) -> Mapping[str, str]:
-        """See `Registrar`."""
-        return cast("Mapping[str, str]", self.remote.ask("resetting", fence))
-
-    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
-        """See `Registrar`."""
-        return cast(Answer, self.remote.ask("reset", probes, fence))
+        return cast(Changed, self.remote.ask("reset", probes, fence))
 
     def state(self) -> str:
         """See `Registrar`."""

@@ -11,6 +11,7 @@ from esper.growth_log import GrowthLog, none_stayed
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import IN_HOST
+from esper.leyline.state import RoundState
 from esper.prospect import Prospect
 from esper.rooms import RunKey, make_kasmina, make_tamiyo, make_trainer
 from esper.summary import SeedFate
@@ -28,7 +29,8 @@ def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
     """
     key, clock = RunKey(new_run_id(), 0, b"plan"), SystemClock()
     training = make_trainer(prospect, key).untrained()
-    state = make_kasmina(prospect, key, clock).observe(prospect.config.growth.first_fence, training)
+    view = make_kasmina(prospect, key, clock).view(prospect.config.growth.first_fence)
+    state = RoundState.of(view, training, None)
     outcome = make_tamiyo(prospect, key, clock).decide(state).outcome
     if isinstance(outcome, Hold):
         return outcome

@@ -288,11 +288,11 @@ def same_loss(now: float | None, began: Identity) -> bool:
 def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
     """What a run that reached its end came to, as far as this process brought it there."""
     trainer, tally, config = line.trainer, line.tally, prospect.config
-    twin = line.incubator.twin_report() if line.kasmina.has_twin() else None
-    end, state = trainer.shard_means("test"), line.kasmina.observe(len(prospect.fence_steps) - 1, trainer.untrained())
+    twin = line.incubator.twin_report() if line.view.has_twin else None
+    end = trainer.shard_means("test")
     line.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"
-    seeds = tuple(fate(seed) for seed in state.seeds)
+    seeds = tuple(fate(seed) for seed in line.view.seeds)
     return Result(
         run_dir=str(path),
         task=task,

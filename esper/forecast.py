@@ -18,7 +18,7 @@ from esper.kasmina.incubation import PROBE_BATCHES
 from esper.leyline.decisions import Hold
 from esper.leyline.ids import new_run_id
 from esper.leyline.reports import GraftPlan
-from esper.leyline.state import TrainingState
+from esper.leyline.state import RoundState, TrainingState
 from esper.prospect import Prospect
 from esper.rooms import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 
@@ -240,5 +240,6 @@ def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Se
     """Of the forks that a run would begin with; none if its policy holds."""
     fence, clock = prospect.config.growth.first_fence, SystemClock()
     kasmina = make_kasmina(prospect, key, clock)
-    outcome = make_tamiyo(prospect, key, clock).decide(kasmina.observe(fence, training)).outcome
-    return () if isinstance(outcome, Hold) else kasmina.receive(outcome, fence)
+    state = RoundState.of(kasmina.view(fence), training, None)
+    outcome = make_tamiyo(prospect, key, clock).decide(state).outcome
+    return () if isinstance(outcome, Hold) else kasmina.receive(outcome, fence).plans

@@ -32,10 +32,10 @@ from esper.journal import Journal, Kind
 from esper.leyline.base import Message
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Hold
-from esper.leyline.incubation import Answer
+from esper.leyline.incubation import Answer, Changed
 from esper.leyline.ports import Decider, Inbox, LiveHost, Nursery, Registrar
 from esper.leyline.signals import EmergencySignal, Level
-from esper.leyline.state import TrainingState
+from esper.leyline.state import RegistryView, RoundState, TrainingState
 from esper.problems import first_problem
 from esper.progress import Progress
 from esper.recovery import Lost, Recovery, Stopwatch
@@ -164,6 +164,8 @@ class Line:
     level: Level | None = None
     fence: int | None = None
     """The last one that was passed; None: not even fence 0 was."""
+    last_view: RegistryView | None = None
+    """Of Kasmina's registry as it is now; None: no fence was held yet."""
     start: Mapping[str, float] = field(default_factory=dict)
     """Means over the test shard before the first step."""
     kept: FenceState | None = None
@@ -286,7 +288,9 @@ class Line:
             self.tamiyo.restore(kept.rooms["tamiyo"], generation)
             forks = self._passed_on(kept)
             self.incubator.restore({**kept.nursery, **forks})
-            if (order := self.kasmina.order()) is not None:  # it is done again, from its first step
+            self.last_view = self.kasmina.view(kept.fence) if kept.fence is not None else None
+            order = self.kasmina.order() if self.last_view is not None and self.last_view.incubating else None
+            if order is not None:  # it is done again, from its first step
                 self.incubator.begin(order, forks["origin"] if forks["origin"] is not None else host)
             if self.kept is None:
                 self.trainer.keep(kept.fence or 0)
@@ -418,10 +422,10 @@ class Line:
         """One round of the live host, and of its twin beside it."""
         steps = self.fence_steps[fence] - self.fence_steps[fence - 1]
         self.progress.working(f"round {fence}: {steps} steps")
-        if self.kasmina.has_twin():
+        if self.view.has_twin:
             with self.tally.waiting():
                 self.incubator.advance_twin(self.fence_steps[fence])
-        with self.tally.training(steps, self.kasmina.step_flops()):
+        with self.tally.training(steps, self.view.step_flops):
             training = self.trainer.run_round(fence, self.fence_steps[fence])
         self.journal.write(Kind.ROUND_ENDED, training)
         return training
@@ -430,13 +434,23 @@ class Line:
         """Between two rounds: conclude, compare, advance what is due, reset what was culled, germinate anew."""
         with self.tally.fence():
             self._hear(fence)
+            self.last_view = self.kasmina.view(fence)
             if self.growing:
                 self._conclude(fence)
                 self._compare_with_twin(fence)
                 self._advance(fence, training)
                 self._reset(fence)
                 self._germinate(fence, training)
-        self.progress.fence(self.kasmina.observe(fence, training), self.tally)
+        self.progress.fence(self._state(training), self.tally)
+
+    @property
+    def view(self) -> RegistryView:
+        """Of Kasmina's registry as it is now."""
+        assert self.last_view is not None, "no fence was held yet"
+        return self.last_view
+
+    def _state(self, training: TrainingState) -> RoundState:
+        return RoundState.of(self.view, training, self.level)
 
     def _hear(self, fence: int) -> None:
         """Take in emergency signals: the highest level so far holds for the rest of the run.
@@ -494,7 +508,7 @@ class Line:
             return None
 
     def _conclude(self, fence: int) -> None:
-        if not self.kasmina.due(fence):
+        if not self.view.due:
             return
         self.progress.working(f"round {fence}: incubating")
         with self.tally.waiting():
@@ -503,31 +517,29 @@ class Line:
         self.tally.incubator_flops += result.flops
         self.tally.growth = self.tally.growth.concluded()
         self.journal.write(Kind.INCUBATION_ENDED, result)
-        self._take(self.kasmina.conclude(result, fence))
+        self._change(self.kasmina.conclude(result, fence))
 
     def _compare_with_twin(self, fence: int) -> None:
-        if self.kasmina.compares_with_twin():
+        if self.view.compares_with_twin:
             live = self.trainer.sample_losses("gate", fence)
             with self.tally.waiting():
                 twin = self.incubator.twin_losses(fence)
-            self.tally.incubator_flops += self.kasmina.comparison_flops(live)
-            self.journal.write(Kind.TWIN_COMPARED, self.kasmina.compare(live, twin))
+            compared = self.kasmina.compare(live, twin)
+            self.tally.incubator_flops += compared.flops
+            self.journal.write(Kind.TWIN_COMPARED, compared.losses)
 
     def _advance(self, fence: int, training: TrainingState) -> None:
         """Have the next gate of every due seed judged, one after the other: what one does may end another."""
-        observation = self.trainer.observe(fence, self.kasmina.stages())
-        while (command := self.tamiyo.advance(self.kasmina.observe(fence, training))) is not None:
-            self.kasmina.receive(self._sent(command), fence)
-            self._take(self.kasmina.carry_out(command.command_id, fence, (), observation))
+        observation = self.trainer.observe(fence, self.view.stages)
+        while (command := self.tamiyo.advance(self._state(training))) is not None:
+            self._change(self.kasmina.advance(self._sent(command), fence, observation))
 
     def _reset(self, fence: int) -> None:
-        seeds = self.kasmina.resetting(fence)
-        if seeds:
-            self._take(self.kasmina.reset(self.trainer.compare_with_unseeded(seeds), fence))
+        if seeds := self.view.resetting:
+            self._change(self.kasmina.reset(self.trainer.compare_with_unseeded(seeds), fence))
 
     def _germinate(self, fence: int, training: TrainingState) -> None:
-        state = self.kasmina.observe(fence, training).model_copy(update={"level": self.level})
-        verdict = self.tamiyo.decide(state)
+        verdict = self.tamiyo.decide(self._state(training))
         if verdict.decision is not None:
             self.journal.write(Kind.DECISION, verdict.decision)
         if isinstance(verdict.outcome, Hold):
@@ -536,19 +548,23 @@ class Line:
             self.progress.hold(verdict.outcome)
             return
         command = self._sent(verdict.outcome)
-        plans = self.kasmina.receive(command, fence)
+        received = self.kasmina.receive(command, fence)
         snapshot = self.trainer.snapshot()
         with self.tally.waiting():
-            births = self.incubator.births(plans, snapshot)
-        self.tally.incubator_flops += self.kasmina.birth_flops(plans)
-        answer = self.kasmina.carry_out(command.command_id, fence, births, None)
-        self._take(answer)
-        if answer.order is not None:
-            self.incubator.begin(answer.order, snapshot)
+            births = self.incubator.births(received.plans, snapshot)
+        self.tally.incubator_flops += received.flops
+        changed = self.kasmina.carry_out(command.command_id, fence, births)
+        self._change(changed)
+        if changed.answer.order is not None:
+            self.incubator.begin(changed.answer.order, snapshot)
 
     def _sent(self, command: Command) -> Command:
         self.journal.write(Kind.COMMAND, command)
         return command
+
+    def _change(self, changed: Changed) -> None:
+        self.last_view = changed.view
+        self._take(changed.answer)
 
     def _take(self, answer: Answer) -> None:
         """Journal what Kasmina answered, carry its plans out, and let Tamiyo learn of it."""

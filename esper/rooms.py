@@ -9,6 +9,7 @@ from esper.clock import Clock
 from esper.kasmina.facts import RunFacts
 from esper.kasmina.incubation import Incubator
 from esper.kasmina.manager import SeedManager
+from esper.kasmina.registrar import KasminaRegistrar
 from esper.leyline.ports import Fork, ForkFactory, Policy
 from esper.prospect import Prospect
 from esper.tamiyo.commands import CommandBuilder
@@ -32,7 +33,7 @@ def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = n
     return prospect.trainer(key.run_id, key.generation, "tolaria", halted)
 
 
-def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> SeedManager:
+def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegistrar:
     """Kasmina's registry, with no seeds."""
     facts = RunFacts(
         run_id=key.run_id,
@@ -45,7 +46,8 @@ def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> SeedManager:
         host_flops=prospect.host_flops,
     )
     growth, blueprints = prospect.config.growth, prospect.blueprints
-    return SeedManager(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
+    manager = SeedManager(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
+    return KasminaRegistrar(manager)
 
 
 def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from esper.kasmina.blueprints import BLUEPRINTS
 from esper.kasmina.lifecycle import EDGES
 from esper.leyline.ports import Policy
 from esper.leyline.stages import IN_HOST, Stage
+from esper.leyline.state import RoundState
 from esper.loop import run
 from esper.process_state import process_state
+from esper.progress import Quiet
 from esper.prospect import survey
+from esper.rooms import make_kasmina
 from esper.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
-from esper.summary import Result
+from esper.summary import Result, Tally
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
 from esper.tasks.digits import task as digits_task
@@ -64,10 +68,34 @@ class Run(Left):
     """... and what it came to."""
 
     result: Result
+    messages: list[list[str]]
+    """What the line asked of Kasmina in each round, from the first round on; across processes each is a message."""
+
+
+class Watched:
+    """A room's object that keeps the name of every call."""
+
+    def __init__(self, room: Any, calls: list[str]) -> None:
+        self._room, self._calls = room, calls
+
+    def __getattr__(self, name: str) -> Any:
+        self._calls.append(name)
+        return getattr(self._room, name)
 
 
 def carry_out(path: Path, **overrides: Any) -> Run:
-    return Run(path, run(tiny_task(), tiny_config(run__dir=str(path), **overrides)))
+    calls: list[str] = []
+
+    class Fences(Quiet):
+        def fence(self, state: RoundState, tally: Tally) -> None:
+            del state, tally
+            calls.append("fence")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("esper.loop.make_kasmina", lambda *arguments: Watched(make_kasmina(*arguments), calls))
+        result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=Fences())
+    rounds = [list(group) for is_end, group in groupby(calls, "fence".__eq__) if not is_end]
+    return Run(path, result, rounds[1 : result.rounds + 1])
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +124,18 @@ def test_a_run_without_growth_tries_nothing_and_pays_for_nothing(alone: Run) -> 
     assert (result.seeds, result.twin_test_loss, result.twin_weights_sha256) == ((), None, None)
     assert (result.incubator_gflops, result.twin_gflops, result.params_end) == (0.0, 0.0, result.params_start)
     assert alone.bodies(Kind.COMMAND) == alone.bodies(Kind.DECISION) == []
+
+
+def test_a_round_in_which_nothing_changes_asks_kasmina_twice(alone: Run) -> None:
+    assert alone.messages == [["state", "view"]] * alone.result.rounds
+
+
+def test_tournaments_and_all_that_comes_of_them_take_at_most_four_questions_a_round(grown: Run) -> None:
+    asked = [call for calls in grown.messages for call in calls]
+    assert {"receive", "carry_out", "advance", "conclude", "compare", "reset"} < set(asked)
+    assert len(grown.messages) == grown.result.rounds
+    assert len(asked) <= 4 * grown.result.rounds
+    assert all(calls.count("view") == calls.count("state") == 1 for calls in grown.messages)
 
 
 @pytest.mark.parametrize("shard", ["test", "valid"])

@@ -172,7 +172,7 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
     line.begin()
     sent: list[Any] = []
     line._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
-    while not any(seed.stage in LIVE for seed in line.kasmina.observe(line.passed, line.trainer.untrained()).seeds):
+    while not any(seed.stage in LIVE for seed in line.view.seeds):
         line.round()
     plan = host_plans(line)[-1]
     line.roll_back(Tier.FAST)
@@ -251,7 +251,7 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     assert to_the_end(line) == undisturbed.weights_sha256
     if fence != LAST:
         assert [one.first_step_s is not None for one in line.recoveries] == [False, True]
-    if line.kasmina.has_twin():
+    if line.view.has_twin:
         assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
 

@@ -40,7 +40,7 @@ from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationR
 from esper.leyline.reports import FieldReport, Gate, GateReport, GraftPlan, JoinPlan, Outcome, RemovePlan
 from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import LIVE, Stage
-from esper.leyline.state import RoundState, TrainingState
+from esper.leyline.state import RegistryView
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 
@@ -119,14 +119,13 @@ class SeedManager:
 
     # -- what others may know ------------------------------------------------------------------------------------
 
-    def observe(self, fence: int, training: TrainingState) -> RoundState:
-        """The state that a decision at this fence depends on."""
-        return RoundState(
+    def view(self, fence: int) -> RegistryView:
+        """All that the line must know of the registry at a fence."""
+        return RegistryView(
             run_id=self._facts.run_id,
             generation=self._facts.generation,
             fence=fence,
             last_fence=len(self._facts.fence_steps) - 1,
-            training=training,
             slots=self._roster.slot_states(fence),
             seeds=self._roster.seed_states(fence),
             options=tuple(self._roster.options.values()),
@@ -136,37 +135,22 @@ class SeedManager:
             tests_used=self._tests_used,
             tests_allowed=self._limits.max_tests,
             isolation_violations=self._violations,
+            due=self._order is not None and self._order.due_fence == fence,
+            resetting={seed.seed_id: seed.slot for seed in self._roster.resetting(fence)},
+            has_twin=self._twin_kept,
+            compares_with_twin=self._twin_kept and bool(self._roster.shadowed()),
+            step_flops=self._roster.step_flops(),
         )
-
-    def stages(self) -> dict[str, Stage]:
-        """Every seed's recorded stage."""
-        return self._roster.stages()
-
-    def due(self, fence: int) -> bool:
-        """An incubation has to be concluded at this fence."""
-        return self._order is not None and self._order.due_fence == fence
-
-    def has_twin(self) -> bool:
-        """The run has a twin."""
-        return self._twin_kept
-
-    def compares_with_twin(self) -> bool:
-        """Some seed must be compared with the twin at this fence."""
-        return self._twin_kept and bool(self._roster.shadowed())
-
-    def step_flops(self) -> int:
-        """Modelled FLOPs of one optimizer step of the live host as it stands."""
-        return self._roster.step_flops()
 
     def birth_flops(self, plans: Sequence[GraftPlan]) -> int:
         """Modelled FLOPs of measuring candidates before they may train."""
         seeds = sum(self._roster.options[plan.slot, plan.blueprint_id].flops for plan in plans)
-        return PROBE_BATCHES * (len(plans) * self.step_flops() + seeds)
+        return PROBE_BATCHES * (len(plans) * self._roster.step_flops() + seeds)
 
     def comparison_flops(self, live: SampleLosses) -> int:
         """Modelled FLOPs of measuring the live host and its twin on a slice: two forward passes, a third of a step."""
         passes = len(live.losses) / self._facts.batch_size / 3
-        return round(passes * (self.step_flops() + self._facts.host_flops))
+        return round(passes * (self._roster.step_flops() + self._facts.host_flops))
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -311,7 +295,7 @@ class SeedManager:
             halving_step=halving if len(plans) > 2 and halving < last else None,
             plans=tuple(plans),
             batch_size=self._facts.batch_size,
-            base_flops=self.step_flops(),
+            base_flops=self._roster.step_flops(),
             seed_flops=tuple(self._roster[plan.seed_id].flops for plan in plans),
         )
 
@@ -436,12 +420,8 @@ class SeedManager:
 
     # -- after a cull: embargo, G5 -------------------------------------------------------------------------------
 
-    def resetting(self, fence: int) -> dict[str, str]:
-        """Slot by seed id of all seeds whose embargo is over: their G5 is due."""
-        return {seed.seed_id: seed.slot for seed in self._roster.resetting(fence)}
-
     def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
-        """G5 for every seed of `resetting`: DORMANT, or it stays RESETTING and the report says why.
+        """G5 for every seed whose embargo is over: DORMANT, or it stays RESETTING and the report says why.
 
         Raises:
             EvidenceMissing: one of them was not compared with an unseeded host.

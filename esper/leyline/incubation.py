@@ -5,6 +5,7 @@ from __future__ import annotations
 from esper.leyline.base import Message
 from esper.leyline.evidence import GradientProbe, PairedLosses, SanityProbe
 from esper.leyline.reports import FieldReport, GateReport, GraftPlan, HostPlan, Transition
+from esper.leyline.state import RegistryView
 
 
 class IncubationOrder(Message):
@@ -82,6 +83,31 @@ class Answer(Message):
     field_reports: tuple[FieldReport, ...] = ()
     keep_twin: bool = False
     """The control of the incubation just concluded lives on as the run's twin."""
+
+
+class Received(Message):
+    """A command was admitted."""
+
+    plans: tuple[GraftPlan, ...]
+    """Of the candidates that must be measured on a fork before the command is carried out; for GERMINATE alone."""
+    flops: int
+    """Modelled FLOPs of measuring them."""
+
+
+class Changed(Message):
+    """The registry changed."""
+
+    answer: Answer
+    view: RegistryView
+    """After the change."""
+
+
+class Compared(Message):
+    """The live host beside its twin on one slice of a shard."""
+
+    losses: PairedLosses
+    flops: int
+    """Modelled FLOPs of measuring both."""
 
 
 class TwinReport(Message):

@@ -15,16 +15,15 @@ from esper.leyline.decisions import Decision, Pair, Verdict
 from esper.leyline.evidence import (
     GradientProbe,
     HostObservation,
-    PairedLosses,
     ResetProbe,
     SampleLosses,
     SeedObservation,
 )
-from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult, TwinReport
+from esper.leyline.incubation import Birth, Changed, Compared, IncubationOrder, IncubationResult, Received, TwinReport
 from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
-from esper.leyline.state import RoundState, TrainingState
+from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 
 class Policy(Protocol):
@@ -241,64 +240,51 @@ class Decider(Protocol):
 
 
 class Registrar(Protocol):
-    """Kasmina's registry, as the line calls it."""
+    """Kasmina's registry, as the line calls it.
 
-    def observe(self, fence: int, training: TrainingState) -> RoundState:
-        """The state that a decision at this fence depends on."""
+    Call order at a fence: `view` once, at its beginning. Then `conclude` where the view is due, `compare` where it
+    compares with the twin, `advance` for each seed that is due, `reset` where seeds are resetting, and `receive` and
+    `carry_out` for the command that germinates. `compare` and `receive` change nothing that a view shows; each of the
+    others answers with the view after it, so that `view` is not asked again at this fence. `state` comes last, for the
+    checkpoint. A command is in the journal before it is sent.
+
+    After `restore`, which is called between fences, `order` gives what has to be begun again.
+    """
+
+    def view(self, fence: int) -> RegistryView:
+        """All that the line must know of the registry at a fence."""
         ...
 
-    def stages(self) -> Mapping[str, Stage]:
-        """Every seed's recorded stage."""
+    def advance(self, command: Command, fence: int, observation: HostObservation) -> Changed:
+        """Admit a command for one seed and do what it asks, as far as the gates let it.
+
+        Args:
+            observation: Of the live host at this fence.
+        """
         ...
 
-    def due(self, fence: int) -> bool:
-        """An incubation has to be concluded at this fence."""
+    def receive(self, command: Command, fence: int) -> Received:
+        """Admit a command to germinate. Call it before `carry_out` of that command."""
         ...
 
-    def has_twin(self) -> bool:
-        """The run has a twin."""
+    def carry_out(self, command_id: str, fence: int, births: Sequence[Birth]) -> Changed:
+        """Germinate, as an admitted command asks and as far as the gates let it.
+
+        Args:
+            births: What was measured of the plans that `receive` gave.
+        """
         ...
 
-    def compares_with_twin(self) -> bool:
-        """Some seed must be compared with the twin at this fence."""
+    def conclude(self, result: IncubationResult, fence: int) -> Changed:
+        """Enter a tournament's results. Call it at the fence at which the view is due, before any command."""
         ...
 
-    def step_flops(self) -> int:
-        """Modelled FLOPs of one optimizer step of the live host."""
+    def compare(self, live: SampleLosses, twin: SampleLosses) -> Compared:
+        """Enter a fence's comparison of the live host with its twin. Call it before the commands of that fence."""
         ...
 
-    def birth_flops(self, plans: Sequence[GraftPlan]) -> int:
-        """Modelled FLOPs of measuring candidates before they may train."""
-        ...
-
-    def comparison_flops(self, live: SampleLosses) -> int:
-        """Modelled FLOPs of measuring the live host and its twin on a slice."""
-        ...
-
-    def receive(self, command: Command, fence: int) -> Sequence[GraftPlan]:
-        """Admit a command; plans of the candidates that must be measured before it is carried out."""
-        ...
-
-    def carry_out(
-        self, command_id: str, fence: int, births: Sequence[Birth], observation: HostObservation | None
-    ) -> Answer:
-        """Do what an admitted command asks, as far as the gates let it."""
-        ...
-
-    def conclude(self, result: IncubationResult, fence: int) -> Answer:
-        """Enter a tournament's results."""
-        ...
-
-    def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
-        """Enter a fence's comparison of the live host with its twin."""
-        ...
-
-    def resetting(self, fence: int) -> Mapping[str, str]:
-        """Slot by seed id of all seeds whose G5 is due."""
-        ...
-
-    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
-        """G5 for every seed of `resetting`."""
+    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Changed:
+        """G5 for every seed in the view's `resetting`."""
         ...
 
     def state(self) -> str:

@@ -60,24 +60,58 @@ class SlotState(Message):
     """Blueprints that may not be tried here at this fence."""
 
 
-class RoundState(Message):
-    """Everything that a decision at one fence depends on."""
+class RegistryFacts(Message):
+    """What Kasmina's registry records at one fence and a decision may look at."""
 
     run_id: str
     generation: int
     fence: int
     last_fence: int
-    training: TrainingState
     slots: tuple[SlotState, ...]
     seeds: tuple[SeedState, ...]
     """In the order in which they were asked for."""
     options: tuple[Pair, ...]
     """Every (slot, blueprint) pair that the dry run allows, open or not."""
     incubating: bool
+    """A tournament is in flight."""
     added_parameters: int
     parameter_budget: int
     tests_used: int
     tests_allowed: int
     isolation_violations: int
+
+
+class RegistryView(RegistryFacts):
+    """All that the line asks Kasmina's registry at a fence, in one message; it changes nothing.
+
+    A view is true until the registry changes. Every call that changes the registry answers with the view after it.
+    """
+
+    due: bool
+    """The tournament in flight must be concluded at this fence."""
+    resetting: dict[str, str]
+    """Slot by seed id of every culled seed whose embargo is over: its G5 is due."""
+    has_twin: bool
+    compares_with_twin: bool
+    """Some seed must be compared with the twin at this fence."""
+    step_flops: int
+    """Modelled FLOPs of one optimizer step of the live host, with its seeds."""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The recorded stage of every seed, by seed id."""
+        return {seed.seed_id: seed.stage for seed in self.seeds}
+
+
+class RoundState(RegistryFacts):
+    """Everything that a decision at one fence depends on."""
+
+    training: TrainingState
     level: Level | None = None
     """Emergency level; None where none is set."""
+
+    @classmethod
+    def of(cls, view: RegistryView, training: TrainingState, level: Level | None) -> RoundState:
+        """The registry's facts joined with what the trainer measured and the emergency level of the run."""
+        facts = {name: getattr(view, name) for name in RegistryFacts.model_fields}
+        return cls(training=training, level=level, **facts)

@@ -25,7 +25,7 @@ from esper.leyline.incubation import Answer, Birth, ForkResult, IncubationResult
 from esper.leyline.reports import Gate, GraftPlan, JoinPlan, Outcome, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
-from esper.leyline.state import TrainingState
+from esper.leyline.state import RegistryView
 from esper.telemetry.events import LOG
 from esper.tensors import blob_digest, from_bytes
 from esper.testing import FakeClock, tiny_config
@@ -152,7 +152,7 @@ class Life:
         return HostObservation(fence=fence, registered_layers=LAYERS, seeds=seeds)
 
     def advance(self, fence: int, seed_id: str, observation: HostObservation | None = None, **changes: Any) -> Answer:
-        stage = self.manager.stages()[seed_id]
+        stage = self.state(0).stages[seed_id]
         operation = Operation.FOSSILIZE if stage is Stage.PROBATIONARY else Operation.ADVANCE
         blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if stage is Stage.TRAINING else None
         command = self.order(operation, **({"seed_id": seed_id, "blend": blend} | changes))
@@ -174,22 +174,11 @@ class Life:
     def seeds(self, fence: int) -> dict[str, Any]:
         return {seed.seed_id: seed for seed in self.state(fence).seeds}
 
-    def state(self, fence: int) -> Any:
-        training = TrainingState(
-            fence=fence,
-            step=fence * ROUND,
-            total_steps=20 * ROUND,
-            train_loss=1.0,
-            losses=(1.0,),
-            gradient_norm=1.0,
-            best_train_loss=None,
-            parameters=100,
-            host_parameters=100,
-        )
-        return self.manager.observe(fence, training)
+    def state(self, fence: int) -> RegistryView:
+        return self.manager.view(fence)
 
     def stage(self, seed_id: str) -> Stage:
-        return self.manager.stages()[seed_id]
+        return self.state(0).stages[seed_id]
 
 
 @pytest.fixture
@@ -227,8 +216,8 @@ def test_the_whole_life_of_a_winner(life, told):
     assert [report.gate for report in born.gates] == [Gate.G0, Gate.G1]
     assert (born.order.fence, born.order.due_fence, born.order.first_step, born.order.last_step) == (1, 2, 10, 20)
     assert life.state(1).incubating
-    assert not life.manager.due(1)
-    assert life.manager.due(2)
+    assert not life.state(1).due
+    assert life.state(2).due
     assert not life.seeds(2)["a"].due  # there is no result yet
 
     assert life.manager.conclude(life.result(born, "a"), 2) == Answer()
@@ -242,8 +231,8 @@ def test_the_whole_life_of_a_winner(life, told):
     assert graft.weights == born.order.plans[0].weights
     assert graft.weights_digest == blob_digest(graft.weights)
     assert accepted.keep_twin
-    assert life.manager.has_twin()
-    assert not life.manager.compares_with_twin()
+    assert life.state(0).has_twin
+    assert not life.state(0).compares_with_twin
 
     assert [life.seeds(fence)["a"].due for fence in (2, 3, 4, 5)] == [False, False, False, True]
     blended = life.advance(5, "a")
@@ -251,7 +240,7 @@ def test_the_whole_life_of_a_winner(life, told):
     (join,) = blended.plans
     assert isinstance(join, JoinPlan)
     assert life.seeds(5)["a"].required_mesh == ("body", "head")
-    assert life.manager.compares_with_twin()
+    assert life.state(0).compares_with_twin
 
     life.compare(6, -2.9)  # no harm that can be told from chance
     assert steps(life.advance(6, "a")) == [("a", Stage.SHADOWING, Stage.PROBATIONARY, "G4")]
@@ -265,9 +254,9 @@ def test_the_whole_life_of_a_winner(life, told):
     assert (report.outcome, report.reasons, report.window_fences) == (Outcome.SUCCESS, (), (1, 8))
     assert (report.gain, report.z, report.pick_gain) == (0.16, 8.0, 0.16)
     assert not any(life.seeds(fence)["a"].due for fence in range(8, 20))
-    assert not life.manager.compares_with_twin()
+    assert not life.state(0).compares_with_twin
     assert life.state(8).added_parameters == 50
-    assert life.manager.step_flops() == 1_100
+    assert life.state(0).step_flops == 1_100
     assert told() == []
 
 
@@ -346,7 +335,7 @@ def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
     assert [report.outcome for report in answer.field_reports] == [Outcome.NEUTRAL, Outcome.NEUTRAL]
     assert answer.plans == ()
     assert life.state(2).slots[0].embargoed == ()  # they were never in the host
-    assert life.manager.resetting(2) == {"b": "body", "c": "body"}
+    assert life.state(2).resetting == {"b": "body", "c": "body"}
     done = life.manager.reset({"b": SPOTLESS, "c": SPOTLESS}, 2)
     assert [step.after for step in done.transitions] == [Stage.RESETTING, Stage.DORMANT] * 2
     assert [(report.gate, report.passed) for report in done.gates] == [(Gate.G5, True)] * 2
@@ -358,7 +347,7 @@ def test_a_first_that_is_not_good_enough_is_no_winner(life):
     life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a", z=3.0), 2)
     answer = life.advance(2, "a")
     assert failed(answer) == [(Gate.G2, ("no_improvement",))]
-    assert (answer.plans, answer.keep_twin, life.manager.has_twin()) == ((), False, False)
+    assert (answer.plans, answer.keep_twin, life.state(0).has_twin) == ((), False, False)
     assert answer.field_reports[0].outcome is Outcome.NEUTRAL
     assert life.state(2).slots[0].occupied == 0
 
@@ -434,7 +423,7 @@ def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
     life.advance(5, "a")
 
     assert [life.state(fence).slots[0].embargoed for fence in (5, 6, 7)] == [("mlp",), ("mlp",), ()]
-    assert [life.manager.resetting(fence) for fence in (5, 6, 7)] == [{}, {}, {"a": "body"}]
+    assert [life.state(fence).resetting for fence in (5, 6, 7)] == [{}, {}, {"a": "body"}]
     assert life.manager.reset({}, 6) == Answer()
     done = life.manager.reset({"a": SPOTLESS}, 7)
     assert steps(done) == [
@@ -442,7 +431,7 @@ def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
         ("a", Stage.RESETTING, Stage.DORMANT, "G5"),
     ]
     assert life.state(7).slots[0].occupied == 0
-    assert life.manager.step_flops() == 1_000
+    assert life.state(0).step_flops == 1_000
 
 
 def test_a_slot_may_have_another_length_at_each_fence_if_its_seeds_have_it_too(life):
@@ -490,7 +479,7 @@ def test_a_host_worse_than_its_twin_sheds_all_that_is_not_fossilised_newest_firs
     assert life.stage("a") is Stage.FOSSILIZED
     assert life.stage("e") is Stage.TRAINING
     assert life.state(13).slots[0].embargoed == ("low_rank", "norm")
-    assert life.manager.due(waiting.order.due_fence)
+    assert life.state(waiting.order.due_fence).due
 
 
 def test_small_harms_of_several_rounds_add_up(begin):
@@ -594,7 +583,7 @@ def test_evidence_of_another_stage_culls(life, told):
 def everything(life: Life) -> list[Any]:
     """All that a manager shows of itself."""
     states = [life.state(fence) for fence in range(20)]
-    return [states, [life.manager.resetting(fence) for fence in range(20)], life.manager.has_twin()]
+    return [states, [life.state(fence).resetting for fence in range(20)], life.state(0).has_twin]
 
 
 def test_the_result_of_another_order_is_refused(life):

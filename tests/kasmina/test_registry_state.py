@@ -37,7 +37,7 @@ from esper.leyline.incubation import Answer, Birth, ForkResult, IncubationResult
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
-from esper.leyline.state import RoundState, TrainingState
+from esper.leyline.state import RegistryView
 from esper.tensors import blob_digest
 from esper.testing import FakeClock, tiny_config
 
@@ -164,9 +164,9 @@ class Run:
         return self.told
 
     def hold_fence(self, fence: int) -> None:
-        if self.ask(fence, "due", fence):
+        if self.look(fence).due:
             self.ask(fence, "conclude", self.result, fence)
-        if self.ask(fence, "compares_with_twin"):
+        if self.look(fence).compares_with_twin:
             gain = -9.0 if fence == HARM_AT else 1.0
             noise = [(-1.0) ** place for place in range(256)]
             twin = [2.0 + 0.1 * value + gain * 0.1 / 16 for value in noise]
@@ -175,8 +175,7 @@ class Run:
             operation = Operation.FOSSILIZE if due.stage is Stage.PROBATIONARY else Operation.ADVANCE
             blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if due.stage is Stage.TRAINING else None
             self.command(fence, operation, seed_id=due.seed_id, blend=blend)
-        reset = self.ask(fence, "resetting", fence)
-        if reset:
+        if reset := self.look(fence).resetting:
             self.ask(fence, "reset", dict.fromkeys(reset, SPOTLESS), fence)
         if fence in FIELDS:
             candidates = tuple(Candidate(seed_id=s, slot=slot, blueprint_id=name) for s, slot, name in FIELDS[fence])
@@ -184,11 +183,15 @@ class Run:
             self.command(fence, Operation.GERMINATE, candidates=candidates, replica_of=replica_of)
         if fence in COMMANDED:
             self.command(fence, Operation.CULL, seed_id=COMMANDED[fence])
-        state = self.state(fence)
-        self.told.append((fence, "observe", plain(state)))
+        self.look(fence)
         self.told.append((fence, "order", plain(self.manager.order())))
-        self.ask(fence, "step_flops")
-        self.ask(fence, "has_twin")
+
+    def look(self, fence: int) -> RegistryView:
+        """The registry after the pause, as the run tells of it."""
+        self.wait()
+        view = self.state(fence)
+        self.told.append((fence, "view", plain(view)))
+        return view
 
     def ask(self, fence: int, call: str, *args: Any) -> Any:
         """What the manager answers to a call; an argument that is a function is asked for after the pause."""
@@ -286,22 +289,11 @@ class Run:
         )
         return HostObservation(fence=fence, registered_layers=SLOTS, seeds=seeds)
 
-    def state(self, fence: int) -> RoundState:
-        training = TrainingState(
-            fence=fence,
-            step=fence * ROUND,
-            total_steps=FENCES * ROUND,
-            train_loss=1.0,
-            losses=(1.0,),
-            gradient_norm=1.0,
-            best_train_loss=None,
-            parameters=100,
-            host_parameters=100,
-        )
-        return self.manager.observe(fence, training)
+    def state(self, fence: int) -> RegistryView:
+        return self.manager.view(fence)
 
     def stages(self) -> dict[str, Stage]:
-        return self.manager.stages()
+        return self.manager.view(FENCES).stages
 
 
 @pytest.fixture(scope="module")
