@@ -14,6 +14,7 @@ from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.process_state import set_ours
 from esper.prospect import Prospect, open_data
 from esper.references import Reference, import_task, locate
+from esper.resuming import PUT_BACK
 from esper.summary import changed_source, file_digest, source_digests
 from esper.task import Task
 
@@ -60,9 +61,13 @@ class TaskSource:
             return _unpickled(self.pickled)
         located = locate(self.reference.text)
         if located.file is not None and file_digest(located) != self.digest:
-            raise TaskError("task", self.reference.text, f"its file changed since the run began ({located.file})")
+            raise TaskError(
+                "task", self.reference.text, f"its file has changed since the run began ({located.file}){PUT_BACK}"
+            )
         if (other := changed_source(located, self.modules)) is not None:
-            raise TaskError("task", self.reference.text, f"a module of it changed since the run began ({other})")
+            raise TaskError(
+                "task", self.reference.text, f"a module of it has changed since the run began ({other}){PUT_BACK}"
+            )
         return import_task(located)[0], BLUEPRINTS
 
 

@@ -1,28 +1,35 @@
-"""What a run would do with each candidate, why it can grow nothing at all, and, at its end, why it grew nothing."""
+"""The place of each candidate in a run, and the reasons for which a run cannot grow or did not grow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from esper.clock import SystemClock
+from esper.errors import ConfigError
 from esper.growth_log import GrowthLog, none_stayed
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
-from esper.prospect import Prospect
+from esper.prospect import Prospect, fences
 from esper.rooms import RunKey, make_kasmina, make_tamiyo, make_trainer
 from esper.summary import SeedFate
 from esper.tamiyo.eligibility import over_budgets
 from esper.wording import number, percent
 
+MOST_MORE_EPOCHS = 1000
+"""So many more epochs are tried when a longer run is looked for."""
+
+NO_SETTING = "no one of run.epochs, run.round_steps and growth.ramp_steps is enough alone: change several"
+
 FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
 
 def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
-    """Pairs of the first tournament of a run, by its own policy and limits of risk; or why that holds none.
+    """The pairs that the first tournament of a run tries, by its own policy and limits of risk; or the reason for none.
 
     Raises:
         EsperError: the policy fails.
@@ -73,13 +80,43 @@ def why_nothing_grows(prospect: Prospect) -> str | None:
     if prospect.can_grow or not growth.enabled:
         return None
     rounds, length = len(prospect.fence_steps) - 1, prospect.fence_steps[1]
+    enough = settings_that_suffice(prospect)
     return (
         f"the run has {rounds} rounds; a seed that germinates at fence {growth.first_fence} (growth.first_fence) needs"
         f" {prospect.fences_to_fossil} more to become a part of the network: growth.due_rounds {growth.due_rounds},"
         f" growth.ramp_steps {growth.ramp_steps} in rounds of {length} steps"
         f" {math.ceil(growth.ramp_steps / length)}, beside the twin 1, growth.probation_rounds"
-        f" {growth.probation_rounds}; train for more epochs, in shorter rounds (run.round_steps), or lower one of these"
+        f" {growth.probation_rounds}; {'each of these is enough alone: ' + ', '.join(enough) if enough else NO_SETTING}"
     )
+
+
+def settings_that_suffice(prospect: Prospect) -> list[str]:
+    """Settings as KEY=VALUE, each the smallest change of one key with which a seed can germinate in the run."""
+    epochs = prospect.config.run.epochs or prospect.task.epochs
+    tried = (
+        ("run", "epochs", range(epochs + 1, epochs + MOST_MORE_EPOCHS)),
+        ("run", "round_steps", range(prospect.fence_steps[1] - 1, 0, -1)),
+        ("growth", "ramp_steps", range(prospect.config.growth.ramp_steps - 1, 0, -1)),
+    )
+    return [
+        f"{table}.{key}={value}"
+        for table, key, values in tried
+        for value in _first_enough(prospect, table, key, values)
+    ]
+
+
+def _first_enough(prospect: Prospect, table: str, key: str, values: Iterable[int]) -> Iterator[int]:
+    """The first of the values with which a seed can germinate; nothing where none is enough."""
+    for value in values:
+        section = getattr(prospect.config, table).model_copy(update={key: value})
+        config = prospect.config.model_copy(update={table: section})
+        try:
+            steps = fences(prospect.task, config, prospect.data)
+        except ConfigError:  # too many rounds, or rounds longer than the run
+            return
+        if replace(prospect, config=config, fence_steps=steps).can_grow:
+            yield value
+            return
 
 
 def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
@@ -96,7 +133,7 @@ def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate
 
 
 def _best(seeds: Sequence[SeedFate]) -> str:
-    """The seed of the largest z at G2, with its figures; empty where none was judged there."""
+    """The seed with the largest z at G2, with its figures; empty where G2 judged none."""
     judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
     if not judged:
         return ""

@@ -249,7 +249,7 @@ def _answered(do: Callable[[], object]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself; its message is the help
             say(error.format_message(), error=True)
             return WRONG_INPUT
-        return complain(error.format_message(), WRONG_INPUT)
+        return complain(error.format_message().replace("Value error, ", ""), WRONG_INPUT)  # pydantic's words
     except ConfigError as error:
         return complain(str(error), WRONG_INPUT)
     except EsperError as error:

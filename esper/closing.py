@@ -1,4 +1,4 @@
-"""Keeps the first failure the one that is told: what fails after it, in closing or telling, becomes a note on it."""
+"""Keeps the first failure as the reported one: a later failure, in closing or reporting, becomes a note on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from esper.errors import text_of
 
 @contextmanager
 def noted_on(first: BaseException | None, doing: str) -> Iterator[None]:
-    """Around what is done because `first` was raised: a failure in it becomes a note on `first` and ends there.
+    """Around the handling of `first`: an exception in the block becomes a note on `first` and goes no further.
 
     Args:
-        first: None if nothing has failed: then a failure passes through.
-        doing: What is done, for the note: "closing the journal".
+        first: None if nothing has failed; then an exception in the block is raised.
+        doing: The action, for the note: "closing the journal".
     """
     try:
         yield
@@ -29,7 +29,7 @@ def noted_on(first: BaseException | None, doing: str) -> Iterator[None]:
 
 @contextmanager
 def at_the_end(close: Callable[[], None], doing: str) -> Iterator[None]:
-    """Call `close` when the block ends, in whatever way; after a failure of the block as `noted_on` does."""
+    """Call `close` when the block ends. If the block raised, a failure of `close` becomes a note on its exception."""
     try:
         yield
     except BaseException as error:
@@ -40,10 +40,10 @@ def at_the_end(close: Callable[[], None], doing: str) -> Iterator[None]:
 
 
 class Closing:
-    """Base of whatever has a `close`: a context manager whose end does not replace the error that ended it."""
+    """A context manager that calls `close` at its end. A failing `close` does not replace the block's exception."""
 
     def close(self) -> None:
-        """Release what is held. May be called twice."""
+        """Release all resources. May be called twice."""
         raise AssertionError("a class that is closed says how")
 
     def __enter__(self) -> Self:

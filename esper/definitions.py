@@ -1,4 +1,4 @@
-"""Python definitions as text, together with all that they use, so that a file of them needs only what they import.
+"""Writes Python definitions as text, with every definition that they use, so that the text needs only imports.
 
 It reads source and evaluates nothing. Definitions of esper itself and of the modules that are named `own` are written
 out; what they use from elsewhere is imported by name.
@@ -22,7 +22,7 @@ FUTURE = "from __future__ import annotations\n"
 
 @dataclass(frozen=True)
 class Source:
-    """A module as text: what is at its top, by name."""
+    """The source of a module, and its top-level statements by the names that they bind."""
 
     name: str
     lines: list[str]
@@ -64,14 +64,14 @@ class Definitions:
     """Imported by name, by module."""
     _sources: dict[str, Source] = field(default_factory=dict)
     _taken: dict[str, str] = field(default_factory=dict)
-    """Each name of the file, and what it is: a module of ours or hers that defines it, or the path of an import."""
+    """Name in the file -> its origin: the module that defines it, or the path of an import."""
 
     def add(self, module: str, name: str) -> None:
         """Add what `name` is at the top of a module, after all that it uses.
 
         Raises:
-            CannotBeWritten: it, or something that it uses, is not defined at the top of a module that can be read; or
-                two definitions have one name.
+            CannotBeWritten: the name, or one that it uses, is not defined at the top of a module whose source can be
+                read; or two definitions have the same name.
         """
         source = self._source(module)
         if name not in source.nodes:
@@ -87,7 +87,7 @@ class Definitions:
             self._define(source, node)
 
     def has(self, module: str, name: str) -> bool:
-        """A module's definition of this name is among them."""
+        """True where the definition of this name in this module was added."""
         return self._taken.get(name) == module
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class Definitions:
         return module in self.own or module.partition(".")[0] == "esper"
 
     def _claim(self, name: str, by: str) -> bool:
-        """Take a name for a definition. Returns: it is new. Raises: CannotBeWritten: it is another definition's."""
+        """Reserve a name. Returns: True if it is new. Raises: CannotBeWritten: another definition has it."""
         if name in self._taken and self._taken[name] != by:
             raise CannotBeWritten(f"{self._taken[name]} and {by} both define {name!r}; rename yours")
         new = name not in self._taken

@@ -1,4 +1,4 @@
-"""Whether data sets give the same samples whenever they are asked under the same random stream, found before a run."""
+"""Checks before a run that every data set returns the same samples each time, given the same random streams."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from esper.tolaria.data import TaskData
 from esper.tolaria.plain import check_plain
 
 SAMPLES = 256
-"""Drawn of each data set, twice: all of a small one, else as many at keyed random places. Nothing else is looked at."""
+"""Samples that are drawn twice from each data set, at random places that are the same in every survey. Of a smaller
+data set all samples are drawn. No other sample is checked."""
 LOT = 32
-"""Of them, drawn at a time."""
+"""Samples that are drawn in one batch."""
 MEND = (
     "draw from the seeded global generators, cache nothing random, or give the data set state_dict and load_state_dict"
 )
 
 
 def rehearse_draws(task: Task, data: TaskData) -> None:
-    """Draw samples of every data set, twice in the same order under the same streams, and compare.
+    """Draw samples of every data set twice, in the same order and under the same random streams, and compare them.
 
-    A cache of what follows from the index alone is no state: the second draws give the same and change nothing.
+    A cache of values that depend on the index alone passes: the second drawing returns the same and changes nothing.
 
     Raises:
-        TaskError: a data set remembers something that later draws depend on; it is named where it is an attribute.
+        TaskError: a data set keeps state that later samples depend on; the attribute is named where one holds it.
     """
     for name, state in data.made_with.items():
         check_plain(f"task.{name}", state)
@@ -45,21 +46,23 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
     fresh = held_by(shard.samples)
     first, once, shared = _drawn(data, name, lots), held_by(shard.samples), shared_by(task)
     second, twice = _drawn(data, name, lots), held_by(shard.samples)
+    check_shared(shared, shared_by(task))  # first: a collate that draws for itself would be blamed on the data set
     changed = different(once, twice)
     if first != second:
         blamed = changed or different(fresh, once)
-        what = path_in_words(blamed[0]) if blamed else "two draws of the same samples"
+        what = path_in_words(blamed[0]) if blamed else "no attribute that could be read"
         raise TaskError(
-            field, what, f"the same samples drawn again are other ones, or use other random numbers: {MEND}"
+            field,
+            what,
+            f"a second draw of the same samples gives other samples, or leaves the random streams elsewhere: {MEND}",
         )
     generators = [path for path in different(fresh, once) if path in once and once[path].kind == "generator"]
     if blamed := changed or generators:
         raise TaskError(field, path_in_words(blamed[0]), f"drawing changes it and no checkpoint keeps it: {MEND}")
-    check_shared(shared, shared_by(task))
 
 
 def _drawn(data: TaskData, name: str, lots: list[list[int]]) -> list[tuple[Held, Held]]:
-    """Each lot and the random streams that it leaves. Data sets that keep a state go on from lot to lot."""
+    """Digests of each batch and of the random streams after it. State of a data set is carried from batch to batch."""
     found: list[tuple[Held, Held]] = []
     state: dict[str, Any] = data.made_with
     for lot in lots:

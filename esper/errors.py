@@ -36,7 +36,7 @@
     ├── EmergencyQueueFull              the queue has no place for this signal
     ├── EmergencyUnavailable            the run has ended and hears no signal any more
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
-    ├── CannotBeWritten                 a definition cannot stand alone as text; an export names it
+    ├── CannotBeWritten                 `esper export` cannot write a class or function as source
     └── FaultInjected                   a fault that was armed on purpose
 
 Each class takes positional arguments only and hands them to `Exception.__init__` unchanged, so that

@@ -1,4 +1,4 @@
-"""State that modules keep by themselves: what `get_extra_state` returns goes into snapshots and comes back."""
+"""The extra state of modules: saves what `get_extra_state` returns and restores it with `set_extra_state`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esper.errors import DependencyViolationError
 from esper.their_code import their_code
 
 STATE_MEND = "register it as a buffer, return it from get_extra_state, or draw from the seeded global generators"
-"""What to do about state of a model that no checkpoint would keep."""
+"""The mend for state of a model that no checkpoint keeps."""
 
 
 def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
@@ -24,7 +24,7 @@ def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimiz
 
 
 def extra_states(model: nn.Module) -> dict[str, Any]:
-    """By module path: what each module that overrides `get_extra_state` returns now. It may share its tensors."""
+    """Module path -> what its own `get_extra_state` returns now. Its tensors may be those of the module."""
     found = {}
     for path, module in _keepers(model).items():
         with their_code("task.model", f"get_extra_state of {path or 'the model'}"):
@@ -33,7 +33,7 @@ def extra_states(model: nn.Module) -> dict[str, Any]:
 
 
 def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
-    """Give every such module its state back. The state stays the caller's.
+    """Restore the state of every such module, from a copy: the modules do not share it with the caller.
 
     Raises:
         DependencyViolationError: other modules keep a state here than did there; nothing was changed.
@@ -49,7 +49,7 @@ def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
 
 @contextmanager
 def extra_states_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards every such module has the state again that it has now."""
+    """At the end of the block, restore the state that every such module had at its beginning."""
     before = copy.deepcopy(extra_states(model))
     try:
         yield

@@ -1,4 +1,4 @@
-"""What growth tried in a run and what refused it, counted, and the sentence for people where nothing was kept."""
+"""Counts of what growth tried and which gates refused it, and the sentence that explains a run without seeds."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from esper.wording import beside_limit
 
 
 class Refusal(Message):
-    """A gate's reason to refuse seeds, and how many it refused."""
+    """One reason of a gate to refuse seeds, and the number of seeds that it refused."""
 
     gate: Gate
     reason: str
     count: int
     figures: str
-    """Of the latest one: the measured value beside its limit."""
+    """The measured value beside its limit, for the latest of these seeds."""
 
 
 class Held(Message):
-    """A reason for which nothing new was tried, and at how many fences."""
+    """One reason to try no new seed, and the number of fences at which it held."""
 
     reason: HoldReason
     detail: str
     count: int
     figures: str
-    """At the latest one; empty where the reason has none."""
+    """The figures at the latest of these fences; empty where the reason has none."""
 
 
 class GrowthLog(Message):
-    """Counts of a run so far. Each method gives the log with one more thing in it."""
+    """Counts of a run so far. It is immutable: each method returns a log with one more event."""
 
     tournaments: int = 0
-    """Those that came to their end."""
+    """Tournaments that ended."""
     refusals: tuple[Refusal, ...] = ()
     holds: tuple[Held, ...] = ()
 
     def concluded(self) -> GrowthLog:
-        """With one more tournament."""
+        """The log with one more tournament."""
         return self.model_copy(update={"tournaments": self.tournaments + 1})
 
     def judged(self, report: GateReport) -> GrowthLog:
-        """With what a gate said; a seed that passed leaves the log as it is."""
+        """The log with a gate's report; a report of a seed that passed changes nothing."""
         failed = next((check for check in report.checks if not check.passed), None)
         if failed is None:
             return self
@@ -57,7 +57,7 @@ class GrowthLog(Message):
         return self.model_copy(update={"refusals": (*_without(self.refusals, before), one)})
 
     def held(self, hold: Hold) -> GrowthLog:
-        """With a fence at which nothing new was tried."""
+        """The log with a fence at which no new seed was tried."""
         before = [one for one in self.holds if (one.reason, one.detail) == (hold.reason, hold.detail)]
         one = Held(
             reason=hold.reason,
@@ -69,9 +69,9 @@ class GrowthLog(Message):
 
 
 RELATIVE = ("outperformed", "not_enough_steps")
-"""Reasons of G2 for seeds that another one beat: these say nothing of why no seed was kept."""
+"""Reasons of G2 for the losers of a tournament, which do not explain why the run kept no seed."""
 PASSING = ("slots open later", "a tournament is in flight")
-"""Holds of every run."""
+"""Reasons to hold that every run has."""
 
 
 def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:

@@ -1,4 +1,4 @@
-"""What PyTorch users bring that cannot work here, seen in the task's fields. It calls none of the user's code."""
+"""Checks the types of a task's fields, with a mend for each usual PyTorch mistake. It calls no code of the user."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from esper.tolaria.data import SHARD_NAMES
 
 
 def check_fields(task: Task) -> None:
-    """Let a task pass whose fields are of the right sort.
+    """Check that every field of a task has a value of the type that it needs.
 
     Raises:
-        TaskError: a field holds a made thing where a function that makes it is wanted, or another thing altogether.
+        TaskError: a field holds a value of another type, such as a module where a function that builds it is needed.
     """
     for field, value, mend in _faults(task):
         raise TaskError(field, value, mend)
@@ -59,7 +59,7 @@ WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "slots": (_is_paths, 'give a list of paths of modules, such as ["blocks.0"]'),
     "metrics": (_is_names, "give a dict: name -> function (output, target) -> number or tensor; {} for none"),
 }
-"""By field of a task: what its value must be, and the mend. A field whose default is None may be None too."""
+"""Field of a task -> check of its value, and the mend. A field whose default is None may be None too."""
 
 
 def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
@@ -79,7 +79,7 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
 
 
 def _made(task: Task) -> Iterator[tuple[str, object, str]]:
-    """Made things where a function that makes them is wanted, and the other way round."""
+    """Fields with an object where a function that makes it is needed, or with a class where an object is."""
     if isinstance(task.model, nn.Module):
         name = type(task.model).__name__
         yield "task.model", f"a {name}", f"give the function that builds it, such as `lambda: {name}(...)`"

@@ -1,4 +1,4 @@
-"""The import path of a task: which folder is on it, which modules came from there, which names stand in the way.
+"""The import path of a task: its folder, the modules that were loaded from it, and modules that hide others.
 
 It imports nothing: a module's file is found by asking the finders, so that its digest can be compared first.
 """
@@ -18,6 +18,8 @@ ROOT = Path(__file__).absolute().parents[1]
 """The folder that holds esper's own packages."""
 OURS = ("esper", "actors", "drills")
 """Names of those packages."""
+TASK_FILE = "esper_task_"
+"""Begin of the name under which the module of a task's file is loaded; the name of the file follows."""
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 """Names of folders that packages are installed into: an environment's, a user's, the system's."""
 _PYTHON = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
@@ -127,15 +129,15 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A module in a task's folder that an import does not find, because another of its name is loaded already."""
+    """A module in a task's folder that is hidden: an import finds another module of the same name."""
 
     name: str
     beside: Path
-    """The file or folder that is not found."""
+    """The hidden file or folder."""
     found: str
-    """What is found instead, in words."""
+    """The module that is found instead, in words."""
     file: Path | None = None
-    """Where the import stands."""
+    """Line of the import statement."""
     line: int | None = None
 
 

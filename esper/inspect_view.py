@@ -1,4 +1,4 @@
-"""What `esper inspect` shows people of a run: where it stands, its losses, and the seeds that came to something."""
+"""Text and tables that `esper inspect` prints: the state of a run, its losses, and its seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
 
 
 def place(found: Mapping[str, Any]) -> str:
-    """State, fence, step and training loss, in a line."""
+    """State, fence, step, training loss and emergency level of the run, in one line."""
     loss, names = found["train_loss"], ("fence", "steps", "total_steps")
     fence, step, total = ("?" if found[name] is None else found[name] for name in names)
     return (
@@ -28,7 +28,7 @@ def place(found: Mapping[str, Any]) -> str:
 
 
 def losses(found: Mapping[str, Any]) -> Table:
-    """Test losses of a run that is done; no rows before."""
+    """Test losses of a finished run, and why no seed stayed in it; no rows while the run goes on."""
     shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
     if end is not None:
         start = found["start_test_loss"]
@@ -41,7 +41,7 @@ def losses(found: Mapping[str, Any]) -> Table:
 
 
 def seeds(found: Mapping[str, Any]) -> Table:
-    """Every seed that G2 judged or that is still on its way. Those that another one beat are only counted."""
+    """Every seed that G2 judged, that is in the network or that is still training. `beaten` counts the others."""
     shown = table("seed", "slot", "blueprint", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:
         if not _beaten(seed):
@@ -51,7 +51,7 @@ def seeds(found: Mapping[str, Any]) -> Table:
 
 
 def beaten(found: Mapping[str, Any]) -> str:
-    """How many seeds `seeds` leaves out, by slot; empty where it leaves out none."""
+    """Number of seeds that the table leaves out, by slot; empty where it leaves out none."""
     slots = Counter(seed["slot"] for seed in found["seeds"] if _beaten(seed))
     if not slots:
         return ""

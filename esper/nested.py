@@ -1,4 +1,4 @@
-"""Batches as users nest them: tensors in tuples, lists, mappings and dataclasses of any class.
+"""Functions over nested batches: tensors in tuples, lists, mappings and dataclasses of any class.
 
 State dicts are walked by `esper.tolaria.trees`.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: a batch is whatever the user's model takes
-    """`value` with every tensor in it replaced by `change` of it; of the same classes, and all else as it is."""
+    """A copy of `value`, of the same classes, in which every tensor is replaced by `change(tensor)`."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -42,10 +42,10 @@ def tensors(value: Any) -> Iterator[Tensor]:  # Any: see `mapped`
 
 
 def joined(values: Sequence[Any]) -> Any:  # Any: see `mapped`
-    """Batches of one nesting as one batch: tensors are joined along their first dimension.
+    """Join batches of equal structure into one: tensors are concatenated along their first dimension.
 
     Raises:
-        ValueError: they are not of one nesting, or their tensors differ beyond the first dimension.
+        ValueError: the structures differ, or the tensors differ beyond the first dimension.
     """
     first = values[0]
     if isinstance(first, Tensor):
@@ -70,7 +70,7 @@ def _is_record(value: object) -> bool:
 
 
 def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass of whatever class
-    """A dataclass of the same class with other fields, by name."""
+    """A copy of a dataclass instance with the given fields replaced."""
     found = copy.copy(shape)
     for field in dataclasses.fields(shape):
         object.__setattr__(found, field.name, part(field.name))  # it may be frozen
@@ -78,7 +78,7 @@ def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass 
 
 
 def _mapping(shape: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
-    """A mapping of the same class with other items; a dict where that class cannot be written to."""
+    """A copy of a mapping with the given items, of its class; a dict where that class has no item assignment."""
     if type(shape) is dict or not isinstance(shape, MutableMapping):
         return items
     found = copy.copy(shape)

@@ -1,4 +1,4 @@
-"""What people see. No text is parsed as markup, and no output, however it fails, ends a run."""
+"""Output for people. No text is parsed as markup, and a failing output never ends a run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 SHOWN_CONTROLS = frozenset("\n\t")
-"""Control characters that stay as they are in a text; every other could steer the terminal."""
+"""Control characters that are printed as they are; every other one is escaped, as it could steer the terminal."""
 
 NARROWEST = 20
-"""Columns: in fewer, as COLUMNS=0 asks for, rich shows nothing at all."""
+"""Least width of the console, in columns: rich shows nothing in fewer, as with COLUMNS=0."""
 
 
 def printable(text: str) -> str:
-    """A text with control characters written as escapes."""
+    """The text with control characters written as escapes; line feeds and tabs stay."""
     if text.isprintable():
         return text
     return "".join(one if one in SHOWN_CONTROLS or not _steers(one) else ascii(one)[1:-1] for one in text)
@@ -30,7 +30,7 @@ def _steers(one: str) -> bool:
 
 
 class PlainConsole(Console):
-    """A console on which a text is what it is: nothing in it is markup, an emoji, or a command to the terminal."""
+    """A console that prints every text literally: no markup, no emoji codes, no control sequences."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -44,7 +44,7 @@ class PlainConsole(Console):
 
 
 def can_redraw(console: Console) -> bool:
-    """The output is a terminal on which lines can be drawn again: none that is dumb, and no file under FORCE_COLOR."""
+    """True where the output is a terminal that can redraw lines: neither a dumb one nor a file under FORCE_COLOR."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
@@ -55,7 +55,10 @@ def say(*lines: object, error: bool = False) -> None:
 
 
 class _Stream:
-    """A text stream that fails nobody: what it cannot encode it escapes; once it cannot be written it is mute."""
+    """A text stream whose `write` and `flush` never raise.
+
+    Characters that its encoding lacks are written as escapes. After the first failed write it drops everything.
+    """
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name, self._mute = stream, name, False
@@ -64,7 +67,7 @@ class _Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it."""
+        """Write a text; drop it after an earlier failure."""
         if not self._mute:
             encoding = self._stream.encoding or "utf-8"
             try:
@@ -74,7 +77,7 @@ class _Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush, or do nothing."""
+        """Flush; do nothing after an earlier failure."""
         if not self._mute:
             try:
                 self._stream.flush()
@@ -82,7 +85,7 @@ class _Stream:
                 self._silence(error)
 
     def _silence(self, error: Exception) -> None:
-        """Be mute from here on, and say so once where it can be read."""
+        """Drop all later text. If this was standard output, say so once on standard error."""
         self._mute = True
         _point_at_nothing(self._stream)
         other = sys.stderr if self._name == "output" else sys.stdout
@@ -91,7 +94,7 @@ class _Stream:
 
 
 def _point_at_nothing(stream: TextIO) -> None:
-    """Let a stream's file be /dev/null: what is buffered could not be written when the interpreter ends either."""
+    """Redirect a stream's file to /dev/null, so that flushing its buffer at the end of the interpreter cannot fail."""
     try:
         number = stream.fileno()
     except (OSError, ValueError):  # it is no file, or closed
@@ -103,7 +106,7 @@ def _point_at_nothing(stream: TextIO) -> None:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """While it lasts no failure of standard output or error reaches whoever writes there."""
+    """Within the block, writing to standard output and standard error never raises."""
     if isinstance(sys.stdout, _Stream):
         yield
         return

@@ -1,4 +1,4 @@
-"""Modules of the user's own that a task was loaded from or calls, and the values that their globals hold."""
+"""Finds the user's own modules that a task's code can reach, and reads the values of their globals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def globals_of(task: Task) -> dict[str, Held]:
     """What the globals of the user's modules hold that the task's functions and classes can reach, by module name.
 
     Reached are the modules that define them, and modules, functions and classes in the globals of a reached one.
-    Of objects only those are opened whose class is defined in a reached module. The task and its data are left out.
+    An object is read in depth only if its class is defined in a reached module. The task and its data are left out.
     """
     reached = _reached(task)
     kept = {id(task), *(id(getattr(task, name)) for name in ("train", "valid", "test", "pick", "gate"))}
@@ -51,7 +51,7 @@ def _reached(task: Task) -> dict[str, types.ModuleType]:
 
 
 def _named_by(task: Task) -> Iterator[str]:
-    """Modules of the task's functions, classes and objects."""
+    """Names of the modules that define the task's functions, classes and objects."""
     for value in (*vars(task).values(), *task.metrics.values()):
         holders = [value, type(value), *([value.func] if isinstance(value, partial) else [])]
         yield from (str(holder.__module__) for holder in holders if hasattr(holder, "__module__"))

@@ -1,4 +1,4 @@
-"""What `esper plan` shows people of a forecast."""
+"""Text and table that `esper plan` prints for a forecast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FIGURES = ("parameters", "cost / host", "risk")
 
 
 def candidates(found: Mapping[str, Any]) -> Table:
-    """Every candidate with its size, its cost and its place in the run; a slot's name stands at its first."""
+    """Table of all candidates: size, cost, and place in the run. The name of a slot stands in its first row only."""
     shown, last = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES), ""
     for row in found["candidates"]:
         size, cost, place = f"{row['parameters']:,}", number(row["cost_ratio"], 2), row["place"].replace("growth.", "")
@@ -25,12 +25,12 @@ def candidates(found: Mapping[str, Any]) -> Table:
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """When seeds germinate, what that costs, and how long the trainer waits for it."""
+    """Fences at which seeds can germinate, the cost of a tournament, and the time that the trainer waits for it."""
     return [*padding(found), _germination(found), _compute(found), _waits(found)]
 
 
 def padding(found: Mapping[str, Any]) -> list[str]:
-    """Where batches differ in length, they are padded, and no seed is told where the padding is."""
+    """A warning for slots whose length differs between batches: their seeds see padding as content."""
     padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
     if not padded:
         return []
@@ -59,7 +59,7 @@ def _compute(found: Mapping[str, Any]) -> str:
 
 
 def _waits(found: Mapping[str, Any]) -> str:
-    """What was measured: seconds of a step, and for how long the trainer stands still."""
+    """Measured times: seconds of a step, and of the waits of the trainer."""
     said = f"measured: {number(1e3 * found['step_s'], 1)} ms a step of the host"
     if found["fence_wait_first_s"] is None:
         return said

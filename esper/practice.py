@@ -1,6 +1,7 @@
-"""An optimizer and its scheduler, tried on copies of a host's parameters for more steps than a rehearsal can afford.
+"""A check that an optimizer and its scheduler keep all their state in `state_dict`, on copies of a host's parameters.
 
-It finds what such an optimizer does only every few steps, from state that its `state_dict` leaves out.
+It takes more steps than `esper.rehearsal`, whose steps need forward passes, and so it finds state that an optimizer
+uses only every few steps, such as slow weights that are mixed in every tenth step.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from esper.tolaria.snapshot import load_optimizer, load_scheduler
 from esper.tolaria.trees import copied
 
 STEPS = 13
-"""Before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
+"""Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
 MOST_ELEMENTS = 1_000_000
-"""Of a larger host only the smallest parameters are copied."""
+"""Most elements that are copied; of a larger host, only the smallest parameters are."""
 
 
 class _Pair:
-    """An optimizer with its scheduler over parameters of its own, which get the same gradients at the same steps."""
+    """An optimizer and its scheduler over own copies of parameters; the gradients depend on the step alone."""
 
     def __init__(self, task: Task, values: Sequence[Tensor], total_steps: int) -> None:
         self.parameters = [nn.Parameter(value.clone()) for value in values]
@@ -43,7 +44,7 @@ class _Pair:
                 self.scheduler.step()
 
     def take_over(self, other: _Pair) -> None:
-        """Become the other, as a restored network does."""
+        """Load the other pair's parameters and states, as a restored network does."""
         with torch.no_grad():
             for mine, its in zip(self.parameters, other.parameters, strict=True):
                 mine.copy_(its)
@@ -59,7 +60,7 @@ class _Pair:
 
 
 def practise(task: Task, host: nn.Module, total_steps: int) -> None:
-    """Restore a used optimizer into a fresh one, let both go on alike, and compare.
+    """Load the state of a used optimizer into a fresh one, step both with the same gradients, and compare them.
 
     Raises:
         TaskError: the optimizer or the scheduler has state that its state dict does not keep; it is named.
@@ -82,7 +83,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> None:
 
 
 def _smallest(host: nn.Module) -> list[Tensor]:
-    """Values of the trained parameters, in their order, the largest left out where they are too many."""
+    """Values of the trained parameters, in their order; the largest are left out beyond `MOST_ELEMENTS`."""
     trained = [parameter.detach() for parameter in host.parameters() if parameter.requires_grad]
     room = MOST_ELEMENTS
     chosen: set[int] = set()

@@ -1,7 +1,8 @@
 """Settings of the whole process that the bits of a run depend on, and the values that esper works with.
 
-Every process sets them after the task was loaded and before any work, and checks them at fences. The caller's own
-values come back at the end. Not among them: filters of warnings, and numpy's handling of floating-point errors.
+Every process of a run sets them after it loaded the task and before any work, and checks them at every fence. At the
+end it gives its caller the earlier values back. The list leaves out filters of warnings and numpy's handling of
+floating-point errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A network as a program that runs without its Python: by `torch.export`, and in ONNX. It writes no file."""
+"""Turns a network into a program that runs without its Python code: a `torch.export` one or ONNX. It writes no file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.kasmina.seeded import seeded
 from esper.their_code import refused_as_theirs, their_code
 
 Play = Callable[[Any], Any]
-"""Inputs -> outputs, of a program as it was read from a file."""
+"""A loaded program, as a function of its inputs."""
 
 
 def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedProgram:  # Any: what it takes
@@ -43,7 +43,7 @@ def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedPr
 
 @contextmanager
 def _refused(call: str) -> Iterator[None]:
-    """Around a call that makes or reads a program. Raises: TaskError: it raised; its reason is the cause."""
+    """Around a call that makes or loads a program. Raises: TaskError: the call raised; its exception is the cause."""
     with refused_as_theirs(), their_code("task.model", call):
         yield
 
@@ -121,7 +121,7 @@ def play_onnx(data: bytes) -> Play:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says of packages that nobody asked for, and of its own use of what it will remove."""
+    """Suppress torch's warnings about optional packages and about deprecated functions that torch itself calls."""
     said = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = said.level
     said.setLevel(logging.ERROR)

@@ -183,7 +183,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     check_fields(task)
     _check_device(run.device)
     data = open_data(task, config)
-    fence_steps = _fences(task, config, data)
+    fence_steps = fences(task, config, data)
     rehearse_draws(task, data)
     refuse_changes("task.train", "drawing a sample")
     host = build_host(task, run.seed, run.device)
@@ -204,7 +204,11 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
         try_backward(task, host, inputs, targets)
     refuse_changes("task.model", "a forward pass with the loss")
     if counter.get_total_flops() == 0:
-        raise TaskError("task.model", type(host).__name__, "it has no matrix product or convolution to weigh a seed by")
+        raise TaskError(
+            "task.model",
+            type(host).__name__,
+            "seeds are weighed by matrix products and convolutions, and it has none; give a model that has one",
+        )
     parameters = list(host.parameters())
     prospect = Prospect(
         task=task,
@@ -301,7 +305,13 @@ def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], batch: int) -> list[
     ]
 
 
-def _fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
+def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
+    """Steps at which the rounds of a run begin and end.
+
+    Raises:
+        TaskError: a number of the task is less than 1.
+        ConfigError: rounds are longer than the run, or more than `MOST_ROUNDS`.
+    """
     for name in ("epochs", "round_steps"):
         value = getattr(task, name)
         if value is not None and value < 1:

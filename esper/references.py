@@ -16,6 +16,7 @@ from types import FunctionType, ModuleType
 
 from esper.errors import TaskError
 from esper.import_paths import (
+    TASK_FILE,
     find_module,
     hidden_in,
     hidden_module,
@@ -188,7 +189,9 @@ def _called(found: object, reference: Reference) -> Task:
     with _told_with_hint(reference):
         task = found()
     if not isinstance(task, Task):
-        raise TaskError("TASK", reference.text, f"it returned {type(task).__name__}, no Task")
+        raise TaskError(
+            "TASK", reference.text, f"it returned a value of type {type(task).__name__}; return an esper.Task"
+        )
     return task
 
 
@@ -248,7 +251,7 @@ def _from_module(name: str) -> ModuleType:
 
 
 def _from_file(path: Path) -> ModuleType:
-    name = f"esper_task_{path.stem}"
+    name = f"{TASK_FILE}{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None, "a .py file always has a loader"
     assert spec.loader is not None

@@ -45,7 +45,10 @@ NO_ATTRIBUTE = (
 
 
 class Remembered:
-    """A task's data that loads each training batch once and sets the random streams as that loading left them."""
+    """Stands in for `TaskData`: each training batch is loaded once, and every later call returns a copy of it.
+
+    The random streams are set to their state after the first loading, so that both networks see the same streams.
+    """
 
     def __init__(self, data: TaskData) -> None:
         self._data = data

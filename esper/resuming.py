@@ -107,7 +107,11 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
     fixed = [key for key in changed if _is_fixed(key)]
     if fixed:
         others = f"; so are {', '.join(fixed[1:])}" if fixed[1:] else ""
-        raise ConfigError(fixed[0], settings[fixed[0]], f"fixed since the run began: {before[fixed[0]]!r}{others}")
+        raise ConfigError(
+            fixed[0],
+            settings[fixed[0]],
+            f"it is fixed since the run began, as {before[fixed[0]]!r}{others}; leave it out, or begin a new run",
+        )
     if config.run.round_steps is None:  # else a longer run would have its fences elsewhere
         config = config.model_copy(
             update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
@@ -169,6 +173,9 @@ def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:
     return load_same_task(identity)
 
 
+PUT_BACK = "; put the file back as it was, or begin a new run"
+
+
 def load_same_task(identity: Identity) -> tuple[Task, Reference]:
     """Load the task that a run was begun with, from its reference. No code of a changed file is run.
 
@@ -189,6 +196,6 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
 def _check_same_file(identity: Identity, reference: Reference) -> None:
     """Raises: TaskError: a task's file, or a module in its folder, is not the one that the run began with."""
     if reference.file is not None and file_digest(reference) != identity.task_file_sha256:
-        raise TaskError("task", identity.task, f"its file is another than the run began with ({reference.file})")
+        raise TaskError("task", identity.task, f"its file has changed since the run began ({reference.file}){PUT_BACK}")
     if (other := changed_source(reference, identity.task_files)) is not None:
-        raise TaskError("task", identity.task, f"a module of it is another than the run began with ({other})")
+        raise TaskError("task", identity.task, f"a module of it has changed since the run began ({other}){PUT_BACK}")

@@ -1,31 +1,40 @@
-"""State in what all copies of a network share: the task's functions and the globals of the user's modules."""
+"""Finds state that all copies of a network share: in the task's functions and in the globals of the user's modules."""
 
 from __future__ import annotations
 
 from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
+from esper.import_paths import TASK_FILE
 from esper.own_modules import globals_of
 from esper.task import Task
 
 FUNCTIONS = ("loss", "sample_loss", "collate", "input_output", "optimizer", "scheduler", "group")
-MEND = "every call changes it, and live network, forks and twin share it: keep it in the model, as a buffer"
+MEND = (
+    "every call changes it, and live network, forks and twin share it: draw from the seeded global generators, or keep "
+    "it in the model as a buffer"
+)
 
 
 def shared_by(task: Task) -> dict[str, Held]:
-    """What the task's functions, metrics and the user's modules hold, by the name of each."""
+    """Digests of what the task's functions, metrics and the user's modules hold, by the name of each."""
     functions = {f"task.{name}": getattr(task, name) for name in FUNCTIONS}
     metrics = {f"task.metrics[{name!r}]": metric for name, metric in task.metrics.items()}
     held = {name: held_by(value) for name, value in {**functions, **metrics}.items() if value is not None}
-    return {**held, **{f"module {name}": values for name, values in globals_of(task).items()}}
+    return {**held, **{_in_words(name): values for name, values in globals_of(task).items()}}
+
+
+def _in_words(module: str) -> str:
+    """A module by the name that its user knows: a task's file is loaded under another."""
+    return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
 
 
 def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
-    """Compare what is shared before and after work that was done once before in the same way.
+    """Compare the shared state before and after a repetition of the same work.
 
-    A collection that only became longer is a log of calls, which decides nothing.
+    A collection that only became longer counts as a log of calls, which has no effect on training.
 
     Raises:
-        TaskError: something else changed: a counter, a tensor, a source of random numbers.
+        TaskError: anything else changed: a counter, a tensor, a source of random numbers.
     """
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
@@ -34,7 +43,7 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """The path is a collection that became longer, or lies in what was added to one."""
+    """True where the path is a collection that became longer, or an item that was added to one."""
     if path not in before:
         return True
     return path in after and 0 <= before[path].length < after[path].length

@@ -37,9 +37,11 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
         StoreWriteFailed: the copy could not be written; it was removed.
     """
     _commits(run_dir)
-    with refusing("TO", place):
+    with refusing("--to", place):
+        if place.resolve().is_relative_to(run_dir.resolve()):
+            raise RunDirectoryError("--to", str(place), f"it lies in the run {run_dir}; choose a place outside")
         if place.exists():
-            raise RunDirectoryError("TO", str(place), "it is there already; choose another")
+            raise RunDirectoryError("--to", str(place), "it is there already; choose another")
         _make_parent(place.parent)
     draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:

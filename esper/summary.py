@@ -56,16 +56,16 @@ class Identity(Message):
     host_crc32c: int
     """Of the host's tensors before its first step."""
     host_modules_sha256: str | None = None
-    """Of the host's modules, their classes and settings; None: the run was begun before this was kept."""
+    """Digest of the host's modules, their classes and settings. None in older runs."""
     samples_crc32c: int
     trained_by: str
     argv: tuple[str, ...]
     started_in: str = ""
-    """Working directory: the relative path of a task is looked for there first. Empty: not known."""
+    """Working directory of the run; the relative path of a task is looked for there first. Empty: not known."""
     task_files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of each module that was loaded from the task's folder, by its path in there. Runs of old have none."""
+    """SHA-256 of each module that was loaded from the task's folder, by its path in it. Empty in older runs."""
     first_loss: float | None = None
-    """Of the first training step. None: a run of old."""
+    """Loss of the first training step. None in older runs."""
 
     @model_validator(mode="after")
     def _fences_rise(self) -> Self:

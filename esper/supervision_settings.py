@@ -99,6 +99,6 @@ NO_SWITCH = {
     "Drained": "the run was asked to end",
     "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
     "TheirCodeRaised": "the user's code raised it, and does so again",
-    "CannotBeWritten": "no actor writes definitions; an export does",
+    "CannotBeWritten": "`esper export` raises it, which runs without actors",
 }
 """Every other class -> why nothing but raising it will do."""

@@ -23,7 +23,7 @@ def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, 
 
 
 def grid() -> Table:
-    """Rows of a name and what is said of it."""
+    """A table of two columns, name and text, without headers."""
     made = Table.grid(padding=(0, 2))
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold")
@@ -31,5 +31,5 @@ def grid() -> Table:
 
 
 def cells(*texts: str) -> list[Text]:
-    """Words as they are: nothing in them is read as markup."""
+    """Texts as cells; nothing in them is read as markup."""
     return [Text(text) for text in texts]

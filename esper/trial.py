@@ -1,4 +1,4 @@
-"""What a run will do, done once before it: a backward pass, optimizer steps, a seed in every slot. It keeps nothing."""
+"""A trial of a task before its run: a backward pass, and training steps with a seed in every slot. It keeps nothing."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from esper.prospect import Prospect
 
 STEPS = 3
-"""Training batches of the trial: enough for two of them to differ in length."""
+"""Number of training steps: several batches, because lengths may differ between them."""
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: whatever the task batches
-    """One forward and backward pass of the bare host, whose tensors are as before afterwards, with gradients.
+    """One forward and backward pass of the host without seeds. Its tensors are put back; the gradients stay.
 
     Raises:
         TaskError: the loss is not finite or has no gradient, or the gradients are not what training can use.
@@ -125,7 +125,7 @@ def _keeps_shape(prospect: Prospect, pair: Pair, spec: SlotSpec) -> bool:
 
 @contextmanager
 def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, list[tuple[int, ...]]]) -> Iterator[None]:
-    """Add the shape of a slot's output to `shapes` at each call, and refuse one that no seed of the slot could take."""
+    """Record each slot's output shape in `shapes` at every call; refuse an output that its seeds could not take."""
 
     def look(spec: SlotSpec) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _args: object, output: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a loss depends on and no optimizer would train, seen in one forward pass. It changes nothing."""
+"""Finds parameters that a loss depends on and that no optimizer trains, after one forward pass. It changes nothing."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from esper.errors import TaskError
 from esper.task import Task
 
 REENTRANT = "None of the inputs have requires_grad=True"
-"""What torch warns of when torch.utils.checkpoint, with use_reentrant=True, cuts gradients off."""
+"""Torch's warning where torch.utils.checkpoint with use_reentrant=True cuts the gradients off."""
 
 
 def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
-    """Let a task pass whose loss reaches no trainable parameter outside the model.
+    """Check that the loss reaches no trainable parameter outside the model.
 
     Args:
         loss: Of one batch, with its graph.
 
     Raises:
-        TaskError: it reaches one, in the loss itself or in an object that the model does not register.
+        TaskError: it does, in the loss itself or in an object that the model does not register.
     """
     own = {id(parameter) for parameter in model.parameters()}
     foreign = [parameter for parameter in _reached(loss) if id(parameter) not in own]
@@ -39,7 +39,7 @@ def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
 
 
 def _reached(loss: Tensor) -> list[nn.Parameter]:
-    """The parameters that a backward pass of `loss` gives gradients."""
+    """The parameters that a backward pass from `loss` would give gradients."""
     found: list[nn.Parameter] = []
     seen: set[Any] = set()  # Any: torch types no node fully
     left: list[Any] = [loss.grad_fn]
@@ -56,7 +56,7 @@ def _reached(loss: Tensor) -> list[nn.Parameter]:
 
 @contextmanager
 def refuse_reentrant() -> Iterator[None]:
-    """Watch a forward pass of a model whose loss has no gradient.
+    """Around a forward pass of a model whose loss has no gradient.
 
     Raises:
         TaskError: torch says that a reentrant checkpoint cut the gradients off.

@@ -1,4 +1,4 @@
-"""Figures in words: which way a figure points, and how far. It measures nothing and says no more than its figures."""
+"""Words for figures: their direction and their size. It measures nothing, and claims no more than the figures show."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
 
 
 def growing(test_loss: float, twin_test_loss: float) -> str:
-    """What growing did to the loss of the network, beside that of its twin."""
+    """How growing changed the test loss, compared with the twin."""
     if math.isnan(test_loss) or math.isnan(twin_test_loss):
         return "what growing did cannot be said: a loss is not a number"
     if test_loss == twin_test_loss:
@@ -65,7 +65,7 @@ def beside_limit(check: Check) -> str:
 
 
 def a_second(rate: float) -> str:
-    """Of something done again and again: how often in a second."""
+    """A rate per second as text."""
     return number(rate, 0 if rate >= 10 else 1)
 
 

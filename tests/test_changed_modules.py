@@ -59,7 +59,7 @@ def test_every_module_of_the_task_is_compared_and_no_other_file(stopped: Path) -
     for name in code - {"mine.py"}:
         file = stopped.parent / name
         file.write_text(f"raise ZeroDivisionError\n{FILES[name]}")  # it is not run before it is compared
-        with pytest.raises(TaskError, match=rf"a module of it is another than the run began with \(.*{name}\)"):
+        with pytest.raises(TaskError, match=rf"a module of it has changed since the run began \(.*{name}\)"):
             resume(stopped)
         file.write_text(FILES[name])
     (stopped.parent / "late.py").unlink()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.data import default_collate
 
 from esper.errors import TaskError
 from esper.prospect import survey
@@ -83,7 +84,7 @@ HIDDEN = {
     "cache": partial(Train, cached_noise, cache=dict),
     "drawn": partial(Train, counted, drawn=int),
     "last": partial(Train, mixed_with_the_last, last=lambda: torch.zeros(8)),
-    "two draws of the same samples": partial(Train, unseeded),
+    "no attribute that could be read": partial(Train, unseeded),
 }
 
 
@@ -167,6 +168,17 @@ class Warming:
         return cross_entropy(output, target) * min(1.0, self.calls / 100)
 
 
+class Augmenting:
+    """A collate with a source of random numbers of its own."""
+
+    def __init__(self) -> None:
+        self.own = random.Random(1)
+
+    def __call__(self, samples: list[Sample]) -> Sample:
+        inputs, targets = default_collate(samples)
+        return inputs * self.own.random(), targets
+
+
 def own_sample_loss(output: Tensor, target: Tensor) -> Tensor:
     return cross_entropy(output, target, reduction="none")
 
@@ -182,10 +194,11 @@ def task_with(**changes: Any) -> Task:
         ({"model": HostWithACounterOfItsClass}, f"module {__name__}", "HostWithACounterOfItsClass.calls"),
         ({"loss": loss_with_a_closure()}, "task.loss", "<closure>.weight"),
         ({"loss": Warming()}, "task.loss", "calls"),
+        ({"collate": Augmenting()}, "task.collate", "own"),
     ],
 )
 def test_state_that_all_copies_share_is_refused_by_its_name(changes: dict[str, Any], field: str, value: str) -> None:
-    with pytest.raises(TaskError, match="keep it in the model, as a buffer") as caught:
+    with pytest.raises(TaskError, match="or keep it in the model as a buffer") as caught:
         survey(task_with(**changes), tiny_config())
     assert (caught.value.field, caught.value.value) == (field, value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,11 @@ def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
     said = plan_view.lines(found)[0]
     assert said.startswith("nothing can germinate: the run has 5 rounds; a seed that germinates at fence 1")
     assert "needs 6 more" in said
-    assert survey(tiny_task(), tiny_config(run__epochs=5)).can_grow  # 8 rounds: the advice to train longer is right
+    for key, value in re.findall(r"(\w+\.\w+)=(\d+)", said.partition("each of these is enough alone: ")[2]):
+        changes = {"run__epochs": 3, key.replace(".", "__"): int(value)}
+        assert survey(tiny_task(), tiny_config(**changes)).can_grow, key
+    assert "run.epochs=" in said
+    assert "run.round_steps=" in said
 
 
 def test_what_a_star_leaves_out_is_in_the_plan_and_in_the_heading_of_a_run() -> None:

@@ -294,7 +294,7 @@ def test_a_task_that_cannot_be_found_or_has_changed_is_refused(
     with pytest.raises(TaskError, match=r"give an esper\.Task"):
         esper.load(drained_twice, task=tiny_task)
     monkeypatch.setattr("esper.resuming.file_digest", lambda _: "another")
-    with pytest.raises(TaskError, match=r"its file is another than the run began with"):
+    with pytest.raises(TaskError, match=r"its file has changed since the run began"):
         esper.load(grown_host("rows").ended)
 
 

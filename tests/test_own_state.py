@@ -140,7 +140,10 @@ class Unplain(KeepingBands):
     ("data", "why"),
     [
         (Forgetful, r"task\.train = 'drawn': "),
-        (OneWay, r"task\.train = 'state_dict': a data set that keeps a state has state_dict and load_state_dict"),
+        (
+            OneWay,
+            r"task\.train = 'state_dict': a data set with a state needs both state_dict and load_state_dict",
+        ),
         (Unplain, r"task\.train = '\.own: torch\._C\.Generator': its state_dict may hold numbers"),
     ],
 )

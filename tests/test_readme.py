@@ -1,10 +1,17 @@
-"""README's figures are those of the newest dated file that its own script wrote, and README names that file."""
+"""README's figures are those of the newest dated file of their script; its example runs as it stands there."""
 
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
+import torch
+
+from esper.cli import exit_code
 from esper.wording import percent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,3 +33,22 @@ def test_what_readme_says_of_growing_is_what_was_measured() -> None:
     assert said in " ".join(readme.split())
     assert f"(benchmarks/results/{newest.name})" in readme
     assert "%" not in readme.replace(first, "").replace(second, "").replace(third, "")  # there is no other such figure
+
+
+def test_the_network_of_readme_is_trained_loaded_and_exported_as_it_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, load, build = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "my_task.py").write_text(task, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    short = ["--in-process", "--set", "run.epochs=1"]
+    assert exit_code(["run", "my_task.py:task", "--run-dir", "runs/my-run", *short]) == 0
+    assert exit_code(["export", "runs/my-run", "--to", "my-network"]) == 0
+    scope: dict[str, Any] = {}
+    exec(load, scope)
+    exec(build, scope)
+    for name in ("my_task", "network"):
+        monkeypatch.delitem(sys.modules, name)
+    points = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(scope["model"](points), scope["network"](points))

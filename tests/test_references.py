@@ -76,7 +76,7 @@ def test_a_path_without_its_ending_is_no_module() -> None:
 
 def test_what_is_no_task_is_named_by_its_type(file: Path) -> None:
     assert "of type int; name a Task" in complaint(f"{file}:number")
-    assert "it returned int, no Task" in complaint(f"{file}:wrong")
+    assert "it returned a value of type int; return an esper.Task" in complaint(f"{file}:wrong")
 
 
 def test_what_the_users_code_raises_is_told_with_its_place(file: Path, tmp_path: Path) -> None:

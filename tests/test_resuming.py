@@ -250,7 +250,7 @@ def test_a_run_of_other_versions_is_refused_by_their_names(stopped: Callable[...
 def test_a_changed_task_file_is_refused(stopped: Callable[..., Path], tmp_path: Path) -> None:
     path = stopped()
     (tmp_path / "mine.py").write_text(TASK + "raise SystemExit('it was run')\n")
-    refused(path, TaskError, r"its file is another than the run began with")
+    refused(path, TaskError, r"its file has changed since the run began")
 
 
 def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
@@ -269,13 +269,18 @@ def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
     assert resume(path).task == "mine.py:task"
     assert prove(path, Quiet()).divergence is None
     (tmp_path / "here" / "mine.py").unlink()
-    refused(path, TaskError, r"its file is another than the run began with", settings={"run.epochs": 9})
+    refused(path, TaskError, r"its file has changed since the run began", settings={"run.epochs": 9})
 
 
 def test_keys_that_were_fixed_are_refused_by_name(stopped: Callable[..., Path]) -> None:
     path = stopped()
     settings = {"growth.margin": 0.5, "run.seed": 3}
-    refused(path, ConfigError, r"run\.seed = 3: fixed since the run began: 0; so are growth\.margin", settings=settings)
+    refused(
+        path,
+        ConfigError,
+        r"run\.seed = 3: it is fixed since the run began, as 0; so are growth\.margin",
+        settings=settings,
+    )
     refused(path, ConfigError, r"no such key", settings={"run.sed": 3})
 
 

@@ -78,6 +78,9 @@ def test_a_copy_overwrites_nothing(stopped: Path, tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="it is there already"):
         take(stopped, tmp_path / "copy")
     assert os.listdir(tmp_path / "copy") == []
+    with pytest.raises(RunDirectoryError, match="it lies in the run"):
+        take(stopped, stopped / "copy")
+    assert not (stopped / "copy").exists()
 
 
 def test_the_copy_of_a_run_that_goes_on_is_whole(tmp_path: Path) -> None:

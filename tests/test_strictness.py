@@ -14,6 +14,7 @@ FOLDERS = ("esper", "actors", "drills", "tests", "tools")
 
 ALLOWED: dict[str, str] = {
     "esper/rehearsal.py rehearse: answers DivergenceUnrecoverable": "the run has a guard for it; None is the answer",
+    "esper/candidates.py _first_enough: answers ConfigError": "a setting that is refused is no advice",
     "esper/attributes.py _attributes: .get with a default x2": "a class or module without them has none to read",
     "esper/config.py load_config: .get with a default": "a file may be empty; other keys are refused",
     "esper/tolaria/trainer.py Trainer._change: .pop with a default": "a seed joined again is isolated no more",

@@ -217,7 +217,9 @@ def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set 
         methods = [method for method in ("state_dict", "load_state_dict") if hasattr(samples, method)]
         if len(methods) == 1:
             raise TaskError(
-                f"task.{name}", methods[0], "a data set that keeps a state has state_dict and load_state_dict"
+                f"task.{name}",
+                methods[0],
+                "a data set with a state needs both state_dict and load_state_dict; add the other",
             )
         if methods and not any(samples is other for other in found.values()):
             found[name] = samples
@@ -258,7 +260,11 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
             raise TaskError(f"task.{name}", "empty data set", "give it at least one sample")
         for other in SHARD_NAMES[: SHARD_NAMES.index(name)]:
             if samples is given[other]:
-                raise TaskError(f"task.{name}", f"the data set of task.{other}", "no shard may judge another's samples")
+                raise TaskError(
+                    f"task.{name}",
+                    f"the data set of task.{other}",
+                    "give it samples of its own: none may be measured on those that another uses",
+                )
     lots = _split_off(task, split_off(task))
     shards = {}
     for name, samples in given.items():

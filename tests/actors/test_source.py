@@ -38,7 +38,7 @@ def test_a_file_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> N
     task, reference = load_task(f"{tmp_path}/mine.py:task")
     source = TaskSource.of(survey(task, tiny_config()), reference)
     (tmp_path / "mine.py").write_text(TASK + "# changed\n")
-    with pytest.raises(TaskError, match="its file changed since the run began"):
+    with pytest.raises(TaskError, match="its file has changed since the run began"):
         source.load()
 
 
