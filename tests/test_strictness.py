@@ -18,7 +18,7 @@ ALLOWED: dict[str, str] = {
     "esper/attributes.py _attributes: .get with a default x2": "a class or module without them has none to read",
     "esper/config.py load_config: .get with a default": "a file may be empty; other keys are refused",
     "esper/tolaria/trainer.py Trainer._change: .pop with a default": "a seed joined again is isolated no more",
-    "tests/actors/test_clean_ends.py test_an_impatient_ctrl_c_does_not_disturb_the_end: time.sleep in a test": "between keys",
+    "tests/actors/test_clean_ends.py test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_not_disturb_the_end: time.sleep in a test": "between keys",
     "tests/actors/test_clean_ends.py Started.processes: swallows (FileNotFoundError, ProcessLookupError)": "gone",
     "actors/bootstrap.py : says type: ignore": "Ray's compiled part has no stubs",
     "actors/bootstrap.py EmbeddedRay._put_back: .pop with a default": "a variable that a test took away is gone already",

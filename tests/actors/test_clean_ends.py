@@ -17,6 +17,7 @@ import pytest
 
 from esper.config import as_toml
 from esper.journal import Kind, read
+from esper.summary import Result
 from esper.testing import tiny_config, until
 
 pytestmark = pytest.mark.integration
@@ -145,13 +146,6 @@ def told(*words: str) -> dict[str, Any]:
     return found
 
 
-def in_process(folder: Path) -> str:
-    """The weights of the same run in one process, by the command line too."""
-    where = ["--config", f"{folder}/0/tiny.toml", "--run-dir", f"{folder}/alone"]
-    digest: str = told("run", f"{folder}/0/task.py:task", "--in-process", *where)["weights_sha256"]
-    return digest
-
-
 def interrupt(folder: Path, processes: int) -> None:
     """Ctrl-C when a run has so many processes: its own is the first, Ray's and the actors' follow."""
     started = start(folder)
@@ -181,20 +175,21 @@ def starts_and_stops(folder: Path, count: int) -> set[str]:
     return digests
 
 
-def test_three_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
-    assert starts_and_stops(tmp_path, 3) == {in_process(tmp_path)}
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.torture, pytest.mark.timeout(1200)])])
+def test_starts_and_stops_leave_nothing(tmp_path: Path, undisturbed: Result, count: int) -> None:
+    assert starts_and_stops(tmp_path, count) == {undisturbed.weights_sha256}
 
 
-@pytest.mark.torture
-@pytest.mark.timeout(1200)
-def test_twenty_starts_and_stops_leave_nothing(tmp_path: Path) -> None:
-    assert starts_and_stops(tmp_path, 20) == {in_process(tmp_path)}
-
-
-def test_ctrl_c_in_a_round_ends_with_130_and_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.torture), 5])
+def test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_not_disturb_the_end(
+    tmp_path: Path, times: int
+) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)
-    started.ctrl_c()
+    for _ in range(times):
+        if started.process.poll() is None:
+            started.ctrl_c()
+            time.sleep(0.02)
     started.ended_with(130)
     err = (tmp_path / "err").read_text()
     assert "Traceback" not in err
@@ -212,17 +207,6 @@ def test_a_signal_while_ray_starts_ends_the_run_when_it_has(tmp_path: Path, numb
     started.ended_with(code)
     entries, _ = read(started.run_dir / "journal-1.log")
     assert (entries[-1].kind, entries[-1].body["fence"]) == (Kind.RUN_FAILED, 0)
-
-
-def test_an_impatient_ctrl_c_does_not_disturb_the_end(tmp_path: Path) -> None:
-    started = start(tmp_path)
-    begun(started, Kind.ROUND_ENDED)
-    for _ in range(5):
-        if started.process.poll() is None:
-            started.ctrl_c()
-            time.sleep(0.02)
-    started.ended_with(130)
-    assert "Traceback" not in (tmp_path / "err").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.torture)])
@@ -248,23 +232,36 @@ def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
     assert failure["error"] in ("ActorLost", "TrainerRankLost")
 
 
-def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    (tmp_path / "0").mkdir()
-    started = start(tmp_path / "0")
-    begun(started, Kind.CHECKPOINT_COMMITTED)
-    begun(started, Kind.INCUBATION_BEGUN)
+@pytest.mark.torture
+def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path, undisturbed: Result) -> None:
+    started = start(tmp_path)
+    incubating(started)
     os.killpg(started.process.pid, signal.SIGKILL)
     started.process.wait()
-    resumed = told("resume", str(started.run_dir))
-    assert (resumed["weights_sha256"], resumed["resumes"]) == (in_process(tmp_path), 1)
+    assert gone_on(started) == (undisturbed.weights_sha256, 1)
 
 
-def test_killed_driver_takes_its_actors_along(tmp_path: Path) -> None:
+def test_a_killed_driver_takes_its_actors_along_and_its_run_goes_on_to_the_same_bits(
+    tmp_path: Path, undisturbed: Result
+) -> None:
     """Ray's two agents notice only after a minute that their raylet is gone; they hold nothing of the run."""
     started = start(tmp_path)
-    begun(started, Kind.ROUND_ENDED)
+    incubating(started)
     before = [child for child in started.children() if "Shell" in child]
     started.process.kill()
     started.process.wait()
     until(lambda: all("Agent" in child for child in started.children()))
     assert len(before) == 6
+    assert gone_on(started) == (undisturbed.weights_sha256, 1)
+
+
+def incubating(started: Started) -> None:
+    """Wait until a run has a checkpoint and a tournament has begun."""
+    begun(started, Kind.CHECKPOINT_COMMITTED)
+    begun(started, Kind.INCUBATION_BEGUN)
+
+
+def gone_on(started: Started) -> tuple[str, int]:
+    """Weights and resumes of a run that the command line resumed."""
+    resumed = told("resume", str(started.run_dir))
+    return resumed["weights_sha256"], resumed["resumes"]
