@@ -24,7 +24,17 @@ def chosen(words: list[str]) -> list[Path]:
     left_out = [ROOT / word.partition("=")[2] for word in words if word.startswith("--ignore=")]
     places = [ROOT / word for word in words if not word.startswith("--")]
     found = [file for place in places for file in (place.rglob("test_*.py") if place.is_dir() else [place])]
-    return [file for file in found if not any(place in file.parents for place in left_out)]
+    return [file for file in found if not any(place in (file, *file.parents) for place in left_out)]
+
+
+def test_the_files_that_wait_for_a_ray_are_in_one_part() -> None:
+    marked = {
+        ROOT / "tests" / "actors" / f"test_{name}.py" for name in ("clean_ends", "launch", "own_modules", "recovery")
+    }
+    without = {ROOT / "tests" / "actors" / f"test_{name}.py" for name in ("nursery", "rooms", "shell", "supervision")}
+    actors = {*chosen(parts.parts("check")["actors"])}
+    assert marked <= actors
+    assert not without & actors
 
 
 @pytest.mark.parametrize(
@@ -47,7 +57,10 @@ def test_what_each_part_prints_is_shown_and_its_exit_code_and_report_are_kept(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (pytester.path / "tests" / "actors").mkdir(parents=True)
-    (pytester.path / "tests" / "actors" / "test_a.py").write_text("def test_that_fails():\n    assert 'seen' == 0\n")
+    failing = "def test_that_fails(embedded):\n    assert 'seen' == 0\n"
+    (pytester.path / "tests" / "actors" / "test_a.py").write_text(failing)
+    fixture = "import pytest\n@pytest.fixture\ndef embedded(): pass\n"
+    (pytester.path / "tests" / "actors" / "conftest.py").write_text(fixture)
     (pytester.path / "tests" / "test_b.py").write_text("def test_that_passes():\n    assert True\n")
     monkeypatch.setattr(parts, "ROOT", pytester.path)
     monkeypatch.setattr(parts, "REPORTS", pytester.path / ".parts")

@@ -16,21 +16,29 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / ".parts"
 NOTHING_SELECTED = 5
 """Exit code of a pytest that found no test with the marks."""
+STARTING = ("embedded", "launch_tiny", "mark.integration")
+"""What a file in tests/actors names that starts a Ray: a fixture, or the mark."""
 
 
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
     """What each of the two processes is to run, in words for pytest; together that is every test, and each once.
 
-    The parts of `check` are those that wait for Ray and those that compute; the parts of `test` take equally long.
+    The parts of `check` are files that start actors and files that do not; the parts of `test` take equally long.
     """
     if target == "check":
-        return {"actors": ["tests/actors"], "rest": ["tests", "--ignore=tests/actors"]}
+        starting = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("test_*.py")) if starts(path)]
+        return {"actors": starting, "rest": ["tests", *(f"--ignore={path}" for path in starting)]}
     here = sorted(path for path in (root / "tests").iterdir() if path.name != "__pycache__")
     files = [path for path in here if path.match("test_*.py")]
     folders = [path for path in here if path.is_dir() and any(path.rglob("test_*.py"))]
     return {
         part: [str(path.relative_to(root)) for path in paths] for part, paths in (("runs", files), ("rooms", folders))
     }
+
+
+def starts(file: Path) -> bool:
+    """A test in the file starts actors: it asks for the Ray of the session, or starts one itself."""
+    return file.parent.name == "actors" and any(word in file.read_text() for word in STARTING)
 
 
 def start(target: str, part: str, words: list[str], options: list[str]) -> subprocess.Popen[str]:
@@ -58,7 +66,7 @@ def show(part: str, process: subprocess.Popen[str]) -> None:
 def run(target: str, options: list[str]) -> dict[str, int]:
     """Run all parts of a target to their ends. Returns the exit code of each."""
     (REPORTS / target).mkdir(parents=True, exist_ok=True)
-    begun = {part: start(target, part, words, options) for part, words in parts(target).items()}
+    begun = {part: start(target, part, words, options) for part, words in parts(target, ROOT).items()}
     shown = [threading.Thread(target=show, args=item) for item in begun.items()]
     for thread in shown:
         thread.start()
