@@ -135,6 +135,18 @@ def test_each_row_of_the_table_is_reached_and_no_class_falls_through() -> None:
     assert kinds[-1] is Exception
 
 
+RESUMED = {"ActorLost", "TrainerRankLost", "ActorDoubtful", "ActorError", "CallDeadlineExceeded", "CannotBeWritten"}
+RESUMED |= {"Drained", "EmergencyQueueFull", "EmergencyUnavailable", "FaultInjected", "RollbackDeadlineExceeded"}
+"""Classes of error after which `esper resume` alone is what to do. A new class is in the table, or here on purpose."""
+
+
+def test_each_class_of_error_has_a_row_of_its_own_or_is_one_that_a_resume_answers() -> None:
+    rows = tuple(kind for kind, _ in STEPS if kind is not EsperError and issubclass(kind, EsperError))
+    classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, EsperError)]
+    without = {cls.__name__ for cls in classes if cls is not EsperError and not issubclass(cls, rows)}
+    assert without == RESUMED
+
+
 REPEATING = (
     errors.TaskError("task.model", 1, "mend"),
     errors.NoSeedCandidates("policy", "none"),
