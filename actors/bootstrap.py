@@ -34,7 +34,6 @@ from actors.starting import ENDING, start
 from actors.witness import Witness
 from esper.closing import Closing, noted_on
 from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
-from esper.execution import STRICT_FAILURE
 from esper.import_paths import ROOT, is_installed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
@@ -87,11 +86,14 @@ class EmbeddedRay(Closing):
     Its ports are open to whoever can reach the machine, so it takes nobody in without a token that it draws itself.
     """
 
-    def __init__(self, *, slots: int, threads: int = 1, deadline_s: float = 120.0) -> None:
+    def __init__(
+        self, *, slots: int, threads: int = 1, deadline_s: float = 120.0, run_dir: Path | None = None
+    ) -> None:
         """Start it with room for `slots` working actors; first remove what killed runs of this user left.
 
         Args:
             threads: With which its actors compute. One with another number of threads takes longer to start.
+            run_dir: The run that this Ray is for, if it is for one alone: the last words of its process name it.
 
         Raises:
             PlacementUnavailable: this process is connected to a Ray already, or Ray did not start within `deadline_s`.
@@ -107,7 +109,7 @@ class EmbeddedRay(Closing):
             self.folder = make_place("ray", TEMPORARY)
         except OSError as error:
             raise PlacementUnavailable("ray", f"no folder for it in {TEMPORARY}: {error}") from error
-        self._witness = Witness()
+        self._witness = Witness(run_dir)
         try:
             self._start(slots, threads, deadline_s)
         except BaseException as error:
@@ -163,17 +165,14 @@ class EmbeddedRay(Closing):
         _read_environment_again()
 
     def _speak_for_the_stuck(self) -> None:
-        """Say why, and leave, where a process of Ray itself died and this one does not come back from a call into Ray.
+        """Say why and leave if a process of Ray has died and a call into Ray does not return.
 
         Ray would end this process without a word, a minute after its server is gone.
         """
         while not self._ended.wait(LOOK_EVERY_S):
             gone = [f"{name} (process {process})" for name, process in self._heads.items() if is_gone(process)]
             if gone and not self._ended.wait(STUCK_AFTER_S):
-                told = f"error: ActorLost\nmessage: ray: {gone[0]} has ended, and a call into Ray does not come back\n"
-                os.write(2, told.encode())
-                self._witness.close()
-                os._exit(STRICT_FAILURE)
+                self._witness.leave(f"{gone[0]} of Ray has ended, and a call into Ray does not come back")
 
     def check(self) -> None:
         """Raises: ActorLost: a process of Ray itself is gone, and with it all hope of an answer."""

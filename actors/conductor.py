@@ -60,7 +60,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
             config, slots = prospect.config, 1 + prospect.config.growth.managers
             deadline_s = RAY_SHARE * config.ray.start_deadline_s
             ours = embedded or stack.enter_context(
-                EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s)
+                EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s, run_dir=path)
             )
             word = stack.enter_context(emergency_word())
             company = Company(prospect, key, sent, path, word, ours.check)

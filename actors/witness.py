@@ -1,35 +1,54 @@
-"""A process beside ours that says it if ours ends without a word. It is a shell that waits for a line and does no more.
+"""Has the last words of this process said if it ends without any. It starts at most a shell that waits for a line.
 
-Where a process of Ray is gone Ray's core ends its process from within C++ ("Failed to register worker to Raylet",
-"Failed to connect to GCS within 60 seconds"): no Python runs then.
+When a process of Ray is gone, Ray's core ends the process from within C++ ("Failed to register worker to Raylet",
+"Failed to connect to GCS within 60 seconds"): no Python runs then. A command line has a parent process that speaks for
+it (`esper.parent`); for any other program a shell beside it does.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
+from typing import NoReturn
 
+from esper import parent
 from esper.closing import Closing
+from esper.execution import STRICT_FAILURE
 
-WORDS = (
-    "error: ActorLost\n"
-    "message: ray: the process of the run was ended from outside Python and could not say why: a process of Ray died,\n"
-    "or this one was killed\n"
-    "next: esper resume RUN"
-)
+ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
-"""An end of its input without a line says that nobody is there any more."""
+"""An end of its input without a line means that the process is gone."""
+
+
+def words(reason: str, run_dir: Path | None) -> str:
+    """The lines about a failure that a person sees."""
+    step = f"esper resume {run_dir}" if run_dir is not None else "esper resume, with the directory of the run"
+    return f"error: ActorLost\nmessage: conductor: {reason}\nnext: {step}"
 
 
 class Witness(Closing):
-    """Speaks for this process, on its standard error, if this ends before `close`."""
+    """Speaks for this process, on its standard error, if the process ends before `close`."""
 
-    def __init__(self) -> None:
-        self._shell: subprocess.Popen[bytes] | None = subprocess.Popen(
-            ["/bin/sh", "-c", SCRIPT, "sh", WORDS], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-        )
+    def __init__(self, run_dir: Path | None = None) -> None:
+        """Begin to watch. `run_dir` is what the last words name."""
+        self._run_dir = run_dir
+        self._shell: subprocess.Popen[bytes] | None = None
+        if not parent.is_there():
+            command = ["/bin/sh", "-c", SCRIPT, "sh", words(ENDED, run_dir)]
+            self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+
+    def leave(self, reason: str) -> NoReturn:
+        """End this process now, from any thread, with exit code 3 and the reason as its last words."""
+        if parent.is_there():
+            parent.tell(reason=reason)
+        else:
+            os.write(2, (words(reason, self._run_dir) + "\n").encode())
+        self.close()
+        os._exit(STRICT_FAILURE)
 
     def close(self) -> None:
-        """All is well, or has been said. May be called twice."""
+        """Stop watching: all is well, or has been said. May be called twice."""
         shell, self._shell = self._shell, None
         if shell is not None:
             shell.communicate(b"well\n")

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 a check failed; 2 wrong input; those of a failed run are i
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from esper import checkpoint_commands, export_commands, inspect_view, log_commands, plan_view, plugins
+from esper import checkpoint_commands, export_commands, inspect_view, log_commands, parent, plan_view, plugins
 from esper.config import RunConfig, add_override, as_toml, load_config, parse_overrides
 from esper.errors import ConfigError, EsperError, text_of
 from esper.execution import (
@@ -25,6 +26,7 @@ from esper.execution import (
     execute_resume,
     leaving_on_sigterm,
     print_json,
+    say_end,
     way_to_run,
 )
 from esper.forecast import forecast
@@ -220,10 +222,19 @@ def show_config(as_json: JsonOption = False) -> None:
 
 
 def main() -> None:
-    """Entry point: run the command line and leave with its exit code."""
+    """Entry point: run the command line and leave with its exit code.
+
+    A run on actors is a child process, whose parent says how it ended if the child could not.
+    """
     hold_standard_descriptors()
+    words = sys.argv[1:]
+    if words[:1] in (["run"], ["resume"]) and "--in-process" not in words and (end := parent.split()) is not None:
+        with guarded():
+            code = say_end(end, as_json="--json" in words)
+        os._exit(code)
     with guarded():
-        code = _answered(_add_commands) or exit_code(sys.argv[1:])
+        code = _answered(_add_commands) or exit_code(words)
+    parent.tell(code=code)
     sys.exit(code)
 
 

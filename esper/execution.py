@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,10 @@ from typing import Any
 
 import typer
 
+from esper import parent
 from esper.closing import noted_on
 from esper.config import RunConfig
-from esper.errors import ConfigError, Drained, EmergencyStop, EsperError, all_notes
+from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, all_notes
 from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
 from esper.line import Drain
@@ -27,8 +29,10 @@ from esper.loop import resume as resume_here
 from esper.loop import run as run_here
 from esper.next_steps import next_step
 from esper.output import PlainConsole, say
+from esper.parent import End
 from esper.plugins import launcher
 from esper.progress import Terminal
+from esper.prospect import Prospect
 from esper.references import Reference
 from esper.run_directory import checkpoints_folder
 from esper.strict_json import strict_json
@@ -39,6 +43,8 @@ from esper.tolaria.checkpoint import QUARANTINE
 STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
 SAME_WISH_S = 1.0
+SHOW_CURSOR = "\x1b[?25h"
+"""To a terminal: the live view hid the cursor."""
 
 
 class Signalled(KeyboardInterrupt):
@@ -84,10 +90,19 @@ def execute_resume(
         return result
 
 
+class Shown(Terminal):
+    """What people see of a run that has a process of its own: its parent learns where the run is."""
+
+    def started(self, prospect: Prospect, path: Path) -> None:
+        """See `Terminal`."""
+        parent.tell(run_dir=str(path))
+        super().started(prospect, path)
+
+
 @contextmanager
 def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
     """Around a run: people see it, signals reach it, and what stops it is said before the process leaves."""
-    terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
+    terminal, drain = Shown(PlainConsole(stderr=as_json)), Drain()
     try:
         with _signals(drain):
             yield terminal, drain
@@ -207,6 +222,20 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
             say(f"{name}: {value}", error=True)
     if as_json:
         print_json({**told, "notes": notes} if notes else told)
+
+
+def say_end(end: End, *, as_json: bool) -> int:
+    """Speak for a child process that ended, if the child could not; returns the exit code of the command line."""
+    if end.code is not None:
+        return end.code
+    if -end.status in parent.ENDING:
+        parent.die_of(-end.status)
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            print(SHOW_CURSOR, end="", file=stream)
+    why = end.reason or f"its process {end.how} before it could say why: a process of Ray died, or the system ended it"
+    say_failure(ActorLost("conductor", why), Path(end.run_dir) if end.run_dir else None, as_json=as_json)
+    return STRICT_FAILURE
 
 
 def _kept(run_dir: Path, found: Remains) -> str:

@@ -326,7 +326,7 @@ def test_an_unknown_point_ends_the_command_line_with_code_2(
 ) -> None:
     (tmp_path / "c.toml").write_text('[[faults]]\npoint = "tolaria.stpe"\nfault = "kill"\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["esper", "run", "esper.testing:tiny_task", "--config", "c.toml"])
+    monkeypatch.setattr(sys, "argv", ["esper", "run", "esper.testing:tiny_task", "--in-process", "--config", "c.toml"])
     with pytest.raises(SystemExit) as left:
         main()
     captured = capsys.readouterr()

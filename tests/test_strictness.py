@@ -26,6 +26,8 @@ ALLOWED: dict[str, str] = {
     "actors/places.py _is_left: answers OSError": "not ours, or going this very moment",
     "actors/places.py sweep: ignore_errors=True": "what stays is not returned",
     "actors/starting.py _fill: answers BaseException": "raised in the thread that waits",
+    "tests/actors/test_clean_ends.py "
+    "test_a_ray_that_dies_while_it_starts_ends_the_run_with_3_and_its_last_words.killed: time.sleep in a test": "a moment that is drawn; what is asserted holds at every moment",
     "tests/durable/kit/full_disk.py mount_when_claimed: says type: ignore": "a process of its own",
     "tests/durable/test_full_disk.py on_a_disk_of: pytest.skip": "no rights",
     "actors/bootstrap.py _end_users_of: suppress": "gone by itself is what was wanted",

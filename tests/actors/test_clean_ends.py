@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.places import SHARED_MEMORY, TEMPORARY, sweep
 from esper.config import as_toml
 from esper.journal import Kind, read
 from esper.summary import Result
@@ -23,7 +24,7 @@ from esper.testing import tiny_config, until
 pytestmark = pytest.mark.integration
 
 AT_LEAST = 8
-"""Processes that every run has at some time: its own, of Ray the store of names, the raylet and its two agents, and
+"""Processes that every run has at some time: its own two, of Ray the store of names, the raylet and its two agents, and
 more than three actors.
 """
 
@@ -42,6 +43,8 @@ class Started:
 
     process: subprocess.Popen[bytes]
     run_dir: Path
+    seen: set[int] = field(default_factory=set)
+    """Process ids that its session had when somebody looked."""
 
     def children(self) -> list[str]:
         """Command lines of every process of its session; a title that Ray gives itself counts as one."""
@@ -56,6 +59,7 @@ class Started:
                     found.append((int(folder.name), (folder / "cmdline").read_text().replace("\0", " ")))
             except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
                 continue
+        self.seen |= {pid for pid, _ in found}
         return found
 
     def ctrl_c(self) -> None:
@@ -68,6 +72,7 @@ class Started:
 
     def ended_with(self, *codes: int) -> None:
         """Wait for the end: the exit code is one of these, and nothing of it is left."""
+        until(lambda: self.process.poll() is not None or len(self.processes()) > 1)  # the child has the folders
         assert self.process.wait() in codes, (self.run_dir.parent / "err").read_text()
         assert self.children() == []
         assert remains(self) == []
@@ -100,7 +105,8 @@ def start(folder: Path) -> Started:
 def remains(started: Started) -> list[str]:
     """What it left in the folders for passing things; every name of a run's carries its process id."""
     names = [name for place in ("/tmp", "/dev/shm") for name in os.listdir(place)]
-    return [name for name in names if name.startswith("esper-") and f"-{started.process.pid}-" in name]
+    ours = [f"-{pid}-" for pid in started.seen]
+    return [name for name in names if name.startswith("esper-") and any(pid in name for pid in ours)]
 
 
 def begun(started: Started, kind: Kind) -> None:
@@ -230,6 +236,34 @@ def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
     started.ended_with(3)
     failure = json.loads((tmp_path / "out").read_text().splitlines()[-1])
     assert failure["error"] in ("ActorLost", "TrainerRankLost")
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("head", ["gcs_server", "raylet/raylet "])
+def test_a_ray_that_dies_while_it_starts_ends_the_run_with_3_and_its_last_words(tmp_path: Path, head: str) -> None:
+    draw, runs = random.Random(head), list[Started]()
+    for number in range(10):
+        place = tmp_path / str(number)
+        place.mkdir()
+        started = start(place)
+
+        def killed(started: Started = started) -> bool:
+            started.running()
+            found = [pid for pid, line in started.processes() if head in line]
+            if found:
+                time.sleep(draw.uniform(0.0, 2.0))  # a moment of the start; what follows holds at each
+                os.kill(found[0], signal.SIGKILL)
+            return bool(found)
+
+        until(killed)
+        assert started.process.wait() == 3, (place / "err").read_text()
+        runs.append(started)
+        failure = json.loads((place / "out").read_text().splitlines()[-1])
+        print(number, failure["error"], failure["message"][:100])
+        assert failure["error"] in ("ActorLost", "TrainerRankLost", "PlacementUnavailable")
+        assert str(started.run_dir) in failure["next"]
+    sweep(TEMPORARY, SHARED_MEMORY)  # as the next start does
+    assert [left for started in runs for left in remains(started)] == []
 
 
 @pytest.mark.torture

@@ -15,6 +15,7 @@ from actors import places, starting
 from actors.handles import began
 from actors.places import make_place, sweep
 from actors.starting import start
+from actors.witness import ENDED
 from esper.errors import StartDeadlineExceeded
 
 
@@ -122,9 +123,27 @@ def test_what_may_be_in_use_or_not_ours_stays(tmp_path: Path, monkeypatch: pytes
 # -- a process that ends without a word -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("end", "said"), [("os._exit(1)", 1), ("witness.close(); os._exit(1)", 0)])
-def test_a_process_that_ends_from_within_c_has_its_last_words_said(end: str, said: int) -> None:
-    code = f"import os; from actors.witness import Witness; witness = Witness(); {end}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.count("error: ActorLost\n") == said
+LAST_WORDS = "error: ActorLost\nmessage: conductor: {reason}\nnext: esper resume /runs/one\n"
+
+ENDS = """
+import os
+from pathlib import Path
+from actors.witness import Witness
+
+for act in (
+    lambda witness: os._exit(1),
+    lambda witness: (witness.close(), os._exit(2)),
+    lambda witness: witness.leave("the raylet has ended"),
+):
+    child = os.fork()
+    if child == 0:
+        act(Witness(Path("/runs/one")))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_process_that_ends_from_within_c_has_its_last_words_said() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "2", "3"]
+    ends = [LAST_WORDS.format(reason=reason) for reason in (ENDED, "the raylet has ended")]
+    assert done.stderr in ("".join(ends), "".join(reversed(ends)))  # the shell speaks once the process is gone

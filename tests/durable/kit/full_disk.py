@@ -4,34 +4,50 @@
 
 STORE is a part of the run directory, and BYTES the room of the tmpfs that it lies on; other parts have room enough.
 `all` is the whole run directory. STORE `limit` mounts nothing: no file may grow beyond BYTES then.
-Afterwards the tmpfs is given room and the run is resumed in this process; what came of both is printed as JSON.
+The run is a process of its own, which is timed. Afterwards the tmpfs is given room and the run is resumed in this
+process; what came of both is printed as JSON.
 """
 
 from __future__ import annotations
 
 import ctypes
-import io
 import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filling import CLONE_NEWNS, MS_PRIVATE_REC, NO_MOUNT
 
-from esper.cli import exit_code
+from esper.cli import main as esper
 from esper.loop import resume
 from esper.run_directory import RunDirectory
 from esper.testing import tiny_config, tiny_task
 
 MS_REMOUNT, ROOM = 32, "64m"
-STORES = ("all", "checkpoints", "field_reports", "telemetry", "limit")
-TASK = "from esper.testing import tiny_task\ndef task(): return tiny_task()\n"
+TASK = """
+import os, pathlib, time
+from esper import errors
+from esper.testing import tiny_task
+
+HERE = pathlib.Path(__file__).parent
+raised = errors.StoreWriteFailed.__init__
+
+def noted(self, *arguments):
+    (HERE / f"full-{time.monotonic_ns()}-{os.getpid()}").touch()  # this clock is the same in every process
+    raised(self, *arguments)
+
+errors.StoreWriteFailed.__init__ = noted
+
+def task(): return tiny_task()
+"""
+"""Of any actor too: each loads the task from here."""
+RUN = "--the-run-itself"
 
 
 def mount(folder: Path, size: str, flags: int = 0) -> None:
@@ -72,7 +88,6 @@ def mount_when_claimed(place: Path, most_bytes: int) -> None:
 
 
 def words(folder: Path, run_dir: Path, on_ray: bool) -> list[str]:
-    (folder / "t.py").write_text(TASK)
     growth = tiny_config().growth.model_dump(exclude_unset=True)
     sets = [f"growth.{name}={json.dumps(value)}" for name, value in growth.items()]
     found = ["run", f"{folder}/t.py:task", "--run-dir", str(run_dir), "--json"]
@@ -81,36 +96,44 @@ def words(folder: Path, run_dir: Path, on_ray: bool) -> list[str]:
     return [*found, *patient] if on_ray else [*found, "--in-process"]
 
 
-def main(folder: Path, store: str, most_bytes: int, on_ray: bool) -> dict[str, Any]:
-    run_dir = folder / "run"
-    place = run_dir if store == "all" else run_dir / store
-    if store == "limit":
+def the_run(folder: Path, place: Path, most_bytes: int, on_ray: bool) -> None:
+    """The command line of esper, on a place that is full sooner or later; leaves with its exit code."""
+    if place.name == "limit":
         limit_files(most_bytes)
     else:
-        own_mounts()
         mount_when_claimed(place, most_bytes)
+    sys.argv = ["esper", *words(folder, folder / "run", on_ray)]
+    esper()
+
+
+def main(folder: Path, store: str) -> dict[str, Any]:
+    run_dir = folder / "run"
+    place = run_dir if store == "all" else run_dir / store
+    if store != "limit":
+        own_mounts()  # the run has them too
+    (folder / "t.py").write_text(TASK)
     began_s = time.monotonic()
-    told = io.StringIO()
-    with redirect_stdout(told):
-        code = exit_code(words(folder, run_dir, on_ray))
-    took_s = time.monotonic() - began_s
-    if store == "limit":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    else:
+    done = subprocess.run([sys.executable, *sys.argv, RUN], stdout=subprocess.PIPE, text=True, check=False)
+    ended_s = time.monotonic()
+    full_s = min((int(file.name.split("-")[1]) / 1e9 for file in folder.glob("full-*")), default=None)
+    if store != "limit" and place.exists():
         mount(place, ROOM, MS_REMOUNT)
-    resumed: str | None = None
-    if code == 3 and (run_dir / "run.json").exists():
-        resumed = resume(run_dir, tiny_task()).weights_sha256
-    last = json.loads(told.getvalue().splitlines()[-1]) if told.getvalue() else {}
+    began = (run_dir / "run.json").exists()
+    resumed = resume(run_dir, tiny_task()).weights_sha256 if done.returncode == 3 and began else None
+    last = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
     error = {name: last[name] for name in ("error", "message", "next") if name in last}
     return error | {
-        "code": code,
-        "took_s": took_s,
-        "began": (run_dir / "run.json").exists(),
-        "weights": last["weights_sha256"] if code == 0 else resumed,
+        "code": done.returncode,
+        "run_s": ended_s - began_s,
+        "to_the_end_s": ended_s - full_s if full_s is not None else None,
+        "began": began,
+        "weights": last["weights_sha256"] if done.returncode == 0 else resumed,
     }
 
 
 if __name__ == "__main__":
-    told = main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "--ray" in sys.argv)
-    print(json.dumps(told))
+    here, store, size, ray = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "--ray" in sys.argv
+    if RUN in sys.argv:
+        the_run(here, here / "run" if store == "all" else here / "run" / store, size, ray)
+    else:
+        print(json.dumps(main(here, store)))

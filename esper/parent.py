@@ -1,0 +1,112 @@
+"""Splits a command line into a parent that waits and a child that works; the parent speaks if the child cannot.
+
+A process can end from within C (Ray's core calls `_exit(1)` once a process of Ray is gone) or by the system (SIGKILL
+for lack of memory). No Python runs then, and the exit code is none of esper's. See docs/adr/0004-ray.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+from dataclasses import dataclass
+from typing import NoReturn
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask for an end. A child that has no handler yet ends by them, as their sender wants."""
+PASSED_ON = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that the parent sends on to the child. A terminal sends its own to both already."""
+FROM_KERNEL = 128
+"""`si_code` of a signal that a terminal sent."""
+PR_SET_PDEATHSIG = 1
+MOST_BYTES = 65536
+"""What a pipe holds, and more than any child tells."""
+
+_pipe: int | None = None
+"""In a child: the end of the pipe to the parent that is written to."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a child ended."""
+
+    status: int
+    """As `os.waitstatus_to_exitcode` has it: an exit code, or a negative signal."""
+    code: int | None = None
+    """The exit code that the child announced; None: it did not come to that."""
+    run_dir: str | None = None
+    """The directory of the run that the child had begun."""
+    reason: str | None = None
+    """Why the child left, if the child could say so."""
+
+    @property
+    def how(self) -> str:
+        """For people: "ended with exit code 1", "was killed by SIGKILL"."""
+        if self.status >= 0:
+            return f"ended with exit code {self.status}"
+        return f"was killed by {signal.Signals(-self.status).name}"
+
+
+def is_there() -> bool:
+    """True in a child whose parent speaks for it."""
+    return _pipe is not None
+
+
+def tell(**facts: object) -> None:
+    """Tell the parent fields of `End`. Does nothing in a process without a parent of ours."""
+    if _pipe is not None:
+        os.write(_pipe, (json.dumps(facts) + "\n").encode())
+
+
+def split() -> End | None:
+    """Fork. Returns None in the child at once; in the parent, once the child has ended, how.
+
+    The parent sends signals on; if the parent is killed the child is killed too. To be called before there are threads.
+    """
+    global _pipe
+    reading, writing = os.pipe()
+    parent = os.getpid()
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # if it were ignored, as a program may inherit, no child is waited for
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})  # none is lost before `_wait`
+    child = os.fork()
+    if child == 0:
+        _pipe = writing
+        os.close(reading)
+        _die_with(parent)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return None
+    os.close(writing)
+    status = _wait(child)
+    told = os.read(reading, MOST_BYTES) if select.select([reading], [], [], 0)[0] else b""
+    os.close(reading)
+    facts = [json.loads(line) for line in told.splitlines()]
+    return End(status, **{name: value for fact in facts for name, value in fact.items()})
+
+
+def die_of(number: int) -> NoReturn:
+    """End this process by a signal, as a process without any handler would end."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+    signal.raise_signal(number)
+    os._exit(128 + number)  # the signal was ignored: this process is the first of a container
+
+
+def _wait(child: int) -> int:
+    while True:
+        came = signal.sigwaitinfo({*PASSED_ON, signal.SIGCHLD})
+        if came.si_signo != signal.SIGCHLD:
+            if came.si_code != FROM_KERNEL:
+                os.kill(child, came.si_signo)
+        elif (ended := os.waitpid(child, os.WNOHANG))[0] == child:
+            return os.waitstatus_to_exitcode(ended[1])
+
+
+def _die_with(parent: int) -> None:
+    """Have the system kill this process when its parent ends."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
