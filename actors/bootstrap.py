@@ -55,6 +55,8 @@ THREADS = "OMP_NUM_THREADS"
 """Environment variable: how many threads a process computes with."""
 
 LEFTOVERS_END_WITHIN_S = 2.0
+WAIT_S = 0.1
+"""Between two questions whether the raylet is up."""
 STUCK_AFTER_S = 40.0
 """Ray itself ends the process 60 s after its server was last heard of."""
 
@@ -86,9 +88,7 @@ class EmbeddedRay(Closing):
     Its ports are open to whoever can reach the machine, so it takes nobody in without a token that it draws itself.
     """
 
-    def __init__(
-        self, *, slots: int, threads: int = 1, deadline_s: float = 120.0, run_dir: Path | None = None
-    ) -> None:
+    def __init__(self, *, slots: int, threads: int = 1, deadline_s: float = 120.0, run_dir: Path | None = None) -> None:
         """Start it with room for `slots` working actors; first remove what killed runs of this user left.
 
         Args:
@@ -134,7 +134,7 @@ class EmbeddedRay(Closing):
             _temp_dir=str(self.folder / "ray"),  # open to everybody, as Ray makes it; the folder around it is not
             job_config=OwnPath(),
         )
-        with _without_rays_handler():
+        with _without_rays_handler(), _as_patient_as(deadline_s, self.folder):
             start(begin, lambda: _end_users_of(self.folder), deadline_s, self._ended)
         started = ray._private.worker._global_node.all_processes  # type: ignore[attr-defined]  # a Node by now
         self._heads = {name: info[0].process.pid for name, info in started.items() if name in HEADS}
@@ -200,8 +200,10 @@ def _processes() -> list[int]:
     ]
 
 
-def _uses(pid: int, folder: Path) -> bool:
+def _uses(pid: int, folder: Path, program: bytes = b"") -> bool:
     """A process of our session that names the folder in its command line, or has a file in it open.
+
+    With `program` its command line has that, too.
 
     Ray's agents do the one until they do the other: they give themselves a title once their logs are open, and their
     standard output is a pipe then.
@@ -210,8 +212,12 @@ def _uses(pid: int, folder: Path) -> bool:
     try:
         if os.getsid(pid) != os.getsid(0):
             return False
-        named = os.fsencode(folder) in (place / "cmdline").read_bytes()
-        return named or any(_opened(link).is_relative_to(folder) for link in (place / "fd").iterdir())
+        line = (place / "cmdline").read_bytes()
+        if program not in line:
+            return False
+        return os.fsencode(folder) in line or any(
+            _opened(link).is_relative_to(folder) for link in (place / "fd").iterdir()
+        )
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is somebody else's
         return False
 
@@ -233,6 +239,28 @@ def _without_rays_handler() -> Iterator[None]:
         yield
     finally:
         ray._private.utils.set_sigterm_handler = theirs
+
+
+@contextmanager
+def _as_patient_as(deadline_s: float, folder: Path) -> Iterator[None]:
+    """Have Ray wait for its raylet until our deadline, as long as the raylet lives; Ray's own limit is fixed, 30 s."""
+    ask: Any = ray._private.services.get_node  # Any: Ray leaves it untyped
+    limit_s = time.monotonic() + deadline_s
+
+    def wait(*which: Any) -> Any:  # Any: Ray's
+        while True:
+            try:
+                return ask(*which)
+            except RuntimeError:  # the raylet has not told its server of itself yet
+                if time.monotonic() > limit_s or not any(_uses(pid, folder, b"/raylet/raylet") for pid in _processes()):
+                    raise
+                time.sleep(WAIT_S)
+
+    ray._private.services.get_node = wait
+    try:
+        yield
+    finally:
+        ray._private.services.get_node = ask
 
 
 @contextmanager

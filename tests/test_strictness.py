@@ -28,6 +28,10 @@ ALLOWED: dict[str, str] = {
     "actors/starting.py _fill: answers BaseException": "raised in the thread that waits",
     "tests/actors/test_clean_ends.py "
     "test_a_ray_that_dies_while_it_starts_ends_the_run_with_3_and_its_last_words.killed: time.sleep in a test": "a moment that is drawn; what is asserted holds at every moment",
+    "tests/actors/test_clean_ends.py "
+    "test_a_second_signal_ends_a_start_of_ray_that_does_not_end: time.sleep in a test": "signals closer together are one",
+    "tests/actors/test_clean_ends.py "
+    "test_without_a_loopback_device_a_run_ends_at_the_deadline_of_its_start: pytest.skip": "no rights",
     "tests/durable/kit/full_disk.py mount_when_claimed: says type: ignore": "a process of its own",
     "tests/durable/test_full_disk.py on_a_disk_of: pytest.skip": "no rights",
     "actors/bootstrap.py _end_users_of: suppress": "gone by itself is what was wanted",
@@ -35,6 +39,7 @@ ALLOWED: dict[str, str] = {
     "actors/bootstrap.py _room: .get with a default x2": "Ray leaves out what it has none of",
     "actors/bootstrap.py _opened: answers FileNotFoundError": "nothing is open there",
     "actors/bootstrap.py _uses: answers (FileNotFoundError, ProcessLookupError, PermissionError)": "not ours",
+    "actors/bootstrap.py _as_patient_as.wait: answers RuntimeError": "asked again, within the deadline of the start",
     "actors/bootstrap.py _not_up: .get with a default": "Ray leaves out what it has none of",
     "actors/bootstrap.py _not_up: says type: ignore": "Ray leaves them untyped",
     "actors/company.py Company.births: .get with a default": "all others are managers",

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from actors.places import SHARED_MEMORY, TEMPORARY, sweep
+from actors.starting import SAME_WISH_S
 from esper.config import as_toml
 from esper.journal import Kind, read
 from esper.summary import Result
@@ -84,11 +85,12 @@ def hear_all() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def start(folder: Path) -> Started:
+def start(folder: Path, *before: str, **settings: Any) -> Started:
+    """Begin a run of its own. `before` stands in front of its command, `settings` are values of the config."""
     (folder / "task.py").write_text(TASK)
-    (folder / "tiny.toml").write_text(as_toml(tiny_config()))
+    (folder / "tiny.toml").write_text(as_toml(tiny_config(**settings)))
     run_dir = folder / "run"
-    command = [sys.executable, "-m", "esper.cli", "run", f"{folder}/task.py:task", "--json"]
+    command = [*before, sys.executable, "-m", "esper.cli", "run", f"{folder}/task.py:task", "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         process = subprocess.Popen(
@@ -128,14 +130,17 @@ def finish_whole(folder: Path) -> str:
     return digest
 
 
-def ray_begun(started: Started) -> None:
-    """Wait until Ray's first process of a run is there."""
+def ray_begun(started: Started) -> int:
+    """Wait until Ray's first process of a run is there; its id."""
+    found = list[int]()
 
     def happened() -> bool:
         started.running()
-        return any("gcs_server" in child for child in started.children())
+        found.extend(pid for pid, line in started.processes() if "gcs_server" in line)
+        return bool(found)
 
     until(happened)
+    return found[0]
 
 
 def told(*words: str) -> dict[str, Any]:
@@ -213,6 +218,43 @@ def test_a_signal_while_ray_starts_ends_the_run_when_it_has(tmp_path: Path, numb
     started.ended_with(code)
     entries, _ = read(started.run_dir / "journal-1.log")
     assert (entries[-1].kind, entries[-1].body["fence"]) == (Kind.RUN_FAILED, 0)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("to_the_group", [True, False])
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        (signal.SIGINT, signal.SIGINT, 130),
+        (signal.SIGTERM, signal.SIGTERM, 143),
+        (signal.SIGINT, signal.SIGTERM, 130),
+        (signal.SIGTERM, signal.SIGINT, 143),
+    ],
+)
+def test_a_second_signal_ends_a_start_of_ray_that_does_not_end(
+    tmp_path: Path, first: int, second: int, code: int, to_the_group: bool
+) -> None:
+    started = start(tmp_path, ray__start_deadline_s=3600.0)
+    os.kill(ray_begun(started), signal.SIGSTOP)  # Ray's start waits for it, for as long as it is asked to
+    send = os.killpg if to_the_group else os.kill
+    send(started.process.pid, first)
+    time.sleep(2 * SAME_WISH_S)  # what comes sooner is the same wish
+    started.running()
+    send(started.process.pid, second)
+    started.ended_with(code)
+    assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
+
+
+@pytest.mark.torture
+def test_without_a_loopback_device_a_run_ends_at_the_deadline_of_its_start(tmp_path: Path) -> None:
+    alone = ("unshare", "--map-root-user", "--net")
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine lets us make no network namespace")
+    started = start(tmp_path, *alone, ray__start_deadline_s=5.0)
+    started.ended_with(3)
+    failure = json.loads((tmp_path / "out").read_text().splitlines()[-1])
+    assert failure["error"] in ("PlacementUnavailable", "StartDeadlineExceeded")
+    assert str(started.run_dir) in failure["next"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.torture)])

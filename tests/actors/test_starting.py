@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import ray
 
-from actors import places, starting
+from actors import bootstrap, places, starting
 from actors.handles import began
 from actors.places import make_place, sweep
 from actors.starting import start
@@ -73,6 +76,33 @@ def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert {*heard} == {first, signal.SIGINT}  # two that wait at once are handled in the order of their numbers
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_ray_waits_for_its_raylet_as_long_as_the_raylet_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    asked, services = list[str](), cast("Any", ray._private.services)
+
+    def get_node(address: str) -> str:
+        asked.append(address)
+        if len(asked) < 3:
+            raise RuntimeError("no such node yet")
+        return "the node"
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    command = [sys.executable, "-c", "print('up', flush=True); input()", f"{tmp_path}/raylet/raylet"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as raylet:
+        assert raylet.stdout is not None
+        assert raylet.stdout.readline() == b"up\n"
+        if not lives:
+            raylet.communicate(b"\n")
+        with bootstrap._as_patient_as(3600.0, tmp_path), nullcontext() if lives else pytest.raises(RuntimeError):
+            assert services.get_node("here") == "the node"
+        if lives:
+            raylet.communicate(b"\n")
+    assert len(asked) == (3 if lives else 1)
+    assert services.get_node is get_node
 
 
 def test_the_thread_of_a_start_stays_for_as_long_as_its_processes_are_needed() -> None:
