@@ -90,6 +90,12 @@ class Definitions:
         """True where the definition of this name in this module was added."""
         return self._taken.get(name) == module
 
+    def free(self, name: str) -> str:
+        """A name that nothing in the file has: this one, with `_network` behind it as often as needed."""
+        while name in self._taken:
+            name += "_network"
+        return name
+
     def __str__(self) -> str:
         """The text of a file's imports and definitions."""
         lines = [f"import {module}" for module in self._modules]

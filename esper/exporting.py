@@ -233,7 +233,8 @@ def _play_torch(file: Path, loaded: Loaded) -> Play:
     """What the file rebuilds, to be called as the task calls its network."""
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
     exec(compile(file.read_bytes(), str(file), "exec"), scope)  # the text that was just made
-    rebuilt = scope["build"](lambda: build_network(loaded.task, loaded.identity))
+    (build,) = scope["__all__"]
+    rebuilt = scope[build](lambda: build_network(loaded.task, loaded.identity))
     return lambda inputs: call_model(loaded.task, rebuilt, inputs)
 
 

@@ -20,28 +20,30 @@ from esper.leyline.slots import Kind, SlotSpec
 
 HEAD = '''"""A network that grew. Made by `esper export` with torch {torch}.
 
-    from network import build
-    model = build(my_model_factory)  # the factory of the network that grew: () -> nn.Module
+    from network import {build}
+    model = {build}(my_model_factory)  # the factory of the network that grew: () -> nn.Module
 
 The weights are in `network.pt`, beside this file. It needs torch, but not esper.
 """
 
 # Run {run}, fence {fence}.
 '''
-TAIL = '''SEEDS = [  # slot, ordinal, module, types of its parameters and of its alpha
+TAIL = '''__all__ = ["{build}"]
+
+{rows} = [  # slot, ordinal, module, types of its parameters and of its alpha
 {seeds}]
 
-MODULES = "{modules}"
+{digest} = "{modules}"
 
 
-def build(model):
+def {build}(model):
     """The grown network around what `model()` gives, on the CPU and in evaluation mode.
 
     Raises:
         ValueError: `model` builds another network than the one that grew.
     """
     weights = Path(__file__).with_name("network.pt")
-    return {rebuild}(model, SEEDS, torch.load(weights, map_location="cpu", weights_only=True), MODULES)
+    return {rebuild}(model, {rows}, torch.load(weights, map_location="cpu", weights_only=True), {digest})
 '''
 
 
@@ -54,6 +56,8 @@ def network_file(
     modules: str,
 ) -> str:
     """The text of a Python file that rebuilds a grown network around its host's factory.
+
+    Its function is `build`, and `build_network` where a definition of the user has that name; `__all__` says which.
 
     Args:
         modules: What `structure_digest` gives for the host.
@@ -74,8 +78,10 @@ def network_file(
     wanted.add(rebuild.__module__, rebuild.__name__)
     wanted.import_module("torch")
     wanted.import_name("pathlib", "Path")
-    tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__)
-    return f"{HEAD.format(run=ascii(run), fence=fence, torch=torch.__version__)}{FUTURE}\n{wanted}\n\n\n{tail}"
+    names = {"build": wanted.free("build"), "rows": wanted.free("SEEDS"), "digest": wanted.free("MODULES")}
+    tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__, **names)
+    head = HEAD.format(run=ascii(run), fence=fence, torch=torch.__version__, build=names["build"])
+    return f"{head}{FUTURE}\n{wanted}\n\n\n{tail}"
 
 
 def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from esper.errors import ConfigError
+from esper.errors import ConfigError, TaskError
 from esper.kasmina.seeded import seeded
-from esper.their_code import refused_as_theirs, their_code
+from esper.their_code import exception_in_words
+
+MEND = "the forward cannot become a program so: change that place, or use --format torch, which takes any network"
 
 Play = Callable[[Any], Any]
 """A loaded program, as a function of its inputs."""
@@ -43,9 +45,17 @@ def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedPr
 
 @contextmanager
 def _refused(call: str) -> Iterator[None]:
-    """Around a call that makes or loads a program. Raises: TaskError: the call raised; its exception is the cause."""
-    with refused_as_theirs(), their_code("task.model", call):
-        yield
+    """Around a call that makes or loads a program; torch's warnings from it are not shown.
+
+    Raises:
+        TaskError: the call raised; its exception is the cause.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise TaskError("task.model", call, f"{exception_in_words(error)}; {MEND}") from error
 
 
 # -- torch.export ------------------------------------------------------------------------------------------------
@@ -121,13 +131,11 @@ def play_onnx(data: bytes) -> Play:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress torch's warnings about optional packages and about deprecated functions that torch itself calls."""
+    """Suppress torch's log messages about optional packages."""
     said = logging.getLogger("torch.onnx._internal.exporter._registration")
     before = said.level
     said.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     finally:
         said.setLevel(before)

@@ -68,7 +68,7 @@ ALLOWED: dict[str, str] = {
     "esper/tamiyo/field_reports.py load_reports: answers StoreCorrupt": "returned as unread",
     "esper/history.py _identity: answers StoreCorrupt": "returned as damage",
     "esper/exporting.py _check_place: answers OSError": "a full disk: the write of the export tells of it",
-    "esper/programs.py _quiet: ignores warnings": "torch's own use of what it will remove; nobody else can mend it",
+    "esper/programs.py _refused: ignores warnings": "what torch says while it tries; the outputs of the program are compared",
     "esper/loading.py _read: answers CheckpointCorrupt": "raised, unless the run has gone on and dropped it",
     "tests/test_loading.py test_a_copy_and_a_pickle_are_the_network_and_stand_alone: pickle.loads": "own",
     "esper/history.py _look_at: answers StoreCorrupt": "returned as damage",
