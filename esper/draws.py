@@ -17,6 +17,7 @@ SAMPLES = 256
 data set all samples are drawn. No other sample is checked."""
 LOT = 32
 """Samples that are drawn in one batch."""
+COLLATE_MEND = "draw from the seeded global generators (random, numpy.random, torch), not from one of its own"
 MEND = (
     "draw from the seeded global generators, cache nothing random, or give the data set state_dict and load_state_dict"
 )
@@ -46,8 +47,12 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
     fresh = held_by(shard.samples)
     first, once, shared = _drawn(data, name, lots), held_by(shard.samples), shared_by(task)
     second, twice = _drawn(data, name, lots), held_by(shard.samples)
-    check_shared(shared, shared_by(task))  # first: a collate that draws for itself would be blamed on the data set
-    changed = different(once, twice)
+    now, changed = shared_by(task), different(once, twice)
+    own = _generator(shared, now)
+    if first != second and not changed and (own or now == shared) and _collates_otherwise(data, name, lots):
+        what = own or "two batches of the same samples"
+        raise TaskError("task.collate", what, f"it makes other batches of them each time: {COLLATE_MEND}")
+    check_shared(shared, now)  # first: what the data set shares with others would be blamed on an attribute
     if first != second:
         blamed = changed or different(fresh, once)
         what = path_in_words(blamed[0]) if blamed else "no attribute that could be read"
@@ -59,6 +64,26 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
     generators = [path for path in different(fresh, once) if path in once and once[path].kind == "generator"]
     if blamed := changed or generators:
         raise TaskError(field, path_in_words(blamed[0]), f"drawing changes it and no checkpoint keeps it: {MEND}")
+
+
+def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> bool:
+    """`task.collate` makes other batches of samples that are given to it twice."""
+    for lot in lots:
+        with data.at(data.made_with):
+            samples = data.samples(name, lot)
+        first, second = (held_by(data.collated(samples)) for _ in range(2))
+        if first != second:
+            return True
+    return False
+
+
+def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
+    """The first source of random numbers in what is shared that drawing has changed; empty: none was seen."""
+    for name, held in before.items():
+        for path in different(held, after[name]) if name in after else ():
+            if path in held and held[path].kind == "generator":
+                return f"{path_in_words(path)} of {name}" if name.startswith("module ") else path_in_words(path)
+    return ""
 
 
 def _drawn(data: TaskData, name: str, lots: list[list[int]]) -> list[tuple[Held, Held]]:

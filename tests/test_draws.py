@@ -257,3 +257,31 @@ def logging_loss(output: Tensor, target: Tensor) -> Tensor:
 def test_a_log_and_a_cache_of_a_module_are_no_state() -> None:
     survey(task_with(loss=logging_loss), tiny_config())
     assert LOG
+
+
+# -- what makes the batches --------------------------------------------------------------------------------------
+
+OWN = torch.Generator()
+
+
+def collated(noise: Callable[[], float]) -> Callable[[list[Sample]], tuple[Tensor, Tensor]]:
+    def collate(samples: list[Sample]) -> tuple[Tensor, Tensor]:
+        inputs, targets = zip(*samples, strict=True)
+        return torch.stack(inputs) + noise(), torch.stack(targets)
+
+    return collate
+
+
+DRAWS_IN_COLLATE = {
+    "OWN of module": lambda: torch.rand((), generator=OWN).item(),
+    "<closure>.noise.<closure>.own": (lambda own: lambda: own.random())(random.Random(1)),
+    "two batches of the same samples": lambda: float(np.random.default_rng().random()),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS_IN_COLLATE)
+def test_a_collate_function_that_draws_from_a_generator_of_its_own_is_blamed_itself(name: str) -> None:
+    with pytest.raises(TaskError, match=r"it makes other batches .* draw from the seeded global generators") as caught:
+        survey(tiny_task(collate=collated(DRAWS_IN_COLLATE[name])), tiny_config())
+    assert caught.value.field == "task.collate"
+    assert str(caught.value.value).startswith(name)

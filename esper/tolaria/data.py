@@ -133,6 +133,16 @@ class TaskData:
         seed_process(self._run_seed, "probe", shard, *indices)
         return self._load(shard, indices)
 
+    def samples(self, shard: str, indices: Sequence[int]) -> list[Any]:
+        """The samples that `probe` collates, under the same random stream."""
+        seed_process(self._run_seed, "probe", shard, *indices)
+        return self._items(shard, indices)
+
+    def collated(self, samples: list[Any]) -> Any:
+        """A batch of samples, under the same random stream each time."""
+        seed_process(self._run_seed, "probe")
+        return self._batch(samples)
+
     def slice(self, shard: str, fence: int) -> Slice:
         """The samples of `shard` on which fence `fence` judges: a draw keyed by shard and fence.
 
@@ -188,12 +198,17 @@ class TaskData:
         return int(self._orders[lap][place])
 
     def _load(self, shard: str, indices: Sequence[int]) -> Any:
+        return self._batch(self._items(shard, indices))
+
+    def _batch(self, samples: list[Any]) -> Any:
+        with their_code("task.collate", f"a batch of {len(samples)} samples"):
+            return self._collate(samples)
+
+    def _items(self, shard: str, indices: Sequence[int]) -> list[Any]:
         samples = self.shards[shard].samples
         many = getattr(samples, "__getitems__", None)  # torch's own convention for data sets that load in bulk
         with their_code(f"task.{shard}", "a sample of the data set"):
-            items = list(many(list(indices))) if many is not None else [samples[i] for i in indices]
-        with their_code("task.collate", f"a batch of {len(items)} samples"):
-            return self._collate(items)
+            return list(many(list(indices))) if many is not None else [samples[i] for i in indices]
 
 
 def batch_name(place: int, of: str) -> str:
