@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 
@@ -25,6 +26,9 @@ def check_fields(task: Task) -> None:
         raise TaskError(field, value, mend)
     if not task.slots:
         raise TaskError("task.slots", list(task.slots), "name at least one module of the model where it may grow")
+    for slot, times in Counter(task.slots).items():
+        if times > 1:
+            raise TaskError("task.slots", slot, f"it is given {times} times; give each path or pattern once")
 
 
 def _is_count(value: object) -> bool:

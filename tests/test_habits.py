@@ -48,3 +48,8 @@ def test_a_field_that_may_be_left_out_may_be_none(field: Any) -> None:
 def test_a_length_that_is_a_number_of_numpy_or_torch_is_refused() -> None:
     with pytest.raises(TaskError, match=r"task\.batch_size = tensor\(16\): give a whole number, an int"):
         survey(tiny_task(batch_size=torch.tensor(16)), tiny_config())
+
+
+def test_a_slot_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(TaskError, match=r"task\.slots = 'body': it is given 2 times"):
+        check_fields(tiny_task(slots=["body", "body"]))

@@ -180,7 +180,7 @@ ALLOWED: dict[str, str] = {
     "esper/errors.py _written: answers BaseException": "a foreign __str__ broke; the text says so",
     "esper/telemetry/file_exporter.py FileSpanExporter.export: answers Exception": "lost spans are counted and told",
     "esper/telemetry/metrics.py Counters.add: .get with a default": "a series begins at 0",
-    "esper/tolaria/data.py TaskData._load: getattr with a default": "an optional method of torch's data sets",
+    "esper/tolaria/data.py TaskData._items: getattr with a default": "an optional method of torch's data sets",
     "esper/tolaria/data.py _grouping: getattr with a default": "an optional method of a data set; see Samples",
     "esper/tolaria/loss.py sample_loss: getattr with a default": "a name for a message",
     "esper/tolaria/loss.py _unreduced: answers ValueError": "no signature, so no `reduction`; the caller raises",

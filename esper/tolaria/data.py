@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -258,7 +258,8 @@ def split_pair(batch: Any) -> tuple[Any, Any]:
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         mend = "a sample must be a pair (input, target); give task.collate, (list of samples) -> (inputs, targets)"
-        raise TaskError("task.train", type(batch).__name__, mend)
+        what = f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, Sized) else "")
+        raise TaskError("task.train", what, mend)
     return batch[0], batch[1]
 
 

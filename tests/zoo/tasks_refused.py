@@ -77,7 +77,7 @@ def a_loss_class() -> Task:
     return _task(loss=nn.CrossEntropyLoss)
 
 
-@refused(r"task\.train = 'dict': a sample must be a pair \(input, target\); give task\.collate")
+@refused(r"task\.train = 'a dict of 2': a sample must be a pair \(input, target\); give task\.collate")
 def samples_that_are_dicts() -> Task:
     return _task(train=[{"x": x, "y": y} for x, y in _points()])
 
