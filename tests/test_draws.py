@@ -194,7 +194,6 @@ def task_with(**changes: Any) -> Task:
         ({"model": HostWithACounterOfItsClass}, f"module {__name__}", "HostWithACounterOfItsClass.calls"),
         ({"loss": loss_with_a_closure()}, "task.loss", "<closure>.weight"),
         ({"loss": Warming()}, "task.loss", "calls"),
-        ({"collate": Augmenting()}, "task.collate", "own"),
     ],
 )
 def test_state_that_all_copies_share_is_refused_by_its_name(changes: dict[str, Any], field: str, value: str) -> None:
@@ -273,15 +272,16 @@ def collated(noise: Callable[[], float]) -> Callable[[list[Sample]], tuple[Tenso
 
 
 DRAWS_IN_COLLATE = {
-    "OWN of module": lambda: torch.rand((), generator=OWN).item(),
-    "<closure>.noise.<closure>.own": (lambda own: lambda: own.random())(random.Random(1)),
-    "two batches of the same samples": lambda: float(np.random.default_rng().random()),
+    "own": Augmenting(),
+    "OWN of module": collated(lambda: torch.rand((), generator=OWN).item()),
+    "<closure>.noise.<closure>.own": collated((lambda own: lambda: own.random())(random.Random(1))),
+    "two batches of the same samples": collated(lambda: float(np.random.default_rng().random())),
 }
 
 
 @pytest.mark.parametrize("name", DRAWS_IN_COLLATE)
 def test_a_collate_function_that_draws_from_a_generator_of_its_own_is_blamed_itself(name: str) -> None:
     with pytest.raises(TaskError, match=r"it makes other batches .* draw from the seeded global generators") as caught:
-        survey(tiny_task(collate=collated(DRAWS_IN_COLLATE[name])), tiny_config())
+        survey(tiny_task(collate=DRAWS_IN_COLLATE[name]), tiny_config())
     assert caught.value.field == "task.collate"
     assert str(caught.value.value).startswith(name)
