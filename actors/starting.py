@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
+from esper.execution import SAME_REQUEST_S
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a run to end."""
-SAME_WISH_S = 1.0
-"""Signals that come closer together are one wish."""
 GIVE_UP_WITHIN_S = 2.0
 LOOK_EVERY_S = 0.05
 
@@ -45,7 +44,7 @@ def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: 
         threading.Thread(target=_fill, args=(done, begin, ended), name="ray-start", daemon=True).start()
         while not done.done():
             wait([done], timeout=LOOK_EVERY_S)
-            late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_WISH_S
+            late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_REQUEST_S
             if late or again:
                 give_up()
                 wait([done], timeout=GIVE_UP_WITHIN_S)

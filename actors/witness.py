@@ -15,6 +15,7 @@ from typing import NoReturn
 from esper import parent
 from esper.closing import Closing
 from esper.execution import STRICT_FAILURE
+from esper.next_steps import resume_command
 
 ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
@@ -23,7 +24,7 @@ SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
 
 def words(reason: str, run_dir: Path | None) -> str:
     """The lines about a failure that a person sees."""
-    step = f"esper resume {run_dir}" if run_dir is not None else "esper resume, with the directory of the run"
+    step = resume_command(run_dir) if run_dir is not None else "esper resume, with the directory of the run"
     return f"error: ActorLost\nmessage: conductor: {reason}\nnext: {step}"
 
 

@@ -27,7 +27,7 @@ from esper.journal import Entry, Kind
 from esper.line import Drain
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
-from esper.next_steps import next_step
+from esper.next_steps import next_step, resume_command
 from esper.output import PlainConsole, say
 from esper.parent import End
 from esper.plugins import launcher
@@ -42,7 +42,8 @@ from esper.tolaria.checkpoint import QUARANTINE
 
 STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
-SAME_WISH_S = 1.0
+SAME_REQUEST_S = 1.0
+"""Seconds within which a repeated signal counts as the same request to end."""
 SHOW_CURSOR = "\x1b[?25h"
 """To a terminal: the live view hid the cursor."""
 
@@ -114,7 +115,7 @@ def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
         raise typer.Exit(STRICT_FAILURE) from error
     except KeyboardInterrupt as interrupt:
         terminal.close()
-        kept = f"; what was kept: esper resume {terminal.path}" if terminal.path is not None else ""
+        kept = f"; what was kept: {resume_command(terminal.path)}" if terminal.path is not None else ""
         raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
@@ -160,14 +161,14 @@ def leaving_on_sigterm() -> Iterator[None]:
 def _signals(drain: Drain) -> Iterator[None]:
     """While it lasts, SIGTERM and SIGHUP ask the run to end, and Ctrl-C interrupts it.
 
-    Ctrl-C within a second of the last one is the same wish, and does not disturb the end that has begun; one that comes
+    Ctrl-C within `SAME_REQUEST_S` of the last one does not disturb the end that has begun; one that comes
     later was swallowed by somebody. SIGHUP that was ignored when we began (`nohup`) stays so.
     """
     last_s = -math.inf
 
     def terminate(number: int, frame: FrameType | None) -> None:
         del frame
-        if time.monotonic() - last_s > SAME_WISH_S:
+        if time.monotonic() - last_s > SAME_REQUEST_S:
             try:
                 drain.ask()
             except KeyboardInterrupt:
@@ -177,7 +178,7 @@ def _signals(drain: Drain) -> Iterator[None]:
         nonlocal last_s
         del number, frame
         now_s = time.monotonic()
-        if now_s - last_s > SAME_WISH_S:
+        if now_s - last_s > SAME_REQUEST_S:
             last_s = now_s
             raise KeyboardInterrupt
 

@@ -39,7 +39,7 @@ def absolute_path() -> tuple[str, ...]:
 
 
 def join_path(path: Sequence[str]) -> None:
-    """Take over another process's import path; what only this process has comes after it."""
+    """Adopt another process's import path; entries that only this process has come after it."""
     sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
 
 
@@ -164,7 +164,7 @@ def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None
     """Each import in `files` whose module lies in a folder of the import path and is not what the import finds.
 
     Args:
-        task_file: No import means it: a task's file is loaded under a name of esper's.
+        task_file: Skipped: esper loads a task's file under a name of its own, so no import refers to it.
     """
     names = {entry.name.partition(".")[0] for entry in folder.iterdir()}
     found = {name: other for name in names if (other := hidden_module(name, folder)) and other.beside != task_file}

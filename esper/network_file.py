@@ -1,6 +1,6 @@
-"""The text of `network.py`: a grown network, written down as definitions that need torch and not esper.
+"""Writes the text of `network.py`: definitions that rebuild a grown network with torch and without esper.
 
-Text that is not of esper, such as the name of a run or of a module, enters it as a literal that `ascii` makes.
+Names that users choose, such as that of a run or a module, enter the text as literals made by `ascii`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def network_file(
         modules: What `structure_digest` gives for the host.
 
     Raises:
-        ConfigError: a blueprint of the user cannot be written down; it is named, with the reason.
+        ConfigError: a blueprint of the user cannot be written as source; the error names it and the reason.
     """
     made = [blueprints.get(plan.blueprint_id) for plan in topology]
     wanted = Definitions(frozenset(one.factory.__module__ for one in made if _is_function(one)))

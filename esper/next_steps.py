@@ -1,11 +1,12 @@
-"""What a person can do after a failure, by the class of its error: one table. It reads no file.
+"""What a user can do after a failure: one table, by the class of the error. It reads no file.
 
-Where the same failure would come again from the same state, `esper resume` is not what to do next.
+The table names `esper resume` only where the same state does not fail in the same way again.
 """
 
 from __future__ import annotations
 
 import errno
+import shlex
 from pathlib import Path
 
 from esper import errors
@@ -13,10 +14,10 @@ from esper.errors import EsperError, causes
 
 RESUME = "esper resume {run}"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""The system has no room for more bytes."""
+"""Error numbers of a full disk or an exhausted quota."""
 
 TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
-"""A file or folder is gone, or is no longer what it was."""
+"""Error numbers of a file or folder that was removed or replaced."""
 
 CLOCK = frozenset({"stale", "future"})
 """Reasons to refuse a command that follow from a clock that jumped, or a machine that slept."""
@@ -54,11 +55,11 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "make memory free or give more, then esper resume {run}"),
     (Exception, "mend the task's code and begin a new run; this one would fail in the same way"),
 )
-"""By class of error: what to do next. The first class that fits counts; `{run}` stands for the run directory."""
+"""By class of error: what to do next. The first class that fits counts; `{run}` is the run directory, quoted."""
 
 
 def next_step(error: Exception, run_dir: Path | None) -> str:
-    """What to do after `error` ended a run in `run_dir`; None: the run had not begun."""
+    """The next step after `error` ended a run in `run_dir`; None where the run had not begun."""
     if run_dir is None:
         return "mend the cause and run again"
     step = next(step for kind, step in STEPS if isinstance(error, kind))
@@ -71,4 +72,9 @@ def next_step(error: Exception, run_dir: Path | None) -> str:
         step = "put back what another program took from the run directory or changed in it, or begin a new run"
     elif isinstance(error, errors.CommandRejected) and error.reason in CLOCK:
         step = f"set the machine's clock right, then {RESUME}"
-    return step.format(run=run_dir)
+    return step.format(run=shlex.quote(str(run_dir)))
+
+
+def resume_command(run_dir: Path) -> str:
+    """The command that resumes a run, as a shell reads it."""
+    return RESUME.format(run=shlex.quote(str(run_dir)))

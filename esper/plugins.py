@@ -1,4 +1,4 @@
-"""What installed packages add to esper by entry points. Nothing in the working directory is looked up or loaded."""
+"""Entry points by which installed packages extend esper. Packages in the working directory are ignored."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PACKAGE = "esper-runtime"
 def entries(group: str) -> list[EntryPoint]:
     """The entry points of a group: esper's own first, then those of other installed packages, by name.
 
-    A package whose metadata lies in the working directory is not installed: whoever can write a file there could
-    have it run by any command.
+    A package whose metadata lies in the working directory does not count as installed. Otherwise a file that somebody
+    puts there would run at any command.
     """
     path = [place for place in sys.path if not _is_here(place or os.curdir)]
     found = [(made.name != PACKAGE, entry) for made in distributions(path=path) for entry in made.entry_points]
@@ -30,7 +30,7 @@ def entries(group: str) -> list[EntryPoint]:
 
 
 def launcher(name: str) -> Callable[..., Any]:  # Any: a launch or a resume, see `actors.launcher`
-    """A way to bring a run up outside this process. It is looked for beside esper itself before anywhere else.
+    """A function that runs a task outside this process. The packages beside esper itself are searched first.
 
     Raises:
         ConfigError: it is not installed, or a package of the user's has the name of ours.

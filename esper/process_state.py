@@ -20,18 +20,18 @@ from esper.errors import ProcessStateChanged, TaskError
 
 CPU = torch.device("cpu")
 CONTRADICTED = "contradicted by a setting fp32_precision of torch.backends"
-"""In place of the value of a setting that torch refuses to read."""
+"""Stands for the value of a setting that torch refuses to read."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: how it is read, how it is set, and what esper sets it to."""
+    """One setting: its getter, its setter, and esper's value."""
 
     name: str
     get: Callable[[], Any]
     put: Callable[[Any], object]
     ours: Any = None
-    """None: what the config says."""
+    """None: the value comes from the config."""
 
 
 def _flushes_denormals() -> bool:
@@ -175,17 +175,17 @@ SETTINGS = (
         True,
     ),
 )
-"""In the order in which they are set: a setting of torch that sets others too comes before them."""
+"""In the order of setting: a setting that changes others comes before them."""
 MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
-"""Settings that tensors made before have followed, so that they may not fit what is made now."""
+"""Settings that decide the type or device of new tensors: tensors that were made earlier may not fit later ones."""
 
 
 @dataclass
 class _Process:
-    """What esper has set in this process, and what it found there."""
+    """The values that esper has set in this process, and those that it found."""
 
     expected: dict[str, Any] | None = None
-    """None: nothing was set, and nothing is checked."""
+    """None: esper has set nothing, so nothing is checked."""
     found: dict[str, Any] | None = None
 
 
@@ -193,7 +193,7 @@ _here = _Process()
 
 
 def set_ours(threads: int) -> None:
-    """Set every setting to what esper works with in this process; from now on a change is noticed."""
+    """Set every setting to esper's value in this process. From now on `check_process` notices a change."""
     _here.expected = {one.name: threads if one.ours is None else one.ours for one in SETTINGS}
     _put(_here.expected)
 
@@ -206,7 +206,7 @@ def _put(values: dict[str, Any]) -> None:
 
 @contextmanager
 def process_state(threads: int) -> Iterator[None]:
-    """Work with esper's settings; afterwards the process has those that it had."""
+    """Within the block the process has esper's settings; at its end the earlier ones are restored."""
     before, outer = {one.name: one.get() for one in SETTINGS}, (_here.expected, _here.found)
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         try:
@@ -230,7 +230,7 @@ def check_process(who: str) -> None:
     """Look at every setting; about 100 us.
 
     Args:
-        who: Does the work in this process.
+        who: Name of the part that works in this process, for the error.
 
     Raises:
         ProcessStateChanged: the user's code has changed one.
@@ -240,7 +240,7 @@ def check_process(who: str) -> None:
 
 
 def refuse_changes(field: str, call: str) -> None:
-    """As `check_process`, while nothing is written yet.
+    """As `check_process`, before a run has written anything.
 
     Args:
         field: The field of the task whose code was called just now.
@@ -256,7 +256,7 @@ def refuse_changes(field: str, call: str) -> None:
 
 @contextmanager
 def told_with_settings() -> Iterator[None]:
-    """While nothing is written yet: an error that a setting of the process may have led to says so.
+    """Before a run has written anything: an error that a changed setting may have caused names the setting.
 
     Raises:
         TaskError: training or measuring changed a setting; or the user's code raised, where tensors of hers were made

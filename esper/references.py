@@ -1,6 +1,6 @@
-"""From `module:attribute` or `path/to/file.py:attribute` to a task. It imports what it is told to and nothing else.
+"""Loads the task that `module:attribute` or `path/to/file.py:attribute` names. It imports that module and no other.
 
-`locate` finds the file without importing anything, so that a run that goes on can compare its digest first.
+`locate` finds the file without an import, so that a resumed run can compare the digest of the file first.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +32,12 @@ from esper.task import Task
 from esper.their_code import refused_as_theirs, their_code
 
 _brought: dict[str, ModuleType] = {}
-"""Modules that the last task of this process brought along."""
+"""Modules that the import of the last task of this process loaded."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Where a task comes from. An empty text: it was built in place and cannot be found again from here."""
+    """The source of a task. The text is empty where the task was built in Python and no reference can find it again."""
 
     text: str = ""
     file: Path | None = None
@@ -53,7 +53,7 @@ class Reference:
 
 
 def load_task(text: str) -> tuple[Task, Reference]:
-    """The task that a reference names: a `Task`, or what a function without arguments returns.
+    """The task that a reference names: a `Task`, or the return value of a function without arguments.
 
     Raises:
         TaskError: the module, file or attribute is not there, is no task, or raised; nothing was written.
@@ -64,8 +64,8 @@ def load_task(text: str) -> tuple[Task, Reference]:
 def locate(text: str, started_in: str = "") -> Reference:
     """Find the file and the folder of a task. No code of the task is run.
 
-    Modules that an earlier task of this process brought along are forgotten, and will be imported anew: files change,
-    and other folders have modules of the same names.
+    Modules that an earlier task of this process loaded are removed from `sys.modules` and imported again: files change,
+    and other folders may have modules of the same names.
 
     Args:
         started_in: A folder that is searched before the working directory.
@@ -188,6 +188,9 @@ def _called(found: object, reference: Reference) -> Task:
         )
     with _told_with_hint(reference):
         task = found()
+    if isinstance(task, Coroutine):
+        task.close()  # else Python warns of it
+        raise TaskError("TASK", reference.text, "it is an async function; take the word async away")
     if not isinstance(task, Task):
         raise TaskError(
             "TASK", reference.text, f"it returned a value of type {type(task).__name__}; return an esper.Task"
@@ -206,7 +209,7 @@ def _refuse_hidden(reference: Reference) -> None:
 
 
 def _hint(reference: Reference, error: BaseException | None) -> str:
-    """How to mend a failed import, where that is known; else nothing."""
+    """The mend of a failed import, where it is known; else an empty text."""
     if not isinstance(error, ImportError | AttributeError):
         return ""
     if str(error).startswith("attempted relative import"):
@@ -223,7 +226,7 @@ def _name_of(module: object) -> str:
 
 @contextmanager
 def _told_with_hint(reference: Reference) -> Iterator[None]:
-    """Around the user's code while her task is found."""
+    """Around the user's code while the task is imported: failed imports get a hint."""
     try:
         with refused_as_theirs(), their_code("TASK", reference.text):
             yield
@@ -233,7 +236,7 @@ def _told_with_hint(reference: Reference) -> Iterator[None]:
 
 
 def _named_by_module(reference: Reference) -> str:
-    """How a task whose file imports relative to its package can be named."""
+    """The reference under which the relative imports of a task's file work."""
     if reference.file is None:
         return ""
     name, parent = module_name(reference.file)

@@ -120,22 +120,23 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
 
 
 def check_sealed(run_dir: Path, past: Past) -> None:
-    """Raises: StoreCorrupt: `run.json` says otherwise what cannot change than the journal, which is under checksums."""
+    """Raises: StoreCorrupt: a value that never changes in a run differs between `run.json` and the journal."""
     starts = [entry for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
     if not starts:
         return
     sealed = _read(Identity, starts[-1], run_dir)
     before, now = _settled(sealed), _settled(past.identity)
     other = [
-        f"config {key} = {now[key]!r}, there {before[key]!r}"
+        f"{key} = {now[key]!r}, in the journal {before[key]!r}"
         for key in before
         if before[key] != now[key] and _is_fixed(key)
     ]
     for name in SEALED:
         if getattr(sealed, name) != getattr(past.identity, name):
-            other.append(f"{name} = {getattr(past.identity, name)!r}, there {getattr(sealed, name)!r}")
+            other.append(f"{name} = {getattr(past.identity, name)!r}, in the journal {getattr(sealed, name)!r}")
     if other:
-        raise StoreCorrupt(str(run_file(run_dir)), f"was changed: the journal says otherwise: {'; '.join(other)}")
+        mend = "put it back from a copy (`esper snapshot` makes them)"
+        raise StoreCorrupt(str(run_file(run_dir)), f"does not agree with the journal: {'; '.join(other)}; {mend}")
 
 
 def _read(message: type[M], entry: Entry, run_dir: Path) -> M:

@@ -190,5 +190,9 @@ def test_what_to_do_next_follows_from_the_error(error: EsperError, cause: int | 
     assert next_step(error, None) == "mend the cause and run again"
 
 
+def test_a_command_that_is_named_can_be_given_to_a_shell_as_it_stands() -> None:
+    assert next_step(errors.Drained(3), Path("my runs/lr=[0.1]")) == "esper resume 'my runs/lr=[0.1]'"
+
+
 def test_memory_that_holds_nothing_is_not_told_as_checkpoints_that_do_not_load() -> None:
     assert "checkpoint" not in str(errors.RestoreImpossible("memory", "no fence was passed yet"))

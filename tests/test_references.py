@@ -19,6 +19,7 @@ number = 3
 def wrong(): return 3
 def needs(argument): return argument
 def breaks(): raise KeyError("lost")
+async def later(): return 3
 """
 
 
@@ -76,6 +77,7 @@ def test_a_path_without_its_ending_is_no_module() -> None:
 
 def test_what_is_no_task_is_named_by_its_type(file: Path) -> None:
     assert "of type int; name a Task" in complaint(f"{file}:number")
+    assert "it is an async function" in complaint(f"{file}:later")
     assert "it returned a value of type int; return an esper.Task" in complaint(f"{file}:wrong")
 
 
@@ -95,7 +97,7 @@ def test_a_module_that_the_task_file_imports_is_named_with_the_line_that_imports
     )
 
 
-def test_an_error_of_ours_passes_unchanged(tmp_path: Path) -> None:
+def test_an_error_of_ours_that_the_file_raises_is_told_as_the_files(tmp_path: Path) -> None:
     path = tmp_path / "ours.py"
     path.write_text("from esper.errors import TaskError\nraise TaskError('corpus', 'x', 'mend it')\n")
-    assert complaint(f"{path}:task") == "corpus = 'x': mend it"
+    assert f"it raised TaskError: corpus = 'x': mend it ({path}, line 2)" in complaint(f"{path}:task")

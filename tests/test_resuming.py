@@ -479,7 +479,7 @@ def test_a_run_json_that_says_otherwise_than_the_journal_is_refused_by_what_diff
         place = place[name]
     place[key.split(".")[-1]] = value
     run_file(path).write_text(json.dumps(told))
-    with pytest.raises(StoreCorrupt, match=rf"the journal says otherwise: .*{key} = {value!r}, there "):
+    with pytest.raises(StoreCorrupt, match=rf"does not agree with the journal: .*{key} = {value!r}, in the journal "):
         resume(path)
 
 

@@ -303,7 +303,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreCorrupt(str(path), f"cannot be read: {error}") from error
+        raise StoreCorrupt(str(path), f"cannot be read: {error.strerror or error}") from error
 
 
 def _create(path: Path, epoch: int, disk: Disk) -> None:

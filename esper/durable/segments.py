@@ -165,7 +165,7 @@ def segments(folder: Path, *, disk: Disk = DISK) -> list[Path]:
     try:
         return [folder / name for name in sorted(disk.names(folder)) if _SEGMENT.fullmatch(name)]
     except OSError as error:
-        raise StoreCorrupt(str(folder), f"cannot be read: {error}") from error
+        raise StoreCorrupt(str(folder), f"cannot be read: {error.strerror or error}") from error
 
 
 def iterate_segments(folder: Path, *, disk: Disk = DISK) -> Iterator[tuple[Path, Frame | LoadError]]:

@@ -69,7 +69,7 @@ def open_verified(path: Path, length: int, crc: int, algorithm: str, *, disk: Di
             file.close()
             raise
     except OSError as error:
-        raise StoreCorrupt(str(path), f"cannot be read: {error}") from error
+        raise StoreCorrupt(str(path), f"cannot be read: {error.strerror or error}") from error
     return file
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from actors.places import SHARED_MEMORY, TEMPORARY, sweep
-from actors.starting import SAME_WISH_S
+from actors.starting import SAME_REQUEST_S
 from esper.config import as_toml
 from esper.journal import Kind, read
 from esper.summary import Result
@@ -238,7 +238,7 @@ def test_a_second_signal_ends_a_start_of_ray_that_does_not_end(
     os.kill(ray_begun(started), signal.SIGSTOP)  # Ray's start waits for it, for as long as it is asked to
     send = os.killpg if to_the_group else os.kill
     send(started.process.pid, first)
-    time.sleep(2 * SAME_WISH_S)  # what comes sooner is the same wish
+    time.sleep(2 * SAME_REQUEST_S)  # what comes sooner is the same request
     started.running()
     send(started.process.pid, second)
     started.ended_with(code)

@@ -56,7 +56,7 @@ def test_a_start_that_does_not_end_even_then_is_left_to_itself(monkeypatch: pyte
 def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
     monkeypatch: pytest.MonkeyPatch, first: signal.Signals
 ) -> None:
-    monkeypatch.setattr(starting, "SAME_WISH_S", 0.0)
+    monkeypatch.setattr(starting, "SAME_REQUEST_S", 0.0)
     heard, stuck = list[int](), Stuck()
     before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in starting.ENDING}
 
