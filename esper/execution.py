@@ -32,7 +32,6 @@ from esper.output import PlainConsole, say
 from esper.parent import End
 from esper.plugins import launcher
 from esper.progress import Terminal
-from esper.prospect import Prospect
 from esper.references import Reference
 from esper.run_directory import checkpoints_folder
 from esper.strict_json import strict_json
@@ -91,19 +90,10 @@ def execute_resume(
         return result
 
 
-class Shown(Terminal):
-    """What people see of a run that has a process of its own: its parent learns where the run is."""
-
-    def started(self, prospect: Prospect, path: Path) -> None:
-        """See `Terminal`."""
-        parent.tell(run_dir=str(path))
-        super().started(prospect, path)
-
-
 @contextmanager
 def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
     """Around a run: people see it, signals reach it, and what stops it is said before the process leaves."""
-    terminal, drain = Shown(PlainConsole(stderr=as_json)), Drain()
+    terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
     try:
         with _signals(drain):
             yield terminal, drain

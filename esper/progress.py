@@ -15,6 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from esper import parent
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, GateReport, Transition
@@ -110,7 +111,8 @@ class Terminal:
         """The run's directory, once there is one."""
 
     def started(self, prospect: Prospect, path: Path) -> None:
-        """Say what will be run, and open the live view."""
+        """Say what will be run, and open the live view; a parent process learns where the run is."""
+        parent.tell(run_dir=str(path))
         self.path, self._fences = path, len(prospect.fence_steps) - 1
         for line in heading(prospect, path):
             self._console.print(line, soft_wrap=True)
