@@ -1,6 +1,7 @@
 """The whole runtime is killed anywhere, any number of times, and the run ends with the bits of one that was not.
 
 Real processes and SIGKILL. Where it strikes is a fault point and a passage, drawn from a fixed seed for the long runs.
+A process is a fork of one that has imported esper, as the imports take longer than most of these runs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,37 @@ RESUMING: dict[str, tuple[str, int]] = {
 """Moments of a run that is gone on with."""
 
 
+Esper = Callable[[Sequence[str], Path], int]
+"""Runs a command line in a process of its own, with `out` and `err` in a folder. Returns its exit code."""
+
+
+@pytest.fixture(scope="module")
+def esper() -> Iterator[Esper]:
+    script = Path(__file__).parent / "data" / "forking.py"
+    server = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        requests, answers = server.stdin, server.stdout
+
+        def call(words: Sequence[str], folder: Path) -> int:
+            print(json.dumps([words, f"{folder}/out", f"{folder}/err"]), file=requests, flush=True)
+            return int(answers.readline())
+
+        yield call
+
+
 class Killed:
     """A run of the tiny task by the command line, in one process, that is killed again and again."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.run_dir = folder, folder / "run"
+    def __init__(self, folder: Path, esper: Esper) -> None:
+        self.folder, self.run_dir, self._call = folder, folder / "run", esper
         (folder / "task.py").write_text(TASK)
         (folder / "tiny.toml").write_text(as_toml(tiny_config()))
 
@@ -73,21 +100,13 @@ class Killed:
         begin = ["run", f"{self.folder}/task.py:task", *where]
         go_on = ["resume", str(self.run_dir)]
         command = [*(go_on if (self.run_dir / "run.json").exists() else begin), "--in-process", "--json", *words]
-        with (self.folder / "out").open("w") as out:
-            done = subprocess.run(
-                [sys.executable, "-m", "esper.cli", *command],
-                env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
-                stdout=out,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
-        return done.returncode, done.stderr
+        code = self._call([*command, *words], self.folder)
+        return code, (self.folder / "err").read_text()
 
 
-def end_the_same(folder: Path, undisturbed: Result, strikes: Sequence[tuple[str, int]]) -> int:
+def end_the_same(folder: Path, esper: Esper, undisturbed: Result, strikes: Sequence[tuple[str, int]]) -> int:
     """Kill a run at each of the moments in turn, then let it end. Returns how many of them struck."""
-    killed = Killed(folder)
+    killed = Killed(folder, esper)
     struck = 0
     for point, passage in strikes:
         if not killed.strike(point, passage):
@@ -105,40 +124,59 @@ QUICK = "between rename and COMMIT"
 """The one that `make test` makes."""
 EACH = {"in a step": 77, "at a fence": 9, "in a save": 6, "between rename and COMMIT": 1, "in a graft": 1}
 EACH |= {"in an incubation": 300, "in a decision": 3, "before its first record": 1}
+OTHERS = [pytest.param(moment, marks=pytest.mark.torture) for moment in MOMENTS if moment != QUICK]
 
 
-@pytest.mark.parametrize("moment", [QUICK, *(pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS if m != QUICK)])
+@pytest.mark.parametrize("moment", [QUICK, *OTHERS])
+def test_a_run_that_was_killed_once_ends_with_the_same_bits(
+    tmp_path: Path, esper: Esper, undisturbed: Result, moment: str
+) -> None:
+    assert end_the_same(tmp_path, esper, undisturbed, [(MOMENTS[moment][0], EACH[moment])]) == 1
+
+
+AT_EACH = {"before its first record": 1, "in a step": 50, "in an incubation": 30, "in a graft": 1, "in a save": 2}
+AT_EACH |= {"between rename and COMMIT": 2, "in a decision": 1, "at a fence": 2}
+"""Which passage in the process that is to be killed, in this order."""
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_at_each_kind_of_moment_ends_with_the_same_bits(
-    tmp_path: Path, undisturbed: Result, moment: str
+    tmp_path: Path, esper: Esper, undisturbed: Result
 ) -> None:
-    assert end_the_same(tmp_path, undisturbed, [(MOMENTS[moment][0], EACH[moment])]) == 1
+    assert AT_EACH.keys() == MOMENTS.keys()
+    strikes = [(MOMENTS[moment][0], passage) for moment, passage in AT_EACH.items()]
+    assert end_the_same(tmp_path, esper, undisturbed, strikes) == len(strikes)
+
+
+AT_ONCE = [("tolaria.step", 150), *RESUMING.values(), *RESUMING.values()]
+AT_ONCE_AND_LATER = [*AT_ONCE[:5], ("tolaria.step", 40), *RESUMING.values(), *RESUMING.values()]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strikes", [AT_ONCE, pytest.param(AT_ONCE_AND_LATER, marks=pytest.mark.torture)], ids=len)
 def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same_bits(
-    tmp_path: Path, undisturbed: Result
+    tmp_path: Path, esper: Esper, undisturbed: Result, strikes: Sequence[tuple[str, int]]
 ) -> None:
-    strikes = [("tolaria.step", 150), *RESUMING.values(), ("tolaria.step", 40), *RESUMING.values(), *RESUMING.values()]
-    assert end_the_same(tmp_path, undisturbed, strikes) == len(strikes)
+    assert end_the_same(tmp_path, esper, undisturbed, strikes) == len(strikes)
 
 
-@pytest.mark.slow
+@pytest.mark.torture
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("number", [0, *(pytest.param(n, marks=pytest.mark.torture) for n in (1, 2))])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(
-    tmp_path: Path, undisturbed: Result, number: int
+    tmp_path: Path, esper: Esper, undisturbed: Result, number: int
 ) -> None:
-    assert end_the_same(tmp_path, undisturbed, drawn(number, 4)) >= 2
+    assert end_the_same(tmp_path, esper, undisturbed, drawn(number, 4)) >= 2
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, undisturbed: Result) -> None:
+def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, esper: Esper, undisturbed: Result) -> None:
     struck = 0
     for number in range(50):
         (place := tmp_path / str(number)).mkdir()
-        struck += end_the_same(place, undisturbed, drawn(1000 + number, 1 + number % 4))
+        struck += end_the_same(place, esper, undisturbed, drawn(1000 + number, 1 + number % 4))
     assert struck >= 50
 
 
