@@ -12,15 +12,13 @@ import pytest
 from filling import NO_MOUNT
 from full_disk import SIZES, STORES
 
-from esper.loop import run
-from esper.testing import tiny_config, tiny_task
+from esper.summary import Result
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+@pytest.fixture
+def weights(undisturbed: Result) -> str:
     """Of the run on a disk with room."""
-    path = tmp_path_factory.mktemp("undisturbed") / "run"
-    return run(tiny_task(), tiny_config(run__dir=str(path))).weights_sha256
+    return undisturbed.weights_sha256
 
 
 def on_a_disk_of(folder: Path, store: str, size: int, *more: str) -> dict[str, Any]:
@@ -43,7 +41,9 @@ def ends_well(told: dict[str, Any], weights: str) -> None:
     assert told["weights"] == (weights if told["began"] else None)
 
 
-@pytest.mark.parametrize(("store", "size"), [("checkpoints", 72 * 1024), ("limit", 40_000)])
+@pytest.mark.parametrize(
+    ("store", "size"), [("checkpoints", 72 * 1024), pytest.param("limit", 40_000, marks=pytest.mark.slow)]
+)
 def test_a_run_on_a_full_disk_ends_typed_and_is_resumed_to_the_same_bits(
     tmp_path: Path, weights: str, store: str, size: int
 ) -> None:
