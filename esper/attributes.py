@@ -2,7 +2,8 @@
 
 It reads: attributes and slots, containers, tensors, arrays, generators of random numbers, iterators, closures, defaults
 and attributes of functions, partial arguments. It does not read: open files, locks, loggers, compiled objects, values
-of properties, module globals (see `esper.own_modules`), and what lies behind the first `MOST` values.
+of properties, module globals (see `esper.own_modules`), and what lies behind the first `MOST` values. Of a
+`functools.lru_cache` it reads the size.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import random
 import re
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -29,8 +31,12 @@ PIECES, PIECE_BYTES = 256, 64 * 2**10
 
 _SCALARS = {bool, int, float, complex, str, bytes, type(None)}
 _CONTAINERS = (list, tuple, deque, set, frozenset)
+_NAMES = (enum.Enum, np.generic, torch.dtype, torch.device, torch.Size)
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._lru_cache_wrapper)
 _NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
 _KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
+_HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
 class Leaf(NamedTuple):
@@ -53,23 +59,46 @@ Held = dict[str, Leaf]
 Opens = Callable[[object], bool]
 
 
-def held_by(value: object, kept: Collection[int] = (), opens: Opens = lambda _: True, start: str = "") -> Held:
+@dataclass(frozen=True)
+class Limits:
+    """How much of an object is read."""
+
+    values: int = MOST
+    whole_bytes: int = WHOLE_BYTES
+    """Of a larger array only pieces are read."""
+
+
+def held_by(
+    value: object,
+    kept: Mapping[int, Leaf | None] | Collection[int] = (),
+    opens: Opens = lambda _: True,
+    start: str = "",
+    *,
+    skip: Collection[str] = (),
+    limits: Limits = Limits(),
+) -> Held:
     """Digests of all that an object holds, breadth first, so that each value has its shortest path.
 
     Args:
-        kept: Ids of objects that are not read.
+        kept: Ids of objects that are not read, each with the leaf that stands for it, if one does.
         opens: Says of an object with attributes of its own whether they are read.
         start: The path of the object itself.
+        skip: Paths at which nothing is read.
     """
     found: Held = {}
     seen: dict[int, str] = {}
     alive = []  # an id is good as long as its object
+    marks = kept if isinstance(kept, Mapping) else dict.fromkeys(kept)
     queue: deque[tuple[str, Any]] = deque([(start, value)])
-    while queue and len(found) < MOST:
+    while queue and len(found) < limits.values:
         path, here = queue.popleft()
-        if id(here) in kept:
+        if path in skip:
             continue
-        leaf = _leaf(here)
+        if id(here) in marks and here is not value:
+            if (mark := marks[id(here)]) is not None:
+                found[path] = mark
+            continue
+        leaf = _leaf(here, limits.whole_bytes)
         if leaf is None and id(here) in seen:
             leaf = Leaf("the same as", hash(seen[id(here)]))
         if leaf is not None:
@@ -79,6 +108,8 @@ def held_by(value: object, kept: Collection[int] = (), opens: Opens = lambda _: 
         alive.append(here)
         if isinstance(here, (*_CONTAINERS, dict)):
             found[path] = Leaf(type(here).__name__, 0, len(here))
+        elif isinstance(here, functools._lru_cache_wrapper):
+            found[path] = Leaf("lru_cache", 0, here.cache_info().currsize)
         queue.extend((path + name, child) for name, child in _children(here, opens))
     return found
 
@@ -98,18 +129,18 @@ def path_in_words(path: str) -> str:
 # -- single values -----------------------------------------------------------------------------------------------
 
 
-def _leaf(value: Any) -> Leaf | None:  # Any: whatever an attribute holds
+def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: whatever an attribute holds
     """The digest of a value that is not opened; None: look at its parts."""
     kind: Any = type(value)
     if kind in _SCALARS:
         return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
     if isinstance(value, Tensor):
-        return Leaf("Tensor", _tensor(value))
+        return Leaf("Tensor", _tensor(value, whole_bytes))
     if isinstance(value, np.ndarray):
-        return None if value.dtype == object else Leaf("ndarray", _array(value))
+        return None if value.dtype == object else Leaf("ndarray", _array(value, whole_bytes))
     if (state := _random_state(value)) is not None:
         return Leaf("generator", state)
-    if isinstance(value, enum.Enum | np.generic | torch.dtype | torch.device | torch.Size):
+    if isinstance(value, _NAMES):
         return Leaf(kind.__name__, hash(repr(value)))
     if isinstance(value, _CONTAINERS) and set(map(type, value)) <= _SCALARS and kind in _CONTAINERS:
         return Leaf(kind.__name__, _flat(value), len(value))
@@ -126,29 +157,33 @@ def _flat(values: Iterable[Any]) -> int:
     return hash(repr(found)) if any(value != value for value in found) else hash(found)  # a NaN hashes by its id
 
 
-def _tensor(tensor: Tensor) -> int:
-    shape = hash((str(tensor.dtype), tuple(tensor.shape), str(tensor.layout)))
+def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
+    shape = hash((tensor.dtype, tuple(tensor.shape), tensor.layout))
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    return hash((shape, _bytes(plain.view(torch.uint8).numpy())))
+    plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
+    plain = plain.reshape(-1)
+    return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
 
 
-def _array(array: np.ndarray[Any, Any]) -> int:
+def _array(array: np.ndarray[Any, Any], whole_bytes: int) -> int:
     shape = hash((str(array.dtype), array.shape))
     if isinstance(array, np.memmap):
         return shape
-    return hash((shape, _bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8))))
+    return hash((shape, _bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8), whole_bytes)))
 
 
-def _bytes(flat: np.ndarray[Any, Any]) -> int:
-    if len(flat) <= WHOLE_BYTES:
+def _bytes(flat: np.ndarray[Any, Any], whole_bytes: int) -> int:
+    if len(flat) <= whole_bytes:
         return int(google_crc32c.value(flat))
-    starts = np.linspace(0, len(flat) - PIECE_BYTES, PIECES).astype(int)
+    pieces = min(PIECES, whole_bytes // PIECE_BYTES)
+    starts = np.linspace(0, len(flat) - PIECE_BYTES, pieces).astype(int)
     return functools.reduce(lambda crc, at: google_crc32c.extend(crc, flat[at : at + PIECE_BYTES]), starts, 0)
 
 
 def _random_state(value: object) -> int | None:
+    if not isinstance(value, _GENERATORS):
+        return None
     if isinstance(value, torch.Generator):
         return _tensor(value.get_state())
     if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
@@ -186,7 +221,7 @@ def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
     elif isinstance(value, types.GeneratorType) and value.gi_frame is not None:
         yield ".gi_frame", (value.gi_frame.f_lasti, dict(value.gi_frame.f_locals))
         return
-    elif isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+    elif type(value).__module__ in ("builtins", "itertools") and isinstance(value, Iterator):
         yield from ((f".<state {place}>", item) for place, item in enumerate(_iterator_state(value)))
         return
     if isinstance(value, type):
@@ -206,11 +241,17 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, object]]:
-    """Values that instances share: a counter of calls, say. Methods and all that Python itself adds are left out."""
+    """Values that instances share: a counter of calls, say, or a variable that a method closes over.
+
+    Methods that hold nothing and all that Python itself adds are left out.
+    """
     for name, item in vars(kind).items():
-        is_value = type(item) in _SCALARS or isinstance(item, (*_CONTAINERS, dict, Tensor, np.ndarray))
-        if is_value and not name.startswith("__"):
-            yield f".{name}", item
+        method = item.__func__ if isinstance(item, staticmethod | classmethod) else item
+        if isinstance(method, types.FunctionType):
+            if method.__closure__ or method.__defaults__ or method.__kwdefaults__ or vars(method):
+                yield f".{name}", method
+        elif isinstance(method, _SHARED_VALUES) and not name.startswith("__"):
+            yield f".{name}", method
 
 
 def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
@@ -219,6 +260,11 @@ def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
         state = value.__reduce__()
         return state[1:] if isinstance(state, tuple) else ()
     return (value.__length_hint__(),) if hasattr(value, "__length_hint__") else ()
+
+
+def _is_a_seeds(hook: object) -> bool:
+    """The hook calls the seeds of a slot: they come and go at fences."""
+    return isinstance(hook, types.MethodType) and hook.__module__ == "esper.kasmina.graft"
 
 
 def _may_open(value: object) -> bool:
@@ -231,12 +277,24 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
         for group in ("_parameters", "_buffers", "_modules"):
             yield from ((f".{name}", item) for name, item in named.get(group, {}).items())
     for name, item in named.items():
+        if name in _HOOKS_OF_TORCH and not item:
+            continue
         if isinstance(item, dict) and "_hooks" in name:
-            yield f".{name}", list(item.values())  # torch numbers hooks over the whole process
-        elif not (isinstance(value, nn.Module) and name in _KEPT_BY_TORCH):
+            if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
+                yield f".{name}", hooks  # torch numbers hooks over the whole process
+        elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
             yield f".{name}", item
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                yield f".{name}", getattr(value, name)
+    kind: Any = type(value)
+    for name in _slots_of(kind):
+        if hasattr(value, name):
+            yield f".{name}", getattr(value, name)
+
+
+@functools.lru_cache(4096)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """Names of the attributes that objects of a class keep outside of their `__dict__`."""
+    found = []
+    for one in kind.__mro__:
+        slots = vars(one).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else list(slots)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))

@@ -17,6 +17,7 @@
     ├── PolicyDeadlineExceeded          the policy answered too late
     ├── TheirCodeRaised                 the user's code raised an error of ours, or what ends a program
     ├── ProcessStateChanged             a setting of the whole process is not what esper set
+    ├── StateNotKept                    training changed something that no checkpoint keeps
     ├── LossDeviceMismatch              outputs and targets lie on different devices
     ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
     ├── StoreWriteFailed                bytes could not be made durable
@@ -306,6 +307,21 @@ class TheirCodeRaised(EsperError):
 
     def __str__(self) -> str:
         return f"{self.field}, {self.call}: {self.what}"
+
+
+class StateNotKept(EsperError):
+    """Training changed something that no checkpoint keeps. The fence was not committed; the one before it was.
+
+    Retrying fails the same way: the user's code must keep `attribute` of `holder` as `mend` says.
+    """
+
+    def __init__(self, holder: str, attribute: str, fence: int, mend: str) -> None:
+        super().__init__(holder, attribute, fence, mend)
+        self.holder, self.attribute, self.fence, self.mend = holder, attribute, fence, mend
+
+    def __str__(self) -> str:
+        changed = f"{self.attribute} changed after the survey's steps, before fence {self.fence}"
+        return f"{self.holder}: {changed}, and no checkpoint keeps it: {self.mend}"
 
 
 class LossDeviceMismatch(EsperError):

@@ -37,6 +37,7 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
         "leave the setting alone in the task and begin a new run; this one would fail again",
     ),
     (errors.TheirCodeRaised, "mend the task's code and begin a new run; this one would fail in the same way"),
+    (errors.StateNotKept, "keep what is named, as docs/state.md says, and begin a new run; this one would fail again"),
     (errors.CommandRejected, "report this bug of esper with the run directory; the run would fail in the same way"),
     (errors.LossDeviceMismatch, "mend the task's model or loss and begin a new run; this one would fail again"),
     (errors.DivergenceUnrecoverable, "lower the learning rate or mend the data, then begin a new run"),

@@ -11,15 +11,18 @@ from esper.attributes import Held, held_by
 from esper.import_paths import file_of, is_the_users
 from esper.task import Task
 
+Modules = dict[str, types.ModuleType]
 
-def globals_of(task: Task) -> dict[str, Held]:
-    """What the globals of the user's modules hold that the task's functions and classes can reach, by module name.
 
-    Reached are the modules that define them, and modules, functions and classes in the globals of a reached one.
-    An object is read in depth only if its class is defined in a reached module. The task and its data are left out.
+def globals_of(task: Task, reached: Modules) -> dict[str, Held]:
+    """What the globals of the user's modules hold, by module name.
+
+    An object is read in depth only if its class is defined in one of these modules. The task and its data are left out.
+
+    Args:
+        reached: See `reached_by`.
     """
-    reached = _reached(task)
-    kept = {id(task), *(id(getattr(task, name)) for name in ("train", "valid", "test", "pick", "gate"))}
+    kept = data_of(task) | {id(task)}
     found = {}
     for name, module in reached.items():
         values = {key: value for key, value in vars(module).items() if _is_value(key, value, reached)}
@@ -27,15 +30,31 @@ def globals_of(task: Task) -> dict[str, Held]:
     return found
 
 
-def _is_value(key: str, value: object, reached: dict[str, types.ModuleType]) -> bool:
+def data_of(task: Task) -> set[int]:
+    """Ids of the task's data sets."""
+    return {id(getattr(task, name)) for name in ("train", "valid", "test", "pick", "gate")}
+
+
+def is_users_class(kind: type) -> bool:
+    """The class is defined in a file of the user's own."""
+    module = sys.modules.get(kind.__module__)
+    file = file_of(module) if module is not None else None
+    return file is not None and is_the_users(file)
+
+
+def _is_value(key: str, value: object, reached: Modules) -> bool:
     if key.startswith("__") or isinstance(value, types.ModuleType):
         return False
     return not isinstance(value, type | types.FunctionType) or value.__module__ in reached
 
 
-def _reached(task: Task) -> dict[str, types.ModuleType]:
+def reached_by(task: Task) -> Modules:
+    """The user's modules that the task's functions and classes can reach, by name.
+
+    They are the modules that define them, and modules, functions and classes in the globals of a reached one.
+    """
     waiting = list(_named_by(task))
-    found: dict[str, types.ModuleType] = {}
+    found: Modules = {}
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)

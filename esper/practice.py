@@ -19,6 +19,7 @@ from esper.task import Task
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.snapshot import load_optimizer, load_scheduler
 from esper.tolaria.trees import copied
+from esper.tolaria.unkept import Changing, changed_between
 
 STEPS = 13
 """Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
@@ -59,8 +60,11 @@ class _Pair:
         return {field: held_by(part, kept) for field, part in parts.items() if part is not None}
 
 
-def practise(task: Task, host: nn.Module, total_steps: int) -> None:
+def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
     """Load the state of a used optimizer into a fresh one, step both with the same gradients, and compare them.
+
+    Returns:
+        What its steps changed in optimizer and scheduler, all of which came back.
 
     Raises:
         TaskError: the optimizer or the scheduler has state that its state dict does not keep; it is named.
@@ -80,6 +84,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> None:
         blame_attribute(made, before, restored)
         found = f"other bits in parameter {path_in_words(other[0])}"
         raise TaskError("task.optimizer", found, f"{OTHER_BITS}: {MENDS['task.optimizer']}")
+    return changed_between(made, first.attributes())
 
 
 def _smallest(host: nn.Module) -> list[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -31,6 +31,7 @@ from esper.nested import tensors
 from esper.practice import practise
 from esper.process_state import refuse_changes, told_with_settings
 from esper.rehearsal import Remembered, check_same_build, rehearse, tensors_of
+from esper.shared_state import kinds_of
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tensors import state_crc32c
@@ -39,6 +40,7 @@ from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
 from esper.tolaria.plain import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
+from esper.tolaria.unkept import Changing, Surroundings, changed_between, joined
 from esper.trial import try_backward, try_growth
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
@@ -77,6 +79,8 @@ class Prospect:
     """Slots whose length, height or width differed between the batches of the trial."""
     first_loss: float | None = None
     """Of the first training step; None until the rehearsal has taken it."""
+    changing: Changing = field(default_factory=dict)
+    """What the survey's own steps changed and no checkpoint need keep; the fences of the run leave it out."""
 
     @property
     def total_steps(self) -> int:
@@ -184,10 +188,13 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     _check_device(run.device)
     data = open_data(task, config)
     fence_steps = fences(task, config, data)
-    rehearse_draws(task, data)
-    refuse_changes("task.train", "drawing a sample")
     host = build_host(task, run.seed, run.device)
     refuse_changes("task.model", "the model factory")
+    around = Surroundings(task, data, kinds_of(host))
+    begun = around.held({})
+    rehearse_draws(task, data)
+    refuse_changes("task.train", "drawing a sample")
+    drawn, harmless = around.data({}), changed_between(begun, around.data({}))
     batch = data.batch(0)
     as_built, host_crc32c = held_by(tensors_of(host)), state_crc32c(tensors_of(host))
     host_modules_sha256 = structure_digest(host)
@@ -232,14 +239,17 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     fresh = partial(stage.trainer, "", 0, "tolaria", never)
     trial = fresh()  # what a run would stumble over: optimizer, scheduler, losses
     check_same_build(host, as_built, trial.host)
-    first_loss = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
-    practise(task, trial.host, fence_steps[-1])
+    first_loss, changing = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
+    practised = practise(task, trial.host, fence_steps[-1])
     trial = fresh()  # the rehearsal may have diverged
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
     refuse_changes("task", "training or measuring")
-    return _tried(replace(prospect, first_loss=first_loss), found.optional)
+    found_out = _tried(replace(prospect, first_loss=first_loss), found.optional)
+    around.check_data(drawn, harmless)
+    shared = changed_between(begun, {**around.held({}), **drawn})
+    return replace(found_out, changing=joined(changing, practised, shared))
 
 
 def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:

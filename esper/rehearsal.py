@@ -4,8 +4,9 @@ A fresh build takes over a trained network's snapshot, and both go on with the s
 where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
 Attributes that become equal again once both networks have seen the same batches are caches, which are no state.
 
-Not seen: state that changes for the first time after the rehearsed steps (the third is the last), attribute or not;
-of data sets, state that only samples change which were not drawn (`esper.draws`, and the batches of these steps).
+Not seen: state that changes for the first time after the rehearsed steps, of which the third is the last
+(`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); of data sets, state that only
+samples change which were not drawn (`esper.draws`, and the batches of these steps).
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, TaskError
 from esper.extra_state import STATE_MEND
 from esper.nested import mapped
-from esper.shared_state import check_shared, shared_by
+from esper.shared_state import check_shared, kinds_of, shared_by
 from esper.streams import restore_streams, streams
 from esper.task import Task
 from esper.tolaria.data import TaskData
 from esper.tolaria.plain import check_own_state
 from esper.tolaria.trainer import Trainer
+from esper.tolaria.unkept import Changing, changed_between, of_parts
 
 STEPS_BEFORE = 2
 """Steps before the snapshot: an optimizer has state, and what a first step sets up is there."""
@@ -102,7 +104,7 @@ def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
 
 def rehearse(
     task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool
-) -> float | None:
+) -> tuple[float | None, Changing]:
     """Train a fresh network for a few steps, restore it into another fresh one, and compare what they do and hold.
 
     Args:
@@ -113,6 +115,7 @@ def rehearse(
 
     Returns:
         The loss of step 0; None: training diverged, which is for the guard of the run, and nothing was compared.
+        And what the steps changed in model, optimizer and scheduler: it came back, or it is a cache.
 
     Raises:
         TaskError: something that training changes is not kept; the object and the attribute are named.
@@ -121,11 +124,14 @@ def rehearse(
     try:
         return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
     except DivergenceUnrecoverable:
-        return None
+        return None, {}
 
 
-def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool) -> float:
+def _rehearse(
+    task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool
+) -> tuple[float, Changing]:
     steps = min(STEPS_BEFORE, total_steps - 1)
+    kinds, unkept = kinds_of(*first.parts().values()), of_parts(first.parts(), {})
     made = _attributes(first)
     losses = first.train_to(steps)
     first.glance_evaluating(0)
@@ -133,16 +139,16 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
     check_own_state(snapshot)
     second = make()
     course = _go_on(first, steps + 1)
-    shared = shared_by(task)
+    shared = shared_by(task, kinds)
     _become(second, snapshot)
     restored = {field: different(before[field], held) for field, held in _attributes(second).items()}
     repeated = _go_on(second, steps + 1)
     blame_unkept(made, restored, course.attributes, repeated.attributes)
-    check_shared(shared, shared_by(task))
+    check_shared(shared, shared_by(task, kinds))
     if same_bits and (course.losses, course.kept) != (repeated.losses, repeated.kept):
         blame_attribute(made, before, restored)
         raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
-    return (*losses, *course.losses)[0]
+    return (*losses, *course.losses)[0], changed_between(unkept, of_parts(first.parts(), {}))
 
 
 def _attributes(trainer: Trainer) -> dict[str, Held]:

@@ -30,7 +30,9 @@ class RunKey:
 
 def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
     """The live host at step 0. `halted` is asked at every step boundary."""
-    return prospect.trainer(key.run_id, key.generation, "tolaria", halted)
+    trainer = prospect.trainer(key.run_id, key.generation, "tolaria", halted)
+    trainer.watch(prospect.changing)
+    return trainer
 
 
 def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegistrar:

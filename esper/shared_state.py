@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from torch import nn
+
 from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
 from esper.import_paths import TASK_FILE
-from esper.own_modules import globals_of
+from esper.own_modules import Modules, data_of, globals_of, is_users_class, reached_by
 from esper.task import Task
 
 FUNCTIONS = ("loss", "sample_loss", "collate", "input_output", "optimizer", "scheduler", "group")
@@ -15,17 +19,39 @@ MEND = (
 )
 
 
-def shared_by(task: Task) -> dict[str, Held]:
-    """Digests of what the task's functions, metrics and the user's modules hold, by the name of each."""
+def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = None) -> dict[str, Held]:
+    """What the task's functions, metrics, classes and the user's modules hold, by the name of each.
+
+    Args:
+        kinds: Classes of the user's own that her objects are of; a class defined in a function is in no module.
+        modules: What `reached_by` has found; None: it is asked here.
+    """
+    modules = reached_by(task) if modules is None else modules
     functions = {f"task.{name}": getattr(task, name) for name in FUNCTIONS}
     metrics = {f"task.metrics[{name!r}]": metric for name, metric in task.metrics.items()}
     held = {name: held_by(value) for name, value in {**functions, **metrics}.items() if value is not None}
-    return {**held, **{_in_words(name): values for name, values in globals_of(task).items()}}
+    data = data_of(task)
+    local = [kind for kind in kinds if not _is_global(kind, modules)]
+    classes = {f"class {kind.__qualname__}": held_by(kind, data) for kind in local}
+    found = globals_of(task, modules)
+    return {**held, **classes, **{_in_words(name): values for name, values in found.items()}}
 
 
 def _in_words(module: str) -> str:
     """A module by the name that its user knows: a task's file is loaded under another."""
     return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
+
+
+def _is_global(kind: type, modules: Modules) -> bool:
+    module = modules.get(kind.__module__)
+    return module is not None and vars(module).get(kind.__name__) is kind
+
+
+def kinds_of(*parts: object) -> list[type]:
+    """The classes, and their bases, of some objects and of the modules in them that the user has defined."""
+    objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
+    kinds = {kind: None for one in objects for kind in type(one).__mro__}
+    return [kind for kind in kinds if is_users_class(kind)]
 
 
 def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:

@@ -99,6 +99,7 @@ NO_SWITCH = {
     "Drained": "the run was asked to end",
     "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
     "TheirCodeRaised": "the user's code raised it, and does so again",
+    "StateNotKept": "the code of the task has state that no checkpoint keeps, and would have it again",
     "CannotBeWritten": "`esper export` raises it, which runs without actors",
 }
 """Every other class -> why nothing but raising it will do."""

@@ -156,6 +156,7 @@ REPEATING = (
     errors.LossDeviceMismatch("cpu", "cuda"),
     errors.DivergenceUnrecoverable(3, "loss", float("nan")),
     errors.ProcessStateChanged("torch.get_num_threads()", "1", "2", "tolaria"),
+    errors.StateNotKept("task.model", "scale", 2, "make it a buffer"),
     errors.CommandRejected("stage_conflict", "c"),
     errors.RestoreImpossible("checkpoints", "none loads"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied"),

@@ -41,6 +41,7 @@ from esper.tolaria.metrics import Metric, Seen
 from esper.tolaria.modes import begin_training
 from esper.tolaria.modules import check_modules
 from esper.tolaria.optim import global_norm
+from esper.tolaria.unkept import Changing, Unkept
 from esper.tolaria.weighing import Weighted
 
 
@@ -68,6 +69,16 @@ class Trainer(GrownHost):
         self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
         """Ends at this fence; for fault points."""
+        self._unkept: Unkept | None = None
+        """None: nobody watches what no checkpoint keeps; see `watch`."""
+
+    def watch(self, changing: Changing) -> None:
+        """From now on every fence refuses what changed and no checkpoint keeps. To be called before the first step.
+
+        Args:
+            changing: What the survey's own steps changed.
+        """
+        self._unkept = Unkept(self._task, self._data, self, changing)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -76,9 +87,12 @@ class Trainer(GrownHost):
 
         Raises:
             DivergenceUnrecoverable: a loss or gradient was not finite.
+            StateNotKept: something that no checkpoint keeps changed for the first time.
         """
         faults.point("tolaria.round", round=fence, step=self.step)
         self._round = fence
+        if self._unkept is not None:
+            self._unkept.begin_round()
         self._set_mode(training=True)
         losses: list[float] = []
         norms: list[float] = []
@@ -91,6 +105,8 @@ class Trainer(GrownHost):
         self._best_round = mean if best is None else min(mean, best)
         self.fence = fence
         check_process(self._settings.role)
+        if self._unkept is not None:
+            self._unkept.check(fence)
         return self._state(fence, mean, tuple(losses), max(norms), best)
 
     def first_step_at(self) -> float | None:
@@ -388,6 +404,16 @@ class Trainer(GrownHost):
         else:
             self.remove(plan.seed_id)
             self._best_round = None  # it was measured on a host that is no more
+
+    def another(self) -> Trainer:
+        """A fresh host that took over this one's state, as one that is restored does.
+
+        Raises:
+            DependencyViolationError: it cannot.
+        """
+        fresh = Trainer(self._task, self._settings, self._data, self._make_editor)
+        fresh.become(self.snapshot())
+        return fresh
 
     def compare_with_unseeded(self, seeds: Mapping[str, str]) -> dict[str, ResetProbe]:
         """Each removed seed's slot (by seed id) beside the same slot of a host rebuilt without the seed.

@@ -1,0 +1,82 @@
+"""Prints what a fence's search for state that no checkpoint keeps costs, in CPU time, as a share of a whole round."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from esper.line import Line
+from esper.loop import run
+from esper.testing import TinyHost, tiny_config, tiny_task
+from esper.tolaria.unkept import Unkept
+
+WIDTH, BLOCKS = 512, 38
+
+
+class LargeHost(nn.Module):
+    """[B, 8] -> [B, 4] with 10 million parameters in 115 submodules below its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, WIDTH)
+        layers = ((nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.ReLU()) for _ in range(BLOCKS))
+        self.blocks = nn.ModuleList(nn.Sequential(*layer) for layer in layers)
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x_BC: Tensor) -> Tensor:
+        """Class scores, [B, 4]."""
+        h = self.body(x_BC)
+        for block in self.blocks:
+            h = h + block(h)
+        scores: Tensor = self.head(h)
+        return scores
+
+
+class Stopwatch:
+    """CPU seconds that a method takes, over all its calls."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.seconds, self.calls, method = 0.0, 0, getattr(kind, name)
+        setattr(kind, name, self._timed(method))
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:  # Any: as the method's
+        @wraps(method)
+        def timed(*args: Any) -> Any:
+            began = time.thread_time()
+            try:
+                return method(*args)
+            finally:
+                self.seconds += time.thread_time() - began
+                self.calls += 1
+
+        return timed
+
+
+def main() -> None:
+    """Three short runs."""
+    round_, reads = Stopwatch(Line, "round"), (Stopwatch(Unkept, "begin_round"), Stopwatch(Unkept, "check"))
+    for what, model, epochs, grows in (
+        ("tiny host, grows", TinyHost, 10, True),
+        ("tiny host, does not grow", TinyHost, 10, False),
+        ("10 million parameters, does not grow", LargeHost, 2, False),
+    ):
+        for watch in (round_, *reads):
+            watch.seconds, watch.calls = 0.0, 0
+        with tempfile.TemporaryDirectory() as folder:
+            run(
+                tiny_task(model=model, epochs=epochs),
+                tiny_config(run__dir=str(Path(folder) / "run"), growth__enabled=grows),
+            )
+        per_round = sum(watch.seconds for watch in reads) / round_.calls
+        share = per_round / (round_.seconds / round_.calls)
+        print(f"{what}: {per_round * 1e3:.2f} ms a round, {share:.2%} of it")
+
+
+if __name__ == "__main__":
+    main()
