@@ -1,7 +1,7 @@
-"""Runs Ray's own start in a thread, so that signals are heard and a deadline holds meanwhile. It starts nothing else.
+"""Runs Ray's own start in a thread, so that signals and a deadline can end it. It starts nothing else.
 
-Ray's start is a call that may take minutes where it cannot succeed: without a loopback device it waits for a server
-that nobody can reach.
+Ray's start may block for minutes where it cannot succeed: without a loopback device it waits for a server that it
+cannot reach.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Even
 
 @contextmanager
 def _held_back() -> Iterator[list[tuple[int, float]]]:
-    """Signals that ask for an end, with the time of each, are kept and raised again at the end; see `start`.
+    """Within the block, signals that ask for an end are recorded with their times; its end raises them again.
 
     Only the main thread has handlers.
     """

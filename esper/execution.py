@@ -67,7 +67,7 @@ def execute(
 
     Raises:
         ConfigError: an input is wrong; nothing was written.
-        typer.Exit: the run did not reach its end; why was said.
+        typer.Exit: the run did not reach its end; the reason was printed.
     """
     with _watched(as_json) as (progress, drain):
         return launch(task, config, reference=reference, progress=progress, drain=drain)
@@ -79,8 +79,8 @@ def execute_resume(
     """Go on with a run to its end, or leave with the exit code that the failure has.
 
     Raises:
-        ConfigError: the run cannot be gone on with so; nothing was changed.
-        typer.Exit: the run did not reach its end; why was said.
+        ConfigError: the run cannot be resumed with these settings; nothing was changed.
+        typer.Exit: the run did not reach its end; the reason was printed.
     """
     resume = resume_here if in_process else launcher("ray-resume")
     with _watched(as_json) as (progress, drain):
@@ -92,7 +92,7 @@ def execute_resume(
 
 @contextmanager
 def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
-    """Around a run: people see it, signals reach it, and what stops it is said before the process leaves."""
+    """Around a run: shows it, lets signals reach it, and reports what stops it before the process leaves."""
     terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
     try:
         with _signals(drain):
@@ -149,10 +149,10 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _signals(drain: Drain) -> Iterator[None]:
-    """While it lasts, SIGTERM and SIGHUP ask the run to end, and Ctrl-C interrupts it.
+    """Within the block, SIGTERM and SIGHUP ask the run to end at the next fence, and Ctrl-C interrupts it.
 
-    Ctrl-C within `SAME_REQUEST_S` of the last one does not disturb the end that has begun; one that comes
-    later was swallowed by somebody. SIGHUP that was ignored when we began (`nohup`) stays so.
+    A repeated Ctrl-C within `SAME_REQUEST_S` does not disturb the end that has begun; a later one interrupts again,
+    because other code may have swallowed the first. A SIGHUP that was ignored before (`nohup`) stays ignored.
     """
     last_s = -math.inf
 
@@ -230,7 +230,7 @@ def say_end(end: End, *, as_json: bool) -> int:
 
 
 def _kept(run_dir: Path, found: Remains) -> str:
-    """What a run that failed leaves behind."""
+    """What a failed run keeps on disk, in words."""
     if not found.entries:
         return "run.json; the run had not begun"
     there = [str(one.fence) for one in found.commits if (checkpoints_folder(run_dir) / one.file).exists()]
@@ -241,5 +241,5 @@ def _kept(run_dir: Path, found: Remains) -> str:
 
 
 def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
-    """A record is what the run wrote down of this very failure."""
+    """True where the record is the run's own report of this failure."""
     return entry.kind is Kind.RUN_FAILED and entry.body.items() >= facts.items()

@@ -39,11 +39,11 @@ from esper.tolaria.data import Slice, split_pair
 from esper.tolaria.trainer import call_model
 
 ROWS = (3, 5)
-"""Samples of the batch that is traced, and of a second one: a program that holds for one size alone is refused."""
+"""Samples in the batch that is traced and in a second batch: a program that works for one size alone is refused."""
 
 
 class Format(StrEnum):
-    """What an export is."""
+    """Formats of an export."""
 
     TORCH = "torch"
     EXPORT = "export"
@@ -55,7 +55,7 @@ SUFFIX = {Format.TORCH: "", Format.EXPORT: ".pt2", Format.ONNX: ".onnx"}
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The files that an export wrote."""
 
     files: tuple[Path, ...]
     fence: int
@@ -124,7 +124,7 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
 
 
 def _draft(place: Path) -> Path:
-    """A new name beside the place, under which an export is made until it is checked."""
+    """A new name beside the place; the export has it until it is checked."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
 
 

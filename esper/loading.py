@@ -1,6 +1,6 @@
-"""The grown network of a run, out of its checkpoints: verified, complete, an ordinary module. It changes nothing there.
+"""Loads the grown network of a run from its checkpoints, verified, as an ordinary module. The run is only read.
 
-It takes no lock: a run that is going on is read at the last fence that it committed.
+It takes no lock: of a run that is still going on it reads the last committed fence.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from esper.tolaria.trainer import build_host
 
 @dataclass(frozen=True)
 class Loaded:
-    """A grown network, and what it was rebuilt from."""
+    """A grown network with its task, its run and its checkpoint."""
 
     network: nn.Module
     task: Task
