@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import ray
-
 from actors.bootstrap import EmbeddedRay, uninterrupted
 from actors.company import Company, actor_roles, manager_names
+from actors.crew import RayCrew
 from actors.desk import CONDUCTOR
 from actors.hearing import ConductorInbox, emergency_word
 from actors.nursery import RemoteNursery
@@ -22,7 +21,7 @@ from esper import faults
 from esper.closing import at_the_end
 from esper.conducting import BringUp
 from esper.config import RunConfig
-from esper.line import Rooms
+from esper.crew import Rooms
 from esper.prospect import Prospect
 from esper.rooms import RunKey
 
@@ -70,28 +69,13 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
             stack.callback(company.end)
             stack.callback(nursery.close)
 
-            def mend() -> None:
-                ours.check()
-                company.mend()
-
-            def revive(generation: int) -> None:
-                company.revive(generation, nursery.abandon)
-                EmergencyHandle(company.remotes["emergency"]).rebind(generation)
-
             yield Rooms(
                 trainer=TolariaHandle(company.remotes["tolaria"]),
                 tamiyo=TamiyoHandle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
                 kasmina=KasminaHandle(company.remotes["kasmina"]),
                 incubator=nursery,
                 inbox=ConductorInbox(EmergencyHandle(company.remotes["emergency"])),
-                counted=company.counted,
-                passed=company.passed,
-                mend=mend,
-                lost=company.lost,
-                revive=revive,
-                died_starting=company.died_starting,
-                replaced=company.replaced,
-                shared=lambda snapshot: [ray.put(snapshot)],
+                crew=RayCrew(company, nursery, ours),
             )
 
     return up

@@ -13,13 +13,13 @@ from esper import faults
 from esper.clock import SystemClock
 from esper.conducting import Conductor
 from esper.config import RunConfig
-from esper.line import Drain
 from esper.loading import load
 from esper.process_state import process_state
 from esper.progress import Progress, Quiet
 from esper.prospect import survey
 from esper.references import Reference
 from esper.resuming import resumed
+from esper.stopping import Drain
 from esper.summary import Result
 from esper.task import Task
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,22 @@ class CheckpointConfig(Settings):
     full_rollback_s: Seconds = Field(12.0, description="longest that a rollback from disk may take, in seconds")
 
 
+class HostCopy(Enum):
+    """Where the host of a `FenceState` is, if it is no snapshot."""
+
+    IN_MEMORY = auto()
+    """The trainer that is alive keeps it."""
+    AS_BUILT = auto()
+    """The trainer has done nothing since it was built, and stands there."""
+
+
 @dataclass(frozen=True)
 class FenceState:
     """All that a run's future depends on, as it was at a fence."""
 
     fence: int | None
     """None: before fence 0."""
-    host: Any  # Any: a HostSnapshot; None: the trainer itself keeps it, in memory
+    host: Any  # Any: a HostCopy, or a HostSnapshot that was read from disk
     rooms: Mapping[str, str]
     nursery: Mapping[str, Any]  # Any: see `Nursery.state`
 

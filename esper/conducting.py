@@ -18,12 +18,14 @@ from esper.candidates import why_none_stayed
 from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
 from esper.closing import noted_on
-from esper.errors import ConfigError, EsperError, TaskError
+from esper.crew import Rooms
+from esper.errors import ConfigError, TaskError
 from esper.faults import Firings
+from esper.going_back import Cause
 from esper.history import Past, lasting_level
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
-from esper.line import Drain, Line, Rooms
+from esper.line import Line
 from esper.machine import cpu_type
 from esper.progress import Progress
 from esper.prospect import Prospect
@@ -36,6 +38,7 @@ from esper.run_directory import (
     reports_folder,
     telemetry_folder,
 )
+from esper.stopping import Drain
 from esper.summary import Identity, Result, failure, fate, identify
 from esper.takeover import take_over
 from esper.tamiyo.field_reports import FieldReportStore
@@ -167,7 +170,7 @@ class Record:
             result.save(self.path)
         except BaseException as error:
             self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
-            fence, trace = (line.fence, line.trace_id) if line is not None else (None, trace)
+            fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
                 self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
@@ -189,28 +192,23 @@ class Record:
 
     def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> Result:
         """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""
-        death: EsperError | None = None
+
+        def work() -> Result:
+            if self.kept is not None:
+                line.back.go_back(self._taken(), Cause.RESUME)
+            with any_of_their_code, line.watch.explaining_halts():
+                line.run()
+            result = self._result(line, wall_s())
+            line.watch.hear_out()
+            return result
+
         try:
-            while True:
-                try:
-                    if death is not None:
-                        line.recover(death)
-                    elif self.kept is not None:
-                        line.restore(self._taken())
-                    with any_of_their_code, line.explaining_halts():
-                        line.run()
-                    result = self._result(line, wall_s())
-                    line.hear_out()
-                    return result
-                except EsperError as error:
-                    if error is death:
-                        raise
-                    death = error
+            return line.back.outlive(work)
         except Exception as stop:
             for last, doing in (
                 (self.checkpoints.settle, "committing the checkpoint in flight"),
-                (line.tell, "journaling deaths"),
-                (line.hear_out, "journaling what the emergency queue holds"),
+                (line.deaths.tell, "journaling deaths"),
+                (line.watch.hear_out, "journaling what the emergency queue holds"),
             ):
                 with noted_on(stop, doing):
                     last()
@@ -223,7 +221,7 @@ class Record:
 
     def _result(self, line: Line, wall_s: float) -> Result:
         faults.point("conductor.end")
-        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.counted("esper.fallbacks")
+        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.crew.counted("esper.fallbacks")
         result = summarise(line, self.prospect, self.path, self.conductor.reference.text, fallbacks, wall_s)
         if self.past is None:
             return result
@@ -249,10 +247,10 @@ class Record:
             self.prospect.config.growth.enabled,
             self.conductor.progress,
             self.conductor.drain,
-            level=lasting_level(self.past.entries) if self.past is not None else None,
             trace_id=trace,
         )
-        line.tally.rollbacks = self.past.rollbacks if self.past is not None else 0
+        if self.past is not None:
+            line.at.level, line.tally.rollbacks = lasting_level(self.past.entries), self.past.rollbacks
         return line
 
 
@@ -290,7 +288,7 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
     trainer, tally, config = line.trainer, line.tally, prospect.config
     twin = line.incubator.twin_report() if line.view.has_twin else None
     end = trainer.shard_means("test")
-    line.tell()
+    line.deaths.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"
     seeds = tuple(fate(seed) for seed in line.view.seeds)
     return Result(
@@ -303,7 +301,7 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
         steps=tally.steps,
         test_loss=end["loss"],
         valid_loss=trainer.shard_means("valid")["loss"],
-        start_test_loss=line.start["loss"],
+        start_test_loss=line.at.start["loss"],
         twin_test_loss=twin.test_loss if twin is not None else None,
         test_metrics={name: value for name, value in end.items() if name != "loss"},
         params_start=prospect.host_parameters,
@@ -319,8 +317,8 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
         checkpoint_s=tally.checkpoint_s,
         wall_s=wall_s,
         resumes=0,
-        restarts=line.restarts,
-        recoveries=tuple(line.recoveries),
+        restarts=line.deaths.restarts,
+        recoveries=tuple(line.deaths.recoveries),
         rollbacks=tally.rollbacks,
         fallbacks=fallbacks,
         weights_sha256=trainer.weights_sha256(),

@@ -24,7 +24,6 @@ from esper.config import RunConfig
 from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, all_notes
 from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
-from esper.line import Drain
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
 from esper.next_steps import next_step, resume_command
@@ -34,6 +33,7 @@ from esper.plugins import launcher
 from esper.progress import Terminal
 from esper.references import Reference
 from esper.run_directory import checkpoints_folder
+from esper.stopping import Drain
 from esper.strict_json import strict_json
 from esper.summary import Result, failure
 from esper.task import Task

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -10,17 +10,15 @@ from esper import faults
 from esper.clock import Clock, SystemClock
 from esper.conducting import BringUp, Conductor
 from esper.config import RunConfig
-from esper.errors import EsperError
+from esper.crew import NoInbox, OneProcess, Rooms
 from esper.leyline.ports import Policy
-from esper.leyline.signals import EmergencySignal
-from esper.line import Drain, Rooms
 from esper.process_state import process_state
 from esper.progress import Progress, Quiet
 from esper.prospect import Prospect, survey
-from esper.recovery import Lost
 from esper.references import Reference
 from esper.resuming import resumed
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.stopping import Drain
 from esper.summary import Result
 from esper.task import Task
 from esper.tolaria.trainer import Trainer
@@ -102,26 +100,6 @@ def resume(
     return result.model_copy(update={"network": trainers[0].release()})
 
 
-def nobody_lost(error: EsperError, fence: int | None) -> Lost:
-    """One process has nobody to lose. Raises: EsperError: the error."""
-    del fence
-    raise error
-
-
-class NoInbox:
-    """The `Inbox` of a run in one process, which has no queue of emergency signals: nobody can publish to it."""
-
-    def pending(self) -> tuple[EmergencySignal, ...]:
-        """None."""
-        return ()
-
-    def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """Nothing is waiting."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
 def _here(clock: Clock, policy: Policy | None, trainers: list[Trainer]) -> BringUp:
     """Brings the rooms up in this process; the trainer is added to `trainers`."""
 
@@ -135,14 +113,7 @@ def _here(clock: Clock, policy: Policy | None, trainers: list[Trainer]) -> Bring
             kasmina=make_kasmina(prospect, key, clock),
             incubator=make_incubator(prospect, key),
             inbox=NoInbox(),
-            counted=lambda _: 0,
-            passed=lambda _: None,
-            mend=lambda: None,
-            lost=nobody_lost,
-            revive=lambda _: None,
-            died_starting=tuple,
-            replaced=tuple,
-            shared=lambda snapshot: snapshot,
+            crew=OneProcess(),
         )
         return nullcontext(rooms)
 

@@ -19,12 +19,12 @@ from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
 from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
-from esper.line import Drain
 from esper.loop import run
 from esper.machine import cpu_type
 from esper.progress import Progress
 from esper.prospect import Prospect
 from esper.resuming import check_sealed, check_versions, load_same_task
+from esper.stopping import Drain
 from esper.summary import Result, Tally
 from esper.tamiyo.heuristic import HeuristicPolicy
 

@@ -14,8 +14,8 @@ from esper.config import RunConfig, load_config
 from esper.leyline.decisions import Decision, Pair
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
-from esper.line import Drain
 from esper.progress import Quiet
+from esper.stopping import Drain
 from esper.summary import Tally
 from esper.task import Task
 

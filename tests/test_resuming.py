@@ -30,13 +30,13 @@ from esper.faults import Fault, FaultSpec
 from esper.history import read_past
 from esper.journal import Journal, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
-from esper.line import Drain
 from esper.loop import resume, run
 from esper.machine import cpu_type
 from esper.progress import Quiet
 from esper.proving import prove
 from esper.references import load_task
 from esper.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
+from esper.stopping import Drain
 from esper.summary import Result
 from esper.telemetry.events import LOG
 from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, tiny_config, tiny_task

@@ -13,25 +13,28 @@ import pytest
 from esper.checkpoints import Checkpoints
 from esper.clock import SystemClock
 from esper.config import RunConfig
+from esper.crew import NoInbox, OneProcess, Rooms
 from esper.errors import (
     ActorLost,
     CommandRejected,
     DependencyViolationError,
+    EsperError,
     RestoreImpossible,
     RollbackDeadlineExceeded,
 )
+from esper.going_back import Tier
 from esper.history import read_past
 from esper.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import LIVE
-from esper.line import Drain, Line, Rooms, Tier
-from esper.loop import NoInbox, nobody_lost
+from esper.line import Line
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.recovery import Lost
 from esper.references import Reference
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.run_directory import checkpoints_folder, reports_folder
+from esper.stopping import Drain
 from esper.summary import Result, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
@@ -58,14 +61,7 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
             kasmina=make_kasmina(prospect, key, SystemClock()),
             incubator=make_incubator(prospect, key),
             inbox=NoInbox(),
-            counted=lambda _: 0,
-            passed=lambda _: None,
-            mend=lambda: None,
-            lost=nobody_lost,
-            revive=lambda _: None,
-            died_starting=tuple,
-            replaced=tuple,
-            shared=lambda snapshot: snapshot,
+            crew=OneProcess(),
         )
         yield Line(rooms, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
 
@@ -108,7 +104,7 @@ def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
     before = line.trainer.weights_sha256()
     stray(line)
     assert line.trainer.weights_sha256() != before
-    line.roll_back(tier)
+    line.back.roll_back(tier)
     assert (line.passed, line.trainer.weights_sha256()) == (fence, before)
     assert to_the_end(line) == undisturbed.weights_sha256
     assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
@@ -121,7 +117,7 @@ def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: 
         line.round()
         line.round()
         stray(line)
-        line.roll_back(tier)
+        line.back.roll_back(tier)
     assert to_the_end(line) == undisturbed.weights_sha256
     assert line.tally.rollbacks == 5
     assert line.journal.generation == 6
@@ -139,7 +135,7 @@ def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at
             line.round()
             here = host_plans(line)
             kept = here if line.passed % 5 == 0 else kept
-        line.roll_back(tier)
+        line.back.roll_back(tier)
         assert line.passed % 5 == 0
         assert [plan.seed_id for plan in host_plans(line)] == [plan.seed_id for plan in kept]
         assert to_the_end(line) == undisturbed.weights_sha256
@@ -155,7 +151,7 @@ def test_what_is_taken_back_stays_in_the_old_journal_and_does_not_count(line: Li
     line.begin()
     line.round()
     line.round()
-    line.roll_back(Tier.FAST)
+    line.back.roll_back(Tier.FAST)
     line.round()
     line.checkpoints.settle()
     past = read_past(tmp_path / "run")
@@ -175,7 +171,7 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
     while not any(seed.stage in LIVE for seed in line.view.seeds):
         line.round()
     plan = host_plans(line)[-1]
-    line.roll_back(Tier.FAST)
+    line.back.roll_back(Tier.FAST)
     with pytest.raises(DependencyViolationError, match="generation"):
         line.trainer.apply(plan)
     with pytest.raises(CommandRejected):
@@ -187,13 +183,13 @@ def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path
         line.begin()
         line.round()
         with pytest.raises(RollbackDeadlineExceeded, match="the fast rollback took 0"):
-            line.roll_back(Tier.FAST)
+            line.back.roll_back(Tier.FAST)
         assert to_the_end(line) == undisturbed.weights_sha256
 
 
 def test_there_is_nothing_to_go_back_to_before_the_first_fence(line: Line) -> None:
     with pytest.raises(RestoreImpossible):
-        line.roll_back(Tier.FAST)
+        line.back.roll_back(Tier.FAST)
 
 
 def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, undisturbed: Result, tmp_path: Path) -> None:
@@ -205,9 +201,9 @@ def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, undisturbed
     data = bytearray(last.read_bytes())
     data[len(data) // 2] ^= 1
     last.write_bytes(data)
-    line.roll_back(Tier.FULL)
+    line.back.roll_back(Tier.FULL)
     assert line.passed == 1
-    line.roll_back(Tier.FAST)  # to where the full one went, and not forward again
+    line.back.roll_back(Tier.FAST)  # to where the full one went, and not forward again
     assert line.passed == 1
     assert to_the_end(line) == undisturbed.weights_sha256
     assert read(tmp_path / "run" / "journal-2.log")[0][0].kind is Kind.SUPERSEDED
@@ -219,14 +215,18 @@ def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, undisturbed
 def dies(line: Line, name: str, role: str) -> None:
     """Recover as if an actor had died; of the trainer, there is a new one then, which knows nothing."""
 
-    def revive(generation: int) -> None:
-        if role == "tolaria":
-            key = RunKey(line.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
-            line.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
+    class Mortal(OneProcess):
+        def lost(self, error: EsperError, fence: int | None) -> Lost:
+            del error, fence
+            return Lost({name: role}, None)
 
-    line.rooms.lost = lambda *_: Lost({name: role}, None)
-    line.rooms.revive = revive
-    line.recover(ActorLost(role, "gone"))
+        def revive(self, generation: int) -> None:
+            if role == "tolaria":
+                key = RunKey(line.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
+                line.rooms.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
+
+    line.rooms.crew = Mortal()
+    line.back.recover(ActorLost(role, "gone"))
 
 
 @pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
@@ -235,7 +235,7 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     line: Line, undisturbed: Result, name: str, role: str, fence: int | None
 ) -> None:
     if fence is None:
-        line._keep_beginning()
+        line.back.keep_beginning()
     else:
         line.begin()
         while line.passed < fence:
@@ -243,14 +243,14 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
         if fence < LAST:
             stray(line)
     dies(line, name, role)
-    (recovery,) = line.recoveries
+    (recovery,) = line.deaths.recoveries
     assert recovery.from_memory is (role != "tolaria")
     assert recovery.fence == fence
     dies(line, name, role)  # again, before it has done anything
     line.begin()
     assert to_the_end(line) == undisturbed.weights_sha256
     if fence != LAST:
-        assert [one.first_step_s is not None for one in line.recoveries] == [False, True]
+        assert [one.first_step_s is not None for one in line.deaths.recoveries] == [False, True]
     if line.view.has_twin:
         assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
@@ -294,16 +294,16 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
         patch.setattr(type(getattr(line, who)), method, dead)
         with pytest.raises(ActorLost):
             dies(line, *first)
-    assert line.recoveries == []
+    assert line.deaths.recoveries == []
     dies(line, *second)
     assert to_the_end(line) == undisturbed.weights_sha256
-    assert [(one.actors, one.restore_s is None) for one in line.recoveries] == [
+    assert [(one.actors, one.restore_s is None) for one in line.deaths.recoveries] == [
         ((first[0],), True),
         ((second[0],), False),
     ]
-    assert line.recoveries[0].first_step_s is None
-    assert line.recoveries[1].first_step_s is not None
-    assert (line.restarts, read_past(tmp_path / "run").restarts) == (2, 2)
+    assert line.deaths.recoveries[0].first_step_s is None
+    assert line.deaths.recoveries[1].first_step_s is not None
+    assert (line.deaths.restarts, read_past(tmp_path / "run").restarts) == (2, 2)
 
 
 @pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
@@ -313,7 +313,7 @@ def test_a_death_before_anything_was_kept_begins_the_run_anew(
     dies(line, name, role)
     line.begin()
     assert to_the_end(line) == undisturbed.weights_sha256
-    assert [(one.fence, one.from_memory) for one in line.recoveries] == [(None, False)]
+    assert [(one.fence, one.from_memory) for one in line.deaths.recoveries] == [(None, False)]
 
 
 def test_what_was_taken_back_is_counted_also_after_a_death_and_nothing_else_is(
@@ -322,12 +322,12 @@ def test_what_was_taken_back_is_counted_also_after_a_death_and_nothing_else_is(
     line.begin()
     line.round()
     stray(line)
-    line.roll_back(Tier.FAST)
+    line.back.roll_back(Tier.FAST)
     stray(line)
     dies(line, "manager-0", "kasmina")
     line.round()
-    line.roll_back(Tier.FULL)
-    monkeypatch.setattr(line, "tell", lambda: None)  # killed before it could
+    line.back.roll_back(Tier.FULL)
+    monkeypatch.setattr(line.deaths, "tell", lambda: None)  # killed before it could
     dies(line, "manager-0", "kasmina")
     assert (line.tally.rollbacks, read_past(tmp_path / "run").rollbacks) == (2, 2)
 

@@ -27,19 +27,19 @@ from actors.typed import EmergencyHandle
 from esper.clock import SystemClock
 from esper.conducting import Conductor
 from esper.config import RunConfig
+from esper.crew import OneProcess, Rooms
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
 from esper.faults import Firings
 from esper.journal import Entry, Kind, read
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
-from esper.line import Drain, Rooms
-from esper.loop import nobody_lost
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.run_directory import faults_file
+from esper.stopping import Drain
 from esper.summary import Result, Tally
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task, until
@@ -99,14 +99,7 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                 kasmina=make_kasmina(prospect, key, SystemClock()),
                 incubator=make_incubator(prospect, key, word.halted),
                 inbox=ConductorInbox(EmergencyHandle(local)),
-                counted=lambda _: 0,
-                passed=lambda _: None,
-                mend=lambda: None,
-                lost=nobody_lost,
-                revive=lambda _: None,
-                died_starting=tuple,
-                replaced=tuple,
-                shared=lambda snapshot: snapshot,
+                crew=OneProcess(),
             )
 
     def here(task: Task | None = None, progress: Quiet | None = None, **overrides: Any) -> Result:

@@ -15,14 +15,16 @@ from actors.typed import TolariaHandle
 from esper.checkpoints import Checkpoints
 from esper.clock import SystemClock
 from esper.errors import DependencyViolationError
+from esper.going_back import Tier
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
-from esper.line import Drain, Line, Tier
+from esper.line import Line
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.references import Reference
 from esper.rooms import RunKey
 from esper.run_directory import checkpoints_folder, reports_folder
+from esper.stopping import Drain
 from esper.summary import Result, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
@@ -54,7 +56,7 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
             before = rooms.trainer.weights_sha256()
             rooms.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
             assert rooms.trainer.weights_sha256() != before
-            line.roll_back(tier)
+            line.back.roll_back(tier)
             assert rooms.trainer.weights_sha256() == before
         assert isinstance(rooms.trainer, TolariaHandle)
         rooms.trainer.remote.generation = FIRST_GENERATION  # as a caller that was asleep would
