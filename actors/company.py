@@ -64,7 +64,15 @@ def manager_names(config: RunConfig) -> tuple[str, ...]:
 
 @dataclass
 class Company:
-    """The actors of one run. `replace_alone` may be called from any thread, all else from one."""
+    """The actors of one run. `replace_alone` may be called from any thread, all else from one, the line's.
+
+    `_changing` guards every report of a death and every start: the supervisor, `remotes` and the process that each of
+    them asks, and `_attempts` change only while it is held. `_died_starting` and `_replaced` are filled while it is
+    held, and emptied by the line's thread without it. The line's thread alone writes `_all_change`, `_generation` and
+    `_fence`, each by one assignment; it holds the lock to set `_all_change` when the whole run goes back, so that a
+    replacement that has begun ends first and none begins after it. `end` reads and writes `_ending` and `_begun`
+    without the lock: it must reach the processes that a thread which holds the lock is still waiting for.
+    """
 
     prospect: Prospect
     key: RunKey

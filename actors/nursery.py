@@ -105,7 +105,13 @@ Replace = Callable[[ActorLost], None]
 
 
 class RemoteNursery:
-    """`Nursery` across processes. `close` waits for what runs, or gives it up with the managers' processes."""
+    """`Nursery` across processes. `close` waits for what runs, or gives it up with the managers' processes.
+
+    `_noting` guards `_running`, to which the line's thread and the tournament's both add. `_open` and `_pieces` belong
+    to the tournament's thread while a tournament runs, and to the line's thread otherwise: `collect` and `abandon` wait
+    for its end first. A `Kept` is changed by the thread that asks it, and by one at a time: the line waits for the
+    training of the twin before it asks the twin anything. All other fields belong to the line's thread.
+    """
 
     def __init__(self, managers: Sequence[Remote], replace: Replace) -> None:
         self._managers, self._replace = {manager.name: manager for manager in managers}, replace

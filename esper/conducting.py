@@ -285,8 +285,8 @@ def same_loss(now: float | None, began: Identity) -> bool:
 
 def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
     """What a run that reached its end came to, as far as this process brought it there."""
-    trainer, tally, config = line.trainer, line.tally, prospect.config
-    twin = line.incubator.twin_report() if line.view.has_twin else None
+    trainer, tally, config = line.rooms.trainer, line.tally, prospect.config
+    twin = line.rooms.incubator.twin_report() if line.view.has_twin else None
     end = trainer.shard_means("test")
     line.deaths.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"

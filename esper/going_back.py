@@ -61,7 +61,7 @@ class Phase(StrEnum):
 
 
 NEXT: Mapping[Phase, frozenset[Phase]] = {
-    Phase.STARTED: frozenset({Phase.GOING_ON, Phase.DECIDED}),
+    Phase.STARTED: frozenset({Phase.GOING_ON, Phase.DECIDED, Phase.REVIVED}),
     Phase.GOING_ON: frozenset({Phase.DECIDED}),
     Phase.DECIDED: frozenset({Phase.SUPERSEDED, Phase.DECIDED}),
     Phase.SUPERSEDED: frozenset({Phase.REVIVED, Phase.DECIDED}),
@@ -219,7 +219,9 @@ class GoingBack:
             RestoreImpossible: the trainer was to have kept its state in memory, and has not.
             ActorLost: a process died on the way.
         """
-        if cause is not Cause.RESUME:
+        if cause is Cause.RESUME:
+            self.enter(Phase.REVIVED)  # as it was started, in a generation that is the only one that counts
+        else:
             self.enter(Phase.DECIDED)
             fence = to.fence if to is not None else None
             self.journal.succeed(fence)

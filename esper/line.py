@@ -16,8 +16,7 @@ from esper.going_back import GoingBack, Phase
 from esper.journal import Journal, Kind
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Hold
-from esper.leyline.incubation import Answer, Changed
-from esper.leyline.ports import Decider, LiveHost, Nursery, Registrar
+from esper.leyline.incubation import Changed
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 from esper.position import Position
 from esper.progress import Progress
@@ -73,8 +72,8 @@ class Line:
             self._drained(0)
             faults.point("conductor.begin")
             self.back.keep_beginning()
-            self.at.start = self.trainer.shard_means("test")
-            self.hold(0, self.trainer.untrained())
+            self.at.start = self.rooms.trainer.shard_means("test")
+            self.hold(0, self.rooms.trainer.untrained())
             self.back.enter(Phase.GOING_ON)
 
     def round(self) -> None:
@@ -92,9 +91,9 @@ class Line:
         self.progress.working(f"round {fence}: {steps} steps")
         if self.view.has_twin:
             with self.tally.waiting():
-                self.incubator.advance_twin(self.fence_steps[fence])
+                self.rooms.incubator.advance_twin(self.fence_steps[fence])
         with self.tally.training(steps, self.view.step_flops):
-            training = self.trainer.run_round(fence, self.fence_steps[fence])
+            training = self.rooms.trainer.run_round(fence, self.fence_steps[fence])
         self.journal.write(Kind.ROUND_ENDED, training)
         return training
 
@@ -117,7 +116,7 @@ class Line:
         faults.point("conductor.fence", round=fence)
         self.at.fence = fence
         self.rooms.crew.passed(fence)
-        self.deaths.time_first_step(self.trainer.first_step_at)
+        self.deaths.time_first_step(self.rooms.trainer.first_step_at)
         if self.drain.requested or self.checkpoints.due(fence, self.last):
             self.back.keep(fence)
 
@@ -130,26 +129,6 @@ class Line:
             raise Drained(fence)
 
     # -- where it is -----------------------------------------------------------------------------------------------
-
-    @property
-    def trainer(self) -> LiveHost:
-        """The live host."""
-        return self.rooms.trainer
-
-    @property
-    def tamiyo(self) -> Decider:
-        """The decider."""
-        return self.rooms.tamiyo
-
-    @property
-    def kasmina(self) -> Registrar:
-        """The registry."""
-        return self.rooms.kasmina
-
-    @property
-    def incubator(self) -> Nursery:
-        """The incubation, with the twin."""
-        return self.rooms.incubator
 
     @property
     def tally(self) -> Tally:
@@ -189,34 +168,34 @@ class Line:
             return
         self.progress.working(f"round {fence}: incubating")
         with self.tally.waiting():
-            result = self.incubator.collect()
+            result = self.rooms.incubator.collect()
         self.tally.incubator_steps += result.fork_steps
         self.tally.incubator_flops += result.flops
         self.tally.growth = self.tally.growth.concluded()
         self.journal.write(Kind.INCUBATION_ENDED, result)
-        self._change(self.kasmina.conclude(result, fence))
+        self._take(self.rooms.kasmina.conclude(result, fence))
 
     def _compare_with_twin(self, fence: int) -> None:
         if self.view.compares_with_twin:
-            live = self.trainer.sample_losses("gate", fence)
+            live = self.rooms.trainer.sample_losses("gate", fence)
             with self.tally.waiting():
-                twin = self.incubator.twin_losses(fence)
-            compared = self.kasmina.compare(live, twin)
+                twin = self.rooms.incubator.twin_losses(fence)
+            compared = self.rooms.kasmina.compare(live, twin)
             self.tally.incubator_flops += compared.flops
             self.journal.write(Kind.TWIN_COMPARED, compared.losses)
 
     def _advance(self, fence: int, training: TrainingState) -> None:
         """Have the next gate of every due seed judged, one after the other: what one does may end another."""
-        observation = self.trainer.observe(fence, self.view.stages)
-        while (command := self.tamiyo.advance(self._state(training))) is not None:
-            self._change(self.kasmina.advance(self._sent(command), fence, observation))
+        observation = self.rooms.trainer.observe(fence, self.view.stages)
+        while (command := self.rooms.tamiyo.advance(self._state(training))) is not None:
+            self._take(self.rooms.kasmina.advance(self._sent(command), fence, observation))
 
     def _reset(self, fence: int) -> None:
         if seeds := self.view.resetting:
-            self._change(self.kasmina.reset(self.trainer.compare_with_unseeded(seeds), fence))
+            self._take(self.rooms.kasmina.reset(self.rooms.trainer.compare_with_unseeded(seeds), fence))
 
     def _germinate(self, fence: int, training: TrainingState) -> None:
-        verdict = self.tamiyo.decide(self._state(training))
+        verdict = self.rooms.tamiyo.decide(self._state(training))
         if verdict.decision is not None:
             self.journal.write(Kind.DECISION, verdict.decision)
         if isinstance(verdict.outcome, Hold):
@@ -225,26 +204,23 @@ class Line:
             self.progress.hold(verdict.outcome)
             return
         command = self._sent(verdict.outcome)
-        received = self.kasmina.receive(command, fence)
-        snapshot = self.trainer.snapshot()
+        received = self.rooms.kasmina.receive(command, fence)
+        snapshot = self.rooms.trainer.snapshot()
         with self.tally.waiting():
-            births = self.incubator.births(received.plans, snapshot)
+            births = self.rooms.incubator.births(received.plans, snapshot)
         self.tally.incubator_flops += received.flops
-        changed = self.kasmina.carry_out(command.command_id, fence, births)
-        self._change(changed)
+        changed = self.rooms.kasmina.carry_out(command.command_id, fence, births)
+        self._take(changed)
         if changed.answer.order is not None:
-            self.incubator.begin(changed.answer.order, snapshot)
+            self.rooms.incubator.begin(changed.answer.order, snapshot)
 
     def _sent(self, command: Command) -> Command:
         self.journal.write(Kind.COMMAND, command)
         return command
 
-    def _change(self, changed: Changed) -> None:
-        self.at.view = changed.view
-        self._take(changed.answer)
-
-    def _take(self, answer: Answer) -> None:
-        """Journal what Kasmina answered, carry its plans out, and let Tamiyo learn of it."""
+    def _take(self, changed: Changed) -> None:
+        """Journal what Kasmina answered, carry its plans out, and give Tamiyo its reports."""
+        self.at.view, answer = changed.view, changed.answer
         for verdict in answer.gates:
             self.tally.growth = self.tally.growth.judged(verdict)
         self.journal.write_many([(Kind.GATE, report) for report in answer.gates])
@@ -252,11 +228,11 @@ class Line:
         if answer.order is not None:
             self.journal.write(Kind.INCUBATION_BEGUN, answer.order.model_copy(update={"plans": ()}))
         if answer.keep_twin:
-            self.incubator.keep_twin()
+            self.rooms.incubator.keep_twin()
         for plan in answer.plans:
-            self.journal.write(Kind.PLAN_APPLIED, self.trainer.apply(plan))
+            self.journal.write(Kind.PLAN_APPLIED, self.rooms.trainer.apply(plan))
         for report in answer.field_reports:
             self.store.append(report)
             self.journal.write(Kind.FIELD_REPORT, report)
-            self.tamiyo.remember(report)
+            self.rooms.tamiyo.remember(report)
         self.progress.answer(answer)

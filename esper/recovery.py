@@ -1,4 +1,4 @@
-"""How long a run needs to go on after a death, phase by phase. It measures; `esper.line` recovers."""
+"""How long a run needs to go on after a death, phase by phase. It measures; `esper.going_back` recovers."""
 
 from __future__ import annotations
 

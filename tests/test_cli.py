@@ -20,10 +20,10 @@ from esper.config import RunConfig, load_config
 from esper.durable.files import DirectoryLease
 from esper.errors import Drained, EmergencyStop, StoreWriteFailed
 from esper.journal import FIRST_GENERATION, read
-from esper.line import Drain
 from esper.next_steps import next_step
 from esper.references import Reference
 from esper.run_directory import journal_file
+from esper.stopping import Drain
 from esper.testing import tiny_config, tiny_task
 
 FILE = """

@@ -85,12 +85,12 @@ def to_the_end(line: Line) -> str:
     while line.passed < line.last:
         line.round()
     line.checkpoints.settle()
-    return line.trainer.weights_sha256()
+    return line.rooms.trainer.weights_sha256()
 
 
 def stray(line: Line) -> None:
     """Half a round that is to be taken back."""
-    line.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
+    line.rooms.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
 
 
 @pytest.mark.parametrize("tier", Tier)
@@ -101,13 +101,13 @@ def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
     line.begin()
     while line.passed < fence:
         line.round()
-    before = line.trainer.weights_sha256()
+    before = line.rooms.trainer.weights_sha256()
     stray(line)
-    assert line.trainer.weights_sha256() != before
+    assert line.rooms.trainer.weights_sha256() != before
     line.back.roll_back(tier)
-    assert (line.passed, line.trainer.weights_sha256()) == (fence, before)
+    assert (line.passed, line.rooms.trainer.weights_sha256()) == (fence, before)
     assert to_the_end(line) == undisturbed.weights_sha256
-    assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
+    assert line.rooms.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert line.tally.rollbacks == 1
 
 
@@ -142,7 +142,7 @@ def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at
 
 
 def host_plans(line: Line) -> tuple[Any, ...]:
-    snapshot: Any = line.trainer.snapshot()
+    snapshot: Any = line.rooms.trainer.snapshot()
     plans: tuple[Any, ...] = snapshot.topology
     return plans
 
@@ -173,9 +173,9 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
     plan = host_plans(line)[-1]
     line.back.roll_back(Tier.FAST)
     with pytest.raises(DependencyViolationError, match="generation"):
-        line.trainer.apply(plan)
+        line.rooms.trainer.apply(plan)
     with pytest.raises(CommandRejected):
-        line.kasmina.receive(sent[-1], line.passed)
+        line.rooms.kasmina.receive(sent[-1], line.passed)
 
 
 def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path: Path, undisturbed: Result) -> None:
@@ -222,7 +222,7 @@ def dies(line: Line, name: str, role: str) -> None:
 
         def revive(self, generation: int) -> None:
             if role == "tolaria":
-                key = RunKey(line.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
+                key = RunKey(line.rooms.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
                 line.rooms.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
 
     line.rooms.crew = Mortal()
@@ -252,7 +252,7 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     if fence != LAST:
         assert [one.first_step_s is not None for one in line.deaths.recoveries] == [False, True]
     if line.view.has_twin:
-        assert line.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
+        assert line.rooms.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
 
 
@@ -291,7 +291,7 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
     if who == "trainer":
         second, method = ("tolaria", "tolaria"), {"tolaria": "keep", "manager-0": "roll_back"}[first[0]]
     with monkeypatch.context() as patch:
-        patch.setattr(type(getattr(line, who)), method, dead)
+        patch.setattr(type(getattr(line.rooms, who)), method, dead)
         with pytest.raises(ActorLost):
             dies(line, *first)
     assert line.deaths.recoveries == []
@@ -345,7 +345,7 @@ def test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tourna
         while line.passed < LAST:
             line.round()
             line.checkpoints.settle()
-            pending = line.incubator._pending is not None  # type: ignore[attr-defined]  # to look on
+            pending = line.rooms.incubator._pending is not None  # type: ignore[attr-defined]  # to look on
             held.append(snapshots() - others - pending)
     finally:
         gc.unfreeze()

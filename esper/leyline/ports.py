@@ -148,7 +148,12 @@ class ForkFactory(Protocol):
 
 
 class LiveHost(Protocol):
-    """Tolaria, as the line calls it: the host that is trained for keeps."""
+    """Tolaria, as the line calls it: the host whose training the run is for.
+
+    Call order of a round: `run_round`; at the fence after it `sample_losses` and `observe`, each at most once, then
+    `apply` for each plan, and `save` last. `saved` follows each `save`, before the next one. `roll_back` and `restore`
+    are called between fences, when every process is up; `first_step_at` counts from the last of them.
+    """
 
     def untrained(self) -> TrainingState:
         """The state at fence 0."""
@@ -216,7 +221,11 @@ class LiveHost(Protocol):
 
 
 class Decider(Protocol):
-    """Tamiyo, as the line calls it."""
+    """Tamiyo, as the line calls it.
+
+    Call order at a fence: `advance` until it answers None, then `decide` once; both are given the state after every
+    change that came before. `remember` is called for each field report, before the next of these. `state` comes last.
+    """
 
     def remember(self, report: FieldReport) -> None:
         """Add a field report to what the policy sees of the past."""
@@ -317,7 +326,13 @@ class Inbox(Protocol):
 
 
 class Nursery(Protocol):
-    """Kasmina's incubation, as the line calls it: forks, off the live host, and the twin."""
+    """Kasmina's incubation, as the line calls it: forks, off the live host, and the twin.
+
+    Call order of a tournament: `births`, `begin` at the same fence, `collect` at the fence at which it is due, and
+    `keep_twin` before the next `begin`, if its control is to live on. The twin is trained by `advance_twin` once a
+    round, before `twin_losses` of that fence. `state` is called at a fence, after all of these; `restore` between
+    fences, before the `begin` of an order that was in flight.
+    """
 
     def births(self, plans: Sequence[GraftPlan], snapshot: Any) -> Sequence[Birth]:  # Any: from LiveHost.snapshot
         """Measure candidates before they may train."""
