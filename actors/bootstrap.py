@@ -32,6 +32,7 @@ from actors.places import SHARED_MEMORY, TEMPORARY, make_place, sweep
 from actors.shell import Birth, Shell
 from actors.starting import ENDING, start
 from actors.witness import Witness
+from esper import hash_seed
 from esper.closing import Closing, noted_on
 from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.import_paths import ROOT, is_installed
@@ -100,7 +101,9 @@ class EmbeddedRay(Closing):
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
-        self._before = {name: os.environ.get(name) for name in (*ENVIRONMENT, THREADS, "RAY_AUTH_TOKEN")}
+        self._before = {
+            name: os.environ.get(name) for name in (*ENVIRONMENT, *actor_environment(threads), "RAY_AUTH_TOKEN")
+        }
         self._heads: dict[str, int] = {}
         self._ended = threading.Event()
         self._printing = ray._private.worker.print_to_stdstream
@@ -120,7 +123,7 @@ class EmbeddedRay(Closing):
             raise PlacementUnavailable("ray", f"it did not start: {type(error).__name__}: {error}") from error
 
     def _start(self, slots: int, threads: int, deadline_s: float) -> None:
-        os.environ.update({**ENVIRONMENT, THREADS: str(threads)})
+        os.environ.update({**ENVIRONMENT, **actor_environment(threads)})
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         _read_environment_again()
         begin = functools.partial(
@@ -293,6 +296,11 @@ def _read_environment_again() -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+def actor_environment(threads: int) -> dict[str, str]:
+    """Variables that decide the bits of an actor's process and are read when it starts."""
+    return {THREADS: str(threads), hash_seed.VARIABLE: str(hash_seed.seed_for_actors())}
+
+
 def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
     """Begin to start an actor; `await_ready` says when it is up. Ray restarts nothing and repeats nothing.
 
@@ -301,8 +309,8 @@ def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
     """
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
     # Ray's processes have the environment of this one. To change it, each would import Ray twice.
-    same = os.environ.get(THREADS) == str(birth.threads)
-    environment: Mapping[str, Any] = {} if same else {"runtime_env": {"env_vars": {THREADS: str(birth.threads)}}}
+    other = {name: value for name, value in actor_environment(birth.threads).items() if os.environ.get(name) != value}
+    environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
     handle: ActorHandle[Shell] = made.options(
         name=f"{birth.name}-g{birth.generation}-{birth.run_id[:8]}" + (f"-{attempt}" if attempt > 1 else ""),
         num_cpus=birth.cpus,

@@ -58,7 +58,7 @@ def _ended(folder: Path, number: signal.Signals, is_time: Callable[[Path], bool]
     words = ["run", f"{folder}/task.py:task", "--config", str(folder / "tiny.toml"), "--json"]
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "esper.cli", *words], stdout=said, stderr=said, start_new_session=True
+            [sys.executable, "-m", "esper", *words], stdout=said, stderr=said, start_new_session=True
         )
     until(lambda: is_time(folder / "run") or process.poll() is not None)
     began_s = time.monotonic()

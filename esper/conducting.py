@@ -22,6 +22,7 @@ from esper.crew import Rooms
 from esper.errors import ConfigError, TaskError
 from esper.faults import Firings
 from esper.going_back import Cause
+from esper.hash_seed import VARIABLE, hash_seed, text_hash
 from esper.history import Past, lasting_level
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
@@ -185,6 +186,8 @@ class Record:
             return
         if self.identity.cpu != self.past.identity.cpu:
             severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
+        if _of_another_order(self.past.identity):
+            severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity)
         self.kept = taken.kept
         for line in taken.told:
@@ -257,6 +260,7 @@ class Record:
 def _check_same_task(prospect: Prospect, began: Identity) -> None:
     """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
     mend = "go on with the task that the run began with; it must be the same each time it is built"
+    mend += _of_another_order(began)
     other = began.host_modules_sha256 not in (None, prospect.host_modules_sha256)
     if other or (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
         raise TaskError(
@@ -273,6 +277,25 @@ def _check_same_task(prospect: Prospect, began: Identity) -> None:
     if began.first_loss is not None and not same_loss(prospect.first_loss, began):
         mend = f"its first step has a loss of {prospect.first_loss!r}, and had {began.first_loss!r}; {mend}"
         raise TaskError("task", began.task or "given from Python", mend)
+    if not _same_rehearsal(prospect, began):
+        mend = f"after the same first steps it has other weights than the run had; {mend}"
+        raise TaskError("task", began.task or "given from Python", mend)
+
+
+def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
+    """To the bit where the bits are promised and the steps are the same: a longer run may have another schedule."""
+    promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
+    if began.rehearsed_crc32c is None or not promised or prospect.total_steps != began.total_steps:
+        return True
+    return prospect.rehearsed_crc32c == began.rehearsed_crc32c
+
+
+def _of_another_order(began: Identity) -> str:
+    """Why sets of texts may have another order here than in the process that began the run, and the mend; "" if not."""
+    if began.text_hash in (None, text_hash()):
+        return ""
+    start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
+    return f"; a set of texts has another order here ({start}): sort it where the order matters"
 
 
 def same_loss(now: float | None, began: Identity) -> bool:

@@ -81,6 +81,8 @@ class Prospect:
     """Of the first training step; None until the rehearsal has taken it."""
     changing: Changing = field(default_factory=dict)
     """What the survey's own steps changed and no checkpoint need keep; the fences of the run leave it out."""
+    rehearsed_crc32c: int | None = None
+    """Of the weights after the rehearsal's last step; None until then, or if it diverged."""
 
     @property
     def total_steps(self) -> int:
@@ -239,14 +241,14 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     fresh = partial(stage.trainer, "", 0, "tolaria", never)
     trial = fresh()  # what a run would stumble over: optimizer, scheduler, losses
     check_same_build(host, as_built, trial.host)
-    first_loss, changing = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
+    first_loss, rehearsed, changing = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
     practised = practise(task, trial.host, fence_steps[-1])
     trial = fresh()  # the rehearsal may have diverged
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
     refuse_changes("task", "training or measuring")
-    found_out = _tried(replace(prospect, first_loss=first_loss), found.optional)
+    found_out = _tried(replace(prospect, first_loss=first_loss, rehearsed_crc32c=rehearsed), found.optional)
     around.check_data(drawn, harmless)
     shared = changed_between(begun, {**around.held({}), **drawn})
     return replace(found_out, changing=joined(changing, practised, shared))

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import Context
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from esper.nested import mapped
 from esper.shared_state import check_shared, kinds_of, shared_by
 from esper.streams import restore_streams, streams
 from esper.task import Task
+from esper.tensors import state_crc32c
 from esper.tolaria.data import TaskData
 from esper.tolaria.plain import check_own_state
 from esper.tolaria.trainer import Trainer
@@ -68,6 +69,17 @@ class Remembered:
         return mapped(torch.clone, batch)
 
 
+class Rehearsed(NamedTuple):
+    """What the first steps of a run come to. Where training diverged, which is for the guard of the run: nothing."""
+
+    first_loss: float | None
+    """Of step 0."""
+    weights_crc32c: int | None
+    """Of all tensors after the last step of the rehearsal."""
+    changing: Changing
+    """What the steps changed in model, optimizer and scheduler: it came back, or it is a cache."""
+
+
 @dataclass(frozen=True)
 class _Course:
     """What a network did and held when it went on from a snapshot."""
@@ -104,7 +116,7 @@ def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
 
 def rehearse(
     task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool
-) -> tuple[float | None, Changing]:
+) -> Rehearsed:
     """Train a fresh network for a few steps, restore it into another fresh one, and compare what they do and hold.
 
     Args:
@@ -114,8 +126,7 @@ def rehearse(
         same_bits: The device promises the same bits.
 
     Returns:
-        The loss of step 0; None: training diverged, which is for the guard of the run, and nothing was compared.
-        And what the steps changed in model, optimizer and scheduler: it came back, or it is a cache.
+        What the steps came to; where training diverged nothing was compared.
 
     Raises:
         TaskError: something that training changes is not kept; the object and the attribute are named.
@@ -124,12 +135,10 @@ def rehearse(
     try:
         return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
     except DivergenceUnrecoverable:
-        return None, {}
+        return Rehearsed(None, None, {})
 
 
-def _rehearse(
-    task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool
-) -> tuple[float, Changing]:
+def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool) -> Rehearsed:
     steps = min(STEPS_BEFORE, total_steps - 1)
     kinds, unkept = kinds_of(*first.parts().values()), of_parts(first.parts(), {})
     made = _attributes(first)
@@ -148,7 +157,8 @@ def _rehearse(
     if same_bits and (course.losses, course.kept) != (repeated.losses, repeated.kept):
         blame_attribute(made, before, restored)
         raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
-    return (*losses, *course.losses)[0], changed_between(unkept, of_parts(first.parts(), {}))
+    changing = changed_between(unkept, of_parts(first.parts(), {}))
+    return Rehearsed((*losses, *course.losses)[0], state_crc32c(tensors_of(first.host)), changing)
 
 
 def _attributes(trainer: Trainer) -> dict[str, Held]:

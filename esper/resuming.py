@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
+from esper.hash_seed import VARIABLE, hash_seed
 from esper.history import Past, read_past, settled_past
 from esper.journal import Entry, Kind
 from esper.problems import first_problem
@@ -43,6 +44,9 @@ SEALED = (
     "samples_crc32c",
     "trained_by",
     "first_loss",
+    "rehearsed_crc32c",
+    "hash_seed",
+    "text_hash",
 )
 """What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
 
@@ -160,12 +164,20 @@ def _is_fixed(key: str) -> bool:
 
 
 def check_versions(run_dir: Path, identity: Identity) -> None:
-    """Raises: RunDirectoryError: the run was made by other versions than are here, which give other bits."""
+    """What gives other bits is as it was when the run began: versions, and the order of sets where it was fixed.
+
+    Raises:
+        RunDirectoryError: the run was made by other versions than are here.
+        ConfigError: this process was started with another `PYTHONHASHSEED` than the run's.
+    """
     now = versions()
     other = {name: made for name, made in identity.versions.items() if now.get(name) != made}
     if other:
         told = ", ".join(f"{name} {made} (here {now.get(name)})" for name, made in other.items())
         raise RunDirectoryError("RUN", str(run_dir), f"made with {told}: other versions give other bits; install those")
+    if identity.hash_seed is not None and hash_seed() not in (None, identity.hash_seed):
+        mend = f"the run began with {identity.hash_seed}, and sets of texts have another order here"
+        raise ConfigError(VARIABLE, hash_seed(), f"{mend}: start this command with {VARIABLE}={identity.hash_seed}")
 
 
 def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:

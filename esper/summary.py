@@ -22,6 +22,7 @@ from esper.config import RunConfig
 from esper.durable.files import atomic_write, read_small
 from esper.errors import RunDirectoryError, StoreCorrupt, all_notes, text_of
 from esper.growth_log import GrowthLog
+from esper.hash_seed import hash_seed, text_hash
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import SeedState
@@ -66,6 +67,12 @@ class Identity(Message):
     """SHA-256 of each module that was loaded from the task's folder, by its path in it. Empty in older runs."""
     first_loss: float | None = None
     """Loss of the first training step. None in older runs."""
+    rehearsed_crc32c: int | None = None
+    """Of the weights after the survey's first steps. None where they diverged, and in older runs."""
+    hash_seed: int | None = None
+    """`PYTHONHASHSEED` of the process that began the run. None where it was random, and in older runs."""
+    text_hash: int | None = None
+    """What `hash` gave there for one text: another value is another order of sets. None in older runs."""
 
     @model_validator(mode="after")
     def _fences_rise(self) -> Self:
@@ -102,6 +109,9 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         started_in=str(Path.cwd()) if reference.text else "",
         task_files=source_digests(reference),
         first_loss=prospect.first_loss,
+        rehearsed_crc32c=prospect.rehearsed_crc32c,
+        hash_seed=hash_seed(),
+        text_hash=text_hash(),
     )
 
 

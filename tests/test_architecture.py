@@ -22,6 +22,7 @@ HELPERS = frozenset(
         "closing",
         "extra_state",
         "faults",
+        "hash_seed",
         "heartbeat",
         "import_paths",
         "nested",

@@ -47,7 +47,8 @@ def test_package_is_ours_and_not_a_namesake(package: str) -> None:
 def test_distribution_is_esper_runtime_at_the_version_of_the_project() -> None:
     installed = distribution("esper-runtime")
     assert (installed.metadata["Name"], installed.version) == (PROJECT["name"], PROJECT["version"])
-    assert [entry.value for entry in installed.entry_points.select(group="console_scripts")] == ["esper.cli:main"]
+    assert PROJECT["scripts"] == {"esper": "esper.__main__:main"}
+    assert [entry.name for entry in installed.entry_points.select(group="console_scripts")] == ["esper"]
 
 
 def test_types_are_declared_to_users() -> None:

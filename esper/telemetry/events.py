@@ -48,6 +48,7 @@ NAMES = frozenset(
         "guard_tripped",
         "fault_fired",
         "other_cpu",
+        "other_hash_seed",
     }
 )
 

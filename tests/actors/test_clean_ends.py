@@ -90,7 +90,7 @@ def start(folder: Path, *before: str, **settings: Any) -> Started:
     (folder / "task.py").write_text(TASK)
     (folder / "tiny.toml").write_text(as_toml(tiny_config(**settings)))
     run_dir = folder / "run"
-    command = [*before, sys.executable, "-m", "esper.cli", "run", f"{folder}/task.py:task", "--json"]
+    command = [*before, sys.executable, "-m", "esper", "run", f"{folder}/task.py:task", "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         process = subprocess.Popen(
@@ -146,7 +146,7 @@ def ray_begun(started: Started) -> int:
 def told(*words: str) -> dict[str, Any]:
     """What a command of esper prints for `--json`; it must succeed."""
     done = subprocess.run(
-        [sys.executable, "-m", "esper.cli", *words, "--json"],
+        [sys.executable, "-m", "esper", *words, "--json"],
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,

@@ -65,7 +65,7 @@ def test_it_ends_the_same_where_its_process_was_killed(tmp_path: Path, alone: Re
     (tmp_path / "c.toml").write_text(as_toml(config(tmp_path / "run")))
     (tmp_path / "f.toml").write_text('[[faults]]\npoint = "tolaria.step"\nfault = "kill"\nstep = 107\n')
     words = ["run", TASK, "--config", "c.toml", "--faults", "f.toml", "--in-process"]
-    killed = subprocess.run([sys.executable, "-m", "esper.cli", *words], cwd=tmp_path, capture_output=True, check=False)
+    killed = subprocess.run([sys.executable, "-m", "esper", *words], cwd=tmp_path, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert read_past(tmp_path / "run").commits[-1].fence >= 3
     same(resume(tmp_path / "run").as_json(), alone)
@@ -93,7 +93,7 @@ def test_the_first_command_of_the_readme_trains_the_default_task_on_actors(tmp_p
     keys = ("run.epochs=1", "policy.deadline_s=60.0", "ray.start_deadline_s=200.0")
     short = [*(word for key in keys for word in ("--set", key)), "--json"]
     done = subprocess.run(
-        [sys.executable, "-m", "esper.cli", *first[1:], *short],
+        [sys.executable, "-m", "esper", *first[1:], *short],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
