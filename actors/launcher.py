@@ -22,8 +22,10 @@ from esper.resuming import resumed
 from esper.stopping import Drain
 from esper.summary import Result
 from esper.task import Task
+from esper.workplace import fixed, from_here
 
 
+@from_here()
 def launch(
     task: Task,
     config: RunConfig | None = None,
@@ -60,6 +62,7 @@ def launch(
         return _with_network(conductor.begin(prospect), task)
 
 
+@from_here()
 def resume(
     run_dir: Path,
     task: Task | None = None,
@@ -97,4 +100,4 @@ def resume(
 
 def _with_network(result: Result, task: Task) -> Result:
     """Raises: CheckpointCorrupt: the checkpoint at the end of the run does not load."""
-    return result.model_copy(update={"network": load(result.run_dir, task=task, fence=result.rounds)})
+    return result.model_copy(update={"network": load(fixed(Path(result.run_dir)), task=task, fence=result.rounds)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from esper.references import Reference, import_task, locate
 from esper.resuming import PUT_BACK
 from esper.summary import changed_source, file_digest, source_digests
 from esper.task import Task
+from esper.workplace import workplace
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class TaskSource:
     """Digest of each module of the task, by its path in the task's folder."""
     pickled: bytes | None = None
     """Task and blueprints, where there is no reference."""
+    started_in: str = ""
+    """The sender's working directory: when it began, of a referenced task, whose code may have left it since."""
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
@@ -42,20 +46,23 @@ class TaskSource:
         """
         if reference.text:
             digests = file_digest(reference), source_digests(reference)
-            return cls(_from_anywhere(reference), absolute_path(), *digests)
+            where = str(workplace())
+            return cls(_from_anywhere(reference), absolute_path(), *digests, started_in=where)
         try:
             pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
         except Exception as error:
             mend = f"it cannot be sent to actors ({error}); give its reference, or run it in this process"
             raise TaskError("task", type(error).__name__, mend) from error
-        return cls(reference, absolute_path(), pickled=pickled)
+        return cls(reference, absolute_path(), pickled=pickled, started_in=os.getcwd())
 
     def load(self) -> tuple[Task, Registry]:
-        """The task and its blueprints, in this process, which takes over the sender's import path.
+        """The task and its blueprints, in this process, which takes over the sender's import path and folder.
 
         Raises:
             TaskError: a file has changed since the run began, or the task's code raised.
         """
+        if self.started_in:
+            os.chdir(self.started_in)
         join_path(self.path)
         if self.pickled is not None:
             return _unpickled(self.pickled)

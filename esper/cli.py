@@ -41,6 +41,7 @@ from esper.references import load_task
 from esper.snapshots import default_place, take
 from esper.summary import versions
 from esper.their_code import any_of_their_code, refused_as_theirs, their_code
+from esper.workplace import from_here
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
@@ -54,6 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # "[[faults]]" in a help text is no markup
 )
+
 app.add_typer(log_commands.app, name="log")
 app.add_typer(checkpoint_commands.app, name="checkpoint")
 app.command("export")(export_commands.export_network)
@@ -240,7 +242,7 @@ def main() -> None:
 
 def exit_code(arguments: list[str]) -> int:
     """Run one command line. Says what went wrong, in one line, on standard error."""
-    with guarded():
+    with guarded(), from_here():
         return _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
 
 

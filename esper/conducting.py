@@ -47,6 +47,7 @@ from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
 from esper.their_code import any_of_their_code
+from esper.workplace import shown
 
 ROUNDING = 1e-3
 """Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
@@ -315,7 +316,7 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
     assert tally.steps_per_s is not None, "a run has at least one round"
     seeds = tuple(fate(seed) for seed in line.view.seeds)
     return Result(
-        run_dir=str(path),
+        run_dir=shown(path),
         task=task,
         seed=config.run.seed,
         threads=config.run.threads,

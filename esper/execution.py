@@ -38,6 +38,7 @@ from esper.strict_json import strict_json
 from esper.summary import Result, failure
 from esper.task import Task
 from esper.tolaria.checkpoint import QUARANTINE
+from esper.workplace import shown
 
 STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
@@ -105,7 +106,7 @@ def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
         raise typer.Exit(STRICT_FAILURE) from error
     except KeyboardInterrupt as interrupt:
         terminal.close()
-        kept = f"; what was kept: {resume_command(terminal.path)}" if terminal.path is not None else ""
+        kept = f"; what was kept: {resume_command(Path(shown(terminal.path)))}" if terminal.path is not None else ""
         raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
@@ -189,16 +190,16 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
     facts, last, kept = failure(error), None, "nothing was written"
     if run_dir is not None:
         kept = "nothing that can be read"
-        with noted_on(error, f"reading what is left in {run_dir}"):
+        with noted_on(error, f"reading what is left in {shown(run_dir)}"):
             found = look_at(run_dir)
             last = next((entry for entry in reversed(found.entries) if _tells(entry, facts)), None)
             kept = _kept(run_dir, found)
     told: dict[str, Any] = {
         **facts,
         "trace_id": last.body["trace_id"] if last is not None else None,
-        "run_dir": str(run_dir) if run_dir is not None else None,
+        "run_dir": shown(run_dir) if run_dir is not None else None,
         "kept": kept,
-        "next": next_step(error, run_dir),
+        "next": next_step(error, Path(shown(run_dir)) if run_dir is not None else None),
     }
     del told["notes"]
     notes = list(all_notes(error))

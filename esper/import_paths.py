@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
+from esper.workplace import fixed
+
 ROOT = Path(__file__).absolute().parents[1]
 """The folder that holds esper's own packages."""
 OURS = ("esper", "actors", "drills")
@@ -35,7 +37,7 @@ def put_first(folder: Path) -> None:
 
 def absolute_path() -> tuple[str, ...]:
     """This process's import path, for another process: relative folders are made absolute."""
-    return tuple(str(Path(place).absolute()) for place in sys.path)
+    return tuple(str(fixed(Path(place))) for place in sys.path)
 
 
 def join_path(path: Sequence[str]) -> None:

@@ -22,12 +22,14 @@ from esper.stopping import Drain
 from esper.summary import Result
 from esper.task import Task
 from esper.tolaria.trainer import Trainer
+from esper.workplace import from_here
 
 STARTS = ("kasmina.start", "tamiyo.start", "tolaria.start")
 ONE_PROCESS = {"": {point for point in faults.POINTS if not point.startswith("emergency.") and point not in STARTS}}
 """The fault points that are passed here, by the one process that there is, which has no name."""
 
 
+@from_here()
 def run(
     task: Task,
     config: RunConfig | None = None,
@@ -63,6 +65,7 @@ def run(
     return result.model_copy(update={"network": trainers[0].release()})
 
 
+@from_here()
 def resume(
     run_dir: Path,
     task: Task | None = None,

@@ -15,7 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from esper import parent
+from esper import parent, workplace
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, GateReport, Transition
@@ -276,7 +276,7 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
     sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
     threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
     lines = [
-        f"run {path}" if path is not None else "a run would be",
+        f"run {workplace.shown(path)}" if path is not None else "a run would be",
         f"  {prospect.host_parameters:,} parameters; {prospect.total_steps} steps of {prospect.data.batch_size} samples"
         f" in {len(prospect.fence_steps) - 1} rounds; seed {run.seed}, {threads}, {run.device}",
         f"  samples: {sizes}",

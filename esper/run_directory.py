@@ -13,6 +13,7 @@ from esper.closing import Closing, noted_on
 from esper.durable.files import DirectoryLease, make_folders
 from esper.errors import RunDirectoryError, StoreWriteFailed
 from esper.leyline.base import is_utf8
+from esper.workplace import fixed, shown
 
 DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
@@ -23,6 +24,7 @@ WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
 )
+
 """Names of what a run writes, or writes into."""
 
 
@@ -37,7 +39,7 @@ def refusing(field: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         at = f" ({error.filename})" if error.filename not in (None, str(path)) else ""
-        raise RunDirectoryError(field, str(path), f"cannot be used: {error.strerror}{at}") from error
+        raise RunDirectoryError(field, shown(path), f"cannot be used: {error.strerror}{at}") from error
 
 
 class RunDirectory(Closing):
@@ -55,11 +57,12 @@ class RunDirectory(Closing):
         """
         if path is None:
             path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
+        path = fixed(path)
         _refuse_name("run.dir", path)
         try:
             make(path)
             if not os.access(path, os.W_OK | os.X_OK):
-                raise RunDirectoryError("run.dir", str(path), "not writable; choose another")
+                raise RunDirectoryError("run.dir", shown(path), "not writable; choose another")
             _refuse_links("run.dir", path)
             lease = DirectoryLease(path)
             if not (path / LEASE).exists():
@@ -73,10 +76,10 @@ class RunDirectory(Closing):
                     lease.release()
                 raise
         except (FileExistsError, NotADirectoryError) as error:
-            raise RunDirectoryError("run.dir", str(path), "not a directory; choose another") from error
+            raise RunDirectoryError("run.dir", shown(path), "not a directory; choose another") from error
         except OSError as error:
             mend = f"cannot be used: {error.strerror}; choose another"
-            raise RunDirectoryError("run.dir", str(path), mend) from error
+            raise RunDirectoryError("run.dir", shown(path), mend) from error
         return cls(path, lease)
 
     @classmethod
@@ -86,6 +89,7 @@ class RunDirectory(Closing):
         Raises:
             RunDirectoryError: it holds no run, is in use by the process that is named, or is not writable.
         """
+        path = fixed(path)
         _refuse_name("RUN", path)
         with refusing("RUN", path):
             if not run_file(path).is_file():
@@ -109,7 +113,7 @@ class RunDirectory(Closing):
 def _refuse_name(field: str, path: Path) -> None:
     """Raises: RunDirectoryError: the result, which is JSON, could not name the directory."""
     if not is_utf8(str(path)):
-        raise RunDirectoryError(field, str(path), "its name is not UTF-8; choose or give it another")
+        raise RunDirectoryError(field, shown(path), "its name is not UTF-8; choose or give it another")
 
 
 def _refuse_links(field: str, path: Path) -> None:
@@ -117,7 +121,7 @@ def _refuse_links(field: str, path: Path) -> None:
     for entry in path.iterdir():
         if WRITTEN.fullmatch(entry.name) and entry.is_symlink():
             mend = f"{entry.name} is a symbolic link to {os.readlink(entry)}; put the file or folder itself there"
-            raise RunDirectoryError(field, str(path), mend)
+            raise RunDirectoryError(field, shown(path), mend)
 
 
 def make(path: Path) -> None:
@@ -139,15 +143,15 @@ def _sweep(path: Path) -> None:
 
 def _refuse_filled(path: Path) -> None:
     if any(entry.name != LEASE and not LITTER.fullmatch(entry.name) for entry in path.iterdir()):
-        raise RunDirectoryError("run.dir", str(path), "not empty; choose an absent or empty directory")
+        raise RunDirectoryError("run.dir", shown(path), "not empty; choose an absent or empty directory")
 
 
 def no_run(path: Path) -> RunDirectoryError:
     """What to raise where there is no `run.json`."""
     if path.is_dir() and journals(path):
         mend = "run.json is missing, a run's journals are here: put it back from a copy (`esper snapshot` makes them)"
-        return RunDirectoryError("RUN", str(path), mend)
-    return RunDirectoryError("RUN", str(path), "no run is here (there is no run.json)")
+        return RunDirectoryError("RUN", shown(path), mend)
+    return RunDirectoryError("RUN", shown(path), "no run is here (there is no run.json)")
 
 
 def run_file(path: Path) -> Path:

@@ -33,6 +33,7 @@ from esper.recovery import Recovery
 from esper.references import Reference
 from esper.run_directory import no_run, refusing, run_file, summary_file
 from esper.strict_json import strict_json
+from esper.workplace import workplace
 
 VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "opentelemetry-sdk")
 
@@ -106,7 +107,7 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         samples_crc32c=prospect.samples_crc32c,
         trained_by=prospect.trained_by,
         argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
-        started_in=str(Path.cwd()) if reference.text else "",
+        started_in=str(workplace()) if reference.text else "",
         task_files=source_digests(reference),
         first_loss=prospect.first_loss,
         rehearsed_crc32c=prospect.rehearsed_crc32c,

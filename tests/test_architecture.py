@@ -36,6 +36,7 @@ HELPERS = frozenset(
         "tensors",
         "tensors_kept",
         "their_code",
+        "workplace",
     )
 )
 GROUND = ERRORS | HELPERS | {"esper.leyline", "esper.durable"}

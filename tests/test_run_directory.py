@@ -41,7 +41,7 @@ def test_an_empty_directory_is_taken_and_one_that_holds_only_an_old_lease(tmp_pa
 def test_by_default_the_directory_is_new_and_named_by_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with RunDirectory.create(None, EPOCH) as claimed:
-        assert claimed.path.parent == Path("runs")
+        assert claimed.path.parent == tmp_path / "runs"
         assert claimed.path.name.startswith("20260101-000000-")
 
 

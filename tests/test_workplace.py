@@ -1,0 +1,61 @@
+"""Relative paths start where a command began, wherever the user's code moves the working directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from esper.cli import exit_code
+from esper.run_directory import run_file
+from esper.workplace import fixed, from_here, shown
+
+TASK = """
+import os
+from pathlib import Path
+from esper.testing import TinyHost, tiny_task
+
+os.chdir("data")
+assert Path("there").exists()
+
+class Moving(TinyHost):
+    def forward(self, x):
+        os.chdir("/")
+        return super().forward(x)
+
+def task(): return tiny_task(model=Moving, epochs=1)
+"""
+
+
+def test_a_task_that_changes_the_working_directory_moves_no_file_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "there").touch()
+    (tmp_path / "t.py").write_text(TASK)
+    for words in (["run", "t.py:task", "--no-growth", "--run-dir", "here"], ["resume", "here"]):
+        monkeypatch.chdir(tmp_path)
+        assert exit_code([*words, "--in-process", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["run_dir"] == "here"
+    assert {entry.name for entry in tmp_path.iterdir()} - {"__pycache__"} == {"data", "t.py", "here"}
+    assert [entry.name for entry in (tmp_path / "data").iterdir()] == ["there"]
+    assert json.loads(run_file(tmp_path / "here").read_text())["started_in"] == str(tmp_path)
+
+
+def test_a_place_is_fixed_by_the_outermost_block_and_shown_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    with from_here():
+        os.chdir("sub")
+        with from_here():
+            assert fixed(Path("a")) == tmp_path / "a"
+        assert shown(tmp_path / "a") == "a"
+        assert shown(Path("/elsewhere")) == "/elsewhere"
+    assert fixed(Path("a")) == tmp_path / "sub" / "a"
+    os.rmdir(tmp_path / "sub")
+    with from_here():
+        assert fixed(Path("/a")) == Path("/a")
