@@ -112,7 +112,7 @@ class Terminal:
 
     def started(self, prospect: Prospect, path: Path) -> None:
         """Say what will be run, and open the live view; a parent process learns where the run is."""
-        parent.tell(run_dir=str(path))
+        parent.tell(run_dir=workplace.shown(path))
         self.path, self._fences = path, len(prospect.fence_steps) - 1
         for line in heading(prospect, path):
             self._console.print(line, soft_wrap=True)
