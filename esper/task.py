@@ -37,8 +37,8 @@ class Task:
             network, its twin and each fork, in each process; two calls must share nothing.
         slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` stand for a part between two
             dots, and `"*"` alone for every module. The output of a slot is one floating-point tensor, [B, C, H, W],
-            [B, T, C] or [B, C], and the slot is called once per forward. A module that a pattern matches and that is
-            no such slot is left out; one that is named is refused.
+            [B, T, C] or [B, C], and the slot is called at most once per forward. A module that a pattern matches and
+            that is no such slot is left out; one that is named is refused.
         train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). What is drawn at random there comes
             from the seeded global generators.
         valid: As `train`. Its loss is measured at the end of a run and decides nothing.

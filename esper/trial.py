@@ -22,7 +22,7 @@ from esper.their_code import refused_as_theirs, their_code
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.modules import check_gradients
 from esper.tolaria.optim import build_optimizer
-from esper.tolaria.trainer import call_model, never, not_called
+from esper.tolaria.trainer import MOST_SKIPPED, Trainer, call_model, never, not_called
 from esper.untrained import check_parts, refuse_reentrant
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
 
     Raises:
         TaskError: the task's own code raised; a slot's output has other channels or another type in a later batch; or
-            a step did not call a slot.
+            no training batch called a slot.
         SeedBuildFailed: a candidate cannot be built.
     """
     grows = prospect.config.growth.enabled
@@ -78,15 +78,26 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         for plan in _cheapest_plans(prospect) if grows else ():
             trainer.graft(plan)
         try:
-            for step in range(min(STEPS, prospect.total_steps)):
-                before = {path: len(seen) for path, seen in shapes.items()}
-                trainer.train_to(step + 1)
-                for path in (path for path, seen in shapes.items() if len(seen) == before[path]):
-                    raise not_called(path, step)
+            trainer.train_to(min(STEPS, prospect.total_steps))
+            _look_for_calls(trainer, shapes)
         except DivergenceUnrecoverable:  # no matter of what fits: a run tells it with its own guard
             return ()
         trainer.try_shards()
     return tuple(path for path, seen in shapes.items() if len(set(seen)) > 1)
+
+
+def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) -> None:
+    """Run forward passes of further training batches until every slot was called once.
+
+    Raises:
+        TaskError: a slot was never called.
+    """
+    for step in range(trainer.step, trainer.step + MOST_SKIPPED):
+        if all(shapes.values()):
+            return
+        trainer.glance(step)
+    for path in (path for path, seen in shapes.items() if not seen):
+        raise not_called(path, 0, trainer.step + MOST_SKIPPED)
 
 
 def _cheapest_plans(prospect: Prospect) -> Iterator[GraftPlan]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from esper import plan_view
-from esper.errors import SeedBuildFailed, TaskError
+from esper.errors import Drained, SeedBuildFailed, TaskError
 from esper.kasmina.blueprints import Registry, blueprint
 from esper.leyline.slots import Kind
+from esper.loop import resume, run
 from esper.prospect import Prospect, survey
-from esper.testing import Bands, TinyHost, tiny_config, tiny_task
+from esper.rooms import RunKey, make_trainer
+from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
+from esper.trial import _cheapest_plans
 
 SHORT = 44
 """Rows of the last evaluation batch of a test shard of 300."""
@@ -53,19 +57,48 @@ class Refusing(TinyHost):
 
 
 class Skipping(TinyHost):
-    """Skips its slot in the third step."""
+    """Skips its slot by chance: in `share` of the forwards in training mode."""
 
-    refused: Tensor
+    share = 0.0
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        return self.head(x_BC) if torch.equal(x_BC[0], self.refused) else super().forward(x_BC)
+        return self.head(x_BC) if self.training and torch.rand(()) < self.share else super().forward(x_BC)
 
 
-def test_a_slot_that_a_later_step_does_not_call_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Skipping, "refused", prospect().data.batch(2)[0][0], raising=False)
-    said = r"slot body = 'not called by the forward of step 2': a slot is called once in each forward"
-    with pytest.raises(TaskError, match=said):
-        prospect(model=Skipping)
+class Seldom(Skipping):
+    share = 0.6
+
+
+class Mostly(Skipping):
+    share = 0.4
+
+
+def test_a_slot_that_steps_skip_by_chance_trains_a_seed_in_the_others(tmp_path: Path) -> None:
+    """As in plain PyTorch: without a gradient an optimizer changes nothing. The run is as repeatable as any other."""
+    assert prospect(model=Seldom).specs[0].path == "body"
+    task, end = tiny_task(model=Mostly), {"growth__false_pass": 0.5, "growth__margin": 1e-6, "run__epochs": 10}
+    whole = run(task, tiny_config(run__dir=str(tmp_path / "whole"), **end))
+    assert any(seed.z is not None for seed in whole.seeds)
+    watch = StopAt(4)
+    with pytest.raises(Drained):
+        run(task, tiny_config(run__dir=str(tmp_path / "it"), **end), drain=watch.drain, progress=watch)
+    assert resume(tmp_path / "it", task).weights_sha256 == whole.weights_sha256
+
+
+def test_isolation_is_not_said_to_be_seen_in_a_step_that_skips_the_slot() -> None:
+    found = prospect()
+    trainer = make_trainer(found, RunKey("r", 1, b""))
+    trainer.graft(next(_cheapest_plans(found)).model_copy(update={"isolated": True}))
+    forward, trainer.host.forward = trainer.host.forward, trainer.host.head.forward
+    trainer.train_to(1)
+    (seed,) = trainer.observe(1, {}).seeds
+    assert (seed.isolation_leaks, seed.calls) == (None, 0)
+    trainer.host.forward = forward
+    trainer.train_to(2)
+    (seed,) = trainer.observe(2, {}).seeds
+    assert (seed.isolation_leaks, seed.calls) == ((), 1)
+    batches = trainer.probe_gradients(seed.seed_id, 2).batches
+    assert batches == 2
 
 
 def test_code_that_fails_in_a_later_step_is_told_as_the_users_and_that_seeds_were_there(

@@ -202,6 +202,10 @@ class SeedEditor:
         for seed in self._seeds.values():
             seed.watched = on
 
+    def watched(self) -> tuple[str, ...]:
+        """Ids of the isolated seeds whose branch of the last forward pass is kept; a skipped slot leaves none."""
+        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.branch is not None)
+
     def audit(self) -> None:
         """Walk the autograd graph of the last forward pass from every isolated seed's branch.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,11 @@ NESTED = (
     "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
     " build it with enable_nested_tensor=False"
 )
+
+MOST_KEYS = 50
+"""Random streams that are tried until one is found under which no slot is skipped."""
+ALIKE = 10
+"""Forwards that skip the same slots, all under other random numbers, until the skipping counts as no chance."""
 
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
 
@@ -69,7 +74,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call
         TaskError: the user's own model raised; the call says with which input.
     """
     matched = match(model, slots)
-    host = _Host(model, matched, batch_input, call, _batch_size(batch_input))
+    host = _Host(model, matched, batch_input, call, _batch_size(batch_input)).with_most_calls()
     training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
     kinds = {}
     for path in host.paths:
@@ -108,6 +113,8 @@ class _Host:
     batch: int
     autocast: dict[str, str] = field(default_factory=dict)
     """By path: the type to which the model's own autocast casts where a slot is called; filled by `run`."""
+    key: int = 0
+    """Of the random numbers with which each forward begins."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -116,6 +123,30 @@ class _Host:
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
         """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
+        seen = self._record(self.key, training, change)
+        mode = "training" if training else "evaluation"
+        outputs = {}
+        for path, recorded in seen.items():
+            with self.matched.trying(path):
+                outputs[path] = _only_output(path, recorded, mode)
+        return outputs
+
+    def with_most_calls(self) -> _Host:
+        """This host under the random numbers with which a forward in training mode calls the most slots.
+
+        A model may skip layers by chance. The search ends when every slot was called, or when `ALIKE` forwards skip the
+        same slots: then no chance is seen.
+        """
+        called: list[set[str]] = []
+        for key in range(MOST_KEYS):
+            called.append({path for path, outputs in self._record(key, True, unchanged).items() if outputs})
+            if len(called[-1]) == len(self.paths):
+                break
+            if len(called) == ALIKE and all(paths == called[0] for paths in called):
+                break
+        return replace(self, key=max(range(len(called)), key=lambda key: len(called[key])))
+
+    def _record(self, key: int, training: bool, change: Change) -> dict[str, list[object]]:
         seen: dict[str, list[object]] = {path: [] for path in self.paths}
         given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
         devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
@@ -124,17 +155,12 @@ class _Host:
             extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
             recording(self.model, seen, self.autocast),
-            seeded(0, devices),
+            seeded(key, devices),
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
         ):
             self.call(self.model, given)
-        mode = "training" if training else "evaluation"
-        outputs = {}
-        for path, recorded in seen.items():
-            with self.matched.trying(path):
-                outputs[path] = _only_output(path, recorded, mode)
-        return outputs
+        return seen
 
     def run_twice(self, *, training: bool) -> dict[str, Tensor]:
         """As `run`. Raises: TaskError: the same input and the same random numbers gave two different outputs."""

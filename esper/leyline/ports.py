@@ -84,6 +84,10 @@ class HostEditor(Protocol):
         """
         ...
 
+    def watched(self) -> tuple[str, ...]:
+        """Ids of the isolated seeds whose branch of the last forward pass is kept; a skipped slot leaves none."""
+        ...
+
     def watch(self, on: bool) -> None:
         """Keep (or stop keeping) the branches of the next forward pass, for `audit`."""
         ...

@@ -276,7 +276,7 @@ def test_a_slots_output_is_seen_as_it_was_though_a_later_layer_writes_in_place(m
 def test_a_slot_that_the_next_forward_skips_is_told_by_its_name(make_prospect: MakeProspect) -> None:
     trainer = live_trainer(make_prospect())
     trainer.host.forward = lambda x_BC: trainer.host.head(x_BC)  # as a layer that is dropped by chance
-    with pytest.raises(TaskError, match=r"slot body = 'not called by the forward of step 0'"):
+    with pytest.raises(TaskError, match=r"slot body = 'not called by the forward of 100 training batches from step 0"):
         trainer.activation("body")
 
 

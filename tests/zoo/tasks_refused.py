@@ -169,16 +169,6 @@ def a_scripted_model() -> Task:
     return _task(lambda: torch.jit.script(Net()))
 
 
-@refused(
-    r"slot body = 'not called by the forward of step \d': a slot is called once in each forward; name a module around"
-)
-def a_layer_that_is_dropped_by_chance() -> Task:
-    def forward(self: Net, x: Tensor) -> Tensor:
-        return self.head(x if self.training and torch.rand(()) > 0.5 else self.body(x).relu())
-
-    return _task(_changed(forward))
-
-
 # -- what the user's own code does -------------------------------------------------------------------------------
 
 

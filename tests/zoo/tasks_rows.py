@@ -373,3 +373,20 @@ def mixup_in_the_collate() -> Task:
         return share * x + (1 - share) * x[order], share * sharp + (1 - share) * sharp[order]
 
     return _task(Rows, collate=collate)
+
+
+class Dropping(nn.Module):
+    """A layer is left out of one forward in ten (stochastic depth)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(WIDTH, 8), nn.Linear(8, 8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x).relu()
+        return self.head(h if self.training and torch.rand(()) < 0.1 else h + self.body(h).relu())
+
+
+def a_layer_that_is_dropped_by_chance() -> Task:
+    """Its slot is skipped in some steps."""
+    return _task(Dropping)
