@@ -17,15 +17,15 @@ from _common import Outcome, Row, Spread, main, scratch
 
 KIT = Path(__file__).parents[1] / "tests" / "durable" / "kit"
 sys.path.insert(0, str(KIT))
-from full_disk import SIZES, STORES  # noqa: E402  # the kit is no package
+from full_disk import ON_ACTORS, SIZES, STORES  # noqa: E402  # the kit is no package
 
 MOST_S = 30.0
-WAYS = {"in one process": (), "on actors": ("--ray",)}
+WAYS = {"in one process": (STORES, ()), "on actors": (ON_ACTORS, ("--ray",))}
 
 
 def measure(repetitions: int) -> Outcome:
     """As many sizes as repetitions, in one process and then on actors."""
-    found = {way: _ends(repetitions, options) for way, options in WAYS.items()}
+    found = {way: _ends(repetitions, *how) for way, how in WAYS.items()}
     rows = [
         Row.judged(f"{way}: the longest of {len(ends)} ends (s)", max(ends), MOST_S, "<= 30 s", max(ends) <= MOST_S)
         for way, ends in found.items()
@@ -33,14 +33,14 @@ def measure(repetitions: int) -> Outcome:
     return Outcome(rows, {f"{way} (s)": Spread(tuple(ends)) for way, ends in found.items()})
 
 
-def _ends(sizes: int, options: tuple[str, ...]) -> list[float]:
+def _ends(sizes: int, stores: tuple[str, ...], options: tuple[str, ...]) -> list[float]:
     """Seconds to the end, of each run that a full disk ended."""
     ends = []
     with scratch() as folder:
         for number, size in enumerate(SIZES[:sizes]):
             place = folder / str(size)
             place.mkdir()
-            told = _on_a_disk_of(place, STORES[number % len(STORES)], size, options)
+            told = _on_a_disk_of(place, stores[number % len(stores)], size, options)
             if told["code"] != 0:
                 ends.append(told["to_the_end_s"])
     return ends

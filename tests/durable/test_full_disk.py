@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from filling import NO_MOUNT
-from full_disk import SIZES, STORES
+from full_disk import ON_ACTORS, SIZES, STORES
 
 from esper.summary import Result
 
@@ -75,7 +75,7 @@ def test_a_disk_full_at_twenty_sizes_ends_no_run_on_actors_untyped(tmp_path: Pat
     for number, size in enumerate(SIZES):
         folder = tmp_path / str(size)
         folder.mkdir()
-        told = on_a_disk_of(folder, STORES[number % len(STORES)], size, "--ray")
+        told = on_a_disk_of(folder, ON_ACTORS[number % len(ON_ACTORS)], size, "--ray")
         ends_well(told, weights)
         ended.append(told["code"])
     assert 3 in ended

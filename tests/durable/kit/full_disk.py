@@ -31,6 +31,8 @@ from esper.testing import tiny_config, tiny_task
 
 MS_REMOUNT, ROOM = 32, "64m"
 STORES = ("all", "checkpoints", "field_reports", "telemetry", "limit")
+ON_ACTORS = STORES[:-1]
+"""A limit of file sizes holds for Ray's own processes too, and Ray does not start under one of some kilobytes."""
 SIZES = tuple(4096 * pages for pages in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, 65, 90, 120, 160))
 """Bytes; a tmpfs has no smaller one. The run needs about 700 KiB."""
 TASK = """
