@@ -284,6 +284,6 @@ def a_sample_that_is_missing() -> Task:
     return _task(valid=Missing(*_points().tensors))
 
 
-@refused(r"""task\.metrics\['best'\] = 'the metric': it raised .*tasks_refused\.py, line \d+\)""")
+@refused(r"""task\.metrics\['best'\] = 'the metric on .*': it raised .*tasks_refused\.py, line \d+\)""")
 def a_metric_that_raises() -> Task:
     return _task(metrics={"best": lambda output, _target: output["logits"].mean()})
