@@ -43,7 +43,7 @@ def read_environment(environment: Mapping[str, str]) -> TelemetryEnvironment:
         ConfigError: a variable is not one that esper obeys, or has a value that it does not know.
     """
     given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
-    given = {name: value for name, value in given.items() if not name.startswith(FOR_OTHERS)}
+    given = {name: value for name, value in given.items() if name in CHECKS or not name.startswith(FOR_OTHERS)}
     for name, value in sorted(given.items()):
         if name not in CHECKS:
             raise ConfigError(name, value, _not_obeyed(name))
@@ -115,6 +115,7 @@ CHECKS: dict[str, Callable[[str, str], None]] = {
     "OTEL_TRACES_SAMPLER": _one_of(*SAMPLERS),
     "OTEL_TRACES_SAMPLER_ARG": _share,
     "OTEL_PROPAGATORS": _propagators,
+    "OTEL_PYTHON_CONTEXT": _one_of("contextvars_context"),
     **dict.fromkeys(
         (
             "OTEL_ATTRIBUTE_COUNT_LIMIT",

@@ -99,3 +99,11 @@ def test_a_run_that_could_not_obey_is_refused_before_its_directory_is_made(
     with pytest.raises(ConfigError, match="OTEL_TRACES_EXPORTER = 'foo'"):
         run(tiny_task(), config)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_one_python_variable_that_the_sdk_itself_reads_is_checked() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^OTEL_PYTHON_CONTEXT = 'nonsense': it may be contextvars_context, or unset$"
+    ):
+        read_environment({"OTEL_PYTHON_CONTEXT": "nonsense"})
+    read_environment({"OTEL_PYTHON_CONTEXT": "contextvars_context", "OTEL_PYTHON_LOG_LEVEL": "debug"})
