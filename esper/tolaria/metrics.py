@@ -158,9 +158,9 @@ def _figures(found: object) -> Tensor:
     """Raises: TypeError, ValueError, OverflowError, RuntimeError: these are no real numbers that a double holds."""
     if isinstance(found, Real) and not isinstance(found, np.generic):
         return torch.tensor(float(found), dtype=torch.float64)
-    if isinstance(found, np.ndarray | np.generic):
+    if isinstance(found, np.ndarray | np.generic) and not isinstance(found, np.ma.MaskedArray):
         found = torch.as_tensor(found)
-    if not isinstance(found, Tensor) or found.is_complex():
+    if not isinstance(found, Tensor) or found.is_complex() or found.is_nested or found.layout is not torch.strided:
         raise TypeError("no real numbers")
     return found.detach().to("cpu", torch.float64)
 

@@ -302,6 +302,8 @@ def several_then_one(output: Tensor, target: Tensor) -> Tensor:
     [
         (lambda o, t: hits(o, t) * 1j, "Tensor of torch.complex64 and shape (256,) on batch 1 of task.test"),
         (lambda _o, _t: np.complex128(1j), "complex128 on batch 1 of task.test"),
+        (lambda o, t: hits(o, t).to_sparse(), "Tensor of torch.float32 and shape (256,) on batch 1 of task.test"),
+        (lambda _o, _t: np.ma.masked_array([1.0, 2.0], [0, 1]), "MaskedArray of float64 and shape (2,) on batch 1"),
         (lambda _o, _t: 10**400, "int beyond 1.8e+308 on batch 1 of task.test"),
         (lambda _o, _t: np.array(["a"]), "ndarray of <U1 and shape (1,) on batch 1 of task.test"),
         (lambda o, t: {"a": hits(o, t)}, "make a metric of each of its entries"),
