@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from esper.leyline.base import Seconds, Settings
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
-from esper.tolaria.checkpoint import restore_latest
+from esper.tolaria.checkpoint import Content, restore_latest
 from esper.tolaria.plain import from_plain, nursery_of
 
 _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
@@ -61,6 +61,15 @@ class FenceState:
     host: Any  # Any: a HostCopy, or a HostSnapshot that was read from disk
     rooms: Mapping[str, str]
     nursery: Mapping[str, Any]  # Any: see `Nursery.state`
+
+
+Trial = Callable[[CheckpointWritten, FenceState], None]
+"""Raises if a run cannot go on from this checkpoint; changes nothing."""
+
+
+def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
+    host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
+    return FenceState(written.fence, host, content["rooms"], nursery)
 
 
 class Checkpoints(Closing):
@@ -129,17 +138,22 @@ class Checkpoints(Closing):
         """Take no more. A save in flight is awaited, or given up with its trainer's process; `settle` tells of it."""
         self._pool.shutdown(wait=True)
 
-    def load_latest(self) -> FenceState:
-        """The last committed checkpoint that loads; those after it are put aside.
+    def load_latest(self, trial: Trial | None = None) -> FenceState:
+        """The last committed checkpoint that loads and passes the trial; those after it are put aside.
 
         Raises:
             RestoreImpossible: none loads.
+            Exception: what the user's code raised in every trial; see `restore_latest`.
         """
+
+        def tried(written: CheckpointWritten, content: Content) -> None:
+            if trial is not None:
+                trial(written, _state_of(written, content))
+
         self.settle()
-        written, content = restore_latest(self._folder, self._committed, run_id=self._run_id)
+        written, content = restore_latest(self._folder, self._committed, run_id=self._run_id, trial=tried)
         self._committed = [one for one in self._committed if one.fence <= written.fence]
-        host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
-        return FenceState(written.fence, host, content["rooms"], nursery)
+        return _state_of(written, content)
 
     def sweep(self) -> tuple[str, ...]:
         """Remove what earlier saves left: files that were never committed or were taken back, and torn ones.

@@ -47,6 +47,7 @@ from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
 from esper.their_code import any_of_their_code
+from esper.trial_restore import TrialRestore
 from esper.workplace import shown
 
 ROUNDING = 1e-3
@@ -189,7 +190,8 @@ class Record:
             severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
         if _of_another_order(self.past.identity):
             severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
-        taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity)
+        trial = TrialRestore(self.prospect, self.key, self.past)
+        taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
         self.kept = taken.kept
         for line in taken.told:
             self.conductor.progress.found(line)

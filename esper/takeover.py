@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper import faults
-from esper.checkpoints import Checkpoints, FenceState
+from esper.checkpoints import Checkpoints, FenceState, Trial
 from esper.history import Past
 from esper.journal import Journal, Kind
 from esper.run_directory import summary_file
@@ -28,8 +28,15 @@ class TakenOver:
     """What people should know, one line each."""
 
 
-def take_over(path: Path, past: Past, journal: Journal, checkpoints: Checkpoints, identity: Identity) -> TakenOver:
-    """Make a new generation the one that counts, from the last checkpoint that loads.
+def take_over(
+    path: Path,
+    past: Past,
+    journal: Journal,
+    checkpoints: Checkpoints,
+    identity: Identity,
+    trial: Trial | None = None,
+) -> TakenOver:
+    """Make a new generation the one that counts, from the last checkpoint that loads and passes the trial.
 
     Raises:
         RestoreImpossible: checkpoints were committed and none of them loads.
@@ -39,7 +46,7 @@ def take_over(path: Path, past: Past, journal: Journal, checkpoints: Checkpoints
     for damage in past.damages:
         level = Severity.WARNING if damage.torn else Severity.ERROR
         severe("journal_damaged", level, file=damage.file, offset=damage.offset, reason=damage.reason)
-    kept = checkpoints.load_latest() if past.commits else None
+    kept = checkpoints.load_latest(trial) if past.commits else None
     fence = kept.fence if kept is not None else None
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
     journal.supersede(fence)

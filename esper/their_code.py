@@ -79,6 +79,11 @@ def marked(error: BaseException) -> Call | None:
     return next((note for note in notes_of(error) if isinstance(note, Call)), None)
 
 
+def from_their_file(error: BaseException) -> bool:
+    """A call of the user's code raised it, and a function of hers was on the way, not the library's alone."""
+    return marked(error) is not None and any(_is_theirs(frame) for frame in _frames(error))
+
+
 def means_more(error: BaseException) -> bool:
     """To whoever catches it an exception means more than a failed call.
 

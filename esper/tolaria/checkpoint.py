@@ -7,7 +7,7 @@ read, even if the name was given to another file meanwhile.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,10 +15,19 @@ import torch
 
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.durable.streams import Written, open_verified, write_stream
-from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreCorrupt, StoreWriteFailed, causes
+from esper.errors import (
+    CheckpointCorrupt,
+    ConfigError,
+    RestoreImpossible,
+    StoreCorrupt,
+    StoreWriteFailed,
+    TaskError,
+    causes,
+)
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.telemetry.events import Severity, severe
 from esper.tensors import state_crc32c
+from esper.their_code import from_their_file
 from esper.tolaria.plain import from_plain, nursery_of, topology_digest
 from esper.tolaria.trees import tensors_of_state
 
@@ -98,6 +107,8 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
     if wrong:
         raise StoreCorrupt("checkpoint", f"lacks {', '.join(wrong)}")
     for tensor in tensors_of_state(content):  # before memory is asked for: it may claim to be larger than its file
+        if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
+            raise StoreCorrupt("checkpoint", f"holds a tensor on device {tensor.device} of layout {tensor.layout}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
     host = from_plain(content["trainer"])  # built again by the caller that restores; here it shows that it can be
@@ -136,12 +147,9 @@ def load_written(
     path = folder / written.file
     content = load(path, written.length, written.crc, written.algorithm, disk=disk)
     record = {"fence": written.fence, "step": written.step, "generation": written.generation}
-    host = from_plain(content["trainer"])
-    inner = {
-        "topology_digest": topology_digest(host.topology),
-        "weights_crc32c": state_crc32c(host.tensors),
-    }
     try:
+        host = from_plain(content["trainer"])
+        inner = {"topology_digest": topology_digest(host.topology), "weights_crc32c": state_crc32c(host.tensors)}
         _same("its record", record, content)
         _same("its network", inner, vars(written))
         if run_id is not None:
@@ -169,37 +177,91 @@ MACHINES = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, er
 """Troubles that say nothing of a file: later, or as somebody else, it may be readable."""
 
 
+Content = dict[str, Any]
+"""The values of one checkpoint; see `esper.tolaria.saving.checkpoint_of`."""
+
+
+def accept(written: CheckpointWritten, content: Content) -> None:
+    """The trial that every checkpoint passes."""
+
+
 def restore_latest(
-    folder: Path, commits: Sequence[CheckpointWritten], *, run_id: str | None = None
-) -> tuple[CheckpointWritten, dict[str, Any]]:
-    """The last checkpoint that loads. Those after it are said as severe events, and those that are damaged are moved
-    to `quarantine/`; a file that the disk cannot read any more stays where it is.
+    folder: Path,
+    commits: Sequence[CheckpointWritten],
+    *,
+    run_id: str | None = None,
+    trial: Callable[[CheckpointWritten, Content], None] = accept,
+) -> tuple[CheckpointWritten, Content]:
+    """The last checkpoint that loads and passes the trial. Those after it are said as severe events, and those that are
+    damaged are moved to `quarantine/`; a file that the disk cannot read any more stays where it is.
+
+    A trial may fail in the user's code or for a setting of hers. Then the file is damaged only if an earlier checkpoint
+    passes; if none does, her error is raised and no such file is moved.
 
     Args:
         commits: What the journal committed, oldest first.
         run_id: Of the run that they must be of; None: of any.
+        trial: Raises if the run cannot go on from these values. It changes nothing.
 
     Raises:
         RestoreImpossible: none loads.
         CheckpointCorrupt: the system could not read one for want of files or of permission; it may be readable later.
-        MemoryError: it has no room to map one.
+        MemoryError, torch.OutOfMemoryError: there is no room to map one, or to try it.
         StoreWriteFailed: a file that does not load cannot be moved away.
+        Exception: what the user's code raised in the trial of every checkpoint that could be read.
     """
-    refused = []
+    refused: list[str] = []
+    doubted: list[tuple[CheckpointWritten, CheckpointCorrupt]] = []
     for written in reversed(commits):
         try:
-            return written, load_written(folder, written, run_id=run_id)
+            content = load_written(folder, written, run_id=run_id)
+            _try(trial, folder, written, content)
         except CheckpointCorrupt as error:
             trouble = _trouble(error)
             if trouble in MACHINES:
                 raise
-            severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
-            refused.append(f"{written.file} {error.reason}")
-            may_move = trouble is None or not (folder / written.file).is_file()
-            if may_move:  # else the disk cannot read the file, and moving it away might fail as well
-                _quarantine(folder / written.file)
+            if _theirs(error) is not None:
+                doubted.append((written, error))
+            else:
+                refused.append(_reject(folder, written, error))
+        else:
+            for newer, doubt in doubted:
+                _reject(folder, newer, doubt)
+            return written, content
+    if doubted and (theirs := _theirs(doubted[0][1])) is not None:
+        raise theirs
     why = f"no checkpoint loads: {'; '.join(refused)}" if refused else "no checkpoint was ever committed"
     raise RestoreImpossible(str(folder), why)
+
+
+def _try(
+    trial: Callable[[CheckpointWritten, Content], None], folder: Path, written: CheckpointWritten, content: Content
+) -> None:
+    """Raises: CheckpointCorrupt: the trial failed; why is its cause."""
+    try:
+        trial(written, content)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the machine's trouble; the file may be sound
+    except Exception as error:
+        raise CheckpointCorrupt(str(folder / written.file), f"cannot be restored: {_first_line(error)}") from error
+
+
+def _theirs(error: CheckpointCorrupt) -> Exception | None:
+    """The error of the user's code or of her settings that a trial failed with; None: the values are to blame."""
+    found = [one for one in causes(error) if isinstance(one, ConfigError | TaskError) or from_their_file(one)]
+    return found[-1] if found and isinstance(found[-1], Exception) else None
+
+
+def _reject(folder: Path, written: CheckpointWritten, error: CheckpointCorrupt) -> str:
+    """Say that a checkpoint is damaged, and move it away unless the disk cannot read it: a move might fail as well.
+
+    Returns:
+        The file and the reason.
+    """
+    severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
+    if _trouble(error) is None or not (folder / written.file).is_file():
+        _quarantine(folder / written.file)
+    return f"{written.file} {error.reason}"
 
 
 def _trouble(error: CheckpointCorrupt) -> int | None:

@@ -18,8 +18,10 @@ from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan
 from esper.task import Task
 from esper.tensors import state_digest
+from esper.their_code import their_code
 from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
+from esper.tolaria.optimizer_state import check_steps
 from esper.tolaria.saving import Saver
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
 from esper.tolaria.trees import copied
@@ -184,6 +186,22 @@ class GrownHost:
         self._receipts, self._leaks = dict(snapshot.receipts), dict(snapshot.leaks)
         self._editor.observations()
         self._set_mode(training=True)
+
+    def try_update(self) -> None:
+        """Have every optimizer and the scheduler take one step on gradients of ones: a trial of what was restored.
+
+        This host is not to be used any more, except to `become` something.
+
+        Raises:
+            DependencyViolationError: the state of an optimizer is not one that its steps leave behind.
+            Exception: what a step raised.
+        """
+        check_steps(self._optimizer, self.step)
+        for optimizer in self._seed_optimizers.values():
+            check_steps(optimizer.optimizer, self.step - optimizer.start)
+        if self._scheduler is not None:
+            with their_code("task.scheduler", "scheduler.step"):
+                self._scheduler.step()
 
     def _restore_schedule(self, snapshot: HostSnapshot) -> None:
         """Put the schedule back; where the run is longer now, it goes on with that of the longer run."""

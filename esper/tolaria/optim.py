@@ -97,11 +97,11 @@ class SeedOptimizer:
     ) -> None:
         self.optimizer = build_optimizer(task, parameters)
         self._peaks = [peak * float(group["lr"]) for group in self.optimizer.param_groups]
-        self._start, self._total, self._warmup = start, total, warmup
+        self.start, self._total, self._warmup = start, total, warmup
 
     def step(self, step: int) -> None:
         """One update at optimizer step `step` of the run."""
-        share = seed_rate(step, self._start, self._total, self._warmup)
+        share = seed_rate(step, self.start, self._total, self._warmup)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
         self.optimizer.step()

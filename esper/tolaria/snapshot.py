@@ -15,6 +15,7 @@ from esper.errors import DependencyViolationError, text_of
 from esper.extra_state import state_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan
 from esper.their_code import their_code
+from esper.tolaria.optimizer_state import check_groups
 from esper.tolaria.trees import Copies, copied, copy_all, kind_of, laid_over, tensors_of_state
 
 Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
@@ -101,9 +102,11 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     `load_state_dict` alone would take the caller's own tensors, which the next step changes.
 
     Raises:
-        DependencyViolationError: a tensor took another shape or type on the way; the optimizer is not what it was.
+        DependencyViolationError: a tensor took another shape or type on the way; the optimizer is not what it was. Or
+            the groups are not those of the optimizer; nothing was changed.
     """
     copies: Copies = []
+    check_groups(optimizer, state)
     loaded = laid_over(state, state_of("task.optimizer", optimizer), copies)
     copy_all(copies)
     with _refusing("optimizer", optimizer):

@@ -410,14 +410,14 @@ RUN_MUTANTS = (
     Mutant(
         "restore: the damaged one stays where it is",
         "checkpoint",
-        "                _quarantine(folder / written.file)\n",
-        "                pass\n",
+        "        _quarantine(folder / written.file)\n",
+        "        pass\n",
     ),
     Mutant(
         "restore: the good one is put aside",
         "checkpoint",
-        "                _quarantine(folder / written.file)\n",
-        "                _quarantine(folder / commits[-2].file)\n",
+        "refused.append(_reject(folder, written, error))",
+        "refused.append(_reject(folder, commits[-2], error))",
     ),
     Mutant(
         "restore: what the system could not read is put aside",

@@ -327,10 +327,10 @@ class Life:
         """Returns the fence that was loaded."""
         return self.watch_loading(self.checkpoints.load_latest).fence
 
-    def watch_loading(self, load: Callable[[], Any]) -> Any:
+    def watch_loading(self, load: Callable[..., Any], *trial: Any) -> Any:
         """Load, and promise that what was put aside lies there. Returns the bundle's FenceState."""
         there = {path.name for path in FOLDER.iterdir()}
-        found = load()
+        found = load(*trial)
         late = {each.file for past in self.promises.now.pasts for each in past.needed if each.fence > found.fence}
         self.promises.become(aside=self.promises.now.aside | (late & there & self.promises.now.rotten))
         return found

@@ -1,0 +1,51 @@
+"""A trial of a checkpoint before a run is taken over: every part of it is restored into fresh rooms, then thrown away.
+
+Checksums show that a file is what was written. Only the parts themselves can tell whether they read what is in it.
+"""
+
+from __future__ import annotations
+
+from contextvars import Context
+from dataclasses import dataclass
+
+from esper.checkpoints import FenceState
+from esper.clock import SystemClock
+from esper.history import Past
+from esper.kasmina.seeded import seeded
+from esper.leyline.checkpoints import CheckpointWritten
+from esper.position import LineState
+from esper.prospect import Prospect
+from esper.rooms import RunKey, make_kasmina, make_trainer
+from esper.tamiyo.past import read_state
+
+
+@dataclass(frozen=True)
+class TrialRestore:
+    """Tries the checkpoints of one run, with rooms in this process that no step of the run is taken in."""
+
+    prospect: Prospect
+    key: RunKey
+    past: Past
+
+    def __call__(self, written: CheckpointWritten, kept: FenceState) -> None:
+        """Restore a checkpoint and have its optimizers take a step.
+
+        Raises:
+            StoreCorrupt, DependencyViolationError: a part of it is none, or contradicts another.
+            Exception: what a part of the task raised, while it loaded its state or in that step.
+        """
+        with seeded(0):
+            Context().run(self._try, written, kept)  # what is told here is no event of the run
+
+    def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
+        LineState.of(kept)
+        read_state(kept.rooms["tamiyo"], self.key.generation)
+        kasmina = make_kasmina(self.prospect, self.key, SystemClock())
+        kasmina.restore(kept.rooms["kasmina"], self.key.generation)
+        kasmina.view(written.fence)
+        kasmina.order()
+        trainer = make_trainer(self.prospect, self.key)
+        for host in (kept.host, kept.nursery["twin"], kept.nursery["origin"]):
+            if host is not None:
+                trainer.become(host)
+                trainer.try_update()
