@@ -1,6 +1,7 @@
 """The command line: words in, exit codes out. What is done is done elsewhere; errors become one clear line each.
 
-Exit codes: 0 done; 1 a check failed; 2 wrong input; those of a failed run are in `esper.execution`.
+Exit codes: 0 done; 1 a check failed; 2 wrong input; 3 standard output could not be written, where it is all that the
+command makes. Those of a failed run are in `esper.execution`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from esper.execution import (
 from esper.forecast import forecast
 from esper.history import Damage
 from esper.inspection import inspect_run
-from esper.output import PlainConsole, guarded, hold_standard_descriptors, say
+from esper.output import PlainConsole, guarded, hold_standard_descriptors, output_lost, say
 from esper.process_state import process_state
 from esper.progress import Terminal, heading
 from esper.prospect import survey
@@ -45,6 +46,9 @@ from esper.workplace import from_here
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
+
+MAKE_FILES = frozenset({"run", "resume", "snapshot", "export"})
+"""Commands that write files: these have done their work without their output. All others make nothing but output."""
 
 HELP = "Neural networks that grow while they train, by a runtime that never hides a failure."
 
@@ -243,7 +247,8 @@ def main() -> None:
 def exit_code(arguments: list[str]) -> int:
     """Run one command line. Says what went wrong, in one line, on standard error."""
     with guarded(), from_here():
-        return _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
+        code = _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
+        return STRICT_FAILURE if code == DONE and not MAKE_FILES & {*arguments[:1]} and output_lost() else code
 
 
 def _add_commands() -> None:

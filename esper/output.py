@@ -62,6 +62,8 @@ class _Stream:
 
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name, self._mute = stream, name, False
+        self.lost = False
+        """A write failed for another reason than a reader that closed its pipe."""
 
     def __getattr__(self, name: str) -> Any:  # Any: as the stream's own
         return getattr(self._stream, name)
@@ -87,10 +89,20 @@ class _Stream:
     def _silence(self, error: Exception) -> None:
         """Drop all later text. If this was standard output, say so once on standard error."""
         self._mute = True
+        self.lost = not isinstance(error, BrokenPipeError)
         _point_at_nothing(self._stream)
         other = sys.stderr if self._name == "output" else sys.stdout
         if self._name == "output" and isinstance(other, _Stream):
             print(f"esper: standard output is not shown any more: {error}", file=other)
+
+
+def output_lost() -> bool:
+    """True where standard output is guarded and a part of it could not be written.
+
+    A reader that closed its pipe, as `head` does, had what it wanted: that counts as written.
+    """
+    sys.stdout.flush()
+    return bool(getattr(sys.stdout, "lost", False))
 
 
 def _point_at_nothing(stream: TextIO) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from esper.cli import app, exit_code
 from esper.output import PlainConsole, can_redraw, guarded, printable
+from esper.summary import Result
 
 NASTY = ["lr=[/0.1]", "[exp1]", "[red]x[/red]", ":smile: \\[a]", "größe→", "\x1b[31ma"]
 RUN = ["run", "own.py:task", "--in-process", "--no-growth"]
@@ -130,10 +131,8 @@ def test_a_run_goes_on_without_its_output(
     [
         ([*RUN, "--json", "--run-dir", "run"], 0),
         (["run", "own.py:bad"], 2),
-        (["config"], 0),
         (["inspect", "nowhere"], 2),
         (["log", "verify", "journal.log"], 2),
-        (["--help"], 0),
     ],
 )
 def test_with_no_output_at_all_the_exit_code_is_the_same(
@@ -142,6 +141,24 @@ def test_with_no_output_at_all_the_exit_code_is_the_same(
     with way() as out, way() as err:
         monkeypatch.setattr(sys, "stdout", out)
         monkeypatch.setattr(sys, "stderr", err)
+        assert exit_code(words) == code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["config"], ["--help"], ["inspect", "run", "--json"], ["log", "dump", "run"], ["checkpoint", "list", "run"]],
+)
+@pytest.mark.parametrize(("way", "code"), [(closed_pipe, 0), (no_file, 0), (full_disk, 3), (closed_file, 3)])
+def test_a_command_fails_if_its_output_is_all_it_makes_and_is_lost(
+    way: Callable[[], Iterator[io.TextIOBase]],
+    code: int,
+    words: list[str],
+    undisturbed: Result,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = [undisturbed.run_dir if word == "run" else word for word in words]
+    with way() as out:
+        monkeypatch.setattr(sys, "stdout", out)
         assert exit_code(words) == code
 
 
