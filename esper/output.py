@@ -101,8 +101,11 @@ def output_lost() -> bool:
 
     A reader that closed its pipe, as `head` does, had what it wanted: that counts as written.
     """
-    sys.stdout.flush()
-    return bool(getattr(sys.stdout, "lost", False))
+    out: object = sys.stdout
+    if not isinstance(out, _Stream):
+        return False
+    out.flush()
+    return out.lost
 
 
 def _point_at_nothing(stream: TextIO) -> None:
