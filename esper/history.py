@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from esper.durable.files import sync_file, sync_folder
+from esper.durable.files import read_small, sync_file, sync_folder
 from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
@@ -28,6 +28,8 @@ from esper.run_directory import (
     generation_of,
     journal_file,
     journals,
+    misplaced,
+    refuse_misplaced,
     refusing,
     reports_folder,
     run_file,
@@ -100,9 +102,11 @@ def read_past(path: Path) -> Past:
     """Read a run's journals, without a lock; it may be going on.
 
     Raises:
-        RunDirectoryError: no run is here.
-        StoreCorrupt: `run.json` or a journal is none of ours or missing, or it is open what of a journal counts.
+        RunDirectoryError: no run is here, or something else has the name of a file or folder of it.
+        StoreCorrupt: `run.json` or a journal is none of ours or missing, it is open what of a journal counts, or
+            `summary.json` is no summary.
     """
+    refuse_misplaced(path)
     load_identity(path)
     found = look_at(path)
     for damage in found.damages:
@@ -141,6 +145,7 @@ def _look_at(path: Path) -> Remains:
     files = journals(path)
     newest = _newest(path, files, identity)
     damages += _missing(path, files, newest)
+    strange = {name: Damage(name, None, what) for name, what in misplaced(path).items()}
     said: dict[int, list[Entry]] = {}
     for generation, file in files.items():
         try:
@@ -163,7 +168,7 @@ def _look_at(path: Path) -> Remains:
         newest,
         tuple(entries),
         tuple(one for one in commits if one.file in there),
-        (*damages, *undecided),
+        (*strange.values(), *(d for d in (*damages, *undecided, *_no_summary(path)) if d.file not in strange)),
         sum(Kind.RUN_RESUMED in kinds for kinds in did),
         sum(Kind.ROLLED_BACK in kinds for kinds in did),
         sum(_restarts(entry) for its_entries in said.values() for entry in its_entries),
@@ -210,6 +215,23 @@ def _identity(path: Path) -> tuple[Identity | None, list[Damage]]:
         return None, [Damage(file.name, None, error.reason)]
     except RunDirectoryError as error:
         return None, [Damage(file.name, None, error.mend)]
+
+
+def _no_summary(path: Path) -> list[Damage]:
+    """Damage where `summary.json` is there and is no summary. Nothing that counts is read from it."""
+    file = summary_file(path)
+    if not file.exists():
+        return []
+    try:
+        content = json.loads(read_small(file))
+    except OSError as error:
+        return [Damage(file.name, None, f"cannot be read: {error.strerror}")]
+    except (ValueError, RecursionError, StoreCorrupt):  # no JSON, nested deeper than anything of ours, or too large
+        content = None
+    if isinstance(content, dict) and "weights_sha256" in content:
+        return []
+    reason = "is no summary of a run; remove it: `esper resume` writes that of a finished run again"
+    return [Damage(file.name, None, reason)]
 
 
 def _newest(path: Path, there: Collection[int], identity: Identity | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -24,8 +25,18 @@ WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
 )
-
 """Names of what a run writes, or writes into."""
+FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
+"""Those of them that are folders; the others are files."""
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+"""What may have a name in a folder, by the type in its mode."""
 
 
 @contextmanager
@@ -122,6 +133,38 @@ def _refuse_links(field: str, path: Path) -> None:
         if WRITTEN.fullmatch(entry.name) and entry.is_symlink():
             mend = f"{entry.name} is a symbolic link to {os.readlink(entry)}; put the file or folder itself there"
             raise RunDirectoryError(field, shown(path), mend)
+
+
+def misplaced(path: Path) -> dict[str, str]:
+    """Names of a run's own files and folders that belong to something else, such as a pipe, and what that is.
+
+    Symbolic links are followed, since a run may be read through them.
+
+    Raises:
+        OSError: the system refuses to look.
+    """
+    found = {}
+    for entry in sorted(path.iterdir()):
+        if WRITTEN.fullmatch(entry.name):
+            wanted, there = "a folder" if entry.name in FOLDERS else "a file", _kind_of(entry)
+            if there not in (None, wanted):
+                found[entry.name] = f"is {there} and has to be {wanted}; move it away and put back what the run wrote"
+    return found
+
+
+def _kind_of(path: Path) -> str | None:
+    """What lies there, in words, behind symbolic links; None where nothing does."""
+    if path.exists():
+        return KINDS[stat.S_IFMT(path.stat().st_mode)]
+    return "a symbolic link that leads nowhere" if path.is_symlink() else None
+
+
+def refuse_misplaced(path: Path) -> None:
+    """Raises: RunDirectoryError: something else has the name of a file or folder of the run; see `misplaced`."""
+    with refusing("RUN", path):
+        found = misplaced(path) if path.is_dir() else {}
+    for name, what in found.items():
+        raise RunDirectoryError("RUN", shown(path), f"{name} {what}")
 
 
 def make(path: Path) -> None:

@@ -11,8 +11,8 @@ import shutil
 from pathlib import Path
 
 from esper.closing import at_the_end
-from esper.durable.files import make_folders, sync_folder
-from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreWriteFailed
+from esper.durable.files import DISK, make_folders, sync_folder
+from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.history import check_sound, read_past
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.run_directory import checkpoints_folder, journals, make, refusing, reports_folder, run_file, summary_file
@@ -117,8 +117,16 @@ def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:
 
 
 def _copy_file(source: Path, copy: Path) -> None:
-    shutil.copyfile(source, copy)
-    with copy.open("rb") as file:
+    """Raises: FileNotFoundError: the source is gone. StoreCorrupt: it cannot be read. OSError: the copy failed."""
+    try:
+        descriptor = DISK.open(source, os.O_RDONLY)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise StoreCorrupt(str(source), f"cannot be read: {error.strerror}") from error
+    with DISK.reader(descriptor, owned=True) as whole, copy.open("wb") as file:
+        shutil.copyfileobj(whole, file, 2**20)
+        file.flush()
         os.fsync(file.fileno())
     sync_folder(copy.parent)
 

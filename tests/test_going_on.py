@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from esper.journal import Kind, read
 from esper.loop import run
 from esper.references import load_task
 from esper.run_directory import LEASE, checkpoints_folder, journal_file, journals, run_file, telemetry_folder
+from esper.summary import Result
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
 from esper.testing import TinyHost, tiny_config
@@ -257,3 +259,64 @@ def test_a_run_without_its_run_json_is_said_to_be_one(esper: Esper, stopped: Cal
     for words in (["resume"], ["prove"], ["snapshot"]):
         code, _, err = esper(*words, path)
         assert (code, err.count("\n"), "run.json is missing" in err) == (2, 1, True), words
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_file(path: Path) -> None:
+    path.touch()
+
+
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def a_loop(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def a_device(path: Path) -> None:
+    path.symlink_to("/dev/null")
+
+
+MISPLACED: list[tuple[str, Callable[[Path], None], str]] = [
+    ("run.json", a_folder, "is a folder"),
+    ("run.json", a_loop, "leads nowhere"),
+    ("run.json", a_device, "is a device"),
+    ("journal-1.log", a_pipe, "is a named pipe"),
+    ("summary.json", a_folder, "is a folder"),
+    ("checkpoints", a_file, "is a file"),
+    ("field_reports", a_pipe, "is a named pipe"),
+    ("telemetry", a_file, "is a file"),
+]
+
+
+def test_what_has_the_name_of_a_part_of_a_run_and_is_none_is_named(
+    esper: Esper, undisturbed: Result, tmp_path: Path
+) -> None:
+    for place, (name, make, told) in enumerate(MISPLACED):
+        path = tmp_path / str(place)
+        shutil.copytree(undisturbed.run_dir, path)
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        (path / name).unlink(missing_ok=True)
+        make(path / name)
+        for words in (["resume", path, "--in-process"], ["snapshot", path], ["export", path], ["prove", path]):
+            code, _, err = esper(*words)
+            assert (code, err.count("\n"), f"{name} " in err, told in err) == (2, 1, True, True), (words, err)
+        code, out, _ = esper("inspect", path)
+        assert (code, out.count(f"{name}: "), told in out) == (1, 1, True), out
+
+
+def test_a_summary_that_is_none_is_told_by_every_reader(undisturbed: Result, esper: Esper, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(undisturbed.run_dir, path)
+    for content in ("", "junk", "[" * 100_000, "{}", "null"):
+        (path / "summary.json").write_text(content)
+        for words in (["inspect", path], ["resume", path, "--in-process"], ["export", path], ["snapshot", path]):
+            code, out, err = esper(*words)
+            assert (code in (1, 3), "summary.json: is no summary of a run; remove it" in out + err) == (True, True)
+    (path / "summary.json").unlink()
+    assert esper("inspect", path)[0] == 0
