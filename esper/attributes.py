@@ -162,7 +162,7 @@ def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
     plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
-    plain = plain.reshape(-1)
+    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # its bytes can be viewed only then
     return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
 
 

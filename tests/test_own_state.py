@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from esper.attributes import held_by
 from esper.errors import Drained, TaskError
 from esper.loop import resume, run
 from esper.prospect import survey
@@ -207,3 +208,15 @@ def test_an_evaluation_leaves_no_trace_in_what_is_kept() -> None:
     looked.train_to(4)
     assert looked.weights_sha256() == alone.weights_sha256()
     assert looked.host.get_extra_state()["calls"] == 4
+
+
+WHOLE = torch.arange(24.0).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "view", [WHOLE[..., :1], WHOLE.mT, WHOLE[0, 0, 0], WHOLE[:0], torch.view_as_complex(WHOLE.reshape(-1, 2)).conj()]
+)
+def test_a_tensor_that_is_held_is_known_by_its_values_however_they_lie_in_memory(view: Tensor) -> None:
+    assert held_by({"x": view}) == held_by({"x": view.clone().resolve_conj()})
+    if view.numel():
+        assert held_by({"x": view}) != held_by({"x": view + 1})
