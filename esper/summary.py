@@ -181,18 +181,24 @@ def _refuse_other_version(path: Path) -> None:
             raise RunDirectoryError("RUN", str(path), mend)
 
 
+Amount = Annotated[int, Field(ge=0, le=10**30)]
+"""Far above what any run counts, and far below the largest float, in which sums are told."""
+Elapsed = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Seconds."""
+
+
 class TallyState(Message):
     """A tally as it is kept; see `Tally`."""
 
-    steps: int
-    trainer_flops: int
-    incubator_flops: int
-    incubator_steps: int
-    training_s: float
-    fences_s: float
-    fence_wait_s: float
-    checkpoint_s: float
-    rollbacks: int
+    steps: Amount
+    trainer_flops: Amount
+    incubator_flops: Amount
+    incubator_steps: Amount
+    training_s: Elapsed
+    fences_s: Elapsed
+    fence_wait_s: Elapsed
+    checkpoint_s: Elapsed
+    rollbacks: Amount
     growth: GrowthLog = GrowthLog()
     """Nothing in it where the state was kept by a version without it."""
 

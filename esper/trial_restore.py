@@ -8,9 +8,11 @@ from __future__ import annotations
 from contextvars import Context
 from dataclasses import dataclass
 
+from esper.agreement import check_agreement
 from esper.checkpoints import FenceState
 from esper.clock import SystemClock
 from esper.history import Past
+from esper.kasmina.registry_state import read_state as registry_of
 from esper.kasmina.seeded import seeded
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.position import LineState
@@ -38,8 +40,12 @@ class TrialRestore:
             Context().run(self._try, written, kept)  # what is told here is no event of the run
 
     def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
-        LineState.of(kept)
+        line = LineState.of(kept)
         read_state(kept.rooms["tamiyo"], self.key.generation)
+        slots = [spec.path for spec in self.prospect.specs]
+        run_id, generation = self.key.run_id, self.key.generation
+        registry = registry_of(kept.rooms["kasmina"], run_id=run_id, generation=generation, slots=slots)
+        check_agreement(written, kept, line, registry, self.past)
         kasmina = make_kasmina(self.prospect, self.key, SystemClock())
         kasmina.restore(kept.rooms["kasmina"], self.key.generation)
         kasmina.view(written.fence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,7 +162,7 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
             optimizer=_of(dict, plain["optimizer"]),
             scheduler=None if plain["scheduler"] is None else _of(dict, plain["scheduler"]),
             seed_optimizers={_of(str, name): _of(dict, one) for name, one in plain["seed_optimizers"].items()},
-            best_round=None if plain["best_round"] is None else _of(float, plain["best_round"]),
+            best_round=None if plain["best_round"] is None else _finite(plain["best_round"]),
             receipts={(plan.command_id, plan.seed_id): (plan, receipt) for plan, receipt in applied},
             leaks={_of(str, name): tuple(_of(str, one) for one in names) for name, names in plain["leaks"].items()},
             modules=_added(plain, "modules"),
@@ -198,6 +199,12 @@ def _of(kind: type, value: Any) -> Any:  # Any: whatever was in the file
     if type(value) is not kind:
         raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
     return value
+
+
+def _finite(value: Any) -> float:  # Any: whatever was in the file
+    if not math.isfinite(number := _of(float, value)):
+        raise ValueError(f"{number} where a finite number belongs")
+    return float(number)
 
 
 def _added(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
