@@ -48,8 +48,8 @@ def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
 def candidate_rows(prospect: Prospect, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:
     """Every candidate with its size, its cost, and its place in a run, as JSON values.
 
-    `place` is `FIRST`, `QUEUED` (a later tournament may try it), `NONE`, or `over` and the keys of the budgets that it
-    exceeds.
+    `place` is `over` and the keys of the budgets that it exceeds, `NONE` where no candidate can germinate, `FIRST`, or
+    `QUEUED` (a later tournament may try it).
     """
     return [
         {
@@ -66,12 +66,11 @@ def candidate_rows(prospect: Prospect, tried: tuple[Pair, ...]) -> list[dict[str
 
 
 def _place(prospect: Prospect, pair: Pair, tried: tuple[Pair, ...]) -> str:
-    if not prospect.can_grow:
-        return NONE
     if pair in tried:
         return FIRST
-    budgets = over_budgets(pair, prospect.growth_window, prospect.parameter_budget)
-    return f"over {', '.join(budgets)}" if budgets else QUEUED
+    if budgets := over_budgets(pair, prospect.growth_window, prospect.parameter_budget):
+        return f"over {', '.join(budgets)}"
+    return QUEUED if prospect.can_grow else NONE
 
 
 def why_nothing_grows(prospect: Prospect) -> str | None:

@@ -40,6 +40,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "samples": {name: len(shard) for name, shard in data.shards.items()},
         "host_parameters": prospect.host_parameters,
         "parameter_budget": prospect.parameter_budget,
+        "loss_depends_on_batch": prospect.loss_depends_on_batch,
         "g2_z": prospect.g2_limit() if growth.enabled else None,
         "g2_units": prospect.judged_units if growth.enabled else None,
         "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,

@@ -2,31 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from esper.candidates import NONE
 from esper.leyline.slots import Kind
+from esper.suggest import listed
 from esper.tables import cells, table
+from esper.tolaria.data import EVALUATION_BATCH
 from esper.wording import number
 
 FIGURES = ("parameters", "cost / host", "risk")
 
 
 def candidates(found: Mapping[str, Any]) -> Table:
-    """Table of all candidates: size, cost, and place in the run. The name of a slot stands in its first row only."""
+    """Table of all candidates: size, cost, and place in the run. The name of a slot stands in its first row only.
+
+    Where nothing can germinate, the candidates of a slot that have the same place share a row.
+    """
     shown, last = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES), ""
-    for row in found["candidates"]:
-        size, cost, place = f"{row['parameters']:,}", number(row["cost_ratio"], 2), row["place"].replace("growth.", "")
-        slot, last = ("" if row["slot"] == last else row["slot"]), row["slot"]
-        shown.add_row(*cells(slot, row["blueprint"], size, cost, f"{row['risk']:.2f}", place))
+    for rows in _together(found):
+        name = rows[0]["slot"]
+        slot, last = ("" if name == last else name), name
+        shown.add_row(
+            *cells(
+                slot,
+                listed(row["blueprint"] for row in rows),
+                _range(rows, "parameters", lambda size: f"{size:,}"),
+                _range(rows, "cost_ratio", lambda cost: number(cost, 2)),
+                _range(rows, "risk", lambda risk: f"{risk:.2f}"),
+                _in_a_run(rows[0]["place"], found),
+            )
+        )
     return shown
+
+
+def _together(found: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """The candidates that share a row of the table."""
+    if found["germinates_at_fences"] is not None:
+        return [[row] for row in found["candidates"]]
+    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in found["candidates"]:
+        rows.setdefault((row["slot"], row["place"]), []).append(row)
+    return list(rows.values())
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str, show: Callable[[Any], str]) -> str:
+    """A figure of the rows, or the least and the largest of them."""
+    figures = [row[name] for row in rows]
+    least, largest = show(min(figures)), show(max(figures))
+    return least if least == largest else f"{least} to {largest}"
+
+
+def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
+    """The place of a candidate in words, with the reason where nothing can germinate."""
+    if place == NONE:
+        return "none: the run is too short (see below)" if found["why_nothing_grows"] else "none: growth is off"
+    return place.replace("growth.", "")
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """Fences at which seeds can germinate, the cost of a tournament, and the time that the trainer waits for it."""
-    return [*padding(found), _germination(found), _compute(found), _waits(found)]
+    return [*padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
 
 
 def padding(found: Mapping[str, Any]) -> list[str]:
@@ -36,6 +75,14 @@ def padding(found: Mapping[str, Any]) -> list[str]:
         return []
     where = f"{', '.join(padded)}: the length differs between batches"
     return [f"{where}; seeds that mix positions (attention, convolutions over time) see the padding as content"]
+
+
+def companions(found: Mapping[str, Any]) -> list[str]:
+    """A note where the loss of a sample depends on the others of its batch."""
+    if not found["loss_depends_on_batch"]:
+        return []
+    means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples"
+    return [f"the loss of a sample depends on the others of its batch: {means} (docs/figures.md)"]
 
 
 def _germination(found: Mapping[str, Any]) -> str:

@@ -77,6 +77,8 @@ class Prospect:
     """Peak learning rate of a seed over what the task's optimizer is made with."""
     varying: tuple[str, ...] = ()
     """Slots whose length, height or width differed between the batches of the trial."""
+    loss_depends_on_batch: bool | None = None
+    """The loss of a sample depends on the others of its batch; None where the survey could not find it out."""
     first_loss: float | None = None
     """Of the first training step; None until the rehearsal has taken it."""
     changing: Changing = field(default_factory=dict)
@@ -247,11 +249,12 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
+    depends = trial.loss_depends_on_batch()
     refuse_changes("task", "training or measuring")
     found_out = _tried(replace(prospect, first_loss=first_loss, rehearsed_crc32c=rehearsed), found.optional)
     around.check_data(drawn, harmless)
     shared = changed_between(begun, {**around.held({}), **drawn})
-    return replace(found_out, changing=joined(changing, practised, shared))
+    return replace(found_out, changing=joined(changing, practised, shared), loss_depends_on_batch=depends)
 
 
 def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:

@@ -156,7 +156,7 @@ def _kind_of(path: Path) -> str | None:
     """What lies there, in words, behind symbolic links; None where nothing does."""
     if path.exists():
         return KINDS[stat.S_IFMT(path.stat().st_mode)]
-    return "a symbolic link that leads nowhere" if path.is_symlink() else None
+    return f"a symbolic link to {os.readlink(path)}, which leads nowhere," if path.is_symlink() else None
 
 
 def refuse_misplaced(path: Path) -> None:

@@ -42,7 +42,8 @@ class Task:
         train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). What is drawn at random there comes
             from the seeded global generators.
         valid: As `train`. Its loss is measured at the end of a run and decides nothing.
-        loss: (output, target) -> scalar tensor, the mean over the batch.
+        loss: (output, target) -> scalar tensor, the mean over the batch. Samples may depend on each other in it, as
+            in a contrastive loss; figures are means over evaluation batches of 256 samples then: see docs/figures.md.
         test: As `train`: measured before the first step and at the end. Default: a tenth of `train`.
         pick: As `train`: candidates are ranked on it. Default: a tenth of `train`.
         gate: As `train`: the first of a tournament is judged on it. Default: a tenth of `train`. What is taken from

@@ -72,11 +72,13 @@ def places(**overrides: Any) -> dict[str, str]:
         ({"risk__max_cost_ratio": 4.0}, "queued"),
         ({"run__epochs": 1}, "nothing grows"),
         ({"growth__enabled": False}, "nothing grows"),
+        ({"run__epochs": 1, "growth__cost_budget": 2.0}, "over growth.cost_budget"),
     ],
 )
 def test_each_candidate_has_its_place_in_the_run(overrides: dict[str, Any], mlp: str) -> None:
     found = places(**overrides)
-    others = mlp if mlp == "nothing grows" else "first tournament"
+    too_short = {"run__epochs", "growth__enabled"} & overrides.keys()
+    others = "nothing grows" if too_short else "first tournament"
     assert found == {"norm": others, "low_rank": others, "mlp": mlp}
 
 
@@ -99,6 +101,21 @@ def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
         assert survey(tiny_task(), tiny_config(**changes)).can_grow, key
     assert "run.epochs=" in said
     assert "run.round_steps=" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [({"run__epochs": 1}, "the run is too short (see below)"), ({"growth__enabled": False}, "growth is off")],
+)
+def test_where_nothing_grows_candidates_of_one_place_share_a_row(overrides: dict[str, Any], why: str) -> None:
+    console = Console(width=150, record=True, file=StringIO())
+    console.print(plan_view.candidates(plan(growth__cost_budget=2.0, **overrides)))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines() if "  " in line.strip()][
+        1:
+    ]
+    assert [(row[0], row[-1]) for row in rows] == [("body", f"none: {why}"), ("mlp", "over cost_budget")]
+    assert rows[0][1] == "low_rank and norm"
+    assert " to " in rows[0][2]
 
 
 def test_what_a_star_leaves_out_is_in_the_plan_and_in_the_heading_of_a_run() -> None:
@@ -134,7 +151,7 @@ def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None
     console = Console(width=width, record=True, file=StringIO())
     slot = "encoder.layers.with_a_long_name.of_every_part.and_then_some.more_of_it.feed_forward"
     row = plan(growth__memory_budget=2.0, growth__cost_budget=2.0)["candidates"][1]
-    console.print(plan_view.candidates({"candidates": [row | {"slot": slot}]}))
+    console.print(plan_view.candidates({"candidates": [row | {"slot": slot}], "germinates_at_fences": [1, 2]}))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= width
     ruled = next(place for place, line in enumerate(lines) if "\u2500" in line)

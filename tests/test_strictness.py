@@ -99,6 +99,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_recovery.py Looks.fence: suppress": "there is no actor of this name",
     "esper/log_commands.py _is_json: answers (ValueError, RecursionError)": "no JSON; shown as hex",
     "esper/history.py _identity: answers RunDirectoryError": "returned as damage",
+    "esper/tolaria/companions.py depends_on_batch: answers Exception": "None: it takes no smaller batch",
     "esper/history.py _no_summary: answers OSError": "returned as damage",
     "esper/history.py _no_summary: answers (ValueError, RecursionError, StoreCorrupt)": "returned as damage",
     "esper/process_state.py _older.read: answers RuntimeError": "the setting that contradicts it is told in its place",

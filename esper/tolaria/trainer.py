@@ -30,6 +30,7 @@ from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported, severe
 from esper.tensors_kept import tensors_kept
 from esper.their_code import their_code
+from esper.tolaria.companions import depends_on_batch
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
 from esper.tolaria.grown import GrownHost
@@ -237,6 +238,13 @@ class Trainer(GrownHost):
             with self._evaluating():
                 some = [self._look(label, size, batch) for label, size, batch in self._data.tried(name)]
                 check_measures(self._task, self._sample_loss, name, some, len(shard))
+
+    def loss_depends_on_batch(self) -> bool | None:
+        """Whether the loss of a sample depends on the others of its batch; see `depends_on_batch`."""
+        if not len(self._data.shards["valid"]):
+            return None
+        with self._evaluating():
+            return depends_on_batch(self._sample_loss, self._look(*next(self._data.tried("valid"))))
 
     def glance(self, step: int) -> None:
         """One forward pass in training mode, with the loss, on the batch of an optimizer step.

@@ -1,0 +1,69 @@
+"""Whether the loss of a sample depends on the others of its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from esper import plan_view
+from esper.forecast import forecast
+from esper.prospect import survey
+from esper.streams import streams
+from esper.testing import tiny_config, tiny_task
+from esper.tolaria.companions import depends_on_batch
+from esper.tolaria.metrics import Seen
+
+GENERATOR = torch.Generator().manual_seed(0)
+PAIR = (torch.randn(32, 8, generator=GENERATOR), torch.randn(32, 8, generator=GENERATOR))
+
+
+def contrastive(output: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+    left, right = output
+    return functional.cross_entropy(left @ right.T / 0.2, torch.arange(len(left)), reduction="none")
+
+
+def alone(output: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+    return functional.mse_loss(*output, reduction="none").mean(1)
+
+
+def noisy(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    return alone(output, target) + torch.rand(len(target))
+
+
+def of_32(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    return alone(output, target).view(32)
+
+
+@pytest.mark.parametrize(
+    ("measure", "output", "found"),
+    [
+        (contrastive, PAIR, True),
+        (alone, PAIR, False),
+        (noisy, PAIR, None),
+        (of_32, PAIR, None),
+        (alone, (PAIR[0][:31], PAIR[1][:31]), None),
+    ],
+)
+def test_samples_that_depend_on_each_other_are_found(measure: Any, output: Any, found: bool | None) -> None:
+    before = streams()[2]
+    assert depends_on_batch(measure, Seen("batch", 32, output, torch.zeros(32))) is found
+    assert torch.equal(streams()[2], before)
+
+
+def beside_the_batch(output: Tensor, target: Tensor) -> Tensor:
+    losses = functional.cross_entropy(output, target, reduction="none")
+    return losses + (output - output.mean(0)).square().mean(1)
+
+
+def test_a_plan_says_that_samples_depend_on_each_other() -> None:
+    task = tiny_task(sample_loss=beside_the_batch, loss=lambda output, target: beside_the_batch(output, target).mean())
+    found = forecast(survey(task, tiny_config()))
+    assert found["loss_depends_on_batch"] is True
+    assert "means over evaluation batches of 256 samples" in plan_view.lines(found)[0]
+    plain = forecast(survey(tiny_task(), tiny_config()))
+    assert plain["loss_depends_on_batch"] is False
+    assert not plan_view.companions(plain)
