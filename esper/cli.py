@@ -73,7 +73,9 @@ SetOption = Annotated[
 ]
 NoGrowthOption = Annotated[bool, typer.Option("--no-growth", help="train the host alone; growth.enabled=false")]
 InProcessOption = Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")]
-FaultsOption = Annotated[Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose")]
+FaultsOption = Annotated[
+    Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose; see docs/faults.md")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Protocol
@@ -25,7 +25,7 @@ from esper.leyline.state import RoundState, SeedState
 from esper.output import can_redraw
 from esper.prospect import Prospect
 from esper.recovery import Recovery
-from esper.summary import Result, Tally
+from esper.summary import Result, SeedFate, Tally
 from esper.tables import cells, grid, table
 from esper.wording import a_second, beside_control, beside_limit, beside_twin, growing, number, percent
 
@@ -318,7 +318,7 @@ def results(result: Result) -> RenderableType:
         *("seed", "slot", "blueprint", "fate", "gain", "z", "parameters"),
         figures=("fate", "gain", "z", "parameters"),
         title=f"{tried}; first of their tournaments:",
-        caption="gain: share of the loss of a control without the seed; z: in standard errors",
+        caption=f"gain: share of the loss of a control without the seed; z: in standard errors{_of_replicas(judged)}",
     )
     for seed in judged:
         name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
@@ -352,6 +352,13 @@ def results(result: Result) -> RenderableType:
     if not result.seeds:
         return totals
     return Group(seeds, totals) if judged else Group(Text(f"{tried}; none was the first of a tournament"), totals)
+
+
+def _of_replicas(seeds: Sequence[SeedFate]) -> str:
+    """The end of a caption, where a replica stands in the table that is not better than its control."""
+    if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
+        return ""
+    return "; a replica need not beat its control: it is kept as long as it is not shown harmful (docs/growth.md)"
 
 
 def _not_finite(result: Result) -> list[tuple[str, float]]:

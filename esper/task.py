@@ -59,7 +59,8 @@ class Task:
         round_steps: Optimizer steps between two decisions on growth. Default: 15 rounds in a run of up to 600 steps, 60
             in a longer one; `run.round_steps` overrides it.
         group: index of a sample -> int, the same for samples that are alike (lines of one file, say); judging counts
-            groups instead of samples then. A data set with a method `group_of` speaks for itself. Default: no groups.
+            groups instead of samples then, and needs 128 groups in pick and in gate (`growth.min_samples`). A data set
+            with a method `group_of` speaks for itself. Default: no groups.
         optimizer: (parameters) -> torch.optim.Optimizer. Called for the network and again for each seed, whose learning
             rate esper sets: a warm-up, then a cosine to a tenth. Default: AdamW with lr 3e-3.
         scheduler: (optimizer, steps of the run) -> scheduler, stepped once after each optimizer step. Default: none.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import select
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -335,3 +337,16 @@ def test_an_unknown_point_ends_the_command_line_with_code_2(
         "esper: faults.point = 'tolaria.stpe': no such point; the nearest is tolaria.step"
     ]
     assert sorted(os.listdir(tmp_path)) == ["c.toml"]
+
+
+def test_the_page_of_faults_names_every_point_fault_and_field() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "faults.md").read_text(encoding="utf-8")
+    points, kinds, fields = (
+        re.findall(r"^\| `([^`]+)` \| (.+) \|$", part, re.MULTILINE) for part in page.split("\n## ")[1:]
+    )
+    assert points == [
+        (point, ", ".join(f"`{name}`" for name in sorted(knows)) or "nothing") for point, knows in POINTS.items()
+    ]
+    assert [name for name, _ in kinds] == list(Fault)
+    assert [name for name, _ in fields] == list(FaultSpec.model_fields)
+    FaultSpec.model_validate(tomllib.loads(page.partition("```toml\n")[2].partition("```")[0])["faults"][0])

@@ -179,6 +179,18 @@ def test_the_results_fit_a_terminal_and_say_what_growing_came_to(plain: Seen, wi
     assert next(line for line in text.splitlines() if "replica" in line).count("568") == 1  # no row is broken
 
 
+@pytest.mark.parametrize(("gain", "told"), [(-0.0021, True), (0.0021, False)])
+def test_a_replica_that_was_kept_beside_a_better_control_has_a_word_beside_the_table(
+    undisturbed: Result, gain: float, told: bool
+) -> None:
+    first = next(one for one in undisturbed.seeds if one.stage == "FOSSILIZED")
+    copy = first.model_copy(update={"replica_of": first.seed_id, "gain": gain, "z": -1.7})
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(results(undisturbed.model_copy(update={"seeds": (first, copy)})))
+    assert ("a replica need not beat its control" in " ".join(shown.get().split())) is told
+
+
 def seed(stage: Stage, *, blueprint: str = "mlp", alpha: float | None = 1.0) -> SeedState:
     return SeedState(
         seed_id=f"{blueprint}-{stage}",

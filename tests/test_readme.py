@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 from esper.cli import exit_code
+from esper.config import load_config
+from esper.prospect import fences, survey
+from esper.testing import tiny_task
 from esper.wording import percent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +38,21 @@ def test_what_readme_says_of_growing_is_what_was_measured() -> None:
     assert said in " ".join(readme.split())
     assert f"(benchmarks/results/{newest.name})" in readme
     assert "%" not in readme.replace(first, "").replace(second, "").replace(third, "")  # there is no other such figure
+
+
+def test_the_steps_from_which_a_run_can_grow_are_those_of_the_defaults() -> None:
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(r"a run can grow from (\d+) optimizer steps on", readme)
+    assert said is not None
+    prospect = survey(tiny_task(), load_config(None, {}))
+
+    def can_grow(steps: int) -> bool:
+        data = cast("Any", SimpleNamespace(steps_per_epoch=steps))
+        config = load_config(None, {"run.epochs": 1})
+        task = replace(prospect.task, round_steps=None)
+        return replace(prospect, fence_steps=fences(task, config, data)).can_grow
+
+    assert [steps for steps in range(1, 2000) if can_grow(steps)] == list(range(int(said[1]), 2000))
 
 
 def test_the_network_of_readme_is_trained_loaded_and_exported_as_it_stands_there(
