@@ -77,7 +77,7 @@ class Rehearsed(NamedTuple):
     weights_crc32c: int | None
     """Of all tensors after the last step of the rehearsal."""
     changing: Changing
-    """What the steps changed in model, optimizer and scheduler: it came back, or it is a cache."""
+    """What the steps before the snapshot changed in model, optimizer and scheduler: it came back, or it is a cache."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
     losses = first.train_to(steps)
     first.glance_evaluating(0)
     snapshot, before = first.snapshot(), _attributes(first)
+    changing = changed_between(unkept, of_parts(first.parts(), {}))
     check_own_state(snapshot)
     second = make()
     course = _go_on(first, steps + 1)
@@ -157,7 +158,6 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
     if same_bits and (course.losses, course.kept) != (repeated.losses, repeated.kept):
         blame_attribute(made, before, restored)
         raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
-    changing = changed_between(unkept, of_parts(first.parts(), {}))
     return Rehearsed((*losses, *course.losses)[0], state_crc32c(tensors_of(first.host)), changing)
 
 

@@ -215,3 +215,36 @@ def test_late_changes_that_are_kept_or_made_again_end_in_the_same_bits(tmp_path:
         run(keeping_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
     result = resume(tmp_path / "run", keeping_task())
     assert (result.weights_sha256, result.test_loss) == (alone.weights_sha256, alone.test_loss)
+
+
+class Table(TinyHost):
+    """Has a table that reaches as far as the largest value that it has seen; `effect` says what its size adds."""
+
+    def __init__(self, effect: float) -> None:
+        super().__init__()
+        self.effect, self.table = effect, torch.arange(4.0).cos()
+
+    def forward(self, x: Tensor) -> Tensor:
+        most = int(x.abs().max())
+        if most >= len(self.table):
+            self.table = torch.arange(most + 1.0).cos()
+        return super().forward(x * self.table[: most + 1].mean() + self.effect * len(self.table))
+
+
+def table_task(shard: str, at: int, effect: float) -> Task:
+    """Sample `at` of the shard has a value of 9; all the others are below 4."""
+    shards = {"train": Bands(1024, 1), "test": Bands(64, 3)}
+    for bands in shards.values():
+        bands.inputs.clamp_(-3.9, 3.9)
+    shards[shard].inputs[at] = 9.0
+    return tiny_task(model=partial(Table, effect), epochs=2, **shards)
+
+
+@pytest.mark.parametrize(("shard", "at"), [("train", 3), ("train", 500), ("test", 3)])
+def test_a_table_that_grows_late_with_what_was_seen_is_let_pass_unless_its_size_matters(
+    shard: str, at: int, tmp_path: Path
+) -> None:
+    """Sample 3 of task.train comes in the third step, after the snapshot of the survey."""
+    run(table_task(shard, at, effect=0.0), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False))
+    with pytest.raises(StateNotKept, match=r"task\.model: table changed"):
+        run(table_task(shard, at, effect=0.1), tiny_config(run__dir=str(tmp_path / "other"), growth__enabled=False))

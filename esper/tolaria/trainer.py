@@ -246,23 +246,27 @@ class Trainer(GrownHost):
         with self._evaluating():
             return depends_on_batch(self._sample_loss, self._look(*next(self._data.tried("valid"))))
 
-    def glance(self, step: int) -> None:
-        """One forward pass in training mode, with the loss, on the batch of an optimizer step.
+    def glance(self, step: int) -> Tensor:
+        """One forward pass in training mode on the batch of an optimizer step; returns its loss.
 
         Nothing that a snapshot keeps is changed by it.
         """
         with torch.no_grad(), self._state_kept():
             inputs, targets = self._load(self._data.batch(step))
-            batch_loss(self._task.loss, self._forward(inputs), targets)
+            return batch_loss(self._task.loss, self._forward(inputs), targets)
 
-    def glance_evaluating(self, step: int) -> None:
-        """One forward pass in evaluation mode, with every measure of evaluation, on the batch of an optimizer step."""
+    def glance_evaluating(self, step: int) -> Any:  # Any: what `task.sample_loss` gave
+        """One forward pass in evaluation mode, with every measure of evaluation, on the batch of an optimizer step.
+
+        Returns:
+            What `task.sample_loss` gave.
+        """
         with self._evaluating():
             seen = self._look(f"the batch of step {step}", self._data.batch_size, self._data.batch(step))
             for name, metric in self._task.metrics.items():
                 Metric(name, metric).add(seen)
             with their_code("task.sample_loss", "the losses of samples"):
-                self._sample_loss(seen.output, seen.target)
+                return self._sample_loss(seen.output, seen.target)
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
