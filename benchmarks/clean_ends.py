@@ -58,13 +58,26 @@ def _ended(folder: Path, number: signal.Signals, is_time: Callable[[Path], bool]
     words = ["run", f"{folder}/task.py:task", "--config", str(folder / "tiny.toml"), "--json"]
     with (folder / "said").open("w") as said:
         process = subprocess.Popen(
-            [sys.executable, "-m", "esper", *words], stdout=said, stderr=said, start_new_session=True
+            [sys.executable, "-m", "esper", *words],
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            preexec_fn=_hear_all,
         )
     until(lambda: is_time(folder / "run") or process.poll() is not None)
     began_s = time.monotonic()
     os.killpg(process.pid, number)
-    process.wait()
-    return time.monotonic() - began_s
+    code = process.wait()
+    ended_s = time.monotonic()
+    if code != 128 + number:
+        raise SystemExit(f"ended with {code} after {number.name}:\n{(folder / 'said').read_text()}")
+    return ended_s - began_s
+
+
+def _hear_all() -> None:
+    """Who runs this in the background may ignore signals, which is inherited."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _in_a_round(run_dir: Path) -> bool:
