@@ -146,6 +146,7 @@ ALLOWED: dict[str, str] = {
     "esper/kasmina/blueprints.py _cpu_attention_flops: says type: ignore": "torch leaves it untyped",
     "esper/kasmina/incubation.py _Entry.run_heat: answers DivergenceUnrecoverable": "it fails G2 by it",
     "esper/streams.py seed_process: says type: ignore": "torch leaves it untyped",
+    "tests/actors/test_handles.py Room.raise_chain: answers RuntimeError": "raised on as the cause of a planted error",
     "tests/actors/test_errors_across_processes.py example: .get with a default": "any tuple will do as an argument",
     "actors/handles.py began: answers (FileNotFoundError, ProcessLookupError)": "gone is the answer",
     "tests/kasmina/conftest.py make_command.make: .pop with a default": "an optional change of a command",
