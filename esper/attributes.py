@@ -43,7 +43,8 @@ class Leaf(NamedTuple):
     """One value that was read."""
 
     kind: str
-    """Name of its type; `Tensor` for tensors, `generator` for a source of random numbers."""
+    """Name of its type; `Tensor` for tensors, `generator` for a source of random numbers, `full deque` for a deque that
+    has reached its `maxlen`."""
     digest: int
     length: int = -1
     """Of a container."""
@@ -107,7 +108,7 @@ def held_by(
         seen[id(here)] = path
         alive.append(here)
         if isinstance(here, (*_CONTAINERS, dict)):
-            found[path] = Leaf(type(here).__name__, 0, len(here))
+            found[path] = Leaf(_kind_of(here), 0, len(here))
         elif isinstance(here, functools._lru_cache_wrapper):
             found[path] = Leaf("lru_cache", 0, here.cache_info().currsize)
         queue.extend((path + name, child) for name, child in _children(here, opens))
@@ -143,10 +144,16 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: whatever an attr
     if isinstance(value, _NAMES):
         return Leaf(kind.__name__, hash(repr(value)))
     if isinstance(value, _CONTAINERS) and set(map(type, value)) <= _SCALARS and kind in _CONTAINERS:
-        return Leaf(kind.__name__, _flat(value), len(value))
+        return Leaf(_kind_of(value), _flat(value), len(value))
     if type(value) is dict and {*map(type, value), *map(type, value.values())} <= _SCALARS:
         return Leaf("dict", hash((_flat(value), _flat(value.values()))), len(value))
     return None
+
+
+def _kind_of(container: Collection[Any]) -> str:
+    """The name of its type, or "full deque" of a deque that drops an item for each new one."""
+    full = isinstance(container, deque) and len(container) == container.maxlen
+    return "full deque" if full else type(container).__name__
 
 
 def _flat(values: Iterable[Any]) -> int:

@@ -15,7 +15,7 @@ from esper.task import Task
 FUNCTIONS = ("loss", "sample_loss", "collate", "input_output", "optimizer", "scheduler", "group")
 MEND = (
     "every call changes it, and live network, forks and twin share it: draw from the seeded global generators, or keep "
-    "it in the model as a buffer"
+    "it in the model as a buffer; a log may be a list or set that only grows"
 )
 
 
@@ -57,7 +57,8 @@ def kinds_of(*parts: object) -> list[type]:
 def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
     """Compare the shared state before and after a repetition of the same work.
 
-    A collection that only became longer counts as a log of calls, which has no effect on training.
+    A collection that only became longer counts as a log of calls, which has no effect on training; so does a deque that
+    has reached its `maxlen`.
 
     Raises:
         TaskError: anything else changed: a counter, a tensor, a source of random numbers.
@@ -69,7 +70,9 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """True where the path is a collection that became longer, or an item that was added to one."""
+    """True where the path is a collection that became longer, an item that was added to one, or a full deque."""
     if path not in before:
         return True
-    return path in after and 0 <= before[path].length < after[path].length
+    if path not in after:
+        return False
+    return 0 <= before[path].length < after[path].length or after[path].kind == "full deque"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 
 SETTINGS = {"scale": 1.0}
 LOG: list[float] = []
+RECENT: deque[Tensor] = deque([torch.ones(2)] * 2, maxlen=2)
 
 
 @functools.lru_cache
@@ -82,6 +84,7 @@ CHANGES: dict[str, Callable[[Any, Tensor], object]] = {
     "task.model: _non_persistent_buffers_set": lambda host, _: host.register_buffer("average", host.average, False),
     "module tests.test_late_changes: Late.shared": lambda *_: setattr(Late, "shared", 2.0),
     "module tests.test_late_changes: SETTINGS": lambda *_: SETTINGS.update(shift=2.0),
+    "module tests.test_late_changes: LATER": lambda *_: globals().setdefault("LATER", torch.ones(2)),
     "module tests.test_late_changes: noise": lambda _, x: x.add_(noise(8)),
 }
 
@@ -91,6 +94,7 @@ def test_a_late_change_that_no_checkpoint_keeps_is_refused_at_the_fence(
     told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Late, "shared", 1.0)
+    monkeypatch.delitem(globals(), "LATER", raising=False)
     assert refused(tiny_task(model=partial(Late, CHANGES[told])), tmp_path / "run").startswith(told)
 
 
@@ -179,6 +183,7 @@ class Keeping(TinyHost):
         if self.steps >= 30:
             self.mode, self.last = "second", x.detach().mean()
             LOG.append(1.0)
+            RECENT.append(x.detach().mean(0))
         return super().forward(x * self.scale + (self.mode == "second") * self.average)
 
     def get_extra_state(self) -> str:

@@ -37,7 +37,10 @@ FACTORY_MEND = "make it in the factory, as it shall be to the end; a value that 
 OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
 """Attributes of modules and optimizers in which torch keeps what was registered, and the parameters of each group."""
 KIND_MEND = "give it its final shape and type in the factory"
-SHARED_MEND = "all networks share it, and a resumed run begins without the change: keep it in the model, as a buffer"
+SHARED_MEND = (
+    "all networks share it, and a resumed run begins without the change: set it before the first step (when the module "
+    "is imported, or in the factory), or keep it in the model, as a buffer; a log may be a list or set that only grows"
+)
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
 MENDS = {
@@ -47,7 +50,7 @@ MENDS = {
     **dict.fromkeys(_DATA, "give the data set state_dict and load_state_dict"),
 }
 
-GROWING = frozenset({"list", "deque", "set"})
+GROWING = frozenset({"list", "deque", "full deque", "set"})
 """Containers that, where copies share them, are taken for logs as long as they only grow."""
 
 
@@ -138,7 +141,12 @@ def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing:
             if max(len(held), len(after[field])) >= (DATA_LIMITS.values if field in _DATA else MOST):
                 paths = [path for path in paths if path in held and path in after[field]]  # where reading ended
             found[field] = [path for path in paths if not _is_vetted(path, _at(changing, field))]
-    return {field: paths for field, paths in found.items() if paths}
+    return {field: _named(paths) for field, paths in found.items() if paths}
+
+
+def _named(paths: list[str]) -> list[str]:
+    """Without the path of a whole module or object, where the new or missing part of it has a path, too."""
+    return [path for path in paths if path] or paths
 
 
 # -- comparing ---------------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ class Unkept:
         held = {**self._code, **self._data}
         for field, paths in suspects_in(held, now, self._changing).items():
             before, after = held[field], now[field]
-            logs = [path for path in paths if field not in MENDS and _only_grew(path, before, after)]
+            logs = [path for path in after if field not in MENDS and _is_log(path, before, after)]
             yield from ((field, path) for path in paths if not any(_is_within(path, log) for log in logs))
 
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
@@ -286,6 +294,8 @@ def _is_within(path: str, outer: str) -> bool:
     return path == outer or (path.startswith(outer) and path[len(outer)] in ".[")
 
 
-def _only_grew(path: str, before: Held, after: Held) -> bool:
-    there = path in before and path in after and after[path].kind in GROWING
-    return there and before[path].length < after[path].length
+def _is_log(path: str, before: Held, after: Held) -> bool:
+    """A container of those that copies share, that only grew; or a full deque, which drops an item for each new one."""
+    if path not in before or after[path].kind not in GROWING:
+        return False
+    return before[path].length < after[path].length or after[path].kind == "full deque"
