@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import TaskError
 from esper.extra_state import state_of
-from esper.rehearsal import MENDS, OTHER_BITS, blame_attribute, blame_unkept
+from esper.rehearsal import OTHER_BITS, blame_attribute, blame_unkept, taking_over
 from esper.task import Task
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.snapshot import load_optimizer, load_scheduler
 from esper.tolaria.trees import copied
-from esper.tolaria.unkept import Changing, changed_between
+from esper.tolaria.unkept import MENDS, Changing, changed_between
 
 STEPS = 13
 """Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
@@ -67,14 +67,16 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
         What its steps changed in optimizer and scheduler, all of which came back.
 
     Raises:
-        TaskError: the optimizer or the scheduler has state that its state dict does not keep; it is named.
+        TaskError: the optimizer or the scheduler has state that its state dict does not keep; the state is named. Or
+            a fresh one cannot load the state of a used one.
     """
     steps, values = min(STEPS, total_steps // 2), _smallest(host)
     first, second = (_Pair(task, values, total_steps) for _ in range(2))
     made = first.attributes()
     first.step(0, steps)
     before = first.attributes()
-    second.take_over(first)
+    with taking_over():
+        second.take_over(first)
     restored = {field: different(before[field], held) for field, held in second.attributes().items()}
     for pair in (first, second):
         pair.step(steps, 2 * steps)

@@ -11,7 +11,8 @@ samples change which were not drawn (`esper.draws`, and the batches of these ste
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,25 +22,20 @@ from torch import Tensor, nn
 
 from esper.attributes import Held, different, held_by, path_in_words
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, TaskError
-from esper.extra_state import STATE_MEND
 from esper.nested import mapped
 from esper.shared_state import check_shared, kinds_of, shared_by
 from esper.streams import restore_streams, streams
 from esper.task import Task
 from esper.tensors import state_crc32c
+from esper.their_code import raise_as_theirs
 from esper.tolaria.data import TaskData
 from esper.tolaria.plain import check_own_state
 from esper.tolaria.trainer import Trainer
-from esper.tolaria.unkept import Changing, changed_between, of_parts
+from esper.tolaria.unkept import MENDS, Changing, changed_between, of_parts
 
 STEPS_BEFORE = 2
 """Steps before the snapshot: an optimizer has state, and what a first step sets up is there."""
 
-MENDS = {
-    "task.model": STATE_MEND,
-    "task.optimizer": "keep it in `state` or `param_groups`, or return it from state_dict and load it again",
-    "task.scheduler": "return it from state_dict and load it in load_state_dict",
-}
 OTHER_BITS = "a restored network trains to other bits"
 NO_ATTRIBUTE = (
     "a step depends on something that is in no attribute (a file, a clock, the system's entropy): make it a buffer, "
@@ -150,7 +146,8 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
     second = make()
     course = _go_on(first, steps + 1)
     shared = shared_by(task, kinds)
-    _become(second, snapshot)
+    with taking_over():
+        second.become(snapshot)
     restored = {field: different(before[field], held) for field, held in _attributes(second).items()}
     repeated = _go_on(second, steps + 1)
     blame_unkept(made, restored, course.attributes, repeated.attributes)
@@ -177,11 +174,18 @@ def _go_on(trainer: Trainer, step: int) -> _Course:
     return _Course(losses, kept, _attributes(trainer))
 
 
-def _become(trainer: Trainer, snapshot: Any) -> None:  # Any: a HostSnapshot
-    """Raises: TaskError: a fresh build cannot take the snapshot."""
+@contextmanager
+def taking_over() -> Iterator[None]:
+    """Around the code that loads the state of a trained network into a fresh build.
+
+    Raises:
+        TaskError: the fresh build cannot load the state. If a call of the user's code raised, the error names the call.
+    """
     try:
-        trainer.become(snapshot)
+        yield
     except DependencyViolationError as error:
+        if error.__cause__ is not None:
+            raise_as_theirs(error.__cause__, "in a fresh build, with the state of a trained network")
         mend = "make every tensor in the factory, so that a fresh build has what a trained network has"
         raise TaskError("task", f"{error}", f"its state cannot be restored into a fresh build: {mend}") from error
 

@@ -107,13 +107,26 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
         with any_of_their_code:
             yield
     except Exception as error:
-        note = marked(error)
-        if note is None or (isinstance(error, EsperError) and not isinstance(error, TheirCodeRaised)):
-            raise
-        call = f"{note.call}, {doing}" if doing else note.call
-        if isinstance(error, TheirCodeRaised):
-            raise TaskError(note.field, call, error.what) from error.__cause__
-        raise TaskError(note.field, call, exception_in_words(error)) from error
+        raise_as_theirs(error, doing)
+        raise
+
+
+def raise_as_theirs(error: BaseException, doing: str = "") -> None:
+    """Raise the error of the task that an exception stands for; return if no call of the user's code raised it.
+
+    Args:
+        doing: As in `refused_as_theirs`.
+
+    Raises:
+        TaskError: names the field, the call, the exception, and its file and line. The exception is its cause.
+    """
+    note = marked(error)
+    if note is None or (isinstance(error, EsperError) and not isinstance(error, TheirCodeRaised)):
+        return
+    call = f"{note.call}, {doing}" if doing else note.call
+    if isinstance(error, TheirCodeRaised):
+        raise TaskError(note.field, call, error.what) from error.__cause__
+    raise TaskError(note.field, call, exception_in_words(error)) from error
 
 
 def exception_in_words(error: BaseException) -> str:

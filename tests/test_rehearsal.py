@@ -223,3 +223,28 @@ def test_a_schedule_with_a_counter_in_an_object_is_kept_by_torch() -> None:
 
 def test_slow_weights_in_the_state_dict_of_the_optimizer_are_accepted() -> None:
     assert survey(tiny_task(optimizer=partial(Lookahead, period=2, keeps=True)), tiny_config()).peak_share == 1.0
+
+
+class Reluctant(torch.optim.SGD):
+    """SGD that counts its steps in its groups, and does not load the state of one that made `most` steps or more."""
+
+    def __init__(self, parameters: Any, most: int, wrong: Exception) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0]["done"], self.most, self.wrong = 0, most, wrong
+
+    def step(self, closure: Any = None) -> None:
+        super().step(closure)
+        self.param_groups[0]["done"] += 1
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["param_groups"][0]["done"] >= self.most:
+            raise self.wrong
+        super().load_state_dict(state)
+
+
+@pytest.mark.parametrize("wrong", [KeyError("slow"), StopIteration("slow")], ids=repr)
+@pytest.mark.parametrize("most", [2, 13], ids=["rehearsal", "practice"])
+def test_an_optimizer_that_does_not_load_its_state_is_told_as_the_users_exception(most: int, wrong: Exception) -> None:
+    told = rf"task\.optimizer = 'load_state_dict, in a fresh build.*': it raised {type(wrong).__name__}.*{__file__}"
+    with pytest.raises(TaskError, match=told):
+        survey(tiny_task(optimizer=partial(Reluctant, most=most, wrong=wrong)), tiny_config())

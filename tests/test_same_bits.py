@@ -100,7 +100,7 @@ class Killed:
         begin = ["run", f"{self.folder}/task.py:task", *where]
         go_on = ["resume", str(self.run_dir)]
         command = [*(go_on if (self.run_dir / "run.json").exists() else begin), "--in-process", "--json", *words]
-        code = self._call([*command, *words], self.folder)
+        code = self._call(command, self.folder)
         return code, (self.folder / "err").read_text()
 
 

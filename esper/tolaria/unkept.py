@@ -45,7 +45,7 @@ FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameter
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
 MENDS = {
     "task.model": STATE_MEND,
-    "task.optimizer": "keep it in `state` or in the values of `param_groups`, or return it from state_dict",
+    "task.optimizer": "keep it in `state` or in the values of `param_groups`; or return it from state_dict and load it",
     "task.scheduler": "return it from state_dict and load it in load_state_dict",
     **dict.fromkeys(_DATA, "give the data set state_dict and load_state_dict"),
 }
