@@ -39,8 +39,8 @@ class CheckpointConfig(Settings):
 
     every_rounds: int = Field(1, ge=1, description="rounds between checkpoints; changes no bits")
     keep: int = Field(2, ge=2, description="newest checkpoints that are kept, beside that of fence 0")
-    fast_rollback_s: Seconds = Field(0.5, description="longest that a rollback in memory may take, in seconds")
-    full_rollback_s: Seconds = Field(12.0, description="longest that a rollback from disk may take, in seconds")
+    fast_rollback_s: Seconds = Field(0.5, description="longest rollback in memory, in seconds; no run uses it yet")
+    full_rollback_s: Seconds = Field(12.0, description="longest rollback from disk, in seconds; no run uses it yet")
 
 
 class HostCopy(Enum):

@@ -391,7 +391,7 @@ class RestoreImpossible(EsperError):
 
 
 class RollbackDeadlineExceeded(EsperError):
-    """A rollback took longer than its budget. Everything was restored; times in seconds."""
+    """A rollback took longer than its budget. Everything was restored; times in seconds. No run rolls back yet."""
 
     def __init__(self, tier: str, elapsed_s: float, budget_s: float) -> None:
         super().__init__(tier, elapsed_s, budget_s)

@@ -15,7 +15,7 @@ from esper import faults
 from esper.checkpoints import Checkpoints, FenceState, HostCopy
 from esper.crew import Rooms
 from esper.death_log import DeathLog
-from esper.errors import ActorLost, EsperError, RestoreImpossible, RollbackDeadlineExceeded
+from esper.errors import EsperError, RestoreImpossible, RollbackDeadlineExceeded
 from esper.journal import Journal, Kind
 from esper.position import LineState, Position
 from esper.progress import Progress
@@ -41,6 +41,7 @@ class Cause(StrEnum):
 
     DEATH = "death"
     ROLLBACK = "rollback"
+    """What happened since the last checkpoint is taken back. No part of a run asks for it yet."""
     RESUME = "resume"
     """Another process led the run until now. Its generation is superseded, and every room is new."""
 
@@ -159,6 +160,7 @@ class GoingBack:
             ActorLost: another process died on the way.
         """
         watch = Stopwatch(error)
+        self.deaths.tell()  # of a recovery that this error broke off, also where no restart answers the error
         lost = self.rooms.crew.lost(error, self.at.fence)
         self.deaths.tell()
         with span("esper recover", role="conductor", fence=self.at.fence):
@@ -170,10 +172,8 @@ class GoingBack:
             fence = to.fence if to is not None else None
             try:
                 self.go_back(to, Cause.DEATH, watch.lap)
-            except ActorLost:  # this recovery is broken off; the next one journals it
+            finally:  # if this recovery is broken off, the next one journals it
                 self.deaths.note(lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory))
-                raise
-            self.deaths.note(lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory))
             self.deaths.tell()
             self.deaths.await_first_step(watch.ended_at)
 
@@ -184,11 +184,11 @@ class GoingBack:
             self.beginning = replace(self.beginning, host=HostCopy.AS_BUILT)
 
     def roll_back(self, tier: Tier) -> None:
-        """Take back all that happened since the last checkpoint.
+        """Take back all that happened since the last checkpoint. No part of a run calls it yet.
 
         Raises:
             RollbackDeadlineExceeded: it took longer than its budget; everything was restored all the same.
-            RestoreImpossible: there is nothing to go back to.
+            RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer keeps none in its memory.
         """
         limits, began_s = self.checkpoints.config, time.monotonic()
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
@@ -196,8 +196,10 @@ class GoingBack:
         severe(event, Severity.ERROR, fence=self.at.fence, generation=self.journal.generation)
         count("esper.rollbacks")
         to = self.memory if tier is Tier.FAST else self.checkpoints.load_latest()
-        if to is None or to.fence is None:
-            raise RestoreImpossible("memory", "no fence was passed yet")
+        if to is None:
+            raise RestoreImpossible("memory", "the trainer keeps no checkpoint in its memory")
+        if to.fence is None:
+            raise RestoreImpossible("memory", "no checkpoint was made yet")
         self.go_back(to, Cause.ROLLBACK)
         self.at.tally.rollbacks += 1
         elapsed_s = time.monotonic() - began_s

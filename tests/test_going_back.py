@@ -10,10 +10,11 @@ import pytest
 from esper.checkpoints import FenceState, HostCopy
 from esper.crew import NoInbox, OneProcess, Rooms
 from esper.death_log import DeathLog
-from esper.errors import ActorLost
+from esper.errors import ActorLost, CallDeadlineExceeded, EsperError
 from esper.going_back import NEXT, Cause, GoingBack, Phase
 from esper.position import Position
 from esper.progress import Quiet
+from esper.recovery import Lost
 
 FENCE_4 = FenceState(
     4,
@@ -122,3 +123,29 @@ def test_no_other_phase_follows(before: Phase, after: Phase) -> None:
     with pytest.raises(AssertionError, match="no way leads"):
         back.enter(after)
     assert back.phase is before
+
+
+class Slow(LoudCrew):
+    """A crew that answers a death, and no call that was too slow."""
+
+    def lost(self, error: EsperError, fence: int | None) -> Lost:
+        del fence
+        if isinstance(error, CallDeadlineExceeded):
+            raise error
+        return Lost({"manager-0": "kasmina"}, None)
+
+
+def test_a_death_is_journaled_also_where_its_recovery_fails_for_another_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies() -> None:
+        raise ActorLost("manager-0", "killed")
+
+    def is_too_slow(*_: object) -> None:
+        raise CallDeadlineExceeded("kasmina", "no answer")
+
+    back, calls = going_back(Phase.GOING_ON)
+    back.rooms.crew = back.deaths.crew = Slow(calls)
+    monkeypatch.setattr(back.rooms.kasmina, "restore", is_too_slow, raising=False)
+    with pytest.raises(CallDeadlineExceeded):
+        back.outlive(dies)
+    assert ([one.actors for one in back.deaths.recoveries], back.deaths.restarts) == ([("manager-0",)], 1)
+    assert calls[-1] == "journal.write"
