@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,7 +45,8 @@ class Witness(Closing):
         if parent.is_there():
             parent.tell(reason=reason)
         else:
-            os.write(2, (words(reason, self._run_dir) + "\n").encode())
+            with suppress(OSError):  # standard error is closed: the exit code must be told all the same
+                os.write(2, (words(reason, self._run_dir) + "\n").encode())
         self.close()
         os._exit(STRICT_FAILURE)
 

@@ -25,9 +25,9 @@ from esper.execution import (
     complain,
     execute,
     execute_resume,
+    in_child,
     leaving_on_sigterm,
     print_json,
-    say_end,
     way_to_run,
 )
 from esper.forecast import forecast
@@ -47,8 +47,8 @@ from esper.workplace import from_here
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
 
-MAKE_FILES = frozenset({"run", "resume", "snapshot", "export"})
-"""Commands that write files: these have done their work without their output. All others make nothing but output."""
+ONLY_PRINT = frozenset({"plan", "prove", "inspect", "config", "log", "checkpoint"})
+"""Commands of esper that make nothing but output. Packages may add commands of another kind."""
 
 HELP = "Neural networks that grow while they train, by a runtime that never hides a failure."
 
@@ -236,10 +236,11 @@ def main() -> None:
     """
     hold_standard_descriptors()
     words = sys.argv[1:]
-    if words[:1] in (["run"], ["resume"]) and "--in-process" not in words and (end := parent.split()) is not None:
+    if words[:1] in (["run"], ["resume"]) and "--in-process" not in words:
         with guarded():
-            code = say_end(end, as_json="--json" in words)
-        os._exit(code)
+            ended = in_child(as_json="--json" in words)
+        if ended is not None:
+            os._exit(ended)
     with guarded():
         code = _answered(_add_commands) or exit_code(words)
     parent.tell(code=code)
@@ -250,7 +251,12 @@ def exit_code(arguments: list[str]) -> int:
     """Run one command line. Says what went wrong, in one line, on standard error."""
     with guarded(), from_here():
         code = _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
-        return STRICT_FAILURE if code == DONE and not MAKE_FILES & {*arguments[:1]} and output_lost() else code
+        return STRICT_FAILURE if code == DONE and _only_prints(arguments) and output_lost() else code
+
+
+def _only_prints(arguments: list[str]) -> bool:
+    """True for a command of `ONLY_PRINT`, and where there is no command but an option, as in `esper --version`."""
+    return not arguments or arguments[0].startswith("-") or arguments[0] in ONLY_PRINT
 
 
 def _add_commands() -> None:
@@ -299,7 +305,3 @@ def _config(
     if run_dir is not None:
         add_override(overrides, "run.dir", str(run_dir))
     return load_config(file, overrides, faults)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,7 @@ import typer
 from esper import parent
 from esper.closing import noted_on
 from esper.config import RunConfig
-from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, all_notes
+from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, PlacementUnavailable, all_notes
 from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
 from esper.loop import resume as resume_here
@@ -32,13 +32,13 @@ from esper.parent import End
 from esper.plugins import launcher
 from esper.progress import Terminal
 from esper.references import Reference
-from esper.run_directory import checkpoints_folder
+from esper.run_directory import checkpoints_folder, run_file
 from esper.stopping import Drain
 from esper.strict_json import strict_json
 from esper.summary import Result, failure
 from esper.task import Task
 from esper.tolaria.checkpoint import QUARANTINE
-from esper.workplace import shown
+from esper.workplace import fixed, shown
 
 STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
@@ -84,7 +84,10 @@ def execute_resume(
         typer.Exit: the run did not reach its end; the reason was printed.
     """
     resume = resume_here if in_process else launcher("ray-resume")
-    with _watched(as_json) as (progress, drain):
+    begun = fixed(run_dir) if run_file(fixed(run_dir)).is_file() else None
+    if begun is not None:
+        parent.tell(run_dir=shown(begun))
+    with _watched(as_json, begun) as (progress, drain):
         result = resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
         if progress.path is None:  # it had reached its end before
             progress.ended(result)
@@ -92,8 +95,12 @@ def execute_resume(
 
 
 @contextmanager
-def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
-    """Around a run: shows it, lets signals reach it, and reports what stops it before the process leaves."""
+def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Terminal, Drain]]:
+    """Around a run: shows it, lets signals reach it, and reports what stops it before the process leaves.
+
+    Args:
+        begun: The directory of a run that is resumed; None: the run is new, and has a directory once it starts.
+    """
     terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
     try:
         with _signals(drain):
@@ -106,11 +113,12 @@ def _watched(as_json: bool) -> Iterator[tuple[Terminal, Drain]]:
         raise typer.Exit(STRICT_FAILURE) from error
     except KeyboardInterrupt as interrupt:
         terminal.close()
-        kept = f"; what was kept: {resume_command(Path(shown(terminal.path)))}" if terminal.path is not None else ""
+        place = terminal.path or begun
+        kept = f"; what was kept: {resume_command(Path(shown(place)))}" if place is not None else ""
         raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
-        say_failure(error, terminal.path, as_json=as_json)
+        say_failure(error, terminal.path or begun, as_json=as_json)
         raise typer.Exit(_code(error)) from error
     finally:
         terminal.close()
@@ -214,6 +222,18 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
             say(f"{name}: {value}", error=True)
     if as_json:
         print_json({**told, "notes": notes} if notes else told)
+
+
+def in_child(*, as_json: bool) -> int | None:
+    """Go on in a child process. Returns None in the child; in the parent, the exit code once the child has ended."""
+    try:
+        end = parent.split()
+    except OSError as error:
+        refused = PlacementUnavailable("conductor", f"the system refused a process for the run: {error.strerror}")
+        refused.__cause__ = error
+        say_failure(refused, None, as_json=as_json)
+        return STRICT_FAILURE
+    return say_end(end, as_json=as_json) if end is not None else None
 
 
 def say_end(end: End, *, as_json: bool) -> int:

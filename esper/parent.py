@@ -64,6 +64,9 @@ def split() -> End | None:
     """Fork. Returns None in the child at once; in the parent, once the child has ended, how.
 
     The parent sends signals on; if the parent is killed the child is killed too. To be called before there are threads.
+
+    Raises:
+        OSError: the system refuses another pipe or process. The signals of `PASSED_ON` are blocked then.
     """
     global _pipe
     reading, writing = os.pipe()

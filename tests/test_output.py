@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from esper.cli import app, exit_code
+from esper.cli import ONLY_PRINT, app, exit_code
 from esper.output import PlainConsole, can_redraw, guarded, printable
 from esper.summary import Result
 
@@ -160,6 +160,16 @@ def test_a_command_fails_if_its_output_is_all_it_makes_and_is_lost(
     with way() as out:
         monkeypatch.setattr(sys, "stdout", out)
         assert exit_code(words) == code
+
+
+def test_a_command_of_a_package_keeps_its_exit_code_without_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = {words[0] for words, _ in commands(typer.main.get_command(app), []) if words}
+    assert own - ONLY_PRINT == {"run", "resume", "snapshot", "export"}
+    monkeypatch.setattr(app, "registered_commands", [*app.registered_commands])
+    app.command("theirs")(lambda: print("written"))
+    with full_disk() as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        assert exit_code(["theirs"]) == 0
 
 
 def test_what_a_stream_cannot_encode_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ ALLOWED: dict[str, str] = {
     "tests/durable/kit/full_disk.py mount_when_claimed: says type: ignore": "a process of its own",
     "tests/durable/test_full_disk.py on_a_disk_of: pytest.skip": "no rights",
     "actors/bootstrap.py _end_users_of: suppress": "gone by itself is what was wanted",
+    "esper/execution.py in_child: answers OSError": "said as a failure of the run, which ends with its exit code",
+    "actors/witness.py Witness.leave: suppress": "standard error is closed; the exit code tells what it can",
     "actors/bootstrap.py _last_words: says type: ignore": "Ray's own node is there while it runs",
     "actors/bootstrap.py _room: .get with a default x2": "Ray leaves out what it has none of",
     "actors/bootstrap.py _opened: answers FileNotFoundError": "nothing is open there",

@@ -164,6 +164,7 @@ for act in (
     lambda witness: os._exit(1),
     lambda witness: (witness.close(), os._exit(2)),
     lambda witness: witness.leave("the raylet has ended"),
+    lambda witness: (os.close(2), witness.leave("nobody reads this")),
 ):
     child = os.fork()
     if child == 0:
@@ -174,6 +175,6 @@ for act in (
 
 def test_a_process_that_ends_from_within_c_has_its_last_words_said() -> None:
     done = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "2", "3"]
+    assert done.stdout.split() == ["1", "2", "3", "3"]
     ends = [LAST_WORDS.format(reason=reason) for reason in (ENDED, "the raylet has ended")]
     assert done.stderr in ("".join(ends), "".join(reversed(ends)))  # the shell speaks once the process is gone
