@@ -5,16 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 
-_began: ContextVar[Path | None] = ContextVar("esper_workplace", default=None)
+
+@dataclass
+class _Workplace:
+    """The working directory in which the outermost block began."""
+
+    folder: Path
+    given: dict[Path, Path] = field(default_factory=dict)
+    """By absolute path: the path that a person gave for it."""
+
+
+_began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=None)
 
 
 @contextmanager
 def from_here() -> Iterator[None]:
     """While it lasts relative paths start from the present working directory; within another such block, from its."""
     try:
-        token = _began.set(_began.get() or Path.cwd())
+        token = _began.set(_began.get() or _Workplace(Path.cwd()))
     except FileNotFoundError:  # the folder was deleted: who needs it will say so
         yield
         return
@@ -26,15 +37,19 @@ def from_here() -> Iterator[None]:
 
 def workplace() -> Path:
     """Where relative paths start from."""
-    return _began.get() or Path.cwd()
+    began = _began.get()
+    return began.folder if began is not None else Path.cwd()
 
 
 def fixed(path: Path) -> Path:
-    """The same place, absolute."""
-    return path if path.is_absolute() else workplace() / path
+    """The same place, absolute. `shown` gives `path` back for it, until the outermost block ends."""
+    absolute = path if path.is_absolute() else workplace() / path
+    if (began := _began.get()) is not None:
+        began.given[absolute] = path
+    return absolute
 
 
 def shown(path: Path) -> str:
-    """A place as people name it: from the workplace on, if it lies below."""
+    """A place as it was given to `fixed`; one that was not given there, as it is."""
     began = _began.get()
-    return str(path.relative_to(began) if began is not None and path.is_relative_to(began) else path)
+    return str(began.given[path] if began is not None and path in began.given else path)

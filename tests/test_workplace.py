@@ -44,7 +44,20 @@ def test_a_task_that_changes_the_working_directory_moves_no_file_of_ours(
     assert json.loads(run_file(tmp_path / "here").read_text())["started_in"] == str(tmp_path)
 
 
-def test_a_place_is_fixed_by_the_outermost_block_and_shown_from_there(
+@pytest.mark.parametrize("code", [0, 3])
+def test_an_absolute_run_directory_is_told_as_it_was_given(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.py").write_text("from esper.testing import tiny_task\ndef task(): return tiny_task(epochs=1)")
+    passage = 1 if code else 10_000
+    (tmp_path / "f.toml").write_text(f'[[faults]]\npoint = "tolaria.round"\nfault = "raise"\npassage = {passage}\n')
+    words = ["run", "t.py:task", "--no-growth", "--run-dir", str(tmp_path / "here"), "--faults", "f.toml"]
+    assert exit_code([*words, "--in-process", "--json"]) == code
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["run_dir"] == str(tmp_path / "here")
+
+
+def test_a_place_is_fixed_by_the_outermost_block_and_shown_as_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -54,6 +67,7 @@ def test_a_place_is_fixed_by_the_outermost_block_and_shown_from_there(
         with from_here():
             assert fixed(Path("a")) == tmp_path / "a"
         assert shown(tmp_path / "a") == "a"
+        assert shown(fixed(tmp_path / "b")) == str(tmp_path / "b")
         assert shown(Path("/elsewhere")) == "/elsewhere"
     assert fixed(Path("a")) == tmp_path / "sub" / "a"
     os.rmdir(tmp_path / "sub")
