@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from esper.errors import Drained, StateNotKept, TaskError
+from esper.errors import Drained, EmergencyStop, StateNotKept, TaskError
+from esper.heartbeat import beats
 from esper.loop import resume, run
 from esper.prospect import survey
 from esper.task import Task
@@ -253,3 +255,29 @@ def test_a_table_that_grows_late_with_what_was_seen_is_let_pass_unless_its_size_
     run(table_task(shard, at, effect=0.0), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False))
     with pytest.raises(StateNotKept, match=r"task\.model: table changed"):
         run(table_task(shard, at, effect=0.1), tiny_config(run__dir=str(tmp_path / "other"), growth__enabled=False))
+
+
+@pytest.mark.parametrize("halts", [False, True])
+def test_the_comparison_of_a_late_table_shows_progress_at_each_forward_and_hears_an_emergency(
+    halts: bool,
+) -> None:
+    seen: list[int] = []
+
+    class Watched(Table):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(beats())
+            return super().forward(x)
+
+    task = replace(table_task("train", 500, effect=0.0), model=partial(Watched, 0.0))
+    prospect = survey(task, tiny_config(growth__enabled=False))
+    last = prospect.total_steps // 2  # sample 500 is in the first epoch
+    trainer = prospect.trainer("", 0, "tolaria", lambda: halts and trainer.step == last)
+    trainer.watch(prospect.changing)
+    seen.clear()
+    if halts:
+        with pytest.raises(EmergencyStop):
+            trainer.run_round(1, last)
+    else:
+        trainer.run_round(1, last)
+    assert len(set(seen)) == len(seen)
+    assert (len(seen) > 2 * last) is not halts

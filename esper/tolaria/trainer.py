@@ -131,9 +131,17 @@ class Trainer(GrownHost):
         check_process(self._settings.role)
         return tuple(losses)
 
-    def _one_step(self) -> tuple[float, float]:
+    def check_emergency(self) -> None:
+        """Return unless an emergency stops the run.
+
+        Raises:
+            EmergencyStop: it does.
+        """
         if self._halted():
             raise EmergencyStop("", "", self.step)
+
+    def _one_step(self) -> tuple[float, float]:
+        self.check_emergency()
         self._saver.check()
         faults.point(self._fault_point, round=self._round, step=self.step)
         if self.step % self._settings.trace_every == 0:
@@ -251,6 +259,7 @@ class Trainer(GrownHost):
 
         Nothing that a snapshot keeps is changed by it.
         """
+        beat()
         with torch.no_grad(), self._state_kept():
             inputs, targets = self._load(self._data.batch(step))
             return batch_loss(self._task.loss, self._forward(inputs), targets)
@@ -261,6 +270,7 @@ class Trainer(GrownHost):
         Returns:
             What `task.sample_loss` gave.
         """
+        beat()
         with self._evaluating():
             seen = self._look(f"the batch of step {step}", self._data.batch_size, self._data.batch(step))
             for name, metric in self._task.metrics.items():

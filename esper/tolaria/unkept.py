@@ -200,6 +200,7 @@ class Unkept:
 
         Raises:
             StateNotKept: the rest.
+            EmergencyStop: a signal stops the run; this may take the forward passes of four rounds.
         """
         try:
             other = self._trainer.another()
@@ -209,6 +210,7 @@ class Unkept:
         hosts = (self._trainer, other)
         apart = self._still(suspects, *hosts)
         for look in self._looks():
+            self._trainer.check_emergency()
             if not any(apart.values()) or held_by(look(hosts[0])) != held_by(look(hosts[1])):
                 break
             apart = self._still(suspects, *hosts)
