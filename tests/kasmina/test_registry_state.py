@@ -775,7 +775,7 @@ def test_a_plan_of_no_known_kind_is_refused(untouched):
         answers = [known["answer"] for known in state["commands"] if known["answer"]["plans"]]
         answers[0]["plans"][0]["kind"] = "hope"
 
-    assert "Input tag 'hope'" in refusal(changed(untouched.fences[13], relabel), untouched)
+    assert "'hope' found using 'kind'" in refusal(changed(untouched.fences[13], relabel), untouched)
 
 
 def test_a_state_of_a_later_generation_is_refused(untouched):

@@ -14,6 +14,7 @@ import fnmatch
 import io
 import os
 import random
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,7 +166,8 @@ class CrashPath(PurePosixPath):
         return (self / name for name in HERE.disk.names(self))
 
     def stat(self) -> os.stat_result:
-        return os.stat_result((0, 0, 0, 1, 0, 0, len(self._seen()), 0, 0, 0))
+        kind, size = (stat.S_IFDIR, 0) if self.is_dir() else (stat.S_IFREG, len(self._seen()))
+        return os.stat_result((kind, 0, 0, 1, 0, 0, size, 0, 0, 0))
 
     def read_bytes(self) -> bytes:
         return bytes(self._seen())
