@@ -554,10 +554,12 @@ def test_the_readme_leads_from_a_run_to_inference(
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     section = readme.partition("## Take the network home")[2].partition("\n## ")[0]
     load, commands, rebuild = (part.partition("```")[0] for part in section.split("```")[1::2])
+    example = "torch.tensor([[1.0, 2.0], [1.0, -2.0]])"  # for the network of README; here is another one
+    assert example in load
     shutil.copytree(grown.ended, tmp_path / "runs" / "my-run")
     monkeypatch.chdir(tmp_path)
     scope = {"inputs": grown.inputs, "build_model": three_hosts.Rows}
-    exec(load.removeprefix("python"), scope)
+    exec(load.removeprefix("python").replace(example, "inputs"), scope)
     assert capsys.readouterr().out.strip() == str(grown.at_end.argmax(dim=-1))
     assert len(load.strip().splitlines()) - 2 <= 5
     for line in commands.removeprefix("sh").strip().splitlines():
@@ -565,5 +567,7 @@ def test_the_readme_leads_from_a_run_to_inference(
     assert sorted(os.listdir(tmp_path / "runs")) == ["my-run", "my-run-network.onnx", "my-run-network.pt2"]
     assert_onnx_near(tmp_path / "runs" / "my-run-network.onnx", grown)
     monkeypatch.syspath_prepend(tmp_path / "my-network")
-    exec(rebuild.removeprefix("python"), scope)
+    factory = "from my_task import build_model"
+    assert factory in rebuild
+    exec(rebuild.removeprefix("python").replace(factory, ""), scope)
     assert torch.equal(outputs(scope["model"], grown.inputs), grown.at_end)
