@@ -97,7 +97,8 @@ class EmbeddedRay(Closing):
             run_dir: The run that this Ray is for, if it is for one alone: the last words of its process name it.
 
         Raises:
-            PlacementUnavailable: this process is connected to a Ray already, or Ray did not start within `deadline_s`.
+            StartDeadlineExceeded: Ray did not start within `deadline_s`.
+            PlacementUnavailable: this process is connected to a Ray already, or the start failed.
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")

@@ -39,7 +39,7 @@ def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: 
         Exception: what `begin` raised.
     """
     done: Future[None] = Future()
-    limit_s = time.monotonic() + deadline_s
+    limit_s, late, again = time.monotonic() + deadline_s, False, False
     with _held_back() as came:  # before the thread: no signal may come between
         threading.Thread(target=_fill, args=(done, begin, ended), name="ray-start", daemon=True).start()
         while not done.done():
@@ -49,11 +49,12 @@ def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: 
                 give_up()
                 wait([done], timeout=GIVE_UP_WITHIN_S)
                 break
-    if not done.done():
-        if late:
-            why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
-            raise StartDeadlineExceeded("ray", why)
-        raise PlacementUnavailable("ray", "it was interrupted; its processes were ended")
+    failure = done.exception() if done.done() else None  # its processes were ended, if it was late or interrupted
+    if late:
+        why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
+        raise StartDeadlineExceeded("ray", why) from failure
+    if again:
+        raise PlacementUnavailable("ray", "it was interrupted; its processes were ended") from failure
     done.result()
 
 
