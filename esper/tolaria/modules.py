@@ -13,8 +13,8 @@ def check_modules(model: nn.Module) -> None:
     """Let a model pass that can be trained, copied and grown as it is.
 
     Raises:
-        TaskError: nothing in it can be trained; or a part is lazy, compiled, on no real device, or has
-            elements that share memory.
+        TaskError: nothing in it can be trained; or a part is lazy, compiled, on no real device, or
+            not dense, or has elements that share memory.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TaskError("task.model", type(model).__name__, "leave requires_grad on for what shall be trained")
@@ -34,6 +34,9 @@ def _fault(tensor: Tensor) -> str | None:
         return "a lazy module has no weights yet; give its sizes, or run one batch through the model in the factory"
     if tensor.is_meta:
         return "it lies on the meta device and has no values; build it on the CPU"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
+        return f"it is {kind}, and only dense ones are kept: register its parts as buffers, build it in the forward"
     if has_overlap(tensor):
         return "its elements share memory (expand?); make it contiguous"
     return None

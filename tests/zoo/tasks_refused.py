@@ -134,6 +134,35 @@ def a_model_without_values() -> Task:
     return _task(lambda: Net().to("meta"))
 
 
+def _with_buffer(tensor: Tensor) -> Task:
+    def build() -> Net:
+        net = Net()
+        net.register_buffer("graph", tensor)
+        return net
+
+    return _task(build)
+
+
+@refused(r"task\.model = 'graph': its elements share memory \(expand\?\)")
+def a_buffer_that_is_expanded() -> Task:
+    return _with_buffer(torch.ones(1).expand(6))
+
+
+@refused(r"task\.model = 'graph': it is a tensor of layout torch\.sparse_coo, .*register its parts as buffers")
+def a_sparse_buffer() -> Task:
+    return _with_buffer(torch.eye(6).to_sparse())
+
+
+@refused(r"task\.model = 'graph': it is a tensor of layout torch\.sparse_csr, ")
+def a_buffer_with_compressed_rows() -> Task:
+    return _with_buffer(torch.eye(6).to_sparse_csr())
+
+
+@refused(r"task\.model = 'graph': it is a nested tensor, ")
+def a_nested_buffer() -> Task:
+    return _with_buffer(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+
+
 @refused(r"task\.model = 'words\.weight': its gradient is torch\.sparse_coo; .* sparse=False")
 def sparse_gradients() -> Task:
     class Words(Net):
