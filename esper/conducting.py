@@ -188,7 +188,7 @@ class Record:
             return
         if self.identity.cpu != self.past.identity.cpu:
             severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
-        if _of_another_order(self.past.identity):
+        if _hashed_otherwise(self.past.identity):
             severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
         trial = TrialRestore(self.prospect, self.key, self.past)
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
@@ -263,7 +263,8 @@ class Record:
 def _check_same_task(prospect: Prospect, began: Identity) -> None:
     """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
     mend = "go on with the task that the run began with; it must be the same each time it is built"
-    mend += _of_another_order(began)
+    if _hashed_otherwise(began):
+        mend = f"{mend}; {_how_to_hash_alike(began)}"
     other = began.host_modules_sha256 not in (None, prospect.host_modules_sha256)
     if other or (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
         raise TaskError(
@@ -293,12 +294,15 @@ def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
     return prospect.rehearsed_crc32c == began.rehearsed_crc32c
 
 
-def _of_another_order(began: Identity) -> str:
-    """Why sets of texts may have another order here than in the process that began the run, and the mend; "" if not."""
-    if began.text_hash in (None, text_hash()):
-        return ""
+def _hashed_otherwise(began: Identity) -> bool:
+    """Sets of texts may have another order here than in the process that began the run."""
+    return began.text_hash not in (None, text_hash())
+
+
+def _how_to_hash_alike(began: Identity) -> str:
+    """What to do if sets of texts have another order here than in the process that began the run."""
     start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
-    return f"; a set of texts has another order here ({start}): sort it where the order matters"
+    return f"a set of texts has another order here ({start}): sort it where the order matters"
 
 
 def same_loss(now: float | None, began: Identity) -> bool:
