@@ -23,7 +23,9 @@ ToOption = Annotated[
 FenceOption = Annotated[int | None, typer.Option("--fence", help="a fence that is kept; default: the last one")]
 GenerationOption = Annotated[
     int | None,
-    typer.Option("--generation", help="as this process of the run left it: 1 is the first; default: the last"),
+    typer.Option(
+        "--generation", help="as this generation left it: 1 is the first; each resume or restart of the run begins one"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
