@@ -1,7 +1,8 @@
 """How whoever goes on with a run takes it over: in which order, so that it is one owner's at every instant.
 
-What counts of the past was read before (`esper.history`). Until SUPERSEDED is durable the run is its last owner's, and
-nothing that is here takes anything of it away.
+What counts of the past was read before (`esper.history`). Until SUPERSEDED is durable the run is its last owner's. Only
+checkpoints that cannot be restored are moved before that, to quarantine: `sweep` removes what no longer counts, and
+would remove them as well.
 """
 
 from __future__ import annotations

@@ -54,4 +54,5 @@ class TrialRestore:
         for host in (kept.host, kept.nursery["twin"], kept.nursery["origin"]):
             if host is not None:
                 trainer.become(host)
-                trainer.try_update()
+                with self.prospect.data.at(host.data):
+                    trainer.try_update()

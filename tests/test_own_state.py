@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from esper.attributes import held_by
+from esper.durable.log import scan
 from esper.errors import Drained, TaskError
+from esper.journal import Kind
 from esper.loop import resume, run
 from esper.prospect import survey
+from esper.run_directory import journal_file
 from esper.summary import Result
 from esper.task import Task
 from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
+from esper.their_code import marked
 
 
 class KeepingHost(TinyHost):
@@ -100,6 +105,42 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bits(undisturbed: Result, 
     assert result.weights_sha256 == undisturbed.weights_sha256
     assert result.twin_weights_sha256 == undisturbed.twin_weights_sha256
     assert result.test_loss == undisturbed.test_loss
+
+
+class Refusing(KeepingBands):
+    """Takes back no state any more once the run has been measured."""
+
+    refuses = False
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.refuses:
+            raise RuntimeError("not today")
+        super().load_state_dict(state)
+
+
+class Measured(StopAt):
+    """Has `data` refuse from the end of the survey on."""
+
+    def __init__(self, data: Refusing) -> None:
+        super().__init__(3)
+        self.data = data
+
+    def started(self, *_: Any) -> None:
+        self.data.refuses = True
+
+
+def test_a_data_set_that_refuses_its_kept_state_is_told_before_the_run_is_taken_over(tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    alone = tiny_config(run__dir=str(place), growth__enabled=False)
+    with pytest.raises(Drained):
+        run(keeping_task(), alone, drain=(watch := StopAt(2)).drain, progress=watch)
+    with pytest.raises(RuntimeError, match="not today") as caught:
+        resume(place, replace(keeping_task(), train=(data := Refusing(1024, 1))), progress=Measured(data))
+    assert marked(caught.value) == "raised by task.train: load_state_dict"
+    assert not [frame for frame in scan(journal_file(place, 2)).frames if frame.kind == Kind.SUPERSEDED]
+    with pytest.raises(Drained) as again:
+        resume(place, keeping_task(), drain=(watch := StopAt(3)).drain, progress=watch)
+    assert again.value.fence == 3
 
 
 def test_the_twin_is_to_the_bit_the_run_without_growth(undisturbed: Result, tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ ALLOWED: dict[str, str] = {
     "esper/log_commands.py _read: answers StoreCorrupt": "named as damage, so that the other logs are shown",
     "esper/tolaria/checkpoint.py _verdict: answers CheckpointCorrupt": "returned as the verdict",
     "tests/test_trial_restore.py Kept.sealed: swallows (StoreCorrupt, RuntimeError)": "a part that no digest is made of",
+    "esper/tolaria/checkpoint.py _Tried.passes: answers Exception": "kept; severe or raised, as the earlier ones show",
     "esper/tolaria/checkpoint.py restore_latest: answers CheckpointCorrupt": "severe; the one before, or RestoreImpossible",
     "tests/durable/kit/checks.py refused: answers kind": "the refusal is what is asked",
     "tests/durable/kit/checks.py an_error_of_the_disk_is_told_even_if_the_producer_hides_it.hiding: answers OSError": "it hides",

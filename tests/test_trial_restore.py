@@ -15,15 +15,17 @@ from torch import Tensor
 
 from esper.checkpoints import CheckpointConfig, Checkpoints
 from esper.durable.streams import write_stream
-from esper.errors import StoreCorrupt
+from esper.errors import DependencyViolationError, Drained, StoreCorrupt
 from esper.history import Past, read_past
 from esper.journal import Journal
 from esper.leyline.checkpoints import CheckpointWritten
+from esper.loop import resume, run
 from esper.prospect import Prospect, survey
 from esper.rooms import RunKey
 from esper.run_directory import checkpoints_folder
 from esper.tensors import state_crc32c
-from esper.testing import tiny_config, tiny_task
+from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
+from esper.tolaria.optimizer_state import check_steps
 from esper.tolaria.plain import from_plain, topology_digest
 from esper.trial_restore import TrialRestore
 
@@ -204,6 +206,7 @@ UNREADABLE = {
     "nursery: no twin": at("nursery", twin=None),
     "nursery: a twin of another step": at(*TWIN, step=100),
     "nursery: twin_steps is text": at("nursery", twin_steps="x"),
+    "data: of a data set that keeps nothing": at("trainer", data={"train": {"drawn": 3}}),
     "modules: of one that keeps nothing": at("trainer", modules={"body": {"a": 1}}),
 }
 
@@ -229,7 +232,7 @@ class Moody(torch.optim.Adam):
 def test_an_error_of_the_users_own_at_every_fence_is_told_as_hers_and_moves_nothing(kept: Kept) -> None:
     task = replace(tiny_task(), optimizer=lambda parameters: Moody(parameters, lr=3e-2))
     with pytest.raises(RuntimeError, match="not today"):
-        kept.latest(kept.past.commits[1:], task=task)
+        kept.latest(kept.past.commits, task=task)  # that of fence 0 passes, and proves nothing
     assert not (kept.folder / "quarantine").exists()
 
 
@@ -240,3 +243,33 @@ def test_an_error_of_the_users_own_at_the_last_fence_alone_is_that_of_the_checkp
     task = replace(tiny_task(), optimizer=lambda parameters: Moody(parameters, lr=3e-2))
     assert kept.latest(kept.past.commits, task=task) == 5
     assert (kept.folder / "quarantine" / kept.past.commits[-1].file).exists()
+
+
+class Spare(TinyHost):
+    """Has a parameter that no step gives a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = torch.nn.Parameter(torch.zeros(3))
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+def test_an_optimizer_whose_state_begins_with_it_is_gone_on_from_at_each_fence(stop: int, tmp_path: Path) -> None:
+    """Adagrad counts 0 steps before its first, and for a parameter without a gradient for ever."""
+    task = replace(tiny_task(), model=Spare, optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=3e-2))
+    config = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
+    with pytest.raises(Drained):
+        run(task, config, drain=(watch := StopAt(stop)).drain, progress=watch)
+    with pytest.raises(Drained) as again:
+        resume(tmp_path / "run", task, drain=(watch := StopAt(stop + 1)).drain, progress=watch)
+    assert again.value.fence == stop + 1
+    assert not (checkpoints_folder(tmp_path / "run") / "quarantine").exists()
+
+
+def test_a_seed_without_a_state_is_refused_only_if_its_weights_have_changed() -> None:
+    def adam() -> torch.optim.Optimizer:
+        return torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))])
+
+    check_steps(adam(), 3, stepped=False)
+    with pytest.raises(DependencyViolationError, match="there is none"):
+        check_steps(adam(), 3, stepped=True)

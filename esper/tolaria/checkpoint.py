@@ -195,8 +195,9 @@ def restore_latest(
     """The last checkpoint that loads and passes the trial. Those after it are said as severe events, and those that are
     damaged are moved to `quarantine/`; a file that the disk cannot read any more stays where it is.
 
-    A trial may fail in the user's code or for a setting of hers. Then the file is damaged only if an earlier checkpoint
-    passes; if none does, her error is raised and no such file is moved.
+    A file that does not load is damaged. A failed trial alone is no proof of that: the user's code, a library, a
+    setting or the machine may be at fault. The file counts as damaged only if an earlier checkpoint passes and the
+    trial of this one then fails again. One of step 0 does not count as earlier: no optimizer has a state there.
 
     Args:
         commits: What the journal committed, oldest first.
@@ -204,46 +205,100 @@ def restore_latest(
         trial: Raises if the run cannot go on from these values. It changes nothing.
 
     Raises:
-        RestoreImpossible: none loads.
+        RestoreImpossible: none loads, or none after step 0 passes the trial; the latter are not moved.
         CheckpointCorrupt: the system could not read one for want of files or of permission; it may be readable later.
-        MemoryError, torch.OutOfMemoryError: there is no room to map one, or to try it.
+        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: the machine failed while one was mapped or tried;
+            or an error that one of these caused.
         StoreWriteFailed: a file that does not load cannot be moved away.
-        Exception: what the user's code raised in the trial of every checkpoint that could be read.
+        Exception: what the user's code raised, where no checkpoint after step 0 passes the trial.
     """
     refused: list[str] = []
-    doubted: list[tuple[CheckpointWritten, CheckpointCorrupt]] = []
+    doubted: list[_Tried] = []
     for written in reversed(commits):
         try:
-            content = load_written(folder, written, run_id=run_id)
-            _try(trial, folder, written, content)
+            tried = _Tried(trial, folder, written, load_written(folder, written, run_id=run_id))
         except CheckpointCorrupt as error:
-            trouble = _trouble(error)
-            if trouble in MACHINES:
+            if _trouble(error) in MACHINES:
                 raise
-            if _theirs(error) is not None:
-                doubted.append((written, error))
-            else:
-                refused.append(_reject(folder, written, error))
+            refused.append(_reject(folder, written, error))
+            continue
+        if not tried.passes():
+            doubted.append(tried)
+        elif doubted and written.step == 0:
+            break
         else:
-            for newer, doubt in doubted:
-                _reject(folder, newer, doubt)
-            return written, content
-    if doubted and (theirs := _theirs(doubted[0][1])) is not None:
-        raise theirs
+            return _first_that_passes(doubted, tried)
+    if doubted:
+        raise _unproved(folder, doubted)
     why = f"no checkpoint loads: {'; '.join(refused)}" if refused else "no checkpoint was ever committed"
     raise RestoreImpossible(str(folder), why)
 
 
-def _try(
-    trial: Callable[[CheckpointWritten, Content], None], folder: Path, written: CheckpointWritten, content: Content
-) -> None:
-    """Raises: CheckpointCorrupt: the trial failed; why is its cause."""
-    try:
-        trial(written, content)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # the machine's trouble; the file may be sound
-    except Exception as error:
-        raise CheckpointCorrupt(str(folder / written.file), f"cannot be restored: {_first_line(error)}") from error
+class _Tried:
+    """One checkpoint that loads, and how its last trial ended."""
+
+    def __init__(
+        self,
+        trial: Callable[[CheckpointWritten, Content], None],
+        folder: Path,
+        written: CheckpointWritten,
+        found: Content,
+    ) -> None:
+        self._trial, self.folder, self.written, self.content = trial, folder, written, found
+        self.error: CheckpointCorrupt | None = None
+
+    def passes(self) -> bool:
+        """Whether the trial passes now; if not, `error` says why.
+
+        Raises:
+            CheckpointCorrupt, Exception: the machine failed; see `restore_latest`.
+        """
+        try:
+            self._trial(self.written, self.content)
+        except Exception as error:
+            if any(map(_is_of_the_machine, causes(error))):
+                raise
+            file = str(self.folder / self.written.file)
+            self.error = CheckpointCorrupt(file, f"cannot be restored: {_first_line(error)}")
+            self.error.__cause__ = error
+            if _trouble(self.error) in MACHINES:
+                raise self.error from error
+            return False
+        return True
+
+
+def _first_that_passes(doubted: Sequence[_Tried], passed: _Tried) -> tuple[CheckpointWritten, Content]:
+    """Try the later ones again, now that an earlier one passed; those that fail again are put aside.
+
+    Returns:
+        The newest that passes: the failure of its first trial was not its own.
+    """
+    for one in doubted:
+        if one.passes():
+            return one.written, one.content
+        assert one.error is not None, "it does not pass"
+        _reject(one.folder, one.written, one.error)
+    return passed.written, passed.content
+
+
+def _unproved(folder: Path, doubted: Sequence[_Tried]) -> Exception:
+    """What to raise where all checkpoints after step 0 fail the trial: the user's own error, if there is one."""
+    errors = [one.error for one in doubted if one.error is not None]
+    theirs = next((found for error in errors if (found := _theirs(error)) is not None), None)
+    if theirs is not None:
+        return theirs
+    told = "; ".join(f"{one.written.file} {one.error.reason}" for one in doubted if one.error is not None)
+    why = f"no checkpoint loads: {told}. These files were left where they are; if they are at fault, move them away"
+    impossible = RestoreImpossible(str(folder), why)
+    impossible.__cause__ = errors[0]
+    return impossible
+
+
+def _is_of_the_machine(error: BaseException) -> bool:
+    """Memory or an accelerator failed: the values that were tried may be sound."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
 
 
 def _theirs(error: CheckpointCorrupt) -> Exception | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from esper.errors import TaskError
+from esper.errors import DependencyViolationError, TaskError
 from esper.extra_state import state_of
 from esper.nested import mapped
 from esper.streams import generator, seed_process
@@ -106,6 +106,10 @@ class TaskData:
         """Draw from stateful data sets as they are in a state. Afterwards they are as when this object was made.
 
         Every host in a process draws from the same data sets; each keeps a state of its own.
+
+        Raises:
+            DependencyViolationError: other data sets keep a state here than did there; nothing was changed.
+            Exception: what a data set raised, which is marked as the user's.
         """
         self._load_state(state)
         try:
@@ -114,9 +118,13 @@ class TaskData:
             self._load_state(self.made_with)
 
     def _load_state(self, state: Mapping[str, Any]) -> None:
+        if state.keys() != self._stateful.keys():
+            found = sorted(state.keys() ^ self._stateful.keys())
+            raise DependencyViolationError("snapshot", "data sets with a state differ from the task's", str(found))
         for name, one in self._stateful.items():
+            kept = copied(state[name], _copy)
             with their_code(f"task.{name}", "load_state_dict"):
-                one.load_state_dict(copied(state[name], _copy))
+                one.load_state_dict(kept)
 
     def batch(self, step: int) -> Any:
         """The collated batch of an optimizer step. Seeds this process for (run seed, step) before it loads.

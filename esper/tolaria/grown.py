@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError
@@ -17,7 +18,7 @@ from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan
 from esper.task import Task
-from esper.tensors import state_digest
+from esper.tensors import from_bytes, state_digest
 from esper.their_code import their_code
 from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
@@ -196,12 +197,19 @@ class GrownHost:
             DependencyViolationError: the state of an optimizer is not one that its steps leave behind.
             Exception: what a step raised.
         """
-        check_steps(self._optimizer, self.step)
-        for optimizer in self._seed_optimizers.values():
-            check_steps(optimizer.optimizer, self.step - optimizer.start)
+        check_steps(self._optimizer, self.step, stepped=self.step > 0)
+        for plan in self._editor.topology():
+            if (seeds := self._seed_optimizers.get(plan.seed_id)) is not None:
+                check_steps(seeds.optimizer, self.step - seeds.start, stepped=self._is_changed(plan))
         if self._scheduler is not None:
             with their_code("task.scheduler", "scheduler.step"):
                 self._scheduler.step()
+
+    def _is_changed(self, plan: GraftPlan) -> bool:
+        """A parameter of a seed differs from what was grafted. None does where every step so far skipped the slot."""
+        grafted = from_bytes(plan.weights).values()
+        now = [parameter.detach().cpu() for parameter in self._editor.parameters_of(plan.seed_id)]
+        return not all(any(torch.equal(one, was.to(one.dtype)) for was in grafted) for one in now)
 
     def _restore_schedule(self, snapshot: HostSnapshot) -> None:
         """Put the schedule back; where the run is longer now, it goes on with that of the longer run."""

@@ -115,7 +115,7 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
     return Weighted(parts[0], weights)
 
 
-def check_agreement(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
+def check_mean(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
     """Let a task pass whose loss of a batch is the mean of the losses of its samples.
 
     The two may differ by rounding: by the square root of the type's precision times the mean size of the losses, so

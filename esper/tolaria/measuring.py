@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from esper.streams import restore_streams, streams
 from esper.task import Loss, Task
-from esper.tolaria.loss import check_agreement, sample_losses
+from esper.tolaria.loss import check_mean, sample_losses
 from esper.tolaria.metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
 
@@ -24,7 +24,7 @@ def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
     losses = sample_losses(sample_loss, seen.output, seen.target, seen.samples)
     after = streams()
     restore_streams(before)
-    check_agreement(task, spare.output, spare.target, losses, seen.name)
+    check_mean(task, spare.output, spare.target, losses, seen.name)
     restore_streams(after)
     return losses
 

@@ -54,13 +54,14 @@ def _alike(kept: Any, live: Any) -> bool:  # Any: a hyperparameter
     return type(kept) is type(live)
 
 
-def check_steps(optimizer: Optimizer, updates: int) -> None:
+def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
     """Have an optimizer take a step on gradients of ones, and compare the kinds of its state before and after it.
 
     A step of torch's own optimizers changes no kind. Optimizers of others may: for them the step itself is the check.
 
     Args:
-        updates: Steps that it is said to have taken.
+        updates: Times that it was called to step. A parameter without a gradient was left out; its count may be 0.
+        stepped: It has changed a parameter, so that a state was begun.
 
     Raises:
         DependencyViolationError: the step changed a kind, or begins a state where an earlier step would have.
@@ -73,13 +74,13 @@ def check_steps(optimizer: Optimizer, updates: int) -> None:
     taken = [float(state["step"]) for state in optimizer.state.values() if "step" in state]
     _step(optimizer)
     after = _kinds(optimizer)
-    if updates > 0 and after and not before:
-        raise _refused(optimizer, f"there is none after {updates} steps")
+    if stepped and after and not before:
+        raise _refused(optimizer, "there is none, and it has taken a step")
     for number, kinds in before.items():
         if kinds != after.get(number):
             raise _refused(optimizer, f"that of parameter {number} holds {kinds}, and {after.get(number)} after a step")
-    if any(not 1 <= steps <= updates for steps in taken):
-        raise _refused(optimizer, f"it counts other than 1 to {updates} steps")
+    if any(not 0 <= steps <= updates for steps in taken):
+        raise _refused(optimizer, f"it counts other than 0 to {updates} steps")
 
 
 def _step(optimizer: Optimizer) -> None:

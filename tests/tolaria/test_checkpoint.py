@@ -26,7 +26,7 @@ import torch
 
 from esper.durable.files import Disk
 from esper.durable.streams import Written, write_stream
-from esper.errors import CheckpointCorrupt, RestoreImpossible, StoreWriteFailed
+from esper.errors import CheckpointCorrupt, DependencyViolationError, RestoreImpossible, StoreWriteFailed
 from esper.heartbeat import beats
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
@@ -617,6 +617,66 @@ def test_when_none_is_left_the_restore_names_each_with_its_reason(
     assert len(list((tmp_path / QUARANTINE).iterdir())) == 3
     with pytest.raises(RestoreImpossible, match="no checkpoint was ever committed"):
         restore_latest(tmp_path, [])
+
+
+class FailingTrial:
+    """Raises an error for one fence, or for all, as often as it is told."""
+
+    def __init__(self, error: Exception, *, fence: int | None = None, times: int = 99) -> None:
+        self.error, self.fence, self.times = error, fence, times
+
+    def __call__(self, written: CheckpointWritten, _: dict[str, Any]) -> None:
+        if self.times and self.fence in (None, written.fence):
+            self.times -= 1
+            raise self.error
+
+
+def test_a_trial_that_fails_for_every_checkpoint_moves_none(tmp_path: Path, commits: list[CheckpointWritten]) -> None:
+    trial = FailingTrial(RuntimeError("CUDA error: unspecified launch failure"))
+    with pytest.raises(RestoreImpossible, match=r"fence-3-g1\.pt cannot.*CUDA error.*fence-1-g1\.pt.*left where they"):
+        restore_latest(tmp_path, commits, trial=trial)
+    assert len(list(tmp_path.glob("fence-*.pt"))) == 3
+
+
+def test_a_trial_that_fails_once_does_not_condemn_the_last_checkpoint(
+    tmp_path: Path, commits: list[CheckpointWritten]
+) -> None:
+    written, _ = restore_latest(tmp_path, commits, trial=FailingTrial(RuntimeError("of the moment"), fence=3, times=1))
+    assert written == commits[-1]
+    assert len(list(tmp_path.glob("fence-*.pt"))) == 3
+
+
+def test_a_trial_that_only_the_last_checkpoint_fails_condemns_it(
+    tmp_path: Path, commits: list[CheckpointWritten]
+) -> None:
+    written, _ = restore_latest(tmp_path, commits, trial=FailingTrial(KeyError("betas"), fence=3))
+    assert written == commits[-2]
+    assert [path.name for path in (tmp_path / QUARANTINE).iterdir()] == ["fence-3-g1.pt"]
+
+
+def _caused_by(cause: Exception) -> Exception:
+    error = DependencyViolationError("snapshot", "an optimizer's state does not load")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: device-side assert triggered"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory"),
+        _caused_by(MemoryError()),
+        _caused_by(OSError(errno.EMFILE, "too many open files")),
+    ],
+    ids=["memory of the device", "device", "memory", "a cause", "files"],
+)
+def test_a_trial_that_the_machine_fails_condemns_nothing(
+    tmp_path: Path, commits: list[CheckpointWritten], error: Exception
+) -> None:
+    with pytest.raises((type(error), CheckpointCorrupt)):
+        restore_latest(tmp_path, commits, trial=FailingTrial(error, fence=3))
+    assert len(list(tmp_path.glob("fence-*.pt"))) == 3
 
 
 def test_what_lies_in_quarantine_is_never_overwritten(tmp_path: Path, commits: list[CheckpointWritten]) -> None:

@@ -422,14 +422,14 @@ RUN_MUTANTS = (
     Mutant(
         "restore: what the system could not read is put aside",
         "checkpoint",
-        "            if trouble in MACHINES:\n                raise\n",
-        "",
+        "            if _trouble(error) in MACHINES:\n                raise\n            refused",
+        "            refused",
     ),
     Mutant(
         "restore: what the disk cannot read stops it",
         "checkpoint",
-        "            if trouble in MACHINES:\n",
-        "            if trouble is not None:\n",
+        "            if _trouble(error) in MACHINES:\n                raise\n            refused",
+        "            if _trouble(error) is not None:\n                raise\n            refused",
     ),
     Mutant(
         "restore: quarantine is not synced",
