@@ -5,6 +5,7 @@ Python mixes a secret into the hash of text, another one in each process, unless
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 
@@ -13,14 +14,32 @@ OURS = 0
 """The seed of processes that esper starts, where the user has set none."""
 _AT_START = os.environ.get(VARIABLE)
 """Later changes have no effect on this process."""
+SECRET_BYTES = 24
 
 
 def hash_seed() -> int | None:
     """The seed that this process was started with; None: a random one, which no other process can be given."""
-    if not sys.flags.hash_randomization:
-        return 0
-    given = None if sys.flags.ignore_environment else _AT_START
-    return int(given) if given is not None and given.isdigit() else None
+    given = _given()
+    return given if given is not None and _secret() == _secret_of(given) else None
+
+
+def _given() -> int | None:
+    """The number that the variable had at the start; None: it had none. `python -R` ignores it, as `-I` and `-E` do."""
+    return int(_AT_START) if _AT_START is not None and _AT_START.isdigit() else None
+
+
+def _secret() -> bytes:
+    """What Python mixes into the hash of text in this process."""
+    return bytes((ctypes.c_ubyte * SECRET_BYTES).in_dll(ctypes.pythonapi, "_Py_HashSecret"))
+
+
+def _secret_of(seed: int) -> bytes:
+    """What Python mixes in where it obeys a seed: zeros for 0, else bytes of a generator, as in bootstrap_hash.c."""
+    secret, state = bytearray(), seed
+    while seed and len(secret) < SECRET_BYTES:
+        state = (state * 214013 + 2531011) % 2**32
+        secret.append(state >> 16 & 0xFF)
+    return bytes(secret) or bytes(SECRET_BYTES)
 
 
 def text_hash() -> int:
@@ -31,10 +50,10 @@ def text_hash() -> int:
 def fix_hash_seed() -> None:
     """Start this program again with a fixed seed, unless the user has fixed one. To be called before all else.
 
-    The process keeps its id, directory, open streams and ignored signals. A Python that reads no environment (`-I`,
-    `-E`) cannot be given a seed and goes on as it is.
+    The process keeps its id, directory, open streams and ignored signals. A Python that does not obey the variable
+    (`-I`, `-E`, `-R`) cannot be given a seed and goes on as it is.
     """
-    if hash_seed() is None and not sys.flags.ignore_environment and sys.executable:
+    if _given() is None and not sys.flags.ignore_environment and sys.executable:
         os.environ[VARIABLE] = str(OURS)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

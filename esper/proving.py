@@ -12,6 +12,7 @@ from typing import Any
 
 from esper.config import RunConfig
 from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
+from esper.hash_seed import VARIABLE, text_hash
 from esper.history import Past, check_sound, committed, lasting_level, read_past
 from esper.inspection import verdicts
 from esper.journal import Kind
@@ -25,7 +26,7 @@ from esper.progress import Progress
 from esper.prospect import Prospect
 from esper.resuming import check_sealed, check_versions, load_same_task
 from esper.stopping import Drain
-from esper.summary import Result, Tally
+from esper.summary import Identity, Result, Tally
 from esper.tamiyo.heuristic import HeuristicPolicy
 
 
@@ -63,7 +64,8 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
     Raises:
         RunDirectoryError: no run is there, not one round of it was finished, or it cannot be repeated here: other
-            versions, another processor, another length given on its way, an emergency from outside.
+            versions, another processor, another length given on its way, an emergency from outside; or it takes another
+            course here, where sets of texts have another order.
         StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
         TaskError: its task cannot be found, or is not the one that it was begun with.
     """
@@ -77,10 +79,13 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
         raise RunDirectoryError("RUN", str(run_dir), "not one round of it was finished: there is nothing to compare")
     task, reference = load_same_task(past.identity)
     with tempfile.TemporaryDirectory(prefix="esper-prove-") as folder:
-        again, until = Path(folder) / "run", _Until(max(finished), progress)
+        again, until = Path(folder) / "run", _Until(max(finished), progress, past.identity, run_dir)
         with suppress(Drained):
             run(task, _undisturbed(past, again), reference=reference, progress=until, drain=until.drain)
-        return compare(past, read_past(again))
+        proof = compare(past, read_past(again))
+    if proof.divergence is not None and _has_another_order(past.identity):
+        raise _no_proof(run_dir, past.identity, f"it takes another course here at fence {proof.divergence.fence}")
+    return proof
 
 
 def _check_sound(run_dir: Path, past: Past) -> None:
@@ -107,6 +112,19 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
         raise RunDirectoryError("RUN", str(run_dir), why)
 
 
+def _has_another_order(began: Identity) -> bool:
+    """True where sets of texts have another order here than in the process that began the run."""
+    return began.text_hash not in (None, text_hash())
+
+
+def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
+    """The refusal of a repetition that differs where sets of texts have another order."""
+    seed = began.hash_seed
+    mend = f"start this command with {VARIABLE}={seed}" if seed is not None else f"no {VARIABLE} was set when it began"
+    why = f"{found}, and a set of texts has another order than when it began ({mend}): sort it where the order matters"
+    return RunDirectoryError("RUN", str(run_dir), why)
+
+
 def _policies(past: Past) -> Iterator[str]:
     """The version of whoever made each decision."""
     for entry in past.entries:
@@ -131,9 +149,15 @@ class _Until:
 
     last: int
     shown: Progress
+    began: Identity
+    run_dir: Path
     drain: Drain = field(default_factory=Drain)
 
     def started(self, prospect: Prospect, path: Path) -> None:
+        """Raises: RunDirectoryError: the survey's first steps give other weights, in another order of sets."""
+        other = prospect.rehearsed_crc32c != self.began.rehearsed_crc32c
+        if other and _has_another_order(self.began):
+            raise _no_proof(self.run_dir, self.began, "after the same first steps it has other weights here")
         self.shown.started(prospect, path)
 
     def found(self, what: str) -> None:

@@ -42,8 +42,11 @@ def test_a_program_that_is_started_again_has_a_fixed_order_and_all_that_it_was_g
     assert first.endswith(" 0 ['a b', '--c'] in False\n")
 
 
-def test_a_seed_of_the_users_own_is_kept_and_a_python_that_reads_no_environment_goes_on() -> None:
-    assert " 7 ['a b'" in started(PYTHONHASHSEED="7")
+def test_a_seed_of_the_users_own_is_kept_and_a_python_that_does_not_obey_the_variable_goes_on() -> None:
+    for seed in ("0", "7", "4294967295"):
+        assert f" {seed} ['a b'" in started(PYTHONHASHSEED=seed)
+        assert " None ['a b'" in started("-R", PYTHONHASHSEED=seed)
+    assert " None ['a b'" in started("-R")
     assert " None ['a b'" in started("-E", PYTHONHASHSEED="7")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from esper import proving
 from esper.cli import exit_code
 from esper.errors import (
     CheckpointCorrupt,
@@ -25,7 +26,7 @@ from esper.journal import Journal, Kind, read
 from esper.leyline.state import RoundState
 from esper.loop import resume, run
 from esper.progress import Quiet
-from esper.proving import Divergence, compare, prove
+from esper.proving import Divergence, Proof, compare, prove
 from esper.references import load_task
 from esper.run_directory import checkpoints_folder, journal_file, run_file
 from esper.summary import Tally
@@ -213,7 +214,7 @@ def test_a_run_that_was_given_another_length_is_refused(stopped: Path) -> None:
 
 def test_a_changed_task_is_refused(stopped: Path) -> None:
     (stopped.parent / "mine.py").write_text(TASK + "# changed\n")
-    with pytest.raises(TaskError, match="its file is another"):
+    with pytest.raises(TaskError, match="its file has changed"):
         prove(stopped, Quiet())
 
 
@@ -239,3 +240,35 @@ def test_what_cannot_be_repeated_here_is_refused_and_not_told_as_another_course(
         journal.write(kind, **(body | change))
     with pytest.raises(RunDirectoryError, match=told):
         prove(stopped, Quiet())
+
+
+SCALED = """
+import os
+from esper.testing import TinyHost, tiny_task
+
+class Scaled(TinyHost):
+    def forward(self, x):
+        return super().forward(x * float(os.environ["SCALE"]))
+
+def task(): return tiny_task(model=Scaled, epochs=1)
+"""
+
+
+def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    monkeypatch.setenv("SCALE", "1")
+    task, reference = load_task(f"{tmp_path}/scaled.py:task")
+    run(task, tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False), reference=reference)
+    astray = Proof(0, 0, 32, Divergence("loss", 1, 0, 1.0, 2.0))
+    monkeypatch.setattr(proving, "text_hash", lambda: 5)
+    assert prove(tmp_path / "run", Quiet()).divergence is None
+    with monkeypatch.context() as later:
+        later.setattr(proving, "compare", lambda *_: astray)
+        with pytest.raises(RunDirectoryError, match=r"another course here at fence 1, and a set of texts has another"):
+            prove(tmp_path / "run", Quiet())
+    monkeypatch.setenv("SCALE", "1.5")
+    with pytest.raises(RunDirectoryError, match="after the same first steps it has other weights here, and a set"):
+        prove(tmp_path / "run", watch := Watching())
+    assert watch.last == -1
