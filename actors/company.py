@@ -375,11 +375,11 @@ class Company:
             cpus=1.0 if works else 0.0,
             gpus=self._gpu_share() if works and config.run.device.startswith("cuda") else 0.0,
             threads=config.run.threads,
-            telemetry_folder=telemetry_folder(self.path).absolute() if config.telemetry.enabled else None,
+            telemetry_folder=telemetry_folder(self.path) if config.telemetry.enabled else None,
             build=build,
             arguments=arguments,
             faults=config.faults,
-            faults_file=faults_file(self.path, self.key.generation).absolute(),
+            faults_file=faults_file(self.path, self.key.generation),
         )
 
 

@@ -79,7 +79,7 @@ class TolariaHandle:
 
     def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: see `LiveHost`
         """See `LiveHost`. Snapshots in `nursery` are references."""
-        self.remote.ask("save", path.absolute(), rooms, nursery)
+        self.remote.ask("save", path, rooms, nursery)
 
     def saved(self) -> CheckpointWritten:
         """See `LiveHost`: asked while the actor trains."""

@@ -42,7 +42,7 @@ from esper.references import load_task
 from esper.snapshots import default_place, take
 from esper.summary import versions
 from esper.their_code import any_of_their_code, refused_as_theirs, their_code
-from esper.workplace import from_here
+from esper.workplace import fixed, from_here
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
 DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
@@ -167,7 +167,7 @@ def take_snapshot(
     as_json: JsonOption = False,
 ) -> None:
     """Copy a run's config, journals and checkpoints to keep, and verify the copy."""
-    run_dir = run_dir.resolve()
+    run_dir = fixed(run_dir).resolve()
     place = to if to is not None else default_place(run_dir)
     fences = [written.fence for written in take(run_dir, place)]
     if as_json:

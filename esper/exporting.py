@@ -37,6 +37,7 @@ from esper.task import Task
 from esper.their_code import refused_as_theirs
 from esper.tolaria.data import Slice, split_pair
 from esper.tolaria.trainer import call_model
+from esper.workplace import fixed
 
 ROWS = (3, 5)
 """Samples in the batch that is traced and in a second batch: a program that works for one size alone is refused."""
@@ -85,7 +86,7 @@ def export(
         Exception: as `esper.load`. Nothing was written, whatever it was.
     """
     run_dir = Path(run_dir)
-    place = Path(to).absolute() if to is not None else default_place(run_dir, format)
+    place = fixed(Path(to)) if to is not None else default_place(run_dir, format)
     _check_place(run_dir, place, format)
     if format is Format.ONNX:
         check_onnx()
@@ -103,16 +104,16 @@ def export(
 
 def default_place(run_dir: Path, format: Format) -> Path:
     """Beside the run, named after it."""
-    run_dir = run_dir.resolve()
+    run_dir = fixed(run_dir).resolve()
     return run_dir.with_name(f"{run_dir.name}-network{SUFFIX[format]}")
 
 
 def _check_place(run_dir: Path, place: Path, format: Format) -> None:
     """Raises: ConfigError: something is there, nothing can be put there, or it lies in the run. Nothing is left."""
-    if place.resolve().is_relative_to(run_dir.resolve()):
-        raise ConfigError("--to", str(place), f"it lies in the run {run_dir}, which is only read; choose another")
+    if place.resolve().is_relative_to(fixed(run_dir).resolve()):
+        raise ConfigError("to", str(place), f"it lies in the run {run_dir}, which is only read; choose another")
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
-        raise ConfigError("--to", str(place), "it is there already; nothing is overwritten: choose another")
+        raise ConfigError("to", str(place), "it is there already; nothing is overwritten: choose another")
     ground = next(folder for folder in place.parents if os.path.lexists(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
@@ -120,7 +121,7 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
     except OSError as error:
         if error.errno not in FULL:  # a full disk is no fault of the place; the write tells of it
             mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
-            raise ConfigError("--to", str(place), mend) from error
+            raise ConfigError("to", str(place), mend) from error
 
 
 def _draft(place: Path) -> Path:

@@ -30,6 +30,7 @@ from esper.leyline.base import is_utf8
 from esper.suggest import existing_names
 from esper.task import Task
 from esper.their_code import refused_as_theirs, their_code
+from esper.workplace import workplace
 
 _brought: dict[str, ModuleType] = {}
 """Modules that the import of the last task of this process loaded."""
@@ -80,7 +81,7 @@ def locate(text: str, started_in: str = "") -> Reference:
     importlib.invalidate_caches()  # the finders remember a folder for as long as its time stamp is the same
     place, attribute = _parts(text)
     try:
-        here = Path.cwd()
+        here = workplace()
         if not is_utf8(str(here)):
             raise TaskError(
                 "TASK", text, f"run.json could not hold the name of this folder, which is not UTF-8: {here!r}"
@@ -216,7 +217,7 @@ def _hint(reference: Reference, error: BaseException | None) -> str:
         return _named_by_module(reference)
     sought = error.name if isinstance(error, ImportError) else _name_of(error.obj)
     top = (sought or "").partition(".")[0]
-    other = hidden_module(top, reference.folder or Path.cwd()) if top else None
+    other = hidden_module(top, reference.folder or workplace()) if top else None
     return f"; {top!r} is {other.found}, not {other.beside}: rename yours" if other is not None else ""
 
 

@@ -24,7 +24,7 @@ def default_place(run_dir: Path) -> Path:
     return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
 
 
-def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
+def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
     """Copy a run to a new directory and verify the copy; it may be going on meanwhile.
 
     Returns:
@@ -37,23 +37,23 @@ def take(run_dir: Path, place: Path) -> tuple[CheckpointWritten, ...]:
         StoreWriteFailed: the copy could not be written; it was removed.
     """
     _commits(run_dir)
-    with refusing("--to", place):
-        if place.resolve().is_relative_to(run_dir.resolve()):
-            raise RunDirectoryError("--to", str(place), f"it lies in the run {run_dir}; choose a place outside")
-        if place.exists():
-            raise RunDirectoryError("--to", str(place), "it is there already; choose another")
-        _make_parent(place.parent)
-    draft = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    with refusing("to", to):
+        if to.resolve().is_relative_to(run_dir.resolve()):
+            raise RunDirectoryError("to", str(to), f"it lies in the run {run_dir}; choose a place outside")
+        if to.exists():
+            raise RunDirectoryError("to", str(to), "it is there already; choose another")
+        _make_parent(to.parent)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
         with at_the_end(lambda: _remove(draft), "removing the unfinished copy"):
             make_folders(checkpoints_folder(draft))
             _copy(run_dir, draft)
             commits = _commits(draft)
             _verify(draft, commits)
-            draft.rename(place)
-            sync_folder(place.parent)
+            draft.rename(to)
+            sync_folder(to.parent)
     except OSError as error:
-        raise StoreWriteFailed(str(place), "copying a run") from error
+        raise StoreWriteFailed(str(to), "copying a run") from error
     return commits
 
 

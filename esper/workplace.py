@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from esper.errors import ConfigError
 
 
 @dataclass
@@ -25,8 +28,8 @@ _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=No
 def from_here() -> Iterator[None]:
     """While it lasts relative paths start from the present working directory; within another such block, from its."""
     try:
-        token = _began.set(_began.get() or _Workplace(Path.cwd()))
-    except FileNotFoundError:  # the folder was deleted: who needs it will say so
+        token = _began.set(_began.get() or _Workplace(workplace()))
+    except ConfigError:  # who needs the folder will say so
         yield
         return
     try:
@@ -36,13 +39,26 @@ def from_here() -> Iterator[None]:
 
 
 def workplace() -> Path:
-    """Where relative paths start from."""
-    began = _began.get()
-    return began.folder if began is not None else Path.cwd()
+    """Where relative paths start from.
+
+    Raises:
+        ConfigError: the working directory was deleted, or this user may not look at it.
+    """
+    if (began := _began.get()) is not None:
+        return began.folder
+    try:
+        return Path.cwd()
+    except OSError as error:
+        mend = f"cannot be used: {error.strerror}; change to a folder that is there"
+        raise ConfigError("working directory", os.environ.get("PWD"), mend) from error
 
 
 def fixed(path: Path) -> Path:
-    """The same place, absolute. `shown` gives `path` back for it, until the outermost block ends."""
+    """The same place, absolute. `shown` gives `path` back for it, until the outermost block ends.
+
+    Raises:
+        ConfigError: it is relative, and the working directory cannot be used.
+    """
     absolute = path if path.is_absolute() else workplace() / path
     if (began := _began.get()) is not None:
         began.given[absolute] = path

@@ -192,7 +192,7 @@ def test_a_copy_is_not_put_below_a_file(tmp_path: Path, esper: Esper, stopped: C
     path, file = stopped(), tmp_path / "file"
     file.touch()
     code, _, err = esper("snapshot", path, "--to", file / "copy")
-    assert (code, err.count("\n"), err.startswith("esper: --to = ")) == (2, 1, True)
+    assert (code, err.count("\n"), err.startswith("esper: to = ")) == (2, 1, True)
 
 
 class Other(HeuristicPolicy):

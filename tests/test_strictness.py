@@ -186,7 +186,7 @@ ALLOWED: dict[str, str] = {
     "esper/references.py import_task: getattr with a default": "a module that is built in comes from no file",
     "esper/tamiyo/field_reports.py load_reports: answers FieldReportInvalid": "returned with its place, and counted",
     "esper/tasks/stdlib_text.py read_corpus: answers UnicodeDecodeError": "the file is listed as left out",
-    "esper/workplace.py from_here: answers FileNotFoundError": "a deleted folder is no start; who needs it will say so",
+    "esper/workplace.py from_here: answers ConfigError": "a deleted folder is no start; who needs it will say so",
     "esper/their_code.py _takes_note: answers Exception": "False; what passes is told by an error that takes notes",
     "esper/errors.py _written: answers BaseException": "a foreign __str__ broke; the text says so",
     "esper/telemetry/file_exporter.py FileSpanExporter.export: answers Exception": "lost spans are counted and told",

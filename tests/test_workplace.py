@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from esper.cli import exit_code
+from esper.errors import ConfigError
 from esper.run_directory import run_file
 from esper.workplace import fixed, from_here, shown
 
@@ -73,3 +74,19 @@ def test_a_place_is_fixed_by_the_outermost_block_and_shown_as_it_was_given(
     os.rmdir(tmp_path / "sub")
     with from_here():
         assert fixed(Path("/a")) == Path("/a")
+        with pytest.raises(ConfigError, match=r"^working directory = .*: cannot be used: No such file or directory;"):
+            fixed(Path("a"))
+
+
+@pytest.mark.parametrize(
+    "command", ["run t.py:task --in-process", "resume run", "snapshot run", "export run", "prove run"]
+)
+def test_a_command_in_a_folder_that_was_deleted_is_refused_in_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    os.chdir("sub")
+    os.rmdir(tmp_path / "sub")
+    assert exit_code(command.split()) == 2
+    assert capsys.readouterr().err.count("\n") == 1

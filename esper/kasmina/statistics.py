@@ -65,7 +65,7 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     """
     if count < 2:
         raise EvidenceMissing("limit of z", "samples or groups", count, 2)
-    from scipy import special  # here, as importing it takes longer than most processes have need of it
+    from scipy import special  # imported here: it takes long, and few processes need it
 
     return 0.0 - float(special.stdtrit(count - 1, false_pass / tests))  # by the lower tail: 1 - 1e-17 would round to 1
 

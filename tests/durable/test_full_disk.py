@@ -70,7 +70,9 @@ def test_a_disk_full_at_twenty_sizes_ends_no_run_untyped(tmp_path: Path, weights
 @pytest.mark.torture
 @pytest.mark.integration
 @pytest.mark.timeout(7200)
-def test_a_full_disk_of_one_store_in_turn_ends_no_run_on_actors_untyped_at_any_of_twenty_sizes(tmp_path: Path, weights: str) -> None:
+def test_a_full_disk_of_one_store_in_turn_ends_no_run_on_actors_untyped_at_any_of_twenty_sizes(
+    tmp_path: Path, weights: str
+) -> None:
     ended = []
     for number, size in enumerate(SIZES):
         folder = tmp_path / str(size)
