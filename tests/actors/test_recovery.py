@@ -40,7 +40,7 @@ from esper.progress import Quiet
 from esper.run_directory import checkpoints_folder, faults_file
 from esper.summary import Result, Tally, failure
 from esper.telemetry.events import LOG
-from esper.testing import TinyHost, tiny_task, until
+from esper.testing import TinyHost, fail_with, tiny_task, until
 from esper.tolaria.checkpoint import verify_all
 
 
@@ -365,7 +365,7 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
             return await_ready(birth, *how)
         failed.set()
         let_go(tmp_path / "run")
-        raise error
+        return fail_with(error)
 
     monkeypatch.setattr(company, "spawn", noted)
     monkeypatch.setattr(company, "await_ready", failing)
