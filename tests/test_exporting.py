@@ -565,7 +565,9 @@ def test_the_readme_leads_from_a_run_to_inference(
     assert sorted(os.listdir(tmp_path / "runs")) == ["my-run", "my-run-network.onnx", "my-run-network.pt2"]
     assert_onnx_near(tmp_path / "runs" / "my-run-network.onnx", grown)
     monkeypatch.syspath_prepend(tmp_path / "my-network")
+    monkeypatch.delitem(sys.modules, "network", raising=False)
     factory = "from my_task import build_model"
     assert factory in rebuild
     exec(rebuild.removeprefix("python").replace(factory, ""), scope)
+    del sys.modules["network"]
     assert torch.equal(outputs(scope["model"], grown.inputs), grown.at_end)

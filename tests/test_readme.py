@@ -65,10 +65,12 @@ def test_the_network_of_readme_is_trained_loaded_and_exported_as_it_stands_there
     short = ["--in-process", "--set", "run.epochs=1"]
     assert exit_code(["run", "my_task.py:task", "--run-dir", "runs/my-run", *short]) == 0
     assert exit_code(["export", "runs/my-run", "--to", "my-network"]) == 0
+    for name in ("my_task", "network"):  # another test has a `network`, too
+        monkeypatch.delitem(sys.modules, name, raising=False)
     scope: dict[str, Any] = {}
     exec(load, scope)
     exec(build, scope)
     for name in ("my_task", "network"):
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
     points = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
     assert torch.equal(scope["model"](points), scope["network"](points))

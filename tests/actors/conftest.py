@@ -14,6 +14,7 @@ from actors.bootstrap import EmbeddedRay
 from actors.handles import Patience, Remote
 from actors.launcher import launch
 from esper.config import RunConfig
+from esper.process_state import process_state
 from esper.progress import Progress
 from esper.summary import Result
 from esper.task import Task
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             and not item.get_closest_marker("smoke")
         ):
             item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(autouse=True)
+def settings_of_this_process() -> Iterator[None]:
+    """What a test opens here as an actor opens it in its own process sets esper's settings for good: undone."""
+    with process_state(1):
+        yield
 
 
 @pytest.fixture(scope="session")
