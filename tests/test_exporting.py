@@ -88,6 +88,7 @@ def program_of(grown_host: Get, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return get
 
 
+@pytest.mark.slow
 def test_three_hosts_are_rebuilt_to_the_bit_and_run_as_programs_where_there_is_no_esper(
     grown_host: Get, program_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
