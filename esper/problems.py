@@ -1,10 +1,44 @@
-"""The first problem that pydantic found in an input, as part of one line of text."""
+"""The first problem that pydantic found in an input, in plain words, as part of one line of text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
+
+PLAIN = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be {le} or less",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "finite_number": "must be a finite number",
+    "too_short": "must have {min_length} or more entries, not {actual_length}",
+    "too_long": "must have {max_length} or fewer entries, not {actual_length}",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} or fewer characters",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "missing": "is missing",
+    "extra_forbidden": "is not known",
+    "model_type": "must be a table",
+    "model_attributes_type": "must be a table",
+    "dict_type": "must be a table",
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "string_type": "must be a text",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number with fewer digits",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+}
+"""By pydantic's name of a kind of problem: what an input must be. The figures in braces are pydantic's own."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +63,18 @@ def first_problem(error: ValidationError, within: str = "") -> Problem:
         within: The name of the whole input, which becomes the first part of the place.
     """
     first = error.errors(include_url=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    return Problem(
-        (*filter(None, [within]), *first["loc"]), message[:1].lower() + message[1:], first["type"], first["input"]
-    )
+    return Problem((*filter(None, [within]), *first["loc"]), _in_words(first), first["type"], first["input"])
+
+
+def _in_words(first: Any) -> str:  # Any: an `ErrorDetails` of pydantic's core
+    """What the input must be; of a kind that is not in `PLAIN`, pydantic's or the validator's own message."""
+    if first["type"] in PLAIN:
+        figures = first["ctx"].items() if "ctx" in first else ()
+        return PLAIN[first["type"]].format(**{name: _figure(value) for name, value in figures})
+    message: str = first["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _figure(value: object) -> object:
+    """A whole number without the `.0` of a float."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from esper.config import RunConfig, as_toml, load_config, parse_override, parse_overrides
 from esper.errors import ConfigError
 from esper.faults import FaultSpec
 from esper.leyline.base import Settings
+from esper.problems import first_problem
 
 
 def write(folder: Path, text: str) -> Path:
@@ -76,12 +82,12 @@ def test_a_whole_table_cannot_be_overridden_by_a_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("run.seed", "x", "valid integer"),
-        ("run.seed", 1.0, "valid integer"),
-        ("run.seed", True, "valid integer"),
-        ("run.seed", -1, "greater than or equal to 0"),
-        ("growth.enabled", 1, "valid boolean"),
-        ("growth.false_pass", 1.0, "less than 1"),
+        ("run.seed", "x", "must be a whole number"),
+        ("run.seed", 1.0, "must be a whole number"),
+        ("run.seed", True, "must be a whole number"),
+        ("run.seed", -1, "must be 0 or more"),
+        ("growth.enabled", 1, "must be true or false"),
+        ("growth.false_pass", 1.0, "must be below 1"),
         ("growth.isolate_until", "never", "'none', 'blended' or 'fossilized'"),
     ],
 )
@@ -89,6 +95,82 @@ def test_a_value_of_the_wrong_type_or_size_is_refused_by_name(key: str, value: o
     text = complaint(**{key.replace(".", "__"): value})
     assert text.startswith(f"{key} = {value!r}: ")
     assert said in text
+
+
+FIELDS = {
+    f"{table}.{name}": info
+    for table, value in RunConfig()
+    if isinstance(value, BaseModel)
+    for name, info in type(value).model_fields.items()
+}
+
+
+def limits_of(annotation: Any, metadata: Iterable[Any]) -> Iterator[Any]:
+    """The bounds of a field, and those within its type: `Annotated[int, Field(ge=1)] | None`."""
+    for one in metadata:
+        yield from one.metadata if isinstance(one, FieldInfo) else [one]
+    for inner in get_args(annotation) if isinstance(annotation, UnionType) else ():
+        yield from limits_of(inner, ())
+    if hasattr(annotation, "__metadata__"):
+        yield from limits_of(annotation.__origin__, annotation.__metadata__)
+
+
+def beyond(info: FieldInfo) -> Iterator[tuple[float, str]]:
+    """For each bound of a field: the nearest value beyond it, and what the refusal must say."""
+    for limit in limits_of(info.annotation, info.metadata):
+        for kind, words, step in (
+            (Gt, "above {}", 0),
+            (Ge, "{} or more", -1),
+            (Lt, "below {}", 0),
+            (Le, "{} or less", 1),
+        ):
+            if isinstance(limit, kind):
+                bound = getattr(limit, kind.__name__.lower())
+                yield bound + step, f"must be {words.format(int(bound))}"
+
+
+def test_every_bound_of_the_config_is_refused_with_key_value_and_bound_in_plain_words() -> None:
+    told = [(key, value, said) for key, info in FIELDS.items() for value, said in beyond(info)]
+    assert len(told) > 40
+    for key, value, said in told:
+        assert complaint(**{key.replace(".", "__"): value}) == f"{key} = {value!r}: {said}"
+
+
+def test_no_refusal_of_a_value_speaks_pydantics_words() -> None:
+    assert len(FIELDS) > 50
+    for key in FIELDS:
+        for value in ([[]], float("nan"), {"a": {}} if key != "growth.blueprints" else 3):
+            assert not re.search(
+                "input|should|valid |type=", complaint(**{key.replace(".", "__"): value}), re.IGNORECASE
+            )
+
+
+class Bounded(BaseModel):
+    """Kinds of bounds that no table has yet."""
+
+    even: int = Field(2, multiple_of=2)
+    short: str = Field("a", min_length=1, max_length=3, pattern="a")
+    few: list[int] = Field([1], min_length=1, max_length=2)
+    given: int
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"even": 3}, "even: must be a multiple of 2"),
+        ({"short": ""}, "short: must have 1 or more characters"),
+        ({"short": "aaaa"}, "short: must have 3 or fewer characters"),
+        ({"short": "b"}, "short: must match the pattern a"),
+        ({"few": []}, "few: must have 1 or more entries, not 0"),
+        ({"few": [1, 2, 3]}, "few: must have 2 or fewer entries, not 3"),
+        ({"given": "x"}, "given: must be a whole number"),
+        ({}, "given: is missing"),
+    ],
+)
+def test_every_kind_of_bound_has_plain_words(values: dict[str, object], told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Bounded.model_validate({"given": 1, **values} if values else {})
+    assert str(first_problem(caught.value)) == told
 
 
 def test_a_file_that_is_no_toml_is_refused_with_the_line(tmp_path: Path) -> None:
@@ -154,13 +236,13 @@ def test_a_key_that_is_given_twice_is_refused_with_both_values() -> None:
     [
         ("growth.margin", float("inf"), "finite number"),
         ("policy.deadline_s", float("nan"), "finite number"),
-        ("policy.deadline_s", 1e300, "less than or equal to 100000000"),
+        ("policy.deadline_s", 1e300, "must be 100000000 or less"),
         ("run.seed", 2**53, f"use at most {2**53 - 1}"),
         pytest.param("run.seed", 16**5000, f"use at most {2**53 - 1}", id="huge"),
         ("growth.parameter_budget", 1e308, "use a size between 1e-100 and 1e+100"),
         ("growth.margin", 5e-324, "use a size between"),
-        ("run.threads", 513, "less than or equal to 512"),
-        ("growth.managers", 513, "less than or equal to 512"),
+        ("run.threads", 513, "must be 512 or less"),
+        ("growth.managers", 513, "must be 512 or less"),
         ("run.dir", "a\0b", "leave out the NUL character"),
         ("run.dir", "a\udcff", "it is not UTF-8 text"),
         ("growth.blueprints", {"a\udcff": ["mlp"]}, "it is not UTF-8 text"),

@@ -244,7 +244,7 @@ def test_a_record_that_is_no_object_is_damage(path: Path) -> None:
     with FramedLog.open(journal_file(path, 2), epoch=2) as log:
         log.append(int(Kind.HOLD), b"[]")
     (damage,) = read_past(path).damages
-    assert damage.reason.startswith("no journal record: HOLD: input should be a valid dictionary")
+    assert damage.reason.startswith("no journal record: HOLD: must be a table")
 
 
 # -- commits that come late --------------------------------------------------------------------------------------

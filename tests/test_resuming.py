@@ -502,7 +502,7 @@ def test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks(
     with Journal(path, 1) as journal:
         losses = {"start_test_loss": 2.0, "test_loss": 1.0, "twin_test_loss": None}  # enough for `esper inspect`
         journal.write(kind, fence=2, config={"checkpoint": {"keep": 2}}, **losses)
-    refused(path, StoreCorrupt, rf"a record of another version: {kind.name}\.(run_id|run_dir): field required")
+    refused(path, StoreCorrupt, rf"a record of another version: {kind.name}\.(run_id|run_dir): is missing")
 
 
 def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:

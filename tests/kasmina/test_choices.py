@@ -61,7 +61,7 @@ def test_a_slot_has_the_candidates_that_every_matching_entry_allows(given: Any, 
         ({"*": []}, "growth.blueprints = []: give a list of blueprints, or { exclude = [...] }"),
         ({"*": {"exclude": ["norm"], "only": ["mlp"]}}, "give a list of blueprints, or { exclude = [...] }"),
         ({"*": {"exlude": ["norm"]}}, "give a list of blueprints, or { exclude = [...] }"),
-        ({"*": [3]}, "growth.blueprints = 3: input should be a valid string"),
+        ({"*": [3]}, "growth.blueprints = 3: must be a text"),
         (["mlp"], "growth.blueprints = ['mlp']: give a table, such as"),
     ],
 )

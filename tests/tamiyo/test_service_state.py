@@ -173,5 +173,5 @@ def test_a_report_that_lacks_a_field_makes_no_state(make_report: MakeReport, fie
     tamiyo.remember(make_report(1))
     state = json.loads(tamiyo.state())
     del state["past"][0][field]
-    with pytest.raises(StoreCorrupt, match=rf"past.0.{field}: field required"):
+    with pytest.raises(StoreCorrupt, match=rf"past.0.{field}: is missing"):
         tamiyo.restore(json.dumps(state), generation=3)
