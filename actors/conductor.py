@@ -16,7 +16,7 @@ from actors.desk import CONDUCTOR
 from actors.hearing import ConductorInbox, emergency_word
 from actors.nursery import RemoteNursery
 from actors.source import SentProspect
-from actors.typed import EmergencyHandle, KasminaHandle, TamiyoHandle, TolariaHandle
+from actors.typed import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
 from esper import faults
 from esper.closing import at_the_end
 from esper.conducting import BringUp
@@ -70,11 +70,11 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
             stack.callback(nursery.close)
 
             yield Rooms(
-                trainer=TolariaHandle(company.remotes["tolaria"]),
-                tamiyo=TamiyoHandle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
-                kasmina=KasminaHandle(company.remotes["kasmina"]),
+                trainer=tolaria_handle(company.remotes["tolaria"]),
+                tamiyo=tamiyo_handle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
+                kasmina=kasmina_handle(company.remotes["kasmina"]),
                 incubator=nursery,
-                inbox=ConductorInbox(EmergencyHandle(company.remotes["emergency"])),
+                inbox=ConductorInbox(emergency_handle(company.remotes["emergency"])),
                 crew=RayCrew(company, nursery, ours),
             )
 

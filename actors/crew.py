@@ -10,7 +10,7 @@ import ray
 from actors.bootstrap import EmbeddedRay
 from actors.company import Company
 from actors.nursery import RemoteNursery
-from actors.typed import EmergencyHandle
+from actors.typed import emergency_handle
 from esper.errors import ActorError, EsperError
 from esper.recovery import Lost, Recovery
 
@@ -43,7 +43,7 @@ class RayCrew:
     def revive(self, generation: int) -> None:
         """See `Crew`. The emergency word says the new generation only when every actor is up."""
         self.company.revive(generation, self.nursery.abandon)
-        EmergencyHandle(self.company.remotes["emergency"]).rebind(generation)
+        emergency_handle(self.company.remotes["emergency"]).rebind(generation)
 
     def died_starting(self) -> tuple[ActorError, ...]:
         """See `Crew`."""

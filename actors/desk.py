@@ -1,10 +1,11 @@
-"""What the emergency actor holds. It imports no torch, which is most of the time that a process takes to start."""
+"""What the emergency actor holds: the queue of signals and its word. It imports no torch, so that it starts quickly."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from esper import faults
 from esper.emergency.queue import EmergencyQueue
@@ -12,60 +13,92 @@ from esper.emergency.word import EmergencyWord
 from esper.leyline.signals import EmergencySignal, Level
 
 CONDUCTOR = "conductor"
-"""The one subscriber of the emergency queue that a run always has."""
+"""The one subscriber that every run's emergency queue has."""
+
+
+class EmergencyPort(Protocol):
+    """The emergency actor, as its callers see it: anybody publishes; a subscriber calls `pending`, then `acknowledge`.
+
+    The order of calls at the end of a run is `close`, then `pending` and `acknowledge` until no signal is left.
+    """
+
+    def publish(self, signal: EmergencySignal) -> int:
+        """Take a signal, and show its level in the emergency word before this returns. May be called in any thread.
+
+        The same signal may be published again: it is taken once.
+
+        Returns:
+            How many signals were ever taken.
+
+        Raises:
+            EmergencyUnavailable: the run is ending; the signal was not taken.
+            EmergencyQueueFull: the queue is full; the signal was not taken.
+            DependencyViolationError: another signal has the same id; this one was not taken.
+        """
+        ...
+
+    def rebind(self, generation: int) -> None:
+        """Show a newer generation in the word from now on."""
+        ...
+
+    def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
+        """Some of the signals that a subscriber has not acknowledged, the most urgent first; empty: none is left."""
+        ...
+
+    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """Remove signals from what is pending for a subscriber."""
+        ...
+
+    def close(self) -> None:
+        """Take no new signal from now on."""
+        ...
 
 
 def emergency(capacity: int, word: Path, generation: int) -> EmergencyDesk:
-    """The emergency queue and the one writer of its word."""
+    """Make the emergency actor's object: the queue, and the only writer of the word in the file `word`."""
     return EmergencyDesk(EmergencyQueue(capacity, (CONDUCTOR,)), EmergencyWord.attach(word), generation)
 
 
 class EmergencyDesk:
-    """The queue with its word: a signal that is taken shows in the word before `publish` returns.
+    """The `EmergencyPort` itself. Its actor calls `publish` in a thread of its own, all other methods in another.
 
-    `publish` comes in a thread of its own, so one thing is done at a time.
+    `_lock` guards the queue, the word, and all other fields.
     """
 
     def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int) -> None:
         self._queue, self._word, self._generation = queue, word, generation
-        before = word.read()  # what a desk that died has said of signals still holds
+        before = word.read()  # the level and count that a desk before this one wrote stay, though its queue is lost
         self._level, self._count = before.level, before.count
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
 
     def publish(self, signal: EmergencySignal) -> int:
-        """Take a signal. Returns how many were ever taken.
-
-        Raises:
-            EmergencyUnavailable: the run is ending; the signal was not taken.
-            EmergencyQueueFull: there is no place; the signal was not taken.
-            DependencyViolationError: another signal came under the same id; this one was not taken.
-        """
+        """See `EmergencyPort`."""
         faults.point("emergency.publish")
-        with self._one_at_a_time:
+        with self._lock:
             self._count = max(self._count, self._queue.publish(signal))
             self._level = max(self._level or Level.NOTICE, signal.level)
             self._word.set(self._level, self._generation, self._count)
         return self._count
 
     def rebind(self, generation: int) -> None:
-        """Have the word say a newer generation from now on."""
-        with self._one_at_a_time:
+        """See `EmergencyPort`."""
+        with self._lock:
             self._generation = generation
             self._word.set(self._level, generation, self._count)
 
-    def pending(self, subscriber: str, most: int = 64) -> tuple[EmergencySignal, ...]:
-        """Signals that a subscriber has not acknowledged, the most urgent first."""
+    def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
+        """See `EmergencyPort`."""
         faults.point("emergency.pending")
-        with self._one_at_a_time:
-            return self._queue.pending(subscriber, most)
+        with self._lock:
+            return self._queue.pending(subscriber)
 
     def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
-        """A subscriber has dealt with signals."""
-        with self._one_at_a_time:
+        """See `EmergencyPort`."""
+        with self._lock:
             for signal_id in signal_ids:
                 self._queue.acknowledge(subscriber, signal_id)
 
     def close(self) -> None:
-        """Take no new signal from now on."""
-        with self._one_at_a_time:
+        """See `EmergencyPort`."""
+        with self._lock:
             self._queue.close()

@@ -6,9 +6,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from actors.desk import CONDUCTOR
+from actors.desk import CONDUCTOR, EmergencyPort
 from actors.places import SHARED_MEMORY, TEMPORARY, make_place
-from actors.typed import EmergencyHandle
 from esper.closing import at_the_end
 from esper.emergency.word import EmergencyWord
 from esper.leyline.signals import EmergencySignal
@@ -17,7 +16,7 @@ from esper.leyline.signals import EmergencySignal
 class ConductorInbox:
     """`Inbox` across processes: the conductor as a subscriber of the emergency queue."""
 
-    def __init__(self, desk: EmergencyHandle) -> None:
+    def __init__(self, desk: EmergencyPort) -> None:
         self._desk = desk
 
     def pending(self) -> tuple[EmergencySignal, ...]:

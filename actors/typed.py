@@ -1,213 +1,141 @@
-"""Typed handles: each room's port, spoken through a mailbox. Which method, which arguments, and nothing else."""
+"""Handles of a run's actors: each method of a port is sent as one message, and nothing else can be sent."""
+
+# A port is a Protocol, which mypy takes for a class to instantiate; here it only names what a handle offers.
+# mypy: disable-error-code="type-abstract"
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import ray
 
+from actors.desk import EmergencyPort
 from actors.handles import Remote
 from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
-from esper.leyline.checkpoints import CheckpointWritten, Kept
-from esper.leyline.commands import Command
-from esper.leyline.decisions import Verdict
-from esper.leyline.evidence import HostObservation, ResetProbe, SampleLosses
-from esper.leyline.incubation import Birth, Changed, Compared, IncubationOrder, IncubationResult, Received
-from esper.leyline.reports import FieldReport, GraftReceipt, HostPlan
-from esper.leyline.signals import EmergencySignal
-from esper.leyline.stages import Stage
-from esper.leyline.state import RegistryView, RoundState, TrainingState
+from esper.leyline.ports import Decider, LiveHost, Registrar
+from esper.leyline.state import RoundState
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
+P = TypeVar("P")
+
 Snapshot = list["ray.ObjectRef[object]"]
+"""A reference to a snapshot, in a list so that Ray passes the reference on instead of fetching the snapshot."""
+
+Delivery = Callable[[Remote, str, tuple[object, ...]], object]
+"""(actor, method, positional arguments) -> answer: how one method of a port is sent, and how its answer comes back."""
 
 
-class TolariaHandle:
-    """`LiveHost` across processes."""
+def tolaria_handle(remote: Remote) -> LiveHost:
+    """The handle of the trainer's actor. `saved` has a thread of its own there: it may be asked while a round runs."""
+    return handle(LiveHost, remote, snapshot=by_reference, saved=in_group("save"))
 
-    def __init__(self, remote: Remote) -> None:
+
+def tamiyo_handle(remote: Remote, deadline_s: float) -> Decider:
+    """The handle of the policy's actor. `decide` raises PolicyDeadlineExceeded after `deadline_s`."""
+    return handle(Decider, remote, decide=decision_within(deadline_s))
+
+
+def kasmina_handle(remote: Remote) -> Registrar:
+    """The handle of the registry's actor."""
+    return handle(Registrar, remote)
+
+
+def emergency_handle(remote: Remote) -> EmergencyPort:
+    """The handle of the emergency actor. `publish` has a thread of its own there: it waits for no other method."""
+    return handle(EmergencyPort, remote, publish=in_group("ctl"))
+
+
+def handle(port: type[P], remote: Remote, **deliveries: Delivery) -> P:
+    """An object with the public methods of `port`; each sends one message to an actor and waits for its answer.
+
+    Args:
+        deliveries: By method name, where it is not `ask`.
+
+    Raises:
+        TypeError: a delivery is given for a method that the port does not have.
+    """
+    return cast(P, Handle(port, remote, deliveries))
+
+
+class Handle:
+    """What `handle` makes. Each method raises what the actor raised, and `ActorLost` if the actor has died.
+
+    A method takes the arguments of the port's method, by position or by name; others are a TypeError before anything
+    is sent. A name that the port does not have is an AttributeError.
+    """
+
+    def __init__(self, port: type, remote: Remote, deliveries: Mapping[str, Delivery]) -> None:
         self.remote = remote
-
-    def untrained(self) -> TrainingState:
-        """See `LiveHost`."""
-        return cast(TrainingState, self.remote.ask("untrained"))
-
-    def run_round(self, fence: int, last_step: int) -> TrainingState:
-        """See `LiveHost`. Raises: TrainerRankLost."""
-        return cast(TrainingState, self.remote.ask("run_round", fence, last_step))
-
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """See `LiveHost`."""
-        return cast(SampleLosses, self.remote.ask("sample_losses", shard, fence))
-
-    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
-        """See `LiveHost`."""
-        return cast(HostObservation, self.remote.ask("observe", fence, stages))
-
-    def snapshot(self) -> Snapshot:
-        """A reference to the snapshot, in a list so that Ray passes it on unread. It outlives the trainer."""
-        return self.remote.reference("snapshot")
-
-    def apply(self, plan: HostPlan) -> GraftReceipt:
-        """See `LiveHost`."""
-        return cast(GraftReceipt, self.remote.ask("apply", plan))
-
-    def compare_with_unseeded(self, seeds: Mapping[str, str]) -> Mapping[str, ResetProbe]:
-        """See `LiveHost`."""
-        return cast("Mapping[str, ResetProbe]", self.remote.ask("compare_with_unseeded", seeds))
-
-    def shard_means(self, shard: str) -> dict[str, float]:
-        """See `LiveHost`."""
-        return cast("dict[str, float]", self.remote.ask("shard_means", shard))
-
-    def weights_sha256(self) -> str:
-        """See `LiveHost`."""
-        return cast(str, self.remote.ask("weights_sha256"))
-
-    def parameter_count(self) -> int:
-        """See `LiveHost`."""
-        return cast(int, self.remote.ask("parameter_count"))
-
-    def first_step_at(self) -> float | None:
-        """See `LiveHost`."""
-        return cast("float | None", self.remote.ask("first_step_at"))
-
-    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: see `LiveHost`
-        """See `LiveHost`. Snapshots in `nursery` are references."""
-        self.remote.ask("save", path, rooms, nursery)
-
-    def saved(self) -> CheckpointWritten:
-        """See `LiveHost`: asked while the actor trains."""
-        return cast(CheckpointWritten, self.remote.ask("saved", group="save"))
-
-    def keep(self, fence: int) -> Kept:
-        """See `LiveHost`."""
-        return cast(Kept, self.remote.ask("keep", fence))
-
-    def roll_back(self, generation: int) -> Kept | None:
-        """See `LiveHost`."""
-        return cast("Kept | None", self.remote.ask("roll_back", generation))
-
-    def restore(self, snapshot: Snapshot, generation: int) -> None:
-        """See `LiveHost`."""
-        self.remote.ask("restore", snapshot, generation)
+        methods = methods_of(port)
+        if unknown := deliveries.keys() - methods.keys():
+            raise TypeError(f"{port.__name__} has no method {', '.join(sorted(unknown))}")
+        for name, delivery in {**dict.fromkeys(methods, ask), **deliveries}.items():
+            setattr(self, name, _sender(remote, name, methods[name], delivery))
 
 
-class TamiyoHandle:
-    """`Decider` across processes; a policy that exceeds its deadline loses its process, whatever it is doing."""
+def methods_of(port: type) -> dict[str, inspect.Signature]:
+    """The signature of each public method of a port, without `self`."""
+    return {
+        name: inspect.signature(method.__get__(object()))
+        for name, method in inspect.getmembers(port, inspect.isfunction)
+        if not name.startswith("_")
+    }
 
-    def __init__(self, remote: Remote, deadline_s: float) -> None:
-        self.remote, self._deadline_s = remote, deadline_s
 
-    def remember(self, report: FieldReport) -> None:
-        """See `Decider`."""
-        self.remote.ask("remember", report)
+def _sender(remote: Remote, name: str, signature: inspect.Signature, deliver: Delivery) -> Callable[..., object]:
+    def send(*arguments: object, **named: object) -> object:
+        bound = signature.bind(*arguments, **named)
+        return deliver(remote, name, bound.args)
 
-    def advance(self, state: RoundState) -> Command | None:
-        """See `Decider`."""
-        return cast("Command | None", self.remote.ask("advance", state))
+    return send
 
-    def decide(self, state: RoundState) -> Verdict:
-        """See `Decider`.
 
-        Raises:
-            PolicyDeadlineExceeded: no answer within the deadline; the process is gone.
-        """
+# -- deliveries --------------------------------------------------------------------------------------------------
+
+
+def ask(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
+    """Wait for the answer as long as the actor shows progress."""
+    return remote.ask(method, *arguments)
+
+
+def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> Snapshot:
+    """As `ask`, but the answer stays in Ray's object store and outlives the actor; the caller gets a reference."""
+    return remote.reference(method, *arguments)
+
+
+def in_group(group: str) -> Delivery:
+    """As `ask`, in a concurrency group of the actor that has a thread beside the one that works."""
+
+    def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
+        return remote.ask(method, *arguments, group=group)
+
+    return deliver
+
+
+def decision_within(deadline_s: float) -> Delivery:
+    """For `Decider.decide`: wait no longer than `deadline_s`; then the actor's process is killed, whatever it is doing.
+
+    The delivery raises PolicyDeadlineExceeded from the CallDeadlineExceeded of the call.
+    """
+
+    def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
+        (state,) = arguments
+        assert isinstance(state, RoundState), "`decide` is given the state of a round"
         start = time.monotonic()
         with span("await tamiyo", role="conductor", fence=state.fence) as current:
             try:
-                return cast(Verdict, self.remote.ask_within(self._deadline_s, "decide", state))
+                return remote.ask_within(deadline_s, method, state)
             except CallDeadlineExceeded as error:
                 count("esper.policy.failures")
                 span_id = f"{current.get_span_context().span_id:016x}"
-                late = PolicyDeadlineExceeded(time.monotonic() - start, self._deadline_s, span_id)
+                late = PolicyDeadlineExceeded(time.monotonic() - start, deadline_s, span_id)
                 late.actor, late.process = error.actor, error.process
-                reported(late, "policy_timeout", Severity.CRITICAL, deadline_s=self._deadline_s, pid=self.remote.pid)
+                reported(late, "policy_timeout", Severity.CRITICAL, deadline_s=deadline_s, pid=remote.pid)
                 raise late from error
 
-    def state(self) -> str:
-        """See `Decider`."""
-        return cast(str, self.remote.ask("state"))
-
-    def restore(self, state: str, generation: int) -> None:
-        """See `Decider`."""
-        self.remote.ask("restore", state, generation)
-
-
-class KasminaHandle:
-    """`Registrar` across processes."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote
-
-    def view(self, fence: int) -> RegistryView:
-        """See `Registrar`."""
-        return cast(RegistryView, self.remote.ask("view", fence))
-
-    def advance(self, command: Command, fence: int, observation: HostObservation) -> Changed:
-        """See `Registrar`."""
-        return cast(Changed, self.remote.ask("advance", command, fence, observation))
-
-    def receive(self, command: Command, fence: int) -> Received:
-        """See `Registrar`."""
-        return cast(Received, self.remote.ask("receive", command, fence))
-
-    def carry_out(self, command_id: str, fence: int, births: Sequence[Birth]) -> Changed:
-        """See `Registrar`."""
-        return cast(Changed, self.remote.ask("carry_out", command_id, fence, births))
-
-    def conclude(self, result: IncubationResult, fence: int) -> Changed:
-        """See `Registrar`."""
-        return cast(Changed, self.remote.ask("conclude", result, fence))
-
-    def compare(self, live: SampleLosses, twin: SampleLosses) -> Compared:
-        """See `Registrar`."""
-        return cast(Compared, self.remote.ask("compare", live, twin))
-
-    def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Changed:
-        """See `Registrar`."""
-        return cast(Changed, self.remote.ask("reset", probes, fence))
-
-    def state(self) -> str:
-        """See `Registrar`."""
-        return cast(str, self.remote.ask("state"))
-
-    def restore(self, state: str, generation: int) -> None:
-        """See `Registrar`."""
-        self.remote.ask("restore", state, generation)
-
-    def order(self) -> IncubationOrder | None:
-        """See `Registrar`."""
-        return cast("IncubationOrder | None", self.remote.ask("order"))
-
-
-class EmergencyHandle:
-    """The emergency queue across processes."""
-
-    def __init__(self, remote: Remote) -> None:
-        self.remote = remote
-
-    def publish(self, signal: EmergencySignal) -> int:
-        """Take a signal; it shows in the word before this returns. Raises: EmergencyQueueFull, EmergencyUnavailable."""
-        return cast(int, self.remote.ask("publish", signal, group="ctl"))
-
-    def rebind(self, generation: int) -> None:
-        """Have the word say a newer generation from now on."""
-        self.remote.ask("rebind", generation)
-
-    def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
-        """Signals that a subscriber has not acknowledged, the most urgent first."""
-        return cast("tuple[EmergencySignal, ...]", self.remote.ask("pending", subscriber))
-
-    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
-        """A subscriber has dealt with signals."""
-        self.remote.ask("acknowledge", subscriber, signal_ids)
-
-    def close(self) -> None:
-        """Take no new signal from now on."""
-        self.remote.ask("close")
+    return deliver

@@ -24,7 +24,7 @@ from actors.handles import Remote
 from actors.hearing import ConductorInbox
 from actors.launcher import launch
 from actors.shell import Birth
-from actors.typed import EmergencyHandle
+from actors.typed import emergency_handle
 from esper.clock import SystemClock
 from esper.conducting import Conductor
 from esper.config import RunConfig
@@ -76,7 +76,7 @@ class LocalDesk:
 
     def publish(self, found: EmergencySignal) -> None:
         """From another thread, as everybody but the conductor does."""
-        publisher = threading.Thread(target=EmergencyHandle(self).publish, args=(found,))
+        publisher = threading.Thread(target=emergency_handle(self).publish, args=(found,))
         publisher.start()
         publisher.join()
 
@@ -99,7 +99,7 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
                 tamiyo=make_tamiyo(prospect, key, SystemClock()),
                 kasmina=make_kasmina(prospect, key, SystemClock()),
                 incubator=make_incubator(prospect, key, word.halted),
-                inbox=ConductorInbox(EmergencyHandle(local)),
+                inbox=ConductorInbox(emergency_handle(local)),
                 crew=OneProcess(),
             )
 
@@ -286,8 +286,8 @@ def test_a_signal_of_the_last_moment_is_heard_and_a_later_one_refused(
     kinds = [entry.kind for entry in entries(tmp_path)]
     assert (heard(tmp_path), kinds[-2:]) == (["last"], [Kind.SIGNAL, Kind.RUN_ENDED])
     with pytest.raises(EmergencyUnavailable, match="signal late: the run is ending"):
-        EmergencyHandle(local).publish(signal(Level.NOTICE, "late"))
-    EmergencyHandle(local).publish(last)  # it was taken: a repeated call learns so
+        emergency_handle(local).publish(signal(Level.NOTICE, "late"))
+    emergency_handle(local).publish(last)  # it was taken: a repeated call learns so
 
 
 def test_a_signal_is_acknowledged_only_when_the_journal_has_it(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ class Publisher(Quiet):
         birth = Birth("emergency", "emergency", self._run_id, 1, 0.0, 0.0, 1, None, None)
         remote = Remote(birth, actor, 0, patience_s=10)
         until(self._firings.all)
-        EmergencyHandle(remote).publish(signal(Level.HALT))
+        emergency_handle(remote).publish(signal(Level.HALT))
         (firing,) = self._firings.all()
         until(lambda: Path(f"/proc/{firing.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         os.kill(firing.pid, os_signal.SIGCONT)

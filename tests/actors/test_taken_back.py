@@ -11,7 +11,7 @@ import pytest
 from actors.bootstrap import EmbeddedRay
 from actors.conductor import bring_up
 from actors.source import SentProspect
-from actors.typed import TolariaHandle
+from actors.typed import Handle
 from esper.checkpoints import Checkpoints
 from esper.clock import SystemClock
 from esper.errors import DependencyViolationError
@@ -58,7 +58,7 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
             assert rooms.trainer.weights_sha256() != before
             line.back.roll_back(tier)
             assert rooms.trainer.weights_sha256() == before
-        assert isinstance(rooms.trainer, TolariaHandle)
+        assert isinstance(rooms.trainer, Handle)
         rooms.trainer.remote.generation = FIRST_GENERATION  # as a caller that was asleep would
         with pytest.raises(DependencyViolationError, match="another generation's"):
             rooms.trainer.weights_sha256()
