@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import cloudpickle
 
-from esper.errors import TaskError
+from esper.errors import ConfigError, TaskError
 from esper.import_paths import absolute_path, join_path
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.process_state import set_ours
@@ -35,7 +35,7 @@ class TaskSource:
     pickled: bytes | None = None
     """Task and blueprints, where there is no reference."""
     started_in: str = ""
-    """The sender's working directory: when it began, of a referenced task, whose code may have left it since."""
+    """The working directory in which the sender's command or call began; the task's code may have left it since."""
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
@@ -43,26 +43,28 @@ class TaskSource:
 
         Raises:
             TaskError: the task has no reference and cannot be sent as bytes.
+            ConfigError: the working directory cannot be used.
         """
+        where = str(workplace())
         if reference.text:
             digests = file_digest(reference), source_digests(reference)
-            where = str(workplace())
             return cls(_from_anywhere(reference), absolute_path(), *digests, started_in=where)
         try:
             pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
         except Exception as error:
             mend = f"it cannot be sent to actors ({error}); give its reference, or run it in this process"
             raise TaskError("task", type(error).__name__, mend) from error
-        return cls(reference, absolute_path(), pickled=pickled, started_in=os.getcwd())
+        return cls(reference, absolute_path(), pickled=pickled, started_in=where)
 
     def load(self) -> tuple[Task, Registry]:
         """The task and its blueprints, in this process, which takes over the sender's import path and folder.
 
         Raises:
             TaskError: a file has changed since the run began, or the task's code raised.
+            ConfigError: the sender's working directory is gone, or this process may not enter it.
         """
         if self.started_in:
-            os.chdir(self.started_in)
+            self._enter()
         join_path(self.path)
         if self.pickled is not None:
             return _unpickled(self.pickled)
@@ -76,6 +78,13 @@ class TaskSource:
                 "task", self.reference.text, f"a module of it has changed since the run began ({other}){PUT_BACK}"
             )
         return import_task(located)[0], BLUEPRINTS
+
+    def _enter(self) -> None:
+        try:
+            os.chdir(self.started_in)
+        except OSError as error:
+            mend = f"the run began there, and it cannot be entered ({error.strerror}); make it again"
+            raise ConfigError("working directory", self.started_in, mend) from error
 
 
 def _unpickled(pickled: bytes) -> tuple[Task, Registry]:

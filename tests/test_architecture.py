@@ -46,7 +46,7 @@ ESPER = GROUND | DOMAIN | {"esper", "esper.telemetry", "esper.emergency", "esper
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "esper.errors": frozenset(),
     "esper.leyline": ERRORS,
-    "esper.durable": ERRORS | {"esper.closing"},
+    "esper.durable": ERRORS | {"esper.closing", "esper.workplace"},
     **dict.fromkeys(HELPERS, ERRORS | HELPERS),
     "esper.faults": ERRORS
     | {"esper.suggest", "esper.durable", "esper.telemetry", "esper.leyline"},  # what fires is told before it does

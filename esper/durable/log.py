@@ -25,6 +25,7 @@ from zlib import crc32
 from esper.closing import Closing, at_the_end, noted_on
 from esper.durable.files import DISK, Disk, atomic_write, write_all
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.workplace import fixed
 
 PAYLOAD_LIMIT_BYTES = 64 * 2**20
 
@@ -77,13 +78,13 @@ class FramedLog(Closing):
     """A log open for appending, by one thread of one process. Make it by `FramedLog.open`.
 
     Attributes:
+        path: Of the file, absolute.
         errors: Damage that was found between records when the log was opened. It is left in the file.
         torn_tail: What was cut off behind the last good record when the log was opened, if anything was.
     """
 
     def __init__(self, path: Path, descriptor: int, first: int, disk: Disk) -> None:
         self.path = path
-        self._place = path if path.is_absolute() else Path.cwd() / path  # the working directory may change
         self.errors: list[LoadError] = []
         self.torn_tail: LoadError | None = None
         self._disk, self._descriptor = disk, descriptor
@@ -103,7 +104,9 @@ class FramedLog(Closing):
             RunDirectoryError: another writer has the log open, or it is of another epoch. It was not changed.
             StoreCorrupt: the file is not a log that this program can read. It was not changed.
             StoreWriteFailed: the file could not be created, locked, mended or synced.
+            ConfigError: the path is relative, and the working directory cannot be used.
         """
+        path = fixed(path)  # the working directory may change while the log is open
         try:
             if not disk.exists(path):
                 _create(path, epoch, disk)
@@ -232,7 +235,7 @@ class FramedLog(Closing):
 
     def _check_untouched(self) -> None:
         """Raises: OSError: the records acknowledged so far may be gone, because another program changed the file."""
-        size = self._disk.size_of(self._descriptor, self._place)
+        size = self._disk.size_of(self._descriptor, self.path)
         if size != self._end:
             raise OSError(
                 errno.ESTALE, f"it holds {size} bytes and {self._end} were written: another program changed it"

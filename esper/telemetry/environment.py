@@ -13,7 +13,12 @@ from esper.suggest import nearest
 
 PREFIX = "OTEL_"
 FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")
-"""Prefixes of what is meant for automatic instrumentation of Python programs, which esper neither is nor reads."""
+"""Prefixes of what is meant for automatic instrumentation of Python programs, which esper neither is nor reads.
+
+The few that OpenTelemetry's SDK reads also in a program that is not instrumented have a check of their own in `CHECKS`.
+"""
+CONTEXT = "OTEL_PYTHON_CONTEXT"
+"""OpenTelemetry reads this one when it is imported."""
 
 SAMPLERS = (
     "always_on",
@@ -71,6 +76,21 @@ def _one_of(*known: str, mend: str = "") -> Callable[[str, str], None]:
     return check
 
 
+def wrong_context(value: str) -> ConfigError:
+    """The error of a value of OTEL_PYTHON_CONTEXT."""
+    return ConfigError(CONTEXT, value, "it may be contextvars_context, or unset")
+
+
+def _context(_name: str, value: str) -> None:
+    if value != "contextvars_context":  # OpenTelemetry finds it only as it is written
+        raise wrong_context(value)
+
+
+def _meter_provider(name: str, value: str) -> None:
+    if value not in ("default_meter_provider", "sdk_meter_provider"):
+        raise ConfigError(name, value, "it may be default_meter_provider, sdk_meter_provider, or unset")
+
+
 def _any(_name: str, _value: str) -> None:
     """Every text will do."""
 
@@ -115,7 +135,9 @@ CHECKS: dict[str, Callable[[str, str], None]] = {
     "OTEL_TRACES_SAMPLER": _one_of(*SAMPLERS),
     "OTEL_TRACES_SAMPLER_ARG": _share,
     "OTEL_PROPAGATORS": _propagators,
-    "OTEL_PYTHON_CONTEXT": _one_of("contextvars_context"),
+    CONTEXT: _context,
+    "OTEL_PYTHON_METER_PROVIDER": _meter_provider,
+    "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED": _one_of("true", "false"),
     **dict.fromkeys(
         (
             "OTEL_ATTRIBUTE_COUNT_LIMIT",

@@ -13,10 +13,11 @@ import pytest
 
 from actors.launcher import launch
 from actors.source import SentProspect, TaskSource
-from esper.errors import TaskError
+from esper.errors import ConfigError, TaskError
 from esper.prospect import survey
 from esper.references import Reference, load_task
 from esper.testing import tiny_config, tiny_task
+from esper.workplace import from_here
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
 
@@ -31,6 +32,26 @@ def test_a_task_of_a_relative_path_is_found_from_another_directory(
     source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("mine.py:task")[1])
     monkeypatch.chdir(tmp_path / "there")
     assert source.load()[0].epochs == tiny_task().epochs
+
+
+@pytest.mark.parametrize("text", ["esper.testing:tiny_task", ""])
+def test_a_task_begins_in_every_process_where_the_run_began_or_says_that_this_folder_is_gone(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prospect, reference = survey(tiny_task(), tiny_config()), load_task(text)[1] if text else Reference()
+    for name in ("began", "left"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "began")
+    with from_here():
+        os.chdir(tmp_path / "left")
+        (tmp_path / "left").rmdir()
+        source = TaskSource.of(prospect, reference)
+    source.load()
+    assert Path.cwd() == tmp_path / "began"
+    os.chdir(tmp_path)
+    (tmp_path / "began").rmdir()
+    with pytest.raises(ConfigError, match=r"^working directory = .*/began'.* \(No such file or directory\); make it"):
+        source.load()
 
 
 def test_a_file_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from esper.durable.files import Disk
 from esper.durable.log import PAYLOAD_LIMIT_BYTES, FramedLog, LoadError, Scan, iterate, scan
-from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.workplace import from_here
 
 RECORDS = [(1, b"first"), (2, b""), (65535, bytes(range(30))), (1, b"\xa5fr\x5a" * 3)]
 FILE_HEADER_BYTES = 30
@@ -491,6 +492,21 @@ def test_a_log_that_another_program_changed_says_so_at_the_next_append(
         harm(tmp_path / path)
         with pytest.raises(StoreWriteFailed, match=r"logs/a\.log: append failed"):
             log.append(2, b"into a file that nobody finds")
+
+
+def test_a_relative_log_lies_where_its_command_began_though_the_working_directory_was_left_and_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "left").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with from_here():
+        monkeypatch.chdir(tmp_path / "left")
+        (tmp_path / "left").rmdir()
+        with FramedLog.open(Path("a.log")) as log:
+            log.append(1, b"found")
+    assert [frame.payload for frame in scan(tmp_path / "a.log").frames] == [b"found"]
+    with pytest.raises(ConfigError, match=r"^working directory = "):
+        FramedLog.open(Path("a.log"))
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])

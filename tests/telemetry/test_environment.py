@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,9 +104,25 @@ def test_a_run_that_could_not_obey_is_refused_before_its_directory_is_made(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_one_python_variable_that_the_sdk_itself_reads_is_checked() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^OTEL_PYTHON_CONTEXT = 'nonsense': it may be contextvars_context, or unset$"
-    ):
-        read_environment({"OTEL_PYTHON_CONTEXT": "nonsense"})
-    read_environment({"OTEL_PYTHON_CONTEXT": "contextvars_context", "OTEL_PYTHON_LOG_LEVEL": "debug"})
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("OTEL_PYTHON_CONTEXT", "contextvars_context"),
+        ("OTEL_PYTHON_METER_PROVIDER", "default_meter_provider, sdk_meter_provider"),
+        ("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true, false"),
+    ],
+)
+def test_the_python_variables_that_the_sdk_itself_reads_are_checked(name: str, known: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} = 'nonsense': it may be {known}, or unset$"):
+        read_environment({name: "nonsense"})
+    if name != "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED":
+        with pytest.raises(ConfigError):  # OpenTelemetry finds these by their exact names
+            read_environment({name: known.partition(", ")[0].upper()})
+    read_environment({name: known.partition(", ")[0], "OTEL_PYTHON_LOG_LEVEL": "debug"})
+
+
+def test_a_context_that_is_not_there_is_told_in_one_line_by_every_import_and_refuses_no_import() -> None:
+    environment = {**os.environ, "OTEL_PYTHON_CONTEXT": "nonsense"}
+    command = [sys.executable, "-c", "import esper.telemetry"]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert said.stderr == "OTEL_PYTHON_CONTEXT = 'nonsense': it may be contextvars_context, or unset\n"
