@@ -29,7 +29,7 @@ from ray.job_config import JobConfig
 from actors.handles import LOOK_EVERY_S, is_gone, unwrapped
 from actors.last_words import LastWords
 from actors.places import SHARED_MEMORY, TEMPORARY, make_place, sweep
-from actors.shell import Birth, Shell
+from actors.shell import ActorSpec, Shell
 from actors.starting import ENDING, start
 from actors.witness import Witness
 from esper import hash_seed
@@ -302,7 +302,7 @@ def actor_environment(threads: int) -> dict[str, str]:
     return {THREADS: str(threads), hash_seed.VARIABLE: str(hash_seed.seed_for_actors())}
 
 
-def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
+def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
     """Begin to start an actor; `await_ready` says when it is up. Ray restarts nothing and repeats nothing.
 
     Args:
@@ -310,21 +310,21 @@ def spawn(birth: Birth, attempt: int = 1) -> ActorHandle[Shell]:
     """
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
     # Ray's processes have the environment of this one. To change it, each would import Ray twice.
-    other = {name: value for name, value in actor_environment(birth.threads).items() if os.environ.get(name) != value}
+    other = {name: value for name, value in actor_environment(spec.threads).items() if os.environ.get(name) != value}
     environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
     handle: ActorHandle[Shell] = made.options(
-        name=f"{birth.name}-g{birth.generation}-{birth.run_id[:8]}" + (f"-{attempt}" if attempt > 1 else ""),
-        num_cpus=birth.cpus,
-        num_gpus=birth.gpus,
+        name=f"{spec.name}-g{spec.generation}-{spec.run_id[:8]}" + (f"-{attempt}" if attempt > 1 else ""),
+        num_cpus=spec.cpus,
+        num_gpus=spec.gpus,
         max_restarts=0,
         max_task_retries=0,
         **environment,
-    ).remote(birth)
+    ).remote(spec)
     return handle
 
 
 def await_ready(
-    birth: Birth,
+    spec: ActorSpec,
     actor: ActorHandle[Shell],
     began_s: float,
     deadline_s: float,
@@ -348,25 +348,25 @@ def await_ready(
             look()
         pid: int = ray.get(answer, timeout=max(0.0, limit_s - time.monotonic()))
     except GetTimeoutError as error:
-        raise _not_up(birth, actor, deadline_s) from error
+        raise _not_up(spec, actor, deadline_s) from error
     except RayError as error:
-        found = unwrapped(error, birth.role, birth.name)
+        found = unwrapped(error, spec.role, spec.name)
         if isinstance(found, ActorLost) and (words := _last_words(str(error))):
-            found.add_note(f"{birth.name} wrote last:\n{words}")
+            found.add_note(f"{spec.name} wrote last:\n{words}")
         raise found from found.__cause__
     return pid
 
 
-def _not_up(birth: Birth, actor: ActorHandle[Shell], deadline_s: float) -> PlacementUnavailable:
+def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> PlacementUnavailable:
     """Why an actor was not up in time: for lack of room, or because its process is slow."""
     there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
-    late = f"{birth.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
+    late = f"{spec.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
     told: Any = actor_table(actor._actor_id.hex())  # Any: Ray leaves it untyped
     if pid := told["Pid"]:
-        return StartDeadlineExceeded(birth.role, f"{late}: process {pid} loads esper and the task, or hangs in it")
-    if all(free.get(name, 0.0) >= amount for name, amount in (("CPU", birth.cpus), ("GPU", birth.gpus))):
-        return StartDeadlineExceeded(birth.role, f"{late}: there is room, and Ray has begun no process for it yet")
-    return PlacementUnavailable(birth.role, f"{late}: no room; asked: {_asked(birth)}; there: {_room(there, free)}")
+        return StartDeadlineExceeded(spec.role, f"{late}: process {pid} loads esper and the task, or hangs in it")
+    if all(free.get(name, 0.0) >= amount for name, amount in (("CPU", spec.cpus), ("GPU", spec.gpus))):
+        return StartDeadlineExceeded(spec.role, f"{late}: there is room, and Ray has begun no process for it yet")
+    return PlacementUnavailable(spec.role, f"{late}: no room; asked: {_asked(spec)}; there: {_room(there, free)}")
 
 
 def _last_words(told: str) -> str:
@@ -376,8 +376,8 @@ def _last_words(told: str) -> str:
     return LastWords.in_folder(logs, int(pid[1])).read() if pid is not None else ""
 
 
-def _asked(birth: Birth) -> str:
-    return f"CPU {birth.cpus:g}" + (f", GPU {birth.gpus:g}" if birth.gpus else "")
+def _asked(spec: ActorSpec) -> str:
+    return f"CPU {spec.cpus:g}" + (f", GPU {spec.gpus:g}" if spec.gpus else "")
 
 
 def _room(there: Mapping[str, float], free: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from actors import desk, rooms
 from actors.bootstrap import RAY, await_ready, end, spawn, uninterrupted
 from actors.handles import Remote
-from actors.shell import Birth, Shell
+from actors.shell import ActorSpec, Shell
 from actors.source import SentProspect
 from actors.supervision import ChildSpec, Life, Strategy, Supervisor
 from esper.clock import SystemClock
@@ -276,21 +276,21 @@ class Company:
             EsperError: the constructor of one raised; none of them is left.
             PlacementUnavailable: one was not up within the start deadline; none of them is left.
         """
-        ray_config, births, began_s = self.prospect.config.ray, self.births(generation), time.monotonic()
+        ray_config, specs, began_s = self.prospect.config.ray, self.specs(generation), time.monotonic()
         up: dict[str, Remote] = {}
         died: dict[str, ActorLost] = {}
         begun = self._begun = list[ActorHandle[Shell]]()
         try:
             for life in lives:
                 self._attempts[life.name, generation] += 1
-                begun.append(spawn(births[life.name], self._attempts[life.name, generation]))
+                begun.append(spawn(specs[life.name], self._attempts[life.name, generation]))
             if self._ending:  # by another thread, which may have been too early for these
                 self._end_begun()
             for life, actor in zip(lives, begun, strict=True):
-                birth = births[life.name]
+                spec = specs[life.name]
                 try:
-                    with span("await actor", role="conductor", actor=birth.name):
-                        pid = await_ready(birth, actor, began_s, ray_config.start_deadline_s, self.look)
+                    with span("await actor", role="conductor", actor=spec.name):
+                        pid = await_ready(spec, actor, began_s, ray_config.start_deadline_s, self.look)
                 except ActorLost as death:
                     if self._ending or death.role == RAY:  # with Ray itself nothing can be started again
                         raise
@@ -300,7 +300,7 @@ class Company:
                 except Exception as error:  # whatever its constructor raised: no thread is to try again
                     self.supervisor.start_failed(life, error)
                     raise
-                up[life.name] = Remote(birth, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look)
+                up[life.name] = Remote(spec, actor, pid, patience_s=ray_config.collective_timeout_s, look=self.look)
                 self.supervisor.started(life)
         except BaseException as error:
             with uninterrupted(), noted_on(error, "ending the actors that were being started"):
@@ -340,7 +340,7 @@ class Company:
 
     # -- who they are ------------------------------------------------------------------------------------------------
 
-    def births(self, generation: int) -> dict[str, Birth]:
+    def specs(self, generation: int) -> dict[str, ActorSpec]:
         """Every actor of the run, by name."""
         config, key, word = self.prospect.config, replace(self.key, generation=generation), self.word.path
         unsigning = replace(key, secret=b"")  # only who signs commands and who checks them has the secret
@@ -353,7 +353,7 @@ class Company:
         }
         manager = (rooms.manager, (self.sent, unsigning, word))
         return {
-            name: self._birth(key, role, name, *arguments.get(name, manager))
+            name: self._spec(key, role, name, *arguments.get(name, manager))
             for name, role in actor_roles(config).items()
         }
 
@@ -362,12 +362,12 @@ class Company:
         there: float = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         return min(1.0, there / (1 + self.prospect.config.growth.managers))
 
-    def _birth(
+    def _spec(
         self, key: RunKey, role: str, name: str, build: Callable[..., Any], arguments: tuple[object, ...]
-    ) -> Birth:
+    ) -> ActorSpec:
         config = self.prospect.config
         works = name == "tolaria" or name.startswith("manager-")
-        return Birth(
+        return ActorSpec(
             role=role,
             name=name,
             run_id=key.run_id,

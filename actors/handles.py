@@ -25,7 +25,7 @@ from ray.exceptions import (
 )
 
 from actors.last_words import LastWords
-from actors.shell import Birth, Envelope, Reply, Shell, relinked
+from actors.shell import ActorSpec, Envelope, Reply, Shell, relinked
 from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, EsperError, TrainerRankLost
 from esper.telemetry.context import traceparent
 
@@ -156,7 +156,7 @@ class Remote:
 
     def __init__(
         self,
-        birth: Birth,
+        spec: ActorSpec,
         actor: ActorHandle[Shell],
         pid: int,
         *,
@@ -169,9 +169,9 @@ class Remote:
             patience_s: How long it may show no progress while it is asked something.
             look: Called while an answer is waited for; raises if none can come.
         """
-        self.role, self.name, self._look, self._patience_s = birth.role, birth.name, look, patience_s
+        self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()
-        self.generation, self.process = birth.generation, Process(actor, pid, began(pid), LastWords.of(pid))
+        self.generation, self.process = spec.generation, Process(actor, pid, began(pid), LastWords.of(pid))
 
     @property
     def pid(self) -> int:

@@ -35,8 +35,8 @@ TOLD_TO_ANY_GENERATION = frozenset({"saved"})
 
 
 @dataclass(frozen=True)
-class Birth:
-    """How an actor comes to be; small, picklable, the same after every restart but for the generation."""
+class ActorSpec:
+    """All that an actor is started with. It is small and picklable; after a restart only its generation differs."""
 
     role: str
     """What it is: tolaria, tamiyo, kasmina, emergency."""
@@ -74,14 +74,14 @@ class Reply:
 class Shell:
     """An actor. Build it without Ray to test it."""
 
-    def __init__(self, birth: Birth) -> None:
-        self._birth = birth
-        self._telemetry = Telemetry.start(birth.telemetry_folder, birth.name, birth.run_id)
-        faults.arm(birth.faults, birth.name, birth.faults_file, birth.generation)
-        with use(self._telemetry), span("actor start", role=birth.role, actor=birth.name):
-            faults.point(f"{birth.role}.start")
-            with _sendable_errors(birth.role):
-                self._room = birth.build(*birth.arguments)
+    def __init__(self, spec: ActorSpec) -> None:
+        self._spec = spec
+        self._telemetry = Telemetry.start(spec.telemetry_folder, spec.name, spec.run_id)
+        faults.arm(spec.faults, spec.name, spec.faults_file, spec.generation)
+        with use(self._telemetry), span("actor start", role=spec.role, actor=spec.name):
+            faults.point(f"{spec.role}.start")
+            with _sendable_errors(spec.role):
+                self._room = spec.build(*spec.arguments)
 
     def pid(self) -> int:
         """The process id; answering it at all says that the actor is up."""
@@ -97,11 +97,11 @@ class Shell:
         Raises:
             DependencyViolationError: it is not newer.
         """
-        if generation <= self._birth.generation:
+        if generation <= self._spec.generation:
             raise DependencyViolationError(
-                "rebind", "an older generation", f"{generation}, here {self._birth.generation}"
+                "rebind", "an older generation", f"{generation}, here {self._spec.generation}"
             )
-        self._birth = replace(self._birth, generation=generation)
+        self._spec = replace(self._spec, generation=generation)
         return Reply(None, self._counted())
 
     def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
@@ -125,12 +125,12 @@ class Shell:
         return {name: total for name, total in totals.items() if total}
 
     def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: as the method
-        if envelope.generation != self._birth.generation and method not in TOLD_TO_ANY_GENERATION:
-            detail = f"{envelope.generation}, here {self._birth.generation}"
+        if envelope.generation != self._spec.generation and method not in TOLD_TO_ANY_GENERATION:
+            detail = f"{envelope.generation}, here {self._spec.generation}"
             raise DependencyViolationError(f"message {method}", "another generation's", detail)
         if method.startswith("_"):
             raise DependencyViolationError(f"message {method}", "not a public method")
-        with use(self._telemetry), continue_from(envelope.traceparent), _sendable_errors(self._birth.role):
+        with use(self._telemetry), continue_from(envelope.traceparent), _sendable_errors(self._spec.role):
             return getattr(self._room, method)(*arguments)
 
 

@@ -46,7 +46,7 @@ ALLOWED: dict[str, str] = {
     "actors/bootstrap.py _as_patient_as.wait: answers RuntimeError": "asked again, within the deadline of the start",
     "actors/bootstrap.py _not_up: .get with a default": "Ray leaves out what it has none of",
     "actors/bootstrap.py _not_up: says type: ignore": "Ray leaves them untyped",
-    "actors/company.py Company.births: .get with a default": "all others are managers",
+    "actors/company.py Company.specs: .get with a default": "all others are managers",
     "actors/last_words.py _tail: answers FileNotFoundError": "nothing is left to read; the death itself is told",
     "actors/last_words.py _tail: errors='replace'": "for people",
     "actors/last_words.py _target: answers (FileNotFoundError, ProcessLookupError, PermissionError)": "it has ended",

@@ -23,7 +23,7 @@ from actors.desk import EmergencyDesk, emergency
 from actors.handles import Remote
 from actors.hearing import ConductorInbox
 from actors.launcher import launch
-from actors.shell import Birth
+from actors.shell import ActorSpec
 from actors.typed import emergency_handle
 from esper.clock import SystemClock
 from esper.conducting import Conductor
@@ -339,8 +339,8 @@ class Publisher(Quiet):
 
     def _publish(self) -> None:
         actor = ray.get_actor(f"emergency-g1-{self._run_id[:8]}")
-        birth = Birth("emergency", "emergency", self._run_id, 1, 0.0, 0.0, 1, None, None)
-        remote = Remote(birth, actor, 0, patience_s=10)
+        spec = ActorSpec("emergency", "emergency", self._run_id, 1, 0.0, 0.0, 1, None, None)
+        remote = Remote(spec, actor, 0, patience_s=10)
         until(self._firings.all)
         emergency_handle(remote).publish(signal(Level.HALT))
         (firing,) = self._firings.all()

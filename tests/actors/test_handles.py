@@ -29,7 +29,7 @@ from ray.exceptions import (
 
 from actors.bootstrap import EmbeddedRay, await_ready, spawn
 from actors.handles import Patience, Remote, is_gone, raise_unwrapped, unwrapped
-from actors.shell import Birth, Reply
+from actors.shell import ActorSpec, Reply
 from esper.errors import (
     ActorDoubtful,
     ActorError,
@@ -181,7 +181,7 @@ def test_no_answer_is_no_progress() -> None:
 
 
 def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:
-    remote = Remote(birth_of("nobody"), actor_of_nobody(), 0, patience_s=1.0)
+    remote = Remote(spec_of("nobody"), actor_of_nobody(), 0, patience_s=1.0)
     for total in (3, 7, 5):
         remote._opened(remote.process, Reply(None, {"esper.fallbacks": total, "esper.signal.published": 1}))
     assert remote.counters == {"esper.fallbacks": 7, "esper.signal.published": 1}
@@ -203,8 +203,8 @@ def test_a_process_is_gone_when_it_has_ended_collected_or_not() -> None:
 # -- with actors -------------------------------------------------------------------------------------------------
 
 
-def birth_of(name: str) -> Birth:
-    return Birth(
+def spec_of(name: str) -> ActorSpec:
+    return ActorSpec(
         role="kasmina",
         name=name,
         run_id="handles",
@@ -269,11 +269,11 @@ THREADS = dict.fromkeys(PATIENCE, 1) | {"owner": 2}
 def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
     """An actor for each test, started side by side: most of them do not outlive theirs."""
     del embedded
-    births, began_s = [replace(birth_of(name), threads=THREADS[name]) for name in PATIENCE], time.monotonic()
-    begun = [(birth, spawn(birth)) for birth in births]
+    specs, began_s = [replace(spec_of(name), threads=THREADS[name]) for name in PATIENCE], time.monotonic()
+    begun = [(spec, spawn(spec)) for spec in specs]
     yield {
-        birth.name: Remote(birth, actor, await_ready(birth, actor, began_s, 100.0), patience_s=PATIENCE[birth.name])
-        for birth, actor in begun
+        spec.name: Remote(spec, actor, await_ready(spec, actor, began_s, 100.0), patience_s=PATIENCE[spec.name])
+        for spec, actor in begun
     }
     for _, actor in begun:
         ray.kill(actor)
@@ -284,14 +284,14 @@ def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, 
 
 
 @pytest.mark.parametrize("name", ["busy", "owner"])
-def test_the_process_of_an_actor_begins_with_the_threads_of_its_birth(remotes: dict[str, Remote], name: str) -> None:
+def test_the_process_of_an_actor_begins_with_the_threads_of_its_spec(remotes: dict[str, Remote], name: str) -> None:
     environment = Path(f"/proc/{remotes[name].pid}/environ").read_text().split("\0")
     assert f"OMP_NUM_THREADS={THREADS[name]}" in environment
 
 
 def test_a_message_of_another_generation_is_refused_across_processes(remotes: dict[str, Remote]) -> None:
     busy = remotes["busy"]
-    other = Remote(replace(birth_of("busy"), generation=2), busy.process.actor, busy.pid, patience_s=60.0)
+    other = Remote(replace(spec_of("busy"), generation=2), busy.process.actor, busy.pid, patience_s=60.0)
     with pytest.raises(DependencyViolationError, match="another generation's"):
         other.ask("work", 1, 0.0)
 
@@ -394,17 +394,17 @@ def test_actors_for_which_there_is_no_room_are_told_with_what_was_asked_and_what
     embedded: EmbeddedRay,
 ) -> None:
     del embedded
-    birth = replace(birth_of("giant"), cpus=1000.0)
-    actor = spawn(birth)
+    spec = replace(spec_of("giant"), cpus=1000.0)
+    actor = spawn(spec)
     with pytest.raises(PlacementUnavailable, match=r"giant was not up 0.5 s .*asked: CPU 1000; there: CPU 8 \("):
-        await_ready(birth, actor, time.monotonic(), 0.5)
+        await_ready(spec, actor, time.monotonic(), 0.5)
     ray.kill(actor)
 
 
 def test_the_start_deadline_counts_from_when_the_first_actor_began(embedded: EmbeddedRay) -> None:
     del embedded
-    actor = spawn(replace(birth_of("giant"), cpus=1000.0), 2)
+    actor = spawn(replace(spec_of("giant"), cpus=1000.0), 2)
     an_hour_s = 3600.0  # counted from now it would not be over before this test is
     with pytest.raises(PlacementUnavailable):
-        await_ready(birth_of("giant"), actor, time.monotonic() - an_hour_s, an_hour_s)
+        await_ready(spec_of("giant"), actor, time.monotonic() - an_hour_s, an_hour_s)
     ray.kill(actor)

@@ -21,7 +21,7 @@ import ray
 
 from actors import company
 from actors.handles import Process, is_gone
-from actors.shell import Birth
+from actors.shell import ActorSpec
 from esper.errors import (
     ActorLost,
     EsperError,
@@ -202,12 +202,12 @@ def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(
     assert read_past(tmp_path / "run").entries[-1].body["error"] == "PlacementUnavailable"
 
 
-def short_of(deadline_s: float, meant: Callable[[Birth], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def short_of(deadline_s: float, meant: Callable[[ActorSpec], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the start of successors that cannot come up given up soon, and no other start."""
     patient = company.await_ready
 
-    def await_ready(birth: Birth, actor: Any, began_s: float, limit_s: float, look: Any) -> int:
-        return patient(birth, actor, began_s, deadline_s if meant(birth) else limit_s, look)
+    def await_ready(spec: ActorSpec, actor: Any, began_s: float, limit_s: float, look: Any) -> int:
+        return patient(spec, actor, began_s, deadline_s if meant(spec) else limit_s, look)
 
     monkeypatch.setattr(company, "await_ready", await_ready)
 
@@ -356,13 +356,13 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
     await_ready, begun, spawn = company.await_ready, list[Any](), company.spawn
     failed = threading.Event()
 
-    def noted(birth: Birth, attempt: int) -> Any:
-        begun.append(spawn(birth, attempt))
+    def noted(spec: ActorSpec, attempt: int) -> Any:
+        begun.append(spawn(spec, attempt))
         return begun[-1]
 
-    def failing(birth: Birth, *how: Any) -> int:
+    def failing(spec: ActorSpec, *how: Any) -> int:
         if threading.current_thread() is threading.main_thread():
-            return await_ready(birth, *how)
+            return await_ready(spec, *how)
         failed.set()
         let_go(tmp_path / "run")
         return fail_with(error)
@@ -404,14 +404,14 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     begun: list[Any] = []
     spawn, await_ready = company.spawn, company.await_ready
 
-    def noted(birth: Birth, attempt: int) -> Any:
-        begun.append(spawn(birth, attempt))
+    def noted(spec: ActorSpec, attempt: int) -> Any:
+        begun.append(spawn(spec, attempt))
         return begun[-1]
 
-    def interrupted(birth: Birth, *how: Any) -> int:
+    def interrupted(spec: ActorSpec, *how: Any) -> int:
         if threading.current_thread() is not threading.main_thread():
             os.kill(os.getpid(), signal.SIGINT)
-        return await_ready(birth, *how)
+        return await_ready(spec, *how)
 
     monkeypatch.setattr(company, "spawn", noted)
     monkeypatch.setattr(company, "await_ready", interrupted)
@@ -437,7 +437,7 @@ def test_a_successor_that_does_not_come_up_stops_the_run(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, expected: type[Exception]
 ) -> None:
     if expected is StartDeadlineExceeded:
-        short_of(5.0, lambda birth: birth.name == "kasmina" and birth.generation == 2, monkeypatch)
+        short_of(5.0, lambda spec: spec.name == "kasmina" and spec.generation == 2, monkeypatch)
     with pytest.raises(expected):
         launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": fault}])
     assert read_past(tmp_path / "run").generation == 2

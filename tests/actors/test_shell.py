@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from actors.shell import CAUSES_SENT, Birth, Envelope, Shell, relinked, sendable
+from actors.shell import CAUSES_SENT, ActorSpec, Envelope, Shell, relinked, sendable
 from esper import faults
 from esper.errors import (
     ActorError,
@@ -67,7 +67,7 @@ def disarmed() -> Iterator[None]:
     faults.arm([])
 
 
-def birth(**changes: Any) -> Birth:
+def actor_spec(**changes: Any) -> ActorSpec:
     fields = {
         "role": "kasmina",
         "name": "manager-1",
@@ -79,7 +79,7 @@ def birth(**changes: Any) -> Birth:
         "telemetry_folder": None,
         "build": Room,
     }
-    return Birth(**{**fields, **changes})
+    return ActorSpec(**{**fields, **changes})
 
 
 HERE = Envelope(generation=3, traceparent="")
@@ -94,8 +94,8 @@ def spans(folder: Path, role: str) -> list[dict[str, Any]]:
 # -- what it lets through ----------------------------------------------------------------------------------------
 
 
-def test_a_call_reaches_the_room_that_was_built_from_the_birth() -> None:
-    shell = Shell(birth(build=lambda *words: Room(*words), arguments=("a", "b")))
+def test_a_call_reaches_the_room_that_was_built_from_its_spec() -> None:
+    shell = Shell(actor_spec(build=lambda *words: Room(*words), arguments=("a", "b")))
     assert shell.call("add", HERE, (2, 3)).value == 5
     value, reply = shell.hand_out("add", HERE, (2, 3))
     assert (value, reply.value) == (5, None)
@@ -103,7 +103,7 @@ def test_a_call_reaches_the_room_that_was_built_from_the_birth() -> None:
 
 
 def test_what_an_older_generation_began_to_save_is_told() -> None:
-    shell = Shell(birth())
+    shell = Shell(actor_spec())
     shell.rebind(4)
     assert shell.call("saved", HERE, ()).value == "the record"
 
@@ -112,7 +112,7 @@ def test_what_an_older_generation_began_to_save_is_told() -> None:
 @pytest.mark.parametrize("entry", ["call", "hand_out"])
 def test_a_message_of_another_generation_is_refused_and_does_nothing(entry: str, generation: int) -> None:
     room = Room()
-    shell = Shell(birth(build=lambda: room))
+    shell = Shell(actor_spec(build=lambda: room))
     with pytest.raises(DependencyViolationError, match=rf"message add: another generation's \({generation}, here 3\)"):
         getattr(shell, entry)("add", Envelope(generation, ""), (2, 3))
     assert room.done == 0
@@ -121,7 +121,7 @@ def test_a_message_of_another_generation_is_refused_and_does_nothing(entry: str,
 @pytest.mark.parametrize("method", ["_private", "__init__", "__class__", "__reduce__"])
 def test_what_is_not_public_cannot_be_called(method: str) -> None:
     room = Room("kept")
-    shell = Shell(birth(build=lambda: room))
+    shell = Shell(actor_spec(build=lambda: room))
     with pytest.raises(DependencyViolationError, match="not a public method"):
         shell.call(method, HERE, ())
     assert (room.words, room.done) == (("kept",), 0)
@@ -131,7 +131,7 @@ def test_what_is_not_public_cannot_be_called(method: str) -> None:
 
 
 def test_what_the_room_does_continues_the_trace_of_who_asked(tmp_path: Path) -> None:
-    shell = Shell(birth(telemetry_folder=tmp_path))
+    shell = Shell(actor_spec(telemetry_folder=tmp_path))
     with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round") as asking:
         seen = shell.call("work", Envelope(3, traceparent()), ()).value
         parent = asking.get_span_context()
@@ -144,24 +144,24 @@ def test_what_the_room_does_continues_the_trace_of_who_asked(tmp_path: Path) -> 
 
 def test_a_broken_trace_is_refused_before_the_room_does_anything() -> None:
     room = Room()
-    shell = Shell(birth(build=lambda: room))
+    shell = Shell(actor_spec(build=lambda: room))
     with pytest.raises(DependencyViolationError, match="W3C traceparent"):
         shell.call("add", Envelope(3, "00-nonsense"), (2, 3))
     assert room.done == 0
 
 
 def test_an_answer_brings_what_the_actor_has_counted_since_it_began() -> None:
-    shell = Shell(birth())
+    shell = Shell(actor_spec())
     assert shell.call("add", HERE, (1, 1)).counters == {}
     once = {"esper.signal.published": 2, "esper.policy.decisions": 1}
     assert shell.call("work", HERE, ()).counters == once
     assert shell.call("work", HERE, ()).counters == {name: 2 * total for name, total in once.items()}
     assert shell.hand_out("add", HERE, (1, 1))[1].counters == shell.call("add", HERE, (1, 1)).counters
-    assert Shell(birth()).call("add", HERE, (1, 1)).counters == {}
+    assert Shell(actor_spec()).call("add", HERE, (1, 1)).counters == {}
 
 
 def test_progress_goes_up_with_what_the_room_finishes_and_with_nothing_else() -> None:
-    shell = Shell(birth())
+    shell = Shell(actor_spec())
     before = shell.progress()
     shell.call("add", HERE, (1, 1))
     assert shell.progress() == before
@@ -173,7 +173,7 @@ def test_progress_goes_up_with_what_the_room_finishes_and_with_nothing_else() ->
 
 
 def test_what_the_room_raises_leaves_it_unchanged_with_its_cause_and_is_in_the_trace(tmp_path: Path) -> None:
-    shell = Shell(birth(telemetry_folder=tmp_path))
+    shell = Shell(actor_spec(telemetry_folder=tmp_path))
     with pytest.raises(StageConflict) as caught:
         shell.call("fail", HERE, ())
     assert isinstance(caught.value.__cause__, KeyError)
@@ -186,7 +186,7 @@ def test_what_the_constructor_of_the_room_raises_is_raised_and_in_the_trace(tmp_
         fail_with(StageConflict("stage_conflict", "command-1"))
 
     with pytest.raises(StageConflict):
-        Shell(birth(telemetry_folder=tmp_path, build=broken))
+        Shell(actor_spec(telemetry_folder=tmp_path, build=broken))
     (start,) = spans(tmp_path, "manager-1")
     assert (start["name"], start["status"]["message"][:13]) == ("actor start", "StageConflict")
 
@@ -198,18 +198,18 @@ def test_a_fault_is_armed_in_the_actor_that_it_names_and_in_no_other(role: str |
     spec = FaultSpec.model_validate({"point": "kasmina.start", "fault": "raise", "role": role})
     if fires:
         with pytest.raises(FaultInjected):
-            Shell(birth(faults=(spec,)))
+            Shell(actor_spec(faults=(spec,)))
     else:
-        Shell(birth(faults=(spec,)))
+        Shell(actor_spec(faults=(spec,)))
     assert faults.fired() == fires
 
 
 def test_an_actor_passes_the_start_point_of_its_role_before_it_builds_its_room() -> None:
     built: list[str] = []
     spec = FaultSpec.model_validate({"point": "tamiyo.start", "fault": "raise"})
-    Shell(birth(faults=(spec,)))
+    Shell(actor_spec(faults=(spec,)))
     with pytest.raises(FaultInjected):
-        Shell(birth(role="tamiyo", faults=(spec,), build=lambda: built.append("room")))
+        Shell(actor_spec(role="tamiyo", faults=(spec,), build=lambda: built.append("room")))
     assert built == []
 
 
@@ -276,4 +276,4 @@ def test_what_a_constructor_raises_is_made_sendable_too() -> None:
         raise NeedsTwo("one", "two")
 
     with pytest.raises(ActorError, match="NeedsTwo: one and two"):
-        Shell(birth(build=build))
+        Shell(actor_spec(build=build))
