@@ -18,9 +18,9 @@ from esper.process_state import process_state
 from esper.progress import Progress, Quiet
 from esper.prospect import survey
 from esper.references import Reference
+from esper.result import Result
 from esper.resuming import resumed
 from esper.stopping import Drain
-from esper.summary import Result
 from esper.task import Task
 from esper.workplace import fixed, from_here
 

@@ -32,7 +32,8 @@ from esper.process_state import process_state
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.references import load_task
-from esper.summary import Result, Tally
+from esper.result import Result
+from esper.tally import Tally
 
 TASK = "esper.tasks.stdlib_text:task"
 MANAGERS, STEPS_OF_A_TURN = 1, 20

@@ -20,7 +20,7 @@ from esper.process_state import process_state
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import load_task
-from esper.summary import Tally
+from esper.tally import Tally
 from esper.tensors import state_digest
 
 TASK = "esper.tasks.stdlib_text:task"

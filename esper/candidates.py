@@ -1,24 +1,20 @@
-"""The place of each candidate in a run, and the reasons for which a run cannot grow or did not grow."""
+"""The place of each candidate in a run that would begin, and the reason for which a run of this length cannot grow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from esper.clock import SystemClock
 from esper.errors import ConfigError
-from esper.growth_log import GrowthLog, none_stayed
 from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
-from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.prospect import Prospect, fences
 from esper.rooms import RunKey, make_kasmina, make_tamiyo, make_trainer
-from esper.summary import SeedFate
 from esper.tamiyo.eligibility import over_budgets
-from esper.wording import number, percent
 
 MOST_MORE_EPOCHS = 1000
 """So many more epochs are tried when a longer run is looked for."""
@@ -116,26 +112,3 @@ def _first_enough(prospect: Prospect, table: str, key: str, values: Iterable[int
         if replace(prospect, config=config, fence_steps=steps).can_grow:
             yield value
             return
-
-
-def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
-    """Why a run ended without a seed in its network; None where one is there."""
-    growth = prospect.config.growth
-    if any(seed.stage in IN_HOST for seed in seeds):
-        return None
-    if not growth.enabled:
-        return "growth is off (growth.enabled, --no-growth)"
-    if (short := why_nothing_grows(prospect)) is not None:
-        return f"no candidate was tried: {short}"
-    needed = f"gain above {percent(growth.margin)}, z above {number(prospect.g2_limit(), 2)}"
-    return none_stayed(log, len(seeds), _best(seeds), needed)
-
-
-def _best(seeds: Sequence[SeedFate]) -> str:
-    """The seed with the largest z at G2, with its figures; empty where G2 judged none."""
-    judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
-    if not judged:
-        return ""
-    z, seed = max(judged, key=lambda one: one[0])
-    gain = "" if seed.gain is None else f", gain {percent(seed.gain, 2, signed=True)}"
-    return f"{seed.blueprint} at {seed.slot}{gain}, z {number(z, 2)}"

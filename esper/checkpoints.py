@@ -16,14 +16,12 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
 from esper import faults
+from esper.checkpoint_settings import CheckpointConfig
 from esper.closing import Closing
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.errors import ActorError, StoreWriteFailed
 from esper.journal import Journal, Kind
-from esper.leyline.base import Seconds, Settings
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
@@ -32,15 +30,6 @@ from esper.tolaria.plain import from_plain, nursery_of
 
 _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
 """Names of checkpoints, and of what is to become one."""
-
-
-class CheckpointConfig(Settings):
-    """[checkpoint]"""
-
-    every_rounds: int = Field(1, ge=1, description="rounds between checkpoints; changes no bits")
-    keep: int = Field(2, ge=2, description="newest checkpoints that are kept, beside that of fence 0")
-    fast_rollback_s: Seconds = Field(0.5, description="longest rollback in memory, in seconds; no run uses it yet")
-    full_rollback_s: Seconds = Field(12.0, description="longest rollback from disk, in seconds; no run uses it yet")
 
 
 class HostCopy(Enum):

@@ -32,15 +32,15 @@ from esper.execution import (
 )
 from esper.forecast import forecast
 from esper.history import Damage
+from esper.identity import versions
 from esper.inspection import inspect_run
 from esper.output import PlainConsole, guarded, hold_standard_descriptors, output_lost, say
 from esper.process_state import process_state
-from esper.progress import Terminal, heading
 from esper.prospect import survey
 from esper.proving import prove
 from esper.references import load_task
 from esper.snapshots import default_place, take
-from esper.summary import versions
+from esper.terminal import Terminal, heading
 from esper.their_code import any_of_their_code, refused_as_theirs, their_code
 from esper.workplace import fixed, from_here
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 import secrets
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from esper import faults
-from esper.candidates import why_none_stayed
 from esper.checkpoints import Checkpoints, FenceState
 from esper.clock import Clock
 from esper.closing import noted_on
@@ -24,13 +25,16 @@ from esper.faults import Firings
 from esper.going_back import Cause
 from esper.hash_seed import VARIABLE, hash_seed, text_hash
 from esper.history import Past, lasting_level
+from esper.identity import Identity, file_digest, source_digests, versions
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
 from esper.line import Line
 from esper.machine import cpu_type
+from esper.no_growth import why_none_stayed
 from esper.progress import Progress
 from esper.prospect import Prospect
 from esper.references import Reference
+from esper.result import Result, failure, fate
 from esper.rooms import RunKey
 from esper.run_directory import (
     RunDirectory,
@@ -40,7 +44,6 @@ from esper.run_directory import (
     telemetry_folder,
 )
 from esper.stopping import Drain
-from esper.summary import Identity, Result, failure, fate, identify
 from esper.takeover import take_over
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
@@ -48,7 +51,7 @@ from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
 from esper.their_code import any_of_their_code
 from esper.trial_restore import TrialRestore
-from esper.workplace import shown
+from esper.workplace import shown, workplace
 
 ROUNDING = 1e-3
 """Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
@@ -258,6 +261,34 @@ class Record:
         if self.past is not None:
             line.at.level, line.tally.rollbacks = lasting_level(self.past.entries), self.past.rollbacks
         return line
+
+
+def identify(prospect: Prospect, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
+    """The identity of a run that is about to start."""
+    return Identity(
+        run_id=run_id,
+        generation=generation,
+        task=reference.text,
+        task_file_sha256=file_digest(reference),
+        started_at=now,
+        config=prospect.config,
+        total_steps=prospect.total_steps,
+        fence_steps=prospect.fence_steps,
+        slots=prospect.specs,
+        versions=versions(),
+        cpu=cpu_type(),
+        host_crc32c=prospect.host_crc32c,
+        host_modules_sha256=prospect.host_modules_sha256,
+        samples_crc32c=prospect.samples_crc32c,
+        trained_by=prospect.trained_by,
+        argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
+        started_in=str(workplace()) if reference.text else "",
+        task_files=source_digests(reference),
+        first_loss=prospect.first_loss,
+        rehearsed_crc32c=prospect.rehearsed_crc32c,
+        hash_seed=hash_seed(),
+        text_hash=text_hash(),
+    )
 
 
 def _check_same_task(prospect: Prospect, began: Identity) -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 
-from esper.checkpoints import CheckpointConfig
+from esper.checkpoint_settings import CheckpointConfig
 from esper.emergency.settings import EmergencyConfig
 from esper.errors import ConfigError, shortened
 from esper.faults import FaultSpec, check

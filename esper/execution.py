@@ -30,13 +30,13 @@ from esper.next_steps import next_step, resume_command
 from esper.output import PlainConsole, say
 from esper.parent import End
 from esper.plugins import launcher
-from esper.progress import Terminal
 from esper.references import Reference
+from esper.result import Result, failure
 from esper.run_directory import checkpoints_folder, run_file
 from esper.stopping import Drain
 from esper.strict_json import strict_json
-from esper.summary import Result, failure
 from esper.task import Task
+from esper.terminal import Terminal
 from esper.tolaria.checkpoint import QUARANTINE
 from esper.workplace import fixed, shown
 

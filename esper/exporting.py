@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from esper.closing import at_the_end, noted_on
-from esper.durable.files import atomic_write, make_folders, sync_folder
+from esper.durable.files import FULL, atomic_write, make_folders, sync_folder
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, StoreWriteFailed, TaskError
 from esper.kasmina.blueprints import BLUEPRINTS
@@ -30,7 +30,6 @@ from esper.kasmina.rebuilt import state_of, structure_digest
 from esper.kasmina.seeded import seeded
 from esper.loading import Loaded, build_network, load_grown
 from esper.network_file import network_file
-from esper.next_steps import FULL
 from esper.programs import Play, check_onnx, export_bytes, onnx_bytes, play_export, play_onnx, trace
 from esper.prospect import open_data
 from esper.task import Task

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from esper.durable.files import read_small, sync_file, sync_folder
 from esper.errors import RunDirectoryError, StoreCorrupt
+from esper.identity import Identity, load_identity
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.signals import Level
@@ -35,7 +36,6 @@ from esper.run_directory import (
     run_file,
     summary_file,
 )
-from esper.summary import Identity, load_identity
 from esper.tolaria.checkpoint import QUARANTINE
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from esper.leyline.stages import IN_HOST, Stage
-from esper.progress import gain_and_z
 from esper.tables import cells, grid, table
+from esper.terminal import gain_and_z
 from esper.wording import growing, number
 
 ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)

@@ -21,7 +21,7 @@ from esper.leyline.state import RegistryView, RoundState, TrainingState
 from esper.position import Position
 from esper.progress import Progress
 from esper.stopping import Drain
-from esper.summary import Tally
+from esper.tally import Tally
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id
 from esper.watching import SignalWatch

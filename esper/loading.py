@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
 from esper.extra_state import load_extra_states
 from esper.history import Past, check_sound, read_past
+from esper.identity import Identity, versions
 from esper.kasmina.attached import Seed, attach
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.kasmina.precision import dtype_of
@@ -26,7 +27,6 @@ from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.resuming import check_sealed, load_same_task
 from esper.run_directory import checkpoints_folder
-from esper.summary import Identity, versions
 from esper.task import Task
 from esper.tensors import state_crc32c
 from esper.their_code import refused_as_theirs

@@ -16,10 +16,10 @@ from esper.process_state import process_state
 from esper.progress import Progress, Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
+from esper.result import Result
 from esper.resuming import resumed
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.stopping import Drain
-from esper.summary import Result
 from esper.task import Task
 from esper.tolaria.trainer import Trainer
 from esper.workplace import from_here

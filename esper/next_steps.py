@@ -10,11 +10,10 @@ import shlex
 from pathlib import Path
 
 from esper import errors
+from esper.durable.files import FULL
 from esper.errors import EsperError, causes
 
 RESUME = "esper resume {run}"
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Error numbers of a full disk or an exhausted quota."""
 
 TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
 """Error numbers of a file or folder that was removed or replaced."""

@@ -13,7 +13,7 @@ from esper.leyline.base import Message
 from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView
 from esper.problems import first_problem
-from esper.summary import Tally, TallyState
+from esper.tally import Tally, TallyState
 
 ROOMS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
 """The parts that the state of a fence has at least, beside the host."""

@@ -14,6 +14,7 @@ from esper.config import RunConfig
 from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
 from esper.hash_seed import VARIABLE, text_hash
 from esper.history import Past, check_sound, committed, lasting_level, read_past
+from esper.identity import Identity
 from esper.inspection import verdicts
 from esper.journal import Kind
 from esper.leyline.decisions import Hold
@@ -24,9 +25,10 @@ from esper.loop import run
 from esper.machine import cpu_type
 from esper.progress import Progress
 from esper.prospect import Prospect
+from esper.result import Result
 from esper.resuming import check_sealed, check_versions, load_same_task
 from esper.stopping import Drain
-from esper.summary import Identity, Result, Tally
+from esper.tally import Tally
 from esper.tamiyo.heuristic import HeuristicPolicy
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from esper import faults
 from esper.checkpoints import Checkpoints, FenceState, Trial
 from esper.history import Past
+from esper.identity import Identity
 from esper.journal import Journal, Kind
 from esper.run_directory import summary_file
-from esper.summary import Identity
 from esper.telemetry.events import Severity, severe
 
 

@@ -16,7 +16,7 @@ from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
 from esper.stopping import Drain
-from esper.summary import Tally
+from esper.tally import Tally
 from esper.task import Task
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

@@ -19,7 +19,7 @@ from esper.config import load_config
 from esper.errors import Drained
 from esper.loop import resume, run
 from esper.references import Reference
-from esper.summary import Result
+from esper.result import Result
 from esper.task import Task
 from esper.testing import StopAt, tiny_config, tiny_task
 

@@ -15,7 +15,7 @@ import pytest
 
 from esper import errors
 from esper.errors import EsperError
-from esper.summary import failure
+from esper.result import failure
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES: dict[object, object] = {

@@ -18,9 +18,9 @@ from esper.journal import Kind, read
 from esper.leyline.state import RoundState
 from esper.loop import run
 from esper.next_steps import STEPS, next_step
-from esper.progress import Terminal
 from esper.run_directory import journal_file, reports_folder, telemetry_folder
-from esper.summary import Tally
+from esper.tally import Tally
+from esper.terminal import Terminal
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\ndef task(): return tiny_task()\n"

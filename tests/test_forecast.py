@@ -16,9 +16,9 @@ from esper import plan_view
 from esper.forecast import Measured, Work, births_s, busiest, forecast, foretell_waits, measure, replica_s, tournament_s
 from esper.journal import Kind, read
 from esper.loop import run
-from esper.progress import heading
 from esper.prospect import survey
 from esper.run_directory import journal_file
+from esper.terminal import heading
 from esper.testing import TinyHost, tiny_config, tiny_task
 
 

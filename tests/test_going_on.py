@@ -22,8 +22,8 @@ from esper.history import read_past
 from esper.journal import Kind, read
 from esper.loop import run
 from esper.references import load_task
+from esper.result import Result
 from esper.run_directory import LEASE, checkpoints_folder, journal_file, journals, run_file, telemetry_folder
-from esper.summary import Result
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
 from esper.testing import TinyHost, tiny_config

@@ -11,11 +11,11 @@ import pytest
 from esper.checkpoints import Checkpoints
 from esper.errors import RunDirectoryError
 from esper.history import read_past
+from esper.identity import versions
 from esper.journal import Journal, Kind
 from esper.loop import resume
 from esper.machine import cpu_type
 from esper.run_directory import checkpoints_folder, run_file
-from esper.summary import versions
 from esper.tensors import state_crc32c
 
 DATA = Path(__file__).parent / "data"

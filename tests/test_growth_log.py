@@ -18,8 +18,9 @@ from esper.inspection import inspect_run
 from esper.leyline.decisions import Hold, HoldReason
 from esper.leyline.reports import Check, Gate, GateReport
 from esper.loop import resume, run
-from esper.progress import results
-from esper.summary import Result, TallyState
+from esper.result import Result
+from esper.tally import TallyState
+from esper.terminal import results
 from esper.testing import StopAt, tiny_config, tiny_task
 
 

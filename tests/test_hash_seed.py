@@ -16,8 +16,8 @@ from esper import conducting, hash_seed, resuming
 from esper.errors import ConfigError, Drained, TaskError
 from esper.history import read_past
 from esper.loop import resume, run
+from esper.result import Result
 from esper.run_directory import telemetry_folder
-from esper.summary import Result
 from esper.task import Task
 from esper.telemetry.events import LOG
 from esper.testing import StopAt, TinyHost, tiny_config, tiny_task

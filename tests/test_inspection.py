@@ -12,12 +12,12 @@ import pytest
 
 from esper.cli import exit_code
 from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
+from esper.identity import load_identity
 from esper.inspection import inspect_run
 from esper.journal import Journal, Kind
 from esper.leyline.signals import EmergencySignal, Level
 from esper.loop import resume, run
 from esper.run_directory import checkpoints_folder, journal_file, run_file
-from esper.summary import load_identity
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.testing import EPOCH, ScriptedPolicy, tiny_config, tiny_task
 

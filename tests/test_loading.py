@@ -38,7 +38,7 @@ from esper.progress import Quiet
 from esper.prospect import survey
 from esper.rooms import RunKey, make_trainer
 from esper.run_directory import checkpoints_folder, journal_file, run_file
-from esper.summary import Tally
+from esper.tally import Tally
 from esper.tensors import state_digest
 from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
 

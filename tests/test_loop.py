@@ -25,9 +25,10 @@ from esper.loop import run
 from esper.process_state import process_state
 from esper.progress import Quiet
 from esper.prospect import survey
+from esper.result import Result
 from esper.rooms import make_kasmina
 from esper.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
-from esper.summary import Result, Tally
+from esper.tally import Tally
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
 from esper.tasks.digits import task as digits_task

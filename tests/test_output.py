@@ -17,7 +17,7 @@ import typer
 
 from esper.cli import ONLY_PRINT, app, exit_code
 from esper.output import PlainConsole, can_redraw, guarded, printable
-from esper.summary import Result
+from esper.result import Result
 
 NASTY = ["lr=[/0.1]", "[exp1]", "[red]x[/red]", ":smile: \\[a]", "größe→", "\x1b[31ma"]
 RUN = ["run", "own.py:task", "--in-process", "--no-growth"]

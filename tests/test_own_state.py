@@ -16,8 +16,8 @@ from esper.errors import Drained, TaskError
 from esper.journal import Kind
 from esper.loop import resume, run
 from esper.prospect import survey
+from esper.result import Result
 from esper.run_directory import journal_file
-from esper.summary import Result
 from esper.task import Task
 from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 from esper.their_code import marked

@@ -29,7 +29,7 @@ from esper.progress import Quiet
 from esper.proving import Divergence, Proof, compare, prove
 from esper.references import load_task
 from esper.run_directory import checkpoints_folder, journal_file, run_file
-from esper.summary import Tally
+from esper.tally import Tally
 from esper.testing import StopAt, tiny_config, tiny_task
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"

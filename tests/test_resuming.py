@@ -35,9 +35,9 @@ from esper.machine import cpu_type
 from esper.progress import Quiet
 from esper.proving import prove
 from esper.references import load_task
+from esper.result import Result
 from esper.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.stopping import Drain
-from esper.summary import Result
 from esper.telemetry.events import LOG
 from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, tiny_config, tiny_task
 

@@ -12,6 +12,7 @@ import pytest
 
 from esper.checkpoints import Checkpoints
 from esper.clock import SystemClock
+from esper.conducting import identify
 from esper.config import RunConfig
 from esper.crew import NoInbox, OneProcess, Rooms
 from esper.errors import (
@@ -32,10 +33,10 @@ from esper.progress import Quiet
 from esper.prospect import survey
 from esper.recovery import Lost
 from esper.references import Reference
+from esper.result import Result
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.run_directory import checkpoints_folder, reports_folder
 from esper.stopping import Drain
-from esper.summary import Result, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.snapshot import HostSnapshot

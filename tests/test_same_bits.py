@@ -21,7 +21,7 @@ import pytest
 from esper.config import as_toml
 from esper.history import read_past
 from esper.journal import Kind
-from esper.summary import Result
+from esper.result import Result
 from esper.testing import tiny_config
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"

@@ -20,7 +20,7 @@ from esper.loop import resume, run
 from esper.progress import Quiet
 from esper.run_directory import checkpoints_folder, journal_file
 from esper.snapshots import take
-from esper.summary import Tally
+from esper.tally import Tally
 from esper.testing import StopAt, tiny_config, tiny_task
 
 

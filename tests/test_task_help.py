@@ -11,7 +11,7 @@ import torch
 
 from esper import Task
 from esper.cli import exit_code
-from esper.summary import versions
+from esper.identity import versions
 
 
 def said() -> dict[str, str]:

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from esper.checkpoints import CheckpointConfig, Checkpoints
+from esper.checkpoint_settings import CheckpointConfig
+from esper.checkpoints import Checkpoints
 from esper.durable.streams import write_stream
 from esper.errors import DependencyViolationError, Drained, StoreCorrupt
 from esper.history import Past, read_past

@@ -13,8 +13,8 @@ from rich.terminal_theme import MONOKAI
 from esper.cli import DEFAULT_TASK
 from esper.config import load_config
 from esper.loop import run
-from esper.progress import Terminal
 from esper.references import load_task
+from esper.terminal import Terminal
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"
 

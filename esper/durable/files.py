@@ -19,6 +19,9 @@ from typing import BinaryIO, Self
 from esper.closing import at_the_end, noted_on
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Error numbers of a full disk or an exhausted quota."""
+
 
 class Disk:
     """The system calls under this room, one method each. All raise `OSError` as the system does."""

@@ -16,7 +16,7 @@ from actors.launcher import launch
 from esper.config import RunConfig
 from esper.process_state import process_state
 from esper.progress import Progress
-from esper.summary import Result
+from esper.result import Result
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
 

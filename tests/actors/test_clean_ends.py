@@ -19,7 +19,7 @@ from actors.places import SHARED_MEMORY, TEMPORARY, sweep
 from actors.starting import SAME_REQUEST_S
 from esper.config import as_toml
 from esper.journal import Kind, read
-from esper.summary import Result
+from esper.result import Result
 from esper.testing import tiny_config, until
 
 pytestmark = pytest.mark.integration

@@ -38,10 +38,11 @@ from esper.leyline.state import RoundState
 from esper.progress import Quiet
 from esper.prospect import Prospect, survey
 from esper.references import Reference
+from esper.result import Result
 from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.run_directory import faults_file
 from esper.stopping import Drain
-from esper.summary import Result, Tally
+from esper.tally import Tally
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task, until
 

@@ -30,8 +30,9 @@ from esper.history import read_past
 from esper.journal import Kind, read
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
+from esper.result import Result
 from esper.run_directory import faults_file
-from esper.summary import Result, Tally
+from esper.tally import Tally
 from esper.tensors import state_digest
 from esper.testing import StopAt, tiny_config, tiny_task
 

@@ -37,8 +37,9 @@ from esper.history import read_past
 from esper.journal import Kind
 from esper.leyline.state import RoundState
 from esper.progress import Quiet
+from esper.result import Result, failure
 from esper.run_directory import checkpoints_folder, faults_file
-from esper.summary import Result, Tally, failure
+from esper.tally import Tally
 from esper.telemetry.events import LOG
 from esper.testing import TinyHost, fail_with, tiny_task, until
 from esper.tolaria.checkpoint import verify_all

@@ -26,8 +26,8 @@ from esper.faults import Fault, Firing, Firings
 from esper.history import read_past
 from esper.journal import Kind, read
 from esper.recovery import Recovery
+from esper.result import Result
 from esper.run_directory import faults_file
-from esper.summary import Result
 from esper.testing import until
 
 ROLES = ("tolaria", "tamiyo", "tamiyo-spare", "kasmina", "manager-0", "emergency")

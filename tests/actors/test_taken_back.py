@@ -14,6 +14,7 @@ from actors.source import SentProspect
 from actors.typed import Handle
 from esper.checkpoints import Checkpoints
 from esper.clock import SystemClock
+from esper.conducting import identify
 from esper.errors import DependencyViolationError
 from esper.going_back import Tier
 from esper.journal import FIRST_GENERATION, Journal, Kind
@@ -22,10 +23,10 @@ from esper.line import Line
 from esper.progress import Quiet
 from esper.prospect import survey
 from esper.references import Reference
+from esper.result import Result
 from esper.rooms import RunKey
 from esper.run_directory import checkpoints_folder, reports_folder
 from esper.stopping import Drain
-from esper.summary import Result, identify
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
 

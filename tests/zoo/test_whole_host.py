@@ -21,7 +21,7 @@ from esper.leyline.slots import Kind as SlotKind
 from esper.loop import resume, run
 from esper.prospect import survey
 from esper.references import load_task
-from esper.summary import Result
+from esper.result import Result
 from esper.testing import StopAt, tiny_config
 
 pytestmark = pytest.mark.slow

@@ -25,9 +25,9 @@ from workloads import demand
 from esper.config import RunConfig
 from esper.durable.files import make_folders
 from esper.errors import StoreWriteFailed
+from esper.identity import Identity
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.run_directory import checkpoints_folder, journals, run_file
-from esper.summary import Identity
 from esper.tolaria.snapshot import HostSnapshot
 
 RUN = CrashPath(ROOT) / "run"

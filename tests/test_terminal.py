@@ -18,10 +18,11 @@ from esper.leyline.reports import Check, Gate, GateReport, Transition
 from esper.leyline.stages import IN_HOST, Stage
 from esper.leyline.state import SeedState
 from esper.loop import run
-from esper.progress import COLOURS, Quiet, Terminal, heading, results, standing
+from esper.progress import Quiet
 from esper.prospect import survey
 from esper.recovery import Lost, Stopwatch
-from esper.summary import Result
+from esper.result import Result
+from esper.terminal import COLOURS, Terminal, heading, results, standing
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
 
