@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from esper import parent
 from esper.closing import Closing
-from esper.execution import STRICT_FAILURE
+from esper.exit_codes import STRICT_FAILURE
 from esper.next_steps import resume_command
 
 ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"

@@ -1,8 +1,4 @@
-"""The command line: words in, exit codes out. What is done is done elsewhere; errors become one clear line each.
-
-Exit codes: 0 done; 1 a check failed; 2 wrong input; 3 standard output could not be written, where it is all that the
-command makes. Those of a failed run are in `esper.execution`.
-"""
+"""The command line: words in, exit codes out. What is done is done elsewhere; errors become one clear line each."""
 
 from __future__ import annotations
 
@@ -20,8 +16,6 @@ from esper import checkpoint_commands, export_commands, inspect_view, log_comman
 from esper.config import RunConfig, add_override, as_toml, load_config, parse_overrides
 from esper.errors import ConfigError, EsperError, text_of
 from esper.execution import (
-    INTERRUPTED,
-    STRICT_FAILURE,
     complain,
     execute,
     execute_resume,
@@ -30,6 +24,7 @@ from esper.execution import (
     print_json,
     way_to_run,
 )
+from esper.exit_codes import CHECK_FAILED, DONE, INTERRUPTED, STRICT_FAILURE, WRONG_INPUT
 from esper.forecast import forecast
 from esper.history import Damage
 from esper.identity import versions
@@ -45,7 +40,6 @@ from esper.their_code import any_of_their_code, refused_as_theirs, their_code
 from esper.workplace import fixed, from_here
 
 DEFAULT_TASK = "esper.tasks.stdlib_text:task"
-DONE, CHECK_FAILED, WRONG_INPUT = 0, 1, 2
 
 ONLY_PRINT = frozenset({"plan", "prove", "inspect", "config", "log", "checkpoint"})
 """Commands of esper that make nothing but output. Packages may add commands of another kind."""

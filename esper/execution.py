@@ -1,7 +1,4 @@
-"""One run from the command line: which way it is brought up, what signals do to it, what is said when it fails.
-
-Exit codes: 3 strict failure; 4 emergency stop; 130 interrupted; 143 drained after SIGTERM.
-"""
+"""One run from the command line: which way it is brought up, what signals do to it, what is said when it fails."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from esper import parent
 from esper.closing import noted_on
 from esper.config import RunConfig
 from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, PlacementUnavailable, all_notes
+from esper.exit_codes import DRAINED, EMERGENCY, INTERRUPTED, STRICT_FAILURE
 from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
 from esper.loop import resume as resume_here
@@ -39,8 +37,6 @@ from esper.task import Task
 from esper.terminal import Terminal
 from esper.tolaria.checkpoint import QUARANTINE
 from esper.workplace import fixed, shown
-
-STRICT_FAILURE, EMERGENCY, INTERRUPTED, DRAINED = 3, 4, 130, 143
 
 SAME_REQUEST_S = 1.0
 """Seconds within which a repeated signal counts as the same request to end."""

@@ -1,0 +1,16 @@
+"""The exit codes of the command line."""
+
+from __future__ import annotations
+
+DONE = 0
+CHECK_FAILED = 1
+"""The command did its work, and what it examined is not in order."""
+WRONG_INPUT = 2
+STRICT_FAILURE = 3
+"""A run failed, or standard output could not be written where it is all that the command makes."""
+EMERGENCY = 4
+"""An emergency signal stopped the run."""
+INTERRUPTED = 128 + 2
+"""By SIGINT."""
+DRAINED = 128 + 15
+"""SIGTERM ended the run at a fence."""
