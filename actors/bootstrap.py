@@ -26,7 +26,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.job_config import JobConfig
 
-from actors.handles import LOOK_EVERY_S, is_gone, unwrapped
+from actors.handles import LOOK_EVERY_S, unwrapped
 from actors.last_words import LastWords
 from actors.places import SHARED_MEMORY, TEMPORARY, make_place, sweep
 from actors.shell import ActorSpec, Shell
@@ -36,6 +36,7 @@ from esper import hash_seed
 from esper.closing import Closing, noted_on
 from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.import_paths import ROOT, is_installed
+from esper.machine import is_alive
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
 """Threads of every actor beside the one that works.
@@ -174,14 +175,14 @@ class EmbeddedRay(Closing):
         Ray would end this process without a word, a minute after its server is gone.
         """
         while not self._ended.wait(LOOK_EVERY_S):
-            gone = [f"{name} (process {process})" for name, process in self._heads.items() if is_gone(process)]
+            gone = [f"{name} (process {process})" for name, process in self._heads.items() if not is_alive(process)]
             if gone and not self._ended.wait(STUCK_AFTER_S):
                 self._witness.leave(f"{gone[0]} of Ray has ended, and a call into Ray does not come back")
 
     def check(self) -> None:
         """Raises: ActorLost: a process of Ray itself is gone, and with it all hope of an answer."""
         for name, process in self._heads.items():
-            if is_gone(process):
+            if not is_alive(process):
                 raise ActorLost(RAY, f"{name} (process {process}) has ended")
 
 

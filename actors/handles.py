@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import ray
@@ -27,25 +26,12 @@ from ray.exceptions import (
 from actors.last_words import LastWords
 from actors.shell import ActorSpec, Envelope, Reply, Shell, relinked
 from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, EsperError, TrainerRankLost
+from esper.machine import process_began
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
 LOOK_EVERY_S = 0.5
 """How often a waiting caller asks whether the actor still gets on."""
-
-
-def is_gone(pid: int) -> bool:
-    """A process of this machine has ended; whether its parent has collected it does not matter."""
-    return began(pid) is None
-
-
-def began(pid: int) -> int | None:
-    """When a process of this machine began, in ticks: with its id that names it for ever. None: it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(fields[19]) if fields[0] != "Z" else None
 
 
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
@@ -77,12 +63,6 @@ def _kind(error: RayError, role: str) -> type[ActorError]:
 
 def _lost(role: str) -> type[ActorLost]:
     return TrainerRankLost if role == "tolaria" else ActorLost
-
-
-def raise_unwrapped(error: BaseException, role: str) -> NoReturn:
-    """Raise what really happened, with the cause that it came with."""
-    found = unwrapped(error, role)
-    raise found from found.__cause__
 
 
 def _first_line(error: BaseException) -> str:
@@ -121,7 +101,7 @@ class Process:
     @property
     def is_there(self) -> bool:
         """It has not ended."""
-        return self.began is not None and began(self.pid) == self.began
+        return self.began is not None and process_began(self.pid) == self.began
 
     def end(self) -> None:
         """End it, whatever it is doing, frozen or not; returns when it is gone."""
@@ -171,7 +151,7 @@ class Remote:
         """
         self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()
-        self.generation, self.process = spec.generation, Process(actor, pid, began(pid), LastWords.of(pid))
+        self.generation, self.process = spec.generation, Process(actor, pid, process_began(pid), LastWords.of(pid))
 
     @property
     def pid(self) -> int:
@@ -260,7 +240,7 @@ class Remote:
     def check(self) -> None:
         """Raises: ActorLost: its process has ended, and Ray says how."""
         here = self.process
-        if began(here.pid) != here.began:
+        if process_began(here.pid) != here.began:
             self._wait(here, here.actor.pid.remote())
 
     def _send(

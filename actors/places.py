@@ -12,7 +12,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from actors.handles import began
+from esper.machine import process_began
 
 OWNER = "owner"
 SHARED_MEMORY = Path("/dev/shm")
@@ -25,7 +25,7 @@ def make_place(kind: str, parent: Path) -> Path:
     """A new folder that only this user can enter, marked as this process's. Raises: OSError: the system refused."""
     folder = parent / f"esper-{kind}-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
-    (folder / OWNER).write_text(_mark(os.getpid(), began(os.getpid())))
+    (folder / OWNER).write_text(_mark(os.getpid(), process_began(os.getpid())))
     return folder
 
 
@@ -53,7 +53,7 @@ def _is_left(place: Path) -> bool:
     pid = said.partition(" ")[0]
     if not re.fullmatch(r"[0-9]{1,9}", pid):
         return False
-    return said != _mark(int(pid), began(int(pid))) and said.split()[2:] == _here()
+    return said != _mark(int(pid), process_began(int(pid))) and said.split()[2:] == _here()
 
 
 def _mark(pid: int, began_ticks: int | None) -> str:

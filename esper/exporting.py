@@ -27,7 +27,7 @@ from esper.durable.streams import write_stream
 from esper.errors import ConfigError, StoreWriteFailed, TaskError
 from esper.kasmina.blueprints import BLUEPRINTS
 from esper.kasmina.rebuilt import state_of, structure_digest
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.loading import Loaded, build_network, load_grown
 from esper.network_file import network_file
 from esper.programs import Play, check_onnx, export_bytes, onnx_bytes, play_export, play_onnx, trace
@@ -149,7 +149,7 @@ def _folder_of(place: Path) -> Iterator[Path]:
 def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model takes
     """Inputs of two sizes, of the first samples that the run is validated on."""
     found = []
-    with seeded(0), refused_as_theirs():
+    with temporary_rng(0), refused_as_theirs():
         data = open_data(loaded.task, loaded.identity.config)
         known = data.shards["valid"].indices
         for rows in ROWS:
@@ -175,7 +175,7 @@ class CalledAs(nn.Module):
 def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: float) -> None:
     """Raises: TaskError: for one of the batches `play` gives other outputs than the network."""
     for inputs in batches:
-        with seeded(0), refused_as_theirs(), torch.no_grad():
+        with temporary_rng(0), refused_as_theirs(), torch.no_grad():
             expected = pytree.tree_leaves(call_model(loaded.task, loaded.network, inputs))
             found = pytree.tree_leaves(play(inputs))
         worst = max([0.0, *map(_difference, expected, found)]) if len(found) == len(expected) else float("inf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from esper.history import Remains, level, look_at
 from esper.journal import Entry, Kind
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
+from esper.machine import is_alive
 from esper.run_directory import LEASE, checkpoints_folder
 from esper.tolaria.checkpoint import verify_all
 
@@ -102,17 +102,7 @@ def _state(path: Path, found: Remains) -> str:
         return gone
     if holder[2] != socket.gethostname():
         return "open"
-    return "running" if _alive(int(holder[1])) else gone
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's process: it is there
-        return True
-    return True
+    return "running" if is_alive(int(holder[1])) else gone
 
 
 def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:

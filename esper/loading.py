@@ -22,7 +22,7 @@ from esper.kasmina.attached import Seed, attach
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.kasmina.precision import dtype_of
 from esper.kasmina.rebuilt import difference, structure_digest
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.resuming import check_sealed, load_same_task
@@ -167,7 +167,7 @@ def build_network(task: Task, identity: Identity) -> nn.Module:
     Raises:
         TaskError: the user's factory raised, or gave something that is not a network.
     """
-    with seeded(0), refused_as_theirs():
+    with temporary_rng(0), refused_as_theirs():
         return build_host(task, identity.config.run.seed, "cpu")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from esper.errors import ConfigError, TaskError
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.their_code import exception_in_words
 
 MEND = "the forward cannot become a program so: change that place, or use --format torch, which takes any network"
@@ -39,7 +39,7 @@ def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedPr
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None
 
     shapes = (pytree.tree_map(dynamic, inputs),)
-    with seeded(0), torch.no_grad(), _refused("torch.export"):
+    with temporary_rng(0), torch.no_grad(), _refused("torch.export"):
         return torch.export.export(network, (inputs,), dynamic_shapes=shapes)
 
 

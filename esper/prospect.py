@@ -22,7 +22,7 @@ from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry, flop_count
 from esper.kasmina.choices import chosen
 from esper.kasmina.graft import SeedEditor
 from esper.kasmina.rebuilt import structure_digest
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
 from esper.leyline.decisions import Pair
@@ -182,7 +182,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
     Raises:
         ConfigError, TaskError: something in them is wrong; nothing was written.
     """
-    with seeded(0):
+    with temporary_rng(0):
         return _survey(task, config, blueprints)
 
 

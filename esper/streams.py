@@ -28,17 +28,22 @@ def generator(run_seed: int, purpose: str, *place: int | str) -> np.random.Gener
 
 
 def seed_process(run_seed: int, purpose: str, *place: int | str) -> None:
-    """Seed python's, numpy's and torch's global generators of this process for one use.
+    """Seed python's, numpy's and torch's global generators of this process for one use; CUDA's where it is in use."""
+    key = stream_key(run_seed, purpose, *place)
+    seed_on_cpu(key)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        torch.cuda.manual_seed_all(key)
+
+
+def seed_on_cpu(key: int) -> None:
+    """Seed the global generators of python, numpy and torch's CPU with one key.
 
     torch's default generator is seeded directly: `torch.manual_seed` also looks for accelerators and costs a hundred
-    times as much; CUDA's are seeded only where it is in use.
+    times as much.
     """
-    key = stream_key(run_seed, purpose, *place)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        torch.cuda.manual_seed_all(key)
 
 
 Streams = tuple[Any, Any, Tensor]

@@ -13,7 +13,7 @@ from esper.checkpoints import FenceState
 from esper.clock import SystemClock
 from esper.history import Past
 from esper.kasmina.registry_state import read_state as registry_of
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.leyline.checkpoints import CheckpointWritten
 from esper.position import LineState
 from esper.prospect import Prospect
@@ -36,7 +36,7 @@ class TrialRestore:
             StoreCorrupt, DependencyViolationError: a part of it is none, or contradicts another.
             Exception: what a part of the task raised, while it loaded its state or in that step.
         """
-        with seeded(0):
+        with temporary_rng(0):
             Context().run(self._try, written, kept)  # what is told here is no event of the run
 
     def _try(self, written: CheckpointWritten, kept: FenceState) -> None:

@@ -6,7 +6,6 @@ It never leaves Kasmina's process.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from dataclasses import InitVar, dataclass
 from datetime import datetime
 
 from esper.errors import CommandRejected, DependencyViolationError, EsperError, StageConflict
-from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation, signed_bytes
+from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation, sign, signed_bytes
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
@@ -72,11 +71,6 @@ class Ledger:
     slots: frozenset[str]
     order_in_flight: str | None
     """The command whose tournament has not ended yet."""
-
-
-def sign(command: Command, key: bytes) -> str:
-    """HMAC-SHA256 over the command's signed bytes, in hex. Source: RFC 2104."""
-    return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()
 
 
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:

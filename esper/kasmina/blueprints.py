@@ -30,7 +30,7 @@ from torch.utils.module_tracker import ModuleTracker
 from esper.errors import ConfigError, SeedBuildFailed
 from esper.kasmina import nc, nchw, ntc
 from esper.kasmina.precision import parameter_dtype
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.leyline.slots import Kind, SlotSpec
 from esper.suggest import existing_names
 from esper.their_code import their_code
@@ -76,7 +76,7 @@ class Blueprint:
         Raises:
             SeedBuildFailed: the factory raised, or gave something that cannot be moved; the cause tells which.
         """
-        with self._blamed(spec, "build"), seeded(seed_key):
+        with self._blamed(spec, "build"), temporary_rng(seed_key):
             return self._make(spec, torch.device("cpu")).to(spec.device)
 
     def parameters(self, spec: SlotSpec) -> int:

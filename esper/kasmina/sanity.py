@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from esper.errors import DependencyViolationError, EvidenceMissing, SeedBuildFailed
 from esper.kasmina.perturbation import with_noise
 from esper.kasmina.precision import as_slot, named
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.leyline.slots import SlotSpec
 from esper.their_code import their_code
 
@@ -130,7 +130,7 @@ def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> 
     def forward(h: Tensor) -> Tensor:
         lower = named(autocast) if autocast is not None else None
         context = torch.autocast(h.device.type, lower, enabled=lower is not None)
-        with seeded(0, (h.device,)), torch.no_grad(), context:
+        with temporary_rng(0, (h.device,)), torch.no_grad(), context:
             output: Tensor = deepcopy(module).train(training)(h.clone())
             return as_slot(output, h)
 

@@ -15,7 +15,7 @@ from esper.errors import TaskError
 from esper.extra_state import STATE_MEND, extra_states_kept
 from esper.kasmina.perturbation import Change, is_content, moved, perturbing, unchanged
 from esper.kasmina.precision import autocast_at
-from esper.kasmina.seeded import seeded
+from esper.kasmina.seeded import temporary_rng
 from esper.kasmina.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
 from esper.nested import mapped, tensors
@@ -155,7 +155,7 @@ class _Host:
             extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
             recording(self.model, seen, self.autocast),
-            seeded(key, devices),
+            temporary_rng(key, devices),
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
         ):

@@ -6,8 +6,10 @@ that lacks them can be built, sent, and refused for the right reason.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -20,14 +22,8 @@ MAX_CANDIDATES = 256
 ShortText = Annotated[str, Field(max_length=512)]
 
 
-class CommandKind(StrEnum):
-    """What a command acts on."""
-
-    SEED = "SEED"
-
-
 class Operation(StrEnum):
-    """What a SEED command asks for."""
+    """What a command asks for."""
 
     GERMINATE = "GERMINATE"
     ADVANCE = "ADVANCE"
@@ -66,7 +62,8 @@ class Command(Message):
     generation: Annotated[int, Field(ge=0)]
     issued_at: AwareDatetime
     issued_by: ShortText
-    kind: CommandKind = CommandKind.SEED
+    kind: Literal["SEED"] = "SEED"
+    """What the command acts on."""
     operation: Operation
     seed_id: ShortText = ""
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] = ()
@@ -87,3 +84,8 @@ class Command(Message):
 def signed_bytes(command: Command) -> bytes:
     """The bytes that a signature covers: every field but the signature itself."""
     return command.model_dump_json(exclude={"signature"}).encode()
+
+
+def sign(command: Command, key: bytes) -> str:
+    """HMAC-SHA256 over the command's signed bytes, in hex. Source: RFC 2104."""
+    return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, Strict
+from pydantic import AwareDatetime, Strict
 
 from esper.leyline.base import Message
 from esper.leyline.commands import BlendSpec
@@ -172,8 +172,3 @@ class FieldReport(Message):
     """First and last fence of the observation."""
     issued_at: AwareDatetime
     policy_version: str
-
-
-def describe(message: BaseModel) -> dict[str, object]:
-    """A message as plain JSON values, for the journal and for people."""
-    return message.model_dump(mode="json")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from dataclasses import dataclass
 
 from esper.clock import Clock
 from esper.errors import DependencyViolationError
-from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Operation, signed_bytes
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Operation, sign
 from esper.leyline.decisions import Decision
 from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.stages import Stage
@@ -105,8 +103,7 @@ class CommandBuilder:
             nonce=named(Purpose.NONCE),
             traceparent=traceparent(),
         )
-        signature = hmac.new(self.key, signed_bytes(command), hashlib.sha256).hexdigest()
-        return command.model_copy(update={"signature": signature})
+        return command.model_copy(update={"signature": sign(command, self.key)})
 
 
 def _check_run(state: RoundState, operation: Operation) -> None:

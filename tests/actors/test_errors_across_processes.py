@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from actors.bootstrap import EmbeddedRay
-from actors.handles import raise_unwrapped
+from actors.handles import unwrapped
 from esper import errors
 from esper.errors import EsperError
 
@@ -48,9 +48,7 @@ def thrower(embedded: EmbeddedRay) -> Any:
 def test_error_crosses_a_process_whole(thrower: Any, cls: type[EsperError]) -> None:
     with pytest.raises(EsperError) as wrapped:
         ray.get(thrower.throw.remote(cls.__name__))
-    with pytest.raises(EsperError) as caught:
-        raise_unwrapped(wrapped.value, "thrower")
-    arrived, sent = caught.value, example(cls)
+    arrived, sent = unwrapped(wrapped.value, "thrower"), example(cls)
     assert type(arrived) is cls
     assert arrived.args == sent.args
     assert {k: v for k, v in vars(arrived).items() if k != "__notes__"} == vars(sent)

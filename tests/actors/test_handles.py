@@ -28,7 +28,7 @@ from ray.exceptions import (
 )
 
 from actors.bootstrap import EmbeddedRay, await_ready, spawn
-from actors.handles import Patience, Remote, is_gone, raise_unwrapped, unwrapped
+from actors.handles import Patience, Remote, unwrapped
 from actors.shell import ActorSpec, Reply
 from esper.errors import (
     ActorDoubtful,
@@ -43,6 +43,7 @@ from esper.errors import (
     TrainerRankLost,
 )
 from esper.heartbeat import beat
+from esper.machine import is_alive
 from esper.testing import fail_with
 
 # -- what Ray says, and what it was ------------------------------------------------------------------------------
@@ -105,14 +106,14 @@ RAYS = [
 def test_rays_own_words_become_ours_and_stay_as_the_cause(
     error: RayError, role: str, cls: type[ActorError], said: str
 ) -> None:
-    with pytest.raises(ActorError) as caught:
-        raise_unwrapped(error, role)
-    assert type(caught.value) is cls
-    assert caught.value.role == role
-    assert said in caught.value.detail
-    assert "\n" not in caught.value.detail
-    assert "Some common causes" not in caught.value.detail
-    assert caught.value.__cause__ is error
+    found = unwrapped(error, role)
+    assert isinstance(found, ActorError)
+    assert type(found) is cls
+    assert found.role == role
+    assert said in found.detail
+    assert "\n" not in found.detail
+    assert "Some common causes" not in found.detail
+    assert found.__cause__ is error
 
 
 def test_rays_words_inside_a_method_become_ours_too() -> None:
@@ -149,9 +150,9 @@ def test_what_is_not_rays_is_left_alone(error: BaseException) -> None:
 
 
 def test_an_error_keeps_the_cause_that_it_came_with_when_it_is_raised_again() -> None:
-    with pytest.raises(StageConflict) as caught:
-        raise_unwrapped(raised_in_method(rejected()), "kasmina")
-    assert isinstance(caught.value.__cause__, KeyError)
+    found = unwrapped(raised_in_method(rejected()), "kasmina")
+    assert isinstance(found, StageConflict)
+    assert isinstance(found.__cause__, KeyError)
 
 
 # -- patience ----------------------------------------------------------------------------------------------------
@@ -189,15 +190,6 @@ def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:
 
 def actor_of_nobody() -> Any:
     return None
-
-
-def test_a_process_is_gone_when_it_has_ended_collected_or_not() -> None:
-    assert not is_gone(os.getpid())
-    child = os.posix_spawn("/bin/true", ["true"], {})
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert is_gone(child)
-    os.waitpid(child, 0)
-    assert is_gone(child)
 
 
 # -- with actors -------------------------------------------------------------------------------------------------
@@ -305,14 +297,14 @@ def test_what_a_reference_would_refer_to_is_raised_before_it_is_passed_on(remote
 def test_an_actor_that_gets_nowhere_is_ended_and_its_process_is_gone(remotes: dict[str, Remote]) -> None:
     with pytest.raises(ActorLost, match=r"stuck showed no progress for 1.0 s; its process was ended"):
         remotes["stuck"].ask("loop")
-    assert is_gone(remotes["stuck"].pid)
+    assert not is_alive(remotes["stuck"].pid)
 
 
 def test_a_frozen_process_is_ended_too(remotes: dict[str, Remote]) -> None:
     os.kill(remotes["frozen"].pid, signal.SIGSTOP)
     with pytest.raises(ActorLost):
         remotes["frozen"].ask("work", 1, 0.0)
-    assert is_gone(remotes["frozen"].pid)
+    assert not is_alive(remotes["frozen"].pid)
 
 
 def test_an_actor_beyond_its_deadline_is_ended_although_it_gets_on(remotes: dict[str, Remote]) -> None:
@@ -320,7 +312,7 @@ def test_an_actor_beyond_its_deadline_is_ended_although_it_gets_on(remotes: dict
     assert late.ask_within(60.0, "work", 1, 0.0) == "done"
     with pytest.raises(CallDeadlineExceeded, match=r"work took longer than 0.3 s"):
         late.ask_within(0.3, "work", 100_000, 0.05)
-    assert is_gone(late.pid)
+    assert not is_alive(late.pid)
     with pytest.raises(ActorLost):
         late.ask_within(60.0, "work", 1, 0.0)
 
@@ -329,7 +321,7 @@ def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
     owner = remotes["owner"]
     (kept,) = owner.reference("snapshot")
     owner.end()
-    assert is_gone(owner.pid)
+    assert not is_alive(owner.pid)
     assert len(ray.get(kept)) == 10_000_000
     with pytest.raises(ActorLost) as lost:
         owner.ask("snapshot")

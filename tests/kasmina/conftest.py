@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from esper.kasmina.admission import sign
-from esper.leyline.commands import BlendSpec, Candidate, Command, Operation
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign
 from esper.leyline.slots import Kind, SlotSpec
 from esper.telemetry import Telemetry, use
 from esper.telemetry.events import LOG

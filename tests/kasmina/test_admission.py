@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esper.errors import CommandRejected, DependencyViolationError, StageConflict
-from esper.kasmina.admission import ALLOWED, AdmittedCommand, Ledger, admit, sign
-from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, signed_bytes
+from esper.kasmina.admission import ALLOWED, AdmittedCommand, Ledger, admit
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
 from esper.leyline.stages import IN_HOST, Stage
 from esper.testing import EPOCH
 

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing, StoreCorrupt
-from esper.kasmina.admission import sign
 from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry
 from esper.kasmina.facts import RunFacts
 from esper.kasmina.manager import SeedManager
 from esper.kasmina.records import Graft, SeedRecord
 from esper.kasmina.registry_state import RegistryState
 from esper.kasmina.roster import Roster
-from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, signed_bytes
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
 from esper.leyline.decisions import Pair
 from esper.leyline.evidence import (
     GradientProbe,
