@@ -10,13 +10,13 @@ from typing import Any
 from ray import cloudpickle
 
 from esper.errors import ConfigError, TaskError
-from esper.identity import changed_source, file_digest, source_digests
 from esper.import_paths import absolute_path, join_path
 from esper.kasmina.blueprints import BLUEPRINTS, Registry
 from esper.process_state import set_ours
 from esper.prospect import Prospect, open_data
 from esper.references import Reference, import_task, locate
 from esper.resuming import PUT_BACK
+from esper.source_digests import changed_source, file_digest, source_digests
 from esper.task import Task
 from esper.workplace import workplace
 

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from esper.execution import print_json
 from esper.history import Remains, committed, look_at
-from esper.inspection import missing, verdicts
-from esper.output import PlainConsole, say
+from esper.inspection import missing
+from esper.output import PlainConsole, print_json, say
 from esper.run_directory import checkpoints_folder
 from esper.tables import cells, table
+from esper.verification import verdicts
 
 DAMAGED = 1
 

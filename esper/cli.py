@@ -21,7 +21,6 @@ from esper.execution import (
     execute_resume,
     in_child,
     leaving_on_sigterm,
-    print_json,
     way_to_run,
 )
 from esper.exit_codes import CHECK_FAILED, DONE, INTERRUPTED, STRICT_FAILURE, WRONG_INPUT
@@ -29,7 +28,7 @@ from esper.forecast import forecast
 from esper.history import Damage
 from esper.identity import versions
 from esper.inspection import inspect_run
-from esper.output import PlainConsole, guarded, hold_standard_descriptors, output_lost, say
+from esper.output import PlainConsole, guarded, hold_standard_descriptors, output_lost, print_json, say
 from esper.process_state import process_state
 from esper.prospect import survey
 from esper.proving import prove

@@ -25,7 +25,7 @@ from esper.faults import Firings
 from esper.going_back import Cause
 from esper.hash_seed import VARIABLE, hash_seed, text_hash
 from esper.history import Past, lasting_level
-from esper.identity import Identity, file_digest, source_digests, versions
+from esper.identity import Identity, versions
 from esper.journal import FIRST_GENERATION, Journal, Kind
 from esper.leyline.ids import new_run_id
 from esper.line import Line
@@ -43,6 +43,7 @@ from esper.run_directory import (
     reports_folder,
     telemetry_folder,
 )
+from esper.source_digests import file_digest, source_digests
 from esper.stopping import Drain
 from esper.takeover import take_over
 from esper.tamiyo.field_reports import FieldReportStore

@@ -22,20 +22,19 @@ from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperEr
 from esper.exit_codes import DRAINED, EMERGENCY, INTERRUPTED, STRICT_FAILURE
 from esper.history import Remains, look_at
 from esper.journal import Entry, Kind
+from esper.leyline.checkpoints import QUARANTINE
 from esper.loop import resume as resume_here
 from esper.loop import run as run_here
 from esper.next_steps import next_step, resume_command
-from esper.output import PlainConsole, say
+from esper.output import PlainConsole, print_json, say
 from esper.parent import End
 from esper.plugins import launcher
 from esper.references import Reference
 from esper.result import Result, failure
 from esper.run_directory import checkpoints_folder, run_file
 from esper.stopping import Drain
-from esper.strict_json import strict_json
 from esper.task import Task
 from esper.terminal import Terminal
-from esper.tolaria.checkpoint import QUARANTINE
 from esper.workplace import fixed, shown
 
 SAME_REQUEST_S = 1.0
@@ -124,11 +123,6 @@ def complain(text: str, code: int) -> int:
     """One clear line on standard error; returns the exit code."""
     say(f"esper: {' '.join(text.split())}", error=True)
     return code
-
-
-def print_json(found: dict[str, Any]) -> None:
-    """One JSON object, last on standard output; see `esper.strict_json` for figures that are not finite."""
-    print(strict_json(found))
 
 
 def _code(error: Exception) -> int:

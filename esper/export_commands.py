@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from esper.execution import leaving_on_sigterm, print_json
+from esper.execution import leaving_on_sigterm
 from esper.exporting import Format, export
+from esper.output import print_json
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory; the run may be going on")]
 FormatOption = Annotated[

@@ -21,7 +21,7 @@ from esper.durable.files import read_small, sync_file, sync_folder
 from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.identity import Identity, load_identity
 from esper.journal import FIRST_GENERATION, Entry, Kind, read
-from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.checkpoints import QUARANTINE, CheckpointWritten
 from esper.leyline.signals import Level
 from esper.records import kept_newest, misfit
 from esper.run_directory import (
@@ -36,7 +36,6 @@ from esper.run_directory import (
     run_file,
     summary_file,
 )
-from esper.tolaria.checkpoint import QUARANTINE
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from rich.table import Table
 
 from esper.leyline.stages import IN_HOST, Stage
 from esper.tables import cells, grid, table
-from esper.terminal import gain_and_z
-from esper.wording import growing, number
+from esper.wording import gain_and_z, growing, number
 
 ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
 

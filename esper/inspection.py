@@ -15,7 +15,6 @@ from esper.leyline.checkpoints import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 from esper.machine import is_alive
 from esper.run_directory import LEASE, checkpoints_folder
-from esper.tolaria.checkpoint import verify_all
 
 AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
 """What a run says of itself when it is done; None before."""
@@ -56,20 +55,13 @@ def inspect_run(path: Path) -> dict[str, Any]:
     }
 
 
-def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
-    """Which checkpoints of a run load (see `verify_all`), without those that retention drops meanwhile."""
-    found = verify_all(checkpoints_folder(path), commits)
-    bad = _still(path, {one["file"] for one in found if not one["ok"]})
-    return [one for one in found if one["ok"] or one["file"] in bad]
-
-
 def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
     """Checkpoints that should be there and are not, and were not dropped by retention meanwhile."""
-    gone = _still(path, {one.file for one in commits if not (checkpoints_folder(path) / one.file).exists()})
+    gone = still_kept(path, {one.file for one in commits if not (checkpoints_folder(path) / one.file).exists()})
     return [one.file for one in commits if one.file in gone]
 
 
-def _still(path: Path, files: set[str]) -> set[str]:
+def still_kept(path: Path, files: set[str]) -> set[str]:
     """Those that a run which may have gone on since should still have."""
     return files & {written.file for written in look_at(path).commits} if files else files
 

@@ -15,8 +15,7 @@ import typer
 
 from esper.durable.log import Frame, LoadError, iterate
 from esper.errors import ConfigError, StoreCorrupt
-from esper.execution import print_json
-from esper.output import say
+from esper.output import print_json, say
 from esper.run_directory import refusing
 
 DAMAGED = 1

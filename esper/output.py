@@ -11,6 +11,8 @@ from typing import Any, TextIO, cast
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from esper.strict_json import strict_json
+
 SHOWN_CONTROLS = frozenset("\n\t")
 """Control characters that are printed as they are; every other one is escaped, as it could steer the terminal."""
 
@@ -52,6 +54,11 @@ def say(*lines: object, error: bool = False) -> None:
     """Print lines on standard output, or on standard error."""
     for line in lines:
         print(printable(str(line)), file=sys.stderr if error else sys.stdout)
+
+
+def print_json(found: dict[str, Any]) -> None:
+    """One JSON object, last on standard output; see `esper.strict_json` for figures that are not finite."""
+    print(strict_json(found))
 
 
 class _Stream:

@@ -15,7 +15,6 @@ from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
 from esper.hash_seed import VARIABLE, text_hash
 from esper.history import Past, check_sound, committed, lasting_level, read_past
 from esper.identity import Identity
-from esper.inspection import verdicts
 from esper.journal import Kind
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
@@ -30,6 +29,7 @@ from esper.resuming import check_sealed, check_versions, load_same_task
 from esper.stopping import Drain
 from esper.tally import Tally
 from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.verification import verdicts
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from esper.config import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.hash_seed import VARIABLE, hash_seed
 from esper.history import Past, read_past, settled_past
-from esper.identity import Identity, changed_source, file_digest, versions
+from esper.identity import Identity, versions
 from esper.journal import Entry, Kind
 from esper.problems import first_problem
 from esper.references import Reference, import_task, locate
 from esper.result import Result
 from esper.run_directory import RunDirectory, run_file, summary_file
+from esper.source_digests import changed_source, file_digest
 from esper.task import Task
 
 MAY_CHANGE = frozenset(

@@ -27,7 +27,7 @@ from esper.recovery import Recovery
 from esper.result import Result, SeedFate
 from esper.tables import cells, grid, table
 from esper.tally import Tally
-from esper.wording import a_second, beside_control, beside_limit, beside_twin, growing, number, percent
+from esper.wording import a_second, beside_control, beside_limit, beside_twin, gain_and_z, growing, number, percent
 
 COLOURS = {
     Stage.TRAINING: "cyan",
@@ -319,11 +319,3 @@ def _recovered(recovery: Recovery) -> str:
     else:
         until = "the next good step" if recovery.first_step_s is not None else "all stood at a fence again"
     return f"{', '.join(recovery.actors)} ({recovery.error}), {number(recovery.total_s, 1)} s until {until}"
-
-
-def gain_and_z(gain: float | None, z: float | None) -> tuple[str, str]:
-    """The figures of G2 as columns of a table; empty where a seed was never judged there."""
-    return (
-        "" if gain is None else percent(gain, 2, signed=True),
-        "" if z is None else number(z, 1, signed=True),
-    )

@@ -88,3 +88,11 @@ def _apart(value: float, limit: float) -> tuple[str, str]:
 
 def _order(left: float, right: float) -> tuple[bool, bool]:
     return left < right, left > right
+
+
+def gain_and_z(gain: float | None, z: float | None) -> tuple[str, str]:
+    """The figures of G2 as columns of a table; empty where a seed was never judged there."""
+    return (
+        "" if gain is None else percent(gain, 2, signed=True),
+        "" if z is None else number(z, 1, signed=True),
+    )

@@ -14,9 +14,10 @@ import pytest
 from esper.cli import exit_code
 from esper.durable.log import FramedLog
 from esper.history import read_past
-from esper.inspection import missing, verdicts
+from esper.inspection import missing
 from esper.journal import Kind, read
 from esper.run_directory import checkpoints_folder, journal_file, run_file
+from esper.verification import verdicts
 
 
 @pytest.fixture

@@ -10,6 +10,9 @@ from esper.leyline.base import Message
 
 Count = Annotated[int, Field(ge=0)]
 
+QUARANTINE = "quarantine"
+"""Folder, in that of the checkpoints, for those that do not load."""
+
 
 class Kept(Message):
     """The live host's state was copied into memory at a fence, or restored from there."""

@@ -24,7 +24,7 @@ from esper.errors import (
     TaskError,
     causes,
 )
-from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.checkpoints import QUARANTINE, CheckpointWritten
 from esper.telemetry.events import Severity, severe
 from esper.tensors import state_crc32c
 from esper.their_code import from_their_file
@@ -32,8 +32,6 @@ from esper.tolaria.plain import from_plain, nursery_of, topology_digest
 from esper.tolaria.trees import tensors_of_state
 
 FORMAT = 1
-QUARANTINE = "quarantine"
-
 _KINDS = {
     "format": int,
     "run_id": str,

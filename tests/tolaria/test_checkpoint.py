@@ -28,12 +28,12 @@ from esper.durable.files import Disk
 from esper.durable.streams import Written, write_stream
 from esper.errors import CheckpointCorrupt, DependencyViolationError, RestoreImpossible, StoreWriteFailed
 from esper.heartbeat import beats
-from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.checkpoints import QUARANTINE, CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.prospect import Prospect
 from esper.tensors import state_crc32c, state_digest
 from esper.tolaria import checkpoint, saving
-from esper.tolaria.checkpoint import FORMAT, QUARANTINE, load, load_written, restore_latest, save, verify_all
+from esper.tolaria.checkpoint import FORMAT, load, load_written, restore_latest, save, verify_all
 from esper.tolaria.plain import from_plain, nursery_of, to_plain, topology_digest
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
