@@ -41,6 +41,8 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
         "host_parameters": prospect.host_parameters,
         "parameter_budget": prospect.parameter_budget,
         "loss_depends_on_batch": prospect.loss_depends_on_batch,
+        "network_mixes_samples": prospect.mixing.mixes,
+        "mixed_by": prospect.mixing.module,
         "g2_z": prospect.g2_limit() if growth.enabled else None,
         "g2_units": prospect.judged_units if growth.enabled else None,
         "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,

@@ -78,11 +78,15 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """A note where the loss of a sample depends on the others of its batch."""
-    if not found["loss_depends_on_batch"]:
-        return []
-    means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples"
-    return [f"the loss of a sample depends on the others of its batch: {means} (docs/figures.md)"]
+    """Notes where the loss of a sample depends on the others of its batch: by the loss, or by the network."""
+    means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
+    notes = []
+    if found["loss_depends_on_batch"]:
+        notes.append(f"the loss of a sample depends on the others of its batch: {means}")
+    if found["network_mixes_samples"]:
+        by = f"{found['mixed_by']} mixes the samples of a batch, in evaluation too"
+        notes.append(f"{by}: {means}, and the output for a sample is another in another batch")
+    return notes
 
 
 def _germination(found: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from esper.kasmina.slots import dry_run
 from esper.kasmina.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
+from esper.mixing import NOT_FOUND_OUT, Mixing, find_mixing
 from esper.nested import tensors
 from esper.practice import practise
 from esper.process_state import refuse_changes, told_with_settings
@@ -79,6 +80,8 @@ class Prospect:
     """Slots whose length, height or width differed between the batches of the trial."""
     loss_depends_on_batch: bool | None = None
     """The loss of a sample depends on the others of its batch; None where the survey could not find it out."""
+    mixing: Mixing = NOT_FOUND_OUT
+    """Whether the network mixes the samples of a batch in evaluation mode, and which module does."""
     first_loss: float | None = None
     """Of the first training step; None until the rehearsal has taken it."""
     changing: Changing = field(default_factory=dict)
@@ -246,16 +249,22 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
     check_same_build(host, as_built, trial.host)
     first_loss, rehearsed, changing = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
     practised = practise(task, trial.host, fence_steps[-1])
-    trial = fresh()  # the rehearsal may have diverged
+    rehearsing, trial = trial, fresh()  # the rehearsal may have diverged
     if config.growth.enabled:
         trial.sample_losses("gate", 0)
     trial.try_shards()
-    depends = trial.loss_depends_on_batch()
+    stage = replace(stage, loss_depends_on_batch=trial.loss_depends_on_batch())
+    mixing = find_mixing(stage, trial if first_loss is None else rehearsing, stage.data.batch(0))
     refuse_changes("task", "training or measuring")
     found_out = _tried(replace(prospect, first_loss=first_loss, rehearsed_crc32c=rehearsed), found.optional)
     around.check_data(drawn, harmless)
     shared = changed_between(begun, {**around.held({}), **drawn})
-    return replace(found_out, changing=joined(changing, practised, shared), loss_depends_on_batch=depends)
+    return replace(
+        found_out,
+        changing=joined(changing, practised, shared),
+        loss_depends_on_batch=stage.loss_depends_on_batch,
+        mixing=mixing,
+    )
 
 
 def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:

@@ -101,6 +101,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_recovery.py Looks.fence: suppress": "there is no actor of this name",
     "esper/log_commands.py _is_json: answers (ValueError, RecursionError)": "no JSON; shown as hex",
     "esper/history.py _identity: answers RunDirectoryError": "returned as damage",
+    "esper/mixing.py find_mixing: answers Exception": "None: the user's code does not take a batch of other content",
     "esper/tolaria/companions.py depends_on_batch: answers Exception": "None: it takes no smaller batch",
     "esper/history.py _no_summary: answers OSError": "returned as damage",
     "esper/history.py _no_summary: answers (ValueError, RecursionError, StoreCorrupt)": "returned as damage",

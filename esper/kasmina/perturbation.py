@@ -40,8 +40,12 @@ def with_noise(x: Tensor) -> Tensor:
     return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def perturbing(where: tuple[slice, ...], leading: tuple[int, ...]) -> Change:
-    """A change, in place and at `where`, of tensors that begin with the dimensions `leading`; no other is touched."""
+def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> Change:
+    """A change, in place and at `where`, of tensors that begin with the dimensions `leading`; no other is touched.
+
+    Args:
+        where: One index for each of the first dimensions: a slice, or booleans.
+    """
 
     def change(x: Tensor) -> Tensor:
         if is_content(x, leading):

@@ -254,6 +254,12 @@ class Trainer(GrownHost):
         with self._evaluating():
             return depends_on_batch(self._sample_loss, self._look(*next(self._data.tried("valid"))))
 
+    def look_evaluating(self, batch: Any, samples: int) -> Seen:
+        """What the network makes of a batch in evaluation mode. What a snapshot keeps is as before afterwards."""
+        beat()
+        with self._evaluating():
+            return self._look("a batch", samples, batch)
+
     def glance(self, step: int) -> Tensor:
         """One forward pass in training mode on the batch of an optimizer step; returns its loss.
 

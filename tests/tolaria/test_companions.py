@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from esper import plan_view
 from esper.forecast import forecast
 from esper.prospect import survey
 from esper.streams import streams
-from esper.testing import tiny_config, tiny_task
+from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.companions import depends_on_batch
 from esper.tolaria.metrics import Seen
 
@@ -59,11 +59,29 @@ def beside_the_batch(output: Tensor, target: Tensor) -> Tensor:
     return losses + (output - output.mean(0)).square().mean(1)
 
 
+class NormedByBatch(TinyHost):
+    """Its norm takes the statistics of the batch, in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8, track_running_stats=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
 def test_a_plan_says_that_samples_depend_on_each_other() -> None:
-    task = tiny_task(sample_loss=beside_the_batch, loss=lambda output, target: beside_the_batch(output, target).mean())
+    task = tiny_task(
+        model=NormedByBatch,
+        sample_loss=beside_the_batch,
+        loss=lambda output, target: beside_the_batch(output, target).mean(),
+    )
     found = forecast(survey(task, tiny_config()))
-    assert found["loss_depends_on_batch"] is True
-    assert "means over evaluation batches of 256 samples" in plan_view.lines(found)[0]
+    assert (found["loss_depends_on_batch"], found["network_mixes_samples"]) == (True, True)
+    by_loss, by_network = plan_view.lines(found)[:2]
+    assert "the loss of a sample depends on the others" in by_loss
+    assert by_network.startswith("norm (BatchNorm1d) mixes the samples of a batch, in evaluation too: ")
+    assert all("means over evaluation batches of 256 samples" in said for said in (by_loss, by_network))
     plain = forecast(survey(tiny_task(), tiny_config()))
-    assert plain["loss_depends_on_batch"] is False
+    assert (plain["loss_depends_on_batch"], plain["network_mixes_samples"], plain["mixed_by"]) == (False, False, None)
     assert not plan_view.companions(plain)

@@ -1,0 +1,229 @@
+"""Finds out whether a network mixes the samples of a batch in evaluation, and which module does. It refuses nothing.
+
+Half of a batch gets other content, and the batch keeps its size, so that every kernel rounds as before. If figures of
+the other half move, the network mixes samples: by statistics of the batch, or by attention over it, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.perturbation import is_content, perturbing
+from esper.kasmina.precision import named
+from esper.nested import mapped, tensors
+from esper.streams import restore_streams, streams
+from esper.tolaria.data import split_pair
+from esper.tolaria.loss import sample_loss, sample_losses
+from esper.tolaria.trainer import Trainer
+
+if TYPE_CHECKING:
+    from esper.prospect import Prospect
+
+SHARE = 1e-3
+"""Movement of a sample, as a share of that of the changed samples, that counts as none."""
+ROUNDINGS = 8
+"""So many roundings of the coarsest type in use count as no movement, too: a kernel that gathers samples, as in a
+mixture of experts, rounds otherwise when it gathers others."""
+SHOWN = 10
+"""Changed samples must move by so many times the movement that counts as none; else nothing was shown."""
+_KEY = 0x0DD_BA7C4
+
+
+class Mixing(NamedTuple):
+    """What was found."""
+
+    mixes: bool | None
+    """None: it could not be found out."""
+    module: str | None = None
+    """Path and class of the module that mixes; of a module within another, the inner one."""
+
+
+NOT_FOUND_OUT = Mixing(None)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One number for each sample of a batch."""
+
+    values: Tensor
+    """[B], double precision; [1] where a tensor has no row per sample."""
+    size: float
+    """What a movement is compared with."""
+
+    def verdict(self, after: Rows, kept: Tensor, rounding: float) -> bool | None:
+        """Samples in `kept`, booleans [B], moved although only the others were changed. None: nothing was shown."""
+        if len(self.values) != len(kept) or len(after.values) != len(kept):
+            return None
+        shift, none = (after.values - self.values).abs(), ROUNDINGS * rounding * self.size
+        moved, changed = float(shift[kept].max()), float(shift[~kept].max())
+        if moved > max(none, SHARE * changed):
+            return True
+        return False if changed > SHOWN * none else None
+
+
+def find_mixing(prospect: Prospect, trainer: Trainer, batch: Any) -> Mixing:  # Any: as the task's collate makes it
+    """Change half of the samples of a batch, in four ways, and look at the losses of the other half.
+
+    Where the losses show nothing, or where the loss itself mixes samples, the rows of the outputs are looked at. The
+    random streams go on as if nothing had happened.
+
+    Args:
+        trainer: Its network has trained for some steps: a last layer that begins at zero would hide everything.
+        batch: A training batch of `prospect.data.batch_size` samples.
+
+    Returns:
+        Nothing found out where the inputs have no row per sample, or the user's code does not take the changed batch.
+    """
+    samples = prospect.data.batch_size
+    if samples < 2 or not any(is_content(tensor, (samples,)) for tensor in tensors(split_pair(batch)[0])):
+        return NOT_FOUND_OUT
+    before = streams()
+    try:
+        return _Look(prospect, trainer, batch, before).verdict()
+    except Exception:
+        return NOT_FOUND_OUT
+    finally:
+        restore_streams(before)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Evaluates one batch several times, each time with the same random numbers."""
+
+    prospect: Prospect
+    trainer: Trainer
+    batch: Any
+    streams: Any
+    """States of the random streams before each forward pass."""
+
+    def verdict(self) -> Mixing:
+        """Whether the network mixes samples, and which module does."""
+        base, rounding = self._evaluated(None), self._rounding()
+        found = []
+        for kept in _halves(self.prospect.data.batch_size):
+            after = self._evaluated(kept)
+            found.append(
+                _first_shown(one.verdict(other, kept, rounding) for one, other in zip(base, after, strict=True))
+            )
+            if found[-1]:
+                return Mixing(True, self._module(kept, rounding))
+        return Mixing(False if all(one is False for one in found) else None)
+
+    def _evaluated(self, kept: Tensor | None) -> list[Rows]:
+        """Losses and outputs of the batch, without change or with other content for all samples but those in `kept`."""
+        inputs, targets = split_pair(self.batch)
+        samples = self.prospect.data.batch_size
+        given = mapped(torch.clone, inputs)
+        if kept is not None:
+            given = mapped(perturbing((~kept,), (samples,)), given)
+        restore_streams(self.streams)
+        seen = self.trainer.look_evaluating((given, mapped(torch.clone, targets)), samples)
+        rows = [_rows(tensor, samples) for tensor in tensors(seen.output) if tensor.is_floating_point()]
+        if self.prospect.loss_depends_on_batch is not False:
+            return rows
+        losses = sample_losses(sample_loss(self.prospect.task), seen.output, seen.target, samples).losses.detach()
+        values = losses.double().cpu().nan_to_num()
+        return [Rows(values, float(values.abs().mean())), *rows]
+
+    def _rounding(self) -> float:
+        """Of the coarsest floating type in the network's parameters and slots."""
+        names = [name for spec in self.prospect.specs for name in (spec.dtype, spec.autocast) if name is not None]
+        own = {parameter.dtype for parameter in self.trainer.host.parameters() if parameter.is_floating_point()}
+        return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
+
+    def _module(self, kept: Tensor, rounding: float) -> str:
+        """The first module to return whose inputs do not depend on other samples while its output does."""
+        host, calls = self.trainer.host, list[list[_Call]]()
+        for change in (None, kept):
+            with _recorded(host, len(kept)) as made:
+                self._evaluated(change)
+            calls.append(made)
+        paths = {module: path for path, module in host.named_modules()}
+        for one, other in zip(*calls, strict=False):
+            if one.module is other.module and one.mixes(other, kept, rounding):
+                return _told(paths[one.module], one.module)
+        return _told("", host)
+
+
+def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
+    """Of the losses, if they show anything; else of any output."""
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+def _halves(samples: int) -> Iterator[Tensor]:
+    """Which samples are kept: either half of the batch, and the even or the odd ones. Booleans [B]."""
+    place = torch.arange(samples)
+    for half in (place < samples // 2, place % 2 == 0):
+        yield half
+        yield ~half
+
+
+def _rows(tensor: Tensor, samples: int) -> Rows:
+    """A random projection of each row."""
+    plain = tensor.detach().cpu().double().nan_to_num(posinf=0.0, neginf=0.0)
+    flat = plain.reshape(samples if plain.shape[:1] == (samples,) else 1, -1)
+    weights = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(_KEY), dtype=torch.double)
+    return Rows(flat @ weights, float(flat.norm(dim=1).max()) if flat.numel() else 0.0)
+
+
+# -- naming the module -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: what it was given and what it returned."""
+
+    module: nn.Module
+    given: Sequence[Rows]
+    returned: Sequence[Rows]
+
+    def mixes(self, other: _Call, kept: Tensor, rounding: float) -> bool:
+        """The same call beside one with other content shows that this module mixes samples."""
+        return (
+            bool(self.given)
+            and not any(_may_be_mixed(*pair, kept, rounding) for pair in zip(self.given, other.given, strict=False))
+            and any(
+                one.verdict(after, kept, rounding) for one, after in zip(self.returned, other.returned, strict=False)
+            )
+        )
+
+
+def _may_be_mixed(one: Rows, other: Rows, kept: Tensor, rounding: float) -> bool:
+    """A tensor without a row per sample that moved may be mixed already."""
+    if len(one.values) == len(other.values) == len(kept):
+        return one.verdict(other, kept, rounding) is True
+    return not torch.equal(one.values, other.values)
+
+
+@contextmanager
+def _recorded(host: nn.Module, samples: int) -> Iterator[list[_Call]]:
+    """All calls of modules, in the order in which they return."""
+    open_calls, calls = list[list[Rows]](), list[_Call]()
+
+    def rows(*values: object) -> list[Rows]:
+        return [_rows(tensor, samples) for tensor in tensors(values) if tensor.is_floating_point()]
+
+    def begin(_module: nn.Module, args: object, keywords: object) -> None:
+        open_calls.append(rows(args, keywords))
+
+    def end(module: nn.Module, _args: object, output: object) -> None:
+        calls.append(_Call(module, open_calls.pop(), rows(output)))
+
+    modules = list(host.modules())
+    handles: list[Any] = [module.register_forward_pre_hook(begin, with_kwargs=True) for module in modules]
+    handles += [module.register_forward_hook(end) for module in modules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _told(path: str, module: nn.Module) -> str:
+    return f"{path or 'the model'} ({type(module).__name__})"
