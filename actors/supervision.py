@@ -64,7 +64,7 @@ class Plan:
 class Restarted:
     """A death that was answered by a restart; of a group that restarts as one, the first.
 
-    `incarnation` is of the life that ended, `fence` the furthest that was passed, `at_s` monotonic, when it was told.
+    `incarnation` is of the life that ended, `fence` the furthest that was passed.
     """
 
     name: str
@@ -73,7 +73,6 @@ class Restarted:
     error: str
     detail: str
     fence: int
-    at_s: float
 
 
 @dataclass(eq=False)
@@ -223,7 +222,7 @@ class Supervisor:
             exceeded = RestartIntensityExceeded(spec.role, f"{spec.name} died: {too_many}")
             exceeded.__cause__ = error
             self._stop_with(exceeded)
-        died = (spec.name, spec.role, unit.incarnation, type(error).__name__, text_of(error), self._fence, now_s)
+        died = (spec.name, spec.role, unit.incarnation, type(error).__name__, text_of(error), self._fence)
         self._unanswered.append(Restarted(*died))
 
     def _stop_with(self, verdict: BaseException) -> NoReturn:

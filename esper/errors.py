@@ -108,6 +108,12 @@ def repr_of(value: object) -> str:
     return _written(repr, value)
 
 
+def in_a_line(error: BaseException) -> str:
+    """The class of an error and the first line of its text; the class alone where it has no text."""
+    lines = text_of(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
 def _written(write: Callable[[object], str], value: object) -> str:
     try:
         return write(value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from esper.closing import at_the_end, noted_on
-from esper.durable.files import FULL, atomic_write, make_folders, sync_folder
+from esper.durable.files import FULL, atomic_write, make_folders, remove_folder, sync_folder
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, StoreWriteFailed, TaskError
 from esper.kasmina.blueprints import BLUEPRINTS
@@ -207,7 +206,7 @@ def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> t
     text = network_file(run, checkpoint.fence, loaded.topology, specs, BLUEPRINTS, modules)
     with _folder_of(place) as folder:
         draft = _draft(place)
-        with at_the_end(lambda: _remove(draft), "removing the draft"):
+        with at_the_end(lambda: remove_folder(draft), "removing the draft"):
             make_folders(draft)
             write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
             atomic_write(draft / "network.py", text.encode())
@@ -222,11 +221,6 @@ def _publish(draft: Path, place: Path) -> None:
         draft.rename(place)
     except OSError as error:
         raise StoreWriteFailed(str(place), "export") from error
-
-
-def _remove(draft: Path) -> None:
-    if draft.exists():
-        shutil.rmtree(draft)
 
 
 def _play_torch(file: Path, loaded: Loaded) -> Play:

@@ -20,7 +20,7 @@ class Refusal(Message):
     """The measured value beside its limit, for the latest of these seeds."""
 
 
-class Held(Message):
+class HoldCount(Message):
     """One reason to try no new seed, and the number of fences at which it held."""
 
     reason: HoldReason
@@ -36,7 +36,7 @@ class GrowthLog(Message):
     tournaments: int = 0
     """Tournaments that ended."""
     refusals: tuple[Refusal, ...] = ()
-    holds: tuple[Held, ...] = ()
+    holds: tuple[HoldCount, ...] = ()
 
     def concluded(self) -> GrowthLog:
         """The log with one more tournament."""
@@ -59,7 +59,7 @@ class GrowthLog(Message):
     def held(self, hold: Hold) -> GrowthLog:
         """The log with a fence at which no new seed was tried."""
         before = [one for one in self.holds if (one.reason, one.detail) == (hold.reason, hold.detail)]
-        one = Held(
+        one = HoldCount(
             reason=hold.reason,
             detail=hold.detail,
             count=1 + sum(one.count for one in before),
@@ -108,7 +108,7 @@ def _told(name: str, one: Refusal) -> str:
     return f"{name} {one.count}x (latest: {one.figures})"
 
 
-def _held(one: Held) -> str:
+def _held(one: HoldCount) -> str:
     figures = one.figures if one.reason in (HoldReason.BUDGET_SPENT, HoldReason.RISK) else ""
     return f"{one.detail} ({figures})" if figures else one.detail
 

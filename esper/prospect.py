@@ -15,7 +15,7 @@ from torch import nn
 from esper.attributes import held_by
 from esper.config import RunConfig
 from esper.draws import rehearse_draws
-from esper.errors import ConfigError, TaskError
+from esper.errors import ConfigError, TaskError, in_a_line
 from esper.habits import check_fields
 from esper.kasmina.attached import check_names
 from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry, flop_counter
@@ -304,8 +304,7 @@ def _check_device(name: str) -> None:
     try:
         (torch.ones(1, device=name) + 1).tolist()  # a device that holds no values, as "meta" does, refuses this
     except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any, by build and device
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError("run.device", name, f"torch cannot use it: {told}") from error
+        raise ConfigError("run.device", name, f"torch cannot use it: {in_a_line(error)}") from error
 
 
 def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:

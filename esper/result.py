@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from esper.durable.files import atomic_write
-from esper.errors import all_notes, text_of
+from esper.errors import all_notes, in_a_line, text_of
 from esper.growth_log import GrowthLog
 from esper.leyline.base import Message
 from esper.leyline.state import SeedState
@@ -113,11 +113,6 @@ def failure(error: BaseException) -> dict[str, Any]:
     return {
         "error": type(error).__name__,
         "message": text_of(error),
-        "cause": _in_a_line(error.__cause__) if error.__cause__ is not None else "",
+        "cause": in_a_line(error.__cause__) if error.__cause__ is not None else "",
         "notes": list(all_notes(error)),
     }
-
-
-def _in_a_line(error: BaseException) -> str:
-    lines = text_of(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from esper.closing import at_the_end
-from esper.durable.files import DISK, make_folders, sync_folder
+from esper.durable.files import DISK, make_folders, remove_folder, sync_folder
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.history import check_sound, read_past
 from esper.leyline.checkpoints import CheckpointWritten
@@ -45,7 +45,7 @@ def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
         _make_parent(to.parent)
     draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
-        with at_the_end(lambda: _remove(draft), "removing the unfinished copy"):
+        with at_the_end(lambda: remove_folder(draft), "removing the unfinished copy"):
             make_folders(checkpoints_folder(draft))
             _copy(run_dir, draft)
             commits = _commits(draft)
@@ -55,11 +55,6 @@ def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
     except OSError as error:
         raise StoreWriteFailed(str(to), "copying a run") from error
     return commits
-
-
-def _remove(draft: Path) -> None:
-    if draft.exists():
-        shutil.rmtree(draft)
 
 
 def _make_parent(folder: Path) -> None:

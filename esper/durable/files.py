@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 import socket
 import stat
 from collections.abc import Callable
@@ -175,6 +176,12 @@ def make_folders(path: Path, *, disk: Disk = DISK) -> None:
         disk.sync_folder(path.parent)
     except OSError as error:
         raise StoreWriteFailed(str(path), "making the folder") from error
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, if it is there. Raises: OSError: some of it is left."""
+    if path.exists():
+        shutil.rmtree(path)
 
 
 def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = DISK) -> None:

@@ -23,6 +23,7 @@ from esper.errors import (
     StoreWriteFailed,
     TaskError,
     causes,
+    in_a_line,
 )
 from esper.leyline.checkpoints import QUARANTINE, CheckpointWritten
 from esper.telemetry.events import Severity, severe
@@ -80,7 +81,7 @@ def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK
     except StoreCorrupt as error:
         raise CheckpointCorrupt(str(path), error.reason) from error
     except Exception as error:  # torch raises a dozen kinds for a file that it cannot read
-        raise CheckpointCorrupt(str(path), f"does not load: {_first_line(error)}") from error
+        raise CheckpointCorrupt(str(path), f"does not load: {in_a_line(error)}") from error
 
 
 def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
@@ -92,7 +93,7 @@ def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
     except RuntimeError as error:
         if "unable to mmap" not in str(error):
             raise
-        raise MemoryError(_first_line(error)) from error
+        raise MemoryError(in_a_line(error)) from error
 
 
 def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
@@ -122,10 +123,6 @@ def _same(part: str, found: Mapping[str, object], wanted: Mapping[str, Any]) -> 
     for name, value in found.items():
         if value != wanted[name]:
             raise StoreCorrupt("checkpoint", f"{part} is of {name} {value}, not {wanted[name]}")
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 # -- the checkpoints of a run ------------------------------------------------------------------------------------
@@ -257,7 +254,7 @@ class _Tried:
             if any(map(_is_of_the_machine, causes(error))):
                 raise
             file = str(self.folder / self.written.file)
-            self.error = CheckpointCorrupt(file, f"cannot be restored: {_first_line(error)}")
+            self.error = CheckpointCorrupt(file, f"cannot be restored: {in_a_line(error)}")
             self.error.__cause__ = error
             if _trouble(self.error) in MACHINES:
                 raise self.error from error
