@@ -15,7 +15,6 @@ import ray
 import actors
 import esper.loop
 from actors.bootstrap import EmbeddedRay
-from actors.handles import is_gone
 from esper.errors import (
     ActorLost,
     CallDeadlineExceeded,
@@ -29,6 +28,7 @@ from esper.faults import Firings
 from esper.history import read_past
 from esper.journal import Kind, read
 from esper.leyline.state import RoundState
+from esper.machine import is_alive
 from esper.progress import Quiet
 from esper.result import Result
 from esper.run_directory import faults_file
@@ -117,7 +117,7 @@ class KillsAtFence(Quiet):
             actor: Any = ray.get_actor(f"{self._name}-g1-{state.run_id[:8]}")
             pid = ray.get(actor.pid.remote())
             os.kill(pid, signal.SIGKILL)
-            while not is_gone(pid):
+            while is_alive(pid):
                 pass
 
 
@@ -233,7 +233,7 @@ def test_policy_beyond_its_deadline_is_ended_and_its_process_is_gone(
         launch_tiny(faults=[{"point": "tamiyo.decide", "fault": fault}], policy__deadline_s=1.0)
     assert caught.value.elapsed_s >= 1.0
     assert isinstance(caught.value.__cause__, CallDeadlineExceeded)
-    assert is_gone(severe_event(tmp_path, "policy_timeout")["pid"])
+    assert not is_alive(severe_event(tmp_path, "policy_timeout")["pid"])
 
 
 def test_a_late_answer_within_patience_changes_nothing_and_a_fault_that_never_fired_is_told(

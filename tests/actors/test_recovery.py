@@ -20,7 +20,7 @@ import pytest
 import ray
 
 from actors import company
-from actors.handles import Process, is_gone
+from actors.handles import Process
 from actors.shell import ActorSpec
 from esper.errors import (
     ActorLost,
@@ -36,6 +36,7 @@ from esper.faults import Fault, Firings
 from esper.history import read_past
 from esper.journal import Kind
 from esper.leyline.state import RoundState
+from esper.machine import is_alive
 from esper.progress import Quiet
 from esper.result import Result, failure
 from esper.run_directory import checkpoints_folder, faults_file
@@ -103,7 +104,7 @@ class Kills(Quiet):
             self.pids.append(ray.get(actor.pid.remote()))
         for pid in self.pids:
             os.kill(pid, self._number)
-        while self._number == signal.SIGKILL and not all(map(is_gone, self.pids)):
+        while self._number == signal.SIGKILL and any(map(is_alive, self.pids)):
             pass
 
 
@@ -116,7 +117,7 @@ def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
     result = launch_tiny(restarting=True, progress=frozen)
     same(result, undisturbed)
     assert name == "tamiyo-spare" or any(name in recovery.actors for recovery in result.recoveries)
-    assert all(map(is_gone, frozen.pids))
+    assert not any(map(is_alive, frozen.pids))
 
 
 def test_an_actor_that_is_said_to_be_dead_and_is_alive_does_not_outlive_the_run(launch_tiny: Any) -> None:
@@ -124,10 +125,10 @@ def test_an_actor_that_is_said_to_be_dead_and_is_alive_does_not_outlive_the_run(
     try:
         with pytest.raises(ActorLost):
             launch_tiny(progress=orphan)
-        assert all(map(is_gone, orphan.pids))
+        assert not any(map(is_alive, orphan.pids))
     finally:
         for pid in orphan.pids:
-            if not is_gone(pid):
+            if is_alive(pid):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from actors.company import Company
-from actors.handles import is_gone
 from esper import faults
 from esper.faults import Fault, Firing, Firings
 from esper.history import read_past
 from esper.journal import Kind, read
+from esper.machine import is_alive
 from esper.recovery import Recovery
 from esper.result import Result
 from esper.run_directory import faults_file
@@ -270,11 +270,11 @@ def _strike(target: int, firing: Firing) -> list[str]:
     """Kill a process while a fault holds another, or it itself. Returns what was other than it should be."""
     wrong = []
     until(lambda: firing.fault is not Fault.STOP or _is_stopped(firing.pid))
-    if is_gone(target):
+    if not is_alive(target):
         wrong.append(f"{firing.point}: the victim is dead already")
     else:
         os.kill(target, signal.SIGKILL)
-    until(lambda: is_gone(target))
+    until(lambda: not is_alive(target))
     if firing.fault is Fault.STOP and firing.pid != target:
         os.kill(firing.pid, signal.SIGCONT)
     return wrong

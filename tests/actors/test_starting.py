@@ -15,11 +15,11 @@ import pytest
 import ray
 
 from actors import bootstrap, places, starting
-from actors.handles import began
 from actors.places import make_place, sweep
 from actors.starting import start
 from actors.witness import ENDED
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
+from esper.machine import process_began
 
 
 class Stuck:
@@ -121,7 +121,7 @@ def left_by_a_dead_process(parent: Path) -> Path:
     """A place whose mark names a process that had our id before us."""
     place = make_place("ray", parent)
     mark = place / places.OWNER
-    mark.write_text(mark.read_text().replace(str(began(os.getpid())), "1"))
+    mark.write_text(mark.read_text().replace(str(process_began(os.getpid())), "1"))
     return place
 
 
