@@ -24,7 +24,7 @@ from esper.kasmina.incubation import run_tournament
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import Birth, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.ports import Fork
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.stages import Stage
 from esper.telemetry.context import span
 
@@ -51,16 +51,23 @@ class RemoteFork:
         """It was made, in its process."""
         return self._snapshot is None
 
-    def graft(self, plan: GraftPlan | None) -> None:
-        """Make the fork, with a candidate or without; a fork is made once."""
-        assert self._snapshot is not None, "made already"
-        self._ask("open", self._snapshot, plan)
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
+        """Make the fork, with a candidate."""
+        self._make(plan, _weights_of([plan], weights))
+
+    def make(self) -> None:
+        """Make the fork, without a candidate."""
+        self._make(None, {})
+
+    def _make(self, plan: GraftPlan | None, weights: Weights) -> None:
+        assert self._snapshot is not None, "a fork is made once"
+        self._ask("open", self._snapshot, plan, weights)
         self._snapshot = None
 
     def train_to(self, step: int) -> tuple[float, ...]:
         """See `Fork`. A fork that was given no candidate is made here."""
         if self._snapshot is not None:
-            self.graft(None)
+            self.make()
         return cast("tuple[float, ...]", self._ask("train_to", step))
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
@@ -87,6 +94,11 @@ class RemoteFork:
 
     def _ask(self, method: str, *arguments: object) -> Any:  # Any: as the method
         return self.manager.ask(method, self.name, *arguments, process=self.process)
+
+
+def _weights_of(plans: Sequence[GraftPlan], weights: Weights) -> dict[str, bytes]:
+    """The weights of these plans alone: others are not sent to a process that does not need them."""
+    return {plan.weights_digest: weights[plan.weights_digest] for plan in plans}
 
 
 @dataclass
@@ -131,13 +143,13 @@ class RemoteNursery:
         self._began: tuple[IncubationOrder, Snapshot] | None = None
         """The tournament in flight, and what it began from."""
 
-    def births(self, plans: Sequence[GraftPlan], snapshot: Snapshot) -> Sequence[Birth]:
+    def births(self, plans: Sequence[GraftPlan], weights: Weights, snapshot: Snapshot) -> Sequence[Birth]:
         """See `Nursery`: each manager measures its share."""
         managers = tuple(self._managers.values())
         shares = [plans[place :: len(managers)] for place in range(len(managers))]
 
         pieces = [
-            partial(manager.ask, "births", share, snapshot)
+            partial(manager.ask, "births", share, _weights_of(share, weights), snapshot)
             for manager, share in zip(managers, shares, strict=True)
             if share
         ]
@@ -145,10 +157,10 @@ class RemoteNursery:
         found = {birth.seed_id: birth for births in measured for birth in births}
         return tuple(found[plan.seed_id] for plan in plans)
 
-    def begin(self, order: IncubationOrder, snapshot: Snapshot) -> None:
+    def begin(self, order: IncubationOrder, weights: Weights, snapshot: Snapshot) -> None:
         """See `Nursery`: it runs from now on."""
         assert self._pending is None, "one tournament is in flight per run"
-        self._pending = self._start(self._order, self._run, order, snapshot)
+        self._pending = self._start(self._order, self._run, order, weights, snapshot)
         self._began = order, snapshot
         self._control = None  # nobody has kept it
 
@@ -201,7 +213,7 @@ class RemoteNursery:
         self._twin_steps = state["twin_steps"]
         if (twin := state["twin"]) is not None:
             self._twin = Kept(self._new_fork(twin), twin)
-            self._twin.fork.graft(None)
+            self._twin.fork.make()
 
     def abandon(self) -> None:
         """Give up the tournament in flight and every fork; returns when nothing of them runs any more."""
@@ -224,9 +236,9 @@ class RemoteNursery:
         for pool in (self._order, self._work):
             pool.shutdown(wait=True)
 
-    def _run(self, order: IncubationOrder, snapshot: Snapshot) -> tuple[IncubationResult, RemoteFork]:
+    def _run(self, order: IncubationOrder, weights: Weights, snapshot: Snapshot) -> tuple[IncubationResult, RemoteFork]:
         def tournament() -> tuple[IncubationResult, Fork]:
-            return run_tournament(order, self._fork, snapshot, self._together)
+            return run_tournament(order, weights, self._fork, snapshot, self._together)
 
         with span("kasmina incubate", role="conductor", forks=len(order.plans), order_id=order.order_id):
             result, control = self._outliving(tournament, self._clear)
@@ -298,7 +310,7 @@ class RemoteNursery:
             if kept.fork.is_lost:
                 assert kept.origin is not None, "a death while it was replaced has taken the whole run back"
                 kept.fork = self._new_fork(kept.origin)
-                kept.fork.graft(None)
+                kept.fork.make()
                 if kept.step is not None:
                     kept.fork.train_to(kept.step)
             return ask(kept.fork)

@@ -17,7 +17,7 @@ from esper.kasmina.registrar import KasminaRegistrar
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import Birth
 from esper.leyline.ports import Fork
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.stages import Stage
 from esper.rooms import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.tamiyo.service import Tamiyo
@@ -84,15 +84,17 @@ class ForkHouse:
         self._fork = make_fork_factory(prospect, key, stopped)
         self._forks: dict[str, Fork] = {}
 
-    def births(self, plans: Sequence[GraftPlan], snapshot: list[ray.ObjectRef[Any]]) -> tuple[Birth, ...]:
+    def births(
+        self, plans: Sequence[GraftPlan], weights: Weights, snapshot: list[ray.ObjectRef[Any]]
+    ) -> tuple[Birth, ...]:
         """Measure candidates before they may train, on a fork that is thrown away."""
-        return self._incubator.births(plans, self._fetch(snapshot[0]))
+        return self._incubator.births(plans, weights, self._fetch(snapshot[0]))
 
-    def open(self, name: str, snapshot: list[ray.ObjectRef[Any]], plan: GraftPlan | None) -> None:
+    def open(self, name: str, snapshot: list[ray.ObjectRef[Any]], plan: GraftPlan | None, weights: Weights) -> None:
         """Make a fork, with a candidate attached or without."""
         fork = self._fork(self._fetch(snapshot[0]))
         if plan is not None:
-            fork.graft(plan)
+            fork.graft(plan, weights)
         self._forks[name] = fork
         beat()
 

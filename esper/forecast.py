@@ -17,6 +17,7 @@ from esper.clock import SystemClock
 from esper.kasmina.incubation import PROBE_BATCHES
 from esper.leyline.decisions import Hold
 from esper.leyline.ids import new_run_id
+from esper.leyline.incubation import Received
 from esper.leyline.reports import GraftPlan
 from esper.leyline.state import RoundState, TrainingState
 from esper.prospect import Prospect
@@ -213,14 +214,15 @@ def measure(prospect: Prospect) -> Measured:
     """
     key, fence = RunKey(new_run_id(), 0, b"plan"), prospect.config.growth.first_fence
     trainer, make = make_trainer(prospect, key), make_fork_factory(prospect, key)
-    plans = _first_plans(prospect, key, trainer.untrained()) if prospect.can_grow else ()
+    first = _first_plans(prospect, key, trainer.untrained()) if prospect.can_grow else None
+    plans, weights = (first.plans, first.weights) if first is not None else ((), {})
     snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)  # young, but where forks begin
 
     def work(plan: GraftPlan | None) -> Work:
         start = time.perf_counter()
         fork = make(snapshot)
         if plan is not None:
-            fork.graft(plan)
+            fork.graft(plan, weights)
         moments = [time.perf_counter()]
         for step in range(min(WARM_UP_STEPS + TIMED_STEPS, prospect.total_steps)):
             fork.train_to(snapshot.step + step + 1)
@@ -235,14 +237,14 @@ def measure(prospect: Prospect) -> Measured:
     host, forks = work(None), tuple(map(work, plans))
     some = plans[::TIMED_BIRTHS_EVERY]
     start = time.perf_counter()
-    make_incubator(prospect, key).births(some, snapshot)
+    make_incubator(prospect, key).births(some, weights, snapshot)
     return Measured(host, forks, (time.perf_counter() - start) / max(1, len(some)))
 
 
-def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Sequence[GraftPlan]:
-    """Of the forks that a run would begin with; none if its policy holds."""
+def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Received | None:
+    """The plans of the forks that a run would begin with; None if its policy holds."""
     fence, clock = prospect.config.growth.first_fence, SystemClock()
     kasmina = make_kasmina(prospect, key, clock)
     state = RoundState.of(kasmina.view(fence), training, None)
     outcome = make_tamiyo(prospect, key, clock).decide(state).outcome
-    return () if isinstance(outcome, Hold) else kasmina.receive(outcome, fence).plans
+    return None if isinstance(outcome, Hold) else kasmina.receive(outcome, fence)

@@ -259,9 +259,10 @@ class GoingBack:
             forks = self._shared_forks(kept)
             rooms.incubator.restore({**kept.nursery, **forks})
             view = rooms.kasmina.view(kept.fence) if kept.fence is not None else None
-            order = rooms.kasmina.order() if view is not None and view.incubating else None
-            if order is not None:  # it is done again, from its first step
-                rooms.incubator.begin(order, forks["origin"] if forks["origin"] is not None else host)
+            again = rooms.kasmina.order() if view is not None and view.incubating else None
+            if again is not None:  # it is done again, from its first step
+                origin = forks["origin"] if forks["origin"] is not None else host
+                rooms.incubator.begin(again.order, again.weights, origin)
             if self.memory is None:
                 rooms.trainer.keep(kept.fence or 0)
                 self.memory = FenceState(kept.fence, HostCopy.IN_MEMORY, kept.rooms, {**kept.nursery, **forks})

@@ -159,5 +159,5 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
 
 def _payload(body: BaseModel | dict[str, object]) -> bytes:
     if isinstance(body, BaseModel):
-        return body.model_dump_json(exclude={"weights"}).encode()
+        return body.model_dump_json().encode()
     return json.dumps(body).encode()

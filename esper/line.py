@@ -207,12 +207,12 @@ class Line:
         received = self.rooms.kasmina.receive(command, fence)
         snapshot = self.rooms.trainer.snapshot()
         with self.tally.waiting():
-            births = self.rooms.incubator.births(received.plans, snapshot)
+            births = self.rooms.incubator.births(received.plans, received.weights, snapshot)
         self.tally.incubator_flops += received.flops
         changed = self.rooms.kasmina.carry_out(command.command_id, fence, births)
         self._take(changed)
         if changed.answer.order is not None:
-            self.rooms.incubator.begin(changed.answer.order, snapshot)
+            self.rooms.incubator.begin(changed.answer.order, changed.weights, snapshot)
 
     def _sent(self, command: Command) -> Command:
         self.journal.write(Kind.COMMAND, command)
@@ -230,7 +230,7 @@ class Line:
         if answer.keep_twin:
             self.rooms.incubator.keep_twin()
         for plan in answer.plans:
-            self.journal.write(Kind.PLAN_APPLIED, self.rooms.trainer.apply(plan))
+            self.journal.write(Kind.PLAN_APPLIED, self.rooms.trainer.apply(plan, changed.weights))
         for report in answer.field_reports:
             self.store.append(report)
             self.journal.write(Kind.FIELD_REPORT, report)

@@ -75,8 +75,8 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         _watching(trainer.host, prospect.specs, shapes),
         refused_as_theirs(doing),
     ):
-        for plan in _cheapest_plans(prospect) if grows else ():
-            trainer.graft(plan)
+        for plan, blob in _cheapest_plans(prospect) if grows else ():
+            trainer.graft(plan, {plan.weights_digest: blob})
         try:
             trainer.train_to(min(STEPS, prospect.total_steps))
             _look_for_calls(trainer, shapes)
@@ -100,8 +100,8 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
         raise not_called(path, 0, trainer.step + MOST_SKIPPED)
 
 
-def _cheapest_plans(prospect: Prospect) -> Iterator[GraftPlan]:
-    """One plan for each slot, of the candidate with the fewest FLOPs, at full strength from the first step.
+def _cheapest_plans(prospect: Prospect) -> Iterator[tuple[GraftPlan, bytes]]:
+    """One plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
 
     Candidates of another shape than the slot's are left to the gate G0, which refuses each of them by name.
     """

@@ -178,7 +178,6 @@ def plan(spec: SlotSpec, ordinal: int, blueprint: str) -> GraftPlan:
         isolated=False,
         warmup_steps=1,
         asked_device="cpu",
-        weights=b"",
         weights_digest="",
     )
 

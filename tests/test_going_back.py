@@ -39,9 +39,18 @@ class Told:
             if said in self._deadly:
                 self._deadly.remove(said)
                 raise ActorLost(self._name, "killed")
-            return View() if method == "view" else said
+            match method:
+                case "view":
+                    return View()
+                case "order":
+                    return AnOrder()
+            return said
 
         return call
+
+
+class AnOrder:
+    order = weights = None
 
 
 class View:

@@ -220,7 +220,8 @@ def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn
         blueprint, blend = prospect.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=7)
         where = {"run_id": "r", "generation": 1, "command_id": "c", "run_seed": 1, "fence": 1, "step": 1}
         ours = {"ordinal": ordinal, "blend": blend, "warmup_steps": 1}
-        trainer.graft(plan_seed(how, prospect.specs[0], blueprint, **where, **ours))
+        plan, blob = plan_seed(how, prospect.specs[0], blueprint, **where, **ours)
+        trainer.graft(plan, {plan.weights_digest: blob})
     trainer.train_to(3)
     inputs = prospect.task.valid[0][0][None].repeat(4, 1)
     live, state = outputs(trainer.host.eval(), inputs), trainer.weights_sha256()

@@ -171,10 +171,10 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
     line._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
     while not any(seed.stage in LIVE for seed in line.view.seeds):
         line.round()
-    plan = host_plans(line)[-1]
+    plan, snapshot = host_plans(line)[-1], line.rooms.trainer.snapshot()
     line.back.roll_back(Tier.FAST)
     with pytest.raises(DependencyViolationError, match="generation"):
-        line.rooms.trainer.apply(plan)
+        line.rooms.trainer.apply(plan, snapshot.weights)
     with pytest.raises(CommandRejected):
         line.rooms.kasmina.receive(sent[-1], line.passed)
 

@@ -88,7 +88,8 @@ def test_a_slot_that_steps_skip_by_chance_trains_a_seed_in_the_others(tmp_path: 
 def test_isolation_is_not_said_to_be_seen_in_a_step_that_skips_the_slot() -> None:
     found = prospect()
     trainer = make_trainer(found, RunKey("r", 1, b""))
-    trainer.graft(next(_cheapest_plans(found)).model_copy(update={"isolated": True}))
+    plan, blob = next(_cheapest_plans(found))
+    trainer.graft(plan.model_copy(update={"isolated": True}), {plan.weights_digest: blob})
     forward, trainer.host.forward = trainer.host.forward, trainer.host.head.forward
     trainer.train_to(1)
     (seed,) = trainer.observe(1, {}).seeds

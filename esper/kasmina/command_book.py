@@ -1,20 +1,20 @@
 """Every command that was admitted, with its plans and its answer, for replays and for checkpoints. It admits nothing.
 
-Plans stand here without their weights. Those are kept once, by digest, while a host may need them from here; a replay
-that comes later gets them drawn again from the same random stream and held to the digest.
+Weights of plans are kept once, by digest, while a host may need them from here. For a replay that comes later they are
+drawn again from the same random stream, and their digest is compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from esper.errors import DependencyViolationError
 from esper.kasmina.admission import AdmittedCommand, readmitted
 from esper.kasmina.records import SeedRecord
-from esper.kasmina.registry_state import KeptAnswer, KeptCommand, needed_weights, shed, shed_answer
+from esper.kasmina.registry_state import KeptAnswer, KeptCommand, needed_weights
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.tensors import blob_digest
 
 
@@ -43,7 +43,7 @@ class CommandBook:
             answer=KeptAnswer.of(answer) if answer is not None else None,
         )
 
-    def restore(self, commands: Iterable[KeptCommand], weights: Mapping[str, bytes]) -> None:
+    def restore(self, commands: Iterable[KeptCommand], weights: Weights) -> None:
         """Replace all that stands here."""
         by_id = {known.command.command_id: known for known in commands}
         self._admitted = {command_id: readmitted(known.command) for command_id, known in by_id.items()}
@@ -68,58 +68,52 @@ class CommandBook:
     def __getitem__(self, command_id: str) -> AdmittedCommand:
         return self._admitted[command_id]
 
-    def enter(self, admitted: AdmittedCommand, plans: Sequence[GraftPlan], generation: int) -> None:
+    def enter(self, admitted: AdmittedCommand, plans: Sequence[GraftPlan], weights: Weights, generation: int) -> None:
         """Add a command of this generation; those that no longer count go, since it may have come in their place."""
         for forgotten in self._admitted.keys() - self.counted(generation).keys():
             del self._admitted[forgotten], self._plans[forgotten]
         command_id = admitted.command.command_id
         self._admitted[command_id] = admitted
-        self._plans[command_id] = tuple(map(shed, plans))
-        self._weights |= {plan.weights_digest: plan.weights for plan in plans}
+        self._plans[command_id] = tuple(plans)
+        self._weights |= weights
 
     def answer_with(self, command_id: str, answer: Answer) -> None:
         """Record what came of a command."""
-        self._answers[command_id] = shed_answer(answer)
+        self._answers[command_id] = answer
 
-    # -- what they led to, whole ---------------------------------------------------------------------------------
+    # -- what they led to ----------------------------------------------------------------------------------------
 
     def plans(self, command_id: str) -> tuple[GraftPlan, ...]:
-        """Of a command's candidates. Raises: see `whole`."""
-        return tuple(map(self.whole, self._plans[command_id]))
+        """Of a command's candidates."""
+        return self._plans[command_id]
 
     def plan_of(self, seed: SeedRecord) -> GraftPlan:
-        """By which a seed was put into its fork. Raises: see `whole`."""
-        return self.whole(next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id))
+        """By which a seed was put into its fork."""
+        return next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id)
 
     def answer(self, command_id: str) -> Answer | None:
-        """What came of a command; None: it was not carried out. Raises: see `whole`."""
-        answer = self._answers.get(command_id)
-        if answer is None:
-            return None
-        plans = tuple(self.whole(plan) if isinstance(plan, GraftPlan) else plan for plan in answer.plans)
-        order = self.whole_order(answer.order) if answer.order is not None else None
-        return answer.model_copy(update={"plans": plans, "order": order})
+        """What came of a command; None: it was not carried out."""
+        return self._answers.get(command_id)
 
-    def whole_order(self, order: IncubationOrder) -> IncubationOrder:
-        """An order with the weights of its plans. Raises: see `whole`."""
-        return order.model_copy(update={"plans": tuple(map(self.whole, order.plans))})
-
-    def whole(self, plan: GraftPlan) -> GraftPlan:
-        """A plan with its weights.
+    def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
+        """The weights of some plans, by digest.
 
         Raises:
             SeedBuildFailed: they had to be drawn again, and the factory raised.
             DependencyViolationError: they were drawn again and came out otherwise, as on another machine they may.
         """
+        return {plan.weights_digest: self._kept_or_drawn(plan) for plan in plans}
+
+    def _kept_or_drawn(self, plan: GraftPlan) -> bytes:
         weights = self._weights.get(plan.weights_digest)
         if weights is None:
             weights = self._draw(plan)
             if blob_digest(weights) != plan.weights_digest:
                 what = f"plan for seed {plan.seed_id}"
                 raise DependencyViolationError(what, "weights are not those digested", plan.weights_digest)
-        return plan.model_copy(update={"weights": weights})
+        return weights
 
     def forget_weights(self, order: IncubationOrder | None, seeds: Iterable[SeedRecord]) -> None:
-        """Let go of weights that nobody but a replay would ask for again; see `needed_weights`."""
+        """Drop the weights that only a replay would ask for again; see `needed_weights`."""
         needed = needed_weights(self._plans, self._answers, order, seeds)
         self._weights = {digest: blob for digest, blob in self._weights.items() if digest in needed}

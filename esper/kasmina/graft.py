@@ -20,7 +20,7 @@ from esper.kasmina.code_path import asked_path, path_of_this_call
 from esper.kasmina.isolation import reachable_parameters
 from esper.kasmina.precision import as_slot, dtype_of
 from esper.leyline.evidence import SeedObservation
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.tensors import from_bytes
 from esper.their_code import their_code
@@ -122,20 +122,23 @@ class SeedEditor:
         self._stacks: dict[str, tuple[SlotStack, RemovableHandle]] = {}
         self._seeds: dict[str, GraftedSeed] = {}
 
-    def graft(self, plan: GraftPlan) -> None:
-        """Attach a seed with the plan's weights.
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
+        """Attach a seed with the weights of the plan's digest.
 
         Raises:
-            DependencyViolationError: the slot is unknown or the seed is there already; the host is untouched.
+            DependencyViolationError: the slot is unknown, the seed is there already, or its weights are not given; the
+                host is untouched.
             SeedBuildFailed: the blueprint could not be built.
         """
         if plan.slot not in self._specs:
             raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
         if plan.seed_id in self._seeds:
             raise DependencyViolationError(f"seed {plan.seed_id}", "already grafted", plan.slot)
+        if plan.weights_digest not in weights:
+            raise DependencyViolationError(f"seed {plan.seed_id}", "weights not given", plan.weights_digest)
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
-        module.load_state_dict(from_bytes(plan.weights))
+        module.load_state_dict(from_bytes(weights[plan.weights_digest]))
         seed = GraftedSeed(module, plan, dtype_of(spec), asked_path(self._host, plan.slot))
         seed.train(self._host.training)
         if plan.slot not in self._stacks:

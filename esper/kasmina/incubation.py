@@ -19,7 +19,7 @@ from esper.kasmina.statistics import paired
 from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
 from esper.leyline.incubation import Birth, ForkResult, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.ports import Fork, ForkFactory
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.telemetry.context import span
 from esper.tensors import from_bytes
@@ -81,12 +81,17 @@ class Incubator:
 
     def __init__(self, fork: ForkFactory, specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
-        self._pending: tuple[IncubationOrder, Any] | None = None  # Any: a snapshot, see leyline's ports
+        self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None
         self._twin: Fork | None = None
         self._twin_steps = 0
 
-    def births(self, plans: Sequence[GraftPlan], snapshot: Any) -> tuple[Birth, ...]:  # Any: see leyline's ports
+    def births(
+        self,
+        plans: Sequence[GraftPlan],
+        weights: Weights,
+        snapshot: Any,  # Any: see leyline's ports
+    ) -> tuple[Birth, ...]:
         """Measure candidates before they may train, on a fork of their own that is thrown away.
 
         Raises:
@@ -94,12 +99,18 @@ class Incubator:
         """
         fork = self._fork(snapshot)
         activations = {slot: fork.activation(slot) for slot in sorted({plan.slot for plan in plans})}
-        return tuple(self._birth(fork, plan, activations[plan.slot]) for plan in plans)
+        return tuple(self._birth(fork, plan, weights, activations[plan.slot]) for plan in plans)
 
-    def _birth(self, fork: Fork, plan: GraftPlan, activation: Any) -> Birth:  # Any: torch.Tensor
+    def _birth(
+        self,
+        fork: Fork,
+        plan: GraftPlan,
+        weights: Weights,
+        activation: Any,  # Any: torch.Tensor
+    ) -> Birth:
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
-        module.load_state_dict(from_bytes(plan.weights))
+        module.load_state_dict(from_bytes(weights[plan.weights_digest]))
         seen = probe_seed(module, spec, activation, plan.blueprint_id)
         sanity = SanityProbe(
             parameters=seen.parameters,
@@ -114,24 +125,24 @@ class Incubator:
         if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
             return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=None)
         full = plan.blend.model_copy(update={"ramp_steps": 1})
-        fork.graft(plan.model_copy(update={"isolated": True, "blend": full}))
+        fork.graft(plan.model_copy(update={"isolated": True, "blend": full}), weights)
         gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
         fallbacks = _fallbacks(fork, plan.seed_id, plan.fence)
         fork.remove(plan.seed_id)
         return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=gradient, fallbacks=fallbacks)
 
-    def begin(self, order: IncubationOrder, snapshot: Any) -> None:  # Any: see leyline's ports
+    def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: see leyline's ports
         """Take an order; its result is there when `collect` returns."""
         assert self._pending is None, "one tournament is in flight per run"
-        self._pending = order, snapshot
+        self._pending = order, weights, snapshot
 
     def collect(self) -> IncubationResult:
         """Run the pending order to its end."""
         assert self._pending is not None, "nothing was begun"
-        order, snapshot = self._pending
+        order, weights, snapshot = self._pending
         self._pending = None
         with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
-            result, control = run_tournament(order, self._fork, snapshot)
+            result, control = run_tournament(order, weights, self._fork, snapshot)
         self._control = control if self._twin is None else None  # a run keeps one twin
         return result
 
@@ -155,7 +166,7 @@ class Incubator:
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see leyline's ports
         """The twin, and what the order in flight began from if that was not the host as it is at this fence."""
-        origin = self._pending[1] if self._pending is not None and self._pending[0].fence != fence else None
+        origin = self._pending[2] if self._pending is not None and self._pending[0].fence != fence else None
         twin = self._twin.snapshot() if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
@@ -186,7 +197,7 @@ def one_by_one(pieces: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def run_tournament(
-    order: IncubationOrder, fork: ForkFactory, snapshot: Any, together: Together = one_by_one
+    order: IncubationOrder, weights: Weights, fork: ForkFactory, snapshot: Any, together: Together = one_by_one
 ) -> tuple[IncubationResult, Fork]:
     """Train the control and every fork, drop the worse half at the halving, rank the rest, test the first.
 
@@ -198,7 +209,7 @@ def run_tournament(
     """
     control = _Entry(fork(snapshot))
     entries = [_Entry(fork(snapshot), plan, cost) for plan, cost in zip(order.plans, order.seed_flops, strict=True)]
-    together([partial(entry.fork.graft, plan) for entry, plan in zip(entries, order.plans, strict=True)])
+    together([partial(entry.fork.graft, plan, weights) for entry, plan in zip(entries, order.plans, strict=True)])
     running = entries
     if order.halving_step is not None:
         running = _heat(control, running, order.halving_step, order.due_fence, together)

@@ -5,7 +5,7 @@ It holds no host: evidence comes in, plans and orders go out. Everything it answ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
@@ -28,7 +28,7 @@ from esper.kasmina.incubation import PROBE_BATCHES
 from esper.kasmina.lifecycle import NEXT
 from esper.kasmina.prewarm import plan_seed
 from esper.kasmina.records import SeedRecord, tell_gate
-from esper.kasmina.registry_state import RegistryState, read_state, shed_order
+from esper.kasmina.registry_state import RegistryState, read_state
 from esper.kasmina.roster import Roster
 from esper.kasmina.settings import GrowthConfig
 from esper.kasmina.statistics import paired
@@ -72,7 +72,7 @@ class SeedManager:
         self._key, self._clock = key, clock
         self._roster = Roster(facts, limits, specs, options)
         self._book = CommandBook(self._weights_again)
-        self._order: IncubationOrder | None = None  # without weights, as in the book
+        self._order: IncubationOrder | None = None
         self._tests_used = 0
         self._violations = 0
         self._twin_kept = False
@@ -81,6 +81,7 @@ class SeedManager:
 
     def state(self) -> str:
         """All that decides what this registry will answer, as JSON; `RegistryState` says what is kept."""
+        self._forget_weights()
         commands, weights = self._book.state()
         return RegistryState(
             run_id=self._facts.run_id,
@@ -114,8 +115,18 @@ class SeedManager:
         self._twin_kept = kept.twin_kept
 
     def order(self) -> IncubationOrder | None:
-        """The order in flight, with its weights; None: there is none."""
-        return self._book.whole_order(self._order) if self._order is not None else None
+        """The order in flight; None: there is none."""
+        return self._order
+
+    def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
+        """The weights of plans that this registry gave, by digest.
+
+        Weights of the last change are kept until the next command or the next `state`. Later ones may be drawn again.
+
+        Raises:
+            SeedBuildFailed, DependencyViolationError: they could not be drawn again as they were.
+        """
+        return self._book.weights_of(plans)
 
     # -- what others may know ------------------------------------------------------------------------------------
 
@@ -170,8 +181,10 @@ class SeedManager:
         if command.command_id in ledger.bodies:
             return self._book.plans(command.command_id)
         known = [c for c in command.candidates if self._roster.known(c.slot, c.blueprint_id)]
-        plans = tuple(self._fork_plan(command, c, fence) for c in known)
-        self._book.enter(admitted, plans, self._facts.generation)
+        drawn = [self._fork_plan(command, c, fence) for c in known]
+        plans = tuple(plan for plan, _ in drawn)
+        self._forget_weights()
+        self._book.enter(admitted, plans, {plan.weights_digest: blob for plan, blob in drawn}, self._facts.generation)
         return plans
 
     def carry_out(
@@ -190,7 +203,6 @@ class SeedManager:
         with span("gate evaluate", role="kasmina", command_id=command_id, operation=str(command.operation)):
             answer = self._do(command, fence, births, observation)
         self._book.answer_with(command_id, answer)
-        self._forget_weights()
         return answer
 
     def _do(self, command: Command, fence: int, births: Sequence[Birth], observation: HostObservation | None) -> Answer:
@@ -229,9 +241,8 @@ class SeedManager:
             answer = _joined(answer, self._settle_birth(candidate.seed_id, reports, fence))
         plans = [plan for plan in self._book.plans(command.command_id) if plan.seed_id in alive]
         self._tests_used += len(plans)
-        order = self._make_order(command, fence, plans) if plans else None
-        self._order = shed_order(order) if order is not None else None
-        return answer.model_copy(update={"order": order})
+        self._order = self._make_order(command, fence, plans) if plans else None
+        return answer.model_copy(update={"order": self._order})
 
     def _judge_birth(
         self, command: Command, candidate: Candidate, birth: Birth | None, fence: int
@@ -323,7 +334,6 @@ class SeedManager:
         for seed, report in judged:
             tell_gate(report, seed)
             answer = _joined(answer, self._lose(seed, report, fence))
-        self._forget_weights()
         return answer
 
     def _accept(self, seed: SeedRecord, command: Command, fence: int) -> Answer:
@@ -444,7 +454,7 @@ class SeedManager:
     def _plan_ids(self, command_id: str) -> _PlanIds:
         return {"command_id": command_id, "run_id": self._facts.run_id, "generation": self._facts.generation}
 
-    def _fork_plan(self, command: Command, candidate: Candidate, fence: int) -> GraftPlan:
+    def _fork_plan(self, command: Command, candidate: Candidate, fence: int) -> tuple[GraftPlan, bytes]:
         return plan_seed(
             candidate,
             self._roster.specs[candidate.slot],
@@ -478,7 +488,8 @@ class SeedManager:
         """A plan's weights as they were drawn when its seed was asked for: by its pair and that fence."""
         seed = self._roster[plan.seed_id]
         candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
-        return self._fork_plan(self._book[seed.command_id].command, candidate, seed.germinated_fence).weights
+        _, weights = self._fork_plan(self._book[seed.command_id].command, candidate, seed.germinated_fence)
+        return weights
 
     def _forget_weights(self) -> None:
         self._book.forget_weights(self._order, self._roster.having((Stage.TRAINING,)))

@@ -24,15 +24,17 @@ def plan_seed(
     ordinal: int,
     blend: BlendSpec,
     warmup_steps: int,
-) -> GraftPlan:
-    """The plan that attaches a candidate to a fork; its weights follow from (run seed, slot, blueprint, fence).
+) -> tuple[GraftPlan, bytes]:
+    """The plan that attaches a candidate to a fork, and its weights.
+
+    The weights follow from (run seed, slot, blueprint, fence).
 
     Raises:
         SeedBuildFailed: the factory raised. No host was touched.
     """
     key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
     weights = to_bytes(blueprint.build(spec, seed_key=key).state_dict())
-    return GraftPlan(
+    plan = GraftPlan(
         command_id=command_id,
         run_id=run_id,
         generation=generation,
@@ -46,6 +48,6 @@ def plan_seed(
         isolated=False,
         warmup_steps=warmup_steps,
         asked_device=spec.device,
-        weights=weights,
         weights_digest=blob_digest(weights),
     )
+    return plan, weights

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from esper.kasmina.manager import SeedManager
 from esper.leyline.commands import Command
 from esper.leyline.evidence import HostObservation, ResetProbe, SampleLosses
-from esper.leyline.incubation import Answer, Birth, Changed, Compared, IncubationOrder, IncubationResult, Received
+from esper.leyline.incubation import Answer, Birth, Changed, Compared, IncubationResult, InFlight, Received
+from esper.leyline.reports import GraftPlan
 from esper.leyline.state import RegistryView
 
 
@@ -32,7 +33,7 @@ class KasminaRegistrar:
     def receive(self, command: Command, fence: int) -> Received:
         """See `Registrar`."""
         plans = self._manager.receive(command, fence)
-        return Received(plans=plans, flops=self._manager.birth_flops(plans))
+        return Received(plans=plans, weights=self._manager.weights_of(plans), flops=self._manager.birth_flops(plans))
 
     def carry_out(self, command_id: str, fence: int, births: Sequence[Birth]) -> Changed:
         """See `Registrar`."""
@@ -58,9 +59,13 @@ class KasminaRegistrar:
         """See `Registrar`. Raises: StoreCorrupt."""
         self._manager.restore(state, generation)
 
-    def order(self) -> IncubationOrder | None:
+    def order(self) -> InFlight | None:
         """See `Registrar`."""
-        return self._manager.order()
+        order = self._manager.order()
+        return InFlight(order=order, weights=self._manager.weights_of(order.plans)) if order is not None else None
 
     def _changed(self, answer: Answer, fence: int) -> Changed:
-        return Changed(answer=answer, view=self._manager.view(fence))
+        forks = answer.order.plans if answer.order is not None else ()
+        grafts = [plan for plan in answer.plans if isinstance(plan, GraftPlan)]
+        weights = self._manager.weights_of([*grafts, *forks])
+        return Changed(answer=answer, view=self._manager.view(fence), weights=weights)

@@ -1,8 +1,8 @@
 """Kasmina's registry as a value that a checkpoint carries: what decides its future, as JSON. It changes no registry.
 
 Weights stand here once, under their digest, and only while a host may still need them from here: until a command is
-carried out, a tournament has ended, and its first has been judged. Wherever else a plan is kept it stands without
-(`shed`); who replays its command gets it whole again, drawn anew from the same random stream and held to its digest.
+carried out, a tournament has ended, and its first has been judged. For a later replay of the command they are drawn
+anew from the same random stream, and their digest is compared.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ class KeptAnswer(Message):
 
     @classmethod
     def of(cls, answer: Answer) -> KeptAnswer:
-        """The answer, ready to be kept; its plans have been shed."""
+        """The answer, ready to be kept."""
         plans = tuple(_under_its_kind(plan) for plan in answer.plans)
         return cls(answer=answer.model_copy(update={"plans": ()}), plans=plans)
 
     def as_given(self) -> Answer:
-        """The answer; its plans are still shed."""
+        """The answer as it was given."""
         return self.answer.model_copy(update={"plans": tuple(kept.plan for kept in self.plans)})
 
 
@@ -86,7 +86,7 @@ class KeptCommand(Message):
 
     command: Command
     plans: tuple[GraftPlan, ...]
-    """Of its candidates, as `receive` gave them, shed."""
+    """Of its candidates, as `receive` gave them."""
     answer: KeptAnswer | None
     """None: it was not carried out."""
 
@@ -106,7 +106,7 @@ class RegistryState(Message):
     commands: tuple[KeptCommand, ...]
     """In the order in which they were admitted."""
     order: IncubationOrder | None
-    """In flight; its plans are shed."""
+    """In flight."""
     weights: dict[str, bytes]
     """By SHA-256: of every plan that may yet be measured, forked or grafted."""
     tests_used: Count
@@ -160,23 +160,6 @@ def needed_weights(
         if command_id not in answered or plan.seed_id in training
     }
     return waiting | {plan.weights_digest for plan in (order.plans if order is not None else ())}
-
-
-def shed(plan: GraftPlan) -> GraftPlan:
-    """A plan without its weights; their digest stays."""
-    return plan.model_copy(update={"weights": b""})
-
-
-def shed_order(order: IncubationOrder) -> IncubationOrder:
-    """An order whose plans have been shed."""
-    return order.model_copy(update={"plans": tuple(map(shed, order.plans))})
-
-
-def shed_answer(answer: Answer) -> Answer:
-    """An answer of which every plan has been shed."""
-    plans = tuple(shed(plan) if isinstance(plan, GraftPlan) else plan for plan in answer.plans)
-    order = shed_order(answer.order) if answer.order is not None else None
-    return answer.model_copy(update={"plans": plans, "order": order})
 
 
 def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str]) -> RegistryState:

@@ -85,11 +85,21 @@ class Answer(Message):
     """The control of the incubation just concluded lives on as the run's twin."""
 
 
+class InFlight(Message):
+    """The order of the tournament that was running when the registry's state was taken."""
+
+    order: IncubationOrder
+    weights: dict[str, bytes]
+    """Of the order's plans; see `esper.leyline.reports.Weights`."""
+
+
 class Received(Message):
     """A command was admitted."""
 
     plans: tuple[GraftPlan, ...]
     """Of the candidates that must be measured on a fork before the command is carried out; for GERMINATE alone."""
+    weights: dict[str, bytes]
+    """Of these plans; see `esper.leyline.reports.Weights`."""
     flops: int
     """Modelled FLOPs of measuring them."""
 
@@ -100,6 +110,8 @@ class Changed(Message):
     answer: Answer
     view: RegistryView
     """After the change."""
+    weights: dict[str, bytes]
+    """Of the answer's grafts and of its order's plans; see `esper.leyline.reports.Weights`."""
 
 
 class Compared(Message):

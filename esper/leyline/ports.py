@@ -19,8 +19,17 @@ from esper.leyline.evidence import (
     SampleLosses,
     SeedObservation,
 )
-from esper.leyline.incubation import Birth, Changed, Compared, IncubationOrder, IncubationResult, Received, TwinReport
-from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan
+from esper.leyline.incubation import (
+    Birth,
+    Changed,
+    Compared,
+    IncubationOrder,
+    IncubationResult,
+    InFlight,
+    Received,
+    TwinReport,
+)
+from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView, RoundState, TrainingState
@@ -40,8 +49,8 @@ class Policy(Protocol):
 class HostEditor(Protocol):
     """Kasmina's hands inside the trainer: attaches seeds to one host and detaches them without a trace."""
 
-    def graft(self, plan: GraftPlan) -> None:
-        """Attach a seed; its weights are the plan's, verified by the caller."""
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
+        """Attach a seed. The caller has verified that its weights have the plan's digest."""
         ...
 
     def join(self, seed_id: str) -> None:
@@ -100,7 +109,7 @@ class HostEditor(Protocol):
 class Fork(Protocol):
     """A host in training that is not the live one: a control, a seeded fork, or the twin."""
 
-    def graft(self, plan: GraftPlan) -> None:
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a candidate."""
         ...
 
@@ -179,8 +188,8 @@ class LiveHost(Protocol):
         """Everything that the host's future depends on; for the nursery, unseen by others."""
         ...
 
-    def apply(self, plan: HostPlan) -> GraftReceipt:
-        """Apply a plan, once."""
+    def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
+        """Apply a plan, once. Only a graft reads its weights."""
         ...
 
     def compare_with_unseeded(self, seeds: Mapping[str, str]) -> Mapping[str, ResetProbe]:
@@ -308,7 +317,7 @@ class Registrar(Protocol):
         """Become what `state` says, in a generation that is not older."""
         ...
 
-    def order(self) -> IncubationOrder | None:
+    def order(self) -> InFlight | None:
         """The order in flight, to be begun again after a restore."""
         ...
 
@@ -338,11 +347,16 @@ class Nursery(Protocol):
     fences, before the `begin` of an order that was in flight.
     """
 
-    def births(self, plans: Sequence[GraftPlan], snapshot: Any) -> Sequence[Birth]:  # Any: from LiveHost.snapshot
+    def births(
+        self,
+        plans: Sequence[GraftPlan],
+        weights: Weights,
+        snapshot: Any,  # Any: from LiveHost.snapshot
+    ) -> Sequence[Birth]:
         """Measure candidates before they may train."""
         ...
 
-    def begin(self, order: IncubationOrder, snapshot: Any) -> None:  # Any: from LiveHost.snapshot
+    def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: from LiveHost.snapshot
         """Take an order; it may run from now on, and `collect` waits for it."""
         ...
 

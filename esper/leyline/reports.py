@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Strict
 
@@ -104,7 +105,7 @@ class Plan(Message):
 
 
 class GraftPlan(Plan):
-    """Attach a seed. `weights` is what `esper.tensors.to_bytes` made; `weights_digest` is their SHA-256."""
+    """Attach a seed. Its weights travel beside the plan, as `Weights`."""
 
     slot: str
     ordinal: int
@@ -116,8 +117,14 @@ class GraftPlan(Plan):
     warmup_steps: int
     """Steps over which the seed's own learning rate rises; then cosine to the end of the run."""
     asked_device: str
-    weights: bytes
+    weights: Literal[""] = ""
+    """Always empty. Checkpoints hold the plan as JSON, and the JSON of the first versions has this key."""
     weights_digest: str
+    """SHA-256 of the seed's first weights, as `esper.tensors.to_bytes` made them."""
+
+
+Weights = Mapping[str, bytes]
+"""The first weights of seeds, as `esper.tensors.to_bytes` made them, by their SHA-256 in hex."""
 
 
 class JoinPlan(Plan):

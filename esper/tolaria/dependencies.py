@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from esper.errors import DependencyViolationError
-from esper.leyline.reports import GraftPlan, HostPlan
+from esper.leyline.reports import GraftPlan, HostPlan, Weights
 from esper.telemetry.events import Severity, reported
 from esper.tensors import blob_digest
 
 
-def check_plan(plan: HostPlan, *, run_id: str, generation: int, modules: frozenset[str]) -> None:
+def check_plan(plan: HostPlan, weights: Weights, *, run_id: str, generation: int, modules: frozenset[str]) -> None:
     """Let a plan pass, or refuse it.
 
     Raises:
         DependencyViolationError: an id is missing, the run or generation is another's, the target is not in this
-            host, or the weights are not those that were digested. The host is untouched.
+            host, or the weights are not given or not those that were digested. The host is untouched.
     """
     what = f"plan for seed {plan.seed_id or '?'}"
     checks = [
@@ -23,9 +23,15 @@ def check_plan(plan: HostPlan, *, run_id: str, generation: int, modules: frozens
         (plan.generation == generation, "another generation's", f"{plan.generation}, here {generation}"),
     ]
     if isinstance(plan, GraftPlan):
+        blob = weights.get(plan.weights_digest)
         checks += [
             (plan.slot in modules, "target not in the host", plan.slot),
-            (blob_digest(plan.weights) == plan.weights_digest, "weights are not those digested", plan.weights_digest),
+            (blob is not None, "weights not given", plan.weights_digest),
+            (
+                blob is None or blob_digest(blob) == plan.weights_digest,
+                "weights are not those digested",
+                plan.weights_digest,
+            ),
         ]
     for holds, missing, detail in checks:
         if not holds:

@@ -16,7 +16,7 @@ from esper.errors import DependencyViolationError
 from esper.extra_state import extra_states, load_extra_states, state_of
 from esper.leyline.checkpoints import CheckpointWritten, Kept
 from esper.leyline.ports import HostEditor
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, Weights
 from esper.task import Task
 from esper.tensors import from_bytes, state_digest
 from esper.their_code import their_code
@@ -61,6 +61,8 @@ class GrownHost:
         self._scheduler = build_scheduler(task, self._optimizer, settings.total_steps)
         self._seed_optimizers: dict[str, SeedOptimizer] = {}
         self._receipts: Receipts = {}
+        self._weights: dict[str, bytes] = {}
+        """First weights of every seed that was ever grafted, by digest; checkpoints hold them beside the receipts."""
         self._leaks: dict[str, tuple[str, ...]] = {}
         self._isolated: dict[str, int] = {}  # first step of each isolated seed
         self._best_round: float | None = None
@@ -74,9 +76,10 @@ class GrownHost:
 
     # -- seeds ---------------------------------------------------------------------------------------------------
 
-    def graft(self, plan: GraftPlan) -> None:
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
-        self._editor.graft(plan)
+        self._editor.graft(plan, weights)
+        self._weights[plan.weights_digest] = weights[plan.weights_digest]
         self._editor.set_training(True)  # whatever the mode of the host's root
         self._editor.set_alphas(self.step)
         if plan.isolated:
@@ -157,6 +160,7 @@ class GrownHost:
             leaks=self._leaks,
             modules=extra_states(self.host),
             data=self._data_state,
+            weights=self._weights,
         )
 
     def become(self, snapshot: HostSnapshot) -> None:
@@ -170,7 +174,7 @@ class GrownHost:
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
-        self._regrow(snapshot.topology)
+        self._regrow(snapshot.topology, snapshot.weights)
         load_tensors(self._all_tensors(), snapshot.tensors)
         load_extra_states(self.host, snapshot.modules)
         self._data_state = copied(snapshot.data, lambda tensor: tensor.clone())
@@ -185,6 +189,7 @@ class GrownHost:
             load_optimizer(optimizer.optimizer, snapshot.seed_optimizers[seed_id])
         self._best_round = snapshot.best_round
         self._receipts, self._leaks = dict(snapshot.receipts), dict(snapshot.leaks)
+        self._weights = dict(snapshot.weights)
         self._editor.observations()
         self._set_mode(training=True)
 
@@ -207,7 +212,7 @@ class GrownHost:
 
     def _is_changed(self, plan: GraftPlan) -> bool:
         """A parameter of a seed differs from what was grafted. None does where every step so far skipped the slot."""
-        grafted = from_bytes(plan.weights).values()
+        grafted = from_bytes(self._weights[plan.weights_digest]).values()
         now = [parameter.detach().cpu() for parameter in self._editor.parameters_of(plan.seed_id)]
         return not all(any(torch.equal(one, was.to(one.dtype)) for was in grafted) for one in now)
 
@@ -218,14 +223,14 @@ class GrownHost:
             total = self._settings.total_steps
             reschedule(self._task, self._host_parameters, self._optimizer, self._scheduler, self.step, total)
 
-    def _regrow(self, topology: Sequence[GraftPlan]) -> None:
+    def _regrow(self, topology: Sequence[GraftPlan], weights: Weights) -> None:
         """Graft what a topology has and remove what it has not; order in a stack is that of grafting."""
         now = self._editor.topology()
         same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(now, topology, strict=False))))
         for plan in reversed(now[same:]):
             self.remove(plan.seed_id)
         for plan in topology[same:]:
-            self.graft(plan)
+            self.graft(plan, weights)
 
     def restore(self, snapshot: HostSnapshot, generation: int) -> None:
         """Become what the snapshot was taken of, in a new generation: plans of an older one are refused from now on.

@@ -16,6 +16,7 @@ from esper.errors import StoreCorrupt, TaskError
 from esper.extra_state import state_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, RemovePlan
 from esper.task import Task
+from esper.tensors import blob_digest
 from esper.their_code import their_code
 from esper.tolaria.optim import build_optimizer, build_scheduler, stand_ins
 from esper.tolaria.snapshot import HostSnapshot
@@ -116,17 +117,17 @@ def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
         check_plain("task.optimizer", state)
     check_plain("task.scheduler", snapshot.scheduler)
     check_own_state(snapshot)
-    weights: dict[bytes, int] = {}
+    digests = _digests(snapshot)
     return {
         "step": snapshot.step,
         "fence": snapshot.fence,
         "total_steps": snapshot.total_steps,
-        "topology": [_plain_plan(plan, weights) for plan in snapshot.topology],
+        "topology": [_plain_plan(plan, digests) for plan in snapshot.topology],
         "receipts": [
-            {"plan": _plain_plan(plan, weights), "receipt": receipt.model_dump_json()}
+            {"plan": _plain_plan(plan, digests), "receipt": receipt.model_dump_json()}
             for plan, receipt in snapshot.receipts.values()
         ],
-        "weights": [torch.from_numpy(np.frombuffer(blob, np.uint8).copy()) for blob in weights],
+        "weights": [_as_tensor(snapshot.weights[digest]) for digest in digests],
         "tensors": snapshot.tensors,
         "optimizer": snapshot.optimizer,
         "scheduler": snapshot.scheduler,
@@ -145,12 +146,13 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
         StoreCorrupt: the values are not such a snapshot's.
     """
     try:
-        weights = [tensor.numpy().tobytes() for tensor in plain["weights"]]
+        blobs = [tensor.numpy().tobytes() for tensor in plain["weights"]]
+        digests = [blob_digest(blob) for blob in blobs]
         applied = [
-            (_plan_of(one["plan"], weights), GraftReceipt.model_validate_json(one["receipt"]))
+            (_plan_of(one["plan"], digests), GraftReceipt.model_validate_json(one["receipt"]))
             for one in plain["receipts"]
         ]
-        topology = tuple(_plan_of(one, weights) for one in plain["topology"])
+        topology = tuple(_plan_of(one, digests) for one in plain["topology"])
         if not all(isinstance(plan, GraftPlan) for plan in topology):
             raise ValueError("a topology holds grafts only")
         return HostSnapshot(
@@ -167,6 +169,7 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
             leaks={_of(str, name): tuple(_of(str, one) for one in names) for name, names in plain["leaks"].items()},
             modules=_added(plain, "modules"),
             data=_added(plain, "data"),
+            weights=dict(zip(digests, blobs, strict=True)),
         )
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise StoreCorrupt("snapshot", f"is no snapshot of a host: {error!r}") from error
@@ -181,18 +184,28 @@ def topology_digest(topology: Sequence[GraftPlan]) -> str:
     return digest.hexdigest()
 
 
-def _plain_plan(plan: HostPlan, weights: dict[bytes, int]) -> dict[str, Any]:
-    """A plan as JSON; its weights, which may be large, as their number among all weights."""
-    if not isinstance(plan, GraftPlan):
-        return {"kind": type(plan).__name__, "json": plan.model_dump_json(), "weights": None}
-    number = weights.setdefault(plan.weights, len(weights))
-    bare = plan.model_copy(update={"weights": b""})
-    return {"kind": GraftPlan.__name__, "json": bare.model_dump_json(), "weights": number}
+def _digests(snapshot: HostSnapshot) -> list[str]:
+    """Digests of the weights of all grafts in a snapshot, each once, in the order in which they are written."""
+    plans = (*snapshot.topology, *(plan for plan, _ in snapshot.receipts.values()))
+    return list(dict.fromkeys(plan.weights_digest for plan in plans if isinstance(plan, GraftPlan)))
 
 
-def _plan_of(plain: Mapping[str, Any], weights: Sequence[bytes]) -> HostPlan:
+def _plain_plan(plan: HostPlan, digests: Sequence[str]) -> dict[str, Any]:
+    """A plan as JSON, and the number of its weights among all weights."""
+    number = digests.index(plan.weights_digest) if isinstance(plan, GraftPlan) else None
+    return {"kind": type(plan).__name__, "json": plan.model_dump_json(), "weights": number}
+
+
+def _plan_of(plain: Mapping[str, Any], digests: Sequence[str]) -> HostPlan:
+    """The plan that `_plain_plan` was given. Raises: ValueError: its weights have another digest than it says."""
     plan: HostPlan = _PLANS[plain["kind"]].model_validate_json(plain["json"])
-    return plan if plain["weights"] is None else plan.model_copy(update={"weights": weights[plain["weights"]]})
+    if isinstance(plan, GraftPlan) and digests[plain["weights"]] != plan.weights_digest:
+        raise ValueError(f"weights of seed {plan.seed_id} are not those digested as {plan.weights_digest}")
+    return plan
+
+
+def _as_tensor(blob: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(blob, np.uint8).copy())
 
 
 def _of(kind: type, value: Any) -> Any:  # Any: whatever was in the file

@@ -46,6 +46,8 @@ class HostSnapshot:
     """By module path: what the module's own `get_extra_state` returned."""
     data: dict[str, Any] = field(default_factory=dict)
     """By shard: what the `state_dict` of its data set returned after the last training batch was drawn."""
+    weights: dict[str, bytes] = field(default_factory=dict)
+    """First weights of the seeds in `topology` and `receipts`, by digest; see `esper.leyline.reports.Weights`."""
 
     def mapped(self, each: Callable[[Tensor], Tensor]) -> HostSnapshot:
         """The same snapshot with `each(tensor)` for every tensor; nothing else in it is shared with this one."""
@@ -59,6 +61,7 @@ class HostSnapshot:
             leaks=dict(self.leaks),
             modules=copied(self.modules, each),
             data=copied(self.data, each),
+            weights=dict(self.weights),
         )
 
     def all_tensors(self) -> list[Tensor]:

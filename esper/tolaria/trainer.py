@@ -20,7 +20,7 @@ from esper.extra_state import extra_states, extra_states_kept, state_of
 from esper.heartbeat import beat
 from esper.leyline.evidence import GradientProbe, HostObservation, ResetProbe, SampleLosses
 from esper.leyline.ports import HostEditor
-from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan
+from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, Weights
 from esper.leyline.stages import Stage
 from esper.leyline.state import TrainingState
 from esper.process_state import check_process
@@ -416,7 +416,7 @@ class Trainer(GrownHost):
 
     # -- changing the host at a fence ----------------------------------------------------------------------------
 
-    def apply(self, plan: HostPlan) -> GraftReceipt:
+    def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
         """Apply a plan once; the same plan again gives the stored receipt and has no effect.
 
         Raises:
@@ -425,7 +425,8 @@ class Trainer(GrownHost):
         """
         faults.point("tolaria.apply")
         with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
-            check_plan(plan, run_id=self._settings.run_id, generation=self._settings.generation, modules=self._layers())
+            run_id, generation = self._settings.run_id, self._settings.generation
+            check_plan(plan, weights, run_id=run_id, generation=generation, modules=self._layers())
             key = (plan.command_id, plan.seed_id)
             if key in self._receipts:
                 known, receipt = self._receipts[key]
@@ -434,7 +435,7 @@ class Trainer(GrownHost):
                     error = DependencyViolationError(what, missing)
                     raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
                 return receipt
-            self._change(plan)
+            self._change(plan, weights)
             receipt = GraftReceipt(
                 command_id=plan.command_id,
                 seed_id=plan.seed_id,
@@ -445,9 +446,9 @@ class Trainer(GrownHost):
             self._receipts[key] = (plan, receipt)
             return receipt
 
-    def _change(self, plan: HostPlan) -> None:
+    def _change(self, plan: HostPlan, weights: Weights) -> None:
         if isinstance(plan, GraftPlan):
-            self.graft(plan)
+            self.graft(plan, weights)
         elif isinstance(plan, JoinPlan):
             self._editor.join(plan.seed_id)
             self._isolated.pop(plan.seed_id, None)

@@ -130,9 +130,13 @@ def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteNursery]]:
         nursery.join()
 
 
+DRAWN: dict[str, bytes] = {}
+"""The weights of every plan that was made here, by digest."""
+
+
 def plans_for(prospect: Prospect, fence: int, step: int, names: Sequence[str]) -> tuple[GraftPlan, ...]:
     (spec,) = prospect.specs
-    return tuple(
+    made = [
         plan_seed(
             Candidate(slot="body", blueprint_id=name, seed_id=f"seed-{fence}-{number}"),
             spec,
@@ -148,7 +152,9 @@ def plans_for(prospect: Prospect, fence: int, step: int, names: Sequence[str]) -
             warmup_steps=2,
         )
         for number, name in enumerate(names)
-    )
+    ]
+    DRAWN.update({plan.weights_digest: blob for plan, blob in made})
+    return tuple(plan for plan, _ in made)
 
 
 def order_of(plans: Sequence[GraftPlan], first: int, halving: int | None = 10) -> IncubationOrder:
@@ -173,8 +179,8 @@ def growth(prospect: Prospect, nursery: Any, wrap: Callable[[Any], Any]) -> list
     for fence, names in ((1, ["norm", "bursting", "mlp", "low_rank"]), (2, ["mlp", "norm"])):
         live.train_to(fence * 20)
         plans, snapshot = plans_for(prospect, fence, fence * 20, names), wrap(live.snapshot())
-        answers.append(tuple(nursery.births(plans, snapshot)))
-        nursery.begin(order_of(plans, fence * 20), snapshot)
+        answers.append(tuple(nursery.births(plans, DRAWN, snapshot)))
+        nursery.begin(order_of(plans, fence * 20), DRAWN, snapshot)
         if fence == 2:
             nursery.advance_twin(60)
         answers.append(nursery.collect())
@@ -218,7 +224,7 @@ def test_any_number_of_managers_answers_as_one_process(
 def test_a_diverging_candidate_is_out_and_ends_no_manager(prospect: Prospect, nursery_of: Any) -> None:
     managers, live = [LocalManager(prospect) for _ in range(2)], make_trainer(prospect, KEY)
     nursery, plans = nursery_of(managers), plans_for(prospect, 0, 0, ["bursting", "mlp"])
-    nursery.begin(order_of(plans, 0, halving=None), [live.snapshot()])
+    nursery.begin(order_of(plans, 0, halving=None), DRAWN, [live.snapshot()])
     burst, other = nursery.collect().forks
     assert (burst.rank, other.rank) == (None, 1)
     assert burst.steps < other.steps == 20
@@ -232,7 +238,7 @@ def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, nursery_
             return super().ask(method, *arguments, **where)
 
     nursery, live = nursery_of([Diverging(prospect)]), make_trainer(prospect, KEY)
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     with pytest.raises(DivergenceUnrecoverable):
         nursery.collect()
 
@@ -317,7 +323,7 @@ def test_forks_of_a_tournament_that_is_done_again_are_closed_first(prospect: Pro
     managers = [Counting(prospect, calls, 9) for _ in range(3)]
     nursery = nursery_of(managers, replace)
     plans = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
-    nursery.begin(order_of(plans, 0), [live.snapshot()])
+    nursery.begin(order_of(plans, 0), DRAWN, [live.snapshot()])
     assert len(nursery.collect().forks) == 5
     assert (len(replaced), max(held)) == (1, 2)  # six forks over three managers
 
@@ -332,7 +338,7 @@ def test_a_death_of_somebody_else_is_not_answered_here(prospect: Prospect, nurse
 
     nursery, live = nursery_of([Misled(prospect)], replace), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost, match="gcs_server"):
-        nursery.births(plans_for(prospect, 0, 0, ["mlp"]), [live.snapshot()])
+        nursery.births(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------
@@ -348,7 +354,7 @@ def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, nursery_of: 
         return sorted(name for manager in managers for name in manager.forks())
 
     def tournament() -> None:
-        nursery.begin(order_of(plans, 0), snapshot)
+        nursery.begin(order_of(plans, 0), DRAWN, snapshot)
         nursery.collect()
 
     tournament()
@@ -363,7 +369,7 @@ def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, nursery_of: 
 def test_a_fork_is_made_once(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = LocalManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     nursery.collect()
     assert [method for method, _ in manager.asked].count("open") == 3
 
@@ -397,7 +403,7 @@ class HeldManager(LocalManager):
 def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)  # nobody has asked for the result yet
     assert live.train_to(20)  # and the live host goes on
     manager.let_go()
@@ -408,7 +414,7 @@ def test_the_twin_runs_ahead_and_is_waited_for_where_it_is_needed(prospect: Pros
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     manager.let_go()
     nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     nursery.collect()
     nursery.keep_twin()
     manager.released.clear()
@@ -429,9 +435,9 @@ def test_the_twin_runs_ahead_and_is_waited_for_where_it_is_needed(prospect: Pros
 def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, nursery_of: Any) -> None:
     nursery, live = nursery_of([LocalManager(prospect)]), make_trainer(prospect, KEY)
     order, snapshot = order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()]
-    nursery.begin(order, snapshot)
+    nursery.begin(order, DRAWN, snapshot)
     with pytest.raises(AssertionError, match="one tournament is in flight"):
-        nursery.begin(order, snapshot)
+        nursery.begin(order, DRAWN, snapshot)
 
 
 def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nursery_of: Any, tmp_path: Path) -> None:
@@ -444,8 +450,8 @@ def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nurs
     nursery, live = nursery_of([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
     plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm"]), [live.snapshot()]
     with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
-        nursery.births(plans, snapshot)
-        nursery.begin(order_of(plans, 0), snapshot)
+        nursery.births(plans, DRAWN, snapshot)
+        nursery.begin(order_of(plans, 0), DRAWN, snapshot)
         nursery.collect()
         assert len(traces) > 10
         assert set(traces) == {trace_id()}
@@ -457,7 +463,7 @@ def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nurs
 def test_what_a_manager_raises_surfaces_at_collect_and_not_before(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([LocalManager(prospect), manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     manager.end()
     with pytest.raises(ActorLost, match="kasmina: killed"):
@@ -469,14 +475,14 @@ def test_what_a_manager_raises_at_a_birth_surfaces_there(prospect: Prospect, nur
     lost.end()
     nursery, live = nursery_of([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost):
-        nursery.births(plans_for(prospect, 0, 0, ["mlp", "norm"]), [live.snapshot()])
+        nursery.births(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
 
 
 def test_a_twin_that_is_lost_surfaces_where_it_is_needed(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     manager.let_go()
     nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     nursery.collect()
     nursery.keep_twin()
     manager.end()
@@ -488,7 +494,7 @@ def test_a_twin_that_is_lost_surfaces_where_it_is_needed(prospect: Prospect, nur
 def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
     before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = RemoteNursery([manager], nobody_comes)  # type: ignore[list-item]
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), [live.snapshot()])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     nursery.close()
     manager.end()

@@ -83,12 +83,16 @@ def editor(host, body_spec) -> SeedEditor:
     return SeedEditor(host, {"body": body_spec}, registry())
 
 
+DRAWN: dict[str, bytes] = {}
+"""The weights of every plan that was made here, by digest."""
+
+
 @pytest.fixture
 def plan(body_spec) -> Callable[..., GraftPlan]:
     """A plan that asks for full alpha from step 0 on, isolated."""
 
     def make(name: str = "scale", number: int = 0, *, blueprints: Registry | None = None, **changes: Any) -> GraftPlan:
-        made = plan_seed(
+        made, blob = plan_seed(
             Candidate(slot="body", blueprint_id=name, seed_id=f"seed-{number}"),
             body_spec,
             (blueprints or registry()).get(name),
@@ -102,6 +106,7 @@ def plan(body_spec) -> Callable[..., GraftPlan]:
             blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
             warmup_steps=1,
         )
+        DRAWN[made.weights_digest] = blob
         return made.model_copy(update={"isolated": True} | changes)
 
     return make
@@ -129,7 +134,7 @@ def assert_same(before: dict[str, object], after: dict[str, object]) -> None:
 
 def graft_all(editor: SeedEditor, *plans: GraftPlan) -> None:
     for one in plans:
-        editor.graft(one)
+        editor.graft(one, DRAWN)
     editor.set_alphas(0)
 
 
@@ -223,7 +228,7 @@ def test_alpha_follows_each_plans_own_ramp(host, editor, plan):
 def test_a_ramp_that_has_ended_has_reached_its_target_in_every_dtype(body_spec, plan, target, dtype):
     host = tiny_host().to(dtype)
     editor = SeedEditor(host, {"body": body_spec.model_copy(update={"dtype": str(dtype)})}, registry())
-    editor.graft(plan("add", blend=BlendSpec(mode="RESIDUAL", ramp_steps=3, alpha_target=target)))
+    editor.graft(plan("add", blend=BlendSpec(mode="RESIDUAL", ramp_steps=3, alpha_target=target)), DRAWN)
     editor.set_alphas(1)
     (short,) = editor.observations()
     assert short.alpha < short.alpha_target
@@ -246,7 +251,7 @@ def test_a_sequential_may_be_a_slot():
     )
     expected = host[2](host[1](host[0](X)) + 3)
     before, editor = host(X), SeedEditor(host, {"1": spec}, registry())
-    made = plan_seed(
+    made, blob = plan_seed(
         Candidate(slot="1", blueprint_id="add", seed_id="seed-0"),
         spec,
         registry().get("add"),
@@ -260,7 +265,8 @@ def test_a_sequential_may_be_a_slot():
         blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
         warmup_steps=1,
     )
-    graft_all(editor, made)
+    editor.graft(made, {made.weights_digest: blob})
+    editor.set_alphas(0)
     torch.testing.assert_close(host(X), expected)
     editor.remove("seed-0")
     assert torch.equal(host(X), before)
@@ -310,7 +316,7 @@ def test_a_host_is_rebuilt_from_its_topology_and_tensors(host, editor, plan, bod
     other = tiny_host()
     again: HostEditor = SeedEditor(other, {"body": body_spec}, registry())
     for one in editor.topology():
-        again.graft(one)
+        again.graft(one, DRAWN)
     with torch.no_grad():
         for name, tensor in again.tensors().items():
             tensor.copy_(editor.tensors()[name])
@@ -408,24 +414,28 @@ def test_only_what_trains_is_a_parameter(host, body_spec, plan):
 def test_a_graft_that_cannot_be_done_leaves_the_host_untouched(host, editor, plan, body_spec):
     before = state_of(host)
     with pytest.raises(DependencyViolationError, match="slot not known"):
-        editor.graft(plan(slot="tail"))
+        editor.graft(plan(slot="tail"), DRAWN)
+    with pytest.raises(DependencyViolationError, match="weights not given"):
+        editor.graft(plan(), {})
 
     def broken() -> nn.Module:
         raise RuntimeError("no such luck")
 
     with pytest.raises(SeedBuildFailed) as caught:
-        SeedEditor(host, {"body": body_spec}, registry(scale_2=Scale, broken=broken)).graft(plan(blueprint_id="broken"))
+        SeedEditor(host, {"body": body_spec}, registry(scale_2=Scale, broken=broken)).graft(
+            plan(blueprint_id="broken"), DRAWN
+        )
     assert isinstance(caught.value.__cause__, RuntimeError)
     weights = to_bytes({"weight": torch.zeros(8)})
     with pytest.raises(RuntimeError, match="unit"):
-        editor.graft(plan(weights=weights, weights_digest=blob_digest(weights)))
+        editor.graft(plan(weights_digest=blob_digest(weights)), {blob_digest(weights): weights})
     assert_same(before, state_of(host))
 
 
 def test_a_seed_is_grafted_once(host, editor, plan):
     graft_all(editor, plan("add"))
     with pytest.raises(DependencyViolationError, match="already grafted"):
-        editor.graft(plan("add"))
+        editor.graft(plan("add"), DRAWN)
     torch.testing.assert_close(host.body(X), tiny_host().body(X) + 3)
 
 

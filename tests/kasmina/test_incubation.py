@@ -36,8 +36,12 @@ RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 GROWTH = tiny_config().growth
 
 
+DRAWN: dict[str, bytes] = {}
+"""The weights of every plan that was made here, by digest."""
+
+
 def make_plan(spec: SlotSpec, name: str, number: int, step: int, blueprints: Registry = BLUEPRINTS) -> GraftPlan:
-    return plan_seed(
+    made, blob = plan_seed(
         Candidate(slot=spec.path, blueprint_id=name, seed_id=f"seed-{number}"),
         spec,
         blueprints.get(name),
@@ -51,6 +55,8 @@ def make_plan(spec: SlotSpec, name: str, number: int, step: int, blueprints: Reg
         blend=BlendSpec(mode="RESIDUAL", ramp_steps=GROWTH.probe_ramp_steps),
         warmup_steps=GROWTH.probe_warmup_steps,
     )
+    DRAWN[made.weights_digest] = blob
+    return made
 
 
 def make_order(plans: Sequence[GraftPlan], *, first: int, last: int, halving: int | None = None) -> IncubationOrder:
@@ -104,7 +110,7 @@ def test_the_control_is_the_live_host_to_the_bit(prospect, fresh, fork):
     snapshot, (spec,) = live.snapshot(), prospect.specs
     order = make_order([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], first=20, last=40)
 
-    _, control = run_tournament(order, fork, snapshot)
+    _, control = run_tournament(order, DRAWN, fork, snapshot)
 
     assert live.train_to(40) != ()
     assert control.weights_sha256() == live.weights_sha256()
@@ -122,8 +128,8 @@ def test_a_tournament_does_not_touch_the_snapshot_and_gives_the_same_result_in_a
     def backwards(pieces: Sequence[Callable[[], Any]], /) -> list[Any]:
         return [piece() for piece in reversed(pieces)][::-1]
 
-    first, _ = run_tournament(order, fork, snapshot)
-    second, _ = run_tournament(order, fork, snapshot, backwards)
+    first, _ = run_tournament(order, DRAWN, fork, snapshot)
+    second, _ = run_tournament(order, DRAWN, fork, snapshot, backwards)
 
     assert first == second
     assert fork(snapshot).weights_sha256() == live.weights_sha256()
@@ -135,8 +141,8 @@ def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(prospect, fr
     live.train_to(20)
     plan, snapshot = make_plan(spec, "mlp", 0, 20), live.snapshot()
     seeded = fork(snapshot)
-    seeded.graft(plan)
-    live.graft(plan)
+    seeded.graft(plan, DRAWN)
+    live.graft(plan, DRAWN)
     assert seeded.train_to(35) == live.train_to(35)
     assert seeded.weights_sha256() == live.weights_sha256()
 
@@ -146,7 +152,7 @@ def test_a_birth_is_measured_at_full_alpha_and_leaves_the_live_host_alone(prospe
     live.train_to(20)
     before, incubator = live.weights_sha256(), Incubator(fork, {"body": spec}, BLUEPRINTS)
 
-    births = incubator.births([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], live.snapshot())
+    births = incubator.births([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], DRAWN, live.snapshot())
 
     assert [birth.seed_id for birth in births] == ["seed-0", "seed-1"]
     for birth in births:
@@ -159,7 +165,7 @@ def test_a_birth_is_measured_at_full_alpha_and_leaves_the_live_host_alone(prospe
     norms = []
     for plan in (ramped, ramped.model_copy(update={"blend": full})):
         by_hand = fork(live.snapshot())
-        by_hand.graft(plan)
+        by_hand.graft(plan, DRAWN)
         norms.append(by_hand.probe_gradients("seed-2", 2).norm)
     assert births[0].gradient.norm == norms[1] > 2 * norms[0]
 
@@ -176,7 +182,7 @@ def test_births_of_one_command_do_not_see_each_other():
     prospect = survey(tiny_task(), tiny_config(), loud)
     (spec,), snapshot = prospect.specs, prospect.trainer(RUN, 1, "kasmina", never).snapshot()
     plans = [make_plan(spec, "loud", number, 0, loud) for number in range(2)]
-    one, other = Incubator(fork_of(prospect), {"body": spec}, loud).births(plans, snapshot)
+    one, other = Incubator(fork_of(prospect), {"body": spec}, loud).births(plans, DRAWN, snapshot)
     assert one.gradient == other.gradient
 
 
@@ -184,7 +190,7 @@ def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(prospect, fresh,
     (spec,) = prospect.specs
     blueprints = own(narrow=lambda _: nn.Linear(8, 4))
     incubator = Incubator(fork, {"body": spec}, blueprints)
-    (birth,) = incubator.births([make_plan(spec, "narrow", 0, 0, blueprints)], fresh().snapshot())
+    (birth,) = incubator.births([make_plan(spec, "narrow", 0, 0, blueprints)], DRAWN, fresh().snapshot())
     assert birth.sanity.output_shape == (4,)
     assert birth.gradient is None
 
@@ -200,8 +206,8 @@ def test_a_candidate_that_runs_otherwise_than_asked_is_found_at_its_birth_and_in
     fork = fork_of(survey(tiny_task(), tiny_config(), blueprints))
     for name in ("compiled", "honest"):
         plan = make_plan(spec, name, 0, 0, blueprints)
-        (birth,) = Incubator(fork, {"body": spec}, blueprints).births([plan], fresh().snapshot())
-        result, _ = run_tournament(make_order([plan], first=0, last=4), fork, fresh().snapshot())
+        (birth,) = Incubator(fork, {"body": spec}, blueprints).births([plan], DRAWN, fresh().snapshot())
+        result, _ = run_tournament(make_order([plan], first=0, last=4), DRAWN, fork, fresh().snapshot())
         ran.append((birth.fallbacks, result.forks[0].fallbacks))
     assert ran == [(("path compiled, asked eager",),) * 2, ((),) * 2]
 
@@ -211,13 +217,13 @@ def test_a_candidate_that_cannot_run_is_blamed(prospect, fresh, fork):
     blueprints = own(wrong=lambda _: nn.Linear(7, 8))
     incubator = Incubator(fork, {"body": spec}, blueprints)
     with pytest.raises(SeedBuildFailed, match="wrong at body"):
-        incubator.births([make_plan(spec, "wrong", 0, 0, blueprints)], fresh().snapshot())
+        incubator.births([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
 
 
 def test_a_kept_control_lives_on_as_the_twin(prospect, fresh, fork):
     live, (spec,) = fresh(), prospect.specs
     incubator = Incubator(fork, {"body": spec}, BLUEPRINTS)
-    incubator.begin(make_order([make_plan(spec, "mlp", 0, 0)], first=0, last=10), live.snapshot())
+    incubator.begin(make_order([make_plan(spec, "mlp", 0, 0)], first=0, last=10), DRAWN, live.snapshot())
     incubator.collect()
     incubator.keep_twin()
     incubator.advance_twin(30)
@@ -237,7 +243,8 @@ class GradedFork:
         self.gains, self.bursts_at = gains, bursts_at or {}
         self.name, self.step, self.asked = "", 0, []
 
-    def graft(self, plan: GraftPlan) -> None:
+    def graft(self, plan: GraftPlan, weights: Mapping[str, bytes]) -> None:
+        del weights
         self.name = plan.seed_id
 
     def train_to(self, step: int) -> tuple[float, ...]:
@@ -271,7 +278,7 @@ class Ground:
         return self.forks[-1]
 
     def run(self, order: IncubationOrder) -> IncubationResult:
-        result, control = run_tournament(order, self.fork, "snapshot")
+        result, control = run_tournament(order, {}, self.fork, "snapshot")
         assert control is self.forks[0]
         return result
 
@@ -291,7 +298,6 @@ def graded_plan(seed_id: str, slot: str = "body", name: str = "mlp") -> GraftPla
         isolated=False,
         warmup_steps=1,
         asked_device="cpu",
-        weights=b"",
         weights_digest="",
     )
 
@@ -515,7 +521,7 @@ def test_without_g0_the_peeking_cheater_would_pass_for_a_winner():
     assert (spec.kind, spec.causal, spec.samples_independent) == (SlotKind.NTC, True, True)
     order = make_order([make_plan(spec, "peek", 0, 0)], first=0, last=60)
 
-    result, _ = run_tournament(order, fork_of(prospect), prospect.trainer(RUN, 1, "kasmina", never).snapshot())
+    result, _ = run_tournament(order, DRAWN, fork_of(prospect), prospect.trainer(RUN, 1, "kasmina", never).snapshot())
 
     assert by_id(result, "seed-0").gate.z > 2 * prospect.g2_limit()
 
@@ -526,7 +532,7 @@ def test_an_honest_convolution_in_time_passes_where_the_peeking_one_does_not(use
     users_own.add(Blueprint("causal", (SlotKind.NTC,), 0.0, lambda spec: ntc.conv_mlp(8, 3, spec.causal)))
     incubator = Incubator(fork_of(prospect), {"body": spec}, users_own)
     plans = [make_plan(spec, name, number, 0) for number, name in enumerate(("causal", "peek", "gossip"))]
-    honest, peek, gossip = incubator.births(plans, prospect.trainer(RUN, 1, "kasmina", never).snapshot())
+    honest, peek, gossip = incubator.births(plans, DRAWN, prospect.trainer(RUN, 1, "kasmina", never).snapshot())
     assert (honest.sanity.causality_leak, honest.sanity.sample_leak) == (0.0, 0.0)
     assert peek.sanity.causality_leak > 1e-3
     assert peek.sanity.sample_leak == 0.0

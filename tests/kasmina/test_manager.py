@@ -228,8 +228,8 @@ def test_the_whole_life_of_a_winner(life, told):
     (graft,) = accepted.plans
     assert isinstance(graft, GraftPlan)
     assert (graft.start_step, graft.ordinal, graft.isolated, graft.blend.ramp_steps) == (20, 0, True, 30)
-    assert graft.weights == born.order.plans[0].weights
-    assert graft.weights_digest == blob_digest(graft.weights)
+    assert graft.weights_digest == born.order.plans[0].weights_digest
+    assert graft.weights_digest == blob_digest(life.manager.weights_of([graft])[graft.weights_digest])
     assert accepted.keep_twin
     assert life.state(0).has_twin
     assert not life.state(0).compares_with_twin
@@ -297,7 +297,7 @@ def test_the_whole_life_of_a_replica_that_does_no_harm(life):
     assert measured["z"] == 8.0  # the winner's
     assert not accepted.keep_twin  # there is one already
     assert (winner.plans[0].ordinal, accepted.plans[0].ordinal) == (0, 1)
-    assert accepted.plans[0].weights != winner.plans[0].weights  # drawn anew, at another fence
+    assert accepted.plans[0].weights_digest != winner.plans[0].weights_digest  # drawn anew, at another fence
     for fence in (5, 6, 7, 8):
         life.compare(fence, 0.0)
         for seed in life.seeds(fence).values():
@@ -751,7 +751,9 @@ def test_an_order_may_span_rounds_or_end_before_they_do(begin):
 
 def test_weights_follow_from_seed_place_and_fence_and_not_from_the_run_or_its_ids(begin):
     def weights(fence: int, seed_id: str, name: str = "mlp") -> dict[str, Any]:
-        return from_bytes(begin().germinate(fence, (seed_id, name)).order.plans[0].weights)
+        life = begin()
+        (plan,) = life.germinate(fence, (seed_id, name)).order.plans
+        return from_bytes(life.manager.weights_of([plan])[plan.weights_digest])
 
     def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
         return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +19,7 @@ from esper.kasmina.blueprints import BLUEPRINTS, Blueprint, Registry
 from esper.kasmina.facts import RunFacts
 from esper.kasmina.manager import SeedManager
 from esper.kasmina.records import Graft, SeedRecord
+from esper.kasmina.registrar import KasminaRegistrar
 from esper.kasmina.registry_state import RegistryState
 from esper.kasmina.roster import Roster
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
@@ -183,7 +184,9 @@ class Run:
         if fence in COMMANDED:
             self.command(fence, Operation.CULL, seed_id=COMMANDED[fence])
         self.look(fence)
-        self.told.append((fence, "order", plain(self.manager.order())))
+        order = self.manager.order()
+        self.told.append((fence, "order", plain(order)))
+        self.told.append((fence, "weights", self.manager.weights_of(order.plans if order is not None else ())))
 
     def look(self, fence: int) -> RegistryView:
         """The registry after the pause, as the run tells of it."""
@@ -209,17 +212,20 @@ class Run:
         self.wait()
         command = self.signed(fence, operation, **fields)
         plans = self.manager.receive(command, fence)
+        weights = self.manager.weights_of(plans)
         self.wait()
         if command.generation != self.generation:
             with pytest.raises(CommandRejected, match="old_generation"):
                 self.manager.carry_out(command.command_id, fence, (), None)
             command = self.signed(fence, operation, **fields)
             assert plain(self.manager.receive(command, fence)) == plain(plans)
+            assert self.manager.weights_of(plans) == weights
         births = [self.birth(plan.seed_id) for plan in plans]
         answer = self.manager.carry_out(command.command_id, fence, births, self.observation(fence))
         assert {plan.generation for plan in answer.plans} <= {self.generation}
         assert {report.generation for report in answer.field_reports} <= {self.generation}
         self.told += [(fence, "receive", plain(plans)), (fence, "carry_out", plain(answer))]
+        self.told += [(fence, "weights", weights), (fence, "weights", weights_with(self.manager, answer))]
 
     def signed(self, fence: int, operation: Operation, **fields: Any) -> Command:
         named = f"{fence}/{operation}/{fields.get('seed_id')}"
@@ -420,20 +426,27 @@ def a_record(seed_id: str) -> SeedRecord:
 # -- the ledger --------------------------------------------------------------------------------------------------
 
 
+def weights_with(manager: SeedManager, answer: Answer) -> dict[str, bytes]:
+    """The weights of an answer's grafts and of its order."""
+    grafts = [plan for plan in answer.plans if isinstance(plan, GraftPlan)]
+    return manager.weights_of([*grafts, *(answer.order.plans if answer.order is not None else ())])
+
+
 class Recording(Run):
-    """A run that remembers every command with its fence, its plans and its answer, as they were first given."""
+    """A run that remembers every command with its fence, plans, answer and weights, as they were first given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.given: list[tuple[Command, int, tuple[GraftPlan, ...], Answer]] = []
+        self.given: list[tuple[Command, int, tuple[GraftPlan, ...], Answer, list[dict[str, bytes]]]] = []
 
     def command(self, fence: int, operation: Operation, **fields: Any) -> None:
         command = self.signed(fence, operation, **fields)
         plans = self.manager.receive(command, fence)
+        weights = self.manager.weights_of(plans)
         answer = self.manager.carry_out(
             command.command_id, fence, [self.birth(plan.seed_id) for plan in plans], self.observation(fence)
         )
-        self.given.append((command, fence, plans, answer))
+        self.given.append((command, fence, plans, answer, [weights, weights_with(self.manager, answer)]))
 
 
 @pytest.fixture(scope="module")
@@ -443,18 +456,27 @@ def recorded() -> Recording:
     return run
 
 
+def as_digested(manager: SeedManager, plans: Sequence[GraftPlan]) -> bool:
+    """Whether the manager has each plan's weights, and they have the plan's digest."""
+    return {digest: blob_digest(blob) for digest, blob in manager.weights_of(plans).items()} == {
+        plan.weights_digest: plan.weights_digest for plan in plans
+    }
+
+
 def answers_as_given(manager: SeedManager, recorded: Recording) -> bool:
     return all(
-        manager.receive(command, fence) == plans and manager.carry_out(command.command_id, fence, (), None) == answer
-        for command, fence, plans, answer in recorded.given
+        manager.receive(command, fence) == plans
+        and manager.carry_out(command.command_id, fence, (), None) == answer
+        and [manager.weights_of(plans), weights_with(manager, answer)] == weights
+        for command, fence, plans, answer, weights in recorded.given
     )
 
 
 def test_every_command_gets_its_answer_again_however_late_and_nothing_comes_of_it(recorded):
     before = recorded.manager.state()
-    grafts = [plan for _, _, _, answer in recorded.given for plan in answer.plans if isinstance(plan, GraftPlan)]
+    grafts = [plan for _, _, _, answer, _ in recorded.given for plan in answer.plans if isinstance(plan, GraftPlan)]
     assert len(grafts) == 5  # a, d, g, i, k
-    assert all(blob_digest(plan.weights) == plan.weights_digest for plan in grafts)
+    assert as_digested(recorded.manager, grafts)
     assert answers_as_given(recorded.manager, recorded)
     assert recorded.manager.state() == before
 
@@ -469,23 +491,23 @@ def test_a_manager_moved_within_its_generation_still_gives_every_answer_again(re
 def test_a_join_and_a_removal_come_back_as_what_they_are(recorded):
     manager = fresh_manager(1, recorded.clock, recorded.key)
     manager.restore(recorded.manager.state(), 1)
-    kinds = {type(plan) for c, f, _, _ in recorded.given for plan in manager.carry_out(c.command_id, f, (), None).plans}
+    kinds = {type(plan) for c, f, *_ in recorded.given for plan in manager.carry_out(c.command_id, f, (), None).plans}
     assert kinds == {GraftPlan, JoinPlan, RemovePlan}
-    for command, fence, _, answer in recorded.given:
+    for command, fence, _, answer, _ in recorded.given:
         again = manager.carry_out(command.command_id, fence, (), None)
         assert list(map(type, again.plans)) == list(map(type, answer.plans))
 
 
 def test_signed_bytes_survive_the_state(recorded):
     again = {known.command.command_id: signed_bytes(known.command) for known in kept(recorded).commands}
-    assert again == {command.command_id: signed_bytes(command) for command, _, _, _ in recorded.given}
+    assert again == {command.command_id: signed_bytes(command) for command, *_ in recorded.given}
 
 
 def test_after_a_restore_commands_of_the_older_generation_are_refused_and_leave_no_trace(recorded, told, telemetry):
     manager = fresh_manager(2, recorded.clock, recorded.key)
     manager.restore(recorded.manager.state(), 2)
     before = manager.state()
-    for command, fence, _, _ in recorded.given:
+    for command, fence, *_ in recorded.given:
         with pytest.raises(CommandRejected, match="old_generation"):
             manager.receive(command, fence)
         with pytest.raises(CommandRejected, match="old_generation"):
@@ -539,7 +561,7 @@ def test_the_order_in_flight_is_begun_again_in_the_new_generation_and_its_older_
             "plans": tuple(plan.model_copy(update={"generation": 4}) for plan in order.plans),
         }
     )
-    assert all(blob_digest(plan.weights) == plan.weights_digest for plan in again.plans)
+    assert as_digested(run.manager, again.plans)
     before = run.manager.state()
     with pytest.raises(EvidenceMissing, match="in flight"):
         run.manager.conclude(late, 2)
@@ -557,7 +579,7 @@ def test_a_graft_carries_the_new_generation_though_its_fork_was_of_the_old_one()
     run.manager.receive(command, 2)
     (plan,) = run.manager.carry_out(command.command_id, 2, (), None).plans
     assert plan.generation == 3
-    assert blob_digest(plan.weights) == plan.weights_digest
+    assert as_digested(run.manager, [plan])
 
 
 def test_without_a_tournament_there_is_no_order(untouched):
@@ -630,7 +652,10 @@ def test_the_state_does_not_grow_by_the_weights_of_tournaments_that_have_ended()
         run.command(fence, Operation.GERMINATE, candidates=candidates)
         state, plan = run.manager.state(), run.manager.order().plans[0]
         assert len(kept(run).weights) == 1  # the same pair at the same fence: the same weights, once
-        assert state.count(base64.urlsafe_b64encode(plan.weights[:30_000]).decode()) == 1
+        assert (
+            state.count(base64.urlsafe_b64encode(run.manager.weights_of([plan])[plan.weights_digest][:30_000]).decode())
+            == 1
+        )
         assert len(state) > 500_000
         run.manager.conclude(run.result(fence + 1), fence + 1)
         run.command(fence + 1, Operation.ADVANCE, seed_id=f"{fence}.0", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
@@ -647,14 +672,30 @@ def test_weights_that_are_drawn_again_and_come_out_otherwise_are_no_answer():
     candidates = (Candidate(seed_id="a", slot="body", blueprint_id="large"),)
     command = run.signed(1, Operation.GERMINATE, candidates=candidates)
     plans = run.manager.receive(command, 1)
+    weights = run.manager.weights_of(plans)
     run.manager.carry_out(command.command_id, 1, [run.birth("a")], None)
     run.manager.conclude(run.result(2), 2)
     run.command(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
 
+    kept(run)
     assert run.manager.receive(command, 2) == plans
+    assert run.manager.weights_of(plans) == weights
     widths[0] = 11
     with pytest.raises(DependencyViolationError, match="weights are not those digested"):
-        run.manager.receive(command, 2)
+        run.manager.weights_of(run.manager.receive(command, 2))
+
+
+def test_a_graft_gets_the_weights_that_were_kept_for_it_and_no_others_are_drawn():
+    widths = [10]
+    run = Run()
+    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints(widths))
+    run.command(1, Operation.GERMINATE, candidates=(Candidate(seed_id="a", slot="body", blueprint_id="large"),))
+    weights = run.manager.weights_of(run.manager.order().plans)
+    run.manager.conclude(run.result(2), 2)
+    widths[0] = 11  # as on another machine, where the same stream may give other weights
+    command = run.signed(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+    changed = KasminaRegistrar(run.manager).advance(command, 2, run.observation(2))
+    assert changed.weights == weights
 
 
 # -- figures -----------------------------------------------------------------------------------------------------

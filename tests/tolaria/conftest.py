@@ -56,11 +56,17 @@ def make_prospect() -> Callable[..., Prospect]:
 
 
 @pytest.fixture
-def make_plan() -> Callable[..., GraftPlan]:
+def drawn() -> dict[str, bytes]:
+    """The weights of the plans that `make_plan` made, by digest."""
+    return {}
+
+
+@pytest.fixture
+def make_plan(drawn: dict[str, bytes]) -> Callable[..., GraftPlan]:
     """A sound plan for one seed in the slot "body"; any field may be another."""
 
     def make(prospect: Prospect, blueprint: str = "mlp", *, step: int = 20, **changes: Any) -> GraftPlan:
-        plan = plan_seed(
+        plan, blob = plan_seed(
             Candidate(slot="body", blueprint_id=blueprint, seed_id="seed-1"),
             prospect.specs[0],
             prospect.blueprints.get(blueprint),
@@ -74,6 +80,7 @@ def make_plan() -> Callable[..., GraftPlan]:
             blend=BlendSpec(mode="RESIDUAL", ramp_steps=4),
             warmup_steps=3,
         )
+        drawn[plan.weights_digest] = blob
         return plan.model_copy(update=changes)
 
     return make

@@ -79,12 +79,12 @@ def content(fence: int = 1, step: int = 20, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trainer(make_prospect: MakeProspect, make_plan: MakePlan) -> Trainer:
+def trainer(make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
     """A host in training with a seed."""
     prospect = make_prospect()
     trainer = prospect.trainer(RUN, 1, "tolaria", never)
     trainer.run_round(1, 20)
-    trainer.apply(make_plan(prospect))
+    trainer.apply(make_plan(prospect), drawn)
     trainer.train_to(25)
     return trainer
 

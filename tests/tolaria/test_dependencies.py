@@ -9,7 +9,7 @@ import pytest
 
 from esper.errors import DependencyViolationError
 from esper.leyline.commands import BlendSpec
-from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
+from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan, Weights
 from esper.telemetry import Telemetry
 from esper.tensors import blob_digest
 from esper.tolaria.dependencies import check_plan
@@ -25,15 +25,15 @@ GRAFT = GraftPlan(
     isolated=True,
     warmup_steps=3,
     asked_device="cpu",
-    weights=b"weights",
     weights_digest=blob_digest(b"weights"),
 )
+WEIGHTS = {blob_digest(b"weights"): b"weights"}
 PLANS = [GRAFT, JoinPlan(**IDS), RemovePlan(**IDS)]
 KINDS = ["graft", "join", "remove"]
 
 
-def check(plan: HostPlan) -> None:
-    check_plan(plan, run_id="run", generation=3, modules=frozenset({"body", "head"}))
+def check(plan: HostPlan, weights: Weights = WEIGHTS) -> None:
+    check_plan(plan, weights, run_id="run", generation=3, modules=frozenset({"body", "head"}))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=KINDS)
@@ -65,18 +65,19 @@ def test_any_plan_without_its_ids_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("changed", "missing"),
+    ("changed", "weights", "missing"),
     [
-        ({"slot": "bodies"}, "target not in the host"),
-        ({"slot": ""}, "target not in the host"),
-        ({"weights": b"weights!"}, "weights are not those digested"),
-        ({"weights_digest": ""}, "weights are not those digested"),
+        ({"slot": "bodies"}, WEIGHTS, "target not in the host"),
+        ({"slot": ""}, WEIGHTS, "target not in the host"),
+        ({}, {blob_digest(b"weights"): b"weights!"}, "weights are not those digested"),
+        ({}, {}, "weights not given"),
+        ({"weights_digest": ""}, WEIGHTS, "weights not given"),
     ],
 )
 def test_a_graft_without_its_target_or_its_weights_is_refused(
-    changed: dict[str, Any], missing: str, told: Callable[[], list[str]]
+    changed: dict[str, Any], weights: Weights, missing: str, told: Callable[[], list[str]]
 ) -> None:
     with pytest.raises(DependencyViolationError) as caught:
-        check(GRAFT.model_copy(update=changed))
+        check(GRAFT.model_copy(update=changed), weights)
     assert caught.value.missing == missing
     assert told() == ["dependency_violation"]

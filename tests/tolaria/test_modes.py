@@ -131,11 +131,11 @@ def test_the_dry_run_sees_samples_mixed_only_by_a_norm_that_trains(make_prospect
 
 
 def test_a_seed_trains_also_where_the_root_of_its_host_is_frozen(
-    make_prospect: MakeProspect, make_plan: Callable[..., GraftPlan]
+    make_prospect: MakeProspect, make_plan: Callable[..., GraftPlan], drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=all_but_the_head_frozen)
     trainer = prospect.trainer("run", 1, "tolaria", never)
-    trainer.graft(make_plan(prospect, step=0))
+    trainer.graft(make_plan(prospect, step=0), drawn)
     stack, _ = trainer._editor._stacks["body"]
     assert not trainer.host.training
     assert all(module.training for module in stack.seeds[0].modules())

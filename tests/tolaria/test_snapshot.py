@@ -101,20 +101,20 @@ def command(
 
 
 @pytest.fixture
-def grow(make_plan: MakePlan) -> Callable[[Prospect], Trainer]:
+def grow(make_plan: MakePlan, drawn: dict[str, bytes]) -> Callable[[Prospect], Trainer]:
     """A host at step 20, in the middle of things: one seed joined, one isolated and in its ramp, one come and gone."""
 
     def make(prospect: Prospect) -> Trainer:
         trainer = live_trainer(prospect)
         trainer.run_round(1, 8)
-        trainer.apply(make_plan(prospect, step=8, isolated=True, seed_id="first", command_id="c1"))
-        trainer.apply(make_plan(prospect, step=8, seed_id="gone", command_id="c2", ordinal=1))
+        trainer.apply(make_plan(prospect, step=8, isolated=True, seed_id="first", command_id="c1"), drawn)
+        trainer.apply(make_plan(prospect, step=8, seed_id="gone", command_id="c2", ordinal=1), drawn)
         trainer.train_to(12)
-        trainer.apply(command(RemovePlan, "gone", "c3"))
-        trainer.apply(command(JoinPlan, "first", "c4"))
+        trainer.apply(command(RemovePlan, "gone", "c3"), {})
+        trainer.apply(command(JoinPlan, "first", "c4"), {})
         trainer.train_to(18)
         second = {"step": 18, "isolated": True, "seed_id": "second", "command_id": "c5", "ordinal": 2}
-        trainer.apply(make_plan(prospect, "low_rank", **second))
+        trainer.apply(make_plan(prospect, "low_rank", **second), drawn)
         trainer.train_to(20)
         return trainer
 
@@ -124,31 +124,31 @@ def grow(make_plan: MakePlan) -> Callable[[Prospect], Trainer]:
 # -- ways that a host can go astray, and ways back ---------------------------------------------------------------
 
 
-def only_train(trainer: Trainer, plan: GraftPlan) -> None:
-    del plan
+def only_train(trainer: Trainer, plan: GraftPlan, drawn: dict[str, bytes]) -> None:
+    del plan, drawn
     trainer.run_round(2, 27)
 
 
-def join(trainer: Trainer, plan: GraftPlan) -> None:
-    only_train(trainer, plan)
-    trainer.apply(command(JoinPlan, "second", "c6"))
+def join(trainer: Trainer, plan: GraftPlan, drawn: dict[str, bytes]) -> None:
+    only_train(trainer, plan, drawn)
+    trainer.apply(command(JoinPlan, "second", "c6"), {})
     trainer.train_to(29)
 
 
-def graft(trainer: Trainer, plan: GraftPlan) -> None:
-    trainer.apply(plan)
-    only_train(trainer, plan)
+def graft(trainer: Trainer, plan: GraftPlan, drawn: dict[str, bytes]) -> None:
+    trainer.apply(plan, drawn)
+    only_train(trainer, plan, drawn)
 
 
-def remove_first_and_graft(trainer: Trainer, plan: GraftPlan) -> None:
-    trainer.apply(command(RemovePlan, "first", "c7"))
-    graft(trainer, plan)
+def remove_first_and_graft(trainer: Trainer, plan: GraftPlan, drawn: dict[str, bytes]) -> None:
+    trainer.apply(command(RemovePlan, "first", "c7"), {})
+    graft(trainer, plan, drawn)
 
 
-def remove_all(trainer: Trainer, plan: GraftPlan) -> None:
-    trainer.apply(command(RemovePlan, "second", "c6"))
-    trainer.apply(command(RemovePlan, "first", "c7"))
-    only_train(trainer, plan)
+def remove_all(trainer: Trainer, plan: GraftPlan, drawn: dict[str, bytes]) -> None:
+    trainer.apply(command(RemovePlan, "second", "c6"), {})
+    trainer.apply(command(RemovePlan, "first", "c7"), {})
+    only_train(trainer, plan, drawn)
 
 
 def through_a_blob(snapshot: HostSnapshot) -> HostSnapshot:
@@ -187,6 +187,7 @@ def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
     grow: Callable[[Prospect], Trainer],
     recipe: str,
     astray: Callable[..., None],
+    drawn: dict[str, bytes],
     back: Callable[..., Trainer],
 ) -> None:
     prospect = make_prospect(model=RestlessHost, **RECIPES[recipe])
@@ -196,7 +197,7 @@ def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
     before = bits(kept)
     assert before == bits(undisturbed)
 
-    astray(trainer, make_plan(prospect, step=20, seed_id="third", command_id="c9", ordinal=3))
+    astray(trainer, make_plan(prospect, step=20, seed_id="third", command_id="c9", ordinal=3), drawn)
     assert bits(trainer) != before
     returned = back(trainer, prospect, kept)
 
@@ -208,7 +209,7 @@ def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
 
 
 def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
-    make_prospect: MakeProspect, make_plan: MakePlan, grow: Callable[[Prospect], Trainer]
+    make_prospect: MakeProspect, make_plan: MakePlan, grow: Callable[[Prospect], Trainer], drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     trainer = grow(prospect)
@@ -217,7 +218,7 @@ def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
     for generation in (2, 3, 4):
         losses.append(trainer.train_to(26))
         third = {"seed_id": "third", "command_id": "c9", "ordinal": 3, "generation": generation - 1}
-        trainer.apply(make_plan(prospect, step=26, **third))
+        trainer.apply(make_plan(prospect, step=26, **third), drawn)
         trainer.train_to(30)
         told = trainer.roll_back(generation)
 
@@ -236,13 +237,13 @@ def measured(kept: Kept | None) -> dict[str, Any]:
 
 
 def test_a_seed_that_is_rolled_back_leaves_no_trace_in_the_host(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     trainer = live_trainer(prospect)
     trainer.train_to(10)
     trainer.keep(1)
-    trainer.apply(make_plan(prospect, step=10))
+    trainer.apply(make_plan(prospect, step=10), drawn)
     trainer.train_to(15)
     trainer.roll_back(2)
 
@@ -290,38 +291,40 @@ def test_what_a_round_is_compared_with_comes_back_too(make_prospect: MakeProspec
 
 
 def test_a_plan_that_was_rolled_back_can_come_again_with_another_body(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
     trainer.keep(0)
-    trainer.apply(make_plan(prospect, step=0))
+    trainer.apply(make_plan(prospect, step=0), drawn)
     trainer.roll_back(2)
 
     again = make_plan(prospect, step=0, generation=2, isolated=True)
-    assert trainer.apply(again).generation == 2
-    assert trainer.apply(again) == trainer.apply(again)
+    assert trainer.apply(again, drawn).generation == 2
+    assert trainer.apply(again, drawn) == trainer.apply(again, drawn)
 
 
 def test_a_plan_that_was_applied_before_the_checkpoint_is_not_applied_again(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect()
     trainer, fresh = live_trainer(prospect), live_trainer(prospect)
     plan = make_plan(prospect, step=0)
-    receipt = trainer.apply(plan)
+    receipt = trainer.apply(plan, drawn)
     trainer.train_to(5)
     fresh.restore(through_a_blob(trainer.snapshot()), 1)
     before = bits(fresh)
 
-    assert fresh.apply(plan) == receipt
+    assert fresh.apply(plan, drawn) == receipt
     assert bits(fresh) == before
 
 
-def test_a_leak_that_was_seen_is_known_after_a_restore(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_a_leak_that_was_seen_is_known_after_a_restore(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect()
     trainer, fresh = live_trainer(prospect), live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0, isolated=True))
+    trainer.apply(make_plan(prospect, step=0, isolated=True), drawn)
     leaking = replace(trainer.snapshot(), leaks={"seed-1": ("head.weight",)})
     fresh.restore(through_a_blob(leaking), 1)
 
@@ -336,11 +339,11 @@ def test_a_leak_that_was_seen_is_known_after_a_restore(make_prospect: MakeProspe
 
 
 def test_what_was_seen_of_a_seed_is_counted_anew_after_a_rollback(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0))
+    trainer.apply(make_plan(prospect, step=0), drawn)
     trainer.train_to(5)
     trainer.keep(1)
     trainer.train_to(10)
@@ -370,7 +373,7 @@ def test_isolation_is_audited_at_the_same_steps_after_a_restore(
 
 
 def test_a_plan_of_the_generation_before_a_rollback_is_refused(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
@@ -378,8 +381,8 @@ def test_a_plan_of_the_generation_before_a_rollback_is_refused(
     trainer.roll_back(2)
 
     with pytest.raises(DependencyViolationError, match="another generation's"):
-        trainer.apply(make_plan(prospect, step=0))
-    assert trainer.apply(make_plan(prospect, step=0, generation=2)).generation == 2
+        trainer.apply(make_plan(prospect, step=0), drawn)
+    assert trainer.apply(make_plan(prospect, step=0, generation=2), drawn).generation == 2
 
 
 def test_a_rollback_to_a_generation_that_is_not_newer_is_refused(make_prospect: MakeProspect) -> None:
@@ -413,7 +416,7 @@ def addresses(snapshot: HostSnapshot) -> Counter[int]:
 
 
 def test_the_arena_is_allocated_once_and_grows_by_what_a_seed_adds(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     trainer = live_trainer(prospect)
@@ -427,7 +430,7 @@ def test_the_arena_is_allocated_once_and_grows_by_what_a_seed_adds(
     assert addresses(arena.held.snapshot) == first
     assert not first & addresses(trainer._view())
 
-    trainer.apply(make_plan(prospect, step=10))
+    trainer.apply(make_plan(prospect, step=10), drawn)
     trainer.train_to(15)
     trainer.keep(3)
     assert first <= addresses(arena.held.snapshot)
@@ -473,10 +476,12 @@ def test_a_tensor_that_would_be_broadcast_or_converted_is_refused_before_anythin
     assert bits(trainer) == before
 
 
-def test_a_snapshot_without_the_seeds_own_tensors_is_refused(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_a_snapshot_without_the_seeds_own_tensors_is_refused(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0))
+    trainer.apply(make_plan(prospect, step=0), drawn)
     snapshot = trainer.snapshot()
     (left_out,) = [name for name in snapshot.tensors if name.endswith("alpha")]
     del snapshot.tensors[left_out]
@@ -485,10 +490,12 @@ def test_a_snapshot_without_the_seeds_own_tensors_is_refused(make_prospect: Make
         live_trainer(prospect).become(snapshot)
 
 
-def test_a_snapshot_without_a_seeds_optimizer_is_refused(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_a_snapshot_without_a_seeds_optimizer_is_refused(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0))
+    trainer.apply(make_plan(prospect, step=0), drawn)
 
     with pytest.raises(DependencyViolationError, match="optimizers differ"):
         live_trainer(prospect).become(replace(trainer.snapshot(), seed_optimizers={}))
@@ -534,8 +541,9 @@ def test_the_plain_form_holds_nothing_that_a_weights_only_load_would_refuse(
 
     assert foreign(to_plain(snapshot)) is None
     assert bits(through_a_blob(snapshot)) == bits(snapshot)
-    blobs = {plan.weights for plan, _ in snapshot.receipts.values() if isinstance(plan, GraftPlan)}
-    assert len(to_plain(snapshot)["weights"]) == len(blobs)  # once each, though topology and receipts both name them
+    digests = {plan.weights_digest for plan, _ in snapshot.receipts.values() if isinstance(plan, GraftPlan)}
+    assert snapshot.weights.keys() == digests
+    assert len(to_plain(snapshot)["weights"]) == len(digests)  # once each, though topology and receipts both name them
 
 
 def test_snapshots_beside_the_trainers_come_back_as_snapshots(make_prospect: MakeProspect) -> None:

@@ -110,12 +110,14 @@ def same_command(plan: GraftPlan, kind: type[JoinPlan | RemovePlan], command_id:
 # -- the same bits -----------------------------------------------------------------------------------------------
 
 
-def test_the_same_run_twice_ends_with_the_same_weights(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_the_same_run_twice_ends_with_the_same_weights(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     def weights(run_seed: int) -> str:
         prospect = make_prospect(model=RestlessHost, run__seed=run_seed)
         trainer = live_trainer(prospect)
         trainer.train_to(20)
-        trainer.apply(make_plan(prospect))
+        trainer.apply(make_plan(prospect), drawn)
         trainer.train_to(40)
         return trainer.weights_sha256()
 
@@ -125,14 +127,14 @@ def test_the_same_run_twice_ends_with_the_same_weights(make_prospect: MakeProspe
 
 @pytest.mark.parametrize("recipe", OPTIMIZERS)
 def test_a_fork_ends_with_the_very_bits_of_the_live_host(
-    make_prospect: MakeProspect, make_plan: MakePlan, recipe: str
+    make_prospect: MakeProspect, make_plan: MakePlan, recipe: str, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost, **OPTIMIZERS[recipe])
     live = live_trainer(prospect)
     live.train_to(15)
-    live.apply(make_plan(prospect, step=15, isolated=True))
+    live.apply(make_plan(prospect, step=15, isolated=True), drawn)
     live.train_to(17)  # in the middle of the ramp
-    live.apply(make_plan(prospect, "low_rank", step=17, seed_id="seed-2", command_id="command-2", ordinal=1))
+    live.apply(make_plan(prospect, "low_rank", step=17, seed_id="seed-2", command_id="command-2", ordinal=1), drawn)
     live.train_to(18)
     fork = fork_of(live, prospect)
     assert changes(live, fork) == []
@@ -143,14 +145,16 @@ def test_a_fork_ends_with_the_very_bits_of_the_live_host(
     assert live.sample_losses("gate", 2) == fork.sample_losses("gate", 2)
 
 
-def test_a_fork_of_a_joined_seed_is_not_isolated(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_a_fork_of_a_joined_seed_is_not_isolated(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect()
     live = live_trainer(prospect)
     plan = make_plan(prospect, step=0, isolated=True)
-    live.apply(plan)
+    live.apply(plan, drawn)
     live.train_to(5)
     alone = fork_of(live, prospect)
-    live.apply(same_command(plan, JoinPlan, "command-2"))
+    live.apply(same_command(plan, JoinPlan, "command-2"), {})
     joined = fork_of(live, prospect)
 
     for trainer in (live, alone, joined):
@@ -160,11 +164,11 @@ def test_a_fork_of_a_joined_seed_is_not_isolated(make_prospect: MakeProspect, ma
 
 
 def test_a_snapshot_shares_no_memory_with_its_host_or_with_a_fork(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     live = live_trainer(prospect)
-    live.apply(make_plan(prospect, step=0))
+    live.apply(make_plan(prospect, step=0), drawn)
     live.train_to(5)
     snapshot = live.snapshot()
     before = copy.deepcopy(vars(snapshot))
@@ -214,12 +218,14 @@ def test_without_seeds_it_is_a_bare_pytorch_loop_to_the_bit(
     assert trainer.weights_sha256() == state_digest(model.state_dict())
 
 
-def test_looking_at_a_host_does_not_change_what_becomes_of_it(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_looking_at_a_host_does_not_change_what_becomes_of_it(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect(model=RestlessHost)
     looked_at, left_alone = live_trainer(prospect), live_trainer(prospect)
     for trainer in (looked_at, left_alone):
         trainer.train_to(10)
-        trainer.apply(make_plan(prospect, step=10))
+        trainer.apply(make_plan(prospect, step=10), drawn)
         trainer.train_to(15)
     before = state(looked_at)
 
@@ -299,7 +305,7 @@ def test_a_model_with_state_that_is_no_tensor_is_refused(make_prospect: MakePros
 
 
 def test_the_hosts_moments_and_schedule_never_notice_that_it_grew(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(**OPTIMIZERS["SGD with momentum and one cycle of rate and momentum"])
     grown, bare = live_trainer(prospect), live_trainer(prospect)
@@ -307,7 +313,7 @@ def test_the_hosts_moments_and_schedule_never_notice_that_it_grew(
         trainer.train_to(20)
     before = state(grown)
 
-    grown.apply(make_plan(prospect))
+    grown.apply(make_plan(prospect), drawn)
 
     assert differences(state(grown)["optimizer"], before["optimizer"]) == []
     assert grown.snapshot().scheduler == before["scheduler"]
@@ -320,7 +326,7 @@ def test_the_hosts_moments_and_schedule_never_notice_that_it_grew(
 
 
 def test_a_seed_that_is_removed_before_it_trained_leaves_no_trace(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     grown, bare = live_trainer(prospect), live_trainer(prospect)
@@ -329,39 +335,39 @@ def test_a_seed_that_is_removed_before_it_trained_leaves_no_trace(
     plan = make_plan(prospect)
     receipts = {}
     for applied in (plan, same_command(plan, RemovePlan, "command-2")):
-        receipts[applied.command_id, applied.seed_id] = applied, grown.apply(applied)
+        receipts[applied.command_id, applied.seed_id] = applied, grown.apply(applied, drawn)
 
-    untouched = {**state(bare), "receipts": receipts}  # all that is left of it
+    untouched = {**state(bare), "receipts": receipts, "weights": drawn}  # all that is left of it
     assert changes(untouched, grown) == []
     assert grown.train_to(40) == bare.train_to(40)
-    assert changes({**state(bare), "receipts": receipts}, grown) == []
+    assert changes({**state(bare), "receipts": receipts, "weights": drawn}, grown) == []
 
 
-def test_a_plan_is_applied_once(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_a_plan_is_applied_once(make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
     trainer.train_to(20)
     plan = make_plan(prospect)
-    receipt = trainer.apply(plan)
+    receipt = trainer.apply(plan, drawn)
     trainer.train_to(25)
     before = state(trainer)
 
-    assert trainer.apply(plan) == receipt
+    assert trainer.apply(plan, drawn) == receipt
     assert changes(before, trainer) == []
     assert (receipt.step, receipt.parameters) == (20, trainer.parameter_count())
     assert receipt.parameters > prospect.host_parameters
 
 
 def test_a_known_id_with_another_body_is_refused_and_told(
-    make_prospect: MakeProspect, make_plan: MakePlan, told: Callable[[], list[str]]
+    make_prospect: MakeProspect, make_plan: MakePlan, told: Callable[[], list[str]], drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0))
+    trainer.apply(make_plan(prospect, step=0), drawn)
     before = state(trainer)
 
     with pytest.raises(DependencyViolationError, match="another body"):
-        trainer.apply(make_plan(prospect, step=0, isolated=True))
+        trainer.apply(make_plan(prospect, step=0, isolated=True), drawn)
     assert changes(before, trainer) == []
     assert told() == ["dependency_violation"]
 
@@ -378,7 +384,7 @@ def test_a_known_id_with_another_body_is_refused_and_told(
     ],
 )
 def test_a_plan_that_is_refused_leaves_the_host_untouched(
-    make_prospect: MakeProspect, make_plan: MakePlan, changed: dict[str, Any], why: str
+    make_prospect: MakeProspect, make_plan: MakePlan, changed: dict[str, Any], why: str, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
@@ -386,7 +392,7 @@ def test_a_plan_that_is_refused_leaves_the_host_untouched(
     before = state(trainer)
 
     with pytest.raises(DependencyViolationError, match=why):
-        trainer.apply(make_plan(prospect, step=5, **changed))
+        trainer.apply(make_plan(prospect, step=5, **changed), drawn)
     assert changes(before, trainer) == []
     assert not trainer.host.body._forward_hooks
 
@@ -395,12 +401,12 @@ def test_a_plan_that_is_refused_leaves_the_host_untouched(
 
 
 def test_probing_gradients_leaves_no_gradient_and_no_changed_bit(
-    make_prospect: MakeProspect, make_plan: MakePlan
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     fork = live_trainer(prospect)
     fork.train_to(20)
-    fork.graft(make_plan(prospect, isolated=True))
+    fork.graft(make_plan(prospect, isolated=True), drawn)
     before = state(fork)
 
     probe = fork.probe_gradients("seed-1", 2)
@@ -441,11 +447,11 @@ def leaking(make_prospect: MakeProspect) -> Prospect:
 
 
 def test_a_seed_whose_gradient_reaches_the_host_is_found_by_the_probe(
-    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
 ) -> None:
     prospect = leaking(make_prospect)
     fork = live_trainer(prospect)
-    fork.graft(make_plan(prospect, "leaky", step=0, isolated=True))
+    fork.graft(make_plan(prospect, "leaky", step=0, isolated=True), drawn)
     assert fork.probe_gradients("seed-1", 1).reachable_host_parameters == ()
 
     monkeypatch.setattr(Leaky, "borrowed", [fork.host.get_parameter("head.weight")])
@@ -474,7 +480,9 @@ def test_evaluation_on_another_device_is_told_as_such_and_ends_in_training_mode(
     live.train_to(2)
 
 
-def test_layers_are_those_that_the_host_has_at_the_fence(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_layers_are_those_that_the_host_has_at_the_fence(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect()
     live = live_trainer(prospect)
     assert live.observe(2, {}).registered_layers == ("body", "head")
@@ -483,17 +491,17 @@ def test_layers_are_those_that_the_host_has_at_the_fence(make_prospect: MakePros
     del live.host.body
     assert live.observe(4, {}).registered_layers == ("head", "spare")
     with pytest.raises(DependencyViolationError, match="body"):
-        live.apply(make_plan(prospect, step=0))
+        live.apply(make_plan(prospect, step=0), drawn)
 
 
 def test_of_several_seeds_that_leak_each_is_found_and_one_that_does_not_is_blamed_for_none(
-    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
 ) -> None:
     prospect = leaking(make_prospect)
     live = live_trainer(prospect)
     for number, name in enumerate(("leaky", "mlp", "leaky")):
         plan = make_plan(prospect, name, step=0, isolated=True)
-        live.graft(plan.model_copy(update={"seed_id": f"seed-{number}", "ordinal": number}))
+        live.graft(plan.model_copy(update={"seed_id": f"seed-{number}", "ordinal": number}), drawn)
     monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
     assert live.probe_gradients("seed-1", 1).reachable_host_parameters == ()
     live.train_to(1)
@@ -506,11 +514,12 @@ def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
     make_plan: MakePlan,
     monkeypatch: pytest.MonkeyPatch,
     told: Callable[[], list[str]],
+    drawn: dict[str, bytes],
 ) -> None:
     prospect = leaking(make_prospect)
     live = live_trainer(prospect)
     live.train_to(3)
-    live.apply(make_plan(prospect, "leaky", step=3, isolated=True))
+    live.apply(make_plan(prospect, "leaky", step=3, isolated=True), drawn)
     monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
     live.train_to(6)  # step 4 is audited
 
@@ -526,14 +535,14 @@ def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
 
 
 @pytest.fixture
-def reset_host(make_prospect: MakeProspect, make_plan: MakePlan) -> Trainer:
+def reset_host(make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
     """A host from which a trained seed was removed."""
     prospect = make_prospect(model=RestlessHost)
     live = live_trainer(prospect)
     plan = make_plan(prospect, step=0)
-    live.apply(plan)
+    live.apply(plan, drawn)
     live.train_to(10)
-    live.apply(same_command(plan, RemovePlan, "command-2"))
+    live.apply(same_command(plan, RemovePlan, "command-2"), {})
     return live
 
 
@@ -547,10 +556,12 @@ def test_a_host_whose_seed_was_removed_equals_one_that_never_had_it(reset_host: 
     assert probe.names_equal
 
 
-def test_a_seed_that_is_still_there_is_found(make_prospect: MakeProspect, make_plan: MakePlan) -> None:
+def test_a_seed_that_is_still_there_is_found(
+    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+) -> None:
     prospect = make_prospect()
     live = live_trainer(prospect)
-    live.apply(make_plan(prospect, step=0))
+    live.apply(make_plan(prospect, step=0), drawn)
     (probe,) = live.compare_with_unseeded({"seed-1": "body"}).values()
 
     assert probe.seed_left
@@ -616,10 +627,15 @@ def faulty(make_prospect: MakeProspect, **changed: Any) -> tuple[Trainer, Faulty
 
 @pytest.mark.parametrize("what", ["loss", "gradient_norm"])
 def test_what_is_not_finite_stops_the_run_before_any_parameter_changes(
-    make_prospect: MakeProspect, make_plan: MakePlan, telemetry: Telemetry, told: Callable[[], list[str]], what: str
+    make_prospect: MakeProspect,
+    make_plan: MakePlan,
+    telemetry: Telemetry,
+    told: Callable[[], list[str]],
+    what: str,
+    drawn: dict[str, bytes],
 ) -> None:
     trainer, loss, prospect = faulty(make_prospect)
-    trainer.apply(make_plan(prospect, step=0))
+    trainer.apply(make_plan(prospect, step=0), drawn)
     trainer.train_to(7)  # the ramp has ended: alpha stays
     before = state(trainer)
     loss.breaks = what
