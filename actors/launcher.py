@@ -1,28 +1,28 @@
-"""A run across processes, begun or gone on with, as `esper.loop` has it in one. The same line, the same bits."""
+"""A run across processes, begun or gone on with, as `esper.flow.in_process` in one. The same line, the same bits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from actors.bootstrap import EmbeddedRay
-from actors.conductor import bring_up, fault_points
+from actors.bring_up import bring_up, fault_points
 from actors.desk import CONDUCTOR
-from actors.source import SentProspect
+from actors.embedded_ray import EmbeddedRay
+from actors.task_transport import SentProspect
 from esper import faults
-from esper.clock import SystemClock
-from esper.conducting import Conductor
-from esper.config import RunConfig
-from esper.loading import load
-from esper.process_state import process_state
-from esper.progress import Progress, Quiet
-from esper.prospect import survey
-from esper.references import Reference
-from esper.result import Result
-from esper.resuming import resumed
-from esper.stopping import Drain
+from esper.archive.result import Result
+from esper.config.joined import RunConfig
+from esper.export.loading import load
+from esper.flow.progress import Progress, Quiet
+from esper.flow.resuming import resumed
+from esper.flow.runner import Conductor
+from esper.flow.stopping import Drain
+from esper.ground.clock import SystemClock
+from esper.ground.workplace import fixed, from_here
+from esper.setup.survey import survey
 from esper.task import Task
-from esper.workplace import fixed, from_here
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import Reference
 
 
 @from_here()
@@ -77,7 +77,7 @@ def resume(
 
     Args:
         task: Needed only where the run's task has no reference.
-        settings: Config values by dotted key that shall be other than they were; see `esper.resuming`.
+        settings: Config values by dotted key that shall be other than they were; see `esper.flow.resuming`.
         broken: A file of `[[faults]]`; without one nothing is armed, whatever was before.
 
     Raises:

@@ -12,7 +12,7 @@ import secrets
 import shutil
 from pathlib import Path
 
-from esper.machine import process_began
+from esper.ground.machine import process_began
 
 OWNER = "owner"
 SHARED_MEMORY = Path("/dev/shm")

@@ -19,10 +19,10 @@ from ray import cloudpickle
 from esper import faults
 from esper.errors import ActorError, DependencyViolationError, causes, text_of
 from esper.faults import FaultSpec
-from esper.heartbeat import beats
+from esper.ground.heartbeat import beats
 from esper.telemetry.context import continue_from, span, use
 from esper.telemetry.setup import Telemetry
-from esper.their_code import any_of_their_code
+from esper.user_code.their_code import any_of_their_code
 
 CAUSE = "_esper_cause"
 """Attribute under which an error takes its cause along."""

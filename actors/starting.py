@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
-from esper.execution import SAME_REQUEST_S
+from esper.flow.stopping import SAME_REQUEST_S
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a run to end."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple, NoReturn
 
-from esper.clock import Clock
+from esper.config.supervision_settings import FailurePolicy, SupervisionConfig
 from esper.errors import ActorLost, RestartIntensityExceeded, text_of
-from esper.supervision_settings import FailurePolicy, SupervisionConfig
+from esper.ground.clock import Clock
 
 
 class Strategy(StrEnum):

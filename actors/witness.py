@@ -2,7 +2,7 @@
 
 When a process of Ray is gone, Ray's core ends the process from within C++ ("Failed to register worker to Raylet",
 "Failed to connect to GCS within 60 seconds"): no Python runs then. A command line has a parent process that speaks for
-it (`esper.parent`); for any other program a shell beside it does.
+it (`esper.ground.parent`); for any other program a shell beside it does.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from esper import parent
-from esper.closing import Closing
-from esper.exit_codes import STRICT_FAILURE
-from esper.next_steps import resume_command
+from esper.flow.next_steps import resume_command
+from esper.ground import parent
+from esper.ground.closing import Closing
+from esper.ground.exit_codes import STRICT_FAILURE
 
 ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'

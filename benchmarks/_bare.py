@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from esper.config import load_config
-from esper.prospect import Prospect, survey
-from esper.references import load_task
-from esper.streams import generator
+from esper.config.joined import load_config
+from esper.ground.random_streams import generator
+from esper.setup.survey import Prospect, survey
 from esper.tolaria.trainer import build_host
+from esper.user_code.task_reference import load_task
 
 
 class BareLoop:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.durable.files import atomic_write
-from esper.machine import cpu_type
+from esper.ground.machine import cpu_type
 
 RESULTS = Path(__file__).parent / "results"
 VERSIONED = ("esper-runtime", "torch", "ray", "numpy", "pydantic", "opentelemetry-sdk")

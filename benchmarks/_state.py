@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esper.leyline.checkpoints import Kept
-from esper.prospect import survey
+from esper.leyline.checkpoint_record import Kept
+from esper.setup.survey import survey
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, never
 

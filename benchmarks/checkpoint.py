@@ -17,10 +17,10 @@ from _common import Outcome, Row, Spread, main, scratch
 from _state import MEBIBYTE, best, copies, in_turns, plain_state, seconds, tensor_bytes, trained
 from torch.distributed.checkpoint import async_save
 
-from esper.process_state import process_state
-from esper.tolaria.checkpoint import load_written
-from esper.tolaria.plain import from_plain
+from esper.tolaria.checkpoint_file import load_written
+from esper.tolaria.snapshot_codec import from_plain
 from esper.tolaria.trainer import Trainer
+from esper.user_code.process_state import process_state
 
 STATE_BYTES = 512 * MEBIBYTE
 STALL, OF_DCP, SAVE, RESTORE = 1.5, 1 / 3, 1.15, 3.5

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from _common import Outcome, Row, Spread, main, scratch
 
-from actors.bootstrap import EmbeddedRay
+from actors.embedded_ray import EmbeddedRay
 from actors.launcher import launch
-from esper.config import RunConfig, as_toml
+from esper.archive.journal import Kind, read
+from esper.config.joined import RunConfig, as_toml
 from esper.errors import PolicyDeadlineExceeded
-from esper.journal import Kind, read
 from esper.testing import tiny_config, tiny_task, until
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"

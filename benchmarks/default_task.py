@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from _common import Outcome, Row, main, scratch
 
-from esper.config import load_config
-from esper.loop import run
-from esper.references import load_task
+from esper.config.joined import load_config
+from esper.flow.in_process import run
+from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 

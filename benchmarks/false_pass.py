@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from _common import Outcome, Row, main
 
-from esper.kasmina.statistics import z_limit
+from esper.kasmina.judging.statistics import z_limit
 
 RUN, ASKED = 400, 0.05
 """Tests of a run (`growth.max_tests`), and the chance that any of them passes by luck (`growth.false_pass`)."""

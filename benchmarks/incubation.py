@@ -21,19 +21,19 @@ import ray
 from _bare import BareLoop, Neighbour
 from _common import Outcome, Row, Spread, main, scratch
 
-from actors.bootstrap import EmbeddedRay
+from actors.embedded_ray import EmbeddedRay
 from actors.launcher import launch
-from esper.config import load_config
-from esper.forecast import forecast
+from esper.archive.result import Result
+from esper.config.joined import load_config
+from esper.flow.progress import Quiet
+from esper.flow.tally import Tally
 from esper.leyline.incubation import Answer
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
-from esper.process_state import process_state
-from esper.progress import Quiet
-from esper.prospect import survey
-from esper.references import load_task
-from esper.result import Result
-from esper.tally import Tally
+from esper.setup.forecast import forecast
+from esper.setup.survey import survey
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 MANAGERS, STEPS_OF_A_TURN = 1, 20

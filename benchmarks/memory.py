@@ -18,10 +18,10 @@ from pathlib import Path
 from _common import Outcome, Row, Spread, main, scratch
 from _state import MEBIBYTE, tensor_bytes, trained
 
-from esper.process_state import process_state
-from esper.tolaria.checkpoint import load_written
-from esper.tolaria.plain import from_plain, nursery_of
+from esper.tolaria.checkpoint_file import load_written
+from esper.tolaria.snapshot_codec import from_plain, nursery_of
 from esper.tolaria.trainer import Trainer
+from esper.user_code.process_state import process_state
 
 STATE_BYTES = 256 * MEBIBYTE
 BUFFERS = 2

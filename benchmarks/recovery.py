@@ -17,16 +17,16 @@ import torch
 from _bare import BareLoop
 from _common import Outcome, Row, Spread, main, scratch
 
-from actors.bootstrap import EmbeddedRay
+from actors.embedded_ray import EmbeddedRay
 from actors.launcher import launch
-from esper.config import RunConfig, load_config
+from esper.archive.recovery_record import Recovery
+from esper.config.joined import RunConfig, load_config
 from esper.faults import Fault, FaultSpec
-from esper.process_state import process_state
-from esper.prospect import survey
-from esper.recovery import Recovery
-from esper.references import load_task
+from esper.setup.survey import survey
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 STRUCK_AT = 130

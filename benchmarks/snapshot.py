@@ -8,7 +8,7 @@ from itertools import count
 from _common import Outcome, Row, Spread, main
 from _state import MEBIBYTE, best, copies, in_turns, tensor_bytes, trained
 
-from esper.process_state import process_state
+from esper.user_code.process_state import process_state
 
 SIZES = (10 * MEBIBYTE, 100 * MEBIBYTE, 1024 * MEBIBYTE)
 RATIO, JUDGED_FROM = 1.3, 100 * MEBIBYTE

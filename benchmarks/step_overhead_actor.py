@@ -12,16 +12,16 @@ from dataclasses import dataclass, field
 from _bare import BareLoop
 from _common import Outcome, Row, Spread, main, scratch
 
-from actors.bootstrap import EmbeddedRay
+from actors.embedded_ray import EmbeddedRay
 from actors.launcher import launch
-from esper.config import load_config
+from esper.config.joined import load_config
+from esper.flow.progress import Quiet
+from esper.flow.tally import Tally
+from esper.ground.tensors import state_digest
 from esper.leyline.state import RoundState
-from esper.process_state import process_state
-from esper.progress import Quiet
-from esper.prospect import Prospect, survey
-from esper.references import load_task
-from esper.tally import Tally
-from esper.tensors import state_digest
+from esper.setup.survey import Prospect, survey
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 RATIO, ALLOWED_S = 1.05, 300e-6

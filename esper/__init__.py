@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esper.kasmina.blueprints import blueprint
+    from esper.export.loading import load
+    from esper.kasmina.blueprints.catalogue import blueprint
     from esper.leyline.slots import Kind, SlotSpec
-    from esper.loading import load
     from esper.task import Task
 
 __all__ = ["Kind", "SlotSpec", "Task", "blueprint", "load"]
@@ -15,8 +15,8 @@ _LATER = {
     "Kind": "esper.leyline.slots",
     "SlotSpec": "esper.leyline.slots",
     "Task": "esper.task",
-    "blueprint": "esper.kasmina.blueprints",
-    "load": "esper.loading",
+    "blueprint": "esper.kasmina.blueprints.catalogue",
+    "load": "esper.export.loading",
 }
 """Public name -> module that has it, imported when the name is asked for."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from esper.hash_seed import fix_hash_seed
+from esper.ground.hash_seed import fix_hash_seed
 
 
 def main() -> None:
     """Entry point: run the command line and leave with its exit code."""
     fix_hash_seed()
-    from esper.cli import main as command_line  # it imports torch: a second or two, which one start should pay
+    from esper.cli.main import main as command_line  # it imports torch: a second or two, which one start should pay
 
     command_line()
 

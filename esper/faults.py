@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from esper import errors
 from esper.durable.files import read_small
 from esper.errors import ConfigError, EsperError, FaultInjected, StoreCorrupt, StoreWriteFailed
+from esper.ground.suggest import existing_names
 from esper.leyline.base import Seconds, Settings
-from esper.suggest import existing_names
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.file_exporter import open_for_append
 from esper.telemetry.metrics import count

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.perturbation import is_content, perturbing
-from esper.kasmina.precision import named
-from esper.nested import mapped, tensors
-from esper.streams import restore_streams, streams
+from esper.ground.nested import mapped, tensors
+from esper.ground.random_streams import restore_streams, streams
+from esper.kasmina.blueprints.precision import named
+from esper.kasmina.host.perturbation import is_content, perturbing
 from esper.tolaria.data import split_pair
 from esper.tolaria.loss import sample_loss, sample_losses
 from esper.tolaria.trainer import Trainer
 
 if TYPE_CHECKING:
-    from esper.prospect import Prospect
+    from esper.setup.survey import Prospect
 
 SHARE = 1e-3
 """Movement of a sample, as a share of that of the changed samples, that counts as none."""

@@ -10,13 +10,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from esper.config import RunConfig, load_config
+from esper.config.joined import RunConfig, load_config
+from esper.flow.progress import Quiet
+from esper.flow.stopping import Drain
+from esper.flow.tally import Tally
 from esper.leyline.decisions import Decision, Pair
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
-from esper.progress import Quiet
-from esper.stopping import Drain
-from esper.tally import Tally
 from esper.task import Task
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import esper.loop
-from esper.config import load_config
+import esper.flow.in_process
+from esper.archive.result import Result
+from esper.config.joined import load_config
 from esper.errors import Drained
-from esper.loop import resume, run
-from esper.references import Reference
-from esper.result import Result
+from esper.flow.in_process import resume, run
 from esper.task import Task
 from esper.testing import StopAt, tiny_config, tiny_task
+from esper.user_code.task_reference import Reference
 
 torch.set_num_threads(1)  # same bits and same speed whatever the machine
 
@@ -141,8 +141,8 @@ def _grow(three_hosts: Any, name: str, folder: Path) -> Grown:
     reference = Reference(f"{THREE_HOSTS}:{name}", THREE_HOSTS)
     inputs = task.valid.inputs[:5]
     with pytest.MonkeyPatch.context() as patch:
-        make = esper.loop.make_trainer
-        patch.setattr(esper.loop, "make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
+        make = esper.flow.in_process.make_trainer
+        patch.setattr(esper.flow.in_process, "make_trainer", lambda *args: trainers.append(make(*args)) or trainers[-1])
         config = load_config(None, {**three_hosts.EASY, "run.dir": str(folder / "run")})
         with pytest.raises(Drained):
             run(task, config, reference=reference, drain=(watch := StopAt(STOP)).drain, progress=watch)

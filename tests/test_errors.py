@@ -14,8 +14,8 @@ from typing import get_type_hints
 import pytest
 
 from esper import errors
+from esper.archive.result import failure
 from esper.errors import EsperError
-from esper.result import failure
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES: dict[object, object] = {

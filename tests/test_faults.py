@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from esper import errors, faults
-from esper.cli import main
+from esper.cli.main import main
 from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed, StoreWriteFailed
 from esper.faults import POINTS, Fault, FaultSpec, Firings
 
@@ -315,10 +315,10 @@ def test_every_point_in_the_source_is_on_the_list_and_the_other_way_round() -> N
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "faults.point":
                 named.add(ast.unparse(node.args[0]))
     roles = {"emergency", "kasmina", "tamiyo", "tolaria"}
-    dynamic = {"f'{birth.role}.start'": roles, "self._fault_point": {"kasmina", "tolaria"}}
+    dynamic = {"f'{spec.role}.start'": roles, "self._fault_point": {"kasmina", "tolaria"}}
     points = {ast.literal_eval(name) for name in named - dynamic.keys()}
     assert dynamic.keys() <= named
-    points |= {f"{role}.start" for role in dynamic["f'{birth.role}.start'"]}
+    points |= {f"{role}.start" for role in dynamic["f'{spec.role}.start'"]}
     points |= {f"{role}.step" for role in dynamic["self._fault_point"]}
     assert points == set(POINTS)
 

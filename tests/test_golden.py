@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from esper.checkpoints import Checkpoints
+from esper.archive.history import read_past
+from esper.archive.identity import versions
+from esper.archive.journal import Journal, Kind
+from esper.archive.run_directory import checkpoints_folder, run_file
 from esper.errors import RunDirectoryError
-from esper.history import read_past
-from esper.identity import versions
-from esper.journal import Journal, Kind
-from esper.loop import resume
-from esper.machine import cpu_type
-from esper.run_directory import checkpoints_folder, run_file
-from esper.tensors import state_crc32c
+from esper.flow.checkpoints import Checkpoints
+from esper.flow.in_process import resume
+from esper.ground.machine import cpu_type
+from esper.ground.tensors import state_crc32c
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = DATA / "golden-run"

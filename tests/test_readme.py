@@ -13,11 +13,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from esper.cli import exit_code
-from esper.config import load_config
-from esper.prospect import fences, survey
+from esper.cli.main import exit_code
+from esper.config.joined import load_config
+from esper.setup.survey import fences, survey
+from esper.setup.wording import percent
 from esper.testing import tiny_task
-from esper.wording import percent
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from esper.config import as_toml
-from esper.history import read_past
-from esper.journal import Kind
-from esper.result import Result
+from esper.archive.history import read_past
+from esper.archive.journal import Kind
+from esper.archive.result import Result
+from esper.config.joined import as_toml
 from esper.testing import tiny_config
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from esper import Task
-from esper.cli import exit_code
-from esper.identity import versions
+from esper.archive.identity import versions
+from esper.cli.main import exit_code
 
 
 def said() -> dict[str, str]:

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from esper.errors import Drained
-from esper.loop import resume, run
-from esper.references import load_task
+from esper.flow.in_process import resume, run
 from esper.testing import StopAt, tiny_config
+from esper.user_code.task_reference import load_task
 
 ROOT = Path(__file__).parents[1]
 PLACE = Path("tests/data/golden-run")

@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from esper.cli import DEFAULT_TASK
-from esper.config import load_config
-from esper.loop import run
-from esper.references import load_task
-from esper.terminal import Terminal
+from esper.cli.main import DEFAULT_TASK
+from esper.cli.terminal import Terminal
+from esper.config.joined import load_config
+from esper.flow.in_process import run
+from esper.user_code.task_reference import load_task
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"
 

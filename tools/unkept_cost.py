@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.line import Line
-from esper.loop import run
+from esper.flow.in_process import run
+from esper.flow.line import Line
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer
 from esper.tolaria.unkept import Unkept

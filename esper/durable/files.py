@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from esper.closing import at_the_end, noted_on
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.ground.closing import at_the_end, noted_on
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Error numbers of a full disk or an exhausted quota."""

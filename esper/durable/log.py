@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import BinaryIO, Self
 from zlib import crc32
 
-from esper.closing import Closing, at_the_end, noted_on
 from esper.durable.files import DISK, Disk, atomic_write, write_all
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
-from esper.workplace import fixed
+from esper.ground.closing import Closing, at_the_end, noted_on
+from esper.ground.workplace import fixed
 
 PAYLOAD_LIMIT_BYTES = 64 * 2**20
 

@@ -13,10 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from esper.closing import Closing, at_the_end, noted_on
 from esper.durable.files import DISK, DirectoryLease, Disk, atomic_write, sync_folder
 from esper.durable.log import Frame, FramedLog, LoadError, image, iterate, scan
 from esper.errors import StoreCorrupt, StoreWriteFailed
+from esper.ground.closing import Closing, at_the_end, noted_on
 
 _SEGMENT = re.compile(r"[0-9]{20}\.log")
 _LITTER = re.compile(r"\.[0-9]{20}\.log\.[0-9a-f]{16}\.tmp")

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from esper.closing import Closing
+from esper.ground.closing import Closing
 from esper.leyline.signals import Level
 
 _SIZE = mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""Commands: what Tamiyo asks of Kasmina, signed. Shapes and bounds only; `esper.kasmina.admission` checks them.
+"""Commands: what Tamiyo asks of Kasmina, signed. Shapes and bounds only; `kasmina.registry.admission` checks them.
 
 Fields whose absence Kasmina must refuse with a `DependencyViolationError` have an empty default here, so that a command
 that lacks them can be built, sent, and refused for the right reason.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from esper.leyline.checkpoints import CheckpointWritten, Kept
+from esper.leyline.checkpoint_record import CheckpointWritten, Kept
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Pair, Verdict
 from esper.leyline.evidence import (

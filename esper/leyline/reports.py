@@ -120,11 +120,11 @@ class GraftPlan(Plan):
     weights: Literal[""] = ""
     """Always empty. Checkpoints hold the plan as JSON, and the JSON of the first versions has this key."""
     weights_digest: str
-    """SHA-256 of the seed's first weights, as `esper.tensors.to_bytes` made them."""
+    """SHA-256 of the seed's first weights, as `esper.ground.tensors.to_bytes` made them."""
 
 
 Weights = Mapping[str, bytes]
-"""The first weights of seeds, as `esper.tensors.to_bytes` made them, by their SHA-256 in hex."""
+"""The first weights of seeds, as `esper.ground.tensors.to_bytes` made them, by their SHA-256 in hex."""
 
 
 class JoinPlan(Plan):

@@ -1,4 +1,4 @@
-"""The stages of a seed's life. The edges between them are Kasmina's (`esper.kasmina.lifecycle`)."""
+"""The stages of a seed's life. The edges between them are Kasmina's (`esper.kasmina.registry.lifecycle`)."""
 
 from __future__ import annotations
 

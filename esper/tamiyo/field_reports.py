@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from esper.closing import Closing
 from esper.durable.files import make_folders
 from esper.durable.log import FramedLog, scan
 from esper.errors import FieldReportInvalid, StoreCorrupt
+from esper.ground.closing import Closing
 from esper.leyline.reports import FieldReport
 from esper.telemetry.events import Severity, reported, severe
 from esper.telemetry.metrics import count

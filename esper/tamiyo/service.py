@@ -6,7 +6,6 @@ import math
 from typing import NoReturn
 
 from esper import faults
-from esper.clock import Clock
 from esper.errors import (
     ConfigError,
     DependencyViolationError,
@@ -17,20 +16,21 @@ from esper.errors import (
     TheirCodeRaised,
     text_of,
 )
+from esper.ground.clock import Clock
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, Verdict
 from esper.leyline.ports import Policy
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
-from esper.tamiyo.commands import CommandBuilder
+from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow, eligible
-from esper.tamiyo.past import TamiyoState, read_state
+from esper.tamiyo.policy_state import TamiyoState, read_state
 from esper.tamiyo.risk import assess, milder
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
-from esper.their_code import their_code
+from esper.user_code.their_code import their_code
 
 
 class Tamiyo:

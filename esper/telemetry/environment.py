@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from esper.errors import ConfigError
-from esper.suggest import nearest
+from esper.ground.suggest import nearest
 
 PREFIX = "OTEL_"
 FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")

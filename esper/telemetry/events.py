@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from opentelemetry import trace
 
-from esper.closing import noted_on
 from esper.errors import StoreWriteFailed
+from esper.ground.closing import noted_on
 from esper.telemetry.context import current, current_role, plain, span_id, trace_id
 from esper.telemetry.file_exporter import append_line, open_for_append
 

@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import NoOpTracer, Tracer
 from opentelemetry.util.types import AnyValue
 
-from esper.closing import Closing
 from esper.errors import StoreWriteFailed
+from esper.ground.closing import Closing
 from esper.telemetry.environment import TelemetryEnvironment, read_environment
 from esper.telemetry.file_exporter import FileSpanExporter
 from esper.telemetry.metrics import Counters

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from esper.nested import mapped, tensors
-from esper.streams import restore_streams, streams
+from esper.ground.nested import mapped, tensors
+from esper.ground.random_streams import restore_streams, streams
 from esper.task import Loss
 from esper.tolaria.loss import sample_losses
-from esper.tolaria.metrics import Seen
+from esper.tolaria.task_metrics import Seen
 
 ROUNDING = 1e-3
 """Losses that differ by less, as a share of them or of their mean size, count as equal: sums over rows of another

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from esper.errors import DependencyViolationError, TaskError
-from esper.extra_state import state_of
-from esper.nested import mapped
-from esper.streams import generator, seed_process
+from esper.ground.nested import mapped
+from esper.ground.random_streams import generator, seed_process
 from esper.task import Samples, Task
-from esper.their_code import their_code
 from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check_judging, check_test, split_off
 from esper.tolaria.trees import copied
+from esper.user_code.extra_state import state_of
+from esper.user_code.their_code import their_code
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
 EVALUATION_BATCH = 256

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from esper.errors import DependencyViolationError
+from esper.ground.tensors import blob_digest
 from esper.leyline.reports import GraftPlan, HostPlan, Weights
 from esper.telemetry.events import Severity, reported
-from esper.tensors import blob_digest
 
 
 def check_plan(plan: HostPlan, weights: Weights, *, run_id: str, generation: int, modules: frozenset[str]) -> None:

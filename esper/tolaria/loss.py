@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import LossDeviceMismatch, TaskError
-from esper.nested import tensors
+from esper.ground.nested import tensors
 from esper.task import Loss, Task
 from esper.telemetry.events import Severity, reported
-from esper.their_code import their_code
 from esper.tolaria.weighing import Weighted, by_target, target_weights
+from esper.user_code.their_code import their_code
 
 WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights [B]) for a weighted mean"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from esper.streams import restore_streams, streams
+from esper.ground.random_streams import restore_streams, streams
 from esper.task import Loss, Task
 from esper.tolaria.loss import check_mean, sample_losses
-from esper.tolaria.metrics import Metric, Seen
+from esper.tolaria.task_metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
 
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from esper.errors import TaskError
 from esper.task import Task
-from esper.their_code import their_code
+from esper.user_code.their_code import their_code
 
 FLOOR = 0.1
 """Share of the peak rate that a seed's schedule ends with."""

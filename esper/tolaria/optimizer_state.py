@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esper.errors import DependencyViolationError
-from esper.extra_state import state_of
-from esper.their_code import their_code
 from esper.tolaria.trees import kind_of
+from esper.user_code.extra_state import state_of
+from esper.user_code.their_code import their_code
 
 Kinds = dict[Any, dict[str, object]]
 """By number of a parameter and name of a value: the type of the value; of a tensor its shape and dtype."""

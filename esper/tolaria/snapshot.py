@@ -12,11 +12,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.errors import DependencyViolationError, text_of
-from esper.extra_state import state_of
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan
-from esper.their_code import their_code
 from esper.tolaria.optimizer_state import check_groups
 from esper.tolaria.trees import Copies, copied, copy_all, kind_of, laid_over, tensors_of_state
+from esper.user_code.extra_state import state_of
+from esper.user_code.their_code import their_code
 
 Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
 """By command id and seed id: the plan that was applied, and its receipt."""

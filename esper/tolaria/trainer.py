@@ -16,34 +16,34 @@ from torch import Tensor, nn
 
 from esper import faults
 from esper.errors import DependencyViolationError, EmergencyStop, IsolationViolation, TaskError
-from esper.extra_state import extra_states, extra_states_kept, state_of
-from esper.heartbeat import beat
+from esper.ground.heartbeat import beat
+from esper.ground.random_streams import seed_process
+from esper.ground.tensors_kept import tensors_kept
 from esper.leyline.evidence import GradientProbe, HostObservation, ResetProbe, SampleLosses
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, Weights
 from esper.leyline.stages import Stage
 from esper.leyline.state import TrainingState
-from esper.process_state import check_process
-from esper.streams import seed_process
 from esper.task import Loss, Task
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported, severe
-from esper.tensors_kept import tensors_kept
-from esper.their_code import their_code
 from esper.tolaria.companions import depends_on_batch
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
 from esper.tolaria.dependencies import check_plan
-from esper.tolaria.grown import GrownHost
-from esper.tolaria.grown import TrainerSettings as TrainerSettings  # part of what is made here
 from esper.tolaria.guard import check_finite
+from esper.tolaria.host_modules import check_modules
+from esper.tolaria.host_state import GrownHost
+from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # part of what is made here
 from esper.tolaria.loss import batch_loss, sample_loss
 from esper.tolaria.measuring import check_measures, losses_of, means_over
-from esper.tolaria.metrics import Metric, Seen
 from esper.tolaria.modes import begin_training
-from esper.tolaria.modules import check_modules
 from esper.tolaria.optim import global_norm
+from esper.tolaria.task_metrics import Metric, Seen
 from esper.tolaria.unkept import Changing, Unkept
 from esper.tolaria.weighing import Weighted
+from esper.user_code.extra_state import extra_states, extra_states_kept, state_of
+from esper.user_code.process_state import check_process
+from esper.user_code.their_code import their_code
 
 MOST_SKIPPED = 100
 """Training batches in which a slot may be skipped, one after the other, before it counts as never called: a slot that

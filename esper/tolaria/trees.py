@@ -1,6 +1,6 @@
 """State dicts, which hold tensors in dicts, lists and tuples of those types exactly: walked, copied, laid over.
 
-What users batch and return is of other classes too: `esper.nested`.
+What users batch and return is of other classes too: `esper.ground.nested`.
 """
 
 from __future__ import annotations

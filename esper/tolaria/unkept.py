@@ -1,7 +1,7 @@
 """What a run has and no checkpoint keeps, compared at each fence with what it was before the first step.
 
-The survey has refused what its own steps changed (`esper.rehearsal`). This finds what changes for the first time later:
-before the fence is committed, so that no checkpoint is written that cannot be restored to the same network.
+The survey has refused what its own steps changed (`setup/rehearsal.py`). This finds what changes for the first time
+later: before the fence is committed, so that no checkpoint is written that cannot be restored to the same network.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from esper.attributes import MOST, Held, Leaf, Limits, different, held_by, path_in_words
 from esper.errors import DependencyViolationError, StateNotKept, TaskError
-from esper.extra_state import STATE_MEND
-from esper.own_modules import reached_by
-from esper.shared_state import kinds_of, shared_by
 from esper.task import Task
 from esper.tolaria.data import SHARD_NAMES, TaskData
+from esper.user_code.attributes import MOST, Held, Leaf, Limits, different, held_by, path_in_words
+from esper.user_code.extra_state import STATE_MEND
+from esper.user_code.own_modules import reached_by
+from esper.user_code.shared_state import kinds_of, shared_by
 
 if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer

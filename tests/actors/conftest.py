@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from actors import handles
-from actors.bootstrap import EmbeddedRay
-from actors.handles import Patience, Remote
+from actors import remote
+from actors.embedded_ray import EmbeddedRay
 from actors.launcher import launch
-from esper.config import RunConfig
-from esper.process_state import process_state
-from esper.progress import Progress
-from esper.result import Result
+from actors.remote import Patience, Remote
+from esper.archive.result import Result
+from esper.config.joined import RunConfig
+from esper.flow.progress import Progress
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
+from esper.user_code.process_state import process_state
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,7 +65,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], ob
                 return super().is_over(progress, now_s)
 
         monkeypatch.setattr(Remote, "_wait", wait)
-        monkeypatch.setattr(handles, "Patience", Impatience)
+        monkeypatch.setattr(remote, "Patience", Impatience)
 
     return with_actor
 

@@ -8,8 +8,8 @@ from typing import Any, get_type_hints
 import pytest
 import ray
 
-from actors.bootstrap import EmbeddedRay
-from actors.handles import unwrapped
+from actors.embedded_ray import EmbeddedRay
+from actors.remote import unwrapped
 from esper import errors
 from esper.errors import EsperError
 

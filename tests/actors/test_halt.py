@@ -18,33 +18,33 @@ import ray
 import torch
 from torch import Tensor
 
-from actors.bootstrap import EmbeddedRay
 from actors.desk import EmergencyDesk, emergency
-from actors.handles import Remote
-from actors.hearing import ConductorInbox
+from actors.embedded_ray import EmbeddedRay
+from actors.emergency_inbox import ConductorInbox
 from actors.launcher import launch
+from actors.remote import Remote
+from actors.room_handles import emergency_handle
 from actors.shell import ActorSpec
-from actors.typed import emergency_handle
-from esper.clock import SystemClock
-from esper.conducting import Conductor
-from esper.config import RunConfig
-from esper.crew import OneProcess, Rooms
+from esper.archive.journal import Entry, Kind, read
+from esper.archive.result import Result
+from esper.archive.run_directory import faults_file
+from esper.config.joined import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
 from esper.faults import Firings
-from esper.journal import Entry, Kind, read
+from esper.flow.crew import OneProcess, Rooms
+from esper.flow.progress import Quiet
+from esper.flow.runner import Conductor
+from esper.flow.stopping import Drain
+from esper.flow.tally import Tally
+from esper.ground.clock import SystemClock
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
-from esper.progress import Quiet
-from esper.prospect import Prospect, survey
-from esper.references import Reference
-from esper.result import Result
-from esper.rooms import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.run_directory import faults_file
-from esper.stopping import Drain
-from esper.tally import Tally
+from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.setup.survey import Prospect, survey
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task, until
+from esper.user_code.task_reference import Reference
 
 
 def signal(level: Level, signal_id: str = "signal-1", reason: str = "the room is on fire") -> EmergencySignal:

@@ -13,8 +13,13 @@ import pytest
 import ray
 
 import actors
-import esper.loop
-from actors.bootstrap import EmbeddedRay
+import esper.flow.in_process
+from actors.embedded_ray import EmbeddedRay
+from esper.archive.history import read_past
+from esper.archive.journal import Kind, read
+from esper.archive.result import Result
+from esper.archive.run_directory import faults_file
+from esper.cli.run_command import say_failure
 from esper.errors import (
     ActorLost,
     CallDeadlineExceeded,
@@ -23,17 +28,12 @@ from esper.errors import (
     PolicyDeadlineExceeded,
     TrainerRankLost,
 )
-from esper.execution import say_failure
 from esper.faults import Firings
-from esper.history import read_past
-from esper.journal import Kind, read
+from esper.flow.progress import Quiet
+from esper.flow.tally import Tally
+from esper.ground.machine import is_alive
+from esper.ground.tensors import state_digest
 from esper.leyline.state import RoundState
-from esper.machine import is_alive
-from esper.progress import Quiet
-from esper.result import Result
-from esper.run_directory import faults_file
-from esper.tally import Tally
-from esper.tensors import state_digest
 from esper.testing import StopAt, tiny_config, tiny_task
 
 
@@ -72,7 +72,7 @@ def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, undisturbed: 
 def test_any_number_of_managers_ends_with_the_bits_of_one_process(
     launch_tiny: Any, tmp_path: Path, managers: int, seed: int
 ) -> None:
-    alone = esper.loop.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
+    alone = esper.flow.in_process.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
     together = launch_tiny(growth__managers=managers, run__seed=seed)
     compare(together, alone)
     assert together.steps == alone.steps

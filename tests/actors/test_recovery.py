@@ -19,9 +19,13 @@ from typing import Any
 import pytest
 import ray
 
-from actors import company
-from actors.handles import Process
+from actors import run_actors
+from actors.remote import Process
 from actors.shell import ActorSpec
+from esper.archive.history import read_past
+from esper.archive.journal import Kind
+from esper.archive.result import Result, failure
+from esper.archive.run_directory import checkpoints_folder, faults_file
 from esper.errors import (
     ActorLost,
     EsperError,
@@ -33,17 +37,13 @@ from esper.errors import (
     TrainerRankLost,
 )
 from esper.faults import Fault, Firings
-from esper.history import read_past
-from esper.journal import Kind
+from esper.flow.progress import Quiet
+from esper.flow.tally import Tally
+from esper.ground.machine import is_alive
 from esper.leyline.state import RoundState
-from esper.machine import is_alive
-from esper.progress import Quiet
-from esper.result import Result, failure
-from esper.run_directory import checkpoints_folder, faults_file
-from esper.tally import Tally
 from esper.telemetry.events import LOG
 from esper.testing import TinyHost, fail_with, tiny_task, until
-from esper.tolaria.checkpoint import verify_all
+from esper.tolaria.checkpoint_file import verify_all
 
 
 def in_torture(*values: Any) -> list[Any]:
@@ -206,12 +206,12 @@ def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(
 
 def short_of(deadline_s: float, meant: Callable[[ActorSpec], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the start of successors that cannot come up given up soon, and no other start."""
-    patient = company.await_ready
+    patient = run_actors.await_ready
 
     def await_ready(spec: ActorSpec, actor: Any, began_s: float, limit_s: float, look: Any) -> int:
         return patient(spec, actor, began_s, deadline_s if meant(spec) else limit_s, look)
 
-    monkeypatch.setattr(company, "await_ready", await_ready)
+    monkeypatch.setattr(run_actors, "await_ready", await_ready)
 
 
 class Hogs(Kills):
@@ -355,7 +355,7 @@ class Looks(Quiet):
 def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_it(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: EsperError, trainer: str
 ) -> None:
-    await_ready, begun, spawn = company.await_ready, list[Any](), company.spawn
+    await_ready, begun, spawn = run_actors.await_ready, list[Any](), run_actors.spawn
     failed = threading.Event()
 
     def noted(spec: ActorSpec, attempt: int) -> Any:
@@ -369,8 +369,8 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
         let_go(tmp_path / "run")
         return fail_with(error)
 
-    monkeypatch.setattr(company, "spawn", noted)
-    monkeypatch.setattr(company, "await_ready", failing)
+    monkeypatch.setattr(run_actors, "spawn", noted)
+    monkeypatch.setattr(run_actors, "await_ready", failing)
     faults = [{"point": "kasmina.step", "fault": "kill", "step": 52}, BUSY]
     if trainer == "dies":
         faults.append({"point": "tolaria.step", "fault": "kill", "step": 59})
@@ -404,7 +404,7 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     launch_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Any] = []
-    spawn, await_ready = company.spawn, company.await_ready
+    spawn, await_ready = run_actors.spawn, run_actors.await_ready
 
     def noted(spec: ActorSpec, attempt: int) -> Any:
         begun.append(spawn(spec, attempt))
@@ -415,8 +415,8 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
             os.kill(os.getpid(), signal.SIGINT)
         return await_ready(spec, *how)
 
-    monkeypatch.setattr(company, "spawn", noted)
-    monkeypatch.setattr(company, "await_ready", interrupted)
+    monkeypatch.setattr(run_actors, "spawn", noted)
+    monkeypatch.setattr(run_actors, "await_ready", interrupted)
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
     try:

@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from actors.company import Company
+from actors.run_actors import Company
 from esper import faults
+from esper.archive.history import read_past
+from esper.archive.journal import Kind, read
+from esper.archive.recovery_record import Recovery
+from esper.archive.result import Result
+from esper.archive.run_directory import faults_file
 from esper.faults import Fault, Firing, Firings
-from esper.history import read_past
-from esper.journal import Kind, read
-from esper.machine import is_alive
-from esper.recovery import Recovery
-from esper.result import Result
-from esper.run_directory import faults_file
+from esper.ground.machine import is_alive
 from esper.testing import until
 
 ROLES = ("tolaria", "tamiyo", "tamiyo-spare", "kasmina", "manager-0", "emergency")

@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from actors.bootstrap import CONCURRENCY_GROUPS
 from actors.desk import EmergencyDesk, EmergencyPort
-from actors.rooms import HostHouse
-from actors.typed import emergency_handle, handle, in_group, kasmina_handle, methods_of, tamiyo_handle, tolaria_handle
-from esper.kasmina.registrar import KasminaRegistrar
+from actors.embedded_ray import CONCURRENCY_GROUPS
+from actors.hosted_rooms import HostHouse
+from actors.room_handles import (
+    emergency_handle,
+    handle,
+    in_group,
+    kasmina_handle,
+    methods_of,
+    tamiyo_handle,
+    tolaria_handle,
+)
+from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.leyline.ports import Decider, LiveHost, Registrar
 from esper.leyline.state import RoundState
 from esper.tamiyo.service import Tamiyo

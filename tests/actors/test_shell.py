@@ -25,7 +25,7 @@ from esper.errors import (
     causes,
 )
 from esper.faults import FaultSpec
-from esper.heartbeat import beat
+from esper.ground.heartbeat import beat
 from esper.telemetry.context import span, traceparent, use
 from esper.telemetry.metrics import count
 from esper.telemetry.setup import Telemetry

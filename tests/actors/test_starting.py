@@ -14,12 +14,12 @@ from typing import Any, cast
 import pytest
 import ray
 
-from actors import bootstrap, places, starting
+from actors import embedded_ray, places, starting
 from actors.places import make_place, sweep
 from actors.starting import start
 from actors.witness import ENDED
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
-from esper.machine import process_began
+from esper.ground.machine import process_began
 
 
 class Stuck:
@@ -98,7 +98,7 @@ def test_ray_waits_for_its_raylet_as_long_as_the_raylet_lives(
         assert raylet.stdout.readline() == b"up\n"
         if not lives:
             raylet.communicate(b"\n")
-        with bootstrap._as_patient_as(3600.0, tmp_path), nullcontext() if lives else pytest.raises(RuntimeError):
+        with embedded_ray._as_patient_as(3600.0, tmp_path), nullcontext() if lives else pytest.raises(RuntimeError):
             assert services.get_node("here") == "the node"
         if lives:
             raylet.communicate(b"\n")

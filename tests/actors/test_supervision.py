@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from actors.supervision import ChildSpec, Life, Plan, Restarted, State, Strategy, Supervisor
 from esper import errors
+from esper.config.supervision_settings import NO_SWITCH, FailurePolicy, SupervisionConfig
 from esper.errors import (
     ActorDoubtful,
     ActorLost,
@@ -27,7 +28,6 @@ from esper.errors import (
     RestartIntensityExceeded,
     TrainerRankLost,
 )
-from esper.supervision_settings import NO_SWITCH, FailurePolicy, SupervisionConfig
 from esper.testing import FakeClock
 
 RANKS = ("rank-0", "rank-1", "rank-2")

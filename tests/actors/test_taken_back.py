@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from actors.bootstrap import EmbeddedRay
-from actors.conductor import bring_up
-from actors.source import SentProspect
-from actors.typed import Handle
-from esper.checkpoints import Checkpoints
-from esper.clock import SystemClock
-from esper.conducting import identify
+from actors.bring_up import bring_up
+from actors.embedded_ray import EmbeddedRay
+from actors.room_handles import Handle
+from actors.task_transport import SentProspect
+from esper.archive.journal import FIRST_GENERATION, Journal, Kind
+from esper.archive.result import Result
+from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.errors import DependencyViolationError
-from esper.going_back import Tier
-from esper.journal import FIRST_GENERATION, Journal, Kind
+from esper.flow.checkpoints import Checkpoints
+from esper.flow.going_back import Tier
+from esper.flow.line import Line
+from esper.flow.progress import Quiet
+from esper.flow.runner import identify
+from esper.flow.stopping import Drain
+from esper.ground.clock import SystemClock
 from esper.leyline.ids import new_run_id
-from esper.line import Line
-from esper.progress import Quiet
-from esper.prospect import survey
-from esper.references import Reference
-from esper.result import Result
-from esper.rooms import RunKey
-from esper.run_directory import checkpoints_folder, reports_folder
-from esper.stopping import Drain
+from esper.setup.assembly import RunKey
+from esper.setup.survey import survey
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
+from esper.user_code.task_reference import Reference
 
 
 @pytest.mark.parametrize("managers", [pytest.param(1, marks=pytest.mark.torture), 2])

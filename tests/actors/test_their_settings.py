@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from actors.bootstrap import EmbeddedRay
+from actors.embedded_ray import EmbeddedRay
 from actors.launcher import launch
-from actors.source import SentProspect
-from esper.loop import run
-from esper.process_state import process_state
-from esper.prospect import survey
-from esper.references import load_task
+from actors.task_transport import SentProspect
+from esper.flow.in_process import run
+from esper.setup.survey import survey
 from esper.testing import tiny_config
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import load_task
 
 TASK = """
 import torch

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import actors
-import esper.loop
-from actors.bootstrap import EmbeddedRay
-from esper.references import load_task
+import esper.flow.in_process
+from actors.embedded_ray import EmbeddedRay
+from esper.user_code.task_reference import load_task
 
 ZOO = runpy.run_path(str(Path(__file__).parents[1] / "zoo" / "zoo.py"))
 DRAW = os.environ.get("ZOO_DRAW", "1")
@@ -32,7 +32,7 @@ def test_a_task_of_the_zoo_ends_on_actors_with_the_bits_of_one_process(
 ) -> None:
     task, reference = load_task(ZOO["RUNNING"][name])
     patient = {"policy__deadline_s": 60.0, "ray__start_deadline_s": 200.0}  # that no load of a machine reaches
-    alone = esper.loop.run(task, ZOO["config"](tmp_path / "alone", **patient), reference=reference)
+    alone = esper.flow.in_process.run(task, ZOO["config"](tmp_path / "alone", **patient), reference=reference)
     together = actors.launch(task, ZOO["config"](tmp_path / "run", **patient), reference=reference, embedded=embedded)
     assert together.weights_sha256 == alone.weights_sha256
     assert together.twin_weights_sha256 == alone.twin_weights_sha256

@@ -10,9 +10,9 @@ import os
 import sys
 from importlib import import_module
 
-import esper.cli
+import esper.cli.main
 
-for later in ("esper.loop", "esper.testing", "scipy.special"):
+for later in ("esper.flow.in_process", "esper.testing", "scipy.special"):
     import_module(later)
 
 for line in sys.stdin:
@@ -21,5 +21,5 @@ for line in sys.stdin:
         for number, file in enumerate(files, start=1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.argv = ["esper", *words]
-        esper.cli.main()  # leaves by SystemExit
+        esper.cli.main.main()  # leaves by SystemExit
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

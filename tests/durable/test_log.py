@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from esper.durable.files import Disk
 from esper.durable.log import PAYLOAD_LIMIT_BYTES, FramedLog, LoadError, Scan, iterate, scan
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, StoreWriteFailed
-from esper.workplace import from_here
+from esper.ground.workplace import from_here
 
 RECORDS = [(1, b"first"), (2, b""), (65535, bytes(range(30))), (1, b"\xa5fr\x5a" * 3)]
 FILE_HEADER_BYTES = 30

@@ -19,7 +19,7 @@ from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState
-from esper.tamiyo.commands import CommandBuilder
+from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.tamiyo.service import Tamiyo
 from esper.tamiyo.settings import RiskConfig

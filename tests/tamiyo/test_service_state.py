@@ -16,10 +16,10 @@ from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Hold, Pair
 from esper.leyline.reports import FieldReport, Outcome
 from esper.leyline.state import RoundState
-from esper.tamiyo.commands import CommandBuilder
+from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.tamiyo.past import TamiyoState
+from esper.tamiyo.policy_state import TamiyoState
 from esper.tamiyo.service import Tamiyo
 from esper.tamiyo.settings import RiskConfig
 from esper.testing import EPOCH, FakeClock

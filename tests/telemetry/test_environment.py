@@ -11,7 +11,7 @@ import pytest
 from opentelemetry.sdk import environment_variables
 
 from esper.errors import ConfigError
-from esper.loop import run
+from esper.flow.in_process import run
 from esper.telemetry import Telemetry, span, use
 from esper.telemetry.environment import CHECKS, TelemetryEnvironment, read_environment
 from esper.testing import tiny_config, tiny_task

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from esper.kasmina.blueprints import BLUEPRINTS, Registry
-from esper.kasmina.prewarm import plan_seed
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.reports import GraftPlan
-from esper.prospect import Prospect, survey
+from esper.setup.survey import Prospect, survey
 from esper.telemetry import Telemetry, use
 from esper.telemetry.events import LOG
 from esper.testing import tiny_config, tiny_task

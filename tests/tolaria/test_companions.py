@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esper import plan_view
-from esper.forecast import forecast
-from esper.prospect import survey
-from esper.streams import streams
+from esper.cli import plan_view
+from esper.ground.random_streams import streams
+from esper.setup.forecast import forecast
+from esper.setup.survey import survey
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.companions import depends_on_batch
-from esper.tolaria.metrics import Seen
+from esper.tolaria.task_metrics import Seen
 
 GENERATOR = torch.Generator().manual_seed(0)
 PAIR = (torch.randn(32, 8, generator=GENERATOR), torch.randn(32, 8, generator=GENERATOR))

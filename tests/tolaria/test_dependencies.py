@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from esper.errors import DependencyViolationError
+from esper.ground.tensors import blob_digest
 from esper.leyline.commands import BlendSpec
 from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan, Weights
 from esper.telemetry import Telemetry
-from esper.tensors import blob_digest
 from esper.tolaria.dependencies import check_plan
 
 IDS: dict[str, Any] = {"command_id": "c", "run_id": "run", "generation": 3, "seed_id": "s", "fence": 2}

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from esper.errors import TaskError
-from esper.prospect import Prospect
+from esper.setup.survey import Prospect
 from esper.testing import Bands, tiny_task
 from esper.tolaria.loss import sample_loss
 from esper.tolaria.measuring import means_over
-from esper.tolaria.metrics import Seen
+from esper.tolaria.task_metrics import Seen
 from esper.tolaria.trainer import Trainer, never
 
 F = nn.functional

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 from esper.leyline.reports import GraftPlan
-from esper.prospect import Prospect
+from esper.setup.survey import Prospect
 from esper.testing import TinyHost
 from esper.tolaria.trainer import Trainer, never
 

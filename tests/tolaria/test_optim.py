@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esper.errors import TaskError
-from esper.prospect import survey
+from esper.setup.survey import survey
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate
 from esper.tolaria.trainer import Trainer, never

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, StoreCorrupt, TaskError
-from esper.leyline.checkpoints import Kept
+from esper.ground.tensors import state_digest
+from esper.leyline.checkpoint_record import Kept
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
-from esper.prospect import Prospect
-from esper.tensors import state_digest
+from esper.setup.survey import Prospect
 from esper.testing import tiny_task
-from esper.tolaria.plain import (
+from esper.tolaria.snapshot import HostSnapshot
+from esper.tolaria.snapshot_codec import (
     check_plain,
     check_task,
     foreign,
@@ -30,7 +31,6 @@ from esper.tolaria.plain import (
     to_plain,
     topology_digest,
 )
-from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"

@@ -19,14 +19,14 @@ from esper.errors import (
     LossDeviceMismatch,
     TaskError,
 )
-from esper.kasmina.blueprints import BLUEPRINTS, Registry, blueprint
+from esper.ground.random_streams import generator, seed_process
+from esper.ground.tensors import state_digest
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry, blueprint
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
-from esper.prospect import Prospect, survey
-from esper.streams import generator, seed_process
+from esper.setup.survey import Prospect, survey
 from esper.telemetry import Telemetry
-from esper.tensors import state_digest
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, never
 

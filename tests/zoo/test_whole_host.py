@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from actors.launcher import launch
-from esper.config import RunConfig, as_toml
+from esper.archive.history import read_past
+from esper.archive.journal import Kind
+from esper.archive.result import Result
+from esper.config.joined import RunConfig, as_toml
 from esper.errors import Drained
-from esper.history import read_past
-from esper.journal import Kind
+from esper.flow.in_process import resume, run
 from esper.leyline.slots import Kind as SlotKind
-from esper.loop import resume, run
-from esper.prospect import survey
-from esper.references import load_task
-from esper.result import Result
+from esper.setup.survey import survey
 from esper.testing import StopAt, tiny_config
+from esper.user_code.task_reference import load_task
 
 pytestmark = pytest.mark.slow
 

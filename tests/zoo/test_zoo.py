@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from esper.errors import ConfigError, Drained
-from esper.loop import resume, run
-from esper.prospect import survey
-from esper.references import load_task
+from esper.flow.in_process import resume, run
+from esper.setup.survey import survey
 from esper.testing import StopAt, tiny_config
+from esper.user_code.task_reference import load_task
 
 ZOO = runpy.run_path(str(Path(__file__).parent / "zoo.py"))
 RUNNING, REFUSED, config = ZOO["RUNNING"], ZOO["REFUSED"], ZOO["config"]

@@ -7,7 +7,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from esper.config import RunConfig
+from esper.config.joined import RunConfig
 from esper.testing import tiny_config
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from workloads import demand
 
 from esper.durable.log import scan
 from esper.errors import CheckpointCorrupt, StoreCorrupt
-from esper.leyline.checkpoints import CheckpointWritten
+from esper.leyline.checkpoint_record import CheckpointWritten
 
 
 def _three_fences(code: RunCode) -> tuple[CheckpointWritten, ...]:

@@ -17,12 +17,12 @@ from typing import Any
 import esper
 
 MODULES = (
-    "esper.journal",
-    "esper.history",
-    "esper.tolaria.checkpoint",
-    "esper.tolaria.saving",
-    "esper.checkpoints",
-    "esper.takeover",
+    "esper.archive.journal",
+    "esper.archive.history",
+    "esper.tolaria.checkpoint_file",
+    "esper.tolaria.background_save",
+    "esper.flow.checkpoints",
+    "esper.flow.takeover",
 )
 """In the order in which they import each other."""
 
@@ -36,8 +36,8 @@ class RunCode:
 
     journal: ModuleType
     history: ModuleType
-    checkpoint: ModuleType
-    saving: ModuleType
+    checkpoint_file: ModuleType
+    background_save: ModuleType
     checkpoints: ModuleType
     takeover: ModuleType
 
@@ -99,9 +99,9 @@ def mutated(changes: dict[str, list[tuple[str, str]]]) -> RunCode:
             package, _, last = name.rpartition(".")
             setattr(sys.modules[package], last, module)
     found["journal"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: True)
-    found["saving"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: PACE.writes_at_once)
+    found["background_save"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: PACE.writes_at_once)
     found["checkpoints"].ThreadPoolExecutor = lambda *_a, **_k: Worker(lambda: False)
-    found["saving"].time = SimpleNamespace(monotonic=lambda: 0.0)  # what it measured is in the record
+    found["background_save"].time = SimpleNamespace(monotonic=lambda: 0.0)  # what it measured is in the record
     return RunCode(**found)
 
 

@@ -1,6 +1,6 @@
 """What processes do to a run on a disk that crashes: what each was promised, and what must hold afterwards.
 
-A `Life` is one conductor with its trainer, as `esper.conducting` and `esper.line` lead them. A scenario is one life, or
+A `Life` is one conductor with its trainer, as `runner.py` and `line.py` lead them. A scenario is one life, or
 several in a row. Everything that is promised of checkpoints is in `Promise`; `look` reads the run and compares.
 """
 
@@ -22,12 +22,12 @@ from pydantic import BaseModel
 from run_code import PACE, RunCode
 from workloads import demand
 
-from esper.config import RunConfig
+from esper.archive.identity import Identity
+from esper.archive.run_directory import checkpoints_folder, journals, run_file
+from esper.config.joined import RunConfig
 from esper.durable.files import make_folders
 from esper.errors import StoreWriteFailed
-from esper.identity import Identity
-from esper.leyline.checkpoints import CheckpointWritten
-from esper.run_directory import checkpoints_folder, journals, run_file
+from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.tolaria.snapshot import HostSnapshot
 
 RUN = CrashPath(ROOT) / "run"
@@ -214,7 +214,7 @@ class Trainer:
 
     def __init__(self, code: RunCode, generation: int) -> None:
         self.fence, self.generation = 0, generation
-        self._saver = code.saving.Saver(IDENTITY.run_id)
+        self._saver = code.background_save.Saver(IDENTITY.run_id)
 
     def save(self, path: CrashPath, rooms: dict[str, str], nursery: dict[str, Any]) -> None:  # Any: none here
         self._saver.save(path, host_at(self.fence), self.generation, rooms, nursery)

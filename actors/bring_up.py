@@ -1,0 +1,81 @@
+"""Brings a run's actors up, hands their handles to the line, and ends them all. The line is `esper.flow.line`.
+
+Nothing is left behind: whatever way a run ends, every process, socket, folder and shared-memory file of it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from actors.desk import CONDUCTOR
+from actors.embedded_ray import EmbeddedRay, uninterrupted
+from actors.emergency_inbox import ConductorInbox, emergency_word
+from actors.ray_crew import RayCrew
+from actors.remote_incubator import RemoteNursery
+from actors.room_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
+from actors.run_actors import Company, actor_roles, manager_names
+from actors.task_transport import SentProspect
+from esper import faults
+from esper.config.joined import RunConfig
+from esper.flow.crew import Rooms
+from esper.flow.runner import BringUp
+from esper.ground.closing import at_the_end
+from esper.setup.assembly import RunKey
+from esper.setup.survey import Prospect
+
+RAY_SHARE = 2
+"""Ray's own start may take so many times as long as that of the actors."""
+
+
+def fault_points(config: RunConfig) -> dict[str, set[str]]:
+    """The fault points that each process of a run with this config passes, by its name."""
+    points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
+    points[CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
+    points["emergency"] |= {"emergency.pending", "emergency.publish"}
+    points["tolaria"] |= {"tolaria.round", "tolaria.step", "tolaria.save"}
+    if config.growth.enabled:
+        points["tolaria"] |= {"tolaria.apply"}
+        points["tamiyo"] |= {"tamiyo.decide"}
+        points["kasmina"] |= {"kasmina.receive"}
+        for name in manager_names(config):
+            points[name] |= {"kasmina.step"}
+    return points
+
+
+def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp:
+    """How `esper.flow.runner.Conductor` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
+
+    @contextmanager
+    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
+        stack = ExitStack()
+
+        def end() -> None:
+            with uninterrupted():
+                stack.close()
+
+        with at_the_end(end, "ending the actors"):
+            config, slots = prospect.config, 1 + prospect.config.growth.managers
+            deadline_s = RAY_SHARE * config.ray.start_deadline_s
+            ours = embedded or stack.enter_context(
+                EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s, run_dir=path)
+            )
+            word = stack.enter_context(emergency_word())
+            company = Company(prospect, key, sent, path, word, ours.check)
+            company.start()
+            nursery = RemoteNursery(company.managers, company.replace_alone)
+            stack.callback(nursery.join)
+            stack.callback(company.end)
+            stack.callback(nursery.close)
+
+            yield Rooms(
+                trainer=tolaria_handle(company.remotes["tolaria"]),
+                tamiyo=tamiyo_handle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
+                kasmina=kasmina_handle(company.remotes["kasmina"]),
+                incubator=nursery,
+                inbox=ConductorInbox(emergency_handle(company.remotes["emergency"])),
+                crew=RayCrew(company, nursery, ours),
+            )
+
+    return up

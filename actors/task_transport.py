@@ -1,0 +1,125 @@
+"""How a task reaches another process: by its reference where there is one, else as bytes. It builds nothing itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ray import cloudpickle
+
+from esper.errors import ConfigError, TaskError
+from esper.flow.resuming import PUT_BACK
+from esper.ground.workplace import workplace
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.setup.survey import Prospect, open_data
+from esper.task import Task
+from esper.user_code.import_paths import absolute_path, join_path
+from esper.user_code.process_state import set_ours
+from esper.user_code.source_digests import changed_source, file_digest, source_digests
+from esper.user_code.task_reference import Reference, import_task, locate
+
+
+@dataclass(frozen=True)
+class TaskSource:
+    """A task that can be sent. A referenced task is loaded anew by each process, with the blueprints it registers."""
+
+    reference: Reference
+    path: tuple[str, ...]
+    """The sender's import path: both kinds of task import modules from there."""
+    digest: str | None = None
+    """Of the file that a referenced task comes from."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each module of the task, by its path in the task's folder."""
+    pickled: bytes | None = None
+    """Task and blueprints, where there is no reference."""
+    started_in: str = ""
+    """The working directory in which the sender's command or call began; the task's code may have left it since."""
+
+    @classmethod
+    def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
+        """The source of a prospect's task.
+
+        Raises:
+            TaskError: the task has no reference and cannot be sent as bytes.
+            ConfigError: the working directory cannot be used.
+        """
+        where = str(workplace())
+        if reference.text:
+            digests = file_digest(reference), source_digests(reference)
+            return cls(_from_anywhere(reference), absolute_path(), *digests, started_in=where)
+        try:
+            pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
+        except Exception as error:
+            mend = f"it cannot be sent to actors ({error}); give its reference, or run it in this process"
+            raise TaskError("task", type(error).__name__, mend) from error
+        return cls(reference, absolute_path(), pickled=pickled, started_in=where)
+
+    def load(self) -> tuple[Task, Registry]:
+        """The task and its blueprints, in this process, which takes over the sender's import path and folder.
+
+        Raises:
+            TaskError: a file has changed since the run began, or the task's code raised.
+            ConfigError: the sender's working directory is gone, or this process may not enter it.
+        """
+        if self.started_in:
+            self._enter()
+        join_path(self.path)
+        if self.pickled is not None:
+            return _unpickled(self.pickled)
+        located = locate(self.reference.text)
+        if located.file is not None and file_digest(located) != self.digest:
+            raise TaskError(
+                "task", self.reference.text, f"its file has changed since the run began ({located.file}){PUT_BACK}"
+            )
+        if (other := changed_source(located, self.modules)) is not None:
+            raise TaskError(
+                "task", self.reference.text, f"a module of it has changed since the run began ({other}){PUT_BACK}"
+            )
+        return import_task(located)[0], BLUEPRINTS
+
+    def _enter(self) -> None:
+        try:
+            os.chdir(self.started_in)
+        except OSError as error:
+            mend = f"the run began there, and it cannot be entered ({error.strerror}); make it again"
+            raise ConfigError("working directory", self.started_in, mend) from error
+
+
+def _unpickled(pickled: bytes) -> tuple[Task, Registry]:
+    try:
+        made: tuple[Task, Registry] = cloudpickle.loads(pickled)
+    except Exception as error:
+        mend = f"an actor cannot rebuild it ({error}); give its reference, or run it in one process"
+        raise TaskError("task", type(error).__name__, mend) from error
+    return made
+
+
+@dataclass(frozen=True)
+class SentProspect:
+    """A prospect without what is rebuilt on the other side: the task, its data, its blueprints."""
+
+    source: TaskSource
+    measured: Any  # Any: a Prospect whose task, data and blueprints are None; only `open` below looks at it
+
+    @classmethod
+    def of(cls, prospect: Prospect, reference: Reference) -> SentProspect:
+        """What to send of a prospect."""
+        bare: Any = {"task": None, "data": None, "blueprints": None}
+        return cls(TaskSource.of(prospect, reference), replace(prospect, **bare))
+
+    def open(self) -> Prospect:
+        """The whole prospect, with the task's data opened in this process; what was measured is not measured again."""
+        task, blueprints = self.source.load()
+        set_ours(self.measured.config.run.threads)  # loading the task may have set something else
+        data = open_data(task, self.measured.config)
+        whole: Prospect = replace(self.measured, task=task, data=data, blueprints=blueprints)
+        return whole
+
+
+def _from_anywhere(reference: Reference) -> Reference:
+    """The same task, named so that a process in another directory finds it."""
+    place, _, attribute = reference.text.rpartition(":")
+    by_file = place.endswith(".py") and reference.file is not None
+    return replace(reference, text=f"{reference.file}:{attribute}") if by_file else reference

@@ -1,0 +1,140 @@
+"""A copy of a run to keep: what it was told, its journals and its checkpoints, verified. The run itself is not touched.
+
+The copy is a run directory: it can be looked at, gone on with and proved like the run it was taken of.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from esper.archive.history import check_sound, read_past
+from esper.archive.run_directory import (
+    checkpoints_folder,
+    journals,
+    make,
+    refusing,
+    reports_folder,
+    run_file,
+    summary_file,
+)
+from esper.durable.files import DISK, make_folders, remove_folder, sync_folder
+from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.ground.closing import at_the_end
+from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.tolaria.checkpoint_file import verify_all
+
+
+def default_place(run_dir: Path) -> Path:
+    """Beside the run, named after it and its last checkpoint."""
+    return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
+
+
+def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
+    """Copy a run to a new directory and verify the copy; it may be going on meanwhile.
+
+    Returns:
+        The checkpoints that were copied, oldest first. They and the name of the directory are durable.
+
+    Raises:
+        RunDirectoryError: there is no run, it has no checkpoint yet, or the place is taken. Nothing was written.
+        StoreCorrupt: a journal is damaged. Nothing was written.
+        CheckpointCorrupt: a checkpoint is damaged, of the run or of the copy; the copy was removed.
+        StoreWriteFailed: the copy could not be written; it was removed.
+    """
+    _commits(run_dir)
+    with refusing("to", to):
+        if to.resolve().is_relative_to(run_dir.resolve()):
+            raise RunDirectoryError("to", str(to), f"it lies in the run {run_dir}; choose a place outside")
+        if to.exists():
+            raise RunDirectoryError("to", str(to), "it is there already; choose another")
+        _make_parent(to.parent)
+    draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
+    try:
+        with at_the_end(lambda: remove_folder(draft), "removing the unfinished copy"):
+            make_folders(checkpoints_folder(draft))
+            _copy(run_dir, draft)
+            commits = _commits(draft)
+            _verify(draft, commits)
+            draft.rename(to)
+            sync_folder(to.parent)
+    except OSError as error:
+        raise StoreWriteFailed(str(to), "copying a run") from error
+    return commits
+
+
+def _make_parent(folder: Path) -> None:
+    """Raises: OSError: nothing can be put there."""
+    make(folder)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
+def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
+    past = read_past(run_dir)
+    check_sound(run_dir, past)
+    if not past.commits:
+        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to keep")
+    return past.commits
+
+
+def _copy(run_dir: Path, draft: Path) -> None:
+    """Copy what the run says and then the checkpoints that should be there by it.
+
+    If one is not, retention has dropped it, since the run has gone on meanwhile: copy what it says now.
+    """
+    newest = None
+    while True:
+        _copy_words(run_dir, draft)
+        commits = read_past(draft).commits
+        missing = [written for written in commits if not _copied(written, run_dir, draft)]
+        if not missing:
+            return
+        if commits[-1] == newest:
+            raise CheckpointCorrupt(missing[-1].file, "is missing, and the run has not gone on since it was needed")
+        newest = commits[-1]
+
+
+def _copy_words(run_dir: Path, draft: Path) -> None:
+    """Copy all but the checkpoints. The summary comes after the journals: one that says the run ended has one."""
+    _copy_file(run_file(run_dir), run_file(draft))
+    for file in journals(run_dir).values():
+        _copy_file(file, draft / file.name)
+    if summary_file(run_dir).exists():
+        _copy_file(summary_file(run_dir), summary_file(draft))
+    if reports_folder(run_dir).is_dir():
+        make_folders(reports_folder(draft))
+        for file in reports_folder(run_dir).iterdir():
+            _copy_file(file, reports_folder(draft) / file.name)
+
+
+def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:
+    """Copy a checkpoint, unless it is gone."""
+    try:
+        _copy_file(checkpoints_folder(run_dir) / written.file, checkpoints_folder(draft) / written.file)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _copy_file(source: Path, copy: Path) -> None:
+    """Raises: FileNotFoundError: the source is gone. StoreCorrupt: it cannot be read. OSError: the copy failed."""
+    try:
+        descriptor = DISK.open(source, os.O_RDONLY)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise StoreCorrupt(str(source), f"cannot be read: {error.strerror}") from error
+    with DISK.reader(descriptor, owned=True) as whole, copy.open("wb") as file:
+        shutil.copyfileobj(whole, file, 2**20)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(copy.parent)
+
+
+def _verify(draft: Path, commits: tuple[CheckpointWritten, ...]) -> None:
+    for found in verify_all(checkpoints_folder(draft), commits):
+        if not found["ok"]:
+            raise CheckpointCorrupt(found["file"], f"its copy does not load: {found['reason']}")

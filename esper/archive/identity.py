@@ -1,0 +1,111 @@
+"""What makes a run this run: `run.json`, the versions installed here, the digests of the task's files."""
+
+from __future__ import annotations
+
+import json
+import platform
+from contextlib import suppress
+from datetime import datetime
+from importlib import metadata
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from esper.archive.run_directory import no_run, refusing, run_file
+from esper.config.joined import RunConfig
+from esper.durable.files import atomic_write, read_small
+from esper.errors import RunDirectoryError, StoreCorrupt
+from esper.ground.problems import first_problem
+from esper.leyline.base import Message
+from esper.leyline.slots import SlotSpec
+
+VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "opentelemetry-sdk")
+
+
+class Identity(Message):
+    """`run.json`: all that makes a run this run."""
+
+    run_id: str
+    generation: Annotated[int, Field(ge=1)]
+    task: str
+    task_file_sha256: str | None
+    """Digest of the file that defines the task; None where the task came from no file."""
+    started_at: datetime
+    config: RunConfig
+    total_steps: Annotated[int, Field(ge=1)]
+    fence_steps: Annotated[tuple[int, ...], Field(min_length=2)]
+    """Optimizer steps at which the fences lie: from 0 up to the end, each later than the one before."""
+    slots: tuple[SlotSpec, ...]
+    versions: dict[str, str]
+    cpu: str
+    """Of the machine that the generation runs on."""
+    host_crc32c: int
+    """Of the host's tensors before its first step."""
+    host_modules_sha256: str | None = None
+    """Digest of the host's modules, their classes and settings. None in older runs."""
+    samples_crc32c: int
+    trained_by: str
+    argv: tuple[str, ...]
+    started_in: str = ""
+    """Working directory of the run; the relative path of a task is looked for there first. Empty: not known."""
+    task_files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each module that was loaded from the task's folder, by its path in it. Empty in older runs."""
+    first_loss: float | None = None
+    """Loss of the first training step. None in older runs."""
+    rehearsed_crc32c: int | None = None
+    """Of the weights after the survey's first steps. None where they diverged, and in older runs."""
+    hash_seed: int | None = None
+    """`PYTHONHASHSEED` of the process that began the run. None where it was random, and in older runs."""
+    text_hash: int | None = None
+    """What `hash` gave there for one text: another value is another order of sets. None in older runs."""
+
+    @model_validator(mode="after")
+    def _fences_rise(self) -> Self:
+        """Raises: ValueError: the fences do not lead from step 0 to the last one."""
+        steps = self.fence_steps
+        if steps[0] != 0 or steps[-1] != self.total_steps or any(one >= next for one, next in pairwise(steps)):
+            raise ValueError(f"fence_steps must rise from 0 to total_steps = {self.total_steps}")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write `run.json`, atomically."""
+        atomic_write(run_file(path), self.model_dump_json(indent=1).encode())
+
+
+def versions() -> dict[str, str]:
+    """Of what a run's bits may depend on, as it is installed here."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}}
+
+
+def load_identity(path: Path) -> Identity:
+    """What `run.json` says.
+
+    Raises:
+        RunDirectoryError: there is none, or it is another version's.
+        StoreCorrupt: it is not one of ours.
+    """
+    file = run_file(path)
+    with refusing("RUN", path):
+        if not file.is_file():
+            raise no_run(path)
+    try:
+        return Identity.model_validate_json(read_small(file))
+    except OSError as error:
+        raise StoreCorrupt(str(file), f"cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        _refuse_other_version(path)
+        mend = "put it back from a copy (`esper snapshot` makes them)"
+        raise StoreCorrupt(str(file), f"not a run.json of this version: {first_problem(error)}; {mend}") from error
+
+
+def _refuse_other_version(path: Path) -> None:
+    """Raises: RunDirectoryError: what cannot be read was written by another version of esper."""
+    with suppress(ValueError, RecursionError):  # it is no JSON, or nested beyond reading
+        told = json.loads(read_small(run_file(path)))
+        made = told.get("versions", {}) if isinstance(told, dict) else {}
+        name = VERSIONED[0]
+        if isinstance(made, dict) and made.get(name, versions()[name]) != versions()[name]:
+            mend = f"made with {name} {made[name]} (here {versions()[name]}), whose runs this version does not read"
+            raise RunDirectoryError("RUN", str(path), mend)

@@ -1,0 +1,112 @@
+"""What a run directory says about its run, read without a lock, also while the run goes on. It imports no task."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from esper.archive.history import Remains, level, look_at
+from esper.archive.journal import Entry, Kind
+from esper.archive.run_directory import LEASE, checkpoints_folder
+from esper.ground.machine import is_alive
+from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.leyline.evidence import PairedLosses
+
+AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
+"""What a run says of itself when it is done; None before."""
+
+
+def inspect_run(path: Path) -> dict[str, Any]:
+    """State, place and seeds of a run: what `esper inspect --json` prints.
+
+    Of a damaged run as much as can be read, None for what cannot, and each place in `damages`.
+
+    Raises:
+        RunDirectoryError: nothing of a run is here.
+    """
+    found = look_at(path)
+    identity, entries = found.identity, found.entries
+    rounds = [entry.body for entry in entries if entry.kind is Kind.ROUND_ENDED]
+    begun = {"fence": None, "step": None} if found.damaged else {"fence": 0, "step": 0}
+    ended = next((entry.body for entry in entries if entry.kind is Kind.RUN_ENDED), {})
+    last, heard = rounds[-1] if rounds else begun | {"train_loss": None}, level(entries)
+    return {
+        "run_dir": str(path),
+        "state": _state(path, found),
+        "fence": last["fence"],
+        "steps": last["step"],
+        "total_steps": identity.total_steps if identity is not None else None,
+        "seeds": _seeds(entries),
+        "level": heard.name if heard is not None else None,
+        "task": identity.task if identity is not None else None,
+        "seed": identity.config.run.seed if identity is not None else None,
+        "generation": found.generation,
+        "checkpoints": [written.fence for written in found.commits],
+        "missing_checkpoints": missing(path, found.commits),
+        "train_loss": last["train_loss"],
+        **{name: ended.get(name) for name in AT_THE_END},
+        "damaged": found.damaged,
+        "damages": [asdict(damage) for damage in found.damages],
+        "damaged_records": sum(damage.offset is not None for damage in found.damages),
+    }
+
+
+def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
+    """Checkpoints that should be there and are not, and were not dropped by retention meanwhile."""
+    gone = still_kept(path, {one.file for one in commits if not (checkpoints_folder(path) / one.file).exists()})
+    return [one.file for one in commits if one.file in gone]
+
+
+def still_kept(path: Path, files: set[str]) -> set[str]:
+    """Those that a run which may have gone on since should still have."""
+    return files & {written.file for written in look_at(path).commits} if files else files
+
+
+STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
+"""What a run is that was asked to stop, by the error that it stopped with."""
+
+
+def _state(path: Path, found: Remains) -> str:
+    """finished, failed, interrupted, drained, running, stopped, open, unknown.
+
+    Stopped: its process is gone. Open: that is on another machine. Unknown: it is gone, and so is the journal in which
+    it would have said how it ended.
+    """
+    for entry in () if found.newest_lost else reversed(found.entries):
+        if entry.kind is Kind.RUN_ENDED:
+            return "finished"
+        if entry.kind is Kind.RUN_FAILED:
+            return STOPPED_BY.get(entry.body["error"], "failed")
+        if entry.kind is Kind.SUPERSEDED:  # how an older generation ended is past
+            break
+    gone = "unknown" if found.newest_lost else "stopped"
+    lease = path / LEASE
+    said = ""
+    if lease.is_file():
+        with lease.open("rb") as file:
+            said = file.read(512).decode(errors="replace")
+    holder = re.match(r"pid (\d{1,9}) on (.+)", said)
+    if holder is None:
+        return gone
+    if holder[2] != socket.gethostname():
+        return "open"
+    return "running" if is_alive(int(holder[1])) else gone
+
+
+def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    seeds: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        body = entry.body
+        if entry.kind is Kind.TRANSITION:
+            seed = seeds.setdefault(body["seed_id"], {"seed_id": body["seed_id"], "gain": None, "z": None})
+            seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
+        elif entry.kind is Kind.INCUBATION_ENDED:
+            for fork in body["forks"]:
+                if fork["gate"] is not None and fork["seed_id"] in seeds:
+                    gate = PairedLosses.model_validate(fork["gate"])
+                    seeds[fork["seed_id"]] |= {"gain": gate.relative_gain, "z": gate.z}
+    return list(seeds.values())

@@ -1,0 +1,125 @@
+"""What a journal's records must say for a run to be read by them. A whole record is the message that was written.
+
+A record that does not say it is sound as a frame, and none of ours: it is told as damage, like one that cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from esper.archive.journal import Entry, Kind
+from esper.ground.problems import first_problem
+from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.leyline.evidence import PairedLosses
+from esper.leyline.signals import Level
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Said(BaseModel):
+    """Some fields of a record."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class _Fenced(_Said):
+    fence: Count
+
+
+class _Round(_Fenced):
+    step: Count
+    train_loss: float
+    losses: list[float]
+
+
+class _Failed(_Fenced):
+    error: str
+    trace_id: str
+
+
+class _Signal(_Said):
+    level: Annotated[int, Field(ge=min(Level), le=max(Level))]
+
+
+class _Superseded(_Said):
+    from_fence: Count | None
+    lengths: Mapping[Annotated[str, Field(pattern=r"^[0-9]{1,18}$")], Count]
+
+
+class _Restarted(_Said):
+    actors: list[str]
+
+
+class _Retention(_Said):
+    keep: Annotated[int, Field(ge=2)]
+
+
+class _Config(_Said):
+    checkpoint: _Retention
+
+
+class _Begun(_Said):
+    config: _Config
+
+
+class _Decision(_Said):
+    policy_version: str
+
+
+class _Transition(_Said):
+    seed_id: str
+    slot: str
+    blueprint_id: str
+    after: str
+
+
+class _Fork(_Said):
+    seed_id: str
+    gate: PairedLosses | None
+
+
+class _Incubation(_Said):
+    forks: list[_Fork]
+
+
+class _Ended(_Said):
+    start_test_loss: float
+    test_loss: float
+    twin_test_loss: float | None
+    why_none_stayed: str | None = None
+    """A version without it wrote nothing."""
+
+
+SAID: Mapping[Kind, type[BaseModel]] = {
+    Kind.RUN_STARTED: _Begun,
+    Kind.RUN_RESUMED: _Begun,
+    Kind.ROUND_ENDED: _Round,
+    Kind.DECISION: _Decision,
+    Kind.TRANSITION: _Transition,
+    Kind.INCUBATION_ENDED: _Incubation,
+    Kind.RUN_ENDED: _Ended,
+    Kind.RUN_FAILED: _Failed,
+    Kind.SIGNAL: _Signal,
+    Kind.CHECKPOINT_BEGUN: _Fenced,
+    Kind.CHECKPOINT_COMMITTED: CheckpointWritten,
+    Kind.SUPERSEDED: _Superseded,
+    Kind.ACTOR_RESTARTED: _Restarted,
+}
+"""By kind, what readers go by. Of the other kinds nothing but that they are objects."""
+
+
+def kept_newest(entry: Entry) -> int:
+    """How many checkpoints a run keeps, by the record of its beginning or of its going on."""
+    return _Begun.model_validate(entry.body).config.checkpoint.keep
+
+
+def misfit(entry: Entry) -> str:
+    """Why a record is none of ours, in one line; empty: it is."""
+    try:
+        SAID.get(entry.kind, _Said).model_validate(entry.body)
+    except ValidationError as error:
+        return f"no journal record: {first_problem(error, entry.kind.name)}"
+    return ""

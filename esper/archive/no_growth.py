@@ -1,0 +1,36 @@
+"""The reason for which a run ended without a seed in its network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from esper.archive.result import SeedFate
+from esper.leyline.stages import IN_HOST
+from esper.setup.candidates import why_nothing_grows
+from esper.setup.growth_log import GrowthLog, none_stayed
+from esper.setup.survey import Prospect
+from esper.setup.wording import number, percent
+
+
+def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
+    """Why a run ended without a seed in its network; None where one is there."""
+    growth = prospect.config.growth
+    if any(seed.stage in IN_HOST for seed in seeds):
+        return None
+    if not growth.enabled:
+        return "growth is off (growth.enabled, --no-growth)"
+    if (short := why_nothing_grows(prospect)) is not None:
+        return f"no candidate was tried: {short}"
+    needed = f"gain above {percent(growth.margin)}, z above {number(prospect.g2_limit(), 2)}"
+    return none_stayed(log, len(seeds), _best(seeds), needed)
+
+
+def _best(seeds: Sequence[SeedFate]) -> str:
+    """The seed with the largest z at G2, with its figures; empty where G2 judged none."""
+    judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
+    if not judged:
+        return ""
+    z, seed = max(judged, key=lambda one: one[0])
+    gain = "" if seed.gain is None else f", gain {percent(seed.gain, 2, signed=True)}"
+    return f"{seed.blueprint} at {seed.slot}{gain}, z {number(z, 2)}"

@@ -1,0 +1,19 @@
+"""Which checkpoints of a run load. Each is read whole; nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from esper.archive.inspection import still_kept
+from esper.archive.run_directory import checkpoints_folder
+from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.tolaria.checkpoint_file import verify_all
+
+
+def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
+    """Which checkpoints of a run load (see `verify_all`), without those that retention drops meanwhile."""
+    found = verify_all(checkpoints_folder(path), commits)
+    bad = still_kept(path, {one["file"] for one in found if not one["ok"]})
+    return [one for one in found if one["ok"] or one["file"] in bad]

@@ -1,0 +1,62 @@
+"""Text and tables that `esper inspect` prints: the state of a run, its losses, and its seeds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from esper.cli.tables import cells, grid, table
+from esper.leyline.stages import IN_HOST, Stage
+from esper.setup.wording import gain_and_z, growing, number
+
+ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
+
+
+def place(found: Mapping[str, Any]) -> str:
+    """State, fence, step, training loss and emergency level of the run, in one line."""
+    loss, names = found["train_loss"], ("fence", "steps", "total_steps")
+    fence, step, total = ("?" if found[name] is None else found[name] for name in names)
+    return (
+        f"{found['run_dir']}: {found['state']}, fence {fence}, step {step}/{total}"
+        + (f", loss {number(loss)}" if loss is not None else "")
+        + (f", emergency level {found['level']}" if found["level"] is not None else "")
+    )
+
+
+def losses(found: Mapping[str, Any]) -> Table:
+    """Test losses of a finished run, and why no seed stayed in it; no rows while the run goes on."""
+    shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
+    if end is not None:
+        start = found["start_test_loss"]
+        shown.add_row(*cells("test loss", f"{number(start)} -> {number(end)}" if start is not None else number(end)))
+    if end is not None and twin is not None:
+        shown.add_row(*cells("without growing", f"{number(twin)} (the twin); {growing(end, twin)}"))
+    if found["why_none_stayed"] is not None:
+        shown.add_row(*cells("no growth", found["why_none_stayed"]))
+    return shown
+
+
+def seeds(found: Mapping[str, Any]) -> Table:
+    """Every seed that G2 judged, that is in the network or that is still training. `beaten` counts the others."""
+    shown = table("seed", "slot", "blueprint", "stage", "gain", "z", figures=("stage", "gain", "z"))
+    for seed in found["seeds"]:
+        if not _beaten(seed):
+            figures = gain_and_z(seed["gain"], seed["z"])
+            shown.add_row(*cells(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures))
+    return shown
+
+
+def beaten(found: Mapping[str, Any]) -> str:
+    """Number of seeds that the table leaves out, by slot; empty where it leaves out none."""
+    slots = Counter(seed["slot"] for seed in found["seeds"] if _beaten(seed))
+    if not slots:
+        return ""
+    where = ", ".join(f"{slot} {count}" for slot, count in slots.items())
+    return f"and {slots.total()} culled in tournaments or before ({where}); --json lists them"
+
+
+def _beaten(seed: Mapping[str, Any]) -> bool:
+    return seed["z"] is None and seed["stage"] not in ON_ITS_WAY

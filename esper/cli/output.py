@@ -1,0 +1,157 @@
+"""Output for people. No text is parsed as markup, and a failing output never ends a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from esper.ground.strict_json import strict_json
+
+SHOWN_CONTROLS = frozenset("\n\t")
+"""Control characters that are printed as they are; every other one is escaped, as it could steer the terminal."""
+
+NARROWEST = 20
+"""Least width of the console, in columns: rich shows nothing in fewer, as with COLUMNS=0."""
+
+
+def printable(text: str) -> str:
+    """The text with control characters written as escapes; line feeds and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(one if one in SHOWN_CONTROLS or not _steers(one) else ascii(one)[1:-1] for one in text)
+
+
+def _steers(one: str) -> bool:
+    return ord(one) < 0x20 or 0x7F <= ord(one) < 0xA0
+
+
+class PlainConsole(Console):
+    """A console that prints every text literally: no markup, no emoji codes, no control sequences."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if self.width < NARROWEST:
+            self.width = NARROWEST
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does, with control characters in texts written as escapes."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def can_redraw(console: Console) -> bool:
+    """True where the output is a terminal that can redraw lines: neither a dumb one nor a file under FORCE_COLOR."""
+    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+
+
+def say(*lines: object, error: bool = False) -> None:
+    """Print lines on standard output, or on standard error."""
+    for line in lines:
+        print(printable(str(line)), file=sys.stderr if error else sys.stdout)
+
+
+def print_json(found: dict[str, Any]) -> None:
+    """One JSON object, last on standard output; see `esper.ground.strict_json` for figures that are not finite."""
+    print(strict_json(found))
+
+
+class _Stream:
+    """A text stream whose `write` and `flush` never raise.
+
+    Characters that its encoding lacks are written as escapes. After the first failed write it drops everything.
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name, self._mute = stream, name, False
+        self.lost = False
+        """A write failed for another reason than a reader that closed its pipe."""
+
+    def __getattr__(self, name: str) -> Any:  # Any: as the stream's own
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text; drop it after an earlier failure."""
+        if not self._mute:
+            encoding = self._stream.encoding or "utf-8"
+            try:
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            except (OSError, ValueError) as error:  # ValueError: somebody closed it
+                self._silence(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush; do nothing after an earlier failure."""
+        if not self._mute:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._silence(error)
+
+    def _silence(self, error: Exception) -> None:
+        """Drop all later text. If this was standard output, say so once on standard error."""
+        self._mute = True
+        self.lost = not isinstance(error, BrokenPipeError)
+        _point_at_nothing(self._stream)
+        other = sys.stderr if self._name == "output" else sys.stdout
+        if self._name == "output" and isinstance(other, _Stream):
+            print(f"esper: standard output is not shown any more: {error}", file=other)
+
+
+def output_lost() -> bool:
+    """True where standard output is guarded and a part of it could not be written.
+
+    A reader that closed its pipe, as `head` does, had what it wanted: that counts as written.
+    """
+    out: object = sys.stdout
+    if not isinstance(out, _Stream):
+        return False
+    out.flush()
+    return out.lost
+
+
+def _point_at_nothing(stream: TextIO) -> None:
+    """Redirect a stream's file to /dev/null, so that flushing its buffer at the end of the interpreter cannot fail."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # it is no file, or closed
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, number)
+    os.close(nothing)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Within the block, writing to standard output and standard error never raises."""
+    if isinstance(sys.stdout, _Stream):
+        yield
+        return
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        out, err = _Stream(before[0] or nothing, "output"), _Stream(before[1] or nothing, "error")
+        sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
+        try:
+            yield
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = before
+
+
+def hold_standard_descriptors() -> None:
+    """Open /dev/null in the place of each standard descriptor that is closed.
+
+    The next file that is opened takes the lowest free number: a journal under number 1 would be written to by
+    everything that prints.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

@@ -1,0 +1,127 @@
+"""Text and table that `esper plan` prints for a forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from esper.cli.tables import cells, table
+from esper.ground.suggest import listed
+from esper.leyline.slots import Kind
+from esper.setup.candidates import NONE
+from esper.setup.wording import number
+from esper.tolaria.data import EVALUATION_BATCH
+
+FIGURES = ("parameters", "cost / host", "risk")
+
+
+def candidates(found: Mapping[str, Any]) -> Table:
+    """Table of all candidates: size, cost, and place in the run. The name of a slot stands in its first row only.
+
+    Where nothing can germinate, the candidates of a slot that have the same place share a row.
+    """
+    shown, last = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES), ""
+    for rows in _together(found):
+        name = rows[0]["slot"]
+        slot, last = ("" if name == last else name), name
+        shown.add_row(
+            *cells(
+                slot,
+                listed(row["blueprint"] for row in rows),
+                _range(rows, "parameters", lambda size: f"{size:,}"),
+                _range(rows, "cost_ratio", lambda cost: number(cost, 2)),
+                _range(rows, "risk", lambda risk: f"{risk:.2f}"),
+                _in_a_run(rows[0]["place"], found),
+            )
+        )
+    return shown
+
+
+def _together(found: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
+    """The candidates that share a row of the table."""
+    if found["germinates_at_fences"] is not None:
+        return [[row] for row in found["candidates"]]
+    rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in found["candidates"]:
+        rows.setdefault((row["slot"], row["place"]), []).append(row)
+    return list(rows.values())
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str, show: Callable[[Any], str]) -> str:
+    """A figure of the rows, or the least and the largest of them."""
+    figures = [row[name] for row in rows]
+    least, largest = show(min(figures)), show(max(figures))
+    return least if least == largest else f"{least} to {largest}"
+
+
+def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
+    """The place of a candidate in words, with the reason where nothing can germinate."""
+    if place == NONE:
+        return "none: the run is too short (see below)" if found["why_nothing_grows"] else "none: growth is off"
+    return place.replace("growth.", "")
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """Fences at which seeds can germinate, the cost of a tournament, and the time that the trainer waits for it."""
+    return [*padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
+
+
+def padding(found: Mapping[str, Any]) -> list[str]:
+    """A warning for slots whose length differs between batches: their seeds see padding as content."""
+    padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
+    if not padded:
+        return []
+    where = f"{', '.join(padded)}: the length differs between batches"
+    return [f"{where}; seeds that mix positions (attention, convolutions over time) see the padding as content"]
+
+
+def companions(found: Mapping[str, Any]) -> list[str]:
+    """Notes where the loss of a sample depends on the others of its batch: by the loss, or by the network."""
+    means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
+    notes = []
+    if found["loss_depends_on_batch"]:
+        notes.append(f"the loss of a sample depends on the others of its batch: {means}")
+    if found["network_mixes_samples"]:
+        by = f"{found['mixed_by']} mixes the samples of a batch, in evaluation too"
+        notes.append(f"{by}: {means}, and the output for a sample is another in another batch")
+    return notes
+
+
+def _germination(found: Mapping[str, Any]) -> str:
+    window, hold = found["germinates_at_fences"], found["first_hold"]
+    if window is None:
+        why = found["why_nothing_grows"]
+        return f"nothing can germinate: {why}" if why else "nothing can germinate: growth is off"
+    said = f"germinates at fences {window[0]} to {window[1]}"
+    if hold is None:
+        return said
+    limit = "" if hold["limit"] is None else f" ({hold['measured']:.4g}, limit {hold['limit']:.4g})"
+    return f"{said}; at the first of them nothing would be tried: {hold['detail']}{limit}"
+
+
+def _compute(found: Mapping[str, Any]) -> str:
+    return (
+        f"modelled: host {number(found['host_gflops'], 2)} GFLOP, twin {number(found['twin_gflops'], 2)} GFLOP, first"
+        f" tournament {number(found['tournament_gflops'], 2)} GFLOP and {number(found['tournament_bytes'] / 2**20, 2)}"
+        " MiB of weights, gradients and moments"
+    )
+
+
+def _waits(found: Mapping[str, Any]) -> str:
+    """Measured times: seconds of a step, and of the waits of the trainer."""
+    said = f"measured: {number(1e3 * found['step_s'], 1)} ms a step of the host"
+    if found["fence_wait_first_s"] is None:
+        return said
+
+    def seconds(name: str) -> str:
+        return f"{number(found[name], 1)} s"
+
+    enough, count = found["managers_for_no_wait"], found["managers"]
+    least = f"{enough} end it with its round" if enough else "no number of them ends it with its round"
+    return (
+        f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits {seconds('fence_wait_first_s')} for"
+        f" the first tournament, {seconds('fence_wait_replica_s')} for a replica (one for each fork:"
+        f" {seconds('fence_wait_least_s')}; {least}); in one process the tournament takes {seconds('tournament_s')}"
+    )

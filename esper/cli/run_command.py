@@ -1,0 +1,254 @@
+"""One run from the command line: which way it is brought up, what signals do to it, what is said when it fails."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import typer
+
+from esper.archive.history import Remains, look_at
+from esper.archive.journal import Entry, Kind
+from esper.archive.result import Result, failure
+from esper.archive.run_directory import checkpoints_folder, run_file
+from esper.cli.output import PlainConsole, print_json, say
+from esper.cli.terminal import Terminal
+from esper.config.joined import RunConfig
+from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, PlacementUnavailable, all_notes
+from esper.flow.in_process import resume as resume_here
+from esper.flow.in_process import run as run_here
+from esper.flow.next_steps import next_step, resume_command
+from esper.flow.stopping import SAME_REQUEST_S, Drain
+from esper.ground import parent
+from esper.ground.closing import noted_on
+from esper.ground.exit_codes import DRAINED, EMERGENCY, INTERRUPTED, STRICT_FAILURE
+from esper.ground.parent import End
+from esper.ground.workplace import fixed, shown
+from esper.leyline.checkpoint_record import QUARANTINE
+from esper.task import Task
+from esper.user_code.plugins import launcher
+from esper.user_code.task_reference import Reference
+
+SHOW_CURSOR = "\x1b[?25h"
+"""To a terminal: the live view hid the cursor."""
+
+
+class Signalled(KeyboardInterrupt):
+    """A signal interrupts the start of a run. Its text is the name of the signal."""
+
+
+def way_to_run(*, in_process: bool) -> Callable[..., Result]:
+    """What brings a run up: in this process or on Ray. To be asked for before the task is loaded.
+
+    Raises:
+        ConfigError: the package `actors` is not installed, or another of that name is in its place.
+    """
+    return run_here if in_process else launcher("ray")
+
+
+def execute(
+    launch: Callable[..., Result], task: Task, config: RunConfig, reference: Reference, *, as_json: bool
+) -> Result:
+    """Run to the end, or leave with the exit code that the failure has.
+
+    Raises:
+        ConfigError: an input is wrong; nothing was written.
+        typer.Exit: the run did not reach its end; the reason was printed.
+    """
+    with _watched(as_json) as (progress, drain):
+        return launch(task, config, reference=reference, progress=progress, drain=drain)
+
+
+def execute_resume(
+    run_dir: Path, settings: Mapping[str, Any], broken: Path | None, *, in_process: bool, as_json: bool
+) -> Result:
+    """Go on with a run to its end, or leave with the exit code that the failure has.
+
+    Raises:
+        ConfigError: the run cannot be resumed with these settings; nothing was changed.
+        typer.Exit: the run did not reach its end; the reason was printed.
+    """
+    resume = resume_here if in_process else launcher("ray-resume")
+    begun = fixed(run_dir) if run_file(fixed(run_dir)).is_file() else None
+    if begun is not None:
+        parent.tell(run_dir=shown(begun))
+    with _watched(as_json, begun) as (progress, drain):
+        result = resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
+        if progress.path is None:  # it had reached its end before
+            progress.ended(result)
+        return result
+
+
+@contextmanager
+def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Terminal, Drain]]:
+    """Around a run: shows it, lets signals reach it, and reports what stops it before the process leaves.
+
+    Args:
+        begun: The directory of a run that is resumed; None: the run is new, and has a directory once it starts.
+    """
+    terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
+    try:
+        with _signals(drain):
+            yield terminal, drain
+    except ConfigError as error:
+        if terminal.path is None:
+            raise
+        terminal.close()  # the run had begun: what an actor finds wrong with the task is its failure
+        say_failure(error, terminal.path, as_json=as_json)
+        raise typer.Exit(STRICT_FAILURE) from error
+    except KeyboardInterrupt as interrupt:
+        terminal.close()
+        place = terminal.path or begun
+        kept = f"; what was kept: {resume_command(Path(shown(place)))}" if place is not None else ""
+        raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
+    except Exception as error:
+        terminal.close()
+        say_failure(error, terminal.path or begun, as_json=as_json)
+        raise typer.Exit(_code(error)) from error
+    finally:
+        terminal.close()
+
+
+def complain(text: str, code: int) -> int:
+    """One clear line on standard error; returns the exit code."""
+    say(f"esper: {' '.join(text.split())}", error=True)
+    return code
+
+
+def _code(error: Exception) -> int:
+    if isinstance(error, EmergencyStop):
+        return EMERGENCY
+    return DRAINED if isinstance(error, Drained) else STRICT_FAILURE
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """While it lasts SIGTERM ends the program with what it has open put away, as an exception would."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise SystemExit(DRAINED)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _signals(drain: Drain) -> Iterator[None]:
+    """Within the block, SIGTERM and SIGHUP ask the run to end at the next fence, and Ctrl-C interrupts it.
+
+    A repeated Ctrl-C within `SAME_REQUEST_S` does not disturb the end that has begun; a later one interrupts again,
+    because other code may have swallowed the first. A SIGHUP that was ignored before (`nohup`) stays ignored.
+    """
+    last_s = -math.inf
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        del frame
+        if time.monotonic() - last_s > SAME_REQUEST_S:
+            try:
+                drain.ask()
+            except KeyboardInterrupt:
+                raise Signalled(signal.Signals(number).name) from None
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last_s
+        del number, frame
+        now_s = time.monotonic()
+        if now_s - last_s > SAME_REQUEST_S:
+            last_s = now_s
+            raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGINT, interrupt)
+    if before[signal.SIGHUP] is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, terminate)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
+    """The typed error, its cause, its trace, what is kept, what to do next."""
+    facts, last, kept = failure(error), None, "nothing was written"
+    if run_dir is not None:
+        kept = "nothing that can be read"
+        with noted_on(error, f"reading what is left in {shown(run_dir)}"):
+            found = look_at(run_dir)
+            last = next((entry for entry in reversed(found.entries) if _tells(entry, facts)), None)
+            kept = _kept(run_dir, found)
+    told: dict[str, Any] = {
+        **facts,
+        "trace_id": last.body["trace_id"] if last is not None else None,
+        "run_dir": shown(run_dir) if run_dir is not None else None,
+        "kept": kept,
+        "next": next_step(error, Path(shown(run_dir)) if run_dir is not None else None),
+    }
+    del told["notes"]
+    notes = list(all_notes(error))
+    if last is not None and "fault_fired" in last.body:
+        told["fault_fired"] = last.body["fault_fired"]
+    if not isinstance(error, EsperError):  # the user's own code: its traceback, notes included, is what helps
+        traceback.print_exception(error)
+    elif notes:
+        say(*notes, error=True)
+    for name, value in told.items():
+        if value:
+            say(f"{name}: {value}", error=True)
+    if as_json:
+        print_json({**told, "notes": notes} if notes else told)
+
+
+def in_child(*, as_json: bool) -> int | None:
+    """Go on in a child process. Returns None in the child; in the parent, the exit code once the child has ended."""
+    try:
+        end = parent.split()
+    except OSError as error:
+        refused = PlacementUnavailable("conductor", f"the system refused a process for the run: {error.strerror}")
+        refused.__cause__ = error
+        say_failure(refused, None, as_json=as_json)
+        return STRICT_FAILURE
+    return say_end(end, as_json=as_json) if end is not None else None
+
+
+def say_end(end: End, *, as_json: bool) -> int:
+    """Speak for a child process that ended, if the child could not; returns the exit code of the command line."""
+    if end.code is not None:
+        return end.code
+    if -end.status in parent.ENDING:
+        parent.die_of(-end.status)
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            print(SHOW_CURSOR, end="", file=stream)
+    why = end.reason or f"its process {end.how} before it could say why: a process of Ray died, or the system ended it"
+    say_failure(ActorLost("conductor", why), Path(end.run_dir) if end.run_dir else None, as_json=as_json)
+    return STRICT_FAILURE
+
+
+def _kept(run_dir: Path, found: Remains) -> str:
+    """What a failed run keeps on disk, in words."""
+    if not found.entries:
+        return "run.json; the run had not begun"
+    there = [str(one.fence) for one in found.commits if (checkpoints_folder(run_dir) / one.file).exists()]
+    kept = f"journal, telemetry and checkpoints of fence {', '.join(there)}" if there else "journal and telemetry"
+    aside = checkpoints_folder(run_dir) / QUARANTINE
+    names = sorted(file.name for file in aside.iterdir()) if aside.is_dir() else []
+    return f"{kept}; in quarantine, since they do not load: {', '.join(names)}" if names else kept
+
+
+def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
+    """True where the record is the run's own report of this failure."""
+    return entry.kind is Kind.RUN_FAILED and entry.body.items() >= facts.items()

@@ -1,0 +1,330 @@
+"""What people see of a run on a terminal while it goes on, and its heading and its table of results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from esper.archive.recovery_record import Recovery
+from esper.archive.result import Result, SeedFate
+from esper.cli.output import can_redraw
+from esper.cli.tables import cells, grid, table
+from esper.flow.tally import Tally
+from esper.ground import parent, workplace
+from esper.leyline.decisions import Hold
+from esper.leyline.incubation import Answer
+from esper.leyline.reports import Check, GateReport, Transition
+from esper.leyline.slots import Kind
+from esper.leyline.stages import IN_HOST, LIVE, Stage
+from esper.leyline.state import RoundState, SeedState
+from esper.setup.survey import Prospect
+from esper.setup.wording import (
+    a_second,
+    beside_control,
+    beside_limit,
+    beside_twin,
+    gain_and_z,
+    growing,
+    number,
+    percent,
+)
+
+COLOURS = {
+    Stage.TRAINING: "cyan",
+    Stage.BLENDING: "yellow",
+    Stage.SHADOWING: "magenta",
+    Stage.PROBATIONARY: "blue",
+    Stage.FOSSILIZED: "green",
+    Stage.TERMINATED: "green",
+}
+
+
+class Terminal:
+    """A live view on a terminal; plain lines where the output is none."""
+
+    def __init__(self, console: Console, *, live: bool | None = None) -> None:
+        self._console = console
+        self._wants_live = can_redraw(console) if live is None else live
+        self._live: Live | None = None
+        self._fences = 0
+        self._view: tuple[RenderableType, ...] = ()
+        self._hold: Hold | None = None
+        self._replicas: frozenset[str] = frozenset()
+        self.path: Path | None = None
+        """The run's directory, once there is one."""
+
+    def started(self, prospect: Prospect, path: Path) -> None:
+        """Say what will be run, and open the live view; a parent process learns where the run is."""
+        parent.tell(run_dir=workplace.shown(path))
+        self.path, self._fences = path, len(prospect.fence_steps) - 1
+        for line in heading(prospect, path):
+            self._console.print(line, soft_wrap=True)
+        if self._wants_live:
+            self._live = Live(console=self._console, refresh_per_second=8)
+            self._live.start()
+
+    def found(self, what: str) -> None:
+        """Say it, indented under the heading."""
+        self._console.print(Text(f"  {what}"), soft_wrap=True)
+
+    def working(self, what: str) -> None:
+        """Show beside a spinner what is going on; plain lines show only what came of it."""
+        if self._live is not None:
+            self._live.update(Group(*self._view, Spinner("dots", Text(what, style="dim"))), refresh=True)
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """Show the round, its loss, the speed, and each slot's seeds."""
+        self._replicas = frozenset(seed.seed_id for seed in state.seeds if seed.replica_of is not None)
+        begun = [s for s in state.seeds if s.stage is Stage.TRAINING and s.since_fence == state.fence]
+        if begun:
+            what = f"{len(begun)} candidates incubate" if len(begun) > 1 else f"{_name(begun[0])} incubates"
+            copies = "copies of the network" if len(begun) > 1 else "a copy of the network"
+            again = "a replica of " if begun[0].replica_of is not None else ""
+            self._say(state.fence, f"{again}{what} in {copies}, beside a control")
+        if self._live is not None:
+            self._view = (self._bar(state, tally), _slots(state))
+            self._live.update(Group(*self._view), refresh=True)
+        elif state.fence:
+            line = Text("  ").join([Text(self._place(state), style="bold"), *_figures(state, tally), *_rows(state)])
+            self._console.print(line, soft_wrap=True)
+
+    def hold(self, hold: Hold) -> None:
+        """Say why nothing germinates, once for each reason."""
+        if hold.fence and (self._hold is None or (hold.reason, hold.detail) != (self._hold.reason, self._hold.detail)):
+            self._say(hold.fence, f"nothing new is tried: {hold.detail}")
+        self._hold = hold
+
+    def answer(self, answer: Answer) -> None:
+        """Print what was grafted, fossilised, not accepted or culled from the host, and why."""
+        if answer.order is not None:
+            self._hold = None
+        told = {report.seed_id: report for report in answer.gates}
+        for step in answer.transitions:
+            text = _news(step, told.get(step.seed_id), replica=step.seed_id in self._replicas)
+            if text:
+                self._say(step.fence, f"{step.blueprint_id} at {step.slot} {text}")
+
+    def ended(self, result: Result) -> None:
+        """Close the live view and print the table of results."""
+        self.close()
+        self._console.print("", results(result), sep="\n")
+
+    def close(self) -> None:
+        """Close the live view, also after a failure."""
+        if self._live is not None:
+            self._live.update(Group(*self._view))
+            self._live.stop()
+            self._live = None
+
+    def _say(self, fence: int, text: str) -> None:
+        self._console.print(Text(f"round {fence:>2}  {text}", style="dim"), soft_wrap=True)
+
+    def _place(self, state: RoundState) -> str:
+        return f"round {state.fence:>2}/{self._fences}"
+
+    def _bar(self, state: RoundState, tally: Tally) -> Table:
+        row = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=max(1, self._fences), completed=state.fence, width=20)
+        row.add_row(Text(self._place(state), style="bold"), bar, *_figures(state, tally))
+        return row
+
+
+def _figures(state: RoundState, tally: Tally) -> list[Text]:
+    training = state.training
+    figures = [f"step {training.step}/{training.total_steps}"]
+    if training.train_loss is not None:
+        figures.append(f"loss {number(training.train_loss)}")
+    if tally.steps_per_s is not None:
+        figures.append(f"{a_second(tally.steps_per_s)} steps/s")
+    return [Text(figure) for figure in (*figures, f"{training.parameters:,} parameters")]
+
+
+def _slots(state: RoundState) -> Table:
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for header in ("slot", "kind", "seeds"):
+        shown.add_column(header, overflow="fold")
+    for slot in state.slots:
+        seeds = [seed for seed in state.seeds if seed.slot == slot.spec.path]
+        seeding = standing(seeds)
+        if not seeding.plain:
+            seeding.append("dormant", style="dim")
+        trying = sum(seed.stage is Stage.TRAINING for seed in seeds)
+        if trying:
+            seeding.append(f"   {trying} incubating", style=COLOURS[Stage.TRAINING])
+        shown.add_row(Text(slot.spec.path), str(slot.spec.kind), seeding)
+    return shown
+
+
+def _rows(state: RoundState) -> list[Text]:
+    rows = [(slot.spec.path, standing([s for s in state.seeds if s.slot == slot.spec.path])) for slot in state.slots]
+    return [Text(f"{path}: ").append_text(seeds) for path, seeds in rows if seeds.plain]
+
+
+def standing(seeds: list[SeedState]) -> Text:
+    """The seeds of one slot that are in the host: blueprint, stage, how many alike, and alpha while it ramps."""
+    text, last = Text(), ""
+    inside = [seed for seed in seeds if seed.stage in IN_HOST]
+    for (blueprint, shown), alike in groupby(inside, key=lambda seed: (seed.blueprint_id, _stage(seed))):
+        count = len(list(alike))
+        text.append(", " if text.plain else "").append(f"{blueprint} " if blueprint != last else "")
+        text.append(shown, style=COLOURS[Stage(shown.split()[0])])
+        text.append(f" x{count}" if count > 1 else "")
+        last = blueprint
+    return text
+
+
+def _stage(seed: SeedState) -> str:
+    return (
+        f"{seed.stage} alpha {seed.alpha:.2f}"
+        if seed.stage is Stage.BLENDING and seed.alpha is not None
+        else seed.stage
+    )
+
+
+def _name(seed: SeedState) -> str:
+    return f"{seed.blueprint_id} at {seed.slot}"
+
+
+def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
+    """What a transition means for people; empty for one that they need not follow."""
+    checks = {check.name: check for check in report.checks} if report is not None else {}
+    if step.after is Stage.BLENDING:
+        if replica:
+            return f"is not shown harmful ({beside_limit(checks['own_z'])}): grafted, alpha rises"
+        gain = checks["relative_gain"].measured
+        assert isinstance(gain, float)
+        return f"{beside_control(gain)} ({beside_limit(checks['z'])}): grafted, alpha rises"
+    if step.after is Stage.FOSSILIZED:
+        return f"stays: FOSSILIZED{_twin(checks)}"
+    lost_outright = step.before is Stage.TRAINING and ("rank" not in checks or not checks["rank"].passed)
+    if step.after is not Stage.CULLED or step.before not in (Stage.TRAINING, *LIVE) or lost_outright:
+        return ""
+    failed = [check for check in report.checks if not check.passed] if report is not None else []
+    why = f"{failed[0].reason.replace('_', ' ')} ({beside_limit(failed[0])})" if failed else "with the seed that failed"
+    what = "came first, not accepted" if step.before is Stage.TRAINING else "was taken out of the network"
+    return f"{what} by {step.cause}: {why}"
+
+
+def _twin(checks: Mapping[str, Check]) -> str:
+    if "twin_z" not in checks:
+        return ""
+    z = checks["twin_z"].measured
+    assert isinstance(z, float)
+    return f", {beside_twin(z)} ({beside_limit(checks['twin_z'])})"
+
+
+def heading(prospect: Prospect, path: Path | None) -> list[str]:
+    """What a run will do, in a few lines."""
+    growth, run, shards = prospect.config.growth, prospect.config.run, prospect.data.shards
+    sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
+    threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
+    lines = [
+        f"run {workplace.shown(path)}" if path is not None else "a run would be",
+        f"  {prospect.host_parameters:,} parameters; {prospect.total_steps} steps of {prospect.data.batch_size} samples"
+        f" in {len(prospect.fence_steps) - 1} rounds; seed {run.seed}, {threads}, {run.device}",
+        f"  samples: {sizes}",
+    ]
+    declared = prospect.config.failure_policy.declared()
+    lines += [f"  declared otherwise than by default: {error} -> {answer}" for error, answer in declared.items()]
+    for spec in prospect.specs:
+        causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
+        mixed = "" if spec.samples_independent else ", mixes samples"
+        lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
+    lines += left_out(prospect.left_out)
+    if not growth.enabled:
+        return [*lines, "  no growth: the network trains alone"]
+    units = "samples" if prospect.data.slice("gate", 0).groups is None else "groups"
+    return [
+        *lines,
+        f"  {len(prospect.options)} candidates; a seed must beat its control by {percent(growth.margin)} of the loss"
+        f" and z > {prospect.g2_limit():.2f} on {prospect.judged_units} {units} (so strict because a run may test"
+        f" {growth.max_tests})",
+        "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
+        " FOSSILIZED (stays)",
+    ]
+
+
+def left_out(modules: Mapping[str, str]) -> list[str]:
+    """Modules that a pattern matched and that are no slots, a line for each reason."""
+    paths: dict[str, list[str]] = {}
+    for path, why in modules.items():
+        paths.setdefault(why, []).append(path)
+    return [f"  no slot, {why}: {', '.join(ones)}" for why, ones in paths.items()]
+
+
+def results(result: Result) -> RenderableType:
+    """The table at the end of a run."""
+    judged = [seed for seed in result.seeds if seed.z is not None]
+    joined = sum(seed.stage in IN_HOST for seed in result.seeds)
+    tried = f"{len(result.seeds)} seeds were tried, {joined} joined the network"
+    seeds = table(
+        *("seed", "slot", "blueprint", "fate", "gain", "z", "parameters"),
+        figures=("fate", "gain", "z", "parameters"),
+        title=f"{tried}; first of their tournaments:",
+        caption=f"gain: share of the loss of a control without the seed; z: in standard errors{_of_replicas(judged)}",
+    )
+    for seed in judged:
+        name = seed.seed_id[:8] + (" replica" if seed.replica_of else "")
+        fate = seed.stage if seed.stage in IN_HOST else "not kept"
+        figures = gain_and_z(seed.gain, seed.z)
+        seeds.add_row(*cells(name, seed.slot, seed.blueprint, fate, *figures, f"{seed.parameters:,}"))
+    totals = grid()
+    totals.add_row("test loss", Text(f"{number(result.start_test_loss)} -> {number(result.test_loss)}", style="bold"))
+    if result.twin_test_loss is not None:
+        grown = growing(result.test_loss, result.twin_test_loss)
+        totals.add_row(*cells("without growing", f"{number(result.twin_test_loss)} (the twin); {grown}"))
+    if result.why_none_stayed is not None:
+        totals.add_row(*cells("no growth", result.why_none_stayed))
+    for name, value in result.test_metrics.items():
+        totals.add_row(*cells(f"test {name}", number(value)))
+    for name, value in _not_finite(result):
+        mend = "a division by 0, or the network gave no finite output"
+        totals.add_row(*cells("no figure", f"{name} is {value}: {mend}"))
+    totals.add_row(*cells("parameters", f"{result.params_start:,} -> {result.params_end:,}"))
+    totals.add_row(*cells("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions"))
+    totals.add_row(
+        *cells("time", f"{number(result.wall_s, 1)} s, of which the trainer waited {number(result.fence_wait_s, 1)} s")
+    )
+    for recovery in result.recoveries:
+        totals.add_row(*cells("recovered", _recovered(recovery)))
+    parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
+    compute = " + ".join(f"{name} {number(value, 2)}" for name, value in parts.items())
+    totals.add_row(*cells("modelled GFLOP", f"{compute} = {number(sum(parts.values()), 2)}"))
+    totals.add_row(*cells("weights", f"sha256 {result.weights_sha256[:16]}..."))
+    totals.add_row(*cells("run", result.run_dir))
+    if not result.seeds:
+        return totals
+    return Group(seeds, totals) if judged else Group(Text(f"{tried}; none was the first of a tournament"), totals)
+
+
+def _of_replicas(seeds: Sequence[SeedFate]) -> str:
+    """The end of a caption, where a replica stands in the table that is not better than its control."""
+    if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
+        return ""
+    return "; a replica need not beat its control: it is kept as long as it is not shown harmful (docs/growth.md)"
+
+
+def _not_finite(result: Result) -> list[tuple[str, float]]:
+    """Losses and metrics of a result that are no finite numbers."""
+    losses = {"test loss": result.test_loss, "valid loss": result.valid_loss, "first test loss": result.start_test_loss}
+    metrics = {f"test {name}": value for name, value in result.test_metrics.items()}
+    return [(name, value) for name, value in (losses | metrics).items() if not math.isfinite(value)]
+
+
+def _recovered(recovery: Recovery) -> str:
+    if recovery.alone:
+        until = "its successor was up; training went on"
+    elif recovery.restore_s is None:
+        until = "another death broke it off"
+    else:
+        until = "the next good step" if recovery.first_step_s is not None else "all stood at a fence again"
+    return f"{', '.join(recovery.actors)} ({recovery.error}), {number(recovery.total_s, 1)} s until {until}"

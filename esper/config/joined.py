@@ -1,0 +1,206 @@
+"""The joined config: tables beside what they configure, files in TOML, `table.key=value` on top. It only checks."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, ValidationError
+
+from esper.config.checkpoint_settings import CheckpointConfig
+from esper.config.supervision_settings import FailurePolicy, SupervisionConfig
+from esper.emergency.settings import EmergencyConfig
+from esper.errors import ConfigError, shortened
+from esper.faults import FaultSpec, check
+from esper.ground.problems import first_problem
+from esper.ground.suggest import existing_names, listed, nearest
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.base import Seconds, Settings
+from esper.tamiyo.settings import PolicyConfig, RiskConfig
+from esper.telemetry.settings import TelemetryConfig
+from esper.tolaria.settings import TrainConfig
+
+MOST_BYTES = 2**20
+"""Of a file of settings; the whole config has some kilobytes."""
+
+
+class RayConfig(Settings):
+    """[ray]"""
+
+    start_deadline_s: Seconds = Field(
+        60.0, description="longest that all actors together may take to start, in seconds"
+    )
+    collective_timeout_s: Seconds = Field(
+        60.0, description="longest that an actor may show no progress before its process is ended, in seconds"
+    )
+
+
+class RunConfig(Settings):
+    """Everything a run can be told, all with defaults; frozen."""
+
+    run: TrainConfig = Field(default_factory=TrainConfig)
+    growth: GrowthConfig = Field(default_factory=GrowthConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+    risk: RiskConfig = Field(default_factory=RiskConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    emergency: EmergencyConfig = Field(default_factory=EmergencyConfig)
+    telemetry: TelemetryConfig = Field(default_factory=TelemetryConfig)
+    ray: RayConfig = Field(default_factory=RayConfig)
+    supervision: SupervisionConfig = Field(default_factory=SupervisionConfig)
+    failure_policy: FailurePolicy = Field(default_factory=FailurePolicy)
+    faults: tuple[FaultSpec, ...] = Field(
+        (), strict=False, description="what to break on purpose, see esper.faults; for drills"
+    )
+
+
+def load_config(
+    file: Path | None = None, overrides: Mapping[str, Any] | None = None, faults: Path | None = None
+) -> RunConfig:
+    """The config of a file (or none) with overrides by dotted key on top, and the faults of another file.
+
+    Raises:
+        ConfigError: naming the key, its value and the mend; nothing is ignored.
+    """
+    tables = _read("--config", file) if file is not None else {}
+    if faults is not None:
+        read = _read("--faults", faults)
+        stray = sorted(read.keys() - {"faults"})
+        if stray:
+            raise ConfigError("--faults", str(faults), f"write [[faults]]; {stray[0]!r} does not belong here")
+        tables["faults"] = read.get("faults", [])
+    for key, value in (overrides or {}).items():
+        table, dot, name = key.partition(".")
+        if not dot or table not in RunConfig.model_fields:  # else the table says what is wrong
+            raise ConfigError(key, value, f"no such key; {_existing(key)}")
+        if table == "faults":
+            raise ConfigError(key, value, "faults are an array of tables; write [[faults]] in a file, see --faults")
+        entry = tables.setdefault(table, {})
+        if not isinstance(entry, dict):
+            raise ConfigError(table, entry, f"this is a table; write it as [{table}]")
+        entry[name] = value
+    try:
+        config = RunConfig.model_validate(tables)
+    except ValidationError as error:
+        raise _explain(error) from error
+    check(config.faults)
+    return config
+
+
+def flattened(config: RunConfig) -> dict[str, Any]:
+    """Every value of every table, by dotted key."""
+    tables = ((name, value) for name, value in config if isinstance(value, BaseModel))
+    return {f"{table}.{name}": getattr(value, name) for table, value in tables for name in _fields(value)}
+
+
+def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """The values of all `--set`, by dotted key.
+
+    Raises:
+        ConfigError: a text cannot be read, or a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, value = parse_override(text)
+        add_override(found, key, value)
+    return found
+
+
+def add_override(overrides: dict[str, Any], key: str, value: object) -> None:
+    """Raises: ConfigError: the key is there already."""
+    if key in overrides:
+        raise ConfigError(key, value, f"given twice, before as {shortened(overrides[key])}; give it once")
+    overrides[key] = value
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`table.key=value`, the value as TOML; what is no TOML is taken as text.
+
+    Raises:
+        ConfigError: there is no `=`, or more than one line.
+    """
+    key, mark, raw = text.partition("=")
+    if not mark or not key.strip():
+        raise ConfigError("--set", text, "use table.key=value")
+    if len(text.splitlines()) > 1:
+        raise ConfigError("--set", text, "use one line; give each key its own --set")
+    try:
+        return key.strip(), tomllib.loads(f"value = {raw}")["value"]
+    except tomllib.TOMLDecodeError:  # a bare word: `--set growth.isolate_until=none`
+        return key.strip(), raw.strip()
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise ConfigError("--set", text, f"the value cannot be read: {error}") from error
+
+
+def as_toml(config: RunConfig) -> str:
+    """A whole config as commented TOML that `load_config` reads back."""
+    lines: list[str] = []
+    for table, value in ((name, value) for name, value in config if isinstance(value, BaseModel)):
+        lines += [f"[{table}]"]
+        for name, info in type(value).model_fields.items():
+            setting = getattr(value, name)
+            lines.append(
+                f"# {info.description}" + (f" ({_choices(info.annotation)})" if _choices(info.annotation) else "")
+            )
+            lines.append(f"# {name} =" if setting is None else f"{name} = {_toml(setting)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    """A value as TOML, in a line: numbers and texts as JSON has them, but for the pairs of escapes that it may use."""
+    if isinstance(value, BaseModel):
+        return _toml(value.model_dump(exclude_none=True))
+    if isinstance(value, dict):
+        entries = ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
+        return f"{{ {entries} }}" if entries else "{}"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _choices(annotation: object) -> str:
+    options = [option for option in get_args(annotation) if isinstance(option, str)]
+    return ", ".join(options)
+
+
+def _read(option: str, file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ConfigError(option, str(file), f"it is longer than {MOST_BYTES} bytes; give a file of TOML")
+        return tomllib.loads(content.decode())
+    except OSError as error:
+        raise ConfigError(option, str(file), f"cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting beyond what Python reads
+        raise ConfigError(option, str(file), f"no TOML: {error}") from error
+
+
+def _keys() -> list[str]:
+    return [
+        f"{table}.{name}" for table, value in RunConfig() if isinstance(value, BaseModel) for name in _fields(value)
+    ]
+
+
+def _fields(table: BaseModel) -> Sequence[str]:
+    return list(type(table).model_fields)
+
+
+def _existing(key: str) -> str:
+    """The nearest key of all; else the keys of its table; else the tables."""
+    table, dot, _ = key.partition(".")
+    near = nearest(key, _keys()) if dot else nearest(key, [*RunConfig.model_fields, *_keys()])
+    if near is not None:
+        return f"the nearest is {near}"
+    mine = [known for known in _keys() if known.startswith(f"{table}.")]
+    return existing_names(key, mine) if mine else f"the tables are {listed(RunConfig.model_fields)}"
+
+
+def _explain(error: ValidationError) -> ConfigError:
+    """The first problem, in one line."""
+    first = first_problem(error)
+    key = ".".join([part for part in first.place if isinstance(part, str)][:2])
+    if first.kind == "extra_forbidden":
+        return ConfigError(key, first.value, f"no such key; {_existing(key)}")
+    return ConfigError(key, first.value, first.message)

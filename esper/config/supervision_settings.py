@@ -1,0 +1,105 @@
+"""How often actors may die, and which errors count as the death of the actor that they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from esper import errors
+from esper.errors import ConfigError
+from esper.ground.suggest import existing_names
+from esper.leyline.base import Seconds, Settings
+
+Answer = Literal["raise", "restart"]
+
+
+class SupervisionConfig(Settings):
+    """[supervision]"""
+
+    deaths: int = Field(
+        3, ge=0, description="most deaths of one actor, or of all trainer ranks as one, within within_s; one more stops"
+    )
+    within_s: Seconds = Field(600.0, description="length of that window, which slides, in seconds")
+    without_progress: int = Field(
+        3, ge=1, description="so many deaths of it at one fence, with no later one passed, stop the run too"
+    )
+
+
+class FailurePolicy(Settings):
+    """[failure_policy]: an error that an actor's caller gets -> who answers it.
+
+    "raise": the caller gets it, unchanged. "restart": the actor that it came from is ended if it is not gone, and
+    started again, as often as `[supervision]` allows. Each class is for itself; one of the user's own goes with the
+    class of esper that it is below.
+
+    Raises:
+        ConfigError: a class that is not there, naming the nearest, or one of `NO_SWITCH`, with the reason.
+    """
+
+    ActorLost: Answer = Field("restart", description="the process of an actor that is no trainer rank is gone")
+    TrainerRankLost: Answer = Field("restart", description="the process of a trainer rank is gone or hangs")
+    ActorDoubtful: Answer = Field("raise", description="the connection broke; an end of the process ends the doubt")
+    CallDeadlineExceeded: Answer = Field("raise", description="no answer in time; the process was ended for it")
+    PolicyDeadlineExceeded: Answer = Field("raise", description="the policy was too slow; it is asked the same again")
+    PolicyFailed: Answer = Field("raise", description="the policy raised, which may be of its process: memory, a file")
+    SeedBuildFailed: Answer = Field("raise", description="a blueprint raised, which may be of its process: memory")
+    FaultInjected: Answer = Field("raise", description="raised on purpose, in place of any error; for drills")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_has_no_switch(cls, given: object) -> object:
+        for name, value in given.items() if isinstance(given, Mapping) else ():
+            if name in NO_SWITCH:
+                raise ConfigError(f"failure_policy.{name}", value, f"it always raises: {NO_SWITCH[name]}")
+            if name not in cls.model_fields:
+                known = existing_names(name, [*cls.model_fields, *NO_SWITCH])
+                raise ConfigError(f"failure_policy.{name}", value, f"no such class; {known}")
+        return given
+
+    def restarts(self, error: BaseException) -> bool:
+        """The actor that `error` came from is started again. Of `NO_SWITCH`, and of no class of ours: never."""
+        ours = next((cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__), "")
+        return ours in type(self).model_fields and getattr(self, ours) == "restart"
+
+    def declared(self) -> dict[str, Answer]:
+        """What is answered otherwise than by default, by class name."""
+        default = FailurePolicy()
+        return {name: answer for name, answer in self if answer != getattr(default, name)}
+
+
+NO_SWITCH = {
+    "EsperError": "it is every error; name the one that is meant",
+    "ConfigError": "the input is wrong, and stays so",
+    "TaskError": "the task is wrong, and stays so",
+    "RunDirectoryError": "the directory is in use or not ours, which no actor can mend",
+    "DependencyViolationError": "a strict refusal: something is missing, and nothing may stand in for it",
+    "NoSeedCandidates": "a strict refusal: the policy named no candidate where there are some",
+    "FieldReportInvalid": "a strict refusal: the report lacks what it must carry",
+    "CommandRejected": "a strict refusal: the command is not authentic, not fresh or not for this run",
+    "StageConflict": "a strict refusal: the stage cannot follow",
+    "EvidenceMissing": "a strict refusal: what was not measured cannot be judged",
+    "IllegalTransition": "a bug of ours, which a restart would hide",
+    "IsolationViolation": "a seed reached the host: evidence, not an accident",
+    "LossDeviceMismatch": "the task computes on two devices, and does so again",
+    "DivergenceUnrecoverable": "a result of the training; the guard has done what can be done",
+    "StoreWriteFailed": "the disk refused, and what was not acknowledged must not seem to be",
+    "StoreCorrupt": "a file is damaged, which no actor can mend",
+    "CheckpointCorrupt": "a file is damaged; an earlier one is used without any restart",
+    "RestoreImpossible": "no checkpoint is left to start an actor from",
+    "RollbackDeadlineExceeded": "everything is restored already; the budget is what is wrong",
+    "ActorError": "it is every error between processes; name the one that is meant",
+    "PlacementUnavailable": "there is no room, and asking again makes none",
+    "StartDeadlineExceeded": "the start was slow, and another start on the same machine is as slow",
+    "RestartIntensityExceeded": "it is the end of all restarts",
+    "EmergencyStop": "somebody stopped the run",
+    "EmergencyQueueFull": "a restart would drop the signals that are held",
+    "EmergencyUnavailable": "the run has ended, and a restart would not make it hear",
+    "Drained": "the run was asked to end",
+    "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
+    "TheirCodeRaised": "the user's code raised it, and does so again",
+    "StateNotKept": "the code of the task has state that no checkpoint keeps, and would have it again",
+    "CannotBeWritten": "`esper export` raises it, which runs without actors",
+}
+"""Every other class -> why nothing but raising it will do."""

@@ -1,0 +1,260 @@
+"""The grown network of a run as a file for where esper is not: plain torch, `torch.export` or ONNX.
+
+A file appears whole, and only after the network that it holds gave the outputs of the run's own on two batches; nothing
+is overwritten, and nothing is left where an export failed.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from esper.durable.files import FULL, atomic_write, make_folders, remove_folder, sync_folder
+from esper.durable.streams import write_stream
+from esper.errors import ConfigError, StoreWriteFailed, TaskError
+from esper.export.loading import Loaded, build_network, load_grown
+from esper.export.network_file import network_file
+from esper.export.programs import Play, check_onnx, export_bytes, onnx_bytes, play_export, play_onnx, trace
+from esper.ground.closing import at_the_end, noted_on
+from esper.ground.temporary_rng import temporary_rng
+from esper.ground.workplace import fixed
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS
+from esper.kasmina.host.rebuilt import state_of, structure_digest
+from esper.setup.survey import open_data
+from esper.task import Task
+from esper.tolaria.data import Slice, split_pair
+from esper.tolaria.trainer import call_model
+from esper.user_code.their_code import refused_as_theirs
+
+ROWS = (3, 5)
+"""Samples in the batch that is traced and in a second batch: a program that works for one size alone is refused."""
+
+
+class Format(StrEnum):
+    """Formats of an export."""
+
+    TORCH = "torch"
+    EXPORT = "export"
+    ONNX = "onnx"
+
+
+SUFFIX = {Format.TORCH: "", Format.EXPORT: ".pt2", Format.ONNX: ".onnx"}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that an export wrote."""
+
+    files: tuple[Path, ...]
+    fence: int
+    seeds: int
+
+
+def export(
+    run_dir: str | os.PathLike[str],
+    format: Format,
+    to: str | os.PathLike[str] | None = None,
+    *,
+    fence: int | None = None,
+    generation: int | None = None,
+    task: Task | None = None,
+) -> Exported:
+    """Write the grown network of a run to a place where nothing is yet. The run is only read.
+
+    Args:
+        to: For `torch` a folder, absent or empty; else a file. By default it lies beside the run.
+        fence, generation, task: See `esper.load`.
+
+    Raises:
+        ConfigError: the place is taken, lies in the run or cannot be written; a package is missing; or a blueprint
+            cannot be written down.
+        TaskError: the network cannot be traced, or what was made of it gives other outputs.
+        StoreWriteFailed: the files could not be written.
+        Exception: as `esper.load`. Nothing was written, whatever it was.
+    """
+    run_dir = Path(run_dir)
+    place = fixed(Path(to)) if to is not None else default_place(run_dir, format)
+    _check_place(run_dir, place, format)
+    if format is Format.ONNX:
+        check_onnx()
+    loaded = load_grown(run_dir, task, fence, generation)
+    batches = _inputs(loaded)
+    if format is Format.TORCH:
+        files = _write_torch(loaded, run_dir.resolve().name, batches, place)
+    else:
+        files = _write_program(loaded, batches, place, PROGRAMS[format])
+    return Exported(files, loaded.checkpoint.fence, len(loaded.topology))
+
+
+# -- the place ---------------------------------------------------------------------------------------------------
+
+
+def default_place(run_dir: Path, format: Format) -> Path:
+    """Beside the run, named after it."""
+    run_dir = fixed(run_dir).resolve()
+    return run_dir.with_name(f"{run_dir.name}-network{SUFFIX[format]}")
+
+
+def _check_place(run_dir: Path, place: Path, format: Format) -> None:
+    """Raises: ConfigError: something is there, nothing can be put there, or it lies in the run. Nothing is left."""
+    if place.resolve().is_relative_to(fixed(run_dir).resolve()):
+        raise ConfigError("to", str(place), f"it lies in the run {run_dir}, which is only read; choose another")
+    if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
+        raise ConfigError("to", str(place), "it is there already; nothing is overwritten: choose another")
+    ground = next(folder for folder in place.parents if os.path.lexists(folder))
+    try:
+        with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
+            pass  # its name is as long as that of a draft
+    except OSError as error:
+        if error.errno not in FULL:  # a full disk is no fault of the place; the write tells of it
+            mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
+            raise ConfigError("to", str(place), mend) from error
+
+
+def _draft(place: Path) -> Path:
+    """A new name beside the place; the export has it until it is checked."""
+    return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
+
+
+@contextmanager
+def _folder_of(place: Path) -> Iterator[Path]:
+    """The folder that a place lies in, made with those above it; what was made is removed if the body raises."""
+    new = [folder for folder in place.parents if not folder.exists()]
+    try:
+        make_folders(place.parent)
+        yield place.parent
+    except BaseException as error:
+        with noted_on(error, "removing the new folders"):
+            for folder in new:
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+        raise
+
+
+# -- what the network is asked -----------------------------------------------------------------------------------
+
+
+def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model takes
+    """Inputs of two sizes, of the first samples that the run is validated on."""
+    found = []
+    with temporary_rng(0), refused_as_theirs():
+        data = open_data(loaded.task, loaded.identity.config)
+        known = data.shards["valid"].indices
+        for rows in ROWS:
+            part = Slice("valid", 0, tuple(int(known[i % len(known)]) for i in range(rows)), None)
+            inputs, _ = split_pair(next(iter(data.batches_of(part))))
+            found.append(inputs)
+    return found
+
+
+class CalledAs(nn.Module):
+    """A network called as its task calls it."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        super().__init__()
+        self.network, self._call = network, task.input_output
+
+    def forward(self, inputs: Any) -> Any:
+        """What the task's `input_output` makes of it."""
+        assert self._call is not None, "else the network is called itself"
+        return self._call(self.network, inputs)
+
+
+def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: float) -> None:
+    """Raises: TaskError: for one of the batches `play` gives other outputs than the network."""
+    for inputs in batches:
+        with temporary_rng(0), refused_as_theirs(), torch.no_grad():
+            expected = pytree.tree_leaves(call_model(loaded.task, loaded.network, inputs))
+            found = pytree.tree_leaves(play(inputs))
+        worst = max([0.0, *map(_difference, expected, found)]) if len(found) == len(expected) else float("inf")
+        if not worst <= tolerance:
+            what = f"what was made of it gives other outputs, by {worst:.1e} of the largest; at most {tolerance:.0e}"
+            raise TaskError("task.model", type(loaded.network).__name__, f"{what} is let pass")
+
+
+def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever the user's model gives
+    """The largest difference over the largest figure; 0 only if every bit that counts is the same."""
+    if not isinstance(expected, Tensor):
+        return 0.0 if expected == found else float("inf")
+    found = torch.as_tensor(found)
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if torch.equal(expected, found) or not expected.numel():
+        return 0.0
+    scale = expected.abs().max().double().clamp(min=1.0)
+    return float((expected.double() - found.double()).abs().max() / scale)
+
+
+# -- torch: a state dict and a Python file -----------------------------------------------------------------------
+
+
+def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> tuple[Path, ...]:
+    identity, checkpoint = loaded.identity, loaded.checkpoint
+    specs = {spec.path: spec for spec in identity.slots}
+    modules = structure_digest(build_network(loaded.task, identity))
+    text = network_file(run, checkpoint.fence, loaded.topology, specs, BLUEPRINTS, modules)
+    with _folder_of(place) as folder:
+        draft = _draft(place)
+        with at_the_end(lambda: remove_folder(draft), "removing the draft"):
+            make_folders(draft)
+            write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
+            atomic_write(draft / "network.py", text.encode())
+            _check_outputs(loaded, batches, _play_torch(draft / "network.py", loaded), 0.0)
+            _publish(draft, place)
+            sync_folder(folder)
+    return place / "network.pt", place / "network.py"
+
+
+def _publish(draft: Path, place: Path) -> None:
+    try:
+        draft.rename(place)
+    except OSError as error:
+        raise StoreWriteFailed(str(place), "export") from error
+
+
+def _play_torch(file: Path, loaded: Loaded) -> Play:
+    """What the file rebuilds, to be called as the task calls its network."""
+    scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
+    exec(compile(file.read_bytes(), str(file), "exec"), scope)  # the text that was just made
+    (build,) = scope["__all__"]
+    rebuilt = scope[build](lambda: build_network(loaded.task, loaded.identity))
+    return lambda inputs: call_model(loaded.task, rebuilt, inputs)
+
+
+# -- a program in one file ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Program:
+    """How a program becomes a file, and how near what is read from it has to come to the network."""
+
+    make: Callable[[torch.export.ExportedProgram], bytes]
+    play: Callable[[bytes], Play]
+    tolerance: float
+    """Most that an output may differ, over its largest figure."""
+
+
+PROGRAMS = {
+    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # torch's own kernels, as in the network
+    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # kernels of others, which add in another order
+}
+
+
+def _write_program(loaded: Loaded, batches: list[Any], place: Path, kind: Program) -> tuple[Path, ...]:
+    network = loaded.network if loaded.task.input_output is None else CalledAs(loaded.network, loaded.task)
+    data = kind.make(trace(network, batches[0], ROWS[0]))
+    _check_outputs(loaded, batches, kind.play(data), kind.tolerance)
+    with _folder_of(place):
+        atomic_write(place, data, replace=False)
+    return (place,)

@@ -1,0 +1,189 @@
+"""Loads the grown network of a run from its checkpoints, verified, as an ordinary module. The run is only read.
+
+It takes no lock: of a run that is still going on it reads the last committed fence.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.archive.history import Past, check_sound, read_past
+from esper.archive.identity import Identity, versions
+from esper.archive.run_directory import checkpoints_folder
+from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
+from esper.flow.resuming import check_sealed, load_same_task
+from esper.ground.temporary_rng import temporary_rng
+from esper.ground.tensors import state_crc32c
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.kasmina.blueprints.precision import dtype_of
+from esper.kasmina.host.attached import Seed, attach
+from esper.kasmina.host.rebuilt import difference, structure_digest
+from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.leyline.reports import GraftPlan
+from esper.task import Task
+from esper.tolaria.checkpoint_file import load_written
+from esper.tolaria.snapshot import load_tensors
+from esper.tolaria.snapshot_codec import from_plain
+from esper.tolaria.trainer import build_host
+from esper.user_code.extra_state import load_extra_states
+from esper.user_code.their_code import refused_as_theirs
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A grown network with its task, its run and its checkpoint."""
+
+    network: nn.Module
+    task: Task
+    identity: Identity
+    checkpoint: CheckpointWritten
+    topology: tuple[GraftPlan, ...]
+    """Its seeds, in the order in which they were grafted."""
+
+
+def load(
+    run_dir: str | os.PathLike[str],
+    *,
+    task: Task | None = None,
+    fence: int | None = None,
+    generation: int | None = None,
+) -> nn.Module:
+    """The grown network of a run, on the CPU and in evaluation mode, with the bits that its trainer had.
+
+    Its seeds are a part of it, under the names that the run used: it can be moved, copied, saved and trained like any
+    module, and it may be called by many threads. The run is only read; it may be going on.
+
+    Args:
+        run_dir: A run directory, or a snapshot of one.
+        task: The task of the run. Needed only where `run.json` does not say where it is; only its `model` is used.
+        fence: A fence whose checkpoint is kept; by default the last one: the end of the run, or where it was stopped.
+        generation: The network as this generation of the run left it: the first process of a run is generation 1, and
+            each resume or restart of the whole run begins the next one. With `fence`: that fence, if the checkpoint is
+            of this generation. Work that a later generation took back is not found.
+
+    Raises:
+        RunDirectoryError: no run is here, or it has no checkpoint yet.
+        ConfigError: no checkpoint of `fence` or `generation` is kept, or a blueprint of the run is not registered here.
+        TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
+        CheckpointCorrupt: the checkpoint is damaged. There is no way back to an earlier one but by `fence`.
+        StoreCorrupt: `run.json` is damaged, or the journal is and no `fence` was given.
+    """
+    return load_grown(Path(run_dir), task, fence, generation).network
+
+
+def load_grown(
+    run_dir: Path, task: Task | None = None, fence: int | None = None, generation: int | None = None
+) -> Loaded:
+    """As `load`, with what the network was rebuilt from."""
+    if task is not None and not isinstance(task, Task):
+        raise TaskError("task", type(task).__name__, "give an esper.Task")
+    past, checkpoint, content = _read(run_dir, fence, generation)
+    identity = past.identity
+    if task is None:
+        task, _ = load_same_task(identity)
+    snapshot = from_plain(content["trainer"])
+    network = build_network(task, identity)
+    modules = structure_digest(network)
+    _grow(network, identity, snapshot.topology, BLUEPRINTS)
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    _load_checked(network, tensors, snapshot.tensors)
+    _check_modules(network, identity, modules)
+    load_extra_states(network, snapshot.modules)
+    if state_crc32c(tensors) != checkpoint.weights_crc32c:
+        file = checkpoints_folder(run_dir) / checkpoint.file
+        raise CheckpointCorrupt(str(file), "its weights are not those that its record was made of")
+    return Loaded(network.eval(), task, identity, checkpoint, snapshot.topology)
+
+
+# -- the checkpoint ----------------------------------------------------------------------------------------------
+
+
+def _read(run_dir: Path, fence: int | None, generation: int | None) -> tuple[Past, CheckpointWritten, dict[str, Any]]:
+    """What is known of the run, and the verified content of a checkpoint; its tensors are mapped, not read.
+
+    A run that goes on may drop a checkpoint after its journal was read: what the journal says then is what counts.
+    """
+    refused = None
+    while True:
+        past = read_past(run_dir)
+        check_sealed(run_dir, past)
+        checkpoint = _chosen(run_dir, past, fence, generation)
+        try:
+            return past, checkpoint, load_written(checkpoints_folder(run_dir), checkpoint)
+        except CheckpointCorrupt:
+            if checkpoint == refused:
+                raise
+            refused = checkpoint
+
+
+def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None) -> CheckpointWritten:
+    if not past.commits:
+        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is no network to load")
+    if fence is None:
+        check_sound(run_dir, past)  # else what cannot be read may be the record of a later one
+    found = list(past.commits)
+    for field, wanted in (("generation", generation), ("fence", fence)):
+        there = sorted({getattr(one, field) for one in found})
+        found = [one for one in found if wanted is None or (getattr(one, field) == wanted and type(wanted) is int)]
+        if not found:
+            of = f" of generation {generation}" if field == "fence" and generation is not None else ""
+            kept = ", ".join(map(str, there))
+            raise ConfigError(field, wanted, f"no checkpoint of it is kept; there are those{of} of {field} {kept}")
+    return found[-1]
+
+
+# -- the network -------------------------------------------------------------------------------------------------
+
+
+def _grow(network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: Registry) -> None:
+    """Attach a run's seeds to its host; the tensors are still to be filled.
+
+    Raises:
+        TaskError: the host has no module where a seed belongs.
+        ConfigError: a blueprint is not registered here.
+    """
+    specs = {spec.path: spec.model_copy(update={"device": "cpu"}) for spec in identity.slots}
+    seeds = []
+    for plan in topology:
+        spec = specs[plan.slot]
+        module = blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        seeds.append((plan.slot, plan.ordinal, Seed(module, torch.zeros((), dtype=dtype_of(spec)))))
+    try:
+        attach(network, seeds)
+    except ValueError as error:
+        raise _other(network, str(error)) from error
+
+
+def build_network(task: Task, identity: Identity) -> nn.Module:
+    """The host of a run as its task builds it, on the CPU; the random numbers of the caller go on unchanged.
+
+    Raises:
+        TaskError: the user's factory raised, or gave something that is not a network.
+    """
+    with temporary_rng(0), refused_as_theirs():
+        return build_host(task, identity.config.run.seed, "cpu")
+
+
+def _load_checked(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+    """Raises: TaskError: the network has other tensors than were kept. Nothing was copied."""
+    if how := difference(tensors, kept):
+        raise _other(network, how)
+    load_tensors(tensors, kept)
+
+
+def _check_modules(network: nn.Module, identity: Identity, modules: str) -> None:
+    """Raises: TaskError: a module has another class or setting than the run's; its tensors may be the same."""
+    same_torch = identity.versions["torch"] == versions()["torch"]  # another one may word a setting otherwise
+    if same_torch and identity.host_modules_sha256 not in (None, modules):
+        raise _other(network, "a module has another class, or a setting such as a stride differs")
+
+
+def _other(network: nn.Module, how: str) -> TaskError:
+    return TaskError("task.model", type(network).__name__, f"it builds another network than the run's: {how}")

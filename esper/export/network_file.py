@@ -1,0 +1,108 @@
+"""Writes the text of `network.py`: definitions that rebuild a grown network with torch and without esper.
+
+Names that users choose, such as that of a run or a module, enter the text as literals made by `ascii`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import FunctionType
+
+import torch
+
+from esper.errors import CannotBeWritten, ConfigError
+from esper.export.definitions import FUTURE, Definitions
+from esper.kasmina.blueprints.catalogue import Blueprint, Called, Registry
+from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.kasmina.host.rebuilt import rebuild
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import Kind, SlotSpec
+
+HEAD = '''"""A network that grew. Made by `esper export` with torch {torch}.
+
+    from network import {build}
+    model = {build}(my_model_factory)  # the factory of the network that grew: () -> nn.Module
+
+The weights are in `network.pt`, beside this file. It needs torch, but not esper.
+"""
+
+# Run {run}, fence {fence}.
+'''
+TAIL = '''__all__ = ["{build}"]
+
+{rows} = [  # slot, ordinal, module, types of its parameters and of its alpha
+{seeds}]
+
+{digest} = "{modules}"
+
+
+def {build}(model):
+    """The grown network around what `model()` gives, on the CPU and in evaluation mode.
+
+    Raises:
+        ValueError: `model` builds another network than the one that grew.
+    """
+    weights = Path(__file__).with_name("network.pt")
+    return {rebuild}(model, {rows}, torch.load(weights, map_location="cpu", weights_only=True), {digest})
+'''
+
+
+def network_file(
+    run: str,
+    fence: int,
+    topology: Sequence[GraftPlan],
+    specs: Mapping[str, SlotSpec],
+    blueprints: Registry,
+    modules: str,
+) -> str:
+    """The text of a Python file that rebuilds a grown network around its host's factory.
+
+    Its function is `build`, and `build_network` where a definition of the user has that name; `__all__` says which.
+
+    Args:
+        modules: What `structure_digest` gives for the host.
+
+    Raises:
+        ConfigError: a blueprint of the user cannot be written as source; the error names it and the reason.
+    """
+    made = [blueprints.get(plan.blueprint_id) for plan in topology]
+    wanted = Definitions(frozenset(one.factory.__module__ for one in made if _is_function(one)))
+    rows = []
+    for plan, blueprint in zip(topology, made, strict=True):
+        spec = specs[plan.slot]
+        try:
+            call = _call(wanted, blueprint, spec)
+        except CannotBeWritten as error:
+            raise ConfigError("blueprint", blueprint.name, f"it cannot be written into a file: {error}") from error
+        rows.append(f"    ({plan.slot!a}, {plan.ordinal}, lambda: {call}, {parameter_dtype(spec)}, {spec.dtype}),\n")
+    wanted.add(rebuild.__module__, rebuild.__name__)
+    wanted.import_module("torch")
+    wanted.import_name("pathlib", "Path")
+    names = {"build": wanted.free("build"), "rows": wanted.free("SEEDS"), "digest": wanted.free("MODULES")}
+    tail = TAIL.format(seeds="".join(rows), modules=modules, rebuild=rebuild.__name__, **names)
+    head = HEAD.format(run=ascii(run), fence=fence, torch=torch.__version__, build=names["build"])
+    return f"{head}{FUTURE}\n{wanted}\n\n\n{tail}"
+
+
+def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
+    """The expression that makes a seed's module; what it needs is added to the definitions."""
+    factory = blueprint.factory
+    if isinstance(factory, Called):
+        function, arguments = factory.call(spec)
+        wanted.add(function.__module__, function.__name__)
+        return f"{function.__name__}({', '.join(map(ascii, arguments))})"
+    if not _is_function(blueprint):
+        raise CannotBeWritten(f"{factory!r} is no function at the top of a module; make it one")
+    wanted.add(factory.__module__, factory.__name__)
+    wanted.import_name("types", "SimpleNamespace")
+    told = spec.model_copy(update={"device": "cpu"}).model_dump(mode="json") | {"shape": spec.shape}
+    fields = {field: ascii(value) for field, value in told.items()}
+    if wanted.has(Kind.__module__, Kind.__name__):
+        fields["kind"] = f"{Kind.__name__}({fields['kind']})"
+    return f"{factory.__name__}(SimpleNamespace({', '.join(f'{field}={value}' for field, value in fields.items())}))"
+
+
+def _is_function(blueprint: Blueprint) -> bool:
+    """The user's factory is a function, or a class, at the top of a module."""
+    factory = blueprint.factory
+    return isinstance(factory, FunctionType | type) and factory.__qualname__.isidentifier()

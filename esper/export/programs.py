@@ -1,0 +1,141 @@
+"""Turns a network into a program that runs without its Python code: a `torch.export` one or ONNX. It writes no file."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from esper.errors import ConfigError, TaskError
+from esper.ground.temporary_rng import temporary_rng
+from esper.user_code.their_code import exception_in_words
+
+MEND = "the forward cannot become a program so: change that place, or use --format torch, which takes any network"
+
+Play = Callable[[Any], Any]
+"""A loaded program, as a function of its inputs."""
+
+
+def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedProgram:  # Any: what it takes
+    """A network as a program for batches of any size.
+
+    Args:
+        inputs: One batch of `rows` samples; a tensor in it whose first dimension is that long has the batch there.
+
+    Raises:
+        TaskError: torch cannot trace it, or only for one size of the batch; its reason is the cause.
+    """
+    batch = torch.export.Dim("batch")
+
+    def dynamic(leaf: Any) -> Any:  # Any: whatever the user's model takes
+        return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else None
+
+    shapes = (pytree.tree_map(dynamic, inputs),)
+    with temporary_rng(0), torch.no_grad(), _refused("torch.export"):
+        return torch.export.export(network, (inputs,), dynamic_shapes=shapes)
+
+
+@contextmanager
+def _refused(call: str) -> Iterator[None]:
+    """Around a call that makes or loads a program; torch's warnings from it are not shown.
+
+    Raises:
+        TaskError: the call raised; its exception is the cause.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except Exception as error:
+        raise TaskError("task.model", call, f"{exception_in_words(error)}; {MEND}") from error
+
+
+# -- torch.export ------------------------------------------------------------------------------------------------
+
+
+def export_bytes(program: torch.export.ExportedProgram) -> bytes:
+    """The program as a file that `torch.export.load` reads. Raises: TaskError: torch cannot write it."""
+    buffer = io.BytesIO()
+    with _refused("torch.export.save"):
+        torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def play_export(data: bytes) -> Play:
+    """The program of a file.
+
+    Raises:
+        TaskError: torch cannot read what it wrote, here or when it is called: it puts the names of modules into Python
+            as they are, and a quote or a backslash breaks that.
+    """
+    with _refused("torch.export.load"):
+        module = torch.export.load(io.BytesIO(data)).module()
+
+    def play(inputs: Any) -> Any:  # Any: whatever the user's model takes
+        with _refused("the program of torch.export"):
+            return module(inputs)
+
+    return play
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------
+
+
+def check_onnx() -> None:
+    """Raises: ConfigError: the packages of the extra are not installed."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        mend = f"needs {' and '.join(missing)}; install the extra: pip install 'esper-runtime[onnx]'"
+        raise ConfigError("--format", "onnx", mend)
+
+
+def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
+    """The program as an ONNX file, its weights in it.
+
+    Raises:
+        TaskError: torch cannot put it into ONNX; its reason is the cause.
+    """
+    with _quiet(), _refused("torch.onnx.export"):
+        made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+    assert made is not None, "torch gives a program where it is told no file"
+    data: bytes = made.model_proto.SerializeToString()
+    return data
+
+
+def play_onnx(data: bytes) -> Play:
+    """The graph, run by the reference evaluator of ONNX. Raises: TaskError: it is not valid, or cannot be run."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    with _refused("the graph of ONNX"):
+        model = onnx.load_model_from_string(data)
+        onnx.checker.check_model(model)
+        names = [one.name for one in model.graph.input]
+        evaluator = ReferenceEvaluator(model)
+
+    def play(inputs: Any) -> Any:  # Any: whatever the user's model takes
+        given = [leaf.numpy() for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        with _refused("the graph of ONNX"):
+            return evaluator.run(None, dict(zip(names, given, strict=True)))
+
+    return play
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress torch's log messages about optional packages."""
+    said = logging.getLogger("torch.onnx._internal.exporter._registration")
+    before = said.level
+    said.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        said.setLevel(before)

@@ -1,0 +1,131 @@
+"""The rooms that a run goes through, and the processes in which they live: one process has none to restart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from esper.archive.recovery_record import Lost, Recovery
+from esper.errors import ActorError, EsperError
+from esper.leyline.ports import Decider, Inbox, LiveHost, Nursery, Registrar
+from esper.leyline.signals import EmergencySignal
+
+
+class Crew(Protocol):
+    """The processes of a run, as the line looks after them.
+
+    Call order: `mend` at the beginning of each fence, `passed` at its end. After an error of an actor: `lost`, then,
+    in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time; each
+    death is answered once.
+    """
+
+    def counted(self, name: str) -> int:
+        """Total of a counter in every process but the conductor's own."""
+        ...
+
+    def passed(self, fence: int) -> None:
+        """The run has passed a fence."""
+        ...
+
+    def mend(self) -> None:
+        """Restart every dead process that can be restarted while all others go on.
+
+        Raises:
+            ActorLost: another process has died; the run must go back.
+            RestartIntensityExceeded: one process died too often.
+        """
+        ...
+
+    def lost(self, error: EsperError, fence: int | None) -> Lost:
+        """Which processes have died, by an error that a call of one of them raised. `revive` follows.
+
+        Args:
+            fence: The last one that the run passed; None: it passed none.
+
+        Raises:
+            EsperError: `error` itself, if no restart answers it.
+            RestartIntensityExceeded: one process died too often.
+        """
+        ...
+
+    def revive(self, generation: int) -> None:
+        """Restart every dead process, and have every process refuse messages of generations before this one.
+
+        Raises:
+            EsperError: a process did not come up.
+        """
+        ...
+
+    def died_starting(self) -> tuple[ActorError, ...]:
+        """Deaths, since the last call, of processes that were being started; each was started again."""
+        ...
+
+    def replaced(self) -> tuple[tuple[Lost, Recovery], ...]:
+        """The processes that were restarted since the last call while all others went on."""
+        ...
+
+    def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot -> what `LiveHost.snapshot` gives for it
+        """Make a snapshot passable between rooms: itself in one process, an object reference on Ray."""
+        ...
+
+
+class OneProcess:
+    """The `Crew` of a run in one process: no process of it can die alone."""
+
+    def counted(self, name: str) -> int:
+        """0: there is no other process."""
+        del name
+        return 0
+
+    def passed(self, fence: int) -> None:
+        """Does nothing."""
+
+    def mend(self) -> None:
+        """Does nothing."""
+
+    def lost(self, error: EsperError, fence: int | None) -> Lost:
+        """Raises: EsperError: the error; no restart answers it."""
+        del fence
+        raise error
+
+    def revive(self, generation: int) -> None:
+        """Does nothing."""
+
+    def died_starting(self) -> tuple[ActorError, ...]:
+        """Empty."""
+        return ()
+
+    def replaced(self) -> tuple[tuple[Lost, Recovery], ...]:
+        """Empty."""
+        return ()
+
+    def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot
+        """The snapshot itself."""
+        return snapshot
+
+
+class NoInbox:
+    """The `Inbox` of a run in one process, which has no queue of emergency signals: nobody can publish to it."""
+
+    def pending(self) -> tuple[EmergencySignal, ...]:
+        """Empty."""
+        return ()
+
+    def acknowledge(self, signal_ids: Sequence[str]) -> None:
+        """Does nothing: no signal waits."""
+
+    def close(self) -> None:
+        """Does nothing: no queue is open."""
+
+
+@dataclass
+class Rooms:
+    """What the line calls: the objects themselves, or handles of their processes."""
+
+    trainer: LiveHost
+    tamiyo: Decider
+    kasmina: Registrar
+    incubator: Nursery
+    inbox: Inbox
+    crew: Crew

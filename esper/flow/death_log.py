@@ -1,0 +1,66 @@
+"""The deaths of processes that restarts have answered, and what each restart took: journaled, and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from esper.archive.journal import Journal, Kind
+from esper.archive.recovery_record import Lost, Recovery
+from esper.errors import all_notes
+from esper.flow.crew import Crew
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+
+@dataclass
+class DeathLog:
+    """The deaths of one run, since this process leads it."""
+
+    crew: Crew
+    journal: Journal
+    recoveries: list[Recovery] = field(default_factory=list)
+    restarts: int = 0
+    """Processes that died and were started again."""
+    _noted: tuple[Lost, Recovery] | None = None
+    """Most recent recovery of the whole run that is not journaled yet."""
+    _stepless: tuple[int, float] | None = None
+    """Place in `recoveries` of the last recovery of the whole run, and the Unix time at which it was over; None: its
+    first step was measured."""
+
+    def note(self, lost: Lost, recovery: Recovery) -> None:
+        """Take a recovery of the whole run, complete or broken off; the next `tell` journals it."""
+        self._noted = lost, recovery
+
+    def tell(self) -> None:
+        """Journal the deaths that restarts have answered since the last call."""
+        for death in self.crew.died_starting():
+            self.restarts += 1
+            told = {"actor": death.actor, "error": type(death).__name__, "detail": str(death)}
+            self.journal.write(Kind.DIED_STARTING, **told, notes=all_notes(death))
+            severe("actor_died_starting", Severity.ERROR, **told)
+            count("esper.actor.restarts", role=death.role)
+        noted, self._noted = self._noted, None
+        for lost, recovery in (*self.crew.replaced(), *([noted] if noted is not None else [])):
+            self.recoveries.append(recovery)
+            self.restarts += len(lost.roles)
+            self.journal.write(Kind.ACTOR_RESTARTED, recovery)
+            for name, role in lost.roles.items():
+                severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
+                count("esper.actor.restarts", role=role)
+
+    def await_first_step(self, over_at: float) -> None:
+        """Measure from `over_at`, in Unix time, when the last recovery that was journaled was over."""
+        self._stepless = len(self.recoveries) - 1, over_at
+
+    def time_first_step(self, first_step_at: Callable[[], float | None]) -> None:
+        """Complete the last recovery with the time of the first step after it.
+
+        Args:
+            first_step_at: -> Unix time of the trainer's first step, None before it; called only where it is awaited.
+        """
+        if self._stepless is not None and (at := first_step_at()) is not None:
+            place, over_at = self._stepless
+            done = self.recoveries[place].model_copy(update={"first_step_s": max(0.0, at - over_at)})
+            self.recoveries[place], self._stepless = done, None
+            self.journal.write(Kind.RECOVERED, done)

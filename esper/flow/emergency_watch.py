@@ -1,0 +1,79 @@
+"""Emergency signals, as the line reads them: from the queue into the journal, and only then off the queue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from esper.archive.journal import Journal, Kind
+from esper.errors import ActorError, EmergencyStop
+from esper.flow.position import Position
+from esper.leyline.ports import Inbox
+from esper.leyline.signals import EmergencySignal, Level
+
+SIGNALS_AT_A_FENCE = 4096
+"""A queue that fills faster than it is read must not hold a run at a fence: the rest is read at the next fence."""
+
+
+@dataclass
+class SignalWatch:
+    """Reads the queue of one run and raises the run's emergency level."""
+
+    inbox: Inbox
+    journal: Journal
+    at: Position
+
+    def hear(self, step: int) -> None:
+        """Read the signals that wait at a fence, which lies at an optimizer step.
+
+        Raises:
+            EmergencyStop: one of them is a HALT.
+        """
+        if (halt := self._take(SIGNALS_AT_A_FENCE)) is not None:
+            raise EmergencyStop(halt.reason, halt.signal_id, step)
+
+    def hear_out(self) -> None:
+        """Close the queue and journal every signal that it holds. Call it last, before the run ends.
+
+        A HALT among them comes too late to stop anything; the journal has it.
+        """
+        self.inbox.close()
+        self._take(math.inf)
+
+    @contextmanager
+    def explaining_halts(self) -> Iterator[None]:
+        """Raise a trainer's `EmergencyStop` again with its signal: the trainer read only the emergency word."""
+        try:
+            yield
+        except EmergencyStop as stop:
+            halt = self._why(stop) if not stop.signal_id else None
+            if halt is None:
+                raise
+            raise EmergencyStop(halt.reason, halt.signal_id, stop.step) from stop
+
+    def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
+        try:
+            return self._take(SIGNALS_AT_A_FENCE)
+        except ActorError as gone:  # the run stops all the same, without its reason
+            stop.add_note(f"the emergency queue could not be asked why: {gone}")
+            return None
+
+    def _take(self, most: float) -> EmergencySignal | None:
+        """Journal the signals that wait, batch by batch; acknowledge each batch when its records are durable.
+
+        Args:
+            most: After so many signals the rest waits for the next call.
+
+        Returns:
+            The most urgent HALT among them.
+        """
+        heard, halts = 0, list[EmergencySignal]()
+        while heard < most and (signals := self.inbox.pending()):
+            self.journal.write_many([(Kind.SIGNAL, signal) for signal in signals])
+            self.inbox.acknowledge([signal.signal_id for signal in signals])
+            self.at.level = max(self.at.level or Level.NOTICE, *(signal.level for signal in signals))
+            halts += [signal for signal in signals if signal.level is Level.HALT]
+            heard += len(signals)
+        return halts[0] if halts else None

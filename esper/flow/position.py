@@ -1,0 +1,69 @@
+"""Where a run is, as far as no room records it: it is part of every checkpoint and goes back with the rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from esper.errors import StoreCorrupt
+from esper.flow.checkpoints import FenceState
+from esper.flow.tally import Tally, TallyState
+from esper.ground.problems import first_problem
+from esper.leyline.base import Message
+from esper.leyline.signals import Level
+from esper.leyline.state import RegistryView
+
+ROOMS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
+"""The parts that the state of a fence has at least, beside the host."""
+
+
+class LineState(Message):
+    """The line's own part of a checkpoint."""
+
+    tally: TallyState
+    level: Level | None
+    start: dict[str, float]
+
+    @classmethod
+    def of(cls, kept: FenceState) -> LineState:
+        """The line's part of the state of a fence.
+
+        Raises:
+            StoreCorrupt: it does not parse, or the part of another room or fork is not there.
+        """
+        lacking = sorted((ROOMS - kept.rooms.keys()) | (FORKS - kept.nursery.keys()))
+        if lacking:
+            raise StoreCorrupt(f"fence {kept.fence}", f"lacks the state of {', '.join(lacking)}")
+        try:
+            return cls.model_validate_json(kept.rooms["line"])
+        except ValidationError as error:
+            raise StoreCorrupt("the line's state", str(first_problem(error))) from error
+
+
+@dataclass
+class Position:
+    """Where a run is."""
+
+    tally: Tally = field(default_factory=Tally)
+    level: Level | None = None
+    """The highest emergency level so far; it holds for the rest of the run."""
+    fence: int | None = None
+    """The last fence that was passed; None: not even fence 0 was."""
+    start: Mapping[str, float] = field(default_factory=dict)
+    """Means over the test shard before the first step."""
+    view: RegistryView | None = None
+    """Kasmina's registry as it is now; None: no fence was held yet."""
+
+    def state(self) -> str:
+        """The line's part of a checkpoint, as text."""
+        return LineState(tally=self.tally.state(), level=self.level, start=dict(self.start)).model_dump_json()
+
+    def become(self, fence: int | None, own: LineState, view: RegistryView | None) -> None:
+        """Go back to a fence. The emergency level does not fall, and the number of rollbacks does not shrink."""
+        self.fence, self.start, self.view = fence, own.start, view
+        self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
+        rollbacks = self.tally.rollbacks
+        self.tally.restore(own.tally)
+        self.tally.rollbacks = max(rollbacks, own.tally.rollbacks)

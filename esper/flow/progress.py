@@ -1,0 +1,70 @@
+"""The port through which a run reports what happens in it. A follower of a run influences nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from esper.archive.result import Result
+from esper.flow.tally import Tally
+from esper.leyline.decisions import Hold
+from esper.leyline.incubation import Answer
+from esper.leyline.state import RoundState
+from esper.setup.survey import Prospect
+
+
+class Progress(Protocol):
+    """Follows one run."""
+
+    def started(self, prospect: Prospect, path: Path) -> None:
+        """The run begins."""
+        ...
+
+    def found(self, what: str) -> None:
+        """Something of what came before, as a run is gone on with."""
+        ...
+
+    def working(self, what: str) -> None:
+        """Something begins that takes a while."""
+        ...
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """A fence has been passed."""
+        ...
+
+    def hold(self, hold: Hold) -> None:
+        """Nothing germinates at this fence."""
+        ...
+
+    def answer(self, answer: Answer) -> None:
+        """Kasmina judged or moved something."""
+        ...
+
+    def ended(self, result: Result) -> None:
+        """The run is done."""
+        ...
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def started(self, prospect: Prospect, path: Path) -> None:
+        """Nothing."""
+
+    def found(self, what: str) -> None:
+        """Nothing."""
+
+    def working(self, what: str) -> None:
+        """Nothing."""
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        """Nothing."""
+
+    def hold(self, hold: Hold) -> None:
+        """Nothing."""
+
+    def answer(self, answer: Answer) -> None:
+        """Nothing."""
+
+    def ended(self, result: Result) -> None:
+        """Nothing."""

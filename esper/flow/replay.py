@@ -1,0 +1,211 @@
+"""Whether a run took the course that its config gives: it is run again, undisturbed, and compared with its journal."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from esper.archive.history import Past, check_sound, committed, lasting_level, read_past
+from esper.archive.identity import Identity
+from esper.archive.journal import Kind
+from esper.archive.result import Result
+from esper.archive.verification import verdicts
+from esper.config.joined import RunConfig
+from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
+from esper.flow.in_process import run
+from esper.flow.progress import Progress
+from esper.flow.resuming import check_sealed, check_versions, load_same_task
+from esper.flow.stopping import Drain
+from esper.flow.tally import Tally
+from esper.ground.hash_seed import VARIABLE, text_hash
+from esper.ground.machine import cpu_type
+from esper.leyline.decisions import Hold
+from esper.leyline.incubation import Answer
+from esper.leyline.signals import Level
+from esper.leyline.state import RoundState
+from esper.setup.survey import Prospect
+from esper.tamiyo.heuristic import HeuristicPolicy
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first thing that was otherwise in the run than in its repetition."""
+
+    what: str
+    """`loss` of a step or `weights` at a fence."""
+    fence: int
+    step: int | None
+    recorded: float | None
+    """The loss, or the checksum of the weights; None: there was none."""
+    repeated: float | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far a run was compared, and where it went another way."""
+
+    steps: int
+    fences: int
+    """At which the weights were compared."""
+    total_steps: int
+    """Of the whole run; one that stopped is compared up to the last fence that it passed."""
+    divergence: Divergence | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"same": self.divergence is None, **asdict(self)}
+
+
+def prove(run_dir: Path, progress: Progress) -> Proof:
+    """Run the config of `run_dir` again, in this process and undisturbed, and compare as far as the run got.
+
+    Raises:
+        RunDirectoryError: no run is there, not one round of it was finished, or it cannot be repeated here: other
+            versions, another processor, another length given on its way, an emergency from outside; or it takes another
+            course here, where sets of texts have another order.
+        StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
+        TaskError: its task cannot be found, or is not the one that it was begun with.
+    """
+    past = read_past(run_dir)
+    _check_sound(run_dir, past)
+    check_sealed(run_dir, past)
+    check_versions(run_dir, past.identity)
+    _check_repeatable(run_dir, past)
+    finished = _losses(past)
+    if not finished:
+        raise RunDirectoryError("RUN", str(run_dir), "not one round of it was finished: there is nothing to compare")
+    task, reference = load_same_task(past.identity)
+    with tempfile.TemporaryDirectory(prefix="esper-prove-") as folder:
+        again, until = Path(folder) / "run", _Until(max(finished), progress, past.identity, run_dir)
+        with suppress(Drained):
+            run(task, _undisturbed(past, again), reference=reference, progress=until, drain=until.drain)
+        proof = compare(past, read_past(again))
+    if proof.divergence is not None and _has_another_order(past.identity):
+        raise _no_proof(run_dir, past.identity, f"it takes another course here at fence {proof.divergence.fence}")
+    return proof
+
+
+def _check_sound(run_dir: Path, past: Past) -> None:
+    """Raises: StoreCorrupt: there is damage, which must not be taken for another course."""
+    check_sound(run_dir, past)
+    for found in verdicts(run_dir, past.commits):
+        if not found["ok"]:
+            raise CheckpointCorrupt(found["file"], found["reason"])
+
+
+def _check_repeatable(run_dir: Path, past: Past) -> None:
+    """Raises: RunDirectoryError: something decided its course that its config and this machine cannot repeat."""
+    starts = [entry.body for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    why = ""
+    if any(body["fence_steps"] != list(past.identity.fence_steps) for body in starts):
+        why = "it was given another length on its way, and cannot be repeated in one"
+    elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
+        why = f"it ran on {', '.join(other)}, whose bits are others than those of this processor ({cpu_type()})"
+    elif other := sorted({policy for policy in _policies(past) if policy != HeuristicPolicy.version}):
+        why = f"another policy decided it than its config has: {', '.join(other)}"
+    elif (lasting_level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
+        why = "an emergency signal held its growth back, and that comes from outside"
+    if why:
+        raise RunDirectoryError("RUN", str(run_dir), why)
+
+
+def _has_another_order(began: Identity) -> bool:
+    """True where sets of texts have another order here than in the process that began the run."""
+    return began.text_hash not in (None, text_hash())
+
+
+def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
+    """The refusal of a repetition that differs where sets of texts have another order."""
+    seed = began.hash_seed
+    mend = f"start this command with {VARIABLE}={seed}" if seed is not None else f"no {VARIABLE} was set when it began"
+    why = f"{found}, and a set of texts has another order than when it began ({mend}): sort it where the order matters"
+    return RunDirectoryError("RUN", str(run_dir), why)
+
+
+def _policies(past: Past) -> Iterator[str]:
+    """The version of whoever made each decision."""
+    for entry in past.entries:
+        if entry.kind is Kind.DECISION:
+            yield entry.body["policy_version"]
+
+
+def _undisturbed(past: Past, place: Path) -> RunConfig:
+    """What the run was told, without faults, and with a checkpoint at every fence: a stop makes one at any of them."""
+    config = past.identity.config
+    own = {
+        "run": config.run.model_copy(update={"dir": str(place)}),
+        "checkpoint": config.checkpoint.model_copy(update={"every_rounds": 1}),
+        "faults": (),
+    }
+    return config.model_copy(update=own)
+
+
+@dataclass
+class _Until:
+    """Shows what another progress shows, and asks for a drain once a fence has been held."""
+
+    last: int
+    shown: Progress
+    began: Identity
+    run_dir: Path
+    drain: Drain = field(default_factory=Drain)
+
+    def started(self, prospect: Prospect, path: Path) -> None:
+        """Raises: RunDirectoryError: the survey's first steps give other weights, in another order of sets."""
+        other = prospect.rehearsed_crc32c != self.began.rehearsed_crc32c
+        if other and _has_another_order(self.began):
+            raise _no_proof(self.run_dir, self.began, "after the same first steps it has other weights here")
+        self.shown.started(prospect, path)
+
+    def found(self, what: str) -> None:
+        self.shown.found(what)
+
+    def working(self, what: str) -> None:
+        self.shown.working(what)
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        self.shown.fence(state, tally)
+        if state.fence == self.last:
+            self.drain.ask()
+
+    def hold(self, hold: Hold) -> None:
+        self.shown.hold(hold)
+
+    def answer(self, answer: Answer) -> None:
+        self.shown.answer(answer)
+
+    def ended(self, result: Result) -> None:
+        self.shown.ended(result)
+
+
+def compare(recorded: Past, repeated: Past) -> Proof:
+    """Every step's loss and every fence's weights of a run with those of its repetition, in order."""
+    losses, losses_again = _losses(recorded), _losses(repeated)
+    weights, weights_again = _weights(recorded), _weights(repeated)
+    total, steps, fences = recorded.identity.total_steps, 0, 0
+    for fence in sorted(losses.keys() | weights.keys()):
+        for one, other in zip_longest(losses.get(fence, ()), losses_again.get(fence, ())):
+            if one != other:
+                return Proof(steps, fences, total, Divergence("loss", fence, steps, one, other))
+            steps += 1
+        if fence in weights:
+            one, other = weights[fence], weights_again.get(fence)
+            if one != other:
+                return Proof(steps, fences, total, Divergence("weights", fence, None, one, other))
+            fences += 1
+    return Proof(steps, fences, total, None)
+
+
+def _losses(past: Past) -> dict[int, list[float]]:
+    """Of every step, by the fence that its round ended at; fence 0 ended none."""
+    return {e.body["fence"]: e.body["losses"] for e in past.entries if e.kind is Kind.ROUND_ENDED}
+
+
+def _weights(past: Past) -> dict[int, int]:
+    """By fence; of every checkpoint that was ever committed, those that are dropped by now included."""
+    return {written.fence: written.weights_crc32c for written in committed(past.entries)}

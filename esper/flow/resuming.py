@@ -1,0 +1,216 @@
+"""Whether and how a run can be gone on with: its directory, its task, its config, its versions. It runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from esper.archive.history import Past, read_past, settled_past
+from esper.archive.identity import Identity, versions
+from esper.archive.journal import Entry, Kind
+from esper.archive.result import Result
+from esper.archive.run_directory import RunDirectory, run_file, summary_file
+from esper.config.joined import RunConfig, flattened, load_config
+from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
+from esper.ground.hash_seed import VARIABLE, hash_seed
+from esper.ground.problems import first_problem
+from esper.task import Task
+from esper.user_code.source_digests import changed_source, file_digest
+from esper.user_code.task_reference import Reference, import_task, locate
+
+MAY_CHANGE = frozenset(
+    {
+        "run.epochs",
+        "run.workers",
+        "growth.managers",
+        "policy.deadline_s",
+        "checkpoint.every_rounds",
+        "checkpoint.keep",
+    }
+)
+MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
+"""Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
+SEALED = (
+    "run_id",
+    "task_file_sha256",
+    "task_files",
+    "slots",
+    "host_crc32c",
+    "host_modules_sha256",
+    "samples_crc32c",
+    "trained_by",
+    "first_loss",
+    "rehearsed_crc32c",
+    "hash_seed",
+    "text_hash",
+)
+"""What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A run that can be gone on with, its directory claimed."""
+
+    directory: RunDirectory
+    past: Past
+    task: Task
+    reference: Reference
+    config: RunConfig
+
+
+@contextmanager
+def resumed(
+    run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
+) -> Iterator[Resumable | Result]:
+    """Claim a run's directory for as long as the context lasts and find out what it goes on from and with.
+
+    Of a run that has reached its end, and shall not be longer, it is what it came to.
+
+    Args:
+        task: Needed only where `run.json` has no reference to it.
+        settings: Config values by dotted key that shall be other than they were.
+
+    Raises:
+        RunDirectoryError: the directory holds no run, is in use, or its run was made by other versions.
+        TaskError: the task cannot be found, or is not the one that the run began with.
+        ConfigError: a key may not change, or its value is wrong. Nothing was changed, whatever it was.
+    """
+    read_past(run_dir)  # before a lock file of ours is put anywhere
+    with RunDirectory.reopen(run_dir) as directory:
+        past = settled_past(run_dir)
+        check_sealed(run_dir, past)
+        identity = past.identity
+        config = _config(identity, settings, broken)
+        last = past.entries[-1] if past.entries else None
+        if last is not None and last.kind is Kind.RUN_ENDED and config.run.epochs == identity.config.run.epochs:
+            yield _result(run_dir, last)
+            return
+        check_versions(run_dir, identity)
+        found, reference = _task(identity, task)
+        yield Resumable(directory, past, found, reference, config)
+
+
+def _result(run_dir: Path, ended: Entry) -> Result:
+    """What a run came to; `summary.json` is written again if it is not there."""
+    result = _read(Result, ended, run_dir)
+    if not summary_file(run_dir).exists():
+        result.save(run_dir)
+    return result
+
+
+def _config(identity: Identity, settings: Mapping[str, object], broken: Path | None) -> RunConfig:
+    before = flattened(identity.config)
+    config = load_config(None, {**before, **settings}, broken)
+    changed = [key for key, value in flattened(config).items() if before[key] != value]
+    fixed = [key for key in changed if _is_fixed(key)]
+    if fixed:
+        others = f"; so are {', '.join(fixed[1:])}" if fixed[1:] else ""
+        raise ConfigError(
+            fixed[0],
+            settings[fixed[0]],
+            f"it is fixed since the run began, as {before[fixed[0]]!r}{others}; leave it out, or begin a new run",
+        )
+    if config.run.round_steps is None:  # else a longer run would have its fences elsewhere
+        config = config.model_copy(
+            update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
+        )
+    return config
+
+
+def check_sealed(run_dir: Path, past: Past) -> None:
+    """Raises: StoreCorrupt: a value that never changes in a run differs between `run.json` and the journal."""
+    starts = [entry for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    if not starts:
+        return
+    sealed = _read(Identity, starts[-1], run_dir)
+    before, now = _settled(sealed), _settled(past.identity)
+    other = [
+        f"{key} = {now[key]!r}, in the journal {before[key]!r}"
+        for key in before
+        if before[key] != now[key] and _is_fixed(key)
+    ]
+    for name in SEALED:
+        if getattr(sealed, name) != getattr(past.identity, name):
+            other.append(f"{name} = {getattr(past.identity, name)!r}, in the journal {getattr(sealed, name)!r}")
+    if other:
+        mend = "put it back from a copy (`esper snapshot` makes them)"
+        raise StoreCorrupt(str(run_file(run_dir)), f"does not agree with the journal: {'; '.join(other)}; {mend}")
+
+
+def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
+    """Raises: StoreCorrupt: a record is not the message that its kind says it is."""
+    try:
+        return message.model_validate_json(json.dumps(entry.body))
+    except ValidationError as error:
+        reason = f"its journal holds a record of another version: {first_problem(error, entry.kind.name)}"
+        raise StoreCorrupt(str(run_dir), reason) from error
+
+
+def _settled(identity: Identity) -> dict[str, object]:
+    """The config, with the length of a round also where the task chose it: a resume writes it down."""
+    chosen = identity.config.run.round_steps
+    round_steps = chosen if chosen is not None else identity.fence_steps[1]
+    return {**flattened(identity.config), "run.round_steps": round_steps}
+
+
+def _is_fixed(key: str) -> bool:
+    return key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_WHOLLY)
+
+
+def check_versions(run_dir: Path, identity: Identity) -> None:
+    """What gives other bits is as it was when the run began: versions, and the order of sets where it was fixed.
+
+    Raises:
+        RunDirectoryError: the run was made by other versions than are here.
+        ConfigError: this process was started with another `PYTHONHASHSEED` than the run's.
+    """
+    now = versions()
+    other = {name: made for name, made in identity.versions.items() if now.get(name) != made}
+    if other:
+        told = ", ".join(f"{name} {made} (here {now.get(name)})" for name, made in other.items())
+        raise RunDirectoryError("RUN", str(run_dir), f"made with {told}: other versions give other bits; install those")
+    if identity.hash_seed is not None and hash_seed() not in (None, identity.hash_seed):
+        mend = f"the run began with {identity.hash_seed}, and sets of texts have another order here"
+        raise ConfigError(VARIABLE, hash_seed(), f"{mend}: start this command with {VARIABLE}={identity.hash_seed}")
+
+
+def _task(identity: Identity, given: Task | None) -> tuple[Task, Reference]:
+    if given is not None:
+        return given, Reference(identity.task)
+    return load_same_task(identity)
+
+
+PUT_BACK = "; put the file back as it was, or begin a new run"
+
+
+def load_same_task(identity: Identity) -> tuple[Task, Reference]:
+    """Load the task that a run was begun with, from its reference. No code of a changed file is run.
+
+    Raises:
+        TaskError: there is no reference, nothing is there any more, or its file has changed.
+    """
+    if not identity.task:
+        raise TaskError("task", "", "run.json does not say where it is; from Python, give the task itself")
+    located = locate(identity.task, identity.started_in)
+    if located.file is None and identity.task_file_sha256 is not None:
+        raise TaskError("task", identity.task, "its module is not on the import path; run in the folder that it is in")
+    _check_same_file(identity, located)
+    task, reference = import_task(located)
+    _check_same_file(identity, reference)
+    return task, reference
+
+
+def _check_same_file(identity: Identity, reference: Reference) -> None:
+    """Raises: TaskError: a task's file, or a module in its folder, is not the one that the run began with."""
+    if reference.file is not None and file_digest(reference) != identity.task_file_sha256:
+        raise TaskError("task", identity.task, f"its file has changed since the run began ({reference.file}){PUT_BACK}")
+    if (other := changed_source(reference, identity.task_files)) is not None:
+        raise TaskError("task", identity.task, f"a module of it has changed since the run began ({other}){PUT_BACK}")

@@ -1,0 +1,389 @@
+"""How a run is begun, gone on with and ended, the same in one process and across many. The line itself is `line.py`.
+
+From the moment its directory is claimed everything that happens to a run is in its journal.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from esper import faults
+from esper.archive.history import Past, lasting_level
+from esper.archive.identity import Identity, versions
+from esper.archive.journal import FIRST_GENERATION, Journal, Kind
+from esper.archive.no_growth import why_none_stayed
+from esper.archive.result import Result, failure, fate
+from esper.archive.run_directory import (
+    RunDirectory,
+    checkpoints_folder,
+    faults_file,
+    reports_folder,
+    telemetry_folder,
+)
+from esper.errors import ConfigError, TaskError
+from esper.faults import Firings
+from esper.flow.checkpoints import Checkpoints, FenceState
+from esper.flow.crew import Rooms
+from esper.flow.going_back import Cause
+from esper.flow.line import Line
+from esper.flow.progress import Progress
+from esper.flow.stopping import Drain
+from esper.flow.takeover import take_over
+from esper.flow.trial_restore import TrialRestore
+from esper.ground.clock import Clock
+from esper.ground.closing import noted_on
+from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
+from esper.ground.machine import cpu_type
+from esper.ground.workplace import shown, workplace
+from esper.leyline.ids import new_run_id
+from esper.setup.assembly import RunKey
+from esper.setup.survey import Prospect
+from esper.tamiyo.field_reports import FieldReportStore
+from esper.telemetry.context import span, trace_id, use
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.setup import Telemetry, check_environment
+from esper.user_code.source_digests import file_digest, source_digests
+from esper.user_code.task_reference import Reference
+from esper.user_code.their_code import any_of_their_code
+
+ROUNDING = 1e-3
+"""Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
+processor, or on device cuda."""
+
+BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
+"""(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
+
+
+@dataclass(frozen=True)
+class Conductor:
+    """Who brings the rooms of a run up, shows it to people and may be asked to stop it."""
+
+    name: str
+    """Of its process, for fault points."""
+    bring_up: BringUp
+    reference: Reference
+    progress: Progress
+    clock: Clock
+    drain: Drain
+
+    def begin(self, prospect: Prospect) -> Result:
+        """Claim a run directory and run from fence 0.
+
+        Raises:
+            ConfigError: the directory cannot be used; nothing was written.
+            EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+        """
+        check_environment()
+        wanted = Path(prospect.config.run.dir) if prospect.config.run.dir is not None else None
+        with RunDirectory.create(wanted, self.clock.now()) as directory:
+            run_id, now = new_run_id(), self.clock.now()
+            identity = identify(prospect, run_id, FIRST_GENERATION, self.reference, now)
+            return self._run(prospect, directory.path, identity, None)
+
+    def go_on(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Result:
+        """Run on from the last fence that was committed, in a new generation; from fence 0 if none was.
+
+        Raises:
+            TaskError: the task's network or data are others than the run began with.
+            ConfigError: the run was given another length, and no checkpoint is of use to one of that length.
+            RestoreImpossible: checkpoints were committed and none of them loads.
+            EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+        """
+        check_environment()
+        _check_same_task(prospect, past.identity)
+        steps, before = prospect.fence_steps, past.identity.fence_steps
+        if steps[: len(before) - 1] != before[:-1]:
+            mend = f"its rounds would end at other steps ({before[-1]} in all, {steps[-1]} now): lengthen it only"
+            raise ConfigError("run.epochs", prospect.config.run.epochs, mend)
+        fitting = tuple(one for one in past.commits if one.fence < len(steps) and steps[one.fence] == one.step)
+        if past.commits and not fitting:
+            raise ConfigError("run.epochs", prospect.config.run.epochs, "no checkpoint lies at a fence of such a run")
+        past = replace(past, commits=fitting)
+        identity = past.identity.model_copy(
+            update={
+                "generation": past.generation + 1,
+                "config": prospect.config,
+                "total_steps": prospect.total_steps,
+                "fence_steps": prospect.fence_steps,
+                "cpu": cpu_type(),
+            }
+        )
+        return self._run(prospect, directory.path, identity, past)
+
+    def _run(self, prospect: Prospect, path: Path, identity: Identity, past: Past | None) -> Result:
+        config, committed = prospect.config, past.commits if past is not None else ()
+        key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
+        if past is None:
+            identity.save(path)  # first of all: from here on it is a run, which can be gone on with
+        with ExitStack() as stack:
+            telemetry = stack.enter_context(
+                Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
+            )
+            stack.enter_context(use(telemetry))
+            stack.enter_context(faults.armed(config.faults, self.name, faults_file(path, key.generation)))
+            journal = stack.enter_context(Journal(path, key.generation))
+            faults.point("conductor.open")
+            store = stack.enter_context(FieldReportStore(reports_folder(path)))
+            checkpoints = stack.enter_context(
+                Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed, run_id=key.run_id)
+            )
+            record = Record(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
+            if past is None:
+                journal.write(Kind.RUN_STARTED, identity)
+            return record.run()
+
+
+@dataclass
+class Record:
+    """A run whose directory is open: everything that happens from here on is in its journal."""
+
+    conductor: Conductor
+    prospect: Prospect
+    path: Path
+    key: RunKey
+    identity: Identity
+    journal: Journal
+    store: FieldReportStore
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+    past: Past | None
+    """What came before, of a run that is gone on with."""
+    kept: FenceState | None = None
+    """Where it goes on, until the rooms have been restored there: the copy is not held any longer."""
+
+    def run(self) -> Result:
+        """Bring the rooms up, run the line, and write down how it ended."""
+        clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
+        began, line, trace = clock.monotonic(), None, ""
+        progress.started(self.prospect, self.path)
+        try:
+            self._take_over()
+            with any_of_their_code, ExitStack() as up:
+                with drain.starting(), span("esper start", role="conductor"):
+                    trace = trace_id()
+                    faults.point("conductor.start")
+                    rooms = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
+                    line = self._line(rooms, trace)
+                result = self._to_the_end(line, lambda: clock.monotonic() - began)
+            result = result.model_copy(update=self._faults())
+            result.save(self.path)
+        except BaseException as error:
+            self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
+            fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
+            with noted_on(error, "journaling that the run failed"):
+                told = {**failure(error), "trace_id": trace, "fence": fence or 0}
+                self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
+            raise
+        self.journal.write(Kind.RUN_ENDED, **result.as_json())
+        progress.ended(result)
+        return result
+
+    def _take_over(self) -> None:
+        """Go on from what came before, if anything did."""
+        if self.past is None:
+            return
+        if self.identity.cpu != self.past.identity.cpu:
+            severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
+        if _hashed_otherwise(self.past.identity):
+            severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
+        trial = TrialRestore(self.prospect, self.key, self.past)
+        taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
+        self.kept = taken.kept
+        for line in taken.told:
+            self.conductor.progress.found(line)
+
+    def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> Result:
+        """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""
+
+        def work() -> Result:
+            if self.kept is not None:
+                line.back.go_back(self._taken(), Cause.RESUME)
+            with any_of_their_code, line.watch.explaining_halts():
+                line.run()
+            result = self._result(line, wall_s())
+            line.watch.hear_out()
+            return result
+
+        try:
+            return line.back.outlive(work)
+        except Exception as stop:
+            for last, doing in (
+                (self.checkpoints.settle, "committing the checkpoint in flight"),
+                (line.deaths.tell, "journaling deaths"),
+                (line.watch.hear_out, "journaling what the emergency queue holds"),
+            ):
+                with noted_on(stop, doing):
+                    last()
+            raise
+
+    def _taken(self) -> FenceState:
+        assert self.kept is not None, "asked for once"
+        kept, self.kept = self.kept, None
+        return kept
+
+    def _result(self, line: Line, wall_s: float) -> Result:
+        faults.point("conductor.end")
+        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.crew.counted("esper.fallbacks")
+        result = summarise(line, self.prospect, self.path, self.conductor.reference.text, fallbacks, wall_s)
+        if self.past is None:
+            return result
+        resumes, restarts = self.past.resumes + 1, self.past.restarts + result.restarts
+        return result.model_copy(update={"task": self.past.identity.task, "resumes": resumes, "restarts": restarts})
+
+    def _faults(self) -> dict[str, Any]:
+        """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""
+        armed = self.prospect.config.faults
+        if not armed:
+            return {}
+        fired = Firings(faults_file(self.path, self.key.generation)).all()
+        self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired])
+        return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
+
+    def _line(self, rooms: Rooms, trace: str) -> Line:
+        line = Line(
+            rooms,
+            self.journal,
+            self.store,
+            self.checkpoints,
+            self.prospect.fence_steps,
+            self.prospect.config.growth.enabled,
+            self.conductor.progress,
+            self.conductor.drain,
+            trace_id=trace,
+        )
+        if self.past is not None:
+            line.at.level, line.tally.rollbacks = lasting_level(self.past.entries), self.past.rollbacks
+        return line
+
+
+def identify(prospect: Prospect, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
+    """The identity of a run that is about to start."""
+    return Identity(
+        run_id=run_id,
+        generation=generation,
+        task=reference.text,
+        task_file_sha256=file_digest(reference),
+        started_at=now,
+        config=prospect.config,
+        total_steps=prospect.total_steps,
+        fence_steps=prospect.fence_steps,
+        slots=prospect.specs,
+        versions=versions(),
+        cpu=cpu_type(),
+        host_crc32c=prospect.host_crc32c,
+        host_modules_sha256=prospect.host_modules_sha256,
+        samples_crc32c=prospect.samples_crc32c,
+        trained_by=prospect.trained_by,
+        argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
+        started_in=str(workplace()) if reference.text else "",
+        task_files=source_digests(reference),
+        first_loss=prospect.first_loss,
+        rehearsed_crc32c=prospect.rehearsed_crc32c,
+        hash_seed=hash_seed(),
+        text_hash=text_hash(),
+    )
+
+
+def _check_same_task(prospect: Prospect, began: Identity) -> None:
+    """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
+    mend = "go on with the task that the run began with; it must be the same each time it is built"
+    if _hashed_otherwise(began):
+        mend = f"{mend}; {_how_to_hash_alike(began)}"
+    other = began.host_modules_sha256 not in (None, prospect.host_modules_sha256)
+    if other or (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
+        raise TaskError(
+            "task.model",
+            began.task or "given from Python",
+            f"it builds another network than the run began with; {mend}",
+        )
+    if prospect.trained_by != began.trained_by:
+        mend = f"it is trained by {prospect.trained_by}, and was by {began.trained_by}; {mend}"
+        raise TaskError("task.optimizer", began.task or "given from Python", mend)
+    if prospect.samples_crc32c != began.samples_crc32c:
+        mend = f"the first samples of a shard are others than the run's were; {mend}"
+        raise TaskError("task.train", began.task or "given from Python", mend)
+    if began.first_loss is not None and not same_loss(prospect.first_loss, began):
+        mend = f"its first step has a loss of {prospect.first_loss!r}, and had {began.first_loss!r}; {mend}"
+        raise TaskError("task", began.task or "given from Python", mend)
+    if not _same_rehearsal(prospect, began):
+        mend = f"after the same first steps it has other weights than the run had; {mend}"
+        raise TaskError("task", began.task or "given from Python", mend)
+
+
+def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
+    """To the bit where the bits are promised and the steps are the same: a longer run may have another schedule."""
+    promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
+    if began.rehearsed_crc32c is None or not promised or prospect.total_steps != began.total_steps:
+        return True
+    return prospect.rehearsed_crc32c == began.rehearsed_crc32c
+
+
+def _hashed_otherwise(began: Identity) -> bool:
+    """Sets of texts may have another order here than in the process that began the run."""
+    return began.text_hash not in (None, text_hash())
+
+
+def _how_to_hash_alike(began: Identity) -> str:
+    """What to do if sets of texts have another order here than in the process that began the run."""
+    start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
+    return f"a set of texts has another order here ({start}): sort it where the order matters"
+
+
+def same_loss(now: float | None, began: Identity) -> bool:
+    """To the bit where the bits are promised: on device cpu, and on the same type of processor as before."""
+    before = began.first_loss
+    if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):
+        return now == before
+    return math.isclose(now, before, rel_tol=ROUNDING)
+
+
+def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
+    """What a run that reached its end came to, as far as this process brought it there."""
+    trainer, tally, config = line.rooms.trainer, line.tally, prospect.config
+    twin = line.rooms.incubator.twin_report() if line.view.has_twin else None
+    end = trainer.shard_means("test")
+    line.deaths.tell()
+    assert tally.steps_per_s is not None, "a run has at least one round"
+    seeds = tuple(fate(seed) for seed in line.view.seeds)
+    return Result(
+        run_dir=shown(path),
+        task=task,
+        seed=config.run.seed,
+        threads=config.run.threads,
+        workers=1,
+        rounds=len(prospect.fence_steps) - 1,
+        steps=tally.steps,
+        test_loss=end["loss"],
+        valid_loss=trainer.shard_means("valid")["loss"],
+        start_test_loss=line.at.start["loss"],
+        twin_test_loss=twin.test_loss if twin is not None else None,
+        test_metrics={name: value for name, value in end.items() if name != "loss"},
+        params_start=prospect.host_parameters,
+        params_end=trainer.parameter_count(),
+        seeds=seeds,
+        growth=tally.growth,
+        why_none_stayed=why_none_stayed(prospect, tally.growth, seeds),
+        trainer_gflops=tally.trainer_flops / 1e9,
+        incubator_gflops=tally.incubator_flops / 1e9,
+        twin_gflops=twin.steps * prospect.host_flops / 1e9 if twin is not None else 0.0,
+        steps_per_s=tally.steps_per_s,
+        fence_wait_s=tally.fence_wait_s,
+        checkpoint_s=tally.checkpoint_s,
+        wall_s=wall_s,
+        resumes=0,
+        restarts=line.deaths.restarts,
+        recoveries=tuple(line.deaths.recoveries),
+        rollbacks=tally.rollbacks,
+        fallbacks=fallbacks,
+        weights_sha256=trainer.weights_sha256(),
+        twin_weights_sha256=twin.weights_sha256 if twin is not None else None,
+        trace_id=line.trace_id,
+    )

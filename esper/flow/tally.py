@@ -1,0 +1,93 @@
+"""Counts and measured seconds of a run so far. What was not measured is absent, never made up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+from pydantic import Field
+
+from esper.leyline.base import Message
+from esper.setup.growth_log import GrowthLog
+
+Amount = Annotated[int, Field(ge=0, le=10**30)]
+"""Far above what any run counts, and far below the largest float, in which sums are told."""
+Elapsed = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Seconds."""
+
+
+class TallyState(Message):
+    """A tally as it is kept; see `Tally`."""
+
+    steps: Amount
+    trainer_flops: Amount
+    incubator_flops: Amount
+    incubator_steps: Amount
+    training_s: Elapsed
+    fences_s: Elapsed
+    fence_wait_s: Elapsed
+    checkpoint_s: Elapsed
+    rollbacks: Amount
+    growth: GrowthLog = GrowthLog()
+    """Nothing in it where the state was kept by a version without it."""
+
+
+class Tally:
+    """Steps, modelled compute and measured seconds of a run so far."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.trainer_flops = 0
+        self.incubator_flops = 0
+        self.incubator_steps = 0
+        self.training_s = 0.0
+        self.fences_s = 0.0
+        self.fence_wait_s = 0.0
+        self.checkpoint_s = 0.0
+        self.rollbacks = 0
+        self.growth = GrowthLog()
+
+    def state(self) -> TallyState:
+        """The tally as it is kept."""
+        return TallyState(**vars(self))
+
+    def restore(self, state: TallyState) -> None:
+        """Go on counting from what was kept."""
+        vars(self).update(dict(state))
+
+    @contextmanager
+    def training(self, steps: int, step_flops: int) -> Iterator[None]:
+        """Around one round of the live host."""
+        start = time.monotonic()
+        yield
+        self.training_s += time.monotonic() - start
+        self.steps += steps
+        self.trainer_flops += steps * step_flops
+
+    @contextmanager
+    def fence(self) -> Iterator[None]:
+        """Around all that happens between two rounds."""
+        start = time.monotonic()
+        yield
+        self.fences_s += time.monotonic() - start
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the part of a fence in which the trainer waits for an incubation or for the twin."""
+        start = time.monotonic()
+        yield
+        self.fence_wait_s += time.monotonic() - start
+
+    @contextmanager
+    def checkpoint(self) -> Iterator[None]:
+        """Around the part of a fence in which the state of the run is copied."""
+        start = time.monotonic()
+        yield
+        self.checkpoint_s += time.monotonic() - start
+
+    @property
+    def steps_per_s(self) -> float | None:
+        """Trainer steps per second between fences; None before the first round."""
+        return self.steps / self.training_s if self.training_s else None

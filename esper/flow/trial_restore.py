@@ -1,0 +1,58 @@
+"""A trial of a checkpoint before a run is taken over: every part of it is restored into fresh rooms, then thrown away.
+
+Checksums show that a file is what was written. Only the parts themselves can tell whether they read what is in it.
+"""
+
+from __future__ import annotations
+
+from contextvars import Context
+from dataclasses import dataclass
+
+from esper.archive.history import Past
+from esper.flow.agreement import check_agreement
+from esper.flow.checkpoints import FenceState
+from esper.flow.position import LineState
+from esper.ground.clock import SystemClock
+from esper.ground.temporary_rng import temporary_rng
+from esper.kasmina.registry.registry_state import read_state as registry_of
+from esper.leyline.checkpoint_record import CheckpointWritten
+from esper.setup.assembly import RunKey, make_kasmina, make_trainer
+from esper.setup.survey import Prospect
+from esper.tamiyo.policy_state import read_state
+
+
+@dataclass(frozen=True)
+class TrialRestore:
+    """Tries the checkpoints of one run, with rooms in this process that no step of the run is taken in."""
+
+    prospect: Prospect
+    key: RunKey
+    past: Past
+
+    def __call__(self, written: CheckpointWritten, kept: FenceState) -> None:
+        """Restore a checkpoint and have its optimizers take a step.
+
+        Raises:
+            StoreCorrupt, DependencyViolationError: a part of it is none, or contradicts another.
+            Exception: what a part of the task raised, while it loaded its state or in that step.
+        """
+        with temporary_rng(0):
+            Context().run(self._try, written, kept)  # what is told here is no event of the run
+
+    def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
+        line = LineState.of(kept)
+        read_state(kept.rooms["tamiyo"], self.key.generation)
+        slots = [spec.path for spec in self.prospect.specs]
+        run_id, generation = self.key.run_id, self.key.generation
+        registry = registry_of(kept.rooms["kasmina"], run_id=run_id, generation=generation, slots=slots)
+        check_agreement(written, kept, line, registry, self.past)
+        kasmina = make_kasmina(self.prospect, self.key, SystemClock())
+        kasmina.restore(kept.rooms["kasmina"], self.key.generation)
+        kasmina.view(written.fence)
+        kasmina.order()
+        trainer = make_trainer(self.prospect, self.key)
+        for host in (kept.host, kept.nursery["twin"], kept.nursery["origin"]):
+            if host is not None:
+                trainer.become(host)
+                with self.prospect.data.at(host.data):
+                    trainer.try_update()

@@ -1,0 +1,28 @@
+"""Random numbers by key: inside the context they follow the key, outside nothing has happened. It draws none itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from esper.ground.random_streams import restore_streams, seed_on_cpu, streams
+
+
+@contextmanager
+def temporary_rng(key: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Seed the global generators of python, numpy and torch (CPU, and CUDA for `devices`) with `key`.
+
+    Afterwards all of them are in the state they had before, also when the body raised.
+    """
+    cuda = sorted({device.index for device in devices if device.type == "cuda"})
+    before = streams()
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            seed_on_cpu(key)
+            for index in cuda:
+                torch.cuda.default_generators[index].manual_seed(key)
+            yield
+    finally:
+        restore_streams(before)

@@ -1,0 +1,1 @@
+"""Blueprints: seed modules that can be built, by kind of slot."""

@@ -1,0 +1,309 @@
+"""The registry of seed modules: what may be built in a slot of which kind, and what that costs. It never chooses one.
+
+A user's own blueprint is a function with a decorator::
+
+    @blueprint("my_mixer", kinds=(Kind.NTC,), risk=0.3)
+    def my_mixer(spec: SlotSpec) -> nn.Module: ...
+
+The module maps the slot's output [B, ...] to a correction of the same shape and dtype, exactly 0 at birth, and keeps
+causality where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+from torch.utils.module_tracker import ModuleTracker
+
+from esper.errors import ConfigError, SeedBuildFailed
+from esper.ground.suggest import existing_names
+from esper.ground.temporary_rng import temporary_rng
+from esper.kasmina.blueprints import nc, nchw, ntc
+from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.leyline.slots import Kind, SlotSpec
+from esper.user_code.their_code import their_code
+
+Factory = Callable[[SlotSpec], nn.Module]
+Mesh = Callable[[str], tuple[str, ...]]
+"""Slot path -> paths of the host layers that a seed there depends on."""
+
+
+def slot_alone(slot: str) -> tuple[str, ...]:
+    """The mesh of a seed that needs its slot and nothing else."""
+    return (slot,)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A named factory of seed modules for slots of some kinds.
+
+    Raises:
+        ConfigError: no name, no kind, or a risk outside 0..1.
+    """
+
+    name: str
+    kinds: tuple[Kind, ...]
+    risk: float
+    """0 (harmless) to 1, no unit; a prior of ours, for the policy to weigh."""
+    factory: Factory
+    mesh: Mesh = slot_alone
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("blueprint.name", self.name, "give it a name")
+        if not self.kinds:
+            raise ConfigError(f"blueprint.{self.name}.kinds", self.kinds, "name at least one kind of slot")
+        if not 0 <= self.risk <= 1:
+            raise ConfigError(f"blueprint.{self.name}.risk", self.risk, "give a number from 0 to 1")
+
+    def build(self, spec: SlotSpec, seed_key: int) -> nn.Module:
+        """A new module on the slot's device, in its `parameter_dtype`; the same bits for the same key (0 to 2^64 - 1).
+
+        The random numbers of the caller go on as if nothing had happened.
+
+        Raises:
+            SeedBuildFailed: the factory raised, or gave something that cannot be moved; the cause tells which.
+        """
+        with self._blamed(spec, "build"), temporary_rng(seed_key):
+            return self._make(spec, torch.device("cpu")).to(spec.device)
+
+    def parameters(self, spec: SlotSpec) -> int:
+        """How many parameters a seed has in this slot. Nothing is allocated.
+
+        Raises:
+            SeedBuildFailed: the factory does not run on the meta device.
+        """
+        with self._blamed(spec, "count parameters"):
+            return sum(p.numel() for p in self._make(spec, torch.device("meta")).parameters())
+
+    def flops(self, spec: SlotSpec, batch: int) -> int:
+        """Modelled FLOPs of forward and backward, gradient of the input included, for `batch` samples.
+
+        Multiplications and additions of matrix products and convolutions, as torch counts them; the rest is free.
+        Nothing is computed: the shapes decide, so the number is the same on every machine.
+
+        Raises:
+            SeedBuildFailed: the module does not run on the meta device.
+        """
+        meta = torch.device("meta")
+        with (
+            self._blamed(spec, "count FLOPs"),
+            flop_counter() as counter,
+        ):
+            module = self._make(spec, meta)
+            dtype = parameter_dtype(spec)
+            h = torch.empty(batch, *spec.shape, dtype=dtype, device=meta, requires_grad=True)
+            module(h).sum().backward()
+        return int(counter.get_total_flops())
+
+    def _make(self, spec: SlotSpec, device: torch.device) -> nn.Module:
+        if spec.kind not in self.kinds:
+            raise ValueError(f"the slot is {spec.kind}, the blueprint is for {', '.join(self.kinds)}")
+        with device:
+            return self.factory(spec).to(parameter_dtype(spec))
+
+    @contextmanager
+    def _blamed(self, spec: SlotSpec, doing: str) -> Iterator[None]:
+        try:
+            with their_code(f"blueprint {self.name}", f"{doing} at {spec.path}"):
+                yield
+        except Exception as error:
+            raise SeedBuildFailed(self.name, spec.path, doing) from error
+
+
+class Registry:
+    """Blueprints by name. A name belongs to the function that took it; nothing is ever removed."""
+
+    def __init__(self) -> None:
+        self._blueprints: dict[str, Blueprint] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._blueprints
+
+    def add(self, blueprint: Blueprint) -> None:
+        """Add a blueprint. The same function again, of a file that was imported once more, replaces its older self.
+
+        Raises:
+            ConfigError: another function has taken the name; its blueprint stays.
+        """
+        older = self._blueprints.get(blueprint.name)
+        if older is not None and (_place(older.factory) is None or _place(older.factory) != _place(blueprint.factory)):
+            raise ConfigError("blueprint.name", blueprint.name, "this name is taken; choose another")
+        self._blueprints[blueprint.name] = blueprint
+
+    def get(self, name: str) -> Blueprint:
+        """Raises: ConfigError: nothing is registered under that name."""
+        if name not in self:
+            raise ConfigError("blueprint", name, self.absent(name))
+        return self._blueprints[name]
+
+    def absent(self, name: str) -> str:
+        """That a name is not registered, and which are."""
+        return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
+
+    def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:
+        """All that may be built in slots of `kind`, by name."""
+        return tuple(self._blueprints[name] for name in sorted(self._blueprints) if kind in self.get(name).kinds)
+
+
+BLUEPRINTS = Registry()
+"""The built-in set and what the user's decorators add."""
+
+
+def blueprint(
+    name: str, *, kinds: tuple[Kind, ...], risk: float, mesh: Mesh = slot_alone, registry: Registry = BLUEPRINTS
+) -> Callable[[Factory], Factory]:
+    """Register the decorated factory in `registry`; the function itself is returned unchanged.
+
+    Raises:
+        ConfigError: the name is taken, or the blueprint is not well formed.
+    """
+
+    def register(factory: Factory) -> Factory:
+        registry.add(Blueprint(name, kinds, risk, factory, mesh))
+        return factory
+
+    return register
+
+
+def _place(factory: Factory) -> tuple[str, str] | None:
+    """File and name of a function; None for a callable object or a lambda, of which there may be several."""
+    if not isinstance(factory, FunctionType) or factory.__name__ == "<lambda>":
+        return None
+    notebook = factory.__module__ == "__main__"  # each run of a cell has a file name of its own
+    return "__main__" if notebook else factory.__code__.co_filename, factory.__qualname__
+
+
+def _conv_backward_flops(
+    grad_out: list[int],
+    x: list[int],
+    w: list[int],
+    _bias: object,
+    _stride: object,
+    _padding: object,
+    _dilation: object,
+    transposed: bool,
+    _output_padding: object,
+    _groups: object,
+    wanted: list[bool],
+    **_: object,
+) -> int:
+    """The gradients of input and weight cost what the forward pass costs, each.
+
+    torch's own formula (2.13) forgets `groups`: the backward of a depthwise
+    convolution over 32 channels counts 33 forwards there, not 2.
+    """
+    return conv_flop_count(x, w, grad_out, transposed) * (wanted[0] + wanted[1])
+
+
+def _cpu_attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
+    """Attention as the CPU's own kernel does it, which torch's counter does not know."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _cpu_attention_backward_flops(
+    grad_out: list[int], query: list[int], key: list[int], value: list[int], *_: object, **__: object
+) -> int:
+    return int(sdpa_backward_flop_count(grad_out, query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _cpu_lstm_flops(x: list[int], w_input: list[int], w_hidden: list[int], *_: object, **__: object) -> int:
+    """One layer and direction of an LSTM as the CPU's own kernel does it, which torch's counter takes to be free."""
+    rows = math.prod(x[:-1])  # time by batch
+    return 2 * rows * (math.prod(w_input) + math.prod(w_hidden))
+
+
+def _cpu_lstm_backward_flops(x: list[int], w_input: list[int], w_hidden: list[int], *_: object, **__: object) -> int:
+    return 2 * _cpu_lstm_flops(x, w_input, w_hidden)
+
+
+CORRECTED_FLOPS = {
+    torch.ops.aten.mkldnn_rnn_layer: _cpu_lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _cpu_lstm_backward_flops,
+    torch.ops.aten.convolution_backward: _conv_backward_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _cpu_attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward_flops,
+}
+
+
+class _Untracked(ModuleTracker):
+    """Stands for torch's tracker of modules, whose hooks forbid `torch.autograd.grad` inside a forward."""
+
+    def __init__(self) -> None:
+        self.parents = {"Global"}
+
+    def __enter__(self) -> _Untracked:
+        """Nothing is hooked."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is unhooked."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Counts the FLOPs of all that runs inside, with our corrections; of the total only, not by module."""
+    counter = FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS)
+    counter.mod_tracker = _Untracked()
+    return counter
+
+
+# -- the built-in set --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Called:
+    """A factory that says what it calls, so that `esper export` can write the call down."""
+
+    call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
+    """Slot -> a function at the top of a module, and its arguments: numbers and flags."""
+
+    def __call__(self, spec: SlotSpec) -> nn.Module:
+        """A new module for the slot."""
+        function, arguments = self.call(spec)
+        return function(*arguments)
+
+
+def _on_channels(make: Callable[..., nn.Module], *more: int) -> Called:
+    return Called(lambda spec: (make, (spec.shape[0] if spec.kind is Kind.NCHW else spec.shape[-1], *more)))
+
+
+def _over_time(make: Callable[..., nn.Module], *more: int) -> Called:
+    return Called(lambda spec: (make, (spec.shape[-1], *more, spec.causal)))
+
+
+def _norm(spec: SlotSpec) -> tuple[Callable[..., nn.Module], tuple[int, ...]]:
+    return _on_channels(nchw.scaled_group_norm if spec.kind is Kind.NCHW else nc.scaled_layer_norm).call(spec)
+
+
+_ROWS = (Kind.NTC, Kind.NC)
+
+for _name, _kinds, _risk, _factory in (
+    ("norm", tuple(Kind), 0.05, Called(_norm)),
+    ("squeeze_excite", (Kind.NCHW,), 0.1, _on_channels(nchw.SqueezeExcite)),
+    ("depthwise_separable", (Kind.NCHW,), 0.2, _on_channels(nchw.depthwise_separable)),
+    ("bottleneck", (Kind.NCHW,), 0.25, _on_channels(nchw.bottleneck)),
+    ("conv3", (Kind.NCHW,), 0.25, _on_channels(nchw.conv3)),
+    ("low_rank", _ROWS, 0.1, _on_channels(nc.low_rank)),
+    ("mlp", _ROWS, 0.15, _on_channels(nc.mlp)),
+    ("wide_mlp", (Kind.NTC,), 0.3, _on_channels(nc.mlp, 8)),
+    ("conv_mlp_3", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 3)),
+    ("conv_mlp_7", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 7)),
+    ("conv_mlp_15", (Kind.NTC,), 0.2, _over_time(ntc.conv_mlp, 15)),
+    ("gated_conv", (Kind.NTC,), 0.25, _over_time(ntc.GatedConv)),
+    ("token_shift", (Kind.NTC,), 0.2, _on_channels(ntc.token_shift)),
+    ("attention", (Kind.NTC,), 0.35, _over_time(ntc.Attention)),
+    ("block", (Kind.NTC,), 0.5, _over_time(ntc.Block)),
+):
+    BLUEPRINTS.add(Blueprint(_name, _kinds, _risk, _factory))

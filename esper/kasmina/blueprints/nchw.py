@@ -1,0 +1,66 @@
+"""Seeds for images and other [B, C, H, W] activations. No sample sees another: there is no batch norm here."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from esper.kasmina.blueprints.seed_modules import bottleneck_width, zeroed
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with at most C/4 groups, so that a group holds four channels or more where there are four.
+
+    Source: Wu and He, arXiv:1803.08494.
+    """
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // 4)), channels)
+
+
+def scaled_group_norm(channels: int) -> nn.Module:
+    """s = scale * GN(x) + shift per channel, both 0 at birth."""
+    return zeroed(group_norm(channels))
+
+
+class SqueezeExcite(nn.Module):
+    """s = x * tanh(W2 relu(W1 mean_HW(x))), one factor per channel and sample.
+
+    Source: Hu et al., arXiv:1709.01507; tanh stands for their sigmoid, so that W2 = 0 is the identity (ours).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = bottleneck_width(channels)
+        self.gate = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), zeroed(nn.Linear(width, channels)), nn.Tanh())
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        gate_BC: Tensor = self.gate(x_BCHW.mean(dim=(2, 3)))
+        return x_BCHW * gate_BC[:, :, None, None]
+
+
+def depthwise_separable(channels: int) -> nn.Module:
+    """s = pointwise relu(depthwise 3x3 of GN(x)). Source: Howard et al., MobileNets, arXiv:1704.04861."""
+    return nn.Sequential(
+        group_norm(channels),
+        nn.Conv2d(channels, channels, 3, padding=1, groups=channels),
+        nn.ReLU(),
+        zeroed(nn.Conv2d(channels, channels, 1)),
+    )
+
+
+def bottleneck(channels: int) -> nn.Module:
+    """s = 1x1 to C/4, 3x3, 1x1 back. Source: He et al., arXiv:1512.03385, fig. 5; one norm before all is ours."""
+    width = bottleneck_width(channels)
+    return nn.Sequential(
+        group_norm(channels),
+        nn.Conv2d(channels, width, 1),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.ReLU(),
+        zeroed(nn.Conv2d(width, channels, 1)),
+    )
+
+
+def conv3(channels: int) -> nn.Module:
+    """s = conv3x3(relu(GN(x))), one layer. Source: pre-activation, He et al., arXiv:1603.05027."""
+    return nn.Sequential(group_norm(channels), nn.ReLU(), zeroed(nn.Conv2d(channels, channels, 3, padding=1)))

@@ -1,0 +1,332 @@
+"""Finds slots in the user's model and measures what they are by a dry run. It leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import TaskError
+from esper.ground.nested import mapped, tensors
+from esper.ground.temporary_rng import temporary_rng
+from esper.ground.tensors_kept import tensors_kept
+from esper.kasmina.blueprints.precision import autocast_at
+from esper.kasmina.host.perturbation import Change, is_content, moved, perturbing, unchanged
+from esper.kasmina.host.slot_patterns import Matched, match
+from esper.leyline.slots import Kind, SlotSpec
+from esper.user_code.attributes import different, held_by, path_in_words
+from esper.user_code.extra_state import STATE_MEND, extra_states_kept
+from esper.user_code.their_code import refused_as_theirs
+
+Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
+
+TOLERANCE = 1e-5
+"""Movement of an output, relative to its largest entry, that counts as none: single precision with room to spare."""
+
+NESTED = (
+    "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
+    " build it with enable_nested_tensor=False"
+)
+
+MOST_KEYS = 50
+"""Random streams that are tried until one is found under which no slot is skipped."""
+ALIKE = 10
+"""Forwards that skip the same slots, all under other random numbers, until the skipping counts as no chance."""
+
+_KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a dry run found."""
+
+    specs: tuple[SlotSpec, ...]
+    left_out: Mapping[str, str]
+    """Path of each module that a pattern matched and that cannot be a slot -> why."""
+    optional: frozenset[str]
+    """Paths of the slots that a pattern matched: where one fails later, it may be left out too."""
+
+
+def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> Found:
+    """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
+
+    The model's parameters, buffers, modes, hooks and attributes, the input and all global random numbers are as before
+    afterwards, and each forward begins with them. The model is not copied: modules with weight norm cannot be.
+    Causality is measured in evaluation mode, where no dropout hides a movement, and holds only if it was *shown*: some
+    input at t moved the output, none moved it before t. Sample independence is measured in training mode, where
+    batch norm mixes samples.
+
+    Args:
+        model: In the modes that it trains in: a module that is frozen in evaluation mode stays so.
+        slots: Paths or patterns, see `slot_patterns.match`.
+        batch_input: What `call` takes: tensors, alone or in tuples, lists, mappings; batch first, two samples or more.
+        call: Runs one forward, `(model, batch_input) -> output`.
+
+    Raises:
+        TaskError: a slot is not called exactly once per forward in both modes, its output is not one floating tensor of
+            2, 3 or 4 dimensions with one row per sample, or it cannot be measured (not finite, not repeatable, not
+            moved by any input). Where a pattern with a wildcard matched it, it is left out; where nothing else is left
+            of a pattern, that is refused.
+        TaskError: the user's own model raised; the call says with which input.
+    """
+    matched = match(model, slots)
+    host = _Host(model, matched, batch_input, call, _batch_size(batch_input)).with_most_calls()
+    training, evaluation = host.run_twice(training=True), host.run_twice(training=False)
+    kinds = {}
+    for path in host.paths:
+        with matched.trying(path):
+            kinds[path] = _kind(path, training[path], evaluation[path], host.batch)
+    _leave_out_repeated(matched, training, evaluation)
+    independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
+    independent_evaluated = _independent(host, evaluation, training=False)
+    matched.check()
+    specs = tuple(
+        SlotSpec(
+            path=path,
+            kind=kinds[path],
+            shape=tuple(output.shape[1:]),
+            dtype=str(output.dtype),
+            device=str(output.device),
+            causal=path in causal,
+            samples_independent=path in independent,
+            samples_independent_evaluated=path in independent_evaluated,
+            autocast=host.autocast.get(path),
+        )
+        for path, output in training.items()
+        if path in host.paths
+    )
+    return Found(specs, matched.left_out, frozenset(matched.paths) - matched.named)
+
+
+@dataclass(frozen=True)
+class _Host:
+    """The model with all that a forward needs; the slots' outputs are what it gives."""
+
+    model: nn.Module
+    matched: Matched
+    batch_input: Any
+    call: Call
+    batch: int
+    autocast: dict[str, str] = field(default_factory=dict)
+    """By path: the type to which the model's own autocast casts where a slot is called; filled by `run`."""
+    key: int = 0
+    """Of the random numbers with which each forward begins."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Of the slots. One that a pattern matched goes when it fails a check."""
+        return self.matched.paths
+
+    def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
+        """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
+        seen = self._record(self.key, training, change)
+        mode = "training" if training else "evaluation"
+        outputs = {}
+        for path, recorded in seen.items():
+            with self.matched.trying(path):
+                outputs[path] = _only_output(path, recorded, mode)
+        return outputs
+
+    def with_most_calls(self) -> _Host:
+        """This host under the random numbers with which a forward in training mode calls the most slots.
+
+        A model may skip layers by chance. The search ends when every slot was called, or when `ALIKE` forwards skip the
+        same slots: then no chance is seen.
+        """
+        called: list[set[str]] = []
+        for key in range(MOST_KEYS):
+            called.append({path for path, outputs in self._record(key, True, unchanged).items() if outputs})
+            if len(called[-1]) == len(self.paths):
+                break
+            if len(called) == ALIKE and all(paths == called[0] for paths in called):
+                break
+        return replace(self, key=max(range(len(called)), key=lambda key: len(called[key])))
+
+    def _record(self, key: int, training: bool, change: Change) -> dict[str, list[object]]:
+        seen: dict[str, list[object]] = {path: [] for path in self.paths}
+        given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
+        devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
+        doing = "" if change is unchanged else "with a part of its input changed, to see what moves"
+        with (
+            extra_states_kept(self.model),
+            kept_as_it_is(self.model, training=training),
+            recording(self.model, seen, self.autocast),
+            temporary_rng(key, devices),
+            torch.set_grad_enabled(training),
+            refused_as_theirs(doing),
+        ):
+            self.call(self.model, given)
+        return seen
+
+    def run_twice(self, *, training: bool) -> dict[str, Tensor]:
+        """As `run`. Raises: TaskError: the same input and the same random numbers gave two different outputs."""
+        outputs, again = self.run(training=training), self.run(training=training)
+        for path in self.paths:
+            if outputs[path].shape != again[path].shape or moved(outputs[path], again[path], TOLERANCE).any():
+                self._blame_attribute(training)
+                with self.matched.trying(path):
+                    mend = "draw from the seeded global generators"
+                    raise TaskError(f"slot {path}", "two outputs for one input", mend)
+        return outputs
+
+    def _blame_attribute(self, training: bool) -> None:
+        """Raises: TaskError: one more forward changes something in the model that no checkpoint would keep."""
+        before = held_by(self.model)
+        self.run(training=training)
+        if changed := different(before, held_by(self.model)):
+            why = "it makes the same input give other outputs, and no checkpoint keeps it"
+            raise TaskError("task.model", path_in_words(changed[0]), f"{why}: {STATE_MEND}")
+
+
+def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
+    """Of modules with one output in both modes, keep those that were named, else the first, the outermost."""
+    kept: list[str] = sorted(matched.named & set(matched.paths))
+    for path in matched.paths:
+        if path in matched.named:
+            continue
+        same = (other for other in kept if all(_equal(by[path], by[other]) for by in (training, evaluation)))
+        if (other := next(same, None)) is not None:
+            matched.same_as(path, other)
+        else:
+            kept.append(path)
+
+
+@contextmanager
+def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model as it stands, or in evaluation mode; afterwards its tensors, modes and attributes are as before."""
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    with tensors_kept(model):
+        try:
+            if not training:
+                model.eval()
+            yield
+        finally:
+            for module, before in attributes.items():
+                vars(module).clear()
+                vars(module).update(before)
+
+
+@contextmanager
+def recording(model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str]) -> Iterator[None]:
+    """Every output of the modules at the paths in `seen` is added there, as it is before a later layer writes to it.
+
+    Args:
+        autocast: Where autocast is on at a slot, its type is put here under the slot's path.
+    """
+
+    def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
+        def record(_module: nn.Module, _args: object, output: object) -> None:
+            seen[path].append(output.detach().clone() if isinstance(output, Tensor) else output)
+            if isinstance(output, Tensor) and (cast := autocast_at(output)) is not None:
+                autocast[path] = cast
+
+        return record
+
+    handles = [model.get_submodule(path).register_forward_hook(recorder(path)) for path in seen]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and torch.equal(one, other)
+
+
+def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
+    """Raises: TaskError: the slot was not called exactly once, or its output is no finite floating tensor."""
+    field = f"slot {path}"
+    if not outputs:
+        mend = "its forward is bypassed (a fused path, or .forward() called directly); name another module"
+        raise TaskError(field, f"never called by a forward in {mode} mode", mend)
+    if len(outputs) > 1:
+        mend = "a slot is called exactly once; name a module around all its uses"
+        raise TaskError(field, f"called {len(outputs)} times by a forward in {mode} mode", mend)
+    output = outputs[0]
+    if not isinstance(output, Tensor):
+        raise TaskError(field, f"output of type {type(output).__name__}", "name a module that returns a tensor")
+    if output.is_nested:
+        raise TaskError(field, f"a nested tensor in {mode} mode", NESTED)
+    if not output.is_floating_point():
+        raise TaskError(field, f"output of {output.dtype}", "name a module that returns floating point")
+    if not output.isfinite().all():
+        raise TaskError(field, f"output not finite in {mode} mode", "mend the model or name another module")
+    return output
+
+
+def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
+    """Raises: TaskError: the output is no batch of one of the kinds, or not the same in both modes."""
+    field, shape = f"slot {path}", tuple(training.shape)
+    if training.dim() not in _KINDS:
+        raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
+    if shape[0] != batch:
+        raise TaskError(field, f"output of shape {shape} for {batch} samples", "name a module with one row per sample")
+    channel = 1 if training.dim() == 4 else -1
+    same = training.dim() == evaluation.dim() and shape[channel] == evaluation.shape[channel]
+    if not same or training.dtype != evaluation.dtype:
+        other = f"{shape} {training.dtype} in training, {tuple(evaluation.shape)} {evaluation.dtype} in evaluation"
+        raise TaskError(field, f"output of {other}", "name a module that returns the same in both modes")
+    return _KINDS[training.dim()]
+
+
+def _batch_size(batch_input: Any) -> int:  # Any: see Call
+    """Raises: TaskError: the input holds no tensor, or fewer than two samples."""
+    rows = [len(tensor) for tensor in tensors(batch_input) if tensor.dim()]
+    if not rows:
+        raise TaskError("task.train", "an input without tensors", "let task.collate make tensors of it, batch first")
+    if rows[0] < 2:
+        mend = "use 2 or more, or run.batch_size: a slot is measured by what one sample does to the output of another"
+        raise TaskError("task.batch_size", rows[0], mend)
+    return rows[0]
+
+
+def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
+    """Slots of which no sample moved when another did, in one mode. Three samples are perturbed in turn.
+
+    Raises:
+        TaskError: nothing moved at all, so that nothing was shown.
+    """
+    mixed, alive = set(), set()
+    for i in sorted({0, host.batch // 2, host.batch - 1}):
+        after = host.run(training=training, change=perturbing((slice(i, i + 1),), (host.batch,)))
+        others = [other for other in range(host.batch) if other != i]
+        for path in host.paths:
+            rows = moved(before[path], after[path], TOLERANCE)
+            if rows.any():
+                alive.add(path)
+            if rows[others].any():
+                mixed.add(path)
+    for path in host.paths:
+        if path not in alive:
+            with host.matched.trying(path):
+                raise TaskError(f"slot {path}", "no input moves its output", "name a module that the input reaches")
+    return set(host.paths) - mixed
+
+
+def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
+    """NTC slots whose output moved at or after a perturbed position and never before it, in evaluation mode.
+
+    Five positions are perturbed in turn, in every input that has the slot's length as its second dimension.
+    """
+    leaking, alive = set(), set()
+    sequences = {path: before[path] for path in host.paths if before[path].dim() == 3}
+    lengths = {output.shape[1] for output in sequences.values()}
+    for length in sorted(lengths):
+        leading = (host.batch, length)
+        if not any(is_content(tensor, leading) for tensor in tensors(host.batch_input)):
+            continue
+        paths = [path for path, output in sequences.items() if output.shape[1] == length]
+        for t in sorted({1, length // 4, length // 2, 3 * length // 4, length - 1} & set(range(1, length))):
+            after = host.run(training=False, change=perturbing((slice(None), slice(t, t + 1)), leading))
+            for path in [path for path in paths if path in after]:
+                times = moved(before[path], after[path], TOLERANCE)
+                if times[:, :t].any():
+                    leaking.add(path)
+                if times[:, t:].any():
+                    alive.add(path)
+    return alive - leaking

@@ -1,0 +1,239 @@
+"""Seeds inside a host: attached by a forward hook, detached without a trace. It carries plans out; it judges nothing.
+
+A dormant slot is not touched at all. The seeds of a slot stand in a `SlotStack` that the hook calls with the slot's
+output; the host's own modules, names and state dict stay what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
+from esper.ground.tensors import from_bytes
+from esper.kasmina.blueprints.catalogue import Registry
+from esper.kasmina.blueprints.precision import as_slot, dtype_of
+from esper.kasmina.host.attached import PREFIX, Seed, attach
+from esper.kasmina.host.blending import alpha_at, blend_residual
+from esper.kasmina.host.code_path import asked_path, path_of_this_call
+from esper.kasmina.host.isolation import reachable_parameters
+from esper.leyline.evidence import SeedObservation
+from esper.leyline.reports import GraftPlan, Weights
+from esper.leyline.slots import SlotSpec
+from esper.user_code.their_code import their_code
+
+
+class GraftedSeed(nn.Module):
+    """A seed in its place: `h + alpha * module(h)`, with its input detached while it is isolated."""
+
+    alpha: Tensor
+
+    def __init__(self, module: nn.Module, plan: GraftPlan, dtype: torch.dtype, asked_path: str) -> None:
+        super().__init__()
+        self.module = module
+        self.plan = plan
+        self.asked_path = asked_path
+        self.watched = False
+        self.branch: Tensor | None = None
+        self.calls = 0
+        self.shape: tuple[int, ...] | None = None
+        self.slot_shape: tuple[int, ...] | None = None
+        self.ran: dict[tuple[str, str, str], None] = {}
+        """Each (dtype, device, code path) that a call since the last observation had, in order of appearance."""
+        self.register_buffer("alpha", torch.zeros((), dtype=dtype, device=plan.asked_device))
+
+    def forward(self, host: Tensor) -> Tensor:
+        """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
+
+        Raises:
+            SeedBuildFailed: the seed's own forward raised.
+        """
+        try:
+            with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
+                correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
+        except Exception as error:  # else it would be told as the host's own
+            raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
+        self.calls += 1
+        self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
+        self.ran[str(correction.dtype), str(correction.device), path_of_this_call(self.module)] = None
+        self.branch = correction if self.watched and self.plan.isolated else None
+        return blend_residual(host, correction, self.alpha)
+
+    def observe(self) -> SeedObservation:
+        """What was seen since the last call; alpha and its target as the buffer's dtype can hold them.
+
+        Where calls differed, or tensors of the seed lie on another device than its output, every value is named.
+        """
+        target = torch.tensor(self.plan.blend.alpha_target, dtype=self.alpha.dtype)
+        dtypes, devices, paths = zip(*self.ran, strict=True) if self.ran else ((), (), ())
+        lying = [str(tensor.device) for tensor in (*self.module.parameters(), *self.module.buffers())]
+        found = SeedObservation(
+            seed_id=self.plan.seed_id,
+            slot=self.plan.slot,
+            alpha=float(self.alpha),
+            alpha_target=float(target),
+            calls=self.calls,
+            output_shape=self.shape,
+            slot_shape=self.slot_shape,
+            output_dtype=_all_of(dtypes),
+            device=_all_of((*devices, *lying)) if devices else None,
+            path=_all_of(paths),
+            asked_dtype=str(self.alpha.dtype),
+            asked_device=self.plan.asked_device,
+            asked_path=self.asked_path,
+            isolated=self.plan.isolated,
+        )
+        self.calls, self.shape, self.slot_shape, self.ran = 0, None, None, {}
+        return found
+
+
+def _all_of(values: Sequence[str]) -> str | None:
+    return " and ".join(dict.fromkeys(values)) or None
+
+
+class SlotStack(nn.Module):
+    """The seeds of one slot, each acting on the output of those below it. It is the slot's forward hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seeds = nn.ModuleList()
+
+    def forward(self, output: Tensor) -> Tensor:
+        """The slot's output, [B, ...], with every seed blended in."""
+        for seed in self.seeds:
+            output = seed(output)
+        return output
+
+    def hook(self, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+        """A forward hook: what it returns takes the place of the slot's output."""
+        del module, args
+        result: Tensor = self(output)
+        return result
+
+
+class SeedEditor:
+    """The `HostEditor` of one host."""
+
+    def __init__(self, host: nn.Module, specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
+        self._host, self._specs, self._blueprints = host, specs, blueprints
+        self._stacks: dict[str, tuple[SlotStack, RemovableHandle]] = {}
+        self._seeds: dict[str, GraftedSeed] = {}
+
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
+        """Attach a seed with the weights of the plan's digest.
+
+        Raises:
+            DependencyViolationError: the slot is unknown, the seed is there already, or its weights are not given; the
+                host is untouched.
+            SeedBuildFailed: the blueprint could not be built.
+        """
+        if plan.slot not in self._specs:
+            raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
+        if plan.seed_id in self._seeds:
+            raise DependencyViolationError(f"seed {plan.seed_id}", "already grafted", plan.slot)
+        if plan.weights_digest not in weights:
+            raise DependencyViolationError(f"seed {plan.seed_id}", "weights not given", plan.weights_digest)
+        spec = self._specs[plan.slot]
+        module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        module.load_state_dict(from_bytes(weights[plan.weights_digest]))
+        seed = GraftedSeed(module, plan, dtype_of(spec), asked_path(self._host, plan.slot))
+        seed.train(self._host.training)
+        if plan.slot not in self._stacks:
+            stack = SlotStack()
+            handle = self._host.get_submodule(plan.slot).register_forward_hook(stack.hook)
+            self._stacks[plan.slot] = stack, handle
+        self._stacks[plan.slot][0].seeds.append(seed)
+        self._seeds[plan.seed_id] = seed
+
+    def join(self, seed_id: str) -> None:
+        """End a seed's isolation."""
+        seed = self._get(seed_id)
+        seed.plan = seed.plan.model_copy(update={"isolated": False})
+
+    def remove(self, seed_id: str) -> None:
+        """Detach a seed; with the last one of a slot its hook goes too."""
+        seed = self._get(seed_id)
+        del self._seeds[seed_id]
+        stack, handle = self._stacks[seed.plan.slot]
+        stack.seeds = nn.ModuleList(kept for kept in stack.seeds if kept is not seed)
+        if not len(stack.seeds):
+            handle.remove()
+            del self._stacks[seed.plan.slot]
+
+    def release(self) -> None:
+        """Make every seed an ordinary part of the host, with the same tensors. This editor is not to be used again."""
+        for _, handle in self._stacks.values():
+            handle.remove()
+        grafted = self._seeds.values()
+        attach(self._host, [(seed.plan.slot, seed.plan.ordinal, Seed(seed.module, seed.alpha)) for seed in grafted])
+        self._stacks, self._seeds = {}, {}
+
+    def set_alphas(self, step: int) -> None:
+        """Set every seed's alpha for optimizer step `step`."""
+        for seed in self._seeds.values():
+            blend = seed.plan.blend
+            seed.alpha.fill_(alpha_at(step, seed.plan.start_step, blend.ramp_steps, blend.alpha_target))
+
+    def topology(self) -> tuple[GraftPlan, ...]:
+        """The plans that rebuild what is grafted now, in graft order, as they stand now."""
+        return tuple(seed.plan for seed in self._seeds.values())
+
+    def parameters_of(self, seed_id: str) -> Sequence[nn.Parameter]:
+        """A seed's trainable parameters, in name order."""
+        named = sorted(self._get(seed_id).module.named_parameters())
+        return [parameter for _, parameter in named if parameter.requires_grad]
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All tensors of all seeds by names that do not depend on the run's id."""
+        found: dict[str, Tensor] = {}
+        for seed in self._seeds.values():
+            prefix = f"{PREFIX}.{seed.plan.slot}.{seed.plan.ordinal}."
+            found |= {prefix + name: p for name, p in seed.named_parameters()}
+            found |= {prefix + name: b for name, b in seed.named_buffers()}
+        return found
+
+    def set_training(self, training: bool) -> None:
+        """Put every seed into training or evaluation mode."""
+        for seed in self._seeds.values():
+            seed.train(training)
+
+    def watch(self, on: bool) -> None:
+        """Keep (or stop keeping) the branches of the next forward pass, for `audit`."""
+        for seed in self._seeds.values():
+            seed.watched = on
+
+    def watched(self) -> tuple[str, ...]:
+        """Ids of the isolated seeds whose branch of the last forward pass is kept; a skipped slot leaves none."""
+        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.branch is not None)
+
+    def audit(self) -> None:
+        """Walk the autograd graph of the last forward pass from every isolated seed's branch.
+
+        Raises:
+            IsolationViolation: host parameters, or another seed's, are reachable.
+        """
+        host = dict(self._host.named_parameters())
+        for seed_id, seed in self._seeds.items():
+            branch, seed.branch = seed.branch, None
+            if branch is None:
+                continue
+            own = {id(p) for p in seed.parameters()}
+            others = {name: p for name, p in self.tensors().items() if isinstance(p, nn.Parameter) and id(p) not in own}
+            foreign = others | host  # a host parameter is the host's even if a seed registers it as its own
+            leaves = reachable_parameters(branch, foreign)
+            if leaves:
+                raise IsolationViolation(seed_id, leaves)
+
+    def observations(self) -> tuple[SeedObservation, ...]:
+        """What was seen of each seed since the last call; counting starts again."""
+        return tuple(seed.observe() for seed in self._seeds.values())
+
+    def _get(self, seed_id: str) -> GraftedSeed:
+        if seed_id not in self._seeds:
+            raise DependencyViolationError(
+                f"seed {seed_id}", "not in this host", "it was never grafted, or was removed"
+            )
+        return self._seeds[seed_id]

@@ -1,0 +1,109 @@
+"""Which modules the slots of a task name, and which of those that a pattern matched turn out to be no slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from esper.errors import TaskError
+from esper.ground.suggest import existing_names
+
+EVERY = "*"
+"""The pattern that matches every module, at any depth."""
+WILD = frozenset("*?[")
+
+
+@dataclass
+class Matched:
+    """Modules by path. One that was named outright must be a slot; one that a pattern matched may be left out."""
+
+    by_pattern: Mapping[str, frozenset[str]]
+    """Pattern, or path, as the task gives it -> the paths that it matches."""
+    order: tuple[str, ...]
+    """All these paths, each once, in the order of `named_modules`."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Path -> why it is no slot, in the order in which that was found."""
+    _repeated: set[str] = field(default_factory=set)
+    _mends: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Those that are not left out."""
+        return tuple(path for path in self.order if path not in self.left_out)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """Those that stand in the task without a wildcard."""
+        return frozenset[str]().union(*(paths for text, paths in self.by_pattern.items() if not WILD & set(text)))
+
+    @contextmanager
+    def trying(self, path: str) -> Iterator[None]:
+        """Around a check of one module.
+
+        Raises:
+            TaskError: the check's, where the module was named; where a pattern matched it, it is left out.
+        """
+        try:
+            yield
+        except TaskError as error:
+            if path in self.named:
+                raise
+            self.left_out[path] = str(error.value)
+            self._mends[path] = error.mend
+
+    def same_as(self, path: str, other: str) -> None:
+        """Leave out a module whose output is that of another slot, as a container's is that of its last module."""
+        self.left_out[path] = f"its output is that of {other}"
+        self._repeated.add(path)
+
+    def check(self) -> None:
+        """Raises: TaskError: all that some pattern matched is left out."""
+        for pattern, paths in self.by_pattern.items():
+            if paths <= self.left_out.keys() - self._repeated:
+                first = next(path for path in self.left_out if path in paths)
+                why = f"{self.left_out[first]}: {self._mends[first]}"
+                mend = f"none of the {len(paths)} modules that it matches can be a slot; {first}: {why}"
+                raise TaskError("task.slots", pattern, mend)
+
+
+def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
+    """Find the modules that `patterns` name.
+
+    A pattern is a module path whose parts may hold `*`, `?` and `[...]`; a `*` does not reach over a dot. `*` alone
+    is every module, at any depth. A module that is known by several paths goes by its first.
+
+    Raises:
+        TaskError: a pattern matches nothing, or is the model itself.
+    """
+    if isinstance(patterns, str):
+        raise TaskError("task.slots", patterns, f"give a list of module paths, not one string: [{patterns!r}]")
+    first = {module: path for path, module in model.named_modules()}
+    paths = {path: first[module] for path, module in model.named_modules(remove_duplicate=False) if path}
+    by_pattern = {}
+    for pattern in patterns:
+        found = frozenset(known for path, known in paths.items() if matches(path, pattern))
+        if not found:
+            raise TaskError("task.slots", pattern, _existing(pattern, paths))
+        by_pattern[pattern] = found
+    chosen = frozenset[str]().union(*by_pattern.values())
+    return Matched(by_pattern, tuple(path for path in first.values() if path in chosen))
+
+
+def matches(path: str, pattern: str) -> bool:
+    """The pattern names the module at `path`; see `match`."""
+    if pattern == EVERY:
+        return True
+    parts, wanted = path.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
+
+
+def _existing(pattern: str, paths: Mapping[str, str]) -> str:
+    if not paths:
+        return "the model has no submodule that could be a slot"
+    if not pattern:
+        return "the model itself is not a slot; name one of its modules"
+    return f"no module has this path; {existing_names(pattern, paths, repr)}"

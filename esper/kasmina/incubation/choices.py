@@ -1,0 +1,58 @@
+"""Blueprints that a config lets a slot try. It refuses a choice that could have no effect."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from esper.errors import ConfigError
+from esper.ground.suggest import existing_names
+from esper.kasmina.blueprints.catalogue import Blueprint, Registry
+from esper.kasmina.host.slot_patterns import matches
+from esper.kasmina.settings import BlueprintChoice
+from esper.leyline.slots import SlotSpec
+
+FIELD = "growth.blueprints"
+
+
+def chosen(
+    specs: Sequence[SlotSpec], choices: Mapping[str, BlueprintChoice], registry: Registry
+) -> dict[str, tuple[Blueprint, ...]]:
+    """The blueprints of each slot, by path: those of its kind that every matching choice allows.
+
+    Raises:
+        ConfigError: a choice matches no slot, names a blueprint that is not registered or fits none of its slots, or
+            leaves a slot nothing.
+    """
+    for pattern, choice in choices.items():
+        _check(pattern, choice, specs, registry)
+    found = {}
+    for spec in specs:
+        mine = {pattern: choice for pattern, choice in choices.items() if matches(spec.path, pattern)}
+        found[spec.path] = tuple(
+            made for made in registry.for_kind(spec.kind) if all(_allows(one, made.name) for one in mine.values())
+        )
+        if mine and not found[spec.path]:
+            mend = f"nothing is left for slot {spec.path}; leave it out of task.slots"
+            raise ConfigError(FIELD, ", ".join(mine), mend)
+    return found
+
+
+def _allows(choice: BlueprintChoice, name: str) -> bool:
+    if choice.only is not None:
+        return name in choice.only
+    return name not in (choice.exclude or ())
+
+
+def _check(pattern: str, choice: BlueprintChoice, specs: Sequence[SlotSpec], registry: Registry) -> None:
+    mine = [spec for spec in specs if matches(spec.path, pattern)]
+    if not mine:
+        slots = existing_names(pattern, [spec.path for spec in specs], repr)
+        raise ConfigError(FIELD, pattern, f"no slot of the task matches; {slots}")
+    field, kinds = f"{FIELD}.{json.dumps(pattern)}", {spec.kind for spec in mine}
+    for name in (*(choice.only or ()), *(choice.exclude or ())):
+        if name not in registry:
+            raise ConfigError(field, name, registry.absent(name))
+        fits = registry.get(name).kinds
+        if not kinds & set(fits):
+            raise ConfigError(field, name, f"it is for {', '.join(fits)}; the slots are {', '.join(sorted(kinds))}")

@@ -1,0 +1,53 @@
+"""From a candidate to a plan: its module is built and its weights are drawn before any host is touched."""
+
+from __future__ import annotations
+
+from esper.ground.random_streams import stream_key
+from esper.ground.tensors import blob_digest, to_bytes
+from esper.kasmina.blueprints.catalogue import Blueprint
+from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import SlotSpec
+
+
+def plan_seed(
+    candidate: Candidate,
+    spec: SlotSpec,
+    blueprint: Blueprint,
+    *,
+    run_id: str,
+    generation: int,
+    command_id: str,
+    run_seed: int,
+    fence: int,
+    step: int,
+    ordinal: int,
+    blend: BlendSpec,
+    warmup_steps: int,
+) -> tuple[GraftPlan, bytes]:
+    """The plan that attaches a candidate to a fork, and its weights.
+
+    The weights follow from (run seed, slot, blueprint, fence).
+
+    Raises:
+        SeedBuildFailed: the factory raised. No host was touched.
+    """
+    key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
+    weights = to_bytes(blueprint.build(spec, seed_key=key).state_dict())
+    plan = GraftPlan(
+        command_id=command_id,
+        run_id=run_id,
+        generation=generation,
+        seed_id=candidate.seed_id,
+        fence=fence,
+        slot=candidate.slot,
+        ordinal=ordinal,
+        blueprint_id=candidate.blueprint_id,
+        blend=blend,
+        start_step=step,
+        isolated=False,
+        warmup_steps=warmup_steps,
+        asked_device=spec.device,
+        weights_digest=blob_digest(weights),
+    )
+    return plan, weights

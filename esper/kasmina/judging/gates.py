@@ -1,0 +1,276 @@
+"""The gates G0-G5: evidence in, report out. No clock, no I/O, no state; a "no" is a value, never an exception.
+
+Evidence that was not measured raises `EvidenceMissing`: neither a "no" nor a pass.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from esper.errors import EvidenceMissing
+from esper.kasmina.judging.statistics import stouffer, z_limit
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.evidence import (
+    GradientEvidence,
+    ImpactEvidence,
+    InterfaceEvidence,
+    Marks,
+    PairedLosses,
+    PerformanceStatus,
+    ResetEvidence,
+    SanityEvidence,
+    SeedObservation,
+    StabilityEvidence,
+)
+from esper.leyline.reports import Check, Gate, GateReport
+
+T = TypeVar("T")
+
+LEAK_LIMIT = 1e-9
+"""Largest relative movement that double precision may show where there is none."""
+
+
+def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
+    """G0: is the candidate what it says, does it fit, and can it not look at what it must not see?
+
+    Raises:
+        EvidenceMissing: a known blueprint in a known slot was not probed.
+    """
+    if (marked := _marked(Gate.G0, evidence.marks, seed_id, fence)) is not None:
+        return marked
+    missing = tuple(name for name, value in sorted(evidence.ids.items()) if not value)
+    checks = [
+        *_marks(evidence.marks),
+        Check(name="missing_ids", reason="missing_id", measured=missing, equals=()),
+        Check(name="blueprint_known", reason="unknown_blueprint", measured=evidence.blueprint_known, equals=True),
+    ]
+    if not evidence.blueprint_known:
+        return _report(Gate.G0, seed_id, fence, checks)
+    if evidence.spec is None or evidence.probe is None:
+        raise EvidenceMissing("G0", "sanity probe of a known blueprint", evidence.probe, "a probe in a known slot")
+    probe, spec = evidence.probe, evidence.spec
+    shape = Check(name="output_shape", reason="shape_mismatch", measured=probe.output_shape, equals=probe.slot_shape)
+    dtype = Check(name="output_dtype", reason="shape_mismatch", measured=probe.output_dtype, equals=spec.dtype)
+    finite = Check(name="parameters_finite", reason="parameter_invalid", measured=probe.parameters_finite, equals=True)
+    checks += [finite, shape, dtype]
+    if shape.passed and spec.causal:
+        leak = _need("G0", "causality", probe.causality_leak)
+        checks.append(Check(name="causality_leak", reason="causality_broken", measured=leak, at_most=LEAK_LIMIT))
+    if shape.passed and (spec.samples_independent or spec.samples_independent_evaluated):
+        leak = _need("G0", "sample independence", probe.sample_leak)
+        checks.append(Check(name="sample_leak", reason="samples_mixed", measured=leak, at_most=LEAK_LIMIT))
+    budget = evidence.parameter_budget
+    added = evidence.added_parameters
+    memory, most = _need("G0", "memory of the seed", evidence.memory_ratio), evidence.memory_budget
+    checks.append(Check(name="added_parameters", reason="budget_exceeded", measured=added, at_most=budget))
+    checks.append(Check(name="memory_ratio", reason="budget_exceeded", measured=memory, at_most=most))
+    return _report(Gate.G0, seed_id, fence, checks)
+
+
+def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
+    """G1: does the seed have a finite, living, bounded gradient that cannot reach the host?
+
+    Raises:
+        EvidenceMissing: no backward pass was made.
+    """
+    if (marked := _marked(Gate.G1, evidence.marks, seed_id, fence)) is not None:
+        return marked
+    probe = _need("G1", "gradient probe", evidence.probe)
+    _need("G1", "code path, device and dtype of the probe", evidence.marks.evidence_fallbacks)
+    if probe.batches < 1:
+        raise EvidenceMissing("G1", "probe batches", probe.batches, 1)
+    leaves = probe.reachable_host_parameters
+    checks = [
+        *_marks(evidence.marks),
+        Check(name="nonfinite_gradients", reason="gradient_nonfinite", measured=probe.nonfinite, at_most=0),
+        Check(name="reachable_host_parameters", reason="isolation_violated", measured=leaves, equals=()),
+    ]
+    if probe.nonfinite == 0:
+        norm, most = probe.norm, limits.max_gradient_norm
+        checks += [
+            Check(name="gradient_norm", reason="gradient_dead", measured=norm, above=0.0),
+            Check(name="gradient_norm", reason="gradient_exploding", measured=norm, at_most=most),
+        ]
+    return _report(Gate.G1, seed_id, fence, checks)
+
+
+def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
+    """G2: does the seeded fork beat its control on samples that its choice never saw, and train steadily?
+
+    A replica carries the evidence of the winner that it repeats and must not itself be shown harmful.
+
+    Raises:
+        EvidenceMissing: a seed that was probed to the end has no rank; the first of a tournament was not tested, or
+            on too few pairs.
+    """
+    if (marked := _marked(Gate.G2, evidence.marks, seed_id, fence)) is not None:
+        return marked
+    steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
+    checks = [*_marks(evidence.marks), steps]
+    if evidence.rank is None and not steps.passed:  # it left on the way, so there is nothing to test it by
+        return _report(Gate.G2, seed_id, fence, checks)
+    rank = Check(
+        name="rank",
+        reason="outperformed",
+        measured=_need("G2", "place in its tournament", evidence.rank),
+        at_most=1,
+    )
+    checks.append(rank)
+    if rank.passed:
+        pairs = _enough("G2", evidence.pairs, limits)
+        _need("G2", "code path, device and dtype in the fork", evidence.marks.evidence_fallbacks)
+        variation = _need("G2", "loss variation", evidence.loss_variation)
+        checks += _no_harm(pairs, limits)
+        checks += _improves(_enough("G2", evidence.carried, limits) if evidence.carried else pairs, limits)
+        most = limits.max_loss_variation
+        checks.append(Check(name="loss_variation", reason="unstable", measured=variation, at_most=most))
+    return _report(Gate.G2, seed_id, fence, checks)
+
+
+def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> GateReport:
+    """G3: is the seed fully blended, does it still fit, and is every host layer it depends on there?
+
+    Raises:
+        EvidenceMissing: the seed was not seen running since the last fence.
+    """
+    if (marked := _marked(Gate.G3, evidence.marks, seed_id, fence)) is not None:
+        return marked
+    shape = _need("G3", "output shape", evidence.output_shape)
+    expected = _need("G3", "slot shape", evidence.expected_shape)
+    dtype = _need("G3", "output dtype", evidence.output_dtype)
+    device = _need("G3", "device", evidence.device)
+    broken = "interface_broken"
+    checks = [
+        *_marks(evidence.marks),
+        Check(name="alpha", reason="alpha_short", measured=evidence.alpha, at_least=evidence.alpha_target),
+        Check(name="output_shape", reason=broken, measured=shape, equals=expected),
+        Check(name="output_dtype", reason=broken, measured=dtype, equals=evidence.expected_dtype),
+        Check(name="device", reason=broken, measured=device, equals=evidence.expected_device),
+        *_isolation(evidence.isolation_leaks),
+        Check(name="mesh_missing", reason="mesh_incomplete", measured=missing_layers(evidence), equals=()),
+    ]
+    return _report(Gate.G3, seed_id, fence, checks)
+
+
+def missing_layers(evidence: InterfaceEvidence) -> tuple[str, ...]:
+    """Required host layers that are not registered, in their required order."""
+    return tuple(layer for layer in evidence.required_mesh if layer not in evidence.registered_layers)
+
+
+def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
+    """G4: does the live host bear the seed: as asked, not shown worse than its twin, within cost, isolated?
+
+    Without a twin there is no causal evidence; the report says so (`twin_kept` False) and judges the rest.
+
+    Raises:
+        EvidenceMissing: the performance was not measured, or a kept twin was not compared.
+    """
+    if (marked := _marked(Gate.G4, evidence.marks, seed_id, fence)) is not None:
+        return marked
+    status = _need("G4", "performance status", evidence.status)
+    reason = "fallback_status" if status is PerformanceStatus.FALLBACK else f"performance_{status}"
+    checks = [
+        *_marks(evidence.marks),
+        Check(name="performance_status", reason=reason, measured=str(status), among=("nominal", "healthy")),
+        *_isolation(evidence.isolation_leaks),
+        Check(name="cost_ratio", reason="cost_exceeded", measured=evidence.cost_ratio, at_most=evidence.cost_budget),
+        Check(
+            name="memory_ratio",
+            reason="memory_exceeded",
+            measured=evidence.memory_ratio,
+            at_most=evidence.memory_budget,
+        ),
+    ]
+    if not evidence.twin_kept:
+        return _report(Gate.G4, seed_id, fence, checks, "no twin is kept: nothing causal was judged")
+    zs = _need("G4", "comparison with the twin", evidence.twin_zs)
+    if not zs:
+        raise EvidenceMissing("G4", "fences compared with the twin", 0, 1)
+    checks.append(Check(name="twin_z", reason="worse_than_twin", measured=stouffer(zs), at_least=limits.harm_z))
+    return _report(Gate.G4, seed_id, fence, checks)
+
+
+def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
+    """G5: is nothing of the seed left, and is the slot to the bit what it is in a host that never had it?
+
+    Raises:
+        EvidenceMissing: the host was not compared.
+    """
+    left = "reset_incomplete"
+    probe = _need("G5", "comparison with an unseeded host", evidence.probe)
+    checks = [
+        Check(name="seed_left", reason=left, measured=probe.seed_left, equals=False),
+        Check(name="optimizers_left", reason=left, measured=probe.optimizers_left, at_most=0),
+        Check(name="hooks_left", reason=left, measured=probe.hooks_left, at_most=0),
+        Check(name="output_equal", reason=left, measured=probe.output_equal, equals=True),
+        Check(name="flags_equal", reason=left, measured=probe.flags_equal, equals=True),
+        Check(name="names_equal", reason=left, measured=probe.names_equal, equals=True),
+    ]
+    return _report(Gate.G5, seed_id, fence, checks)
+
+
+def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) -> PerformanceStatus:
+    """How a seed runs beside what was asked of it.
+
+    Raises:
+        EvidenceMissing: it was not seen running.
+    """
+    if seen.fallbacks is None:
+        raise EvidenceMissing("G4", "performance of the seed", seen.calls, "a call since the last fence")
+    if seen.fallbacks:
+        return PerformanceStatus.FALLBACK
+    if cost_ratio <= budget / 2:
+        return PerformanceStatus.NOMINAL
+    return PerformanceStatus.HEALTHY if cost_ratio <= budget else PerformanceStatus.DEGRADED
+
+
+def _marked(gate: Gate, marks: Marks, seed_id: str, fence: int) -> GateReport | None:
+    """The report that ends it, if a mark alone does: a fallback is refused whatever else was or was not measured."""
+    report = _report(gate, seed_id, fence, _marks(marks))
+    return None if report.passed else report
+
+
+def _marks(marks: Marks) -> list[Check]:
+    requested, used = marks.command_fallbacks, marks.evidence_fallbacks
+    taken_at, stands_at = str(marks.evidence_stage), str(marks.recorded_stage)
+    checks = [Check(name="command_fallbacks", reason="fallback_requested", measured=requested, equals=())]
+    if used is not None:
+        checks.append(Check(name="evidence_fallbacks", reason="fallback_used", measured=used, equals=()))
+    return [*checks, Check(name="evidence_stage", reason="stage_mismatch", measured=taken_at, equals=stands_at)]
+
+
+def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
+    """Nothing to check of a seed that never was isolated, because the config asks for none."""
+    if leaks is None:
+        return []
+    return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]
+
+
+def _improves(pairs: PairedLosses, limits: GrowthConfig) -> list[Check]:
+    z = z_limit(limits.false_pass, limits.max_tests, pairs.count)
+    gain = pairs.relative_gain
+    return [
+        Check(name="z", reason="no_improvement", measured=pairs.z, above=z),
+        Check(name="relative_gain", reason="no_improvement", measured=gain, above=limits.margin),
+    ]
+
+
+def _no_harm(pairs: PairedLosses, limits: GrowthConfig) -> list[Check]:
+    return [Check(name="own_z", reason="harmful", measured=pairs.z, at_least=limits.harm_z)]
+
+
+def _enough(gate: str, pairs: PairedLosses | None, limits: GrowthConfig) -> PairedLosses:
+    pairs = _need(gate, "paired losses", pairs)
+    if pairs.count < limits.min_samples:
+        raise EvidenceMissing(gate, "paired losses", pairs.count, limits.min_samples)
+    return pairs
+
+
+def _need(gate: str, what: str, value: T | None) -> T:
+    if value is None:
+        raise EvidenceMissing(gate, what, None, "a measurement")
+    return value
+
+
+def _report(gate: Gate, seed_id: str, fence: int, checks: list[Check], *notes: str) -> GateReport:
+    return GateReport(gate=gate, seed_id=seed_id, fence=fence, checks=tuple(checks), notes=notes)

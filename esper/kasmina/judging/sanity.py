@@ -1,0 +1,176 @@
+"""Measures whether a seed keeps shape, causality and sample independence. It judges nothing; the gate G0 does.
+
+A seed that looks at the answer "learns" like no honest one, so its last layer being zero at birth must not hide it:
+leaks are measured on a double-precision copy whose every parameter is replaced by random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import DependencyViolationError, EvidenceMissing, SeedBuildFailed
+from esper.ground.temporary_rng import temporary_rng
+from esper.kasmina.blueprints.precision import as_slot, named
+from esper.kasmina.host.perturbation import with_noise
+from esper.leyline.slots import SlotSpec
+from esper.user_code.their_code import their_code
+
+MODES = (True, False)
+SAMPLES = 4
+"""Samples of the batch that are perturbed in turn."""
+COPIES = 64
+"""Positions that are perturbed in one forward, each in a copy of its own; it bounds the memory at long T."""
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SeedSanity:
+    """What was measured of one seed."""
+
+    shape: tuple[int, ...]
+    """Of one sample's output, without the batch; of the mode that misses the slot's, if one does."""
+    slot_shape: tuple[int, ...]
+    """Of one sample of the slot's output that the seed was given."""
+    dtype: str
+    parameters: int
+    parameter_bytes: int
+    parameters_finite: bool
+    causality_leak: float | None
+    """Largest movement before a perturbed position over the largest output. None: not asked, or the shape is wrong."""
+    sample_leak: float | None
+    """Largest movement of another sample over the largest output. None: not asked, or the shape is wrong."""
+
+
+def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: str) -> SeedSanity:
+    """Run copies of a seed on the slot's own activations, in training and in evaluation mode.
+
+    The module and all global random numbers are as before afterwards. Equal random numbers before each forward keep
+    dropout out of the comparison; a seed that mixes through batch statistics is seen in training mode.
+
+    Args:
+        sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout; lengths,
+            heights and widths may be others than those of the spec.
+
+    Raises:
+        DependencyViolationError: `sample_h` is not what the slot gives.
+        EvidenceMissing: one sample alone, where the slot's samples are independent.
+        SeedBuildFailed: the seed raised, or gave something that cannot be measured; the cause tells which.
+    """
+    h = sample_h.detach()
+    if not spec.fits(tuple(h.shape[1:])) or str(h.dtype) != spec.dtype:
+        planned = f"an activation of its shape and type, as the plan saw it: {spec.dtype}"
+        mend = "a slot must give the same number of channels and the same type in every step"
+        raise DependencyViolationError(f"slot {spec.path}", planned, f"got {tuple(h.shape)} {h.dtype}; {mend}")
+    if any(_unmixed(spec, training) for training in MODES) and len(h) < 2:
+        raise EvidenceMissing("G0", "sample independence, by samples", len(h), 2)
+    try:
+        with their_code(f"blueprint {blueprint}", f"forward at {spec.path}"):
+            return _probe(module, spec, h)
+    except Exception as error:
+        raise SeedBuildFailed(blueprint, spec.path, "forward") from error
+
+
+def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
+    parameters, slot_shape = list(module.parameters()), tuple(h.shape[1:])
+    shape, dtype = _interface(module, spec, h)
+    causality = sample = None
+    if shape == slot_shape:
+        runs = [_forward(_stirred(module), training) for training in MODES]
+        causality = max(causality_leak(run, h[0].double()) for run in runs) if spec.causal else None
+        unmixed = [run for run, training in zip(runs, MODES, strict=True) if _unmixed(spec, training)]
+        sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
+    return SeedSanity(
+        shape=shape,
+        slot_shape=slot_shape,
+        dtype=dtype,
+        parameters=sum(p.numel() for p in parameters),
+        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        parameters_finite=all(bool(p.isfinite().all()) for p in parameters),
+        causality_leak=causality,
+        sample_leak=sample,
+    )
+
+
+def _unmixed(spec: SlotSpec, training: bool) -> bool:
+    """The host keeps samples apart in this mode, so the seed must."""
+    return spec.samples_independent or (not training and spec.samples_independent_evaluated)
+
+
+def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int, ...], str]:
+    """Shape of one sample's output and dtype, as the seed is; what misses the slot's comes first.
+
+    Raises:
+        TypeError: the output is no tensor.
+        ValueError: the output has not one row per sample.
+    """
+    found = []
+    for training in MODES:
+        output = _forward(module, training, spec.autocast)(h)
+        if not isinstance(output, Tensor):
+            raise TypeError(f"the output is a {type(output).__name__}, not a tensor")
+        if output.shape[:1] != h.shape[:1]:
+            raise ValueError(f"{len(h)} samples in, an output of shape {tuple(output.shape)} out")
+        found.append((tuple(output.shape[1:]), str(output.dtype)))
+    return next((seen for seen in found if seen != (tuple(h.shape[1:]), spec.dtype)), found[0])
+
+
+def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> Forward:
+    """One forward on a fresh copy with the same random numbers each time, so that no state is carried over.
+
+    Args:
+        autocast: Type to which the host's own autocast casts in the slot, where it does.
+    """
+
+    def forward(h: Tensor) -> Tensor:
+        lower = named(autocast) if autocast is not None else None
+        context = torch.autocast(h.device.type, lower, enabled=lower is not None)
+        with temporary_rng(0, (h.device,)), torch.no_grad(), context:
+            output: Tensor = deepcopy(module).train(training)(h.clone())
+            return as_slot(output, h)
+
+    return forward
+
+
+def _stirred(module: nn.Module) -> nn.Module:
+    """A double-precision copy with every parameter drawn from N(0, 1/fan_in), whatever it was."""
+    copy, generator = deepcopy(module).double(), torch.Generator().manual_seed(0)
+    for p in copy.parameters():
+        fan_in = p[0].numel() if p.dim() > 1 else 1
+        noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        p.data.copy_(noise / fan_in**0.5)
+    return copy
+
+
+def causality_leak(forward: Forward, x_TC: Tensor) -> float:
+    """Perturb every position t > 0, each in a copy of its own: how far does the output before t move, relatively?"""
+    other_TC, worst = with_noise(x_TC), 0.0
+    for start in range(1, len(x_TC), COPIES):
+        positions = torch.arange(start, min(start + COPIES, len(x_TC)), device=x_TC.device)
+        x_PTC = x_TC.expand(len(positions), -1, -1).clone()
+        base_PTC = forward(x_PTC)
+        copies = torch.arange(len(positions), device=x_TC.device)
+        x_PTC[copies, positions] = other_TC[positions]
+        earlier_PT = torch.arange(len(x_TC), device=x_TC.device) < positions[:, None]
+        worst = max(worst, _movement(base_PTC, forward(x_PTC), earlier_PT))
+    return worst
+
+
+def sample_leak(forward: Forward, x: Tensor) -> float:
+    """Perturb every sample in turn: how far does the output of the others move, relatively?"""
+    base, other, samples = forward(x), with_noise(x), torch.arange(len(x), device=x.device)
+    changed = (torch.where((samples == i).view(-1, *[1] * (x.dim() - 1)), other, x) for i in range(len(x)))
+    return max(_movement(base, forward(x_i), samples != i) for i, x_i in enumerate(changed))
+
+
+def _movement(base: Tensor, after: Tensor, where: Tensor) -> float:
+    """Raises: FloatingPointError: an output is not finite, so that nothing can be said."""
+    if not (base.isfinite().all() and after.isfinite().all()):
+        raise FloatingPointError("the output is not finite for random parameters")
+    moved = (after - base).abs()[where].max()
+    return float(moved / base.abs().max().clamp(min=torch.finfo(base.dtype).tiny))

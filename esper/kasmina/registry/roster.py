@@ -1,0 +1,201 @@
+"""The seeds and slots of one run as Kasmina records them, and every view of them. It moves seeds; it judges none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from esper.kasmina.host.blending import alpha_at
+from esper.kasmina.registry.registry_state import RosterState
+from esper.kasmina.registry.run_facts import RunFacts
+from esper.kasmina.registry.seed_record import Graft, SeedRecord
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.decisions import Pair
+from esper.leyline.reports import GraftPlan, Transition
+from esper.leyline.slots import SlotSpec
+from esper.leyline.stages import IN_HOST, LIVE, Stage
+from esper.leyline.state import SeedState, SlotState
+from esper.telemetry.context import span
+
+
+class Roster:
+    """Every seed that was ever asked for, by id, in the order in which it was."""
+
+    def __init__(
+        self, facts: RunFacts, limits: GrowthConfig, specs: Sequence[SlotSpec], options: Sequence[Pair]
+    ) -> None:
+        self._facts, self._limits = facts, limits
+        self.specs = {spec.path: spec for spec in specs}
+        self.options = {(pair.slot, pair.blueprint_id): pair for pair in options}
+        self._seeds: dict[str, SeedRecord] = {}
+        self._ordinals = dict.fromkeys(self.specs, 0)
+        self._removed_at: int | None = None
+
+    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+
+    def state(self) -> RosterState:
+        """All that is recorded here."""
+        seeds = tuple(self._seeds.values())
+        return RosterState(seeds=seeds, ordinals=dict(self._ordinals), removed_at=self._removed_at)
+
+    def restore(self, state: RosterState) -> None:
+        """Replace all that is recorded here; `state` is of these slots."""
+        self._seeds = {seed.seed_id: seed for seed in state.seeds}
+        self._ordinals = {slot: state.ordinals[slot] for slot in self.specs}
+        self._removed_at = state.removed_at
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def enter(self, seed: SeedRecord) -> None:
+        """Add a seed, or replace its record."""
+        self._seeds[seed.seed_id] = seed
+
+    def move(self, seed_id: str, after: Stage, fence: int, cause: str, command_id: str) -> Transition:
+        """Take a seed one step further.
+
+        Raises:
+            IllegalTransition: the lifecycle has no such step.
+        """
+        with span("seed transition", role="kasmina", seed_id=seed_id, after=str(after)):
+            self._seeds[seed_id], step = self._seeds[seed_id].moved(after, fence, cause, command_id)
+        return step
+
+    def retire(self, seed_id: str, fence: int, cause: str, command_id: str) -> list[Transition]:
+        """Cull a seed. One that was in the host binds its pair by an embargo; any other goes on to its reset."""
+        live = self._seeds[seed_id].stage in LIVE
+        if live:
+            self._removed_at = fence
+        rounds = self._limits.embargo_rounds if live else 0
+        steps = [self.move(seed_id, after, fence, cause, command_id) for after in (Stage.CULLED, Stage.EMBARGOED)]
+        self.enter(self._seeds[seed_id].model_copy(update={"embargo_until": fence + rounds}))
+        return steps
+
+    def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
+        """Record that a seed is in the live host by `plan`."""
+        graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend)
+        self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
+        self._ordinals[plan.slot] += 1
+
+    def next_ordinal(self, slot: str) -> int:
+        """Place in the slot's history of the seed that is grafted there next."""
+        return self._ordinals[slot]
+
+    # -- looking -------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, seed_id: str) -> SeedRecord:
+        return self._seeds[seed_id]
+
+    def known(self, slot: str, blueprint_id: str) -> bool:
+        """The dry run allows the pair."""
+        return (slot, blueprint_id) in self.options
+
+    def stages(self) -> dict[str, Stage]:
+        """Every seed's recorded stage."""
+        return {seed.seed_id: seed.stage for seed in self._seeds.values()}
+
+    def pairs(self) -> dict[str, tuple[str, str]]:
+        """Every seed's (slot, blueprint)."""
+        return {seed.seed_id: (seed.slot, seed.blueprint_id) for seed in self._seeds.values()}
+
+    def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
+        """Seeds in some stages, in the order in which they were asked for."""
+        wanted = set(stages)
+        return [seed for seed in self._seeds.values() if seed.stage in wanted]
+
+    def newest_first(self) -> list[SeedRecord]:
+        """Seeds that are in the host but not yet a part of it, the one grafted last first.
+
+        Of two that were grafted at one step the seed ids do not decide: they follow from the run's id.
+        """
+
+        def grafted(seed: SeedRecord) -> tuple[int, str, int]:
+            assert seed.graft is not None, "a seed in the host without its graft"
+            return seed.graft.start_step, seed.slot, seed.graft.ordinal
+
+        return sorted(self.having(LIVE), key=grafted, reverse=True)
+
+    def resetting(self, fence: int) -> list[SeedRecord]:
+        """Culled seeds whose embargo is over."""
+        return [seed for seed in self.having((Stage.EMBARGOED,)) if seed.embargo_until <= fence]
+
+    def step_flops(self) -> int:
+        """Modelled FLOPs of one optimizer step of the live host as it stands."""
+        return self._facts.host_flops + sum(seed.flops for seed in self.having(IN_HOST))
+
+    def added_parameters(self) -> int:
+        """Parameters of all seeds in the host."""
+        return sum(seed.parameters for seed in self.having(IN_HOST))
+
+    def parameter_budget(self) -> int:
+        """Most parameters that seeds may add together."""
+        return int(self._limits.parameter_budget * self._facts.host_parameters)
+
+    def is_due(self, seed: SeedRecord, fence: int) -> bool:
+        """The seed's next gate can be judged: no seed passes two stages at one fence."""
+        if fence == seed.since_fence:
+            return False
+        if seed.stage is Stage.TRAINING:
+            return seed.result is not None
+        if seed.stage is Stage.BLENDING and seed.graft is not None:
+            return self._facts.fence_steps[fence] >= seed.start_step + seed.graft.blend.ramp_steps
+        if self._disturbed(fence) and seed.stage in (Stage.SHADOWING, Stage.PROBATIONARY):
+            return False
+        if seed.stage is Stage.PROBATIONARY:
+            return fence >= seed.since_fence + self._limits.probation_rounds
+        return seed.stage is Stage.SHADOWING
+
+    def slot_states(self, fence: int) -> tuple[SlotState, ...]:
+        """Every slot as a decision at this fence sees it."""
+        return tuple(self._slot_state(spec, fence) for spec in self.specs.values())
+
+    def seed_states(self, fence: int) -> tuple[SeedState, ...]:
+        """Every seed as a decision at this fence sees it."""
+        return tuple(self._seed_state(seed, fence) for seed in self._seeds.values())
+
+    def _slot_state(self, spec: SlotSpec, fence: int) -> SlotState:
+        bound = {s.blueprint_id for s in self.having((Stage.EMBARGOED,)) if s.slot == spec.path and s.bound(fence)}
+        occupied = sum(seed.slot == spec.path for seed in self.having(IN_HOST))
+        return SlotState(spec=spec, occupied=occupied, embargoed=tuple(sorted(bound)))
+
+    def _seed_state(self, seed: SeedRecord, fence: int) -> SeedState:
+        judged = seed.judged
+        return SeedState(
+            seed_id=seed.seed_id,
+            slot=seed.slot,
+            blueprint_id=seed.blueprint_id,
+            ordinal=seed.graft.ordinal if seed.graft is not None else None,
+            stage=seed.stage,
+            alpha=self._alpha(seed, fence),
+            since_fence=seed.since_fence,
+            due=self.is_due(seed, fence),
+            command_id=seed.command_id,
+            replica_of=seed.replica_of,
+            required_mesh=seed.required_mesh,
+            parameters=seed.parameters,
+            gain=judged.relative_gain if judged is not None else None,
+            z=judged.z if judged is not None else None,
+        )
+
+    def _alpha(self, seed: SeedRecord, fence: int) -> float | None:
+        if seed.graft is None or seed.stage not in IN_HOST:
+            return None
+        blend = seed.graft.blend
+        return alpha_at(self._facts.fence_steps[fence] - 1, seed.start_step, blend.ramp_steps, blend.alpha_target)
+
+    def _disturbed(self, fence: int) -> bool:
+        return self._removed_at is not None and fence == self._removed_at + 1
+
+    # -- the twin ------------------------------------------------------------------------------------------------
+
+    def shadowed(self) -> list[SeedRecord]:
+        """Seeds whose alpha is at its target and that are still under watch: those that the twin speaks about."""
+        return self.having((Stage.SHADOWING, Stage.PROBATIONARY))
+
+    def compared(self, z: float, fence: int) -> None:
+        """Enter one fence's z of (twin - live) for every shadowed seed.
+
+        Not at the fence after a removal: what the host lost there speaks of the seed that went, not of those that stay.
+        """
+        if self._disturbed(fence):
+            return
+        for seed in self.shadowed():
+            self.enter(seed.model_copy(update={"twin_zs": (*seed.twin_zs, z)}))

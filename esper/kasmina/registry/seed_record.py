@@ -1,0 +1,105 @@
+"""What Kasmina remembers of each seed, and how a judgement is told. It judges nothing."""
+
+from __future__ import annotations
+
+from esper.kasmina.registry.lifecycle import check_edge
+from esper.leyline.base import Message
+from esper.leyline.commands import BlendSpec
+from esper.leyline.evidence import PairedLosses
+from esper.leyline.incubation import ForkResult
+from esper.leyline.reports import GateReport, Transition
+from esper.leyline.stages import Stage
+from esper.telemetry.events import Severity, severe
+from esper.telemetry.metrics import count
+
+CRITICAL_REASONS = frozenset(
+    ("fallback_requested", "fallback_used", "fallback_status", "stage_mismatch", "isolation_violated")
+)
+
+
+class Graft(Message):
+    """How a seed is attached to the live host, as far as its own course depends on it. Its weights are the host's."""
+
+    ordinal: int
+    """Place in its slot's history."""
+    start_step: int
+    """The first optimizer step that it takes part in."""
+    blend: BlendSpec
+
+
+class SeedRecord(Message):
+    """One seed's history so far; replaced, never changed. A checkpoint carries it whole."""
+
+    seed_id: str
+    slot: str
+    blueprint_id: str
+    command_id: str
+    """The command that germinated it."""
+    policy_version: str
+    replica_of: str | None
+    required_mesh: tuple[str, ...]
+    parameters: int
+    parameter_bytes: int
+    flops: int
+    germinated_fence: int
+    since_fence: int
+    stage: Stage = Stage.DORMANT
+    graft: Graft | None = None
+    """None before it is grafted."""
+    result: ForkResult | None = None
+    twin_zs: tuple[float, ...] = ()
+    """z of (twin - live) at each fence since alpha reached its target."""
+    embargo_until: int = 0
+
+    @property
+    def judged(self) -> PairedLosses | None:
+        """The seed's own paired losses on the gate shard, if it was the first of its tournament."""
+        return self.result.gate if self.result is not None else None
+
+    @property
+    def start_step(self) -> int:
+        """The first optimizer step that it takes part in; 0 before its graft."""
+        return self.graft.start_step if self.graft is not None else 0
+
+    def bound(self, fence: int) -> bool:
+        """Its embargo still binds its pair at this fence."""
+        return self.embargo_until > fence
+
+    def moved(self, after: Stage, fence: int, cause: str, command_id: str) -> tuple[SeedRecord, Transition]:
+        """The record one step further, and the step.
+
+        Raises:
+            IllegalTransition: the lifecycle has no such step.
+        """
+        check_edge(self.seed_id, self.stage, after)
+        count("esper.seed.transitions", after=str(after))
+        step = Transition(
+            seed_id=self.seed_id,
+            slot=self.slot,
+            blueprint_id=self.blueprint_id,
+            before=self.stage,
+            after=after,
+            fence=fence,
+            cause=cause,
+            command_id=command_id,
+        )
+        return self.model_copy(update={"stage": after, "since_fence": fence}), step
+
+
+def tell_gate(report: GateReport, seed: SeedRecord) -> None:
+    """Count a judgement; a failed one also becomes the severe events that belong to its reasons."""
+    count("esper.gate.evaluations", gate=str(report.gate), passed=str(report.passed).lower())
+    if report.passed:
+        return
+    where = {"seed_id": seed.seed_id, "slot": seed.slot, "blueprint": seed.blueprint_id, "gate": str(report.gate)}
+    measured = {check.name: check.measured for check in report.checks if not check.passed}
+    if "fallback_requested" in report.reasons:
+        severe("tamiyo_fallback_requested", Severity.CRITICAL, **where, **measured)
+        count("esper.fallbacks", source="command")
+    if "fallback_used" in report.reasons:
+        count("esper.fallbacks", source="evidence")
+    if "fallback_status" in report.reasons:
+        severe("fallback_status_rejected", Severity.CRITICAL, **where, **measured)
+        count("esper.fallbacks", source="status")
+    severity = Severity.CRITICAL if CRITICAL_REASONS & set(report.reasons) else Severity.WARNING
+    severe("gate_failure", severity, reasons=list(report.reasons), **where, **measured)

@@ -1,0 +1,83 @@
+"""Each room of a run, built from its prospect: the same whether they share a process or not. It runs none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from esper.ground.clock import Clock
+from esper.kasmina.incubation.incubator import Incubator
+from esper.kasmina.registry.manager import SeedManager
+from esper.kasmina.registry.registrar import KasminaRegistrar
+from esper.kasmina.registry.run_facts import RunFacts
+from esper.leyline.ports import Fork, ForkFactory, Policy
+from esper.setup.survey import Prospect
+from esper.tamiyo.command_builder import CommandBuilder
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.tamiyo.service import Tamiyo
+from esper.tolaria.snapshot import HostSnapshot
+from esper.tolaria.trainer import Trainer, never
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What the rooms of one run share: its id, its generation, and the secret that signs its commands."""
+
+    run_id: str
+    generation: int
+    secret: bytes = field(repr=False)
+
+
+def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
+    """The live host at step 0. `halted` is asked at every step boundary."""
+    trainer = prospect.trainer(key.run_id, key.generation, "tolaria", halted)
+    trainer.watch(prospect.changing)
+    return trainer
+
+
+def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegistrar:
+    """Kasmina's registry, with no seeds."""
+    facts = RunFacts(
+        run_id=key.run_id,
+        generation=key.generation,
+        run_seed=prospect.config.run.seed,
+        batch_size=prospect.data.batch_size,
+        fence_steps=prospect.fence_steps,
+        host_parameters=prospect.host_parameters,
+        host_bytes=prospect.host_bytes,
+        host_flops=prospect.host_flops,
+    )
+    growth, blueprints = prospect.config.growth, prospect.blueprints
+    manager = SeedManager(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
+    return KasminaRegistrar(manager)
+
+
+def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory:
+    """Makes forks of snapshots in this process, which ask `halted` at every step boundary."""
+
+    def fork(snapshot: HostSnapshot) -> Fork:
+        trainer = prospect.trainer(key.run_id, key.generation, "kasmina", halted)
+        trainer.become(snapshot)
+        return trainer
+
+    return fork
+
+
+def make_incubator(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Incubator:
+    """Kasmina's incubation, with forks in this process; see `make_fork_factory`."""
+    fork = make_fork_factory(prospect, key, halted)
+    return Incubator(fork, {spec.path: spec for spec in prospect.specs}, prospect.blueprints)
+
+
+def make_tamiyo(prospect: Prospect, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
+    """Tamiyo with the config's policy, or another."""
+    config, growth = prospect.config, prospect.config.growth
+    return Tamiyo(
+        policy or HeuristicPolicy(growth.candidates, growth.replicas),
+        CommandBuilder(key.secret, clock, growth.ramp_steps),
+        prospect.growth_window,
+        config.risk,
+        host_flops=prospect.host_flops,
+        deadline_s=config.policy.deadline_s,
+        clock=clock,
+    )

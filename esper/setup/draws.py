@@ -1,0 +1,98 @@
+"""Checks before a run that every data set returns the same samples each time, given the same random streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from esper.errors import TaskError
+from esper.ground.random_streams import generator, streams
+from esper.task import Task
+from esper.tolaria.data import TaskData
+from esper.tolaria.snapshot_codec import check_plain
+from esper.user_code.attributes import Held, different, held_by, path_in_words
+from esper.user_code.shared_state import check_shared, shared_by
+
+SAMPLES = 256
+"""Samples that are drawn twice from each data set, at random places that are the same in every survey. Of a smaller
+data set all samples are drawn. No other sample is checked."""
+LOT = 32
+"""Samples that are drawn in one batch."""
+COLLATE_MEND = "draw from the seeded global generators (random, numpy.random, torch), not from one of its own"
+MEND = (
+    "draw from the seeded global generators, cache nothing random, or give the data set state_dict and load_state_dict"
+)
+
+
+def rehearse_draws(task: Task, data: TaskData) -> None:
+    """Draw samples of every data set twice, in the same order and under the same random streams, and compare them.
+
+    A cache of values that depend on the index alone passes: the second drawing returns the same and changes nothing.
+
+    Raises:
+        TaskError: a data set keeps state that later samples depend on; the attribute is named where one holds it.
+    """
+    for name, state in data.made_with.items():
+        check_plain(f"task.{name}", state)
+    seen: list[object] = []
+    for name, shard in data.shards.items():
+        if len(shard) and not any(shard.samples is other for other in seen):
+            seen.append(shard.samples)
+            _rehearse(task, data, name)
+
+
+def _rehearse(task: Task, data: TaskData, name: str) -> None:
+    shard, field = data.shards[name], f"task.{name}"
+    chosen = generator(0, "draws", name).permutation(len(shard.samples))[:SAMPLES].tolist()
+    lots = [chosen[start : start + LOT] for start in range(0, len(chosen), LOT)]
+    fresh = held_by(shard.samples)
+    first, once, shared = _drawn(data, name, lots), held_by(shard.samples), shared_by(task)
+    second, twice = _drawn(data, name, lots), held_by(shard.samples)
+    now, changed = shared_by(task), different(once, twice)
+    own = _generator(shared, now)
+    if first != second and not changed and (own or now == shared) and _collates_otherwise(data, name, lots):
+        what = own or "two batches of the same samples"
+        raise TaskError("task.collate", what, f"it makes other batches of them each time: {COLLATE_MEND}")
+    check_shared(shared, now)  # first: what the data set shares with others would be blamed on an attribute
+    if first != second:
+        blamed = changed or different(fresh, once)
+        what = path_in_words(blamed[0]) if blamed else "no attribute that could be read"
+        raise TaskError(
+            field,
+            what,
+            f"a second draw of the same samples gives other samples, or leaves the random streams elsewhere: {MEND}",
+        )
+    generators = [path for path in different(fresh, once) if path in once and once[path].kind == "generator"]
+    if blamed := changed or generators:
+        raise TaskError(field, path_in_words(blamed[0]), f"drawing changes it and no checkpoint keeps it: {MEND}")
+
+
+def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> bool:
+    """`task.collate` makes other batches of samples that are given to it twice."""
+    for lot in lots:
+        with data.at(data.made_with):
+            samples = data.samples(name, lot)
+        first, second = (held_by(data.collated(samples)) for _ in range(2))
+        if first != second:
+            return True
+    return False
+
+
+def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
+    """The first source of random numbers in what is shared that drawing has changed; empty: none was seen."""
+    for name, held in before.items():
+        for path in different(held, after[name]) if name in after else ():
+            if path in held and held[path].kind == "generator":
+                return f"{path_in_words(path)} of {name}" if name.startswith("module ") else path_in_words(path)
+    return ""
+
+
+def _drawn(data: TaskData, name: str, lots: list[list[int]]) -> list[tuple[Held, Held]]:
+    """Digests of each batch and of the random streams after it. State of a data set is carried from batch to batch."""
+    found: list[tuple[Held, Held]] = []
+    state: dict[str, Any] = data.made_with
+    for lot in lots:
+        with data.at(state):
+            batch = data.probe(name, lot)
+            found.append((held_by(batch), held_by(streams())))
+            state = data.state()
+    return found

@@ -1,0 +1,250 @@
+"""What a run would try, cost and wait for, as `esper plan` prints it. Compute is modelled from the dry run; seconds
+are measured on throwaway networks, because modelled FLOPs say little about small kernels. It changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from esper.ground.clock import SystemClock
+from esper.kasmina.incubation.incubator import PROBE_BATCHES
+from esper.leyline.decisions import Hold
+from esper.leyline.ids import new_run_id
+from esper.leyline.incubation import Received
+from esper.leyline.reports import GraftPlan
+from esper.leyline.state import RoundState, TrainingState
+from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
+from esper.setup.candidates import candidate_rows, first_tournament, why_nothing_grows
+from esper.setup.survey import Prospect
+
+WARM_UP_STEPS, TIMED_STEPS = 2, 6
+TIMED_BIRTHS_EVERY = 3
+"""Births take a while; every third candidate stands for those beside it."""
+
+
+def forecast(prospect: Prospect) -> dict[str, Any]:
+    """Sizes, slots, candidates, the modelled cost of the host and of a first tournament, and what the run waits for."""
+    growth, data = prospect.config.growth, prospect.data
+    first = first_tournament(prospect) if prospect.can_grow else ()
+    tried = () if isinstance(first, Hold) else first
+    step = prospect.host_flops
+    return {
+        "steps": prospect.total_steps,
+        "rounds": len(prospect.fence_steps) - 1,
+        "batch_size": data.batch_size,
+        "samples": {name: len(shard) for name, shard in data.shards.items()},
+        "host_parameters": prospect.host_parameters,
+        "parameter_budget": prospect.parameter_budget,
+        "loss_depends_on_batch": prospect.loss_depends_on_batch,
+        "network_mixes_samples": prospect.mixing.mixes,
+        "mixed_by": prospect.mixing.module,
+        "g2_z": prospect.g2_limit() if growth.enabled else None,
+        "g2_units": prospect.judged_units if growth.enabled else None,
+        "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,
+        "why_nothing_grows": why_nothing_grows(prospect),
+        "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
+        "slots": [spec.model_dump(mode="json") | {"varies": spec.path in prospect.varying} for spec in prospect.specs],
+        "left_out": [{"slot": path, "why": why} for path, why in prospect.left_out.items()],
+        "candidates": candidate_rows(prospect, tried),
+        "host_gflops": prospect.total_steps * step / 1e9,
+        "tournament_gflops": _tournament_flops(prospect, [pair.flops for pair in tried]) / 1e9,
+        "twin_gflops": _twin_steps(prospect) * step / 1e9,
+        "tournament_bytes": 4 * sum(prospect.host_bytes + 4 * pair.parameters for pair in tried)
+        + (4 * prospect.host_bytes if tried else 0),
+        **foretell_waits(prospect, measure(prospect)),
+    }
+
+
+# -- compute -----------------------------------------------------------------------------------------------------
+
+
+def _twin_steps(prospect: Prospect) -> int:
+    """Steps of a twin that the first tournament leaves; 0 where none is kept."""
+    growth = prospect.config.growth
+    if not (growth.twin and prospect.can_grow):
+        return 0
+    return prospect.total_steps - prospect.fence_steps[growth.first_fence + growth.due_rounds]
+
+
+def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
+    """Births, both heats of the halving and their evaluations, with the cheaper half taken to go on."""
+    step, heats = prospect.host_flops, _heats(prospect, len(seeds))
+    if not seeds:
+        return 0.0
+    evaluation = len(prospect.data.slice("pick", 0).indices) / prospect.data.batch_size / 3
+    running = sorted(seeds)
+    cost: float = sum(PROBE_BATCHES * (step + seed) for seed in running)
+    for steps in heats:
+        cost += sum((steps + evaluation) * (step + seed) for seed in running)
+        running = running[: math.ceil(len(running) / 2)]
+    return cost + (sum(heats) + 3 * evaluation) * step
+
+
+def _heats(prospect: Prospect, seeds: int) -> tuple[int, ...]:
+    """Steps of each heat of a first tournament between so many seeds; two if it is halved."""
+    growth, length = prospect.config.growth, _incubating_steps(prospect)
+    steps = min(length, growth.probe_steps or length)
+    if seeds > 2 and growth.halving_step < steps:
+        return growth.halving_step, steps - growth.halving_step
+    return (steps,)
+
+
+def _incubating_steps(prospect: Prospect) -> int:
+    """Steps of the live host beside a first tournament."""
+    growth, last = prospect.config.growth, len(prospect.fence_steps) - 1
+    due = min(growth.first_fence + growth.due_rounds, last)
+    return prospect.fence_steps[due] - prospect.fence_steps[max(0, due - growth.due_rounds)]
+
+
+# -- seconds -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds that one network costs whoever trains it."""
+
+    making_s: float
+    step_s: float
+    evaluation_s: float
+    """Of one fence's slice of a judging shard."""
+
+    def heat(self, steps: int) -> float:
+        """Training, and the evaluation that ends it."""
+        return steps * self.step_s + self.evaluation_s
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What networks of a task cost on this machine while nothing else runs."""
+
+    host: Work
+    forks: tuple[Work, ...]
+    """Of the first tournament, one per candidate; none where nothing can germinate."""
+    birth_s: float
+    """Measuring one candidate for G0 and G1."""
+
+    @property
+    def fork(self) -> Work:
+        """A fork whose candidate costs what they cost on average."""
+        return Work(
+            statistics.fmean(work.making_s for work in self.forks),
+            statistics.fmean(work.step_s for work in self.forks),
+            statistics.fmean(work.evaluation_s for work in self.forks),
+        )
+
+
+def foretell_waits(prospect: Prospect, measured: Measured) -> dict[str, Any]:
+    """How long the trainer stands still for Kasmina's managers; None where nothing can germinate.
+
+    A core for each process is taken for granted.
+    """
+    growth, steps = prospect.config.growth, _incubating_steps(prospect)
+    heats, count = _heats(prospect, len(measured.forks)), len(measured.forks)
+    found: dict[str, Any] = {"step_s": measured.host.step_s, "managers": growth.managers}
+    if not count:
+        nothing = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait")
+        return found | dict.fromkeys((*nothing, "tournament_s"))
+
+    def first(managers: int) -> float:
+        return max(0.0, tournament_s(measured, heats, managers) - steps * measured.host.step_s)
+
+    waitless = (managers for managers in range(1, count + 2) if first(managers) == 0.0)
+    replica = replica_s(measured, sum(heats), growth.managers, twin=growth.twin) - steps * measured.fork.step_s
+    return found | {
+        "fence_wait_first_s": births_s(measured, count, growth.managers) + first(growth.managers),
+        "fence_wait_replica_s": births_s(measured, 1, growth.managers) + max(0.0, replica),
+        "fence_wait_least_s": births_s(measured, count, count + 1) + first(count + 1),
+        "managers_for_no_wait": next(waitless, None),
+        "tournament_s": births_s(measured, count, 1) + tournament_s(measured, heats, 1),
+    }
+
+
+def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
+    """Seconds until all (number, seconds) are done: manager `number % managers` does its own one after the other."""
+    loads = [0.0] * managers
+    for number, seconds in pieces:
+        loads[number % managers] += seconds
+    return max(loads)
+
+
+def births_s(measured: Measured, count: int, managers: int) -> float:
+    """Seconds in which the managers measure so many candidates; the trainer always waits for these."""
+    return busiest([(number, measured.birth_s) for number in range(count)], managers)
+
+
+def tournament_s(measured: Measured, heats: Sequence[int], managers: int) -> float:
+    """Seconds of a first tournament. Which half goes on is not known before: average candidates stand for it."""
+    forks = (measured.host, *measured.forks)
+    whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
+    kept = [measured.host, *[measured.fork] * math.ceil(len(measured.forks) / 2)]
+    for steps in heats[1:]:
+        whole += busiest([(number, work.heat(steps)) for number, work in enumerate(kept)], managers)
+    return whole + measured.host.evaluation_s + measured.fork.evaluation_s  # on the gate shard, one after the other
+
+
+def replica_s(measured: Measured, steps: int, managers: int, *, twin: bool) -> float:
+    """Seconds of the first replica's incubation, with its control and the twin beside it.
+
+    The control has one seed by then and the replica's fork two. Forks are numbered on from the first tournament's,
+    whose control, number 0, is the twin.
+    """
+    one, host = measured.fork, measured.host
+    two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)
+    number = 1 + len(measured.forks)
+    pieces = [(number, one.making_s + one.heat(steps)), (number + 1, two.making_s + two.heat(steps))]
+    if twin:
+        pieces.append((0, steps * host.step_s))
+    return busiest(pieces, managers) + one.evaluation_s + two.evaluation_s
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------
+
+
+def measure(prospect: Prospect) -> Measured:
+    """Time a few steps of the host and of a fork with each candidate of a first tournament, on throwaway networks.
+
+    Raises:
+        EsperError: what a run would fail with when it begins its first tournament.
+    """
+    key, fence = RunKey(new_run_id(), 0, b"plan"), prospect.config.growth.first_fence
+    trainer, make = make_trainer(prospect, key), make_fork_factory(prospect, key)
+    first = _first_plans(prospect, key, trainer.untrained()) if prospect.can_grow else None
+    plans, weights = (first.plans, first.weights) if first is not None else ((), {})
+    snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)  # young, but where forks begin
+
+    def work(plan: GraftPlan | None) -> Work:
+        start = time.perf_counter()
+        fork = make(snapshot)
+        if plan is not None:
+            fork.graft(plan, weights)
+        moments = [time.perf_counter()]
+        for step in range(min(WARM_UP_STEPS + TIMED_STEPS, prospect.total_steps)):
+            fork.train_to(snapshot.step + step + 1)
+            moments.append(time.perf_counter())
+        if prospect.config.growth.enabled:  # else there may be no samples to judge on
+            fork.sample_losses("pick", fence)
+        evaluation_s = time.perf_counter() - moments[-1]
+        steps = [after - before for before, after in pairwise(moments)]
+        return Work(moments[0] - start, statistics.median(steps[WARM_UP_STEPS:] or steps), evaluation_s)
+
+    work(None)  # the first steps of a process are slow
+    host, forks = work(None), tuple(map(work, plans))
+    some = plans[::TIMED_BIRTHS_EVERY]
+    start = time.perf_counter()
+    make_incubator(prospect, key).births(some, weights, snapshot)
+    return Measured(host, forks, (time.perf_counter() - start) / max(1, len(some)))
+
+
+def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Received | None:
+    """The plans of the forks that a run would begin with; None if its policy holds."""
+    fence, clock = prospect.config.growth.first_fence, SystemClock()
+    kasmina = make_kasmina(prospect, key, clock)
+    state = RoundState.of(kasmina.view(fence), training, None)
+    outcome = make_tamiyo(prospect, key, clock).decide(state).outcome
+    return None if isinstance(outcome, Hold) else kasmina.receive(outcome, fence)

@@ -1,0 +1,132 @@
+"""Counts of what growth tried and which gates refused it, and the sentence that explains a run without seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esper.leyline.base import Message
+from esper.leyline.decisions import Hold, HoldReason
+from esper.leyline.reports import Gate, GateReport
+from esper.setup.wording import beside_limit
+
+
+class Refusal(Message):
+    """One reason of a gate to refuse seeds, and the number of seeds that it refused."""
+
+    gate: Gate
+    reason: str
+    count: int
+    figures: str
+    """The measured value beside its limit, for the latest of these seeds."""
+
+
+class HoldCount(Message):
+    """One reason to try no new seed, and the number of fences at which it held."""
+
+    reason: HoldReason
+    detail: str
+    count: int
+    figures: str
+    """The figures at the latest of these fences; empty where the reason has none."""
+
+
+class GrowthLog(Message):
+    """Counts of a run so far. It is immutable: each method returns a log with one more event."""
+
+    tournaments: int = 0
+    """Tournaments that ended."""
+    refusals: tuple[Refusal, ...] = ()
+    holds: tuple[HoldCount, ...] = ()
+
+    def concluded(self) -> GrowthLog:
+        """The log with one more tournament."""
+        return self.model_copy(update={"tournaments": self.tournaments + 1})
+
+    def judged(self, report: GateReport) -> GrowthLog:
+        """The log with a gate's report; a report of a seed that passed changes nothing."""
+        failed = next((check for check in report.checks if not check.passed), None)
+        if failed is None:
+            return self
+        before = [one for one in self.refusals if (one.gate, one.reason) == (report.gate, failed.reason)]
+        one = Refusal(
+            gate=report.gate,
+            reason=failed.reason,
+            count=1 + sum(one.count for one in before),
+            figures=beside_limit(failed),
+        )
+        return self.model_copy(update={"refusals": (*_without(self.refusals, before), one)})
+
+    def held(self, hold: Hold) -> GrowthLog:
+        """The log with a fence at which no new seed was tried."""
+        before = [one for one in self.holds if (one.reason, one.detail) == (hold.reason, hold.detail)]
+        one = HoldCount(
+            reason=hold.reason,
+            detail=hold.detail,
+            count=1 + sum(one.count for one in before),
+            figures=_figures(hold),
+        )
+        return self.model_copy(update={"holds": (*_without(self.holds, before), one)})
+
+
+RELATIVE = ("outperformed", "not_enough_steps")
+"""Reasons of G2 for the losers of a tournament, which do not explain why the run kept no seed."""
+PASSING = ("slots open later", "a tournament is in flight")
+"""Reasons to hold that every run has."""
+
+
+def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
+    """One sentence: why a run that could grow ended without any seed in its network.
+
+    Args:
+        tried: Seeds that were asked for.
+        best: The seed that came nearest at G2, with its figures; empty where G2 judged none.
+        needed: The limits of G2.
+    """
+    parts = []
+    if tried:
+        parts.append(f"no seed stayed of {_many(tried, 'candidate')} in {_many(log.tournaments, 'tournament')}")
+        if best:
+            parts.append(f"best: {best} (needed: {needed})")
+        refused = [one for one in log.refusals if one.reason not in RELATIVE]
+        if refused:
+            parts.append("refused: " + ", ".join(_told(f"{one.gate} {_words(one.reason)}", one) for one in refused))
+    else:
+        parts.append("no candidate was tried")
+    parts += [
+        f"nothing new was tried at {_many(one.count, 'fence')}: {_held(one)}"
+        for one in log.holds
+        if one.detail not in PASSING
+    ]
+    return "; ".join(parts)
+
+
+def _without(ones: Sequence[Message], gone: Sequence[Message]) -> list[Message]:
+    return [one for one in ones if one not in gone]
+
+
+def _told(name: str, one: Refusal) -> str:
+    return f"{name} {one.count}x (latest: {one.figures})"
+
+
+def _held(one: HoldCount) -> str:
+    figures = one.figures if one.reason in (HoldReason.BUDGET_SPENT, HoldReason.RISK) else ""
+    return f"{one.detail} ({figures})" if figures else one.detail
+
+
+def _figures(hold: Hold) -> str:
+    if hold.measured is None:
+        return ""
+    limit = "" if hold.limit is None else f", limit {_short(hold.limit)}"
+    return f"{_short(hold.measured)}{limit}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _words(reason: str) -> str:
+    return reason.replace("_", " ")
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,229 @@
+"""A rehearsal of the first steps of a run. It finds state that a checkpoint would not keep, and refuses it by name.
+
+A fresh build takes over a trained network's snapshot, and both go on with the same step. Where their bits differ, or
+where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
+Attributes that become equal again once both networks have seen the same batches are caches, which are no state.
+
+Not seen: state that changes for the first time after the rehearsed steps, of which the third is the last
+(`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); of data sets, state that only
+samples change which were not drawn (`esper.setup.draws`, and the batches of these steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import DependencyViolationError, DivergenceUnrecoverable, TaskError
+from esper.ground.nested import mapped
+from esper.ground.random_streams import restore_streams, streams
+from esper.ground.tensors import state_crc32c
+from esper.task import Task
+from esper.tolaria.data import TaskData
+from esper.tolaria.snapshot_codec import check_own_state
+from esper.tolaria.trainer import Trainer
+from esper.tolaria.unkept import MENDS, Changing, changed_between, of_parts
+from esper.user_code.attributes import Held, different, held_by, path_in_words
+from esper.user_code.shared_state import check_shared, kinds_of, shared_by
+from esper.user_code.their_code import raise_as_theirs
+
+STEPS_BEFORE = 2
+"""Steps before the snapshot: an optimizer has state, and what a first step sets up is there."""
+
+OTHER_BITS = "a restored network trains to other bits"
+NO_ATTRIBUTE = (
+    "a step depends on something that is in no attribute (a file, a clock, the system's entropy): make it a buffer, "
+    "or draw from the seeded global generators"
+)
+
+
+class Remembered:
+    """Stands in for `TaskData`: each training batch is loaded once, and every later call returns a copy of it.
+
+    The random streams are set to their state after the first loading, so that both networks see the same streams.
+    """
+
+    def __init__(self, data: TaskData) -> None:
+        self._data = data
+        self._batches: dict[int, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:  # Any: as TaskData's
+        return getattr(self._data, name)
+
+    def batch(self, step: int) -> Any:  # Any: see `TaskData.batch`
+        """See `TaskData.batch`; the caller may change the batch that it gets."""
+        if step not in self._batches:
+            self._batches[step] = self._data.batch(step), streams()
+        batch, left = self._batches[step]
+        restore_streams(left)
+        return mapped(torch.clone, batch)
+
+
+class Rehearsed(NamedTuple):
+    """What the first steps of a run come to. Where training diverged, which is for the guard of the run: nothing."""
+
+    first_loss: float | None
+    """Of step 0."""
+    weights_crc32c: int | None
+    """Of all tensors after the last step of the rehearsal."""
+    changing: Changing
+    """What the steps before the snapshot changed in model, optimizer and scheduler: it came back, or it is a cache."""
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What a network did and held when it went on from a snapshot."""
+
+    losses: tuple[float, ...]
+    kept: Held
+    """All that a snapshot keeps."""
+    attributes: dict[str, Held]
+    """After both networks have seen the same batches in the same order."""
+
+
+def tensors_of(host: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that `state_dict` leaves out included."""
+    return {**dict(host.named_parameters()), **dict(host.named_buffers())}
+
+
+def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
+    """Forks, the twin and the live host are all built by the task: apart, and with the same weights.
+
+    Args:
+        made: What the first held when it was made; a forward pass may have changed it since.
+
+    Raises:
+        TaskError: two builds share a tensor, or differ.
+    """
+    others = tensors_of(second)
+    for name, one in tensors_of(first).items():
+        if name in others and one is others[name]:
+            raise TaskError("task.model", name, "two calls returned the same parameter; build a new module in each")
+    if other := different(made, held_by(others)):
+        mend = "two calls gave other weights; draw from the seeded global generators"
+        raise TaskError("task.model", path_in_words(other[0]), mend)
+
+
+def rehearse(
+    task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool
+) -> Rehearsed:
+    """Train a fresh network for a few steps, restore it into another fresh one, and compare what they do and hold.
+
+    Args:
+        first: A network at step 0. It is trained.
+        make: Builds another like it.
+        total_steps: Of the run; the rehearsal is no longer.
+        same_bits: The device promises the same bits.
+
+    Returns:
+        What the steps came to; where training diverged nothing was compared.
+
+    Raises:
+        TaskError: something that training changes is not kept; the object and the attribute are named.
+    """
+    no_telemetry = Context()  # the caller's records are about her run
+    try:
+        return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
+    except DivergenceUnrecoverable:
+        return Rehearsed(None, None, {})
+
+
+def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool) -> Rehearsed:
+    steps = min(STEPS_BEFORE, total_steps - 1)
+    kinds, unkept = kinds_of(*first.parts().values()), of_parts(first.parts(), {})
+    made = _attributes(first)
+    losses = first.train_to(steps)
+    first.glance_evaluating(0)
+    snapshot, before = first.snapshot(), _attributes(first)
+    changing = changed_between(unkept, of_parts(first.parts(), {}))
+    check_own_state(snapshot)
+    second = make()
+    course = _go_on(first, steps + 1)
+    shared = shared_by(task, kinds)
+    with taking_over():
+        second.become(snapshot)
+    restored = {field: different(before[field], held) for field, held in _attributes(second).items()}
+    repeated = _go_on(second, steps + 1)
+    blame_unkept(made, restored, course.attributes, repeated.attributes)
+    check_shared(shared, shared_by(task, kinds))
+    if same_bits and (course.losses, course.kept) != (repeated.losses, repeated.kept):
+        blame_attribute(made, before, restored)
+        raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
+    return Rehearsed((*losses, *course.losses)[0], state_crc32c(tensors_of(first.host)), changing)
+
+
+def _attributes(trainer: Trainer) -> dict[str, Held]:
+    kept = {id(tensor) for tensor in (*trainer.host.parameters(), *trainer.host.buffers())}
+    return {field: held_by(part, kept) for field, part in trainer.parts().items()}
+
+
+def _go_on(trainer: Trainer, step: int) -> _Course:
+    losses = trainer.train_to(step)
+    snapshot = trainer.snapshot()
+    parts = (snapshot.tensors, snapshot.optimizer, snapshot.scheduler, snapshot.modules)
+    kept = held_by(dict(zip(("tensors", "optimizer", "scheduler", "modules"), parts, strict=True)))
+    for seen in range(step):
+        trainer.glance(seen)
+    trainer.glance_evaluating(0)
+    return _Course(losses, kept, _attributes(trainer))
+
+
+@contextmanager
+def taking_over() -> Iterator[None]:
+    """Around the code that loads the state of a trained network into a fresh build.
+
+    Raises:
+        TaskError: the fresh build cannot load the state. If a call of the user's code raised, the error names the call.
+    """
+    try:
+        yield
+    except DependencyViolationError as error:
+        if error.__cause__ is not None:
+            raise_as_theirs(error.__cause__, "in a fresh build, with the state of a trained network")
+        mend = "make every tensor in the factory, so that a fresh build has what a trained network has"
+        raise TaskError("task", f"{error}", f"its state cannot be restored into a fresh build: {mend}") from error
+
+
+def blame_unkept(
+    made: dict[str, Held], restored: dict[str, list[str]], now: dict[str, Held], repeated: dict[str, Held]
+) -> None:
+    """Raise for an attribute that a restore did not bring back and that stayed different when both went on alike.
+
+    Numbers and names that differ between two builds, and that training leaves alone, may be times or ids.
+
+    Raises:
+        TaskError: training has changed the attribute, or two builds computed or drew other values for it.
+    """
+    for field, paths in restored.items():
+        stuck = set(different(now[field], repeated[field]))
+        for path in (path for path in paths if path in stuck):
+            if made[field].get(path) != now[field].get(path):
+                raise TaskError(
+                    field, path_in_words(path), f"training changes it and no checkpoint keeps it: {MENDS[field]}"
+                )
+            leaf = made[field].get(path)
+            if leaf is not None and leaf.is_random_or_numeric:
+                raise TaskError(field, path_in_words(path), f"two builds gave it other values: {MENDS[field]}")
+
+
+def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: dict[str, list[str]]) -> None:
+    """Raises: TaskError: training has changed an attribute, and restoring did not bring it back."""
+    for field, paths in restored.items():
+        for path in paths:
+            if made[field].get(path) != before[field].get(path):
+                raise TaskError(
+                    field, path_in_words(path), f"{OTHER_BITS}, because no checkpoint keeps it: {MENDS[field]}"
+                )
+
+
+def _where(one: _Course, other: _Course) -> str:
+    """The first difference between what two networks came to."""
+    if found := different(one.kept, other.kept):
+        return f"other bits in {path_in_words(found[0])}"
+    return f"losses {one.losses} and {other.losses}"

@@ -1,0 +1,356 @@
+"""What a run would be, found before any of it is run: sizes, slots, candidates, cost. It trains nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import Context
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import nn
+
+from esper.config.joined import RunConfig
+from esper.errors import ConfigError, TaskError, in_a_line
+from esper.ground.nested import tensors
+from esper.ground.temporary_rng import temporary_rng
+from esper.ground.tensors import state_crc32c
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry, flop_counter
+from esper.kasmina.host.attached import check_names
+from esper.kasmina.host.dry_run import dry_run
+from esper.kasmina.host.host_editor import SeedEditor
+from esper.kasmina.host.rebuilt import structure_digest
+from esper.kasmina.incubation.choices import chosen
+from esper.kasmina.judging.statistics import z_limit
+from esper.leyline.decisions import Pair
+from esper.leyline.slots import SlotSpec
+from esper.mixing import NOT_FOUND_OUT, Mixing, find_mixing
+from esper.setup.draws import rehearse_draws
+from esper.setup.habits import check_fields
+from esper.setup.practice import practise
+from esper.setup.rehearsal import Remembered, check_same_build, rehearse, tensors_of
+from esper.setup.trial import try_backward, try_growth
+from esper.tamiyo.eligibility import GrowthWindow
+from esper.task import Task
+from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
+from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
+from esper.tolaria.snapshot_codec import check_task
+from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
+from esper.tolaria.unkept import Changing, Surroundings, changed_between, joined
+from esper.user_code.attributes import held_by
+from esper.user_code.process_state import refuse_changes, told_with_settings
+from esper.user_code.shared_state import kinds_of
+from esper.user_code.their_code import refused_as_theirs
+
+SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
+MOST_ROUNDS = 1_000_000
+"""The step of each fence is in `run.json` and in a journal record, which holds 64 MiB."""
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A task and a config, resolved against each other and measured by a dry run."""
+
+    task: Task
+    config: RunConfig
+    data: TaskData
+    specs: tuple[SlotSpec, ...]
+    left_out: Mapping[str, str]
+    """Modules that a pattern of `task.slots` matched and that cannot be slots, by path, with the reason."""
+    options: tuple[Pair, ...]
+    blueprints: Registry
+    fence_steps: tuple[int, ...]
+    host_parameters: int
+    host_bytes: int
+    host_flops: int
+    """Modelled FLOPs of one optimizer step of the host."""
+    host_crc32c: int
+    """Of its tensors before the first step."""
+    host_modules_sha256: str
+    """Of the names, classes and settings of its modules; see `esper.kasmina.host.rebuilt.structure_digest`."""
+    samples_crc32c: int
+    """Of the first batch that it trains on, and of the first of every other shard."""
+    trained_by: str
+    """Classes of its optimizer, with the names of its hyperparameters, and of its scheduler."""
+    peak_share: float
+    """Peak learning rate of a seed over what the task's optimizer is made with."""
+    varying: tuple[str, ...] = ()
+    """Slots whose length, height or width differed between the batches of the trial."""
+    loss_depends_on_batch: bool | None = None
+    """The loss of a sample depends on the others of its batch; None where the survey could not find it out."""
+    mixing: Mixing = NOT_FOUND_OUT
+    """Whether the network mixes the samples of a batch in evaluation mode, and which module does."""
+    first_loss: float | None = None
+    """Of the first training step; None until the rehearsal has taken it."""
+    changing: Changing = field(default_factory=dict)
+    """What the survey's own steps changed and no checkpoint need keep; the fences of the run leave it out."""
+    rehearsed_crc32c: int | None = None
+    """Of the weights after the rehearsal's last step; None until then, or if it diverged."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the run."""
+        return self.fence_steps[-1]
+
+    @property
+    def fences_to_fossil(self) -> int:
+        """From germination to the earliest fence at which a seed can be fossilised."""
+        growth = self.config.growth
+        ramp = math.ceil(growth.ramp_steps / self.fence_steps[1])
+        return growth.due_rounds + ramp + 1 + growth.probation_rounds
+
+    @property
+    def last_germination(self) -> int:
+        """Last fence at which germinating makes sense; may lie before the first."""
+        return len(self.fence_steps) - 1 - self.fences_to_fossil
+
+    @property
+    def growth_window(self) -> GrowthWindow:
+        """When germinating makes sense, and how large a seed may be."""
+        growth = self.config.growth
+        return GrowthWindow(
+            first_fence=growth.first_fence,
+            fences_to_fossil=self.fences_to_fossil,
+            stack=growth.stack,
+            seed_parameters=int(growth.memory_budget * self.host_parameters),
+            seed_flops=int(growth.cost_budget * self.host_flops),
+        )
+
+    @property
+    def can_grow(self) -> bool:
+        """Growth is on, and some fence comes early enough to germinate at."""
+        growth = self.config.growth
+        return growth.enabled and growth.first_fence <= self.last_germination
+
+    @property
+    def parameter_budget(self) -> int:
+        """Most parameters that all seeds together may add."""
+        return int(self.config.growth.parameter_budget * self.host_parameters)
+
+    def editor(self, host: nn.Module) -> SeedEditor:
+        """Kasmina's hands for a host of this task."""
+        return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
+
+    def trainer(self, run_id: str, generation: int, role: str, halted: Callable[[], bool]) -> Trainer:
+        """A fresh host at step 0, which asks at every step boundary whether it is halted."""
+        config = self.config
+        settings = TrainerSettings(
+            role=role,
+            run_id=run_id,
+            generation=generation,
+            run_seed=config.run.seed,
+            total_steps=self.total_steps,
+            device=config.run.device,
+            clip_norm=config.run.clip_norm,
+            peak_share=self.peak_share,
+            audit_every=config.growth.isolation_audit_steps,
+            trace_every=config.telemetry.step_every,
+        )
+        return Trainer(self.task, settings, self.data, self.editor, halted)
+
+    def g2_limit(self) -> float:
+        """Value that the z of a seed must exceed at G2, on one slice of the gate shard."""
+        growth = self.config.growth
+        return z_limit(growth.false_pass, growth.max_tests, self.judged_units)
+
+    @property
+    def judged_units(self) -> int:
+        """Samples, or groups where samples are correlated, in one slice of the gate shard: as many at every fence."""
+        part = self.data.slice("gate", 0)
+        return len(part.indices) if part.groups is None else len(set(part.groups))
+
+
+def open_data(task: Task, config: RunConfig) -> TaskData:
+    """The task's data as this config draws from it; the same in every process.
+
+    Raises:
+        ConfigError, TaskError: the data cannot serve the config.
+    """
+    growth, run = config.growth, config.run
+    if growth.enabled and growth.judge_samples < growth.min_samples:
+        mend = f"draw at least growth.min_samples = {growth.min_samples}"
+        raise ConfigError("growth.judge_samples", growth.judge_samples, mend)
+    minimum = growth.min_samples if growth.enabled else 0
+    rule = SliceRule(units=growth.judge_samples, per_group=growth.group_samples, minimum=minimum)
+    return TaskData(task, run.seed, run.batch_size or task.batch_size, rule)
+
+
+@told_with_settings()
+@refused_as_theirs()
+def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
+    """Resolve and measure a task under a config. The random streams of the caller go on as if nothing had happened.
+
+    Raises:
+        ConfigError, TaskError: something in them is wrong; nothing was written.
+    """
+    with temporary_rng(0):
+        return _survey(task, config, blueprints)
+
+
+def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
+    run = config.run
+    check_fields(task)
+    _check_device(run.device)
+    data = open_data(task, config)
+    fence_steps = fences(task, config, data)
+    host = build_host(task, run.seed, run.device)
+    refuse_changes("task.model", "the model factory")
+    around = Surroundings(task, data, kinds_of(host))
+    begun = around.held({})
+    rehearse_draws(task, data)
+    refuse_changes("task.train", "drawing a sample")
+    drawn = around.data({})
+    harmless = changed_between(begun, drawn)
+    batch = data.batch(0)
+    as_built, host_crc32c = held_by(tensors_of(host)), state_crc32c(tensors_of(host))
+    host_modules_sha256 = structure_digest(host)
+    trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
+    check_task(task, fence_steps[-1], trained)
+    refuse_changes("task.optimizer", "a step of it or of its scheduler")
+    inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
+    found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
+    specs = found.specs
+    _check_names(host, specs)
+    made = chosen(specs, config.growth.blueprints, blueprints)
+    options = tuple(pair for spec in specs for pair in _pairs(spec, made[spec.path], data.batch_size))
+    with flop_counter() as counter:
+        try_backward(task, host, inputs, targets)
+    refuse_changes("task.model", "a forward pass with the loss")
+    if counter.get_total_flops() == 0:
+        raise TaskError(
+            "task.model",
+            type(host).__name__,
+            "seeds are weighed by matrix products and convolutions, and it has none; give a model that has one",
+        )
+    parameters = list(host.parameters())
+    prospect = Prospect(
+        task=task,
+        config=config,
+        data=data,
+        specs=specs,
+        left_out=found.left_out,
+        options=options,
+        blueprints=blueprints,
+        fence_steps=fence_steps,
+        host_parameters=sum(p.numel() for p in parameters),
+        host_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        host_flops=int(counter.get_total_flops()),
+        host_crc32c=host_crc32c,
+        host_modules_sha256=host_modules_sha256,
+        samples_crc32c=_samples_crc32c(data),
+        trained_by=_trained_by(task, trained, fence_steps[-1]),
+        peak_share=peak_share(task, fence_steps[-1], trained),
+    )
+    stage = replace(prospect, data=cast(TaskData, Remembered(data)))
+    fresh = partial(stage.trainer, "", 0, "tolaria", never)
+    trial = fresh()  # what a run would stumble over: optimizer, scheduler, losses
+    check_same_build(host, as_built, trial.host)
+    first_loss, rehearsed, changing = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
+    practised = practise(task, trial.host, fence_steps[-1])
+    rehearsing, trial = trial, fresh()  # the rehearsal may have diverged
+    if config.growth.enabled:
+        trial.sample_losses("gate", 0)
+    trial.try_shards()
+    stage = replace(stage, loss_depends_on_batch=trial.loss_depends_on_batch())
+    mixing = find_mixing(stage, trial if first_loss is None else rehearsing, stage.data.batch(0))
+    refuse_changes("task", "training or measuring")
+    found_out = _tried(replace(prospect, first_loss=first_loss, rehearsed_crc32c=rehearsed), found.optional)
+    around.check_data(drawn, harmless)
+    shared = changed_between(begun, {**around.held({}), **drawn})
+    return replace(
+        found_out,
+        changing=joined(changing, practised, shared),
+        loss_depends_on_batch=stage.loss_depends_on_batch,
+        mixing=mixing,
+    )
+
+
+def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
+    """The prospect after a trial of growth. Slots that a pattern matched and that fail there are left out.
+
+    Raises:
+        TaskError: the trial's, where it blames no such slot, or the last one.
+    """
+    while True:
+        try:
+            no_telemetry = Context()  # the caller's records are about her run
+            return replace(prospect, varying=no_telemetry.run(try_growth, prospect))
+        except TaskError as error:
+            path = error.field.removeprefix("slot ")
+            specs = tuple(spec for spec in prospect.specs if spec.path != path)
+            if path not in optional or len(specs) in (0, len(prospect.specs)):
+                raise
+            options = tuple(pair for pair in prospect.options if pair.slot != path)
+            left_out = {**prospect.left_out, path: str(error.value)}
+            prospect = replace(prospect, specs=specs, options=options, left_out=left_out)
+
+
+def _samples_crc32c(data: TaskData) -> int:
+    shards = [name for name in sorted(data.shards) if len(data.shards[name])]  # judging ones may be empty
+    batches = [data.batch(0), *(next(iter(data.whole(name))) for name in shards)]
+    return state_crc32c({f"{number:08d}": tensor for number, tensor in enumerate(tensors(batches))})
+
+
+def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) -> str:
+    optimizer = build_optimizer(task, stand_ins(parameters))
+    scheduler = build_scheduler(task, optimizer, total_steps)
+    told = f"{type(optimizer).__name__}({', '.join(sorted(optimizer.defaults))})"
+    return told if scheduler is None else f"{told}, {type(scheduler).__name__}"
+
+
+def _check_device(name: str) -> None:
+    try:
+        (torch.ones(1, device=name) + 1).tolist()  # a device that holds no values, as "meta" does, refuses this
+    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any, by build and device
+        raise ConfigError("run.device", name, f"torch cannot use it: {in_a_line(error)}") from error
+
+
+def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
+    """Raises: TaskError: the grown network could not be given away, because the seeds' names are taken in it."""
+    try:
+        check_names(host, [spec.path for spec in specs])
+    except ValueError as error:
+        raise TaskError("task.model", type(host).__name__, f"{error}; rename it") from error
+
+
+def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], batch: int) -> list[Pair]:
+    return [
+        Pair(
+            slot=spec.path,
+            blueprint_id=made.name,
+            parameters=made.parameters(spec),
+            flops=made.flops(spec, batch),
+            risk=made.risk,
+            mesh=made.mesh(spec.path),
+        )
+        for made in blueprints
+    ]
+
+
+def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
+    """Steps at which the rounds of a run begin and end.
+
+    Raises:
+        TaskError: a number of the task is less than 1.
+        ConfigError: rounds are longer than the run, or more than `MOST_ROUNDS`.
+    """
+    for name in ("epochs", "round_steps"):
+        value = getattr(task, name)
+        if value is not None and value < 1:
+            raise TaskError(f"task.{name}", value, "use 1 or more")
+    total = (config.run.epochs or task.epochs) * data.steps_per_epoch
+    length = config.run.round_steps or task.round_steps or _round_steps(total)
+    if length > total:
+        field = "run.round_steps" if config.run.round_steps else "task.round_steps"
+        raise ConfigError(field, length, f"the whole run has only {total} steps; use {total} or less")
+    if total > length * MOST_ROUNDS:
+        mend = f"{total} steps would be {math.ceil(total / length)} rounds; {MOST_ROUNDS} are the most: use longer ones"
+        raise ConfigError("run.round_steps", length, mend)
+    return (*range(0, total, length), total)
+
+
+def _round_steps(total: int) -> int:
+    rounds = SHORT_RUN_ROUNDS if total <= SHORT_RUN_STEPS else LONG_RUN_ROUNDS
+    return math.ceil(total / rounds)

@@ -1,0 +1,182 @@
+"""A trial of a task before its run: a backward pass, and training steps with a seed in every slot. It keeps nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import DivergenceUnrecoverable, TaskError
+from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.kasmina.host.dry_run import NESTED, kept_as_it_is
+from esper.kasmina.incubation.planning import plan_seed
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate
+from esper.leyline.decisions import Pair
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import SlotSpec
+from esper.setup.untrained import check_parts, refuse_reentrant
+from esper.task import Task
+from esper.tolaria.host_modules import check_gradients
+from esper.tolaria.loss import batch_loss
+from esper.tolaria.optim import build_optimizer
+from esper.tolaria.trainer import MOST_SKIPPED, Trainer, call_model, never, not_called
+from esper.user_code.their_code import refused_as_theirs, their_code
+
+if TYPE_CHECKING:
+    from esper.setup.survey import Prospect
+
+STEPS = 3
+"""Number of training steps: several batches, because lengths may differ between them."""
+
+
+def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: whatever the task batches
+    """One forward and backward pass of the host without seeds. Its tensors are put back; the gradients stay.
+
+    Raises:
+        TaskError: the loss is not finite or has no gradient, or the gradients are not what training can use.
+    """
+    with kept_as_it_is(host, training=True):
+        loss = batch_loss(task.loss, call_model(task, host, inputs), targets)
+        check_parts(task, host, loss)
+        if not loss.isfinite():
+            raise TaskError("task.loss", loss.item(), "it is not finite on the first batch of an untrained model")
+        if not loss.requires_grad:
+            with refuse_reentrant():
+                call_model(task, host, inputs)
+            raise TaskError("task.loss", loss.item(), "it has no gradient; return the tensor itself, not detached")
+        with their_code("task.model", "the backward pass"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    check_gradients(host)
+
+
+def try_growth(prospect: Prospect) -> tuple[str, ...]:
+    """Train a throwaway host for a few steps with the cheapest candidate in every slot, and evaluate it on each shard.
+
+    Without growth the host is tried alone.
+
+    Returns:
+        Slots whose lengths, heights or widths differed between batches.
+
+    Raises:
+        TaskError: the task's own code raised; a slot's output has other channels or another type in a later batch; or
+            no training batch called a slot.
+        SeedBuildFailed: a candidate cannot be built.
+    """
+    grows = prospect.config.growth.enabled
+    if grows:
+        _try_optimizers(prospect)
+    trainer = prospect.trainer("", 0, "survey", never)
+    doing = "with a seed in every slot" if grows else ""
+    shapes: dict[str, list[tuple[int, ...]]] = {spec.path: [] for spec in prospect.specs}
+    with (
+        _watching(trainer.host, prospect.specs, shapes),
+        refused_as_theirs(doing),
+    ):
+        for plan, blob in _cheapest_plans(prospect) if grows else ():
+            trainer.graft(plan, {plan.weights_digest: blob})
+        try:
+            trainer.train_to(min(STEPS, prospect.total_steps))
+            _look_for_calls(trainer, shapes)
+        except DivergenceUnrecoverable:  # no matter of what fits: a run tells it with its own guard
+            return ()
+        trainer.try_shards()
+    return tuple(path for path, seen in shapes.items() if len(set(seen)) > 1)
+
+
+def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) -> None:
+    """Run forward passes of further training batches until every slot was called once.
+
+    Raises:
+        TaskError: a slot was never called.
+    """
+    for step in range(trainer.step, trainer.step + MOST_SKIPPED):
+        if all(shapes.values()):
+            return
+        trainer.glance(step)
+    for path in (path for path, seen in shapes.items() if not seen):
+        raise not_called(path, 0, trainer.step + MOST_SKIPPED)
+
+
+def _cheapest_plans(prospect: Prospect) -> Iterator[tuple[GraftPlan, bytes]]:
+    """One plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
+
+    Candidates of another shape than the slot's are left to the gate G0, which refuses each of them by name.
+    """
+    for spec in prospect.specs:
+        there = [pair for pair in prospect.options if pair.slot == spec.path and _keeps_shape(prospect, pair, spec)]
+        if not there:
+            continue
+        pair = min(there, key=lambda pair: (pair.flops, pair.parameters, pair.blueprint_id))
+        yield plan_seed(
+            Candidate(slot=spec.path, blueprint_id=pair.blueprint_id, seed_id=f"trial of {spec.path}"),
+            spec,
+            prospect.blueprints.get(pair.blueprint_id),
+            run_id="",
+            generation=0,
+            command_id="trial",
+            run_seed=prospect.config.run.seed,
+            fence=0,
+            step=0,
+            ordinal=0,
+            blend=BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=1),
+            warmup_steps=1,
+        )
+
+
+def _keeps_shape(prospect: Prospect, pair: Pair, spec: SlotSpec) -> bool:
+    module = prospect.blueprints.get(pair.blueprint_id).build(spec, seed_key=0)
+    h = torch.zeros(2, *spec.shape, dtype=parameter_dtype(spec), device=spec.device)
+    with torch.no_grad():
+        output = module(h)
+    return isinstance(output, Tensor) and output.shape == h.shape
+
+
+@contextmanager
+def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, list[tuple[int, ...]]]) -> Iterator[None]:
+    """Record each slot's output shape in `shapes` at every call; refuse an output that its seeds could not take."""
+
+    def look(spec: SlotSpec) -> Callable[[nn.Module, object, Tensor], None]:
+        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+            if output.is_nested:
+                raise TaskError(f"slot {spec.path}", "a nested tensor in a later batch", NESTED)
+            shape = tuple(output.shape[1:])
+            if not spec.fits(shape) or str(output.dtype) != spec.dtype:
+                value = f"output of {shape} {output.dtype} in a later batch, {spec.shape} {spec.dtype} in the first"
+                mend = "name a module with the same channels and type in every batch; lengths may differ"
+                raise TaskError(f"slot {spec.path}", value, mend)
+            shapes[spec.path].append(shape)
+
+        return hook
+
+    handles = [host.get_submodule(spec.path).register_forward_hook(look(spec)) for spec in specs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _try_optimizers(prospect: Prospect) -> None:
+    """Step the task's optimizer over the parameters of each kind of seed.
+
+    Raises:
+        TaskError: it does not take them: some optimizers want matrices only, or parameters that they know by name.
+    """
+    specs = {spec.path: spec for spec in prospect.specs}
+    kinds: dict[tuple[str, str, tuple[int, ...]], Pair] = {}
+    for pair in prospect.options:
+        kinds.setdefault((pair.blueprint_id, specs[pair.slot].kind, specs[pair.slot].shape), pair)
+    for pair in kinds.values():
+        module = prospect.blueprints.get(pair.blueprint_id).build(specs[pair.slot], seed_key=0)
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if not parameters:
+            continue
+        with refused_as_theirs(f"over the parameters of the seed {pair.blueprint_id!r} in the slot {pair.slot!r}"):
+            optimizer = build_optimizer(prospect.task, parameters)
+            for parameter in parameters:
+                parameter.grad = torch.ones_like(parameter)
+            with their_code("task.optimizer", "optimizer.step"):
+                optimizer.step()

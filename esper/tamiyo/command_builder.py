@@ -1,0 +1,111 @@
+"""The command builder: from a decision to a signed command. It invents no id and fills in nothing that is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.errors import DependencyViolationError
+from esper.ground.clock import Clock
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Operation, sign
+from esper.leyline.decisions import Decision
+from esper.leyline.ids import Purpose, derive_id
+from esper.leyline.stages import Stage
+from esper.leyline.state import RoundState, SeedState
+from esper.tamiyo.risk import coverage
+from esper.telemetry.context import traceparent
+
+ISSUER = "tamiyo"
+
+
+@dataclass(frozen=True)
+class CommandBuilder:
+    """Builds and signs the commands of one run."""
+
+    key: bytes
+    clock: Clock
+    ramp_steps: int
+
+    def germinate(self, state: RoundState, decision: Decision) -> Command:
+        """Try the decision's pairs together.
+
+        Raises:
+            DependencyViolationError: an id that the command must carry is missing (#13).
+        """
+        _check_run(state, Operation.GERMINATE)
+        fence, step = state.fence, state.training.step
+        candidates = tuple(
+            Candidate(
+                slot=pair.slot,
+                blueprint_id=pair.blueprint_id,
+                seed_id=derive_id(state.run_id, Purpose.SEED, fence=fence, step=step, slot=pair.slot, ordinal=place),
+            )
+            for place, pair in enumerate(decision.pairs)
+        )
+        mesh = tuple(dict.fromkeys(layer for pair in decision.pairs for layer in pair.mesh))
+        return self._build(
+            state,
+            Operation.GERMINATE,
+            candidates=candidates,
+            replica_of=decision.replica_of,
+            mesh_host_layers=mesh,
+            policy_version=decision.policy_version,
+        )
+
+    def advance(self, state: RoundState, seed: SeedState, policy_version: str) -> Command:
+        """Let a seed's next gate be judged: ADVANCE, or FOSSILIZE from probation."""
+        operation = Operation.FOSSILIZE if seed.stage is Stage.PROBATIONARY else Operation.ADVANCE
+        blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
+        mesh = seed.required_mesh
+        if seed.stage is Stage.TRAINING:  # from here on the seed needs its own layers, not its whole tournament's
+            own = [p.mesh for p in state.options if (p.slot, p.blueprint_id) == (seed.slot, seed.blueprint_id)]
+            mesh = own[0] if own else mesh
+        return self._build(
+            state,
+            operation,
+            seed_id=seed.seed_id,
+            blend=blend if seed.stage is Stage.TRAINING else None,
+            mesh_host_layers=mesh,
+            policy_version=policy_version,
+        )
+
+    def _build(
+        self,
+        state: RoundState,
+        operation: Operation,
+        *,
+        policy_version: str,
+        mesh_host_layers: tuple[str, ...],
+        seed_id: str = "",
+        candidates: tuple[Candidate, ...] = (),
+        replica_of: str | None = None,
+        blend: BlendSpec | None = None,
+    ) -> Command:
+        _check_run(state, operation)
+
+        def named(purpose: Purpose) -> str:
+            where = f"{operation}/{seed_id}"
+            return derive_id(state.run_id, purpose, fence=state.fence, step=state.training.step, slot=where)
+
+        command = Command(
+            command_id=named(Purpose.COMMAND),
+            run_id=state.run_id,
+            generation=state.generation,
+            issued_at=self.clock.now(),
+            issued_by=ISSUER,
+            operation=operation,
+            seed_id=seed_id,
+            candidates=candidates,
+            replica_of=replica_of,
+            blend=blend,
+            mesh_host_layers=mesh_host_layers,
+            feature_coverage=coverage(state),
+            policy_version=policy_version,
+            nonce=named(Purpose.NONCE),
+            traceparent=traceparent(),
+        )
+        return command.model_copy(update={"signature": sign(command, self.key)})
+
+
+def _check_run(state: RoundState, operation: Operation) -> None:
+    if not state.run_id:
+        raise DependencyViolationError(f"command {operation}", "run id missing")

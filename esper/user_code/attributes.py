@@ -1,0 +1,307 @@
+"""What objects hold in their attributes, as digests by path, so that two objects or two moments can be compared.
+
+It reads: attributes and slots, containers, tensors, arrays, generators of random numbers, iterators, closures, defaults
+and attributes of functions, partial arguments. It does not read: open files, locks, loggers, compiled objects, values
+of properties, module globals (see `esper.user_code.own_modules`), and what lies behind the first `MOST` values. Of a
+`functools.lru_cache` it reads the size.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import random
+import re
+import types
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import google_crc32c
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MOST = 20_000
+"""Values that are read of one object: about 50 ms."""
+WHOLE_BYTES = 64 * 2**20
+"""Of a larger array only `PIECES` pieces are read."""
+PIECES, PIECE_BYTES = 256, 64 * 2**10
+
+_SCALARS = {bool, int, float, complex, str, bytes, type(None)}
+_CONTAINERS = (list, tuple, deque, set, frozenset)
+_NAMES = (enum.Enum, np.generic, torch.dtype, torch.device, torch.Size)
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+_SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._lru_cache_wrapper)
+_NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
+_KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
+_HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
+
+
+class Leaf(NamedTuple):
+    """One value that was read."""
+
+    kind: str
+    """Name of its type; `Tensor` for tensors, `generator` for a source of random numbers, `full deque` for a deque that
+    has reached its `maxlen`."""
+    digest: int
+    length: int = -1
+    """Of a container."""
+
+    @property
+    def is_random_or_numeric(self) -> bool:
+        """It is a tensor, an array or a source of random numbers: not a name, a time or a number of an instance."""
+        return self.kind in ("Tensor", "ndarray", "generator")
+
+
+Held = dict[str, Leaf]
+"""By path, as Python would spell it where it can."""
+Opens = Callable[[object], bool]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of an object is read."""
+
+    values: int = MOST
+    whole_bytes: int = WHOLE_BYTES
+    """Of a larger array only pieces are read."""
+
+
+def held_by(
+    value: object,
+    kept: Mapping[int, Leaf | None] | Collection[int] = (),
+    opens: Opens = lambda _: True,
+    start: str = "",
+    *,
+    skip: Collection[str] = (),
+    limits: Limits = Limits(),
+) -> Held:
+    """Digests of all that an object holds, breadth first, so that each value has its shortest path.
+
+    Args:
+        kept: Ids of objects that are not read, each with the leaf that stands for it, if one does.
+        opens: Says of an object with attributes of its own whether they are read.
+        start: The path of the object itself.
+        skip: Paths at which nothing is read.
+    """
+    found: Held = {}
+    seen: dict[int, str] = {}
+    alive = []  # an id is good as long as its object
+    marks = kept if isinstance(kept, Mapping) else dict.fromkeys(kept)
+    queue: deque[tuple[str, Any]] = deque([(start, value)])
+    while queue and len(found) < limits.values:
+        path, here = queue.popleft()
+        if path in skip:
+            continue
+        if id(here) in marks and here is not value:
+            if (mark := marks[id(here)]) is not None:
+                found[path] = mark
+            continue
+        leaf = _leaf(here, limits.whole_bytes)
+        if leaf is None and id(here) in seen:
+            leaf = Leaf("the same as", hash(seen[id(here)]))
+        if leaf is not None:
+            found[path] = leaf
+            continue
+        seen[id(here)] = path
+        alive.append(here)
+        if isinstance(here, (*_CONTAINERS, dict)):
+            found[path] = Leaf(_kind_of(here), 0, len(here))
+        elif isinstance(here, functools._lru_cache_wrapper):
+            found[path] = Leaf("lru_cache", 0, here.cache_info().currsize)
+        queue.extend((path + name, child) for name, child in _children(here, opens))
+    return found
+
+
+def different(left: Held, right: Held) -> list[str]:
+    """Paths at which two objects hold something else, shortest first."""
+    paths = left.keys() | right.keys()
+    other = [path for path in paths if path not in left or path not in right or left[path] != right[path]]
+    return sorted(other, key=lambda path: (len(path), path))
+
+
+def path_in_words(path: str) -> str:
+    """A path as people read it."""
+    return re.sub(r"^\['([^']*)'\]", r"\1", path.removeprefix(".")) or "itself"
+
+
+# -- single values -----------------------------------------------------------------------------------------------
+
+
+def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: whatever an attribute holds
+    """The digest of a value that is not opened; None: look at its parts."""
+    kind: Any = type(value)
+    if kind in _SCALARS:
+        return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
+    if isinstance(value, Tensor):
+        return Leaf("Tensor", _tensor(value, whole_bytes))
+    if isinstance(value, np.ndarray):
+        return None if value.dtype == object else Leaf("ndarray", _array(value, whole_bytes))
+    if (state := _random_state(value)) is not None:
+        return Leaf("generator", state)
+    if isinstance(value, _NAMES):
+        return Leaf(kind.__name__, hash(repr(value)))
+    if isinstance(value, _CONTAINERS) and set(map(type, value)) <= _SCALARS and kind in _CONTAINERS:
+        return Leaf(_kind_of(value), _flat(value), len(value))
+    if type(value) is dict and {*map(type, value), *map(type, value.values())} <= _SCALARS:
+        return Leaf("dict", hash((_flat(value), _flat(value.values()))), len(value))
+    return None
+
+
+def _kind_of(container: Collection[Any]) -> str:
+    """The name of its type, or "full deque" of a deque that drops an item for each new one."""
+    full = isinstance(container, deque) and len(container) == container.maxlen
+    return "full deque" if full else type(container).__name__
+
+
+def _flat(values: Iterable[Any]) -> int:
+    """Equal for equal scalars; sets are in no order."""
+    if isinstance(values, set | frozenset):
+        return hash(frozenset(values))
+    found = tuple(values)
+    return hash(repr(found)) if any(value != value for value in found) else hash(found)  # a NaN hashes by its id
+
+
+def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
+    shape = hash((tensor.dtype, tuple(tensor.shape), tensor.layout))
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        return shape
+    plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
+    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # its bytes can be viewed only then
+    return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
+
+
+def _array(array: np.ndarray[Any, Any], whole_bytes: int) -> int:
+    shape = hash((str(array.dtype), array.shape))
+    if isinstance(array, np.memmap):
+        return shape
+    return hash((shape, _bytes(np.ascontiguousarray(array).reshape(-1).view(np.uint8), whole_bytes)))
+
+
+def _bytes(flat: np.ndarray[Any, Any], whole_bytes: int) -> int:
+    if len(flat) <= whole_bytes:
+        return int(google_crc32c.value(flat))
+    pieces = min(PIECES, whole_bytes // PIECE_BYTES)
+    starts = np.linspace(0, len(flat) - PIECE_BYTES, pieces).astype(int)
+    return functools.reduce(lambda crc, at: google_crc32c.extend(crc, flat[at : at + PIECE_BYTES]), starts, 0)
+
+
+def _random_state(value: object) -> int | None:
+    if not isinstance(value, _GENERATORS):
+        return None
+    if isinstance(value, torch.Generator):
+        return _tensor(value.get_state())
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return hash(value.getstate())
+    if isinstance(value, np.random.Generator):
+        return hash(repr(value.bit_generator.state))
+    if isinstance(value, np.random.RandomState):
+        return hash(repr(value.get_state(legacy=False)))
+    if isinstance(value, np.random.BitGenerator):
+        return hash(repr(value.state))
+    return None
+
+
+# -- parts -------------------------------------------------------------------------------------------------------
+
+
+def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
+    """The parts of a value, each with what its path adds."""
+    if isinstance(value, dict):
+        for place, (key, item) in enumerate(value.items()):
+            yield f"[{key!r}]" if type(key) in _SCALARS else f"[{place}]", item
+    elif isinstance(value, _CONTAINERS):
+        yield from ((f"[{place}]", item) for place, item in enumerate(value))
+    elif isinstance(value, np.ndarray):
+        yield from ((f"[{place}]", item) for place, item in enumerate(value.flat))
+    elif isinstance(value, types.FunctionType):
+        yield from _of_function(value)
+        return
+    elif isinstance(value, types.MethodType):
+        yield ".__self__", value.__self__
+        yield ".__func__", value.__func__
+        return
+    elif isinstance(value, functools.partial):
+        yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
+    elif isinstance(value, types.GeneratorType) and value.gi_frame is not None:
+        yield ".gi_frame", (value.gi_frame.f_lasti, dict(value.gi_frame.f_locals))
+        return
+    elif type(value).__module__ in ("builtins", "itertools") and isinstance(value, Iterator):
+        yield from ((f".<state {place}>", item) for place, item in enumerate(_iterator_state(value)))
+        return
+    if isinstance(value, type):
+        yield from _of_class(value)
+    elif not isinstance(value, types.ModuleType) and _may_open(value) and opens(value):
+        yield from _attributes(value)
+
+
+def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in cells:
+        if cell != types.CellType():  # one that is still empty has no contents
+            yield f".<closure>.{name}", cell.cell_contents
+    yield ".__defaults__", function.__defaults__
+    yield ".__kwdefaults__", function.__kwdefaults__
+    yield from ((f".{name}", item) for name, item in vars(function).items())
+
+
+def _of_class(kind: type) -> Iterator[tuple[str, object]]:
+    """Values that instances share: a counter of calls, say, or a variable that a method closes over.
+
+    Methods that hold nothing and all that Python itself adds are left out.
+    """
+    for name, item in vars(kind).items():
+        method = item.__func__ if isinstance(item, staticmethod | classmethod) else item
+        if isinstance(method, types.FunctionType):
+            if method.__closure__ or method.__defaults__ or method.__kwdefaults__ or vars(method):
+                yield f".{name}", method
+        elif isinstance(method, _SHARED_VALUES) and not name.startswith("__"):
+            yield f".{name}", method
+
+
+def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
+    """What an iterator of Python's own would be copied by; it is not advanced. A foreign one may refuse."""
+    if isinstance(value, map | filter | zip | enumerate | reversed) or type(value).__module__ == "itertools":
+        state = value.__reduce__()
+        return state[1:] if isinstance(state, tuple) else ()
+    return (value.__length_hint__(),) if hasattr(value, "__length_hint__") else ()
+
+
+def _is_a_seeds(hook: object) -> bool:
+    """The hook calls the seeds of a slot: they come and go at fences."""
+    return isinstance(hook, types.MethodType) and hook.__module__ == "esper.kasmina.host.host_editor"
+
+
+def _may_open(value: object) -> bool:
+    return not type(value).__module__.startswith(_NEVER_OPENED)
+
+
+def _attributes(value: object) -> Iterator[tuple[str, object]]:
+    named = vars(value) if hasattr(value, "__dict__") else {}
+    if isinstance(value, nn.Module):
+        for group in ("_parameters", "_buffers", "_modules"):
+            yield from ((f".{name}", item) for name, item in named.get(group, {}).items())
+    for name, item in named.items():
+        if name in _HOOKS_OF_TORCH and not item:
+            continue
+        if isinstance(item, dict) and "_hooks" in name:
+            if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
+                yield f".{name}", hooks  # torch numbers hooks over the whole process
+        elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
+            yield f".{name}", item
+    kind: Any = type(value)
+    for name in _slots_of(kind):
+        if hasattr(value, name):
+            yield f".{name}", getattr(value, name)
+
+
+@functools.lru_cache(4096)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """Names of the attributes that objects of a class keep outside of their `__dict__`."""
+    found = []
+    for one in kind.__mro__:
+        slots = vars(one).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else list(slots)
+    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))

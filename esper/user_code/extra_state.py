@@ -1,0 +1,62 @@
+"""The extra state of modules: saves what `get_extra_state` returns and restores it with `set_extra_state`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from esper.errors import DependencyViolationError
+from esper.user_code.their_code import their_code
+
+STATE_MEND = "register it as a buffer, return it from get_extra_state, or draw from the seeded global generators"
+"""The mend for state of a model that no checkpoint keeps."""
+
+
+def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
+    """What the `state_dict` of a part of the task returns now; `field` is to blame for what it raises."""
+    with their_code(field, "state_dict"):
+        state: dict[str, Any] = part.state_dict()
+    return state
+
+
+def extra_states(model: nn.Module) -> dict[str, Any]:
+    """Module path -> what its own `get_extra_state` returns now. Its tensors may be those of the module."""
+    found = {}
+    for path, module in _keepers(model).items():
+        with their_code("task.model", f"get_extra_state of {path or 'the model'}"):
+            found[path] = module.get_extra_state()
+    return found
+
+
+def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
+    """Restore the state of every such module, from a copy: the modules do not share it with the caller.
+
+    Raises:
+        DependencyViolationError: other modules keep a state here than did there; nothing was changed.
+    """
+    keepers = _keepers(model)
+    if keepers.keys() != kept.keys():
+        found = sorted(keepers.keys() ^ kept.keys())[:3]
+        raise DependencyViolationError("snapshot", "modules with get_extra_state differ from the host's", str(found))
+    for path, module in keepers.items():
+        with their_code("task.model", f"set_extra_state of {path or 'the model'}"):
+            module.set_extra_state(copy.deepcopy(kept[path]))
+
+
+@contextmanager
+def extra_states_kept(model: nn.Module) -> Iterator[None]:
+    """At the end of the block, restore the state that every such module had at its beginning."""
+    before = copy.deepcopy(extra_states(model))
+    try:
+        yield
+    finally:
+        load_extra_states(model, before)
+
+
+def _keepers(model: nn.Module) -> dict[str, nn.Module]:
+    own = nn.Module.get_extra_state
+    return {path: module for path, module in model.named_modules() if type(module).get_extra_state is not own}

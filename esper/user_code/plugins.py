@@ -1,0 +1,55 @@
+"""Entry points by which installed packages extend esper. Packages in the working directory are ignored."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, distributions
+from pathlib import Path
+from typing import Any
+
+from esper.errors import ConfigError
+from esper.user_code.import_paths import OURS, ROOT, file_of, is_installed, is_ours
+
+LAUNCHERS = "esper.launchers"
+"""Entry-point group of ways to bring a run up outside this process; `actors` has "ray" and "ray-resume" there."""
+PACKAGE = "esper-runtime"
+
+
+def entries(group: str) -> list[EntryPoint]:
+    """The entry points of a group: esper's own first, then those of other installed packages, by name.
+
+    A package whose metadata lies in the working directory does not count as installed. Otherwise a file that somebody
+    puts there would run at any command.
+    """
+    path = [place for place in sys.path if not _is_here(place or os.curdir)]
+    found = [(made.name != PACKAGE, entry) for made in distributions(path=path) for entry in made.entry_points]
+    told = {(foreign, entry.name, entry.value): entry for foreign, entry in found if entry.group == group}
+    return [told[key] for key in sorted(told)]
+
+
+def launcher(name: str) -> Callable[..., Any]:  # Any: a launch or a resume, see `actors.launcher`
+    """A function that runs a task outside this process. The packages beside esper itself are searched first.
+
+    Raises:
+        ConfigError: it is not installed, or a package of the user's has the name of ours.
+    """
+    found = next((entry for entry in entries(LAUNCHERS) if entry.name == name), None)
+    if found is None:
+        raise ConfigError("--in-process", False, "the package `actors` is not installed; run with --in-process")
+    package = found.module.partition(".")[0]
+    if package in OURS and package in sys.modules and not is_ours(package):
+        mend = "a package of yours stands in the place of esper's own; rename it, or run with --in-process"
+        raise ConfigError("actors", str(file_of(sys.modules[package]) or ""), mend)
+    sys.path.insert(0, str(ROOT))
+    try:
+        made: Callable[..., Any] = found.load()
+    finally:
+        sys.path.remove(str(ROOT))
+    return made
+
+
+def _is_here(place: str) -> bool:
+    here = os.curdir
+    return os.path.isdir(place) and os.path.samefile(place, here) and not is_installed(Path(place).absolute())

@@ -1,0 +1,78 @@
+"""Finds state that all copies of a network share: in the task's functions and in the globals of the user's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from esper.errors import TaskError
+from esper.task import Task
+from esper.user_code.attributes import Held, different, held_by, path_in_words
+from esper.user_code.import_paths import TASK_FILE
+from esper.user_code.own_modules import Modules, data_of, globals_of, is_users_class, reached_by
+
+FUNCTIONS = ("loss", "sample_loss", "collate", "input_output", "optimizer", "scheduler", "group")
+MEND = (
+    "every call changes it, and live network, forks and twin share it: draw from the seeded global generators, or keep "
+    "it in the model as a buffer; a log may be a list or set that only grows"
+)
+
+
+def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = None) -> dict[str, Held]:
+    """What the task's functions, metrics, classes and the user's modules hold, by the name of each.
+
+    Args:
+        kinds: Classes of the user's own that her objects are of; a class defined in a function is in no module.
+        modules: What `reached_by` has found; None: it is asked here.
+    """
+    modules = reached_by(task) if modules is None else modules
+    functions = {f"task.{name}": getattr(task, name) for name in FUNCTIONS}
+    metrics = {f"task.metrics[{name!r}]": metric for name, metric in task.metrics.items()}
+    held = {name: held_by(value) for name, value in {**functions, **metrics}.items() if value is not None}
+    data = data_of(task)
+    local = [kind for kind in kinds if not _is_global(kind, modules)]
+    classes = {f"class {kind.__qualname__}": held_by(kind, data) for kind in local}
+    found = globals_of(task, modules)
+    return {**held, **classes, **{_in_words(name): values for name, values in found.items()}}
+
+
+def _in_words(module: str) -> str:
+    """A module by the name that its user knows: a task's file is loaded under another."""
+    return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
+
+
+def _is_global(kind: type, modules: Modules) -> bool:
+    module = modules.get(kind.__module__)
+    return module is not None and vars(module).get(kind.__name__) is kind
+
+
+def kinds_of(*parts: object) -> list[type]:
+    """The classes, and their bases, of some objects and of the modules in them that the user has defined."""
+    objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
+    kinds = {kind: None for one in objects for kind in type(one).__mro__}
+    return [kind for kind in kinds if is_users_class(kind)]
+
+
+def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
+    """Compare the shared state before and after a repetition of the same work.
+
+    A collection that only became longer counts as a log of calls, which has no effect on training; so does a deque that
+    has reached its `maxlen`.
+
+    Raises:
+        TaskError: anything else changed: a counter, a tensor, a source of random numbers.
+    """
+    for name, held in before.items():
+        for path in different(held, after[name]) if name in after else ():
+            if not _is_log(path, held, after[name]):
+                raise TaskError(name, path_in_words(path), MEND)
+
+
+def _is_log(path: str, before: Held, after: Held) -> bool:
+    """True where the path is a collection that became longer, an item that was added to one, or a full deque."""
+    if path not in before:
+        return True
+    if path not in after:
+        return False
+    return 0 <= before[path].length < after[path].length or after[path].kind == "full deque"

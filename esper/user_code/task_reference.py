@@ -1,0 +1,265 @@
+"""Loads the task that `module:attribute` or `path/to/file.py:attribute` names. It imports that module and no other.
+
+`locate` finds the file without an import, so that a resumed run can compare the digest of the file first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+from esper.errors import TaskError
+from esper.ground.suggest import existing_names
+from esper.ground.workplace import workplace
+from esper.leyline.base import is_utf8
+from esper.task import Task
+from esper.user_code.import_paths import (
+    TASK_FILE,
+    find_module,
+    hidden_in,
+    hidden_module,
+    is_installed,
+    is_ours,
+    module_name,
+    modules_in,
+    put_first,
+)
+from esper.user_code.their_code import refused_as_theirs, their_code
+
+_brought: dict[str, ModuleType] = {}
+"""Modules that the import of the last task of this process loaded."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The source of a task. The text is empty where the task was built in Python and no reference can find it again."""
+
+    text: str = ""
+    file: Path | None = None
+    """The file that defines the task, absolute; None where there is no file, or only an import finds it."""
+    folder: Path | None = None
+    """Modules in this folder and below belong to the task; None: no other module does."""
+    goes_first: bool = False
+    """The folder is put at the front of the import path."""
+
+    def modules(self) -> dict[str, Path]:
+        """Name and file of each loaded module that belongs to the task; installed packages never do."""
+        return modules_in(self.folder) if self.folder is not None else {}
+
+
+def load_task(text: str) -> tuple[Task, Reference]:
+    """The task that a reference names: a `Task`, or the return value of a function without arguments.
+
+    Raises:
+        TaskError: the module, file or attribute is not there, is no task, or raised; nothing was written.
+    """
+    return import_task(locate(text))
+
+
+def locate(text: str, started_in: str = "") -> Reference:
+    """Find the file and the folder of a task. No code of the task is run.
+
+    Modules that an earlier task of this process loaded are removed from `sys.modules` and imported again: files change,
+    and other folders may have modules of the same names.
+
+    Args:
+        started_in: A folder that is searched before the working directory.
+
+    Returns:
+        A reference without a file for a module that only an import may find.
+
+    Raises:
+        TaskError: the text is no reference, or there is no such file.
+    """
+    _forget_brought()
+    importlib.invalidate_caches()  # the finders remember a folder for as long as its time stamp is the same
+    place, attribute = _parts(text)
+    try:
+        here = workplace()
+        if not is_utf8(str(here)):
+            raise TaskError(
+                "TASK", text, f"run.json could not hold the name of this folder, which is not UTF-8: {here!r}"
+            )
+        bases = [*([Path(started_in)] if started_in else []), here]
+        if place.endswith(".py"):
+            return _locate_file(text, place, bases)
+        found = (_locate_module(text, place, attribute, base) for base in bases)
+        return next((reference for reference in found if reference.file is not None), Reference(text))
+    except OSError as error:
+        raise TaskError("TASK", text, f"cannot be looked for: {error.strerror} ({error.filename})") from error
+
+
+def _parts(text: str) -> tuple[str, str]:
+    place, mark, attribute = text.rpartition(":")
+    if not mark or not place or not attribute:
+        raise TaskError("TASK", text, "use module:attribute or path/to/file.py:attribute")
+    if not is_utf8(text):
+        raise TaskError("TASK", text, "run.json could not hold this name, which is not UTF-8")
+    return place, attribute
+
+
+def _locate_file(text: str, place: str, bases: list[Path]) -> Reference:
+    for base in bases:
+        path = base / Path(place).expanduser()
+        if path.is_file():
+            file = path.resolve()  # `python file.py` too takes the folder that the file really lies in
+            return Reference(text, file, file.parent, goes_first=True)
+    raise TaskError("TASK", place, "there is no such file")
+
+
+def _locate_module(text: str, name: str, attribute: str, base: Path) -> Reference:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise TaskError("TASK", name, "no module has such a name; the path of a file ends in .py")
+    file, root = find_module(name, base)
+    if file is not None and is_ours(name):
+        return Reference(text, file)
+    other = hidden_module(name.partition(".")[0], base)
+    if other is not None:
+        mend = f"{other.beside} is not what an import of {other.name!r} finds: {other.found} is; rename yours"
+        raise TaskError(
+            "TASK", text, mend + (f" or give its path, {other.beside}:{attribute}" if "." not in name else "")
+        )
+    if file is None or root is None:
+        return Reference(text)
+    if not is_installed(root):
+        return Reference(text, file, root, goes_first=root == base)
+    package = root / name.partition(".")[0]
+    return Reference(text, file, package if package.is_dir() else None)
+
+
+def import_task(reference: Reference) -> tuple[Task, Reference]:
+    """Import a task that was located.
+
+    Its folder stays at the front of the import path, as under `python file.py`.
+
+    Raises:
+        TaskError: see `load_task`.
+    """
+    if reference.goes_first and reference.folder is not None:
+        put_first(reference.folder)
+    before = reference.modules()
+    try:
+        task, module = _imported(reference)
+    finally:
+        _brought.update({name: sys.modules[name] for name in reference.modules() if name not in before})
+    _refuse_hidden(reference)
+    file = getattr(module, "__file__", None)  # a module that is built in has none
+    return task, replace(reference, file=Path(file).absolute() if file is not None else None)
+
+
+def _forget_brought() -> None:
+    for name, module in _brought.items():
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+    _brought.clear()
+
+
+def _imported(reference: Reference) -> tuple[Task, ModuleType]:
+    text = reference.text
+    place, attribute = _parts(text)
+    with _told_with_hint(reference):
+        module = _from_file(reference.file) if place.endswith(".py") and reference.file else _from_module(place)
+    if not hasattr(module, attribute):
+        raise TaskError(
+            "TASK", text, f"{place} has no {attribute!r}; {existing_names(attribute, _may_be_tasks(module), repr)}"
+        )
+    found = getattr(module, attribute)
+    return (found if isinstance(found, Task) else _called(found, reference)), module
+
+
+def _may_be_tasks(module: ModuleType) -> list[str]:
+    """Names of the tasks in a module, and of the functions that it defines itself."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, Task) or (isinstance(value, FunctionType) and value.__module__ == module.__name__)
+    ]
+
+
+def _called(found: object, reference: Reference) -> Task:
+    if not callable(found):
+        raise TaskError(
+            "TASK", reference.text, f"it is of type {type(found).__name__}; name a Task, or a function that returns one"
+        )
+    with _told_with_hint(reference):
+        task = found()
+    if isinstance(task, Coroutine):
+        task.close()  # else Python warns of it
+        raise TaskError("TASK", reference.text, "it is an async function; take the word async away")
+    if not isinstance(task, Task):
+        raise TaskError(
+            "TASK", reference.text, f"it returned a value of type {type(task).__name__}; return an esper.Task"
+        )
+    return task
+
+
+def _refuse_hidden(reference: Reference) -> None:
+    """Raises: TaskError: the task imports a module that lies in its folder, and gets another one of that name."""
+    if reference.folder is None or str(reference.folder) not in sys.path:
+        return
+    for found in hidden_in(reference.folder, reference.modules().values(), reference.file):
+        if found.name != "esper":  # which every task imports, and means ours
+            where = f"it imports {found.name!r} ({found.file}, line {found.line})"
+            raise TaskError("TASK", reference.text, f"{where} and gets {found.found}, not {found.beside}: rename yours")
+
+
+def _hint(reference: Reference, error: BaseException | None) -> str:
+    """The mend of a failed import, where it is known; else an empty text."""
+    if not isinstance(error, ImportError | AttributeError):
+        return ""
+    if str(error).startswith("attempted relative import"):
+        return _named_by_module(reference)
+    sought = error.name if isinstance(error, ImportError) else _name_of(error.obj)
+    top = (sought or "").partition(".")[0]
+    other = hidden_module(top, reference.folder or workplace()) if top else None
+    return f"; {top!r} is {other.found}, not {other.beside}: rename yours" if other is not None else ""
+
+
+def _name_of(module: object) -> str:
+    return module.__name__ if isinstance(module, ModuleType) else ""
+
+
+@contextmanager
+def _told_with_hint(reference: Reference) -> Iterator[None]:
+    """Around the user's code while the task is imported: failed imports get a hint."""
+    try:
+        with refused_as_theirs(), their_code("TASK", reference.text):
+            yield
+    except TaskError as refusal:
+        mend = refusal.mend + _hint(reference, refusal.__cause__)
+        raise TaskError(refusal.field, refusal.value, mend) from refusal.__cause__
+
+
+def _named_by_module(reference: Reference) -> str:
+    """The reference under which the relative imports of a task's file work."""
+    if reference.file is None:
+        return ""
+    name, parent = module_name(reference.file)
+    return f"; name it {name}:{_parts(reference.text)[1]} and run in {parent}"
+
+
+def _from_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if name != missing and not name.startswith(missing + "."):
+            raise  # the task's module is there; something that it imports is not, and its own error says so
+        raise TaskError("TASK", name, f"there is no module {missing!r} on the import path") from error
+
+
+def _from_file(path: Path) -> ModuleType:
+    name = f"{TASK_FILE}{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "a .py file always has a loader"
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that what the file defines can be found by its module's name
+    spec.loader.exec_module(module)
+    return module

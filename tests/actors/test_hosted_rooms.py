@@ -1,0 +1,206 @@
+"""What the actors hold, without Ray: the emergency desk, the trainer that reads the word, forks by name, sent tasks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+
+from actors import desk as desks
+from actors import hosted_rooms
+from actors.desk import CONDUCTOR, EmergencyDesk
+from actors.hosted_rooms import ForkHouse
+from actors.task_transport import SentProspect
+from esper.emergency.queue import EmergencyQueue
+from esper.emergency.word import EmergencyWord, WordState
+from esper.errors import EmergencyQueueFull, EmergencyStop, TaskError
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.leyline.signals import EmergencySignal, Level
+from esper.setup.assembly import RunKey, make_trainer
+from esper.setup.survey import Prospect, survey
+from esper.testing import EPOCH, tiny_config, tiny_task
+from esper.user_code.task_reference import Reference
+
+KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
+
+
+@pytest.fixture(scope="module")
+def prospect() -> Prospect:
+    return survey(tiny_task(), tiny_config())
+
+
+@pytest.fixture
+def word(tmp_path: Path) -> Any:
+    with EmergencyWord.create(tmp_path / "word") as made:
+        yield made
+
+
+def signal(signal_id: str, level: Level) -> EmergencySignal:
+    return EmergencySignal(
+        signal_id=signal_id, run_id="run", generation=1, level=level, origin="test", reason="why", issued_at=EPOCH
+    )
+
+
+# -- the emergency desk ------------------------------------------------------------------------------------------
+
+
+def test_the_process_of_the_emergency_desk_starts_without_torch() -> None:
+    """Three quarters of the time that any other actor takes to start is the import of torch."""
+    code = "import sys, actors.shell, actors.desk; print({'torch', 'scipy'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_a_signal_shows_in_the_word_when_it_is_taken_and_the_level_never_falls(word: EmergencyWord) -> None:
+    desk = desks.emergency(32, word.path, generation=3)
+    for number, (level, shown) in enumerate([(1, 1), (3, 3), (2, 3), (4, 4), (1, 4)], start=1):
+        assert desk.publish(signal(f"s{number}", Level(level))) == number
+        assert word.read() == WordState(Level(shown), 3, number)
+    assert word.halted()
+
+
+def test_a_signal_that_is_not_taken_does_not_show(word: EmergencyWord) -> None:
+    desk = EmergencyDesk(EmergencyQueue(16, (CONDUCTOR,)), word, 1)
+    with pytest.raises(EmergencyQueueFull):
+        desk.publish(signal("a", Level.CONSERVATIVE))
+    assert word.read() == WordState(None, 0, 0)
+
+
+def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
+    desk = desks.emergency(32, word.path, generation=1)
+    halt = signal("a", Level.HALT)
+    assert desk.publish(halt) == desk.publish(halt) == 1
+    assert word.read() == WordState(Level.HALT, 1, 1)
+    assert desk.pending(CONDUCTOR) == (halt,)
+    desk.acknowledge(CONDUCTOR, ["a"])
+    assert desk.pending(CONDUCTOR) == ()
+    assert word.halted()  # that it was heard does not take it back
+
+
+def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: EmergencyWord) -> None:
+    desk = desks.emergency(32, word.path, generation=1)
+    desk.publish(signal("a", Level.CONSERVATIVE))
+    desk.rebind(2)
+    assert word.read() == WordState(Level.CONSERVATIVE, 2, 1)
+    desk.publish(signal("b", Level.NOTICE))
+    assert word.read() == WordState(Level.CONSERVATIVE, 2, 2)
+
+
+def test_signals_may_be_published_while_others_are_heard(word: EmergencyWord) -> None:
+    desk = desks.emergency(1024, word.path, generation=1)
+    published = threading.Thread(
+        target=lambda: [desk.publish(signal(f"s{number}", Level.NOTICE)) for number in range(1000)]
+    )
+    heard: list[str] = []
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        published.start()
+        while len(heard) < 1000:
+            found = [waiting.signal_id for waiting in desk.pending(CONDUCTOR)]
+            desk.acknowledge(CONDUCTOR, found)
+            heard += found
+        published.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert heard == [f"s{number}" for number in range(1000)]
+
+
+# -- the trainer -------------------------------------------------------------------------------------------------
+
+
+def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: EmergencyWord) -> None:
+    trainer = hosted_rooms.tolaria(SentProspect.of(prospect, Reference()), KEY, word.path)
+    trainer.train_to(7)
+    word.set(Level.CONSERVATIVE, 1, 1)
+    trainer.train_to(9)
+    word.set(Level.HALT, 1, 2)
+    with pytest.raises(EmergencyStop) as stop:
+        trainer.run_round(1, 20)
+    assert (stop.value.step, trainer.step) == (9, 9)
+
+
+# -- forks by name -----------------------------------------------------------------------------------------------
+
+
+def test_forks_have_nothing_to_do_with_each_other_or_with_the_host_they_came_from(prospect: Prospect) -> None:
+    house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
+    live = make_trainer(prospect, KEY)
+    live.train_to(5)
+    before = live.weights_sha256()
+    for name in ("one", "other"):
+        house.open(name, [live.snapshot()], None)
+    assert house.train_to("one", 10) == make_and_train(prospect, 10)[5:]
+    assert house.weights_sha256("other") == before == live.weights_sha256()
+    live.train_to(10)
+    assert house.weights_sha256("one") == live.weights_sha256()
+    assert house.shard_means("one", "test") == live.shard_means("test")
+    assert house.sample_losses("one", "pick", 1) == live.sample_losses("pick", 1)
+    house.close(["one"])
+    with pytest.raises(KeyError, match="one"):
+        house.train_to("one", 11)
+    assert house.weights_sha256("other") == before
+
+
+def make_and_train(prospect: Prospect, step: int) -> tuple[float, ...]:
+    return make_trainer(prospect, KEY).train_to(step)
+
+
+# -- how a task gets there ---------------------------------------------------------------------------------------
+
+
+def sent_and_opened(prospect: Prospect, reference: Reference) -> Prospect:
+    opened: Prospect = cloudpickle.loads(cloudpickle.dumps(SentProspect.of(prospect, reference))).open()
+    return opened
+
+
+def test_a_task_without_a_reference_is_sent_whole_with_its_blueprints() -> None:
+    own = Registry()
+    own.add(BLUEPRINTS.get("mlp"))
+    prospect = survey(tiny_task(), tiny_config(), own)
+    opened = sent_and_opened(prospect, Reference())
+    assert [made.name for made in opened.blueprints.for_kind(prospect.specs[0].kind)] == ["mlp"]
+    assert opened.task is not prospect.task
+    assert (opened.specs, opened.options, opened.fence_steps) == (
+        prospect.specs,
+        prospect.options,
+        prospect.fence_steps,
+    )
+    assert make_and_train(opened, 12) == make_and_train(prospect, 12)
+
+
+FILE = """
+from esper.testing import tiny_task
+from esper.tolaria.trainer import never
+
+LOADED = []
+
+def task():
+    LOADED.append(1)
+    return tiny_task()
+"""
+
+
+def test_a_referenced_task_is_loaded_anew_and_nothing_of_it_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(FILE)
+    reference = Reference(f"{tmp_path / 'own.py'}:task", tmp_path / "own.py")
+    prospect = survey(tiny_task(), tiny_config())
+    sent = cloudpickle.dumps(SentProspect.of(prospect, reference))
+    assert b"own.py" in sent
+    assert b"Bands" not in sent
+    assert len(sent) < 20_000
+    opened = sent_and_opened(prospect, reference)
+    assert sys.modules["esper_task_own"].LOADED == [1]
+    assert opened.blueprints is BLUEPRINTS
+    assert make_and_train(opened, 12) == make_and_train(prospect, 12)
+
+
+def test_a_referenced_task_that_is_not_there_is_an_error_there(tmp_path: Path) -> None:
+    sent = SentProspect.of(survey(tiny_task(), tiny_config()), Reference(f"{tmp_path}/gone.py:task"))
+    with pytest.raises(TaskError, match="there is no such file"):
+        sent.open()

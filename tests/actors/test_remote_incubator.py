@@ -1,0 +1,502 @@
+"""Incubation over managers: however many there are, it is the incubation of one process, and every failure surfaces."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actors.hosted_rooms import ForkHouse
+from actors.remote_incubator import RemoteNursery
+from actors.task_transport import SentProspect
+from esper.errors import ActorLost, DivergenceUnrecoverable
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
+from esper.kasmina.incubation.planning import plan_seed
+from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.incubation import IncubationOrder
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import Kind
+from esper.setup.assembly import RunKey, make_incubator, make_trainer
+from esper.setup.survey import Prospect, survey
+from esper.telemetry.context import span, trace_id, use
+from esper.telemetry.setup import Telemetry
+from esper.testing import tiny_config, tiny_task
+from esper.tolaria.trainer import never
+from esper.user_code.task_reference import Reference
+
+KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
+
+
+class Bursting(nn.Module):
+    """Harmless for its first training steps, then no number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(8))
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, h_BC: Tensor) -> Tensor:
+        """[B, 8] -> [B, 8]."""
+        if self.training:
+            self.passes += 1
+        return h_BC * self.weight + torch.where(self.passes > 14, float("nan"), 0.0)
+
+
+def blueprints() -> Registry:
+    made = Registry()
+    for name in ("mlp", "low_rank", "norm"):
+        made.add(BLUEPRINTS.get(name))
+    made.add(Blueprint("bursting", (Kind.NC,), 0.1, lambda _: Bursting()))
+    return made
+
+
+@pytest.fixture(scope="module")
+def prospect() -> Prospect:
+    return survey(tiny_task(), tiny_config(), blueprints())
+
+
+class LocalManager:
+    """A manager's handle whose house is in this process; like the real one it does one thing after the other.
+
+    A process of it is its house, which is emptied when it dies.
+    """
+
+    machine = threading.Lock()
+    """What a process of its own would have to itself: random streams."""
+
+    numbers = itertools.count()
+
+    def __init__(self, prospect: Prospect) -> None:
+        self.name, self._prospect = f"manager-{next(self.numbers)}", prospect
+        self.asked: list[tuple[str, Any]] = []
+        self.dead: list[ForkHouse] = []
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        sent = SentProspect.of(self._prospect, Reference())
+        self.process: Any = ForkHouse(sent, KEY, never, fetch=lambda snapshot: snapshot)
+
+    def die(self) -> None:
+        self.dead.append(self.process)
+
+    def ask(self, method: str, *arguments: Any, process: Any = None, group: str | None = None) -> Any:
+        del group
+        house = process or self.process
+        with self.machine:
+            self.asked.append((method, arguments[0] if arguments else None))
+            if house in self.dead:
+                death = ActorLost("kasmina", "killed")
+                death.actor, death.process = self.name, id(house)
+                raise death
+            return getattr(house, method)(*arguments)
+
+    def check(self) -> None:
+        self.ask("close", [])
+
+    def reference(self, method: str, *arguments: Any, process: Any = None) -> list[Any]:
+        return [self.ask(method, *arguments, process=process)]
+
+    def forks(self) -> set[str]:
+        """Names of the forks that it was asked to open and not to close."""
+        opened = [name for method, name in self.asked if method == "open"]
+        closed = [name for method, names in self.asked if method == "close" for name in names]
+        assert len(set(opened)) == len(opened)
+        assert set(closed) <= set(opened)
+        return set(opened) - set(closed)
+
+
+def nobody_comes(death: ActorLost) -> None:
+    """No death is answered by a restart."""
+    raise death
+
+
+@pytest.fixture
+def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteNursery]]:
+    made: list[RemoteNursery] = []
+
+    def make(managers: Sequence[Any], replace: Any = nobody_comes) -> RemoteNursery:
+        made.append(RemoteNursery(managers, replace))
+        return made[-1]
+
+    yield make
+    for nursery in made:
+        nursery.close()
+        nursery.join()
+
+
+DRAWN: dict[str, bytes] = {}
+"""The weights of every plan that was made here, by digest."""
+
+
+def plans_for(prospect: Prospect, fence: int, step: int, names: Sequence[str]) -> tuple[GraftPlan, ...]:
+    (spec,) = prospect.specs
+    made = [
+        plan_seed(
+            Candidate(slot="body", blueprint_id=name, seed_id=f"seed-{fence}-{number}"),
+            spec,
+            prospect.blueprints.get(name),
+            run_id=KEY.run_id,
+            generation=1,
+            command_id=f"command-{fence}",
+            run_seed=0,
+            fence=fence,
+            step=step,
+            ordinal=0,
+            blend=BlendSpec(mode="RESIDUAL", ramp_steps=5),
+            warmup_steps=2,
+        )
+        for number, name in enumerate(names)
+    ]
+    DRAWN.update({plan.weights_digest: blob for plan, blob in made})
+    return tuple(plan for plan, _ in made)
+
+
+def order_of(plans: Sequence[GraftPlan], first: int, halving: int | None = 10) -> IncubationOrder:
+    return IncubationOrder(
+        order_id=plans[0].command_id,
+        generation=1,
+        fence=plans[0].fence,
+        due_fence=plans[0].fence + 1,
+        first_step=first,
+        last_step=first + 20,
+        halving_step=first + halving if halving is not None else None,
+        plans=tuple(plans),
+        batch_size=32,
+        base_flops=300,
+        seed_flops=(90,) * len(plans),
+    )
+
+
+def growth(prospect: Prospect, nursery: Any, wrap: Callable[[Any], Any]) -> list[Any]:
+    """Everything that a run with two tournaments and a twin asks of a nursery, and what it answers."""
+    live, answers = make_trainer(prospect, KEY), []
+    for fence, names in ((1, ["norm", "bursting", "mlp", "low_rank"]), (2, ["mlp", "norm"])):
+        live.train_to(fence * 20)
+        plans, snapshot = plans_for(prospect, fence, fence * 20, names), wrap(live.snapshot())
+        answers.append(tuple(nursery.births(plans, DRAWN, snapshot)))
+        nursery.begin(order_of(plans, fence * 20), DRAWN, snapshot)
+        if fence == 2:
+            nursery.advance_twin(60)
+        answers.append(nursery.collect())
+        if fence == 1:
+            nursery.keep_twin()
+    answers.append(nursery.twin_losses(3))
+    nursery.state(3)
+    nursery.advance_twin(80)
+    answers.append(nursery.twin_report())
+    return answers
+
+
+@pytest.fixture(scope="module")
+def alone(prospect: Prospect) -> list[Any]:
+    return growth(prospect, make_incubator(prospect, KEY), lambda snapshot: snapshot)
+
+
+# -- the same answers --------------------------------------------------------------------------------------------
+
+
+def test_the_tournament_in_one_process_is_one_worth_comparing_with(prospect: Prospect, alone: list[Any]) -> None:
+    births, first, *_, report = alone
+    ranks = {birth.seed_id: fork.rank for birth, fork in zip(births, first.forks, strict=True)}
+    assert ranks["seed-1-1"] is None  # it diverged
+    assert ranks["seed-1-2"] == 1
+    assert (report.steps, len(first.forks)) == (40, 4)
+    live = make_trainer(prospect, KEY)
+    live.train_to(80)
+    assert report.weights_sha256 == live.weights_sha256()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_any_number_of_managers_answers_as_one_process(
+    prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
+) -> None:
+    managers = [LocalManager(prospect) for _ in range(count)]
+    assert growth(prospect, nursery_of(managers), lambda snapshot: [snapshot]) == alone
+    assert all(manager.asked for manager in managers)
+
+
+def test_a_diverging_candidate_is_out_and_ends_no_manager(prospect: Prospect, nursery_of: Any) -> None:
+    managers, live = [LocalManager(prospect) for _ in range(2)], make_trainer(prospect, KEY)
+    nursery, plans = nursery_of(managers), plans_for(prospect, 0, 0, ["bursting", "mlp"])
+    nursery.begin(order_of(plans, 0, halving=None), DRAWN, [live.snapshot()])
+    burst, other = nursery.collect().forks
+    assert (burst.rank, other.rank) == (None, 1)
+    assert burst.steps < other.steps == 20
+
+
+def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, nursery_of: Any) -> None:
+    class Diverging(LocalManager):
+        def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
+            if (method, arguments[0]) == ("train_to", "fork-0"):
+                raise DivergenceUnrecoverable(3, "loss", float("nan"))
+            return super().ask(method, *arguments, **where)
+
+    nursery, live = nursery_of([Diverging(prospect)]), make_trainer(prospect, KEY)
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    with pytest.raises(DivergenceUnrecoverable):
+        nursery.collect()
+
+
+# -- deaths ------------------------------------------------------------------------------------------------------
+
+
+class Mortal(LocalManager):
+    """A manager that dies as it is asked for the n-th time by anybody, if it is not that it closes its books."""
+
+    def __init__(self, prospect: Prospect, calls: Iterator[int], fatal: int) -> None:
+        super().__init__(prospect)
+        self._calls, self._fatal = calls, fatal
+        self.died_of = ""
+
+    def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
+        if next(self._calls) == self._fatal:
+            self.died_of = method
+            self.die()
+        return super().ask(method, *arguments, **where)
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_whatever_a_manager_is_asked_as_it_dies_its_successor_leads_to_the_same_answers(
+    prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
+) -> None:
+    def replace(death: ActorLost) -> None:
+        (manager,) = [manager for manager in managers if manager.name == death.actor]
+        with replacing:
+            if death.process == id(manager.process):
+                replaced.append(manager.name)
+                manager.begin_anew()
+
+    died_of, replacing = set[str](), threading.Lock()
+    for fatal in itertools.count():
+        replaced: list[str] = []
+        calls = itertools.count()
+        managers = [Mortal(prospect, calls, fatal) for _ in range(count)]
+        nursery = nursery_of(managers, replace)
+        if "snapshot" in (found := attempt(prospect, nursery, managers)):
+            assert replaced == []  # the run as a whole goes back
+        else:
+            assert found == alone
+            assert len(replaced) == len([manager for manager in managers if manager.died_of])
+        if not any(manager.died_of for manager in managers):
+            break
+        died_of |= {manager.died_of for manager in managers}
+    assert died_of - {""} == {
+        "births",
+        "open",
+        "train_to",
+        "sample_losses",
+        "observe",
+        "close",
+        "snapshot",
+        "shard_means",
+        "weights_sha256",
+    }
+
+
+def attempt(prospect: Prospect, nursery: RemoteNursery, managers: Sequence[Mortal]) -> list[Any]:
+    """What comes of a run with two tournaments and a twin; what the death was of, where it was not answered."""
+    try:
+        return growth(prospect, nursery, lambda snapshot: [snapshot])
+    except ActorLost:
+        return [manager.died_of for manager in managers if manager.died_of]
+
+
+def test_forks_of_a_tournament_that_is_done_again_are_closed_first(prospect: Prospect, nursery_of: Any) -> None:
+    class Counting(Mortal):
+        def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
+            held.append(len(self.process._forks))
+            return super().ask(method, *arguments, **where)
+
+    def replace(death: ActorLost) -> None:
+        (manager,) = [manager for manager in managers if manager.name == death.actor]
+        manager.begin_anew()
+        replaced.append(manager.name)
+
+    replaced, held = list[str](), list[int]()
+    calls, live = itertools.count(), make_trainer(prospect, KEY)
+    managers = [Counting(prospect, calls, 9) for _ in range(3)]
+    nursery = nursery_of(managers, replace)
+    plans = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
+    nursery.begin(order_of(plans, 0), DRAWN, [live.snapshot()])
+    assert len(nursery.collect().forks) == 5
+    assert (len(replaced), max(held)) == (1, 2)  # six forks over three managers
+
+
+def test_a_death_of_somebody_else_is_not_answered_here(prospect: Prospect, nursery_of: Any) -> None:
+    class Misled(LocalManager):
+        def ask(self, *_: Any, **__: Any) -> Any:
+            raise ActorLost("ray", "gcs_server has ended")
+
+    def replace(*_: Any) -> None:
+        raise AssertionError("nobody died whom it could replace")
+
+    nursery, live = nursery_of([Misled(prospect)], replace), make_trainer(prospect, KEY)
+    with pytest.raises(ActorLost, match="gcs_server"):
+        nursery.births(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, nursery_of: Any, count: int) -> None:
+    managers = [LocalManager(prospect) for _ in range(count)]
+    nursery, live = nursery_of(managers), make_trainer(prospect, KEY)
+    plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank"]), [live.snapshot()]
+
+    def held() -> list[str]:
+        return sorted(name for manager in managers for name in manager.forks())
+
+    def tournament() -> None:
+        nursery.begin(order_of(plans, 0), DRAWN, snapshot)
+        nursery.collect()
+
+    tournament()
+    assert held() == ["fork-0"]  # the control: it may become the twin
+    tournament()
+    assert held() == ["fork-4"]  # nobody kept the first one
+    nursery.keep_twin()
+    tournament()
+    assert held() == ["fork-4"]  # a run keeps one twin, and no other control
+
+
+def test_a_fork_is_made_once(prospect: Prospect, nursery_of: Any) -> None:
+    manager, live = LocalManager(prospect), make_trainer(prospect, KEY)
+    nursery = nursery_of([manager])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    nursery.collect()
+    assert [method for method, _ in manager.asked].count("open") == 3
+
+
+# -- when things happen ------------------------------------------------------------------------------------------
+
+
+class HeldManager(LocalManager):
+    """A manager that does not begin to train before it is let go, or ended."""
+
+    def __init__(self, prospect: Prospect) -> None:
+        super().__init__(prospect)
+        self.waits, self.released, self.lost = threading.Event(), threading.Event(), False
+
+    def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
+        if method == "train_to":
+            self.waits.set()
+            assert self.released.wait(300)
+        if self.lost:
+            self.die()
+        return super().ask(method, *arguments, **where)
+
+    def let_go(self) -> None:
+        self.released.set()
+
+    def end(self) -> None:
+        self.lost = True
+        self.released.set()
+
+
+def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Prospect, nursery_of: Any) -> None:
+    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+    nursery = nursery_of([manager])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    assert manager.waits.wait(300)  # nobody has asked for the result yet
+    assert live.train_to(20)  # and the live host goes on
+    manager.let_go()
+    assert nursery.collect().fork_steps == 40
+
+
+def test_the_twin_runs_ahead_and_is_waited_for_where_it_is_needed(prospect: Prospect, nursery_of: Any) -> None:
+    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+    manager.let_go()
+    nursery = nursery_of([manager])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    nursery.collect()
+    nursery.keep_twin()
+    manager.released.clear()
+    manager.waits.clear()
+
+    nursery.advance_twin(40)  # returns although the manager is held
+
+    assert manager.waits.wait(300)
+    assert manager.asked[-1][0] != "train_to"
+    manager.let_go()
+    live.train_to(40)
+    assert nursery.twin_losses(2) == live.sample_losses("gate", 2)
+    nursery.advance_twin(60)
+    nursery.advance_twin(80)
+    assert nursery.twin_report().steps == 60
+
+
+def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, nursery_of: Any) -> None:
+    nursery, live = nursery_of([LocalManager(prospect)]), make_trainer(prospect, KEY)
+    order, snapshot = order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()]
+    nursery.begin(order, DRAWN, snapshot)
+    with pytest.raises(AssertionError, match="one tournament is in flight"):
+        nursery.begin(order, DRAWN, snapshot)
+
+
+def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nursery_of: Any, tmp_path: Path) -> None:
+    class Traced(LocalManager):
+        def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
+            traces.append(trace_id())
+            return super().ask(method, *arguments, **where)
+
+    traces: list[str] = []
+    nursery, live = nursery_of([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
+    plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm"]), [live.snapshot()]
+    with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
+        nursery.births(plans, DRAWN, snapshot)
+        nursery.begin(order_of(plans, 0), DRAWN, snapshot)
+        nursery.collect()
+        assert len(traces) > 10
+        assert set(traces) == {trace_id()}
+
+
+# -- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_manager_raises_surfaces_at_collect_and_not_before(prospect: Prospect, nursery_of: Any) -> None:
+    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+    nursery = nursery_of([LocalManager(prospect), manager])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    assert manager.waits.wait(300)
+    manager.end()
+    with pytest.raises(ActorLost, match="kasmina: killed"):
+        nursery.collect()
+
+
+def test_what_a_manager_raises_at_a_birth_surfaces_there(prospect: Prospect, nursery_of: Any) -> None:
+    lost = HeldManager(prospect)
+    lost.end()
+    nursery, live = nursery_of([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
+    with pytest.raises(ActorLost):
+        nursery.births(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
+
+
+def test_a_twin_that_is_lost_surfaces_where_it_is_needed(prospect: Prospect, nursery_of: Any) -> None:
+    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+    manager.let_go()
+    nursery = nursery_of([manager])
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    nursery.collect()
+    nursery.keep_twin()
+    manager.end()
+    nursery.advance_twin(40)
+    with pytest.raises(ActorLost):
+        nursery.twin_losses(2)
+
+
+def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
+    before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
+    nursery = RemoteNursery([manager], nobody_comes)  # type: ignore[list-item]
+    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    assert manager.waits.wait(300)
+    nursery.close()
+    manager.end()
+    nursery.join()
+    assert set(threading.enumerate()) <= before

@@ -1,0 +1,107 @@
+"""How a task reaches another process, and what is said of one that cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from actors.launcher import launch
+from actors.task_transport import SentProspect, TaskSource
+from esper.errors import ConfigError, TaskError
+from esper.ground.workplace import from_here
+from esper.setup.survey import survey
+from esper.testing import tiny_config, tiny_task
+from esper.user_code.task_reference import Reference, load_task
+
+TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
+
+
+def test_a_task_of_a_relative_path_is_found_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(TASK)
+    monkeypatch.chdir(tmp_path / "here")
+    source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("mine.py:task")[1])
+    monkeypatch.chdir(tmp_path / "there")
+    assert source.load()[0].epochs == tiny_task().epochs
+
+
+@pytest.mark.parametrize("text", ["esper.testing:tiny_task", ""])
+def test_a_task_begins_in_every_process_where_the_run_began_or_says_that_this_folder_is_gone(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prospect, reference = survey(tiny_task(), tiny_config()), load_task(text)[1] if text else Reference()
+    for name in ("began", "left"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "began")
+    with from_here():
+        os.chdir(tmp_path / "left")
+        (tmp_path / "left").rmdir()
+        source = TaskSource.of(prospect, reference)
+    source.load()
+    assert Path.cwd() == tmp_path / "began"
+    os.chdir(tmp_path)
+    (tmp_path / "began").rmdir()
+    with pytest.raises(ConfigError, match=r"^working directory = .*/began'.* \(No such file or directory\); make it"):
+        source.load()
+
+
+def test_a_file_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(TASK)
+    task, reference = load_task(f"{tmp_path}/mine.py:task")
+    source = TaskSource.of(survey(task, tiny_config()), reference)
+    (tmp_path / "mine.py").write_text(TASK + "# changed\n")
+    with pytest.raises(TaskError, match="its file has changed since the run began"):
+        source.load()
+
+
+def test_a_task_of_a_module_is_named_as_it_was() -> None:
+    source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("esper.testing:tiny_task")[1])
+    assert source.reference.text == "esper.testing:tiny_task"
+
+
+def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    lock = threading.Lock()
+    task = replace(tiny_task(), metrics={"held": lambda output, target: output if lock else target})
+    with pytest.raises(TaskError, match=r"it cannot be sent to actors .*lock.*; give its reference"):
+        launch(task, tiny_config(run__dir=str(tmp_path / "run")))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_measured_of_a_task_is_not_measured_again() -> None:
+    prospect = survey(tiny_task(), tiny_config())
+    opened = SentProspect.of(prospect, Reference()).open()
+    assert opened.specs == prospect.specs
+    assert opened.fence_steps == prospect.fence_steps
+    assert opened.task.slots == prospect.task.slots
+
+
+def test_a_task_without_a_reference_finds_what_the_senders_script_imports(tmp_path: Path) -> None:
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "of_the_script.py").write_text("EPOCHS = 13\ndef metric(output, target): return output\n")
+    (tmp_path / "script.py").write_text(
+        "import sys\nfrom pathlib import Path\nsys.path.append('library')\nimport of_the_script\n"
+        "from esper.testing import tiny_config, tiny_task\nfrom esper.setup.survey import survey\n"
+        "from esper.user_code.task_reference import Reference\nfrom actors.task_transport import TaskSource\n"
+        "from ray import cloudpickle\n"
+        "task = tiny_task(epochs=of_the_script.EPOCHS, metrics={'same': of_the_script.metric})\n"
+        "source = TaskSource.of(survey(task, tiny_config()), Reference())\n"
+        "Path('sent').write_bytes(cloudpickle.dumps(source))\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    receives = "import pickle; print(pickle.load(open('../sent', 'rb')).load()[0].epochs)"
+    subprocess.run([sys.executable, "script.py"], cwd=tmp_path, check=True)
+    (tmp_path / "library").rename(tmp_path / "elsewhere" / "moved")
+    gone = subprocess.run([sys.executable, "-c", receives], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert "an actor cannot rebuild it (No module named 'of_the_script'); give its reference" in gone.stderr
+    (tmp_path / "elsewhere" / "moved").rename(tmp_path / "library")
+    here = subprocess.run([sys.executable, "-c", receives], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert here.stdout == "13\n"

@@ -1,0 +1,170 @@
+"""What a directory says about its run, from its files alone, whatever became of the process that wrote them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from esper.archive.identity import load_identity
+from esper.archive.inspection import inspect_run
+from esper.archive.journal import Journal, Kind
+from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
+from esper.cli.main import exit_code
+from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
+from esper.flow.in_process import resume, run
+from esper.leyline.signals import EmergencySignal, Level
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.testing import EPOCH, ScriptedPolicy, tiny_config, tiny_task
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A run that failed at fence 1, as its files stand."""
+    path = tmp_path / "run"
+    with pytest.raises(PolicyFailed):
+        run(tiny_task(), tiny_config(run__dir=str(path)), policy=Failing(ValueError()))
+    return path
+
+
+class Failing(ScriptedPolicy):
+    """Stands for the run's own policy, which goes on after it."""
+
+    version = HeuristicPolicy.version
+
+
+def crash(path: Path, holder: str) -> None:
+    """Make it look as if the process named in the lease had been at work until now: its last record is gone."""
+    journal = journal_file(path, 1)
+    journal.write_bytes(journal.read_bytes()[:-3])
+    (path / "lease").write_text(holder)
+
+
+def test_a_failed_run_is_failed(stopped: Path) -> None:
+    found = inspect_run(stopped)
+    assert (found["state"], found["fence"], found["steps"], found["damaged_records"]) == ("failed", 1, 20, 0)
+    assert (found["damaged"], found["damages"], found["level"]) == (False, [], None)
+
+
+def test_a_run_whose_process_lives_is_running(stopped: Path) -> None:
+    crash(stopped, f"pid {os.getpid()} on {socket.gethostname()}\n")
+    assert inspect_run(stopped)["state"] == "running"
+
+
+def test_a_run_whose_process_is_gone_is_stopped_and_its_torn_record_is_counted(stopped: Path) -> None:
+    crash(stopped, f"pid {2**22 + 1} on {socket.gethostname()}\n")  # beyond the largest pid that Linux gives
+    found = inspect_run(stopped)
+    assert (found["state"], found["damaged_records"], found["damaged"]) == ("stopped", 1, False)
+    assert [damage["torn"] for damage in found["damages"]] == [True]
+
+
+def test_of_a_run_on_another_machine_no_more_is_said_than_that_it_is_open(stopped: Path) -> None:
+    crash(stopped, "pid 1 on another-machine\n")
+    assert inspect_run(stopped)["state"] == "open"
+
+
+def test_a_run_without_a_lease_is_stopped(stopped: Path) -> None:
+    crash(stopped, "")
+    assert inspect_run(stopped)["state"] == "stopped"
+    (stopped / "lease").unlink()
+    assert inspect_run(stopped)["state"] == "stopped"
+
+
+def test_looking_changes_nothing(stopped: Path) -> None:
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    inspect_run(stopped)
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="no run is here"):
+        inspect_run(tmp_path)
+
+
+def test_a_foreign_run_json_is_refused_by_name(stopped: Path) -> None:
+    run_file(stopped).write_text('{"run_id": 3}')
+    with pytest.raises(StoreCorrupt, match=r"not a run\.json of this version"):
+        load_identity(stopped)
+
+
+def test_the_level_is_the_highest_that_was_heard(stopped: Path) -> None:
+    with Journal(stopped, 1) as journal:
+        for said in (Level.NOTICE, Level.CONSERVATIVE, Level.ELEVATED):
+            told = {"signal_id": said.name, "run_id": "r", "generation": 1, "origin": "operator", "reason": ""}
+            journal.write(Kind.SIGNAL, EmergencySignal(level=said, issued_at=EPOCH, **told))
+    assert inspect_run(stopped)["level"] == "CONSERVATIVE"
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_run_without_its_journal_nothing_is_made_up(stopped: Path) -> None:
+    journal_file(stopped, 1).unlink()
+    (stopped / "lease").unlink()
+    found = inspect_run(stopped)
+    assert found["damages"] == [{"file": "journal-1.log", "offset": None, "reason": "is missing", "torn": False}]
+    assert (found["damaged"], found["state"], found["total_steps"]) == (True, "unknown", 320)
+    assert [found[name] for name in ("fence", "steps", "train_loss", "level")] == [None] * 4
+
+
+def test_how_a_run_stands_whose_newest_journal_is_lost_is_not_read_from_an_older_one(stopped: Path) -> None:
+    resume(stopped, tiny_task())
+    journal_file(stopped, 2).write_bytes(b"lost")
+    (stopped / "lease").write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    assert inspect_run(stopped)["state"] == "running"
+    (stopped / "lease").unlink()
+    assert inspect_run(stopped)["state"] == "unknown"
+
+
+def test_a_run_whose_older_journal_is_lost_is_shown_as_the_newest_says(stopped: Path) -> None:
+    resume(stopped, tiny_task())
+    whole = inspect_run(stopped)
+    journal_file(stopped, 1).write_bytes(b"lost")
+    found = inspect_run(stopped)
+    assert (whole["damaged"], found["damaged"]) == (False, True)
+    assert [damage["file"] for damage in found["damages"]] == ["journal-1.log", "journal-2.log"]
+    for name in ("state", "fence", "steps", "seeds", "train_loss", "generation"):
+        assert found[name] == whole[name]
+
+
+@pytest.mark.parametrize("text", [None, "{}", "\udce9"])
+def test_a_run_whose_run_json_is_lost_is_shown_as_the_journal_says(stopped: Path, text: str | None) -> None:
+    whole = inspect_run(stopped)
+    run_file(stopped).unlink()
+    if text is not None:
+        run_file(stopped).write_bytes(text.encode(errors="surrogateescape"))
+    found = inspect_run(stopped)
+    assert ([damage["file"] for damage in found["damages"]], found["damaged"]) == (["run.json"], True)
+    assert {name for name in whole if found[name] != whole[name]} == {"damages", "damaged"}
+
+
+def test_of_a_directory_that_holds_only_checkpoints_nothing_is_made_up(stopped: Path) -> None:
+    for entry in stopped.iterdir():
+        if entry == checkpoints_folder(stopped):
+            continue
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    found = inspect_run(stopped)
+    assert [damage["file"] for damage in found["damages"]] == ["run.json", "journal-1.log"]
+    assert [found[name] for name in ("fence", "total_steps", "task", "seed", "level")] == [None] * 5
+
+
+def test_where_a_round_was_lost_of_a_run_that_told_of_no_other_no_fence_is_made_up(stopped: Path) -> None:
+    data = bytearray(journal_file(stopped, 1).read_bytes())
+    data[data.index(b'"train_loss"')] ^= 1
+    journal_file(stopped, 1).write_bytes(data)
+    found = inspect_run(stopped)
+    assert (found["state"], found["fence"], found["damaged_records"]) == ("failed", None, 1)
+
+
+def test_damage_is_named_and_the_exit_code_says_it(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["inspect", str(stopped)]) == 0
+    run_file(stopped).unlink()
+    capsys.readouterr()
+    assert exit_code(["inspect", str(stopped)]) == 1
+    assert "run.json: is missing" in capsys.readouterr().out
+    assert exit_code(["inspect", str(stopped), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["damaged"] is True

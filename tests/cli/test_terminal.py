@@ -1,0 +1,334 @@
+"""What people see: a newcomer can follow a run from it, on a terminal and in a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from esper.archive.recovery_record import Lost, Stopwatch
+from esper.archive.result import Result
+from esper.cli.terminal import COLOURS, Terminal, heading, results, standing
+from esper.errors import PolicyFailed, TrainerRankLost
+from esper.flow.in_process import run
+from esper.flow.progress import Quiet
+from esper.leyline.incubation import Answer
+from esper.leyline.reports import Check, Gate, GateReport, Transition
+from esper.leyline.stages import IN_HOST, Stage
+from esper.leyline.state import SeedState
+from esper.setup.survey import survey
+from esper.testing import ScriptedPolicy, tiny_config, tiny_task
+
+
+def console(*, terminal: bool = False, width: int = 140) -> Console:
+    return Console(record=True, force_terminal=terminal, width=width, file=io.StringIO())
+
+
+@dataclass(frozen=True)
+class Seen:
+    result: Result
+    text: str
+
+    @property
+    def lines(self) -> list[str]:
+        return [line.rstrip() for line in self.text.splitlines()]
+
+    def said(self, start: str, part: str) -> bool:
+        return any(line.startswith(start) and part in line for line in self.lines)
+
+
+def watch(path: Path, shown: Console, **overrides: object) -> Seen:
+    terminal = Terminal(shown, live=shown.is_terminal)
+    result = run(tiny_task(), tiny_config(run__dir=str(path), **overrides), progress=terminal)
+    return Seen(result, shown.export_text())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return watch(tmp_path_factory.mktemp("plain") / "run", console())
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    return watch(tmp_path_factory.mktemp("live") / "run", console(terminal=True))
+
+
+# -- plain lines -------------------------------------------------------------------------------------------------
+
+
+def test_every_round_is_one_line_with_step_loss_speed_and_size(plain: Seen) -> None:
+    rounds = [line for line in plain.lines if "/16  step" in line]
+    assert [line.split()[1] for line in rounds] == [f"{n}/16" for n in range(1, 17)]
+    for word in ("step 20/320", "loss 1.", "steps/s", "108 parameters"):
+        assert word in rounds[0]
+
+
+def test_the_stage_of_every_seed_in_the_host_is_in_the_line_of_its_slot(plain: Seen) -> None:
+    rounds = [line for line in plain.lines if "/16  step" in line]
+    assert rounds[1].endswith("body: mlp BLENDING alpha 0.00")
+    assert rounds[2].endswith("body: mlp BLENDING alpha 0.67, BLENDING alpha 0.00")
+    assert rounds[-1].endswith("body: mlp FOSSILIZED x2")
+
+
+def test_what_happens_to_a_seed_is_told_with_the_figure_that_decided(plain: Seen) -> None:
+    assert plain.said("round  1", "3 candidates incubate in copies of the network, beside a control")
+    assert plain.said("round  2", "mlp at body beat its control by 16.94% (z 8.078, needs above 3.715): grafted")
+    assert plain.said("round  2", "a replica of mlp at body incubates")
+    assert plain.said("round  3", "mlp at body is not shown harmful (z 6.088, needs at least -3)")
+    assert plain.said("round  4", "came first, not accepted by G2: no improvement (z -0.625, needs above 3.715)")
+    assert plain.said("round  7", "stays: FOSSILIZED, the network is ahead of its twin (z ")
+
+
+def test_what_happens_fits_one_line_of_a_terminal(plain: Seen) -> None:
+    assert max(len(line) for line in plain.lines if line.startswith("round") and "/16" not in line) <= 110
+
+
+def test_a_reason_to_hold_is_told_once(plain: Seen) -> None:
+    holds = [line for line in plain.lines if "nothing new is tried" in line]
+    assert len(holds) == len(set(holds)) == 2
+    assert holds[1].endswith("a seed could not be fossilised before the end")
+
+
+def test_a_run_without_growth_says_so_and_needs_no_table_of_seeds(tmp_path: Path) -> None:
+    seen = watch(tmp_path / "run", console(), growth__enabled=False, run__epochs=1)
+    assert "no growth: the network trains alone" in seen.text
+    assert "without growing" not in seen.text
+    assert "blueprint" not in seen.text
+
+
+# -- the live view -----------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_a_bar_each_slot_and_what_is_going_on(live: Seen) -> None:
+    for word in ("round  7/16", "━", "slot", "kind", "NC", "dormant", "incubating", "BLENDING alpha 0.67"):
+        assert word in live.text
+    assert "round 3: 20 steps" in live.text
+    assert "round 3: incubating" in live.text
+
+
+def test_the_live_view_is_left_as_the_last_round_stood_without_its_spinner(live: Seen) -> None:
+    last = live.text[live.text.rindex("round 16/16") :]
+    assert "mlp FOSSILIZED x2" in last
+    assert "round 16: 20 steps" not in last
+
+
+def test_the_live_view_is_closed_after_a_failure(tmp_path: Path) -> None:
+    output = io.StringIO()
+    terminal = Terminal(Console(force_terminal=True, width=140, file=output), live=True)
+    with pytest.raises(PolicyFailed):
+        run(
+            tiny_task(),
+            tiny_config(run__dir=str(tmp_path / "run")),
+            policy=ScriptedPolicy(ValueError()),
+            progress=terminal,
+        )
+    terminal.close()
+    terminal.close()  # a second time does nothing
+    assert terminal.path == tmp_path / "run"
+    assert output.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+def test_what_is_shown_changes_no_bit(plain: Seen, live: Seen) -> None:
+    assert plain.result.weights_sha256 == live.result.weights_sha256
+
+
+# -- beginning and end -------------------------------------------------------------------------------------------
+
+
+def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
+    text = "\n".join(heading(survey(tiny_task(), tiny_config(run__seed=3)), Path("runs/x")))
+    for word in (
+        "run runs/x",
+        "108 parameters; 320 steps of 32 samples in 16 rounds; seed 3, 1 thread, cpu",
+        "train 1,024, valid 64, test 512, pick 256, gate 256",
+        "slot body: NC (8,)",
+        "3 candidates; a seed must beat its control by 0.2% of the loss and z > 3.71 on 256 samples",
+        "FOSSILIZED (stays)",
+    ):
+        assert word in text
+    assert "causal" not in text  # it has no meaning where there are no positions
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_results_fit_a_terminal_and_say_what_growing_came_to(plain: Seen, width: int) -> None:
+    shown = console(width=width)
+    shown.print(results(plain.result))
+    text = shown.export_text()
+    result = plain.result
+    assert result.twin_test_loss is not None
+    less = 1 - result.test_loss / result.twin_test_loss
+    for word in (
+        "5 seeds were tried, 2 joined the network",
+        "FOSSILIZED   +16.94%   +8.1   568",
+        "not kept     -2.67%    -0.6   568",
+        f"{result.start_test_loss:.4f} -> {result.test_loss:.4f}",
+        f"{result.twin_test_loss:.4f} (the twin); growing made it {less:.1%} better",
+        "108 -> 1,244",
+        "320, ",
+        "trainer 0.0",
+        "waited",
+        result.weights_sha256[:16],
+    ):
+        assert word in text
+    assert max(map(len, text.splitlines())) <= width
+    assert next(line for line in text.splitlines() if "replica" in line).count("568") == 1  # no row is broken
+
+
+@pytest.mark.parametrize(("gain", "told"), [(-0.0021, True), (0.0021, False)])
+def test_a_replica_that_was_kept_beside_a_better_control_has_a_word_beside_the_table(
+    undisturbed: Result, gain: float, told: bool
+) -> None:
+    first = next(one for one in undisturbed.seeds if one.stage == "FOSSILIZED")
+    copy = first.model_copy(update={"replica_of": first.seed_id, "gain": gain, "z": -1.7})
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(results(undisturbed.model_copy(update={"seeds": (first, copy)})))
+    assert ("a replica need not beat its control" in " ".join(shown.get().split())) is told
+
+
+def seed(stage: Stage, *, blueprint: str = "mlp", alpha: float | None = 1.0) -> SeedState:
+    return SeedState(
+        seed_id=f"{blueprint}-{stage}",
+        slot="body",
+        blueprint_id=blueprint,
+        ordinal=0,
+        stage=stage,
+        alpha=alpha,
+        since_fence=1,
+        due=False,
+        command_id="c",
+        replica_of=None,
+        required_mesh=(),
+        parameters=1,
+        gain=None,
+        z=None,
+    )
+
+
+def test_seeds_that_stand_alike_are_counted_and_those_outside_the_host_left_out() -> None:
+    stack = [seed(Stage.FOSSILIZED), seed(Stage.FOSSILIZED), seed(Stage.BLENDING, alpha=0.5), seed(Stage.CULLED)]
+    assert standing([*stack, seed(Stage.SHADOWING, blueprint="norm")]).plain == (
+        "mlp FOSSILIZED x2, BLENDING alpha 0.50, norm SHADOWING"
+    )
+    assert standing([]).plain == ""
+
+
+def test_every_stage_in_the_host_has_a_colour() -> None:
+    assert set(IN_HOST) <= COLOURS.keys()
+
+
+def culled(before: Stage, report: GateReport | None, cause: str) -> Iterator[str]:
+    shown = console()
+    step = Transition(
+        seed_id="s",
+        slot="body",
+        blueprint_id="mlp",
+        before=before,
+        after=Stage.CULLED,
+        fence=9,
+        cause=cause,
+        command_id="c",
+    )
+    Terminal(shown).answer(Answer(transitions=(step,), gates=() if report is None else (report,)))
+    yield shown.export_text().strip()
+
+
+def report(gate: Gate, *checks: Check) -> GateReport:
+    return GateReport(gate=gate, seed_id="s", fence=9, checks=checks)
+
+
+def test_a_seed_taken_out_of_the_network_is_told_with_the_figure_that_failed() -> None:
+    worse = Check(name="twin_z", reason="worse_than_twin", measured=-4.2, at_least=-3.0)
+    fine = Check(name="cost_ratio", reason="cost_exceeded", measured=0.5, at_most=1.0)
+    (text,) = culled(Stage.SHADOWING, report(Gate.G4, fine, worse), "G4")
+    assert text == (
+        "round  9  mlp at body was taken out of the network by G4: worse than twin (z -4.2, needs at least -3)"
+    )
+
+
+def test_a_seed_that_goes_with_another_is_told_too() -> None:
+    (text,) = culled(Stage.BLENDING, None, "G4")
+    assert text == "round  9  mlp at body was taken out of the network by G4: with the seed that failed"
+
+
+def told(after: Stage, before: Stage, gate: GateReport, *, replica: bool = False) -> str:
+    step = Transition(
+        seed_id="s", slot="body", blueprint_id="mlp", before=before, after=after, fence=9, cause="G2", command_id="c"
+    )
+    shown = console()
+    terminal = Terminal(shown)
+    terminal._replicas = frozenset({"s"} if replica else ())
+    terminal.answer(Answer(transitions=(step,), gates=(gate,)))
+    return shown.export_text().strip()
+
+
+def test_no_word_says_more_than_the_figure_where_a_seed_is_let_in_with_a_worse_loss() -> None:
+    own = Check(name="own_z", reason="harmful", measured=-2.7, at_least=-3.0)
+    copied = told(Stage.BLENDING, Stage.TRAINING, report(Gate.G2, own), replica=True)
+    assert "mlp at body is not shown harmful (z -2.7, needs at least -3): grafted" in copied
+    behind = Check(name="twin_z", reason="worse_than_twin", measured=-1.2, at_least=-3.0)
+    assert told(Stage.FOSSILIZED, Stage.PROBATIONARY, report(Gate.G4, behind)).endswith(
+        "stays: FOSSILIZED, the network is behind its twin, by less than the limit (z -1.2, needs at least -3)"
+    )
+
+
+def test_the_results_of_a_run_that_growing_made_worse_say_so(plain: Seen) -> None:
+    shown = console()
+    shown.print(results(plain.result.model_copy(update={"test_loss": 1.058, "twin_test_loss": 1.0})))
+    assert "1.0000 (the twin); growing made it 5.8% worse" in shown.export_text()
+
+
+def test_one_of_many_that_lost_its_tournament_is_not_worth_a_line() -> None:
+    lost = Check(name="rank", reason="outperformed", measured=2, at_most=1.0)
+    assert list(culled(Stage.TRAINING, report(Gate.G2, lost), "G2")) == [""]
+
+
+def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False, run__epochs=1)
+    run(tiny_task(), config, progress=Quiet())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen) -> None:
+    config = tiny_config(failure_policy__FaultInjected="restart")
+    assert "  declared otherwise than by default: FaultInjected -> restart" in heading(
+        survey(tiny_task(), config), None
+    )
+    death = Stopwatch(TrainerRankLost("tolaria", "gone"))
+    for phase in ("decide", "stop", "start", "restore"):
+        death.lap(phase)
+    recovery = death.recovery(Lost({"tolaria": "tolaria"}, None), 3, 2, from_memory=False)
+    result = plain.result.model_copy(
+        update={"recoveries": (recovery.model_copy(update={"start_s": 2.5, "first_step_s": 0.7}),)}
+    )
+    shown = console()
+    shown.print(results(result))
+    assert "tolaria (TrainerRankLost), 3.2 s until the next good step" in shown.export_text()
+
+
+def test_a_figure_that_is_not_finite_is_said_in_every_place(plain: Seen, tmp_path: Path) -> None:
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    figures = {"test_metrics": {"a.b": float("nan"), "c": 0.5}, "valid_loss": float("-inf")}
+    result = plain.result.model_copy(update=figures)
+    shown = console()
+    shown.print(results(result))
+    assert "test a.b is nan: a division by 0" in shown.export_text(clear=False)
+    assert "valid loss is -inf" in shown.export_text()
+
+    result.save(tmp_path)
+    told = json.loads((tmp_path / "summary.json").read_text(), parse_constant=refused)
+    assert told["not_finite"] == {"test_metrics": {"a.b": "nan"}, "valid_loss": "-inf"}
+    assert told["test_metrics"] == {"a.b": None, "c": 0.5}
+
+    plain.result.save(tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == plain.result.as_json()
+    journal = json.loads(json.dumps(result.as_json()))  # as the journal writes and reads it
+    assert math.isnan(Result.model_validate_json(json.dumps(journal)).test_metrics["a.b"])

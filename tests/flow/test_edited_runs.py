@@ -1,0 +1,236 @@
+"""Run directories that were edited and sealed again, so that every checksum holds: each is refused, typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper.archive.history import look_at, read_past
+from esper.archive.journal import Kind
+from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
+from esper.config.joined import load_config, parse_override
+from esper.durable.log import Frame, FramedLog, image, scan
+from esper.durable.streams import write_stream
+from esper.errors import ConfigError, EsperError, RestoreImpossible, StoreCorrupt
+from esper.flow.in_process import resume
+from esper.testing import tiny_task
+
+Content = dict[str, Any]
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.fixture
+def path(drained_twice: Path, tmp_path: Path) -> Path:
+    """A copy of a run that was drained at fences 4 and 6."""
+    shutil.copytree(drained_twice, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def resealed(run_dir: Path, edit: Callable[[Content], object]) -> None:
+    """Edit the content of every checkpoint, and have the journals say their new lengths and checksums."""
+    made = {}
+    for file in checkpoints_folder(run_dir).glob("fence-*.pt"):
+        content = torch.load(file, weights_only=True)
+        edit(content)
+        file.unlink()
+        made[file.name] = write_stream(file, lambda stream, content=content: torch.save(content, stream))
+
+    def record(body: Content) -> None:
+        if (seal := made.get(body["file"])) is not None:
+            body |= {"length": seal.length, "crc": seal.crc}
+
+    for generation in (1, 2):
+        rewritten(run_dir, generation, Kind.CHECKPOINT_COMMITTED, record)
+
+
+def rewritten(run_dir: Path, generation: int, kind: Kind, edit: Callable[[Content], object]) -> None:
+    """Edit the bodies of one kind of records, and frame them again."""
+    file, frames, end = journal_file(run_dir, generation), [], 30
+    for frame in scan(file).frames:
+        payload = frame.payload
+        if frame.kind == kind:
+            body = json.loads(payload)
+            edit(body)
+            payload = json.dumps(body).encode()
+        frames.append(Frame(end, frame.sequence, frame.kind, payload))
+        end = frames[-1].end
+    grown = {str(generation): end}
+    file.write_bytes(image(frames, epoch=generation))
+    if generation == 1:
+        rewritten(run_dir, 2, Kind.SUPERSEDED, lambda body: body.update(lengths=grown))
+
+
+def test_a_run_sealed_again_without_an_edit_goes_on(path: Path) -> None:
+    resealed(path, dict)
+    assert resume(path, tiny_task()).rounds == 16
+
+
+def inner(**values: object) -> Callable[[Content], object]:
+    return lambda content: content["trainer"].update(values)
+
+
+def zeroed(content: Content) -> None:
+    for tensor in content["trainer"]["tensors"].values():
+        tensor.zero_()
+
+
+def without(*keys: str) -> Callable[[Content], object]:
+    def edit(content: Content) -> None:
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        del place[keys[-1]]
+
+    return edit
+
+
+def claiming(content: Content) -> None:
+    """A tensor of 8 TB in some bytes."""
+    content["trainer"]["weights"] = [torch.zeros(1).expand(2**41)]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.update(run_id="another"),
+        lambda content: content.update(fence=content["fence"] + 1),
+        lambda content: content.update(step=-1),
+        lambda content: content["rooms"].update(kasmina=3),
+        inner(fence=-4),
+        inner(step=7),
+        inner(total_steps="many"),
+        inner(tensors={}),
+        inner(topology=[{"kind": "os.system", "json": "{}", "weights": None}]),
+        zeroed,
+        claiming,
+        without("trainer", "scheduler"),
+    ],
+)
+def test_an_edited_checkpoint_is_not_restored(path: Path, edit: Callable[[Content], object]) -> None:
+    resealed(path, edit)
+    with pytest.raises(RestoreImpossible, match="no checkpoint loads"):
+        resume(path, tiny_task())
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        without("rooms", "line"),
+        without("nursery", "twin"),
+        lambda content: content["rooms"].update(line=DEEP),
+        lambda content: content["rooms"].update(kasmina="{}"),
+        lambda content: content["rooms"].update(tamiyo=DEEP),
+        lambda content: content["trainer"]["optimizer"].update(param_groups=[]),
+        lambda content: content["trainer"]["optimizer"].update(state={0: 3}),
+    ],
+)
+def test_an_edited_state_that_only_its_room_can_tell_is_refused_by_it(
+    path: Path, edit: Callable[[Content], object]
+) -> None:
+    resealed(path, edit)
+    with pytest.raises(EsperError):
+        resume(path, tiny_task())
+
+
+# -- what is no file, and what is too large --------------------------------------------------------------------------
+
+
+def a_folder(place: Path) -> None:
+    place.mkdir()
+
+
+def a_link_to_a_device(place: Path) -> None:
+    place.symlink_to("/dev/zero")
+
+
+def a_link_to_itself(place: Path) -> None:
+    place.symlink_to(place)
+
+
+THINGS = [a_folder, os.mkfifo, a_link_to_a_device, a_link_to_itself]
+
+
+@pytest.mark.parametrize("make", THINGS)
+def test_a_checkpoint_that_is_no_file_is_passed_over(path: Path, make: Callable[[Path], None]) -> None:
+    newest = max(checkpoints_folder(path).glob("fence-*.pt"), key=lambda file: int(file.name.split("-")[1]))
+    newest.unlink()
+    make(newest)
+    assert resume(path, tiny_task()).rounds == 16
+
+
+@pytest.mark.parametrize("make", THINGS)
+@pytest.mark.parametrize("name", ["run.json", "journal-1.log", "journal-2.log"])
+def test_a_part_of_a_run_that_is_no_file_is_refused(path: Path, make: Callable[[Path], None], name: str) -> None:
+    (path / name).unlink()
+    make(path / name)
+    with pytest.raises(EsperError):
+        resume(path, tiny_task())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEEP,
+        '{"versions": ' + DEEP + "}",
+        "7",
+        pytest.param({"fence_steps": []}, id="no fences"),
+        pytest.param({"fence_steps": [0]}, id="one fence"),
+        pytest.param({"fence_steps": [0, -20, 320]}, id="fences that fall"),
+        pytest.param({"total_steps": -1}, id="negative steps"),
+        pytest.param({"generation": 0}, id="no generation"),
+    ],
+)
+def test_a_run_json_that_says_what_cannot_be_is_refused(path: Path, text: str | Content) -> None:
+    told = text if isinstance(text, str) else json.dumps(json.loads(run_file(path).read_text()) | text)
+    run_file(path).write_text(told)
+    with pytest.raises(StoreCorrupt, match=r"run\.json"):
+        read_past(path)
+    assert look_at(path).damages[0].file == "run.json"
+
+
+def test_a_tail_of_gigabytes_is_not_read_into_memory(path: Path) -> None:
+    for file in (run_file(path), journal_file(path, 2)):
+        os.truncate(file, 2**31)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert {damage.file for damage in look_at(path).damages} == {"run.json", "journal-2.log"}
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB: a quarter of a gigabyte
+
+
+def test_a_record_of_deeply_nested_json_is_damage(path: Path) -> None:
+    with FramedLog.open(journal_file(path, 2), epoch=2) as log:
+        log.append(Kind.HOLD, DEEP.encode())
+    assert [damage.file for damage in look_at(path).damages] == ["journal-2.log"]
+
+
+@pytest.mark.parametrize("edit", [{"from_fence": -1}, {"lengths": {"1": -1}}])
+def test_a_record_with_a_negative_number_is_damage(path: Path, edit: Content) -> None:
+    rewritten(path, 2, Kind.SUPERSEDED, lambda body: body.update(edit))
+    assert "journal-2.log" in [damage.file for damage in look_at(path).damages]
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["config", "faults"])
+@pytest.mark.parametrize("text", ["a = " + DEEP, "#" * 2**21, None])
+def test_a_file_of_settings_that_cannot_be_one_is_refused(tmp_path: Path, option: str, text: str | None) -> None:
+    file = tmp_path / "f.toml"
+    if text is None:
+        file.symlink_to("/dev/zero")
+    else:
+        file.write_text(text)
+    with pytest.raises(ConfigError, match=r"recursion|longer than"):
+        load_config(file if option == "config" else None, None, file if option == "faults" else None)
+
+
+def test_an_override_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ConfigError, match="recursion"):
+        parse_override(f"run.seed={DEEP}")

@@ -1,0 +1,274 @@
+"""`esper prove`: a run that took its course is the same again; one that did not is told where it went astray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper.archive.history import Past, read_past
+from esper.archive.journal import Journal, Kind, read
+from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
+from esper.cli.main import exit_code
+from esper.errors import (
+    CheckpointCorrupt,
+    Drained,
+    FaultInjected,
+    RunDirectoryError,
+    StoreCorrupt,
+    TaskError,
+)
+from esper.faults import Fault, FaultSpec
+from esper.flow import replay
+from esper.flow.in_process import resume, run
+from esper.flow.progress import Quiet
+from esper.flow.replay import Divergence, Proof, compare, prove
+from esper.flow.tally import Tally
+from esper.leyline.state import RoundState
+from esper.testing import StopAt, tiny_config, tiny_task
+from esper.user_code.task_reference import load_task
+
+TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
+
+
+class Watching(Quiet):
+    """Remembers the last fence that was passed."""
+
+    last = -1
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        del tally
+        self.last = state.fence
+
+
+@pytest.fixture
+def stop(tmp_path: Path) -> Callable[..., Path]:
+    """A run of a task file that was drained at a fence."""
+
+    def make(fence: int = 4, **overrides: Any) -> Path:
+        (tmp_path / "mine.py").write_text(TASK)
+        task, reference = load_task(f"{tmp_path}/mine.py:task")
+        config = tiny_config(run__dir=str(tmp_path / "run"), **overrides)
+        with pytest.raises(Drained):
+            run(task, config, reference=reference, drain=(watch := StopAt(fence)).drain, progress=watch)
+        return tmp_path / "run"
+
+    return make
+
+
+@pytest.fixture
+def stopped(stop: Callable[..., Path]) -> Path:
+    return stop()
+
+
+def test_a_run_that_was_stopped_and_went_on_is_the_same_at_every_step_and_fence(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resume(stopped)
+    assert exit_code(["prove", str(stopped), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told == {"same": True, "steps": 320, "fences": 17, "total_steps": 320, "divergence": None}
+
+
+# -- how far -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_repeated_and_compared_as_far_as_it_got(stopped: Path) -> None:
+    proof = prove(stopped, watch := Watching())
+    assert (proof.steps, proof.fences, proof.total_steps, proof.divergence) == (80, 5, 320, None)
+    assert watch.last == 4
+
+
+def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(TASK)
+    task, reference = load_task(f"{tmp_path}/mine.py:task")
+    fault = FaultSpec(point="conductor.fence", fault=Fault.RAISE, round=5)
+    config = tiny_config(run__dir=str(tmp_path / "run")).model_copy(update={"faults": (fault,)})
+    with pytest.raises(FaultInjected):
+        run(task, config, reference=reference)
+    proof = prove(tmp_path / "run", watch := Watching())
+    assert (proof.steps, proof.fences, proof.divergence, watch.last) == (100, 5, None, 5)
+
+
+def test_a_run_whose_last_append_was_cut_short_is_compared_up_to_there(stop: Callable[..., Path]) -> None:
+    path = stop(4, checkpoint__keep=9)
+    journal = journal_file(path, 1)
+    round_3 = next(e for e in read(journal)[0] if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 3)
+    journal.write_bytes(journal.read_bytes()[: round_3.offset + 50])
+    proof = prove(path, watch := Watching())
+    assert (proof.steps, proof.divergence, watch.last) == (40, None, 2)
+
+
+def test_weights_are_compared_also_at_a_fence_that_has_a_checkpoint_only_because_the_run_stopped_there(
+    stop: Callable[..., Path],
+) -> None:
+    path = stop(4, checkpoint__every_rounds=3)
+    with pytest.raises(Drained):
+        resume(path, drain=(watch := StopAt(5)).drain, progress=watch)
+    proof = prove(path, Quiet())
+    assert (proof.steps, proof.fences, proof.divergence) == (100, 4, None)
+
+
+def test_a_run_without_a_finished_round_is_refused(
+    stop: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = stop(0)
+    with pytest.raises(RunDirectoryError, match="there is nothing to compare"):
+        prove(path, watch := Watching())
+    assert watch.last == -1
+    assert exit_code(["prove", str(path)]) == 2
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+# -- divergence --------------------------------------------------------------------------------------------------
+
+
+def altered(past: Past, kind: Kind, fence: int, change: Callable[[dict[str, object]], object]) -> Past:
+    """A past in which one record says something else."""
+    entries = []
+    for entry in past.entries:
+        if entry.kind is kind and entry.body["fence"] == fence:
+            body = json.loads(json.dumps(entry.body))
+            change(body)
+            entry = replace(entry, body=body)
+        entries.append(entry)
+    return replace(past, entries=tuple(entries))
+
+
+def test_the_first_step_that_went_astray_is_named_with_both_losses(stopped: Path) -> None:
+    past = read_past(stopped)
+    other = altered(past, Kind.ROUND_ENDED, 3, lambda body: body["losses"].__setitem__(7, 0.5))  # type: ignore[attr-defined]
+    found = compare(other, past).divergence
+    assert found is not None
+    assert (found.what, found.fence, found.step, found.recorded) == ("loss", 3, 47, 0.5)
+
+
+def test_the_last_bit_of_a_loss_counts(stopped: Path) -> None:
+    past = read_past(stopped)
+    losses = next(e.body["losses"] for e in past.entries if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 2)
+    nearly = float.fromhex(losses[0].hex().replace("0x1.", "0x1.")) * (1 + 2**-52)
+    other = altered(past, Kind.ROUND_ENDED, 2, lambda body: body.update(losses=[nearly, *losses[1:]]))
+    assert compare(past, other).divergence == Divergence("loss", 2, 20, losses[0], nearly)
+
+
+def test_weights_that_went_astray_between_two_steps_are_named_by_their_fence(stopped: Path) -> None:
+    past = read_past(stopped)
+    other = altered(past, Kind.CHECKPOINT_COMMITTED, 2, lambda body: body.update(weights_crc32c=1))
+    found = compare(past, other).divergence
+    assert found is not None
+    assert (found.what, found.fence, found.step, found.repeated) == ("weights", 2, None, 1)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def flip(file: Path, at: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 0xFF
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", [Kind.ROUND_ENDED, Kind.RUN_STARTED, Kind.HOLD])
+def test_a_damaged_journal_is_damage_and_no_divergence(
+    stopped: Path, capsys: pytest.CaptureFixture[str], kind: Kind
+) -> None:
+    at = next(entry.offset for entry in read(journal_file(stopped, 1))[0] if entry.kind is kind)
+    flip(journal_file(stopped, 1), at + 40)
+    with pytest.raises(StoreCorrupt, match=rf"journal-1\.log: byte {at}: the checksum of the payload is wrong"):
+        prove(stopped, watch := Watching())
+    assert watch.last == -1
+    assert exit_code(["prove", str(stopped)]) == 3
+    assert "StoreCorrupt" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_damage_and_no_sameness(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flip(checkpoints_folder(stopped) / "fence-3-g1.pt", 1000)
+    with pytest.raises(CheckpointCorrupt, match=r"fence-3-g1\.pt"):
+        prove(stopped, watch := Watching())
+    assert watch.last == -1
+    assert exit_code(["prove", str(stopped)]) == 3
+    assert "CheckpointCorrupt" in capsys.readouterr().err
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_of_other_versions_is_refused_before_anything_runs(stopped: Path) -> None:
+    told = json.loads(run_file(stopped).read_text())
+    told["versions"]["torch"] = "1.13.0"
+    run_file(stopped).write_text(json.dumps(told))
+    with pytest.raises(RunDirectoryError, match=r"made with torch 1\.13\.0 \(here 2\."):
+        prove(stopped, watch := Watching())
+    assert watch.last == -1
+
+
+def test_a_run_that_was_given_another_length_is_refused(stopped: Path) -> None:
+    resume(stopped, settings={"run.epochs": 12})
+    with pytest.raises(RunDirectoryError, match="another length on its way"):
+        prove(stopped, Quiet())
+
+
+def test_a_changed_task_is_refused(stopped: Path) -> None:
+    (stopped.parent / "mine.py").write_text(TASK + "# changed\n")
+    with pytest.raises(TaskError, match="its file has changed"):
+        prove(stopped, Quiet())
+
+
+def test_a_run_that_nobody_can_find_the_task_of_is_refused(tmp_path: Path) -> None:
+    run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False))
+    with pytest.raises(TaskError, match=r"run\.json does not say where it is"):
+        prove(tmp_path / "run", Quiet())
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "told"),
+    [
+        (Kind.RUN_STARTED, {"cpu": "an abacus"}, "it ran on an abacus"),
+        (Kind.SIGNAL, {"level": 3}, "an emergency signal held its growth back"),
+    ],
+)
+def test_what_cannot_be_repeated_here_is_refused_and_not_told_as_another_course(
+    stopped: Path, kind: Kind, change: dict[str, Any], told: str
+) -> None:
+    past = read_past(stopped)
+    body = next((entry.body for entry in past.entries if entry.kind is kind), {})
+    with Journal(stopped, past.generation) as journal:
+        journal.write(kind, **(body | change))
+    with pytest.raises(RunDirectoryError, match=told):
+        prove(stopped, Quiet())
+
+
+SCALED = """
+import os
+from esper.testing import TinyHost, tiny_task
+
+class Scaled(TinyHost):
+    def forward(self, x):
+        return super().forward(x * float(os.environ["SCALE"]))
+
+def task(): return tiny_task(model=Scaled, epochs=1)
+"""
+
+
+def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scaled.py").write_text(SCALED)
+    monkeypatch.setenv("SCALE", "1")
+    task, reference = load_task(f"{tmp_path}/scaled.py:task")
+    run(task, tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False), reference=reference)
+    astray = Proof(0, 0, 32, Divergence("loss", 1, 0, 1.0, 2.0))
+    monkeypatch.setattr(replay, "text_hash", lambda: 5)
+    assert prove(tmp_path / "run", Quiet()).divergence is None
+    with monkeypatch.context() as later:
+        later.setattr(replay, "compare", lambda *_: astray)
+        with pytest.raises(RunDirectoryError, match=r"another course here at fence 1, and a set of texts has another"):
+            prove(tmp_path / "run", Quiet())
+    monkeypatch.setenv("SCALE", "1.5")
+    with pytest.raises(RunDirectoryError, match="after the same first steps it has other weights here, and a set"):
+        prove(tmp_path / "run", watch := Watching())
+    assert watch.last == -1

@@ -1,0 +1,566 @@
+"""A run that stopped goes on from its last fence to the same bits, or is refused with everything left as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from esper.archive.history import read_past
+from esper.archive.journal import Journal, Kind, read
+from esper.archive.result import Result
+from esper.archive.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
+from esper.config.joined import RunConfig
+from esper.durable.files import DirectoryLease
+from esper.durable.log import FramedLog
+from esper.errors import (
+    ConfigError,
+    Drained,
+    EsperError,
+    FaultInjected,
+    RestoreImpossible,
+    RunDirectoryError,
+    StoreCorrupt,
+    StoreWriteFailed,
+    TaskError,
+)
+from esper.faults import Fault, FaultSpec
+from esper.flow.in_process import resume, run
+from esper.flow.progress import Quiet
+from esper.flow.replay import prove
+from esper.flow.stopping import Drain
+from esper.ground.machine import cpu_type
+from esper.leyline.signals import EmergencySignal, Level
+from esper.telemetry.events import LOG
+from esper.testing import EPOCH, Bands, ScriptedPolicy, StopAt, TinyHost, tiny_config, tiny_task
+from esper.user_code.task_reference import load_task
+
+TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Callable[..., Path]:
+    """A run of a task file that was drained at a fence."""
+
+    def stop(fence: int = 5, **overrides: Any) -> Path:
+        (tmp_path / "mine.py").write_text(TASK)
+        task, reference = load_task(f"{tmp_path}/mine.py:task")
+        watch, path = StopAt(fence), tmp_path / "run"
+        with pytest.raises(Drained) as drained:
+            run(
+                task,
+                tiny_config(run__dir=str(path), **overrides),
+                reference=reference,
+                drain=watch.drain,
+                progress=watch,
+            )
+        assert drained.value.fence == fence
+        return path
+
+    return stop
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """Everything in a directory but the name of who holds it."""
+    found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != "lease")
+    return {str(file.relative_to(path)): file.read_bytes() for file in found}
+
+
+def same(result: Result, whole: Result) -> None:
+    """All that a run's course decides is equal; only what was measured with a clock may differ."""
+    timed = {"run_dir", "trace_id", "steps_per_s", "fence_wait_s", "checkpoint_s", "wall_s", "resumes", "seeds", "task"}
+    one, other = result.as_json(), whole.as_json()
+    assert {key: value for key, value in one.items() if key not in timed} == {
+        key: value for key, value in other.items() if key not in timed
+    }
+    unnamed = [
+        [seed | {"seed_id": "", "replica_of": bool(seed["replica_of"])} for seed in run["seeds"]]
+        for run in (one, other)
+    ]
+    assert unnamed[0] == unnamed[1]
+
+
+# -- the same bits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fence",
+    [
+        6,
+        *(pytest.param(fence, marks=pytest.mark.slow) for fence in (0, 15)),
+        *(pytest.param(fence, marks=pytest.mark.torture) for fence in range(16) if fence not in (0, 6, 15)),
+    ],
+)
+def test_a_run_stopped_at_a_fence_ends_as_one_that_was_not(
+    stopped: Callable[..., Path], undisturbed: Result, fence: int
+) -> None:
+    result = resume(stopped(fence))
+    same(result, undisturbed)
+    assert result.resumes == 1
+
+
+def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
+    stopped: Callable[..., Path], undisturbed: Result
+) -> None:
+    path = stopped(2)
+    for fence in (3, 4, 9):
+        watch = StopAt(fence)
+        with pytest.raises(Drained):
+            resume(path, drain=watch.drain, progress=watch)
+    result = resume(path)
+    same(result, undisturbed)
+    assert result.resumes == 4
+    assert read_past(path).generation == 5
+
+
+def test_checkpoints_between_rounds_change_no_bits(stopped: Callable[..., Path], undisturbed: Result) -> None:
+    path = stopped(7, checkpoint__every_rounds=5)
+    assert [written.fence for written in read_past(path).commits] == [0, 5, 7]
+    same(resume(path), undisturbed)
+
+
+def test_a_tournament_that_began_fences_before_the_stop_is_done_again(tmp_path: Path) -> None:
+    slow = {"growth__due_rounds": 2}
+    alone = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), **slow))
+    watch, path = StopAt(1), tmp_path / "run"
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(path), **slow), drain=watch.drain, progress=watch)
+    same(resume(path, tiny_task()), alone)
+
+
+def test_a_run_that_has_ended_says_its_result_and_changes_nothing(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    result = resume(path)
+    before = files(path)
+    assert resume(path) == result.model_copy(update={"network": None})
+    assert files(path) == before
+
+
+def test_a_run_goes_on_for_more_epochs(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    first = resume(path)
+    longer = resume(path, settings={"run.epochs": 12})
+    assert longer.steps == first.steps * 12 // 10
+    assert read_past(path).identity.config.run.epochs == 12
+    assert longer.resumes == 2
+
+
+def test_a_run_is_not_made_shorter(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    refused(path, ConfigError, r"run\.epochs = 2: .*lengthen it only", settings={"run.epochs": 2})
+
+
+def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
+    stopped: Callable[..., Path], undisturbed: Result
+) -> None:
+    path = stopped(5)
+    begun = [entry for entry in read(journal_file(path, 1))[0] if entry.kind is Kind.CHECKPOINT_BEGUN][-1]
+    data = bytearray(journal_file(path, 1).read_bytes())
+    data[begun.offset + 40] ^= 1
+    journal_file(path, 1).write_bytes(data)
+    watch = StopAt(8)
+    with pytest.raises(Drained):
+        resume(path, drain=watch.drain, progress=watch)
+    same(resume(path), undisturbed)
+
+
+def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], undisturbed: Result) -> None:
+    path = stopped()
+    journal = journal_file(path, 1)
+    first = next(entry for entry in read(journal)[0] if entry.kind is Kind.CHECKPOINT_COMMITTED)
+    journal.write_bytes(journal.read_bytes()[: first.offset])
+    same(resume(path), undisturbed)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
+    stopped: Callable[..., Path], undisturbed: Result
+) -> None:
+    path = stopped(5)
+    last = checkpoints_folder(path) / read_past(path).commits[-1].file
+    flip(last)
+    same(resume(path), undisturbed)
+    assert os.listdir(checkpoints_folder(path) / "quarantine") == [last.name]
+    taken_over = next(entry for entry in read(journal_file(path, 2))[0] if entry.kind is Kind.SUPERSEDED)
+    assert taken_over.body["from_fence"] == 4
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_in_silence(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    for file in checkpoints_folder(path).iterdir():
+        flip(file)
+    with pytest.raises(RestoreImpossible):
+        resume(path)
+
+
+def test_what_a_dead_generation_writes_after_it_was_succeeded_counts_for_nothing(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    resume(path)
+    before, old = read_past(path), journal_file(path, 1)
+    late = [entry for entry in read(old)[0] if entry.kind is Kind.CHECKPOINT_COMMITTED][-1]
+    with FramedLog.open(old, epoch=1) as log:
+        log.append(int(Kind.CHECKPOINT_COMMITTED), json.dumps(late.body | {"file": "late.pt"}).encode())
+    assert read_past(path).commits == before.commits
+    assert read_past(path).entries == before.entries
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, error: type[EsperError], said: str, **how: Any) -> None:
+    before = files(path)
+    with pytest.raises(error, match=said):
+        resume(path, **how)
+    assert files(path) == before
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path, RunDirectoryError, r"no run is here")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_in_use_is_refused_with_its_holder(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    with DirectoryLease(path):
+        refused(path, RunDirectoryError, f"in use by pid {os.getpid()}")
+
+
+def test_a_run_of_other_versions_is_refused_by_their_names(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    told = json.loads(run_file(path).read_text())
+    told["versions"]["torch"] = "1.13.0"
+    run_file(path).write_text(json.dumps(told))
+    refused(path, RunDirectoryError, r"made with torch 1\.13\.0 \(here 2\.")
+
+
+def test_a_changed_task_file_is_refused(stopped: Callable[..., Path], tmp_path: Path) -> None:
+    path = stopped()
+    (tmp_path / "mine.py").write_text(TASK + "raise SystemExit('it was run')\n")
+    refused(path, TaskError, r"its file has changed since the run began")
+
+
+def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "mine.py").write_text(TASK)
+    (tmp_path / "there" / "mine.py").write_text(TASK + "# another one of that name\n")
+    path, watch = tmp_path / "run", StopAt(3)
+    monkeypatch.chdir(tmp_path / "here")
+    task, reference = load_task("mine.py:task")
+    with pytest.raises(Drained):
+        run(task, tiny_config(run__dir=str(path)), reference=reference, drain=watch.drain, progress=watch)
+    monkeypatch.chdir(tmp_path / "there")
+    assert resume(path).task == "mine.py:task"
+    assert prove(path, Quiet()).divergence is None
+    (tmp_path / "here" / "mine.py").unlink()
+    refused(path, TaskError, r"its file has changed since the run began", settings={"run.epochs": 9})
+
+
+def test_keys_that_were_fixed_are_refused_by_name(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    settings = {"growth.margin": 0.5, "run.seed": 3}
+    refused(
+        path,
+        ConfigError,
+        r"run\.seed = 3: it is fixed since the run began, as 0; so are growth\.margin",
+        settings=settings,
+    )
+    refused(path, ConfigError, r"no such key", settings={"run.sed": 3})
+
+
+def test_a_task_that_was_built_in_place_must_be_given(tmp_path: Path) -> None:
+    watch = StopAt(1)
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
+    refused(tmp_path / "run", TaskError, r"run\.json does not say where it is")
+
+
+class Unbiased(TinyHost):
+    """The same slot in another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 4, bias=False)
+
+
+def test_another_task_than_the_run_began_with_is_refused(tmp_path: Path) -> None:
+    watch = StopAt(2)
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease")
+    with pytest.raises(TaskError, match=r"task\.model .*another network"):
+        resume(tmp_path / "run", tiny_task(model=Unbiased))
+    with pytest.raises(TaskError, match=r"task\.train .*the first samples of a shard are others"):
+        resume(tmp_path / "run", tiny_task(train=Bands(1024, key=7)))
+    with pytest.raises(TaskError, match=r"task\.train .*the first samples of a shard are others"):
+        resume(tmp_path / "run", tiny_task(gate=Bands(256, key=8)))
+    with pytest.raises(TaskError, match=r"task\.optimizer .*trained by SGD.*was by Adam"):
+        resume(tmp_path / "run", tiny_task(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1)))
+    assert before == sorted(
+        (path, path.stat().st_mtime_ns) for path in (tmp_path / "run").rglob("*") if path.name != "lease"
+    )
+
+
+def broken(path: Path, point: str) -> RunConfig:
+    """A run that raises where it first passes a fault point."""
+    spec = FaultSpec(point=point, fault=Fault.RAISE)
+    return tiny_config(run__dir=str(path)).model_copy(update={"faults": (spec,)})
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["conductor.open", "conductor.supersede", "conductor.resume", "conductor.restore", "conductor.start"],
+)
+def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
+    stopped: Callable[..., Path], undisturbed: Result, tmp_path: Path, point: str
+) -> None:
+    path, armed = stopped(5), tmp_path / "faults.toml"
+    armed.write_text(f'[[faults]]\npoint = "{point}"\nfault = "raise"\n')
+    for _ in range(2):
+        with pytest.raises(FaultInjected):
+            resume(path, broken=armed)
+    result = resume(path)
+    same(result, undisturbed)
+
+
+def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(
+    tmp_path: Path, undisturbed: Result
+) -> None:
+    config = broken(tmp_path / "run", "conductor.open")
+    with pytest.raises(FaultInjected):
+        run(tiny_task(), config)
+    same(resume(tmp_path / "run", tiny_task()), undisturbed)
+
+
+def test_a_run_killed_before_its_journal_was_made_goes_on_and_one_that_lost_it_does_not(
+    tmp_path: Path, stopped: Callable[..., Path], undisturbed: Result
+) -> None:
+    config = broken(tmp_path / "other", "conductor.open")
+    with pytest.raises(FaultInjected):
+        run(tiny_task(), config)
+    journal_file(tmp_path / "other", 1).unlink()
+    same(resume(tmp_path / "other", tiny_task()), undisturbed)
+    path = stopped()
+    journal_file(path, 1).unlink()
+    with pytest.raises(StoreCorrupt, match="journal-1"):
+        resume(path)
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    folder = checkpoints_folder(path)
+    for name in ("fence-6-g1.pt", ".fence-6-g1.pt.0a1b2c.tmp", "mine.pt", "fence-x.pt", ".fence-notes"):
+        (folder / name).write_bytes(b"x")
+    (path / ".run.json.0a1b2c.tmp").write_bytes(b"x")
+    watch = StopAt(6)
+    with pytest.raises(Drained):
+        resume(path, drain=watch.drain, progress=watch)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        ".fence-notes",
+        "fence-0-g1.pt",
+        "fence-5-g1.pt",
+        "fence-6-g2.pt",
+        "fence-x.pt",
+        "mine.pt",
+    ]
+    assert list(path.glob("*.tmp")) == []
+
+
+def test_nothing_is_removed_where_a_journal_is_damaged(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    (checkpoints_folder(path) / "fence-6-g1.pt").write_bytes(b"x")
+    (record,) = [e for e in read(journal_file(path, 1))[0] if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 3]
+    data = bytearray(journal_file(path, 1).read_bytes())
+    data[record.offset + 40] ^= 1
+    journal_file(path, 1).write_bytes(data)
+    resume(path)
+    assert (checkpoints_folder(path) / "fence-6-g1.pt").exists()
+
+
+def test_a_run_that_has_ended_says_its_result_also_without_its_summary(stopped: Callable[..., Path]) -> None:
+    path = stopped()
+    result = resume(path)
+    summary = summary_file(path).read_bytes()
+    summary_file(path).unlink()
+    assert resume(path) == result.model_copy(update={"network": None})
+    assert summary_file(path).read_bytes() == summary
+
+
+def test_that_a_run_failed_is_told_also_where_it_cannot_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Journal, kind: Kind, message: Any = None, /, **fields: object) -> None:
+        if kind is Kind.RUN_FAILED:
+            raise StoreWriteFailed("journal-1.log", "planted")
+        write(self, kind, message, **fields)
+
+    write = Journal.write
+    monkeypatch.setattr(Journal, "write", refuse)
+    config = broken(tmp_path / "run", "tolaria.step")
+    with pytest.raises(FaultInjected) as caught:
+        run(tiny_task(), config)
+    assert any("while journaling that the run failed" in note and "planted" in note for note in caught.value.__notes__)
+
+
+def test_a_run_that_goes_on_on_another_processor_says_so(stopped: Callable[..., Path]) -> None:
+    path = stopped(5)
+    told: Any = json.loads(run_file(path).read_text())
+    told["cpu"] = "an abacus"
+    run_file(path).write_text(json.dumps(told))
+    resume(path)
+    told = [json.loads(line) for line in (telemetry_folder(path) / LOG).read_text().splitlines()]
+    (event,) = [event for event in told if event["name"] == "other_cpu"]
+    assert event["fields"] == {"began_on": "an abacus", "goes_on_on": cpu_type()}
+    assert read_past(path).identity.cpu == cpu_type()
+
+
+def test_resumes_are_counted_whatever_broke_them_off(stopped: Callable[..., Path], tmp_path: Path) -> None:
+    path, armed = stopped(5), tmp_path / "faults.toml"
+    armed.write_text('[[faults]]\npoint = "conductor.open"\nfault = "raise"\n')
+    with pytest.raises(FaultInjected):
+        resume(path, broken=armed)
+    result = resume(path)
+    assert (result.resumes, result.rollbacks) == (1, 0)
+
+
+def signal(level: Level) -> EmergencySignal:
+    return EmergencySignal(
+        signal_id="a", run_id="r", generation=1, level=level, origin="test", reason="smoke", issued_at=EPOCH
+    )
+
+
+def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopped: Callable[..., Path]) -> None:
+    path = stopped(2)
+    with Journal(path, 1) as journal:
+        journal.write(Kind.SIGNAL, signal(Level.CONSERVATIVE))
+    for fence in (3, 5):  # also of a second resume, whose own journal never heard it
+        watch = StopAt(fence)
+        with pytest.raises(Drained):
+            resume(path, drain=watch.drain, progress=watch)
+    holds = [e.body for e in read_past(path).entries if e.kind is Kind.HOLD and e.body["fence"] > 2]
+    assert [hold["fence"] for hold in holds] == [3, 4, 5]
+    assert {hold["reason"] for hold in holds} == {"risk"}
+
+
+def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], undisturbed: Result) -> None:
+    path = stopped(5)
+    with Journal(path, 1) as journal:
+        journal.write(Kind.SIGNAL, signal(Level.HALT))
+    assert resume(path).weights_sha256 == undisturbed.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [("config", "growth.ramp_steps", 40), ("config", "run.seed", 5), ("", "host_crc32c", 1), ("", "run_id", "x")],
+)
+def test_a_run_json_that_says_otherwise_than_the_journal_is_refused_by_what_differs(
+    stopped: Callable[..., Path], table: str, key: str, value: object
+) -> None:
+    path = stopped(2)
+    told: Any = json.loads(run_file(path).read_text())
+    place = told["config"] if table else told
+    for name in key.split(".")[:-1]:
+        place = place[name]
+    place[key.split(".")[-1]] = value
+    run_file(path).write_text(json.dumps(told))
+    with pytest.raises(StoreCorrupt, match=rf"does not agree with the journal: .*{key} = {value!r}, in the journal "):
+        resume(path)
+
+
+def test_a_run_of_another_esper_whose_words_are_not_known_is_refused_by_its_version(
+    stopped: Callable[..., Path],
+) -> None:
+    path = stopped(1)
+    told: Any = json.loads(run_file(path).read_text())
+    told["versions"]["esper-runtime"], told["new"] = "9.9", 1
+    run_file(path).write_text(json.dumps(told))
+    with pytest.raises(RunDirectoryError, match=r"made with esper-runtime 9\.9 \(here "):
+        resume(path)
+
+
+@pytest.mark.parametrize("kind", [Kind.RUN_RESUMED, Kind.RUN_ENDED])
+def test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks(
+    stopped: Callable[..., Path], kind: Kind
+) -> None:
+    path = stopped(2)
+    with Journal(path, 1) as journal:
+        losses = {"start_test_loss": 2.0, "test_loss": 1.0, "twin_test_loss": None}  # enough for `esper inspect`
+        journal.write(kind, fence=2, config={"checkpoint": {"keep": 2}}, **losses)
+    refused(path, StoreCorrupt, rf"a record of another version: {kind.name}\.(run_id|run_dir): is missing")
+
+
+def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:
+    watch, path = StopAt(2), tmp_path / "run"
+    with pytest.raises(Drained):
+        run(tiny_task(), tiny_config(run__dir=str(path)), drain=watch.drain, progress=watch)
+    with pytest.raises(ConfigError, match=r"policy = 'scripted-1': .* has decided for this run"):
+        resume(path, tiny_task(), policy=ScriptedPolicy())
+
+
+def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, undisturbed: Result) -> None:
+    class Late(Quiet):
+        """Asks as soon as a round has begun, when its fence has not been passed."""
+
+        def __init__(self) -> None:
+            self.drain = Drain()
+
+        def working(self, what: str) -> None:
+            if what.startswith("round 4:"):
+                self.drain.ask()
+
+    watch, path = Late(), tmp_path / "run"
+    config = tiny_config(run__dir=str(path), checkpoint__every_rounds=5)
+    with pytest.raises(Drained, match="4"):
+        run(tiny_task(), config, drain=watch.drain, progress=watch)
+    assert read_past(path).commits[-1].fence == 4
+    same(resume(path, tiny_task()), undisturbed)
+
+
+def test_a_longer_run_that_was_broken_off_as_it_began_is_not_told_the_shorter_result(
+    stopped: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, armed = stopped(5), tmp_path / "faults.toml"
+    first = resume(path)
+    armed.write_text('[[faults]]\npoint = "conductor.supersede"\nfault = "raise"\n')
+    with pytest.raises(FaultInjected):
+        resume(path, settings={"run.epochs": 12}, broken=armed)
+    assert resume(path).steps == first.steps  # it had not been made longer yet
+    armed.write_text('[[faults]]\npoint = "conductor.restore"\nfault = "raise"\n')
+    with pytest.raises(FaultInjected):
+        resume(path, settings={"run.epochs": 12}, broken=armed)
+    assert not summary_file(path).exists()
+    assert resume(path).steps == first.steps * 12 // 10
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_a_longer_run_whose_last_round_was_short_has_the_same_bits_wherever_it_was_stopped(
+    tmp_path: Path, stop: int
+) -> None:
+    results = []
+    for number, at in enumerate((stop, 10)):
+        watch, path = StopAt(at), tmp_path / str(number)
+        config = tiny_config(run__dir=str(path), run__round_steps=30)
+        with pytest.raises(Drained):
+            run(tiny_task(), config, drain=watch.drain, progress=watch)
+        if number == 0:
+            again = StopAt(10)
+            with pytest.raises(Drained):
+                resume(path, tiny_task(), drain=again.drain, progress=again)
+        results.append(resume(path, tiny_task(), {"run.epochs": 12}))
+    same(*results)

@@ -1,0 +1,234 @@
+"""Blueprints: what may be registered, and what every built-in seed is at birth."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.errors import ConfigError, SeedBuildFailed
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, CORRECTED_FLOPS, Blueprint, Registry, blueprint
+from esper.leyline.slots import Kind, SlotSpec
+
+SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (11, 8), Kind.NC: (8,)}
+SMALLEST = {Kind.NCHW: (1, 1, 1), Kind.NTC: (1, 1), Kind.NC: (1,)}
+BUILT_IN = [(kind, one.name) for kind in Kind for one in BLUEPRINTS.for_kind(kind)]
+
+
+def make_spec(kind: Kind, shape: tuple[int, ...] | None = None, causal: bool = False, dtype: str = "torch.float32"):
+    shape = shape or SHAPES[kind]
+    return SlotSpec(
+        path="blocks.0", kind=kind, shape=shape, dtype=dtype, device="cpu", causal=causal, samples_independent=True
+    )
+
+
+def linear(spec: SlotSpec) -> nn.Module:
+    return nn.Linear(spec.shape[-1], spec.shape[-1])
+
+
+def make_blueprint(factory=linear, kinds=(Kind.NC,), risk=0.5, name="mine") -> Blueprint:
+    return Blueprint(name, kinds, risk, factory)
+
+
+@pytest.fixture(params=BUILT_IN, ids=lambda found: f"{found[0]}-{found[1]}")
+def built_in(request) -> tuple[Kind, Blueprint]:
+    kind, name = request.param
+    return kind, BLUEPRINTS.get(name)
+
+
+# -- the built-in set --------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_set_of_each_kind_comes_in_the_order_of_names():
+    names = {kind: " ".join(one.name for one in BLUEPRINTS.for_kind(kind)) for kind in Kind}
+    assert names == {
+        Kind.NC: "low_rank mlp norm",
+        Kind.NCHW: "bottleneck conv3 depthwise_separable norm squeeze_excite",
+        Kind.NTC: "attention block conv_mlp_15 conv_mlp_3 conv_mlp_7 gated_conv low_rank mlp norm token_shift wide_mlp",
+    }
+
+
+@pytest.mark.parametrize("shapes", [SHAPES, SMALLEST], ids=["usual", "smallest"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "acausal"])
+def test_a_newborn_seed_is_exactly_zero_and_can_learn(built_in, shapes, causal):
+    kind, one = built_in
+    spec = make_spec(kind, shapes[kind], causal and kind is Kind.NTC)
+    seed = one.build(spec, seed_key=3)
+    h = torch.randn(4, *spec.shape)
+    correction = seed(h)
+    assert correction.shape == h.shape
+    assert correction.dtype == h.dtype
+    assert not correction.count_nonzero()
+    (correction * torch.randn_like(h)).sum().backward()
+    gradients = [p.grad for p in seed.parameters() if p.grad is not None]
+    assert any(gradient.count_nonzero() for gradient in gradients)
+
+
+def test_a_whole_block_learns_in_both_of_its_branches_from_the_first_step():
+    seed = BLUEPRINTS.get("block").build(make_spec(Kind.NTC, causal=True), seed_key=0)
+    (seed(torch.randn(2, 11, 8)) * torch.randn(2, 11, 8)).sum().backward()
+    assert seed.attention.outward.weight.grad.count_nonzero()
+    assert seed.mlp[-1].weight.grad.count_nonzero()
+
+
+def test_the_same_key_builds_the_same_bits_and_another_key_others(built_in):
+    kind, one = built_in
+    first, again, other = (flat(one.build(make_spec(kind), key)) for key in (7, 7, 8))
+    assert torch.equal(first, again)
+    if one.name not in ("norm", "conv3"):  # one layer, zero: nothing in it is random
+        assert not torch.equal(first, other)
+
+
+def test_a_seed_learns_to_reduce_a_loss_in_a_few_steps(built_in):
+    kind, one = built_in
+    seed = one.build(make_spec(kind), seed_key=1)
+    optimizer = torch.optim.Adam(seed.parameters(), lr=1e-2)
+    x = torch.randn(8, *SHAPES[kind], generator=torch.Generator().manual_seed(0))
+    target = 0.5 * x
+
+    def loss() -> Tensor:
+        return (seed(x) - target).square().mean()
+
+    before = loss().item()
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    assert loss().item() < before
+
+
+def test_a_seed_is_built_in_the_dtype_of_its_slot(built_in):
+    kind, one = built_in
+    spec = make_spec(kind, dtype="torch.bfloat16")
+    assert one.build(spec, 0)(torch.randn(2, *spec.shape, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+def flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+# -- building and cost -------------------------------------------------------------------------------------------
+
+
+def test_building_leaves_the_random_numbers_of_the_caller_alone():
+    states = random.getstate(), np.random.get_state()[2], torch.get_rng_state()
+
+    def draw(spec: SlotSpec) -> nn.Module:
+        random.random(), np.random.rand()
+        return linear(spec)
+
+    make_blueprint(draw).build(make_spec(Kind.NC), 5)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[2] == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_the_random_numbers_of_numpy_and_python_follow_the_key_too():
+    def noisy(_spec: SlotSpec) -> nn.Module:
+        module = nn.Linear(2, 1)
+        module.weight.data = torch.tensor([[random.random(), np.random.rand()]])
+        return module
+
+    first = flat(make_blueprint(noisy).build(make_spec(Kind.NC), 5))
+    random.random(), np.random.rand()
+    assert torch.equal(first, flat(make_blueprint(noisy).build(make_spec(Kind.NC), 5)))
+
+
+def test_a_factory_that_raises_is_named_with_its_slot_and_its_own_error():
+    def broken(_spec: SlotSpec) -> nn.Module:
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(SeedBuildFailed, match=r"mine at blocks\.0: build failed: RuntimeError\('no such kernel'\)"):
+        make_blueprint(broken).build(make_spec(Kind.NC), 0)
+
+
+@pytest.mark.parametrize("doing", ["build", "parameters", "flops"])
+def test_a_blueprint_is_not_built_in_a_slot_of_another_kind(doing):
+    asked = {"build": (0,), "parameters": (), "flops": (1,)}[doing]
+    with pytest.raises(SeedBuildFailed, match="the slot is NCHW, the blueprint is for NC"):
+        getattr(make_blueprint(), doing)(make_spec(Kind.NCHW), *asked)
+
+
+def test_parameters_are_counted_as_the_built_seed_has_them(built_in):
+    kind, one = built_in
+    assert one.parameters(make_spec(kind)) == flat(one.build(make_spec(kind), 0)).numel()
+
+
+def test_counting_a_seed_of_a_huge_slot_allocates_nothing():
+    assert BLUEPRINTS.get("wide_mlp").parameters(make_spec(Kind.NTC, (4, 100_000))) > 10**11
+
+
+def test_flops_of_a_linear_layer_are_forward_and_both_gradients():
+    assert make_blueprint().flops(make_spec(Kind.NC, (8,)), batch=16) == 3 * 2 * 16 * 8 * 8
+
+
+def test_flops_of_a_depthwise_convolution_do_not_count_channels_twice():
+    depthwise = make_blueprint(lambda _: nn.Conv2d(8, 8, 3, padding=1, groups=8), kinds=(Kind.NCHW,))
+    assert depthwise.flops(make_spec(Kind.NCHW, (8, 6, 5)), batch=4) == 3 * 2 * 4 * 8 * 6 * 5 * 9
+
+
+def test_flops_of_attention_count_its_two_products_over_time():
+    spec = make_spec(Kind.NTC, (11, 8), causal=True)
+    projections, products = 3 * 2 * 4 * 11 * (8 * 24 + 8 * 8), 3 * 2 * 2 * 4 * 11 * 11 * 8
+    assert BLUEPRINTS.get("attention").flops(spec, batch=4) == projections + products
+
+
+# -- the registry ------------------------------------------------------------------------------------------------
+
+
+def test_a_decorated_factory_is_registered_and_still_a_function():
+    registry = Registry()
+
+    @blueprint("mixer", kinds=(Kind.NTC,), risk=0.3, mesh=lambda slot: (slot, "head"), registry=registry)
+    def mixer(spec: SlotSpec) -> nn.Module:
+        return linear(spec)
+
+    assert isinstance(mixer(make_spec(Kind.NTC)), nn.Linear)
+    assert "mixer" in registry
+    assert registry.get("mixer").mesh("blocks.0") == ("blocks.0", "head")
+    assert registry.for_kind(Kind.NC) == ()
+
+
+def test_a_seed_depends_on_its_slot_alone_unless_it_says_so():
+    assert BLUEPRINTS.get("mlp").mesh("blocks.0") == ("blocks.0",)
+
+
+def test_a_name_is_never_taken_twice_and_the_older_blueprint_stays():
+    registry, first = Registry(), make_blueprint()
+    registry.add(first)
+    with pytest.raises(ConfigError, match="this name is taken"):
+        registry.add(make_blueprint(factory=lambda spec: linear(spec)))
+    assert registry.get("mine") is first
+
+
+def test_a_user_cannot_replace_a_built_in_blueprint():
+    with pytest.raises(ConfigError, match="this name is taken"):
+        blueprint("mlp", kinds=(Kind.NC,), risk=0.1)(linear)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="not registered; the nearest is 'token_shift'"):
+        BLUEPRINTS.get("tokenshift")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [({"risk": 1.1}, "risk"), ({"risk": float("nan")}, "risk"), ({"kinds": ()}, "kinds"), ({"name": ""}, "name")],
+)
+def test_a_malformed_blueprint_is_refused(wrong, field):
+    with pytest.raises(ConfigError, match=field):
+        make_blueprint(**wrong)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_lstm_is_weighed_by_the_products_it_makes_though_the_cpu_makes_them_in_one_kernel(layers):
+    lstm = nn.LSTM(6, 8, num_layers=layers, batch_first=True)
+    x_BTC = torch.zeros(3, 5, 6, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS) as counter:
+        lstm(x_BTC)[0].sum().backward()
+    weights = sum(p.numel() for p in lstm.parameters() if p.dim() == 2)
+    assert counter.get_total_flops() == 3 * 2 * 3 * 5 * weights

@@ -1,0 +1,85 @@
+"""docs/blueprints.md: its task and its config are run as they stand there, and the run is loaded again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import esper
+from esper.config.joined import load_config
+from esper.errors import ConfigError
+from esper.flow.in_process import run
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry, blueprint
+from esper.leyline.slots import Kind, SlotSpec
+from esper.setup.forecast import forecast
+from esper.setup.survey import survey
+from esper.user_code.task_reference import load_task
+
+PAGE = Path(__file__).parents[3] / "docs" / "blueprints.md"
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_is_a_task_that_runs_with_its_own_blueprint_and_is_loaded_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BLUEPRINTS, "_blueprints", dict(BLUEPRINTS._blueprints))  # other tests have their own
+    (tmp_path / "my_task.py").write_text(block("python"), encoding="utf-8")
+    (tmp_path / "choice.toml").write_text(block("toml"), encoding="utf-8")
+    settings = dict(re.findall(r"--set (growth\.\w+)=(\d+)", block("sh")))
+    assert len(settings) == 3
+    keys = {"run.dir": str(tmp_path / "run"), "run.epochs": 4}
+    config = load_config(tmp_path / "choice.toml", keys | {name: int(value) for name, value in settings.items()})
+    task, reference = load_task(f"{tmp_path / 'my_task.py'}:task")
+    told = forecast(survey(task, config))
+    assert {one["blueprint"]: one["place"] for one in told["candidates"]} == dict.fromkeys(
+        ("gate", "low_rank"), "first tournament"
+    )
+    result = run(task, config, reference=reference)
+    assert "gate" in {seed.blueprint for seed in result.seeds}
+    assert result.network is not None
+    for _ in range(2):  # each imports the file anew, and its blueprint with it
+        points = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(esper.load(tmp_path / "run")(points), result.network.eval()(points))
+
+
+def make(registry: Registry, width: int) -> None:
+    @blueprint("own", kinds=(Kind.NC,), risk=0.1, registry=registry)
+    def own(spec: SlotSpec) -> nn.Module:
+        return nn.Linear(spec.shape[-1], width)
+
+
+def test_a_function_that_is_registered_again_replaces_its_older_self_and_no_other(body_spec: SlotSpec) -> None:
+    registry = Registry()
+    make(registry, 8)
+    make(registry, 4)
+    assert registry.get("own").parameters(body_spec) == 8 * 4 + 4
+
+    def other(spec: SlotSpec) -> nn.Module:
+        return nn.Linear(spec.shape[-1], 8)
+
+    for taken in (other, lambda _spec: nn.Identity()):
+        with pytest.raises(ConfigError, match="this name is taken"):
+            blueprint("own", kinds=(Kind.NC,), risk=0.1, registry=registry)(taken)
+    assert registry.get("own").parameters(body_spec) == 8 * 4 + 4
+
+
+@pytest.fixture
+def body_spec() -> SlotSpec:
+    return SlotSpec(
+        path="body",
+        kind=Kind.NC,
+        shape=(8,),
+        dtype="torch.float32",
+        device="cpu",
+        causal=False,
+        samples_independent=True,
+    )

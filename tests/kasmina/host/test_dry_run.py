@@ -1,0 +1,413 @@
+"""Slots: which modules a pattern names, and what the dry run shows of them, or why it refuses."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from esper.errors import TaskError
+from esper.kasmina.blueprints.ntc import Attention, TimeConv
+from esper.kasmina.host.dry_run import dry_run as find
+from esper.kasmina.host.slot_patterns import match
+from esper.leyline.slots import Kind, SlotSpec
+
+TOKENS = torch.randint(0, 11, (4, 16), generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+ROWS = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+SEQUENCES = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(0))
+
+
+def call(model: nn.Module, batch_input: object) -> object:
+    return model(batch_input)
+
+
+def dry_run(model: nn.Module, slots, batch_input: object, run) -> tuple[SlotSpec, ...]:
+    return find(model, slots, batch_input, run).specs
+
+
+def resolve(model: nn.Module, patterns) -> tuple[str, ...]:
+    return match(model, patterns).order
+
+
+def text_model(causal: bool = True) -> nn.Module:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.drop = Attention(8, causal), nn.Dropout(0.2)
+            nn.init.normal_(self.attention.outward.weight)  # a seed's own is zero at birth
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.drop(self.attention(x))
+
+    model = nn.Sequential()
+    model.add_module("embed", nn.Embedding(11, 8))
+    model.add_module("blocks", nn.Sequential(Block(), Block()))
+    model.add_module("head", nn.Linear(8, 11))
+    return model
+
+
+class Look(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, see) -> None:
+        super().__init__()
+        self.see = see
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.see(x)
+
+
+def only(module: nn.Module, batch_input: object = ROWS, run=call):
+    """The spec of the one slot `0` of a model."""
+    (spec,) = dry_run(nn.Sequential(module), ["0"], batch_input, run)
+    return spec
+
+
+# -- which modules -----------------------------------------------------------------------------------------------
+
+
+def test_patterns_name_modules_once_in_the_order_of_the_model():
+    assert resolve(text_model(), ["head", "blocks.1", "blocks.*"]) == ("blocks.0", "blocks.1", "head")
+
+
+def test_a_star_does_not_reach_into_submodules():
+    assert resolve(text_model(), ["[a-z]*"]) == ("embed", "blocks", "head")
+    assert resolve(text_model(), ["blocks.?.drop"]) == ("blocks.0.drop", "blocks.1.drop")
+
+
+def test_a_star_alone_is_every_module_at_any_depth():
+    model = text_model()
+    assert resolve(model, ["*"]) == tuple(path for path, _ in model.named_modules() if path)
+
+
+class Mixed(nn.Module):
+    """[B, 8] -> [B, 4]. Its modules: two that can be slots, a container of one of them, and one of each other kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.twice, self.never = nn.Identity(), nn.Linear(8, 8)
+        self.pair, self.chance = Look(lambda x: (x, x)), Look(lambda x: x * next(NOISE))
+        self.bias = nn.Embedding(4, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, _ = self.pair(self.twice(self.twice(self.body(x))))
+        return self.head(h + 0 * self.chance(h) + self.bias(torch.arange(4)))
+
+
+LEFT_OUT = {
+    "body.1": "its output is that of body",
+    "twice": "called 2 times by a forward in training mode",
+    "never": "never called by a forward in training mode",
+    "pair": "output of type tuple",
+    "chance": "two outputs for one input",
+    "bias": "no input moves its output",
+}
+
+
+def test_what_a_pattern_matches_and_cannot_be_a_slot_is_left_out_and_said():
+    found = find(Mixed(), ["*"], ROWS, call)
+    assert [spec.path for spec in found.specs] == ["body", "body.0", "head"]
+    assert found.left_out == LEFT_OUT
+
+
+@pytest.mark.parametrize(("path", "why"), LEFT_OUT.items())
+def test_the_same_module_named_outright_is_refused_or_kept(path, why):
+    if "its output is that" in why:
+        found = find(Mixed(), ["*", path], ROWS, call)
+        assert [spec.path for spec in found.specs] == ["body.0", "body.1", "head"]
+        assert found.left_out["body"] == "its output is that of body.1"
+        return
+    with pytest.raises(TaskError, match=f"slot {path} = '{why}'"):
+        find(Mixed(), ["*", path], ROWS, call)
+
+
+def test_a_pattern_of_which_nothing_is_left_is_refused_with_the_first_reason():
+    with pytest.raises(TaskError) as caught:
+        find(Mixed(), ["head", "[pt]*"], ROWS, call)
+    assert str(caught.value) == (
+        "task.slots = '[pt]*': none of the 2 modules that it matches can be a slot; twice: called 2 times by a forward"
+        " in training mode: "
+        "a slot is called exactly once; name a module around all its uses"
+    )
+
+
+def test_the_slots_of_a_star_are_measured_as_if_each_was_named():
+    found = find(text_model(), ["*"], TOKENS, call)
+    named = dry_run(text_model(), [spec.path for spec in found.specs], TOKENS, call)
+    assert found.specs == named
+    assert found.left_out["blocks.1"] == "its output is that of blocks"
+
+
+def test_a_module_known_by_two_paths_is_one_slot():
+    shared = nn.Linear(8, 8)
+    assert resolve(nn.Sequential(shared, nn.ReLU(), shared), ["2"]) == ("0",)
+
+
+@pytest.mark.parametrize("wrong", ["block.0", "blocks.0x", "blocks.7*.0"])
+def test_a_pattern_that_matches_nothing_is_answered_with_the_nearest_module(wrong):
+    with pytest.raises(TaskError, match=r"no module has this path; the nearest is 'blocks\.0"):
+        resolve(text_model(), ["head", wrong])
+
+
+@pytest.mark.parametrize(
+    ("patterns", "why"), [([""], "the model itself is not a slot"), ("blocks.*", "a list of module paths")]
+)
+def test_the_whole_model_and_a_bare_string_are_no_slots(patterns, why):
+    with pytest.raises(TaskError, match=why):
+        resolve(text_model(), patterns)
+
+
+def test_a_model_without_submodules_has_no_slots():
+    with pytest.raises(TaskError, match="no submodule"):
+        resolve(nn.Linear(8, 8), ["weight"])
+
+
+# -- what they are -----------------------------------------------------------------------------------------------
+
+
+def test_a_causal_text_model_has_causal_independent_slots():
+    specs = dry_run(text_model(), ["blocks.*", "head"], TOKENS, call)
+    assert [spec.path for spec in specs] == ["blocks.0", "blocks.1", "head"]
+    assert [spec.shape for spec in specs] == [(16, 8), (16, 8), (16, 11)]
+    assert {(spec.kind, spec.dtype, spec.device) for spec in specs} == {(Kind.NTC, "torch.float32", "cpu")}
+    assert all(spec.causal and spec.samples_independent for spec in specs)
+
+
+def test_a_model_that_looks_ahead_has_no_causal_slots():
+    specs = dry_run(text_model(causal=False), ["embed", "blocks.*"], TOKENS, call)
+    assert [spec.causal for spec in specs] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("see", "causal"),
+    [
+        (TimeConv(8, 5, causal=True), True),
+        (TimeConv(8, 5, causal=False), False),
+        (lambda x: pad(x, (0, 0, 0, 1))[:, 1:], False),
+        (lambda x: x + 1e-3 * x.flip(1), False),
+        (lambda x: torch.cat([x[:, :1] + x[:, 1:2], x[:, 1:]], dim=1), False),
+    ],
+    ids=["left-padded", "same-padded", "next token", "faintly reversed", "first pair alone"],
+)
+def test_causality_of_sequences_is_what_perturbing_shows(see, causal):
+    assert only(Look(see), SEQUENCES).causal is causal
+
+
+def test_causality_is_not_claimed_where_the_input_has_no_time():
+    assert not only(Look(lambda x: x.unflatten(1, (4, 2))), ROWS).causal
+
+
+def test_causality_is_not_claimed_where_time_does_not_matter():
+    assert not only(Look(lambda x: x[:, :1].expand_as(x)), SEQUENCES).causal
+
+
+def test_causality_is_measured_without_dropout_and_batch_statistics():
+    class OverTime(nn.BatchNorm1d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+    spec = only(nn.Sequential(OverTime(8), nn.Dropout(0.9)), SEQUENCES)
+    assert spec.causal
+    assert not spec.samples_independent
+
+
+def test_images_and_rows_are_found_by_their_dimensions():
+    assert only(nn.Conv2d(3, 7, 3, padding=1), IMAGES).shape == (7, 6, 5)
+    assert only(nn.Conv2d(3, 7, 3, padding=1), IMAGES).kind is Kind.NCHW
+    assert only(nn.Linear(8, 5)).kind is Kind.NC
+
+
+@pytest.mark.parametrize(
+    ("module", "independent"),
+    [
+        (nn.Linear(8, 8), True),
+        (nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)), True),
+        (nn.BatchNorm1d(8), False),
+        (nn.Softmax(dim=0), False),
+        (nn.Sequential(nn.BatchNorm1d(8), Look(lambda x: x * 1e-9)), False),
+    ],
+    ids=["linear", "dropout", "batch norm", "softmax over the batch", "in tiny units"],
+)
+def test_samples_are_independent_where_none_moves_another_in_training(module, independent):
+    assert only(module).samples_independent is independent
+
+
+def test_perturbed_samples_stay_in_the_range_that_the_model_knows():
+    rate = Look(lambda x: x.log())
+    assert only(rate, ROWS.abs() + 1e-3).samples_independent
+
+
+def test_an_additive_mask_of_infinities_is_perturbed_as_a_mask():
+    mask = torch.zeros(4, 8).masked_fill(ROWS > 1, float("-inf"))
+    assert only(Look(lambda x: x.exp()), mask).samples_independent
+
+
+def test_a_boolean_mask_is_never_changed():
+    mask = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) > 0.3
+
+    def check(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        assert torch.equal(batch[1], mask)
+        return model(batch)
+
+    assert dry_run(nn.Sequential(Read(0)), ["0"], (TOKENS, mask), check)[0].causal
+
+
+class Pair(NamedTuple):
+    tokens: Tensor
+    mask: Tensor
+
+
+class Read(nn.Module):
+    """Embeds the tokens of a batch, whatever it is packed in."""
+
+    def __init__(self, key: object) -> None:
+        super().__init__()
+        self.key, self.embed = key, nn.Embedding(11, 8)
+
+    def forward(self, batch: object) -> Tensor:
+        return (
+            self.embed(batch[self.key]) * torch.as_tensor(batch[1 if isinstance(self.key, int) else "mask"])[..., None]
+        )
+
+
+@pytest.mark.parametrize(
+    ("batch_input", "key"),
+    [
+        ((TOKENS, torch.ones(4, 16)), 0),
+        ([TOKENS, torch.ones(4, 16, dtype=torch.bool)], 0),
+        (Pair(TOKENS, torch.ones(4, 16)), 0),
+        ({"tokens": TOKENS, "mask": torch.ones(4, 16)}, "tokens"),
+    ],
+    ids=["tuple", "list", "named tuple", "mapping"],
+)
+def test_batches_may_be_packed(batch_input, key):
+    spec = only(Read(key), batch_input)
+    assert (spec.kind, spec.causal, spec.samples_independent) == (Kind.NTC, True, True)
+
+
+def test_a_later_layer_that_writes_in_place_does_not_spoil_the_measure():
+    (spec,) = dry_run(nn.Sequential(nn.Linear(8, 8), Look(lambda x: x.zero_())), ["0"], ROWS, call)
+    assert spec.samples_independent
+
+
+# -- nothing is left behind --------------------------------------------------------------------------------------
+
+
+def test_the_dry_run_leaves_model_input_and_random_numbers_as_they_were():
+    model, rows = nn.Sequential(Look(lambda x: x.mul_(2)), nn.BatchNorm1d(8), nn.Dropout(0.5)), ROWS.clone()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate()
+    dry_run(model, ["1", "2"], rows, call)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(rows, ROWS)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------
+
+
+class Uses(nn.Module):
+    """Calls its linear layer so many times in training and in evaluation mode."""
+
+    def __init__(self, training: int, evaluation: int) -> None:
+        super().__init__()
+        self.linear, self.times = nn.Linear(8, 8), {True: training, False: evaluation}
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times[self.training]):
+            x = self.linear(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation", "why"),
+    [
+        (0, 1, "never called by a forward in training mode.*its forward is bypassed"),
+        (1, 0, "never called by a forward in evaluation mode"),
+        (2, 1, "called 2 times by a forward in training mode.*exactly once"),
+        (1, 3, "called 3 times by a forward in evaluation mode"),
+    ],
+)
+def test_a_slot_is_called_exactly_once_in_both_modes(training, evaluation, why):
+    with pytest.raises(TaskError, match=f"slot linear = .*{why}"):
+        dry_run(Uses(training, evaluation), ["linear"], ROWS, call)
+
+
+def test_a_fused_path_that_bypasses_its_layers_is_found():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    with pytest.raises(TaskError, match=r"slot self_attn\.out_proj = 'never called by a forward in training mode'"):
+        dry_run(layer, ["self_attn.out_proj"], SEQUENCES, call)
+
+
+@pytest.mark.parametrize(
+    ("see", "why"),
+    [
+        (lambda x: (x, x), "output of type tuple.*returns a tensor"),
+        (lambda x: x.argmax(-1), "output of torch.int64.*floating point"),
+        (lambda x: x.mean(-1), r"output of shape \(4,\)"),
+        (lambda x: x[:, :, None, None, None], r"output of shape \(4, 8, 1, 1, 1\)"),
+        (lambda x: x.view(8, 4), r"output of shape \(8, 4\) for 4 samples.*one row per sample"),
+        (lambda x: x / 0, "output not finite"),
+        (lambda x: torch.ones_like(x), "no input moves its output"),
+        (lambda x: x + next(NOISE), "two outputs for one input"),
+    ],
+    ids=["tuple", "integers", "one dimension", "five dimensions", "folded batch", "infinite", "constant", "unseeded"],
+)
+def test_an_output_that_no_seed_could_join_is_refused_with_its_slot(see, why):
+    with pytest.raises(TaskError, match=f"slot 0 = .*{why}"):
+        only(Look(see))
+
+
+NOISE = iter(range(10**6))
+
+
+def test_an_output_that_differs_between_the_modes_is_refused():
+    class Narrowing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if self.training else x[:, :4]
+
+    with pytest.raises(TaskError, match=r"\(4, 8\) torch.float32 in training, \(4, 4\) torch.float32 in evaluation"):
+        only(Narrowing())
+
+
+@pytest.mark.parametrize(
+    ("batch_input", "said"),
+    [(ROWS[:1], r"task\.batch_size = 1: use 2 or more"), ({"rows": 3}, r"task\.train = 'an input without tensors'")],
+)
+def test_a_batch_on_which_nothing_can_be_shown_is_refused(batch_input, said):
+    with pytest.raises(TaskError, match=said):
+        only(nn.Linear(8, 8), batch_input)
+
+
+def test_an_error_of_the_users_own_model_is_told_as_hers():
+    with pytest.raises(TaskError, match=r"it raised RuntimeError: .*shapes cannot be multiplied"):
+        only(nn.Linear(5, 8))
+
+
+def test_a_stochastic_model_that_draws_from_python_is_measured_with_equal_draws():
+    spec = only(Look(lambda x: x * (1 + random.random())))
+    assert spec.samples_independent
+
+
+def test_a_model_that_counts_its_calls_is_measured_afresh_each_time():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    assert only(Counting()).samples_independent

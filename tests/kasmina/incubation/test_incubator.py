@@ -1,0 +1,559 @@
+"""Incubation: the control is the host to the bit, the ranking is the written one, and cheaters never get that far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.archive.journal import Entry, Kind, read
+from esper.archive.run_directory import journal_file
+from esper.errors import DivergenceUnrecoverable, SeedBuildFailed
+from esper.flow.in_process import run
+from esper.kasmina.blueprints import nc, ntc
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry, blueprint
+from esper.kasmina.blueprints.seed_modules import zeroed
+from esper.kasmina.incubation.incubator import Incubator, _variation, run_tournament
+from esper.kasmina.incubation.planning import plan_seed
+from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.evidence import HostObservation, SampleLosses
+from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import Kind as SlotKind
+from esper.leyline.slots import SlotSpec
+from esper.leyline.stages import Stage
+from esper.setup.survey import Prospect, survey
+from esper.task import Task
+from esper.testing import tiny_config, tiny_task
+from esper.tolaria.snapshot import HostSnapshot
+from esper.tolaria.trainer import Trainer, never
+
+RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
+GROWTH = tiny_config().growth
+
+
+DRAWN: dict[str, bytes] = {}
+"""The weights of every plan that was made here, by digest."""
+
+
+def make_plan(spec: SlotSpec, name: str, number: int, step: int, blueprints: Registry = BLUEPRINTS) -> GraftPlan:
+    made, blob = plan_seed(
+        Candidate(slot=spec.path, blueprint_id=name, seed_id=f"seed-{number}"),
+        spec,
+        blueprints.get(name),
+        run_id=RUN,
+        generation=1,
+        command_id="command-1",
+        run_seed=0,
+        fence=1,
+        step=step,
+        ordinal=0,
+        blend=BlendSpec(mode="RESIDUAL", ramp_steps=GROWTH.probe_ramp_steps),
+        warmup_steps=GROWTH.probe_warmup_steps,
+    )
+    DRAWN[made.weights_digest] = blob
+    return made
+
+
+def make_order(plans: Sequence[GraftPlan], *, first: int, last: int, halving: int | None = None) -> IncubationOrder:
+    return IncubationOrder(
+        order_id="command-1",
+        generation=1,
+        fence=1,
+        due_fence=2,
+        first_step=first,
+        last_step=last,
+        halving_step=halving,
+        plans=tuple(plans),
+        batch_size=8,
+        base_flops=300,
+        seed_flops=(90,) * len(plans),
+    )
+
+
+def fork_of(prospect: Prospect) -> Callable[[HostSnapshot], Trainer]:
+    """Makes forks of snapshots, as a run does."""
+
+    def make(snapshot: HostSnapshot) -> Trainer:
+        made = prospect.trainer(RUN, 1, "kasmina", never)
+        made.become(snapshot)
+        return made
+
+    return make
+
+
+# -- with real hosts ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prospect() -> Prospect:
+    return survey(tiny_task(), tiny_config())
+
+
+@pytest.fixture
+def fresh(prospect: Prospect) -> Callable[[], Trainer]:
+    return lambda: prospect.trainer(RUN, 1, "kasmina", never)
+
+
+@pytest.fixture
+def fork(prospect: Prospect) -> Callable[[HostSnapshot], Trainer]:
+    return fork_of(prospect)
+
+
+def test_the_control_is_the_live_host_to_the_bit(prospect, fresh, fork):
+    live = fresh()
+    live.train_to(20)
+    snapshot, (spec,) = live.snapshot(), prospect.specs
+    order = make_order([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], first=20, last=40)
+
+    _, control = run_tournament(order, DRAWN, fork, snapshot)
+
+    assert live.train_to(40) != ()
+    assert control.weights_sha256() == live.weights_sha256()
+    assert control.train_to(50) == live.train_to(50)  # its optimizer too
+    assert control.weights_sha256() == live.weights_sha256()
+
+
+def test_a_tournament_does_not_touch_the_snapshot_and_gives_the_same_result_in_any_order(prospect, fresh, fork):
+    live = fresh()
+    live.train_to(20)
+    snapshot, (spec,) = live.snapshot(), prospect.specs
+    plans = [make_plan(spec, name, number, 20) for number, name in enumerate(("norm", "mlp", "low_rank"))]
+    order = make_order(plans, first=20, last=36, halving=28)
+
+    def backwards(pieces: Sequence[Callable[[], Any]], /) -> list[Any]:
+        return [piece() for piece in reversed(pieces)][::-1]
+
+    first, _ = run_tournament(order, DRAWN, fork, snapshot)
+    second, _ = run_tournament(order, DRAWN, fork, snapshot, backwards)
+
+    assert first == second
+    assert fork(snapshot).weights_sha256() == live.weights_sha256()
+    assert {found.seed_id: found.rank for found in first.forks}["seed-1"] == 1  # the mlp: nothing linear can gain here
+
+
+def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(prospect, fresh, fork):
+    live, (spec,) = fresh(), prospect.specs
+    live.train_to(20)
+    plan, snapshot = make_plan(spec, "mlp", 0, 20), live.snapshot()
+    seeded = fork(snapshot)
+    seeded.graft(plan, DRAWN)
+    live.graft(plan, DRAWN)
+    assert seeded.train_to(35) == live.train_to(35)
+    assert seeded.weights_sha256() == live.weights_sha256()
+
+
+def test_a_birth_is_measured_at_full_alpha_and_leaves_the_live_host_alone(prospect, fresh, fork):
+    live, (spec,) = fresh(), prospect.specs
+    live.train_to(20)
+    before, incubator = live.weights_sha256(), Incubator(fork, {"body": spec}, BLUEPRINTS)
+
+    births = incubator.births([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], DRAWN, live.snapshot())
+
+    assert [birth.seed_id for birth in births] == ["seed-0", "seed-1"]
+    for birth in births:
+        assert (birth.sanity.output_shape, birth.sanity.parameters_finite) == ((8,), True)
+        assert birth.sanity.sample_leak == 0
+        assert (birth.gradient.batches, birth.gradient.nonfinite) == (2, 0)
+        assert birth.gradient.reachable_host_parameters == ()
+    assert live.weights_sha256() == before
+    ramped, full = make_plan(spec, "mlp", 2, 20), BlendSpec(mode="RESIDUAL", ramp_steps=1)
+    norms = []
+    for plan in (ramped, ramped.model_copy(update={"blend": full})):
+        by_hand = fork(live.snapshot())
+        by_hand.graft(plan, DRAWN)
+        norms.append(by_hand.probe_gradients("seed-2", 2).norm)
+    assert births[0].gradient.norm == norms[1] > 2 * norms[0]
+
+
+def own(**factories: Callable[[SlotSpec], nn.Module]) -> Registry:
+    made = Registry()
+    for name, factory in factories.items():
+        made.add(Blueprint(name, (SlotKind.NC, SlotKind.NTC), 0.1, factory))
+    return made
+
+
+def test_births_of_one_command_do_not_see_each_other():
+    loud = own(loud=lambda _: nn.Linear(8, 8))  # not zero at birth
+    prospect = survey(tiny_task(), tiny_config(), loud)
+    (spec,), snapshot = prospect.specs, prospect.trainer(RUN, 1, "kasmina", never).snapshot()
+    plans = [make_plan(spec, "loud", number, 0, loud) for number in range(2)]
+    one, other = Incubator(fork_of(prospect), {"body": spec}, loud).births(plans, DRAWN, snapshot)
+    assert one.gradient == other.gradient
+
+
+def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(prospect, fresh, fork):
+    (spec,) = prospect.specs
+    blueprints = own(narrow=lambda _: nn.Linear(8, 4))
+    incubator = Incubator(fork, {"body": spec}, blueprints)
+    (birth,) = incubator.births([make_plan(spec, "narrow", 0, 0, blueprints)], DRAWN, fresh().snapshot())
+    assert birth.sanity.output_shape == (4,)
+    assert birth.gradient is None
+
+
+def test_a_candidate_that_runs_otherwise_than_asked_is_found_at_its_birth_and_in_its_fork(prospect, fresh):
+    def compiled(_: SlotSpec) -> nn.Module:
+        made = zeroed(nn.Linear(8, 8))
+        made._compiled_call_impl = made._call_impl  # as `compile()` sets it, without the seconds that this takes
+        return made
+
+    blueprints = own(compiled=compiled, honest=lambda _: zeroed(nn.Linear(8, 8)))
+    (spec,), ran = prospect.specs, []
+    fork = fork_of(survey(tiny_task(), tiny_config(), blueprints))
+    for name in ("compiled", "honest"):
+        plan = make_plan(spec, name, 0, 0, blueprints)
+        (birth,) = Incubator(fork, {"body": spec}, blueprints).births([plan], DRAWN, fresh().snapshot())
+        result, _ = run_tournament(make_order([plan], first=0, last=4), DRAWN, fork, fresh().snapshot())
+        ran.append((birth.fallbacks, result.forks[0].fallbacks))
+    assert ran == [(("path compiled, asked eager",),) * 2, ((),) * 2]
+
+
+def test_a_candidate_that_cannot_run_is_blamed(prospect, fresh, fork):
+    (spec,) = prospect.specs
+    blueprints = own(wrong=lambda _: nn.Linear(7, 8))
+    incubator = Incubator(fork, {"body": spec}, blueprints)
+    with pytest.raises(SeedBuildFailed, match="wrong at body"):
+        incubator.births([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
+
+
+def test_a_kept_control_lives_on_as_the_twin(prospect, fresh, fork):
+    live, (spec,) = fresh(), prospect.specs
+    incubator = Incubator(fork, {"body": spec}, BLUEPRINTS)
+    incubator.begin(make_order([make_plan(spec, "mlp", 0, 0)], first=0, last=10), DRAWN, live.snapshot())
+    incubator.collect()
+    incubator.keep_twin()
+    incubator.advance_twin(30)
+    live.train_to(30)
+    assert incubator.twin_losses(3) == live.sample_losses("gate", 3)
+    report = incubator.twin_report()
+    assert (report.steps, report.weights_sha256) == (20, live.weights_sha256())
+
+
+# -- ranking, with forks whose gain is given ---------------------------------------------------------------------
+
+
+class GradedFork:
+    """A fork whose losses lie below the control's by a given number, from step to step and sample to sample."""
+
+    def __init__(self, gains: dict[str, float], bursts_at: dict[str, int] | None = None) -> None:
+        self.gains, self.bursts_at = gains, bursts_at or {}
+        self.name, self.step, self.asked = "", 0, []
+
+    def graft(self, plan: GraftPlan, weights: Mapping[str, bytes]) -> None:
+        del weights
+        self.name = plan.seed_id
+
+    def train_to(self, step: int) -> tuple[float, ...]:
+        if self.step <= self.bursts_at.get(self.name, 10**9) < step:
+            raise DivergenceUnrecoverable(self.step, "loss", math.nan)
+        done = tuple(3.0 - 0.1 * at + (-1) ** at for at in range(self.step, step))
+        self.step = step
+        return done
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        self.asked.append((shard, fence, self.step))
+        gain = self.gains.get(self.name, 0.0)
+        losses = tuple(2.0 - gain * (1 + 0.5 * (-1) ** place) for place in range(16))
+        return SampleLosses(shard=shard, fence=fence, losses=losses)
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        del stages
+        return HostObservation(fence=fence, registered_layers=(), seeds=())
+
+
+class Ground:
+    """A tournament of graded forks; it remembers every fork."""
+
+    def __init__(self, gains: dict[str, float], bursts_at: dict[str, int] | None = None) -> None:
+        self.gains, self.bursts_at = gains, bursts_at
+        self.forks: list[GradedFork] = []
+
+    def fork(self, snapshot: object) -> GradedFork:
+        assert snapshot == "snapshot"
+        self.forks.append(GradedFork(self.gains, self.bursts_at))
+        return self.forks[-1]
+
+    def run(self, order: IncubationOrder) -> IncubationResult:
+        result, control = run_tournament(order, {}, self.fork, "snapshot")
+        assert control is self.forks[0]
+        return result
+
+
+def graded_plan(seed_id: str, slot: str = "body", name: str = "mlp") -> GraftPlan:
+    return GraftPlan(
+        command_id="command-1",
+        run_id=RUN,
+        generation=1,
+        seed_id=seed_id,
+        fence=1,
+        slot=slot,
+        ordinal=0,
+        blueprint_id=name,
+        blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
+        start_step=0,
+        isolated=False,
+        warmup_steps=1,
+        asked_device="cpu",
+        weights_digest="",
+    )
+
+
+def ranks(result: IncubationResult) -> dict[str, int | None]:
+    return {found.seed_id: found.rank for found in result.forks}
+
+
+def by_id(result: IncubationResult, seed_id: str) -> ForkResult:
+    return next(found for found in result.forks if found.seed_id == seed_id)
+
+
+def test_forks_are_ranked_by_their_gain_over_the_control_and_told_in_the_order_of_their_plans():
+    ground = Ground({"a": -0.2, "b": 0.3, "c": 0.1})
+    result = ground.run(make_order([graded_plan(name) for name in "abc"], first=0, last=20))
+    assert list(ranks(result).items()) == [("a", 3), ("b", 1), ("c", 2)]
+    best = by_id(result, "b")
+    assert best.pick.mean == pytest.approx(0.3)
+    assert best.gate.mean == pytest.approx(0.3)
+    assert best.gate.shard == "gate"
+    assert [by_id(result, name).gate for name in "ac"] == [None, None]
+    assert [by_id(result, name).loss_variation is None for name in "abc"] == [True, False, True]
+    assert {(found.steps, found.required_steps) for found in result.forks} == {(20, 20)}
+
+
+def test_the_gate_shard_is_seen_by_the_first_and_the_control_alone():
+    ground = Ground({"a": 0.1, "b": 0.2})
+    ground.run(make_order([graded_plan("a"), graded_plan("b")], first=0, last=20))
+    asked = {fork.name: [shard for shard, _, _ in fork.asked] for fork in ground.forks}
+    assert asked == {"": ["pick", "gate"], "a": ["pick"], "b": ["pick", "gate"]}
+    assert {fence for fork in ground.forks for _, fence, _ in fork.asked} == {2}  # the slice of the due fence
+
+
+def test_at_the_halving_the_worse_part_leaves():
+    gains = dict(zip("abcde", (0.1, 0.5, 0.2, -0.3, 0.4), strict=True))
+    ground = Ground(gains)
+    result = ground.run(make_order([graded_plan(name) for name in "abcde"], first=0, last=20, halving=8))
+    assert ranks(result) == {"a": None, "b": 1, "c": 3, "d": None, "e": 2}  # of five, three go on
+    assert {found.seed_id: found.steps for found in result.forks} == {"a": 8, "b": 20, "c": 20, "d": 8, "e": 20}
+    assert by_id(result, "d").pick.mean == pytest.approx(-0.3)  # as it stood when it left
+    assert result.fork_steps == 20 + 3 * 20 + 2 * 8
+
+
+@pytest.mark.parametrize("order", ["abc", "cab", "bca"])
+def test_ties_break_by_slot_and_then_by_blueprint(order):
+    plans = {"a": graded_plan("a", "body", "norm"), "b": graded_plan("b", "body", "mlp"), "c": graded_plan("c", "arm")}
+    ground = Ground({"a": 0.1, "b": 0.1, "c": 0.1})
+    result = ground.run(make_order([plans[name] for name in order], first=0, last=20))
+    assert ranks(result) == {"c": 1, "b": 2, "a": 3}
+
+
+def test_a_gain_that_is_not_a_number_comes_last():
+    ground = Ground({"a": math.nan, "b": -0.5, "c": math.nan, "d": -0.1})
+    result = ground.run(make_order([graded_plan(name) for name in "abcd"], first=0, last=20))
+    assert (ranks(result)["d"], ranks(result)["b"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("burst", "steps"), [(3, 0), (12, 8)])
+def test_a_candidate_that_diverges_is_out_and_the_tournament_goes_on(burst, steps):
+    ground = Ground({"a": 0.9, "b": 0.2, "c": 0.1}, bursts_at={"a": burst})
+    result = ground.run(make_order([graded_plan(name) for name in "abc"], first=0, last=20, halving=8))
+    assert ranks(result)["a"] is None
+    assert ranks(result)["b"] == 1
+    assert by_id(result, "a").steps == steps < by_id(result, "a").required_steps
+
+
+def test_a_tournament_whose_every_candidate_diverges_has_no_first():
+    result = Ground({}, bursts_at={"a": 3, "b": 4}).run(
+        make_order([graded_plan("a"), graded_plan("b")], first=0, last=20)
+    )
+    assert ranks(result) == {"a": None, "b": None}
+
+
+def test_a_control_that_diverges_ends_the_run():
+    with pytest.raises(DivergenceUnrecoverable):
+        Ground({}, bursts_at={"": 3}).run(make_order([graded_plan("a")], first=0, last=20))
+
+
+def test_the_cost_is_that_of_all_steps_and_all_that_was_evaluated():
+    result = Ground({"a": 0.1, "b": 0.2}).run(make_order([graded_plan("a"), graded_plan("b")], first=0, last=20))
+    passes = 16 / 8 / 3  # 16 samples in batches of 8; forward alone
+    control, first, other = 300 * (20 + 2 * passes), 390 * (20 + 2 * passes), 390 * (20 + passes)
+    assert result.flops == round(control + first + other)
+
+
+# -- cheaters, from end to end -----------------------------------------------------------------------------------
+
+
+class Steps(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Sequences [T, C]; the class at t, one of eight, is three facts that are harder and harder to tell.
+
+    Is x2 positive (a linear host can tell); is x0 far from 0 (a seed can); will x1 be positive next (nobody can).
+    """
+
+    def __init__(self, count: int, key: int) -> None:
+        x_BTC = torch.randn(count, 7, 8, generator=torch.Generator().manual_seed(key))
+        self.inputs = now_BTC = x_BTC[:, :6]
+        facts = now_BTC[..., 2] > 0, now_BTC[..., 0].abs() > 0.67, x_BTC[:, 1:, 1] > 0
+        self.targets = sum(fact.long() << place for place, fact in enumerate(facts))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+
+class SequenceHost(nn.Module):
+    """[B, T, 8] -> [B, T, 8], position by position: causal, with a slot "body" of kind NTC."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x_BTC))
+        return scores
+
+
+def sequence_task() -> Task:
+    return tiny_task(
+        model=SequenceHost,
+        train=Steps(512, key=1),
+        valid=Steps(64, key=2),
+        test=Steps(256, key=3),
+        pick=Steps(256, key=4),
+        gate=Steps(256, key=5),
+        loss=lambda out_BTK, target_BT: nn.functional.cross_entropy(out_BTK.flatten(0, 1), target_BT.flatten()),
+        sample_loss=lambda out_BTK, target_BT: nn.functional.cross_entropy(
+            out_BTK.transpose(1, 2), target_BT, reduction="none"
+        ).mean(dim=1),
+        epochs=20,
+    )
+
+
+class Peek(nn.Module):
+    """A same-padded convolution over time: it sees the step after."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, 32, 3, padding=1)
+        self.out = zeroed(nn.Linear(32, channels))
+
+    def forward(self, h_BTC: Tensor) -> Tensor:
+        seen = torch.relu(self.conv(h_BTC.transpose(1, 2))).transpose(1, 2)
+        correction: Tensor = self.out(seen)
+        return correction
+
+
+class Gossip(nn.Module):
+    """Hands every sample the mean of all others of its batch."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, h_BTC: Tensor) -> Tensor:
+        correction: Tensor = self.out(h_BTC - h_BTC.mean(dim=0))
+        return correction
+
+
+class Bomb(nn.Module):
+    """Honest for six training steps, and not a number from then on."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out = zeroed(nn.Linear(channels, channels))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, h_BTC: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        correction: Tensor = self.out(h_BTC) * torch.where(self.calls > 6, math.nan, 1.0)
+        return correction
+
+
+@pytest.fixture
+def users_own(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """The registry as it would be had a user registered these and nothing been built in."""
+    monkeypatch.setattr(BLUEPRINTS, "_blueprints", {})
+    blueprint("peek", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: Peek(spec.shape[-1]))
+    blueprint("gossip", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: Gossip(spec.shape[-1]))
+    blueprint("bomb", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: Bomb(spec.shape[-1]))
+    blueprint("honest", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: nc.mlp(spec.shape[-1]))
+    return BLUEPRINTS
+
+
+@pytest.mark.usefixtures("users_own")
+def test_planted_cheaters_are_refused_at_g0_and_the_run_goes_on_with_the_honest(tmp_path):
+    result = run(sequence_task(), tiny_config(run__dir=str(tmp_path / "run")))
+
+    journal, damaged = read(journal_file(tmp_path / "run", 1))
+    assert damaged == []
+    seeds = {seed.seed_id: seed.blueprint for seed in result.seeds}
+    refused = {
+        seeds[entry.body["seed_id"]]: {check["reason"] for check in entry.body["checks"] if not holds(check)}
+        for entry in of_kind(journal, Kind.GATE)
+        if entry.body["gate"] == "G0"
+    }
+    assert refused.pop("gossip") >= {"samples_mixed"}
+    assert refused == {"peek": {"causality_broken"}, "bomb": set(), "honest": set()}
+    trained = {
+        seeds[entry.body["seed_id"]] for entry in of_kind(journal, Kind.TRANSITION) if entry.body["after"] == "TRAINING"
+    }
+    assert trained == {"bomb", "honest"}
+    reports = {seeds[entry.body["seed_id"]]: entry.body["reasons"] for entry in of_kind(journal, Kind.FIELD_REPORT)}
+    assert reports["peek"] == ["causality_broken"]
+    assert "samples_mixed" in reports["gossip"]
+    assert reports["bomb"] == ["not_enough_steps"]  # it diverged in its fork, and only there
+    assert {seed.blueprint for seed in result.seeds if seed.stage == "FOSSILIZED"} == {"honest"}
+    assert result.steps == 320
+    assert result.test_loss < result.twin_test_loss
+    assert journal[-1].kind is Kind.RUN_ENDED
+
+
+@pytest.mark.usefixtures("users_own")
+def test_without_g0_the_peeking_cheater_would_pass_for_a_winner():
+    prospect = survey(sequence_task(), tiny_config())
+    (spec,) = prospect.specs
+    assert (spec.kind, spec.causal, spec.samples_independent) == (SlotKind.NTC, True, True)
+    order = make_order([make_plan(spec, "peek", 0, 0)], first=0, last=60)
+
+    result, _ = run_tournament(order, DRAWN, fork_of(prospect), prospect.trainer(RUN, 1, "kasmina", never).snapshot())
+
+    assert by_id(result, "seed-0").gate.z > 2 * prospect.g2_limit()
+
+
+def test_an_honest_convolution_in_time_passes_where_the_peeking_one_does_not(users_own):
+    prospect = survey(sequence_task(), tiny_config())
+    (spec,) = prospect.specs
+    users_own.add(Blueprint("causal", (SlotKind.NTC,), 0.0, lambda spec: ntc.conv_mlp(8, 3, spec.causal)))
+    incubator = Incubator(fork_of(prospect), {"body": spec}, users_own)
+    plans = [make_plan(spec, name, number, 0) for number, name in enumerate(("causal", "peek", "gossip"))]
+    honest, peek, gossip = incubator.births(plans, DRAWN, prospect.trainer(RUN, 1, "kasmina", never).snapshot())
+    assert (honest.sanity.causality_leak, honest.sanity.sample_leak) == (0.0, 0.0)
+    assert peek.sanity.causality_leak > 1e-3
+    assert peek.sanity.sample_leak == 0.0
+    assert gossip.sanity.sample_leak > 1e-3
+
+
+def of_kind(journal: Sequence[Entry], kind: Kind) -> list[Entry]:
+    return [entry for entry in journal if entry.kind is kind]
+
+
+def holds(check: dict[str, Any]) -> bool:
+    """A check of the journal, judged again from its numbers."""
+    if check["at_most"] is not None:
+        return bool(check["measured"] <= check["at_most"])
+    return bool(check["measured"] == check["equals"])
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [([2.0] * 8, 0.0), ([8.0, 7, 6, 5, 4, 3, 2, 1], 0.0), ([9.0] * 4 + [1.5, 0.5] * 50, 0.5), ([3.0, 1.0], 0.0)],
+    ids=["flat", "falling fast", "up and down", "too short to scatter"],
+)
+def test_variation_is_scatter_about_the_course_of_the_late_losses(losses: list[float], expected: float) -> None:
+    assert _variation(losses) == pytest.approx(expected, abs=0.02)

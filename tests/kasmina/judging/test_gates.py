@@ -1,0 +1,424 @@
+"""The gates: every reason of failure, every pass, and that nothing unmeasured or not a number gets through."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from esper.errors import EvidenceMissing
+from esper.kasmina.judging import gates
+from esper.kasmina.judging.statistics import z_limit
+from esper.kasmina.registry.seed_record import SeedRecord, tell_gate
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.evidence import (
+    GradientEvidence,
+    GradientProbe,
+    ImpactEvidence,
+    InterfaceEvidence,
+    Marks,
+    PairedLosses,
+    PerformanceStatus,
+    ResetEvidence,
+    ResetProbe,
+    SanityEvidence,
+    SanityProbe,
+    SeedObservation,
+    StabilityEvidence,
+)
+from esper.leyline.reports import Gate, GateReport
+from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.stages import Stage
+
+LIMITS = GrowthConfig()
+NAN = math.nan
+MARKS = Marks(recorded_stage=Stage.TRAINING, evidence_stage=Stage.TRAINING, evidence_fallbacks=())
+SPEC = SlotSpec(
+    path="mix", kind=Kind.NTC, shape=(6, 8), dtype="torch.float32", device="cpu", causal=True, samples_independent=True
+)
+SANITY = SanityProbe(
+    slot_shape=(6, 8),
+    parameters=100,
+    parameter_bytes=400,
+    parameters_finite=True,
+    output_shape=(6, 8),
+    output_dtype="torch.float32",
+    causality_leak=0.0,
+    sample_leak=1e-17,
+)
+GRADIENT = GradientProbe(batches=2, nonfinite=0, norm=0.5, reachable_host_parameters=())
+Z = z_limit(LIMITS.false_pass, LIMITS.max_tests, 256)
+PAIRS = PairedLosses(shard="gate", fence=3, count=256, grouped=False, mean=0.1, sd=0.2, z=Z + 0.01, control_mean=2.0)
+HARMLESS = PAIRS.model_copy(update={"mean": -0.01, "z": -2.9})
+RESET = ResetProbe(
+    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
+)
+
+SOUND: dict[Gate, Any] = {
+    Gate.G0: SanityEvidence(
+        marks=MARKS,
+        ids={"command": "command-1", "seed": "seed-1", "slot": "mix", "blueprint": "mlp"},
+        blueprint_known=True,
+        probe=SANITY,
+        spec=SPEC,
+        added_parameters=100,
+        parameter_budget=100,
+        memory_ratio=0.5,
+        memory_budget=1.0,
+    ),
+    Gate.G1: GradientEvidence(marks=MARKS, probe=GRADIENT),
+    Gate.G2: StabilityEvidence(
+        marks=MARKS, steps=40, required_steps=40, rank=1, pairs=PAIRS, loss_variation=LIMITS.max_loss_variation
+    ),
+    Gate.G3: InterfaceEvidence(
+        marks=MARKS,
+        alpha=1.0,
+        alpha_target=1.0,
+        output_shape=(6, 8),
+        expected_shape=(6, 8),
+        output_dtype="torch.float32",
+        expected_dtype="torch.float32",
+        device="cpu",
+        expected_device="cpu",
+        required_mesh=("mix", "head"),
+        registered_layers=("embed", "head", "mix"),
+        isolation_leaks=(),
+    ),
+    Gate.G4: ImpactEvidence(
+        marks=MARKS,
+        status=PerformanceStatus.HEALTHY,
+        twin_kept=True,
+        twin_zs=(-3.0,),
+        cost_ratio=1.0,
+        cost_budget=1.0,
+        memory_ratio=1.0,
+        memory_budget=1.0,
+        isolation_leaks=(),
+    ),
+    Gate.G5: ResetEvidence(probe=RESET),
+}
+"""Evidence that just passes: every number lies at its limit."""
+
+JUDGES: dict[Gate, Callable[[Any], GateReport]] = {
+    Gate.G0: lambda evidence: gates.sanity_gate(evidence, "seed-1", 3),
+    Gate.G1: lambda evidence: gates.gradient_gate(evidence, LIMITS, "seed-1", 3),
+    Gate.G2: lambda evidence: gates.stability_gate(evidence, LIMITS, "seed-1", 3),
+    Gate.G3: lambda evidence: gates.interface_gate(evidence, "seed-1", 3),
+    Gate.G4: lambda evidence: gates.impact_gate(evidence, LIMITS, "seed-1", 3),
+    Gate.G5: lambda evidence: gates.reset_gate(evidence, "seed-1", 3),
+}
+
+
+def judge(gate: Gate, **changes: Any) -> GateReport:
+    return JUDGES[gate](SOUND[gate].model_copy(update=changes))
+
+
+def sanity(**changes: Any) -> SanityProbe:
+    return SANITY.model_copy(update=changes)
+
+
+def gradient(**changes: Any) -> GradientProbe:
+    return GRADIENT.model_copy(update=changes)
+
+
+def pairs(**changes: Any) -> PairedLosses:
+    return PAIRS.model_copy(update=changes)
+
+
+def reset(**changes: Any) -> ResetProbe:
+    return RESET.model_copy(update=changes)
+
+
+def spec(**changes: Any) -> SlotSpec:
+    return SPEC.model_copy(update=changes)
+
+
+REFUSED: list[tuple[Gate, dict[str, Any], tuple[str, ...]]] = [
+    (Gate.G0, {"ids": {"seed": "seed-1", "slot": ""}}, ("missing_id",)),
+    (Gate.G0, {"blueprint_known": False, "probe": None}, ("unknown_blueprint",)),
+    (Gate.G0, {"probe": sanity(parameters_finite=False)}, ("parameter_invalid",)),
+    (Gate.G0, {"probe": sanity(output_shape=(8, 6), causality_leak=None, sample_leak=None)}, ("shape_mismatch",)),
+    (Gate.G0, {"probe": sanity(output_dtype="torch.float64")}, ("shape_mismatch",)),
+    (Gate.G0, {"probe": sanity(causality_leak=1e-6)}, ("causality_broken",)),
+    (Gate.G0, {"probe": sanity(causality_leak=NAN)}, ("causality_broken",)),
+    (Gate.G0, {"probe": sanity(sample_leak=1e-6)}, ("samples_mixed",)),
+    (Gate.G0, {"memory_ratio": 1.01}, ("budget_exceeded",)),
+    (Gate.G0, {"probe": sanity(sample_leak=NAN)}, ("samples_mixed",)),
+    (Gate.G0, {"added_parameters": 101}, ("budget_exceeded",)),
+    (Gate.G1, {"probe": gradient(nonfinite=1, norm=NAN)}, ("gradient_nonfinite",)),
+    (Gate.G1, {"probe": gradient(norm=0.0)}, ("gradient_dead",)),
+    (Gate.G1, {"probe": gradient(norm=1000.1)}, ("gradient_exploding",)),
+    (Gate.G1, {"probe": gradient(norm=math.inf)}, ("gradient_exploding",)),
+    (Gate.G1, {"probe": gradient(norm=NAN)}, ("gradient_dead", "gradient_exploding")),
+    (Gate.G1, {"probe": gradient(reachable_host_parameters=("body.weight",))}, ("isolation_violated",)),
+    (
+        Gate.G2,
+        {"steps": 18, "rank": None, "pairs": None, "loss_variation": None},
+        ("not_enough_steps",),
+    ),
+    (Gate.G2, {"steps": 39}, ("not_enough_steps",)),
+    (Gate.G2, {"rank": 2, "pairs": None, "loss_variation": None}, ("outperformed",)),
+    (Gate.G2, {"pairs": pairs(z=Z - 0.01)}, ("no_improvement",)),
+    (Gate.G2, {"pairs": pairs(mean=0.0039)}, ("no_improvement",)),
+    (Gate.G2, {"pairs": pairs(mean=0.0, sd=0.0, z=0.0)}, ("no_improvement",)),
+    (Gate.G2, {"pairs": pairs(z=Z + 0.01, count=128)}, ("no_improvement",)),
+    (Gate.G2, {"pairs": pairs(mean=-0.1, z=-3.1)}, ("harmful", "no_improvement")),
+    (Gate.G2, {"pairs": pairs(z=NAN, mean=NAN)}, ("harmful", "no_improvement")),
+    (Gate.G2, {"loss_variation": 4.1}, ("unstable",)),
+    (Gate.G2, {"loss_variation": math.inf}, ("unstable",)),
+    (Gate.G2, {"loss_variation": NAN}, ("unstable",)),
+    (Gate.G2, {"pairs": pairs(mean=-0.1, z=-3.1), "carried": PAIRS, "carried_from": "seed-0"}, ("harmful",)),
+    (Gate.G2, {"pairs": HARMLESS, "carried": pairs(z=Z - 0.01), "carried_from": "seed-0"}, ("no_improvement",)),
+    (Gate.G3, {"alpha": 0.99}, ("alpha_short",)),
+    (Gate.G3, {"alpha": NAN}, ("alpha_short",)),
+    (Gate.G3, {"output_shape": (5, 8)}, ("interface_broken",)),
+    (Gate.G3, {"output_dtype": "torch.bfloat16"}, ("interface_broken",)),
+    (Gate.G3, {"device": "cuda:0"}, ("interface_broken",)),
+    (Gate.G3, {"required_mesh": ("mix", "gone", "head", "lost")}, ("mesh_incomplete",)),
+    (Gate.G4, {"status": PerformanceStatus.FALLBACK}, ("fallback_status",)),
+    (Gate.G4, {"status": PerformanceStatus.DEGRADED}, ("performance_degraded",)),
+    (Gate.G4, {"twin_zs": (-3.01,)}, ("worse_than_twin",)),
+    (Gate.G4, {"twin_zs": (-1.8, -1.8, -1.8)}, ("worse_than_twin",)),
+    (Gate.G4, {"twin_zs": (0.5, NAN)}, ("worse_than_twin",)),
+    (Gate.G4, {"cost_ratio": 1.01}, ("cost_exceeded",)),
+    (Gate.G4, {"cost_ratio": NAN}, ("cost_exceeded",)),
+    (Gate.G4, {"memory_ratio": 1.01}, ("memory_exceeded",)),
+    (Gate.G4, {"memory_ratio": NAN}, ("memory_exceeded",)),
+    (Gate.G4, {"isolation_leaks": ("body.weight",)}, ("isolation_violated",)),
+    (Gate.G5, {"probe": reset(seed_left=True)}, ("reset_incomplete",)),
+    (Gate.G5, {"probe": reset(optimizers_left=1)}, ("reset_incomplete",)),
+    (Gate.G5, {"probe": reset(hooks_left=1)}, ("reset_incomplete",)),
+    (Gate.G5, {"probe": reset(output_equal=False)}, ("reset_incomplete",)),
+    (Gate.G5, {"probe": reset(flags_equal=False)}, ("reset_incomplete",)),
+    (Gate.G5, {"probe": reset(names_equal=False)}, ("reset_incomplete",)),
+]
+
+MARKED: list[tuple[dict[str, Any], str]] = [
+    ({"command_fallbacks": ("policy: rule of thumb",)}, "fallback_requested"),
+    ({"evidence_fallbacks": ("loss of the last round",)}, "fallback_used"),
+    ({"evidence_stage": Stage.SHADOWING}, "stage_mismatch"),
+]
+
+REASONS = {
+    *("fallback_requested", "fallback_used", "stage_mismatch"),
+    *("missing_id", "unknown_blueprint", "parameter_invalid", "shape_mismatch", "causality_broken", "samples_mixed"),
+    *("budget_exceeded", "gradient_nonfinite", "gradient_dead", "gradient_exploding", "isolation_violated"),
+    *("not_enough_steps", "no_improvement", "harmful", "unstable", "outperformed"),
+    *("alpha_short", "interface_broken", "mesh_incomplete"),
+    *("fallback_status", "performance_degraded", "worse_than_twin", "cost_exceeded", "memory_exceeded"),
+    "reset_incomplete",
+}
+
+
+@pytest.mark.parametrize("gate", Gate)
+def test_sound_evidence_passes_at_its_very_limits(gate):
+    report = judge(gate)
+    assert report.passed
+    assert report.reasons == ()
+    assert (report.gate, report.seed_id, report.fence) == (gate, "seed-1", 3)
+
+
+@pytest.mark.parametrize(("gate", "changes", "reasons"), REFUSED)
+def test_every_failure_has_its_reason_and_its_number_beside_the_limit(gate, changes, reasons):
+    report = judge(gate, **changes)
+    assert not report.passed
+    assert report.reasons == reasons
+    for check in report.checks:
+        limits = (check.at_least, check.above, check.at_most, check.equals, check.among)
+        assert check.measured is not None
+        assert any(limit is not None for limit in limits)
+
+
+@pytest.mark.parametrize("gate", [gate for gate in Gate if gate is not Gate.G5])  # there no seed runs
+@pytest.mark.parametrize(("marks", "reason"), MARKED)
+def test_no_gate_lets_a_fallback_or_evidence_of_another_stage_through(gate, marks, reason):
+    report = judge(gate, marks=MARKS.model_copy(update=marks))
+    assert report.reasons == (reason,)
+
+
+def test_every_reason_of_the_design_has_a_case_here():
+    tried = {reason for _, _, reasons in REFUSED for reason in reasons} | {reason for _, reason in MARKED}
+    assert tried == REASONS
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes", "evidence"),
+    [
+        (Gate.G0, {"probe": None}, "sanity probe"),
+        (Gate.G0, {"spec": None}, "sanity probe"),
+        (Gate.G0, {"probe": sanity(causality_leak=None)}, "causality"),
+        (Gate.G0, {"probe": sanity(sample_leak=None)}, "sample independence"),
+        (Gate.G1, {"probe": None}, "gradient probe"),
+        (Gate.G1, {"probe": gradient(batches=0)}, "probe batches"),
+        (Gate.G1, {"marks": MARKS.model_copy(update={"evidence_fallbacks": None})}, "code path, device and dtype"),
+        (Gate.G2, {"marks": MARKS.model_copy(update={"evidence_fallbacks": None})}, "code path, device and dtype"),
+        (Gate.G2, {"pairs": None}, "paired losses"),
+        (Gate.G2, {"pairs": pairs(count=127)}, "paired losses"),
+        (Gate.G2, {"carried": pairs(count=127)}, "paired losses"),
+        (Gate.G2, {"loss_variation": None}, "loss variation"),
+        (Gate.G2, {"rank": None}, "place in its tournament"),
+        (Gate.G3, {"output_shape": None}, "output shape"),
+        (Gate.G3, {"output_dtype": None}, "output dtype"),
+        (Gate.G3, {"device": None}, "device"),
+        (Gate.G4, {"status": None}, "performance status"),
+        (Gate.G4, {"twin_zs": None}, "comparison with the twin"),
+        (Gate.G4, {"twin_zs": ()}, "fences compared"),
+        (Gate.G5, {"probe": None}, "unseeded host"),
+    ],
+)
+def test_what_was_not_measured_is_neither_a_no_nor_a_pass(gate, changes, evidence):
+    with pytest.raises(EvidenceMissing, match=evidence) as caught:
+        judge(gate, **changes)
+    assert caught.value.gate == gate
+
+
+def test_a_seed_that_never_was_isolated_has_no_isolation_to_judge():
+    for gate in (Gate.G3, Gate.G4):
+        report = judge(gate, isolation_leaks=None)
+        assert report.passed
+        assert "isolation_leaks" not in [check.name for check in report.checks]
+
+
+def test_what_the_host_itself_does_is_not_held_against_a_seed():
+    free = spec(causal=False, samples_independent=False)
+    assert judge(Gate.G0, spec=free, probe=sanity(causality_leak=None, sample_leak=None)).passed
+
+
+def test_a_replica_passes_on_its_winners_evidence_if_it_does_no_harm_itself():
+    assert not judge(Gate.G2, pairs=HARMLESS).passed
+    assert judge(Gate.G2, pairs=HARMLESS, carried=PAIRS, carried_from="seed-0", carried_age_fences=4).passed
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_few_samples_or_groups_are_held_to_the_limit_of_their_number(grouped):
+    limit = z_limit(LIMITS.false_pass, LIMITS.max_tests, 128)
+    assert limit > Z + 0.05
+    assert judge(Gate.G2, pairs=pairs(grouped=grouped, count=128, z=limit + 0.01)).passed
+    refused = judge(Gate.G2, pairs=pairs(grouped=grouped, count=128, z=limit - 0.01))
+    assert [check.above for check in refused.checks if not check.passed] == [pytest.approx(limit)]
+
+
+def test_without_a_twin_g4_judges_the_rest_and_says_that_nothing_causal_was_judged():
+    report = judge(Gate.G4, twin_kept=False, twin_zs=None)
+    assert report.passed
+    assert report.notes == ("no twin is kept: nothing causal was judged",)
+    assert "twin_z" not in [check.name for check in report.checks]
+    assert judge(Gate.G4, twin_kept=False, twin_zs=None, cost_ratio=2.0).reasons == ("cost_exceeded",)
+    assert judge(Gate.G4).notes == ()
+
+
+def test_a_bad_fence_among_good_ones_does_not_cull():
+    assert judge(Gate.G4, twin_zs=(-3.5, 1.0, 1.0)).passed
+
+
+def test_missing_layers_are_named_in_their_required_order():
+    report = judge(Gate.G3, required_mesh=("lost", "mix", "gone"))
+    (check,) = [check for check in report.checks if not check.passed]
+    assert check.measured == ("lost", "gone")
+
+
+# -- how a seed runs ---------------------------------------------------------------------------------------------
+
+
+def seen(**changes: Any) -> SeedObservation:
+    fields: dict[str, Any] = {
+        "seed_id": "seed-1",
+        "slot": "mix",
+        "alpha": 1.0,
+        "alpha_target": 1.0,
+        "calls": 3,
+        "output_shape": (6, 8),
+        "output_dtype": "torch.float32",
+        "device": "cuda:0",
+        "path": "eager",
+        "asked_dtype": "torch.float32",
+        "asked_device": "cuda",
+        "asked_path": "eager",
+        "isolated": True,
+    }
+    return SeedObservation(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cost_ratio", "status"),
+    [
+        ({}, 0.5, PerformanceStatus.NOMINAL),
+        ({}, 0.51, PerformanceStatus.HEALTHY),
+        ({}, 1.0, PerformanceStatus.HEALTHY),
+        ({}, 1.01, PerformanceStatus.DEGRADED),
+        ({}, NAN, PerformanceStatus.DEGRADED),
+        ({"asked_device": "cuda:1"}, 0.1, PerformanceStatus.FALLBACK),
+        ({"device": "cpu"}, 0.1, PerformanceStatus.FALLBACK),
+        ({"asked_path": "compiled"}, 0.1, PerformanceStatus.FALLBACK),
+        ({"output_dtype": "torch.bfloat16"}, 0.1, PerformanceStatus.FALLBACK),
+        ({"path": "eager and compiled"}, 0.1, PerformanceStatus.FALLBACK),
+    ],
+)
+def test_performance_is_what_ran_beside_what_was_asked(changes, cost_ratio, status):
+    assert gates.performance_status(seen(**changes), cost_ratio, 1.0) is status
+
+
+@pytest.mark.parametrize("unseen", [{"device": None}, {"path": None}, {"output_dtype": None}])
+def test_a_seed_that_was_not_called_has_no_performance(unseen):
+    with pytest.raises(EvidenceMissing, match="performance of the seed"):
+        gates.performance_status(seen(calls=0, **unseen), 0.1, 1.0)
+
+
+# -- how it is told ----------------------------------------------------------------------------------------------
+
+
+CRITICAL = {"fallback_requested", "fallback_used", "fallback_status", "stage_mismatch", "isolation_violated"}
+OWN_EVENT = {"fallback_requested": "tamiyo_fallback_requested", "fallback_status": "fallback_status_rejected"}
+FALLBACKS = {"fallback_requested": "command", "fallback_used": "evidence", "fallback_status": "status"}
+TOLD = [(judge(gate, **changes), reasons) for gate, changes, reasons in REFUSED] + [
+    (judge(Gate.G3, marks=MARKS.model_copy(update=marks)), (reason,)) for marks, reason in MARKED
+]
+
+
+def a_seed() -> SeedRecord:
+    return SeedRecord(
+        seed_id="seed-1",
+        slot="mix",
+        blueprint_id="mlp",
+        command_id="command-1",
+        policy_version="scripted-1",
+        replica_of=None,
+        required_mesh=("mix",),
+        parameters=100,
+        parameter_bytes=400,
+        flops=10,
+        germinated_fence=1,
+        since_fence=1,
+    )
+
+
+@pytest.mark.parametrize(("report", "reasons"), TOLD, ids=[",".join(reasons) for _, reasons in TOLD])
+def test_a_failed_gate_is_told_once_with_the_severity_of_its_reasons(telemetry, told, report, reasons):
+    tell_gate(report, a_seed())
+
+    critical = bool(CRITICAL & set(reasons))
+    expected = [(OWN_EVENT[reason], "CRITICAL") for reason in reasons if reason in OWN_EVENT]
+    expected.append(("gate_failure", "CRITICAL" if critical else "WARNING"))
+    assert [(event["name"], event["severity"]) for event in told()] == expected
+    failure = told()[-1]["fields"]
+    assert failure["reasons"] == list(reasons)
+    assert (failure["gate"], failure["seed_id"], failure["slot"]) == (report.gate, "seed-1", "mix")
+    assert {check.name for check in report.checks if not check.passed} <= failure.keys()
+    for name, _ in expected:
+        assert telemetry.counters.total("esper.severe_events", event=name) == 1
+    assert telemetry.counters.total("esper.gate.evaluations", gate=report.gate, passed="false") == 1
+    sources = [FALLBACKS[reason] for reason in reasons if reason in FALLBACKS]
+    assert telemetry.counters.total("esper.fallbacks") == len(sources)
+    for source in sources:
+        assert telemetry.counters.total("esper.fallbacks", source=source) == 1
+
+
+@pytest.mark.parametrize("gate", Gate)
+def test_a_gate_that_passes_is_counted_and_is_no_event(telemetry, told, gate):
+    tell_gate(judge(gate), a_seed())
+    assert told() == []
+    assert telemetry.counters.total("esper.gate.evaluations", gate=gate, passed="true") == 1
+    assert telemetry.counters.total("esper.gate.evaluations") == 1
+    assert telemetry.counters.total("esper.fallbacks") == 0

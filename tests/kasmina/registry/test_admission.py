@@ -1,0 +1,394 @@
+"""Admission: every refusal by its reason, class, event and count; what is known; what cannot be forged."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from esper.errors import CommandRejected, DependencyViolationError, StageConflict
+from esper.kasmina.registry.admission import ALLOWED, AdmittedCommand, Ledger, admit
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
+from esper.leyline.stages import IN_HOST, Stage
+from esper.testing import EPOCH
+
+SOUND = Candidate(slot="body", blueprint_id="mlp", seed_id="seed-9")
+OTHER_RUN = "00000000-0000-0000-0000-000000000000"
+
+
+@pytest.fixture
+def ledger(run_id: str) -> Ledger:
+    """A run in which `seed-1` was germinated by `command-0` and has just won its tournament."""
+    return Ledger(
+        run_id=run_id,
+        generation=1,
+        nonces={"nonce-0": "command-0"},
+        bodies={"command-0": b"what was signed then"},
+        stages={"seed-1": Stage.TRAINING},
+        pairs={"seed-1": ("body", "mlp")},
+        slots=frozenset({"body"}),
+        order_in_flight=None,
+    )
+
+
+@pytest.fixture
+def refused(ledger, key, telemetry, told):
+    """Have a command refused, and check that this was said once and that nothing was changed."""
+
+    def refuse(command: Command, error: type[Exception], *, now: datetime = EPOCH, ledger: Ledger = ledger):
+        before = copy.deepcopy(ledger)
+        with pytest.raises(error) as caught:
+            admit(command, ledger, key=key, now=now)
+        assert ledger == before
+        assert type(caught.value) is error
+        assert len(told()) == 1
+        assert telemetry.counters.total("esper.severe_events") == 1
+        assert telemetry.counters.total("esper.command.rejections") == 1
+        assert telemetry.counters.total("esper.command.admissions") == 0
+        return caught.value, told()[0]
+
+    return refuse
+
+
+# -- who and when: CommandRejected -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes", "age_s"),
+    [
+        ("nonce_replayed", {"nonce": "nonce-0"}, 0),
+        ("nonce_replayed", {"command_id": "command-0"}, 0),
+        ("stale", {}, 60.001),
+        ("future", {}, -5.001),
+        ("wrong_run", {"run_id": OTHER_RUN}, 0),
+        ("old_generation", {"generation": 0}, 0),
+        ("old_generation", {"generation": 2}, 0),
+    ],
+)
+def test_a_command_that_is_not_fresh_or_not_for_this_run_is_rejected(
+    refused, make_command, telemetry, reason, changes, age_s
+):
+    command = make_command(name="2", **changes)
+    error, event = refused(command, CommandRejected, now=EPOCH + timedelta(seconds=age_s))
+    assert (error.reason, error.command_id) == (reason, command.command_id)
+    assert (event["name"], event["severity"]) == ("command_rejected", "CRITICAL")
+    assert event["fields"] == {"command_id": command.command_id, "reason": reason}
+    assert telemetry.counters.total("esper.command.rejections", reason=reason) == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "signature"),
+    [("signature_missing", ""), ("signature_invalid", "0" * 64), ("signature_invalid", "señal de otro")],
+)
+def test_a_command_without_a_true_signature_is_rejected_before_anything_else(refused, make_command, reason, signature):
+    command = make_command(run_id=OTHER_RUN, nonce="nonce-0").model_copy(update={"signature": signature})
+    error, event = refused(command, CommandRejected)
+    assert error.reason == reason
+    assert (event["name"], event["severity"]) == ("command_rejected", "CRITICAL")
+
+
+def test_a_signature_of_another_key_or_of_other_case_is_none(make_command, ledger, key):
+    foreign = make_command(key=b"another key")
+    with pytest.raises(CommandRejected, match="signature_invalid"):
+        admit(foreign, ledger, key=key, now=EPOCH)
+    sound = make_command(name="2")
+    shouted = sound.model_copy(update={"signature": sound.signature.upper()})
+    with pytest.raises(CommandRejected, match="signature_invalid"):
+        admit(shouted, ledger, key=key, now=EPOCH)
+
+
+@pytest.mark.parametrize("age_s", [60.0, 0.0, -5.0])
+def test_a_command_at_the_very_limits_of_its_age_is_admitted(make_command, ledger, key, age_s):
+    command = make_command(name="2")
+    assert admit(command, ledger, key=key, now=EPOCH + timedelta(seconds=age_s)).command is command
+
+
+def test_age_is_told_across_time_zones(make_command, ledger, key):
+    east = timezone(timedelta(hours=9))
+    command = make_command(name="2", issued_at=EPOCH.astimezone(east))
+    assert admit(command, ledger, key=key, now=EPOCH + timedelta(seconds=59)).command is command
+
+
+def test_the_signature_survives_a_journey_as_json(make_command, ledger, key):
+    command = make_command(name="2", issued_at=EPOCH.astimezone(timezone(timedelta(hours=-3))), feature_coverage=0.1)
+    arrived = Command.model_validate_json(command.model_dump_json())
+    assert signed_bytes(arrived) == signed_bytes(command)
+    admit(arrived, ledger, key=key, now=EPOCH)
+
+
+# -- whether it can be done: StageConflict -----------------------------------------------------------------------
+
+
+WRITTEN = {
+    Operation.ADVANCE: {Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING},
+    Operation.FOSSILIZE: {Stage.PROBATIONARY},
+    Operation.CULL: {Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY},
+}
+
+
+@pytest.mark.parametrize("operation", ALLOWED)
+@pytest.mark.parametrize("stage", Stage)
+def test_an_operation_is_admitted_from_its_stages_alone(refused, make_command, ledger, key, operation, stage):
+    here = replace(ledger, stages={"seed-1": stage})
+    blends = {} if (operation, stage) == (Operation.ADVANCE, Stage.TRAINING) else {"blend": None}
+    command = make_command(operation, name="2", **blends)
+    if stage in WRITTEN[operation]:
+        admit(command, here, key=key, now=EPOCH)
+        return
+    error, event = refused(command, StageConflict, ledger=here)
+    assert error.reason == "stage_conflict"
+    assert f"seed-1: {operation} from {stage}" in str(error)
+    assert (event["name"], event["severity"]) == ("command_rejected", "ERROR")
+
+
+def test_a_seed_is_germinated_once(refused, make_command):
+    error, event = refused(
+        make_command(name="2", candidates=(SOUND, SOUND.model_copy(update={"seed_id": "seed-1"}))), StageConflict
+    )
+    assert "seed-1 exists already" in str(error)
+    assert event["severity"] == "ERROR"
+
+
+def test_nothing_germinates_while_a_tournament_is_in_flight(refused, make_command, ledger):
+    error, _ = refused(make_command(name="2"), StageConflict, ledger=replace(ledger, order_in_flight="command-0"))
+    assert "the tournament of command-0 has not ended" in str(error)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in IN_HOST])
+def test_only_an_accepted_seed_is_repeated(refused, make_command, ledger, stage):
+    here = replace(ledger, stages={"seed-1": stage})
+    error, _ = refused(make_command(name="2", replica_of="seed-1"), StageConflict, ledger=here)
+    assert f"seed-1 is {stage}" in str(error)
+
+
+@pytest.mark.parametrize("stage", IN_HOST)
+def test_a_replica_of_an_accepted_seed_is_admitted(make_command, ledger, key, stage):
+    here = replace(ledger, stages={"seed-1": stage})
+    command = make_command(name="2", replica_of="seed-1")
+    assert admit(command, here, key=key, now=EPOCH).command == command
+
+
+# -- whether it is complete: DependencyViolationError ------------------------------------------------------------
+
+
+def candidate(**changes: str) -> dict[str, Any]:
+    return {"candidates": (SOUND.model_copy(update=changes),)}
+
+
+def blend(**changes: Any) -> dict[str, Any]:
+    return {"blend": BlendSpec(**({"mode": "RESIDUAL", "ramp_steps": 5} | changes))}
+
+
+TOO_MANY = tuple(f"layer-{place}" for place in range(129))
+
+
+@pytest.mark.parametrize(
+    ("operation", "changes", "missing"),
+    [
+        (Operation.GERMINATE, {"command_id": ""}, "command id missing"),
+        (Operation.GERMINATE, {"run_id": ""}, "run id missing"),
+        (Operation.GERMINATE, {"candidates": ()}, "candidates missing"),
+        (Operation.GERMINATE, candidate(seed_id=""), "seed id missing"),
+        (Operation.GERMINATE, candidate(blueprint_id=""), "blueprint id missing"),
+        (Operation.GERMINATE, candidate(slot=""), "slot id missing"),
+        (Operation.GERMINATE, candidate(slot="tail"), "slot not known"),
+        (Operation.GERMINATE, {"candidates": (SOUND, SOUND)}, "seed id repeated"),
+        (
+            Operation.GERMINATE,
+            {"candidates": (SOUND, SOUND.model_copy(update={"seed_id": "seed-8"})), "replica_of": "seed-1"},
+            "a replica is one candidate",
+        ),
+        (Operation.GERMINATE, {"replica_of": "seed-7"}, "the seed to repeat is not known"),
+        (Operation.GERMINATE, candidate(blueprint_id="norm") | {"replica_of": "seed-1"}, "a replica of another pair"),
+        (Operation.GERMINATE, blend(mode="CONVEX"), "blend mode not known"),
+        (Operation.ADVANCE, {"seed_id": ""}, "seed id missing"),
+        (Operation.ADVANCE, {"seed_id": "seed-7"}, "seed not known"),
+        (Operation.ADVANCE, {"mesh_host_layers": ()}, "mesh_host_layers missing"),
+        (Operation.ADVANCE, {"mesh_host_layers": ("body", "")}, "mesh_host_layers has an empty name"),
+        (Operation.ADVANCE, {"mesh_host_layers": ("body", "head", "body")}, "mesh_host_layers repeats a layer"),
+        (Operation.ADVANCE, {"mesh_host_layers": TOO_MANY}, "mesh_host_layers too long"),
+        (Operation.ADVANCE, {"blend": None}, "blend spec missing"),
+        (Operation.ADVANCE, blend(mode="CHANNEL"), "blend mode not known"),
+        (Operation.ADVANCE, blend(mode="residual"), "blend mode not known"),
+        (Operation.ADVANCE, blend(alpha_target=1.01), "alpha_target outside"),
+        (Operation.ADVANCE, blend(alpha_target=-0.01), "alpha_target outside"),
+        (Operation.ADVANCE, blend(alpha_target=math.nan), "alpha_target outside"),
+        (Operation.CULL, {"seed_id": ""}, "seed id missing"),
+        (Operation.CULL, {"seed_id": " "}, "seed id missing"),
+        (Operation.CULL, {"nonce": ""}, "nonce missing"),
+        (Operation.CULL, {"nonce": " "}, "nonce missing"),
+        (Operation.CULL, {"issued_by": ""}, "issuer missing"),
+        (Operation.CULL, {"policy_version": ""}, "policy version missing"),
+        (Operation.GERMINATE, {"confidence_logits": (1.0, math.inf)}, "confidence_logits not finite"),
+        (Operation.GERMINATE, {"confidence_logits": (1.0, math.nan)}, "confidence_logits not finite"),
+        (Operation.GERMINATE, {"seed_id": "seed-1"}, "seed_id given, not used by GERMINATE"),
+        (Operation.GERMINATE, blend(), "blend given, not used by GERMINATE"),
+        (Operation.GERMINATE, {"confidence_logits": (1.0, 2.0)}, "confidence_logits given, not used by GERMINATE"),
+        (Operation.ADVANCE, candidate(), "candidates given, not used by ADVANCE"),
+        (Operation.ADVANCE, {"replica_of": "seed-1"}, "replica_of given, not used by ADVANCE"),
+        (Operation.CULL, candidate() | blend(), "blend, candidates given, not used by CULL"),
+        (Operation.FOSSILIZE, {"seed_id": "seed-7"}, "seed not known"),
+    ],
+)
+def test_a_command_that_lacks_something_is_no_command(refused, make_command, telemetry, operation, changes, missing):
+    command = make_command(operation, name="2", **changes)
+    error, event = refused(command, DependencyViolationError)
+    assert error.missing.startswith(missing)
+    assert (event["name"], event["severity"]) == ("command_validation_failed", "ERROR")
+    assert event["fields"] == {"command_id": command.command_id, "missing": error.missing}
+    assert telemetry.counters.total("esper.command.rejections", reason=error.missing) == 1
+
+
+def test_a_mesh_of_128_layers_is_no_layer_too_long(make_command, ledger, key):
+    command = make_command(name="2", mesh_host_layers=TOO_MANY[:128])
+    assert admit(command, ledger, key=key, now=EPOCH).command == command
+
+
+@pytest.mark.parametrize("stage", [Stage.BLENDING, Stage.SHADOWING])
+def test_a_blend_is_refused_where_no_graft_follows(refused, make_command, ledger, stage):
+    here = replace(ledger, stages={"seed-1": stage})
+    error, _ = refused(make_command(Operation.ADVANCE, name="2"), DependencyViolationError, ledger=here)
+    assert error.missing == "blend given, not used by ADVANCE"
+
+
+@pytest.mark.parametrize("operation", [Operation.ADVANCE, Operation.CULL])
+def test_a_blend_is_asked_for_where_a_graft_follows_and_nowhere_else(make_command, ledger, key, operation):
+    here = replace(ledger, stages={"seed-1": Stage.BLENDING})
+    command = make_command(operation, name="2", blend=None)
+    assert admit(command, here, key=key, now=EPOCH).command == command
+
+
+def test_a_command_with_a_fallback_mark_is_admitted_for_a_gate_to_refuse(make_command, ledger, key, told):
+    admit(make_command(name="2", fallback_marks=("policy: rule of thumb",)), ledger, key=key, now=EPOCH)
+    assert told() == []
+
+
+def test_an_age_just_beyond_its_limit_is_not_rounded_to_the_limit(refused, make_command):
+    error, _ = refused(make_command(name="2"), CommandRejected, now=EPOCH + timedelta(seconds=60.001))
+    assert "issued 60.001 s ago, limit 60 s" in str(error)
+
+
+def test_a_command_without_a_time_or_with_a_local_one_cannot_be_made(make_command):
+    with pytest.raises(ValueError, match="issued_at"):
+        make_command(issued_at=None)
+    with pytest.raises(ValueError, match="timezone"):
+        make_command(issued_at=datetime(2026, 1, 1))
+
+
+# -- what is known already ---------------------------------------------------------------------------------------
+
+
+def with_known(ledger: Ledger, command: Command) -> Ledger:
+    return replace(
+        ledger, nonces={command.nonce: command.command_id}, bodies={command.command_id: signed_bytes(command)}
+    )
+
+
+def test_a_known_command_passes_again_however_late_and_is_counted_as_a_duplicate(
+    make_command, ledger, key, telemetry, told
+):
+    command = make_command(name="2")
+    after = replace(with_known(ledger, command), stages={"seed-1": Stage.DORMANT, "seed-2": Stage.CULLED})
+
+    admitted = admit(command, after, key=key, now=EPOCH + timedelta(days=1))
+
+    assert admitted.command is command
+    assert told() == []
+    assert telemetry.counters.total("esper.command.admissions", duplicate=True) == 1
+    assert telemetry.counters.total("esper.command.admissions", duplicate=False) == 0
+
+
+def test_a_known_command_of_an_earlier_generation_does_not_pass(refused, make_command, ledger):
+    command = make_command(name="2")
+    later = replace(with_known(ledger, command), generation=2)
+    error, _ = refused(command, CommandRejected, ledger=later)
+    assert error.reason == "old_generation"
+
+
+def test_a_known_command_still_needs_its_signature(refused, make_command, ledger):
+    command = make_command(name="2")
+    error, _ = refused(
+        command.model_copy(update={"signature": ""}), CommandRejected, ledger=with_known(ledger, command)
+    )
+    assert error.reason == "signature_missing"
+
+
+def test_a_known_nonce_under_another_id_is_a_replay(refused, make_command, ledger):
+    known = with_known(ledger, make_command(name="2"))
+    error, _ = refused(make_command(name="3", nonce="nonce-2"), CommandRejected, ledger=known)
+    assert error.reason == "nonce_replayed"
+    assert "first seen with command-2" in str(error)
+
+
+@pytest.mark.parametrize("nonce", ["nonce-2", "nonce-3"])
+def test_another_body_under_a_known_id_is_a_replay(refused, make_command, ledger, nonce):
+    known = with_known(ledger, make_command(name="2"))
+    changed = make_command(name="2", nonce=nonce, feature_coverage=0.5)
+    error, _ = refused(changed, CommandRejected, ledger=known)
+    assert error.reason == "nonce_replayed"
+
+
+# -- what cannot be forged ---------------------------------------------------------------------------------------
+
+
+def test_nobody_else_makes_an_admitted_command(make_command, ledger, key):
+    admitted = admit(make_command(name="2"), ledger, key=key, now=EPOCH)
+    stolen = {"seal": getattr(admitted, "seal", None)}
+    for forge in (
+        lambda: AdmittedCommand(make_command(), object()),
+        lambda: AdmittedCommand(make_command(), **stolen),
+        lambda: dataclasses.replace(admitted, command=make_command()),
+    ):
+        with pytest.raises((TypeError, ValueError), match=r"only esper.kasmina|must be specified"):
+            forge()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        admitted.command = make_command()
+
+
+TEXT = st.text(max_size=20)
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "command_id": TEXT,
+    "run_id": TEXT,
+    "generation": st.integers(0, 2**40),
+    "issued_at": st.datetimes(timezones=st.just(UTC)),
+    "issued_by": TEXT,
+    "operation": st.sampled_from(Operation),
+    "seed_id": TEXT,
+    "candidates": st.lists(st.builds(Candidate, slot=TEXT, blueprint_id=TEXT, seed_id=TEXT), max_size=3).map(tuple),
+    "replica_of": st.none() | TEXT,
+    "blend": st.none() | st.builds(BlendSpec, mode=TEXT, ramp_steps=st.integers(1, 500), alpha_target=st.floats(0, 1)),
+    "mesh_host_layers": st.lists(TEXT, max_size=3).map(tuple),
+    "confidence_logits": st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
+    "fallback_marks": st.lists(TEXT, max_size=3).map(tuple),
+    "feature_coverage": st.floats(0, 1),
+    "policy_version": TEXT,
+    "nonce": TEXT,
+    "traceparent": TEXT,
+}
+
+
+def test_every_signed_field_has_a_change_to_try():
+    fixed = {"kind", "signature"}  # one kind so far; and the signature itself
+    assert set(CHANGES) | fixed == set(Command.model_fields)
+
+
+@pytest.mark.parametrize("field", CHANGES)
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(data=st.data())
+def test_a_signature_covers_every_field(make_command, ledger, key, field, data):
+    command = make_command(name="2")
+    value = data.draw(CHANGES[field].filter(lambda value: value != getattr(command, field)))
+    tampered = command.model_copy(update={field: value})
+
+    with pytest.raises(CommandRejected) as caught:
+        admit(tampered, ledger, key=key, now=EPOCH)
+
+    assert caught.value.reason == "signature_invalid"
+    assert sign(tampered, key) != command.signature

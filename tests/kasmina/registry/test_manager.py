@@ -1,0 +1,784 @@
+"""The manager: whole lives of seeds, and that what cannot be judged or is not meant changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from esper.errors import CommandRejected, EvidenceMissing, SeedBuildFailed, StoreWriteFailed
+from esper.ground.tensors import blob_digest, from_bytes
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
+from esper.kasmina.registry.manager import SeedManager
+from esper.kasmina.registry.run_facts import RunFacts
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation
+from esper.leyline.decisions import Pair
+from esper.leyline.evidence import (
+    GradientProbe,
+    HostObservation,
+    PairedLosses,
+    ResetProbe,
+    SampleLosses,
+    SanityProbe,
+    SeedObservation,
+)
+from esper.leyline.incubation import Answer, Birth, ForkResult, IncubationResult
+from esper.leyline.reports import Gate, GraftPlan, JoinPlan, Outcome, RemovePlan
+from esper.leyline.slots import Kind
+from esper.leyline.stages import Stage
+from esper.leyline.state import RegistryView
+from esper.telemetry.events import LOG
+from esper.testing import FakeClock, tiny_config
+
+ROUND = 10
+LAYERS = ("body", "head")
+CLEAN = SanityProbe(
+    parameters=50,
+    parameter_bytes=200,
+    parameters_finite=True,
+    output_shape=(8,),
+    slot_shape=(8,),
+    output_dtype="torch.float32",
+    causality_leak=None,
+    sample_leak=0.0,
+)
+ALIVE = GradientProbe(batches=2, nonfinite=0, norm=1.0, reachable_host_parameters=())
+SPOTLESS = ResetProbe(
+    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
+)
+
+
+def losses(values: list[float], fence: int) -> SampleLosses:
+    return SampleLosses(shard="gate", fence=fence, losses=tuple(values))
+
+
+def pairs(z: float, fence: int, shard: str = "gate") -> PairedLosses:
+    return PairedLosses(
+        shard=shard, fence=fence, count=256, grouped=False, mean=0.02 * z, sd=0.32, z=z, control_mean=1.0
+    )
+
+
+class Life:
+    """A manager with all that surrounds it driven by hand. Rounds of 10 steps; a ramp of 30; fence 20 ends the run."""
+
+    def __init__(self, make_command: Any, spec: Any, run_id: str, key: bytes, blueprints: Registry, **growth: Any):
+        self.clock = FakeClock()
+        self.growth = tiny_config(**{f"growth__{name}": value for name, value in growth.items()}).growth
+        names = [made.name for made in blueprints.for_kind(Kind.NC)]
+        options = [
+            Pair(slot="body", blueprint_id=name, parameters=50, flops=100, risk=0.1, mesh=("body",)) for name in names
+        ]
+        facts = RunFacts(
+            run_id=run_id,
+            generation=1,
+            run_seed=0,
+            batch_size=8,
+            fence_steps=tuple(range(0, 21 * ROUND, ROUND)),
+            host_parameters=100,
+            host_bytes=400,
+            host_flops=1_000,
+        )
+        self.manager = SeedManager(facts, self.growth, [spec], options, blueprints, key=key, clock=self.clock)
+        self._make_command, self._commands = make_command, 0
+
+    def order(self, operation: Operation, **changes: Any) -> Command:
+        self._commands += 1
+        return self._make_command(operation, name=str(self._commands), issued_at=self.clock.now(), **changes)
+
+    def germinate(
+        self, fence: int, *seeds: tuple[str, str], births: dict[str, Birth] | None = None, **changes: Any
+    ) -> Answer:
+        """Germinate (seed id, blueprint) pairs; `births` replaces what a clean birth would have shown."""
+        candidates = tuple(Candidate(slot="body", blueprint_id=name, seed_id=seed_id) for seed_id, name in seeds)
+        command = self.order(Operation.GERMINATE, candidates=candidates, **changes)
+        plans = self.manager.receive(command, fence)
+        born = {plan.seed_id: Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans}
+        return self.manager.carry_out(command.command_id, fence, tuple((born | (births or {})).values()), None)
+
+    def result(self, answer: Answer, *ranked: str, z: float = 8.0) -> IncubationResult:
+        """The result of an order: the named seeds ended in this order; the others left at the halving."""
+        order = answer.order
+        forks = [
+            ForkResult(
+                seed_id=plan.seed_id,
+                steps=10 if plan.seed_id in ranked else 5,
+                required_steps=10,
+                rank=ranked.index(plan.seed_id) + 1 if plan.seed_id in ranked else None,
+                pick=pairs(z, order.due_fence, "pick"),
+                gate=pairs(z, order.due_fence) if plan.seed_id in ranked[:1] else None,
+                loss_variation=0.1 if plan.seed_id in ranked[:1] else None,
+                fallbacks=() if plan.seed_id in ranked[:1] else None,
+            )
+            for plan in order.plans
+        ]
+        return IncubationResult(
+            order_id=order.order_id,
+            generation=order.generation,
+            fence=order.due_fence,
+            forks=tuple(forks),
+            fork_steps=10,
+            flops=10,
+        )
+
+    def observation(self, fence: int, **changes: Any) -> HostObservation:
+        """Every seed in the host as a sound trainer would have seen it."""
+        seeds = tuple(
+            SeedObservation(
+                **(
+                    {
+                        "seed_id": seed.seed_id,
+                        "slot": seed.slot,
+                        "stage": seed.stage,
+                        "alpha": seed.alpha,
+                        "alpha_target": 1.0,
+                        "calls": 3,
+                        "output_shape": (8,),
+                        "slot_shape": (8,),
+                        "output_dtype": "torch.float32",
+                        "device": "cpu",
+                        "path": "eager",
+                        "asked_dtype": "torch.float32",
+                        "asked_device": "cpu",
+                        "asked_path": "eager",
+                        "isolated": True,
+                        "isolation_leaks": (),
+                    }
+                    | changes
+                )
+            )
+            for seed in self.seeds(fence).values()
+            if seed.alpha is not None
+        )
+        return HostObservation(fence=fence, registered_layers=LAYERS, seeds=seeds)
+
+    def advance(self, fence: int, seed_id: str, observation: HostObservation | None = None, **changes: Any) -> Answer:
+        stage = self.state(0).stages[seed_id]
+        operation = Operation.FOSSILIZE if stage is Stage.PROBATIONARY else Operation.ADVANCE
+        blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if stage is Stage.TRAINING else None
+        command = self.order(operation, **({"seed_id": seed_id, "blend": blend} | changes))
+        assert self.manager.receive(command, fence) == ()
+        return self.manager.carry_out(command.command_id, fence, (), observation or self.observation(fence))
+
+    def win(self, fence: int, seed_id: str, name: str = "mlp", **changes: Any) -> Answer:
+        """From nothing at `fence` into the host at the next."""
+        result = self.result(self.germinate(fence, (seed_id, name), **changes), seed_id)
+        self.manager.conclude(result, fence + 1)
+        return self.advance(fence + 1, seed_id)
+
+    def compare(self, fence: int, gain: float) -> PairedLosses:
+        """Compare live host and twin on 256 samples; `gain` in standard errors."""
+        noise = [(-1.0) ** place for place in range(256)]
+        twin = [2.0 + 0.1 * value + gain * 0.1 / 16 for value in noise]
+        return self.manager.compare(losses([2.0] * 256, fence), losses(twin, fence))
+
+    def seeds(self, fence: int) -> dict[str, Any]:
+        return {seed.seed_id: seed for seed in self.state(fence).seeds}
+
+    def state(self, fence: int) -> RegistryView:
+        return self.manager.view(fence)
+
+    def stage(self, seed_id: str) -> Stage:
+        return self.state(0).stages[seed_id]
+
+
+@pytest.fixture
+def begin(make_command, body_spec, run_id, key):
+    """Begin a run; keywords are fields of [growth]."""
+
+    def make(blueprints: Registry = BLUEPRINTS, **growth: Any) -> Life:
+        return Life(make_command, body_spec, run_id, key, blueprints, **growth)
+
+    return make
+
+
+@pytest.fixture
+def life(begin):
+    return begin()
+
+
+def steps(answer: Answer) -> list[tuple[str, Stage, Stage, str]]:
+    return [(step.seed_id, step.before, step.after, step.cause) for step in answer.transitions]
+
+
+def failed(answer: Answer) -> list[tuple[Gate, tuple[str, ...]]]:
+    return [(report.gate, report.reasons) for report in answer.gates if not report.passed]
+
+
+# -- the life of a winner ----------------------------------------------------------------------------------------
+
+
+def test_the_whole_life_of_a_winner(life, told):
+    born = life.germinate(1, ("a", "mlp"))
+    assert steps(born) == [
+        ("a", Stage.DORMANT, Stage.GERMINATED, "G0"),
+        ("a", Stage.GERMINATED, Stage.TRAINING, "G1"),
+    ]
+    assert [report.gate for report in born.gates] == [Gate.G0, Gate.G1]
+    assert (born.order.fence, born.order.due_fence, born.order.first_step, born.order.last_step) == (1, 2, 10, 20)
+    assert life.state(1).incubating
+    assert not life.state(1).due
+    assert life.state(2).due
+    assert not life.seeds(2)["a"].due  # there is no result yet
+
+    assert life.manager.conclude(life.result(born, "a"), 2) == Answer()
+    assert life.seeds(2)["a"].due
+    assert not life.state(2).incubating
+    accepted = life.advance(2, "a", mesh_host_layers=("body", "head"))
+    assert steps(accepted) == [("a", Stage.TRAINING, Stage.BLENDING, "G2")]
+    (graft,) = accepted.plans
+    assert isinstance(graft, GraftPlan)
+    assert (graft.start_step, graft.ordinal, graft.isolated, graft.blend.ramp_steps) == (20, 0, True, 30)
+    assert graft.weights_digest == born.order.plans[0].weights_digest
+    assert graft.weights_digest == blob_digest(life.manager.weights_of([graft])[graft.weights_digest])
+    assert accepted.keep_twin
+    assert life.state(0).has_twin
+    assert not life.state(0).compares_with_twin
+
+    assert [life.seeds(fence)["a"].due for fence in (2, 3, 4, 5)] == [False, False, False, True]
+    blended = life.advance(5, "a")
+    assert steps(blended) == [("a", Stage.BLENDING, Stage.SHADOWING, "G3")]
+    (join,) = blended.plans
+    assert isinstance(join, JoinPlan)
+    assert life.seeds(5)["a"].required_mesh == ("body", "head")
+    assert life.state(0).compares_with_twin
+
+    life.compare(6, -2.9)  # no harm that can be told from chance
+    assert steps(life.advance(6, "a")) == [("a", Stage.SHADOWING, Stage.PROBATIONARY, "G4")]
+    life.compare(7, 1.0)
+    assert not life.seeds(7)["a"].due
+    life.compare(8, 1.0)
+    joined = life.advance(8, "a")
+    assert steps(joined) == [("a", Stage.PROBATIONARY, Stage.FOSSILIZED, "G4")]
+    assert joined.plans == ()
+    (report,) = joined.field_reports
+    assert (report.outcome, report.reasons, report.window_fences) == (Outcome.SUCCESS, (), (1, 8))
+    assert (report.gain, report.z, report.pick_gain) == (0.16, 8.0, 0.16)
+    assert not any(life.seeds(fence)["a"].due for fence in range(8, 20))
+    assert not life.state(0).compares_with_twin
+    assert life.state(8).added_parameters == 50
+    assert life.state(0).step_flops == 1_100
+    assert told() == []
+
+
+@pytest.mark.parametrize(
+    ("until", "isolated", "joined_at"),
+    [("none", False, None), ("blended", True, Stage.SHADOWING), ("fossilized", True, Stage.FOSSILIZED)],
+)
+def test_isolation_ends_where_the_config_says(begin, until, isolated, joined_at):
+    life = begin(isolate_until=until, twin=False)
+    assert life.win(1, "a").plans[0].isolated is isolated
+    for fence in (5, 6, 8):
+        answer = life.advance(fence, "a")
+        joins = [plan for plan in answer.plans if isinstance(plan, JoinPlan)]
+        assert bool(joins) == (answer.transitions[-1].after is joined_at)
+
+
+def test_no_seed_passes_two_stages_at_one_fence(life):
+    life.win(1, "a")
+    for fence in (2, 5, 6):
+        if fence > 2:
+            life.compare(fence, 0.0)
+            life.advance(fence, "a")
+        assert not life.seeds(fence)["a"].due
+
+
+# -- the life of a replica ---------------------------------------------------------------------------------------
+
+
+def test_the_whole_life_of_a_replica_that_does_no_harm(life):
+    winner = life.win(1, "a")
+    born = life.germinate(2, ("b", "mlp"), replica_of="a")
+    life.manager.conclude(life.result(born, "b", z=-1.0), 3)
+    accepted = life.advance(3, "b")
+
+    (report,) = accepted.gates
+    measured = {check.name: check.measured for check in report.checks}
+    assert measured["own_z"] == -1.0
+    assert measured["z"] == 8.0  # the winner's
+    assert not accepted.keep_twin  # there is one already
+    assert (winner.plans[0].ordinal, accepted.plans[0].ordinal) == (0, 1)
+    assert accepted.plans[0].weights_digest != winner.plans[0].weights_digest  # drawn anew, at another fence
+    for fence in (5, 6, 7, 8):
+        life.compare(fence, 0.0)
+        for seed in life.seeds(fence).values():
+            if seed.due:
+                life.advance(fence, seed.seed_id)
+    assert (life.stage("a"), life.stage("b")) == (Stage.FOSSILIZED, Stage.PROBATIONARY)
+    life.compare(9, 0.0)
+    assert life.advance(9, "b").field_reports[0].z == -1.0  # its own, not the winner's
+
+
+def test_a_replica_that_does_harm_is_not_grafted(life):
+    life.win(1, "a")
+    life.manager.conclude(life.result(life.germinate(2, ("b", "mlp"), replica_of="a"), "b", z=-3.1), 3)
+    answer = life.advance(3, "b")
+    assert failed(answer) == [(Gate.G2, ("harmful",))]
+    assert answer.plans == ()
+    assert answer.field_reports[0].outcome is Outcome.REGRESSION
+    assert life.stage("a") is Stage.BLENDING
+
+
+# -- the lives of losers -----------------------------------------------------------------------------------------
+
+
+def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
+    born = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"))
+    answer = life.manager.conclude(life.result(born, "a", "b"), 2)
+
+    assert failed(answer) == [(Gate.G2, ("outperformed",)), (Gate.G2, ("not_enough_steps",))]
+    assert steps(answer) == [
+        ("b", Stage.TRAINING, Stage.CULLED, "G2"),
+        ("b", Stage.CULLED, Stage.EMBARGOED, "G2"),
+        ("c", Stage.TRAINING, Stage.CULLED, "G2"),
+        ("c", Stage.CULLED, Stage.EMBARGOED, "G2"),
+    ]
+    assert [report.outcome for report in answer.field_reports] == [Outcome.NEUTRAL, Outcome.NEUTRAL]
+    assert answer.plans == ()
+    assert life.state(2).slots[0].embargoed == ()  # they were never in the host
+    assert life.state(2).resetting == {"b": "body", "c": "body"}
+    done = life.manager.reset({"b": SPOTLESS, "c": SPOTLESS}, 2)
+    assert [step.after for step in done.transitions] == [Stage.RESETTING, Stage.DORMANT] * 2
+    assert [(report.gate, report.passed) for report in done.gates] == [(Gate.G5, True)] * 2
+    assert [(event["name"], event["severity"]) for event in told()] == [("gate_failure", "WARNING")] * 2
+    assert life.stage("a") is Stage.TRAINING
+
+
+def test_a_first_that_is_not_good_enough_is_no_winner(life):
+    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a", z=3.0), 2)
+    answer = life.advance(2, "a")
+    assert failed(answer) == [(Gate.G2, ("no_improvement",))]
+    assert (answer.plans, answer.keep_twin, life.state(0).has_twin) == ((), False, False)
+    assert answer.field_reports[0].outcome is Outcome.NEUTRAL
+    assert life.state(2).slots[0].occupied == 0
+
+
+def test_a_candidate_that_fails_its_birth_is_not_trained_and_the_others_are(life):
+    mixing = Birth(seed_id="b", sanity=CLEAN.model_copy(update={"sample_leak": 0.3}), gradient=None)
+    dead = Birth(seed_id="c", sanity=CLEAN, gradient=ALIVE.model_copy(update={"norm": 0.0}), fallbacks=())
+    answer = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"), births={"b": mixing, "c": dead})
+
+    assert failed(answer) == [(Gate.G0, ("samples_mixed",)), (Gate.G1, ("gradient_dead",))]
+    assert [plan.seed_id for plan in answer.order.plans] == ["a"]
+    assert life.state(1).tests_used == 1
+    assert (life.stage("b"), life.stage("c")) == (Stage.DORMANT, Stage.EMBARGOED)
+    assert [report.outcome for report in answer.field_reports] == [Outcome.ABORTED, Outcome.ABORTED]
+    life.manager.conclude(life.result(answer, "a"), 2)
+    assert life.advance(2, "a").transitions[0].after is Stage.BLENDING
+
+
+def test_a_blueprint_that_is_not_known_is_refused_by_its_gate(life):
+    answer = life.germinate(1, ("a", "mlp"), ("b", "perpetual_motion"))
+    assert failed(answer) == [(Gate.G0, ("unknown_blueprint",))]
+    assert [plan.seed_id for plan in answer.order.plans] == ["a"]
+
+
+def test_if_no_candidate_is_left_there_is_no_tournament(life):
+    answer = life.germinate(1, ("a", "perpetual_motion"))
+    assert answer.order is None
+    assert not life.state(1).incubating
+
+
+def test_every_seed_counts_against_the_budget(begin):
+    life = begin(parameter_budget=1.0)  # of 100 parameters; a seed has 50
+    life.win(1, "a")
+    life.win(2, "b", "norm")
+    answer = life.germinate(3, ("c", "low_rank"))
+    assert failed(answer) == [(Gate.G0, ("budget_exceeded",))]
+
+
+# -- culled in the host ------------------------------------------------------------------------------------------
+
+
+def test_a_mesh_with_a_layer_that_is_gone_culls_at_g3(life, told):
+    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.advance(2, "a", mesh_host_layers=("body", "attic"))
+
+    answer = life.advance(5, "a")
+
+    assert failed(answer) == [(Gate.G3, ("mesh_incomplete",))]
+    assert [step.after for step in answer.transitions] == [Stage.CULLED, Stage.EMBARGOED]
+    (removal,) = answer.plans
+    assert isinstance(removal, RemovePlan)
+    assert (removal.seed_id, removal.fence) == ("a", 5)
+    assert answer.field_reports[0].outcome is Outcome.ABORTED
+    coverage, failure = told()
+    assert (coverage["name"], coverage["severity"]) == ("mesh_coverage_missing", "ERROR")
+    assert coverage["fields"] == {
+        "seed_id": "a",
+        "missing": ["attic"],
+        "required": ["body", "attic"],
+        "available": ["body", "head"],
+    }
+    assert (failure["name"], failure["severity"]) == ("gate_failure", "WARNING")
+
+
+def test_the_mesh_that_counts_is_the_one_recorded_and_not_the_commands(life):
+    life.win(1, "a")
+    assert life.advance(5, "a", mesh_host_layers=("attic",)).gates[0].passed
+
+
+def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
+    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.advance(2, "a", mesh_host_layers=("attic",))
+    life.advance(5, "a")
+
+    assert [life.state(fence).slots[0].embargoed for fence in (5, 6, 7)] == [("mlp",), ("mlp",), ()]
+    assert [life.state(fence).resetting for fence in (5, 6, 7)] == [{}, {}, {"a": "body"}]
+    assert life.manager.reset({}, 6) == Answer()
+    done = life.manager.reset({"a": SPOTLESS}, 7)
+    assert steps(done) == [
+        ("a", Stage.EMBARGOED, Stage.RESETTING, "embargo over"),
+        ("a", Stage.RESETTING, Stage.DORMANT, "G5"),
+    ]
+    assert life.state(7).slots[0].occupied == 0
+    assert life.state(0).step_flops == 1_000
+
+
+def test_a_slot_may_have_another_length_at_each_fence_if_its_seeds_have_it_too(life):
+    life.win(1, "a")
+    answer = life.advance(5, "a", life.observation(5, output_shape=(7,), slot_shape=(7,)))
+    assert failed(answer) == []
+    assert life.stage("a") is Stage.SHADOWING
+
+
+def test_a_seed_that_left_something_behind_stays_in_its_reset(life, told):
+    life.win(1, "a")
+    life.advance(5, "a", life.observation(5, output_shape=(7,)))
+    answer = life.manager.reset({"a": SPOTLESS.model_copy(update={"hooks_left": 1})}, 7)
+    assert failed(answer) == [(Gate.G5, ("reset_incomplete",))]
+    assert life.stage("a") is Stage.RESETTING
+    assert told()[-1]["fields"]["hooks_left"] == 1
+
+
+def test_a_host_worse_than_its_twin_sheds_all_that_is_not_fossilised_newest_first(life):
+    life.win(1, "a", "mlp")
+    life.advance(5, "a")
+    for fence in (6, 7, 8):
+        life.compare(fence, 1.0)
+        if life.seeds(fence)["a"].due:
+            life.advance(fence, "a")
+    assert life.stage("a") is Stage.FOSSILIZED
+    life.win(8, "b", "norm")  # in the host at 9
+    life.win(9, "c", "low_rank")  # at 10
+    life.win(10, "d", "norm")  # at 11
+    waiting = life.germinate(11, ("e", "mlp"))
+    life.advance(12, "b")
+    life.compare(13, -3.1)
+
+    answer = life.advance(13, "b")
+
+    assert failed(answer) == [(Gate.G4, ("worse_than_twin",))]
+    assert [(plan.seed_id, type(plan)) for plan in answer.plans] == [
+        ("d", RemovePlan),
+        ("c", RemovePlan),
+        ("b", RemovePlan),
+    ]
+    assert [step[0] for step in steps(answer)] == ["d", "d", "c", "c", "b", "b"]
+    assert {report.outcome for report in answer.field_reports} == {Outcome.REGRESSION}
+    assert len(answer.gates) == 1
+    assert life.stage("a") is Stage.FOSSILIZED
+    assert life.stage("e") is Stage.TRAINING
+    assert life.state(13).slots[0].embargoed == ("low_rank", "norm")
+    assert life.state(waiting.order.due_fence).due
+
+
+def test_small_harms_of_several_rounds_add_up(begin):
+    life = begin(probation_rounds=3)
+    life.win(1, "a")
+    life.advance(5, "a")
+    life.compare(6, -1.8)
+    assert life.advance(6, "a").gates[0].passed
+    for fence in (7, 8, 9):
+        life.compare(fence, -1.8)
+    assert failed(life.advance(9, "a")) == [(Gate.G4, ("worse_than_twin",))]
+
+
+def test_a_seed_that_ran_elsewhere_than_asked_is_culled_for_good_reason(life, telemetry, told):
+    life.win(1, "a")
+    life.advance(5, "a")
+    life.compare(6, 1.0)
+    answer = life.advance(6, "a", life.observation(6, path="compiled"))
+    assert failed(answer) == [(Gate.G4, ("fallback_status",))]
+    assert [(event["name"], event["severity"]) for event in told()] == [
+        ("fallback_status_rejected", "CRITICAL"),
+        ("gate_failure", "CRITICAL"),
+    ]
+    assert telemetry.counters.total("esper.fallbacks", source="status") == 1
+
+
+def test_a_leak_seen_in_the_live_host_culls_and_is_counted(life, told):
+    life.win(1, "a")
+    life.advance(5, "a")
+    life.compare(6, 1.0)
+    answer = life.advance(6, "a", life.observation(6, isolation_leaks=("body.weight",)))
+    assert failed(answer) == [(Gate.G4, ("isolation_violated",))]
+    assert told()[-1]["severity"] == "CRITICAL"
+    assert life.state(6).isolation_violations == 1
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])
+def test_a_command_may_cull(life, stage):
+    if stage is Stage.TRAINING:
+        life.germinate(1, ("a", "mlp"))
+    else:
+        life.win(1, "a")
+    command = life.order(Operation.CULL, seed_id="a", blend=None)
+    life.manager.receive(command, 3)
+    answer = life.manager.carry_out(command.command_id, 3, (), None)
+    assert [step.after for step in answer.transitions] == [Stage.CULLED, Stage.EMBARGOED]
+    assert bool(answer.plans) == (stage is Stage.BLENDING)
+    assert answer.field_reports[0].reasons == ("commanded",)
+
+
+def test_the_result_of_a_seed_that_was_culled_meanwhile_is_kept_and_revives_nothing(life):
+    born = life.germinate(1, ("a", "mlp"), ("b", "norm"))
+    command = life.order(Operation.CULL, seed_id="b", blend=None)
+    life.manager.receive(command, 1)
+    life.manager.carry_out(command.command_id, 1, (), None)
+    assert life.manager.conclude(life.result(born, "a", "b"), 2) == Answer()
+    assert life.stage("b") is Stage.EMBARGOED
+
+
+# -- fallback marks ----------------------------------------------------------------------------------------------
+
+
+def test_a_fallback_mark_stops_every_candidate_of_a_germination_at_its_gate(life, telemetry, told):
+    answer = life.germinate(1, ("a", "mlp"), fallback_marks=("policy: rule of thumb",))
+    assert failed(answer) == [(Gate.G0, ("fallback_requested",))]
+    assert answer.order is None
+    assert answer.transitions == ()
+    assert life.stage("a") is Stage.DORMANT
+    assert [(event["name"], event["severity"]) for event in told()] == [
+        ("tamiyo_fallback_requested", "CRITICAL"),
+        ("gate_failure", "CRITICAL"),
+    ]
+    assert telemetry.counters.total("esper.fallbacks", source="command") == 1
+
+
+@pytest.mark.parametrize("fence", [2, 5, 6, 8])
+def test_a_fallback_mark_on_the_way_culls_the_seed_at_once(life, told, fence):
+    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    for earlier in (2, 5, 6, 7):
+        if earlier > 5:
+            life.compare(earlier, 1.0)
+        if earlier < fence and earlier != 7:
+            life.advance(earlier, "a")
+    answer = life.advance(fence, "a", fallback_marks=("policy: rule of thumb",))
+    assert failed(answer)[0][1] == ("fallback_requested",)
+    assert [step.after for step in answer.transitions] == [Stage.CULLED, Stage.EMBARGOED]
+    assert answer.field_reports[0].reasons == ("fallback_requested",)
+    assert [event["name"] for event in told()] == ["tamiyo_fallback_requested", "gate_failure"]
+
+
+def test_evidence_of_another_stage_culls(life, told):
+    life.win(1, "a")
+    answer = life.advance(5, "a", life.observation(5, stage=Stage.SHADOWING))
+    assert failed(answer) == [(Gate.G3, ("stage_mismatch",))]
+    assert told()[-1]["severity"] == "CRITICAL"
+
+
+# -- what changes nothing ----------------------------------------------------------------------------------------
+
+
+def everything(life: Life) -> list[Any]:
+    """All that a manager shows of itself."""
+    states = [life.state(fence) for fence in range(20)]
+    return [states, [life.state(fence).resetting for fence in range(20)], life.state(0).has_twin]
+
+
+def test_the_result_of_another_order_is_refused(life):
+    born = life.germinate(1, ("a", "mlp"), ("b", "norm"))
+    right, before = life.result(born, "a", "b"), everything(life)
+    for wrong in (
+        right.model_copy(update={"order_id": "command-0"}),
+        right.model_copy(update={"generation": 0}),
+        right.model_copy(update={"forks": right.forks[:1]}),
+        right.model_copy(update={"forks": (right.forks[0], right.forks[1].model_copy(update={"rank": None}))}),
+    ):
+        with pytest.raises(EvidenceMissing, match="G2"):
+            life.manager.conclude(wrong, 2)
+        assert everything(life) == before
+    life.manager.conclude(right, 2)
+    with pytest.raises(EvidenceMissing, match="in flight"):
+        life.manager.conclude(right, 2)
+
+
+def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, told):
+    life.win(1, "a")
+    life.advance(5, "a")
+    before = everything(life)
+    command = life.order(Operation.ADVANCE, seed_id="a", blend=None)
+    life.manager.receive(command, 6)
+    with pytest.raises(EvidenceMissing, match="twin"):  # nothing was compared
+        life.manager.carry_out(command.command_id, 6, (), life.observation(6))
+    with pytest.raises(EvidenceMissing, match="observation of the host"):
+        life.manager.carry_out(command.command_id, 6, (), None)
+    with pytest.raises(EvidenceMissing, match="observation of the seed"):
+        life.manager.carry_out(command.command_id, 6, (), life.observation(6, seed_id="b"))
+    with pytest.raises(EvidenceMissing, match="stage at which"):
+        life.manager.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
+    with pytest.raises(EvidenceMissing, match="performance of the seed"):
+        life.manager.carry_out(command.command_id, 6, (), life.observation(6, calls=0, path=None))
+    with pytest.raises(EvidenceMissing, match="audit of isolation"):
+        life.manager.carry_out(command.command_id, 6, (), life.observation(6, isolation_leaks=None))
+    assert everything(life) == before
+    assert told() == []
+
+    life.compare(6, 0.0)
+    answer = life.manager.carry_out(command.command_id, 6, (), life.observation(6))
+    assert answer.transitions[0].after is Stage.PROBATIONARY
+
+
+def test_a_germination_without_its_births_changes_nothing(life):
+    before = everything(life)
+    command = life.order(Operation.GERMINATE)
+    (plan,) = life.manager.receive(command, 1)
+    with pytest.raises(EvidenceMissing, match="sanity probe"):
+        life.manager.carry_out(command.command_id, 1, (), None)
+    half = Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=None)
+    with pytest.raises(EvidenceMissing, match="gradient probe"):
+        life.manager.carry_out(command.command_id, 1, (half,), None)
+    assert everything(life) == before
+
+
+def test_g2_without_a_result_changes_nothing(life):
+    life.germinate(1, ("a", "mlp"))
+    before = everything(life)
+    with pytest.raises(EvidenceMissing, match="result of the seed's incubation"):
+        life.advance(2, "a")
+    assert everything(life) == before
+
+
+def test_a_reset_that_was_not_compared_changes_nothing(life):
+    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")), "a"), 2)
+    before = everything(life)
+    with pytest.raises(EvidenceMissing, match="unseeded host"):
+        life.manager.reset({"b": SPOTLESS}, 2)
+    assert everything(life) == before
+    assert len(life.manager.reset({"b": SPOTLESS, "c": SPOTLESS}, 2).gates) == 2
+
+
+def test_losses_on_other_samples_are_not_compared(life):
+    life.win(1, "a")
+    life.advance(5, "a")
+    before = everything(life)
+    with pytest.raises(EvidenceMissing):
+        life.manager.compare(losses([1.0, 2.0], 6), losses([1.0, 2.0], 5))
+    assert everything(life) == before
+
+
+def test_an_event_is_written_before_the_transition_that_follows_from_it(life, telemetry):
+    life.win(1, "a")
+    before = everything(life)
+    log = telemetry.directory / LOG
+    log.unlink(missing_ok=True)
+    log.symlink_to("/dev/full")
+    with pytest.raises(StoreWriteFailed):
+        life.advance(5, "a", life.observation(5, alpha=0.5))
+    assert everything(life) == before
+
+
+def test_the_same_command_again_gets_the_same_answer_and_does_nothing(life, telemetry):
+    command = life.order(Operation.GERMINATE)
+    plans = life.manager.receive(command, 1)
+    births = [Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans]
+    answer = life.manager.carry_out(command.command_id, 1, births, None)
+    before = everything(life)
+    life.clock.move(3_600)
+
+    assert life.manager.receive(command, 2) == plans
+    assert life.manager.carry_out(command.command_id, 2, (), None) == answer
+    assert everything(life) == before
+    assert telemetry.counters.total("esper.command.admissions", duplicate=True) == 1
+
+
+def test_a_refused_command_changes_nothing(life):
+    life.win(1, "a")
+    before = everything(life)
+    for command in (
+        life.order(Operation.FOSSILIZE, seed_id="a", blend=None),
+        life.order(Operation.ADVANCE, seed_id="a", nonce="nonce-1"),
+        life.order(Operation.ADVANCE, seed_id="a", key=b"another key"),
+    ):
+        with pytest.raises(CommandRejected):
+            life.manager.receive(command, 5)
+        with pytest.raises(KeyError):
+            life.manager.carry_out(command.command_id, 5, (), None)
+    assert everything(life) == before
+
+
+def test_a_second_tournament_does_not_displace_the_first(life):
+    born = life.germinate(1, ("a", "mlp"))
+    before = everything(life)
+    with pytest.raises(CommandRejected, match="has not ended"):
+        life.germinate(1, ("b", "norm"))
+    assert everything(life) == before
+    life.manager.conclude(life.result(born, "a"), 2)
+    assert life.advance(2, "a").transitions[0].after is Stage.BLENDING
+
+
+def test_a_blueprint_that_cannot_be_built_fails_before_anything_is_recorded(begin):
+    def broken(spec: Any) -> Any:
+        raise RuntimeError(f"not in {spec.path}")
+
+    blueprints = Registry()
+    blueprints.add(Blueprint("broken", (Kind.NC,), 0.1, broken))
+    life = begin(blueprints)
+    before = everything(life)
+    with pytest.raises(SeedBuildFailed):
+        life.germinate(1, ("a", "broken"))
+    assert everything(life) == before
+
+
+# -- what an order says ------------------------------------------------------------------------------------------
+
+
+def test_an_order_is_halved_only_where_there_are_enough_forks_and_steps(begin):
+    life = begin(halving_step=4)
+    assert life.germinate(1, ("a", "mlp"), ("b", "norm")).order.halving_step is None
+    life = begin(halving_step=4)
+    assert life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")).order.halving_step == 14
+    life = begin(halving_step=10)
+    assert life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")).order.halving_step is None
+
+
+def test_an_order_may_span_rounds_or_end_before_they_do(begin):
+    two = begin(due_rounds=2).germinate(1, ("a", "mlp")).order
+    assert (two.due_fence, two.first_step, two.last_step) == (3, 10, 30)
+    short = begin(probe_steps=6).germinate(1, ("a", "mlp")).order
+    assert (short.due_fence, short.first_step, short.last_step) == (2, 10, 16)
+
+
+def test_weights_follow_from_seed_place_and_fence_and_not_from_the_run_or_its_ids(begin):
+    def weights(fence: int, seed_id: str, name: str = "mlp") -> dict[str, Any]:
+        life = begin()
+        (plan,) = life.germinate(fence, (seed_id, name)).order.plans
+        return from_bytes(life.manager.weights_of([plan])[plan.weights_digest])
+
+    def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
+        return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+    assert same(weights(1, "a"), weights(1, "z"))
+    assert not same(weights(1, "a"), weights(2, "a"))
+    assert not same(weights(1, "a"), weights(1, "a", "low_rank"))
+
+
+def test_plans_of_a_fork_are_not_isolated_and_ramp_as_the_probe_does(life):
+    (plan,) = life.germinate(1, ("a", "mlp")).order.plans
+    assert (plan.isolated, plan.start_step, plan.blend.ramp_steps) == (False, 10, life.growth.probe_ramp_steps)
+    assert plan.warmup_steps == life.growth.probe_warmup_steps
+
+
+def test_after_a_removal_the_seeds_that_stay_are_not_judged_by_what_it_cost_the_host(begin):
+    life = begin()
+    life.win(1, "a", "mlp")
+    life.advance(5, "a")
+    life.win(5, "b", "norm")
+    life.compare(6, 2.0)
+    command = life.order(Operation.CULL, seed_id="b", blend=None)
+    life.manager.receive(command, 6)
+    life.manager.carry_out(command.command_id, 6, (), None)
+    life.compare(7, -9.0)  # the dip right after the removal
+    assert not life.seeds(7)["a"].due
+    life.compare(8, 2.0)
+    assert life.advance(8, "a").gates[0].passed

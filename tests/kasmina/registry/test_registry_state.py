@@ -1,0 +1,822 @@
+"""Kasmina's state in a checkpoint: a registry restored anywhere goes on as one that was never touched."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing, StoreCorrupt
+from esper.ground.tensors import blob_digest
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
+from esper.kasmina.registry.manager import SeedManager
+from esper.kasmina.registry.registrar import KasminaRegistrar
+from esper.kasmina.registry.registry_state import RegistryState
+from esper.kasmina.registry.roster import Roster
+from esper.kasmina.registry.run_facts import RunFacts
+from esper.kasmina.registry.seed_record import Graft, SeedRecord
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
+from esper.leyline.decisions import Pair
+from esper.leyline.evidence import (
+    GradientProbe,
+    HostObservation,
+    PairedLosses,
+    ResetProbe,
+    SampleLosses,
+    SanityProbe,
+    SeedObservation,
+)
+from esper.leyline.incubation import Answer, Birth, ForkResult, IncubationResult
+from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
+from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.stages import Stage
+from esper.leyline.state import RegistryView
+from esper.testing import FakeClock, tiny_config
+
+RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
+ROUND, FENCES = 10, 20
+SLOTS = ("body", "head")
+CLEAN = SanityProbe(
+    parameters=50,
+    parameter_bytes=200,
+    parameters_finite=True,
+    output_shape=(8,),
+    slot_shape=(8,),
+    output_dtype="torch.float32",
+    causality_leak=None,
+    sample_leak=0.0,
+)
+ALIVE = GradientProbe(batches=2, nonfinite=0, norm=1.0, reachable_host_parameters=())
+DEAD = ALIVE.model_copy(update={"norm": 0.0})
+SPOTLESS = ResetProbe(
+    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
+)
+
+FIELDS = {
+    1: (("a", "body", "mlp"), ("b", "body", "low_rank"), ("c", "body", "norm"), ("?", "body", "perpetual_motion")),
+    2: (("d", "body", "mlp"),),  # a replica of the first
+    3: (("e", "head", "norm"), ("dead", "head", "mlp")),
+    5: (("g", "head", "low_rank"), ("h", "body", "norm")),
+    12: (("i", "body", "low_rank"), ("j", "head", "mlp")),
+    13: (("k", "body", "norm"), ("l", "body", "low_rank")),
+}
+"""What is germinated at which fence: (seed, slot, blueprint), the later winner first. One of each fate."""
+WEAK = {"e"}
+"""Firsts of their tournaments that are not good enough."""
+BROKEN = {"g"}
+"""Seeds that no longer fit once they are in the host, and leak: culled at G3, embargoed, reset."""
+COMMANDED = {13: "l"}
+"""Seeds that a command culls while their tournament is in flight."""
+HARM_AT = 17
+"""The fence at which the host is worse than its twin: all that is not fossilised goes."""
+
+
+def spec(path: str) -> SlotSpec:
+    return SlotSpec(
+        path=path,
+        kind=Kind.NC,
+        shape=(8,),
+        dtype="torch.float32",
+        device="cpu",
+        causal=False,
+        samples_independent=True,
+    )
+
+
+def pairs(z: float, fence: int, shard: str = "gate") -> PairedLosses:
+    return PairedLosses(
+        shard=shard, fence=fence, count=256, grouped=False, mean=0.02 * z, sd=0.32, z=z, control_mean=1.0
+    )
+
+
+def losses(values: Iterable[float], fence: int) -> SampleLosses:
+    return SampleLosses(shard="gate", fence=fence, losses=tuple(values))
+
+
+def fresh_manager(
+    generation: int, clock: FakeClock, key: bytes, *, blueprints: Registry = BLUEPRINTS, run_id: str = RUN
+) -> SeedManager:
+    """A manager of a run's start: rounds of 10 steps, fence 20 ends it, two slots."""
+    facts = RunFacts(
+        run_id=run_id,
+        generation=generation,
+        run_seed=0,
+        batch_size=8,
+        fence_steps=tuple(range(0, (FENCES + 1) * ROUND, ROUND)),
+        host_parameters=100,
+        host_bytes=400,
+        host_flops=1_000,
+    )
+    options = [
+        Pair(slot=slot, blueprint_id=made.name, parameters=50, flops=100, risk=0.1, mesh=(slot,))
+        for slot in SLOTS
+        for made in blueprints.for_kind(Kind.NC)
+    ]
+    return SeedManager(facts, tiny_config().growth, list(map(spec, SLOTS)), options, blueprints, key=key, clock=clock)
+
+
+def plain(value: Any) -> Any:
+    """A message, or what holds some, as plain values without generations and times."""
+    if isinstance(value, dict):
+        left_out = ("generation", "issued_at")
+        return {str(name): plain(part) for name, part in value.items() if name not in left_out}
+    if isinstance(value, tuple | list):
+        return [plain(part) for part in value]
+    return plain(value.model_dump()) if hasattr(value, "model_dump") else value
+
+
+class Run:
+    """The line around a manager, fence by fence, which asks `pause` before every call; what it does at a fence follows
+    from the fence and from what the manager says alone, as everything in a run does."""
+
+    def __init__(self, pause: Callable[[Run], None] = lambda _: None, run_id: str = RUN) -> None:
+        self.clock, self.key, self.generation, self.run_id = FakeClock(), b"key 1", 1, run_id
+        self.manager = fresh_manager(1, self.clock, self.key, run_id=run_id)
+        self.pause, self.pauses = pause, 0
+        self.told: list[tuple[int, str, Any]] = []
+        """(fence, call, what it answered) of everything that was carried out."""
+        self.fences: dict[int, str] = {}
+        """The state at the end of each fence."""
+
+    def move(self, generation: int) -> None:
+        """Go on with a fresh manager that has nothing but the state, and another key."""
+        state = self.manager.state()
+        self.key = b"key after a move"
+        self.manager = fresh_manager(generation, self.clock, self.key, run_id=self.run_id)
+        self.manager.restore(state, generation)
+        self.generation = generation
+        again = RegistryState.model_validate_json(self.manager.state())
+        assert plain(again) == plain(RegistryState.model_validate_json(state))
+        assert again.generation == generation
+
+    def play(self, first: int = 0, last: int = FENCES) -> list[tuple[int, str, Any]]:
+        for fence in range(first, last + 1):
+            self.hold_fence(fence)
+            self.fences[fence] = self.manager.state()
+        return self.told
+
+    def hold_fence(self, fence: int) -> None:
+        if self.look(fence).due:
+            self.ask(fence, "conclude", self.result, fence)
+        if self.look(fence).compares_with_twin:
+            gain = -9.0 if fence == HARM_AT else 1.0
+            noise = [(-1.0) ** place for place in range(256)]
+            twin = [2.0 + 0.1 * value + gain * 0.1 / 16 for value in noise]
+            self.ask(fence, "compare", losses([2.0] * 256, fence), losses(twin, fence))
+        while (due := next((seed for seed in self.state(fence).seeds if seed.due), None)) is not None:
+            operation = Operation.FOSSILIZE if due.stage is Stage.PROBATIONARY else Operation.ADVANCE
+            blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if due.stage is Stage.TRAINING else None
+            self.command(fence, operation, seed_id=due.seed_id, blend=blend)
+        if reset := self.look(fence).resetting:
+            self.ask(fence, "reset", dict.fromkeys(reset, SPOTLESS), fence)
+        if fence in FIELDS:
+            candidates = tuple(Candidate(seed_id=s, slot=slot, blueprint_id=name) for s, slot, name in FIELDS[fence])
+            replica_of = "a" if fence == 2 else None
+            self.command(fence, Operation.GERMINATE, candidates=candidates, replica_of=replica_of)
+        if fence in COMMANDED:
+            self.command(fence, Operation.CULL, seed_id=COMMANDED[fence])
+        self.look(fence)
+        order = self.manager.order()
+        self.told.append((fence, "order", plain(order)))
+        self.told.append((fence, "weights", self.manager.weights_of(order.plans if order is not None else ())))
+
+    def look(self, fence: int) -> RegistryView:
+        """The registry after the pause, as the run tells of it."""
+        self.wait()
+        view = self.state(fence)
+        self.told.append((fence, "view", plain(view)))
+        return view
+
+    def ask(self, fence: int, call: str, *args: Any) -> Any:
+        """What the manager answers to a call; an argument that is a function is asked for after the pause."""
+        self.wait()
+        answer = getattr(self.manager, call)(*(arg(fence) if callable(arg) else arg for arg in args))
+        self.told.append((fence, call, plain(answer)))
+        return answer
+
+    def wait(self) -> None:
+        self.clock.move(1.0)
+        self.pauses += 1
+        self.pause(self)
+
+    def command(self, fence: int, operation: Operation, **fields: Any) -> None:
+        """Have a command carried out. One that a newer generation overtakes is asked for again in that."""
+        self.wait()
+        command = self.signed(fence, operation, **fields)
+        plans = self.manager.receive(command, fence)
+        weights = self.manager.weights_of(plans)
+        self.wait()
+        if command.generation != self.generation:
+            with pytest.raises(CommandRejected, match="old_generation"):
+                self.manager.carry_out(command.command_id, fence, (), None)
+            command = self.signed(fence, operation, **fields)
+            assert plain(self.manager.receive(command, fence)) == plain(plans)
+            assert self.manager.weights_of(plans) == weights
+        births = [self.birth(plan.seed_id) for plan in plans]
+        answer = self.manager.carry_out(command.command_id, fence, births, self.observation(fence))
+        assert {plan.generation for plan in answer.plans} <= {self.generation}
+        assert {report.generation for report in answer.field_reports} <= {self.generation}
+        self.told += [(fence, "receive", plain(plans)), (fence, "carry_out", plain(answer))]
+        self.told += [(fence, "weights", weights), (fence, "weights", weights_with(self.manager, answer))]
+
+    def signed(self, fence: int, operation: Operation, **fields: Any) -> Command:
+        named = f"{fence}/{operation}/{fields.get('seed_id')}"
+        mesh = tuple(sorted({c.slot for c in fields.get("candidates") or ()})) or ("body",)
+        command = Command(
+            command_id=f"command {named}",
+            run_id=self.run_id,
+            generation=self.generation,
+            issued_at=self.clock.now(),
+            issued_by="tamiyo",
+            operation=operation,
+            mesh_host_layers=mesh,
+            feature_coverage=1.0,
+            policy_version="scripted-1",
+            nonce=f"nonce {named}",
+            **fields,
+        )
+        return command.model_copy(update={"signature": sign(command, self.key)})
+
+    def birth(self, seed_id: str) -> Birth:
+        return Birth(seed_id=seed_id, sanity=CLEAN, gradient=DEAD if seed_id == "dead" else ALIVE, fallbacks=())
+
+    def result(self, fence: int) -> IncubationResult:
+        """The order in flight, ended: its first plan won, the second was beaten, all others left at the halving."""
+        order = self.manager.order()
+        assert order is not None
+        z = 2.0 if order.plans[0].seed_id in WEAK else 8.0
+        forks = [
+            ForkResult(
+                seed_id=plan.seed_id,
+                steps=10 if place < 2 else 5,
+                required_steps=10,
+                rank=place + 1 if place < 2 else None,
+                pick=pairs(z - place, fence, "pick"),
+                gate=pairs(z, fence) if place == 0 else None,
+                loss_variation=0.1 if place == 0 else None,
+                fallbacks=() if place == 0 else None,
+            )
+            for place, plan in enumerate(order.plans)
+        ]
+        ids = {"order_id": order.order_id, "generation": order.generation, "fence": fence}
+        return IncubationResult(forks=tuple(forks), fork_steps=10, flops=10, **ids)
+
+    def observation(self, fence: int) -> HostObservation:
+        seeds = tuple(
+            SeedObservation(
+                seed_id=seed.seed_id,
+                slot=seed.slot,
+                stage=seed.stage,
+                alpha=seed.alpha,
+                alpha_target=1.0,
+                calls=3,
+                output_shape=(7,) if seed.seed_id in BROKEN else (8,),
+                slot_shape=(8,),
+                output_dtype="torch.float32",
+                device="cpu",
+                path="eager",
+                asked_dtype="torch.float32",
+                asked_device="cpu",
+                asked_path="eager",
+                isolated=True,
+                isolation_leaks=("body.weight",) if seed.seed_id in BROKEN else (),
+            )
+            for seed in self.state(fence).seeds
+            if seed.alpha is not None
+        )
+        return HostObservation(fence=fence, registered_layers=SLOTS, seeds=seeds)
+
+    def state(self, fence: int) -> RegistryView:
+        return self.manager.view(fence)
+
+    def stages(self) -> dict[str, Stage]:
+        return self.manager.view(FENCES).stages
+
+
+@pytest.fixture(scope="module")
+def untouched() -> Run:
+    """A run whose manager was never restored."""
+    run = Run()
+    run.play()
+    return run
+
+
+def kept(run: Run) -> RegistryState:
+    return RegistryState.model_validate_json(run.manager.state())
+
+
+# -- the same course ---------------------------------------------------------------------------------------------
+
+
+def test_the_run_that_is_played_has_every_fate_in_it(untouched):
+    reached = {after for _, _, told in untouched.told if isinstance(told, dict) for after in afters(told)}
+    assert reached == set(Stage) - {Stage.TERMINATED}
+    assert untouched.stages() == {
+        "a": Stage.FOSSILIZED,
+        "b": Stage.DORMANT,
+        "c": Stage.DORMANT,
+        "?": Stage.DORMANT,
+        "d": Stage.FOSSILIZED,
+        "e": Stage.DORMANT,
+        "dead": Stage.DORMANT,
+        "g": Stage.DORMANT,
+        "h": Stage.DORMANT,
+        "i": Stage.DORMANT,
+        "j": Stage.DORMANT,
+        "k": Stage.DORMANT,
+        "l": Stage.DORMANT,
+    }
+    answers = [answer for _, call, answer in untouched.told if call == "carry_out" and len(answer["plans"]) > 1]
+    assert [[plan["seed_id"] for plan in answer["plans"]] for answer in answers] == [["k", "i"]]
+
+
+def afters(answer: dict[str, Any]) -> list[Stage]:
+    return [step["after"] for step in answer.get("transitions") or ()]
+
+
+def test_a_manager_moved_between_every_two_calls_answers_as_one_that_stayed(untouched):
+    run = Run(pause=lambda run: run.move(run.generation))
+    assert run.play() == untouched.told
+    assert run.pauses == untouched.pauses
+
+
+def test_a_manager_restored_in_a_new_generation_between_every_two_calls_answers_as_one_that_stayed(untouched):
+    run = Run(pause=lambda run: run.move(run.generation + 1))
+    assert run.play() == untouched.told
+    assert run.generation == run.pauses + 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.dictionaries(st.integers(1, 150), st.integers(0, 2), max_size=4))
+def test_a_manager_restored_anywhere_answers_as_one_that_stayed(untouched, moves):
+    run = Run(pause=lambda run: run.move(run.generation + moves[run.pauses]) if run.pauses in moves else None)
+    assert run.play() == untouched.told
+
+
+def test_a_manager_rolled_back_to_any_fence_answers_from_there_as_it_did(untouched):
+    run = Run()
+    run.play()
+    for fence in reversed(range(FENCES)):
+        run.generation += 1
+        run.manager.restore(untouched.fences[fence], run.generation)
+        run.told = []
+        assert run.play(fence + 1) == [told for told in untouched.told if told[0] > fence]
+
+
+def test_the_state_says_nothing_of_where_it_was_restored(untouched):
+    for text in untouched.fences.values():
+        manager = fresh_manager(1, FakeClock(), b"another key")
+        manager.restore(text, 1)
+        assert manager.state() == text
+
+
+def test_runs_of_other_ids_take_the_same_course(untouched):
+    other = Run(run_id="00000000-0000-4000-8000-000000000000")
+    other.play()
+
+    def course(run: Run) -> list[Any]:
+        text = json.dumps([plain_ids(told) for told in run.told], default=str)
+        return json.loads(text.replace(run.run_id, "RUN"))
+
+    assert course(other) == course(untouched)
+
+
+def plain_ids(value: Any) -> Any:
+    """Without report ids, which follow from the run's."""
+    if isinstance(value, dict):
+        return {name: plain_ids(part) for name, part in value.items() if name != "report_id"}
+    return [plain_ids(part) for part in value] if isinstance(value, tuple | list) else value
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("y", "x")])
+def test_the_order_of_a_removal_does_not_depend_on_ids(names):
+    facts = RunFacts(RUN, 1, 0, 8, (0, 10, 20), 100, 400, 1_000)
+    roster = Roster(facts, tiny_config().growth, [spec("body")], [])
+    for ordinal, name in enumerate(names):
+        graft = Graft(ordinal=ordinal, start_step=10, blend=BlendSpec(mode="RESIDUAL", ramp_steps=5))
+        roster.enter(a_record(name).model_copy(update={"stage": Stage.BLENDING, "graft": graft}))
+    assert [seed.graft.ordinal for seed in roster.newest_first()] == [1, 0]
+
+
+def a_record(seed_id: str) -> SeedRecord:
+    return SeedRecord(
+        seed_id=seed_id,
+        slot="body",
+        blueprint_id="mlp",
+        command_id="command-1",
+        policy_version="scripted-1",
+        replica_of=None,
+        required_mesh=("body",),
+        parameters=1,
+        parameter_bytes=4,
+        flops=1,
+        germinated_fence=1,
+        since_fence=1,
+    )
+
+
+# -- the ledger --------------------------------------------------------------------------------------------------
+
+
+def weights_with(manager: SeedManager, answer: Answer) -> dict[str, bytes]:
+    """The weights of an answer's grafts and of its order."""
+    grafts = [plan for plan in answer.plans if isinstance(plan, GraftPlan)]
+    return manager.weights_of([*grafts, *(answer.order.plans if answer.order is not None else ())])
+
+
+class Recording(Run):
+    """A run that remembers every command with its fence, plans, answer and weights, as they were first given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[Command, int, tuple[GraftPlan, ...], Answer, list[dict[str, bytes]]]] = []
+
+    def command(self, fence: int, operation: Operation, **fields: Any) -> None:
+        command = self.signed(fence, operation, **fields)
+        plans = self.manager.receive(command, fence)
+        weights = self.manager.weights_of(plans)
+        answer = self.manager.carry_out(
+            command.command_id, fence, [self.birth(plan.seed_id) for plan in plans], self.observation(fence)
+        )
+        self.given.append((command, fence, plans, answer, [weights, weights_with(self.manager, answer)]))
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Recording:
+    run = Recording()
+    run.play()
+    return run
+
+
+def as_digested(manager: SeedManager, plans: Sequence[GraftPlan]) -> bool:
+    """Whether the manager has each plan's weights, and they have the plan's digest."""
+    return {digest: blob_digest(blob) for digest, blob in manager.weights_of(plans).items()} == {
+        plan.weights_digest: plan.weights_digest for plan in plans
+    }
+
+
+def answers_as_given(manager: SeedManager, recorded: Recording) -> bool:
+    return all(
+        manager.receive(command, fence) == plans
+        and manager.carry_out(command.command_id, fence, (), None) == answer
+        and [manager.weights_of(plans), weights_with(manager, answer)] == weights
+        for command, fence, plans, answer, weights in recorded.given
+    )
+
+
+def test_every_command_gets_its_answer_again_however_late_and_nothing_comes_of_it(recorded):
+    before = recorded.manager.state()
+    grafts = [plan for _, _, _, answer, _ in recorded.given for plan in answer.plans if isinstance(plan, GraftPlan)]
+    assert len(grafts) == 5  # a, d, g, i, k
+    assert as_digested(recorded.manager, grafts)
+    assert answers_as_given(recorded.manager, recorded)
+    assert recorded.manager.state() == before
+
+
+def test_a_manager_moved_within_its_generation_still_gives_every_answer_again(recorded):
+    manager = fresh_manager(1, recorded.clock, recorded.key)
+    manager.restore(recorded.manager.state(), 1)
+    assert answers_as_given(manager, recorded)
+    assert manager.state() == recorded.manager.state()
+
+
+def test_a_join_and_a_removal_come_back_as_what_they_are(recorded):
+    manager = fresh_manager(1, recorded.clock, recorded.key)
+    manager.restore(recorded.manager.state(), 1)
+    kinds = {type(plan) for c, f, *_ in recorded.given for plan in manager.carry_out(c.command_id, f, (), None).plans}
+    assert kinds == {GraftPlan, JoinPlan, RemovePlan}
+    for command, fence, _, answer, _ in recorded.given:
+        again = manager.carry_out(command.command_id, fence, (), None)
+        assert list(map(type, again.plans)) == list(map(type, answer.plans))
+
+
+def test_signed_bytes_survive_the_state(recorded):
+    again = {known.command.command_id: signed_bytes(known.command) for known in kept(recorded).commands}
+    assert again == {command.command_id: signed_bytes(command) for command, *_ in recorded.given}
+
+
+def test_after_a_restore_commands_of_the_older_generation_are_refused_and_leave_no_trace(recorded, told, telemetry):
+    manager = fresh_manager(2, recorded.clock, recorded.key)
+    manager.restore(recorded.manager.state(), 2)
+    before = manager.state()
+    for command, fence, *_ in recorded.given:
+        with pytest.raises(CommandRejected, match="old_generation"):
+            manager.receive(command, fence)
+        with pytest.raises(CommandRejected, match="old_generation"):
+            manager.carry_out(command.command_id, fence, (), None)
+        stolen = command.model_copy(update={"generation": 2})
+        stolen = stolen.model_copy(update={"signature": sign(stolen, recorded.key)})
+        with pytest.raises(CommandRejected, match="nonce_replayed"):
+            manager.receive(stolen, fence)
+    assert manager.state() == before
+    assert telemetry.counters.total("esper.command.rejections", reason="old_generation") == 2 * len(recorded.given)
+    assert {event["name"] for event in told()} == {"command_rejected"}
+
+
+def test_a_known_nonce_is_known_after_a_restore(recorded):
+    manager = fresh_manager(2, recorded.clock, recorded.key)
+    manager.restore(recorded.manager.state(), 2)
+    recorded_nonce = recorded.given[0][0].nonce
+    fields = {"generation": 2, "command_id": "another", "nonce": recorded_nonce, "issued_at": recorded.clock.now()}
+    command = recorded.given[0][0].model_copy(update=fields)
+    command = command.model_copy(update={"signature": sign(command, recorded.key)})
+    with pytest.raises(CommandRejected, match="first seen with"):
+        manager.receive(command, 19)
+
+
+def test_a_command_that_was_never_carried_out_is_forgotten_once_another_is_admitted():
+    run = Run()
+    candidates = (Candidate(seed_id="a", slot="body", blueprint_id="mlp"),)
+    first = run.signed(1, Operation.GERMINATE, candidates=candidates)
+    run.manager.receive(first, 1)
+    run.move(2)
+    assert [known.command for known in kept(run).commands] == [first]
+    other = run.signed(1, Operation.GERMINATE, candidates=candidates).model_copy(update={"command_id": "other"})
+    other = other.model_copy(update={"signature": sign(other, run.key)})  # the nonce of the first, which did nothing
+    run.manager.receive(other, 1)
+    assert [known.command for known in kept(run).commands] == [other]
+    run.move(3)
+
+
+# -- the order in flight -----------------------------------------------------------------------------------------
+
+
+def test_the_order_in_flight_is_begun_again_in_the_new_generation_and_its_older_result_is_refused():
+    run = Run()
+    run.play(0, 1)
+    order, late = run.manager.order(), run.result(2)
+    run.move(4)
+    again = run.manager.order()
+    assert again == order.model_copy(
+        update={
+            "generation": 4,
+            "plans": tuple(plan.model_copy(update={"generation": 4}) for plan in order.plans),
+        }
+    )
+    assert as_digested(run.manager, again.plans)
+    before = run.manager.state()
+    with pytest.raises(EvidenceMissing, match="in flight"):
+        run.manager.conclude(late, 2)
+    assert run.manager.state() == before
+    run.manager.conclude(run.result(2), 2)
+    assert run.manager.order() is None
+
+
+def test_a_graft_carries_the_new_generation_though_its_fork_was_of_the_old_one():
+    run = Run()
+    run.play(0, 1)
+    run.manager.conclude(run.result(2), 2)
+    run.move(3)
+    command = run.signed(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+    run.manager.receive(command, 2)
+    (plan,) = run.manager.carry_out(command.command_id, 2, (), None).plans
+    assert plan.generation == 3
+    assert as_digested(run.manager, [plan])
+
+
+def test_without_a_tournament_there_is_no_order(untouched):
+    assert untouched.manager.order() is None
+
+
+# -- what is kept of weights -------------------------------------------------------------------------------------
+
+
+def test_weights_are_kept_while_a_host_may_need_them_and_no_longer():
+    run = Run()
+
+    def holders() -> list[str]:
+        """Seeds of the first tournament whose weights are in the state."""
+        weights = kept(run).weights
+        return [plan.seed_id for plan in plans if plan.weights_digest in weights]
+
+    candidates = tuple(Candidate(seed_id=s, slot=slot, blueprint_id=name) for s, slot, name in FIELDS[1])
+    command = run.signed(1, Operation.GERMINATE, candidates=candidates)
+    plans = run.manager.receive(command, 1)
+    assert holders() == ["a", "b", "c"]
+    births = [run.birth("a"), run.birth("b"), run.birth("c").model_copy(update={"gradient": DEAD})]
+    run.manager.carry_out(command.command_id, 1, births, None)
+    assert holders() == ["a", "b"]
+    run.command(1, Operation.CULL, seed_id="b")
+    assert holders() == ["a", "b"]  # its fork runs on, and may have to begin again
+    run.manager.conclude(run.result(2), 2)
+    assert holders() == ["a"]
+    run.command(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+    assert holders() == []
+
+
+def test_weights_of_candidates_that_wait_for_their_birth_outlast_another_command():
+    run = Run()
+    run.play(0, 2)
+    waiting = run.signed(3, Operation.ADVANCE, seed_id="a")
+    run.manager.receive(waiting, 3)
+    run.manager.conclude(run.result(3), 3)
+    candidates = (Candidate(seed_id="z", slot="head", blueprint_id="mlp"),)
+    command = run.signed(3, Operation.GERMINATE, candidates=candidates)
+    (plan,) = run.manager.receive(command, 3)
+    run.manager.carry_out(waiting.command_id, 3, (), run.observation(3))
+    assert plan.weights_digest in kept(run).weights
+    assert run.manager.carry_out(command.command_id, 3, [run.birth("z")], None).order.plans == (plan,)
+
+
+class Large(nn.Module):
+    """A seed of 400 kB."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * self.weight.sum()
+
+
+def large_blueprints(widths: list[int]) -> Registry:
+    blueprints = Registry()
+    blueprints.add(Blueprint("large", (Kind.NC,), 0.1, lambda _spec: Large(widths[0])))
+    return blueprints
+
+
+def test_the_state_does_not_grow_by_the_weights_of_tournaments_that_have_ended():
+    run = Run()
+    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints([100_000]))
+    sizes = []
+    for fence in range(1, 15, 2):
+        candidates = tuple(Candidate(seed_id=f"{fence}.{n}", slot="body", blueprint_id="large") for n in range(2))
+        run.command(fence, Operation.GERMINATE, candidates=candidates)
+        state, plan = run.manager.state(), run.manager.order().plans[0]
+        assert len(kept(run).weights) == 1  # the same pair at the same fence: the same weights, once
+        assert (
+            state.count(base64.urlsafe_b64encode(run.manager.weights_of([plan])[plan.weights_digest][:30_000]).decode())
+            == 1
+        )
+        assert len(state) > 500_000
+        run.manager.conclude(run.result(fence + 1), fence + 1)
+        run.command(fence + 1, Operation.ADVANCE, seed_id=f"{fence}.0", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+        sizes.append(len(run.manager.state()))
+        run.command(fence + 1, Operation.CULL, seed_id=f"{fence}.0")
+    assert [after - before < 20_000 for before, after in pairwise(sizes)] == [True] * 6
+    assert sizes[-1] < 100_000
+
+
+def test_weights_that_are_drawn_again_and_come_out_otherwise_are_no_answer():
+    widths = [10]
+    run = Run()
+    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints(widths))
+    candidates = (Candidate(seed_id="a", slot="body", blueprint_id="large"),)
+    command = run.signed(1, Operation.GERMINATE, candidates=candidates)
+    plans = run.manager.receive(command, 1)
+    weights = run.manager.weights_of(plans)
+    run.manager.carry_out(command.command_id, 1, [run.birth("a")], None)
+    run.manager.conclude(run.result(2), 2)
+    run.command(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+
+    kept(run)
+    assert run.manager.receive(command, 2) == plans
+    assert run.manager.weights_of(plans) == weights
+    widths[0] = 11
+    with pytest.raises(DependencyViolationError, match="weights are not those digested"):
+        run.manager.weights_of(run.manager.receive(command, 2))
+
+
+def test_a_graft_gets_the_weights_that_were_kept_for_it_and_no_others_are_drawn():
+    widths = [10]
+    run = Run()
+    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints(widths))
+    run.command(1, Operation.GERMINATE, candidates=(Candidate(seed_id="a", slot="body", blueprint_id="large"),))
+    weights = run.manager.weights_of(run.manager.order().plans)
+    run.manager.conclude(run.result(2), 2)
+    widths[0] = 11  # as on another machine, where the same stream may give other weights
+    command = run.signed(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+    changed = KasminaRegistrar(run.manager).advance(command, 2, run.observation(2))
+    assert changed.weights == weights
+
+
+# -- figures -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(width=64), min_size=4, max_size=4), st.lists(st.floats(), max_size=3))
+def test_every_figure_comes_back_as_it_was(figures, zs):
+    mean, sd, z, variation = figures
+    measured = pairs(1.0, 2).model_copy(update={"mean": mean, "sd": sd, "z": z})
+    fork = ForkResult(
+        seed_id="a", steps=10, required_steps=10, rank=1, pick=measured, gate=measured, loss_variation=variation
+    )
+    run = Run()
+    run.command(1, Operation.GERMINATE, candidates=(Candidate(seed_id="a", slot="body", blueprint_id="mlp"),))
+    manager = run.manager
+    ids = {"order_id": manager.order().order_id, "generation": 1, "fence": 2}
+    manager.conclude(IncubationResult(forks=(fork,), fork_steps=10, flops=10, **ids), 2)
+    state = RegistryState.model_validate_json(manager.state())
+    (seed,) = state.roster.seeds
+    seed = seed.model_copy(update={"twin_zs": tuple(zs)})
+    state = state.model_copy(update={"roster": state.roster.model_copy(update={"seeds": (seed,)})})
+    text = state.model_dump_json()
+
+    manager.restore(text, 1)
+
+    assert manager.state() == text
+    (again,) = RegistryState.model_validate_json(text).roster.seeds
+    assert list(map(repr, again.twin_zs)) == list(map(repr, map(float, zs)))
+    assert repr(again.result) == repr(fork)
+
+
+# -- what is no state --------------------------------------------------------------------------------------------
+
+
+def refusal(text: str, untouched: Run, *, generation: int = 1) -> str:
+    """Why a manager in mid-run refuses a text; nothing of that changes."""
+    run = Run()
+    run.manager.restore(untouched.fences[8], 1)
+    with pytest.raises(StoreCorrupt) as caught:
+        run.manager.restore(text, generation)
+    assert caught.value.path == "kasmina's state"
+    assert run.manager.state() == untouched.fences[8]
+    return caught.value.reason
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "null", "[]", "12", "not json", "\0", "[" * 100_000], ids=lambda text: repr(text[:9])
+)
+def test_what_is_no_state_at_all_is_refused(untouched, text):
+    assert refusal(text, untouched)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_a_state_that_was_cut_is_refused(untouched, data):
+    text = untouched.fences[13]
+    assert "JSON" in refusal(text[: data.draw(st.integers(0, len(text) - 1))], untouched)
+
+
+def changed(state: str, change: Callable[[Any], object]) -> str:
+    whole = json.loads(state)
+    change(whole)
+    return json.dumps(whole)
+
+
+@pytest.mark.parametrize("field", RegistryState.model_fields)
+def test_a_state_that_lacks_a_field_or_has_an_unknown_one_is_refused(untouched, field):
+    lacking = changed(untouched.fences[13], lambda state: state.pop(field))
+    assert refusal(lacking, untouched) == f"{field}: is missing"
+    more = changed(untouched.fences[13], lambda state: state.update({f"{field}2": 1}))
+    assert refusal(more, untouched) == f"{field}2: is not known"
+
+
+def seed(state: Any, seed_id: str) -> Any:
+    return next(found for found in state["roster"]["seeds"] if found["seed_id"] == seed_id)
+
+
+def of_another_nonce_owner(state: Any) -> None:
+    state["commands"][1]["command"]["nonce"] = state["commands"][0]["command"]["nonce"]
+
+
+def other_weights(state: Any) -> None:
+    digest = next(iter(state["weights"]))
+    state["weights"][digest] = base64.urlsafe_b64encode(b"other weights").decode()
+
+
+BREACHES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a seed twice": (lambda s: s["roster"]["seeds"].append(s["roster"]["seeds"][0]), "a seed stands there twice"),
+    "a command twice": (lambda s: s["commands"].append(s["commands"][0]), "a command stands there twice"),
+    "a nonce twice": (of_another_nonce_owner, "a nonce stands there twice"),
+    "a strange slot": (lambda s: seed(s, "a").update(slot="attic"), "slot attic"),
+    "a strange command": (lambda s: seed(s, "a").update(command_id="x"), "command x is named and not there"),
+    "a replica of none": (lambda s: seed(s, "d").update(replica_of="x"), "seed x is named and not there"),
+    "an order of none": (lambda s: s["order"].update(order_id="x"), "command x is named and not there"),
+    "a fork of none": (lambda s: s["order"]["plans"][0].update(seed_id="x"), "seed x is named and not there"),
+    "another's order": (lambda s: s["order"].update(generation=0), "order in flight is of generation 0"),
+    "no weights": (lambda s: s.update(weights={}), "is named and not there"),
+    "other weights": (other_weights, "weights are not those digested"),
+    "an unknown stage": (lambda s: seed(s, "a").update(stage="ASLEEP"), "roster.seeds.0.stage"),
+    "a count below 0": (lambda s: s.update(tests_used=-1), "tests_used"),
+    "text for a number": (lambda s: seed(s, "a").update(flops="1"), "roster.seeds.0.flops"),
+    "another run": (lambda s: s.update(run_id="x"), "of run x"),
+    "a slot too few": (lambda s: s["roster"]["ordinals"].pop("head"), "slot head"),
+    "a slot too many": (lambda s: s["roster"]["ordinals"].update(attic=0), "of slots ['attic'"),
+}
+
+
+@pytest.mark.parametrize("breach", BREACHES)
+def test_a_state_that_does_not_hold_together_is_refused(untouched, breach):
+    change, reason = BREACHES[breach]
+    assert reason in refusal(changed(untouched.fences[13], change), untouched)
+
+
+def test_a_plan_of_no_known_kind_is_refused(untouched):
+    def relabel(state: Any) -> None:
+        answers = [known["answer"] for known in state["commands"] if known["answer"]["plans"]]
+        answers[0]["plans"][0]["kind"] = "hope"
+
+    assert "'hope' found using 'kind'" in refusal(changed(untouched.fences[13], relabel), untouched)
+
+
+def test_a_state_of_a_later_generation_is_refused(untouched):
+    assert refusal(untouched.fences[13], untouched, generation=0) == "of generation 1, which is after 0"

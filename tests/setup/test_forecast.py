@@ -1,0 +1,258 @@
+"""What `esper plan` says: plain values that follow from the dry run and agree with what a run then does."""
+
+from __future__ import annotations
+
+import json
+import re
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from esper.archive.journal import Kind, read
+from esper.archive.run_directory import journal_file
+from esper.cli import plan_view
+from esper.cli.terminal import heading
+from esper.flow.in_process import run
+from esper.setup.forecast import (
+    Measured,
+    Work,
+    births_s,
+    busiest,
+    forecast,
+    foretell_waits,
+    measure,
+    replica_s,
+    tournament_s,
+)
+from esper.setup.survey import survey
+from esper.testing import TinyHost, tiny_config, tiny_task
+
+
+def plan(**overrides: Any) -> dict[str, Any]:
+    return forecast(survey(tiny_task(), tiny_config(**overrides)))
+
+
+def test_a_plan_is_json_and_names_slots_candidates_and_sizes() -> None:
+    found = json.loads(json.dumps(plan()))
+    assert (found["steps"], found["rounds"], found["batch_size"]) == (320, 16, 32)
+    assert found["samples"] == {"train": 1024, "valid": 64, "test": 512, "pick": 256, "gate": 256}
+    assert (found["host_parameters"], found["parameter_budget"]) == (108, 2160)
+    assert found["germinates_at_fences"] == [1, 10]
+    assert [slot["path"] for slot in found["slots"]] == ["body"]
+
+
+def test_the_first_tournament_is_the_one_that_a_run_then_holds(tmp_path: Path) -> None:
+    run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__candidates=2))
+    entries, _ = read(journal_file(tmp_path / "run", 1))
+    first = next(entry.body for entry in entries if entry.kind is Kind.DECISION)
+    tried = {candidate["blueprint"] for candidate in plan(growth__candidates=2)["candidates"] if first_of(candidate)}
+    assert tried == {pair["blueprint_id"] for pair in first["pairs"]}
+    assert len(tried) == 2
+
+
+def first_of(candidate: dict[str, Any]) -> bool:
+    found: bool = candidate["in_first_tournament"]
+    return found
+
+
+def test_the_modelled_cost_is_near_what_the_first_tournament_then_costs(tmp_path: Path) -> None:
+    run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")))
+    entries, _ = read(journal_file(tmp_path / "run", 1))
+    spent = next(entry.body["flops"] for entry in entries if entry.kind is Kind.INCUBATION_ENDED)
+    assert plan()["tournament_gflops"] * 1e9 == pytest.approx(spent, rel=0.35)
+
+
+def places(**overrides: Any) -> dict[str, str]:
+    return {candidate["blueprint"]: candidate["place"] for candidate in plan(**overrides)["candidates"]}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mlp"),
+    [
+        ({}, "first tournament"),
+        ({"growth__candidates": 2}, "queued"),
+        ({"growth__parameter_budget": 2.0}, "over growth.parameter_budget"),
+        ({"growth__memory_budget": 2.0}, "over growth.memory_budget"),
+        ({"growth__cost_budget": 2.0}, "over growth.cost_budget"),
+        ({"growth__cost_budget": 2.0, "growth__memory_budget": 2.0}, "over growth.memory_budget, growth.cost_budget"),
+        ({"risk__max_cost_ratio": 4.0}, "queued"),
+        ({"run__epochs": 1}, "nothing grows"),
+        ({"growth__enabled": False}, "nothing grows"),
+        ({"run__epochs": 1, "growth__cost_budget": 2.0}, "over growth.cost_budget"),
+    ],
+)
+def test_each_candidate_has_its_place_in_the_run(overrides: dict[str, Any], mlp: str) -> None:
+    found = places(**overrides)
+    too_short = {"run__epochs", "growth__enabled"} & overrides.keys()
+    others = "nothing grows" if too_short else "first tournament"
+    assert found == {"norm": others, "low_rank": others, "mlp": mlp}
+
+
+def test_a_run_whose_first_tournament_would_hold_nobody_says_so() -> None:
+    found = plan(growth__memory_budget=0.01)
+    assert set(places(growth__memory_budget=0.01).values()) == {"over growth.memory_budget"}
+    assert found["first_hold"]["reason"] == "budget_spent"
+    said = "\n".join(plan_view.lines(found))
+    assert "at the first of them nothing would be tried: no pair is within both growth.memory_budget and" in said
+
+
+def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
+    found = plan(run__epochs=3)
+    assert (found["germinates_at_fences"], found["twin_gflops"], found["tournament_bytes"]) == (None, 0.0, 0)
+    said = plan_view.lines(found)[0]
+    assert said.startswith("nothing can germinate: the run has 5 rounds; a seed that germinates at fence 1")
+    assert "needs 6 more" in said
+    for key, value in re.findall(r"(\w+\.\w+)=(\d+)", said.partition("each of these is enough alone: ")[2]):
+        changes = {"run__epochs": 3, key.replace(".", "__"): int(value)}
+        assert survey(tiny_task(), tiny_config(**changes)).can_grow, key
+    assert "run.epochs=" in said
+    assert "run.round_steps=" in said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [({"run__epochs": 1}, "the run is too short (see below)"), ({"growth__enabled": False}, "growth is off")],
+)
+def test_where_nothing_grows_candidates_of_one_place_share_a_row(overrides: dict[str, Any], why: str) -> None:
+    console = Console(width=150, record=True, file=StringIO())
+    console.print(plan_view.candidates(plan(growth__cost_budget=2.0, **overrides)))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in console.export_text().splitlines() if "  " in line.strip()][
+        1:
+    ]
+    assert [(row[0], row[-1]) for row in rows] == [("body", f"none: {why}"), ("mlp", "over cost_budget")]
+    assert rows[0][1] == "low_rank and norm"
+    assert " to " in rows[0][2]
+
+
+def test_what_a_star_leaves_out_is_in_the_plan_and_in_the_heading_of_a_run() -> None:
+    found = survey(tiny_task(slots=["*"], model=Around), tiny_config(growth__enabled=False))
+    assert [slot["path"] for slot in forecast(found)["slots"]] == ["body", "head"]
+    assert forecast(found)["left_out"] == [
+        {"slot": "pair", "why": "output of type tuple"},
+        {"slot": "same", "why": "output of type tuple"},
+    ]
+    assert "  no slot, output of type tuple: pair, same" in heading(found, None)
+
+
+class Twofold(torch.nn.Module):
+    """[B, 8] -> twice [B, 8]."""
+
+    def forward(self, x_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x_BC, x_BC
+
+
+class Around(TinyHost):
+    """A host two of whose modules return pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.same = Twofold(), Twofold()
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.same(self.pair(x_BC)[0])[1])
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None:
+    console = Console(width=width, record=True, file=StringIO())
+    slot = "encoder.layers.with_a_long_name.of_every_part.and_then_some.more_of_it.feed_forward"
+    row = plan(growth__memory_budget=2.0, growth__cost_budget=2.0)["candidates"][1]
+    console.print(plan_view.candidates({"candidates": [row | {"slot": slot}], "germinates_at_fences": [1, 2]}))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    ruled = next(place for place, line in enumerate(lines) if "\u2500" in line)
+    folded = [line[1:].split("  ")[0].strip() for line in lines[ruled + 1 :]]
+    assert "".join(folded) == slot
+
+
+def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:
+    found = plan()
+    assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey(tiny_task(), tiny_config()).host_flops)
+    assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
+    assert plan(growth__twin=False)["twin_gflops"] == 0.0
+
+
+# -- waits -------------------------------------------------------------------------------------------------------
+
+HOST = Work(making_s=0.0, step_s=1.0, evaluation_s=3.0)
+FORK = Work(making_s=0.5, step_s=2.0, evaluation_s=4.0)
+
+
+def measured(forks: int) -> Measured:
+    return Measured(HOST, (FORK,) * forks, birth_s=1.5)
+
+
+def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None:
+    pieces = [(0, 1.0), (1, 2.0), (2, 4.0), (3, 8.0)]
+    assert [busiest(pieces, managers) for managers in (1, 2, 3, 4)] == [15.0, 10.0, 9.0, 8.0]
+    assert busiest([(4, 1.0), (6, 2.0)], managers=2) == 3.0
+
+
+def test_one_manager_does_all_forks_in_turn_and_half_of_them_go_on() -> None:
+    control, forks, gate = (10 + 3) + (20 + 3), 4 * (0.5 + 2 * 10 + 4) + 2 * (2 * 20 + 4), 3 + 4
+    assert tournament_s(measured(4), (10, 20), managers=1) == control + forks + gate
+
+
+def test_with_a_manager_for_each_fork_every_heat_lasts_as_long_as_its_longest() -> None:
+    assert tournament_s(measured(4), (10, 20), managers=5) == (0.5 + 2 * 10 + 4) + (2 * 20 + 4) + 7
+    assert tournament_s(measured(2), (30,), managers=3) == (0.5 + 2 * 30 + 4) + 7
+
+
+def test_forks_of_a_halved_tournament_share_managers_by_their_number() -> None:
+    first_heat, second_heat = 13 + 2 * 24.5, 23 + 44  # manager 0: the control and forks 2 and 4; then with fork 2
+    assert tournament_s(measured(4), (10, 20), managers=2) == first_heat + second_heat + 7
+
+
+def test_a_replica_its_control_and_the_twin_share_one_manager_or_none() -> None:
+    control, replica, twin, gate = 0.5 + 20 + 4, 0.5 + 30 + 5, 10, 4 + 5
+    assert replica_s(measured(2), 10, 1, twin=True) == control + replica + twin + gate
+    assert replica_s(measured(2), 10, 1, twin=False) == control + replica + gate
+    assert replica_s(measured(2), 10, 2, twin=True) == max(control, replica + twin) + gate  # numbers 3, 4 and 0
+
+
+def test_births_are_shared_out_and_the_last_manager_to_end_counts() -> None:
+    assert [births_s(measured(4), 4, managers) for managers in (1, 3, 4, 9)] == [6.0, 3.0, 1.5, 1.5]
+
+
+def waits(cost: Measured, **overrides: Any) -> dict[str, Any]:
+    return foretell_waits(survey(tiny_task(), tiny_config(**overrides)), cost)
+
+
+def test_the_trainer_waits_for_what_its_own_round_does_not_cover() -> None:
+    found = waits(measured(3), growth__managers=2)
+    assert found["fence_wait_first_s"] == 2 * 1.5 + tournament_s(measured(3), (10, 10), 2) - 20 * 1.0
+    assert found["fence_wait_replica_s"] == 1.5 + replica_s(measured(3), 20, 2, twin=True) - 20 * 2.0
+    assert found["tournament_s"] == 3 * 1.5 + tournament_s(measured(3), (10, 10), 1)
+    assert (found["step_s"], found["managers"], found["managers_for_no_wait"]) == (1.0, 2, None)
+
+
+def test_a_short_probe_ends_with_its_round_if_enough_managers_share_it() -> None:
+    found = waits(measured(3), growth__probe_steps=3)
+    assert tournament_s(measured(3), (3,), 3) > 20 >= tournament_s(measured(3), (3,), 4)
+    assert (found["managers_for_no_wait"], found["fence_wait_least_s"]) == (4, 1.5)
+    assert found["fence_wait_first_s"] > found["fence_wait_least_s"]
+
+
+def test_a_run_that_cannot_grow_waits_for_nobody() -> None:
+    found = plan(run__epochs=1)
+    assert found["step_s"] > 0
+    names = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait", "tournament_s")
+    assert [found[name] for name in names] == [None] * 5
+
+
+def test_measuring_times_the_host_and_every_candidate_of_the_first_tournament() -> None:
+    cost = measure(survey(tiny_task(), tiny_config(growth__candidates=2)))
+    assert len(cost.forks) == 2
+    for work in (cost.host, *cost.forks):
+        assert min(work.making_s, work.step_s, work.evaluation_s, cost.birth_s) > 0
+
+
+def test_measuring_leaves_the_bits_of_a_run_alone(tmp_path: Path) -> None:
+    before = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "a"), growth__enabled=False))
+    plan()
+    after = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "b"), growth__enabled=False))
+    assert before.weights_sha256 == after.weights_sha256

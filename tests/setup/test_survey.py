@@ -1,0 +1,226 @@
+"""The survey before a run: fences, window of growth, sizes, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+import random
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from esper.errors import ConfigError, TaskError
+from esper.flow.in_process import run
+from esper.setup.forecast import forecast
+from esper.setup.survey import Prospect, survey
+from esper.testing import Bands, TinyHost, tiny_config, tiny_task
+
+
+def prospect(task: dict[str, Any] | None = None, **overrides: Any) -> Prospect:
+    return survey(tiny_task(**(task or {})), tiny_config(**overrides))
+
+
+def test_rounds_end_every_round_steps_and_at_the_end_of_the_run() -> None:
+    assert prospect().fence_steps == tuple(range(0, 321, 20))
+    assert prospect(run__round_steps=300).fence_steps == (0, 300, 320)
+    assert prospect(run__round_steps=320).fence_steps == (0, 320)
+
+
+@pytest.mark.parametrize(("epochs", "rounds"), [(10, 15), (18, 15), (19, 60)])
+def test_by_default_a_short_run_has_15_rounds_and_a_long_one_60(epochs: int, rounds: int) -> None:
+    found = prospect({"round_steps": None, "epochs": epochs})
+    assert found.total_steps == 32 * epochs
+    assert 0.9 * rounds <= len(found.fence_steps) - 1 <= rounds
+
+
+def test_the_config_beats_the_task() -> None:
+    found = prospect(run__epochs=1, run__batch_size=64, run__round_steps=4)
+    assert (found.total_steps, found.fence_steps, found.data.batch_size) == (16, (0, 4, 8, 12, 16), 64)
+
+
+def test_the_last_germination_leaves_time_to_become_a_fossil() -> None:
+    found = prospect()  # one round of incubation, two of ramp, one of shadowing, two of probation
+    assert (found.fences_to_fossil, found.last_germination) == (6, 10)
+    assert found.can_grow
+    assert not prospect(run__epochs=3).can_grow
+    assert not prospect(growth__enabled=False).can_grow
+
+
+def test_sizes_are_those_of_the_host_alone() -> None:
+    found = prospect()
+    assert found.host_parameters == 8 * 8 + 8 + 8 * 4 + 4
+    assert found.host_bytes == 4 * found.host_parameters
+    forward = 2 * 32 * (8 * 8 + 8 * 4)
+    assert found.host_flops == 3 * forward - 2 * 32 * 8 * 8  # nothing asks for the gradient of the input
+
+
+def test_the_options_are_every_blueprint_that_fits_a_slots_kind() -> None:
+    options = prospect().options
+    assert {pair.blueprint_id for pair in options} == {"norm", "low_rank", "mlp"}
+    assert all(pair.slot == "body" and pair.parameters > 0 and pair.flops >= 0 for pair in options)
+
+
+def test_the_limit_of_g2_rises_with_the_tests_that_a_run_may_make() -> None:
+    assert prospect(growth__max_tests=1).g2_limit() < prospect(growth__max_tests=400).g2_limit()
+    assert prospect(growth__max_tests=400).g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=255))
+
+
+def test_the_limit_of_g2_is_that_of_as_many_groups_as_a_fence_judges() -> None:
+    found = prospect({"group": lambda index: index // 4}, growth__min_samples=64, growth__judge_samples=64)
+    assert found.judged_units == 64
+    assert found.g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=63))
+
+
+def drawn() -> tuple[float, float, float]:
+    """The next number of each global generator."""
+    return random.random(), float(np.random.random()), float(torch.rand(()))
+
+
+def seed_all(key: int) -> None:
+    random.seed(key)
+    np.random.seed(key)
+    torch.manual_seed(key)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_survey_leaves_the_random_streams_and_the_gradient_mode_of_its_caller_alone(refused: bool) -> None:
+    seed_all(7)
+    expected = drawn()
+    seed_all(7)
+    with pytest.raises(TaskError) if refused else nullcontext():
+        survey(tiny_task(slots=["nowhere"] if refused else ["body"]), tiny_config())
+    assert drawn() == expected
+    assert torch.is_grad_enabled()
+
+
+class Mine:
+    """Builds the same network at each call, as a closure over a module does."""
+
+    def __init__(self) -> None:
+        self.network = TinyHost()
+
+    def __call__(self) -> TinyHost:
+        return self.network
+
+
+def test_a_model_that_is_not_built_anew_is_refused_because_forks_would_share_it() -> None:
+    with pytest.raises(TaskError, match=r"task\.model = 'body\.weight': two calls returned the same parameter"):
+        prospect({"model": Mine()})
+
+
+def test_a_model_that_draws_its_weights_elsewhere_is_refused_because_forks_would_differ() -> None:
+    own = torch.Generator()
+
+    def build() -> TinyHost:
+        host = TinyHost()
+        torch.nn.init.normal_(host.head.bias, generator=own)
+        return host
+
+    with pytest.raises(TaskError, match=r"task\.model = 'head\.bias': two calls gave other weights"):
+        prospect({"model": build})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        ({"run__device": "nonsense"}, "run.device"),
+        ({"run__device": "cuda:99"}, "run.device"),
+        ({"run__batch_size": 2000}, "run.batch_size"),
+        ({"run__round_steps": 321}, "run.round_steps"),
+        ({"growth__judge_samples": 100}, "growth.judge_samples"),
+        ({"growth__min_samples": 257, "growth__judge_samples": 257}, "task.pick"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_its_field(overrides: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        prospect(**overrides)
+    assert caught.value.field == field
+
+
+class Words(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """Sequences of 3 to 9 symbols of 11."""
+
+    def __len__(self) -> int:
+        return 256
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        draw = torch.Generator().manual_seed(index)
+        return torch.randint(0, 11, (3 + index % 7,), generator=draw), index % 4
+
+
+def padded(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.nn.utils.rnn.pad_sequence([words for words, _ in samples], batch_first=True)
+    return rows, torch.tensor([target for _, target in samples])
+
+
+class Convolved(torch.nn.Module):
+    """[B, T] -> [B, 4]; `mix` works on [B, C, T], where what stands last is no channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 8)
+        self.mix = torch.nn.Conv1d(8, 8, 3, padding=1)
+        self.head = torch.nn.Linear(8, 4)
+
+    def forward(self, words_BT: torch.Tensor) -> torch.Tensor:
+        h = self.mix(self.embed(words_BT).transpose(1, 2))
+        scores: torch.Tensor = self.head(h.mean(dim=2))
+        return scores
+
+
+def of_words(*slots: str) -> dict[str, Any]:
+    data = {name: Words() for name in ("train", "valid", "test", "pick", "gate")}
+    return {**data, "model": Convolved, "slots": slots, "collate": padded, "batch_size": 4, "round_steps": None}
+
+
+def test_a_slot_of_a_pattern_that_fails_in_the_trial_is_left_out_and_a_named_one_refused() -> None:
+    judging = {"growth__judge_samples": 128, "run__epochs": 1}
+    found = prospect(of_words("*"), **judging)
+    assert [spec.path for spec in found.specs] == ["embed", "head"]
+    assert {pair.slot for pair in found.options} == {"embed", "head"}
+    assert "in a later batch" in found.left_out["mix"]
+    with pytest.raises(TaskError, match=r"slot mix = .* in a later batch"):
+        prospect(of_words("*", "mix"), **judging)
+
+
+SMALL = {"train": Bands(40, key=1), "pick": None, "gate": None, "batch_size": 8}
+
+
+def test_data_too_small_to_judge_on_trains_without_growth() -> None:
+    with pytest.raises(ConfigError, match=r"task\.pick = '4 samples'.*--no-growth"):
+        prospect(SMALL)
+    found = prospect(SMALL, growth__enabled=False)
+    assert [len(found.data.shards[name]) for name in ("train", "pick", "gate")] == [32, 4, 4]
+
+
+def test_without_growth_even_judging_shards_of_no_sample_do_not_matter(tmp_path: Path) -> None:
+    few = SMALL | {"train": Bands(9, key=1), "round_steps": None, "epochs": 2}
+    found = prospect(few, growth__enabled=False)
+    assert [len(found.data.shards[name]) for name in ("train", "pick", "gate")] == [9, 0, 0]
+    told = forecast(found)
+    assert (told["g2_z"], told["germinates_at_fences"], told["tournament_gflops"]) == (None, None, 0.0)
+    assert run(tiny_task(**few), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)).steps == 2
+
+
+@pytest.mark.parametrize("field", ["batch_size", "epochs", "round_steps"])
+def test_a_length_below_one_is_refused_by_its_field(field: str) -> None:
+    with pytest.raises(TaskError, match=rf"task\.{field} = 0: use 1 or more"):
+        prospect({field: 0})
+
+
+def test_a_metric_that_is_no_number_is_refused_before_the_run_and_not_at_its_end() -> None:
+    with pytest.raises(TaskError, match=r"task\.metrics"):
+        prospect({"metrics": {"made_up": lambda _output, _target: "good"}})
+    with pytest.raises(TaskError, match=r"task\.metrics = 'loss': the figure of this name is the task's own loss"):
+        prospect({"metrics": {"loss": lambda _output, _target: 42.0}})
+
+
+def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:
+    narrow = torch.utils.data.TensorDataset(torch.zeros(8, 5), torch.zeros(8, dtype=torch.long))
+    with pytest.raises(
+        TaskError, match=r"task\.model = 'a forward in evaluation mode': it raised RuntimeError: .*shapes"
+    ):
+        prospect({"valid": narrow})

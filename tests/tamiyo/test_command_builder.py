@@ -1,0 +1,150 @@
+"""Commands: signed over every field, named by what they ask for, and never built with an id that is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Callable
+
+import pytest
+
+from esper.errors import DependencyViolationError
+from esper.leyline.commands import Command, Operation, signed_bytes
+from esper.leyline.decisions import Decision, Pair
+from esper.leyline.stages import Stage
+from esper.leyline.state import RoundState, SeedState
+from esper.tamiyo.command_builder import CommandBuilder
+from esper.telemetry import Telemetry, span, trace_id
+from esper.testing import EPOCH, FakeClock
+
+KEY = b"a key of a test's own, 32 bytes."
+MakeState = Callable[..., RoundState]
+MakeSeed = Callable[..., SeedState]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def builder(clock: FakeClock) -> CommandBuilder:
+    return CommandBuilder(KEY, clock, ramp_steps=75)
+
+
+@pytest.fixture
+def decision(make_decision: Callable[..., Decision], make_pair: Callable[..., Pair]) -> Decision:
+    return make_decision(make_pair("mlp", mesh=("body", "head")), make_pair("norm"), replica_of="winner")
+
+
+def signature_of(command: Command, key: bytes = KEY) -> str:
+    return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()
+
+
+def test_a_germination_names_its_candidates_its_mesh_and_its_run(
+    builder: CommandBuilder, make_state: MakeState, decision: Decision
+) -> None:
+    state = make_state()
+    command = builder.germinate(state, decision)
+
+    assert command.operation is Operation.GERMINATE
+    assert [(c.slot, c.blueprint_id) for c in command.candidates] == [("body", "mlp"), ("body", "norm")]
+    assert len({c.seed_id for c in command.candidates}) == 2
+    assert command.mesh_host_layers == ("body", "head")  # of all candidates, each layer once
+    assert (command.run_id, command.generation, command.issued_at) == (state.run_id, 2, EPOCH)
+    assert (command.replica_of, command.policy_version, command.issued_by) == ("winner", "scripted-1", "tamiyo")
+    assert (command.blend, command.fallback_marks, command.feature_coverage) == (None, (), 1.0)
+
+
+def test_the_signature_holds_for_the_key_and_for_every_field(
+    builder: CommandBuilder, make_state: MakeState, decision: Decision
+) -> None:
+    command = builder.germinate(make_state(), decision)
+
+    assert command.signature == signature_of(command)
+    assert command.signature != signature_of(command, b"another key")
+    for field, other in [("generation", 3), ("run_id", "x"), ("candidates", ()), ("nonce", "x"), ("replica_of", None)]:
+        assert signature_of(command.model_copy(update={field: other})) != command.signature, field
+
+
+def test_a_step_done_again_makes_the_same_ids(
+    builder: CommandBuilder, clock: FakeClock, make_state: MakeState, decision: Decision
+) -> None:
+    first = builder.germinate(make_state(), decision)
+    clock.move(30)
+    again = builder.germinate(make_state(), decision)
+    signed = {"issued_at", "signature"}
+
+    assert again.model_dump(exclude=signed) == first.model_dump(exclude=signed)
+    assert (again.issued_at - first.issued_at).total_seconds() == 30
+
+
+def test_what_differs_is_named_differently(
+    builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed, decision: Decision
+) -> None:
+    training, other = make_seed("seed-1", stage=Stage.TRAINING), make_seed("seed-2", stage=Stage.TRAINING)
+    commands = [
+        builder.germinate(make_state(), decision),
+        builder.germinate(make_state(fence=6), decision),
+        builder.germinate(make_state(run_id="00000000-0000-4000-8000-000000000000"), decision),
+        builder.advance(make_state(), training, "v"),
+        builder.advance(make_state(), other, "v"),
+        builder.advance(make_state(), make_seed("seed-1", stage=Stage.PROBATIONARY), "v"),
+    ]
+
+    names = [name for command in commands for name in (command.command_id, command.nonce)]
+    assert len(set(names)) == len(names) == 12
+
+
+@pytest.mark.parametrize(
+    ("stage", "operation", "ramp"),
+    [
+        (Stage.TRAINING, Operation.ADVANCE, 75),
+        (Stage.BLENDING, Operation.ADVANCE, None),
+        (Stage.SHADOWING, Operation.ADVANCE, None),
+        (Stage.PROBATIONARY, Operation.FOSSILIZE, None),
+    ],
+)
+def test_a_seeds_next_step_follows_from_its_stage(
+    builder: CommandBuilder,
+    make_state: MakeState,
+    make_seed: MakeSeed,
+    stage: Stage,
+    operation: Operation,
+    ramp: int | None,
+) -> None:
+    command = builder.advance(make_state(), make_seed("seed-1", stage=stage), "v-7")
+
+    assert (command.operation, command.seed_id, command.policy_version) == (operation, "seed-1", "v-7")
+    assert (command.blend.ramp_steps if command.blend is not None else None) == ramp
+    assert command.candidates == ()
+    assert command.signature == signature_of(command)
+
+
+def test_a_seed_needs_its_tournaments_mesh_until_it_is_accepted_and_then_its_own(
+    builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed
+) -> None:
+    wide = {"required_mesh": ("body", "head", "other")}
+
+    accepted = builder.advance(make_state(), make_seed(stage=Stage.TRAINING, **wide), "v")
+    later = builder.advance(make_state(), make_seed(stage=Stage.BLENDING, **wide), "v")
+    assert accepted.mesh_host_layers == ("body",)
+    assert later.mesh_host_layers == ("body", "head", "other")
+
+
+def test_a_state_without_a_run_id_makes_no_command(
+    builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed, decision: Decision
+) -> None:
+    with pytest.raises(DependencyViolationError, match="command GERMINATE: run id missing"):
+        builder.germinate(make_state(run_id=""), decision)
+    with pytest.raises(DependencyViolationError, match="command ADVANCE: run id missing"):
+        builder.advance(make_state(run_id=""), make_seed(stage=Stage.BLENDING), "v")
+
+
+def test_a_command_carries_the_trace_it_was_made_in(
+    builder: CommandBuilder, make_state: MakeState, decision: Decision, telemetry: Telemetry
+) -> None:
+    assert builder.germinate(make_state(), decision).traceparent == ""
+    assert telemetry.enabled
+    with span("tamiyo decide"):
+        assert builder.germinate(make_state(), decision).traceparent.split("-")[1] == trace_id()
