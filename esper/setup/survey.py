@@ -26,9 +26,9 @@ from esper.kasmina.incubation.choices import chosen
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
-from esper.mixing import NOT_FOUND_OUT, Mixing, find_mixing
 from esper.setup.draws import rehearse_draws
 from esper.setup.habits import check_fields
+from esper.setup.mixing import NOT_FOUND_OUT, Mixing, find_mixing
 from esper.setup.practice import practise
 from esper.setup.rehearsal import Remembered, check_same_build, rehearse, tensors_of
 from esper.setup.trial import try_backward, try_growth

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esper.ground.random_streams import streams
-from esper.mixing import Mixing, Rows, find_mixing
+from esper.setup.mixing import Mixing, Rows, find_mixing
 from esper.setup.survey import Prospect, survey
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import never
