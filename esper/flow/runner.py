@@ -123,6 +123,7 @@ class Conductor:
         key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
         if past is None:
             identity.save(path)  # first of all: from here on it is a run, which can be gone on with
+        self.progress.started(prospect, path)  # before anything else can fail: the failure names the run
         with ExitStack() as stack:
             telemetry = stack.enter_context(
                 Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
@@ -163,7 +164,6 @@ class Record:
         """Bring the rooms up, run the line, and write down how it ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
-        progress.started(self.prospect, self.path)
         try:
             self._take_over()
             with any_of_their_code, ExitStack() as up:

@@ -72,6 +72,24 @@ def test_what_is_taken_from_under_a_run_ends_it_and_the_failure_is_told(
     assert "esper resume" not in told["next"]
 
 
+@pytest.mark.parametrize("part", ["Telemetry.start", "Checkpoints"])
+def test_a_run_whose_first_files_cannot_be_written_names_its_directory_and_that_it_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    def is_full(*_: object, **__: object) -> None:
+        raise StoreWriteFailed(part, "append failed") from OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "t.py").write_text(TASK)
+    monkeypatch.setattr(f"esper.flow.runner.{part}", is_full)
+
+    code = exit_code(["run", f"{tmp_path}/t.py:task", "--run-dir", str(tmp_path / "run"), "--in-process", "--json"])
+
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (code, told["error"], told["run_dir"]) == (3, "StoreWriteFailed", str(tmp_path / "run"))
+    assert told["next"] == f"make room on the disk, then esper resume {tmp_path / 'run'}"
+    assert told["kept"].startswith("run.json")
+
+
 def test_a_policy_that_fails_where_no_severe_event_can_be_written_is_told_as_it_is(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
 

@@ -38,6 +38,7 @@ def ends_well(told: dict[str, Any], weights: str) -> None:
     assert told["code"] in (0, 2, 3)
     if told["code"] == 3:
         assert told["error"] == "StoreWriteFailed"
+        assert ("then esper resume" in told["next"]) is told["began"]
     assert told["weights"] == (weights if told["began"] else None)
 
 
