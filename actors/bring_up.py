@@ -13,9 +13,8 @@ from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay, uninterrupted
 from actors.emergency_inbox import ConductorInbox, emergency_word
 from actors.ray_crew import RayCrew
-from actors.remote_incubator import RemoteNursery
 from actors.room_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
-from actors.run_actors import Company, actor_roles, manager_names
+from actors.run_actors import RunActors, actor_roles, manager_names
 from actors.task_transport import SentProspect
 from esper import faults
 from esper.config.joined import RunConfig
@@ -62,20 +61,19 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                 EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s, run_dir=path)
             )
             word = stack.enter_context(emergency_word())
-            company = Company(prospect, key, sent, path, word, ours.check)
-            company.start()
-            nursery = RemoteNursery(company.managers, company.replace_alone)
+            crew = RayCrew(RunActors(prospect, key, sent, path, word.path), ours.check)
+            nursery = crew.start()
             stack.callback(nursery.join)
-            stack.callback(company.end)
+            stack.callback(crew.end)
             stack.callback(nursery.close)
 
             yield Rooms(
-                trainer=tolaria_handle(company.remotes["tolaria"]),
-                tamiyo=tamiyo_handle(company.remotes["tamiyo"], prospect.config.policy.deadline_s),
-                kasmina=kasmina_handle(company.remotes["kasmina"]),
+                trainer=tolaria_handle(crew.remotes["tolaria"]),
+                tamiyo=tamiyo_handle(crew.remotes["tamiyo"], prospect.config.policy.deadline_s),
+                kasmina=kasmina_handle(crew.remotes["kasmina"]),
                 incubator=nursery,
-                inbox=ConductorInbox(emergency_handle(company.remotes["emergency"])),
-                crew=RayCrew(company, nursery, ours),
+                inbox=ConductorInbox(emergency_handle(crew.remotes["emergency"])),
+                crew=crew,
             )
 
     return up

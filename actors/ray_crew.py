@@ -1,58 +1,261 @@
-"""The `Crew` of a run on Ray. Each call goes to the actors' company; what concerns all of Ray comes first."""
+"""The `Crew` of a run on Ray: replaces actors that have died, and ends all of them.
+
+Whether a death is answered by a restart is decided by `supervision.py`; when the whole run goes back, by the line.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import ray
 
-from actors.embedded_ray import EmbeddedRay
+from actors.actor_start import ActorStart
+from actors.embedded_ray import uninterrupted
+from actors.remote import Remote
 from actors.remote_incubator import RemoteNursery
-from actors.room_handles import emergency_handle
-from actors.run_actors import Company
-from esper.archive.recovery_record import Lost, Recovery
-from esper.errors import ActorError, EsperError
+from actors.room_handles import Snapshot, emergency_handle
+from actors.run_actors import SPARE, RunActors, manager_names
+from actors.supervision import Life, Supervisor
+from esper.archive.recovery_record import Lost, Recovery, Stopwatch
+from esper.errors import ActorLost, EsperError, TrainerRankLost, all_notes
+from esper.ground.clock import SystemClock
+from esper.ground.closing import noted_on
+from esper.telemetry.context import span
+from esper.telemetry.events import Severity, severe
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class RayCrew:
-    """See `Crew` for the call order and the errors."""
+    """See `Crew` for the call order. `start` comes before all of it, `end` after.
 
-    company: Company
-    nursery: RemoteNursery
-    embedded: EmbeddedRay
+    `replace_alone` may be called in any thread, all other methods in one, the line's.
 
-    def counted(self, name: str) -> int:
-        """See `Crew`: as the actors last reported it."""
-        return self.company.counted(name)
+    `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process that each of them
+    asks, and `_start`. `_died_starting` and `_replaced` are filled while it is held, and emptied by the line's thread
+    without it. `_whole`, `_generation` and `_fence` are written by the line's thread only, each by one assignment; it
+    holds the lock to set `_whole` when the whole run goes back, so that a replacement that has begun ends first and
+    none begins afterwards. `end` gives up starts without the lock: it must reach the processes for which a thread
+    that holds the lock is waiting.
+    """
+
+    def __init__(self, actors: RunActors, look: Callable[[], None]) -> None:
+        """Start nothing yet. `look` raises if a process of Ray itself has died."""
+        config = actors.config
+        self.remotes: dict[str, Remote] = {}
+        """By the actor's name. Each stays the same object when its actor is replaced."""
+        self._actors, self._look = actors, look
+        self._supervisor = Supervisor(actors.children(), config.supervision, config.failure_policy, SystemClock())
+        self._start = ActorStart(config.ray, self._supervisor, look)
+        self._changing = threading.RLock()
+        self._whole = True
+        """The whole run is being started, taken back or ended: no actor is replaced alone."""
+        self._generation, self._fence = actors.key.generation, 0
+        self._died_starting = deque[ActorLost]()
+        self._replaced = deque[tuple[Lost, Recovery]]()
+        self._nursery: RemoteNursery | None = None
+
+    @property
+    def _replaceable(self) -> tuple[Remote, ...]:
+        """Actors whose state can be made again while all others go on: the managers and the spare."""
+        return tuple(
+            self.remotes[name] for name in (*manager_names(self._actors.config), SPARE) if name in self.remotes
+        )
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> RemoteNursery:
+        """Start all actors side by side and wait until each is up; if one fails, all are ended.
+
+        Returns:
+            The nursery whose forks live in this run's managers.
+
+        Raises:
+            EsperError: what an actor's constructor raised.
+            PlacementUnavailable: an actor was not up within the start deadline.
+            RestartIntensityExceeded: an actor died too often while it started.
+        """
+        try:
+            self._fill(self._generation)
+        except BaseException as error:
+            with uninterrupted(), noted_on(error, "ending the actors"):
+                self.end()
+            raise
+        managers = [self.remotes[name] for name in manager_names(self._actors.config)]
+        self._nursery, self._whole = RemoteNursery(managers, self.replace_alone), False
+        return self._nursery
+
+    def _fill(self, generation: int) -> None:
+        """Start every actor that is due, and again each that dies while it starts."""
+        with self._changing:
+            while (plan := self._supervisor.take_plan()) is not None:
+                for life in reversed(plan.start):  # an actor that is said to be dead may be alive, and must not stay so
+                    if life.name in self.remotes:
+                        self.remotes[life.name].end()
+                specs, lives = self._actors.specs(generation), self._without_spared(plan.start)
+                up, died = self._start.start({life: specs[life.name] for life in lives})
+                for name, remote in up.items():
+                    if name in self.remotes:
+                        self.remotes[name].succeed(remote)
+                    else:
+                        self.remotes[name] = remote
+                for life in lives:
+                    if life.name in died:
+                        self._supervisor.start_failed(life, died[life.name])
+                        self._died_starting.append(died[life.name])
+
+    def _without_spared(self, lives: Sequence[Life]) -> list[Life]:
+        """The actors that have to be started: where the policy's is one of them, the spare takes its place if it can.
+
+        A new spare is started then.
+        """
+        due = {life.name: life for life in lives}
+        if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
+            return list(lives)
+        self.remotes["tamiyo"].succeed(self.remotes[SPARE])
+        self._supervisor.started(due.pop("tamiyo"))
+        return [*due.values(), *(life for life in self._supervisor.lives() if life.name == SPARE)]
+
+    # -- the whole run goes back -------------------------------------------------------------------------------------
+
+    def lost(self, error: EsperError, fence: int | None) -> Lost:
+        """See `Crew`. Actors that have died without a caller noticing are reported too."""
+        if error.actor not in self.remotes:
+            raise error
+        with self._changing:
+            self._whole, self._fence = True, fence or 0
+            others = self._dead(self.remotes.values(), but=error.actor)
+            return self._reported({**self._news(error), **others}, self._fence)
+
+    def revive(self, generation: int) -> None:
+        """See `Crew`. The emergency word shows the new generation only when every actor is up.
+
+        Raises:
+            EsperError: what an actor's constructor raised.
+            PlacementUnavailable: an actor was not up within the start deadline.
+            RestartIntensityExceeded: an actor died too often while it started.
+        """
+        assert self._nursery is not None, "`start` comes first"
+        with self._changing:
+            self._whole = True
+        self._nursery.abandon()
+        self._fill(generation)
+        for remote in self.remotes.values():
+            if remote.generation < generation:
+                remote.rebind(generation)
+        self._generation, self._whole = generation, False
+        emergency_handle(self.remotes["emergency"]).rebind(generation)
+
+    # -- all others go on --------------------------------------------------------------------------------------------
+
+    def replace_alone(self, death: ActorLost) -> None:
+        """Replace one dead actor while all others go on. Does nothing if it was replaced already. Any thread.
+
+        Raises:
+            ActorLost: `death`: no restart answers it, or the whole run is being taken back or ended.
+            EsperError, PlacementUnavailable, RestartIntensityExceeded: as `start`.
+        """
+        watch = Stopwatch(death)
+        with self._changing:
+            if not (news := self._news(death)):
+                return
+            if self._whole:
+                raise death
+            fence = self._fence
+            lost = self._reported({**news, **self._dead(self._replaceable, but=death.actor)}, fence)
+            with span("actor restart", role="conductor", actor=", ".join(lost.roles)):
+                watch.lap("decide")
+                self._fill(self._generation)
+                watch.lap("start")
+            self._replaced.append((lost, watch.alone(lost, fence, self._generation)))
+
+    def mend(self) -> None:
+        """See `Crew`. Raises: ActorLost: also if a process of Ray itself has died."""
+        self._look()
+        for remote in self.remotes.values():
+            try:
+                remote.check()
+            except ActorLost as death:
+                if remote not in self._replaceable:
+                    raise
+                self.replace_alone(death)
 
     def passed(self, fence: int) -> None:
         """See `Crew`."""
-        self.company.passed(fence)
+        self._fence = fence
 
-    def mend(self) -> None:
-        """See `Crew`. Raises: also what Ray's own processes died of."""
-        self.embedded.check()
-        self.company.mend()
+    # -- reports of deaths -------------------------------------------------------------------------------------------
 
-    def lost(self, error: EsperError, fence: int | None) -> Lost:
+    def _news(self, death: EsperError) -> dict[str, EsperError]:
+        """The death by its actor's name; empty if the actor was replaced since."""
+        if death.process not in (0, self.remotes[death.actor].pid):
+            return {}
+        return {death.actor: death}
+
+    def _dead(self, remotes: Iterable[Remote], but: str) -> dict[str, EsperError]:
+        """The death of each actor among `remotes` that has died, by its name."""
+        deaths: dict[str, EsperError] = {}
+        for remote in remotes:
+            try:
+                if remote.name != but:
+                    remote.check()
+            except ActorLost as found:
+                deaths[remote.name] = found
+        return deaths
+
+    def _reported(self, deaths: Mapping[str, EsperError], fence: int) -> Lost:
+        """Report deaths to the supervisor. Raises: BaseException: the supervisor's, because the run must stop."""
+        self._supervisor.fence_passed(fence)
+        lives = {life.name: life for life in self._supervisor.lives()}
+        for name, death in deaths.items():
+            if isinstance(death, TrainerRankLost):
+                severe("trainer_rank_lost", Severity.ERROR, rank=name, pid=death.process, detail=str(death))
+            self._supervisor.died(lives[name], death)
+        died = [at for at in (self.remotes[name].died_at() for name in deaths) if at is not None]
+        notes = tuple(note for death in deaths.values() for note in all_notes(death))
+        return Lost({name: self.remotes[name].role for name in deaths}, min(died, default=None), notes)
+
+    # -- what the line asks ------------------------------------------------------------------------------------------
+
+    def counted(self, name: str) -> int:
+        """See `Crew`: as the actors last reported it."""
+        return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
+
+    def died_starting(self) -> tuple[ActorLost, ...]:
         """See `Crew`."""
-        return self.company.lost(error, fence)
-
-    def revive(self, generation: int) -> None:
-        """See `Crew`. The emergency word says the new generation only when every actor is up."""
-        self.company.revive(generation, self.nursery.abandon)
-        emergency_handle(self.company.remotes["emergency"]).rebind(generation)
-
-    def died_starting(self) -> tuple[ActorError, ...]:
-        """See `Crew`."""
-        return self.company.died_starting()
+        return _emptied(self._died_starting)
 
     def replaced(self) -> tuple[tuple[Lost, Recovery], ...]:
         """See `Crew`."""
-        return self.company.replaced()
+        return _emptied(self._replaced)
 
-    def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot -> actors.room_handles.Snapshot
-        """See `Crew`: a reference in a list, so that Ray passes it on unread."""
+    def shared(self, snapshot: Any) -> Snapshot:  # Any: a HostSnapshot
+        """See `Crew`: a reference in a list, which Ray passes on without fetching the snapshot."""
         return [ray.put(snapshot)]
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """End every actor, the last started first, and wait until all are gone. If one cannot be ended, the others are.
+
+        Actors that are said to be dead are ended too, because they may be alive, and those that another thread starts.
+        """
+        self._whole = True
+        self._start.give_up()
+        with self._changing:
+            names = dict.fromkeys((*(life.name for life in self._supervisor.stop()), *self.remotes))
+            remotes = [self.remotes[name] for name in names if name in self.remotes]
+        with ExitStack() as each:
+            for remote in reversed(remotes):
+                each.callback(remote.process.await_end)
+            for remote in reversed(remotes):
+                each.callback(remote.process.kill)
+
+
+def _emptied(told: deque[T]) -> tuple[T, ...]:
+    """Take all that is there; another thread may add to it meanwhile."""
+    return tuple(told.popleft() for _ in range(len(told)))

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import ray
 
-from actors import run_actors
+from actors import actor_start
 from actors.remote import Process
 from actors.shell import ActorSpec
 from esper.archive.history import read_past
@@ -206,12 +206,12 @@ def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(
 
 def short_of(deadline_s: float, meant: Callable[[ActorSpec], object], monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the start of successors that cannot come up given up soon, and no other start."""
-    patient = run_actors.await_ready
+    patient = actor_start.await_ready
 
     def await_ready(spec: ActorSpec, actor: Any, began_s: float, limit_s: float, look: Any) -> int:
         return patient(spec, actor, began_s, deadline_s if meant(spec) else limit_s, look)
 
-    monkeypatch.setattr(run_actors, "await_ready", await_ready)
+    monkeypatch.setattr(actor_start, "await_ready", await_ready)
 
 
 class Hogs(Kills):
@@ -355,7 +355,7 @@ class Looks(Quiet):
 def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_it(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: EsperError, trainer: str
 ) -> None:
-    await_ready, begun, spawn = run_actors.await_ready, list[Any](), run_actors.spawn
+    await_ready, begun, spawn = actor_start.await_ready, list[Any](), actor_start.spawn
     failed = threading.Event()
 
     def noted(spec: ActorSpec, attempt: int) -> Any:
@@ -369,8 +369,8 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
         let_go(tmp_path / "run")
         return fail_with(error)
 
-    monkeypatch.setattr(run_actors, "spawn", noted)
-    monkeypatch.setattr(run_actors, "await_ready", failing)
+    monkeypatch.setattr(actor_start, "spawn", noted)
+    monkeypatch.setattr(actor_start, "await_ready", failing)
     faults = [{"point": "kasmina.step", "fault": "kill", "step": 52}, BUSY]
     if trainer == "dies":
         faults.append({"point": "tolaria.step", "fault": "kill", "step": 59})
@@ -404,7 +404,7 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     launch_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[Any] = []
-    spawn, await_ready = run_actors.spawn, run_actors.await_ready
+    spawn, await_ready = actor_start.spawn, actor_start.await_ready
 
     def noted(spec: ActorSpec, attempt: int) -> Any:
         begun.append(spawn(spec, attempt))
@@ -415,8 +415,8 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
             os.kill(os.getpid(), signal.SIGINT)
         return await_ready(spec, *how)
 
-    monkeypatch.setattr(run_actors, "spawn", noted)
-    monkeypatch.setattr(run_actors, "await_ready", interrupted)
+    monkeypatch.setattr(actor_start, "spawn", noted)
+    monkeypatch.setattr(actor_start, "await_ready", interrupted)
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
     try:

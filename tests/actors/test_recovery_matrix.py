@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from actors.run_actors import Company
+from actors.ray_crew import RayCrew
+from actors.remote_incubator import RemoteNursery
 from esper import faults
 from esper.archive.history import read_past
 from esper.archive.journal import Kind, read
@@ -97,16 +98,16 @@ def same(result: Result, undisturbed: Result) -> None:
 
 
 @pytest.fixture
-def company(monkeypatch: pytest.MonkeyPatch) -> list[Company]:
+def crews(monkeypatch: pytest.MonkeyPatch) -> list[RayCrew]:
     """The actors of each run that the test launches."""
-    made: list[Company] = []
-    start = Company.start
+    made: list[RayCrew] = []
+    start = RayCrew.start
 
-    def noted(self: Company) -> None:
+    def noted(self: RayCrew) -> RemoteNursery:
         made.append(self)
-        start(self)
+        return start(self)
 
-    monkeypatch.setattr(Company, "start", noted)
+    monkeypatch.setattr(RayCrew, "start", noted)
     return made
 
 
@@ -114,14 +115,14 @@ def company(monkeypatch: pytest.MonkeyPatch) -> list[Company]:
 def test_whoever_dies_in_whatever_phase_no_bit_differs(
     launch_tiny: Any,
     undisturbed: Result,
-    company: list[Company],
+    crews: list[RayCrew],
     table: Table,
     monkeypatch: pytest.MonkeyPatch,
     victim: str,
     chain: dict[str, Moment],
 ) -> None:
     reached = {phase: moment for phase, moment in chain.items() if victim not in moment.never_for}
-    with killing(victim, launch_tiny.run_dir, len(reached), company, monkeypatch):
+    with killing(victim, launch_tiny.run_dir, len(reached), crews, monkeypatch):
         result = struck(launch_tiny, victim, reached)
     same(result, undisturbed)
     outcomes = [how(recovery) for recovery in result.recoveries]
@@ -240,7 +241,7 @@ def fault(moment: Moment, victim: str) -> dict[str, Any]:
 
 @contextmanager
 def killing(
-    victim: str, run_dir: Path, times: int, company: list[Company], monkeypatch: pytest.MonkeyPatch
+    victim: str, run_dir: Path, times: int, crews: list[RayCrew], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Kill an actor each time that a fault holds a process; then let that one go on."""
     over, done, wrong = threading.Event(), threading.Semaphore(0), list[str]()
@@ -252,7 +253,7 @@ def killing(
                 if over.wait(0.002):
                     wrong.append(f"only {number} of {times} faults fired before the run was over")
                     return
-            wrong.extend(_strike(company[0].remotes[victim].pid, firings[number]))
+            wrong.extend(_strike(crews[0].remotes[victim].pid, firings[number]))
             if firings[number].fault is Fault.DELAY:
                 done.release()
 

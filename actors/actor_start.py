@@ -1,0 +1,93 @@
+"""Starts actors side by side and waits until each is up. It decides neither which ones nor whether to try again."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from ray.actor import ActorHandle
+
+from actors.embedded_ray import RAY, await_ready, end, spawn, uninterrupted
+from actors.remote import Remote
+from actors.shell import ActorSpec, Shell
+from actors.supervision import Life, Supervisor
+from esper.config.joined import RayConfig
+from esper.errors import ActorLost
+from esper.ground.closing import noted_on
+from esper.telemetry.context import span
+
+
+class ActorStart:
+    """Starts the actors of one run. One thread at a time may call `start`; any other thread may call `give_up`.
+
+    `_begun` and `_given_up` have no lock, so that `give_up` reaches the processes that `start` is waiting for. Each is
+    changed by one assignment or one append, and `start` looks at `_given_up` after its last append.
+    """
+
+    def __init__(self, config: RayConfig, supervisor: Supervisor, look: Callable[[], None]) -> None:
+        """`supervisor` is told the outcome of each start. `look` raises if no actor can come up any more."""
+        self._config, self._supervisor, self._look = config, supervisor, look
+        self._begun: list[ActorHandle[Shell]] = []
+        """Actors whose start has begun and has not ended."""
+        self._given_up = False
+        self._attempts = Counter[tuple[str, int]]()
+        """Starts of each actor in each generation."""
+
+    def start(self, wanted: Mapping[Life, ActorSpec]) -> tuple[dict[str, Remote], dict[str, ActorLost]]:
+        """Start actors side by side.
+
+        Returns:
+            The actors that are up, and the deaths of those that died while they started, both by name.
+
+        Raises:
+            EsperError: what the constructor of an actor raised; every actor of this call was ended.
+            PlacementUnavailable: an actor was not up within the start deadline; every actor of this call was ended.
+            ActorLost: an actor died after `give_up`, or a process of Ray itself has died.
+        """
+        began_s, up, died = time.monotonic(), dict[str, Remote](), dict[str, ActorLost]()
+        begun = self._begun = list[ActorHandle[Shell]]()
+        try:
+            for spec in wanted.values():
+                self._attempts[spec.name, spec.generation] += 1
+                begun.append(spawn(spec, self._attempts[spec.name, spec.generation]))
+            if self._given_up:  # perhaps before these had begun
+                self._end_begun()
+            for (life, spec), actor in zip(wanted.items(), begun, strict=True):
+                found = self._await(life, spec, actor, began_s)
+                if isinstance(found, Remote):
+                    up[spec.name] = found
+                else:
+                    died[spec.name] = found
+        except BaseException as error:
+            with uninterrupted(), noted_on(error, "ending the actors that were being started"):
+                self._end_begun()
+            raise
+        finally:
+            self._begun = []
+        return up, died
+
+    def give_up(self) -> None:
+        """End every actor that is being started, now and from now on: `start` raises."""
+        self._given_up = True
+        self._end_begun()
+
+    def _await(self, life: Life, spec: ActorSpec, actor: ActorHandle[Shell], began_s: float) -> Remote | ActorLost:
+        """Wait until one actor is up, or has died. Raises: as `start`."""
+        try:
+            with span("await actor", role="conductor", actor=spec.name):
+                pid = await_ready(spec, actor, began_s, self._config.start_deadline_s, self._look)
+        except ActorLost as death:
+            if self._given_up or death.role == RAY:  # without Ray no actor can be started again
+                raise
+            death.actor = spec.name
+            return death
+        except Exception as error:
+            self._supervisor.start_failed(life, error)  # so that no other thread starts it again
+            raise
+        self._supervisor.started(life)
+        return Remote(spec, actor, pid, patience_s=self._config.collective_timeout_s, look=self._look)
+
+    def _end_begun(self) -> None:
+        for actor in tuple(self._begun):
+            end(actor)
