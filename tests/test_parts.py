@@ -31,7 +31,10 @@ def test_the_files_that_wait_for_a_ray_are_in_one_part() -> None:
     marked = {
         ROOT / "tests" / "actors" / f"test_{name}.py" for name in ("clean_ends", "launch", "own_modules", "recovery")
     }
-    without = {ROOT / "tests" / "actors" / f"test_{name}.py" for name in ("nursery", "rooms", "shell", "supervision")}
+    without = {
+        ROOT / "tests" / "actors" / f"test_{name}.py"
+        for name in ("remote_incubator", "hosted_rooms", "shell", "supervision")
+    }
     actors = {*chosen(parts.parts("check")["actors"])}
     assert marked <= actors
     assert not without & actors
@@ -53,6 +56,7 @@ def test_a_target_passes_where_each_part_does_and_one_had_a_test(codes: tuple[in
     assert parts.passed(dict(zip(("one", "other"), codes, strict=True))) is good
 
 
+@pytest.mark.slow
 def test_what_each_part_prints_is_shown_and_its_exit_code_and_report_are_kept(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_steps_from_which_a_run_can_grow_are_those_of_the_defaults() -> None
     assert [steps for steps in range(1, 2000) if can_grow(steps)] == list(range(int(said[1]), 2000))
 
 
+@pytest.mark.slow
 def test_the_network_of_readme_is_trained_loaded_and_exported_as_it_stands_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

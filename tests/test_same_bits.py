@@ -127,6 +127,7 @@ EACH |= {"in an incubation": 300, "in a decision": 3, "before its first record":
 OTHERS = [pytest.param(moment, marks=pytest.mark.torture) for moment in MOMENTS if moment != QUICK]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [QUICK, *OTHERS])
 def test_a_run_that_was_killed_once_ends_with_the_same_bits(
     tmp_path: Path, esper: Esper, undisturbed: Result, moment: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_recovery.py Looks.fence: suppress": "there is no actor of this name",
     "esper/cli/log_commands.py _is_json: answers (ValueError, RecursionError)": "no JSON; shown as hex",
     "esper/archive/history.py _identity: answers RunDirectoryError": "returned as damage",
-    "esper/mixing.py find_mixing: answers Exception": "None: the user's code does not take a batch of other content",
+    "esper/setup/mixing.py find_mixing: answers Exception": "None: the user's code does not take a batch of other content",
     "esper/tolaria/companions.py depends_on_batch: answers Exception": "None: it takes no smaller batch",
     "esper/archive/history.py _no_summary: answers OSError": "returned as damage",
     "esper/archive/history.py _no_summary: answers (ValueError, RecursionError, StoreCorrupt)": "returned as damage",
@@ -211,14 +212,15 @@ ALLOWED: dict[str, str] = {
 """`file function: what` (and ` xN` where it does so N times) -> why it may stand there."""
 
 
-def places() -> set[str]:
+@cache
+def places() -> frozenset[str]:
     found = Counter(
         f"{path.relative_to(ROOT)} {place.where}: {place.what}"
         for folder in FOLDERS
         for path in sorted((ROOT / folder).rglob("*.py"))
         for place in scan(path.read_text(encoding="utf-8"), is_test=folder == "tests")
     )
-    return {place if times == 1 else f"{place} x{times}" for place, times in found.items()}
+    return frozenset(place if times == 1 else f"{place} x{times}" for place, times in found.items())
 
 
 def test_every_place_where_a_failure_may_hide_is_allowed_by_name() -> None:

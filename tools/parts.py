@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / ".parts"
 NOTHING_SELECTED = 5
 """Exit code of a pytest that found no test with the marks."""
-WITH_ROOMS = ("test_resuming.py",)
-"""Files of `runs` that the part of the rooms takes: without it they took 381 s and 178 s, with it 292 s and 267 s."""
+PARTS_OF_RUNS = ("actors", "durable", "kasmina", "tolaria", "zoo")
+"""Folders of tests of the parts that a run is made of. They take about as long as all other tests."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """What a file in tests/actors names that starts a Ray: a fixture, or the mark."""
 
@@ -30,12 +30,17 @@ def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
     if target == "check":
         starting = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("test_*.py")) if starts(path)]
         return {"actors": starting, "rest": ["tests", *(f"--ignore={path}" for path in starting)]}
-    here = sorted(path for path in (root / "tests").iterdir() if path.name != "__pycache__")
-    files = [path for path in here if path.match("test_*.py")]
-    folders = [path for path in here if path.is_dir() and any(path.rglob("test_*.py"))]
-    moved = [path for path in files if path.name in WITH_ROOMS]
-    shares = {"runs": [path for path in files if path not in moved], "rooms": folders + moved}
+    here = sorted(path for path in (root / "tests").iterdir() if holds_tests(path))
+    shares = {
+        "runs": [path for path in here if path.name not in PARTS_OF_RUNS],
+        "rooms": [path for path in here if path.name in PARTS_OF_RUNS],
+    }
     return {part: [str(path.relative_to(root)) for path in paths] for part, paths in shares.items()}
+
+
+def holds_tests(path: Path) -> bool:
+    """It is a file of tests or a folder that has some."""
+    return path.match("test_*.py") if path.is_file() else any(path.rglob("test_*.py"))
 
 
 def starts(file: Path) -> bool:

@@ -100,6 +100,7 @@ def test_the_copy_of_a_run_that_goes_on_is_whole(tmp_path: Path) -> None:
     assert read_past(tmp_path / "copy-16").commits[0].fence == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_drops_its_last_checkpoint_while_it_is_copied_is_copied_as_it_is_then(
     stopped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_last_checkpoint_that_is_missing_from_a_run_that_stands_still_is_damag
     assert sorted(os.listdir(tmp_path)) == ["run"]
 
 
+@pytest.mark.slow
 def test_a_run_of_which_it_is_open_what_counts_is_not_copied(stopped: Path, tmp_path: Path) -> None:
     resume(stopped, tiny_task())
     journal_file(stopped, 1).unlink()

@@ -47,6 +47,7 @@ def test_control_characters_are_shown_as_escapes() -> None:
     assert printable("a\x1b[31m\x9b\r\x00b\tc\n") == "a\\x1b[31m\\x9b\\r\\x00b\tc\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", NASTY)
 def test_a_run_in_a_folder_of_any_name_is_shown_and_looked_at(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code([*RUN, "--run-dir", text]) == 0
@@ -125,6 +126,7 @@ def test_a_run_goes_on_without_its_output(
     assert re.fullmatch(f"{said}[^\n]*\n?", told.getvalue())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(
     ("words", "code"),
@@ -194,6 +196,7 @@ def test_streams_are_put_back_and_guarded_once() -> None:
 ENTRY = "from esper.cli.main import main; main()"
 
 
+@pytest.mark.slow
 def test_a_real_process_whose_reader_left_ends_as_the_run_does() -> None:
     """What is still buffered when the interpreter ends must not change the exit code either."""
     reading, writing = os.pipe()
@@ -205,6 +208,7 @@ def test_a_real_process_whose_reader_left_ends_as_the_run_does() -> None:
     assert ended.returncode == 0
 
 
+@pytest.mark.slow
 def test_no_file_of_a_run_takes_the_number_of_a_closed_descriptor() -> None:
     """Whatever prints by number, as C code does, would write into it."""
     script = f"exec '{sys.executable}' -c '{ENTRY}' {' '.join(RUN)} --run-dir run >&- 2>&-"

@@ -111,6 +111,7 @@ def test_three_hosts_are_rebuilt_to_the_bit_and_run_as_programs_where_there_is_n
     assert said.stdout.splitlines() == ["True True"] * (len(HOSTS) * 2 * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_seeds_are_in_the_program(grown_host: Get, program_of: Callable[[str], Path], host: str) -> None:
     grown = grown_host(host)

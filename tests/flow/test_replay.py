@@ -65,6 +65,7 @@ def stopped(stop: Callable[..., Path]) -> Path:
     return stop()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_went_on_is_the_same_at_every_step_and_fence(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_a_run_is_repeated_and_compared_as_far_as_it_got(stopped: Path) -> None:
     assert watch.last == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(TASK)
     task, reference = load_task(f"{tmp_path}/mine.py:task")
@@ -94,6 +96,7 @@ def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(tmp_p
     assert (proof.steps, proof.fences, proof.divergence, watch.last) == (100, 5, None, 5)
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_append_was_cut_short_is_compared_up_to_there(stop: Callable[..., Path]) -> None:
     path = stop(4, checkpoint__keep=9)
     journal = journal_file(path, 1)
@@ -103,6 +106,7 @@ def test_a_run_whose_last_append_was_cut_short_is_compared_up_to_there(stop: Cal
     assert (proof.steps, proof.divergence, watch.last) == (40, None, 2)
 
 
+@pytest.mark.slow
 def test_weights_are_compared_also_at_a_fence_that_has_a_checkpoint_only_because_the_run_stopped_there(
     stop: Callable[..., Path],
 ) -> None:
@@ -172,6 +176,7 @@ def flip(file: Path, at: int) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Kind.ROUND_ENDED, Kind.RUN_STARTED, Kind.HOLD])
 def test_a_damaged_journal_is_damage_and_no_divergence(
     stopped: Path, capsys: pytest.CaptureFixture[str], kind: Kind
@@ -206,6 +211,7 @@ def test_a_run_of_other_versions_is_refused_before_anything_runs(stopped: Path) 
     assert watch.last == -1
 
 
+@pytest.mark.slow
 def test_a_run_that_was_given_another_length_is_refused(stopped: Path) -> None:
     resume(stopped, settings={"run.epochs": 12})
     with pytest.raises(RunDirectoryError, match="another length on its way"):
@@ -254,6 +260,7 @@ def task(): return tiny_task(model=Scaled, epochs=1)
 """
 
 
+@pytest.mark.slow
 def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

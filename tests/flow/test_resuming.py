@@ -105,6 +105,7 @@ def test_a_run_stopped_at_a_fence_ends_as_one_that_was_not(
     assert result.resumes == 1
 
 
+@pytest.mark.slow
 def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
     stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
@@ -119,12 +120,14 @@ def test_a_run_stopped_again_and_again_ends_as_one_that_was_not(
     assert read_past(path).generation == 5
 
 
+@pytest.mark.slow
 def test_checkpoints_between_rounds_change_no_bits(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped(7, checkpoint__every_rounds=5)
     assert [written.fence for written in read_past(path).commits] == [0, 5, 7]
     same(resume(path), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_tournament_that_began_fences_before_the_stop_is_done_again(tmp_path: Path) -> None:
     slow = {"growth__due_rounds": 2}
     alone = run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), **slow))
@@ -151,11 +154,13 @@ def test_a_run_goes_on_for_more_epochs(stopped: Callable[..., Path]) -> None:
     assert longer.resumes == 2
 
 
+@pytest.mark.slow
 def test_a_run_is_not_made_shorter(stopped: Callable[..., Path]) -> None:
     path = stopped()
     refused(path, ConfigError, r"run\.epochs = 2: .*lengthen it only", settings={"run.epochs": 2})
 
 
+@pytest.mark.slow
 def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
     stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
@@ -170,6 +175,7 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
     same(resume(path), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped()
     journal = journal_file(path, 1)
@@ -207,6 +213,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_in_silence(s
         resume(path)
 
 
+@pytest.mark.slow
 def test_what_a_dead_generation_writes_after_it_was_succeeded_counts_for_nothing(stopped: Callable[..., Path]) -> None:
     path = stopped(5)
     resume(path)
@@ -253,6 +260,7 @@ def test_a_changed_task_file_is_refused(stopped: Callable[..., Path], tmp_path: 
     refused(path, TaskError, r"its file has changed since the run began")
 
 
+@pytest.mark.slow
 def test_a_task_of_a_relative_path_is_found_where_the_run_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,6 +331,7 @@ def broken(path: Path, point: str) -> RunConfig:
     return tiny_config(run__dir=str(path)).model_copy(update={"faults": (spec,)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
     ["conductor.open", "conductor.supersede", "conductor.resume", "conductor.restore", "conductor.start"],
@@ -339,6 +348,7 @@ def test_a_resume_that_is_broken_off_anywhere_can_be_made_again(
     same(result, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(
     tmp_path: Path, undisturbed: Result
 ) -> None:
@@ -348,6 +358,7 @@ def test_a_run_that_was_broken_off_before_its_first_record_is_one_that_goes_on(
     same(resume(tmp_path / "run", tiny_task()), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_journal_was_made_goes_on_and_one_that_lost_it_does_not(
     tmp_path: Path, stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
@@ -362,6 +373,7 @@ def test_a_run_killed_before_its_journal_was_made_goes_on_and_one_that_lost_it_d
         resume(path)
 
 
+@pytest.mark.slow
 def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[..., Path]) -> None:
     path = stopped(5)
     folder = checkpoints_folder(path)
@@ -382,6 +394,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[
     assert list(path.glob("*.tmp")) == []
 
 
+@pytest.mark.slow
 def test_nothing_is_removed_where_a_journal_is_damaged(stopped: Callable[..., Path]) -> None:
     path = stopped(5)
     (checkpoints_folder(path) / "fence-6-g1.pt").write_bytes(b"x")
@@ -393,6 +406,7 @@ def test_nothing_is_removed_where_a_journal_is_damaged(stopped: Callable[..., Pa
     assert (checkpoints_folder(path) / "fence-6-g1.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_says_its_result_also_without_its_summary(stopped: Callable[..., Path]) -> None:
     path = stopped()
     result = resume(path)
@@ -418,6 +432,7 @@ def test_that_a_run_failed_is_told_also_where_it_cannot_be_written_down(
     assert any("while journaling that the run failed" in note and "planted" in note for note in caught.value.__notes__)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_on_another_processor_says_so(stopped: Callable[..., Path]) -> None:
     path = stopped(5)
     told: Any = json.loads(run_file(path).read_text())
@@ -430,6 +445,7 @@ def test_a_run_that_goes_on_on_another_processor_says_so(stopped: Callable[..., 
     assert read_past(path).identity.cpu == cpu_type()
 
 
+@pytest.mark.slow
 def test_resumes_are_counted_whatever_broke_them_off(stopped: Callable[..., Path], tmp_path: Path) -> None:
     path, armed = stopped(5), tmp_path / "faults.toml"
     armed.write_text('[[faults]]\npoint = "conductor.open"\nfault = "raise"\n')
@@ -445,6 +461,7 @@ def signal(level: Level) -> EmergencySignal:
     )
 
 
+@pytest.mark.slow
 def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopped: Callable[..., Path]) -> None:
     path = stopped(2)
     with Journal(path, 1) as journal:
@@ -465,6 +482,7 @@ def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], und
     assert resume(path).weights_sha256 == undisturbed.weights_sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "key", "value"),
     [("config", "growth.ramp_steps", 40), ("config", "run.seed", 5), ("", "host_crc32c", 1), ("", "run_id", "x")],
@@ -513,6 +531,7 @@ def test_another_policy_does_not_go_on_with_a_run(tmp_path: Path) -> None:
         resume(path, tiny_task(), policy=ScriptedPolicy())
 
 
+@pytest.mark.slow
 def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, undisturbed: Result) -> None:
     class Late(Quiet):
         """Asks as soon as a round has begun, when its fence has not been passed."""
@@ -532,6 +551,7 @@ def test_a_drain_between_two_checkpoints_makes_one(tmp_path: Path, undisturbed: 
     same(resume(path, tiny_task()), undisturbed)
 
 
+@pytest.mark.slow
 def test_a_longer_run_that_was_broken_off_as_it_began_is_not_told_the_shorter_result(
     stopped: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -548,6 +568,7 @@ def test_a_longer_run_that_was_broken_off_as_it_began_is_not_told_the_shorter_re
     assert resume(path).steps == first.steps * 12 // 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [3, 6])
 def test_a_longer_run_whose_last_round_was_short_has_the_same_bits_wherever_it_was_stopped(
     tmp_path: Path, stop: int

@@ -112,6 +112,7 @@ def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
     assert line.tally.rollbacks == 1
 
 
+@pytest.mark.slow
 def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: Line, undisturbed: Result) -> None:
     line.begin()
     for tier in (Tier.FAST, Tier.FULL, Tier.FULL, Tier.FAST, Tier.FAST):
@@ -124,6 +125,7 @@ def test_both_tiers_in_one_run_and_one_after_the_other_give_the_same_bits(line: 
     assert line.journal.generation == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tier", Tier)
 def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at_them(
     tmp_path: Path, undisturbed: Result, tier: Tier
@@ -310,6 +312,7 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
     assert (line.deaths.restarts, read_past(tmp_path / "run").restarts) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "role"), [("tolaria", "tolaria"), ("manager-0", "kasmina")])
 def test_a_death_before_anything_was_kept_begins_the_run_anew(
     line: Line, undisturbed: Result, name: str, role: str

@@ -95,6 +95,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return run(keeping_task(), tiny_config(run__dir=str(place)))
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_with_the_same_bits(undisturbed: Result, tmp_path: Path) -> None:
     place = tmp_path / "run"
     with pytest.raises(Drained):

@@ -73,6 +73,7 @@ class Mostly(Skipping):
     share = 0.4
 
 
+@pytest.mark.slow
 def test_a_slot_that_steps_skip_by_chance_trains_a_seed_in_the_others(tmp_path: Path) -> None:
     """As in plain PyTorch: without a gradient an optimizer changes nothing. The run is as repeatable as any other."""
     assert prospect(model=Seldom).specs[0].path == "body"
@@ -167,6 +168,7 @@ def padded(samples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return pad_sequence(list(x), batch_first=True), torch.stack(y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ragged", [True, False])
 def test_plan_says_where_seeds_see_padding(ragged: bool) -> None:
     draw = torch.Generator().manual_seed(0)
