@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from esper.leyline.checkpoint_record import CheckpointWritten, Kept
 from esper.leyline.commands import Command
@@ -107,22 +107,13 @@ class HostEditor(Protocol):
 
 
 class Fork(Protocol):
-    """A host in training that is not the live one: a control, a seeded fork, or the twin."""
+    """A host in training that is not the live one: a control, a seeded fork, or the twin. It may be in any process.
+
+    Call order: `graft`, if a candidate is tried, comes before all other methods.
+    """
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a candidate."""
-        ...
-
-    def remove(self, seed_id: str) -> None:
-        """Detach a candidate."""
-        ...
-
-    def activation(self, slot: str) -> Any:  # Any: torch.Tensor
-        """The slot's output, seeds included, on the next training batch; the host is not changed."""
-        ...
-
-    def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
-        """Backward passes on the next training batches, without an update."""
         ...
 
     def train_to(self, step: int) -> tuple[float, ...]:
@@ -145,15 +136,34 @@ class Fork(Protocol):
         """Digest of all weights and buffers."""
         ...
 
-    def snapshot(self) -> Any:  # Any: esper.tolaria.snapshot.HostSnapshot; whoever holds it does not look inside
-        """Everything that its future depends on."""
+    def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference to it; its holder does not look inside
+        """Everything that the fork's future depends on."""
         ...
 
 
-class ForkFactory(Protocol):
+class ProbedFork(Fork, Protocol):
+    """A fork in this process, on which candidates are measured one after the other: `graft`, measure, `remove`."""
+
+    def remove(self, seed_id: str) -> None:
+        """Detach a candidate; another may be grafted then."""
+        ...
+
+    def activation(self, slot: str) -> Any:  # Any: torch.Tensor
+        """The slot's output, seeds included, on the next training batch; the host is not changed."""
+        ...
+
+    def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
+        """Backward passes on the next training batches, without an update."""
+        ...
+
+
+AnyFork = TypeVar("AnyFork", bound=Fork, covariant=True)
+
+
+class ForkFactory(Protocol[AnyFork]):
     """Makes forks from snapshots."""
 
-    def __call__(self, snapshot: Any) -> Fork:  # Any: as `Fork.snapshot`
+    def __call__(self, snapshot: Any) -> AnyFork:  # Any: as `Fork.snapshot`
         ...
 
 

@@ -10,7 +10,7 @@ from esper.kasmina.incubation.incubator import Incubator
 from esper.kasmina.registry.manager import SeedManager
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.kasmina.registry.run_facts import RunFacts
-from esper.leyline.ports import Fork, ForkFactory, Policy
+from esper.leyline.ports import ForkFactory, Policy, ProbedFork
 from esper.setup.survey import Prospect
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.heuristic import HeuristicPolicy
@@ -52,10 +52,10 @@ def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegist
     return KasminaRegistrar(manager)
 
 
-def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory:
+def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory[ProbedFork]:
     """Makes forks of snapshots in this process, which ask `halted` at every step boundary."""
 
-    def fork(snapshot: HostSnapshot) -> Fork:
+    def fork(snapshot: HostSnapshot) -> ProbedFork:
         trainer = prospect.trainer(key.run_id, key.generation, "kasmina", halted)
         trainer.become(snapshot)
         return trainer

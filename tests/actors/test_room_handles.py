@@ -10,7 +10,8 @@ import pytest
 
 from actors.desk import EmergencyDesk, EmergencyPort
 from actors.embedded_ray import CONCURRENCY_GROUPS
-from actors.hosted_rooms import HostHouse
+from actors.hosted_rooms import ForkHouse, HostHouse
+from actors.remote_fork import RemoteFork
 from actors.room_handles import (
     emergency_handle,
     handle,
@@ -21,7 +22,7 @@ from actors.room_handles import (
     tolaria_handle,
 )
 from esper.kasmina.registry.registrar import KasminaRegistrar
-from esper.leyline.ports import Decider, LiveHost, Registrar
+from esper.leyline.ports import Decider, Fork, LiveHost, Registrar
 from esper.leyline.state import RoundState
 from esper.tamiyo.service import Tamiyo
 from esper.tolaria.trainer import Trainer
@@ -67,6 +68,14 @@ def test_the_room_has_each_method_of_its_port_with_the_ports_signature(port: typ
     rooms, _ = PORTS[port]
     room = next(room for room in rooms if hasattr(room, name))
     assert shape(methods_of(room)[name]) == shape(methods_of(port)[name])
+
+
+@pytest.mark.parametrize("name", sorted(methods_of(Fork).keys() - {"graft"}))
+def test_a_manager_has_each_method_of_a_fork_with_the_forks_name_before_its_arguments(name: str) -> None:
+    assert shape(methods_of(RemoteFork)[name]) == shape(methods_of(Fork)[name])
+    (first, *rest) = shape(methods_of(ForkHouse)[name])
+    assert first[0] == "name"
+    assert rest == shape(methods_of(Fork)[name])
 
 
 WAYS = dict.fromkeys(((port, name) for port in PORTS for name in methods_of(port)), "ask") | {

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,22 +19,23 @@ from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
 from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
 from esper.leyline.incubation import Birth, ForkResult, IncubationOrder, IncubationResult, TwinReport
-from esper.leyline.ports import Fork, ForkFactory
+from esper.leyline.ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.telemetry.context import span
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Fork)
 
 PROBE_BATCHES = 2
 """Backward passes on which G1 judges."""
 
 
 @dataclass
-class _Entry:
+class _Entry(Generic[F]):
     """One fork of a tournament, or its control, and what was done with it."""
 
-    fork: Fork
+    fork: F
     plan: GraftPlan | None = None
     seed_flops: int = 0
     losses: list[float] = field(default_factory=list)
@@ -79,7 +80,7 @@ class _Entry:
 class Incubator:
     """Runs one tournament at a time and keeps the twin. It holds forks; the live host never comes here."""
 
-    def __init__(self, fork: ForkFactory, specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
+    def __init__(self, fork: ForkFactory[ProbedFork], specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None
@@ -103,7 +104,7 @@ class Incubator:
 
     def _birth(
         self,
-        fork: Fork,
+        fork: ProbedFork,
         plan: GraftPlan,
         weights: Weights,
         activation: Any,  # Any: torch.Tensor
@@ -197,8 +198,8 @@ def one_by_one(pieces: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def run_tournament(
-    order: IncubationOrder, weights: Weights, fork: ForkFactory, snapshot: Any, together: Together = one_by_one
-) -> tuple[IncubationResult, Fork]:
+    order: IncubationOrder, weights: Weights, fork: ForkFactory[F], snapshot: Any, together: Together = one_by_one
+) -> tuple[IncubationResult, F]:
     """Train the control and every fork, drop the worse half at the halving, rank the rest, test the first.
 
     Args:
@@ -231,7 +232,7 @@ def run_tournament(
     return result, control.fork
 
 
-def _heat(control: _Entry, entries: list[_Entry], step: int, fence: int, together: Together) -> list[_Entry]:
+def _heat(control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, together: Together) -> list[_Entry[F]]:
     """Train all up to `step`, compare each with the control on the pick shard, and order what still trains by it."""
     base, *losses = together([partial(entry.run_heat, step, fence) for entry in (control, *entries)])
     for entry, found in zip(entries, losses, strict=True):
@@ -239,7 +240,7 @@ def _heat(control: _Entry, entries: list[_Entry], step: int, fence: int, togethe
     return sorted((entry for entry in entries if not entry.diverged), key=_Entry.place)
 
 
-def _result(entry: _Entry, seed_id: str, control: _Entry, fence: int) -> ForkResult:
+def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> ForkResult:
     assert entry.pick is not None, "every fork is measured at the halving or the end"
     first = entry.rank == 1
     gate = paired(control.sample_losses("gate", fence), entry.sample_losses("gate", fence)) if first else None
