@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
+from esper.cli.commands import may_load_task
 from esper.ground.hash_seed import fix_hash_seed
 
 
 def main() -> None:
     """Entry point: run the command line and leave with its exit code."""
-    fix_hash_seed()
-    from esper.cli.main import main as command_line  # it imports torch: a second or two, which one start should pay
+    if may_load_task(sys.argv[1:]):
+        fix_hash_seed()
+    from esper.cli.main import main as command_line  # after a restart by `fix_hash_seed`: it is imported once
 
     command_line()
 

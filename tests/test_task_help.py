@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from esper import Task
-from esper.archive.identity import versions
 from esper.cli.main import exit_code
+from esper.ground.installed_versions import versions
 
 
 def said() -> dict[str, str]:

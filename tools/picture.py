@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
-from esper.cli.main import DEFAULT_TASK
+from esper.cli.task_commands import DEFAULT_TASK
 from esper.cli.terminal import Terminal
 from esper.config.joined import load_config
 from esper.flow.in_process import run

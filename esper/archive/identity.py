@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from contextlib import suppress
 from datetime import datetime
-from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Self
@@ -17,11 +15,10 @@ from esper.archive.run_directory import no_run, refusing, run_file
 from esper.config.joined import RunConfig
 from esper.durable.files import atomic_write, read_small
 from esper.errors import RunDirectoryError, StoreCorrupt
+from esper.ground.installed_versions import VERSIONED, versions
 from esper.ground.problems import first_problem
 from esper.leyline.base import Message
 from esper.leyline.slots import SlotSpec
-
-VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "opentelemetry-sdk")
 
 
 class Identity(Message):
@@ -72,11 +69,6 @@ class Identity(Message):
     def save(self, path: Path) -> None:
         """Write `run.json`, atomically."""
         atomic_write(run_file(path), self.model_dump_json(indent=1).encode())
-
-
-def versions() -> dict[str, str]:
-    """Of what a run's bits may depend on, as it is installed here."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}}
 
 
 def load_identity(path: Path) -> Identity:

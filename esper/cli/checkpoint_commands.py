@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from esper.archive.history import Remains, committed, look_at
 from esper.archive.inspection import missing
 from esper.archive.run_directory import checkpoints_folder
-from esper.archive.verification import verdicts
-from esper.cli.output import PlainConsole, print_json, say
+from esper.cli.commands import COMMANDS
+from esper.cli.console import PlainConsole
+from esper.cli.options import JsonOption, RunArgument
+from esper.cli.output import print_json, say
 from esper.cli.tables import cells, table
 
 DAMAGED = 1
 
-app = typer.Typer(help="Look at the checkpoints of a run.", no_args_is_help=True, rich_markup_mode=None)
-
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
+app = typer.Typer(help=COMMANDS["checkpoint"].help, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.command("list")
@@ -47,6 +46,8 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 @app.command()
 def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Check that every checkpoint of a run is to the bit what was written, and loads."""
+    from esper.archive.verification import verdicts  # it loads torch, which `list` does not need
+
     found = look_at(run_dir)
     checkpoints = [*verdicts(run_dir, found.commits), *_unvouched(run_dir, found)]
     if as_json:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from esper.cli.options import JsonOption, RunArgument
 from esper.cli.output import print_json
 from esper.cli.run_command import leaving_on_sigterm
 from esper.export.exporting import Format, export
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="a run directory; the run may be going on")]
 FormatOption = Annotated[
     Format,
     typer.Option(
@@ -28,7 +28,6 @@ GenerationOption = Annotated[
         "--generation", help="as this generation left it: 1 is the first; each resume or restart of the run begins one"
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 
 def export_network(

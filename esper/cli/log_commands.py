@@ -14,16 +14,17 @@ from typing import Annotated, Any
 import typer
 
 from esper.archive.run_directory import refusing
+from esper.cli.commands import COMMANDS
+from esper.cli.options import JsonOption
 from esper.cli.output import print_json, say
 from esper.durable.log import Frame, LoadError, iterate
 from esper.errors import ConfigError, StoreCorrupt
 
 DAMAGED = 1
 
-app = typer.Typer(help="Read framed logs, of a run or any others.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help=COMMANDS["log"].help, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 PathArgument = Annotated[Path, typer.Argument(help="a framed log, or a folder: all *.log in it and below")]
-JsonOption = Annotated[bool, typer.Option("--json", help="one JSON object, last on standard output")]
 
 
 @dataclass

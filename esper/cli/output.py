@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
-
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
 
 from esper.ground.strict_json import strict_json
 
 SHOWN_CONTROLS = frozenset("\n\t")
 """Control characters that are printed as they are; every other one is escaped, as it could steer the terminal."""
-
-NARROWEST = 20
-"""Least width of the console, in columns: rich shows nothing in fewer, as with COLUMNS=0."""
 
 
 def printable(text: str) -> str:
@@ -31,29 +25,16 @@ def _steers(one: str) -> bool:
     return ord(one) < 0x20 or 0x7F <= ord(one) < 0xA0
 
 
-class PlainConsole(Console):
-    """A console that prints every text literally: no markup, no emoji codes, no control sequences."""
-
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
-        if self.width < NARROWEST:
-            self.width = NARROWEST
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, with control characters in texts written as escapes."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=printable(segment.text))
-
-
-def can_redraw(console: Console) -> bool:
-    """True where the output is a terminal that can redraw lines: neither a dumb one nor a file under FORCE_COLOR."""
-    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
-
-
 def say(*lines: object, error: bool = False) -> None:
     """Print lines on standard output, or on standard error."""
     for line in lines:
         print(printable(str(line)), file=sys.stderr if error else sys.stdout)
+
+
+def complain(text: str, code: int) -> int:
+    """One clear line on standard error; returns the exit code."""
+    say(f"esper: {' '.join(text.split())}", error=True)
+    return code
 
 
 def print_json(found: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ from esper.archive.history import Remains, look_at
 from esper.archive.journal import Entry, Kind
 from esper.archive.result import Result, failure
 from esper.archive.run_directory import checkpoints_folder, run_file
-from esper.cli.output import PlainConsole, print_json, say
+from esper.cli.console import PlainConsole
+from esper.cli.output import complain, print_json, say
 from esper.cli.terminal import Terminal
 from esper.config.joined import RunConfig
 from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, PlacementUnavailable, all_notes
@@ -115,12 +116,6 @@ def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Termina
         raise typer.Exit(_code(error)) from error
     finally:
         terminal.close()
-
-
-def complain(text: str, code: int) -> int:
-    """One clear line on standard error; returns the exit code."""
-    say(f"esper: {' '.join(text.split())}", error=True)
-    return code
 
 
 def _code(error: Exception) -> int:

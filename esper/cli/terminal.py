@@ -16,7 +16,7 @@ from rich.text import Text
 
 from esper.archive.recovery_record import Recovery
 from esper.archive.result import Result, SeedFate
-from esper.cli.output import can_redraw
+from esper.cli.console import can_redraw
 from esper.cli.tables import cells, grid, table
 from esper.flow.tally import Tally
 from esper.ground import parent, workplace

@@ -12,13 +12,14 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from esper.archive.history import Past, read_past, settled_past
-from esper.archive.identity import Identity, versions
+from esper.archive.identity import Identity
 from esper.archive.journal import Entry, Kind
 from esper.archive.result import Result
 from esper.archive.run_directory import RunDirectory, run_file, summary_file
 from esper.config.joined import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.ground.hash_seed import VARIABLE, hash_seed
+from esper.ground.installed_versions import versions
 from esper.ground.problems import first_problem
 from esper.task import Task
 from esper.user_code.source_digests import changed_source, file_digest

@@ -17,7 +17,7 @@ from typing import Any
 
 from esper import faults
 from esper.archive.history import Past, lasting_level
-from esper.archive.identity import Identity, versions
+from esper.archive.identity import Identity
 from esper.archive.journal import FIRST_GENERATION, Journal, Kind
 from esper.archive.no_growth import why_none_stayed
 from esper.archive.result import Result, failure, fate
@@ -41,6 +41,7 @@ from esper.flow.trial_restore import TrialRestore
 from esper.ground.clock import Clock
 from esper.ground.closing import noted_on
 from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
+from esper.ground.installed_versions import versions
 from esper.ground.machine import cpu_type
 from esper.ground.workplace import shown, workplace
 from esper.leyline.ids import new_run_id

@@ -1,0 +1,82 @@
+"""The commands of `esper`: where each is, and what it does to a process. It imports none of them.
+
+`esper --help` prints this table, and a command line loads the module of the one command that it names.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class CommandSpec(NamedTuple):
+    """One command, before its module is loaded."""
+
+    place: str
+    """`module:attribute` of its function, or of the typer app that has its sub-commands."""
+    help: str
+    only_prints: bool = False
+    """Output is all that the command makes: it fails if its output is lost."""
+    loads_task: bool = False
+    """Code of the user runs in it: the order of sets is fixed before (docs/adr/0007-hash-seed.md)."""
+
+
+COMMANDS: dict[str, CommandSpec] = {
+    "run": CommandSpec(
+        "esper.cli.task_commands:run",
+        "Train a network and let it grow: on Ray actors, or in this process.",
+        loads_task=True,
+    ),
+    "plan": CommandSpec(
+        "esper.cli.task_commands:plan",
+        "Say what a run would try and cost, without running it.",
+        only_prints=True,
+        loads_task=True,
+    ),
+    "resume": CommandSpec(
+        "esper.cli.task_commands:resume",
+        "Go on with a run from its last fence: the same bits as if it had never stopped.",
+        loads_task=True,
+    ),
+    "snapshot": CommandSpec(
+        "esper.cli.snapshot_command:snapshot",
+        "Copy a run's config, journals and checkpoints to keep, and verify the copy.",
+    ),
+    "prove": CommandSpec(
+        "esper.cli.task_commands:prove",
+        "Run a run's config again, undisturbed, and compare every step's loss and every fence's weights.",
+        only_prints=True,
+        loads_task=True,
+    ),
+    "inspect": CommandSpec(
+        "esper.cli.inspect_command:inspect",
+        "Say where a run stands, also while it goes on, and what of it cannot be read.",
+        only_prints=True,
+    ),
+    "config": CommandSpec(
+        "esper.cli.config_command:config", "Print the whole default config as commented TOML.", only_prints=True
+    ),
+    "export": CommandSpec(
+        "esper.cli.export_commands:export_network",
+        "Write the grown network to a file that needs no esper.",
+        loads_task=True,
+    ),
+    "log": CommandSpec("esper.cli.log_commands:app", "Read framed logs, of a run or any others.", only_prints=True),
+    "checkpoint": CommandSpec(
+        "esper.cli.checkpoint_commands:app", "Look at the checkpoints of a run.", only_prints=True
+    ),
+}
+"""In the order of the help. Installed packages may add commands; see `esper.user_code.plugins`."""
+
+
+def only_prints(words: list[str]) -> bool:
+    """True for a command whose output is all that it makes, and for options without a command (`--version`)."""
+    return _is_no_command(words) or (words[0] in COMMANDS and COMMANDS[words[0]].only_prints)
+
+
+def may_load_task(words: list[str]) -> bool:
+    """False where no code of a user runs. True for the command of a package: what it does is not known."""
+    return not _is_no_command(words) and (words[0] not in COMMANDS or COMMANDS[words[0]].loads_task)
+
+
+def _is_no_command(words: list[str]) -> bool:
+    return not words or words[0].startswith("-")

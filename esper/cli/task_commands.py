@@ -1,0 +1,131 @@
+"""The commands in which a task's code runs: run, plan, resume, prove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from esper.cli import plan_view
+from esper.cli.console import PlainConsole
+from esper.cli.options import JsonOption, RunArgument, SetOption
+from esper.cli.output import print_json, say
+from esper.cli.run_command import execute, execute_resume, leaving_on_sigterm, way_to_run
+from esper.cli.terminal import Terminal, heading
+from esper.config.joined import RunConfig, add_override, load_config, parse_overrides
+from esper.flow.replay import prove as repeat
+from esper.ground.exit_codes import CHECK_FAILED, DONE
+from esper.setup.forecast import forecast
+from esper.setup.survey import survey
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import load_task
+
+DEFAULT_TASK = "esper.tasks.stdlib_text:task"
+
+TaskArgument = Annotated[str, typer.Argument(metavar="[TASK]", help="module:attribute or path/to/file.py:attribute")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="run seed; short for --set run.seed=N")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="a TOML file; see `esper config`")]
+NoGrowthOption = Annotated[bool, typer.Option("--no-growth", help="train the host alone; growth.enabled=false")]
+InProcessOption = Annotated[bool, typer.Option("--in-process", help="one process, without Ray; the same bits")]
+FaultsOption = Annotated[
+    Path | None, typer.Option("--faults", help="TOML with [[faults]]: break it on purpose; see docs/faults.md")
+]
+
+
+def run(
+    task: TaskArgument = DEFAULT_TASK,
+    seed: SeedOption = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="absent or empty; default: new, under runs/")
+    ] = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    no_growth: NoGrowthOption = False,
+    in_process: InProcessOption = False,
+    faults: FaultsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network and let it grow: on Ray actors, or in this process."""
+    resolved = _config(config, settings, seed=seed, no_growth=no_growth, run_dir=run_dir, faults=faults)
+    launch = way_to_run(in_process=in_process)  # before the task: a project may have packages of our names
+    loaded, reference = load_task(task)
+    result = execute(launch, loaded, resolved, reference, as_json=as_json)
+    if as_json:
+        print_json(result.as_json())
+
+
+def plan(
+    task: TaskArgument = DEFAULT_TASK,
+    seed: SeedOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would try and cost, without running it."""
+    resolved = _config(config, settings, seed=seed)
+    loaded, _ = load_task(task)
+    with process_state(resolved.run.threads):
+        prospect = survey(loaded, resolved)
+        found = forecast(prospect)
+    if as_json:
+        print_json(found)
+        return
+    console = PlainConsole()
+    for line in heading(prospect, None):
+        console.print(line, soft_wrap=True)
+    console.print(plan_view.candidates(found))
+    for line in plan_view.lines(found):
+        console.print(Text(line), soft_wrap=True)
+
+
+def resume(
+    run_dir: RunArgument,
+    settings: SetOption = None,
+    in_process: InProcessOption = False,
+    faults: FaultsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with a run from its last fence: the same bits as if it had never stopped."""
+    overrides = parse_overrides(settings or [])
+    result = execute_resume(run_dir, overrides, faults, in_process=in_process, as_json=as_json)
+    if as_json:
+        print_json(result.as_json())
+
+
+def prove(run_dir: RunArgument, as_json: JsonOption = False) -> int:
+    """Run a run's config again, undisturbed, and compare every step's loss and every fence's weights."""
+    terminal = Terminal(PlainConsole(stderr=as_json))
+    try:
+        with leaving_on_sigterm():
+            proof = repeat(run_dir, terminal)
+    finally:
+        terminal.close()
+    if as_json:
+        print_json(proof.as_json())
+    elif (found := proof.divergence) is None:
+        say(f"the same: {proof.steps} losses of {proof.total_steps}, weights at {proof.fences} fences")
+    else:
+        where = f"step {found.step}" if found.step is not None else f"fence {found.fence}"
+        say(f"another {found.what} at {where}: {found.recorded} recorded, {found.repeated} repeated")
+    return DONE if proof.divergence is None else CHECK_FAILED
+
+
+def _config(
+    file: Path | None,
+    settings: list[str] | None,
+    *,
+    seed: int | None = None,
+    no_growth: bool = False,
+    run_dir: Path | None = None,
+    faults: Path | None = None,
+) -> RunConfig:
+    overrides = parse_overrides(settings or [])
+    if seed is not None:
+        add_override(overrides, "run.seed", seed)
+    if no_growth:
+        add_override(overrides, "growth.enabled", False)
+    if run_dir is not None:
+        add_override(overrides, "run.dir", str(run_dir))
+    return load_config(file, overrides, faults)
