@@ -13,7 +13,7 @@ from esper.flow.tally import Tally, TallyState
 from esper.ground.problems import first_problem
 from esper.leyline.base import Message
 from esper.leyline.signals import Level
-from esper.leyline.state import RegistryView
+from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 ROOMS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
 """The parts that the state of a fence has at least, beside the host."""
@@ -55,6 +55,16 @@ class Position:
     """Means over the test shard before the first step."""
     view: RegistryView | None = None
     """Kasmina's registry as it is now; None: no fence was held yet."""
+
+    @property
+    def registry(self) -> RegistryView:
+        """Kasmina's registry as it is now. Call it once a fence was held."""
+        assert self.view is not None, "no fence was held yet"
+        return self.view
+
+    def round_state(self, training: TrainingState) -> RoundState:
+        """What Tamiyo is given: the registry as it is now, the measured round, and the emergency level."""
+        return RoundState.of(self.registry, training, self.level)
 
     def state(self) -> str:
         """The line's part of a checkpoint, as text."""

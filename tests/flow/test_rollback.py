@@ -170,7 +170,7 @@ def test_what_is_taken_back_stays_in_the_old_journal_and_does_not_count(line: Li
 def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> None:
     line.begin()
     sent: list[Any] = []
-    line._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
+    line.growth._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
     while not any(seed.stage in LIVE for seed in line.view.seeds):
         line.round()
     plan, snapshot = host_plans(line)[-1], line.rooms.trainer.snapshot()
@@ -184,7 +184,7 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
 def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path: Path, undisturbed: Result) -> None:
     with line_of(tmp_path / "run", tiny_config(checkpoint__fast_rollback_s=1e-6)) as line:
         line.begin()
-        line.round()
+        line.hold(1, line.train(1))
         with pytest.raises(RollbackDeadlineExceeded, match="the fast rollback took 0"):
             line.back.roll_back(Tier.FAST)
         assert to_the_end(line) == undisturbed.weights_sha256

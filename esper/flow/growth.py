@@ -1,0 +1,118 @@
+"""Growth at a fence: a tournament ends, seeds move on or are removed, and another tournament begins.
+
+Each change is asked of Kasmina, journaled, and carried out by the trainer before the next one is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.archive.journal import Journal, Kind
+from esper.flow.crew import Rooms
+from esper.flow.position import Position
+from esper.flow.progress import Progress
+from esper.leyline.commands import Command
+from esper.leyline.decisions import Hold
+from esper.leyline.incubation import Changed
+from esper.leyline.state import TrainingState
+from esper.tamiyo.field_reports import FieldReportStore
+
+
+@dataclass
+class Growth:
+    """The growth of one run."""
+
+    rooms: Rooms
+    journal: Journal
+    store: FieldReportStore
+    progress: Progress
+    at: Position
+
+    def hold(self, fence: int, training: TrainingState) -> None:
+        """Do all that is due at a fence, then decide what to try next.
+
+        Call it once a fence, when `at.view` is Kasmina's view of that fence. Each step leaves the view after it there.
+
+        Args:
+            training: What the trainer measured in the round that ended at this fence.
+        """
+        self._conclude(fence)
+        self._compare_with_twin(fence)
+        self._advance(fence, training)
+        self._reset(fence)
+        self._germinate(fence, training)
+
+    def _conclude(self, fence: int) -> None:
+        if not self.at.registry.due:
+            return
+        self.progress.working(f"round {fence}: incubating")
+        with self.at.tally.waiting():
+            result = self.rooms.incubator.collect()
+        self.at.tally.incubator_steps += result.fork_steps
+        self.at.tally.incubator_flops += result.flops
+        self.at.tally.growth = self.at.tally.growth.concluded()
+        self.journal.write(Kind.INCUBATION_ENDED, result)
+        self._take(self.rooms.kasmina.conclude(result, fence))
+
+    def _compare_with_twin(self, fence: int) -> None:
+        if self.at.registry.compares_with_twin:
+            live = self.rooms.trainer.sample_losses("gate", fence)
+            with self.at.tally.waiting():
+                twin = self.rooms.incubator.twin_losses(fence)
+            compared = self.rooms.kasmina.compare(live, twin)
+            self.at.tally.incubator_flops += compared.flops
+            self.journal.write(Kind.TWIN_COMPARED, compared.losses)
+
+    def _advance(self, fence: int, training: TrainingState) -> None:
+        """Have Kasmina judge the next gate of each due seed, in turn: one verdict may remove other seeds."""
+        observation = self.rooms.trainer.observe(fence, self.at.registry.stages)
+        while (command := self.rooms.tamiyo.advance(self.at.round_state(training))) is not None:
+            self._take(self.rooms.kasmina.advance(self._sent(command), fence, observation))
+
+    def _reset(self, fence: int) -> None:
+        if seeds := self.at.registry.resetting:
+            self._take(self.rooms.kasmina.reset(self.rooms.trainer.compare_with_unseeded(seeds), fence))
+
+    def _germinate(self, fence: int, training: TrainingState) -> None:
+        verdict = self.rooms.tamiyo.decide(self.at.round_state(training))
+        if verdict.decision is not None:
+            self.journal.write(Kind.DECISION, verdict.decision)
+        if isinstance(verdict.outcome, Hold):
+            self.at.tally.growth = self.at.tally.growth.held(verdict.outcome)
+            self.journal.write(Kind.HOLD, verdict.outcome)
+            self.progress.hold(verdict.outcome)
+            return
+        command = self._sent(verdict.outcome)
+        received = self.rooms.kasmina.receive(command, fence)
+        snapshot = self.rooms.trainer.snapshot()
+        with self.at.tally.waiting():
+            births = self.rooms.incubator.births(received.plans, received.weights, snapshot)
+        self.at.tally.incubator_flops += received.flops
+        changed = self.rooms.kasmina.carry_out(command.command_id, fence, births)
+        self._take(changed)
+        if changed.answer.order is not None:
+            self.rooms.incubator.begin(changed.answer.order, changed.weights, snapshot)
+
+    def _sent(self, command: Command) -> Command:
+        """Journal a command. It is in the journal before Kasmina gets it, so that a restart knows of it."""
+        self.journal.write(Kind.COMMAND, command)
+        return command
+
+    def _take(self, changed: Changed) -> None:
+        """Journal what Kasmina answered, apply its plans to the live host, and give its field reports to Tamiyo."""
+        self.at.view, answer = changed.view, changed.answer
+        for verdict in answer.gates:
+            self.at.tally.growth = self.at.tally.growth.judged(verdict)
+        self.journal.write_many([(Kind.GATE, report) for report in answer.gates])
+        self.journal.write_many([(Kind.TRANSITION, step) for step in answer.transitions])
+        if answer.order is not None:
+            self.journal.write(Kind.INCUBATION_BEGUN, answer.order.model_copy(update={"plans": ()}))
+        if answer.keep_twin:
+            self.rooms.incubator.keep_twin()
+        for plan in answer.plans:
+            self.journal.write(Kind.PLAN_APPLIED, self.rooms.trainer.apply(plan, changed.weights))
+        for report in answer.field_reports:
+            self.store.append(report)
+            self.journal.write(Kind.FIELD_REPORT, report)
+            self.rooms.tamiyo.remember(report)
+        self.progress.answer(answer)
