@@ -1,4 +1,4 @@
-"""The same flow across processes: thin actors, typed handles, supervision, the conductor. No rule of a room is here."""
+"""A run whose rooms are actors of Ray: handles, supervision, Ray itself. It has no rule of a room."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["launch", "resume"]
 
 
 def __getattr__(name: str) -> object:
-    """`launch` and `resume`, once somebody asks: an actor's process imports this package and never needs them."""
+    """Import `launch` and `resume` at their first use: the process of an actor imports this package without them."""
     if name in __all__:
         from actors import launcher
 

@@ -25,11 +25,11 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Prospect
 
 RAY_SHARE = 2
-"""Ray's own start may take so many times as long as that of the actors."""
+"""Deadline of Ray's own start, in start deadlines of actors: Ray starts several processes, one after the other."""
 
 
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
-    """The fault points that each process of a run with this config passes, by its name."""
+    """The fault points that each process of a run with this config can reach, by the process's name."""
     points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
     points[CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
     points["emergency"] |= {"emergency.pending", "emergency.publish"}

@@ -28,7 +28,8 @@ from ray.job_config import JobConfig
 
 from actors.places import SHARED_MEMORY, TEMPORARY, make_place, sweep
 from actors.process_output import LastWords
-from actors.remote import LOOK_EVERY_S, unwrapped
+from actors.ray_errors import unwrapped
+from actors.remote import LOOK_EVERY_S
 from actors.shell import ActorSpec, Shell
 from actors.starting import ENDING, start
 from actors.witness import Witness

@@ -1,4 +1,4 @@
-"""How a run hears of emergencies: the word that every process reads, and the queue that says why."""
+"""The conductor's access to emergencies: the word, which every process reads, and the queue of signals behind it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ConductorInbox:
 
 @contextmanager
 def emergency_word() -> Iterator[EmergencyWord]:
-    """The word of one run, in memory where the system has files there; gone afterwards."""
+    """Create the emergency word of one run, in shared memory if the system has it; it is removed afterwards."""
     folder = make_place("word", SHARED_MEMORY if SHARED_MEMORY.is_dir() else TEMPORARY)
     path = folder / "word"
     with at_the_end(lambda: shutil.rmtree(folder), "removing the emergency word"), EmergencyWord.create(path) as word:

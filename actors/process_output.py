@@ -1,4 +1,4 @@
-"""What a process wrote last, read when it is gone. It knows where the process writes, and nothing of what it is."""
+"""Reads the last output of a process that has ended. It knows the files, and nothing of the process."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LINES, BYTES = 20, 8192
+"""How much is read of each file: enough for the end of a traceback, and short enough for a person."""
 
 
 class LastWords:
-    """The files that a process of this machine writes its output and errors to; look at them once it is gone."""
+    """The files to which a process of this machine writes its output and errors. Call `read` when it has ended."""
 
     def __init__(self, files: Mapping[str, Path | None]) -> None:
         self._files = files
 
     @classmethod
     def of(cls, pid: int) -> LastWords:
-        """Of a process that is there."""
+        """The files of a running process."""
         return cls({stream: _target(pid, number) for stream, number in (("stderr", 2), ("stdout", 1))})
 
     @classmethod
     def in_folder(cls, logs: Path, pid: int) -> LastWords:
-        """Of a worker that is gone, by the names that Ray gives its files."""
+        """The files of a worker of Ray that may have ended, by the names that Ray gives them."""
         kinds = (("stderr", "err"), ("stdout", "out"))
         return cls({stream: next(logs.glob(f"worker-*-{pid}.{ending}"), None) for stream, ending in kinds})
 
     def read(self) -> str:
-        """The last lines of each stream that has any, under its name; "" where there are none."""
+        """The last lines of each stream under the stream's name; "" if nothing was written."""
         told = {stream: _tail(path) for stream, path in self._files.items() if path is not None}
         return "\n".join(f"{stream}:\n{text}" for stream, text in told.items() if text)
 
 
 def _target(pid: int, number: int) -> Path | None:
-    """The regular file behind a descriptor; None where it is no such thing, or the process has ended."""
+    """The file behind a descriptor; None if it is no regular file, or the process has ended."""
     try:
         path = Path(os.readlink(f"/proc/{pid}/fd/{number}"))
     except (FileNotFoundError, ProcessLookupError, PermissionError):
@@ -46,6 +47,6 @@ def _tail(path: Path) -> str:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - BYTES))
             lines = file.read().decode(errors="replace").splitlines()
-    except FileNotFoundError:  # its folder went first
+    except FileNotFoundError:  # the folder of Ray's logs was removed first
         return ""
-    return "\n".join(line for line in lines[-LINES:] if not line.startswith(":"))  # Ray marks owners so: `:actor_name:`
+    return "\n".join(line for line in lines[-LINES:] if not line.startswith(":"))  # `:actor_name:` is Ray's

@@ -1,4 +1,7 @@
-"""Actors as their callers see them: every wait ends, and Ray's errors become ours, once. It knows no room's rules."""
+"""One actor as its callers see it: each wait for an answer ends, and a death is reported with what is known of it.
+
+It knows nothing of what the actor does.
+"""
 
 from __future__ import annotations
 
@@ -14,72 +17,35 @@ from typing import Any, NoReturn
 import ray
 from ray._private.state import actors as actor_table
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    GetTimeoutError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-)
+from ray.exceptions import GetTimeoutError, RayError
 
 from actors.process_output import LastWords
-from actors.shell import ActorSpec, Envelope, Reply, Shell, relinked
-from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, EsperError, TrainerRankLost
+from actors.ray_errors import loss_of, unwrapped
+from actors.shell import ActorSpec, Envelope, Reply, Shell
+from esper.errors import ActorDoubtful, ActorLost, CallDeadlineExceeded, EsperError
 from esper.ground.machine import process_began
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
+"""Wait for the end of a process that was killed. Ray asks a process to exit, which takes a running one milliseconds."""
 LOOK_EVERY_S = 0.5
-"""How often a waiting caller asks whether the actor still gets on."""
-
-
-def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
-    """What really happened, of our own tree where it is ours; the original is its cause where it is not.
-
-    A death is `ActorLost`; a broken connection is doubt, not death; what a method or constructor raised is itself,
-    unless it was Ray's or could not be sent: then, and for all else of Ray's, it is `ActorError`.
-    """
-    if isinstance(error, RayTaskError):
-        cause = relinked(unwrapped(error.cause, role, name))
-        cause.add_note(f"raised in {name or role}:\n{error}")
-        return cause
-    if isinstance(error, ActorDiedError) and error.args and isinstance(error.args[0], RayTaskError):
-        return unwrapped(error.args[0], role, name)  # its constructor raised
-    if not isinstance(error, RayError):
-        return error
-    found = _kind(error, role)(role, f"{name}: {_first_line(error)}" if name not in ("", role) else _first_line(error))
-    found.__cause__ = error
-    return found
-
-
-def _kind(error: RayError, role: str) -> type[ActorError]:
-    if isinstance(error, ActorUnavailableError):
-        return ActorDoubtful
-    if isinstance(error, RayActorError):
-        return _lost(role)
-    return CallDeadlineExceeded if isinstance(error, GetTimeoutError) else ActorError
-
-
-def _lost(role: str) -> type[ActorLost]:
-    return TrainerRankLost if role == "tolaria" else ActorLost
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    ending = next((line for line in lines if line.startswith("The actor is dead")), lines[0] if lines else "")
-    return ending.partition(" Some common causes")[0]
+"""Interval at which a waiting caller asks the actor for its progress. Shorter costs the actor; longer delays errors."""
 
 
 class Patience:
-    """How long a caller goes on waiting: for ever while the actor gets on, else `limit_s`."""
+    """How long a caller goes on waiting: as long as the actor shows progress, and `limit_s` without any."""
 
     def __init__(self, limit_s: float, now_s: float) -> None:
         self._limit_s, self._since_s = limit_s, now_s
         self._seen: int | None = None
 
     def is_over(self, progress: int | None, now_s: float) -> bool:
-        """More than `limit_s` went by since the actor last told of progress. None: it told nothing."""
+        """Whether more than `limit_s` has passed without progress.
+
+        Args:
+            progress: Work done, as the actor last counted it; None: the actor did not answer, which is no progress.
+            now_s: Monotonic time.
+        """
         if progress is not None and progress != self._seen:
             self._seen, self._since_s = progress, now_s
         return now_s - self._since_s > self._limit_s
@@ -87,42 +53,43 @@ class Patience:
 
 @dataclass(eq=False)
 class Process:
-    """The process that an actor is now: what is asked of it is asked of no successor."""
+    """One process of an actor. A call to it never reaches the process that replaces it."""
 
     actor: ActorHandle[Shell]
     pid: int
     began: int | None
+    """Start time by the system's count, see `process_began`; None: it had ended when it was looked at first."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """Why a caller ended it; what every other caller then sees as its death has this cause."""
+    """Why a caller ended the process. It is the cause of the death that every other caller sees."""
     counters: dict[str, int] = field(default_factory=dict)
-    """What it had counted when it last answered."""
+    """Its counters at its last answer."""
 
     @property
     def is_there(self) -> bool:
-        """It has not ended."""
+        """The process has not ended."""
         return self.began is not None and process_began(self.pid) == self.began
 
     def end(self) -> None:
-        """End it, whatever it is doing, frozen or not; returns when it is gone."""
+        """Kill the process, also if it is stopped or in a C call, and wait until it is gone."""
         self.kill()
         self.await_end()
 
     def kill(self) -> None:
-        """Have it ended."""
+        """Ask Ray to kill the process. `await_end` follows."""
         ray.kill(self.actor)
 
     def await_end(self) -> None:
-        """Return when it is gone, which was killed."""
-        if not self.gone_soon():  # Ray asks the process to end itself, which one that is stopped never hears
+        """Wait until the process is gone. Call it after `kill`."""
+        if not self.gone_soon():  # Ray asks the process to exit, and a stopped process does not
             try:
                 os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it went at this very moment
+            except ProcessLookupError:  # it ended between the two lines
                 return
             self.gone_soon()
 
     def gone_soon(self) -> bool:
-        """Wait a moment for its end; whether it has come."""
+        """Whether the process ends within `GONE_WITHIN_S`."""
         limit = time.monotonic() + GONE_WITHIN_S
         while self.is_there:
             if time.monotonic() > limit:
@@ -132,7 +99,11 @@ class Process:
 
 
 class Remote:
-    """One actor, on this machine, whichever process it is; every wait on it ends. Several threads may ask it."""
+    """One actor on this machine. It stays the same object when another process takes the actor's place.
+
+    Any thread may call its methods, but `succeed`, which `RayCrew` calls under its lock, and `rebind`, in the line's.
+    `_counting` guards the counters and the change from one process to the next.
+    """
 
     def __init__(
         self,
@@ -146,8 +117,8 @@ class Remote:
         """Take an actor that is up.
 
         Args:
-            patience_s: How long it may show no progress while it is asked something.
-            look: Called while an answer is waited for; raises if none can come.
+            patience_s: Seconds without progress after which a caller that waits kills the process.
+            look: Called while an answer is awaited; raises if no answer can come.
         """
         self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()
@@ -155,13 +126,13 @@ class Remote:
 
     @property
     def pid(self) -> int:
-        """Of the process that it is now."""
+        """Id of the present process."""
         return self.process.pid
 
     def succeed(self, next: Remote) -> None:
-        """Ask another actor from now on, in place of one that is gone: whoever holds this one need not know.
+        """Send all calls to the process of `next` from now on. Those that hold this object need not know.
 
-        `next` has the process that is gone then, so that nobody ends the other by it.
+        `next` gets the old process in exchange, so that ending `next` cannot end the process in use.
         """
         with self._counting:
             self._outlived.update(self.process.counters)
@@ -170,30 +141,31 @@ class Remote:
 
     @property
     def counters(self) -> dict[str, int]:
-        """What the actor had counted when it last answered, and those before it; they outlive it."""
+        """The actor's counters at its last answer, summed over all its processes."""
         with self._counting:
             return dict(self._outlived + Counter(self.process.counters))
 
     def ask(
         self, method: str, *arguments: object, group: str | None = None, process: Process | None = None
     ) -> Any:  # Any: as the method
-        """Call and wait, for as long as the actor shows progress.
+        """Call a method and wait for its answer as long as the actor shows progress.
 
         Args:
-            process: The one that is asked, which may have had a successor since; by default the one that it is now.
+            group: Concurrency group of the actor in which the method runs; by default its working thread.
+            process: The process to ask, also if it was replaced since; by default the present one.
 
         Raises:
-            ActorLost: its process is gone, or it showed none for `patience_s` and was ended.
+            ActorLost: the process is gone, or showed no progress for `patience_s` and was killed.
             Exception: whatever the method raised.
         """
         here, options = process or self.process, {} if group is None else {"concurrency_group": group}
         return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **options)))
 
     def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
-        """Call and wait no longer than `deadline_s`; then the actor's process is ended, whatever it is doing.
+        """Call a method and wait no longer than `deadline_s`; then the process is killed, whatever it is doing.
 
         Raises:
-            CallDeadlineExceeded: it did not answer in time.
+            CallDeadlineExceeded: there was no answer in time.
             Exception: whatever the method raised.
         """
         here = self.process
@@ -209,7 +181,7 @@ class Remote:
             self._raise(here, error)
 
     def rebind(self, generation: int) -> None:
-        """Have the actor take messages of a newer generation, and no others, whatever it is doing now."""
+        """Make the actor take messages of a newer generation and refuse all others, also while a method runs in it."""
         here = self.process
         rebound: Any = here.actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
         self._wait(here, rebound)
@@ -218,7 +190,9 @@ class Remote:
     def reference(
         self, method: str, *arguments: object, process: Process | None = None
     ) -> list[ray.ObjectRef[Any]]:  # Any: as the method
-        """Call, wait until the result is there, and return it unseen: it is ours and outlives the actor.
+        """Call a method, wait for its result, and return a reference to it.
+
+        This process owns the result, which therefore outlives the actor.
 
         Raises:
             Exception: as `ask`.
@@ -229,7 +203,7 @@ class Remote:
         return [kept]
 
     def end(self) -> None:
-        """End the actor's process, whatever it is doing, frozen or not; returns when it is gone."""
+        """Kill the present process and wait until it is gone."""
         self.process.end()
 
     def died_at(self) -> float | None:
@@ -238,7 +212,7 @@ class Remote:
         return told["EndTime"] / 1000 if told.get("EndTime") else None
 
     def check(self) -> None:
-        """Raises: ActorLost: its process has ended, and Ray says how."""
+        """Raises: ActorLost: the present process has ended, with Ray's reason."""
         here = self.process
         if process_began(here.pid) != here.began:
             self._wait(here, here.actor.pid.remote())
@@ -246,17 +220,17 @@ class Remote:
     def _send(
         self, here: Process, entry: str, method: str, arguments: tuple[object, ...], **options: object
     ) -> Any:  # Any: Ray's
-        """Send a message; one reference, or as many as `num_returns` says."""
+        """Send a message. Returns one reference to the answer, or a list of `num_returns`."""
         remote = getattr(here.actor, entry).options(**options)
         return remote.remote(method, Envelope(self.generation, traceparent()), arguments)
 
     def _opened(self, here: Process, reply: Reply) -> Any:  # Any: as the method
-        with self._counting:  # answers to several threads come out of order, and counters only go up
+        with self._counting:  # answers to several threads come in any order; the largest counters are the newest
             here.counters = max(here.counters, reply.counters, key=lambda counters: sum(counters.values()))
         return reply.value
 
     def _wait(self, here: Process, *sent: ray.ObjectRef[Any]) -> Reply:
-        """Wait for all that one call returns; the last of it is the reply."""
+        """Wait for every reference that one call returned; the last is the reply."""
         patience = Patience(self._patience_s, time.monotonic())
         try:
             while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:
@@ -266,18 +240,21 @@ class Remote:
                         self.role, f"{self.name} showed no progress for {self._patience_s} s"
                     )
                     here.end()
-                    self._raise(here, _lost(self.role)(self.role, f"{here.ended.detail}; its process was ended"))
+                    self._raise(here, loss_of(self.role)(self.role, f"{here.ended.detail}; its process was ended"))
             reply: Reply = ray.get(sent[-1], timeout=self._patience_s)
         except RayError as error:
             self._raise(here, error)
         return reply
 
     def _raise(self, here: Process, error: BaseException) -> NoReturn:
-        """Raise what really happened; of a dead actor with what it wrote last. The end of a process ends all doubt."""
+        """Raise what `error` means; a death with the process's last output.
+
+        A broken connection is a death if the process is gone, else doubt.
+        """
         found = unwrapped(error, self.role, self.name)
         if isinstance(found, ActorDoubtful) and here.gone_soon():
             detail, doubt = f"{found.detail.removesuffix('.')}; its process has ended", found
-            found = _lost(self.role)(self.role, detail)
+            found = loss_of(self.role)(self.role, detail)
             found.__cause__ = doubt
         if isinstance(found, EsperError):
             found.actor, found.process = self.name, here.pid
@@ -286,9 +263,9 @@ class Remote:
         raise found from (here.ended if isinstance(found, ActorLost) and here.ended else found.__cause__)
 
     def _progress(self, here: Process) -> int | None:
-        """What the actor's watcher says; None if even that does not answer in time."""
+        """Work done, as the actor's watching thread counts it; None if even that thread does not answer in time."""
         try:
             watched: Any = here.actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))
-        except GetTimeoutError:  # the caller's patience is what ends this
+        except GetTimeoutError:  # the caller's `Patience` decides how often this may happen
             return None

@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from actors.embedded_ray import EmbeddedRay
-from actors.remote import unwrapped
+from actors.ray_errors import unwrapped
 from esper import errors
 from esper.errors import EsperError
 

@@ -28,7 +28,8 @@ from ray.exceptions import (
 )
 
 from actors.embedded_ray import EmbeddedRay, await_ready, spawn
-from actors.remote import Patience, Remote, unwrapped
+from actors.ray_errors import unwrapped
+from actors.remote import Patience, Remote
 from actors.shell import ActorSpec, Reply
 from esper.errors import (
     ActorDoubtful,

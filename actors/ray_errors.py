@@ -1,0 +1,56 @@
+"""Translates Ray's exceptions into ours, once, where the answer of an actor arrives. It decides nothing else."""
+
+from __future__ import annotations
+
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
+
+from actors.shell import relinked
+from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExceeded, TrainerRankLost
+
+
+def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
+    """What an exception of Ray says, as an exception of ours whose cause is Ray's; any other exception itself.
+
+    An exception that a method or a constructor of the actor raised is that exception. `ActorLost` says that the
+    process has ended; `ActorDoubtful`, that the connection broke, after which the process may live;
+    `CallDeadlineExceeded`, that the answer is late; `ActorError`, everything else, also an exception that could not be
+    sent.
+    """
+    if isinstance(error, RayTaskError):
+        cause = relinked(unwrapped(error.cause, role, name))
+        cause.add_note(f"raised in {name or role}:\n{error}")
+        return cause
+    if isinstance(error, ActorDiedError) and error.args and isinstance(error.args[0], RayTaskError):
+        return unwrapped(error.args[0], role, name)  # the actor's constructor raised
+    if not isinstance(error, RayError):
+        return error
+    found = _kind(error, role)(role, f"{name}: {_first_line(error)}" if name not in ("", role) else _first_line(error))
+    found.__cause__ = error
+    return found
+
+
+def loss_of(role: str) -> type[ActorLost]:
+    """The class of an error which says that an actor of this role has died."""
+    return TrainerRankLost if role == "tolaria" else ActorLost
+
+
+def _kind(error: RayError, role: str) -> type[ActorError]:
+    if isinstance(error, ActorUnavailableError):
+        return ActorDoubtful
+    if isinstance(error, RayActorError):
+        return loss_of(role)
+    return CallDeadlineExceeded if isinstance(error, GetTimeoutError) else ActorError
+
+
+def _first_line(error: BaseException) -> str:
+    """The line of Ray's message that says why; Ray puts general advice behind it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ending = next((line for line in lines if line.startswith("The actor is dead")), lines[0] if lines else "")
+    return ending.partition(" Some common causes")[0]
