@@ -16,23 +16,34 @@ def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[No
     """Afterwards the model has the submodules, parameters and buffers again that it has now, with their values.
 
     A forward may change a parameter in place (a moving average, a codebook), put another tensor into a buffer's place,
-    of another shape perhaps, or register something.
+    of another shape perhaps, or register something. A module in which that has happened gets its other attributes back,
+    too: they may say how long its buffer is.
 
     Args:
         others: Tensors outside of the model that get their values back, too.
     """
     modules = list(model.modules())
     registered = [(module, name, dict(vars(module)[name])) for module in modules for name in _GROUPS]
+    attributes = [(module, _kinds(module), dict(vars(module))) for module in modules]
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers(), *others)}
     values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
     try:
         yield
     finally:
+        for module, kinds, before in attributes:
+            if _kinds(module) != kinds:
+                vars(module).clear()
+                vars(module).update(before)
         for module, name, before in registered:
             vars(module)[name].clear()
             vars(module)[name].update(before)
         for tensor, value in values:
             _put_back(tensor, value)
+
+
+def _kinds(module: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype] | None]:
+    """Shape and type of each buffer of a module itself, without those of its submodules."""
+    return {name: None if one is None else (one.shape, one.dtype) for name, one in module._buffers.items()}
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from esper.task import Task
 from esper.tolaria.data import TaskData
 from esper.tolaria.snapshot_codec import check_own_state
 from esper.tolaria.trainer import Trainer
-from esper.tolaria.unkept import MENDS, Changing, changed_between, of_parts
+from esper.tolaria.unkept import MENDS, Build, Changing, build_of, changed_between, of_parts, rebuilt
 from esper.user_code.attributes import Held, different, held_by, path_in_words
 from esper.user_code.shared_state import check_shared, kinds_of, shared_by
 from esper.user_code.their_code import raise_as_theirs
@@ -137,8 +137,9 @@ def rehearse(
 def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, same_bits: bool) -> Rehearsed:
     steps = min(STEPS_BEFORE, total_steps - 1)
     kinds, unkept = kinds_of(*first.parts().values()), of_parts(first.parts(), {})
-    made = _attributes(first)
+    made, built = _attributes(first), build_of(first.host)
     losses = first.train_to(steps)
+    refuse_rebuilt(built, first.host)
     first.glance_evaluating(0)
     snapshot, before = first.snapshot(), _attributes(first)
     changing = changed_between(unkept, of_parts(first.parts(), {}))
@@ -156,6 +157,12 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
         blame_attribute(made, before, restored)
         raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
     return Rehearsed((*losses, *course.losses)[0], state_crc32c(tensors_of(first.host)), changing)
+
+
+def refuse_rebuilt(built: Build, host: nn.Module) -> None:
+    """Raises: TaskError: training has registered, replaced or reshaped something; no snapshot can be loaded then."""
+    for name, mend in rebuilt(built, build_of(host)):
+        raise TaskError("task.model", name, f"training changes it, so that no fresh build can take it over: {mend}")
 
 
 def _attributes(trainer: Trainer) -> dict[str, Held]:

@@ -36,7 +36,7 @@ DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
 FACTORY_MEND = "make it in the factory, as it shall be to the end; a value that shall change may be a buffer"
 OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
 """Attributes of modules and optimizers in which torch keeps what was registered, and the parameters of each group."""
-KIND_MEND = "give it its final shape and type in the factory"
+KIND_MEND = "give it its final shape and type in the factory; a table that grows with its input, for the longest input"
 SHARED_MEND = (
     "all networks share it, and a resumed run begins without the change: set it before the first step (when the module "
     "is imported, or in the factory), or keep it in the model, as a buffer; a log may be a list or set that only grows"
@@ -157,7 +157,7 @@ class Unkept:
 
     def __init__(self, task: Task, data: TaskData, trainer: Trainer, changing: Changing) -> None:
         self._trainer, self._changing = trainer, dict(changing)
-        self._built = _build_of(trainer.host)
+        self._built = build_of(trainer.host)
         samples = [shard.samples for shard in data.shards.values()]
         self._around = Surroundings(task, data, kinds_of(*trainer.parts().values(), *samples))
         self._parts = of_parts(trainer.parts(), self._changing)
@@ -177,7 +177,7 @@ class Unkept:
         Raises:
             StateNotKept: something changed that no checkpoint keeps; it is named.
         """
-        for name, mend in _rebuilt(self._built, _build_of(self._trainer.host)):
+        for name, mend in rebuilt(self._built, build_of(self._trainer.host)):
             raise StateNotKept("task.model", name, fence, mend)
         for field, path in self._shared_changed():
             raise StateNotKept(field, path_in_words(path), fence, _mend(field, path))
@@ -255,9 +255,12 @@ class _Registered:
     """What to do if another stands in its place."""
 
 
-def _build_of(model: nn.Module) -> dict[str, _Registered]:
+Build = Mapping[str, _Registered]
+
+
+def build_of(model: nn.Module) -> Build:
     """By path: all that is registered in a model."""
-    found: dict[str, _Registered] = {}
+    found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         found[path or "the model"] = _Registered(module, type(module), FACTORY_MEND)
@@ -269,7 +272,7 @@ def _build_of(model: nn.Module) -> dict[str, _Registered]:
     return found
 
 
-def _rebuilt(before: Mapping[str, _Registered], after: Mapping[str, _Registered]) -> Iterator[tuple[str, str]]:
+def rebuilt(before: Build, after: Build) -> Iterator[tuple[str, str]]:
     """Where a model is built in another way now, with what to do about it."""
     yield from ((name, FACTORY_MEND) for name in after if name not in before)
     yield from ((name, FACTORY_MEND) for name in before if name not in after)

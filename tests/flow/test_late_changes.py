@@ -84,10 +84,10 @@ CHANGES: dict[str, Callable[[Any, Tensor], object]] = {
     "task.model: body.parametrizations": register("bias", nn.Tanh()),
     "task.model: average": lambda host, x: setattr(host, "average", x.mean(0).repeat(2, 1)),
     "task.model: _non_persistent_buffers_set": lambda host, _: host.register_buffer("average", host.average, False),
-    "module tests.test_late_changes: Late.shared": lambda *_: setattr(Late, "shared", 2.0),
-    "module tests.test_late_changes: SETTINGS": lambda *_: SETTINGS.update(shift=2.0),
-    "module tests.test_late_changes: LATER": lambda *_: globals().setdefault("LATER", torch.ones(2)),
-    "module tests.test_late_changes: noise": lambda _, x: x.add_(noise(8)),
+    f"module {__name__}: Late.shared": lambda *_: setattr(Late, "shared", 2.0),
+    f"module {__name__}: SETTINGS": lambda *_: SETTINGS.update(shift=2.0),
+    f"module {__name__}: LATER": lambda *_: globals().setdefault("LATER", torch.ones(2)),
+    f"module {__name__}: noise": lambda _, x: x.add_(noise(8)),
 }
 
 
@@ -238,8 +238,45 @@ class Table(TinyHost):
         return super().forward(x * self.table[: most + 1].mean() + self.effect * len(self.table))
 
 
-def table_task(shard: str, at: int, effect: float) -> Task:
-    """Sample `at` of the shard has a value of 9; all the others are below 4."""
+class BufferTable(TinyHost):
+    """Has a table as a buffer, which it registers anew when it sees a larger value, and notes how long it is."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__()
+        self._grow(longest)
+
+    def _grow(self, longest: int) -> None:
+        self.longest = longest
+        self.register_buffer("table", torch.arange(1.0 + longest).cos(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        most = int(x.abs().max())
+        if most > self.longest:
+            self._grow(most)
+        return super().forward(x * self.table[x.abs().long()])
+
+
+def test_a_buffer_that_grows_in_evaluation_is_put_back_with_what_says_how_long_it_is(tmp_path: Path) -> None:
+    run(
+        replace(table_task("test", 3, 0.0), model=partial(BufferTable, 3), epochs=1),
+        tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False),
+    )
+    with pytest.raises(StateNotKept, match=r"task\.model: table changed .*: give it .* for the longest input"):
+        run(
+            replace(table_task("train", 500, 0.0), model=partial(BufferTable, 3)),
+            tiny_config(run__dir=str(tmp_path / "late"), growth__enabled=False),
+        )
+
+
+def test_a_buffer_that_grows_in_the_first_steps_is_refused_by_name_and_its_mend_helps() -> None:
+    task = table_task("train", slice(None, None, 2), 0.0)
+    with pytest.raises(TaskError, match=r"task\.model = 'table': training changes it.*in the factory.*longest input"):
+        survey(replace(task, model=partial(BufferTable, 3)), tiny_config(growth__enabled=False))
+    survey(replace(task, model=partial(BufferTable, 9)), tiny_config(growth__enabled=False))
+
+
+def table_task(shard: str, at: int | slice, effect: float) -> Task:
+    """Sample `at` of the shard, or several, have a value of 9; all the others are below 4."""
     shards = {"train": Bands(1024, 1), "test": Bands(64, 3)}
     for bands in shards.values():
         bands.inputs.clamp_(-3.9, 3.9)
