@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -234,6 +235,13 @@ def test_the_rooms_of_esper_stand_in_the_order_of_their_imports() -> None:
     for number, (room, _) in enumerate(FLOORS):
         before = {f"esper.{name}" for name, _ in FLOORS[:number]}
         assert MAY_IMPORT[f"esper.{room}"] <= before, room
+
+
+def test_the_page_of_the_architecture_names_every_room_in_the_order_of_their_imports() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page[page.index("| room |") :].partition("\n\n")[0]
+    named = [name for row in table.splitlines()[2:] for name in re.findall(r"`([\w.]+)`", row.split("|")[1])]
+    assert named == [room for room, _ in FLOORS]
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -1,0 +1,141 @@
+"""Draws docs/flow.svg: the calls of two rounds of a real tiny run, in their order: `python tools/flow_picture.py`.
+
+The run is recorded while it goes: every call of the line to a room, to the journal and to the checkpoints. Shown are
+the first round at whose fence a tournament begins, and the first at whose fence one is concluded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+from esper.flow import runner
+from esper.flow.in_process import run
+from esper.flow.line import Line
+from esper.testing import tiny_config, tiny_task
+
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "flow.svg"
+T = TypeVar("T")
+
+ROOMS = {
+    "trainer": "Tolaria",
+    "incubator": "incubation",
+    "kasmina": "Kasmina's registry",
+    "tamiyo": "Tamiyo",
+    "inbox": "emergency queue",
+    "journal": "journal",
+    "checkpoints": "checkpoints",
+}
+"""What the line calls -> the name at the head of its column."""
+COLUMN, ROW, MARGIN = 150, 19, 90
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the line: the key in `ROOMS` of what it called, and the method."""
+
+    room: str
+    method: str
+
+
+@dataclass
+class Recording:
+    """The calls of a run in their order."""
+
+    calls: list[Call] = field(default_factory=list)
+    within: bool = False
+    """A recorded call goes on: what it calls itself is not the line's call."""
+
+    def listen(self, room: str, called: T) -> T:
+        """Add each later call of a public method of `called` to the recording. Returns `called`."""
+        for name in dir(type(called)):
+            if not name.startswith("_") and callable(getattr(type(called), name)):
+                object.__setattr__(called, name, self._recorded(Call(room, name), getattr(called, name)))
+        return called
+
+    def _recorded(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def recorded(*given: Any, **named: Any) -> Any:
+            if self.within:
+                return method(*given, **named)
+            self.calls.append(call)
+            self.within = True
+            try:
+                return method(*given, **named)
+            finally:
+                self.within = False
+
+        return recorded
+
+    def rounds(self) -> list[list[Call]]:
+        """The calls from each `run_round` up to the one before the next."""
+        starts = [number for number, call in enumerate(self.calls) if call.method == "run_round"]
+        return [self.calls[start:end] for start, end in zip(starts, [*starts[1:], len(self.calls)], strict=True)]
+
+
+def recorded_run() -> Recording:
+    """A tiny run in this process, recorded."""
+    recording = Recording()
+
+    class RecordedLine(Line):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for room in ROOMS:
+                recording.listen(room, getattr(self.rooms, room) if hasattr(self.rooms, room) else getattr(self, room))
+
+    vars(runner)["Line"] = RecordedLine
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            run(tiny_task(), tiny_config(run__dir=f"{folder}/run"))
+    finally:
+        vars(runner)["Line"] = Line
+    return recording
+
+
+def shown(rounds: Sequence[list[Call]]) -> Iterator[tuple[str, list[Call]]]:
+    """The two rounds that are drawn, each under its heading."""
+    for heading, method in (("a tournament begins", "begin"), ("a tournament is concluded", "conclude")):
+        yield heading, next(calls for calls in rounds if any(call.method == method for call in calls))
+
+
+def svg(rounds: Sequence[tuple[str, list[Call]]]) -> str:
+    """A sequence diagram: a column for each of `ROOMS`, a row for each call; equal calls in a row are one arrow."""
+    names = {"": "line", **ROOMS}
+    at = {room: MARGIN + COLUMN * number for number, room in enumerate(names)}
+    y, drawn = 40, []
+    for heading, calls in rounds:
+        y += 2 * ROW
+        drawn.append(f'<text x="{MARGIN}" y="{y}" font-weight="bold">A round at whose end {escape(heading)}</text>')
+        for call, same in groupby(calls):
+            y += ROW
+            times = len(list(same))
+            label = call.method + (f" {times}x" if times > 1 else "")
+            drawn.append(f'<path d="M{MARGIN} {y} H{at[call.room] - 4}" marker-end="url(#head)"/>')
+            drawn.append(f'<text x="{at[call.room] + 5}" y="{y + 4}">{escape(label)}</text>')
+    width, height = MARGIN + COLUMN * (len(ROOMS) + 1), y + 2 * ROW
+    heads = [f'<text x="{x}" y="22" text-anchor="middle">{names[room]}</text>' for room, x in at.items()]
+    lives = [f'<path class="life" d="M{x} 30 V{height - 10}"/>' for x in at.values()]
+    style = (
+        "text{font:12px sans-serif;fill:#222}path{stroke:#444;fill:none}.life{stroke:#bbb}"
+        "@media(prefers-color-scheme:dark){text{fill:#ddd}path{stroke:#bbb}.life{stroke:#555}}"
+    )
+    tip = '<path d="M0 0 L6 3 L0 6"/>'
+    head = f'<marker id="head" orient="auto" refX="6" refY="3" markerWidth="7" markerHeight="6">{tip}</marker>'
+    body = "\n".join([f"<style>{style}</style><defs>{head}</defs>", *lives, *heads, *drawn])
+    space = "http://www.w3.org/2000/svg"
+    return f'<svg xmlns="{space}" viewBox="0 0 {width} {height}" width="{width}">\n{body}\n</svg>\n'
+
+
+def main() -> None:
+    """Record a run and draw it."""
+    PICTURE.write_text(svg(list(shown(recorded_run().rounds()))), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
