@@ -6,10 +6,7 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from esper.archive.result import Result
-from esper.cli.commands import COMMANDS, may_load_task
 
 HEAVY = ("torch", "ray", "scipy", "numpy")
 LOOKING = """
@@ -55,14 +52,3 @@ def test_the_flow_of_a_run_loads_no_terminal_no_command_line_and_no_ray() -> Non
     assert "torch" in loaded, "the modules were imported"
     assert not {"rich", "typer", "ray"} & set(loaded)
     assert not [name for name in loaded if name == "actors" or name.startswith("actors.")]
-
-
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["inspect", "run"], ["log", "dump", "run"]])
-def test_a_command_that_runs_no_code_of_a_user_is_not_started_again_for_its_hash_seed(words: list[str]) -> None:
-    assert not may_load_task(words)
-
-
-def test_every_command_that_runs_code_of_a_user_or_may_do_so_has_a_fixed_hash_seed() -> None:
-    loading = {name for name in COMMANDS if may_load_task([name])}
-    assert loading == {"run", "resume", "plan", "prove", "export"}
-    assert may_load_task(["command-of-a-package"])
