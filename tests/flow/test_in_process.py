@@ -138,6 +138,8 @@ def test_tournaments_and_all_that_comes_of_them_take_at_most_four_questions_a_ro
     assert len(grown.messages) == grown.result.rounds
     assert len(asked) <= 4 * grown.result.rounds
     assert all(calls.count("view") == calls.count("state") == 1 for calls in grown.messages)
+    assert {call for calls in grown.messages for call in calls if calls.count(call) > 1} <= {"advance"}
+    assert grown.messages[-1] == ["state", "view"]  # all has been decided by then
 
 
 @pytest.mark.parametrize("shard", ["test", "valid"])

@@ -171,6 +171,7 @@ UNREADABLE = {
     "seeds' optimizers: no state": at(*SEEDS, ..., state={}),
     "seeds' optimizers: no groups": at(*SEEDS, ..., param_groups=[]),
     "topology: no weights": at("trainer", "topology", 0, weights=None),
+    "topology: weights of another seed": at("trainer", "topology", 0, weights=1),
     "topology: weights are floats": at("trainer", weights=[torch.zeros(3)] * 2),
     "topology: a slot that is not there": plan("slot", value="nope"),
     "topology: a blueprint of another shape": plan("blueprint_id", value="norm"),
