@@ -19,7 +19,7 @@ from actors.task_transport import SentProspect
 from esper import faults
 from esper.config.joined import RunConfig
 from esper.flow.crew import Rooms
-from esper.flow.runner import BringUp
+from esper.flow.launching import BringUp
 from esper.ground.closing import at_the_end
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Prospect

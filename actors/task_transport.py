@@ -9,8 +9,8 @@ from typing import Any
 
 from ray import cloudpickle
 
+from esper.archive.resuming import PUT_BACK
 from esper.errors import ConfigError, TaskError
-from esper.flow.resuming import PUT_BACK
 from esper.ground.workplace import workplace
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
 from esper.setup.survey import Prospect, open_data

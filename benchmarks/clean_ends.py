@@ -17,7 +17,7 @@ from pathlib import Path
 from _common import Outcome, Row, Spread, main, scratch
 
 from actors.embedded_ray import EmbeddedRay
-from actors.launcher import launch
+from esper import OnRay, run
 from esper.archive.journal import Kind, read
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import PolicyDeadlineExceeded
@@ -97,7 +97,7 @@ def _overdue(run_dir: Path) -> float:
     )
     try:
         with EmbeddedRay(slots=4) as embedded:
-            launch(tiny_task(), config, embedded=embedded)
+            run(tiny_task(), config, on=OnRay(embedded))
     except PolicyDeadlineExceeded as late:
         return late.elapsed_s - DEADLINE_S
     raise SystemExit("the policy was not overdue")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from _common import Outcome, Row, main, scratch
 
+from esper import run
 from esper.config.joined import load_config
-from esper.flow.in_process import run
 from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"

@@ -71,7 +71,7 @@ def measure(repetitions: int) -> Outcome:
 
 def a_run(path: Path) -> Path:
     """A run that has ended."""
-    from esper.flow.in_process import run  # it loads torch, which no line that is measured inherits
+    from esper import run  # it loads torch, which no line that is measured inherits
 
     run(tiny_task(), tiny_config(run__dir=str(path)))
     return path

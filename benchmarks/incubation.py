@@ -21,11 +21,12 @@ import ray
 from _bare import BareLoop, Neighbour
 from _common import Outcome, Row, Spread, main, scratch
 
+import esper
 from actors.embedded_ray import EmbeddedRay
-from actors.launcher import launch
-from esper.archive.result import Result
+from esper import OnRay
 from esper.config.joined import load_config
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.leyline.incubation import Answer
 from esper.leyline.stages import IN_HOST
@@ -150,7 +151,7 @@ def run(
     told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
     config = load_config(None, told | settings)
     watch = Stopwatch(survey(task, config).fence_steps, pinned)
-    return watch, launch(task, config, reference=reference, progress=watch, embedded=embedded)
+    return watch, esper.run(task, config, on=OnRay(embedded), reference=reference, progress=watch)
 
 
 def paces(repetitions: int, keep: Kept) -> list[Row]:

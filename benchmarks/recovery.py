@@ -18,7 +18,7 @@ from _bare import BareLoop
 from _common import Outcome, Row, Spread, main, scratch
 
 from actors.embedded_ray import EmbeddedRay
-from actors.launcher import launch
+from esper import OnRay, run
 from esper.archive.recovery_record import Recovery
 from esper.config.joined import RunConfig, load_config
 from esper.faults import Fault, FaultSpec
@@ -75,7 +75,7 @@ def measure(repetitions: int) -> Outcome:
 
 
 def _recovered(task: Task, config: RunConfig, spec: FaultSpec, embedded: EmbeddedRay) -> Recovery:
-    result = launch(task, config.model_copy(update={"faults": (spec,)}), embedded=embedded)
+    result = run(task, config.model_copy(update={"faults": (spec,)}), on=OnRay(embedded))
     (recovery,) = result.recoveries
     return recovery
 

@@ -13,7 +13,7 @@ from _bare import BareLoop
 from _common import Outcome, Row, Spread, main, scratch
 
 from actors.embedded_ray import EmbeddedRay
-from actors.launcher import launch
+from esper import OnRay, run
 from esper.config.joined import load_config
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
@@ -60,7 +60,7 @@ def measure(repetitions: int) -> Outcome:
             config = load_config(None, told)
             prospect = survey(task, config)
             turns = InTurns(prospect, BareLoop(prospect))
-            result = launch(task, config, reference=reference, progress=turns, embedded=embedded)
+            result = run(task, config, on=OnRay(embedded), reference=reference, progress=turns)
             if state_digest(turns.bare.host.state_dict()) != result.weights_sha256:
                 raise SystemExit("the bare loop did not train the same network: there is nothing to compare")
             ours_s += turns.ours_s[1:]

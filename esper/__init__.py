@@ -1,22 +1,48 @@
-"""esper: neural networks that grow while they train, by a runtime that never hides a failure."""
+"""esper: neural networks that grow while they train, by a runtime that never hides a failure.
+
+`run` trains a `Task` under a `RunConfig`, `InProcess` or `OnRay`; `resume` goes on with its run directory; both return
+a `Result`. `load` gives the grown network of a run directory.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from esper.config.joined import RunConfig
     from esper.export.loading import load
+    from esper.flow.entry import resume, run
+    from esper.flow.places import InProcess, OnRay
+    from esper.flow.result import Result
     from esper.kasmina.blueprints.catalogue import blueprint
     from esper.leyline.slots import Kind, SlotSpec
     from esper.task import Task
 
-__all__ = ["Kind", "SlotSpec", "Task", "blueprint", "load"]
+__all__ = [
+    "InProcess",
+    "Kind",
+    "OnRay",
+    "Result",
+    "RunConfig",
+    "SlotSpec",
+    "Task",
+    "blueprint",
+    "load",
+    "resume",
+    "run",
+]
 
 _LATER = {
+    "InProcess": "esper.flow.places",
     "Kind": "esper.leyline.slots",
+    "OnRay": "esper.flow.places",
+    "Result": "esper.flow.result",
+    "RunConfig": "esper.config.joined",
     "SlotSpec": "esper.leyline.slots",
     "Task": "esper.task",
     "blueprint": "esper.kasmina.blueprints.catalogue",
     "load": "esper.export.loading",
+    "resume": "esper.flow.entry",
+    "run": "esper.flow.entry",
 }
 """Public name -> module that has it, imported when the name is asked for."""
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import esper.flow.in_process
-from esper.archive.result import Result
+from esper import resume, run
 from esper.config.joined import load_config
 from esper.errors import Drained
-from esper.flow.in_process import resume, run
+from esper.flow.result import Result
 from esper.task import Task
 from esper.testing import StopAt, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference

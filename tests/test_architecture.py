@@ -53,14 +53,13 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("setup", "errors task ground leyline telemetry faults user_code tasks config kasmina.* tamiyo tolaria"),
     ("archive", "errors task ground leyline durable telemetry faults user_code config setup tolaria"),
     (
-        "flow",
-        "errors task ground leyline durable telemetry faults user_code emergency config setup archive kasmina.* tamiyo "
-        "tolaria",
+        "export",
+        "errors task ground leyline durable user_code kasmina.blueprints kasmina.host tolaria config setup archive",
     ),
     (
-        "export",
-        "errors task ground leyline durable user_code kasmina.blueprints kasmina.host tolaria config setup archive "
         "flow",
+        "errors task ground leyline durable telemetry faults user_code emergency config setup archive export kasmina.* "
+        "tamiyo tolaria",
     ),
     (
         "cli",
@@ -301,7 +300,7 @@ def test_planted_breach_is_caught(name: str, source: str) -> None:
         ),
         ("esper.kasmina.host.host_editor", "from . import blending\nfrom .dry_run import dry_run"),
         ("esper.flow.in_process", "from esper.kasmina.host import host_editor\nfrom esper.tolaria import trainer"),
-        ("actors.bring_up", "import ray\nfrom esper.flow.in_process import run"),
+        ("actors.bring_up", "import ray\nfrom esper.flow.in_process import InProcessLauncher"),
         ("drills.runner", "from actors.embedded_ray import start"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import get_type_hints
 import pytest
 
 from esper import errors
-from esper.archive.result import failure
+from esper.archive.summary import failure
 from esper.errors import EsperError
 
 ROOT = Path(__file__).resolve().parents[1]

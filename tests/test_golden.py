@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from esper import resume
 from esper.archive.history import read_past
 from esper.archive.journal import Journal, Kind
 from esper.archive.run_directory import checkpoints_folder, run_file
 from esper.errors import RunDirectoryError
 from esper.flow.checkpoints import Checkpoints
-from esper.flow.in_process import resume
 from esper.ground.installed_versions import versions
 from esper.ground.machine import cpu_type
 from esper.ground.tensors import state_crc32c

@@ -20,8 +20,8 @@ import pytest
 
 from esper.archive.history import read_past
 from esper.archive.journal import Kind
-from esper.archive.result import Result
 from esper.config.joined import as_toml
+from esper.flow.result import Result
 from esper.testing import tiny_config
 
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"

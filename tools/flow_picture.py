@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
+from esper import run
 from esper.flow import runner
-from esper.flow.in_process import run
 from esper.flow.line import Line
 from esper.testing import tiny_config, tiny_task
 

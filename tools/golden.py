@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from esper import resume, run
 from esper.errors import Drained
-from esper.flow.in_process import resume, run
 from esper.testing import StopAt, tiny_config
 from esper.user_code.task_reference import load_task
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
+from esper import run
 from esper.cli.task_commands import DEFAULT_TASK
 from esper.cli.terminal import Terminal
 from esper.config.joined import load_config
-from esper.flow.in_process import run
 from esper.user_code.task_reference import load_task
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.flow.in_process import run
+from esper import run
 from esper.flow.line import Line
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer

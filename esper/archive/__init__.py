@@ -1,1 +1,1 @@
-"""A run directory on disk: its files, what they say, and whether they are sound. It never runs a run."""
+"""A run directory on disk: its files, what they say, whether they are sound and the run can go on. It runs none."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from esper.archive.result import SeedFate
+from esper.archive.summary import SeedFate
 from esper.leyline.stages import IN_HOST
 from esper.setup.candidates import why_nothing_grows
 from esper.setup.growth_log import GrowthLog, none_stayed

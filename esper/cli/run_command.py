@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,16 +17,17 @@ import typer
 
 from esper.archive.history import Remains, look_at
 from esper.archive.journal import Entry, Kind
-from esper.archive.result import Result, failure
 from esper.archive.run_directory import checkpoints_folder, run_file
+from esper.archive.summary import failure
 from esper.cli.console import PlainConsole
 from esper.cli.output import complain, print_json, say
 from esper.cli.terminal import Terminal
 from esper.config.joined import RunConfig
 from esper.errors import ActorLost, ConfigError, Drained, EmergencyStop, EsperError, PlacementUnavailable, all_notes
-from esper.flow.in_process import resume as resume_here
-from esper.flow.in_process import run as run_here
+from esper.flow.entry import resume, run
 from esper.flow.next_steps import next_step, resume_command
+from esper.flow.places import InProcess, OnRay
+from esper.flow.result import Result
 from esper.flow.stopping import SAME_REQUEST_S, Drain
 from esper.ground import parent
 from esper.ground.closing import noted_on
@@ -46,18 +47,19 @@ class Signalled(KeyboardInterrupt):
     """A signal interrupts the start of a run. Its text is the name of the signal."""
 
 
-def way_to_run(*, in_process: bool) -> Callable[..., Result]:
-    """What brings a run up: in this process or on Ray. To be asked for before the task is loaded.
+def place_of_run(*, in_process: bool) -> InProcess | OnRay:
+    """The place of a run: this process, or Ray. To be called before the task is loaded.
 
     Raises:
         ConfigError: the package `actors` is not installed, or another of that name is in its place.
     """
-    return run_here if in_process else launcher("ray")
+    if in_process:
+        return InProcess()
+    launcher("ray")  # imported now, from esper's own folder: the task's project may have packages of our names
+    return OnRay()
 
 
-def execute(
-    launch: Callable[..., Result], task: Task, config: RunConfig, reference: Reference, *, as_json: bool
-) -> Result:
+def execute(on: InProcess | OnRay, task: Task, config: RunConfig, reference: Reference, *, as_json: bool) -> Result:
     """Run to the end, or leave with the exit code that the failure has.
 
     Raises:
@@ -65,7 +67,7 @@ def execute(
         typer.Exit: the run did not reach its end; the reason was printed.
     """
     with _watched(as_json) as (progress, drain):
-        return launch(task, config, reference=reference, progress=progress, drain=drain)
+        return run(task, config, on=on, reference=reference, progress=progress, drain=drain)
 
 
 def execute_resume(
@@ -77,12 +79,12 @@ def execute_resume(
         ConfigError: the run cannot be resumed with these settings; nothing was changed.
         typer.Exit: the run did not reach its end; the reason was printed.
     """
-    resume = resume_here if in_process else launcher("ray-resume")
+    on = place_of_run(in_process=in_process)
     begun = fixed(run_dir) if run_file(fixed(run_dir)).is_file() else None
     if begun is not None:
         parent.tell(run_dir=shown(begun))
     with _watched(as_json, begun) as (progress, drain):
-        result = resume(run_dir, None, settings, broken=broken, progress=progress, drain=drain)
+        result = resume(run_dir, None, settings, on=on, broken=broken, progress=progress, drain=drain)
         if progress.path is None:  # it had reached its end before
             progress.ended(result)
         return result

@@ -12,7 +12,7 @@ from esper.cli import plan_view
 from esper.cli.console import PlainConsole
 from esper.cli.options import JsonOption, RunArgument, SetOption
 from esper.cli.output import print_json, say
-from esper.cli.run_command import execute, execute_resume, leaving_on_sigterm, way_to_run
+from esper.cli.run_command import execute, execute_resume, leaving_on_sigterm, place_of_run
 from esper.cli.terminal import Terminal, heading
 from esper.config.joined import RunConfig, add_override, load_config, parse_overrides
 from esper.flow.replay import prove as repeat
@@ -49,9 +49,9 @@ def run(
 ) -> None:
     """Train a network and let it grow: on Ray actors, or in this process."""
     resolved = _config(config, settings, seed=seed, no_growth=no_growth, run_dir=run_dir, faults=faults)
-    launch = way_to_run(in_process=in_process)  # before the task: a project may have packages of our names
+    on = place_of_run(in_process=in_process)
     loaded, reference = load_task(task)
-    result = execute(launch, loaded, resolved, reference, as_json=as_json)
+    result = execute(on, loaded, resolved, reference, as_json=as_json)
     if as_json:
         print_json(result.as_json())
 

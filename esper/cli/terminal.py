@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.archive.recovery_record import Recovery
-from esper.archive.result import Result, SeedFate
+from esper.archive.summary import SeedFate, Summary
 from esper.cli.console import can_redraw
 from esper.cli.tables import cells, grid, table
 from esper.flow.tally import Tally
@@ -113,7 +113,7 @@ class Terminal:
             if text:
                 self._say(step.fence, f"{step.blueprint_id} at {step.slot} {text}")
 
-    def ended(self, result: Result) -> None:
+    def ended(self, result: Summary) -> None:
         """Close the live view and print the table of results."""
         self.close()
         self._console.print("", results(result), sep="\n")
@@ -261,7 +261,7 @@ def left_out(modules: Mapping[str, str]) -> list[str]:
     return [f"  no slot, {why}: {', '.join(ones)}" for why, ones in paths.items()]
 
 
-def results(result: Result) -> RenderableType:
+def results(result: Summary) -> RenderableType:
     """The table at the end of a run."""
     judged = [seed for seed in result.seeds if seed.z is not None]
     joined = sum(seed.stage in IN_HOST for seed in result.seeds)
@@ -313,7 +313,7 @@ def _of_replicas(seeds: Sequence[SeedFate]) -> str:
     return "; a replica need not beat its control: it is kept as long as it is not shown harmful (docs/growth.md)"
 
 
-def _not_finite(result: Result) -> list[tuple[str, float]]:
+def _not_finite(result: Summary) -> list[tuple[str, float]]:
     """Losses and metrics of a result that are no finite numbers."""
     losses = {"test loss": result.test_loss, "valid loss": result.valid_loss, "first test loss": result.start_test_loss}
     metrics = {f"test {name}": value for name, value in result.test_metrics.items()}

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from esper.archive.history import Past, check_sound, read_past
 from esper.archive.identity import Identity
+from esper.archive.resuming import check_sealed, load_same_task
 from esper.archive.run_directory import checkpoints_folder
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, TaskError
-from esper.flow.resuming import check_sealed, load_same_task
 from esper.ground.installed_versions import versions
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors import state_crc32c

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from esper.archive.result import Result
+from esper.archive.summary import Summary
 from esper.flow.tally import Tally
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
@@ -40,7 +40,7 @@ class Progress(Protocol):
         """Kasmina judged or moved something."""
         ...
 
-    def ended(self, result: Result) -> None:
+    def ended(self, result: Summary) -> None:
         """The run is done."""
         ...
 
@@ -66,5 +66,5 @@ class Quiet:
     def answer(self, answer: Answer) -> None:
         """Nothing."""
 
-    def ended(self, result: Result) -> None:
+    def ended(self, result: Summary) -> None:
         """Nothing."""

@@ -13,13 +13,13 @@ from typing import Any
 from esper.archive.history import Past, check_sound, committed, lasting_level, read_past
 from esper.archive.identity import Identity
 from esper.archive.journal import Kind
-from esper.archive.result import Result
+from esper.archive.resuming import check_sealed, check_versions, load_same_task
+from esper.archive.summary import Summary
 from esper.archive.verification import verdicts
 from esper.config.joined import RunConfig
 from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError
-from esper.flow.in_process import run
+from esper.flow.entry import run
 from esper.flow.progress import Progress
-from esper.flow.resuming import check_sealed, check_versions, load_same_task
 from esper.flow.stopping import Drain
 from esper.flow.tally import Tally
 from esper.ground.hash_seed import VARIABLE, text_hash
@@ -179,7 +179,7 @@ class _Until:
     def answer(self, answer: Answer) -> None:
         self.shown.answer(answer)
 
-    def ended(self, result: Result) -> None:
+    def ended(self, result: Summary) -> None:
         self.shown.ended(result)
 
 

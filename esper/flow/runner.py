@@ -9,9 +9,10 @@ import math
 import secrets
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from esper.archive.history import Past, lasting_level
 from esper.archive.identity import Identity
 from esper.archive.journal import FIRST_GENERATION, Journal, Kind
 from esper.archive.no_growth import why_none_stayed
-from esper.archive.result import Result, failure, fate
 from esper.archive.run_directory import (
     RunDirectory,
     checkpoints_folder,
@@ -28,11 +28,13 @@ from esper.archive.run_directory import (
     reports_folder,
     telemetry_folder,
 )
+from esper.archive.summary import Summary, failure, fate
 from esper.errors import ConfigError, TaskError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
 from esper.flow.crew import Rooms
 from esper.flow.going_back import Cause
+from esper.flow.launching import BringUp
 from esper.flow.line import Line
 from esper.flow.progress import Progress
 from esper.flow.stopping import Drain
@@ -59,9 +61,6 @@ ROUNDING = 1e-3
 """Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
 processor, or on device cuda."""
 
-BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
-"""(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
-
 
 @dataclass(frozen=True)
 class Conductor:
@@ -75,7 +74,7 @@ class Conductor:
     clock: Clock
     drain: Drain
 
-    def begin(self, prospect: Prospect) -> Result:
+    def begin(self, prospect: Prospect) -> Summary:
         """Claim a run directory and run from fence 0.
 
         Raises:
@@ -89,7 +88,7 @@ class Conductor:
             identity = identify(prospect, run_id, FIRST_GENERATION, self.reference, now)
             return self._run(prospect, directory.path, identity, None)
 
-    def go_on(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Result:
+    def go_on(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Summary:
         """Run on from the last fence that was committed, in a new generation; from fence 0 if none was.
 
         Raises:
@@ -119,7 +118,7 @@ class Conductor:
         )
         return self._run(prospect, directory.path, identity, past)
 
-    def _run(self, prospect: Prospect, path: Path, identity: Identity, past: Past | None) -> Result:
+    def _run(self, prospect: Prospect, path: Path, identity: Identity, past: Past | None) -> Summary:
         config, committed = prospect.config, past.commits if past is not None else ()
         key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
         if past is None:
@@ -161,7 +160,7 @@ class Record:
     kept: FenceState | None = None
     """Where it goes on, until the rooms have been restored there: the copy is not held any longer."""
 
-    def run(self) -> Result:
+    def run(self) -> Summary:
         """Bring the rooms up, run the line, and write down how it ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
@@ -173,9 +172,9 @@ class Record:
                     faults.point("conductor.start")
                     rooms = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
                     line = self._line(rooms, trace)
-                result = self._to_the_end(line, lambda: clock.monotonic() - began)
-            result = result.model_copy(update=self._faults())
-            result.save(self.path)
+                ended = self._to_the_end(line, lambda: clock.monotonic() - began)
+            summary = ended(**self._faults())
+            summary.save(self.path)
         except BaseException as error:
             self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
             fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
@@ -183,9 +182,9 @@ class Record:
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
                 self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
             raise
-        self.journal.write(Kind.RUN_ENDED, **result.as_json())
-        progress.ended(result)
-        return result
+        self.journal.write(Kind.RUN_ENDED, **summary.as_json())
+        progress.ended(summary)
+        return summary
 
     def _take_over(self) -> None:
         """Go on from what came before, if anything did."""
@@ -201,17 +200,17 @@ class Record:
         for line in taken.told:
             self.conductor.progress.found(line)
 
-    def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> Result:
+    def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> partial[Summary]:
         """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""
 
-        def work() -> Result:
+        def work() -> partial[Summary]:
             if self.kept is not None:
                 line.back.go_back(self._taken(), Cause.RESUME)
             with any_of_their_code, line.watch.explaining_halts():
                 line.run()
-            result = self._result(line, wall_s())
+            ended = self._ended(line, wall_s())
             line.watch.hear_out()
-            return result
+            return ended
 
         try:
             return line.back.outlive(work)
@@ -230,14 +229,11 @@ class Record:
         kept, self.kept = self.kept, None
         return kept
 
-    def _result(self, line: Line, wall_s: float) -> Result:
+    def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
+        """The summary, while the rooms are there to be asked; what faults fired is known when they have gone."""
         faults.point("conductor.end")
         fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.crew.counted("esper.fallbacks")
-        result = summarise(line, self.prospect, self.path, self.conductor.reference.text, fallbacks, wall_s)
-        if self.past is None:
-            return result
-        resumes, restarts = self.past.resumes + 1, self.past.restarts + result.restarts
-        return result.model_copy(update={"task": self.past.identity.task, "resumes": resumes, "restarts": restarts})
+        return summarise(line, self.prospect, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
         """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""
@@ -346,15 +342,23 @@ def same_loss(now: float | None, began: Identity) -> bool:
     return math.isclose(now, before, rel_tol=ROUNDING)
 
 
-def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: int, wall_s: float) -> Result:
-    """What a run that reached its end came to, as far as this process brought it there."""
+def summarise(
+    line: Line, prospect: Prospect, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
+) -> partial[Summary]:
+    """The summary of a run that reached its end, but for `fault_fired`.
+
+    Args:
+        past: What processes before this one brought it to; None: this is its first.
+        wall_s: Seconds that this process took.
+    """
     trainer, tally, config = line.rooms.trainer, line.tally, prospect.config
     twin = line.rooms.incubator.twin_report() if line.view.has_twin else None
     end = trainer.shard_means("test")
     line.deaths.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"
     seeds = tuple(fate(seed) for seed in line.view.seeds)
-    return Result(
+    return partial(
+        Summary,
         run_dir=shown(path),
         task=task,
         seed=config.run.seed,
@@ -379,8 +383,8 @@ def summarise(line: Line, prospect: Prospect, path: Path, task: str, fallbacks: 
         fence_wait_s=tally.fence_wait_s,
         checkpoint_s=tally.checkpoint_s,
         wall_s=wall_s,
-        resumes=0,
-        restarts=line.deaths.restarts,
+        resumes=past.resumes + 1 if past is not None else 0,
+        restarts=line.deaths.restarts + (past.restarts if past is not None else 0),
         recoveries=tuple(line.deaths.recoveries),
         rollbacks=tally.rollbacks,
         fallbacks=fallbacks,

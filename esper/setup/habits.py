@@ -20,8 +20,11 @@ def check_fields(task: Task) -> None:
     """Check that every field of a task has a value of the type that it needs.
 
     Raises:
-        TaskError: a field holds a value of another type, such as a module where a function that builds it is needed.
+        TaskError: `task` is no Task, or a field of it holds a value of another type, such as a module where a
+            function that builds it is needed.
     """
+    if not isinstance(task, Task):
+        raise TaskError("task", type(task).__name__, "give an esper.Task")
     for field, value, mend in _faults(task):
         raise TaskError(field, value, mend)
     if not task.slots:

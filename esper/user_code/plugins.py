@@ -13,8 +13,9 @@ from esper.errors import ConfigError
 from esper.user_code.import_paths import OURS, ROOT, file_of, is_installed, is_ours
 
 LAUNCHERS = "esper.launchers"
-"""Entry-point group of ways to bring a run up outside this process; `actors` has "ray" and "ray-resume" there."""
+"""Entry-point group of launchers for runs outside this process; `actors` has "ray" there."""
 PACKAGE = "esper-runtime"
+IN_PROCESS = "run in one process (--in-process, or on=esper.InProcess())"
 
 
 def entries(group: str) -> list[EntryPoint]:
@@ -29,18 +30,18 @@ def entries(group: str) -> list[EntryPoint]:
     return [told[key] for key in sorted(told)]
 
 
-def launcher(name: str) -> Callable[..., Any]:  # Any: a launch or a resume, see `actors.launcher`
-    """A function that runs a task outside this process. The packages beside esper itself are searched first.
+def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.launching.Launcher`
+    """The class whose objects launch a run outside this process. The packages beside esper are searched first.
 
     Raises:
         ConfigError: it is not installed, or a package of the user's has the name of ours.
     """
     found = next((entry for entry in entries(LAUNCHERS) if entry.name == name), None)
     if found is None:
-        raise ConfigError("--in-process", False, "the package `actors` is not installed; run with --in-process")
+        raise ConfigError("actors", "", f"the package is not installed; {IN_PROCESS}")
     package = found.module.partition(".")[0]
     if package in OURS and package in sys.modules and not is_ours(package):
-        mend = "a package of yours stands in the place of esper's own; rename it, or run with --in-process"
+        mend = f"a package of yours stands in the place of esper's own; rename it, or {IN_PROCESS}"
         raise ConfigError("actors", str(file_of(sys.modules[package]) or ""), mend)
     sys.path.insert(0, str(ROOT))
     try:

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+import esper
 from actors import remote
 from actors.embedded_ray import EmbeddedRay
-from actors.launcher import launch
 from actors.remote import Patience, Remote
-from esper.archive.result import Result
+from esper import OnRay
 from esper.config.joined import RunConfig
 from esper.flow.progress import Progress
+from esper.flow.result import Result
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
 from esper.user_code.process_state import process_state
@@ -90,7 +91,7 @@ def launch_tiny(embedded: EmbeddedRay, tmp_path: Path) -> Any:
         config = tiny_config(run__dir=str(tmp_path / "run"), **{**deaths, **overrides})
         if faults is not None:
             config = RunConfig.model_validate({**config.model_dump(), "faults": faults})
-        return launch(task or tiny_task(), config, progress=progress, embedded=embedded)
+        return esper.run(task or tiny_task(), config, on=OnRay(embedded), progress=progress)
 
     run.run_dir = tmp_path / "run"  # type: ignore[attr-defined]  # where it was
     return run

@@ -18,8 +18,8 @@ import pytest
 from actors.places import SHARED_MEMORY, TEMPORARY, sweep
 from actors.starting import SAME_REQUEST_S
 from esper.archive.journal import Kind, read
-from esper.archive.result import Result
 from esper.config.joined import as_toml
+from esper.flow.result import Result
 from esper.testing import tiny_config, until
 
 pytestmark = pytest.mark.integration

@@ -21,12 +21,11 @@ from torch import Tensor
 from actors.desk import EmergencyDesk, emergency
 from actors.embedded_ray import EmbeddedRay
 from actors.emergency_inbox import ConductorInbox
-from actors.launcher import launch
 from actors.remote import Remote
 from actors.room_handles import emergency_handle
 from actors.shell import ActorSpec
+from esper import OnRay, run
 from esper.archive.journal import Entry, Kind, read
-from esper.archive.result import Result
 from esper.archive.run_directory import faults_file
 from esper.config.joined import RunConfig
 from esper.emergency.word import EmergencyWord
@@ -34,6 +33,7 @@ from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
 from esper.faults import Firings
 from esper.flow.crew import OneProcess, Rooms
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.runner import Conductor
 from esper.flow.stopping import Drain
 from esper.flow.tally import Tally
@@ -355,7 +355,7 @@ def test_a_halt_from_outside_reaches_the_trainers_process(embedded: EmbeddedRay,
     config = RunConfig.model_validate({**plain.model_dump(), "faults": [held]})
     publisher = Publisher(faults_file(tmp_path / "run", 1), before_round=4)
     with pytest.raises(EmergencyStop) as stop:
-        launch(tiny_task(), config, progress=publisher, embedded=embedded)
+        run(tiny_task(), config, on=OnRay(embedded), progress=publisher)
     publisher.join()
     assert stop.value.step == 61  # it came while the 61st step was held
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import ray
 
-import actors
-import esper.flow.in_process
+import esper
 from actors.embedded_ray import EmbeddedRay
+from esper import OnRay
 from esper.archive.history import read_past
 from esper.archive.journal import Kind, read
-from esper.archive.result import Result
 from esper.archive.run_directory import faults_file
 from esper.cli.run_command import say_failure
 from esper.errors import (
@@ -30,6 +29,7 @@ from esper.errors import (
 )
 from esper.faults import Firings
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.ground.machine import is_alive
 from esper.ground.tensors import state_digest
@@ -72,7 +72,7 @@ def test_actors_end_with_the_bits_of_one_process(launch_tiny: Any, undisturbed: 
 def test_any_number_of_managers_ends_with_the_bits_of_one_process(
     launch_tiny: Any, tmp_path: Path, managers: int, seed: int
 ) -> None:
-    alone = esper.flow.in_process.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
+    alone = esper.run(tiny_task(), tiny_config(run__dir=str(tmp_path / "alone"), run__seed=seed))
     together = launch_tiny(growth__managers=managers, run__seed=seed)
     compare(together, alone)
     assert together.steps == alone.steps
@@ -84,14 +84,14 @@ def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
 ) -> None:
     watch = StopAt(fence)
     with pytest.raises(Drained):
-        actors.launch(
+        esper.run(
             tiny_task(),
             tiny_config(run__dir=str(tmp_path / "run")),
+            on=OnRay(embedded),
             drain=watch.drain,
             progress=watch,
-            embedded=embedded,
         )
-    result = actors.resume(tmp_path / "run", tiny_task(), embedded=embedded)
+    result = esper.resume(tmp_path / "run", tiny_task(), on=OnRay(embedded))
     assert result.weights_sha256 == undisturbed.weights_sha256
     assert result.twin_weights_sha256 == undisturbed.twin_weights_sha256
     assert (result.test_loss, result.resumes) == (undisturbed.test_loss, 1)
@@ -186,7 +186,7 @@ def test_a_run_whose_trainer_was_killed_is_told_so_and_goes_on_to_the_same_bits(
     with pytest.raises(TrainerRankLost) as caught:
         launch_tiny(faults=[{"point": "tolaria.step", "fault": "kill", "step": 109, "role": "tolaria"}])
     is_told(caught.value, launch_tiny.run_dir, capsys, "tolaria", TrainerRankLost, DIED)
-    result = actors.resume(launch_tiny.run_dir, tiny_task(), embedded=embedded)
+    result = esper.resume(launch_tiny.run_dir, tiny_task(), on=OnRay(embedded))
     assert result.weights_sha256 == undisturbed.weights_sha256
 
 

@@ -11,8 +11,7 @@ import pytest
 SCRIPT = """
 import sys
 sys.path.append("library")
-import beside, of_hers
-from esper import loop
+import beside, esper, of_hers
 from esper.testing import TinyHost, tiny_config, tiny_task
 
 class Host(TinyHost):
@@ -20,10 +19,9 @@ class Host(TinyHost):
         return beside.scaled(super().forward(x))
 
 if __name__ == "__main__":
-    import actors
     task = tiny_task(model=Host, epochs=of_hers.EPOCHS, metrics={"share": of_hers.share})
-    together = actors.launch(task, tiny_config(run__dir="together"))
-    alone = loop.run(task, tiny_config(run__dir="alone"))
+    together = esper.run(task, tiny_config(run__dir="together"), on=esper.OnRay())
+    alone = esper.run(task, tiny_config(run__dir="alone"))
     assert together.weights_sha256 == alone.weights_sha256
     assert together.test_metrics == alone.test_metrics != {}
 """

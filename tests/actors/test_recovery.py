@@ -24,8 +24,8 @@ from actors.remote import Process
 from actors.shell import ActorSpec
 from esper.archive.history import read_past
 from esper.archive.journal import Kind
-from esper.archive.result import Result, failure
 from esper.archive.run_directory import checkpoints_folder, faults_file
+from esper.archive.summary import failure
 from esper.errors import (
     ActorLost,
     EsperError,
@@ -38,6 +38,7 @@ from esper.errors import (
 )
 from esper.faults import Fault, Firings
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.ground.machine import is_alive
 from esper.leyline.state import RoundState

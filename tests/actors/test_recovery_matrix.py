@@ -25,9 +25,9 @@ from esper import faults
 from esper.archive.history import read_past
 from esper.archive.journal import Kind, read
 from esper.archive.recovery_record import Recovery
-from esper.archive.result import Result
 from esper.archive.run_directory import faults_file
 from esper.faults import Fault, Firing, Firings
+from esper.flow.result import Result
 from esper.ground.machine import is_alive
 from esper.testing import until
 

@@ -13,13 +13,13 @@ from actors.embedded_ray import EmbeddedRay
 from actors.room_handles import Handle
 from actors.task_transport import SentProspect
 from esper.archive.journal import FIRST_GENERATION, Journal, Kind
-from esper.archive.result import Result
 from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.errors import DependencyViolationError
 from esper.flow.checkpoints import Checkpoints
 from esper.flow.going_back import Tier
 from esper.flow.line import Line
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.runner import identify
 from esper.flow.stopping import Drain
 from esper.ground.clock import SystemClock

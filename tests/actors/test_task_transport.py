@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.launcher import launch
 from actors.task_transport import SentProspect, TaskSource
+from esper import OnRay, run
 from esper.errors import ConfigError, TaskError
 from esper.ground.workplace import from_here
 from esper.setup.survey import survey
@@ -72,7 +72,7 @@ def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(tmp_pa
     lock = threading.Lock()
     task = replace(tiny_task(), metrics={"held": lambda output, target: output if lock else target})
     with pytest.raises(TaskError, match=r"it cannot be sent to actors .*lock.*; give its reference"):
-        launch(task, tiny_config(run__dir=str(tmp_path / "run")))
+        run(task, tiny_config(run__dir=str(tmp_path / "run")), on=OnRay())
     assert os.listdir(tmp_path) == []
 
 

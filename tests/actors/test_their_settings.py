@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from actors.embedded_ray import EmbeddedRay
-from actors.launcher import launch
 from actors.task_transport import SentProspect
-from esper.flow.in_process import run
+from esper import InProcess, OnRay, run
 from esper.setup.survey import survey
 from esper.testing import tiny_config
 from esper.user_code.process_state import process_state
@@ -84,8 +83,8 @@ def test_an_actor_works_with_our_settings_after_it_has_loaded_the_task(file: Pat
 def test_actors_end_with_the_bits_of_one_process(file: Path, embedded: EmbeddedRay, tmp_path: Path) -> None:
     task, reference = load_task(f"{file}:task")
     results = [
-        start(task, tiny_config(run__dir=str(tmp_path / name), run__epochs=4), reference=reference)
-        for name, start in (("alone", run), ("actors", lambda *a, **k: launch(*a, **k, embedded=embedded)))
+        run(task, tiny_config(run__dir=str(tmp_path / name), run__epochs=4), on=on, reference=reference)
+        for name, on in (("alone", InProcess()), ("actors", OnRay(embedded)))
     ]
     assert results[0].weights_sha256 == results[1].weights_sha256
     assert results[0].twin_weights_sha256 == results[1].twin_weights_sha256

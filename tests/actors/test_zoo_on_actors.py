@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import actors
-import esper.flow.in_process
+import esper
 from actors.embedded_ray import EmbeddedRay
+from esper import OnRay
 from esper.user_code.task_reference import load_task
 
 ZOO = runpy.run_path(str(Path(__file__).parents[1] / "zoo" / "zoo.py"))
@@ -32,8 +32,8 @@ def test_a_task_of_the_zoo_ends_on_actors_with_the_bits_of_one_process(
 ) -> None:
     task, reference = load_task(ZOO["RUNNING"][name])
     patient = {"policy__deadline_s": 60.0, "ray__start_deadline_s": 200.0}  # that no load of a machine reaches
-    alone = esper.flow.in_process.run(task, ZOO["config"](tmp_path / "alone", **patient), reference=reference)
-    together = actors.launch(task, ZOO["config"](tmp_path / "run", **patient), reference=reference, embedded=embedded)
+    alone = esper.run(task, ZOO["config"](tmp_path / "alone", **patient), reference=reference)
+    together = esper.run(task, ZOO["config"](tmp_path / "run", **patient), on=OnRay(embedded), reference=reference)
     assert together.weights_sha256 == alone.weights_sha256
     assert together.twin_weights_sha256 == alone.twin_weights_sha256
     assert (together.test_loss, together.test_metrics) == (alone.test_loss, alone.test_metrics)

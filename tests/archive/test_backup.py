@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from esper import resume, run
 from esper.archive import backup
 from esper.archive.backup import take
 from esper.archive.history import Past, read_past
@@ -17,7 +18,6 @@ from esper.archive.run_directory import checkpoints_folder, journal_file
 from esper.cli.main import exit_code
 from esper.durable.files import Disk
 from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError, StoreCorrupt
-from esper.flow.in_process import resume, run
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
 from esper.leyline.state import RoundState

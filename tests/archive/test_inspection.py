@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from esper import InProcess, resume, run
 from esper.archive.identity import load_identity
 from esper.archive.inspection import inspect_run
 from esper.archive.journal import Journal, Kind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.cli.main import exit_code
 from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
-from esper.flow.in_process import resume, run
 from esper.leyline.signals import EmergencySignal, Level
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.testing import EPOCH, ScriptedPolicy, tiny_config, tiny_task
@@ -27,7 +27,7 @@ def stopped(tmp_path: Path) -> Path:
     """A run that failed at fence 1, as its files stand."""
     path = tmp_path / "run"
     with pytest.raises(PolicyFailed):
-        run(tiny_task(), tiny_config(run__dir=str(path)), policy=Failing(ValueError()))
+        run(tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=Failing(ValueError())))
     return path
 
 

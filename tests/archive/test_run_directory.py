@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from esper import resume
 from esper.archive.run_directory import RunDirectory
 from esper.durable.files import DirectoryLease, sync_file
 from esper.durable.log import FramedLog
 from esper.emergency.word import EmergencyWord
 from esper.errors import RunDirectoryError, StoreWriteFailed, causes
 from esper.faults import Fault, Firing, Firings
-from esper.flow.in_process import resume
 from esper.telemetry.file_exporter import open_for_append
 from esper.testing import EPOCH, tiny_task
 

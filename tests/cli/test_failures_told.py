@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from esper import errors
+from esper import InProcess, errors, run
 from esper.archive.journal import Kind, read
 from esper.archive.run_directory import journal_file, reports_folder, telemetry_folder
 from esper.cli.main import exit_code
 from esper.cli.terminal import Terminal
 from esper.errors import EsperError, PolicyFailed, StoreWriteFailed
-from esper.flow.in_process import run
 from esper.flow.next_steps import STEPS, next_step
 from esper.flow.tally import Tally
 from esper.ground.closing import Closing, at_the_end, noted_on
@@ -99,7 +98,7 @@ def test_a_policy_that_fails_where_no_severe_event_can_be_written_is_told_as_it_
         raise KeyError("its own")
 
     with pytest.raises(PolicyFailed) as caught:
-        run(tiny_task(), tiny_config(run__dir=str(run_dir)), policy=ScriptedPolicy(fail))
+        run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=ScriptedPolicy(fail)))
     assert "a second failure, while saying policy_failed: StoreWriteFailed" in "".join(errors.all_notes(caught.value))
     assert read(journal_file(run_dir, 1))[0][-1].kind is Kind.RUN_FAILED
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from esper.archive.result import Result
+from esper.flow.result import Result
 
 HEAVY = ("torch", "ray", "scipy", "numpy")
 LOOKING = """

@@ -14,6 +14,7 @@ from typing import NoReturn
 import pytest
 import typer
 
+from esper import InProcess
 from esper.archive.journal import FIRST_GENERATION, read
 from esper.archive.run_directory import journal_file
 from esper.cli import run_command
@@ -388,22 +389,28 @@ def test_inspect_says_running_while_a_run_goes_on(
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
-def test_what_stops_a_run_has_its_own_exit_code(error: BaseException, code: int) -> None:
-    def launch(*_: object, **__: object) -> NoReturn:
+def test_what_stops_a_run_has_its_own_exit_code(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> NoReturn:
         raise error
 
+    monkeypatch.setattr(run_command, "run", run)
     with pytest.raises(typer.Exit) as left:
-        run_command.execute(launch, tiny_task(), tiny_config(), Reference(), as_json=False)
+        run_command.execute(InProcess(), tiny_task(), tiny_config(), Reference(), as_json=False)
     assert left.value.exit_code == code
 
 
-def test_a_start_that_a_signal_ends_names_the_signal(capsys: pytest.CaptureFixture[str]) -> None:
-    def launch(*_: object, drain: Drain, **__: object) -> NoReturn:
+def test_a_start_that_a_signal_ends_names_the_signal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, drain: Drain, **__: object) -> NoReturn:
         with drain.starting():
             signal.raise_signal(signal.SIGTERM)
         raise AssertionError("the signal ends the start")
 
+    monkeypatch.setattr(run_command, "run", run)
     with pytest.raises(typer.Exit) as left:
-        run_command.execute(launch, tiny_task(), tiny_config(), Reference(), as_json=False)
+        run_command.execute(InProcess(), tiny_task(), tiny_config(), Reference(), as_json=False)
     assert left.value.exit_code == 143
     assert "cause: Signalled: SIGTERM\n" in capsys.readouterr().err

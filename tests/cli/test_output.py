@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import typer
 
-from esper.archive.result import Result
 from esper.cli.commands import only_prints
 from esper.cli.console import PlainConsole, can_redraw
 from esper.cli.lazy_group import Unloaded
 from esper.cli.main import app, exit_code
 from esper.cli.output import guarded, printable
+from esper.flow.result import Result
 
 NASTY = ["lr=[/0.1]", "[exp1]", "[red]x[/red]", ":smile: \\[a]", "größe→", "\x1b[31ma"]
 RUN = ["run", "own.py:task", "--in-process", "--no-growth"]

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from esper import InProcess, run
 from esper.archive.recovery_record import Lost, Stopwatch
-from esper.archive.result import Result
 from esper.cli.terminal import COLOURS, Terminal, heading, results, standing
 from esper.errors import PolicyFailed, TrainerRankLost
-from esper.flow.in_process import run
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, Gate, GateReport, Transition
 from esper.leyline.stages import IN_HOST, Stage
@@ -125,7 +125,7 @@ def test_the_live_view_is_closed_after_a_failure(tmp_path: Path) -> None:
         run(
             tiny_task(),
             tiny_config(run__dir=str(tmp_path / "run")),
-            policy=ScriptedPolicy(ValueError()),
+            on=InProcess(policy=ScriptedPolicy(ValueError())),
             progress=terminal,
         )
     terminal.close()

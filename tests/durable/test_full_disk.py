@@ -12,7 +12,7 @@ import pytest
 from filling import NO_MOUNT
 from full_disk import ON_ACTORS, SIZES, STORES
 
-from esper.archive.result import Result
+from esper.flow.result import Result
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import esper
+from esper import resume, run
 from esper.archive.history import Past, read_past
 from esper.archive.journal import Kind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
@@ -27,7 +28,6 @@ from esper.config.joined import load_config
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.export import loading
 from esper.export.network_file import network_file
-from esper.flow.in_process import resume, run
 from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
 from esper.ground.tensors import state_digest
@@ -296,7 +296,7 @@ def test_a_task_that_cannot_be_found_or_has_changed_is_refused(
     assert isinstance(esper.load(drained_twice, task=tiny_task()), TinyHost)
     with pytest.raises(TaskError, match=r"give an esper\.Task"):
         esper.load(drained_twice, task=tiny_task)
-    monkeypatch.setattr("esper.flow.resuming.file_digest", lambda _: "another")
+    monkeypatch.setattr("esper.archive.resuming.file_digest", lambda _: "another")
     with pytest.raises(TaskError, match=r"its file has changed since the run began"):
         esper.load(grown_host("rows").ended)
 

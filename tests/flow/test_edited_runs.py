@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from esper import resume
 from esper.archive.history import look_at, read_past
 from esper.archive.journal import Kind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
@@ -20,7 +21,6 @@ from esper.config.joined import load_config, parse_override
 from esper.durable.log import Frame, FramedLog, image, scan
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, EsperError, RestoreImpossible, StoreCorrupt
-from esper.flow.in_process import resume
 from esper.testing import tiny_task
 
 Content = dict[str, Any]

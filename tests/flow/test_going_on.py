@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from esper import InProcess, run
 from esper.archive.history import read_past
 from esper.archive.journal import Kind, read
-from esper.archive.result import Result
 from esper.archive.run_directory import LEASE, checkpoints_folder, journal_file, journals, run_file, telemetry_folder
 from esper.cli.main import exit_code
 from esper.durable.log import scan
 from esper.errors import FaultInjected
 from esper.faults import Fault, FaultSpec
-from esper.flow.in_process import run
+from esper.flow.result import Result
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
 from esper.testing import TinyHost, tiny_config
@@ -205,7 +205,7 @@ def test_a_run_that_another_policy_decided_is_not_proved_to_be_another(tmp_path:
     (tmp_path / "mine.py").write_text(TASK)
     path = tmp_path / "run"
     task, reference = load_task(f"{tmp_path}/mine.py:task")
-    run(task, tiny_config(run__dir=str(path)), reference=reference, policy=Other(2, 0))
+    run(task, tiny_config(run__dir=str(path)), reference=reference, on=InProcess(policy=Other(2, 0)))
     code, _, err = esper("prove", path)
     assert (code, "another policy decided it" in err) == (2, True)
 

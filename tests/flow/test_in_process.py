@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from esper import InProcess, run
 from esper.archive.journal import FIRST_GENERATION, Entry, Kind, read
-from esper.archive.result import Result
 from esper.archive.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.config.joined import load_config
 from esper.errors import PolicyFailed, TaskError
-from esper.flow.in_process import run
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.registry.lifecycle import EDGES
@@ -356,7 +356,7 @@ def failed(
     path: Path, error: type[BaseException], *, task: Task | None = None, policy: Policy | None = None
 ) -> tuple[Left, BaseException]:
     with pytest.raises(error) as caught:
-        run(task or tiny_task(), tiny_config(run__dir=str(path)), policy=policy)
+        run(task or tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=policy))
     return Left(path), caught.value
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from esper import resume, run
 from esper.errors import Drained, EmergencyStop, StateNotKept, TaskError
-from esper.flow.in_process import resume, run
 from esper.ground.heartbeat import beats
 from esper.setup.survey import survey
 from esper.task import Task

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from esper import resume, run
 from esper.archive.history import Past, read_past
 from esper.archive.journal import Journal, Kind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
@@ -24,7 +25,6 @@ from esper.errors import (
 )
 from esper.faults import Fault, FaultSpec
 from esper.flow import replay
-from esper.flow.in_process import resume, run
 from esper.flow.progress import Quiet
 from esper.flow.replay import Divergence, Proof, compare, prove
 from esper.flow.tally import Tally

@@ -13,7 +13,6 @@ import pytest
 from esper.archive.history import read_past
 from esper.archive.journal import FIRST_GENERATION, Journal, Kind, read
 from esper.archive.recovery_record import Lost
-from esper.archive.result import Result
 from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.config.joined import RunConfig
 from esper.errors import (
@@ -29,6 +28,7 @@ from esper.flow.crew import NoInbox, OneProcess, Rooms
 from esper.flow.going_back import Tier
 from esper.flow.line import Line
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.runner import identify
 from esper.flow.stopping import Drain
 from esper.ground.clock import SystemClock

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from esper import resume, run
 from esper.archive.history import Past, read_past
 from esper.archive.journal import Journal
 from esper.archive.run_directory import checkpoints_folder
@@ -20,7 +21,6 @@ from esper.config.checkpoint_settings import CheckpointConfig
 from esper.durable.streams import write_stream
 from esper.errors import DependencyViolationError, Drained, StoreCorrupt
 from esper.flow.checkpoints import Checkpoints
-from esper.flow.in_process import resume, run
 from esper.flow.trial_restore import TrialRestore
 from esper.ground.tensors import state_crc32c
 from esper.leyline.checkpoint_record import CheckpointWritten

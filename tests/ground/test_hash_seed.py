@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from actors.embedded_ray import actor_environment
+from esper import resume, run
+from esper.archive import resuming
 from esper.archive.history import read_past
-from esper.archive.result import Result
 from esper.archive.run_directory import telemetry_folder
 from esper.errors import ConfigError, Drained, TaskError
-from esper.flow import resuming, runner
-from esper.flow.in_process import resume, run
+from esper.flow import runner
+from esper.flow.result import Result
 from esper.ground import hash_seed
 from esper.task import Task
 from esper.telemetry.events import LOG

@@ -105,7 +105,7 @@ def test_a_resume_that_ends_before_it_goes_on_names_its_run(
     (tmp_path / "run.json").touch()
     facts: dict[str, object] = {}
     monkeypatch.setattr(parent, "tell", facts.update)
-    monkeypatch.setattr(run_command, "resume_here", fails)
+    monkeypatch.setattr(run_command, "resume", fails)
     with pytest.raises(typer.Exit) as ended:
         run_command.execute_resume(tmp_path, {}, None, in_process=True, as_json=True)
     told = json.loads(capsys.readouterr().out)

@@ -12,11 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from esper import run
 from esper.archive.journal import Kind, read
 from esper.archive.run_directory import journal_file
 from esper.cli import plan_view
 from esper.cli.terminal import heading
-from esper.flow.in_process import run
 from esper.setup.forecast import (
     Measured,
     Work,

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from esper import resume, run
 from esper.archive.inspection import inspect_run
-from esper.archive.result import Result
 from esper.cli import inspect_view
 from esper.cli.terminal import results
 from esper.errors import Drained
-from esper.flow.in_process import resume, run
+from esper.flow.result import Result
 from esper.flow.tally import TallyState
 from esper.leyline.decisions import Hold, HoldReason
 from esper.leyline.reports import Check, Gate, GateReport

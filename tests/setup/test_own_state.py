@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from esper import resume, run
 from esper.archive.journal import Kind
-from esper.archive.result import Result
 from esper.archive.run_directory import journal_file
 from esper.durable.log import scan
 from esper.errors import Drained, TaskError
-from esper.flow.in_process import resume, run
+from esper.flow.result import Result
 from esper.setup.survey import survey
 from esper.task import Task
 from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task

@@ -12,8 +12,8 @@ import pytest
 import torch
 from scipy import stats
 
+from esper import run
 from esper.errors import ConfigError, TaskError
-from esper.flow.in_process import run
 from esper.setup.forecast import forecast
 from esper.setup.survey import Prospect, survey
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from esper import resume, run
 from esper.cli import plan_view
 from esper.errors import Drained, SeedBuildFailed, TaskError
-from esper.flow.in_process import resume, run
 from esper.kasmina.blueprints.catalogue import Registry, blueprint
 from esper.leyline.slots import Kind
 from esper.setup.assembly import RunKey, make_trainer

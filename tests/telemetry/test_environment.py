@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from opentelemetry.sdk import environment_variables
 
+from esper import run
 from esper.errors import ConfigError
-from esper.flow.in_process import run
 from esper.telemetry import Telemetry, span, use
 from esper.telemetry.environment import CHECKS, TelemetryEnvironment, read_environment
 from esper.testing import tiny_config, tiny_task

@@ -9,10 +9,10 @@ import pytest
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from esper import resume, run
 from esper.archive.history import read_past
 from esper.archive.run_directory import run_file
 from esper.errors import Drained, TaskError
-from esper.flow.in_process import resume, run
 from esper.flow.runner import same_loss
 from esper.ground.machine import cpu_type
 from esper.testing import StopAt, tiny_config, tiny_task

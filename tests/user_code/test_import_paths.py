@@ -167,10 +167,7 @@ def test_no_entry_point_of_the_working_directory_is_looked_up(write: Write) -> N
     for place in ("", ".", str(folder.parent)):
         sys.path.insert(0, place)
         assert plugins.entries("esper.commands") == []
-        assert [entry.value for entry in plugins.entries("esper.launchers")] == [
-            "actors.launcher:launch",
-            "actors.launcher:resume",
-        ]
+        assert [entry.value for entry in plugins.entries("esper.launchers")] == ["actors.launcher:RayLauncher"]
         del sys.path[0]
     sys.path.insert(0, str(folder.parent))
     (folder.parent / "elsewhere").mkdir()

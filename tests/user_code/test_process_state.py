@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from esper import run
 from esper.errors import ProcessStateChanged, TaskError
-from esper.flow.in_process import run
 from esper.setup.survey import survey
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 from esper.user_code.process_state import CONTRADICTED, SETTINGS, Setting, changes, process_state

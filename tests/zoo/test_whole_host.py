@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from actors.launcher import launch
+from esper import OnRay, resume, run
 from esper.archive.history import read_past
 from esper.archive.journal import Kind
-from esper.archive.result import Result
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import Drained
-from esper.flow.in_process import resume, run
+from esper.flow.result import Result
 from esper.leyline.slots import Kind as SlotKind
 from esper.setup.survey import survey
 from esper.testing import StopAt, tiny_config
@@ -77,7 +76,7 @@ def test_it_ends_the_same_on_actors_of_which_the_trainer_died(tmp_path: Path, al
     dies = {"point": "tolaria.step", "fault": "kill", "step": 107}
     settings = config(tmp_path / "run", growth__managers=2)
     told = RunConfig.model_validate({**settings.model_dump(), "faults": [dies]})
-    result = launch(task, told, reference=reference)
+    result = run(task, told, on=OnRay(), reference=reference)
     same(result.as_json(), alone)
     assert [recovery.actors for recovery in result.recoveries] == [("tolaria",)]
     assert Kind.RECOVERED in [entry.kind for entry in read_past(tmp_path / "run").entries]

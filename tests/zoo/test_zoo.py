@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from esper import resume, run
 from esper.errors import ConfigError, Drained
-from esper.flow.in_process import resume, run
 from esper.setup.survey import survey
 from esper.testing import StopAt, tiny_config
 from esper.user_code.task_reference import load_task

@@ -24,9 +24,9 @@ from typing import Any
 
 from filling import CLONE_NEWNS, MS_PRIVATE_REC, NO_MOUNT
 
+from esper import resume
 from esper.archive.run_directory import RunDirectory
 from esper.cli.main import main as esper
-from esper.flow.in_process import resume
 from esper.testing import tiny_config, tiny_task
 
 MS_REMOUNT, ROOM = 32, "64m"

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import esper
+from esper import run
 from esper.config.joined import load_config
 from esper.errors import ConfigError
-from esper.flow.in_process import run
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry, blueprint
 from esper.leyline.slots import Kind, SlotSpec
 from esper.setup.forecast import forecast

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from esper import run
 from esper.archive.journal import Entry, Kind, read
 from esper.archive.run_directory import journal_file
 from esper.errors import DivergenceUnrecoverable, SeedBuildFailed
-from esper.flow.in_process import run
 from esper.kasmina.blueprints import nc, ntc
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry, blueprint
 from esper.kasmina.blueprints.seed_modules import zeroed

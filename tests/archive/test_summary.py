@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from esper.archive.result import failure, fate
+from esper.archive.summary import failure, fate
 from esper.errors import PolicyFailed
 from esper.leyline.stages import Stage
 from esper.leyline.state import SeedState

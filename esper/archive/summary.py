@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 from esper.archive.recovery_record import Recovery
 from esper.archive.run_directory import summary_file
@@ -31,10 +30,13 @@ class SeedFate(Message):
     parameters: int
 
 
-class Result(BaseModel):
-    """What a run came to. Losses are means over the whole shard; times are in seconds."""
+class Summary(BaseModel):
+    """What a run came to, as `--json`, `summary.json` and the journal have it.
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+    Losses are means over the whole shard; times are in seconds.
+    """
+
+    model_config = ConfigDict(frozen=True)
 
     run_dir: str
     task: str
@@ -76,22 +78,14 @@ class Result(BaseModel):
     """From deaths of actors, in the process that brought it to its end."""
     fault_fired: bool | None = None
     """All faults that were armed have fired; None, and not in the JSON, where none were."""
-    network: nn.Module | None = None
-    """The grown network as `esper.load` gives it: an ordinary module in evaluation mode, its seeds a part of it.
-
-    Not in the JSON; None where a run that had ended before was resumed.
-    """
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, for the journal, `--json` and `summary.json`; a figure may be not finite."""
-        return self.model_dump(mode="json", exclude=self._untold())
+        return self.model_dump(mode="json", exclude={"fault_fired"} if self.fault_fired is None else None)
 
     def save(self, path: Path) -> None:
         """Write `summary.json`, atomically; see `esper.ground.strict_json` for figures that are not finite."""
         atomic_write(summary_file(path), strict_json(self.as_json(), indent=1).encode())
-
-    def _untold(self) -> set[str]:
-        return {"network"} if self.fault_fired is not None else {"network", "fault_fired"}
 
 
 def fate(seed: SeedState) -> SeedFate:

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from esper.archive.history import Past, read_past, settled_past
 from esper.archive.identity import Identity
 from esper.archive.journal import Entry, Kind
-from esper.archive.result import Result
 from esper.archive.run_directory import RunDirectory, run_file, summary_file
+from esper.archive.summary import Summary
 from esper.config.joined import RunConfig, flattened, load_config
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, TaskError
 from esper.ground.hash_seed import VARIABLE, hash_seed
@@ -70,7 +70,7 @@ class Resumable:
 @contextmanager
 def resumed(
     run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
-) -> Iterator[Resumable | Result]:
+) -> Iterator[Resumable | Summary]:
     """Claim a run's directory for as long as the context lasts and find out what it goes on from and with.
 
     Of a run that has reached its end, and shall not be longer, it is what it came to.
@@ -99,9 +99,9 @@ def resumed(
         yield Resumable(directory, past, found, reference, config)
 
 
-def _result(run_dir: Path, ended: Entry) -> Result:
+def _result(run_dir: Path, ended: Entry) -> Summary:
     """What a run came to; `summary.json` is written again if it is not there."""
-    result = _read(Result, ended, run_dir)
+    result = _read(Summary, ended, run_dir)
     if not summary_file(run_dir).exists():
         result.save(run_dir)
     return result

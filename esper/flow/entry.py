@@ -1,0 +1,159 @@
+"""`esper.run` and `esper.resume`: the way from a task and a config to a result, the same in every place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper import faults
+from esper.archive.resuming import resumed
+from esper.archive.summary import Summary
+from esper.config.joined import RunConfig
+from esper.errors import ConfigError
+from esper.flow.in_process import InProcessLauncher
+from esper.flow.launching import Launcher
+from esper.flow.places import InProcess, OnRay
+from esper.flow.progress import Progress, Quiet
+from esper.flow.result import Result
+from esper.flow.runner import Conductor
+from esper.flow.stopping import Drain
+from esper.ground.workplace import fixed, from_here
+from esper.setup.survey import Prospect, survey
+from esper.task import Task
+from esper.user_code.plugins import launcher
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import Reference
+
+HERE = InProcess()
+
+
+@from_here()
+def run(
+    task: Task,
+    config: RunConfig | None = None,
+    *,
+    on: InProcess | OnRay = HERE,
+    reference: Reference | None = None,
+    progress: Progress | None = None,
+    drain: Drain | None = None,
+) -> Result:
+    """Train a task's network and let it grow.
+
+    ```python
+    result = esper.run(task, esper.RunConfig(), on=esper.OnRay())
+    print(result.test_loss, result.network)
+    ```
+
+    Args:
+        config: Settings of the run; None: all defaults. Its `run.dir` is absent or empty; by default a new directory
+            under `runs/`.
+        on: The place of the run, `esper.InProcess()` or `esper.OnRay()`. Both give the same bits.
+        reference: The place of the task's code, for `run.json`; each actor loads the task from there. None:
+            `esper.resume` and `esper.load` need the task again, and on Ray it must be picklable by value.
+        progress: Follows the run, to show it to people; by default nothing is shown.
+        drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
+
+    Returns:
+        The result; on Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
+
+    Raises:
+        ConfigError: an input is wrong; nothing was written. TaskError, a kind of it: the task is what is wrong.
+        Drained: `drain` asked for the end.
+        EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+    """
+    if config is not None and not isinstance(config, RunConfig):
+        raise ConfigError("config", type(config).__name__, "give an esper.RunConfig")
+    used, reference = _launcher(on), reference or Reference()
+    job = _Job(task, config or RunConfig(), reference)
+    return _carry_out(job, used, progress, drain, lambda conductor, prospect: conductor.begin(prospect))
+
+
+@from_here()
+def resume(
+    run_dir: str | os.PathLike[str],
+    task: Task | None = None,
+    settings: Mapping[str, object] | None = None,
+    *,
+    on: InProcess | OnRay = HERE,
+    broken: Path | None = None,
+    progress: Progress | None = None,
+    drain: Drain | None = None,
+) -> Result:
+    """Go on with a run from its last fence, with the bits of a run that never stopped.
+
+    ```python
+    result = esper.resume("runs/my-run", settings={"run.epochs": 12})
+    ```
+
+    The place may be another than that of the processes before. A run that has ended is not run again, unless
+    `settings` makes it longer: its result is returned, and its network is loaded when it is asked for.
+
+    Args:
+        run_dir: A run directory, or a snapshot of one.
+        task: The task of the run. Needed only where `run.json` has no reference to it.
+        settings: New values of config keys, by dotted key, such as `run.epochs`; the keys that fix the bits of a run
+            are refused.
+        on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.
+        broken: A TOML file of `[[faults]]` to break the run with on purpose; None: no fault, whatever was set before.
+        progress: Follows the run, to show it to people; by default nothing is shown.
+        drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
+
+    Raises:
+        ConfigError: the run cannot be resumed with these arguments; nothing was changed.
+        Drained: `drain` asked for the end.
+        EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+    """
+    used, run_dir = _launcher(on), Path(run_dir)
+    with resumed(run_dir, task, settings or {}, broken) as found:
+        if isinstance(found, Summary):
+            return Result.of(found, fixed(run_dir), task=task)
+        job = _Job(found.task, found.config, found.reference)
+        directory, past = found.directory, found.past
+        return _carry_out(job, used, progress, drain, lambda one, prospect: one.go_on(prospect, directory, past))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be run."""
+
+    task: Task
+    config: RunConfig
+    reference: Reference
+
+
+def _carry_out(
+    job: _Job,
+    used: Launcher,
+    progress: Progress | None,
+    drain: Drain | None,
+    conduct: Callable[[Conductor, Prospect], Summary],
+) -> Result:
+    """Survey the task, have the run conducted to its end, and take its network out.
+
+    Raises:
+        ConfigError: an input is wrong; nothing was written.
+        CheckpointCorrupt: the checkpoint at the end of the run, which the network comes from, does not load.
+        Exception: as `conduct`.
+    """
+    drain = drain or Drain()
+    faults.check(job.config.faults, used.fault_points(job.config))
+    with process_state(job.config.run.threads):
+        with drain.starting():
+            prospect = survey(job.task, job.config)
+            bring_up = used.prepare(prospect, job.reference)
+        conductor = Conductor(used.conductor_name, bring_up, job.reference, progress or Quiet(), used.clock, drain)
+        summary = conduct(conductor, prospect)
+        place = fixed(Path(summary.run_dir))
+        return Result.of(summary, place, network=used.network(place, job.task, summary.rounds))
+
+
+def _launcher(on: InProcess | OnRay) -> Launcher:
+    """Raises: ConfigError: it is no place, or the package that it needs is not installed."""
+    if isinstance(on, InProcess):
+        return InProcessLauncher(on)
+    if isinstance(on, OnRay):
+        made: Launcher = launcher("ray")(on)
+        return made
+    raise ConfigError("on", on, "give esper.InProcess() or esper.OnRay()")

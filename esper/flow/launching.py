@@ -1,0 +1,53 @@
+"""The port that brings a run up: `esper.flow.in_process` does it in this process, `actors.launcher` on Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from torch import nn
+
+from esper.config.joined import RunConfig
+from esper.flow.crew import Rooms
+from esper.ground.clock import Clock
+from esper.setup.assembly import RunKey
+from esper.setup.survey import Prospect
+from esper.task import Task
+from esper.user_code.task_reference import Reference
+
+BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
+"""(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
+
+
+class Launcher(Protocol):
+    """Brings up one run in one kind of place. `esper.flow.entry` calls the methods in the order of this class."""
+
+    conductor_name: ClassVar[str]
+    """The name that fault points know the process of the conductor by."""
+    clock: Clock
+
+    def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
+        """The fault points that each process of a run with this config passes, by its name."""
+        ...
+
+    def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
+        """Make ready what brings the rooms up; nothing has been written yet.
+
+        Raises:
+            TaskError: the task cannot be sent to where they are.
+        """
+        ...
+
+    def network(self, path: Path, task: Task, fence: int) -> nn.Module:
+        """The grown network of a run that has ended, in evaluation mode.
+
+        Args:
+            path: The run directory, absolute.
+            fence: The last one, where the run ended.
+
+        Raises:
+            CheckpointCorrupt: it is loaded from a checkpoint, and that does not load.
+        """
+        ...

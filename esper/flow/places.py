@@ -1,0 +1,37 @@
+"""Where a run takes place: the values that `esper.run` and `esper.resume` take as `on`. They start nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from esper.ground.clock import Clock
+    from esper.leyline.ports import Policy
+
+
+@dataclass(frozen=True)
+class InProcess:
+    """The run takes place in the calling process, without Ray.
+
+    Args:
+        policy: Decides what grows, instead of the policy that the config names.
+        clock: Gives the times in the records of the run; by default the machine's own. It changes no weights.
+    """
+
+    policy: Policy | None = None
+    clock: Clock | None = None
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """The run takes place in actors on this machine, with the bits of a run in one process.
+
+    It needs the package `actors`, which is installed with esper. `[ray]` in the config has its deadlines.
+
+    Args:
+        embedded: An `actors.embedded_ray.EmbeddedRay` that is already up, and stays up after the run. By default the
+            run starts a Ray of its own and ends it.
+    """
+
+    embedded: object | None = None

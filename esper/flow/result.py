@@ -1,0 +1,48 @@
+"""What `esper.run` and `esper.resume` return: the summary of a run that reached its end, and its network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import PrivateAttr
+from torch import nn
+
+from esper.archive.summary import Summary
+from esper.export.loading import load
+from esper.task import Task
+
+
+class Result(Summary):
+    """What a run came to, with its grown network. Losses are means over the whole shard; times are in seconds."""
+
+    _place: Path = PrivateAttr()
+    _task: Task | None = PrivateAttr(None)
+    _network: nn.Module | None = PrivateAttr(None)
+
+    @classmethod
+    def of(cls, summary: Summary, place: Path, *, network: nn.Module | None = None, task: Task | None = None) -> Self:
+        """The result of a run.
+
+        Args:
+            place: The run directory, absolute.
+            network: The grown network; None: it is loaded from `place` when it is first asked for.
+            task: The task of the run, for that load; None: it is found by its reference in `run.json`.
+        """
+        result = cls(**dict(summary))
+        result._place, result._task, result._network = place, task, network
+        return result
+
+    @property
+    def network(self) -> nn.Module:
+        """The grown network as `esper.load` gives it: an ordinary module in evaluation mode, its seeds a part of it.
+
+        It is never None. `esper.resume` of a run that had already ended loads it here, on first use.
+
+        Raises:
+            Exception: as `esper.load`, if it is loaded here: a TaskError where the task is neither given to
+                `esper.resume` nor found by its reference.
+        """
+        if self._network is None:
+            self._network = load(self._place, task=self._task, fence=self.rounds)
+        return self._network
