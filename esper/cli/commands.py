@@ -70,13 +70,12 @@ COMMANDS: dict[str, CommandSpec] = {
 
 def only_prints(words: list[str]) -> bool:
     """True for a command whose output is all that it makes, and for options without a command (`--version`)."""
-    return _is_no_command(words) or (words[0] in COMMANDS and COMMANDS[words[0]].only_prints)
+    if not words or words[0].startswith("-"):
+        return True
+    return words[0] in COMMANDS and COMMANDS[words[0]].only_prints
 
 
 def may_load_task(words: list[str]) -> bool:
     """False where no code of a user runs. True for the command of a package: what it does is not known."""
-    return not _is_no_command(words) and (words[0] not in COMMANDS or COMMANDS[words[0]].loads_task)
-
-
-def _is_no_command(words: list[str]) -> bool:
-    return not words or words[0].startswith("-")
+    name = next((word for word in words if not word.startswith("-")), None)  # `esper -- run` runs, too
+    return name is not None and (name not in COMMANDS or COMMANDS[name].loads_task)

@@ -22,6 +22,7 @@ def test_every_command_that_runs_code_of_a_user_or_may_do_so_has_a_fixed_hash_se
     loading = {name for name in COMMANDS if may_load_task([name])}
     assert loading == {"run", "resume", "plan", "prove", "export"}
     assert may_load_task(["command-of-a-package"])
+    assert may_load_task(["--", "run"])
 
 
 def add_two(to: typer.Typer) -> None:
