@@ -1,6 +1,6 @@
-"""A copy of a run to keep: what it was told, its journals and its checkpoints, verified. The run itself is not touched.
+"""Backs up a run: copies its run.json, journals and checkpoints, and verifies the copy. The run is not changed.
 
-The copy is a run directory: it can be looked at, gone on with and proved like the run it was taken of.
+The copy is a run directory: it can be inspected, resumed and proved like the original.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def default_place(run_dir: Path) -> Path:
-    """Beside the run, named after it and its last checkpoint."""
+    """The default path of a copy: in the run's parent folder, named after the run and its last checkpoint."""
     return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
 
 
 def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
-    """Copy a run to a new directory and verify the copy; it may be going on meanwhile.
+    """Copy a run to a new directory and verify the copy. The run may go on during the copy.
 
     Returns:
         The checkpoints that were copied, oldest first. They and the name of the directory are durable.
@@ -66,7 +66,7 @@ def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
 
 
 def _make_parent(folder: Path) -> None:
-    """Raises: OSError: nothing can be put there."""
+    """Raises: OSError: nothing can be written there."""
     make(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -81,9 +81,9 @@ def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
 
 
 def _copy(run_dir: Path, draft: Path) -> None:
-    """Copy what the run says and then the checkpoints that should be there by it.
+    """Copy the journals first, then the checkpoints that they list.
 
-    If one is not, retention has dropped it, since the run has gone on meanwhile: copy what it says now.
+    A listed checkpoint that is missing was dropped by retention while the run went on: copy the journals again.
     """
     newest = None
     while True:
@@ -98,7 +98,7 @@ def _copy(run_dir: Path, draft: Path) -> None:
 
 
 def _copy_words(run_dir: Path, draft: Path) -> None:
-    """Copy all but the checkpoints. The summary comes after the journals: one that says the run ended has one."""
+    """Copy everything but the checkpoints. The summary is copied last: a journal that ends with RUN_ENDED needs it."""
     _copy_file(run_file(run_dir), run_file(draft))
     for file in journals(run_dir).values():
         _copy_file(file, draft / file.name)
@@ -111,7 +111,7 @@ def _copy_words(run_dir: Path, draft: Path) -> None:
 
 
 def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:
-    """Copy a checkpoint, unless it is gone."""
+    """Copy a checkpoint. Returns without a copy if retention has dropped it."""
     try:
         _copy_file(checkpoints_folder(run_dir) / written.file, checkpoints_folder(draft) / written.file)
     except FileNotFoundError:

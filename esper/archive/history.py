@@ -1,10 +1,10 @@
-"""What a run's journals say together: one generation after the other, without what a later one took back.
+"""The valid history of a run: the records of all its journals, without those that a later generation took back.
 
-Whoever goes on with a run writes a journal of its own, and in its first record says from which fence it goes on and how
-long the older journals were then: what a writer that should be dead adds to them later counts for nothing.
+Each generation of a run has a journal of its own. Its first record names the fence from which the run continued and
+the length of each older journal at that moment. Records that an older writer appends later do not count.
 
-`read_past` is for whoever goes on: it refuses where it is open what counts. `look_at` is for showing: what can still be
-read of a damaged run, and all that cannot.
+`read_past` is for resuming: it raises if the valid history is ambiguous. `look_at` is for showing: it returns what can
+be read of a damaged run, and each place that cannot.
 """
 
 from __future__ import annotations
@@ -40,15 +40,16 @@ from esper.leyline.signals import Level
 
 @dataclass(frozen=True)
 class Damage:
-    """Something of a run directory that cannot be read."""
+    """A part of a run directory that cannot be read."""
 
     file: str
-    """Its name there."""
+    """Name of the file in the run directory."""
     offset: int | None
-    """Where the unreadable stretch begins, in bytes. None: the whole file, and it is open what of the run counts."""
+    """Offset of the unreadable part, in bytes. None: the whole file, so that the valid history is ambiguous."""
     reason: str
     torn: bool = False
-    """It is the end of a journal: an append that was cut short, or goes on right now, and was not acknowledged."""
+    """True for an incomplete record at the end of a journal: an append that was interrupted or is in progress. No
+    writer was told that it is durable."""
 
     def __str__(self) -> str:
         place = f", byte {self.offset}" if self.offset is not None else ""
@@ -57,53 +58,53 @@ class Damage:
 
 @dataclass(frozen=True)
 class Remains:
-    """As much of a run up to now as can be read. To be shown; nothing may be decided by it."""
+    """The readable history of a run. For display only: no decision may depend on it."""
 
     identity: Identity | None
-    """By the journals, if not by `run.json`."""
+    """From `run.json`; from the journals if that cannot be read."""
     generation: int
-    """The newest; 0: the run was begun, and died before it had a journal."""
+    """Number of the newest generation. 0: the run died before its first journal was made."""
     entries: tuple[Entry, ...]
-    """What counts, in order."""
+    """The valid records, in order."""
     commits: tuple[CheckpointWritten, ...]
-    """Checkpoints that were committed and are there, or should be, oldest first."""
+    """Committed checkpoints that retention has kept, oldest first. A file may be missing."""
     damages: tuple[Damage, ...]
-    """Every place in a journal that could not be read."""
+    """Every unreadable place in a journal."""
     resumes: int
-    """How often it was gone on with."""
+    """How often the run was resumed."""
     rollbacks: int
     restarts: int
-    """Of actors."""
+    """How often actors were restarted."""
     newest_lost: bool
-    """Nothing can be read of the newest journal: how far the run came, and whether it ended, is not known."""
+    """True if no record of the newest journal can be read: its progress and its end are unknown."""
 
     @property
     def damaged(self) -> bool:
-        """More is lost than the end of an append that nobody acknowledged."""
+        """Whether more is lost than an incomplete last record."""
         return any(not damage.torn for damage in self.damages)
 
 
 @dataclass(frozen=True)
 class Past(Remains):
-    """A run up to now, of which it is clear what counts."""
+    """The history of a run whose valid records are certain."""
 
     identity: Identity
 
 
 def check_sound(path: Path, past: Remains) -> None:
-    """Raises: StoreCorrupt: more of a journal is damaged than the end of an append that nobody acknowledged."""
+    """Raises: StoreCorrupt: a journal is damaged beyond an incomplete last record."""
     for damage in past.damages:
         if not damage.torn:
             raise StoreCorrupt(str(path / damage.file), f"byte {damage.offset}: {damage.reason}")
 
 
 def read_past(path: Path) -> Past:
-    """Read a run's journals, without a lock; it may be going on.
+    """Read a run's journals, without a lock. The run may be going on.
 
     Raises:
         RunDirectoryError: no run is here, or something else has the name of a file or folder of it.
-        StoreCorrupt: `run.json` or a journal is none of ours or missing, it is open what of a journal counts, or
-            `summary.json` is no summary.
+        StoreCorrupt: `run.json` or a journal is missing or was not written by esper, the valid length of a journal is
+            ambiguous, or `summary.json` is not a summary.
     """
     refuse_misplaced(path)
     load_identity(path)
@@ -115,10 +116,11 @@ def read_past(path: Path) -> Past:
 
 
 def settled_past(path: Path) -> Past:
-    """`read_past` for whoever goes on from it: what it says is durable then, even if its writer was killed.
+    """Like `read_past`, and sync the journals first, so that all that is returned is durable even if its writer was
+    killed.
 
     Raises:
-        StoreWriteFailed: a power failure may take some of it back.
+        StoreWriteFailed: the sync failed; a power failure may lose records.
         RunDirectoryError, StoreCorrupt: as by `read_past`.
     """
     for file in journals(path).values():
@@ -128,10 +130,10 @@ def settled_past(path: Path) -> Past:
 
 
 def look_at(path: Path) -> Remains:
-    """Read what can be read of a run, without a lock; it may be going on, or damaged in any way.
+    """Read what can be read of a run, without a lock. The run may be going on, or be damaged in any way.
 
     Raises:
-        RunDirectoryError: nothing of a run is here, or the system does not let it be read.
+        RunDirectoryError: the directory holds no file of a run, or the system refuses to read it.
     """
     with refusing("RUN", path):
         return _look_at(path)
@@ -140,7 +142,7 @@ def look_at(path: Path) -> Remains:
 def _look_at(path: Path) -> Remains:
     if not path.is_dir() or not (run_file(path).exists() or checkpoints_folder(path).is_dir() or journals(path)):
         raise RunDirectoryError("RUN", str(path), "no run is here (no run.json, no journal, no checkpoints)")
-    identity, damages = _identity(path)  # before the journals: theirs can only be newer
+    identity, damages = _identity(path)  # read before the journals, whose content can only be newer
     files = journals(path)
     newest = _newest(path, files, identity)
     damages += _missing(path, files, newest)
@@ -156,7 +158,7 @@ def _look_at(path: Path) -> Remains:
     damages = [_not_torn(damage, valid) for damage in damages]
     damages += _cut_off({number: files[number] for number in said}, valid)
     entries, undecided = _joined(path, said, valid, {damage.file for damage in damages if not damage.torn})
-    did = [{entry.kind for entry in its_entries} for its_entries in said.values()]  # what was taken back included
+    did = [{entry.kind for entry in its_entries} for its_entries in said.values()]  # also those taken back
     commits, newest_lost = committed(entries), newest > 0 and newest not in said
     in_doubt = any(not damage.torn for damage in (*damages, *undecided))
     due = commits[-1:] if in_doubt else _due(said, valid)
@@ -180,24 +182,24 @@ def _names(folder: Path) -> set[str]:
 
 
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
-    """Every checkpoint that was ever committed, oldest first; also those that are dropped by now."""
+    """Every checkpoint that was ever committed, oldest first, dropped ones included."""
     return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
 
 
 def _restarts(entry: Entry) -> int:
-    """How many actors a record says were started again after a death."""
+    """How many restarts of actors a record counts."""
     if entry.kind is Kind.ACTOR_RESTARTED:
         return len(entry.body["actors"])
     return int(entry.kind is Kind.DIED_STARTING)
 
 
 def lasting_level(entries: Iterable[Entry]) -> Level | None:
-    """The emergency level that still holds. A HALT has done its work: who goes on after it means to."""
+    """The emergency level that still applies. A HALT does not outlive the run that it ended: a resume is deliberate."""
     return level(e for e in entries if e.kind is not Kind.SIGNAL or e.body["level"] < Level.HALT)
 
 
 def level(entries: Iterable[Entry]) -> Level | None:
-    """The highest emergency level that was heard; None: no signal was."""
+    """The highest emergency level in the journal. None: there was no signal."""
     return max((Level(entry.body["level"]) for entry in entries if entry.kind is Kind.SIGNAL), default=None)
 
 
@@ -217,7 +219,7 @@ def _identity(path: Path) -> tuple[Identity | None, list[Damage]]:
 
 
 def _no_summary(path: Path) -> list[Damage]:
-    """Damage where `summary.json` is there and is no summary. Nothing that counts is read from it."""
+    """Damage if `summary.json` exists and is not a summary. No part of the valid history depends on that file."""
     file = summary_file(path)
     if not file.exists():
         return []
@@ -225,7 +227,7 @@ def _no_summary(path: Path) -> list[Damage]:
         content = json.loads(read_small(file))
     except OSError as error:
         return [Damage(file.name, None, f"cannot be read: {error.strerror}")]
-    except (ValueError, RecursionError, StoreCorrupt):  # no JSON, nested deeper than anything of ours, or too large
+    except (ValueError, RecursionError, StoreCorrupt):  # not JSON, nested too deeply, or too large
         content = None
     if isinstance(content, dict) and "weights_sha256" in content:
         return []
@@ -234,7 +236,7 @@ def _no_summary(path: Path) -> list[Damage]:
 
 
 def _newest(path: Path, there: Collection[int], identity: Identity | None) -> int:
-    """The newest journal that there should be; 0 if the run left nothing that comes after the making of its first."""
+    """Number of the newest journal that must exist. 0 if no file exists that is made after the first journal."""
     newest = max([*there, identity.generation if identity is not None else FIRST_GENERATION])
     later = (checkpoints_folder(path), reports_folder(path), summary_file(path))
     died_early = newest == FIRST_GENERATION and not there and not any(file.exists() for file in later)
@@ -242,7 +244,7 @@ def _newest(path: Path, there: Collection[int], identity: Identity | None) -> in
 
 
 def _missing(path: Path, there: Iterable[int], newest: int) -> list[Damage]:
-    """Each gap in the row of journals, by its first."""
+    """The first number of each gap in the numbers of the journals."""
     damages, expected = [], FIRST_GENERATION
     for generation in (*there, newest + 1):
         if generation > expected:
@@ -263,7 +265,7 @@ def _read(file: Path) -> tuple[list[Entry], list[Damage]]:
 
 
 def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:
-    """Journals that are shorter than they were when a later one took over."""
+    """Journals that are shorter than a later generation recorded."""
     sizes = {number: file.stat().st_size for number, file in files.items() if number in valid}
     return [
         Damage(files[number].name, size, f"ends here; {valid[number] - size} more bytes were there")
@@ -273,13 +275,14 @@ def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage
 
 
 def _not_torn(damage: Damage, valid: Mapping[int, int]) -> Damage:
-    """Whoever took over said how far the journal could be read then: what lies before that was whole once."""
+    """Damage before the length that the next generation recorded: up to there the journal was readable once."""
     lasts = damage.torn and damage.offset is not None and damage.offset < valid.get(generation_of(Path(damage.file)), 0)
     return replace(damage, torn=False) if lasts else damage
 
 
 def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[CheckpointWritten]:
-    """Checkpoints that retention has left: fence 0 and the newest of those that counted when it dropped others."""
+    """Checkpoints that retention keeps: that of fence 0, and the newest of those that were valid when it last dropped
+    some."""
     due: list[CheckpointWritten] = []
     keep = 1
     for generation, its_entries in said.items():
@@ -298,7 +301,7 @@ def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[
 
 
 def _told(entries: Sequence[Entry]) -> Identity | None:
-    """What `run.json` said: each process that ran the run journaled it."""
+    """The content of `run.json` from the journals: each process that ran the run wrote it there."""
     bodies = [entry.body for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
     try:
         return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None
@@ -310,7 +313,7 @@ def _told(entries: Sequence[Entry]) -> Identity | None:
 
 
 def _valid(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
-    """The length up to which an older journal counts, in bytes: the first to take over says so."""
+    """The valid length of an older journal in bytes, as the first later generation recorded it."""
     valid: dict[int, int] = {}
     for entry in (entry for its_entries in said.values() for entry in its_entries):
         if entry.kind is Kind.SUPERSEDED:
@@ -322,7 +325,7 @@ def _valid(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
 def _joined(
     path: Path, said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int], damaged: Collection[str]
 ) -> tuple[list[Entry], list[Damage]]:
-    """What counts of all journals together; and the journals of which it is open what they took over."""
+    """The valid records of all journals; and the journals whose first record cannot be read."""
     entries: list[Entry] = []
     undecided: list[Damage] = []
     for generation, its_entries in said.items():
@@ -340,7 +343,7 @@ def _joined(
 
 
 def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
-    """What counts of the past when a run goes on from a fence; and why that is open, if it is."""
+    """The valid records when a run continues from a fence; and, if they are ambiguous, the reason."""
     if fence is None:
         return [entry for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.SIGNAL)], ""
     end, lost = _end_of(entries, fence), ""
@@ -351,7 +354,8 @@ def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
 
 
 def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
-    """Where what belongs to a fence ends: behind the BEGIN of its checkpoint, or the COMMIT if that is damaged."""
+    """Index of the first record after a fence: after the BEGIN of its checkpoint, or after the COMMIT if BEGIN is
+    damaged."""
     for kind in (Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED):
         places = [place for place, e in enumerate(entries) if e.kind is kind and e.body["fence"] == fence]
         if places:
@@ -360,9 +364,9 @@ def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
 
 
 def _stays(entry: Entry, fence: int) -> bool:
-    """A record counts although the run went back to a fence before it.
+    """Whether a record stays valid although the run went back to an earlier fence.
 
-    A COMMIT may come late. A signal came from outside: what was heard is not unheard.
+    A COMMIT may be written late. A signal came from outside the run, so going back does not undo it.
     """
     committed_late = entry.kind is Kind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
     return committed_late or entry.kind is Kind.SIGNAL

@@ -22,24 +22,24 @@ from esper.leyline.slots import SlotSpec
 
 
 class Identity(Message):
-    """`run.json`: all that makes a run this run."""
+    """The content of `run.json`."""
 
     run_id: str
     generation: Annotated[int, Field(ge=1)]
     task: str
     task_file_sha256: str | None
-    """Digest of the file that defines the task; None where the task came from no file."""
+    """SHA-256 of the file that defines the task. None if the task did not come from a file."""
     started_at: datetime
     config: RunConfig
     total_steps: Annotated[int, Field(ge=1)]
     fence_steps: Annotated[tuple[int, ...], Field(min_length=2)]
-    """Optimizer steps at which the fences lie: from 0 up to the end, each later than the one before."""
+    """Optimizer step of each fence, rising, from 0 to the last step."""
     slots: tuple[SlotSpec, ...]
     versions: dict[str, str]
     cpu: str
-    """Of the machine that the generation runs on."""
+    """CPU type of the machine of this generation; another type may change the bits of a run."""
     host_crc32c: int
-    """Of the host's tensors before its first step."""
+    """CRC32C of the host's tensors before the first step."""
     host_modules_sha256: str | None = None
     """Digest of the host's modules, their classes and settings. None in older runs."""
     samples_crc32c: int
@@ -52,15 +52,15 @@ class Identity(Message):
     first_loss: float | None = None
     """Loss of the first training step. None in older runs."""
     rehearsed_crc32c: int | None = None
-    """Of the weights after the survey's first steps. None where they diverged, and in older runs."""
+    """CRC32C of the weights after the survey's steps. None if they diverged, and in older runs."""
     hash_seed: int | None = None
-    """`PYTHONHASHSEED` of the process that began the run. None where it was random, and in older runs."""
+    """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None
-    """What `hash` gave there for one text: another value is another order of sets. None in older runs."""
+    """`hash` of a fixed text in that process: a different value means a different order of sets. None in older runs."""
 
     @model_validator(mode="after")
     def _fences_rise(self) -> Self:
-        """Raises: ValueError: the fences do not lead from step 0 to the last one."""
+        """Raises: ValueError: the steps of the fences do not rise from 0 to the last step."""
         steps = self.fence_steps
         if steps[0] != 0 or steps[-1] != self.total_steps or any(one >= next for one, next in pairwise(steps)):
             raise ValueError(f"fence_steps must rise from 0 to total_steps = {self.total_steps}")
@@ -72,11 +72,11 @@ class Identity(Message):
 
 
 def load_identity(path: Path) -> Identity:
-    """What `run.json` says.
+    """Load `run.json`.
 
     Raises:
-        RunDirectoryError: there is none, or it is another version's.
-        StoreCorrupt: it is not one of ours.
+        RunDirectoryError: there is no `run.json`, or another version of esper wrote it.
+        StoreCorrupt: esper did not write it, or it is damaged.
     """
     file = run_file(path)
     with refusing("RUN", path):
@@ -93,8 +93,8 @@ def load_identity(path: Path) -> Identity:
 
 
 def _refuse_other_version(path: Path) -> None:
-    """Raises: RunDirectoryError: what cannot be read was written by another version of esper."""
-    with suppress(ValueError, RecursionError):  # it is no JSON, or nested beyond reading
+    """Raises: RunDirectoryError: another version of esper wrote the unreadable `run.json`."""
+    with suppress(ValueError, RecursionError):  # not JSON, or nested too deeply
         told = json.loads(read_small(run_file(path)))
         made = told.get("versions", {}) if isinstance(told, dict) else {}
         name = VERSIONED[0]

@@ -1,4 +1,4 @@
-"""What a run directory says about its run, read without a lock, also while the run goes on. It imports no task."""
+"""The state of a run, read from its directory without a lock, also while the run goes on. It imports no task."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 
 AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
-"""What a run says of itself when it is done; None before."""
+"""Fields of the result; None until the run has ended."""
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
     """State, place and seeds of a run: what `esper inspect --json` prints.
 
-    Of a damaged run as much as can be read, None for what cannot, and each place in `damages`.
+    For a damaged run: the readable values, None for the others, and each unreadable place in `damages`.
 
     Raises:
-        RunDirectoryError: nothing of a run is here.
+        RunDirectoryError: the directory holds no file of a run.
     """
     found = look_at(path)
     identity, entries = found.identity, found.entries
@@ -56,32 +56,32 @@ def inspect_run(path: Path) -> dict[str, Any]:
 
 
 def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
-    """Checkpoints that should be there and are not, and were not dropped by retention meanwhile."""
+    """Checkpoints that the journals list and retention did not drop, whose files are missing."""
     gone = still_kept(path, {one.file for one in commits if not (checkpoints_folder(path) / one.file).exists()})
     return [one.file for one in commits if one.file in gone]
 
 
 def still_kept(path: Path, files: set[str]) -> set[str]:
-    """Those that a run which may have gone on since should still have."""
+    """Those of `checkpoints` that the journals still list now: the run may have gone on."""
     return files & {written.file for written in look_at(path).commits} if files else files
 
 
 STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
-"""What a run is that was asked to stop, by the error that it stopped with."""
+"""Error that ended a run on request -> the state that is shown."""
 
 
 def _state(path: Path, found: Remains) -> str:
-    """finished, failed, interrupted, drained, running, stopped, open, unknown.
+    """One of finished, failed, interrupted, drained, running, stopped, open, unknown.
 
-    Stopped: its process is gone. Open: that is on another machine. Unknown: it is gone, and so is the journal in which
-    it would have said how it ended.
+    Stopped: the process of the run is gone. Open: the process is on another machine, so that its state is not known.
+    Unknown: the process is gone, and so is the journal that would show the end of the run.
     """
     for entry in () if found.newest_lost else reversed(found.entries):
         if entry.kind is Kind.RUN_ENDED:
             return "finished"
         if entry.kind is Kind.RUN_FAILED:
             return STOPPED_BY.get(entry.body["error"], "failed")
-        if entry.kind is Kind.SUPERSEDED:  # how an older generation ended is past
+        if entry.kind is Kind.SUPERSEDED:  # the end of an older generation is not that of the run
             break
     gone = "unknown" if found.newest_lost else "stopped"
     lease = path / LEASE

@@ -1,6 +1,6 @@
-"""The run's journal: what was decided, judged, changed and measured, in order, durable before it is acted upon.
+"""The run's journal: every decision, judgement, change and measurement, in order, durable before the run acts on it.
 
-One writer, in one process. A record is a kind and a JSON object; `read` needs no lock and works while a run is going.
+One process writes it. A record is a kind and a JSON object. `read` needs no lock and works while the run goes on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from esper.ground.closing import Closing
 
 
 class Kind(IntEnum):
-    """What a record says. Numbers are never reused."""
+    """The kind of a record. Numbers are never reused."""
 
     RUN_STARTED = 1
     ROUND_ENDED = 2
@@ -51,12 +51,12 @@ class Kind(IntEnum):
 
 
 FIRST_GENERATION = 1
-"""A run begins with it; whoever restarts or restores a part of it raises it."""
+"""The generation of a new run. Each resume, restart or rollback adds 1."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One record of a journal; `offset` is where it begins in its file, `end` where the next one does, in bytes."""
+    """One record of a journal, from byte `offset` of its file up to byte `end`, where the next record begins."""
 
     kind: Kind
     body: dict[str, Any]
@@ -67,14 +67,15 @@ class Entry:
 class Journal(Closing):
     """The journal of a run, open for appending to the file of its newest generation. Several threads may write.
 
-    A thread of its own appends, one record after the other: Ctrl-C, which reaches the main thread wherever it is, then
-    interrupts the wait for a record and not the record.
+    A separate thread appends the records, one by one: Ctrl-C, which interrupts only the main thread, then interrupts
+    the
+    wait for a record and never the write.
     """
 
     def __init__(self, run_dir: Path, generation: int) -> None:
         self.generation, self._run_dir = generation, run_dir
         self._ends: dict[int, int] = {}
-        """Where the last good record of each older journal ends, in bytes."""
+        """End of the last readable record of each older journal, in bytes."""
         self._log = FramedLog.open(journal_file(run_dir, generation), epoch=generation)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
@@ -82,7 +83,7 @@ class Journal(Closing):
         """Make one record durable.
 
         Raises:
-            StoreWriteFailed: it is not.
+            StoreWriteFailed: the record is not durable.
         """
         self.write_many([(kind, message if message is not None else fields)])
 
@@ -90,23 +91,23 @@ class Journal(Closing):
         """Make several records durable with one sync.
 
         Raises:
-            StoreWriteFailed: they are not.
+            StoreWriteFailed: the records are not durable.
         """
         appended = [(int(kind), _payload(body)) for kind, body in records]
         self._writer.submit(self._append, appended).result()
 
     def succeed(self, from_fence: int | None) -> None:
-        """Go on in a new generation, in a file of its own; see `supersede`."""
+        """Continue in a new generation, in a new file; see `supersede`."""
         self._writer.submit(self._open_next, from_fence).result()
 
     def supersede(self, from_fence: int | None) -> None:
-        """Take the run over from older generations: what they did after a fence is taken back.
+        """Take the run over from older generations: their records after a fence no longer count.
 
         Args:
-            from_fence: The last fence that counts; None: nothing of them does.
+            from_fence: The last fence that counts. None: no record of older generations counts.
 
         Raises:
-            StoreWriteFailed: they still own it.
+            StoreWriteFailed: the older generation still owns the run.
         """
         self._writer.submit(self._supersede, from_fence).result()
 
@@ -122,7 +123,7 @@ class Journal(Closing):
         self._log.append_many(records)
 
     def _open_next(self, from_fence: int | None) -> None:
-        """In one piece: no record of another thread's comes before SUPERSEDED."""
+        """In one step: no other thread's record can come before SUPERSEDED."""
         self._log.close()
         self._ends[self.generation] = self._log.size_bytes
         self.generation += 1
@@ -130,16 +131,16 @@ class Journal(Closing):
         self._supersede(from_fence)
 
     def close(self) -> None:
-        """Release the file, when what is being written is."""
+        """Close the file once pending records are written."""
         self._writer.shutdown(wait=True)
         self._log.close()
 
 
 def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
-    """All records that can be read, in order, and every place that could not.
+    """All readable records, in order, and every unreadable place.
 
     Raises:
-        StoreCorrupt: this is no log, or that of another generation under this one's name.
+        StoreCorrupt: the file is not a log, or is the journal of another generation under this name.
     """
     found = scan(path)
     if found.epoch != generation_of(path):
@@ -152,7 +153,7 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
         except (
             ValueError,
             RecursionError,
-        ) as error:  # an unknown kind or no JSON: reported with its place, and the rest still read
+        ) as error:  # an unknown kind or not JSON: reported with its place; reading continues
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors
 

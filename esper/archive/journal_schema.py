@@ -1,6 +1,6 @@
-"""What a journal's records must say for a run to be read by them. A whole record is the message that was written.
+"""The fields that readers need of each kind of journal record.
 
-A record that does not say it is sound as a frame, and none of ours: it is told as damage, like one that cannot be read.
+A record without them has a valid checksum but was not written by this version: it is reported as damage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class _Said(BaseModel):
-    """Some fields of a record."""
+    """Part of the fields of a record."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
@@ -90,7 +90,7 @@ class _Ended(_Said):
     test_loss: float
     twin_test_loss: float | None
     why_none_stayed: str | None = None
-    """A version without it wrote nothing."""
+    """Older versions did not write this field."""
 
 
 SAID: Mapping[Kind, type[BaseModel]] = {
@@ -108,16 +108,16 @@ SAID: Mapping[Kind, type[BaseModel]] = {
     Kind.SUPERSEDED: _Superseded,
     Kind.ACTOR_RESTARTED: _Restarted,
 }
-"""By kind, what readers go by. Of the other kinds nothing but that they are objects."""
+"""Kind -> the fields that readers need. Records of other kinds must only be JSON objects."""
 
 
 def kept_newest(entry: Entry) -> int:
-    """How many checkpoints a run keeps, by the record of its beginning or of its going on."""
+    """How many checkpoints a run keeps, from the record of its start or resume."""
     return _Begun.model_validate(entry.body).config.checkpoint.keep
 
 
 def misfit(entry: Entry) -> str:
-    """Why a record is none of ours, in one line; empty: it is."""
+    """Why a record was not written by this version, in one line. Empty if it was."""
     try:
         SAID.get(entry.kind, _Said).model_validate(entry.body)
     except ValidationError as error:

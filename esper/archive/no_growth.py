@@ -1,4 +1,4 @@
-"""The reason for which a run ended without a seed in its network."""
+"""The reason why a run ended without a seed in its network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esper.setup.wording import number, percent
 
 
 def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
-    """Why a run ended without a seed in its network; None where one is there."""
+    """Why a run ended without a seed in its network. None if its network has one."""
     growth = prospect.config.growth
     if any(seed.stage in IN_HOST for seed in seeds):
         return None
@@ -27,7 +27,7 @@ def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate
 
 
 def _best(seeds: Sequence[SeedFate]) -> str:
-    """The seed with the largest z at G2, with its figures; empty where G2 judged none."""
+    """The seed with the largest z at G2 and its figures, in words. Empty if G2 judged none."""
     judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
     if not judged:
         return ""

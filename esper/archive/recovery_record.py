@@ -1,4 +1,4 @@
-"""How long a run needs to go on after a death, phase by phase. It measures; `esper.flow.going_back` recovers."""
+"""Durations of a recovery from a death, phase by phase. It measures; `esper.flow.going_back` recovers."""
 
 from __future__ import annotations
 
@@ -11,78 +11,81 @@ from esper.leyline.base import Message
 
 
 class Recovery(Message):
-    """One recovery; durations in seconds, one phase after the other.
+    """One recovery; durations in seconds, in the order of the phases.
 
-    Of one that another death broke off, the phases that did not end are None; the next one goes on in its place. Who is
-    replaced alone stops nobody and has nothing restored: what it did is done again, beside the training that goes on.
+    If another death interrupts a recovery, its unfinished phases are None and the next recovery takes over. An actor
+    that
+    is replaced alone interrupts no training and needs no restore: its work is repeated while the run goes on.
     """
 
     actors: tuple[str, ...]
-    """Who had died."""
+    """Names of the actors that had died."""
     error: str
     detail: str
     notes: tuple[str, ...]
-    """What they wrote last, and whatever else stands beside their errors."""
+    """Last output of the dead processes, and other notes on their errors."""
     fence: int | None
-    """That the run went back to; None: to before fence 0. If they were replaced alone, the last that was passed."""
+    """Fence that the run went back to. None: before fence 0. For actors replaced alone: the last fence that was
+    passed."""
     generation: int
-    """That it went on in."""
+    """Generation in which the run continued."""
     alone: bool
-    """They were replaced while all others went on, in the same generation."""
+    """True if the actors were replaced while all others went on, in the same generation."""
     from_memory: bool
-    """The host's state was in memory still; else it came from a checkpoint, or is as it was built."""
+    """True if the host's state was still in memory. Else it came from a checkpoint, or was built anew."""
     detect_s: float | None
-    """From the death, as Ray has written it down, until the run heard of it; None: Ray does not say."""
+    """From the death, by Ray's record, until the run noticed it. None: Ray has no record."""
     decide_s: float
-    """Until it was clear who had died and that a restart answers it."""
+    """Until all dead actors were known and a restart was allowed."""
     stop_s: float | None
-    """Until what those did, and what had to be read for their successors, was settled."""
+    """Until calls in flight had ended and the state for the new actors was read."""
     start_s: float | None
-    """Until all successors were up."""
+    """Until all new actors were up."""
     restore_s: float | None
-    """Until every room was at the fence again."""
+    """Until every part of the run was restored to the fence."""
     first_step_s: float | None
-    """Until the first good step after it; None: no step was left to be done."""
+    """Until the first good training step after it. None: no step was left."""
 
     @property
     def total_s(self) -> float:
-        """From the death, or from hearing of it, to the first good step; alone, until the successors were up."""
+        """From the death (from its notice if its time is unknown) to the first good step; for actors replaced alone,
+        until the new ones were up."""
         parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
         return sum(part for part in parts if part is not None)
 
 
 @dataclass(frozen=True)
 class Lost:
-    """The role of each who has died, by name, and when the first of them did, in Unix time, if that is known."""
+    """Role of each dead actor by name, and the Unix time of the first death, if known."""
 
     roles: Mapping[str, str]
     died_at: float | None
     notes: tuple[str, ...] = ()
-    """What they wrote last, and whatever else stands beside their errors."""
+    """Last output of the dead processes, and other notes on their errors."""
 
 
 @dataclass
 class Stopwatch:
-    """Laps of one recovery, from when the run heard of the death."""
+    """Stopwatch of one recovery, from the moment at which the run noticed the death."""
 
     error: EsperError
     heard_at: float = field(default_factory=time.time)
     _last_s: float = field(default_factory=time.monotonic)
     _laps: dict[str, float] = field(default_factory=dict)
     ended_at: float = 0.0
-    """Wall time of the last lap, to compare with what another process says."""
+    """Wall time of the last lap, for comparison with times of other processes."""
 
     def lap(self, phase: str) -> None:
-        """A phase has ended."""
+        """Record the end of a phase."""
         now = time.monotonic()
         self._laps[phase], self._last_s, self.ended_at = now - self._last_s, now, time.time()
 
     def alone(self, lost: Lost, fence: int, generation: int) -> Recovery:
-        """What was measured of those that were replaced alone."""
+        """The record for actors that were replaced alone."""
         return self.recovery(lost, fence, generation, from_memory=True).model_copy(update={"alone": True})
 
     def recovery(self, lost: Lost, fence: int | None, generation: int, *, from_memory: bool) -> Recovery:
-        """What was measured until now, without the first step, which comes later."""
+        """The record without the first good step, which is added later."""
         return Recovery(
             actors=tuple(sorted(lost.roles)),
             error=type(self.error).__name__,

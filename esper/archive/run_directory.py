@@ -1,4 +1,4 @@
-"""RUN/: who may write there, and where each file lies. It names and claims; what the files say is for others."""
+"""The run directory: the path of each file, and the lease that lets one process write. It reads no content."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
 JOURNAL = re.compile(r"journal-\d+\.log")
 LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
-"""What is left of a file's writer that was killed."""
+"""Temporary files of a writer that was killed."""
 WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
 )
-"""Names of what a run writes, or writes into."""
+"""Names of all files and folders that a run writes."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
-"""Those of them that are folders; the others are files."""
+"""The names that are folders; all others are files."""
 KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",
@@ -36,15 +36,15 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-"""What may have a name in a folder, by the type in its mode."""
+"""File type in a mode -> its name in words."""
 
 
 @contextmanager
 def refusing(field: str, path: Path) -> Iterator[None]:
-    """Around the use of a directory that somebody named.
+    """Turn the system's refusal to use a directory that the user named into a RunDirectoryError.
 
     Raises:
-        RunDirectoryError: the system refuses it.
+        RunDirectoryError: the system refuses the access.
     """
     try:
         yield
@@ -64,7 +64,8 @@ class RunDirectory(Closing):
         """Claim an absent or empty directory; by default a new one under `runs/`.
 
         Raises:
-            RunDirectoryError: it is in use, not empty, no directory, or not writable. Nothing in it was changed.
+            RunDirectoryError: the directory is in use, not empty, not a directory, or not writable. Nothing in it was
+            changed.
         """
         if path is None:
             path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -77,7 +78,7 @@ class RunDirectory(Closing):
             _refuse_links("run.dir", path)
             lease = DirectoryLease(path)
             if not (path / LEASE).exists():
-                _refuse_filled(path)  # before a file of ours is put into somebody's directory
+                _refuse_filled(path)  # before esper writes a file into the user's directory
             lease.acquire()
             try:
                 _refuse_filled(path)
@@ -95,10 +96,10 @@ class RunDirectory(Closing):
 
     @classmethod
     def reopen(cls, path: Path) -> RunDirectory:
-        """Claim the directory of a run that is to go on.
+        """Claim the directory of a run that is resumed.
 
         Raises:
-            RunDirectoryError: it holds no run, is in use by the process that is named, or is not writable.
+            RunDirectoryError: it holds no run, is not writable, or is in use; the message names the process.
         """
         path = fixed(path)
         _refuse_name("RUN", path)
@@ -117,18 +118,18 @@ class RunDirectory(Closing):
         return cls(path, lease)
 
     def close(self) -> None:
-        """Give the directory back."""
+        """Release the directory."""
         self._lease.release()
 
 
 def _refuse_name(field: str, path: Path) -> None:
-    """Raises: RunDirectoryError: the result, which is JSON, could not name the directory."""
+    """Raises: RunDirectoryError: the path is not UTF-8, so that the JSON result could not name it."""
     if not is_utf8(str(path)):
         raise RunDirectoryError(field, shown(path), "its name is not UTF-8; choose or give it another")
 
 
 def _refuse_links(field: str, path: Path) -> None:
-    """Raises: RunDirectoryError: a run would write through a symbolic link, into what is not its own."""
+    """Raises: RunDirectoryError: a name that a run writes to is a symbolic link."""
     for entry in path.iterdir():
         if WRITTEN.fullmatch(entry.name) and entry.is_symlink():
             mend = f"{entry.name} is a symbolic link to {os.readlink(entry)}; put the file or folder itself there"
@@ -136,9 +137,9 @@ def _refuse_links(field: str, path: Path) -> None:
 
 
 def misplaced(path: Path) -> dict[str, str]:
-    """Names of a run's own files and folders that belong to something else, such as a pipe, and what that is.
+    """Names of the run's files and folders that are taken by something else, such as a pipe, with its type in words.
 
-    Symbolic links are followed, since a run may be read through them.
+    Symbolic links are followed: reading a run through them is allowed.
 
     Raises:
         OSError: the system refuses to look.
@@ -153,14 +154,14 @@ def misplaced(path: Path) -> dict[str, str]:
 
 
 def _kind_of(path: Path) -> str | None:
-    """What lies there, in words, behind symbolic links; None where nothing does."""
+    """Type of what is at a path, in words, after symbolic links. None if nothing is there."""
     if path.exists():
         return KINDS[stat.S_IFMT(path.stat().st_mode)]
     return f"a symbolic link to {os.readlink(path)}, which leads nowhere," if path.is_symlink() else None
 
 
 def refuse_misplaced(path: Path) -> None:
-    """Raises: RunDirectoryError: something else has the name of a file or folder of the run; see `misplaced`."""
+    """Raises: RunDirectoryError: a file or folder name of the run is taken by something else; see `misplaced`."""
     with refusing("RUN", path):
         found = misplaced(path) if path.is_dir() else {}
     for name, what in found.items():
@@ -168,7 +169,7 @@ def refuse_misplaced(path: Path) -> None:
 
 
 def make(path: Path) -> None:
-    """Make a folder, durably, if it is not there. Raises: OSError: the system refused."""
+    """Make a folder durably if it does not exist. Raises: OSError: the system refused."""
     try:
         make_folders(path)
     except StoreWriteFailed as error:
@@ -178,7 +179,7 @@ def make(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what writers of `run.json` left that were killed; the directory is claimed."""
+    """Remove temporary files of killed writers of `run.json`. Call it with the lease held."""
     for file in path.iterdir():
         if LITTER.fullmatch(file.name):
             file.unlink(missing_ok=True)
@@ -190,7 +191,7 @@ def _refuse_filled(path: Path) -> None:
 
 
 def no_run(path: Path) -> RunDirectoryError:
-    """What to raise where there is no `run.json`."""
+    """The error for a directory without `run.json`."""
     if path.is_dir() and journals(path):
         mend = "run.json is missing, a run's journals are here: put it back from a copy (`esper snapshot` makes them)"
         return RunDirectoryError("RUN", shown(path), mend)
@@ -198,45 +199,45 @@ def no_run(path: Path) -> RunDirectoryError:
 
 
 def run_file(path: Path) -> Path:
-    """`run.json`: what was run."""
+    """Path of `run.json`, the identity of the run."""
     return path / "run.json"
 
 
 def summary_file(path: Path) -> Path:
-    """`summary.json`: what came of it."""
+    """Path of `summary.json`, the result of the run."""
     return path / "summary.json"
 
 
 def journal_file(path: Path, generation: int) -> Path:
-    """The journal of one generation."""
+    """Path of the journal of one generation."""
     return path / f"journal-{generation}.log"
 
 
 def journals(path: Path) -> dict[int, Path]:
-    """The journals that are there, by generation, oldest first."""
+    """The existing journals by generation, oldest first."""
     return dict(sorted((generation_of(file), file) for file in path.iterdir() if JOURNAL.fullmatch(file.name)))
 
 
 def generation_of(journal: Path) -> int:
-    """The generation that a journal's name says."""
+    """The generation in the name of a journal."""
     return int(journal.stem.rpartition("-")[2])
 
 
 def checkpoints_folder(path: Path) -> Path:
-    """Checkpoints, and what became of those that could not be read."""
+    """Folder of the checkpoints, with the quarantine of those that could not be read."""
     return path / "checkpoints"
 
 
 def telemetry_folder(path: Path) -> Path:
-    """Spans and severe events."""
+    """Folder of spans and severe events."""
     return path / "telemetry"
 
 
 def reports_folder(path: Path) -> Path:
-    """Field reports."""
+    """Folder of the field reports."""
     return path / "field_reports"
 
 
 def faults_file(path: Path, generation: int) -> Path:
-    """What was broken on purpose since the run was begun or resumed in a generation; only where faults were armed."""
+    """Path of the record of faults that fired since a generation began. It exists only if faults were armed."""
     return path / f"faults-{generation}.jsonl"

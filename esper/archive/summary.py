@@ -1,4 +1,4 @@
-"""What a run came to, and what became of each seed. What was not measured is absent, never made up."""
+"""The result of a run and of each seed. A value that was not measured is absent, never invented."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esper.setup.growth_log import GrowthLog
 
 
 class SeedFate(Message):
-    """What became of one seed. `gain` and `z` are G2's; None if never judged there."""
+    """The outcome of one seed. `gain` and `z` are those of gate G2; None if G2 never judged it."""
 
     seed_id: str
     slot: str
@@ -49,7 +49,7 @@ class Summary(BaseModel):
     valid_loss: float
     start_test_loss: float
     twin_test_loss: float | None
-    """What the host alone reached; None where the run kept no twin."""
+    """Test loss of the twin: the host without seeds. None if the run kept no twin."""
     test_metrics: dict[str, float]
     params_start: int
     params_end: int
@@ -60,9 +60,9 @@ class Summary(BaseModel):
     steps_per_s: float
     fence_wait_s: float
     checkpoint_s: float
-    """Spent at fences until training could go on while a checkpoint was written."""
+    """Seconds that training waited at fences for checkpoints."""
     wall_s: float
-    """Of the process that brought it to its end."""
+    """Wall time of the process that finished the run."""
     resumes: int
     restarts: int
     rollbacks: int
@@ -71,25 +71,25 @@ class Summary(BaseModel):
     twin_weights_sha256: str | None
     trace_id: str
     growth: GrowthLog = GrowthLog()
-    """What was tried and what refused it."""
+    """Counts of what growth tried and which gates refused it."""
     why_none_stayed: str | None = None
-    """In words, where no seed is in the network at the end."""
+    """A sentence if no seed is in the network at the end, else None."""
     recoveries: tuple[Recovery, ...] = ()
-    """From deaths of actors, in the process that brought it to its end."""
+    """Recoveries from deaths of actors, in the process that finished the run."""
     fault_fired: bool | None = None
-    """All faults that were armed have fired; None, and not in the JSON, where none were."""
+    """Whether every armed fault has fired. None, and absent from the JSON, if none was armed."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values, for the journal, `--json` and `summary.json`; a figure may be not finite."""
+        """Plain JSON values, for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""
         return self.model_dump(mode="json", exclude={"fault_fired"} if self.fault_fired is None else None)
 
     def save(self, path: Path) -> None:
-        """Write `summary.json`, atomically; see `esper.ground.strict_json` for figures that are not finite."""
+        """Write `summary.json`, atomically; see `esper.ground.strict_json` for infinite figures and NaN."""
         atomic_write(summary_file(path), strict_json(self.as_json(), indent=1).encode())
 
 
 def fate(seed: SeedState) -> SeedFate:
-    """A seed's record as people read it."""
+    """The outcome of a seed, from its record."""
     return SeedFate(
         seed_id=seed.seed_id,
         slot=seed.slot,
@@ -103,7 +103,7 @@ def fate(seed: SeedState) -> SeedFate:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """An error as the journal and `--json` say it: its class, its message, its cause, its notes."""
+    """An error as JSON values for the journal and `--json`: class, message, cause, notes."""
     return {
         "error": type(error).__name__,
         "message": text_of(error),
