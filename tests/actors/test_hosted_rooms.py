@@ -134,7 +134,7 @@ def test_forks_have_nothing_to_do_with_each_other_or_with_the_host_they_came_fro
     live.train_to(5)
     before = live.weights_sha256()
     for name in ("one", "other"):
-        house.open(name, [live.snapshot()], None)
+        house.open(name, [live.snapshot()], None, {})
     assert house.train_to("one", 10) == make_and_train(prospect, 10)[5:]
     assert house.weights_sha256("other") == before == live.weights_sha256()
     live.train_to(10)
