@@ -1,6 +1,6 @@
-"""Brings a run's actors up, hands their handles to the line, and ends them all. The line is `esper.flow.line`.
+"""Starts a run's actors, gives their handles to the line, and ends them all. The line is `esper.flow.line`.
 
-Nothing is left behind: whatever way a run ends, every process, socket, folder and shared-memory file of it is gone.
+However a run ends, no process, socket, folder or shared-memory file of it is left.
 """
 
 from __future__ import annotations

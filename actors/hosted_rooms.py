@@ -1,4 +1,8 @@
-"""What each actor that works on a task holds: the room's own object, in the actor's process. It decides nothing."""
+"""The objects behind the actors of the rooms. Each is made in its actor's process, by a function of this file.
+
+The file has no rule of a room: it opens the task that was sent, makes the room's object, and reads snapshots that come
+as references.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 
 import ray
 
+from actors.shell import SnapshotRef
 from actors.task_transport import SentProspect
 from esper.emergency.word import EmergencyWord
 from esper.ground.clock import SystemClock
@@ -25,31 +30,27 @@ from esper.tolaria.trainer import Trainer
 
 
 def tolaria(sent: SentProspect, key: RunKey, word: Path) -> HostHouse:
-    """The live host, which reads the emergency word at every step."""
+    """Make the trainer. It reads the emergency word in the file `word` at every step."""
     return HostHouse(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
 
 
 def tamiyo(sent: SentProspect, key: RunKey) -> Tamiyo:
-    """Tamiyo with the config's policy."""
+    """Make Tamiyo with the config's policy."""
     return make_tamiyo(sent.open(), key, SystemClock())
 
 
 def kasmina(sent: SentProspect, key: RunKey) -> KasminaRegistrar:
-    """Kasmina's registry."""
+    """Make Kasmina's registry."""
     return make_kasmina(sent.open(), key, SystemClock())
 
 
 def manager(sent: SentProspect, key: RunKey, word: Path) -> ForkHouse:
-    """A Kasmina manager that incubates; its forks read the emergency word at every step, as the live host does."""
+    """Make a manager, which incubates. Its forks read the emergency word at every step, as the trainer does."""
     return ForkHouse(sent, key, EmergencyWord.attach(word).halted)
 
 
-Reference = list["ray.ObjectRef[Any]"]
-"""To a snapshot, in a list so that Ray passes it on unread."""
-
-
 class HostHouse:
-    """The live host in the trainer's process. Snapshots come as references; all else is the trainer's own."""
+    """`LiveHost` in the trainer's process. It fetches snapshots that come as references; all else is the trainer's."""
 
     def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
         self._trainer, self._fetch = trainer, fetch
@@ -62,13 +63,17 @@ class HostHouse:
         seen = {name: self._fetch(value[0]) if isinstance(value, list) else value for name, value in nursery.items()}
         self._trainer.save(path, rooms, seen)
 
-    def restore(self, snapshot: Reference, generation: int) -> None:
+    def restore(self, snapshot: SnapshotRef, generation: int) -> None:
         """See `LiveHost`."""
         self._trainer.restore(self._fetch(snapshot[0]), generation)
 
 
 class ForkHouse:
-    """Forks by name, in one manager's process. Snapshots come as references that nobody on the way has looked into."""
+    """Forks by name, in one manager's process.
+
+    Call order: `open` makes a fork; `close` or `close_all` drops it. `abandon` comes in a thread of its own, also while
+    another method runs; all other methods come one at a time.
+    """
 
     def __init__(
         self, sent: SentProspect, key: RunKey, halted: Callable[[], bool], fetch: Callable[[Any], Any] = ray.get
@@ -84,14 +89,12 @@ class ForkHouse:
         self._fork = make_fork_factory(prospect, key, stopped)
         self._forks: dict[str, Fork] = {}
 
-    def births(
-        self, plans: Sequence[GraftPlan], weights: Weights, snapshot: list[ray.ObjectRef[Any]]
-    ) -> tuple[Birth, ...]:
-        """Measure candidates before they may train, on a fork that is thrown away."""
+    def births(self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef) -> tuple[Birth, ...]:
+        """Measure candidates before they may train, on a fork that is dropped afterwards."""
         return self._incubator.births(plans, weights, self._fetch(snapshot[0]))
 
-    def open(self, name: str, snapshot: list[ray.ObjectRef[Any]], plan: GraftPlan | None, weights: Weights) -> None:
-        """Make a fork, with a candidate attached or without."""
+    def open(self, name: str, snapshot: SnapshotRef, plan: GraftPlan | None, weights: Weights) -> None:
+        """Make a fork of a snapshot, with a candidate or, if `plan` is None, without."""
         fork = self._fork(self._fetch(snapshot[0]))
         if plan is not None:
             fork.graft(plan, weights)
@@ -99,38 +102,38 @@ class ForkHouse:
         beat()
 
     def train_to(self, name: str, step: int) -> tuple[float, ...]:
-        """Train a fork up to an optimizer step of the run."""
+        """See `Fork.train_to`."""
         return self._forks[name].train_to(step)
 
     def sample_losses(self, name: str, shard: str, fence: int) -> SampleLosses:
-        """A fork's losses on a fence's slice of a shard."""
+        """See `Fork.sample_losses`."""
         return self._forks[name].sample_losses(shard, fence)
 
     def observe(self, name: str, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
-        """What a fork shows of its seeds and layers."""
+        """See `Fork.observe`."""
         return self._forks[name].observe(fence, stages)
 
     def shard_means(self, name: str, shard: str) -> dict[str, float]:
-        """A fork's mean loss and metrics over a whole shard."""
+        """See `Fork.shard_means`."""
         return self._forks[name].shard_means(shard)
 
     def weights_sha256(self, name: str) -> str:
-        """Digest of a fork's weights and buffers."""
+        """See `Fork.weights_sha256`."""
         return self._forks[name].weights_sha256()
 
     def abandon(self, yes: bool) -> None:
-        """Stop whatever fork trains now at its next step, and every other that begins to, until told otherwise."""
+        """True: every fork stops at its next training step, from now on until False is given."""
         self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot
-        """Everything that a fork's future depends on."""
+        """See `Fork.snapshot`."""
         return self._forks[name].snapshot()
 
     def close(self, names: Sequence[str]) -> None:
-        """Forget forks."""
+        """Drop forks."""
         for name in names:
             del self._forks[name]
 
     def close_all(self) -> None:
-        """Forget every fork."""
+        """Drop every fork."""
         self._forks.clear()

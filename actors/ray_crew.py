@@ -17,8 +17,9 @@ from actors.actor_start import ActorStart
 from actors.embedded_ray import uninterrupted
 from actors.remote import Remote
 from actors.remote_incubator import RemoteNursery
-from actors.room_handles import Snapshot, emergency_handle
+from actors.room_handles import emergency_handle
 from actors.run_actors import SPARE, RunActors, manager_names
+from actors.shell import SnapshotRef
 from actors.supervision import Life, Supervisor
 from esper.archive.recovery_record import Lost, Recovery, Stopwatch
 from esper.errors import ActorLost, EsperError, TrainerRankLost, all_notes
@@ -233,7 +234,7 @@ class RayCrew:
         """See `Crew`."""
         return _emptied(self._replaced)
 
-    def shared(self, snapshot: Any) -> Snapshot:  # Any: a HostSnapshot
+    def shared(self, snapshot: Any) -> SnapshotRef:  # Any: a HostSnapshot
         """See `Crew`: a reference in a list, which Ray passes on without fetching the snapshot."""
         return [ray.put(snapshot)]
 

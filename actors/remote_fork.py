@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from actors.remote import Remote
-from actors.room_handles import Snapshot
+from actors.shell import SnapshotRef
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.stages import Stage
@@ -21,10 +21,10 @@ class RemoteFork:
     The manager makes the fork at the first call of `graft`, `make` or `train_to`; the other methods come after that.
     """
 
-    def __init__(self, manager: Remote, name: str, snapshot: Snapshot) -> None:
+    def __init__(self, manager: Remote, name: str, snapshot: SnapshotRef) -> None:
         """Send nothing yet. `snapshot` is what the fork will be made of."""
         self.manager, self.name, self.process = manager, name, manager.process
-        self._snapshot: Snapshot | None = snapshot
+        self._snapshot: SnapshotRef | None = snapshot
 
     @property
     def is_lost(self) -> bool:
@@ -71,7 +71,7 @@ class RemoteFork:
         """See `Fork`."""
         return cast(str, self._ask("weights_sha256"))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self) -> SnapshotRef:
         """A reference to the fork's snapshot; before the fork is made, to the snapshot that it will be made of."""
         if self._snapshot is not None:
             return self._snapshot
@@ -86,12 +86,12 @@ class KeptFork:
     """A fork without a seed that outlives its tournament, and how it is made again if its manager dies."""
 
     fork: RemoteFork
-    origin: Snapshot | None
+    origin: SnapshotRef | None
     """Snapshot to make it from; None while a new one is taken: a death then restarts the whole run."""
     step: int | None = None
     """Optimizer step that it was trained to from `origin`; None: not trained."""
 
-    def ask(self, question: Callable[[RemoteFork], T], another: Callable[[Snapshot], RemoteFork]) -> T:
+    def ask(self, question: Callable[[RemoteFork], T], another: Callable[[SnapshotRef], RemoteFork]) -> T:
         """Ask the fork; if it is lost, make it again first, by `another`, and train it as far as it was.
 
         Raises:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from actors.remote import Remote
 from actors.remote_fork import KeptFork, RemoteFork, weights_of
-from actors.room_handles import Snapshot
+from actors.shell import SnapshotRef
 from esper.errors import ActorLost
 from esper.kasmina.incubation.incubator import run_tournament
 from esper.leyline.evidence import SampleLosses
@@ -63,10 +63,10 @@ class RemoteNursery:
         self._twin_steps = 0
         self._running: list[Future[Any]] = []
         self._running_lock = threading.Lock()
-        self._began: tuple[IncubationOrder, Snapshot] | None = None
+        self._began: tuple[IncubationOrder, SnapshotRef] | None = None
         """The tournament in flight, and the snapshot that it began from."""
 
-    def births(self, plans: Sequence[GraftPlan], weights: Weights, snapshot: Snapshot) -> Sequence[Birth]:
+    def births(self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef) -> Sequence[Birth]:
         """See `Nursery`. Each manager measures a share of the candidates."""
         managers = tuple(self._managers.values())
         shares = [plans[place :: len(managers)] for place in range(len(managers))]
@@ -79,7 +79,7 @@ class RemoteNursery:
         found = {birth.seed_id: birth for births in measured for birth in births}
         return tuple(found[plan.seed_id] for plan in plans)
 
-    def begin(self, order: IncubationOrder, weights: Weights, snapshot: Snapshot) -> None:
+    def begin(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> None:
         """See `Nursery`. The tournament runs from now on."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, weights, snapshot)
@@ -160,7 +160,9 @@ class RemoteNursery:
         for pool in (self._order, self._work):
             pool.shutdown(wait=True)
 
-    def _run(self, order: IncubationOrder, weights: Weights, snapshot: Snapshot) -> tuple[IncubationResult, RemoteFork]:
+    def _run(
+        self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef
+    ) -> tuple[IncubationResult, RemoteFork]:
         def tournament() -> tuple[IncubationResult, RemoteFork]:
             return run_tournament(order, weights, self._fork, snapshot, self._together)
 
@@ -178,11 +180,11 @@ class RemoteNursery:
     def _settle_pieces(self) -> None:
         wait(self._pieces)
 
-    def _fork(self, snapshot: Snapshot) -> RemoteFork:
+    def _fork(self, snapshot: SnapshotRef) -> RemoteFork:
         self._open.append(self._new_fork(snapshot))
         return self._open[-1]
 
-    def _new_fork(self, snapshot: Snapshot) -> RemoteFork:
+    def _new_fork(self, snapshot: SnapshotRef) -> RemoteFork:
         number, managers = next(self._numbers), tuple(self._managers.values())
         return RemoteFork(managers[number % len(managers)], f"fork-{number}", snapshot)
 
@@ -234,7 +236,7 @@ class RemoteNursery:
         twin.step = step
         return losses
 
-    def _snapshot_of(self, twin: KeptFork) -> Snapshot:
+    def _snapshot_of(self, twin: KeptFork) -> SnapshotRef:
         self._of(twin, lambda fork: fork.manager.check())
         twin.origin = twin.step = None  # frees the old snapshot before there is a new one
         twin.origin = twin.fork.snapshot()

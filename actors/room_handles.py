@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-import ray
-
 from actors.desk import EmergencyPort
 from actors.remote import Remote
+from actors.shell import SnapshotRef
 from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
 from esper.leyline.ports import Decider, LiveHost, Registrar
 from esper.leyline.state import RoundState
@@ -22,9 +21,6 @@ from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 P = TypeVar("P")
-
-Snapshot = list["ray.ObjectRef[object]"]
-"""A reference to a snapshot, in a list so that Ray passes the reference on instead of fetching the snapshot."""
 
 Delivery = Callable[[Remote, str, tuple[object, ...]], object]
 """(actor, method, positional arguments) -> answer: how one method of a port is sent, and how its answer comes back."""
@@ -103,7 +99,7 @@ def ask(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
     return remote.ask(method, *arguments)
 
 
-def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> Snapshot:
+def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> SnapshotRef:
     """As `ask`, but the answer stays in Ray's object store and outlives the actor; the caller gets a reference."""
     return remote.reference(method, *arguments)
 

@@ -1,6 +1,7 @@
-"""The one actor class: a room's object behind a mailbox. It has no rule of its own.
+"""The one actor class: it calls the methods of a room's object. It has no rule of a room.
 
-It opens the caller's trace, refuses what comes from an older generation, calls, and answers with its counters.
+For each message it continues the caller's trace, refuses other generations, calls the method, and answers with the
+process's counters.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import cloudpickle
 
 from esper import faults
@@ -25,13 +27,13 @@ from esper.telemetry.setup import Telemetry
 from esper.user_code.their_code import any_of_their_code
 
 CAUSE = "_esper_cause"
-"""Attribute under which an error takes its cause along."""
+"""Attribute in which a sent error carries its cause, which pickle drops."""
 CAUSES_SENT = 32
-"""Causes of one error that are sent to the caller, itself included: pickle nests them."""
+"""Longest chain of causes that is sent, the error included. Pickle recurses once for each, and has a limit."""
 
 
 TOLD_TO_ANY_GENERATION = frozenset({"saved"})
-"""Methods that only wait for what was begun, which may be told when its generation has been succeeded."""
+"""Methods that take messages of any generation: they only wait for work that began in an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,29 @@ class ActorSpec:
     """All that an actor is started with. It is small and picklable; after a restart only its generation differs."""
 
     role: str
-    """What it is: tolaria, tamiyo, kasmina, emergency."""
+    """tolaria, tamiyo, kasmina or emergency."""
     name: str
-    """Which one: `manager-1`."""
+    """One of a run's, such as `manager-1`."""
     run_id: str
     generation: int
     cpus: float
     gpus: float
     threads: int
     telemetry_folder: Path | None
-    build: Any  # Any: a picklable function that makes the room's object
+    build: Any  # Any: a picklable function that returns the room's object
     arguments: tuple[Any, ...] = ()
     faults: tuple[FaultSpec, ...] = ()
     faults_file: Path | None = None
-    """Where firings are written."""
+    """File to which each fault that fires is written."""
+
+
+SnapshotRef = list["ray.ObjectRef[Any]"]  # Any: a HostSnapshot
+"""A reference to a snapshot, in a list so that Ray passes the reference on instead of fetching the snapshot."""
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """What travels with every message."""
+    """Sent with every message."""
 
     generation: int
     traceparent: str
@@ -65,14 +71,18 @@ class Envelope:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and what the actor has counted since it began."""
+    """An answer, with the counters of the actor's process."""
 
     value: Any  # Any: whatever the method returns
     counters: dict[str, int] = field(default_factory=dict)
 
 
 class Shell:
-    """An actor. Build it without Ray to test it."""
+    """The actor. Ray makes one in a process; a test may make one without Ray.
+
+    Ray calls `call` and `hand_out` in one thread, and in others where the caller names a concurrency group: `progress`
+    in "watch", `rebind` in "ctl". So those two answer while a method of the room runs.
+    """
 
     def __init__(self, spec: ActorSpec) -> None:
         self._spec = spec
@@ -84,18 +94,18 @@ class Shell:
                 self._room = spec.build(*spec.arguments)
 
     def pid(self) -> int:
-        """The process id; answering it at all says that the actor is up."""
+        """The process id. The answer shows that the actor is up."""
         return os.getpid()
 
     def progress(self) -> int:
-        """How much work this process has finished."""
+        """Units of work that this process has finished; see `esper.ground.heartbeat`."""
         return beats()
 
     def rebind(self, generation: int) -> Reply:
-        """Take messages of a newer generation from now on, and no others.
+        """Take messages of a newer generation from now on, and refuse all others.
 
         Raises:
-            DependencyViolationError: it is not newer.
+            DependencyViolationError: `generation` is not newer than the present one.
         """
         if generation <= self._spec.generation:
             raise DependencyViolationError(
@@ -108,15 +118,15 @@ class Shell:
         """Call one public method of the room's object.
 
         Raises:
-            DependencyViolationError: the message is of another generation.
+            DependencyViolationError: the message is of another generation, or the method is not public.
             Exception: whatever the method raises, unchanged.
         """
         return Reply(self._do(method, envelope, arguments), self._counted())
 
     def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
-        """As `call`, but the value stands bare beside the reply: the caller keeps a reference and passes it on unseen.
+        """As `call`, with the value beside the reply, so that the caller can pass on a reference to the value alone.
 
-        The reply is what the caller looks at, so that it sees an error before it passes anything on.
+        The caller fetches the reply, which raises the method's error, before it passes the reference on.
         """
         return self._do(method, envelope, arguments), Reply(None, self._counted())
 
@@ -139,7 +149,7 @@ def _sendable_errors(role: str) -> Iterator[None]:
     try:
         with any_of_their_code:
             yield
-    except BaseException as error:  # `SystemExit` and its like would end the worker, or say nothing of themselves
+    except BaseException as error:  # also `SystemExit`, which would end Ray's worker
         sent = sendable(error, role)
         if sent is error:
             raise
@@ -147,9 +157,9 @@ def _sendable_errors(role: str) -> Iterator[None]:
 
 
 def sendable(error: BaseException, role: str) -> BaseException:
-    """The error with its causes; each that cannot be sent becomes an `ActorError` with its text.
+    """The error with its causes; each that cannot be sent is replaced by an `ActorError` with its text.
 
-    A chain that runs into a loop ends before it; of a longer one than `CAUSES_SENT` the rest is left out, with a note.
+    A chain of causes that loops is cut before it repeats. One longer than `CAUSES_SENT` is cut there, with a note.
     """
     *chain, last = itertools.islice(causes(error), CAUSES_SENT)
     if last.__cause__ is not None and len(chain) == CAUSES_SENT - 1:
@@ -174,18 +184,18 @@ def _sendable(error: BaseException, role: str) -> BaseException:
 
 
 def _unsendable(error: BaseException) -> str:
-    """Why an error would not come out on the other side as it is; "" if it would."""
+    """Why an error cannot be sent to another process as it is; "" if it can."""
     if not isinstance(error, Exception):
         return "it is no Exception"
     try:
         same = type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error)  # type: ignore[no-untyped-call]
-    except Exception as refusal:  # whatever the error's own code raises; it is named in what is sent
+    except Exception as refusal:  # whatever the error's own `__reduce__` raises; it is named in the error that is sent
         return f"{type(refusal).__name__}: {text_of(refusal)}"
     return "" if same else "it comes back as another class"
 
 
 def relinked(error: BaseException) -> BaseException:
-    """An error that was sent, with the causes that it was sent with."""
+    """Give a received error, and each of its causes, the cause that `sendable` packed."""
     for one in causes(error):
         one.__cause__ = vars(one).pop(CAUSE, one.__cause__)
     return error

@@ -1,7 +1,7 @@
-"""Decides which actors are started again after a death, and when it is too often. It starts and ends none of them.
+"""Decides which actors restart after a death, and when deaths are too many. It starts and ends no actor.
 
-Events change the states of the children; what is to be done is read off the states, by `Supervisor.take_plan`. So a
-report that comes twice, late, or in the middle of a restart neither loses a restart nor makes a second one.
+Reports change the states of the children, and `Supervisor.take_plan` computes from the states what has to be done. A
+report that comes twice, late, or during a restart therefore neither loses a restart nor adds one.
 
 Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); the check for progress is ours.
 """
@@ -20,10 +20,10 @@ from esper.ground.clock import Clock
 
 
 class Strategy(StrEnum):
-    """Who is started again when a child dies."""
+    """Which children restart when one dies."""
 
-    ONE_FOR_ONE = "one_for_one"  # it alone
-    ONE_FOR_ALL = "one_for_all"  # all of its group, as one
+    ONE_FOR_ONE = "one_for_one"  # the dead one
+    ONE_FOR_ALL = "one_for_all"  # all of its group
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class ChildSpec:
 class State(StrEnum):
     """What is known of a child."""
 
-    STARTING = "starting"  # its process may be there or not
+    STARTING = "starting"  # its process may be running or not
     UP = "up"
     DOWN = "down"  # it has no process
     STOPPED = "stopped"  # for good
 
 
 class Life(NamedTuple):
-    """One process of a child, from incarnation 1 on; each restart raises it."""
+    """One process of a child. `incarnation` counts them, from 1."""
 
     name: str
     incarnation: int
@@ -54,7 +54,7 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do now, in order: end all of `stop`, which may have processes; then start all of `start`."""
+    """What to do now: first end all of `stop`, which may have processes, in order; then start all of `start`."""
 
     stop: tuple[Life, ...]
     start: tuple[Life, ...]
@@ -62,9 +62,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A death that was answered by a restart; of a group that restarts as one, the first.
+    """A death that was answered by a restart. Of a group that restarts together, the first death.
 
-    `incarnation` is of the life that ended, `fence` the furthest that was passed.
+    `incarnation` is that of the process which died, and `fence` the last one that the run had passed.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Restarted:
 
 @dataclass(eq=False)
 class _Unit:
-    """What restarts as one, a child or a group; between a death and the next start it dies no second time."""
+    """What restarts together: a child, or a group. From a death to the next start, further deaths do not count."""
 
     name: str
     incarnation: int = 0
@@ -87,7 +87,7 @@ class _Unit:
     at_fence: int = 0  # deaths in a row at `fence`
 
     def die(self, now_s: float, fence: int, limits: SupervisionConfig) -> str | None:
-        """Count one death; returns why it is one too many, if it is."""
+        """Count one death. Returns why the limits do not allow it, or None if they do."""
         self.due = True
         self.deaths_s.append(now_s)
         while now_s - self.deaths_s[0] > limits.within_s:
@@ -104,9 +104,11 @@ class _Unit:
 
 
 class Supervisor:
-    """The children of a run, at first all due to be started. Not safe for several threads at once.
+    """The children of a run. At first all are due to be started. One thread at a time: `RayCrew` holds its lock.
 
-    Once the run must stop it hands out no plan, and answers every death with the error that it stopped with.
+    Call order: `take_plan`, then `started` or `start_failed` for each start of the plan; `died` at any time; then
+    `take_plan` again, until it returns None. Once the run must stop, `take_plan` and every report of a death raise the
+    error that stops it.
     """
 
     def __init__(
@@ -134,15 +136,15 @@ class Supervisor:
         return self._states[name]
 
     def lives(self) -> tuple[Life, ...]:
-        """The present life of every child."""
+        """The present process of every child."""
         return tuple(map(self._life, self._states))
 
     def starting(self) -> tuple[Life, ...]:
-        """Who is being started, in order; the end of each start is reported, by `started` or `start_failed`."""
+        """The children that are being started, in order, until `started` or `start_failed` is called for each."""
         return tuple(self._life(name) for name, state in self._states.items() if state is State.STARTING)
 
     def take_plan(self) -> Plan | None:
-        """All that is to be done now, and is to be done before anything else is reported; None: nothing.
+        """What has to be done now, before anything else is reported; None: nothing.
 
         Raises:
             BaseException: the run must stop, as `died` or `start_failed` said.
@@ -163,22 +165,22 @@ class Supervisor:
             self._states[life.name] = State.UP
 
     def start_failed(self, life: Life, error: BaseException) -> None:
-        """A child did not come up. If it died, that is a death like any other; nothing else is tried again.
+        """A child did not come up. If it died, that counts as any other death; after any other error it is not retried.
 
         Raises:
-            BaseException: `error`, unchanged, also where it is declared: its constructor raised, or there is no room.
+            BaseException: `error`, unchanged, if it is no death, also where `[failure_policy]` would restart for it.
             RestartIntensityExceeded: as `died` does.
         """
         if isinstance(error, ActorLost):
             self.died(life, error)
-        elif self._is_current(life) and not self._units[life.name].due:  # else it fell with its group
+        elif self._is_current(life) and not self._units[life.name].due:  # else a death in its group makes it restart
             self._stop_with(error)
 
     def died(self, life: Life, error: BaseException) -> None:
-        """The caller of a child got `error`. If that counts as its death, and is news, it is due to be restarted.
+        """A call of a child raised `error`. If that is a death that was not reported yet, the child is due to restart.
 
         Raises:
-            BaseException: `error`, unchanged: the child raised it, or `[failure_policy]` says so.
+            BaseException: `error`, unchanged: it is no death, or `[failure_policy]` says that the death stops the run.
             RestartIntensityExceeded: from `error`; the run must stop.
         """
         gone, restarts = isinstance(error, ActorLost), self._policy.restarts(error)
@@ -196,11 +198,11 @@ class Supervisor:
         self._count(self._specs[life.name], error)
 
     def fence_passed(self, fence: int) -> None:
-        """The run passed a fence. It is progress only beyond all before: a restore goes back."""
+        """The run passed a fence. It is progress only if it is later than all before, because a restore goes back."""
         self._fence = max(self._fence, fence)
 
     def stop(self) -> tuple[Life, ...]:
-        """End supervision. Returns who may have a process and is to be ended, in the reverse of the start order."""
+        """End supervision. Returns the children that may have a process to be ended, the last started first."""
         alive = (State.STARTING, State.UP)
         lives = [self._life(name) for name, state in self._states.items() if state in alive]
         self._states, self._verdict = dict.fromkeys(self._states, State.STOPPED), None

@@ -1,4 +1,4 @@
-"""How a task reaches another process: by its reference where there is one, else as bytes. It builds nothing itself."""
+"""Sends a task to another process: its reference, which that process imports, or else its bytes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from esper.user_code.task_reference import Reference, import_task, locate
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task that can be sent. A referenced task is loaded anew by each process, with the blueprints it registers."""
+    """A task that can be sent. With a reference, each process imports the task and the blueprints that it registers."""
 
     reference: Reference
     path: tuple[str, ...]
-    """The sender's import path: both kinds of task import modules from there."""
+    """The sender's import path, from which the task imports its modules."""
     digest: str | None = None
-    """Of the file that a referenced task comes from."""
+    """Digest of the referenced task's file."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Digest of each module of the task, by its path in the task's folder."""
     pickled: bytes | None = None
-    """Task and blueprints, where there is no reference."""
+    """Task and blueprints as bytes, where there is no reference."""
     started_in: str = ""
     """The working directory in which the sender's command or call began; the task's code may have left it since."""
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
-        """The source of a prospect's task.
+        """The source of the task of a survey.
 
         Raises:
             TaskError: the task has no reference and cannot be sent as bytes.
@@ -57,10 +57,10 @@ class TaskSource:
         return cls(reference, absolute_path(), pickled=pickled, started_in=where)
 
     def load(self) -> tuple[Task, Registry]:
-        """The task and its blueprints, in this process, which takes over the sender's import path and folder.
+        """Load the task and its blueprints in this process, which takes over the sender's import path and folder.
 
         Raises:
-            TaskError: a file has changed since the run began, or the task's code raised.
+            TaskError: a file of the task has changed since the run began, or the task's code raised.
             ConfigError: the sender's working directory is gone, or this process may not enter it.
         """
         if self.started_in:
@@ -98,19 +98,19 @@ def _unpickled(pickled: bytes) -> tuple[Task, Registry]:
 
 @dataclass(frozen=True)
 class SentProspect:
-    """A prospect without what is rebuilt on the other side: the task, its data, its blueprints."""
+    """A survey without the task, its data and its blueprints, which `open` makes again in another process."""
 
     source: TaskSource
-    measured: Any  # Any: a Prospect whose task, data and blueprints are None; only `open` below looks at it
+    measured: Any  # Any: a Prospect whose task, data and blueprints are None; only `open` reads it
 
     @classmethod
     def of(cls, prospect: Prospect, reference: Reference) -> SentProspect:
-        """What to send of a prospect."""
+        """Pack a survey. Raises: TaskError: as `TaskSource.of`."""
         bare: Any = {"task": None, "data": None, "blueprints": None}
         return cls(TaskSource.of(prospect, reference), replace(prospect, **bare))
 
     def open(self) -> Prospect:
-        """The whole prospect, with the task's data opened in this process; what was measured is not measured again."""
+        """The whole survey, with the task's data opened in this process; nothing is measured again."""
         task, blueprints = self.source.load()
         set_ours(self.measured.config.run.threads)  # loading the task may have set something else
         data = open_data(task, self.measured.config)
@@ -119,7 +119,7 @@ class SentProspect:
 
 
 def _from_anywhere(reference: Reference) -> Reference:
-    """The same task, named so that a process in another directory finds it."""
+    """The same reference, which also a process in another directory can resolve."""
     place, _, attribute = reference.text.rpartition(":")
     by_file = place.endswith(".py") and reference.file is not None
     return replace(reference, text=f"{reference.file}:{attribute}") if by_file else reference

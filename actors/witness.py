@@ -1,8 +1,8 @@
-"""Has the last words of this process said if it ends without any. It starts at most a shell that waits for a line.
+"""Reports the end of this process if the process cannot. It starts at most a shell, which waits for a line.
 
 When a process of Ray is gone, Ray's core ends the process from within C++ ("Failed to register worker to Raylet",
-"Failed to connect to GCS within 60 seconds"): no Python runs then. A command line has a parent process that speaks for
-it (`esper.ground.parent`); for any other program a shell beside it does.
+"Failed to connect to GCS within 60 seconds"): no Python runs then. The parent process of a command line prints
+the report (`esper.ground.parent`); for any other program a shell beside it does.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from esper.ground.exit_codes import STRICT_FAILURE
 
 ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
-"""An end of its input without a line means that the process is gone."""
+"""Prints its argument if its input ends without a line, which means that the process has ended."""
 
 
 def words(reason: str, run_dir: Path | None) -> str:
-    """The lines about a failure that a person sees."""
+    """The lines that a person sees about a failure."""
     step = resume_command(run_dir) if run_dir is not None else "esper resume, with the directory of the run"
     return f"error: ActorLost\nmessage: conductor: {reason}\nnext: {step}"
 
 
 class Witness(Closing):
-    """Speaks for this process, on its standard error, if the process ends before `close`."""
+    """Prints the report on the standard error of this process if it ends before `close`."""
 
     def __init__(self, run_dir: Path | None = None) -> None:
-        """Begin to watch. `run_dir` is what the last words name."""
+        """Begin to watch. The report names `run_dir`."""
         self._run_dir = run_dir
         self._shell: subprocess.Popen[bytes] | None = None
         if not parent.is_there():
@@ -41,17 +41,17 @@ class Witness(Closing):
             self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
     def leave(self, reason: str) -> NoReturn:
-        """End this process now, from any thread, with exit code 3 and the reason as its last words."""
+        """End this process now, from any thread, with exit code 3, and report the reason."""
         if parent.is_there():
             parent.tell(reason=reason)
         else:
-            with suppress(OSError):  # standard error is closed: the exit code must be told all the same
+            with suppress(OSError):  # standard error is closed; the exit code still says it
                 os.write(2, (words(reason, self._run_dir) + "\n").encode())
         self.close()
         os._exit(STRICT_FAILURE)
 
     def close(self) -> None:
-        """Stop watching: all is well, or has been said. May be called twice."""
+        """Stop watching. May be called twice."""
         shell, self._shell = self._shell, None
         if shell is not None:
             shell.communicate(b"well\n")
