@@ -258,7 +258,7 @@ def test_without_a_loopback_device_a_run_ends_at_the_deadline_of_its_start(tmp_p
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.torture)])
-def test_a_wish_to_end_drains_to_the_next_fence_and_ends_with_143(tmp_path: Path, number: int) -> None:
+def test_sigterm_drains_to_the_next_fence_and_exits_with_143(tmp_path: Path, number: int) -> None:
     started = start(tmp_path)
     begun(started, Kind.ROUND_ENDED)
     started.process.send_signal(number)
@@ -309,7 +309,7 @@ def test_a_ray_that_dies_while_it_starts_ends_the_run_with_3_and_its_last_words(
 
 
 @pytest.mark.torture
-def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path, undisturbed: Result) -> None:
+def test_a_run_whose_processes_were_all_killed_resumes_to_the_same_bits(tmp_path: Path, undisturbed: Result) -> None:
     started = start(tmp_path)
     incubating(started)
     os.killpg(started.process.pid, signal.SIGKILL)
@@ -317,7 +317,7 @@ def test_a_runtime_that_was_killed_whole_goes_on_to_the_same_bits(tmp_path: Path
     assert gone_on(started) == (undisturbed.weights_sha256, 1)
 
 
-def test_a_killed_driver_takes_its_actors_along_and_its_run_goes_on_to_the_same_bits(
+def test_a_killed_driver_ends_its_actors_and_its_run_resumes_to_the_same_bits(
     tmp_path: Path, undisturbed: Result
 ) -> None:
     """Ray's two agents notice only after a minute that their raylet is gone; they hold nothing of the run."""

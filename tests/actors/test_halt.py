@@ -198,7 +198,7 @@ def test_a_halt_between_two_rounds_ends_the_run_before_the_next_step(run_here: A
     assert (stop.value.step, stop.value.signal_id) == (60, "signal-1")
 
 
-def test_the_first_halt_is_the_one_that_is_named(run_here: Any, local: LocalDesk) -> None:
+def test_the_first_halt_is_named(run_here: Any, local: LocalDesk) -> None:
     def publish() -> None:
         local.publish(signal(Level.CONSERVATIVE, "signal-0", "careful"))
         local.publish(signal(Level.HALT, "signal-1", "first"))
@@ -208,7 +208,7 @@ def test_the_first_halt_is_the_one_that_is_named(run_here: Any, local: LocalDesk
         run_here(progress=AtFence(3, publish))
 
 
-def test_a_halt_stays_a_halt_where_nobody_can_say_why_any_more(run_here: Any, local: LocalDesk) -> None:
+def test_a_halt_stops_the_run_also_when_its_reason_is_lost(run_here: Any, local: LocalDesk) -> None:
     def publish_and_die() -> None:
         local.publish(signal(Level.HALT))
         local.gone = True

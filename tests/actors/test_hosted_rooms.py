@@ -91,7 +91,7 @@ def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: Emergenc
     assert word.read() == WordState(Level.CONSERVATIVE, 2, 2)
 
 
-def test_signals_may_be_published_while_others_are_heard(word: EmergencyWord) -> None:
+def test_signals_may_be_published_while_others_are_read(word: EmergencyWord) -> None:
     desk = desks.emergency(1024, word.path, generation=1)
     published = threading.Thread(
         target=lambda: [desk.publish(signal(f"s{number}", Level.NOTICE)) for number in range(1000)]
@@ -128,7 +128,7 @@ def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: Em
 # -- forks by name -----------------------------------------------------------------------------------------------
 
 
-def test_forks_have_nothing_to_do_with_each_other_or_with_the_host_they_came_from(prospect: Prospect) -> None:
+def test_forks_share_no_state_with_each_other_or_with_their_host(prospect: Prospect) -> None:
     house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
     live = make_trainer(prospect, KEY)
     live.train_to(5)
@@ -186,7 +186,7 @@ def task():
 """
 
 
-def test_a_referenced_task_is_loaded_anew_and_nothing_of_it_is_sent(tmp_path: Path) -> None:
+def test_a_referenced_task_is_imported_in_the_actor_and_not_sent(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(FILE)
     reference = Reference(f"{tmp_path / 'own.py'}:task", tmp_path / "own.py")
     prospect = survey(tiny_task(), tiny_config())
@@ -200,7 +200,7 @@ def test_a_referenced_task_is_loaded_anew_and_nothing_of_it_is_sent(tmp_path: Pa
     assert make_and_train(opened, 12) == make_and_train(prospect, 12)
 
 
-def test_a_referenced_task_that_is_not_there_is_an_error_there(tmp_path: Path) -> None:
+def test_a_missing_task_file_is_an_error_in_the_actor(tmp_path: Path) -> None:
     sent = SentProspect.of(survey(tiny_task(), tiny_config()), Reference(f"{tmp_path}/gone.py:task"))
     with pytest.raises(TaskError, match="there is no such file"):
         sent.open()

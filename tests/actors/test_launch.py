@@ -99,7 +99,7 @@ def test_a_run_on_actors_that_was_stopped_ends_as_one_that_was_not(
     assert state_digest(result.network.state_dict()) == undisturbed.weights_sha256
 
 
-def test_an_actor_that_nobody_asks_is_missed_too(launch_tiny: Any, tmp_path: Path) -> None:
+def test_the_death_of_an_idle_actor_is_noticed(launch_tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(ActorLost, match=r"tamiyo-spare: The actor is dead"):
         launch_tiny(progress=KillsAtFence(3, "tamiyo-spare"))
     assert read(tmp_path / "run" / "journal-1.log")[0][-1].body["error"] == "ActorLost"
@@ -180,7 +180,7 @@ def test_failure_of_an_actor_is_typed_with_its_cause(
     is_told(caught.value, run_dir, capsys, armed["role"], error, cause)
 
 
-def test_a_run_whose_trainer_was_killed_is_told_so_and_goes_on_to_the_same_bits(
+def test_a_run_whose_trainer_was_killed_reports_it_and_resumes_to_the_same_bits(
     launch_tiny: Any, embedded: EmbeddedRay, undisturbed: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(TrainerRankLost) as caught:
@@ -226,9 +226,7 @@ def is_told(
 
 
 @pytest.mark.parametrize("fault", [pytest.param("hang", marks=pytest.mark.torture), "hang_c"])
-def test_policy_beyond_its_deadline_is_ended_and_its_process_is_gone(
-    launch_tiny: Any, tmp_path: Path, fault: str
-) -> None:
+def test_a_policy_beyond_its_deadline_is_killed(launch_tiny: Any, tmp_path: Path, fault: str) -> None:
     with pytest.raises(PolicyDeadlineExceeded) as caught:
         launch_tiny(faults=[{"point": "tamiyo.decide", "fault": fault}], policy__deadline_s=1.0)
     assert caught.value.elapsed_s >= 1.0
@@ -236,7 +234,7 @@ def test_policy_beyond_its_deadline_is_ended_and_its_process_is_gone(
     assert not is_alive(severe_event(tmp_path, "policy_timeout")["pid"])
 
 
-def test_a_late_answer_within_patience_changes_nothing_and_a_fault_that_never_fired_is_told(
+def test_a_late_answer_within_patience_changes_nothing_and_a_fault_that_never_fired_is_reported(
     launch_tiny: Any, undisturbed: Result
 ) -> None:
     late = [

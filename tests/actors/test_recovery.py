@@ -57,7 +57,7 @@ def same(result: Result, undisturbed: Result) -> None:
         assert getattr(result, name) == getattr(undisturbed, name), name
 
 
-def test_the_trainer_is_replaced_and_what_it_cost_is_told(
+def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     launch_tiny: Any, tmp_path: Path, undisturbed: Result
 ) -> None:
     fault = {"point": "tolaria.step", "fault": "kill", "step": 150}
@@ -110,7 +110,7 @@ class Kills(Quiet):
 
 
 @pytest.mark.parametrize("name", ["tolaria", *in_torture("manager-0", "kasmina", "tamiyo-spare")])
-def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
+def test_a_frozen_actor_is_killed_and_replaced_and_no_bit_differs(
     launch_tiny: Any, undisturbed: Result, impatient: Any, name: str
 ) -> None:
     frozen = Kills(4, name, number=signal.SIGSTOP)
@@ -121,7 +121,7 @@ def test_a_frozen_actor_is_ended_and_replaced_and_what_it_did_changes_nothing(
     assert not any(map(is_alive, frozen.pids))
 
 
-def test_an_actor_that_is_said_to_be_dead_and_is_alive_does_not_outlive_the_run(launch_tiny: Any) -> None:
+def test_an_actor_that_lives_though_reported_dead_ends_with_the_run(launch_tiny: Any) -> None:
     orphan = SaidToBeDead(4, "kasmina", number=signal.SIGSTOP)
     try:
         with pytest.raises(ActorLost):
@@ -145,7 +145,7 @@ class SaidToBeDead(Kills):
 
 
 @pytest.mark.parametrize("point", ["tolaria.save", *in_torture("tolaria.step")])
-def test_a_frozen_trainer_that_cannot_be_ended_and_wakes_beside_its_successor_changes_nothing(
+def test_a_frozen_trainer_that_wakes_beside_its_replacement_changes_nothing(
     launch_tiny: Any,
     tmp_path: Path,
     undisturbed: Result,
@@ -194,7 +194,7 @@ class Wakes(Quiet):
             self.woken_at = state.fence
 
 
-def test_no_room_for_a_successor_stops_the_run_and_says_what_was_asked(
+def test_no_room_for_a_replacement_stops_the_run_and_names_the_resources(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hogs = Hogs(4, "manager-0")
@@ -240,7 +240,7 @@ class Sits:
 
 
 @pytest.mark.parametrize("deaths", [1, *in_torture(2)])
-def test_one_death_too_many_stops_the_run_from_its_cause_beside_which_stands_what_the_dead_wrote_last(
+def test_one_death_too_many_stops_the_run_with_its_cause_and_last_output(
     launch_tiny: Any, tmp_path: Path, deaths: int
 ) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
@@ -269,7 +269,7 @@ def test_deaths_at_one_fence_without_progress_stop_the_run(launch_tiny: Any) -> 
 
 
 @pytest.mark.torture
-def test_a_manager_that_dies_too_often_stops_the_run_from_its_cause(launch_tiny: Any, tmp_path: Path) -> None:
+def test_a_manager_that_dies_too_often_stops_the_run_with_its_cause(launch_tiny: Any, tmp_path: Path) -> None:
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52, "times": 9}
     with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 .*supervision\.deaths") as caught:
         launch_tiny(restarting=True, faults=[fault], supervision__deaths=2, supervision__without_progress=9)
@@ -313,13 +313,13 @@ POLICY_DIES = {"point": "tamiyo.decide", "fault": "kill", "passage": 3, "role": 
 
 
 @pytest.mark.torture
-def test_the_spare_steps_in_for_a_dead_policy_and_there_is_a_new_spare(launch_tiny: Any, undisturbed: Result) -> None:
+def test_the_spare_replaces_a_dead_policy_and_a_new_spare_starts(launch_tiny: Any, undisturbed: Result) -> None:
     watch = Looks()
     same(launch_tiny(restarting=True, faults=[POLICY_DIES], progress=watch), undisturbed)
     assert watch.found == {"tamiyo-spare-g1", "tamiyo-spare-g2"}
 
 
-def test_the_spare_steps_in_and_a_new_one_that_dies_as_it_starts_takes_nobody_along(
+def test_a_new_spare_that_dies_as_it_starts_ends_no_other_actor(
     launch_tiny: Any, tmp_path: Path, undisturbed: Result
 ) -> None:
     """The policy that has just stepped in was the spare before."""
@@ -353,7 +353,7 @@ class Looks(Quiet):
 @pytest.mark.parametrize(
     "error", [TaskError("task", "mine.py", "gone"), *in_torture(PlacementUnavailable("kasmina", "no room"))]
 )
-def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_it(
+def test_a_manager_that_cannot_be_replaced_stops_the_run_whichever_thread_finds_out(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: EsperError, trainer: str
 ) -> None:
     await_ready, begun, spawn = actor_start.await_ready, list[Any](), actor_start.spawn
@@ -391,7 +391,7 @@ def test_a_manager_without_a_successor_stops_the_run_whichever_thread_learns_of_
         *in_torture(["manager-0"], ["manager-1", "tolaria"], ["manager-0", "manager-1", "manager-2"]),
     ],
 )
-def test_several_that_die_at_once_are_replaced_at_once_and_one_that_nobody_asks_too(
+def test_actors_that_die_together_are_replaced_together_idle_ones_too(
     launch_tiny: Any, undisturbed: Result, deaths: list[str]
 ) -> None:
     killer = Kills(4, *deaths)
@@ -436,7 +436,7 @@ AGAIN = {"point": "kasmina.start", "role": "kasmina", "generation": 2}
 
 
 @pytest.mark.parametrize(("fault", "expected"), [("raise", FaultInjected), ("hang", StartDeadlineExceeded)])
-def test_a_successor_that_does_not_come_up_stops_the_run(
+def test_a_replacement_that_does_not_come_up_stops_the_run(
     launch_tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, expected: type[Exception]
 ) -> None:
     if expected is StartDeadlineExceeded:
@@ -446,21 +446,19 @@ def test_a_successor_that_does_not_come_up_stops_the_run(
     assert read_past(tmp_path / "run").generation == 2
 
 
-def test_a_death_while_it_is_started_again_is_a_death_like_any_other(launch_tiny: Any, undisturbed: Result) -> None:
+def test_a_death_during_a_restart_is_restarted_too(launch_tiny: Any, undisturbed: Result) -> None:
     result = launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}])
     same(result, undisturbed)
     assert (result.restarts, len(result.recoveries), result.fault_fired) == (2, 1, True)
 
 
 @pytest.mark.torture
-def test_a_death_while_it_is_started_again_counts(launch_tiny: Any) -> None:
+def test_a_death_during_a_restart_counts(launch_tiny: Any) -> None:
     with pytest.raises(RestartIntensityExceeded, match="death 2 of kasmina"):
         launch_tiny(restarting=True, faults=[FIRST, {**AGAIN, "fault": "kill"}], supervision__deaths=1)
 
 
-def test_what_is_declared_as_a_death_is_answered_by_a_restart_and_counted(
-    launch_tiny: Any, undisturbed: Result
-) -> None:
+def test_an_error_declared_as_a_death_restarts_and_counts(launch_tiny: Any, undisturbed: Result) -> None:
     fault = {"point": "tolaria.round", "fault": "raise", "round": 3}
     result = launch_tiny(restarting=True, faults=[fault], failure_policy__FaultInjected="restart")
     same(result, undisturbed)

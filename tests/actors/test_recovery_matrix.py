@@ -112,7 +112,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> list[RayCrew]:
 
 
 @pytest.mark.parametrize(("victim", "chain"), list(runs()))
-def test_whoever_dies_in_whatever_phase_no_bit_differs(
+def test_no_bit_differs_whichever_actor_dies_in_whichever_phase(
     launch_tiny: Any,
     undisturbed: Result,
     crews: list[RayCrew],
@@ -139,7 +139,7 @@ def test_whoever_dies_in_whatever_phase_no_bit_differs(
 @pytest.mark.parametrize(
     "victim", [name if name == "tolaria" else pytest.param(name, marks=pytest.mark.torture) for name in ROLES]
 )
-def test_whoever_dies_as_the_run_starts_is_started_again(
+def test_an_actor_that_dies_as_the_run_starts_is_restarted(
     launch_tiny: Any, undisturbed: Result, table: Table, victim: str
 ) -> None:
     role = "kasmina" if victim == "manager-0" else victim.removesuffix("-spare")

@@ -70,7 +70,7 @@ def rejected() -> CommandRejected:
     return error
 
 
-def test_what_a_method_raised_is_that_very_error_with_its_cause_and_the_far_traceback() -> None:
+def test_the_error_of_a_method_is_itself_with_its_cause_and_the_remote_traceback() -> None:
     sent = rejected()
     found = unwrapped(raised_in_method(sent), "kasmina")
     assert found is sent
@@ -78,12 +78,12 @@ def test_what_a_method_raised_is_that_very_error_with_its_cause_and_the_far_trac
     assert found.__notes__ == ["raised in kasmina:\nTraceback: the remote one"]
 
 
-def test_an_error_of_somebody_else_is_itself_too() -> None:
+def test_an_error_of_the_users_code_is_itself_too() -> None:
     sent = ZeroDivisionError("by the user's model")
     assert unwrapped(raised_in_method(sent), "tolaria") is sent
 
 
-def test_what_a_constructor_raised_is_that_very_error_and_no_death() -> None:
+def test_the_error_of_a_constructor_is_itself_and_no_death() -> None:
     sent = rejected()
     assert unwrapped(raised_in_constructor(sent), "kasmina") is sent
     assert sent.__notes__ == ["raised in kasmina:\nTraceback: the remote one"]
@@ -104,7 +104,7 @@ RAYS = [
 
 
 @pytest.mark.parametrize(("error", "role", "cls", "said"), RAYS)
-def test_rays_own_words_become_ours_and_stay_as_the_cause(
+def test_rays_exceptions_become_ours_with_rays_as_the_cause(
     error: RayError, role: str, cls: type[ActorError], said: str
 ) -> None:
     found = unwrapped(error, role)
@@ -117,7 +117,7 @@ def test_rays_own_words_become_ours_and_stay_as_the_cause(
     assert found.__cause__ is error
 
 
-def test_rays_words_inside_a_method_become_ours_too() -> None:
+def test_rays_exceptions_inside_a_method_become_ours_too() -> None:
     lost = ObjectLostError("ab", None, "")
     found = unwrapped(raised_in_method(lost), "kasmina")
     assert type(found) is ActorError
@@ -138,7 +138,7 @@ class Unsendable(Exception):
         raise TypeError("a lock cannot be sent")
 
 
-def test_an_error_that_cannot_be_sent_is_named_in_the_one_that_comes(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_that_cannot_be_sent_is_named_in_the_one_that_arrives(caplog: pytest.LogCaptureFixture) -> None:
     found = unwrapped(RayTaskError("decide", "Traceback: the remote one", Unsendable()), "tamiyo")
     assert type(found) is ActorError
     assert "Unsendable" in str(found)
@@ -146,7 +146,7 @@ def test_an_error_that_cannot_be_sent_is_named_in_the_one_that_comes(caplog: pyt
 
 
 @pytest.mark.parametrize("error", [rejected(), KeyError("a"), TimeoutError("the user's"), KeyboardInterrupt()])
-def test_what_is_not_rays_is_left_alone(error: BaseException) -> None:
+def test_exceptions_that_are_not_rays_are_left_alone(error: BaseException) -> None:
     assert unwrapped(error, "tamiyo") is error
 
 
@@ -164,11 +164,11 @@ def looks(patience: Patience, *answers: int | None) -> list[bool]:
     return [patience.is_over(answer, float(second)) for second, answer in enumerate(answers, start=1)]
 
 
-def test_an_actor_that_gets_on_may_take_for_ever() -> None:
+def test_an_actor_that_makes_progress_may_take_for_ever() -> None:
     assert not any(looks(Patience(2.0, 0.0), *range(100)))
 
 
-def test_an_actor_that_gets_nowhere_is_given_its_time_from_when_it_last_did() -> None:
+def test_patience_counts_from_the_last_progress() -> None:
     assert looks(Patience(2.0, 0.0), 5, 5, 5, 5) == [False, False, False, True]
     assert looks(Patience(2.0, 0.0), 5, 5, 6, 6, 6, 6) == [False] * 5 + [True]
 
@@ -272,7 +272,7 @@ def remotes(embedded: EmbeddedRay) -> Iterator[dict[str, Remote]]:
         ray.kill(actor)
 
 
-def test_an_actor_that_gets_on_may_take_longer_than_patience(remotes: dict[str, Remote]) -> None:
+def test_an_actor_that_makes_progress_may_take_longer_than_patience(remotes: dict[str, Remote]) -> None:
     assert remotes["busy"].ask("work", 60, 0.1) == "done"
 
 
@@ -289,26 +289,26 @@ def test_a_message_of_another_generation_is_refused_across_processes(remotes: di
         other.ask("work", 1, 0.0)
 
 
-def test_what_a_reference_would_refer_to_is_raised_before_it_is_passed_on(remotes: dict[str, Remote]) -> None:
+def test_an_error_is_raised_before_a_reference_is_passed_on(remotes: dict[str, Remote]) -> None:
     with pytest.raises(StageConflict) as caught:
         remotes["busy"].reference("refuse")
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_an_actor_that_gets_nowhere_is_ended_and_its_process_is_gone(remotes: dict[str, Remote]) -> None:
+def test_an_actor_without_progress_is_killed(remotes: dict[str, Remote]) -> None:
     with pytest.raises(ActorLost, match=r"stuck showed no progress for 1.0 s; its process was ended"):
         remotes["stuck"].ask("loop")
     assert not is_alive(remotes["stuck"].pid)
 
 
-def test_a_frozen_process_is_ended_too(remotes: dict[str, Remote]) -> None:
+def test_a_frozen_process_is_killed_too(remotes: dict[str, Remote]) -> None:
     os.kill(remotes["frozen"].pid, signal.SIGSTOP)
     with pytest.raises(ActorLost):
         remotes["frozen"].ask("work", 1, 0.0)
     assert not is_alive(remotes["frozen"].pid)
 
 
-def test_an_actor_beyond_its_deadline_is_ended_although_it_gets_on(remotes: dict[str, Remote]) -> None:
+def test_an_actor_beyond_its_deadline_is_killed_although_it_makes_progress(remotes: dict[str, Remote]) -> None:
     late = remotes["late"]
     assert late.ask_within(60.0, "work", 1, 0.0) == "done"
     with pytest.raises(CallDeadlineExceeded, match=r"work took longer than 0.3 s"):
@@ -329,7 +329,7 @@ def test_a_reference_outlives_its_actor(remotes: dict[str, Remote]) -> None:
     assert isinstance(lost.value.__cause__, ActorDiedError)
 
 
-def test_an_actor_that_died_is_told_with_what_it_wrote_last(remotes: dict[str, Remote]) -> None:
+def test_a_death_is_reported_with_the_last_output(remotes: dict[str, Remote]) -> None:
     with pytest.raises(ActorLost) as lost:
         remotes["speaker"].ask("die_speaking")
     (note,) = lost.value.__notes__
@@ -365,7 +365,7 @@ def test_an_error_that_pickle_cannot_rebuild_comes_with_its_text_and_its_cause(r
     assert any("raise_unsendable" in note for note in caught.value.__notes__)
 
 
-def test_a_chain_of_causes_arrives_whole_whoever_wrote_their_classes(remotes: dict[str, Remote]) -> None:
+def test_a_chain_of_causes_arrives_whole(remotes: dict[str, Remote]) -> None:
     with pytest.raises(PolicyFailed) as caught:
         remotes["busy"].ask("raise_chain")
     cause = caught.value.__cause__
@@ -375,7 +375,7 @@ def test_a_chain_of_causes_arrives_whole_whoever_wrote_their_classes(remotes: di
 
 
 @pytest.mark.parametrize(("method", "said"), [("leave", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt: by the")])
-def test_what_is_no_exception_comes_as_an_error_that_names_it_and_ends_nobody(
+def test_system_exit_arrives_as_an_error_and_ends_no_process(
     remotes: dict[str, Remote], method: str, said: str
 ) -> None:
     with pytest.raises(ActorError, match=said):
@@ -383,7 +383,7 @@ def test_what_is_no_exception_comes_as_an_error_that_names_it_and_ends_nobody(
     assert remotes["busy"].ask("work", 1, 0.0) == "done"
 
 
-def test_actors_for_which_there_is_no_room_are_told_with_what_was_asked_and_what_there_is(
+def test_no_room_for_an_actor_names_the_resources_asked_and_present(
     embedded: EmbeddedRay,
 ) -> None:
     del embedded

@@ -201,7 +201,7 @@ def alone(prospect: Prospect) -> list[Any]:
 # -- the same answers --------------------------------------------------------------------------------------------
 
 
-def test_the_tournament_in_one_process_is_one_worth_comparing_with(prospect: Prospect, alone: list[Any]) -> None:
+def test_the_tournament_to_compare_with_has_a_winner_and_a_diverging_fork(prospect: Prospect, alone: list[Any]) -> None:
     births, first, *_, report = alone
     ranks = {birth.seed_id: fork.rank for birth, fork in zip(births, first.forks, strict=True)}
     assert ranks["seed-1-1"] is None  # it diverged
@@ -262,7 +262,7 @@ class Mortal(LocalManager):
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_whatever_a_manager_is_asked_as_it_dies_its_successor_leads_to_the_same_answers(
+def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
     prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
 ) -> None:
     def replace(death: ActorLost) -> None:
@@ -307,7 +307,7 @@ def attempt(prospect: Prospect, nursery: RemoteNursery, managers: Sequence[Morta
         return [manager.died_of for manager in managers if manager.died_of]
 
 
-def test_forks_of_a_tournament_that_is_done_again_are_closed_first(prospect: Prospect, nursery_of: Any) -> None:
+def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prospect, nursery_of: Any) -> None:
     class Counting(Mortal):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             held.append(len(self.process._forks))
@@ -328,7 +328,7 @@ def test_forks_of_a_tournament_that_is_done_again_are_closed_first(prospect: Pro
     assert (len(replaced), max(held)) == (1, 2)  # six forks over three managers
 
 
-def test_a_death_of_somebody_else_is_not_answered_here(prospect: Prospect, nursery_of: Any) -> None:
+def test_a_death_of_another_actor_is_raised(prospect: Prospect, nursery_of: Any) -> None:
     class Misled(LocalManager):
         def ask(self, *_: Any, **__: Any) -> Any:
             raise ActorLost("ray", "gcs_server has ended")
@@ -410,7 +410,7 @@ def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Pros
     assert nursery.collect().fork_steps == 40
 
 
-def test_the_twin_runs_ahead_and_is_waited_for_where_it_is_needed(prospect: Prospect, nursery_of: Any) -> None:
+def test_the_twin_trains_ahead_and_its_readers_wait_for_it(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     manager.let_go()
     nursery = nursery_of([manager])
@@ -440,7 +440,7 @@ def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, nursery_of: A
         nursery.begin(order, DRAWN, snapshot)
 
 
-def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nursery_of: Any, tmp_path: Path) -> None:
+def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, nursery_of: Any, tmp_path: Path) -> None:
     class Traced(LocalManager):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             traces.append(trace_id())
@@ -460,7 +460,7 @@ def test_the_trace_of_who_asks_goes_on_in_every_manager(prospect: Prospect, nurs
 # -- failures ----------------------------------------------------------------------------------------------------
 
 
-def test_what_a_manager_raises_surfaces_at_collect_and_not_before(prospect: Prospect, nursery_of: Any) -> None:
+def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([LocalManager(prospect), manager])
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
@@ -470,7 +470,7 @@ def test_what_a_manager_raises_surfaces_at_collect_and_not_before(prospect: Pros
         nursery.collect()
 
 
-def test_what_a_manager_raises_at_a_birth_surfaces_there(prospect: Prospect, nursery_of: Any) -> None:
+def test_an_error_of_a_manager_in_births_is_raised_by_births(prospect: Prospect, nursery_of: Any) -> None:
     lost = HeldManager(prospect)
     lost.end()
     nursery, live = nursery_of([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
@@ -478,7 +478,7 @@ def test_what_a_manager_raises_at_a_birth_surfaces_there(prospect: Prospect, nur
         nursery.births(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
 
 
-def test_a_twin_that_is_lost_surfaces_where_it_is_needed(prospect: Prospect, nursery_of: Any) -> None:
+def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prospect, nursery_of: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     manager.let_go()
     nursery = nursery_of([manager])

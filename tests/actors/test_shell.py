@@ -102,7 +102,7 @@ def test_a_call_reaches_the_room_that_was_built_from_its_spec() -> None:
     assert shell.pid() == os.getpid()
 
 
-def test_what_an_older_generation_began_to_save_is_told() -> None:
+def test_saved_answers_a_message_of_an_older_generation() -> None:
     shell = Shell(actor_spec())
     shell.rebind(4)
     assert shell.call("saved", HERE, ()).value == "the record"
@@ -119,7 +119,7 @@ def test_a_message_of_another_generation_is_refused_and_does_nothing(entry: str,
 
 
 @pytest.mark.parametrize("method", ["_private", "__init__", "__class__", "__reduce__"])
-def test_what_is_not_public_cannot_be_called(method: str) -> None:
+def test_a_private_method_cannot_be_called(method: str) -> None:
     room = Room("kept")
     shell = Shell(actor_spec(build=lambda: room))
     with pytest.raises(DependencyViolationError, match="not a public method"):
@@ -130,7 +130,7 @@ def test_what_is_not_public_cannot_be_called(method: str) -> None:
 # -- what it says ------------------------------------------------------------------------------------------------
 
 
-def test_what_the_room_does_continues_the_trace_of_who_asked(tmp_path: Path) -> None:
+def test_a_call_continues_the_trace_of_its_caller(tmp_path: Path) -> None:
     shell = Shell(actor_spec(telemetry_folder=tmp_path))
     with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round") as asking:
         seen = shell.call("work", Envelope(3, traceparent()), ()).value
@@ -150,7 +150,7 @@ def test_a_broken_trace_is_refused_before_the_room_does_anything() -> None:
     assert room.done == 0
 
 
-def test_an_answer_brings_what_the_actor_has_counted_since_it_began() -> None:
+def test_an_answer_carries_the_actors_counters() -> None:
     shell = Shell(actor_spec())
     assert shell.call("add", HERE, (1, 1)).counters == {}
     once = {"esper.signal.published": 2, "esper.policy.decisions": 1}
@@ -160,7 +160,7 @@ def test_an_answer_brings_what_the_actor_has_counted_since_it_began() -> None:
     assert Shell(actor_spec()).call("add", HERE, (1, 1)).counters == {}
 
 
-def test_progress_goes_up_with_what_the_room_finishes_and_with_nothing_else() -> None:
+def test_progress_counts_the_work_of_the_room_only() -> None:
     shell = Shell(actor_spec())
     before = shell.progress()
     shell.call("add", HERE, (1, 1))
@@ -172,7 +172,7 @@ def test_progress_goes_up_with_what_the_room_finishes_and_with_nothing_else() ->
 # -- failures ----------------------------------------------------------------------------------------------------
 
 
-def test_what_the_room_raises_leaves_it_unchanged_with_its_cause_and_is_in_the_trace(tmp_path: Path) -> None:
+def test_an_error_of_the_room_keeps_its_cause_and_is_in_the_trace(tmp_path: Path) -> None:
     shell = Shell(actor_spec(telemetry_folder=tmp_path))
     with pytest.raises(StageConflict) as caught:
         shell.call("fail", HERE, ())
@@ -181,7 +181,7 @@ def test_what_the_room_raises_leaves_it_unchanged_with_its_cause_and_is_in_the_t
     assert shell.call("add", HERE, (1, 1)).value == 2
 
 
-def test_what_the_constructor_of_the_room_raises_is_raised_and_in_the_trace(tmp_path: Path) -> None:
+def test_an_error_of_the_rooms_constructor_is_raised_and_in_the_trace(tmp_path: Path) -> None:
     def broken() -> Room:
         fail_with(StageConflict("stage_conflict", "command-1"))
 
@@ -233,7 +233,7 @@ def test_an_error_that_can_be_sent_is_sent_as_it_is(error: Exception) -> None:
     assert sendable(error, "tolaria") is error
 
 
-def test_an_error_that_cannot_be_sent_is_sent_by_its_text_with_its_traceback() -> None:
+def test_an_error_that_cannot_be_sent_is_replaced_by_its_text_and_traceback() -> None:
     sent = sendable(chained(NeedsTwo("one", "two"), KeyError("why")), "tolaria")
     assert (type(sent), str(sent)) == (ActorError, "tolaria: NeedsTwo: one and two")
     assert isinstance(sent.__cause__, KeyError)
@@ -271,7 +271,7 @@ def test_a_group_of_errors_one_of_which_was_caused_by_the_group_is_sent() -> Non
     assert "two failures" in str(pickle.loads(pickle.dumps(sendable(group, "tolaria"))))
 
 
-def test_what_a_constructor_raises_is_made_sendable_too() -> None:
+def test_an_error_of_a_constructor_is_made_sendable_too() -> None:
     def build() -> Room:
         raise NeedsTwo("one", "two")
 

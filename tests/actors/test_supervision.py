@@ -204,7 +204,7 @@ def test_a_start_that_fails_without_a_death_stops_the_run_with_its_error(error: 
     assert Life("tamiyo", 2) in supervisor.stop()  # one that waits for room must be ended too
 
 
-def test_what_a_constructor_raises_because_its_group_fell_is_no_verdict() -> None:
+def test_an_error_of_a_constructor_whose_group_restarts_does_not_stop_the_run() -> None:
     stage = Stage()
     supervisor = stage.supervisor
     supervisor.died(Life("rank-0", 1), lost("rank-0"))
@@ -264,7 +264,7 @@ def test_deaths_that_lie_far_enough_apart_never_end() -> None:
     assert stage.supervisor.restarts == {"kasmina": 30}
 
 
-def test_every_child_has_its_own_account_and_a_group_that_restarts_as_one_has_one() -> None:
+def test_deaths_are_counted_for_each_child_and_for_a_group_as_one() -> None:
     stage = Stage(deaths=1)
     for name in ("emergency", "tamiyo", "manager-0", "manager-1", "rank-0"):
         stage.die(name)
@@ -346,7 +346,7 @@ def test_a_run_that_must_stop_hands_out_no_plan_and_answers_every_death_with_the
     "error",
     [EvidenceMissing("G2", "pairs"), PolicyFailed("own", 3), ActorDoubtful("tamiyo", "?"), ValueError("foreign")],
 )
-def test_what_a_child_raises_goes_to_its_caller_unchanged_and_restarts_nothing(error: Exception) -> None:
+def test_an_error_of_a_child_reaches_its_caller_unchanged_and_restarts_nothing(error: Exception) -> None:
     stage = Stage()
     with pytest.raises(type(error)) as raised:
         stage.supervisor.died(Life("tamiyo", 1), error)
@@ -394,7 +394,7 @@ def test_the_death_of_a_rank_and_of_another_actor_are_declared_apart() -> None:
 # -- the planned stop --------------------------------------------------------------------------------------------
 
 
-def test_a_planned_stop_ends_all_in_reverse_order_and_what_dies_of_it_is_no_death() -> None:
+def test_a_planned_stop_ends_all_in_reverse_order_and_counts_no_death() -> None:
     stage = Stage(deaths=0)
     assert stage.supervisor.stop() == lives(reversed(NAMES), 1)
     for name in NAMES:
@@ -422,7 +422,7 @@ def test_a_planned_stop_during_a_restart_ends_what_is_being_started_too_and_star
 # -- what is told ------------------------------------------------------------------------------------------------
 
 
-def test_every_restart_is_told_with_its_cause_its_fence_and_its_time() -> None:
+def test_every_restart_is_recorded_with_its_cause_and_fence() -> None:
     stage = Stage()
     stage.clock.move(2.5)
     stage.supervisor.fence_passed(4)
@@ -480,7 +480,7 @@ def test_by_default_only_deaths_are_restarted() -> None:
 
 @pytest.mark.parametrize("name", sorted(NO_SWITCH))
 @pytest.mark.parametrize("answer", ["raise", "restart"])
-def test_what_has_no_switch_is_refused_with_the_reason(name: str, answer: str) -> None:
+def test_an_error_without_a_switch_is_refused_with_the_reason(name: str, answer: str) -> None:
     said = complaint(**{name: answer})
     assert said == f"failure_policy.{name} = {answer!r}: it always raises: {NO_SWITCH[name]}"
 
@@ -493,12 +493,12 @@ def test_an_unknown_class_is_refused_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize("answer", ["retry", "Restart", "", True, None])
-def test_there_is_no_other_answer(answer: object) -> None:
+def test_restart_and_raise_are_the_only_answers(answer: object) -> None:
     with pytest.raises(ValidationError, match="'raise' or 'restart'"):
         FailurePolicy.model_validate({"ActorLost": answer})
 
 
-def test_an_error_of_the_users_own_goes_with_the_nearest_of_ours() -> None:
+def test_a_users_subclass_follows_the_nearest_class_of_ours() -> None:
     class Lost(ActorLost):
         pass
 

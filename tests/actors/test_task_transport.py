@@ -35,7 +35,7 @@ def test_a_task_of_a_relative_path_is_found_from_another_directory(
 
 
 @pytest.mark.parametrize("text", ["esper.testing:tiny_task", ""])
-def test_a_task_begins_in_every_process_where_the_run_began_or_says_that_this_folder_is_gone(
+def test_a_task_is_loaded_in_the_folder_where_the_run_began(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prospect, reference = survey(tiny_task(), tiny_config()), load_task(text)[1] if text else Reference()
@@ -76,7 +76,7 @@ def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(tmp_pa
     assert os.listdir(tmp_path) == []
 
 
-def test_what_was_measured_of_a_task_is_not_measured_again() -> None:
+def test_the_survey_is_not_repeated_in_an_actor() -> None:
     prospect = survey(tiny_task(), tiny_config())
     opened = SentProspect.of(prospect, Reference()).open()
     assert opened.specs == prospect.specs
