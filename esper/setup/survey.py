@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, st
 from esper.tolaria.snapshot_codec import check_task
 from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
 from esper.tolaria.unkept import Changing, Surroundings, changed_between, joined
-from esper.user_code.attributes import held_by
+from esper.user_code.attributes import Held, held_by
 from esper.user_code.process_state import refuse_changes, told_with_settings
 from esper.user_code.shared_state import kinds_of
 from esper.user_code.their_code import refused_as_theirs
@@ -190,78 +190,101 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
 
 
 def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
-    run = config.run
+    """The steps stand in this order because each is compared with what the user's code held before it."""
     check_fields(task)
-    _check_device(run.device)
+    _check_device(config.run.device)
     data = open_data(task, config)
     fence_steps = fences(task, config, data)
-    host = build_host(task, run.seed, run.device)
+    host = build_host(task, config.run.seed, config.run.device)
     refuse_changes("task.model", "the model factory")
     around = Surroundings(task, data, kinds_of(host))
     begun = around.held({})
     rehearse_draws(task, data)
     refuse_changes("task.train", "drawing a sample")
     drawn = around.data({})
-    harmless = changed_between(begun, drawn)
-    batch = data.batch(0)
-    as_built, host_crc32c = held_by(tensors_of(host)), state_crc32c(tensors_of(host))
-    host_modules_sha256 = structure_digest(host)
-    trained = [parameter for parameter in host.parameters() if parameter.requires_grad]
+    as_built = held_by(tensors_of(host))
+    measured, optional = _measured(task, config, blueprints, data, fence_steps, host)
+    found = _tried(_rehearsed(measured, host, as_built), optional)
+    around.check_data(drawn, changed_between(begun, drawn))
+    shared = changed_between(begun, {**around.held({}), **drawn})
+    return replace(found, changing=joined(found.changing, shared))
+
+
+def _measured(
+    task: Task, config: RunConfig, blueprints: Registry, data: TaskData, fence_steps: tuple[int, ...], host: nn.Module
+) -> tuple[Prospect, frozenset[str]]:
+    """What one batch shows of a host as it was built, and the slots that may be left out if they fail later."""
+    parameters = list(host.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    host_crc32c, host_modules_sha256 = state_crc32c(tensors_of(host)), structure_digest(host)
     check_task(task, fence_steps[-1], trained)
     refuse_changes("task.optimizer", "a step of it or of its scheduler")
-    inputs, targets = (to_device(part, run.device) for part in split_pair(batch))
+    inputs, targets = (to_device(part, config.run.device) for part in split_pair(data.batch(0)))
     found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
-    specs = found.specs
-    _check_names(host, specs)
-    made = chosen(specs, config.growth.blueprints, blueprints)
-    options = tuple(pair for spec in specs for pair in _pairs(spec, made[spec.path], data.batch_size))
-    with flop_counter() as counter:
-        try_backward(task, host, inputs, targets)
-    refuse_changes("task.model", "a forward pass with the loss")
-    if counter.get_total_flops() == 0:
-        raise TaskError(
-            "task.model",
-            type(host).__name__,
-            "seeds are weighed by matrix products and convolutions, and it has none; give a model that has one",
-        )
-    parameters = list(host.parameters())
+    _check_names(host, found.specs)
+    made = chosen(found.specs, config.growth.blueprints, blueprints)
     prospect = Prospect(
         task=task,
         config=config,
         data=data,
-        specs=specs,
+        specs=found.specs,
         left_out=found.left_out,
-        options=options,
+        options=tuple(pair for spec in found.specs for pair in _pairs(spec, made[spec.path], data.batch_size)),
         blueprints=blueprints,
         fence_steps=fence_steps,
         host_parameters=sum(p.numel() for p in parameters),
         host_bytes=sum(p.numel() * p.element_size() for p in parameters),
-        host_flops=int(counter.get_total_flops()),
+        host_flops=_step_flops(task, host, inputs, targets),
         host_crc32c=host_crc32c,
         host_modules_sha256=host_modules_sha256,
         samples_crc32c=_samples_crc32c(data),
         trained_by=_trained_by(task, trained, fence_steps[-1]),
         peak_share=peak_share(task, fence_steps[-1], trained),
     )
-    stage = replace(prospect, data=cast(TaskData, Remembered(data)))
+    return prospect, found.optional
+
+
+def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: whatever the task's batches are
+    """Modelled FLOPs of one optimizer step.
+
+    Raises:
+        TaskError: there are none, or the forward pass, the loss or the backward pass failed.
+    """
+    with flop_counter() as counter:
+        try_backward(task, host, inputs, targets)
+    refuse_changes("task.model", "a forward pass with the loss")
+    if counter.get_total_flops() == 0:
+        mend = "seeds are weighed by matrix products and convolutions, and it has none; give a model that has one"
+        raise TaskError("task.model", type(host).__name__, mend)
+    return int(counter.get_total_flops())
+
+
+def _rehearsed(prospect: Prospect, host: nn.Module, as_built: Held) -> Prospect:
+    """The prospect after some training steps and one look at each shard.
+
+    Args:
+        as_built: What `host` held before its first step: a second host of the task must hold the same.
+    """
+    task, config = prospect.task, prospect.config
+    stage = replace(prospect, data=cast(TaskData, Remembered(prospect.data)))
     fresh = partial(stage.trainer, "", 0, "tolaria", never)
-    trial = fresh()  # what a run would stumble over: optimizer, scheduler, losses
-    check_same_build(host, as_built, trial.host)
-    first_loss, rehearsed, changing = rehearse(task, trial, fresh, fence_steps[-1], same_bits=run.device == "cpu")
-    practised = practise(task, trial.host, fence_steps[-1])
-    rehearsing, trial = trial, fresh()  # the rehearsal may have diverged
+    training = fresh()
+    check_same_build(host, as_built, training.host)
+    same_bits = config.run.device == "cpu"
+    first_loss, rehearsed, changing = rehearse(task, training, fresh, prospect.total_steps, same_bits=same_bits)
+    practised = practise(task, training.host, prospect.total_steps)
+    judging = fresh()  # the rehearsal may have diverged
     if config.growth.enabled:
-        trial.sample_losses("gate", 0)
-    trial.try_shards()
-    stage = replace(stage, loss_depends_on_batch=trial.loss_depends_on_batch())
-    mixing = find_mixing(stage, trial if first_loss is None else rehearsing, stage.data.batch(0))
+        judging.sample_losses("gate", 0)
+    judging.try_shards()
+    stage = replace(stage, loss_depends_on_batch=judging.loss_depends_on_batch())
+    mixing = find_mixing(stage, judging if first_loss is None else training, stage.data.batch(0))
     refuse_changes("task", "training or measuring")
-    found_out = _tried(replace(prospect, first_loss=first_loss, rehearsed_crc32c=rehearsed), found.optional)
-    around.check_data(drawn, harmless)
-    shared = changed_between(begun, {**around.held({}), **drawn})
     return replace(
-        found_out,
-        changing=joined(changing, practised, shared),
+        prospect,
+        first_loss=first_loss,
+        rehearsed_crc32c=rehearsed,
+        changing=joined(changing, practised),
         loss_depends_on_batch=stage.loss_depends_on_batch,
         mixing=mixing,
     )
