@@ -20,7 +20,7 @@ from esper.ground.heartbeat import beat
 from esper.kasmina.incubation.incubator import Incubator
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.leyline.evidence import HostObservation, SampleLosses
-from esper.leyline.incubation import Birth
+from esper.leyline.incubation import CandidateProbe
 from esper.leyline.ports import Fork
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.stages import Stage
@@ -89,9 +89,11 @@ class ForkHouse:
         self._fork = make_fork_factory(prospect, key, stopped)
         self._forks: dict[str, Fork] = {}
 
-    def births(self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef) -> tuple[Birth, ...]:
+    def probe_candidates(
+        self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef
+    ) -> tuple[CandidateProbe, ...]:
         """Measure candidates before they may train, on a fork that is dropped afterwards."""
-        return self._incubator.births(plans, weights, self._fetch(snapshot[0]))
+        return self._incubator.probe_candidates(plans, weights, self._fetch(snapshot[0]))
 
     def open(self, name: str, snapshot: SnapshotRef, plan: GraftPlan | None, weights: Weights) -> None:
         """Make a fork of a snapshot, with a candidate or, if `plan` is None, without."""

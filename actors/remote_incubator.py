@@ -22,7 +22,7 @@ from actors.shell import SnapshotRef
 from esper.errors import ActorLost
 from esper.kasmina.incubation.incubator import run_tournament
 from esper.leyline.evidence import SampleLosses
-from esper.leyline.incubation import Birth, IncubationOrder, IncubationResult, TwinReport
+from esper.leyline.incubation import CandidateProbe, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.reports import GraftPlan, Weights
 from esper.telemetry.context import span
 
@@ -66,17 +66,19 @@ class RemoteNursery:
         self._began: tuple[IncubationOrder, SnapshotRef] | None = None
         """The tournament in flight, and the snapshot that it began from."""
 
-    def births(self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef) -> Sequence[Birth]:
+    def probe_candidates(
+        self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef
+    ) -> Sequence[CandidateProbe]:
         """See `Nursery`. Each manager measures a share of the candidates."""
         managers = tuple(self._managers.values())
         shares = [plans[place :: len(managers)] for place in range(len(managers))]
         pieces = [
-            partial(manager.ask, "births", share, weights_of(share, weights), snapshot)
+            partial(manager.ask, "probe_candidates", share, weights_of(share, weights), snapshot)
             for manager, share in zip(managers, shares, strict=True)
             if share
         ]
         measured = self._repeated(lambda: self._together(pieces), self._settle_pieces)
-        found = {birth.seed_id: birth for births in measured for birth in births}
+        found = {probe.seed_id: probe for share in measured for probe in share}
         return tuple(found[plan.seed_id] for plan in plans)
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> None:
@@ -93,9 +95,8 @@ class RemoteNursery:
         (order, origin), pending = self._began, self._pending
         self._pending = self._began = None
         result, control = pending.result()
-        self._control = (
-            KeptFork(control, origin, order.last_step) if self._twin is None else None
-        )  # a run keeps one twin
+        keeps = self._twin is None  # a run keeps one twin
+        self._control = KeptFork(control, origin, order.last_step) if keeps else None
         kept = [control] if self._control is not None else []
         for manager in self._managers.values():
             self._repeated(partial(self._close, manager, [fork for fork in self._open if fork not in kept]))

@@ -53,7 +53,7 @@ class Life(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class RestartPlan:
     """What to do now: first end all of `stop`, which may have processes, in order; then start all of `start`."""
 
     stop: tuple[Life, ...]
@@ -143,7 +143,7 @@ class Supervisor:
         """The children that are being started, in order, until `started` or `start_failed` is called for each."""
         return tuple(self._life(name) for name, state in self._states.items() if state is State.STARTING)
 
-    def take_plan(self) -> Plan | None:
+    def take_plan(self) -> RestartPlan | None:
         """What has to be done now, before anything else is reported; None: nothing.
 
         Raises:
@@ -157,7 +157,7 @@ class Supervisor:
             unit.due, unit.incarnation = False, unit.incarnation + 1
         self._states |= dict.fromkeys(due, State.STARTING)
         self.records, self._unanswered = self.records + self._unanswered, []
-        return Plan(stop, tuple(map(self._life, due))) if due else None
+        return RestartPlan(stop, tuple(map(self._life, due))) if due else None
 
     def started(self, life: Life) -> None:
         """A child is up."""

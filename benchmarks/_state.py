@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esper.leyline.checkpoint_record import Kept
+from esper.leyline.checkpoint_record import MemoryCopy
 from esper.setup.survey import survey
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, never
@@ -81,7 +81,7 @@ def best(found: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
     return min(names, key=lambda name: float(np.median(found[name])))
 
 
-def tensor_bytes(kept: Kept | None) -> int:
+def tensor_bytes(kept: MemoryCopy | None) -> int:
     """What a snapshot copies."""
     assert kept is not None, "nothing is kept"
     return kept.tensor_bytes

@@ -18,7 +18,7 @@ from _common import Outcome, Row, Spread, main, scratch
 
 from actors.embedded_ray import EmbeddedRay
 from esper import OnRay, run
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import PolicyDeadlineExceeded
 from esper.testing import tiny_config, tiny_task, until
@@ -82,7 +82,7 @@ def _hear_all() -> None:
 
 def _in_a_round(run_dir: Path) -> bool:
     journal = run_dir / "journal-1.log"
-    return journal.exists() and any(entry.kind is Kind.ROUND_ENDED for entry in read(journal)[0])
+    return journal.exists() and any(entry.kind is RecordKind.ROUND_ENDED for entry in read(journal)[0])
 
 
 def _starting(run_dir: Path) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from esper import resume
 from esper.archive.history import read_past
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, run_file
 from esper.errors import RunDirectoryError
 from esper.flow.checkpoints import Checkpoints
@@ -67,4 +67,4 @@ def test_its_state_is_understood_by_every_room_of_today(golden: Path) -> None:
     result = resume(golden)
     assert (result.steps, result.rounds, result.resumes) == (320, 16, 1)
     assert {"FOSSILIZED"} <= {seed.stage for seed in result.seeds}
-    assert read_past(golden).entries[-1].kind is Kind.RUN_ENDED
+    assert read_past(golden).entries[-1].kind is RecordKind.RUN_ENDED

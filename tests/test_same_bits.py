@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from esper.archive.history import read_past
-from esper.archive.journal import Kind
+from esper.archive.journal import RecordKind
 from esper.config.joined import as_toml
 from esper.flow.result import Result
 from esper.testing import tiny_config
@@ -116,7 +116,7 @@ def end_the_same(folder: Path, esper: Esper, undisturbed: Result, strikes: Seque
     for name in ("weights_sha256", "twin_weights_sha256", "test_loss", "steps", "trainer_gflops", "incubator_gflops"):
         assert told[name] == getattr(undisturbed, name), name
     assert [path for path in killed.run_dir.rglob("*") if path.name.endswith(".tmp")] == []
-    assert read_past(killed.run_dir).entries[-1].kind is Kind.RUN_ENDED
+    assert read_past(killed.run_dir).entries[-1].kind is RecordKind.RUN_ENDED
     return struck
 
 

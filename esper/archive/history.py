@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from esper.archive.identity import Identity, load_identity
-from esper.archive.journal import FIRST_GENERATION, Entry, Kind, read
+from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.journal_schema import kept_newest, misfit
 from esper.archive.run_directory import (
     checkpoints_folder,
@@ -170,8 +170,8 @@ def _look_at(path: Path) -> Remains:
         tuple(entries),
         tuple(one for one in commits if one.file in there),
         (*strange.values(), *(d for d in (*damages, *undecided, *_no_summary(path)) if d.file not in strange)),
-        sum(Kind.RUN_RESUMED in kinds for kinds in did),
-        sum(Kind.ROLLED_BACK in kinds for kinds in did),
+        sum(RecordKind.RUN_RESUMED in kinds for kinds in did),
+        sum(RecordKind.ROLLED_BACK in kinds for kinds in did),
         sum(_restarts(entry) for its_entries in said.values() for entry in its_entries),
         newest_lost,
     )
@@ -183,24 +183,24 @@ def _names(folder: Path) -> set[str]:
 
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
     """Every checkpoint that was ever committed, oldest first, dropped ones included."""
-    return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED]
+    return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is RecordKind.CHECKPOINT_COMMITTED]
 
 
 def _restarts(entry: Entry) -> int:
     """How many restarts of actors a record counts."""
-    if entry.kind is Kind.ACTOR_RESTARTED:
+    if entry.kind is RecordKind.ACTOR_RESTARTED:
         return len(entry.body["actors"])
-    return int(entry.kind is Kind.DIED_STARTING)
+    return int(entry.kind is RecordKind.DIED_STARTING)
 
 
 def lasting_level(entries: Iterable[Entry]) -> Level | None:
     """The emergency level that still applies. A HALT does not outlive the run that it ended: a resume is deliberate."""
-    return level(e for e in entries if e.kind is not Kind.SIGNAL or e.body["level"] < Level.HALT)
+    return level(e for e in entries if e.kind is not RecordKind.SIGNAL or e.body["level"] < Level.HALT)
 
 
 def level(entries: Iterable[Entry]) -> Level | None:
     """The highest emergency level in the journal. None: there was no signal."""
-    return max((Level(entry.body["level"]) for entry in entries if entry.kind is Kind.SIGNAL), default=None)
+    return max((Level(entry.body["level"]) for entry in entries if entry.kind is RecordKind.SIGNAL), default=None)
 
 
 # -- files -------------------------------------------------------------------------------------------------------
@@ -289,12 +289,12 @@ def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[
         for entry in its_entries:
             if generation in valid and entry.end > valid[generation]:
                 break
-            if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED):
+            if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED):
                 keep = kept_newest(entry)
-            elif entry.kind is Kind.SUPERSEDED:
+            elif entry.kind is RecordKind.SUPERSEDED:
                 back_at = entry.body["from_fence"]
                 due = [one for one in due if back_at is not None and one.fence <= back_at]
-            elif entry.kind is Kind.CHECKPOINT_COMMITTED:
+            elif entry.kind is RecordKind.CHECKPOINT_COMMITTED:
                 due.append(CheckpointWritten.model_validate(entry.body))
                 due = [one for place, one in enumerate(due, start=keep - len(due)) if one.fence == 0 or place >= 0]
     return due
@@ -302,7 +302,7 @@ def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[
 
 def _told(entries: Sequence[Entry]) -> Identity | None:
     """The content of `run.json` from the journals: each process that ran the run wrote it there."""
-    bodies = [entry.body for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:
         return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None
     except ValidationError:  # of another version, as the run.json is that is named as damage
@@ -316,7 +316,7 @@ def _valid(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
     """The valid length of an older journal in bytes, as the first later generation recorded it."""
     valid: dict[int, int] = {}
     for entry in (entry for its_entries in said.values() for entry in its_entries):
-        if entry.kind is Kind.SUPERSEDED:
+        if entry.kind is RecordKind.SUPERSEDED:
             for older, length in entry.body["lengths"].items():
                 valid[int(older)] = min(length, valid.get(int(older), length))
     return valid
@@ -331,7 +331,7 @@ def _joined(
     for generation, its_entries in said.items():
         name, lost = journal_file(path, generation).name, ""
         counted = [e for e in its_entries if generation not in valid or e.end <= valid[generation]]
-        place = next((place for place, entry in enumerate(counted) if entry.kind is Kind.SUPERSEDED), None)
+        place = next((place for place, entry in enumerate(counted) if entry.kind is RecordKind.SUPERSEDED), None)
         if place is not None:  # a late COMMIT may come before it
             entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])
             counted = counted[place:]
@@ -345,18 +345,20 @@ def _joined(
 def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
     """The valid records when a run continues from a fence; and, if they are ambiguous, the reason."""
     if fence is None:
-        return [entry for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.SIGNAL)], ""
+        return [entry for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.SIGNAL)], ""
     end, lost = _end_of(entries, fence), ""
     if end is None:
         lost = f"it goes on from fence {fence}, of which the older journals say nothing"
-        end = sum(1 for _ in takewhile(lambda e: e.kind is not Kind.ROUND_ENDED or e.body["fence"] <= fence, entries))
+        end = sum(
+            1 for _ in takewhile(lambda e: e.kind is not RecordKind.ROUND_ENDED or e.body["fence"] <= fence, entries)
+        )
     return [*entries[:end], *(entry for entry in entries[end:] if _stays(entry, fence))], lost
 
 
 def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
     """Index of the first record after a fence: after the BEGIN of its checkpoint, or after the COMMIT if BEGIN is
     damaged."""
-    for kind in (Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED):
+    for kind in (RecordKind.CHECKPOINT_BEGUN, RecordKind.CHECKPOINT_COMMITTED):
         places = [place for place, e in enumerate(entries) if e.kind is kind and e.body["fence"] == fence]
         if places:
             return places[-1] + 1
@@ -368,5 +370,5 @@ def _stays(entry: Entry, fence: int) -> bool:
 
     A COMMIT may be written late. A signal came from outside the run, so going back does not undo it.
     """
-    committed_late = entry.kind is Kind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
-    return committed_late or entry.kind is Kind.SIGNAL
+    committed_late = entry.kind is RecordKind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
+    return committed_late or entry.kind is RecordKind.SIGNAL

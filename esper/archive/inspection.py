@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.archive.history import Remains, level, look_at
-from esper.archive.journal import Entry, Kind
+from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import LEASE, checkpoints_folder
 from esper.ground.machine import is_alive
 from esper.leyline.checkpoint_record import CheckpointWritten
@@ -30,9 +30,9 @@ def inspect_run(path: Path) -> dict[str, Any]:
     """
     found = look_at(path)
     identity, entries = found.identity, found.entries
-    rounds = [entry.body for entry in entries if entry.kind is Kind.ROUND_ENDED]
+    rounds = [entry.body for entry in entries if entry.kind is RecordKind.ROUND_ENDED]
     begun = {"fence": None, "step": None} if found.damaged else {"fence": 0, "step": 0}
-    ended = next((entry.body for entry in entries if entry.kind is Kind.RUN_ENDED), {})
+    ended = next((entry.body for entry in entries if entry.kind is RecordKind.RUN_ENDED), {})
     last, heard = rounds[-1] if rounds else begun | {"train_loss": None}, level(entries)
     return {
         "run_dir": str(path),
@@ -77,11 +77,11 @@ def _state(path: Path, found: Remains) -> str:
     Unknown: the process is gone, and so is the journal that would show the end of the run.
     """
     for entry in () if found.newest_lost else reversed(found.entries):
-        if entry.kind is Kind.RUN_ENDED:
+        if entry.kind is RecordKind.RUN_ENDED:
             return "finished"
-        if entry.kind is Kind.RUN_FAILED:
+        if entry.kind is RecordKind.RUN_FAILED:
             return STOPPED_BY.get(entry.body["error"], "failed")
-        if entry.kind is Kind.SUPERSEDED:  # the end of an older generation is not that of the run
+        if entry.kind is RecordKind.SUPERSEDED:  # the end of an older generation is not that of the run
             break
     gone = "unknown" if found.newest_lost else "stopped"
     lease = path / LEASE
@@ -101,10 +101,10 @@ def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     seeds: dict[str, dict[str, Any]] = {}
     for entry in entries:
         body = entry.body
-        if entry.kind is Kind.TRANSITION:
+        if entry.kind is RecordKind.TRANSITION:
             seed = seeds.setdefault(body["seed_id"], {"seed_id": body["seed_id"], "gain": None, "z": None})
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
-        elif entry.kind is Kind.INCUBATION_ENDED:
+        elif entry.kind is RecordKind.INCUBATION_ENDED:
             for fork in body["forks"]:
                 if fork["gate"] is not None and fork["seed_id"] in seeds:
                     gate = PairedLosses.model_validate(fork["gate"])

@@ -20,7 +20,7 @@ from esper.errors import StoreCorrupt
 from esper.ground.closing import Closing
 
 
-class Kind(IntEnum):
+class RecordKind(IntEnum):
     """The kind of a record. Numbers are never reused."""
 
     RUN_STARTED = 1
@@ -58,7 +58,7 @@ FIRST_GENERATION = 1
 class Entry:
     """One record of a journal, from byte `offset` of its file up to byte `end`, where the next record begins."""
 
-    kind: Kind
+    kind: RecordKind
     body: dict[str, Any]
     offset: int
     end: int
@@ -79,7 +79,7 @@ class Journal(Closing):
         self._log = FramedLog.open(journal_file(run_dir, generation), epoch=generation)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
-    def write(self, kind: Kind, message: BaseModel | None = None, /, **fields: object) -> None:
+    def write(self, kind: RecordKind, message: BaseModel | None = None, /, **fields: object) -> None:
         """Make one record durable.
 
         Raises:
@@ -87,7 +87,7 @@ class Journal(Closing):
         """
         self.write_many([(kind, message if message is not None else fields)])
 
-    def write_many(self, records: list[tuple[Kind, BaseModel | dict[str, object]]]) -> None:
+    def write_many(self, records: list[tuple[RecordKind, BaseModel | dict[str, object]]]) -> None:
         """Make several records durable with one sync.
 
         Raises:
@@ -117,7 +117,7 @@ class Journal(Closing):
                 self._ends[number] = max((frame.end for frame in scan(file).frames), default=0)
         lengths = {str(number): end for number, end in self._ends.items()}
         body: dict[str, object] = {"from_fence": from_fence, "generation": self.generation, "lengths": lengths}
-        self._append([(int(Kind.SUPERSEDED), _payload(body))])
+        self._append([(int(RecordKind.SUPERSEDED), _payload(body))])
 
     def _append(self, records: list[tuple[int, bytes]]) -> None:
         self._log.append_many(records)
@@ -149,7 +149,7 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
     errors = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
     for frame in found.frames:
         try:
-            entries.append(Entry(Kind(frame.kind), json.loads(frame.payload), frame.offset, frame.end))
+            entries.append(Entry(RecordKind(frame.kind), json.loads(frame.payload), frame.offset, frame.end))
         except (
             ValueError,
             RecursionError,

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from esper.archive.journal import Entry, Kind
+from esper.archive.journal import Entry, RecordKind
 from esper.ground.problems import first_problem
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
@@ -93,20 +93,20 @@ class _Ended(_Said):
     """Older versions did not write this field."""
 
 
-SAID: Mapping[Kind, type[BaseModel]] = {
-    Kind.RUN_STARTED: _Begun,
-    Kind.RUN_RESUMED: _Begun,
-    Kind.ROUND_ENDED: _Round,
-    Kind.DECISION: _Decision,
-    Kind.TRANSITION: _Transition,
-    Kind.INCUBATION_ENDED: _Incubation,
-    Kind.RUN_ENDED: _Ended,
-    Kind.RUN_FAILED: _Failed,
-    Kind.SIGNAL: _Signal,
-    Kind.CHECKPOINT_BEGUN: _Fenced,
-    Kind.CHECKPOINT_COMMITTED: CheckpointWritten,
-    Kind.SUPERSEDED: _Superseded,
-    Kind.ACTOR_RESTARTED: _Restarted,
+SAID: Mapping[RecordKind, type[BaseModel]] = {
+    RecordKind.RUN_STARTED: _Begun,
+    RecordKind.RUN_RESUMED: _Begun,
+    RecordKind.ROUND_ENDED: _Round,
+    RecordKind.DECISION: _Decision,
+    RecordKind.TRANSITION: _Transition,
+    RecordKind.INCUBATION_ENDED: _Incubation,
+    RecordKind.RUN_ENDED: _Ended,
+    RecordKind.RUN_FAILED: _Failed,
+    RecordKind.SIGNAL: _Signal,
+    RecordKind.CHECKPOINT_BEGUN: _Fenced,
+    RecordKind.CHECKPOINT_COMMITTED: CheckpointWritten,
+    RecordKind.SUPERSEDED: _Superseded,
+    RecordKind.ACTOR_RESTARTED: _Restarted,
 }
 """Kind -> the fields that readers need. Records of other kinds must only be JSON objects."""
 

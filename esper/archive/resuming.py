@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from esper.archive.history import Past, read_past, settled_past
 from esper.archive.identity import Identity
-from esper.archive.journal import Entry, Kind
+from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import RunDirectory, run_file, summary_file
 from esper.archive.summary import Summary
 from esper.config.joined import RunConfig, flattened, load_config
@@ -91,7 +91,7 @@ def resumed(
         identity = past.identity
         config = _config(identity, settings, broken)
         last = past.entries[-1] if past.entries else None
-        if last is not None and last.kind is Kind.RUN_ENDED and config.run.epochs == identity.config.run.epochs:
+        if last is not None and last.kind is RecordKind.RUN_ENDED and config.run.epochs == identity.config.run.epochs:
             yield _result(run_dir, last)
             return
         check_versions(run_dir, identity)
@@ -128,7 +128,7 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
 
 def check_sealed(run_dir: Path, past: Past) -> None:
     """Raises: StoreCorrupt: a value that never changes in a run differs between `run.json` and the journal."""
-    starts = [entry for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    starts = [entry for entry in past.entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     if not starts:
         return
     sealed = _read(Identity, starts[-1], run_dir)

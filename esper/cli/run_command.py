@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from esper.archive.history import Remains, look_at
-from esper.archive.journal import Entry, Kind
+from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import checkpoints_folder, run_file
 from esper.archive.summary import failure
 from esper.cli.console import PlainConsole
@@ -248,4 +248,4 @@ def _kept(run_dir: Path, found: Remains) -> str:
 
 def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
     """True where the record is the run's own report of this failure."""
-    return entry.kind is Kind.RUN_FAILED and entry.body.items() >= facts.items()
+    return entry.kind is RecordKind.RUN_FAILED and entry.body.items() >= facts.items()

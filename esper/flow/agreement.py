@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from esper.archive.history import Past
-from esper.archive.journal import Entry, Kind
+from esper.archive.journal import Entry, RecordKind
 from esper.errors import StoreCorrupt
 from esper.flow.checkpoints import FenceState
 from esper.flow.position import LineState
@@ -36,7 +36,7 @@ def check_agreement(
     _alike("steps of the tally", line.tally.steps, written.step)
     _alike("generation of kasmina", registry.generation, written.generation)
     if told:
-        began = [entry for entry in told if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+        began = [entry for entry in told if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
         _alike("total_steps", host.total_steps, began[-1].body["total_steps"])
     _check_plans(host, registry, told)
     _check_stages(host, registry, told)
@@ -48,7 +48,7 @@ def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Ent
     given = [plan for one in registry.commands if one.answer is not None for plan in one.answer.as_given().plans]
     _alike("plans that were applied", _by_id(plan for plan, _ in host.receipts.values()), _by_id(given))
     receipts = {key: receipt.model_dump(mode="json") for key, (_, receipt) in host.receipts.items()}
-    applied = [entry.body for entry in told if entry.kind is Kind.PLAN_APPLIED]
+    applied = [entry.body for entry in told if entry.kind is RecordKind.PLAN_APPLIED]
     if told:
         _alike("receipts", receipts, {(body["command_id"], body["seed_id"]): body for body in applied})
     joined = {plan.seed_id for plan in given if isinstance(plan, JoinPlan)}
@@ -64,7 +64,7 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
     """Kasmina's records of seeds say what the journal says of their lives, and the host of their grafts."""
     seeds = {seed.seed_id: seed for seed in registry.roster.seeds}
     if told:
-        after = {entry.body["seed_id"]: entry.body["after"] for entry in told if entry.kind is Kind.TRANSITION}
+        after = {entry.body["seed_id"]: entry.body["after"] for entry in told if entry.kind is RecordKind.TRANSITION}
         stages = {seed_id: str(seed.stage) for seed_id, seed in seeds.items()}
         _alike("stages of seeds", stages, {**dict.fromkeys(stages, str(Stage.DORMANT)), **after})
     for plan in host.topology:
@@ -97,7 +97,7 @@ def _until(written: CheckpointWritten, entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _begins(entry: Entry, written: CheckpointWritten) -> bool:
-    return entry.kind is Kind.CHECKPOINT_BEGUN and entry.body["file"] == written.file
+    return entry.kind is RecordKind.CHECKPOINT_BEGUN and entry.body["file"] == written.file
 
 
 def _by_id(plans: Iterable[HostPlan]) -> dict[tuple[str, str], HostPlan]:

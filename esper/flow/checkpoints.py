@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from esper import faults
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.config.checkpoint_settings import CheckpointConfig
 from esper.durable.files import DISK, Disk, make_folders, sync_folder
 from esper.errors import ActorError, StoreWriteFailed
@@ -100,7 +100,7 @@ class Checkpoints(Closing):
         self.settle()
         file = f"fence-{fence}-g{self._journal.generation}.pt"
         with span("checkpoint begin", role="conductor", fence=fence):
-            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)
+            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)
             trainer.save(self._folder / file, rooms, nursery)
             self._in_flight = self._pool.submit(contextvars.copy_context().run, self._commit, trainer)
 
@@ -168,7 +168,7 @@ class Checkpoints(Closing):
         with span("checkpoint commit", role="conductor"):
             written = trainer.saved()
             faults.point("conductor.commit", round=written.fence)
-            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)
+            self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)
             self._committed.append(written)
             self._drop_old()
 

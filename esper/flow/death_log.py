@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.recovery_record import Lost, Recovery
 from esper.errors import all_notes
 from esper.flow.crew import Crew
@@ -37,14 +37,14 @@ class DeathLog:
         for death in self.crew.died_starting():
             self.restarts += 1
             told = {"actor": death.actor, "error": type(death).__name__, "detail": str(death)}
-            self.journal.write(Kind.DIED_STARTING, **told, notes=all_notes(death))
+            self.journal.write(RecordKind.DIED_STARTING, **told, notes=all_notes(death))
             severe("actor_died_starting", Severity.ERROR, **told)
             count("esper.actor.restarts", role=death.role)
         noted, self._noted = self._noted, None
         for lost, recovery in (*self.crew.replaced(), *([noted] if noted is not None else [])):
             self.recoveries.append(recovery)
             self.restarts += len(lost.roles)
-            self.journal.write(Kind.ACTOR_RESTARTED, recovery)
+            self.journal.write(RecordKind.ACTOR_RESTARTED, recovery)
             for name, role in lost.roles.items():
                 severe("actor_restarted", Severity.ERROR, actor=name, error=recovery.error, fence=recovery.fence)
                 count("esper.actor.restarts", role=role)
@@ -63,4 +63,4 @@ class DeathLog:
             place, over_at = self._stepless
             done = self.recoveries[place].model_copy(update={"first_step_s": max(0.0, at - over_at)})
             self.recoveries[place], self._stepless = done, None
-            self.journal.write(Kind.RECOVERED, done)
+            self.journal.write(RecordKind.RECOVERED, done)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.errors import ActorError, EmergencyStop
 from esper.flow.position import Position
 from esper.leyline.ports import Inbox
@@ -71,7 +71,7 @@ class SignalWatch:
         """
         heard, halts = 0, list[EmergencySignal]()
         while heard < most and (signals := self.inbox.pending()):
-            self.journal.write_many([(Kind.SIGNAL, signal) for signal in signals])
+            self.journal.write_many([(RecordKind.SIGNAL, signal) for signal in signals])
             self.inbox.acknowledge([signal.signal_id for signal in signals])
             self.at.level = max(self.at.level or Level.NOTICE, *(signal.level for signal in signals))
             halts += [signal for signal in signals if signal.level is Level.HALT]

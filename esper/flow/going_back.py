@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, TypeVar
 
 from esper import faults
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.recovery_record import Stopwatch
 from esper.errors import EsperError, RestoreImpossible, RollbackDeadlineExceeded
 from esper.flow.checkpoints import Checkpoints, FenceState, HostCopy
@@ -203,7 +203,7 @@ class GoingBack:
         self.go_back(to, Cause.ROLLBACK)
         self.at.tally.rollbacks += 1
         elapsed_s = time.monotonic() - began_s
-        self.journal.write(Kind.ROLLED_BACK, tier=tier, fence=to.fence, seconds=elapsed_s)
+        self.journal.write(RecordKind.ROLLED_BACK, tier=tier, fence=to.fence, seconds=elapsed_s)
         if elapsed_s > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
@@ -268,7 +268,7 @@ class GoingBack:
                 self.memory = FenceState(kept.fence, HostCopy.IN_MEMORY, kept.rooms, {**kept.nursery, **forks})
                 self.beginning = self.memory if kept.fence is None else self.beginning
             self.at.become(kept.fence, own, view)
-        self.journal.write(Kind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
+        self.journal.write(RecordKind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
 
     def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
         """Returns a snapshot of the restored host."""

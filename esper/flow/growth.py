@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.flow.crew import Rooms
 from esper.flow.position import Position
 from esper.flow.progress import Progress
@@ -51,7 +51,7 @@ class Growth:
         self.at.tally.incubator_steps += result.fork_steps
         self.at.tally.incubator_flops += result.flops
         self.at.tally.growth = self.at.tally.growth.concluded()
-        self.journal.write(Kind.INCUBATION_ENDED, result)
+        self.journal.write(RecordKind.INCUBATION_ENDED, result)
         self._take(self.rooms.kasmina.conclude(result, fence))
 
     def _compare_with_twin(self, fence: int) -> None:
@@ -61,7 +61,7 @@ class Growth:
                 twin = self.rooms.incubator.twin_losses(fence)
             compared = self.rooms.kasmina.compare(live, twin)
             self.at.tally.incubator_flops += compared.flops
-            self.journal.write(Kind.TWIN_COMPARED, compared.losses)
+            self.journal.write(RecordKind.TWIN_COMPARED, compared.losses)
 
     def _advance(self, fence: int, training: TrainingState) -> None:
         """Have Kasmina judge the next gate of each due seed, in turn: one verdict may remove other seeds."""
@@ -76,26 +76,26 @@ class Growth:
     def _germinate(self, fence: int, training: TrainingState) -> None:
         verdict = self.rooms.tamiyo.decide(self.at.round_state(training))
         if verdict.decision is not None:
-            self.journal.write(Kind.DECISION, verdict.decision)
+            self.journal.write(RecordKind.DECISION, verdict.decision)
         if isinstance(verdict.outcome, Hold):
             self.at.tally.growth = self.at.tally.growth.held(verdict.outcome)
-            self.journal.write(Kind.HOLD, verdict.outcome)
+            self.journal.write(RecordKind.HOLD, verdict.outcome)
             self.progress.hold(verdict.outcome)
             return
         command = self._sent(verdict.outcome)
         received = self.rooms.kasmina.receive(command, fence)
         snapshot = self.rooms.trainer.snapshot()
         with self.at.tally.waiting():
-            births = self.rooms.incubator.births(received.plans, received.weights, snapshot)
+            probes = self.rooms.incubator.probe_candidates(received.plans, received.weights, snapshot)
         self.at.tally.incubator_flops += received.flops
-        changed = self.rooms.kasmina.carry_out(command.command_id, fence, births)
+        changed = self.rooms.kasmina.carry_out(command.command_id, fence, probes)
         self._take(changed)
         if changed.answer.order is not None:
             self.rooms.incubator.begin(changed.answer.order, changed.weights, snapshot)
 
     def _sent(self, command: Command) -> Command:
         """Journal a command. It is in the journal before Kasmina gets it, so that a restart knows of it."""
-        self.journal.write(Kind.COMMAND, command)
+        self.journal.write(RecordKind.COMMAND, command)
         return command
 
     def _take(self, changed: Changed) -> None:
@@ -103,16 +103,16 @@ class Growth:
         self.at.view, answer = changed.view, changed.answer
         for verdict in answer.gates:
             self.at.tally.growth = self.at.tally.growth.judged(verdict)
-        self.journal.write_many([(Kind.GATE, report) for report in answer.gates])
-        self.journal.write_many([(Kind.TRANSITION, step) for step in answer.transitions])
+        self.journal.write_many([(RecordKind.GATE, report) for report in answer.gates])
+        self.journal.write_many([(RecordKind.TRANSITION, step) for step in answer.transitions])
         if answer.order is not None:
-            self.journal.write(Kind.INCUBATION_BEGUN, answer.order.model_copy(update={"plans": ()}))
+            self.journal.write(RecordKind.INCUBATION_BEGUN, answer.order.model_copy(update={"plans": ()}))
         if answer.keep_twin:
             self.rooms.incubator.keep_twin()
         for plan in answer.plans:
-            self.journal.write(Kind.PLAN_APPLIED, self.rooms.trainer.apply(plan, changed.weights))
+            self.journal.write(RecordKind.PLAN_APPLIED, self.rooms.trainer.apply(plan, changed.weights))
         for report in answer.field_reports:
             self.store.append(report)
-            self.journal.write(Kind.FIELD_REPORT, report)
+            self.journal.write(RecordKind.FIELD_REPORT, report)
             self.rooms.tamiyo.remember(report)
         self.progress.answer(answer)

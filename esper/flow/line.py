@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from esper import faults
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.errors import Drained
 from esper.flow.checkpoints import Checkpoints
 from esper.flow.crew import Rooms
@@ -98,7 +98,7 @@ class Line:
                 self.rooms.incubator.advance_twin(self.fence_steps[fence])
         with self.tally.training(steps, self.view.step_flops):
             training = self.rooms.trainer.run_round(fence, self.fence_steps[fence])
-        self.journal.write(Kind.ROUND_ENDED, training)
+        self.journal.write(RecordKind.ROUND_ENDED, training)
         return training
 
     def hold(self, fence: int, training: TrainingState) -> None:

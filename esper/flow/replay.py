@@ -12,7 +12,7 @@ from typing import Any
 
 from esper.archive.history import Past, check_sound, committed, lasting_level, read_past
 from esper.archive.identity import Identity
-from esper.archive.journal import Kind
+from esper.archive.journal import RecordKind
 from esper.archive.resuming import check_sealed, check_versions, load_same_task
 from esper.archive.summary import Summary
 from esper.archive.verification import verdicts
@@ -100,7 +100,7 @@ def _check_sound(run_dir: Path, past: Past) -> None:
 
 def _check_repeatable(run_dir: Path, past: Past) -> None:
     """Raises: RunDirectoryError: something decided its course that its config and this machine cannot repeat."""
-    starts = [entry.body for entry in past.entries if entry.kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
+    starts = [entry.body for entry in past.entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     why = ""
     if any(body["fence_steps"] != list(past.identity.fence_steps) for body in starts):
         why = "it was given another length on its way, and cannot be repeated in one"
@@ -130,7 +130,7 @@ def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
 def _policies(past: Past) -> Iterator[str]:
     """The version of whoever made each decision."""
     for entry in past.entries:
-        if entry.kind is Kind.DECISION:
+        if entry.kind is RecordKind.DECISION:
             yield entry.body["policy_version"]
 
 
@@ -203,7 +203,7 @@ def compare(recorded: Past, repeated: Past) -> Proof:
 
 def _losses(past: Past) -> dict[int, list[float]]:
     """Of every step, by the fence that its round ended at; fence 0 ended none."""
-    return {e.body["fence"]: e.body["losses"] for e in past.entries if e.kind is Kind.ROUND_ENDED}
+    return {e.body["fence"]: e.body["losses"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED}
 
 
 def _weights(past: Past) -> dict[int, int]:

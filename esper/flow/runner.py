@@ -19,7 +19,7 @@ from typing import Any
 from esper import faults
 from esper.archive.history import Past, lasting_level
 from esper.archive.identity import Identity
-from esper.archive.journal import FIRST_GENERATION, Journal, Kind
+from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
 from esper.archive.no_growth import why_none_stayed
 from esper.archive.run_directory import (
     RunDirectory,
@@ -138,7 +138,7 @@ class Conductor:
             )
             record = Record(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
             if past is None:
-                journal.write(Kind.RUN_STARTED, identity)
+                journal.write(RecordKind.RUN_STARTED, identity)
             return record.run()
 
 
@@ -180,9 +180,9 @@ class Record:
             fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
-                self.journal.write(Kind.RUN_FAILED, **told, **self._faults())
+                self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults())
             raise
-        self.journal.write(Kind.RUN_ENDED, **summary.as_json())
+        self.journal.write(RecordKind.RUN_ENDED, **summary.as_json())
         progress.ended(summary)
         return summary
 
@@ -241,7 +241,7 @@ class Record:
         if not armed:
             return {}
         fired = Firings(faults_file(self.path, self.key.generation)).all()
-        self.journal.write_many([(Kind.FAULT_FIRED, firing) for firing in fired])
+        self.journal.write_many([(RecordKind.FAULT_FIRED, firing) for firing in fired])
         return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
 
     def _line(self, rooms: Rooms, trace: str) -> Line:

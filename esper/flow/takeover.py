@@ -13,7 +13,7 @@ from pathlib import Path
 from esper import faults
 from esper.archive.history import Past
 from esper.archive.identity import Identity
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import summary_file
 from esper.flow.checkpoints import Checkpoints, FenceState, Trial
 from esper.telemetry.events import Severity, severe
@@ -57,5 +57,5 @@ def take_over(
     if not past.damaged:  # else a record of what lies there may be what is lost
         told += [f"removed: {file}, which was never committed" for file in checkpoints.sweep()]
     faults.point("conductor.resume")
-    journal.write(Kind.RUN_RESUMED, identity)
+    journal.write(RecordKind.RUN_RESUMED, identity)
     return TakenOver(kept, (*told, f"goes on from fence {fence}" if kept is not None else "begins again at fence 0"))

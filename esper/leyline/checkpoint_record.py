@@ -14,7 +14,7 @@ QUARANTINE = "quarantine"
 """Folder, in that of the checkpoints, for those that do not load."""
 
 
-class Kept(Message):
+class MemoryCopy(Message):
     """The live host's state was copied into memory at a fence, or restored from there."""
 
     fence: int

@@ -29,7 +29,7 @@ class IncubationOrder(Message):
     """What each candidate adds to that, in the order of `plans`."""
 
 
-class Birth(Message):
+class CandidateProbe(Message):
     """What was measured of a candidate before it may train: for G0 and G1."""
 
     seed_id: str

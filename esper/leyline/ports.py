@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from esper.leyline.checkpoint_record import CheckpointWritten, Kept
+from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Pair, Verdict
 from esper.leyline.evidence import (
@@ -20,7 +20,7 @@ from esper.leyline.evidence import (
     SeedObservation,
 )
 from esper.leyline.incubation import (
-    Birth,
+    CandidateProbe,
     Changed,
     Compared,
     IncubationOrder,
@@ -230,11 +230,11 @@ class LiveHost(Protocol):
         """The record of the last save, once it is durable; may be asked while a round runs."""
         ...
 
-    def keep(self, fence: int) -> Kept:
+    def keep(self, fence: int) -> MemoryCopy:
         """Copy the present state into memory, for `roll_back`."""
         ...
 
-    def roll_back(self, generation: int) -> Kept | None:
+    def roll_back(self, generation: int) -> MemoryCopy | None:
         """Restore what was last kept or saved, from memory, in a newer generation; None: nothing was."""
         ...
 
@@ -299,11 +299,11 @@ class Registrar(Protocol):
         """Admit a command to germinate. Call it before `carry_out` of that command."""
         ...
 
-    def carry_out(self, command_id: str, fence: int, births: Sequence[Birth]) -> Changed:
+    def carry_out(self, command_id: str, fence: int, probes: Sequence[CandidateProbe]) -> Changed:
         """Germinate, as an admitted command asks and as far as the gates let it.
 
         Args:
-            births: What was measured of the plans that `receive` gave.
+            probes: What was measured of the plans that `receive` gave.
         """
         ...
 
@@ -351,18 +351,18 @@ class Inbox(Protocol):
 class Nursery(Protocol):
     """Kasmina's incubation, as the line calls it: forks, off the live host, and the twin.
 
-    Call order of a tournament: `births`, `begin` at the same fence, `collect` at the fence at which it is due, and
-    `keep_twin` before the next `begin`, if its control is to live on. The twin is trained by `advance_twin` once a
-    round, before `twin_losses` of that fence. `state` is called at a fence, after all of these; `restore` between
-    fences, before the `begin` of an order that was in flight.
+    Call order of a tournament: `probe_candidates`, `begin` at the same fence, `collect` at the fence at which it is
+    due, and `keep_twin` before the next `begin`, if its control is to live on. The twin is trained by `advance_twin`
+    once a round, before `twin_losses` of that fence. `state` is called at a fence, after all of these; `restore`
+    between fences, before the `begin` of an order that was in flight.
     """
 
-    def births(
+    def probe_candidates(
         self,
         plans: Sequence[GraftPlan],
         weights: Weights,
         snapshot: Any,  # Any: from LiveHost.snapshot
-    ) -> Sequence[Birth]:
+    ) -> Sequence[CandidateProbe]:
         """Measure candidates before they may train."""
         ...
 

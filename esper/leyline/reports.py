@@ -94,7 +94,7 @@ class Transition(Message):
     command_id: str
 
 
-class Plan(Message):
+class HostChange(Message):
     """A change of the host, to be applied at a fence on every rank, once."""
 
     command_id: str
@@ -104,7 +104,7 @@ class Plan(Message):
     fence: int
 
 
-class GraftPlan(Plan):
+class GraftPlan(HostChange):
     """Attach a seed. Its weights travel beside the plan, as `Weights`."""
 
     slot: str
@@ -127,11 +127,11 @@ Weights = Mapping[str, bytes]
 """The first weights of seeds, as `esper.ground.tensors.to_bytes` made them, by their SHA-256 in hex."""
 
 
-class JoinPlan(Plan):
+class JoinPlan(HostChange):
     """End a seed's isolation: from here on its gradient reaches the host."""
 
 
-class RemovePlan(Plan):
+class RemovePlan(HostChange):
     """Detach a culled seed without a trace."""
 
 

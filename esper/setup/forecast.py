@@ -24,8 +24,8 @@ from esper.setup.candidates import candidate_rows, first_tournament, why_nothing
 from esper.setup.survey import Prospect
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
-TIMED_BIRTHS_EVERY = 3
-"""Births take a while; every third candidate stands for those beside it."""
+TIMED_PROBES_EVERY = 3
+"""Probing a candidate takes a while; every third one stands for those beside it."""
 
 
 def forecast(prospect: Prospect) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _twin_steps(prospect: Prospect) -> int:
 
 
 def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
-    """Births, both heats of the halving and their evaluations, with the cheaper half taken to go on."""
+    """Probes, both heats of the halving and their evaluations, with the cheaper half taken to go on."""
     step, heats = prospect.host_flops, _heats(prospect, len(seeds))
     if not seeds:
         return 0.0
@@ -126,7 +126,7 @@ class Measured:
     host: Work
     forks: tuple[Work, ...]
     """Of the first tournament, one per candidate; none where nothing can germinate."""
-    birth_s: float
+    probe_s: float
     """Measuring one candidate for G0 and G1."""
 
     @property
@@ -157,11 +157,11 @@ def foretell_waits(prospect: Prospect, measured: Measured) -> dict[str, Any]:
     waitless = (managers for managers in range(1, count + 2) if first(managers) == 0.0)
     replica = replica_s(measured, sum(heats), growth.managers, twin=growth.twin) - steps * measured.fork.step_s
     return found | {
-        "fence_wait_first_s": births_s(measured, count, growth.managers) + first(growth.managers),
-        "fence_wait_replica_s": births_s(measured, 1, growth.managers) + max(0.0, replica),
-        "fence_wait_least_s": births_s(measured, count, count + 1) + first(count + 1),
+        "fence_wait_first_s": probes_s(measured, count, growth.managers) + first(growth.managers),
+        "fence_wait_replica_s": probes_s(measured, 1, growth.managers) + max(0.0, replica),
+        "fence_wait_least_s": probes_s(measured, count, count + 1) + first(count + 1),
         "managers_for_no_wait": next(waitless, None),
-        "tournament_s": births_s(measured, count, 1) + tournament_s(measured, heats, 1),
+        "tournament_s": probes_s(measured, count, 1) + tournament_s(measured, heats, 1),
     }
 
 
@@ -173,9 +173,9 @@ def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
     return max(loads)
 
 
-def births_s(measured: Measured, count: int, managers: int) -> float:
+def probes_s(measured: Measured, count: int, managers: int) -> float:
     """Seconds in which the managers measure so many candidates; the trainer always waits for these."""
-    return busiest([(number, measured.birth_s) for number in range(count)], managers)
+    return busiest([(number, measured.probe_s) for number in range(count)], managers)
 
 
 def tournament_s(measured: Measured, heats: Sequence[int], managers: int) -> float:
@@ -235,9 +235,9 @@ def measure(prospect: Prospect) -> Measured:
 
     work(None)  # the first steps of a process are slow
     host, forks = work(None), tuple(map(work, plans))
-    some = plans[::TIMED_BIRTHS_EVERY]
+    some = plans[::TIMED_PROBES_EVERY]
     start = time.perf_counter()
-    make_incubator(prospect, key).births(some, weights, snapshot)
+    make_incubator(prospect, key).probe_candidates(some, weights, snapshot)
     return Measured(host, forks, (time.perf_counter() - start) / max(1, len(some)))
 
 

@@ -14,9 +14,9 @@ from esper import faults
 from esper.durable.files import Disk
 from esper.ground.heartbeat import beat
 from esper.ground.tensors import state_crc32c
-from esper.leyline.checkpoint_record import CheckpointWritten, Kept
+from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
 from esper.tolaria.checkpoint_file import FORMAT, save
-from esper.tolaria.memory_copy import Arena, Held
+from esper.tolaria.memory_copy import Arena, HeldSnapshot
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.snapshot_codec import plain_nursery, to_plain, topology_digest
 
@@ -36,11 +36,11 @@ class Saver:
         self._writing: Future[CheckpointWritten] | None = None
 
     @property
-    def held(self) -> Held | None:
+    def held(self) -> HeldSnapshot | None:
         """What is in the arena."""
         return self._arena.held
 
-    def keep(self, live: HostSnapshot, generation: int) -> Held:
+    def keep(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
         """Copy the state into the arena, after the save in flight, which reads from there.
 
         Raises:
@@ -110,7 +110,9 @@ class SavingDisk(Disk):
         return written
 
 
-def _write(path: Path, run_id: str, held: Held, rooms: dict[str, str], nursery: dict[str, Any]) -> CheckpointWritten:
+def _write(
+    path: Path, run_id: str, held: HeldSnapshot, rooms: dict[str, str], nursery: dict[str, Any]
+) -> CheckpointWritten:
     start = time.monotonic()
     kept, snapshot = held.kept, held.snapshot
     faults.point("tolaria.save", round=kept.fence)
@@ -131,7 +133,7 @@ def _write(path: Path, run_id: str, held: Held, rooms: dict[str, str], nursery: 
 
 def checkpoint_of(
     run_id: str,
-    kept: Kept,
+    kept: MemoryCopy,
     snapshot: HostSnapshot,
     rooms: Mapping[str, str],
     nursery: Mapping[str, Any],  # Any: see `plain_nursery`

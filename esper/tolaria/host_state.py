@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import from_bytes, state_digest
-from esper.leyline.checkpoint_record import CheckpointWritten, Kept
+from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan, Weights
 from esper.task import Task
@@ -246,7 +246,7 @@ class GrownHost:
         if generation < least:
             raise DependencyViolationError("restore", "an older generation", f"{generation}, at least {least} here")
 
-    def keep(self, fence: int) -> Kept:
+    def keep(self, fence: int) -> MemoryCopy:
         """Copy the present state into memory, in place of what was kept. To be called after `observe` at that fence.
 
         Raises:
@@ -255,7 +255,7 @@ class GrownHost:
         self.fence = fence
         return self._saver.keep(self._view(), self._settings.generation).kept
 
-    def roll_back(self, generation: int) -> Kept | None:
+    def roll_back(self, generation: int) -> MemoryCopy | None:
         """Restore what was kept, in place and in a new generation; None: nothing is kept and nothing was changed.
 
         Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper.leyline.checkpoint_record import Kept
+from esper.leyline.checkpoint_record import MemoryCopy
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trees import copy_all
 
@@ -17,10 +17,10 @@ _Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
+class HeldSnapshot:
     """What the arena holds. The snapshot is good until the next `keep`."""
 
-    kept: Kept
+    kept: MemoryCopy
     snapshot: HostSnapshot
 
 
@@ -29,9 +29,9 @@ class Arena:
 
     def __init__(self) -> None:
         self._memory: list[tuple[_Form, Tensor]] = []
-        self.held: Held | None = None
+        self.held: HeldSnapshot | None = None
 
-    def keep(self, live: HostSnapshot, generation: int) -> Held:
+    def keep(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
         """Copy a state in place of what was held; if that fails nothing is held.
 
         Args:
@@ -44,14 +44,14 @@ class Arena:
         copy_all([(memory, tensor) for (_, memory), tensor in zip(self._memory, wanted, strict=True)])
         memory = iter(self._memory)
         snapshot = live.mapped(lambda _tensor: next(memory)[1])
-        kept = Kept(
+        kept = MemoryCopy(
             fence=live.fence,
             step=live.step,
             generation=generation,
             tensor_bytes=sum(tensor.nbytes for tensor in wanted),
             seconds=time.monotonic() - start,
         )
-        self.held = Held(kept, snapshot)
+        self.held = HeldSnapshot(kept, snapshot)
         return self.held
 
 

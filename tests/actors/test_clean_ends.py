@@ -17,7 +17,7 @@ import pytest
 
 from actors.places import SHARED_MEMORY, TEMPORARY, sweep
 from actors.starting import SAME_REQUEST_S
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.config.joined import as_toml
 from esper.flow.result import Result
 from esper.testing import tiny_config, until
@@ -111,7 +111,7 @@ def remains(started: Started) -> list[str]:
     return [name for name in names if name.startswith("esper-") and any(pid in name for pid in ours)]
 
 
-def begun(started: Started, kind: Kind) -> None:
+def begun(started: Started, kind: RecordKind) -> None:
     """Wait until the journal has a record of a kind."""
     journal = started.run_dir / "journal-1.log"
 
@@ -196,7 +196,7 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_
     tmp_path: Path, times: int
 ) -> None:
     started = start(tmp_path)
-    begun(started, Kind.ROUND_ENDED)
+    begun(started, RecordKind.ROUND_ENDED)
     for _ in range(times):
         if started.process.poll() is None:
             started.ctrl_c()
@@ -205,7 +205,7 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_
     err = (tmp_path / "err").read_text()
     assert "Traceback" not in err
     assert "esper: interrupted; what was kept: esper resume" in err
-    assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
+    assert read(started.run_dir / "journal-1.log")[0][-1].kind is RecordKind.RUN_FAILED
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_signal_while_ray_starts_ends_the_run_when_it_has(tmp_path: Path, numb
     started.process.send_signal(number)
     started.ended_with(code)
     entries, _ = read(started.run_dir / "journal-1.log")
-    assert (entries[-1].kind, entries[-1].body["fence"]) == (Kind.RUN_FAILED, 0)
+    assert (entries[-1].kind, entries[-1].body["fence"]) == (RecordKind.RUN_FAILED, 0)
 
 
 @pytest.mark.torture
@@ -242,7 +242,7 @@ def test_a_second_signal_ends_a_start_of_ray_that_does_not_end(
     started.running()
     send(started.process.pid, second)
     started.ended_with(code)
-    assert read(started.run_dir / "journal-1.log")[0][-1].kind is Kind.RUN_FAILED
+    assert read(started.run_dir / "journal-1.log")[0][-1].kind is RecordKind.RUN_FAILED
 
 
 @pytest.mark.torture
@@ -260,19 +260,19 @@ def test_without_a_loopback_device_a_run_ends_at_the_deadline_of_its_start(tmp_p
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.torture)])
 def test_sigterm_drains_to_the_next_fence_and_exits_with_143(tmp_path: Path, number: int) -> None:
     started = start(tmp_path)
-    begun(started, Kind.ROUND_ENDED)
+    begun(started, RecordKind.ROUND_ENDED)
     started.process.send_signal(number)
     started.ended_with(143)
     entries, _ = read(started.run_dir / "journal-1.log")
-    assert (entries[-1].kind, entries[-1].body["error"]) == (Kind.RUN_FAILED, "Drained")
-    fence = max(e.body["fence"] for e in entries if e.kind is Kind.ROUND_ENDED)
+    assert (entries[-1].kind, entries[-1].body["error"]) == (RecordKind.RUN_FAILED, "Drained")
+    fence = max(e.body["fence"] for e in entries if e.kind is RecordKind.ROUND_ENDED)
     assert entries[-1].body["fence"] == fence
-    assert max(e.body["fence"] for e in entries if e.kind is Kind.CHECKPOINT_COMMITTED) == fence
+    assert max(e.body["fence"] for e in entries if e.kind is RecordKind.CHECKPOINT_COMMITTED) == fence
 
 
 def test_a_ray_that_dies_under_a_run_is_a_typed_failure(tmp_path: Path) -> None:
     started = start(tmp_path)
-    begun(started, Kind.ROUND_ENDED)
+    begun(started, RecordKind.ROUND_ENDED)
     (raylet,) = [pid for pid, line in started.processes() if "/raylet/raylet " in line]
     os.kill(raylet, signal.SIGKILL)
     started.ended_with(3)
@@ -333,8 +333,8 @@ def test_a_killed_driver_ends_its_actors_and_its_run_resumes_to_the_same_bits(
 
 def incubating(started: Started) -> None:
     """Wait until a run has a checkpoint and a tournament has begun."""
-    begun(started, Kind.CHECKPOINT_COMMITTED)
-    begun(started, Kind.INCUBATION_BEGUN)
+    begun(started, RecordKind.CHECKPOINT_COMMITTED)
+    begun(started, RecordKind.INCUBATION_BEGUN)
 
 
 def gone_on(started: Started) -> tuple[str, int]:

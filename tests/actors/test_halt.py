@@ -25,7 +25,7 @@ from actors.remote import Remote
 from actors.room_handles import emergency_handle
 from actors.shell import ActorSpec
 from esper import OnRay, run
-from esper.archive.journal import Entry, Kind, read
+from esper.archive.journal import Entry, RecordKind, read
 from esper.archive.run_directory import faults_file
 from esper.config.joined import RunConfig
 from esper.emergency.word import EmergencyWord
@@ -120,7 +120,7 @@ def entries(tmp_path: Path) -> list[Entry]:
     return found
 
 
-def bodies(tmp_path: Path, kind: Kind) -> list[dict[str, Any]]:
+def bodies(tmp_path: Path, kind: RecordKind) -> list[dict[str, Any]]:
     return [entry.body for entry in entries(tmp_path) if entry.kind is kind]
 
 
@@ -166,7 +166,7 @@ def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason
     assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
     by_the_trainer = isinstance(stop.value.__cause__, EmergencyStop)
     assert by_the_trainer == (step not in (40, 320))  # at a fence the conductor reads the signal itself
-    assert entries(tmp_path)[-1].kind is Kind.RUN_FAILED
+    assert entries(tmp_path)[-1].kind is RecordKind.RUN_FAILED
     assert "the room is on fire" in entries(tmp_path)[-1].body["message"]
     assert local.ask("pending", "conductor") == ()
 
@@ -188,8 +188,11 @@ def test_a_halt_ends_a_tournament_that_is_waited_for_and_nothing_follows(
     with pytest.raises(EmergencyStop, match="the room is on fire"):
         run_here(progress=WhileIncubating(lambda: local.publish(signal(Level.HALT))))
     kinds = [entry.kind for entry in entries(tmp_path)]
-    assert [kind for kind in kinds[-3:] if kind is not Kind.CHECKPOINT_COMMITTED][-2:] == [Kind.SIGNAL, Kind.RUN_FAILED]
-    assert Kind.INCUBATION_ENDED not in kinds
+    assert [kind for kind in kinds[-3:] if kind is not RecordKind.CHECKPOINT_COMMITTED][-2:] == [
+        RecordKind.SIGNAL,
+        RecordKind.RUN_FAILED,
+    ]
+    assert RecordKind.INCUBATION_ENDED not in kinds
 
 
 def test_a_halt_between_two_rounds_ends_the_run_before_the_next_step(run_here: Any, local: LocalDesk) -> None:
@@ -236,16 +239,16 @@ def test_another_failure_is_not_taken_for_a_halt(run_here: Any, local: LocalDesk
 
 def test_conservative_stops_germination_and_nothing_else(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
     result = run_here(progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))))
-    holds = [body for body in bodies(tmp_path, Kind.HOLD) if body["detail"] == "emergency level"]
+    holds = [body for body in bodies(tmp_path, RecordKind.HOLD) if body["detail"] == "emergency level"]
     assert {(hold["reason"], hold["measured"], hold["limit"]) for hold in holds} == {("risk", 3, 3)}
-    assert (bodies(tmp_path, Kind.COMMAND), result.seeds) == ([], ())
-    assert [body["signal_id"] for body in bodies(tmp_path, Kind.SIGNAL)] == ["signal-1"]
+    assert (bodies(tmp_path, RecordKind.COMMAND), result.seeds) == ([], ())
+    assert [body["signal_id"] for body in bodies(tmp_path, RecordKind.SIGNAL)] == ["signal-1"]
     assert result.steps == 320
 
 
 def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
     result = run_here(progress=AtFence(4, lambda: local.publish(signal(Level.CONSERVATIVE))))
-    begun = [body["fence"] for body in bodies(tmp_path, Kind.INCUBATION_BEGUN)]
+    begun = [body["fence"] for body in bodies(tmp_path, RecordKind.INCUBATION_BEGUN)]
     assert begun != []
     assert max(begun) <= 4  # published when this fence was passed
     assert "FOSSILIZED" in [seed.stage for seed in result.seeds]
@@ -257,14 +260,14 @@ def test_a_lower_level_is_recorded_and_changes_no_bit(
 ) -> None:
     told = run_here(progress=AtFence(0, lambda: local.publish(signal(level))))
     assert told.weights_sha256 == undisturbed.weights_sha256
-    assert [body["level"] for body in bodies(tmp_path, Kind.SIGNAL)] == [level]
+    assert [body["level"] for body in bodies(tmp_path, RecordKind.SIGNAL)] == [level]
 
 
 # -- nothing that was taken is lost ------------------------------------------------------------------------------
 
 
 def heard(tmp_path: Path) -> list[str]:
-    return [body["signal_id"] for body in bodies(tmp_path, Kind.SIGNAL)]
+    return [body["signal_id"] for body in bodies(tmp_path, RecordKind.SIGNAL)]
 
 
 def test_all_signals_that_wait_at_the_last_fence_are_in_the_journal(
@@ -285,7 +288,7 @@ def test_a_signal_of_the_last_moment_is_heard_and_a_later_one_refused(
     local.before["close"] = lambda: local.publish(last)
     run_here(growth__enabled=False)
     kinds = [entry.kind for entry in entries(tmp_path)]
-    assert (heard(tmp_path), kinds[-2:]) == (["last"], [Kind.SIGNAL, Kind.RUN_ENDED])
+    assert (heard(tmp_path), kinds[-2:]) == (["last"], [RecordKind.SIGNAL, RecordKind.RUN_ENDED])
     with pytest.raises(EmergencyUnavailable, match="signal late: the run is ending"):
         emergency_handle(local).publish(signal(Level.NOTICE, "late"))
     emergency_handle(local).publish(last)  # it was taken: a repeated call learns so
@@ -305,7 +308,7 @@ def test_signals_that_wait_when_a_run_fails_are_in_the_journal(run_here: Any, lo
 
     with pytest.raises(ZeroDivisionError):
         run_here(tiny_task(loss=AtStep(29, burst)), growth__enabled=False)
-    assert [entry.kind for entry in entries(tmp_path)][-2:] == [Kind.SIGNAL, Kind.RUN_FAILED]
+    assert [entry.kind for entry in entries(tmp_path)][-2:] == [RecordKind.SIGNAL, RecordKind.RUN_FAILED]
 
 
 def test_the_halt_that_stopped_a_round_is_in_the_journal(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:

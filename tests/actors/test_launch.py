@@ -16,7 +16,7 @@ import esper
 from actors.embedded_ray import EmbeddedRay
 from esper import OnRay
 from esper.archive.history import read_past
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import faults_file
 from esper.cli.run_command import say_failure
 from esper.errors import (
@@ -37,13 +37,13 @@ from esper.leyline.state import RoundState
 from esper.testing import StopAt, tiny_config, tiny_task
 
 
-def story(run_dir: Path) -> list[tuple[Kind, Any]]:
+def story(run_dir: Path) -> list[tuple[RecordKind, Any]]:
     """The journal without what differs by run: ids, times, signatures; COMMITs come when a disk has done, so last."""
     entries, errors = read(run_dir / "journal-1.log")
     assert errors == []
     keys = ("gate", "fence", "before", "after", "checks", "losses", "reason")
     told = [(entry.kind, {k: v for k, v in entry.body.items() if k in keys}) for entry in entries]
-    return sorted(told, key=lambda one: one[0] is Kind.CHECKPOINT_COMMITTED)
+    return sorted(told, key=lambda one: one[0] is RecordKind.CHECKPOINT_COMMITTED)
 
 
 def compare(together: Result, alone: Result) -> None:
@@ -217,7 +217,7 @@ def is_told(
     assert told["next"] == f"esper resume {run_dir}"
     assert told["fault_fired"] is True
     entries, _ = read(run_dir / "journal-1.log")
-    assert [entry.kind for entry in entries[-2:]] == [Kind.FAULT_FIRED, Kind.RUN_FAILED]
+    assert [entry.kind for entry in entries[-2:]] == [RecordKind.FAULT_FIRED, RecordKind.RUN_FAILED]
     assert entries[-2].body["actor"] == role
     assert (entries[-1].body["error"], len(entries[-1].body["trace_id"])) == (error.__name__, 32)
     if error is FaultInjected:

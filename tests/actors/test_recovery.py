@@ -23,7 +23,7 @@ from actors import actor_start
 from actors.remote import Process
 from actors.shell import ActorSpec
 from esper.archive.history import read_past
-from esper.archive.journal import Kind
+from esper.archive.journal import RecordKind
 from esper.archive.run_directory import checkpoints_folder, faults_file
 from esper.archive.summary import failure
 from esper.errors import (
@@ -69,7 +69,7 @@ def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     assert recovery.first_step_s is not None
     past = read_past(tmp_path / "run")
     assert (past.restarts, past.rollbacks, past.generation) == (1, 0, 2)
-    (told,) = [entry.body for entry in past.entries if entry.kind is Kind.RECOVERED]
+    (told,) = [entry.body for entry in past.entries if entry.kind is RecordKind.RECOVERED]
     assert told == recovery.model_dump(mode="json")
     telemetry = tmp_path / "run" / "telemetry"
     events = [json.loads(line)["name"] for line in (telemetry / LOG).read_text().splitlines()]
@@ -167,7 +167,7 @@ def test_a_frozen_trainer_that_wakes_beside_its_replacement_changes_nothing(
     same(result, undisturbed)
     assert [recovery.actors for recovery in result.recoveries] == [("tolaria",)]
     past = read_past(tmp_path / "run")
-    rounds = [entry.body["fence"] for entry in past.entries if entry.kind is Kind.ROUND_ENDED]
+    rounds = [entry.body["fence"] for entry in past.entries if entry.kind is RecordKind.ROUND_ENDED]
     assert rounds == list(range(1, 17))
     folder = checkpoints_folder(tmp_path / "run")
     assert all(verdict["ok"] for verdict in verify_all(folder, past.commits))
@@ -256,7 +256,7 @@ def test_one_death_too_many_stops_the_run_with_its_cause_and_last_output(
     assert past.entries[-1].body["error"] == "RestartIntensityExceeded"
     assert past.commits[-1].fence in (1, 2)  # that of fence 2 was being written
     assert "what stands on standard error" in "".join(failure(caught.value)["notes"])
-    for told in (entry.body for entry in past.entries if entry.kind is Kind.ACTOR_RESTARTED):
+    for told in (entry.body for entry in past.entries if entry.kind is RecordKind.ACTOR_RESTARTED):
         assert "what stands on standard error" in told["notes"][0]
     assert "what stands on standard error" in "".join(past.entries[-1].body["notes"])
 
@@ -284,8 +284,8 @@ def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_t
     with pytest.raises(RestartIntensityExceeded, match=r"death 3 of manager-0 at fence (\d+) with no later") as caught:
         launch_tiny(restarting=True, faults=[fault], supervision__deaths=9, supervision__without_progress=3)
     past = read_past(tmp_path / "run")
-    fences = {entry.body["fence"] for entry in past.entries if entry.kind is Kind.ACTOR_RESTARTED}
-    passed = max(entry.body["fence"] for entry in past.entries if entry.kind is Kind.CHECKPOINT_BEGUN)
+    fences = {entry.body["fence"] for entry in past.entries if entry.kind is RecordKind.ACTOR_RESTARTED}
+    passed = max(entry.body["fence"] for entry in past.entries if entry.kind is RecordKind.CHECKPOINT_BEGUN)
     assert (past.restarts, fences) == (2, {passed})
     assert f"at fence {passed} with" in str(caught.value)
 

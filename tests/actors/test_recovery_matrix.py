@@ -23,7 +23,7 @@ from actors.ray_crew import RayCrew
 from actors.remote_incubator import RemoteNursery
 from esper import faults
 from esper.archive.history import read_past
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.recovery_record import Recovery
 from esper.archive.run_directory import faults_file
 from esper.faults import Fault, Firing, Firings
@@ -132,7 +132,7 @@ def test_no_bit_differs_whichever_actor_dies_in_whichever_phase(
         table.compare(phase, victim, NEVER)
     if victim in ALONE:
         entries = read(launch_tiny.run_dir / "journal-1.log")[0]
-        rounds = [entry.body["fence"] for entry in entries if entry.kind is Kind.ROUND_ENDED]
+        rounds = [entry.body["fence"] for entry in entries if entry.kind is RecordKind.ROUND_ENDED]
         assert rounds == list(range(1, result.rounds + 1))  # the trainer did none again
 
 
@@ -148,7 +148,7 @@ def test_an_actor_that_dies_as_the_run_starts_is_restarted(
     assert (result.restarts, result.recoveries, result.fault_fired) == (1, (), True)
     past = read_past(launch_tiny.run_dir)
     assert (past.restarts, past.generation) == (1, 1)
-    (told,) = [entry.body for entry in past.entries if entry.kind is Kind.DIED_STARTING]
+    (told,) = [entry.body for entry in past.entries if entry.kind is RecordKind.DIED_STARTING]
     assert (told["actor"], told["error"]) == (victim, "TrainerRankLost" if victim == "tolaria" else "ActorLost")
     table.compare(STARTS, victim, AGAIN)
 

@@ -179,7 +179,7 @@ def growth(prospect: Prospect, nursery: Any, wrap: Callable[[Any], Any]) -> list
     for fence, names in ((1, ["norm", "bursting", "mlp", "low_rank"]), (2, ["mlp", "norm"])):
         live.train_to(fence * 20)
         plans, snapshot = plans_for(prospect, fence, fence * 20, names), wrap(live.snapshot())
-        answers.append(tuple(nursery.births(plans, DRAWN, snapshot)))
+        answers.append(tuple(nursery.probe_candidates(plans, DRAWN, snapshot)))
         nursery.begin(order_of(plans, fence * 20), DRAWN, snapshot)
         if fence == 2:
             nursery.advance_twin(60)
@@ -202,8 +202,8 @@ def alone(prospect: Prospect) -> list[Any]:
 
 
 def test_the_tournament_to_compare_with_has_a_winner_and_a_diverging_fork(prospect: Prospect, alone: list[Any]) -> None:
-    births, first, *_, report = alone
-    ranks = {birth.seed_id: fork.rank for birth, fork in zip(births, first.forks, strict=True)}
+    probes, first, *_, report = alone
+    ranks = {measured.seed_id: fork.rank for measured, fork in zip(probes, first.forks, strict=True)}
     assert ranks["seed-1-1"] is None  # it diverged
     assert ranks["seed-1-2"] == 1
     assert (report.steps, len(first.forks)) == (40, 4)
@@ -287,7 +287,7 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
             break
         died_of |= {manager.died_of for manager in managers}
     assert died_of - {""} == {
-        "births",
+        "probe_candidates",
         "open",
         "train_to",
         "sample_losses",
@@ -338,7 +338,7 @@ def test_a_death_of_another_actor_is_raised(prospect: Prospect, nursery_of: Any)
 
     nursery, live = nursery_of([Misled(prospect)], replace), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost, match="gcs_server"):
-        nursery.births(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
+        nursery.probe_candidates(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------
@@ -450,7 +450,7 @@ def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, nurser
     nursery, live = nursery_of([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
     plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm"]), [live.snapshot()]
     with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
-        nursery.births(plans, DRAWN, snapshot)
+        nursery.probe_candidates(plans, DRAWN, snapshot)
         nursery.begin(order_of(plans, 0), DRAWN, snapshot)
         nursery.collect()
         assert len(traces) > 10
@@ -475,7 +475,7 @@ def test_an_error_of_a_manager_in_births_is_raised_by_births(prospect: Prospect,
     lost.end()
     nursery, live = nursery_of([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost):
-        nursery.births(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
+        nursery.probe_candidates(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
 
 
 def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prospect, nursery_of: Any) -> None:

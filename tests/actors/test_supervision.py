@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from pydantic import ValidationError
 
-from actors.supervision import ChildSpec, Life, Plan, Restarted, State, Strategy, Supervisor
+from actors.supervision import ChildSpec, Life, Restarted, RestartPlan, State, Strategy, Supervisor
 from esper import errors
 from esper.config.supervision_settings import NO_SWITCH, FailurePolicy, SupervisionConfig
 from esper.errors import (
@@ -53,7 +53,7 @@ class Stage:
         )
         self.settle()
 
-    def settle(self) -> list[Plan]:
+    def settle(self) -> list[RestartPlan]:
         """Carry out plans until every child is up; returns them."""
         plans = []
         while True:
@@ -69,7 +69,7 @@ class Stage:
         before = [record for record in self.supervisor.records if record.name == name]
         return Life(name, 1 + len(before))
 
-    def die(self, name: str, error: EsperError | None = None) -> list[Plan]:
+    def die(self, name: str, error: EsperError | None = None) -> list[RestartPlan]:
         """A child, which died alone so far, is lost; returns the plans by which all are up again."""
         self.supervisor.died(self.life(name), error or lost(name))
         return self.settle()
@@ -92,7 +92,7 @@ def lives(names: Iterable[str], incarnation: int) -> tuple[Life, ...]:
 def test_at_first_all_children_are_started_in_order_and_none_is_ended() -> None:
     supervisor = Supervisor(COMPANY, SupervisionConfig(), FailurePolicy(), FakeClock())
     assert {supervisor.state(name) for name in NAMES} == {State.DOWN}
-    assert supervisor.take_plan() == Plan(stop=(), start=lives(NAMES, 1))
+    assert supervisor.take_plan() == RestartPlan(stop=(), start=lives(NAMES, 1))
     assert (supervisor.take_plan(), supervisor.starting()) == (None, lives(NAMES, 1))
     for life in reversed(supervisor.starting()):
         supervisor.started(life)
@@ -103,7 +103,7 @@ def test_at_first_all_children_are_started_in_order_and_none_is_ended() -> None:
 @pytest.mark.parametrize("name", ["emergency", "tamiyo", "manager-0"])
 def test_one_for_one_starts_only_the_dead_child_in_its_next_incarnation(name: str) -> None:
     stage = Stage()
-    assert stage.die(name) == [Plan(stop=(), start=(Life(name, 2),))]
+    assert stage.die(name) == [RestartPlan(stop=(), start=(Life(name, 2),))]
     assert stage.states() == {State.UP}
 
 
@@ -112,7 +112,7 @@ def test_one_for_one_starts_only_the_dead_child_in_its_next_incarnation(name: st
 )
 def test_one_for_all_ends_the_survivors_last_first_and_starts_the_group_in_order(dead: str, alive: str) -> None:
     stage = Stage()
-    assert stage.die(dead) == [Plan(stop=lives(alive.split(), 1), start=lives(RANKS, 2))]
+    assert stage.die(dead) == [RestartPlan(stop=lives(alive.split(), 1), start=lives(RANKS, 2))]
     assert stage.states() == {State.UP}
 
 
@@ -121,7 +121,7 @@ def test_deaths_of_several_at_once_are_answered_by_one_plan_in_start_order() -> 
     for name in ("manager-1", "rank-1", "emergency"):
         stage.supervisor.died(Life(name, 1), lost(name))
     assert stage.settle() == [
-        Plan(stop=lives(("rank-2", "rank-0"), 1), start=lives(("emergency", *RANKS, "manager-1"), 2))
+        RestartPlan(stop=lives(("rank-2", "rank-0"), 1), start=lives(("emergency", *RANKS, "manager-1"), 2))
     ]
     assert stage.supervisor.restarts == {"emergency": 1, "tolaria": 1, "kasmina": 1}
 
@@ -130,7 +130,7 @@ def test_a_group_that_loses_all_its_children_at_once_dies_once() -> None:
     stage = Stage(deaths=1)
     for name in RANKS:
         stage.supervisor.died(Life(name, 1), lost(name))
-    assert stage.settle() == [Plan(stop=(), start=lives(RANKS, 2))]
+    assert stage.settle() == [RestartPlan(stop=(), start=lives(RANKS, 2))]
     assert [record.name for record in stage.supervisor.records] == ["rank-0"]
 
 
@@ -140,7 +140,7 @@ def test_a_death_counts_once_however_many_callers_see_it_and_when() -> None:
     supervisor.died(life, lost("tamiyo"))
     supervisor.died(life, lost("tamiyo"))
     assert supervisor.state("tamiyo") is State.DOWN
-    assert supervisor.take_plan() == Plan(stop=(), start=(Life("tamiyo", 2),))
+    assert supervisor.take_plan() == RestartPlan(stop=(), start=(Life("tamiyo", 2),))
     supervisor.died(life, lost("tamiyo"))
     assert (supervisor.take_plan(), supervisor.state("tamiyo")) == (None, State.STARTING)
     supervisor.started(Life("tamiyo", 2))
@@ -169,7 +169,7 @@ def test_a_death_elsewhere_during_a_restart_adds_its_own_and_disturbs_nothing() 
     supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
     supervisor.take_plan()
     supervisor.died(Life("emergency", 1), lost("emergency"))
-    assert supervisor.take_plan() == Plan(stop=(), start=(Life("emergency", 2),))
+    assert supervisor.take_plan() == RestartPlan(stop=(), start=(Life("emergency", 2),))
     assert supervisor.starting() == lives(("emergency", "tamiyo"), 2)
     assert stage.settle() == []
     assert supervisor.restarts == {"tamiyo": 1, "emergency": 1}
@@ -182,7 +182,7 @@ def test_a_death_during_the_restart_of_a_group_ends_what_was_begun_and_counts_as
     supervisor.take_plan()
     supervisor.started(Life("rank-0", 2))
     supervisor.start_failed(Life("rank-1", 2), lost("rank-1"))
-    assert supervisor.take_plan() == Plan(stop=lives(("rank-2", "rank-0"), 2), start=lives(RANKS, 3))
+    assert supervisor.take_plan() == RestartPlan(stop=lives(("rank-2", "rank-0"), 2), start=lives(RANKS, 3))
     with pytest.raises(RestartIntensityExceeded, match="rank-2 died: death 3 of tolaria within"):
         supervisor.start_failed(Life("rank-2", 3), lost("rank-2"))
 
@@ -211,7 +211,7 @@ def test_an_error_of_a_constructor_whose_group_restarts_does_not_stop_the_run() 
     supervisor.take_plan()
     supervisor.start_failed(Life("rank-0", 2), lost("rank-0"))
     supervisor.start_failed(Life("rank-1", 2), ConnectionError("rank 0 has gone"))
-    assert stage.settle() == [Plan(stop=lives(("rank-2", "rank-1"), 2), start=lives(RANKS, 3))]
+    assert stage.settle() == [RestartPlan(stop=lives(("rank-2", "rank-1"), 2), start=lives(RANKS, 3))]
     supervisor.start_failed(Life("rank-1", 2), ConnectionError("rank 0 has gone"))
     assert stage.states() == {State.UP}
 
@@ -357,7 +357,7 @@ def test_an_error_of_a_child_reaches_its_caller_unchanged_and_restarts_nothing(e
 
 def test_a_declared_error_is_a_death_of_the_child_that_raised_it_which_is_ended_first() -> None:
     stage = Stage(policy={"PolicyFailed": "restart"}, deaths=1)
-    plan = Plan(stop=(Life("tamiyo", 1),), start=(Life("tamiyo", 2),))
+    plan = RestartPlan(stop=(Life("tamiyo", 1),), start=(Life("tamiyo", 2),))
     assert stage.die("tamiyo", PolicyFailed("own", 3)) == [plan]
     with pytest.raises(RestartIntensityExceeded, match="death 2 of tamiyo"):
         stage.die("tamiyo", PolicyFailed("own", 3))
@@ -365,7 +365,7 @@ def test_a_declared_error_is_a_death_of_the_child_that_raised_it_which_is_ended_
 
 def test_a_declared_error_in_a_group_ends_all_of_it() -> None:
     stage = Stage(policy={"FaultInjected": "restart"})
-    plan = Plan(stop=lives(reversed(RANKS), 1), start=lives(RANKS, 2))
+    plan = RestartPlan(stop=lives(reversed(RANKS), 1), start=lives(RANKS, 2))
     assert stage.die("rank-1", FaultInjected("tolaria.step")) == [plan]
 
 
@@ -373,7 +373,7 @@ def test_a_child_that_raised_and_then_died_is_not_ended_again() -> None:
     stage = Stage(policy={"ActorDoubtful": "restart"})
     stage.supervisor.died(Life("tamiyo", 1), ActorDoubtful("tamiyo", "?"))
     stage.supervisor.died(Life("tamiyo", 1), lost("tamiyo"))
-    assert stage.settle() == [Plan(stop=(), start=(Life("tamiyo", 2),))]
+    assert stage.settle() == [RestartPlan(stop=(), start=(Life("tamiyo", 2),))]
 
 
 @pytest.mark.parametrize(("name", "declared"), [("tamiyo", "ActorLost"), ("rank-0", "TrainerRankLost")])

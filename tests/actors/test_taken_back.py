@@ -12,7 +12,7 @@ from actors.bring_up import bring_up
 from actors.embedded_ray import EmbeddedRay
 from actors.room_handles import Handle
 from actors.task_transport import SentProspect
-from esper.archive.journal import FIRST_GENERATION, Journal, Kind
+from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.errors import DependencyViolationError
 from esper.flow.checkpoints import Checkpoints
@@ -43,7 +43,7 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
         journal = stack.enter_context(Journal(path, FIRST_GENERATION))
         identity = identify(prospect, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
         identity.save(path)
-        journal.write(Kind.RUN_STARTED, identity)
+        journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
         checkpoints = Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint)
         stack.enter_context(closing(checkpoints))

@@ -13,7 +13,7 @@ import pytest
 
 from esper.archive.history import committed, level, look_at, read_past
 from esper.archive.inspection import inspect_run
-from esper.archive.journal import Journal, Kind, read
+from esper.archive.journal import Journal, RecordKind, read
 from esper.archive.journal_schema import SAID
 from esper.archive.run_directory import checkpoints_folder, journal_file, reports_folder, run_file
 from esper.durable.log import Frame, FramedLog, image, scan
@@ -33,7 +33,7 @@ def flip(file: Path, at: int) -> None:
     file.write_bytes(data)
 
 
-def flip_records(file: Path, kind: Kind, fence: int | None = None) -> None:
+def flip_records(file: Path, kind: RecordKind, fence: int | None = None) -> None:
     for entry in read(file)[0]:
         if entry.kind is kind and (fence is None or entry.body["fence"] == fence):
             flip(file, entry.offset + 40)
@@ -69,14 +69,14 @@ def newest_missing(path: Path) -> str:
 
 
 def takeover_damaged(path: Path) -> str:
-    flip_records(journal_file(path, 2), Kind.SUPERSEDED)
+    flip_records(journal_file(path, 2), RecordKind.SUPERSEDED)
     return "journal-2.log"
 
 
 def fence_lost(path: Path) -> str:
     """The older journal says nothing of the fence that the newer one goes on from."""
-    flip_records(journal_file(path, 1), Kind.CHECKPOINT_BEGUN, 4)
-    flip_records(journal_file(path, 1), Kind.CHECKPOINT_COMMITTED, 4)
+    flip_records(journal_file(path, 1), RecordKind.CHECKPOINT_BEGUN, 4)
+    flip_records(journal_file(path, 1), RecordKind.CHECKPOINT_COMMITTED, 4)
     return "journal-2.log"
 
 
@@ -124,7 +124,7 @@ def test_whoever_looks_is_shown_the_rest_and_each_damage(path: Path, damage: Cal
 def test_what_is_lost_of_one_journal_is_all_that_is_lost(path: Path) -> None:
     header_of_the_older(path)
     found = look_at(path)
-    assert [e.body["fence"] for e in found.entries if e.kind is Kind.ROUND_ENDED] == [5, 6]
+    assert [e.body["fence"] for e in found.entries if e.kind is RecordKind.ROUND_ENDED] == [5, 6]
     assert [written.fence for written in found.commits] == [5, 6]
     assert [str(one) for one in found.damages] == [
         "journal-1.log: is not a framed log: the magic is missing",
@@ -139,18 +139,18 @@ def test_the_journals_say_what_a_lost_run_json_said(path: Path) -> None:
 
 
 def test_where_the_record_of_a_fence_is_lost_nothing_later_is_shown_as_if_it_counted(path: Path) -> None:
-    for kind in (Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED):
+    for kind in (RecordKind.CHECKPOINT_BEGUN, RecordKind.CHECKPOINT_COMMITTED):
         flip_records(journal_file(path, 2), kind, 5)
     with Journal(path, 3) as journal:
         journal.supersede(5)
     found = look_at(path)
     assert "goes on from fence 5" in found.damages[-1].reason
-    assert [e.body["fence"] for e in found.entries if e.kind is Kind.ROUND_ENDED] == [1, 2, 3, 4, 5]
+    assert [e.body["fence"] for e in found.entries if e.kind is RecordKind.ROUND_ENDED] == [1, 2, 3, 4, 5]
     assert 6 not in [written.fence for written in found.commits]
 
 
 def test_a_damaged_record_that_decides_nothing_is_told_and_no_reason_to_refuse(path: Path) -> None:
-    flip_records(journal_file(path, 1), Kind.ROUND_ENDED, 2)
+    flip_records(journal_file(path, 1), RecordKind.ROUND_ENDED, 2)
     (damage,) = read_past(path).damages
     assert (damage.file, damage.torn, look_at(path).damaged) == ("journal-1.log", False, True)
     assert damage.offset is not None
@@ -227,7 +227,7 @@ def test_a_run_that_died_before_it_had_a_journal_has_a_past_without_records(path
 
 
 @pytest.mark.parametrize("kind", SAID)
-def test_a_sound_record_that_does_not_say_what_one_of_its_kind_says_is_damage(path: Path, kind: Kind) -> None:
+def test_a_sound_record_that_does_not_say_what_one_of_its_kind_says_is_damage(path: Path, kind: RecordKind) -> None:
     sound, seen = read_past(path), inspect_run(path)
     place = journal_file(path, 2).stat().st_size
     with FramedLog.open(journal_file(path, 2), epoch=2) as log:
@@ -242,7 +242,7 @@ def test_a_sound_record_that_does_not_say_what_one_of_its_kind_says_is_damage(pa
 
 def test_a_record_that_is_no_object_is_damage(path: Path) -> None:
     with FramedLog.open(journal_file(path, 2), epoch=2) as log:
-        log.append(int(Kind.HOLD), b"[]")
+        log.append(int(RecordKind.HOLD), b"[]")
     (damage,) = read_past(path).damages
     assert damage.reason.startswith("no journal record: HOLD: must be a table")
 
@@ -258,7 +258,7 @@ def write(file: Path, frames: list[Frame], epoch: int) -> None:
 def test_a_commit_may_come_before_the_record_that_takes_over(path: Path, taken_over: bool) -> None:
     """The thread that commits does not wait for a rollback; and a crash may come between the two."""
     older, takeover = scan(journal_file(path, 1)).frames, scan(journal_file(path, 2)).frames[0]
-    late = next(f for f in older if f.kind == Kind.CHECKPOINT_COMMITTED and json.loads(f.payload)["fence"] == 4)
+    late = next(f for f in older if f.kind == RecordKind.CHECKPOINT_COMMITTED and json.loads(f.payload)["fence"] == 4)
     write(journal_file(path, 1), [frame for frame in older if frame is not late], 1)
     said = {**json.loads(takeover.payload), "lengths": {"1": journal_file(path, 1).stat().st_size}}
     takeover = replace(takeover, payload=json.dumps(said).encode())
@@ -266,15 +266,15 @@ def test_a_commit_may_come_before_the_record_that_takes_over(path: Path, taken_o
     past = read_past(path)
     assert past.damages == ()
     assert [written.fence for written in committed(past.entries)] == [0, 1, 2, 3, 4]
-    assert past.entries[-1].kind is (Kind.SUPERSEDED if taken_over else Kind.CHECKPOINT_COMMITTED)
+    assert past.entries[-1].kind is (RecordKind.SUPERSEDED if taken_over else RecordKind.CHECKPOINT_COMMITTED)
 
 
 def test_a_journal_that_could_not_take_over_is_no_damage(path: Path) -> None:
     with Journal(path, 3) as journal:
-        journal.write(Kind.RUN_FAILED, error="StoreWriteFailed", fence=6, trace_id="")
+        journal.write(RecordKind.RUN_FAILED, error="StoreWriteFailed", fence=6, trace_id="")
     past = read_past(path)
-    assert (past.damages, past.entries[-1].kind) == ((), Kind.RUN_FAILED)
-    assert [e.body["fence"] for e in past.entries if e.kind is Kind.ROUND_ENDED] == [1, 2, 3, 4, 5, 6]
+    assert (past.damages, past.entries[-1].kind) == ((), RecordKind.RUN_FAILED)
+    assert [e.body["fence"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED] == [1, 2, 3, 4, 5, 6]
 
 
 # -- signals -----------------------------------------------------------------------------------------------------
@@ -287,22 +287,24 @@ def test_a_run_that_heard_no_signal_has_no_level(path: Path) -> None:
 def test_the_highest_signal_that_was_heard_is_the_level(path: Path) -> None:
     with Journal(path, 2) as journal:
         for said in (Level.NOTICE, Level.CONSERVATIVE, Level.ELEVATED):
-            journal.write(Kind.SIGNAL, signal(said))
+            journal.write(RecordKind.SIGNAL, signal(said))
     assert level(read_past(path).entries) is Level.CONSERVATIVE
 
 
 @pytest.mark.parametrize("from_fence", [5, None])
 def test_a_signal_is_not_unheard_when_the_run_goes_back_to_before_it(path: Path, from_fence: int | None) -> None:
     with Journal(path, 2) as journal:
-        journal.write(Kind.SIGNAL, signal(Level.ELEVATED))
+        journal.write(RecordKind.SIGNAL, signal(Level.ELEVATED))
     with Journal(path, 3) as journal:
         journal.supersede(from_fence)
     past = read_past(path)
     assert level(past.entries) is Level.ELEVATED
-    assert [e.body["fence"] for e in past.entries if e.kind is Kind.ROUND_ENDED] == [1, 2, 3, 4, 5][: from_fence or 0]
+    assert [e.body["fence"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED] == [1, 2, 3, 4, 5][
+        : from_fence or 0
+    ]
 
 
 def test_what_a_dead_writer_heard_later_counts_for_nothing(path: Path) -> None:
     with Journal(path, 1) as journal:
-        journal.write(Kind.SIGNAL, signal(Level.HALT))
+        journal.write(RecordKind.SIGNAL, signal(Level.HALT))
     assert level(read_past(path).entries) is None

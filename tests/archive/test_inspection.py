@@ -13,7 +13,7 @@ import pytest
 from esper import InProcess, resume, run
 from esper.archive.identity import load_identity
 from esper.archive.inspection import inspect_run
-from esper.archive.journal import Journal, Kind
+from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.cli.main import exit_code
 from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
@@ -95,7 +95,7 @@ def test_the_level_is_the_highest_that_was_heard(stopped: Path) -> None:
     with Journal(stopped, 1) as journal:
         for said in (Level.NOTICE, Level.CONSERVATIVE, Level.ELEVATED):
             told = {"signal_id": said.name, "run_id": "r", "generation": 1, "origin": "operator", "reason": ""}
-            journal.write(Kind.SIGNAL, EmergencySignal(level=said, issued_at=EPOCH, **told))
+            journal.write(RecordKind.SIGNAL, EmergencySignal(level=said, issued_at=EPOCH, **told))
     assert inspect_run(stopped)["level"] == "CONSERVATIVE"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from esper.archive.history import read_past
 from esper.archive.inspection import missing
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.archive.verification import verdicts
 from esper.cli.main import exit_code
@@ -68,7 +68,7 @@ def test_one_that_retention_drops_while_it_is_looked_at_is_no_damage(path: Path)
     commits = read_past(path).commits
     with FramedLog.open(journal_file(path, 2), epoch=2) as log:
         log.append(
-            int(Kind.CHECKPOINT_COMMITTED), commits[-1].model_copy(update={"fence": 7}).model_dump_json().encode()
+            int(RecordKind.CHECKPOINT_COMMITTED), commits[-1].model_copy(update={"fence": 7}).model_dump_json().encode()
         )
     (checkpoints_folder(path) / "fence-5-g2.pt").unlink()
     assert verdicts(path, commits) == [SOUND[0], SOUND[2]]
@@ -115,7 +115,7 @@ def older_header(path: Path) -> str:
 
 
 def older_record(path: Path) -> str:
-    at = next(entry.offset for entry in read(journal_file(path, 1))[0] if entry.kind is Kind.ROUND_ENDED)
+    at = next(entry.offset for entry in read(journal_file(path, 1))[0] if entry.kind is RecordKind.ROUND_ENDED)
     flip(journal_file(path, 1), at + 40)
     return f"journal-1.log, byte {at}: the checksum of the payload is wrong"
 

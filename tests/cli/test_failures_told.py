@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from esper import InProcess, errors, run
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import journal_file, reports_folder, telemetry_folder
 from esper.cli.main import exit_code
 from esper.cli.terminal import Terminal
@@ -100,7 +100,7 @@ def test_a_policy_that_fails_where_no_severe_event_can_be_written_is_told_as_it_
     with pytest.raises(PolicyFailed) as caught:
         run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=ScriptedPolicy(fail)))
     assert "a second failure, while saying policy_failed: StoreWriteFailed" in "".join(errors.all_notes(caught.value))
-    assert read(journal_file(run_dir, 1))[0][-1].kind is Kind.RUN_FAILED
+    assert read(journal_file(run_dir, 1))[0][-1].kind is RecordKind.RUN_FAILED
 
 
 # -- a failure after the first --------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from torch import nn
 import esper
 from esper import resume, run
 from esper.archive.history import Past, read_past
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.config.joined import load_config
 from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, StoreCorrupt, TaskError
@@ -68,7 +68,7 @@ def test_a_network_has_the_bits_of_the_trainer_at_a_stop_and_at_the_end(grown_ho
 def test_the_seeds_are_there_live_and_fossilised_and_count(grown_host: Get, host: str) -> None:
     grown = grown_host(host)
     entries, _ = read(grown.stopped / "journal-1.log")
-    stages = {entry.body["seed_id"]: entry.body["after"] for entry in entries if entry.kind is Kind.TRANSITION}
+    stages = {entry.body["seed_id"]: entry.body["after"] for entry in entries if entry.kind is RecordKind.TRANSITION}
     live = [stage for stage in stages.values() if stage in {str(one) for one in IN_HOST} - {"FOSSILIZED"}]
     assert live, "no live seed at the stop: the test shows nothing of blending"
     network = esper.load(grown.stopped)
@@ -305,7 +305,7 @@ def test_a_damaged_journal_is_refused_unless_a_fence_is_named(grown_host: Get, t
     """What cannot be read may be the record of a later checkpoint."""
     place = Path(shutil.copytree(grown_host("rows").stopped, tmp_path / "run"))
     entries, _ = read(journal_file(place, 1))
-    last = next(entry for entry in reversed(entries) if entry.kind is Kind.CHECKPOINT_COMMITTED)
+    last = next(entry for entry in reversed(entries) if entry.kind is RecordKind.CHECKPOINT_COMMITTED)
     data = bytearray(journal_file(place, 1).read_bytes())
     data[last.end - 3] ^= 1
     journal_file(place, 1).write_bytes(data)

@@ -15,7 +15,7 @@ import torch
 
 from esper import resume
 from esper.archive.history import look_at, read_past
-from esper.archive.journal import Kind
+from esper.archive.journal import RecordKind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.config.joined import load_config, parse_override
 from esper.durable.log import Frame, FramedLog, image, scan
@@ -48,10 +48,10 @@ def resealed(run_dir: Path, edit: Callable[[Content], object]) -> None:
             body |= {"length": seal.length, "crc": seal.crc}
 
     for generation in (1, 2):
-        rewritten(run_dir, generation, Kind.CHECKPOINT_COMMITTED, record)
+        rewritten(run_dir, generation, RecordKind.CHECKPOINT_COMMITTED, record)
 
 
-def rewritten(run_dir: Path, generation: int, kind: Kind, edit: Callable[[Content], object]) -> None:
+def rewritten(run_dir: Path, generation: int, kind: RecordKind, edit: Callable[[Content], object]) -> None:
     """Edit the bodies of one kind of records, and frame them again."""
     file, frames, end = journal_file(run_dir, generation), [], 30
     for frame in scan(file).frames:
@@ -65,7 +65,7 @@ def rewritten(run_dir: Path, generation: int, kind: Kind, edit: Callable[[Conten
     grown = {str(generation): end}
     file.write_bytes(image(frames, epoch=generation))
     if generation == 1:
-        rewritten(run_dir, 2, Kind.SUPERSEDED, lambda body: body.update(lengths=grown))
+        rewritten(run_dir, 2, RecordKind.SUPERSEDED, lambda body: body.update(lengths=grown))
 
 
 def test_a_run_sealed_again_without_an_edit_goes_on(path: Path) -> None:
@@ -206,13 +206,13 @@ def test_a_tail_of_gigabytes_is_not_read_into_memory(path: Path) -> None:
 
 def test_a_record_of_deeply_nested_json_is_damage(path: Path) -> None:
     with FramedLog.open(journal_file(path, 2), epoch=2) as log:
-        log.append(Kind.HOLD, DEEP.encode())
+        log.append(RecordKind.HOLD, DEEP.encode())
     assert [damage.file for damage in look_at(path).damages] == ["journal-2.log"]
 
 
 @pytest.mark.parametrize("edit", [{"from_fence": -1}, {"lengths": {"1": -1}}])
 def test_a_record_with_a_negative_number_is_damage(path: Path, edit: Content) -> None:
-    rewritten(path, 2, Kind.SUPERSEDED, lambda body: body.update(edit))
+    rewritten(path, 2, RecordKind.SUPERSEDED, lambda body: body.update(edit))
     assert "journal-2.log" in [damage.file for damage in look_at(path).damages]
 
 

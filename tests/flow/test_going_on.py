@@ -16,7 +16,7 @@ from torch import Tensor
 
 from esper import InProcess, run
 from esper.archive.history import read_past
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import LEASE, checkpoints_folder, journal_file, journals, run_file, telemetry_folder
 from esper.cli.main import exit_code
 from esper.durable.log import scan
@@ -96,7 +96,7 @@ def test_a_run_that_cannot_be_restored_says_where_its_checkpoints_went(
     assert "in quarantine, since they do not load: fence-0-g1.pt, fence-4-g1.pt, fence-5-g1.pt" in told["kept"]
     assert "kept: journal and telemetry" in err
     entries, errors = read(journal_file(path, 2))
-    assert ([entry.kind for entry in entries], errors) == ([Kind.RUN_FAILED], [])
+    assert ([entry.kind for entry in entries], errors) == ([RecordKind.RUN_FAILED], [])
     assert json.loads(esper("inspect", path, "--json")[1])["state"] == "failed"
 
 
@@ -124,7 +124,7 @@ def test_damage_of_a_journal_is_told_to_people_and_as_a_severe_event(
     esper: Esper, stopped: Callable[..., Path]
 ) -> None:
     path = stopped()
-    frame = [frame for frame in scan(journal_file(path, 1)).frames if frame.kind == Kind.ROUND_ENDED][2]
+    frame = [frame for frame in scan(journal_file(path, 1)).frames if frame.kind == RecordKind.ROUND_ENDED][2]
     flip(journal_file(path, 1), frame.offset + 40)
     code, out, _ = esper("resume", path, "--in-process")
     assert code == 0
@@ -138,7 +138,7 @@ def test_a_commit_that_was_lost_at_the_end_shows_in_what_is_missing_then(
 ) -> None:
     path = stopped()
     frames = scan(journal_file(path, 1)).frames
-    commit = [frame for frame in frames if frame.kind == Kind.CHECKPOINT_COMMITTED][-1]
+    commit = [frame for frame in frames if frame.kind == RecordKind.CHECKPOINT_COMMITTED][-1]
     os.truncate(journal_file(path, 1), commit.end)
     flip(journal_file(path, 1), commit.offset + 40)
     assert not read_past(path).damaged  # it may have been an append that was cut short
@@ -182,7 +182,7 @@ def test_a_run_whose_journal_is_damaged_is_not_copied_as_if_it_were_sound(
     tmp_path: Path, esper: Esper, stopped: Callable[..., Path]
 ) -> None:
     path = stopped()
-    frame = [frame for frame in scan(journal_file(path, 1)).frames if frame.kind == Kind.ROUND_ENDED][2]
+    frame = [frame for frame in scan(journal_file(path, 1)).frames if frame.kind == RecordKind.ROUND_ENDED][2]
     flip(journal_file(path, 1), frame.offset + 40)
     code, _, err = esper("snapshot", path, "--to", tmp_path / "copy")
     assert (code, "journal-1.log: byte" in err, (tmp_path / "copy").exists()) == (3, True, False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esper import InProcess, run
-from esper.archive.journal import FIRST_GENERATION, Entry, Kind, read
+from esper.archive.journal import FIRST_GENERATION, Entry, RecordKind, read
 from esper.archive.run_directory import journal_file, reports_folder, run_file, summary_file, telemetry_folder
 from esper.config.joined import load_config
 from esper.errors import PolicyFailed, TaskError
@@ -48,7 +48,7 @@ class Left:
         assert errors == []
         return entries
 
-    def bodies(self, kind: Kind) -> list[dict[str, Any]]:
+    def bodies(self, kind: RecordKind) -> list[dict[str, Any]]:
         return [entry.body for entry in self.entries if entry.kind is kind]
 
     def lines(self, pattern: str) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def test_a_run_without_growth_tries_nothing_and_pays_for_nothing(alone: Run) -> 
     result = alone.result
     assert (result.seeds, result.twin_test_loss, result.twin_weights_sha256) == ((), None, None)
     assert (result.incubator_gflops, result.twin_gflops, result.params_end) == (0.0, 0.0, result.params_start)
-    assert alone.bodies(Kind.COMMAND) == alone.bodies(Kind.DECISION) == []
+    assert alone.bodies(RecordKind.COMMAND) == alone.bodies(RecordKind.DECISION) == []
 
 
 def test_a_round_in_which_nothing_changes_asks_kasmina_twice(alone: Run) -> None:
@@ -156,10 +156,10 @@ def test_compute_is_what_the_steps_cost(grown: Run, alone: Run) -> None:
     step = alone.result.trainer_gflops / alone.result.steps
     assert step * 1e9 == pytest.approx(survey(tiny_task(), tiny_config()).host_flops)  # test_prospect has it by hand
     assert grown.result.trainer_gflops > alone.result.trainer_gflops
-    twin_from = grown.bodies(Kind.INCUBATION_ENDED)[0]["fence"]
+    twin_from = grown.bodies(RecordKind.INCUBATION_ENDED)[0]["fence"]
     assert grown.result.twin_gflops == pytest.approx(step * (320 - 20 * twin_from))
-    tournaments = sum(b["flops"] for b in grown.bodies(Kind.INCUBATION_ENDED))
-    assert tournaments < grown.result.incubator_gflops * 1e9 < 2 * tournaments  # births and comparisons are the rest
+    tournaments = sum(b["flops"] for b in grown.bodies(RecordKind.INCUBATION_ENDED))
+    assert tournaments < grown.result.incubator_gflops * 1e9 < 2 * tournaments  # probes and comparisons are the rest
 
 
 class Sheds(TinyHost):
@@ -184,7 +184,7 @@ def test_a_required_layer_that_the_host_deletes_on_the_way_is_missed_by_g3(
     needy = replace(BLUEPRINTS.get("mlp"), mesh=lambda slot: (slot, "spare"))
     monkeypatch.setitem(BLUEPRINTS._blueprints, "mlp", needy)
     run(tiny_task(model=Sheds, epochs=4), tiny_config(run__dir=str(tmp_path / "run")))
-    judged = [body for body in Left(tmp_path / "run").bodies(Kind.GATE) if body["gate"] == "G3"]
+    judged = [body for body in Left(tmp_path / "run").bodies(RecordKind.GATE) if body["gate"] == "G3"]
     missing = [check["measured"] for body in judged for check in body["checks"] if check["name"] == "mesh_missing"]
     assert missing != []
     assert set(map(tuple, missing)) == {("spare",)}
@@ -243,22 +243,22 @@ def test_a_run_leaves_the_thread_count_of_its_caller_alone(tmp_path: Path) -> No
 
 def test_the_journal_begins_with_the_identity_and_ends_with_the_digest(grown: Run) -> None:
     entries = grown.entries
-    assert [e.kind for e in entries].count(Kind.RUN_STARTED) == 1
-    assert entries[0].kind is Kind.RUN_STARTED
+    assert [e.kind for e in entries].count(RecordKind.RUN_STARTED) == 1
+    assert entries[0].kind is RecordKind.RUN_STARTED
     assert entries[0].body == json.loads(run_file(grown.path).read_bytes())
-    assert entries[-1].kind is Kind.RUN_ENDED
+    assert entries[-1].kind is RecordKind.RUN_ENDED
     assert entries[-1].body["weights_sha256"] == grown.result.weights_sha256
     assert json.loads(summary_file(grown.path).read_bytes()) == grown.result.as_json()
 
 
 def test_every_round_is_in_the_journal_once_and_in_order(grown: Run) -> None:
-    assert [body["fence"] for body in grown.bodies(Kind.ROUND_ENDED)] == list(range(1, 17))
-    assert [body["step"] for body in grown.bodies(Kind.ROUND_ENDED)] == list(range(20, 321, 20))
+    assert [body["fence"] for body in grown.bodies(RecordKind.ROUND_ENDED)] == list(range(1, 17))
+    assert [body["step"] for body in grown.bodies(RecordKind.ROUND_ENDED)] == list(range(20, 321, 20))
 
 
 def test_every_transition_follows_an_edge_from_where_the_seed_stood(grown: Run) -> None:
     stages = defaultdict(lambda: Stage.DORMANT)
-    for body in grown.bodies(Kind.TRANSITION):
+    for body in grown.bodies(RecordKind.TRANSITION):
         before, after = Stage(body["before"]), Stage(body["after"])
         assert before is stages[body["seed_id"]]
         assert after in EDGES[before]
@@ -267,7 +267,7 @@ def test_every_transition_follows_an_edge_from_where_the_seed_stood(grown: Run) 
 
 
 def test_from_training_on_no_seed_passes_two_stages_at_one_fence(grown: Run) -> None:
-    forward = [b for b in grown.bodies(Kind.TRANSITION) if b["after"] in ("BLENDING", *map(str, IN_HOST))]
+    forward = [b for b in grown.bodies(RecordKind.TRANSITION) if b["after"] in ("BLENDING", *map(str, IN_HOST))]
     moves = [(body["seed_id"], body["fence"]) for body in forward]
     assert len(moves) == len(set(moves)) >= 8
 
@@ -276,11 +276,11 @@ def test_a_command_stands_before_the_gates_it_lets_judge_and_those_before_what_f
     commands: set[str] = set()
     judged: set[tuple[str, str]] = set()
     for entry in grown.entries:
-        if entry.kind is Kind.COMMAND:
+        if entry.kind is RecordKind.COMMAND:
             commands.add(entry.body["command_id"])
-        if entry.kind is Kind.GATE:
+        if entry.kind is RecordKind.GATE:
             judged.add((entry.body["seed_id"], entry.body["gate"]))
-        if entry.kind is Kind.TRANSITION:
+        if entry.kind is RecordKind.TRANSITION:
             assert entry.body["command_id"] in commands
             if entry.body["cause"].startswith("G"):
                 assert (entry.body["seed_id"], entry.body["cause"]) in judged
@@ -288,7 +288,7 @@ def test_a_command_stands_before_the_gates_it_lets_judge_and_those_before_what_f
 
 def test_a_seed_in_the_host_has_passed_every_gate(grown: Run) -> None:
     gates = defaultdict(list)
-    for body in grown.bodies(Kind.GATE):
+    for body in grown.bodies(RecordKind.GATE):
         failed = [c for c in body["checks"] if c["at_least"] is not None and c["measured"] < c["at_least"]]
         assert failed == [] or body["gate"] == "G2"
         gates[body["seed_id"]].append(body["gate"])
@@ -299,8 +299,8 @@ def test_a_seed_in_the_host_has_passed_every_gate(grown: Run) -> None:
 
 
 def test_each_graft_is_in_the_journal_with_the_step_and_size_it_led_to(grown: Run) -> None:
-    grafted = [b["seed_id"] for b in grown.bodies(Kind.TRANSITION) if b["after"] == "BLENDING"]
-    receipts = [b for b in grown.bodies(Kind.PLAN_APPLIED) if b["seed_id"] in grafted]
+    grafted = [b["seed_id"] for b in grown.bodies(RecordKind.TRANSITION) if b["after"] == "BLENDING"]
+    receipts = [b for b in grown.bodies(RecordKind.PLAN_APPLIED) if b["seed_id"] in grafted]
     sizes = [b["parameters"] for b in receipts]
     assert sizes == sorted(sizes)
     assert sizes[-1] == grown.result.params_end
@@ -308,9 +308,9 @@ def test_each_graft_is_in_the_journal_with_the_step_and_size_it_led_to(grown: Ru
 
 
 def test_the_live_host_is_compared_with_its_twin_while_a_seed_is_watched(grown: Run) -> None:
-    compared = [body["fence"] for body in grown.bodies(Kind.TWIN_COMPARED)]
-    fossil = max(b["fence"] for b in grown.bodies(Kind.TRANSITION) if b["after"] == "FOSSILIZED")
-    shadow = min(b["fence"] for b in grown.bodies(Kind.TRANSITION) if b["after"] == "SHADOWING")
+    compared = [body["fence"] for body in grown.bodies(RecordKind.TWIN_COMPARED)]
+    fossil = max(b["fence"] for b in grown.bodies(RecordKind.TRANSITION) if b["after"] == "FOSSILIZED")
+    shadow = min(b["fence"] for b in grown.bodies(RecordKind.TRANSITION) if b["after"] == "SHADOWING")
     assert compared == list(range(shadow + 1, fossil + 1))
 
 
@@ -343,7 +343,7 @@ def test_there_is_one_severe_event_for_each_gate_that_failed_and_none_else(grown
 def test_every_seed_that_came_to_an_end_has_its_field_report_in_the_store_and_in_the_journal(grown: Run) -> None:
     loaded = load_reports(reports_folder(grown.path))
     assert loaded.errors == ()
-    assert [r.report_id for r in loaded.reports] == [b["report_id"] for b in grown.bodies(Kind.FIELD_REPORT)]
+    assert [r.report_id for r in loaded.reports] == [b["report_id"] for b in grown.bodies(RecordKind.FIELD_REPORT)]
     fates = {report.seed_id: str(report.outcome) for report in loaded.reports}
     expected = {s.seed_id: "SUCCESS" if s.stage == "FOSSILIZED" else "NEUTRAL" for s in grown.result.seeds}
     assert fates == expected
@@ -365,7 +365,7 @@ def test_a_policy_that_raises_stops_the_run_with_its_error_as_the_cause(tmp_path
     stopped, error = failed(tmp_path / "run", PolicyFailed, policy=ScriptedPolicy(broken))
     assert error.__cause__ is broken
     last = stopped.entries[-1]
-    assert last.kind is Kind.RUN_FAILED
+    assert last.kind is RecordKind.RUN_FAILED
     assert (last.body["error"], last.body["cause"]) == ("PolicyFailed", "ValueError: no idea")
     assert last.body["fence"] == 0  # the last fence that was passed
     spans = [span for span in stopped.spans() if span["traceId"] == last.body["trace_id"]]
@@ -375,7 +375,7 @@ def test_a_policy_that_raises_stops_the_run_with_its_error_as_the_cause(tmp_path
 
 def test_an_interrupt_ends_the_run_and_is_told_in_the_journal(tmp_path: Path) -> None:
     stopped, _ = failed(tmp_path / "run", KeyboardInterrupt, policy=ScriptedPolicy(KeyboardInterrupt()))
-    assert stopped.entries[-1].kind is Kind.RUN_FAILED
+    assert stopped.entries[-1].kind is RecordKind.RUN_FAILED
     assert stopped.entries[-1].body["error"] == "KeyboardInterrupt"
     assert not summary_file(stopped.path).exists()
 

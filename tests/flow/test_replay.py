@@ -12,7 +12,7 @@ import pytest
 
 from esper import resume, run
 from esper.archive.history import Past, read_past
-from esper.archive.journal import Journal, Kind, read
+from esper.archive.journal import Journal, RecordKind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.cli.main import exit_code
 from esper.errors import (
@@ -100,7 +100,7 @@ def test_a_run_that_failed_is_repeated_up_to_the_last_fence_that_it_passed(tmp_p
 def test_a_run_whose_last_append_was_cut_short_is_compared_up_to_there(stop: Callable[..., Path]) -> None:
     path = stop(4, checkpoint__keep=9)
     journal = journal_file(path, 1)
-    round_3 = next(e for e in read(journal)[0] if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 3)
+    round_3 = next(e for e in read(journal)[0] if e.kind is RecordKind.ROUND_ENDED and e.body["fence"] == 3)
     journal.write_bytes(journal.read_bytes()[: round_3.offset + 50])
     proof = prove(path, watch := Watching())
     assert (proof.steps, proof.divergence, watch.last) == (40, None, 2)
@@ -131,7 +131,7 @@ def test_a_run_without_a_finished_round_is_refused(
 # -- divergence --------------------------------------------------------------------------------------------------
 
 
-def altered(past: Past, kind: Kind, fence: int, change: Callable[[dict[str, object]], object]) -> Past:
+def altered(past: Past, kind: RecordKind, fence: int, change: Callable[[dict[str, object]], object]) -> Past:
     """A past in which one record says something else."""
     entries = []
     for entry in past.entries:
@@ -145,7 +145,7 @@ def altered(past: Past, kind: Kind, fence: int, change: Callable[[dict[str, obje
 
 def test_the_first_step_that_went_astray_is_named_with_both_losses(stopped: Path) -> None:
     past = read_past(stopped)
-    other = altered(past, Kind.ROUND_ENDED, 3, lambda body: body["losses"].__setitem__(7, 0.5))  # type: ignore[attr-defined]
+    other = altered(past, RecordKind.ROUND_ENDED, 3, lambda body: body["losses"].__setitem__(7, 0.5))  # type: ignore[attr-defined]
     found = compare(other, past).divergence
     assert found is not None
     assert (found.what, found.fence, found.step, found.recorded) == ("loss", 3, 47, 0.5)
@@ -153,15 +153,15 @@ def test_the_first_step_that_went_astray_is_named_with_both_losses(stopped: Path
 
 def test_the_last_bit_of_a_loss_counts(stopped: Path) -> None:
     past = read_past(stopped)
-    losses = next(e.body["losses"] for e in past.entries if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 2)
+    losses = next(e.body["losses"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED and e.body["fence"] == 2)
     nearly = float.fromhex(losses[0].hex().replace("0x1.", "0x1.")) * (1 + 2**-52)
-    other = altered(past, Kind.ROUND_ENDED, 2, lambda body: body.update(losses=[nearly, *losses[1:]]))
+    other = altered(past, RecordKind.ROUND_ENDED, 2, lambda body: body.update(losses=[nearly, *losses[1:]]))
     assert compare(past, other).divergence == Divergence("loss", 2, 20, losses[0], nearly)
 
 
 def test_weights_that_went_astray_between_two_steps_are_named_by_their_fence(stopped: Path) -> None:
     past = read_past(stopped)
-    other = altered(past, Kind.CHECKPOINT_COMMITTED, 2, lambda body: body.update(weights_crc32c=1))
+    other = altered(past, RecordKind.CHECKPOINT_COMMITTED, 2, lambda body: body.update(weights_crc32c=1))
     found = compare(past, other).divergence
     assert found is not None
     assert (found.what, found.fence, found.step, found.repeated) == ("weights", 2, None, 1)
@@ -177,9 +177,9 @@ def flip(file: Path, at: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [Kind.ROUND_ENDED, Kind.RUN_STARTED, Kind.HOLD])
+@pytest.mark.parametrize("kind", [RecordKind.ROUND_ENDED, RecordKind.RUN_STARTED, RecordKind.HOLD])
 def test_a_damaged_journal_is_damage_and_no_divergence(
-    stopped: Path, capsys: pytest.CaptureFixture[str], kind: Kind
+    stopped: Path, capsys: pytest.CaptureFixture[str], kind: RecordKind
 ) -> None:
     at = next(entry.offset for entry in read(journal_file(stopped, 1))[0] if entry.kind is kind)
     flip(journal_file(stopped, 1), at + 40)
@@ -233,12 +233,12 @@ def test_a_run_that_nobody_can_find_the_task_of_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("kind", "change", "told"),
     [
-        (Kind.RUN_STARTED, {"cpu": "an abacus"}, "it ran on an abacus"),
-        (Kind.SIGNAL, {"level": 3}, "an emergency signal held its growth back"),
+        (RecordKind.RUN_STARTED, {"cpu": "an abacus"}, "it ran on an abacus"),
+        (RecordKind.SIGNAL, {"level": 3}, "an emergency signal held its growth back"),
     ],
 )
 def test_what_cannot_be_repeated_here_is_refused_and_not_told_as_another_course(
-    stopped: Path, kind: Kind, change: dict[str, Any], told: str
+    stopped: Path, kind: RecordKind, change: dict[str, Any], told: str
 ) -> None:
     past = read_past(stopped)
     body = next((entry.body for entry in past.entries if entry.kind is kind), {})

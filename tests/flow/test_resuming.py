@@ -14,7 +14,7 @@ from torch import nn
 
 from esper import InProcess, resume, run
 from esper.archive.history import read_past
-from esper.archive.journal import Journal, Kind, read
+from esper.archive.journal import Journal, RecordKind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.config.joined import RunConfig
 from esper.durable.files import DirectoryLease
@@ -168,7 +168,7 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
     stopped: Callable[..., Path], undisturbed: Result
 ) -> None:
     path = stopped(5)
-    begun = [entry for entry in read(journal_file(path, 1))[0] if entry.kind is Kind.CHECKPOINT_BEGUN][-1]
+    begun = [entry for entry in read(journal_file(path, 1))[0] if entry.kind is RecordKind.CHECKPOINT_BEGUN][-1]
     data = bytearray(journal_file(path, 1).read_bytes())
     data[begun.offset + 40] ^= 1
     journal_file(path, 1).write_bytes(data)
@@ -182,7 +182,7 @@ def test_what_a_damaged_journal_lost_does_not_keep_a_run_from_going_on_twice(
 def test_a_run_without_a_checkpoint_begins_again_at_fence_0(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped()
     journal = journal_file(path, 1)
-    first = next(entry for entry in read(journal)[0] if entry.kind is Kind.CHECKPOINT_COMMITTED)
+    first = next(entry for entry in read(journal)[0] if entry.kind is RecordKind.CHECKPOINT_COMMITTED)
     journal.write_bytes(journal.read_bytes()[: first.offset])
     same(resume(path), undisturbed)
 
@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_is_used(
     flip(last)
     same(resume(path), undisturbed)
     assert os.listdir(checkpoints_folder(path) / "quarantine") == [last.name]
-    taken_over = next(entry for entry in read(journal_file(path, 2))[0] if entry.kind is Kind.SUPERSEDED)
+    taken_over = next(entry for entry in read(journal_file(path, 2))[0] if entry.kind is RecordKind.SUPERSEDED)
     assert taken_over.body["from_fence"] == 4
 
 
@@ -221,9 +221,9 @@ def test_what_a_dead_generation_writes_after_it_was_succeeded_counts_for_nothing
     path = stopped(5)
     resume(path)
     before, old = read_past(path), journal_file(path, 1)
-    late = [entry for entry in read(old)[0] if entry.kind is Kind.CHECKPOINT_COMMITTED][-1]
+    late = [entry for entry in read(old)[0] if entry.kind is RecordKind.CHECKPOINT_COMMITTED][-1]
     with FramedLog.open(old, epoch=1) as log:
-        log.append(int(Kind.CHECKPOINT_COMMITTED), json.dumps(late.body | {"file": "late.pt"}).encode())
+        log.append(int(RecordKind.CHECKPOINT_COMMITTED), json.dumps(late.body | {"file": "late.pt"}).encode())
     assert read_past(path).commits == before.commits
     assert read_past(path).entries == before.entries
 
@@ -401,7 +401,7 @@ def test_what_killed_writers_left_is_removed_and_nothing_else(stopped: Callable[
 def test_nothing_is_removed_where_a_journal_is_damaged(stopped: Callable[..., Path]) -> None:
     path = stopped(5)
     (checkpoints_folder(path) / "fence-6-g1.pt").write_bytes(b"x")
-    (record,) = [e for e in read(journal_file(path, 1))[0] if e.kind is Kind.ROUND_ENDED and e.body["fence"] == 3]
+    (record,) = [e for e in read(journal_file(path, 1))[0] if e.kind is RecordKind.ROUND_ENDED and e.body["fence"] == 3]
     data = bytearray(journal_file(path, 1).read_bytes())
     data[record.offset + 40] ^= 1
     journal_file(path, 1).write_bytes(data)
@@ -422,8 +422,8 @@ def test_a_run_that_has_ended_says_its_result_also_without_its_summary(stopped: 
 def test_that_a_run_failed_is_told_also_where_it_cannot_be_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Journal, kind: Kind, message: Any = None, /, **fields: object) -> None:
-        if kind is Kind.RUN_FAILED:
+    def refuse(self: Journal, kind: RecordKind, message: Any = None, /, **fields: object) -> None:
+        if kind is RecordKind.RUN_FAILED:
             raise StoreWriteFailed("journal-1.log", "planted")
         write(self, kind, message, **fields)
 
@@ -468,12 +468,12 @@ def signal(level: Level) -> EmergencySignal:
 def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopped: Callable[..., Path]) -> None:
     path = stopped(2)
     with Journal(path, 1) as journal:
-        journal.write(Kind.SIGNAL, signal(Level.CONSERVATIVE))
+        journal.write(RecordKind.SIGNAL, signal(Level.CONSERVATIVE))
     for fence in (3, 5):  # also of a second resume, whose own journal never heard it
         watch = StopAt(fence)
         with pytest.raises(Drained):
             resume(path, drain=watch.drain, progress=watch)
-    holds = [e.body for e in read_past(path).entries if e.kind is Kind.HOLD and e.body["fence"] > 2]
+    holds = [e.body for e in read_past(path).entries if e.kind is RecordKind.HOLD and e.body["fence"] > 2]
     assert [hold["fence"] for hold in holds] == [3, 4, 5]
     assert {hold["reason"] for hold in holds} == {"risk"}
 
@@ -481,7 +481,7 @@ def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopp
 def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped(5)
     with Journal(path, 1) as journal:
-        journal.write(Kind.SIGNAL, signal(Level.HALT))
+        journal.write(RecordKind.SIGNAL, signal(Level.HALT))
     assert resume(path).weights_sha256 == undisturbed.weights_sha256
 
 
@@ -515,9 +515,9 @@ def test_a_run_of_another_esper_whose_words_are_not_known_is_refused_by_its_vers
         resume(path)
 
 
-@pytest.mark.parametrize("kind", [Kind.RUN_RESUMED, Kind.RUN_ENDED])
+@pytest.mark.parametrize("kind", [RecordKind.RUN_RESUMED, RecordKind.RUN_ENDED])
 def test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks(
-    stopped: Callable[..., Path], kind: Kind
+    stopped: Callable[..., Path], kind: RecordKind
 ) -> None:
     path = stopped(2)
     with Journal(path, 1) as journal:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from esper.archive.history import read_past
-from esper.archive.journal import FIRST_GENERATION, Journal, Kind, read
+from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind, read
 from esper.archive.recovery_record import Lost
 from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.config.joined import RunConfig
@@ -53,7 +53,7 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
         journal = stack.enter_context(Journal(path, FIRST_GENERATION))
         identity = identify(prospect, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
         identity.save(path)
-        journal.write(Kind.RUN_STARTED, identity)
+        journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
         kept = stack.enter_context(closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint)))
         rooms = Rooms(
@@ -159,10 +159,10 @@ def test_what_is_taken_back_stays_in_the_old_journal_and_does_not_count(line: Li
     line.checkpoints.settle()
     past = read_past(tmp_path / "run")
     assert past.generation == 2
-    assert [e.body["fence"] for e in past.entries if e.kind is Kind.ROUND_ENDED] == [1, 2, 3]
-    (taken_over,) = [e.body for e in past.entries if e.kind is Kind.SUPERSEDED]
+    assert [e.body["fence"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED] == [1, 2, 3]
+    (taken_over,) = [e.body for e in past.entries if e.kind is RecordKind.SUPERSEDED]
     assert (taken_over["from_fence"], taken_over["generation"]) == (2, 2)
-    (restored,) = [e.body for e in past.entries if e.kind is Kind.RESTORED]
+    (restored,) = [e.body for e in past.entries if e.kind is RecordKind.RESTORED]
     assert restored["seconds"] > 0
     assert {written.generation for written in past.commits if written.fence == 3} == {2}
 
@@ -212,7 +212,7 @@ def test_a_full_rollback_puts_a_damaged_checkpoint_aside(line: Line, undisturbed
     line.back.roll_back(Tier.FAST)  # to where the full one went, and not forward again
     assert line.passed == 1
     assert to_the_end(line) == undisturbed.weights_sha256
-    assert read(tmp_path / "run" / "journal-2.log")[0][0].kind is Kind.SUPERSEDED
+    assert read(tmp_path / "run" / "journal-2.log")[0][0].kind is RecordKind.SUPERSEDED
 
 
 # -- after a death -----------------------------------------------------------------------------------------------

@@ -13,18 +13,18 @@ import torch
 from rich.console import Console
 
 from esper import run
-from esper.archive.journal import Kind, read
+from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import journal_file
 from esper.cli import plan_view
 from esper.cli.terminal import heading
 from esper.setup.forecast import (
     Measured,
     Work,
-    births_s,
     busiest,
     forecast,
     foretell_waits,
     measure,
+    probes_s,
     replica_s,
     tournament_s,
 )
@@ -48,7 +48,7 @@ def test_a_plan_is_json_and_names_slots_candidates_and_sizes() -> None:
 def test_the_first_tournament_is_the_one_that_a_run_then_holds(tmp_path: Path) -> None:
     run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__candidates=2))
     entries, _ = read(journal_file(tmp_path / "run", 1))
-    first = next(entry.body for entry in entries if entry.kind is Kind.DECISION)
+    first = next(entry.body for entry in entries if entry.kind is RecordKind.DECISION)
     tried = {candidate["blueprint"] for candidate in plan(growth__candidates=2)["candidates"] if first_of(candidate)}
     assert tried == {pair["blueprint_id"] for pair in first["pairs"]}
     assert len(tried) == 2
@@ -62,7 +62,7 @@ def first_of(candidate: dict[str, Any]) -> bool:
 def test_the_modelled_cost_is_near_what_the_first_tournament_then_costs(tmp_path: Path) -> None:
     run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")))
     entries, _ = read(journal_file(tmp_path / "run", 1))
-    spent = next(entry.body["flops"] for entry in entries if entry.kind is Kind.INCUBATION_ENDED)
+    spent = next(entry.body["flops"] for entry in entries if entry.kind is RecordKind.INCUBATION_ENDED)
     assert plan()["tournament_gflops"] * 1e9 == pytest.approx(spent, rel=0.35)
 
 
@@ -183,7 +183,7 @@ FORK = Work(making_s=0.5, step_s=2.0, evaluation_s=4.0)
 
 
 def measured(forks: int) -> Measured:
-    return Measured(HOST, (FORK,) * forks, birth_s=1.5)
+    return Measured(HOST, (FORK,) * forks, probe_s=1.5)
 
 
 def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None:
@@ -214,8 +214,8 @@ def test_a_replica_its_control_and_the_twin_share_one_manager_or_none() -> None:
     assert replica_s(measured(2), 10, 2, twin=True) == max(control, replica + twin) + gate  # numbers 3, 4 and 0
 
 
-def test_births_are_shared_out_and_the_last_manager_to_end_counts() -> None:
-    assert [births_s(measured(4), 4, managers) for managers in (1, 3, 4, 9)] == [6.0, 3.0, 1.5, 1.5]
+def test_probes_are_shared_out_and_the_last_manager_to_end_counts() -> None:
+    assert [probes_s(measured(4), 4, managers) for managers in (1, 3, 4, 9)] == [6.0, 3.0, 1.5, 1.5]
 
 
 def waits(cost: Measured, **overrides: Any) -> dict[str, Any]:
@@ -248,7 +248,7 @@ def test_measuring_times_the_host_and_every_candidate_of_the_first_tournament() 
     cost = measure(survey(tiny_task(), tiny_config(growth__candidates=2)))
     assert len(cost.forks) == 2
     for work in (cost.host, *cost.forks):
-        assert min(work.making_s, work.step_s, work.evaluation_s, cost.birth_s) > 0
+        assert min(work.making_s, work.step_s, work.evaluation_s, cost.probe_s) > 0
 
 
 def test_measuring_leaves_the_bits_of_a_run_alone(tmp_path: Path) -> None:

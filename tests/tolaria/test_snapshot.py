@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, StoreCorrupt, TaskError
 from esper.ground.tensors import state_digest
-from esper.leyline.checkpoint_record import Kept
+from esper.leyline.checkpoint_record import MemoryCopy
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.setup.survey import Prospect
 from esper.testing import tiny_task
@@ -223,13 +223,13 @@ def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
         told = trainer.roll_back(generation)
 
         assert bits(trainer) == before
-        assert told == Kept.model_validate(
+        assert told == MemoryCopy.model_validate(
             {"fence": 1, "step": 20, "generation": generation, **measured(told)}, strict=True
         )
     assert losses[0] == losses[1] == losses[2]
 
 
-def measured(kept: Kept | None) -> dict[str, Any]:
+def measured(kept: MemoryCopy | None) -> dict[str, Any]:
     assert kept is not None
     assert kept.seconds > 0
     assert kept.tensor_bytes > 0

@@ -14,11 +14,11 @@ import pytest
 
 from esper import OnRay, resume, run
 from esper.archive.history import read_past
-from esper.archive.journal import Kind
+from esper.archive.journal import RecordKind
 from esper.config.joined import RunConfig, as_toml
 from esper.errors import Drained
 from esper.flow.result import Result
-from esper.leyline.slots import Kind as SlotKind
+from esper.leyline.slots import Kind
 from esper.setup.survey import survey
 from esper.testing import StopAt, tiny_config
 from esper.user_code.task_reference import load_task
@@ -46,7 +46,7 @@ def same(told: dict[str, Any], alone: Result) -> None:
 
 
 def test_it_grows_and_has_slots_of_images_and_of_sequences(alone: Result, tmp_path: Path) -> None:
-    assert {spec.kind for spec in survey(load_task(TASK)[0], config(tmp_path)).specs} == {SlotKind.NCHW, SlotKind.NTC}
+    assert {spec.kind for spec in survey(load_task(TASK)[0], config(tmp_path)).specs} == {Kind.NCHW, Kind.NTC}
     assert "FOSSILIZED" in [seed.stage for seed in alone.seeds]
     assert alone.twin_test_loss is not None
 
@@ -79,7 +79,7 @@ def test_it_ends_the_same_on_actors_of_which_the_trainer_died(tmp_path: Path, al
     result = run(task, told, on=OnRay(), reference=reference)
     same(result.as_json(), alone)
     assert [recovery.actors for recovery in result.recoveries] == [("tolaria",)]
-    assert Kind.RECOVERED in [entry.kind for entry in read_past(tmp_path / "run").entries]
+    assert RecordKind.RECOVERED in [entry.kind for entry in read_past(tmp_path / "run").entries]
 
 
 README = Path(__file__).parents[2] / "README.md"

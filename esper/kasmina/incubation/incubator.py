@@ -18,7 +18,7 @@ from esper.kasmina.blueprints.catalogue import Registry
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
 from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
-from esper.leyline.incubation import Birth, ForkResult, IncubationOrder, IncubationResult, TwinReport
+from esper.leyline.incubation import CandidateProbe, ForkResult, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
@@ -87,12 +87,12 @@ class Incubator:
         self._twin: Fork | None = None
         self._twin_steps = 0
 
-    def births(
+    def probe_candidates(
         self,
         plans: Sequence[GraftPlan],
         weights: Weights,
         snapshot: Any,  # Any: see leyline's ports
-    ) -> tuple[Birth, ...]:
+    ) -> tuple[CandidateProbe, ...]:
         """Measure candidates before they may train, on a fork of their own that is thrown away.
 
         Raises:
@@ -100,15 +100,15 @@ class Incubator:
         """
         fork = self._fork(snapshot)
         activations = {slot: fork.activation(slot) for slot in sorted({plan.slot for plan in plans})}
-        return tuple(self._birth(fork, plan, weights, activations[plan.slot]) for plan in plans)
+        return tuple(self._probe_candidate(fork, plan, weights, activations[plan.slot]) for plan in plans)
 
-    def _birth(
+    def _probe_candidate(
         self,
         fork: ProbedFork,
         plan: GraftPlan,
         weights: Weights,
         activation: Any,  # Any: torch.Tensor
-    ) -> Birth:
+    ) -> CandidateProbe:
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         module.load_state_dict(from_bytes(weights[plan.weights_digest]))
@@ -124,13 +124,13 @@ class Incubator:
             sample_leak=seen.sample_leak,
         )
         if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
-            return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=None)
+            return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=None)
         full = plan.blend.model_copy(update={"ramp_steps": 1})
         fork.graft(plan.model_copy(update={"isolated": True, "blend": full}), weights)
         gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
         fallbacks = _fallbacks(fork, plan.seed_id, plan.fence)
         fork.remove(plan.seed_id)
-        return Birth(seed_id=plan.seed_id, sanity=sanity, gradient=gradient, fallbacks=fallbacks)
+        return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=gradient, fallbacks=fallbacks)
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: see leyline's ports
         """Take an order; its result is there when `collect` returns."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import blob_digest
 from esper.kasmina.registry.admission import AdmittedCommand, readmitted
-from esper.kasmina.registry.registry_state import KeptAnswer, KeptCommand, needed_weights
+from esper.kasmina.registry.registry_state import StoredAnswer, StoredCommand, needed_weights
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
@@ -31,19 +31,19 @@ class CommandBook:
 
     # -- as part of a checkpoint ---------------------------------------------------------------------------------
 
-    def state(self) -> tuple[tuple[KeptCommand, ...], dict[str, bytes]]:
+    def state(self) -> tuple[tuple[StoredCommand, ...], dict[str, bytes]]:
         """All commands, and the weights that are kept by their digest."""
         return tuple(self._kept(command_id) for command_id in self._admitted), dict(self._weights)
 
-    def _kept(self, command_id: str) -> KeptCommand:
+    def _kept(self, command_id: str) -> StoredCommand:
         answer = self._answers.get(command_id)
-        return KeptCommand(
+        return StoredCommand(
             command=self._admitted[command_id].command,
             plans=self._plans[command_id],
-            answer=KeptAnswer.of(answer) if answer is not None else None,
+            answer=StoredAnswer.of(answer) if answer is not None else None,
         )
 
-    def restore(self, commands: Iterable[KeptCommand], weights: Weights) -> None:
+    def restore(self, commands: Iterable[StoredCommand], weights: Weights) -> None:
         """Replace all that stands here."""
         by_id = {known.command.command_id: known for known in commands}
         self._admitted = {command_id: readmitted(known.command) for command_id, known in by_id.items()}

@@ -19,16 +19,21 @@ from esper.leyline.evidence import (
     SeedObservation,
     StabilityEvidence,
 )
-from esper.leyline.incubation import Birth, ForkResult
+from esper.leyline.incubation import CandidateProbe, ForkResult
 from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import Stage
 
 
 def sanity_evidence(
-    command: Command, candidate: Candidate, birth: Birth | None, roster: Roster, facts: RunFacts, limits: GrowthConfig
+    command: Command,
+    candidate: Candidate,
+    measured: CandidateProbe | None,
+    roster: Roster,
+    facts: RunFacts,
+    limits: GrowthConfig,
 ) -> SanityEvidence:
-    """For G0: a candidate as it was measured at its birth."""
-    probe = birth.sanity if birth is not None else None
+    """For G0: a candidate as it was measured before it may train."""
+    probe = measured.sanity if measured is not None else None
     return SanityEvidence(
         marks=_marks(command, _recorded(roster, candidate), Stage.DORMANT),
         ids={
@@ -47,11 +52,13 @@ def sanity_evidence(
     )
 
 
-def gradient_evidence(command: Command, candidate: Candidate, birth: Birth | None, roster: Roster) -> GradientEvidence:
-    """For G1: the backward passes of a candidate's birth; G0 and G1 are judged together, before it is entered."""
-    fallbacks = birth.fallbacks if birth is not None else None
+def gradient_evidence(
+    command: Command, candidate: Candidate, measured: CandidateProbe | None, roster: Roster
+) -> GradientEvidence:
+    """For G1: the backward passes of a candidate's probe; G0 and G1 are judged together, before it is entered."""
+    fallbacks = measured.fallbacks if measured is not None else None
     marks = _marks(command, _recorded(roster, candidate), Stage.DORMANT, fallbacks)
-    return GradientEvidence(marks=marks, probe=birth.gradient if birth is not None else None)
+    return GradientEvidence(marks=marks, probe=measured.gradient if measured is not None else None)
 
 
 def stability_evidence(

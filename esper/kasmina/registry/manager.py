@@ -36,7 +36,7 @@ from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Ope
 from esper.leyline.decisions import Pair
 from esper.leyline.evidence import HostObservation, PairedLosses, ResetEvidence, ResetProbe, SampleLosses
 from esper.leyline.ids import Purpose, derive_id
-from esper.leyline.incubation import Answer, Birth, IncubationOrder, IncubationResult
+from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder, IncubationResult
 from esper.leyline.reports import FieldReport, Gate, GateReport, GraftPlan, JoinPlan, Outcome, RemovePlan
 from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import LIVE, Stage
@@ -153,7 +153,7 @@ class SeedManager:
             step_flops=self._roster.step_flops(),
         )
 
-    def birth_flops(self, plans: Sequence[GraftPlan]) -> int:
+    def probe_flops(self, plans: Sequence[GraftPlan]) -> int:
         """Modelled FLOPs of measuring candidates before they may train."""
         seeds = sum(self._roster.options[plan.slot, plan.blueprint_id].flops for plan in plans)
         return PROBE_BATCHES * (len(plans) * self._roster.step_flops() + seeds)
@@ -188,7 +188,7 @@ class SeedManager:
         return plans
 
     def carry_out(
-        self, command_id: str, fence: int, births: Sequence[Birth], observation: HostObservation | None
+        self, command_id: str, fence: int, probes: Sequence[CandidateProbe], observation: HostObservation | None
     ) -> Answer:
         """Do what an admitted command asks, as far as the gates let it. The same command again: the same answer.
 
@@ -201,13 +201,15 @@ class SeedManager:
         if known is not None:
             return known
         with span("gate evaluate", role="kasmina", command_id=command_id, operation=str(command.operation)):
-            answer = self._do(command, fence, births, observation)
+            answer = self._do(command, fence, probes, observation)
         self._book.answer_with(command_id, answer)
         return answer
 
-    def _do(self, command: Command, fence: int, births: Sequence[Birth], observation: HostObservation | None) -> Answer:
+    def _do(
+        self, command: Command, fence: int, probes: Sequence[CandidateProbe], observation: HostObservation | None
+    ) -> Answer:
         if command.operation is Operation.GERMINATE:
-            return self._germinate(command, fence, {birth.seed_id: birth for birth in births})
+            return self._germinate(command, fence, {probe.seed_id: probe for probe in probes})
         seed = self._roster[command.seed_id]
         if command.operation is Operation.CULL:
             return self._cull([seed], fence, "command", ("commanded",), command.command_id)
@@ -232,31 +234,33 @@ class SeedManager:
 
     # -- germination: G0 and G1 ----------------------------------------------------------------------------------
 
-    def _germinate(self, command: Command, fence: int, births: Mapping[str, Birth]) -> Answer:
-        judged = [(c, self._judge_birth(command, c, births.get(c.seed_id), fence)) for c in command.candidates]
+    def _germinate(self, command: Command, fence: int, probes: Mapping[str, CandidateProbe]) -> Answer:
+        judged = [(c, self._judge_probe(command, c, probes.get(c.seed_id), fence)) for c in command.candidates]
         alive = {c.seed_id for c, reports in judged if reports[-1].passed}
         answer = Answer(gates=tuple(report for _, reports in judged for report in reports))
         for candidate, reports in judged:
-            self._roster.enter(self._born(command, candidate, births.get(candidate.seed_id), fence))
-            answer = _joined(answer, self._settle_birth(candidate.seed_id, reports, fence))
+            self._roster.enter(self._record_of(command, candidate, probes.get(candidate.seed_id), fence))
+            answer = _joined(answer, self._settle_probe(candidate.seed_id, reports, fence))
         plans = [plan for plan in self._book.plans(command.command_id) if plan.seed_id in alive]
         self._tests_used += len(plans)
         self._order = self._make_order(command, fence, plans) if plans else None
         return answer.model_copy(update={"order": self._order})
 
-    def _judge_birth(
-        self, command: Command, candidate: Candidate, birth: Birth | None, fence: int
+    def _judge_probe(
+        self, command: Command, candidate: Candidate, measured: CandidateProbe | None, fence: int
     ) -> tuple[GateReport, ...]:
         """G0, and G1 if it passed."""
-        sanity = sanity_evidence(command, candidate, birth, self._roster, self._facts, self._limits)
+        sanity = sanity_evidence(command, candidate, measured, self._roster, self._facts, self._limits)
         first = gates.sanity_gate(sanity, candidate.seed_id, fence)
         if not first.passed:
             return (first,)
-        gradient = gradient_evidence(command, candidate, birth, self._roster)
+        gradient = gradient_evidence(command, candidate, measured, self._roster)
         return first, gates.gradient_gate(gradient, self._limits, candidate.seed_id, fence)
 
-    def _born(self, command: Command, candidate: Candidate, birth: Birth | None, fence: int) -> SeedRecord:
-        probe = birth.sanity if birth is not None else None
+    def _record_of(
+        self, command: Command, candidate: Candidate, measured: CandidateProbe | None, fence: int
+    ) -> SeedRecord:
+        probe = measured.sanity if measured is not None else None
         pair = self._roster.options.get((candidate.slot, candidate.blueprint_id))
         return SeedRecord(
             seed_id=candidate.seed_id,
@@ -273,7 +277,7 @@ class SeedManager:
             since_fence=fence,
         )
 
-    def _settle_birth(self, seed_id: str, reports: Sequence[GateReport], fence: int) -> Answer:
+    def _settle_probe(self, seed_id: str, reports: Sequence[GateReport], fence: int) -> Answer:
         """Tell what G0 and G1 said and act on it: TRAINING; culled; or, refused by G0, never germinated."""
         seed, command_id = self._roster[seed_id], self._roster[seed_id].command_id
         for report in reports:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from esper.kasmina.registry.manager import SeedManager
 from esper.leyline.commands import Command
 from esper.leyline.evidence import HostObservation, ResetProbe, SampleLosses
-from esper.leyline.incubation import Answer, Birth, Changed, Compared, IncubationResult, InFlight, Received
+from esper.leyline.incubation import Answer, CandidateProbe, Changed, Compared, IncubationResult, InFlight, Received
 from esper.leyline.reports import GraftPlan
 from esper.leyline.state import RegistryView
 
@@ -33,11 +33,11 @@ class KasminaRegistrar:
     def receive(self, command: Command, fence: int) -> Received:
         """See `Registrar`."""
         plans = self._manager.receive(command, fence)
-        return Received(plans=plans, weights=self._manager.weights_of(plans), flops=self._manager.birth_flops(plans))
+        return Received(plans=plans, weights=self._manager.weights_of(plans), flops=self._manager.probe_flops(plans))
 
-    def carry_out(self, command_id: str, fence: int, births: Sequence[Birth]) -> Changed:
+    def carry_out(self, command_id: str, fence: int, probes: Sequence[CandidateProbe]) -> Changed:
         """See `Registrar`."""
-        return self._changed(self._manager.carry_out(command_id, fence, births, None), fence)
+        return self._changed(self._manager.carry_out(command_id, fence, probes, None), fence)
 
     def conclude(self, result: IncubationResult, fence: int) -> Changed:
         """See `Registrar`."""

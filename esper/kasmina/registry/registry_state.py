@@ -38,40 +38,40 @@ class RosterState(Message):
     """The last fence at which a seed left the host."""
 
 
-class KeptGraft(Message):
-    """A graft under its kind; see `KeptPlan`."""
+class StoredGraft(Message):
+    """A graft under its kind; see `StoredPlan`."""
 
     kind: Literal["graft"] = "graft"
     plan: GraftPlan
 
 
-class KeptJoin(Message):
-    """A join under its kind; see `KeptPlan`."""
+class StoredJoin(Message):
+    """A join under its kind; see `StoredPlan`."""
 
     kind: Literal["join"] = "join"
     plan: JoinPlan
 
 
-class KeptRemoval(Message):
-    """A removal under its kind; see `KeptPlan`."""
+class StoredRemoval(Message):
+    """A removal under its kind; see `StoredPlan`."""
 
     kind: Literal["removal"] = "removal"
     plan: RemovePlan
 
 
-KeptPlan = Annotated[KeptGraft | KeptJoin | KeptRemoval, Field(discriminator="kind")]
+StoredPlan = Annotated[StoredGraft | StoredJoin | StoredRemoval, Field(discriminator="kind")]
 """A plan for the host. A join and a removal have the same fields: as JSON without a kind, one is read as the other."""
 
 
-class KeptAnswer(Message):
+class StoredAnswer(Message):
     """An answer for a replay of its command."""
 
     answer: Answer
     """Without its plans for the host."""
-    plans: tuple[KeptPlan, ...]
+    plans: tuple[StoredPlan, ...]
 
     @classmethod
-    def of(cls, answer: Answer) -> KeptAnswer:
+    def of(cls, answer: Answer) -> StoredAnswer:
         """The answer, ready to be kept."""
         plans = tuple(_under_its_kind(plan) for plan in answer.plans)
         return cls(answer=answer.model_copy(update={"plans": ()}), plans=plans)
@@ -81,13 +81,13 @@ class KeptAnswer(Message):
         return self.answer.model_copy(update={"plans": tuple(kept.plan for kept in self.plans)})
 
 
-class KeptCommand(Message):
+class StoredCommand(Message):
     """A command that was admitted. Its signed bytes follow from it."""
 
     command: Command
     plans: tuple[GraftPlan, ...]
     """Of its candidates, as `receive` gave them."""
-    answer: KeptAnswer | None
+    answer: StoredAnswer | None
     """None: it was not carried out."""
 
 
@@ -103,7 +103,7 @@ class RegistryState(Message):
     run_id: str
     generation: Count
     roster: RosterState
-    commands: tuple[KeptCommand, ...]
+    commands: tuple[StoredCommand, ...]
     """In the order in which they were admitted."""
     order: IncubationOrder | None
     """In flight."""
@@ -182,14 +182,14 @@ def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str
     return state
 
 
-def _under_its_kind(plan: HostPlan) -> KeptPlan:
+def _under_its_kind(plan: HostPlan) -> StoredPlan:
     match plan:
         case GraftPlan():
-            return KeptGraft(plan=plan)
+            return StoredGraft(plan=plan)
         case JoinPlan():
-            return KeptJoin(plan=plan)
+            return StoredJoin(plan=plan)
         case RemovePlan():
-            return KeptRemoval(plan=plan)
+            return StoredRemoval(plan=plan)
 
 
 def _each_once(what: str, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper import run
-from esper.archive.journal import Entry, Kind, read
+from esper.archive.journal import Entry, RecordKind, read
 from esper.archive.run_directory import journal_file
 from esper.errors import DivergenceUnrecoverable, SeedBuildFailed
 from esper.kasmina.blueprints import nc, ntc
@@ -23,8 +23,7 @@ from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import GraftPlan
-from esper.leyline.slots import Kind as SlotKind
-from esper.leyline.slots import SlotSpec
+from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
 from esper.setup.survey import Prospect, survey
 from esper.task import Task
@@ -147,19 +146,21 @@ def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(prospect, fr
     assert seeded.weights_sha256() == live.weights_sha256()
 
 
-def test_a_birth_is_measured_at_full_alpha_and_leaves_the_live_host_alone(prospect, fresh, fork):
+def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(prospect, fresh, fork):
     live, (spec,) = fresh(), prospect.specs
     live.train_to(20)
     before, incubator = live.weights_sha256(), Incubator(fork, {"body": spec}, BLUEPRINTS)
 
-    births = incubator.births([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], DRAWN, live.snapshot())
+    probes = incubator.probe_candidates(
+        [make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], DRAWN, live.snapshot()
+    )
 
-    assert [birth.seed_id for birth in births] == ["seed-0", "seed-1"]
-    for birth in births:
-        assert (birth.sanity.output_shape, birth.sanity.parameters_finite) == ((8,), True)
-        assert birth.sanity.sample_leak == 0
-        assert (birth.gradient.batches, birth.gradient.nonfinite) == (2, 0)
-        assert birth.gradient.reachable_host_parameters == ()
+    assert [probe.seed_id for probe in probes] == ["seed-0", "seed-1"]
+    for probe in probes:
+        assert (probe.sanity.output_shape, probe.sanity.parameters_finite) == ((8,), True)
+        assert probe.sanity.sample_leak == 0
+        assert (probe.gradient.batches, probe.gradient.nonfinite) == (2, 0)
+        assert probe.gradient.reachable_host_parameters == ()
     assert live.weights_sha256() == before
     ramped, full = make_plan(spec, "mlp", 2, 20), BlendSpec(mode="RESIDUAL", ramp_steps=1)
     norms = []
@@ -167,22 +168,22 @@ def test_a_birth_is_measured_at_full_alpha_and_leaves_the_live_host_alone(prospe
         by_hand = fork(live.snapshot())
         by_hand.graft(plan, DRAWN)
         norms.append(by_hand.probe_gradients("seed-2", 2).norm)
-    assert births[0].gradient.norm == norms[1] > 2 * norms[0]
+    assert probes[0].gradient.norm == norms[1] > 2 * norms[0]
 
 
 def own(**factories: Callable[[SlotSpec], nn.Module]) -> Registry:
     made = Registry()
     for name, factory in factories.items():
-        made.add(Blueprint(name, (SlotKind.NC, SlotKind.NTC), 0.1, factory))
+        made.add(Blueprint(name, (Kind.NC, Kind.NTC), 0.1, factory))
     return made
 
 
-def test_births_of_one_command_do_not_see_each_other():
+def test_candidates_of_one_command_do_not_see_each_other():
     loud = own(loud=lambda _: nn.Linear(8, 8))  # not zero at birth
     prospect = survey(tiny_task(), tiny_config(), loud)
     (spec,), snapshot = prospect.specs, prospect.trainer(RUN, 1, "kasmina", never).snapshot()
     plans = [make_plan(spec, "loud", number, 0, loud) for number in range(2)]
-    one, other = Incubator(fork_of(prospect), {"body": spec}, loud).births(plans, DRAWN, snapshot)
+    one, other = Incubator(fork_of(prospect), {"body": spec}, loud).probe_candidates(plans, DRAWN, snapshot)
     assert one.gradient == other.gradient
 
 
@@ -190,12 +191,12 @@ def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(prospect, fresh,
     (spec,) = prospect.specs
     blueprints = own(narrow=lambda _: nn.Linear(8, 4))
     incubator = Incubator(fork, {"body": spec}, blueprints)
-    (birth,) = incubator.births([make_plan(spec, "narrow", 0, 0, blueprints)], DRAWN, fresh().snapshot())
-    assert birth.sanity.output_shape == (4,)
-    assert birth.gradient is None
+    (probe,) = incubator.probe_candidates([make_plan(spec, "narrow", 0, 0, blueprints)], DRAWN, fresh().snapshot())
+    assert probe.sanity.output_shape == (4,)
+    assert probe.gradient is None
 
 
-def test_a_candidate_that_runs_otherwise_than_asked_is_found_at_its_birth_and_in_its_fork(prospect, fresh):
+def test_a_candidate_that_runs_otherwise_than_asked_is_found_as_it_is_probed_and_in_its_fork(prospect, fresh):
     def compiled(_: SlotSpec) -> nn.Module:
         made = zeroed(nn.Linear(8, 8))
         made._compiled_call_impl = made._call_impl  # as `compile()` sets it, without the seconds that this takes
@@ -206,9 +207,9 @@ def test_a_candidate_that_runs_otherwise_than_asked_is_found_at_its_birth_and_in
     fork = fork_of(survey(tiny_task(), tiny_config(), blueprints))
     for name in ("compiled", "honest"):
         plan = make_plan(spec, name, 0, 0, blueprints)
-        (birth,) = Incubator(fork, {"body": spec}, blueprints).births([plan], DRAWN, fresh().snapshot())
+        (probe,) = Incubator(fork, {"body": spec}, blueprints).probe_candidates([plan], DRAWN, fresh().snapshot())
         result, _ = run_tournament(make_order([plan], first=0, last=4), DRAWN, fork, fresh().snapshot())
-        ran.append((birth.fallbacks, result.forks[0].fallbacks))
+        ran.append((probe.fallbacks, result.forks[0].fallbacks))
     assert ran == [(("path compiled, asked eager",),) * 2, ((),) * 2]
 
 
@@ -217,7 +218,7 @@ def test_a_candidate_that_cannot_run_is_blamed(prospect, fresh, fork):
     blueprints = own(wrong=lambda _: nn.Linear(7, 8))
     incubator = Incubator(fork, {"body": spec}, blueprints)
     with pytest.raises(SeedBuildFailed, match="wrong at body"):
-        incubator.births([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
+        incubator.probe_candidates([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
 
 
 def test_a_kept_control_lives_on_as_the_twin(prospect, fresh, fork):
@@ -479,10 +480,10 @@ class Bomb(nn.Module):
 def users_own(monkeypatch: pytest.MonkeyPatch) -> Registry:
     """The registry as it would be had a user registered these and nothing been built in."""
     monkeypatch.setattr(BLUEPRINTS, "_blueprints", {})
-    blueprint("peek", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: Peek(spec.shape[-1]))
-    blueprint("gossip", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: Gossip(spec.shape[-1]))
-    blueprint("bomb", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: Bomb(spec.shape[-1]))
-    blueprint("honest", kinds=(SlotKind.NTC,), risk=0.0)(lambda spec: nc.mlp(spec.shape[-1]))
+    blueprint("peek", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Peek(spec.shape[-1]))
+    blueprint("gossip", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Gossip(spec.shape[-1]))
+    blueprint("bomb", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Bomb(spec.shape[-1]))
+    blueprint("honest", kinds=(Kind.NTC,), risk=0.0)(lambda spec: nc.mlp(spec.shape[-1]))
     return BLUEPRINTS
 
 
@@ -495,30 +496,34 @@ def test_planted_cheaters_are_refused_at_g0_and_the_run_goes_on_with_the_honest(
     seeds = {seed.seed_id: seed.blueprint for seed in result.seeds}
     refused = {
         seeds[entry.body["seed_id"]]: {check["reason"] for check in entry.body["checks"] if not holds(check)}
-        for entry in of_kind(journal, Kind.GATE)
+        for entry in of_kind(journal, RecordKind.GATE)
         if entry.body["gate"] == "G0"
     }
     assert refused.pop("gossip") >= {"samples_mixed"}
     assert refused == {"peek": {"causality_broken"}, "bomb": set(), "honest": set()}
     trained = {
-        seeds[entry.body["seed_id"]] for entry in of_kind(journal, Kind.TRANSITION) if entry.body["after"] == "TRAINING"
+        seeds[entry.body["seed_id"]]
+        for entry in of_kind(journal, RecordKind.TRANSITION)
+        if entry.body["after"] == "TRAINING"
     }
     assert trained == {"bomb", "honest"}
-    reports = {seeds[entry.body["seed_id"]]: entry.body["reasons"] for entry in of_kind(journal, Kind.FIELD_REPORT)}
+    reports = {
+        seeds[entry.body["seed_id"]]: entry.body["reasons"] for entry in of_kind(journal, RecordKind.FIELD_REPORT)
+    }
     assert reports["peek"] == ["causality_broken"]
     assert "samples_mixed" in reports["gossip"]
     assert reports["bomb"] == ["not_enough_steps"]  # it diverged in its fork, and only there
     assert {seed.blueprint for seed in result.seeds if seed.stage == "FOSSILIZED"} == {"honest"}
     assert result.steps == 320
     assert result.test_loss < result.twin_test_loss
-    assert journal[-1].kind is Kind.RUN_ENDED
+    assert journal[-1].kind is RecordKind.RUN_ENDED
 
 
 @pytest.mark.usefixtures("users_own")
 def test_without_g0_the_peeking_cheater_would_pass_for_a_winner():
     prospect = survey(sequence_task(), tiny_config())
     (spec,) = prospect.specs
-    assert (spec.kind, spec.causal, spec.samples_independent) == (SlotKind.NTC, True, True)
+    assert (spec.kind, spec.causal, spec.samples_independent) == (Kind.NTC, True, True)
     order = make_order([make_plan(spec, "peek", 0, 0)], first=0, last=60)
 
     result, _ = run_tournament(order, DRAWN, fork_of(prospect), prospect.trainer(RUN, 1, "kasmina", never).snapshot())
@@ -529,17 +534,19 @@ def test_without_g0_the_peeking_cheater_would_pass_for_a_winner():
 def test_an_honest_convolution_in_time_passes_where_the_peeking_one_does_not(users_own):
     prospect = survey(sequence_task(), tiny_config())
     (spec,) = prospect.specs
-    users_own.add(Blueprint("causal", (SlotKind.NTC,), 0.0, lambda spec: ntc.conv_mlp(8, 3, spec.causal)))
+    users_own.add(Blueprint("causal", (Kind.NTC,), 0.0, lambda spec: ntc.conv_mlp(8, 3, spec.causal)))
     incubator = Incubator(fork_of(prospect), {"body": spec}, users_own)
     plans = [make_plan(spec, name, number, 0) for number, name in enumerate(("causal", "peek", "gossip"))]
-    honest, peek, gossip = incubator.births(plans, DRAWN, prospect.trainer(RUN, 1, "kasmina", never).snapshot())
+    honest, peek, gossip = incubator.probe_candidates(
+        plans, DRAWN, prospect.trainer(RUN, 1, "kasmina", never).snapshot()
+    )
     assert (honest.sanity.causality_leak, honest.sanity.sample_leak) == (0.0, 0.0)
     assert peek.sanity.causality_leak > 1e-3
     assert peek.sanity.sample_leak == 0.0
     assert gossip.sanity.sample_leak > 1e-3
 
 
-def of_kind(journal: Sequence[Entry], kind: Kind) -> list[Entry]:
+def of_kind(journal: Sequence[Entry], kind: RecordKind) -> list[Entry]:
     return [entry for entry in journal if entry.kind is kind]
 
 

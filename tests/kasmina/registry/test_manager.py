@@ -22,7 +22,7 @@ from esper.leyline.evidence import (
     SanityProbe,
     SeedObservation,
 )
-from esper.leyline.incubation import Answer, Birth, ForkResult, IncubationResult
+from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
 from esper.leyline.reports import Gate, GraftPlan, JoinPlan, Outcome, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
@@ -86,14 +86,17 @@ class Life:
         return self._make_command(operation, name=str(self._commands), issued_at=self.clock.now(), **changes)
 
     def germinate(
-        self, fence: int, *seeds: tuple[str, str], births: dict[str, Birth] | None = None, **changes: Any
+        self, fence: int, *seeds: tuple[str, str], probes: dict[str, CandidateProbe] | None = None, **changes: Any
     ) -> Answer:
-        """Germinate (seed id, blueprint) pairs; `births` replaces what a clean birth would have shown."""
+        """Germinate (seed id, blueprint) pairs; `probes` replaces what a clean candidate would have shown."""
         candidates = tuple(Candidate(slot="body", blueprint_id=name, seed_id=seed_id) for seed_id, name in seeds)
         command = self.order(Operation.GERMINATE, candidates=candidates, **changes)
         plans = self.manager.receive(command, fence)
-        born = {plan.seed_id: Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans}
-        return self.manager.carry_out(command.command_id, fence, tuple((born | (births or {})).values()), None)
+        born = {
+            plan.seed_id: CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=())
+            for plan in plans
+        }
+        return self.manager.carry_out(command.command_id, fence, tuple((born | (probes or {})).values()), None)
 
     def result(self, answer: Answer, *ranked: str, z: float = 8.0) -> IncubationResult:
         """The result of an order: the named seeds ended in this order; the others left at the halving."""
@@ -352,10 +355,10 @@ def test_a_first_that_is_not_good_enough_is_no_winner(life):
     assert life.state(2).slots[0].occupied == 0
 
 
-def test_a_candidate_that_fails_its_birth_is_not_trained_and_the_others_are(life):
-    mixing = Birth(seed_id="b", sanity=CLEAN.model_copy(update={"sample_leak": 0.3}), gradient=None)
-    dead = Birth(seed_id="c", sanity=CLEAN, gradient=ALIVE.model_copy(update={"norm": 0.0}), fallbacks=())
-    answer = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"), births={"b": mixing, "c": dead})
+def test_a_candidate_that_fails_its_probe_is_not_trained_and_the_others_are(life):
+    mixing = CandidateProbe(seed_id="b", sanity=CLEAN.model_copy(update={"sample_leak": 0.3}), gradient=None)
+    dead = CandidateProbe(seed_id="c", sanity=CLEAN, gradient=ALIVE.model_copy(update={"norm": 0.0}), fallbacks=())
+    answer = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"), probes={"b": mixing, "c": dead})
 
     assert failed(answer) == [(Gate.G0, ("samples_mixed",)), (Gate.G1, ("gradient_dead",))]
     assert [plan.seed_id for plan in answer.order.plans] == ["a"]
@@ -629,13 +632,13 @@ def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, t
     assert answer.transitions[0].after is Stage.PROBATIONARY
 
 
-def test_a_germination_without_its_births_changes_nothing(life):
+def test_a_germination_without_its_probes_changes_nothing(life):
     before = everything(life)
     command = life.order(Operation.GERMINATE)
     (plan,) = life.manager.receive(command, 1)
     with pytest.raises(EvidenceMissing, match="sanity probe"):
         life.manager.carry_out(command.command_id, 1, (), None)
-    half = Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=None)
+    half = CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=None)
     with pytest.raises(EvidenceMissing, match="gradient probe"):
         life.manager.carry_out(command.command_id, 1, (half,), None)
     assert everything(life) == before
@@ -681,8 +684,8 @@ def test_an_event_is_written_before_the_transition_that_follows_from_it(life, te
 def test_the_same_command_again_gets_the_same_answer_and_does_nothing(life, telemetry):
     command = life.order(Operation.GERMINATE)
     plans = life.manager.receive(command, 1)
-    births = [Birth(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans]
-    answer = life.manager.carry_out(command.command_id, 1, births, None)
+    probes = [CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans]
+    answer = life.manager.carry_out(command.command_id, 1, probes, None)
     before = everything(life)
     life.clock.move(3_600)
 

@@ -34,7 +34,7 @@ from esper.leyline.evidence import (
     SanityProbe,
     SeedObservation,
 )
-from esper.leyline.incubation import Answer, Birth, ForkResult, IncubationResult
+from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
@@ -220,8 +220,8 @@ class Run:
             command = self.signed(fence, operation, **fields)
             assert plain(self.manager.receive(command, fence)) == plain(plans)
             assert self.manager.weights_of(plans) == weights
-        births = [self.birth(plan.seed_id) for plan in plans]
-        answer = self.manager.carry_out(command.command_id, fence, births, self.observation(fence))
+        probes = [self.probe(plan.seed_id) for plan in plans]
+        answer = self.manager.carry_out(command.command_id, fence, probes, self.observation(fence))
         assert {plan.generation for plan in answer.plans} <= {self.generation}
         assert {report.generation for report in answer.field_reports} <= {self.generation}
         self.told += [(fence, "receive", plain(plans)), (fence, "carry_out", plain(answer))]
@@ -245,8 +245,10 @@ class Run:
         )
         return command.model_copy(update={"signature": sign(command, self.key)})
 
-    def birth(self, seed_id: str) -> Birth:
-        return Birth(seed_id=seed_id, sanity=CLEAN, gradient=DEAD if seed_id == "dead" else ALIVE, fallbacks=())
+    def probe(self, seed_id: str) -> CandidateProbe:
+        return CandidateProbe(
+            seed_id=seed_id, sanity=CLEAN, gradient=DEAD if seed_id == "dead" else ALIVE, fallbacks=()
+        )
 
     def result(self, fence: int) -> IncubationResult:
         """The order in flight, ended: its first plan won, the second was beaten, all others left at the halving."""
@@ -444,7 +446,7 @@ class Recording(Run):
         plans = self.manager.receive(command, fence)
         weights = self.manager.weights_of(plans)
         answer = self.manager.carry_out(
-            command.command_id, fence, [self.birth(plan.seed_id) for plan in plans], self.observation(fence)
+            command.command_id, fence, [self.probe(plan.seed_id) for plan in plans], self.observation(fence)
         )
         self.given.append((command, fence, plans, answer, [weights, weights_with(self.manager, answer)]))
 
@@ -601,8 +603,8 @@ def test_weights_are_kept_while_a_host_may_need_them_and_no_longer():
     command = run.signed(1, Operation.GERMINATE, candidates=candidates)
     plans = run.manager.receive(command, 1)
     assert holders() == ["a", "b", "c"]
-    births = [run.birth("a"), run.birth("b"), run.birth("c").model_copy(update={"gradient": DEAD})]
-    run.manager.carry_out(command.command_id, 1, births, None)
+    probes = [run.probe("a"), run.probe("b"), run.probe("c").model_copy(update={"gradient": DEAD})]
+    run.manager.carry_out(command.command_id, 1, probes, None)
     assert holders() == ["a", "b"]
     run.command(1, Operation.CULL, seed_id="b")
     assert holders() == ["a", "b"]  # its fork runs on, and may have to begin again
@@ -612,7 +614,7 @@ def test_weights_are_kept_while_a_host_may_need_them_and_no_longer():
     assert holders() == []
 
 
-def test_weights_of_candidates_that_wait_for_their_birth_outlast_another_command():
+def test_weights_of_candidates_that_wait_for_their_probe_outlast_another_command():
     run = Run()
     run.play(0, 2)
     waiting = run.signed(3, Operation.ADVANCE, seed_id="a")
@@ -623,7 +625,7 @@ def test_weights_of_candidates_that_wait_for_their_birth_outlast_another_command
     (plan,) = run.manager.receive(command, 3)
     run.manager.carry_out(waiting.command_id, 3, (), run.observation(3))
     assert plan.weights_digest in kept(run).weights
-    assert run.manager.carry_out(command.command_id, 3, [run.birth("z")], None).order.plans == (plan,)
+    assert run.manager.carry_out(command.command_id, 3, [run.probe("z")], None).order.plans == (plan,)
 
 
 class Large(nn.Module):
@@ -673,7 +675,7 @@ def test_weights_that_are_drawn_again_and_come_out_otherwise_are_no_answer():
     command = run.signed(1, Operation.GERMINATE, candidates=candidates)
     plans = run.manager.receive(command, 1)
     weights = run.manager.weights_of(plans)
-    run.manager.carry_out(command.command_id, 1, [run.birth("a")], None)
+    run.manager.carry_out(command.command_id, 1, [run.probe("a")], None)
     run.manager.conclude(run.result(2), 2)
     run.command(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
 
