@@ -299,30 +299,31 @@ RUN_MUTANTS = (
     Mutant(
         "checkpoints: the oldest is dropped before the COMMIT",
         "checkpoints",
-        "            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n"
+        "            self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)\n"
         "            self._committed.append(written)\n            self._drop_old()\n",
         "            self._committed.append(written)\n            self._drop_old()\n"
-        "            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n",
+        "            self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)\n",
     ),
     Mutant(
         "checkpoints: a fence is not committed",
         "checkpoints",
-        "            self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n",
-        "            if written.fence != 1:\n                self._journal.write(Kind.CHECKPOINT_COMMITTED, written)\n",
+        "            self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)\n",
+        "            if written.fence != 1:\n"
+        "                self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)\n",
     ),
     Mutant(
         "checkpoints: no BEGIN",
         "checkpoints",
-        "            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
+        "            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
         "",
     ),
     Mutant(
         "checkpoints: BEGIN comes after the save",
         "checkpoints",
-        "            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)\n"
+        "            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)\n"
         "            trainer.save(self._folder / file, rooms, nursery)\n",
         "            trainer.save(self._folder / file, rooms, nursery)\n"
-        "            self._journal.write(Kind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
+        "            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
         redundant="it marks where the fence lies among the records, and nothing is looked for that was only begun",
     ),
     Mutant(
@@ -508,26 +509,27 @@ RUN_MUTANTS = (
     Mutant(
         "history: the COMMIT of a later fence stays",
         "history",
-        'entry.kind is Kind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence',
-        "entry.kind is Kind.CHECKPOINT_COMMITTED",
+        'entry.kind is RecordKind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence',
+        "entry.kind is RecordKind.CHECKPOINT_COMMITTED",
     ),
     Mutant(
         "history: a fence ends at its COMMIT",
         "history",
-        "(Kind.CHECKPOINT_BEGUN, Kind.CHECKPOINT_COMMITTED)",
-        "(Kind.CHECKPOINT_COMMITTED, Kind.CHECKPOINT_BEGUN)",
+        "(RecordKind.CHECKPOINT_BEGUN, RecordKind.CHECKPOINT_COMMITTED)",
+        "(RecordKind.CHECKPOINT_COMMITTED, RecordKind.CHECKPOINT_BEGUN)",
     ),
     Mutant(
         "history: where it goes on from nothing, all counts",
         "history",
-        '        return [entry for entry in entries if entry.kind in (Kind.RUN_STARTED, Kind.SIGNAL)], ""\n',
+        "        return [entry for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.SIGNAL)], "
+        '""\n',
         '        return entries, ""\n',
     ),
     Mutant(
         "history: what is taken over is said in the first record only",
         "history",
-        "for place, entry in enumerate(counted) if entry.kind is Kind.SUPERSEDED",
-        "for place, entry in enumerate(counted[:1]) if entry.kind is Kind.SUPERSEDED",
+        "for place, entry in enumerate(counted) if entry.kind is RecordKind.SUPERSEDED",
+        "for place, entry in enumerate(counted[:1]) if entry.kind is RecordKind.SUPERSEDED",
         redundant="a journal writes it in one piece with its making, or not at all",
     ),
     Mutant(

@@ -240,7 +240,7 @@ class Watched:
         return self._journal.generation
 
     def write(self, kind: int, message: CheckpointWritten | None = None, /, **fields: object) -> None:
-        if kind is not self._code.journal.Kind.CHECKPOINT_COMMITTED:
+        if kind is not self._code.journal.RecordKind.CHECKPOINT_COMMITTED:
             self._journal.write(kind, message, **fields)
             return
         with self._promises.committing(one(message)):
@@ -282,7 +282,7 @@ class Life:
         journal = code.journal.Journal(RUN, 1)
         checkpoints = checkpoints_of(code, Watched(code, journal, promises), every=every)
         life = cls(code, promises, journal, checkpoints, Trainer(code, 1), **how)
-        journal.write(code.journal.Kind.RUN_STARTED, Named(generation=1))
+        journal.write(code.journal.RecordKind.RUN_STARTED, Named(generation=1))
         life._pass_fence(0)
         return life
 
@@ -312,7 +312,7 @@ class Life:
 
     def measure(self) -> None:
         """End a round, and not yet pass the fence after it."""
-        kind, fence = self.code.journal.Kind.ROUND_ENDED, self.passed + 1
+        kind, fence = self.code.journal.RecordKind.ROUND_ENDED, self.passed + 1
         self.journal.write(kind, generation=self.journal.generation, **measured(fence))
 
     def roll_back(self, *, fast: bool) -> None:
@@ -321,7 +321,7 @@ class Life:
         with self.promises.going_back(fence):
             self.journal.succeed(fence)
         self.fence, self.trainer.generation = fence, self.journal.generation
-        self.journal.write(self.code.journal.Kind.RESTORED, fence=fence, seconds=0.0)
+        self.journal.write(self.code.journal.RecordKind.RESTORED, fence=fence, seconds=0.0)
 
     def load_latest(self) -> int:
         """Returns the fence that was loaded."""
@@ -428,7 +428,7 @@ def _not_taken_back(code: RunCode, promises: Promises, prompt: bool) -> None:
     with pytest.raises(StoreWriteFailed):
         life.roll_back(fast=True)
     life.settle()
-    life.journal.write(code.journal.Kind.RUN_FAILED, error="StoreWriteFailed", fence=2, trace_id="")
+    life.journal.write(code.journal.RecordKind.RUN_FAILED, error="StoreWriteFailed", fence=2, trace_id="")
     life.journal.close()
     Life.go_on(code, promises).rounds(2).end()
 
@@ -480,7 +480,7 @@ def measured(fence: int) -> dict[str, Any]:
 
 def haunt(old: Life) -> None:
     """What somebody writes who was succeeded: as if it had come by the same fence once more."""
-    kinds, fence = old.code.journal.Kind, old.promises.past.needed[-1].fence
+    kinds, fence = old.code.journal.RecordKind, old.promises.past.needed[-1].fence
     late = {"file": "late.pt", "length": 1, "crc": 1, "algorithm": "crc32c", "fence": fence, "step": 20}
     late |= {"generation": NOBODY, "weights_crc32c": 0, "topology_digest": "", "seconds": 0.0}
     old.journal.write_many(
@@ -572,7 +572,7 @@ def look(code: RunCode, promise: Promise, loaded: set[Commits]) -> bool:
 
 
 def _judge_rounds(journal: ModuleType, entries: Sequence[Any], told: Commits) -> None:
-    rounds = [entry.body for entry in entries if entry.kind is journal.Kind.ROUND_ENDED]
+    rounds = [entry.body for entry in entries if entry.kind is journal.RecordKind.ROUND_ENDED]
     fences = [each["fence"] for each in rounds]
     demand(fences == list(range(1, len(fences) + 1)), f"rounds that count: {rounds}")
     demand(all(each["generation"] != NOBODY for each in rounds), f"a dead writer's round counts: {rounds}")
