@@ -17,9 +17,10 @@ from esper.task import Task
 from esper.tolaria.optim import build_optimizer
 from esper.tolaria.snapshot import load_optimizer, load_scheduler
 from esper.tolaria.trees import copied
-from esper.tolaria.unkept import MENDS, Changing, changed_between
+from esper.tolaria.unkept import Changing, changed_between
 from esper.user_code.attributes import Held, different, held_by, path_in_words
 from esper.user_code.extra_state import state_of
+from esper.user_code.mends import mend_of
 
 STEPS = 13
 """Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
@@ -85,7 +86,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
     if other:
         blame_attribute(made, before, restored)
         found = f"other bits in parameter {path_in_words(other[0])}"
-        raise TaskError("task.optimizer", found, f"{OTHER_BITS}: {MENDS['task.optimizer']}")
+        raise TaskError("task.optimizer", found, f"{OTHER_BITS}: {mend_of('task.optimizer', '')}")
     return changed_between(made, first.attributes())
 
 

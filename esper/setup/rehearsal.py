@@ -28,8 +28,9 @@ from esper.task import Task
 from esper.tolaria.data import TaskData
 from esper.tolaria.snapshot_codec import check_own_state
 from esper.tolaria.trainer import Trainer
-from esper.tolaria.unkept import MENDS, Build, Changing, build_of, changed_between, of_parts, rebuilt
+from esper.tolaria.unkept import Build, Changing, build_of, changed_between, of_parts, rebuilt
 from esper.user_code.attributes import Held, different, held_by, path_in_words
+from esper.user_code.mends import mend_of
 from esper.user_code.shared_state import check_shared, kinds_of, shared_by
 from esper.user_code.their_code import raise_as_theirs
 
@@ -212,11 +213,15 @@ def blame_unkept(
         for path in (path for path in paths if path in stuck):
             if made[field].get(path) != now[field].get(path):
                 raise TaskError(
-                    field, path_in_words(path), f"training changes it and no checkpoint keeps it: {MENDS[field]}"
+                    field,
+                    path_in_words(path),
+                    f"training changes it and no checkpoint keeps it: {mend_of(field, path, now[field], made[field])}",
                 )
             leaf = made[field].get(path)
             if leaf is not None and leaf.is_random_or_numeric:
-                raise TaskError(field, path_in_words(path), f"two builds gave it other values: {MENDS[field]}")
+                raise TaskError(
+                    field, path_in_words(path), f"two builds gave it other values: {mend_of(field, path, made[field])}"
+                )
 
 
 def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: dict[str, list[str]]) -> None:
@@ -225,7 +230,9 @@ def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: di
         for path in paths:
             if made[field].get(path) != before[field].get(path):
                 raise TaskError(
-                    field, path_in_words(path), f"{OTHER_BITS}, because no checkpoint keeps it: {MENDS[field]}"
+                    field,
+                    path_in_words(path),
+                    f"{OTHER_BITS}, because no checkpoint keeps it: {mend_of(field, path, before[field], made[field])}",
                 )
 
 

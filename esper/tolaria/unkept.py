@@ -6,7 +6,6 @@ later: before the fence is committed, so that no checkpoint is written that cann
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from esper.errors import DependencyViolationError, StateNotKept, TaskError
 from esper.task import Task
 from esper.tolaria.data import SHARD_NAMES, TaskData
 from esper.user_code.attributes import MOST, Held, Leaf, Limits, different, held_by, path_in_words
-from esper.user_code.extra_state import STATE_MEND
+from esper.user_code.mends import FACTORY_MEND, OBJECTS, mend_of
 from esper.user_code.own_modules import reached_by
 from esper.user_code.shared_state import kinds_of, shared_by
 
@@ -33,23 +32,9 @@ Changing = Mapping[str, frozenset[str]]
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
 """A data set may hold millions of samples: its first values are read, and pieces of its arrays."""
 
-FACTORY_MEND = "make it in the factory, as it shall be to the end; a value that shall change may be a buffer"
-OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
-"""Attributes of modules and optimizers in which torch keeps what was registered, and the parameters of each group."""
 KIND_MEND = "give it its final shape and type in the factory; a table that grows with its input, for the longest input"
-SHARED_MEND = (
-    "all networks share it, and a resumed run begins without the change: set it before the first step (when the module "
-    "is imported, or in the factory), or keep it in the model, as a buffer; a log may be a list or set that only grows"
-)
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
-MENDS = {
-    "task.model": STATE_MEND,
-    "task.optimizer": "keep it in `state` or in the values of `param_groups`; or return it from state_dict and load it",
-    "task.scheduler": "return it from state_dict and load it in load_state_dict",
-    **dict.fromkeys(_DATA, "give the data set state_dict and load_state_dict"),
-}
-
 GROWING = frozenset({"list", "deque", "full deque", "set"})
 """Containers that, where copies share them, are taken for logs as long as they only grow."""
 
@@ -113,8 +98,8 @@ class Surroundings:
             TaskError: training or measuring has changed one.
         """
         for field, paths in suspects_in(before, self.data({}), changing).items():
-            mend = f"drawing many samples changes it and no checkpoint keeps it: {MENDS[field]}"
-            raise TaskError(field, path_in_words(paths[0]), mend)
+            why = "drawing many samples changes it and no checkpoint keeps it"
+            raise TaskError(field, path_in_words(paths[0]), f"{why}: {mend_of(field, paths[0], before[field])}")
 
 
 def changed_between(before: Mapping[str, Held], after: Mapping[str, Held]) -> Changing:
@@ -179,19 +164,20 @@ class Unkept:
         """
         for name, mend in rebuilt(self._built, build_of(self._trainer.host)):
             raise StateNotKept("task.model", name, fence, mend)
-        for field, path in self._shared_changed():
-            raise StateNotKept(field, path_in_words(path), fence, _mend(field, path))
+        for field, path, held in self._shared_changed():
+            raise _not_kept(field, path, fence, held)
         now = of_parts(self._trainer.parts(), self._changing)
         if suspects := suspects_in(self._parts, now, self._changing):
             self._confirm(suspects, fence)
 
-    def _shared_changed(self) -> Iterator[tuple[str, str]]:
+    def _shared_changed(self) -> Iterator[tuple[str, str, Held]]:
+        """Field and path of each change, and what the field holds now."""
         now = self._around.held(self._changing)
         held = {**self._code, **self._data}
         for field, paths in suspects_in(held, now, self._changing).items():
             before, after = held[field], now[field]
-            logs = [path for path in after if field not in MENDS and _is_log(path, before, after)]
-            yield from ((field, path) for path in paths if not any(_is_within(path, log) for log in logs))
+            logs = [path for path in after if field not in OBJECTS and _is_log(path, before, after)]
+            yield from ((field, path, after) for path in paths if not any(_is_within(path, log) for log in logs))
 
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
         """Let pass what a fresh host has, too, when it took over this one's snapshot: its own code keeps it.
@@ -206,7 +192,7 @@ class Unkept:
             other = self._trainer.another()
         except DependencyViolationError as error:
             field, path = next((field, paths[0]) for field, paths in suspects.items())
-            raise StateNotKept(field, path_in_words(path), fence, _mend(field, path)) from error
+            raise _not_kept(field, path, fence, self._parts[field]) from error
         hosts = (self._trainer, other)
         apart = self._still(suspects, *hosts)
         for look in self._looks():
@@ -216,7 +202,7 @@ class Unkept:
             apart = self._still(suspects, *hosts)
         for field, paths in apart.items():
             for path in paths:
-                raise StateNotKept(field, path_in_words(path), fence, _mend(field, path))
+                raise _not_kept(field, path, fence, self._parts[field], of_parts(hosts[0].parts(), {})[field])
         for field, paths in suspects.items():
             self._changing[field] = _at(self._changing, field) | frozenset(paths)
         self._parts = of_parts(self._trainer.parts(), self._changing)
@@ -284,10 +270,8 @@ def rebuilt(before: Build, after: Build) -> Iterator[tuple[str, str]]:
             yield (f"requires_grad of {name}", FLAG_MEND) if isinstance(one.state, bool) else (name, FACTORY_MEND)
 
 
-def _mend(field: str, path: str) -> str:
-    if field not in MENDS:
-        return SHARED_MEND
-    return FACTORY_MEND if OF_TORCH.search(path) else MENDS[field]
+def _not_kept(field: str, path: str, fence: int, *moments: Held) -> StateNotKept:
+    return StateNotKept(field, path_in_words(path), fence, mend_of(field, path, *moments))
 
 
 def _is_vetted(path: str, vetted: frozenset[str]) -> bool:

@@ -12,9 +12,6 @@ from torch import nn
 from esper.errors import DependencyViolationError
 from esper.user_code.their_code import their_code
 
-STATE_MEND = "register it as a buffer, return it from get_extra_state, or draw from the seeded global generators"
-"""The mend for state of a model that no checkpoint keeps."""
-
 
 def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
     """What the `state_dict` of a part of the task returns now; `field` is to blame for what it raises."""

@@ -10,13 +10,11 @@ from esper.errors import TaskError
 from esper.task import Task
 from esper.user_code.attributes import Held, different, held_by, path_in_words
 from esper.user_code.import_paths import TASK_FILE
+from esper.user_code.mends import shared_mend_of
 from esper.user_code.own_modules import Modules, data_of, globals_of, is_users_class, reached_by
 
 FUNCTIONS = ("loss", "sample_loss", "collate", "input_output", "optimizer", "scheduler", "group")
-MEND = (
-    "every call changes it, and live network, forks and twin share it: draw from the seeded global generators, or keep "
-    "it in the model as a buffer; a log may be a list or set that only grows"
-)
+WHY = "every call changes it, and live network, forks and twin share it"
 
 
 def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = None) -> dict[str, Held]:
@@ -66,7 +64,7 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
             if not _is_log(path, held, after[name]):
-                raise TaskError(name, path_in_words(path), MEND)
+                raise TaskError(name, path_in_words(path), f"{WHY}: {shared_mend_of(path, after[name])}")
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:

@@ -25,12 +25,18 @@ from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 
 SETTINGS = {"scale": 1.0}
 LOG: list[float] = []
+NOTES: dict[str, Tensor] = {}
 RECENT: deque[Tensor] = deque([torch.ones(2)] * 2, maxlen=2)
 
 
 @functools.lru_cache
 def noise(channels: int) -> Tensor:
     return torch.randn(channels)
+
+
+@functools.lru_cache
+def cosines(channels: int) -> Tensor:
+    return torch.arange(float(channels)).cos()
 
 
 class Late(TinyHost):
@@ -91,13 +97,29 @@ CHANGES: dict[str, Callable[[Any, Tensor], object]] = {
 }
 
 
+MENDS = {
+    "task.model: norm.momentum": "count the steps in a buffer and compute the value from that in each forward, or "
+    "return it from get_extra_state and put it back in set_extra_state",
+    "task.model: rng": "draw from the seeded global generators (torch.rand without generator=, random, numpy.random)",
+    "task.model: average": "a table that grows with its input, for the longest input",
+    f"module {__name__}: Late.shared": "or keep it in the model, as a buffer; a log may be a list or set that "
+    "only grows",
+    f"module {__name__}: SETTINGS": "put the entry in when the module is imported, or in the factory; what training "
+    "changes may be a buffer of the model, and a log may be a list or set that only grows",
+    f"module {__name__}: noise": "call it with these arguments once in the factory, or when the module is imported",
+}
+"""By what is told: the end of the message. `Keeping` does what the mends say."""
+
+
 @pytest.mark.parametrize("told", CHANGES)
 def test_a_late_change_that_no_checkpoint_keeps_is_refused_at_the_fence(
     told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Late, "shared", 1.0)
     monkeypatch.delitem(globals(), "LATER", raising=False)
-    assert refused(tiny_task(model=partial(Late, CHANGES[told])), tmp_path / "run").startswith(told)
+    message = refused(tiny_task(model=partial(Late, CHANGES[told])), tmp_path / "run")
+    assert message.startswith(told)
+    assert told not in MENDS or message.endswith(MENDS[told])
 
 
 def refused(task: Task, place: Path) -> str:
@@ -169,10 +191,16 @@ def test_a_late_change_of_an_optimizer_is_refused(moves: bool, told: str, tmp_pa
 
 
 class Keeping(TinyHost):
-    """From its 30th step on it changes what its extra state keeps, what each forward computes anew, and a log."""
+    """From its 30th step on it changes what its extra state keeps, what each forward computes anew, and a log.
+
+    It computes a rate and an item of a list from the number of steps. What it takes from a cache and a dict from then
+    on, its factory has put there.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.drop = nn.Dropout(0.1)
+        NOTES.setdefault("late", cosines(8))
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.register_buffer("average", torch.zeros(8))
         self.mode, self.scale, self.last = "first", 1.0, torch.zeros(())
@@ -186,6 +214,9 @@ class Keeping(TinyHost):
             self.mode, self.last = "second", x.detach().mean()
             LOG.append(1.0)
             RECENT.append(x.detach().mean(0))
+            x = x * cosines(8) + NOTES.setdefault("late", torch.ones(8))
+        self.drop.p = 0.2 if self.steps >= 30 else 0.1
+        x = self.drop(x) * (1.0, 0.9)[int(self.steps) % 2]
         return super().forward(x * self.scale + (self.mode == "second") * self.average)
 
     def get_extra_state(self) -> str:

@@ -19,7 +19,8 @@ from esper.kasmina.host.perturbation import Change, is_content, moved, perturbin
 from esper.kasmina.host.slot_patterns import Matched, match
 from esper.leyline.slots import Kind, SlotSpec
 from esper.user_code.attributes import different, held_by, path_in_words
-from esper.user_code.extra_state import STATE_MEND, extra_states_kept
+from esper.user_code.extra_state import extra_states_kept
+from esper.user_code.mends import mend_of
 from esper.user_code.their_code import refused_as_theirs
 
 Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
@@ -177,9 +178,10 @@ class _Host:
         """Raises: TaskError: one more forward changes something in the model that no checkpoint would keep."""
         before = held_by(self.model)
         self.run(training=training)
-        if changed := different(before, held_by(self.model)):
+        after = held_by(self.model)
+        for path in different(before, after):
             why = "it makes the same input give other outputs, and no checkpoint keeps it"
-            raise TaskError("task.model", path_in_words(changed[0]), f"{why}: {STATE_MEND}")
+            raise TaskError("task.model", path_in_words(path), f"{why}: {mend_of('task.model', path, after, before)}")
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
