@@ -47,13 +47,13 @@ def _is_left(place: Path) -> bool:
     try:
         if place.stat().st_uid != os.getuid():
             return False
-        said = (place / OWNER).read_text()
+        mark = (place / OWNER).read_text()
     except OSError:  # it is being removed, or has no mark yet
         return False
-    pid = said.partition(" ")[0]
+    pid = mark.partition(" ")[0]
     if not re.fullmatch(r"[0-9]{1,9}", pid):
         return False
-    return said != _mark(int(pid), process_began(int(pid))) and said.split()[2:] == _here()
+    return mark != _mark(int(pid), process_began(int(pid))) and mark.split()[2:] == _here()
 
 
 def _mark(pid: int, began_ticks: int | None) -> str:

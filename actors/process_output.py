@@ -29,8 +29,8 @@ class LastWords:
 
     def read(self) -> str:
         """The last lines of each stream under the stream's name; "" if nothing was written."""
-        told = {stream: _tail(path) for stream, path in self._files.items() if path is not None}
-        return "\n".join(f"{stream}:\n{text}" for stream, text in told.items() if text)
+        tails = {stream: _tail(path) for stream, path in self._files.items() if path is not None}
+        return "\n".join(f"{stream}:\n{text}" for stream, text in tails.items() if text)
 
 
 def _target(pid: int, number: int) -> Path | None:

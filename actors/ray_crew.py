@@ -94,10 +94,10 @@ class RayCrew:
         """Start every actor that is due, and again each that dies while it starts."""
         with self._changing:
             while (plan := self._supervisor.take_plan()) is not None:
-                for life in reversed(plan.start):  # an actor that is said to be dead may be alive, and must not stay so
+                for life in reversed(plan.start):  # an actor that was reported dead may be alive
                     if life.name in self.remotes:
                         self.remotes[life.name].end()
-                specs, lives = self._actors.specs(generation), self._without_spared(plan.start)
+                specs, lives = self._actors.specs(generation), self._not_spared(plan.start)
                 up, died = self._start.start({life: specs[life.name] for life in lives})
                 for name, remote in up.items():
                     if name in self.remotes:
@@ -109,10 +109,10 @@ class RayCrew:
                         self._supervisor.start_failed(life, died[life.name])
                         self._died_starting.append(died[life.name])
 
-    def _without_spared(self, lives: Sequence[Life]) -> list[Life]:
-        """The actors that have to be started: where the policy's is one of them, the spare takes its place if it can.
+    def _not_spared(self, lives: Sequence[Life]) -> list[Life]:
+        """The actors that still have to be started, after a living spare has replaced a dead policy.
 
-        A new spare is started then.
+        A new spare is one of them then.
         """
         due = {life.name: life for life in lives}
         if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
@@ -243,7 +243,7 @@ class RayCrew:
     def end(self) -> None:
         """End every actor, the last started first, and wait until all are gone. If one cannot be ended, the others are.
 
-        Actors that are said to be dead are ended too, because they may be alive, and those that another thread starts.
+        Actors that were reported dead are ended too, as they may be alive; so are those that another thread starts.
         """
         self._whole = True
         self._start.give_up()
@@ -257,6 +257,6 @@ class RayCrew:
                 each.callback(remote.process.kill)
 
 
-def _emptied(told: deque[T]) -> tuple[T, ...]:
+def _emptied(records: deque[T]) -> tuple[T, ...]:
     """Take all that is there; another thread may add to it meanwhile."""
-    return tuple(told.popleft() for _ in range(len(told)))
+    return tuple(records.popleft() for _ in range(len(records)))

@@ -33,7 +33,7 @@ TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
 
 
 def session_of(folder: Path) -> int:
-    """Session id of a process that has not ended; -1 of one that has and waits to be collected."""
+    """Session id of a process; -1 if it has ended and waits to be collected."""
     fields = (folder / "stat").read_text().rpartition(")")[2].split()
     return -1 if fields[0] == "Z" else int(fields[3])
 
@@ -45,7 +45,7 @@ class Started:
     process: subprocess.Popen[bytes]
     run_dir: Path
     seen: set[int] = field(default_factory=set)
-    """Process ids that its session had when somebody looked."""
+    """Ids of all processes that were seen in its session."""
 
     def children(self) -> list[str]:
         """Command lines of every process of its session; a title that Ray gives itself counts as one."""
@@ -68,7 +68,7 @@ class Started:
         os.killpg(self.process.pid, signal.SIGINT)
 
     def running(self) -> None:
-        """Fails if it has ended, with what it said."""
+        """Fails if the process has ended, with its output."""
         assert self.process.poll() is None, (self.run_dir.parent / "err").read_text()
 
     def ended_with(self, *codes: int) -> None:
@@ -238,7 +238,7 @@ def test_a_second_signal_ends_a_start_of_ray_that_does_not_end(
     os.kill(ray_begun(started), signal.SIGSTOP)  # Ray's start waits for it, for as long as it is asked to
     send = os.killpg if to_the_group else os.kill
     send(started.process.pid, first)
-    time.sleep(2 * SAME_REQUEST_S)  # what comes sooner is the same request
+    time.sleep(2 * SAME_REQUEST_S)  # a signal that comes sooner is the same request
     started.running()
     send(started.process.pid, second)
     started.ended_with(code)

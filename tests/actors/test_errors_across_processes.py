@@ -1,4 +1,4 @@
-"""Every error arrives as what it was raised as: class, fields, notes and cause, through a real actor."""
+"""Every error arrives through a real actor with its class, fields, notes and cause."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def signal(level: Level, signal_id: str = "signal-1", reason: str = "the room is
 
 
 class LocalDesk:
-    """A handle's way to an emergency desk in this process; `gone` is the death of its actor."""
+    """A `Remote` whose emergency desk is in this process. With `gone` its actor is dead."""
 
     def __init__(self) -> None:
         self.desk: EmergencyDesk | None = None
@@ -76,7 +76,7 @@ class LocalDesk:
         return getattr(self.desk, method)(*arguments)
 
     def publish(self, found: EmergencySignal) -> None:
-        """From another thread, as everybody but the conductor does."""
+        """Publish in another thread, as every process but the conductor's does."""
         publisher = threading.Thread(target=emergency_handle(self).publish, args=(found,))
         publisher.start()
         publisher.join()
@@ -89,7 +89,7 @@ def local() -> LocalDesk:
 
 @pytest.fixture
 def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
-    """A run in this process whose trainer reads a word and whose conductor hears `local`."""
+    """A run in this process: its trainer reads an emergency word, and its conductor reads the signals of `local`."""
 
     @contextmanager
     def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:

@@ -1,4 +1,4 @@
-"""What the actors hold, without Ray: the emergency desk, the trainer that reads the word, forks by name, sent tasks."""
+"""The objects of the actors, without Ray: the emergency desk, the trainer, a manager's forks, and sent tasks."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
     assert desk.pending(CONDUCTOR) == (halt,)
     desk.acknowledge(CONDUCTOR, ["a"])
     assert desk.pending(CONDUCTOR) == ()
-    assert word.halted()  # that it was heard does not take it back
+    assert word.halted()  # an acknowledgement does not lower the level
 
 
 def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: EmergencyWord) -> None:

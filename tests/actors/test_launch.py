@@ -122,7 +122,7 @@ class KillsAtFence(Quiet):
 
 
 LATE_S = 600.0
-"""An answer that comes too late, however slow the machine is: whoever gives it is ended first."""
+"""Delay that makes an answer too late on any machine: its process is killed before the delay is over."""
 
 DIED, SILENT, UNCAUSED = "ActorDiedError", "CallDeadlineExceeded", "NoneType"
 ACTORS = {  # name: a point that it passes, at which passage, what its death is called
@@ -140,7 +140,7 @@ A trainer that is killed has a test of its own, in which the run is then resumed
 
 
 def failures() -> Iterator[Any]:
-    """Each actor and each way to fail: what is armed, and what the caller gets with which cause."""
+    """Each actor and each way to fail: the fault, and the error and cause that the caller gets."""
     for name, (point, passage, lost) in ACTORS.items():
         late = PolicyDeadlineExceeded if name == "tamiyo" else lost
         start = f"{point.partition('.')[0]}.start"
@@ -198,7 +198,7 @@ def is_told(
     error: type[Exception],
     cause: str,
 ) -> None:
-    """A run that failed says so on standard output and in its journal, and nobody was restarted."""
+    """The run reports its failure on standard output and in its journal, and no actor was restarted."""
     assert type(caught) is error
     assert type(caught.__cause__).__name__ == cause
     say_failure(caught, run_dir, as_json=True)

@@ -1,4 +1,4 @@
-"""A dead actor is replaced and the run ends with the bits of one that nobody disturbed; or it stops, typed.
+"""A dead actor is replaced and the run ends with the bits of an undisturbed one, or it stops with a typed error.
 
 Every role in every phase: test_recovery_matrix.py.
 """
@@ -48,7 +48,7 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def in_torture(*values: Any) -> list[Any]:
-    """Cells of a matrix of which another one stands for the kind in `make check`."""
+    """Cells of a matrix that run in `make torture` only; another cell of their kind runs in `make check`."""
     return [pytest.param(value, marks=pytest.mark.torture) for value in values]
 
 
@@ -134,7 +134,7 @@ def test_an_actor_that_lives_though_reported_dead_ends_with_the_run(launch_tiny:
 
 
 class SaidToBeDead(Kills):
-    """Has Ray end actors of which it does not see that they are frozen."""
+    """Makes Ray kill actors that are frozen, which Ray does not notice."""
 
     def fence(self, state: RoundState, tally: Tally) -> None:
         before = len(self.pids)
@@ -419,7 +419,7 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
     monkeypatch.setattr(actor_start, "spawn", noted)
     monkeypatch.setattr(actor_start, "await_ready", interrupted)
     fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell that runs the tests may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
             launch_tiny(restarting=True, faults=[fault, BUSY])

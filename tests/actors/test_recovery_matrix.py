@@ -1,4 +1,4 @@
-"""Each role dies in each phase of a run: it ends with the bits of one that nobody disturbed.
+"""Each role dies in each phase of a run: it ends with the bits of an undisturbed one.
 
 A fault point holds the phase open in the process that passes it, until the victim has been killed from outside. One run
 takes it through half of the phases, so it dies seven or eight times. docs/supervision.md has a table of where the state
@@ -40,7 +40,7 @@ EITHER = "memory or checkpoint"
 
 
 class Moment(NamedTuple):
-    """Which passage of which fault point."""
+    """A passage of a fault point."""
 
     point: str
     when: Mapping[str, int] = {}
@@ -165,7 +165,7 @@ BEGIN, END = "<!-- matrix: made by tests/actors/test_recovery_matrix.py -->\n", 
 
 
 class Table:
-    """The table in the docs: what is seen is compared with it, or written into it where that is asked for."""
+    """The table in the docs. Outcomes are compared with it, or written into it on request."""
 
     def __init__(self, writes: bool) -> None:
         self._writes = writes
@@ -179,7 +179,7 @@ class Table:
         }
 
     def compare(self, phase: str, victim: str, word: str) -> None:
-        """The cell says this; where docs are written, it does from now on."""
+        """Compare a cell with an outcome, or write the outcome into it."""
         if self._writes:
             self.cells = {(p, role): "?" for p in PHASES for role in ROLES} | self.cells | {(phase, victim): word}
             DOCS.write_text(f"{self._before}{BEGIN}{self._text()}{END}{self._after}")
@@ -192,7 +192,7 @@ class Table:
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Table:
-    """What docs/supervision.md says."""
+    """The table of docs/supervision.md."""
     return Table(writes=request.config.getoption("--write-docs"))
 
 
@@ -211,7 +211,7 @@ def how(recovery: Recovery) -> str:
 
 
 def shown(moment: Moment, victim: str, outcome: str) -> str:
-    """What the table says of an outcome."""
+    """An outcome in the words of the table."""
     if victim not in moment.open_for:
         return outcome
     assert outcome in EITHER.split(" or ")

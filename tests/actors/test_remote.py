@@ -1,4 +1,4 @@
-"""Handles: every wait on an actor ends, and whatever Ray says of a failure is said as what it was."""
+"""Remote actors: every wait for an answer ends, and each exception of Ray's becomes the right one of ours."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from esper.ground.heartbeat import beat
 from esper.ground.machine import is_alive
 from esper.testing import fail_with
 
-# -- what Ray says, and what it was ------------------------------------------------------------------------------
+# -- exceptions of Ray ------------------------------------------------------------------------------------------
 
 
 def raised_in_method(cause: Exception) -> RayTaskError:
@@ -125,7 +125,7 @@ def test_rays_exceptions_inside_a_method_become_ours_too() -> None:
 
 
 class NeedsTwo(Exception):
-    """What pickle rebuilds with one argument, as it does every exception that says no more."""
+    """An exception that pickle cannot rebuild: it gives `args` to the constructor, which wants two arguments."""
 
     def __init__(self, one: str, two: str) -> None:
         super().__init__(f"{one} and {two}")
@@ -160,7 +160,7 @@ def test_an_error_keeps_the_cause_that_it_came_with_when_it_is_raised_again() ->
 
 
 def looks(patience: Patience, *answers: int | None) -> list[bool]:
-    """What patience says at one look a second."""
+    """Whether patience is over, asked once a second."""
     return [patience.is_over(answer, float(second)) for second, answer in enumerate(answers, start=1)]
 
 
@@ -179,7 +179,7 @@ def test_no_answer_is_no_progress() -> None:
     assert looks(Patience(2.0, 0.0), 5, None, None, 6) == [False, False, False, False]
 
 
-# -- what comes with an answer -----------------------------------------------------------------------------------
+# -- counters and processes -------------------------------------------------------------------------------------
 
 
 def test_counters_of_answers_that_come_out_of_order_do_not_fall() -> None:

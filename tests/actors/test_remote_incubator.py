@@ -34,7 +34,7 @@ KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
 
 
 class Bursting(nn.Module):
-    """Harmless for its first training steps, then no number."""
+    """Passes its input on for its first training steps, then gives NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ def prospect() -> Prospect:
 
 
 class LocalManager:
-    """A manager's handle whose house is in this process; like the real one it does one thing after the other.
+    """A `Remote` manager whose forks are in this process. Like the real one it answers one call after the other.
 
-    A process of it is its house, which is emptied when it dies.
+    Its "process" is a `ForkHouse`; a new one takes its place after a death.
     """
 
     machine = threading.Lock()
-    """What a process of its own would have to itself: random streams."""
+    """Held by each call: the random streams, which real managers do not share, belong to one at a time."""
 
     numbers = itertools.count()
 
@@ -111,7 +111,7 @@ class LocalManager:
         return set(opened) - set(closed)
 
 
-def nobody_comes(death: ActorLost) -> None:
+def not_replaced(death: ActorLost) -> None:
     """No death is answered by a restart."""
     raise death
 
@@ -120,7 +120,7 @@ def nobody_comes(death: ActorLost) -> None:
 def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteNursery]]:
     made: list[RemoteNursery] = []
 
-    def make(managers: Sequence[Any], replace: Any = nobody_comes) -> RemoteNursery:
+    def make(managers: Sequence[Any], replace: Any = not_replaced) -> RemoteNursery:
         made.append(RemoteNursery(managers, replace))
         return made[-1]
 
@@ -174,7 +174,7 @@ def order_of(plans: Sequence[GraftPlan], first: int, halving: int | None = 10) -
 
 
 def growth(prospect: Prospect, nursery: Any, wrap: Callable[[Any], Any]) -> list[Any]:
-    """Everything that a run with two tournaments and a twin asks of a nursery, and what it answers."""
+    """The answers of a nursery to all calls of a run with two tournaments and a twin."""
     live, answers = make_trainer(prospect, KEY), []
     for fence, names in ((1, ["norm", "bursting", "mlp", "low_rank"]), (2, ["mlp", "norm"])):
         live.train_to(fence * 20)
@@ -247,7 +247,7 @@ def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, nursery_
 
 
 class Mortal(LocalManager):
-    """A manager that dies as it is asked for the n-th time by anybody, if it is not that it closes its books."""
+    """Managers that share a count of calls; the manager that gets the n-th call dies."""
 
     def __init__(self, prospect: Prospect, calls: Iterator[int], fatal: int) -> None:
         super().__init__(prospect)
@@ -300,7 +300,7 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
 
 
 def attempt(prospect: Prospect, nursery: RemoteNursery, managers: Sequence[Mortal]) -> list[Any]:
-    """What comes of a run with two tournaments and a twin; what the death was of, where it was not answered."""
+    """The answers to a run with two tournaments and a twin, or the method in which a manager died for good."""
     try:
         return growth(prospect, nursery, lambda snapshot: [snapshot])
     except ActorLost:
@@ -334,14 +334,14 @@ def test_a_death_of_another_actor_is_raised(prospect: Prospect, nursery_of: Any)
             raise ActorLost("ray", "gcs_server has ended")
 
     def replace(*_: Any) -> None:
-        raise AssertionError("nobody died whom it could replace")
+        raise AssertionError("no manager died")
 
     nursery, live = nursery_of([Misled(prospect)], replace), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost, match="gcs_server"):
         nursery.probe_candidates(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
 
 
-# -- what is kept ------------------------------------------------------------------------------------------------
+# -- the twin and other forks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -360,7 +360,7 @@ def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, nursery_of: 
     tournament()
     assert held() == ["fork-0"]  # the control: it may become the twin
     tournament()
-    assert held() == ["fork-4"]  # nobody kept the first one
+    assert held() == ["fork-4"]  # `keep_twin` was not called for the first one
     nursery.keep_twin()
     tournament()
     assert held() == ["fork-4"]  # a run keeps one twin, and no other control
@@ -404,7 +404,7 @@ def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Pros
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     nursery = nursery_of([manager])
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
-    assert manager.waits.wait(300)  # nobody has asked for the result yet
+    assert manager.waits.wait(300)  # `collect` was not called yet
     assert live.train_to(20)  # and the live host goes on
     manager.let_go()
     assert nursery.collect().fork_steps == 40
@@ -493,7 +493,7 @@ def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prosp
 
 def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
     before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
-    nursery = RemoteNursery([manager], nobody_comes)  # type: ignore[list-item]
+    nursery = RemoteNursery([manager], not_replaced)  # type: ignore[list-item]
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     nursery.close()

@@ -1,4 +1,4 @@
-"""The one actor class, without Ray: what it lets through to its room, and what it says of it."""
+"""The one actor class, without Ray: which messages reach its room, and what it reports of them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def spans(folder: Path, role: str) -> list[dict[str, Any]]:
     return [line["resourceSpans"][0]["scopeSpans"][0]["spans"][0] for line in lines]
 
 
-# -- what it lets through ----------------------------------------------------------------------------------------
+# -- messages ---------------------------------------------------------------------------------------------------
 
 
 def test_a_call_reaches_the_room_that_was_built_from_its_spec() -> None:
@@ -127,7 +127,7 @@ def test_a_private_method_cannot_be_called(method: str) -> None:
     assert (room.words, room.done) == (("kept",), 0)
 
 
-# -- what it says ------------------------------------------------------------------------------------------------
+# -- traces, counters, faults -----------------------------------------------------------------------------------
 
 
 def test_a_call_continues_the_trace_of_its_caller(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_an_actor_passes_the_start_point_of_its_role_before_it_builds_its_room()
     assert built == []
 
 
-# -- what it cannot send -----------------------------------------------------------------------------------------
+# -- errors that are sent ---------------------------------------------------------------------------------------
 
 
 class NeedsTwo(Exception):

@@ -1,4 +1,4 @@
-"""The supervisor alone, without Ray: who is started again, in which order, how often, and which errors never are."""
+"""The supervisor, without Ray: which actors restart, in which order and how often, and which errors never restart."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAMES = tuple(spec.name for spec in COMPANY)
 
 
 class Stage:
-    """A supervisor with its clock, and the thin loop that starts what it says; every start succeeds."""
+    """A supervisor with its clock, and a loop that carries out its plans; every start succeeds."""
 
     def __init__(self, policy: dict[str, str] | None = None, **limits: float) -> None:
         self.clock = FakeClock()
@@ -86,7 +86,7 @@ def lives(names: Iterable[str], incarnation: int) -> tuple[Life, ...]:
     return tuple(Life(name, incarnation) for name in names)
 
 
-# -- who is started again ----------------------------------------------------------------------------------------
+# -- which children restart -------------------------------------------------------------------------------------
 
 
 def test_at_first_all_children_are_started_in_order_and_none_is_ended() -> None:
@@ -201,7 +201,7 @@ def test_a_start_that_fails_without_a_death_stops_the_run_with_its_error(error: 
     assert not error.__suppress_context__
     with pytest.raises(type(error)):
         supervisor.take_plan()
-    assert Life("tamiyo", 2) in supervisor.stop()  # one that waits for room must be ended too
+    assert Life("tamiyo", 2) in supervisor.stop()  # a child that waits for room must be ended too
 
 
 def test_an_error_of_a_constructor_whose_group_restarts_does_not_stop_the_run() -> None:
@@ -419,7 +419,7 @@ def test_a_planned_stop_during_a_restart_ends_what_is_being_started_too_and_star
     assert supervisor.restarts == {"tolaria": 1}  # that of tamiyo was not begun
 
 
-# -- what is told ------------------------------------------------------------------------------------------------
+# -- records of restarts ----------------------------------------------------------------------------------------
 
 
 def test_every_restart_is_recorded_with_its_cause_and_fence() -> None:

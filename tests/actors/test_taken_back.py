@@ -1,4 +1,4 @@
-"""A rollback over processes: every actor goes back to the fence and refuses what comes from before."""
+"""A rollback over processes: every actor goes back to the fence and refuses messages of older generations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a task reaches another process, and what is said of one that cannot."""
+"""Tasks that are sent to another process, and the refusal of those that cannot be sent."""
 
 from __future__ import annotations
 
