@@ -7,6 +7,7 @@ the first round at whose fence a tournament begins, and the first at whose fence
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
@@ -51,6 +52,8 @@ class Recording:
     calls: list[Call] = field(default_factory=list)
     within: bool = False
     """A recorded call goes on: what it calls itself is not the line's call."""
+    thread: int = field(default_factory=threading.get_ident)
+    """The line's. The thread that ends a save calls the trainer and the journal, too, at any time."""
 
     def listen(self, room: str, called: T) -> T:
         """Add each later call of a public method of `called` to the recording. Returns `called`."""
@@ -62,7 +65,7 @@ class Recording:
     def _recorded(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def recorded(*given: Any, **named: Any) -> Any:
-            if self.within:
+            if self.within or threading.get_ident() != self.thread:
                 return method(*given, **named)
             self.calls.append(call)
             self.within = True
