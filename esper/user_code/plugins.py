@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import EntryPoint, distributions
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.
     """The class whose objects launch a run outside this process. The packages beside esper are searched first.
 
     Raises:
-        ConfigError: it is not installed, or a package of the user's has the name of ours.
+        ConfigError: it is not installed, the install is older than the code, or a package of the user's has the name of
+            ours.
     """
     found = next((entry for entry in entries(LAUNCHERS) if entry.name == name), None)
     if found is None:
@@ -45,9 +47,13 @@ def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.
         raise ConfigError("actors", str(file_of(sys.modules[package]) or ""), mend)
     sys.path.insert(0, str(ROOT))
     try:
-        made: Callable[..., Any] = found.load()
+        module = import_module(found.module)
     finally:
         sys.path.remove(str(ROOT))
+    if not hasattr(module, found.attr):
+        mend = "the code that is here has no such launcher: esper was updated after its install; install it again"
+        raise ConfigError("entry point", found.value, mend)
+    made: Callable[..., Any] = getattr(module, found.attr)
     return made
 
 

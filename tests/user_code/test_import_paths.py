@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,13 @@ def test_a_package_that_was_imported_in_the_place_of_ours_is_named(
     module.__file__ = str(write() / "actors" / "__init__.py")
     monkeypatch.setitem(sys.modules, "actors", module)
     with pytest.raises(ConfigError, match=r"actors = '.*__init__.py': a package of yours stands in the place of"):
+        plugins.launcher("ray")
+
+
+def test_an_install_that_is_older_than_the_code_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = EntryPoint("ray", "actors.launcher:launch", plugins.LAUNCHERS)
+    monkeypatch.setattr(plugins, "entries", lambda _: [before])
+    with pytest.raises(ConfigError, match=r"entry point = 'actors\.launcher:launch': .* install it again"):
         plugins.launcher("ray")
 
 
