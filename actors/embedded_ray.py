@@ -26,12 +26,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 from ray.job_config import JobConfig
 
-from actors.places import SHARED_MEMORY, TEMPORARY, make_place, sweep
 from actors.process_output import LastWords
 from actors.ray_errors import unwrapped
 from actors.remote import LOOK_EVERY_S
 from actors.shell import ActorSpec, Shell
 from actors.starting import ENDING, start
+from actors.temporary_folders import SHARED_MEMORY, TEMPORARY, make_place, sweep
 from actors.witness import Witness
 from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed

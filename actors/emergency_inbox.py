@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from actors.desk import CONDUCTOR, EmergencyPort
-from actors.places import SHARED_MEMORY, TEMPORARY, make_place
+from actors.temporary_folders import SHARED_MEMORY, TEMPORARY, make_place
 from esper.emergency.word import EmergencyWord
 from esper.ground.closing import at_the_end
 from esper.leyline.signals import EmergencySignal

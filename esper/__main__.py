@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from esper.cli.commands import may_load_task
+from esper.cli.command_table import may_load_task
 from esper.ground.hash_seed import fix_hash_seed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -217,6 +218,11 @@ def test_every_module_says_what_it_is_for() -> None:
 def test_every_folder_of_a_room_is_a_package() -> None:
     packages = {module.name for module in TREE if module.is_package}
     assert {module.name.rpartition(".")[0] for module in TREE} - packages == {""}
+
+
+def test_no_two_files_have_one_name() -> None:
+    counted = Counter(module.name.rpartition(".")[2] for module in TREE if not module.is_package)
+    assert {name for name, times in counted.items() if times > 1} <= {"settings", "cli"}
 
 
 def test_tests_are_no_package() -> None:

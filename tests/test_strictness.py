@@ -26,8 +26,8 @@ ALLOWED: dict[str, str] = {
     "actors/embedded_ray.py : says type: ignore": "Ray's compiled part has no stubs",
     "actors/embedded_ray.py EmbeddedRay._put_back: .pop with a default": "a variable that a test took away is gone already",
     "actors/embedded_ray.py EmbeddedRay.close: ignore_errors=True": "a late log line; tests look",
-    "actors/places.py _is_left: answers OSError": "not ours, or going this very moment",
-    "actors/places.py sweep: ignore_errors=True": "what stays is not returned",
+    "actors/temporary_folders.py _is_left: answers OSError": "not ours, or going this very moment",
+    "actors/temporary_folders.py sweep: ignore_errors=True": "what stays is not returned",
     "actors/starting.py _fill: answers BaseException": "raised in the thread that waits",
     "tests/actors/test_clean_ends.py "
     "test_a_ray_that_dies_while_it_starts_ends_the_run_with_3_and_its_last_words.killed: time.sleep in a test": "a moment that is drawn; what is asserted holds at every moment",

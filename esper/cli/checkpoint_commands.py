@@ -14,7 +14,7 @@ import typer
 from esper.archive.history import Remains, committed, look_at
 from esper.archive.inspection import missing
 from esper.archive.run_directory import checkpoints_folder
-from esper.cli.commands import COMMANDS
+from esper.cli.command_table import COMMANDS
 from esper.cli.console import PlainConsole
 from esper.cli.options import JsonOption, RunArgument
 from esper.cli.output import print_json, say

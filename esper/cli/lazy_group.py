@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from esper.cli.commands import COMMANDS, CommandSpec
+from esper.cli.command_table import COMMANDS, CommandSpec
 
 if TYPE_CHECKING:
     from typer import _click

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from esper.archive.run_directory import refusing
-from esper.cli.commands import COMMANDS
+from esper.cli.command_table import COMMANDS
 from esper.cli.options import JsonOption
 from esper.cli.output import print_json, say
 from esper.durable.log import Frame, LoadError, iterate

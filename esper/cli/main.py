@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from esper.cli.commands import COMMANDS, only_prints
+from esper.cli.command_table import COMMANDS, only_prints
 from esper.cli.lazy_group import LazyGroup
 from esper.cli.output import complain, guarded, hold_standard_descriptors, output_lost, say
 from esper.errors import ConfigError, EsperError, text_of

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from actors.places import SHARED_MEMORY, TEMPORARY, sweep
 from actors.starting import SAME_REQUEST_S
+from actors.temporary_folders import SHARED_MEMORY, TEMPORARY, sweep
 from esper.archive.journal import RecordKind, read
 from esper.config.joined import as_toml
 from esper.flow.result import Result

@@ -14,9 +14,9 @@ from typing import Any, cast
 import pytest
 import ray
 
-from actors import embedded_ray, places, starting
-from actors.places import make_place, sweep
+from actors import embedded_ray, starting, temporary_folders
 from actors.starting import start
+from actors.temporary_folders import make_place, sweep
 from actors.witness import ENDED
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
 from esper.ground.machine import process_began
@@ -120,7 +120,7 @@ def test_the_thread_of_a_start_stays_for_as_long_as_its_processes_are_needed() -
 def left_by_a_dead_process(parent: Path) -> Path:
     """A place whose mark names a process that had our id before us."""
     place = make_place("ray", parent)
-    mark = place / places.OWNER
+    mark = place / temporary_folders.OWNER
     mark.write_text(mark.read_text().replace(str(process_began(os.getpid())), "1"))
     return place
 
@@ -135,7 +135,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_living_one_has_stays(tmp
 @pytest.mark.parametrize("doubt", ["no mark", "another boot", "another name", "a link", "another user"])
 def test_what_may_be_in_use_or_not_ours_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doubt: str) -> None:
     left = left_by_a_dead_process(tmp_path)
-    mark = left / places.OWNER
+    mark = left / temporary_folders.OWNER
     if doubt == "no mark":
         mark.unlink()
     elif doubt == "another boot":

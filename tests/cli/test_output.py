@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from esper.cli.commands import only_prints
+from esper.cli.command_table import only_prints
 from esper.cli.console import PlainConsole, can_redraw
 from esper.cli.lazy_group import Unloaded
 from esper.cli.main import app, exit_code

@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 import pytest
 import typer
 
-from esper.cli.commands import COMMANDS, may_load_task
+from esper.cli.command_table import COMMANDS, may_load_task
 from esper.cli.main import app, main
 from esper.user_code import plugins
 
