@@ -15,7 +15,8 @@ import torch
 
 from esper.cli.main import exit_code
 from esper.config.joined import load_config
-from esper.setup.survey import fences, survey
+from esper.setup.fences import fences
+from esper.setup.survey import survey
 from esper.setup.wording import percent
 from esper.testing import tiny_task
 

@@ -15,6 +15,7 @@ from esper.archive.run_directory import no_run, refusing, run_file
 from esper.config.joined import RunConfig
 from esper.durable.files import atomic_write, read_small
 from esper.errors import RunDirectoryError, StoreCorrupt
+from esper.ground.hash_seed import text_hash
 from esper.ground.installed_versions import VERSIONED, versions
 from esper.ground.problems import first_problem
 from esper.leyline.base import Message
@@ -57,6 +58,11 @@ class Identity(Message):
     """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None
     """`hash` of a fixed text in that process: a different value means a different order of sets. None in older runs."""
+
+    @property
+    def orders_texts_otherwise(self) -> bool:
+        """True if a set of texts may have another order in this process than in the one that began the run."""
+        return self.text_hash not in (None, text_hash())
 
     @model_validator(mode="after")
     def _fences_rise(self) -> Self:

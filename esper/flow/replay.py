@@ -22,7 +22,7 @@ from esper.flow.entry import run
 from esper.flow.progress import Progress
 from esper.flow.stopping import Drain
 from esper.flow.tally import Tally
-from esper.ground.hash_seed import VARIABLE, text_hash
+from esper.ground.hash_seed import VARIABLE
 from esper.ground.machine import cpu_type
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
@@ -85,7 +85,7 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
         with suppress(Drained):
             run(task, _undisturbed(past, again), reference=reference, progress=until, drain=until.drain)
         proof = compare(past, read_past(again))
-    if proof.divergence is not None and _has_another_order(past.identity):
+    if proof.divergence is not None and past.identity.orders_texts_otherwise:
         raise _no_proof(run_dir, past.identity, f"it takes another course here at fence {proof.divergence.fence}")
     return proof
 
@@ -112,11 +112,6 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
         why = "an emergency signal held its growth back, and that comes from outside"
     if why:
         raise RunDirectoryError("RUN", str(run_dir), why)
-
-
-def _has_another_order(began: Identity) -> bool:
-    """True where sets of texts have another order here than in the process that began the run."""
-    return began.text_hash not in (None, text_hash())
 
 
 def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
@@ -158,7 +153,7 @@ class _Until:
     def started(self, prospect: Prospect, path: Path) -> None:
         """Raises: RunDirectoryError: the survey's first steps give other weights, in another order of sets."""
         other = prospect.rehearsed_crc32c != self.began.rehearsed_crc32c
-        if other and _has_another_order(self.began):
+        if other and self.began.orders_texts_otherwise:
             raise _no_proof(self.run_dir, self.began, "after the same first steps it has other weights here")
         self.shown.started(prospect, path)
 

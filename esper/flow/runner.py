@@ -192,7 +192,7 @@ class Record:
             return
         if self.identity.cpu != self.past.identity.cpu:
             severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
-        if _hashed_otherwise(self.past.identity):
+        if self.past.identity.orders_texts_otherwise:
             severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
         trial = TrialRestore(self.prospect, self.key, self.past)
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
@@ -292,7 +292,7 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
 def _check_same_task(prospect: Prospect, began: Identity) -> None:
     """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
     mend = "go on with the task that the run began with; it must be the same each time it is built"
-    if _hashed_otherwise(began):
+    if began.orders_texts_otherwise:
         mend = f"{mend}; {_how_to_hash_alike(began)}"
     other = began.host_modules_sha256 not in (None, prospect.host_modules_sha256)
     if other or (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
@@ -321,11 +321,6 @@ def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
     if began.rehearsed_crc32c is None or not promised or prospect.total_steps != began.total_steps:
         return True
     return prospect.rehearsed_crc32c == began.rehearsed_crc32c
-
-
-def _hashed_otherwise(began: Identity) -> bool:
-    """Sets of texts may have another order here than in the process that began the run."""
-    return began.text_hash not in (None, text_hash())
 
 
 def _how_to_hash_alike(began: Identity) -> str:

@@ -13,7 +13,8 @@ from esper.leyline.decisions import Hold, Pair
 from esper.leyline.ids import new_run_id
 from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey, make_kasmina, make_tamiyo, make_trainer
-from esper.setup.survey import Prospect, fences
+from esper.setup.fences import fences
+from esper.setup.survey import Prospect
 from esper.tamiyo.eligibility import over_budgets
 
 MOST_MORE_EPOCHS = 1000

@@ -27,6 +27,7 @@ from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
 from esper.setup.draws import rehearse_draws
+from esper.setup.fences import fences
 from esper.setup.habits import check_fields
 from esper.setup.mixing import NOT_FOUND_OUT, Mixing, find_mixing
 from esper.setup.practice import practise
@@ -43,10 +44,6 @@ from esper.user_code.attributes import Held, held_by
 from esper.user_code.process_state import refuse_changes, told_with_settings
 from esper.user_code.shared_state import kinds_of
 from esper.user_code.their_code import refused_as_theirs
-
-SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
-MOST_ROUNDS = 1_000_000
-"""The step of each fence is in `run.json` and in a journal record, which holds 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -350,30 +347,3 @@ def _pairs(spec: SlotSpec, blueprints: Sequence[Blueprint], batch: int) -> list[
         )
         for made in blueprints
     ]
-
-
-def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
-    """Steps at which the rounds of a run begin and end.
-
-    Raises:
-        TaskError: a number of the task is less than 1.
-        ConfigError: rounds are longer than the run, or more than `MOST_ROUNDS`.
-    """
-    for name in ("epochs", "round_steps"):
-        value = getattr(task, name)
-        if value is not None and value < 1:
-            raise TaskError(f"task.{name}", value, "use 1 or more")
-    total = (config.run.epochs or task.epochs) * data.steps_per_epoch
-    length = config.run.round_steps or task.round_steps or _round_steps(total)
-    if length > total:
-        field = "run.round_steps" if config.run.round_steps else "task.round_steps"
-        raise ConfigError(field, length, f"the whole run has only {total} steps; use {total} or less")
-    if total > length * MOST_ROUNDS:
-        mend = f"{total} steps would be {math.ceil(total / length)} rounds; {MOST_ROUNDS} are the most: use longer ones"
-        raise ConfigError("run.round_steps", length, mend)
-    return (*range(0, total, length), total)
-
-
-def _round_steps(total: int) -> int:
-    rounds = SHORT_RUN_ROUNDS if total <= SHORT_RUN_STEPS else LONG_RUN_ROUNDS
-    return math.ceil(total / rounds)

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict
 
 from esper import faults
 from esper.errors import EvidenceMissing
 from esper.ground.clock import Clock
 from esper.kasmina.blueprints.catalogue import Registry
 from esper.kasmina.incubation.incubator import PROBE_BATCHES
-from esper.kasmina.incubation.planning import plan_seed
 from esper.kasmina.judging import gates
 from esper.kasmina.judging.statistics import paired
 from esper.kasmina.registry.admission import Ledger, admit, check_generation
+from esper.kasmina.registry.answers import (
+    field_report,
+    fork_plan,
+    in_generation,
+    joined,
+    live_plan,
+    make_order,
+    plan_ids,
+    record_of,
+)
 from esper.kasmina.registry.command_book import CommandBook
 from esper.kasmina.registry.gate_evidence import (
     gradient_evidence,
@@ -32,10 +40,9 @@ from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import SeedRecord, tell_gate
 from esper.kasmina.settings import GrowthConfig
-from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Operation, signed_bytes
+from esper.leyline.commands import Candidate, Command, Operation, signed_bytes
 from esper.leyline.decisions import Pair
 from esper.leyline.evidence import HostObservation, PairedLosses, ResetEvidence, ResetProbe, SampleLosses
-from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder, IncubationResult
 from esper.leyline.reports import FieldReport, Gate, GateReport, GraftPlan, JoinPlan, Outcome, RemovePlan
 from esper.leyline.slots import SlotSpec
@@ -46,12 +53,6 @@ from esper.telemetry.events import Severity, severe
 
 JOINED_AT = {"none": None, "blended": Stage.SHADOWING, "fossilized": Stage.FOSSILIZED}
 """`growth.isolate_until` -> the stage at whose entry a seed's isolation ends."""
-
-
-class _PlanIds(TypedDict):
-    command_id: str
-    run_id: str
-    generation: int
 
 
 class SeedManager:
@@ -110,7 +111,7 @@ class SeedManager:
         self._facts, self._roster = facts, Roster(facts, self._limits, specs, options)
         self._roster.restore(kept.roster)
         self._book.restore(kept.commands, kept.weights)
-        self._order = _in_generation(kept.order, generation) if kept.order is not None else None
+        self._order = in_generation(kept.order, generation) if kept.order is not None else None
         self._tests_used, self._violations = kept.tests_used, kept.violations
         self._twin_kept = kept.twin_kept
 
@@ -239,11 +240,11 @@ class SeedManager:
         alive = {c.seed_id for c, reports in judged if reports[-1].passed}
         answer = Answer(gates=tuple(report for _, reports in judged for report in reports))
         for candidate, reports in judged:
-            self._roster.enter(self._record_of(command, candidate, probes.get(candidate.seed_id), fence))
-            answer = _joined(answer, self._settle_probe(candidate.seed_id, reports, fence))
+            self._roster.enter(record_of(command, candidate, probes.get(candidate.seed_id), self._roster, fence))
+            answer = joined(answer, self._settle_probe(candidate.seed_id, reports, fence))
         plans = [plan for plan in self._book.plans(command.command_id) if plan.seed_id in alive]
         self._tests_used += len(plans)
-        self._order = self._make_order(command, fence, plans) if plans else None
+        self._order = make_order(command, fence, plans, self._roster, self._facts, self._limits) if plans else None
         return answer.model_copy(update={"order": self._order})
 
     def _judge_probe(
@@ -256,26 +257,6 @@ class SeedManager:
             return (first,)
         gradient = gradient_evidence(command, candidate, measured, self._roster)
         return first, gates.gradient_gate(gradient, self._limits, candidate.seed_id, fence)
-
-    def _record_of(
-        self, command: Command, candidate: Candidate, measured: CandidateProbe | None, fence: int
-    ) -> SeedRecord:
-        probe = measured.sanity if measured is not None else None
-        pair = self._roster.options.get((candidate.slot, candidate.blueprint_id))
-        return SeedRecord(
-            seed_id=candidate.seed_id,
-            slot=candidate.slot,
-            blueprint_id=candidate.blueprint_id,
-            command_id=command.command_id,
-            policy_version=command.policy_version,
-            replica_of=command.replica_of,
-            required_mesh=command.mesh_host_layers,
-            parameters=probe.parameters if probe is not None else 0,
-            parameter_bytes=probe.parameter_bytes if probe is not None else 0,
-            flops=pair.flops if pair is not None else 0,
-            germinated_fence=fence,
-            since_fence=fence,
-        )
 
     def _settle_probe(self, seed_id: str, reports: Sequence[GateReport], fence: int) -> Answer:
         """Tell what G0 and G1 said and act on it: TRAINING; culled; or, refused by G0, never germinated."""
@@ -293,26 +274,6 @@ class SeedManager:
             steps += self._roster.retire(seed_id, fence, Gate.G1, command_id)
         ended = self._field_report(seed, Outcome.ABORTED, reports[-1].reasons, fence)
         return Answer(transitions=tuple(steps), field_reports=(ended,))
-
-    def _make_order(self, command: Command, fence: int, plans: Sequence[GraftPlan]) -> IncubationOrder:
-        due = fence + self._limits.due_rounds
-        first, last = self._facts.fence_steps[fence], self._facts.fence_steps[due]
-        if self._limits.probe_steps is not None:
-            last = min(last, first + self._limits.probe_steps)
-        halving = first + self._limits.halving_step
-        return IncubationOrder(
-            order_id=command.command_id,
-            generation=self._facts.generation,
-            fence=fence,
-            due_fence=due,
-            first_step=first,
-            last_step=last,
-            halving_step=halving if len(plans) > 2 and halving < last else None,
-            plans=tuple(plans),
-            batch_size=self._facts.batch_size,
-            base_flops=self._roster.step_flops(),
-            seed_flops=tuple(self._roster[plan.seed_id].flops for plan in plans),
-        )
 
     # -- the end of an incubation: G2 ----------------------------------------------------------------------------
 
@@ -337,7 +298,7 @@ class SeedManager:
             self._roster.enter(seed)
         for seed, report in judged:
             tell_gate(report, seed)
-            answer = _joined(answer, self._lose(seed, report, fence))
+            answer = joined(answer, self._lose(seed, report, fence))
         return answer
 
     def _accept(self, seed: SeedRecord, command: Command, fence: int) -> Answer:
@@ -347,7 +308,8 @@ class SeedManager:
         if not report.passed:
             return self._lose(seed, report, fence)
         step = self._roster.move(seed.seed_id, Stage.BLENDING, fence, Gate.G2, command.command_id)
-        plan = self._live_plan(seed, command, fence)
+        drawn = self._book.plan_of(seed)
+        plan = live_plan(drawn, seed, command, fence, self._roster, self._facts, self._limits)
         self._roster.grafted(seed.seed_id, plan, command.mesh_host_layers)
         keep = self._limits.twin and not self._twin_kept
         self._twin_kept = self._twin_kept or keep
@@ -381,7 +343,7 @@ class SeedManager:
         step = self._roster.move(seed.seed_id, after, fence, report.gate, command.command_id)
         plans: tuple[JoinPlan, ...] = ()
         if JOINED_AT[self._limits.isolate_until] is after:
-            plans = (JoinPlan(seed_id=seed.seed_id, fence=fence, **self._plan_ids(command.command_id)),)
+            plans = (JoinPlan(seed_id=seed.seed_id, fence=fence, **plan_ids(self._facts, command.command_id)),)
         done = after is Stage.FOSSILIZED
         reports = (self._field_report(seed, Outcome.SUCCESS, (), fence),) if done else ()
         return Answer(transitions=(step,), gates=(report,), plans=plans, field_reports=reports)
@@ -422,8 +384,8 @@ class SeedManager:
             steps = self._roster.retire(seed.seed_id, fence, cause, command_id)
             plans: tuple[RemovePlan, ...] = ()
             if seed.stage in LIVE:
-                plans = (RemovePlan(seed_id=seed.seed_id, fence=fence, **self._plan_ids(command_id)),)
-            answer = _joined(answer, Answer(transitions=tuple(steps), plans=plans, field_reports=(report,)))
+                plans = (RemovePlan(seed_id=seed.seed_id, fence=fence, **plan_ids(self._facts, command_id)),)
+            answer = joined(answer, Answer(transitions=tuple(steps), plans=plans, field_reports=(report,)))
         return answer
 
     def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
@@ -450,43 +412,14 @@ class SeedManager:
             tell_gate(report, seed)
             if report.passed:
                 steps.append(self._roster.move(seed.seed_id, Stage.DORMANT, fence, Gate.G5, seed.command_id))
-            answer = _joined(answer, Answer(transitions=tuple(steps), gates=(report,)))
+            answer = joined(answer, Answer(transitions=tuple(steps), gates=(report,)))
         return answer
 
     # -- plans and reports ---------------------------------------------------------------------------------------
 
-    def _plan_ids(self, command_id: str) -> _PlanIds:
-        return {"command_id": command_id, "run_id": self._facts.run_id, "generation": self._facts.generation}
-
     def _fork_plan(self, command: Command, candidate: Candidate, fence: int) -> tuple[GraftPlan, bytes]:
-        return plan_seed(
-            candidate,
-            self._roster.specs[candidate.slot],
-            self._blueprints.get(candidate.blueprint_id),
-            run_id=self._facts.run_id,
-            generation=self._facts.generation,
-            command_id=command.command_id,
-            run_seed=self._facts.run_seed,
-            fence=fence,
-            step=self._facts.fence_steps[fence],
-            ordinal=self._roster.next_ordinal(candidate.slot),
-            blend=BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self._limits.probe_ramp_steps),
-            warmup_steps=self._limits.probe_warmup_steps,
-        )
-
-    def _live_plan(self, seed: SeedRecord, command: Command, fence: int) -> GraftPlan:
-        """The plan for the live host: the same zero-init weights as in the fork, with the command's own ramp."""
-        return self._book.plan_of(seed).model_copy(
-            update={
-                **self._plan_ids(command.command_id),  # its fork may have been of an older generation
-                "fence": fence,
-                "start_step": self._facts.fence_steps[fence],
-                "ordinal": self._roster.next_ordinal(seed.slot),
-                "blend": command.blend,
-                "isolated": self._limits.isolate_until != "none",
-                "warmup_steps": self._limits.warmup_steps,
-            }
-        )
+        blueprint = self._blueprints.get(candidate.blueprint_id)
+        return fork_plan(command, candidate, blueprint, fence, self._roster, self._facts, self._limits)
 
     def _weights_again(self, plan: GraftPlan) -> bytes:
         """A plan's weights as they were drawn when its seed was asked for: by its pair and that fence."""
@@ -502,38 +435,4 @@ class SeedManager:
         self._violations += "isolation_violated" in report.reasons
 
     def _field_report(self, seed: SeedRecord, outcome: Outcome, reasons: tuple[str, ...], fence: int) -> FieldReport:
-        facts, judged = self._facts, seed.judged
-        step = facts.fence_steps[fence]
-        return FieldReport(
-            report_id=derive_id(facts.run_id, Purpose.REPORT, fence=fence, step=step, slot=seed.seed_id),
-            command_id=seed.command_id,
-            run_id=facts.run_id,
-            generation=facts.generation,
-            seed_id=seed.seed_id,
-            blueprint_id=seed.blueprint_id,
-            slot=seed.slot,
-            outcome=outcome,
-            reasons=reasons,
-            gain=judged.relative_gain if judged is not None else None,
-            z=judged.z if judged is not None else None,
-            pick_gain=seed.result.pick.relative_gain if seed.result is not None else None,
-            window_fences=(seed.germinated_fence, fence),
-            issued_at=self._clock.now(),
-            policy_version=seed.policy_version,
-        )
-
-
-def _in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
-    plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
-    return order.model_copy(update={"generation": generation, "plans": plans})
-
-
-def _joined(left: Answer, right: Answer) -> Answer:
-    return left.model_copy(
-        update={
-            "transitions": left.transitions + right.transitions,
-            "gates": left.gates + right.gates,
-            "plans": left.plans + right.plans,
-            "field_reports": left.field_reports + right.field_reports,
-        }
-    )
+        return field_report(self._facts, seed, outcome, reasons, fence, self._clock.now())

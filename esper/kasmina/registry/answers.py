@@ -1,0 +1,176 @@
+"""Builds the messages of which a registry's answers consist: records, plans, orders and reports. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TypedDict
+
+from esper.kasmina.blueprints.catalogue import Blueprint
+from esper.kasmina.incubation.planning import plan_seed
+from esper.kasmina.registry.roster import Roster
+from esper.kasmina.registry.run_facts import RunFacts
+from esper.kasmina.registry.seed_record import SeedRecord
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command
+from esper.leyline.ids import Purpose, derive_id
+from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder
+from esper.leyline.reports import FieldReport, GraftPlan, Outcome
+
+
+class PlanIds(TypedDict):
+    """The fields that name a plan of any kind."""
+
+    command_id: str
+    run_id: str
+    generation: int
+
+
+def plan_ids(facts: RunFacts, command_id: str) -> PlanIds:
+    """The names of a plan of the present generation."""
+    return {"command_id": command_id, "run_id": facts.run_id, "generation": facts.generation}
+
+
+def record_of(
+    command: Command, candidate: Candidate, measured: CandidateProbe | None, roster: Roster, fence: int
+) -> SeedRecord:
+    """The first record of a candidate, before any gate has judged it."""
+    probe = measured.sanity if measured is not None else None
+    pair = roster.options.get((candidate.slot, candidate.blueprint_id))
+    return SeedRecord(
+        seed_id=candidate.seed_id,
+        slot=candidate.slot,
+        blueprint_id=candidate.blueprint_id,
+        command_id=command.command_id,
+        policy_version=command.policy_version,
+        replica_of=command.replica_of,
+        required_mesh=command.mesh_host_layers,
+        parameters=probe.parameters if probe is not None else 0,
+        parameter_bytes=probe.parameter_bytes if probe is not None else 0,
+        flops=pair.flops if pair is not None else 0,
+        germinated_fence=fence,
+        since_fence=fence,
+    )
+
+
+def make_order(
+    command: Command, fence: int, plans: Sequence[GraftPlan], roster: Roster, facts: RunFacts, limits: GrowthConfig
+) -> IncubationOrder:
+    """The order to incubate candidates that passed G0 and G1. Of two candidates or fewer none leaves at the halving."""
+    due = fence + limits.due_rounds
+    first, last = facts.fence_steps[fence], facts.fence_steps[due]
+    if limits.probe_steps is not None:
+        last = min(last, first + limits.probe_steps)
+    halving = first + limits.halving_step
+    return IncubationOrder(
+        order_id=command.command_id,
+        generation=facts.generation,
+        fence=fence,
+        due_fence=due,
+        first_step=first,
+        last_step=last,
+        halving_step=halving if len(plans) > 2 and halving < last else None,
+        plans=tuple(plans),
+        batch_size=facts.batch_size,
+        base_flops=roster.step_flops(),
+        seed_flops=tuple(roster[plan.seed_id].flops for plan in plans),
+    )
+
+
+def fork_plan(
+    command: Command,
+    candidate: Candidate,
+    blueprint: Blueprint,
+    fence: int,
+    roster: Roster,
+    facts: RunFacts,
+    limits: GrowthConfig,
+) -> tuple[GraftPlan, bytes]:
+    """The plan to attach a candidate to its fork, and the weights that are drawn for it.
+
+    Raises:
+        SeedBuildFailed: the module could not be built.
+    """
+    return plan_seed(
+        candidate,
+        roster.specs[candidate.slot],
+        blueprint,
+        run_id=facts.run_id,
+        generation=facts.generation,
+        command_id=command.command_id,
+        run_seed=facts.run_seed,
+        fence=fence,
+        step=facts.fence_steps[fence],
+        ordinal=roster.next_ordinal(candidate.slot),
+        blend=BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=limits.probe_ramp_steps),
+        warmup_steps=limits.probe_warmup_steps,
+    )
+
+
+def live_plan(
+    drawn: GraftPlan,
+    seed: SeedRecord,
+    command: Command,
+    fence: int,
+    roster: Roster,
+    facts: RunFacts,
+    limits: GrowthConfig,
+) -> GraftPlan:
+    """The plan for the live host: the same zero-init weights as in the fork, with the command's own ramp.
+
+    Args:
+        drawn: The plan by which the seed was attached to its fork, possibly of an older generation.
+    """
+    return drawn.model_copy(
+        update={
+            **plan_ids(facts, command.command_id),
+            "fence": fence,
+            "start_step": facts.fence_steps[fence],
+            "ordinal": roster.next_ordinal(seed.slot),
+            "blend": command.blend,
+            "isolated": limits.isolate_until != "none",
+            "warmup_steps": limits.warmup_steps,
+        }
+    )
+
+
+def field_report(
+    facts: RunFacts, seed: SeedRecord, outcome: Outcome, reasons: tuple[str, ...], fence: int, now: datetime
+) -> FieldReport:
+    """What came of a seed, as the policy will read it."""
+    judged, step = seed.judged, facts.fence_steps[fence]
+    return FieldReport(
+        report_id=derive_id(facts.run_id, Purpose.REPORT, fence=fence, step=step, slot=seed.seed_id),
+        command_id=seed.command_id,
+        run_id=facts.run_id,
+        generation=facts.generation,
+        seed_id=seed.seed_id,
+        blueprint_id=seed.blueprint_id,
+        slot=seed.slot,
+        outcome=outcome,
+        reasons=reasons,
+        gain=judged.relative_gain if judged is not None else None,
+        z=judged.z if judged is not None else None,
+        pick_gain=seed.result.pick.relative_gain if seed.result is not None else None,
+        window_fences=(seed.germinated_fence, fence),
+        issued_at=now,
+        policy_version=seed.policy_version,
+    )
+
+
+def in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
+    """The same order with the number of another generation, in its plans as well."""
+    plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
+    return order.model_copy(update={"generation": generation, "plans": plans})
+
+
+def joined(left: Answer, right: Answer) -> Answer:
+    """Both answers as one. `order` and `keep_twin` are those of the left one."""
+    return left.model_copy(
+        update={
+            "transitions": left.transitions + right.transitions,
+            "gates": left.gates + right.gates,
+            "plans": left.plans + right.plans,
+            "field_reports": left.field_reports + right.field_reports,
+        }
+    )
