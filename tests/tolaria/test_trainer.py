@@ -377,7 +377,7 @@ def test_a_known_id_with_another_body_is_refused_and_told(
     [
         ({"run_id": "another"}, "another run's"),
         ({"generation": 2}, "another generation's"),
-        ({"weights_digest": "0" * 64}, "weights are not those digested"),
+        ({"weights_digest": "0" * 64}, "weights not given"),
         ({"slot": "nowhere"}, "target not in the host"),
         ({"slot": "head"}, "slot not known"),
         ({"command_id": ""}, "command id missing"),
