@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.state import actors as actor_table
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
-from ray.job_config import JobConfig
 
+from actors import ray_private
+from actors.heads import Heads
 from actors.process_output import LastWords
 from actors.ray_errors import unwrapped
 from actors.remote import LOOK_EVERY_S
@@ -36,7 +35,6 @@ from actors.witness import Witness
 from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed
 from esper.ground.closing import Closing, noted_on
-from esper.ground.machine import is_alive
 from esper.user_code.import_paths import ROOT, is_installed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
@@ -45,44 +43,16 @@ CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
 `watch` says how it goes, `ctl` takes what cannot wait, `save` waits for a checkpoint.
 """
 
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "0",
-    "RAY_worker_niceness": "0",  # by default 15: any other program on the machine would starve the trainer
-}
-
-
 THREADS = "OMP_NUM_THREADS"
 """Environment variable: how many threads a process computes with."""
 
 LEFTOVERS_END_WITHIN_S = 2.0
-WAIT_S = 0.1
-"""Between two questions whether the raylet is up."""
 STUCK_AFTER_S = 40.0
 """Ray itself ends the process 60 s after its server was last heard of."""
 
 
 RAY = "ray"
 """Role of Ray's own processes in errors."""
-HEADS = ("gcs_server", "raylet")
-"""Processes of Ray without which nothing goes on."""
-
-
-class OwnPath(JobConfig):
-    """Workers find esper where this process found it, whatever lies in the working directory.
-
-    Ray puts the working directory and the script's folder in front of every worker's import path, where a project's
-    own `actors` would be found in place of ours. What the task imports comes later: see `actors.task_transport`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(_py_driver_sys_path=[] if is_installed(ROOT) else [str(ROOT)])
-
-    def _runtime_env_has_working_dir(self) -> bool:
-        """Ray adds neither folder then, and asks this for nothing else."""
-        return True
 
 
 class EmbeddedRay(Closing):
@@ -105,11 +75,12 @@ class EmbeddedRay(Closing):
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
         self._before = {
-            name: os.environ.get(name) for name in (*ENVIRONMENT, *actor_environment(threads), "RAY_AUTH_TOKEN")
+            name: os.environ.get(name)
+            for name in (*ray_private.ENVIRONMENT, *actor_environment(threads), ray_private.TOKEN)
         }
-        self._heads: dict[str, int] = {}
+        self._heads = Heads()
         self._ended = threading.Event()
-        self._printing = ray._private.worker.print_to_stdstream
+        self._printing = ray_private.printing()
         sweep(TEMPORARY, SHARED_MEMORY)
         try:
             self.folder = make_place("ray", TEMPORARY)
@@ -126,26 +97,26 @@ class EmbeddedRay(Closing):
             raise PlacementUnavailable("ray", f"it did not start: {type(error).__name__}: {error}") from error
 
     def _start(self, slots: int, threads: int, deadline_s: float) -> None:
-        os.environ.update({**ENVIRONMENT, **actor_environment(threads)})
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        _read_environment_again()
-        begin = functools.partial(
-            ray.init,
-            address="local",
-            num_cpus=slots,
-            namespace=f"esper-{secrets.token_hex(8)}",
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(self.folder / "ray"),  # open to everybody, as Ray makes it; the folder around it is not
-            job_config=OwnPath(),
-        )
-        with _without_rays_handler(), _as_patient_as(deadline_s, self.folder):
-            start(begin, lambda: _end_users_of(self.folder), deadline_s, self._ended)
-        started = ray._private.worker._global_node.all_processes  # type: ignore[attr-defined]  # a Node by now
-        self._heads = {name: info[0].process.pid for name, info in started.items() if name in HEADS}
+        os.environ.update({**ray_private.ENVIRONMENT, **actor_environment(threads)})
+        os.environ[ray_private.TOKEN] = secrets.token_hex(32)
+        ray_private.read_environment_again()
+        begin = functools.partial(self._begin, slots, time.monotonic() + deadline_s)
+        start(begin, lambda: _end_users_of(self.folder), deadline_s, self._ended, self._heads.gone)
         threading.Thread(target=self._speak_for_the_stuck, name="ray-watch", daemon=True).start()
-        ray._private.worker.print_to_stdstream = _logged  # log_to_driver=False leaves the raylet's own words
+        ray_private.set_printing(_logged)
+
+    def _begin(self, slots: int, limit_s: float) -> None:
+        with ray_private.guarded_start(self._heads, limit_s):
+            ray.init(
+                address="local",
+                num_cpus=slots,
+                namespace=f"esper-{secrets.token_hex(8)}",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                job_config=ray_private.OwnPath([] if is_installed(ROOT) else [str(ROOT)]),
+                **ray_private.place_of(self.folder / "ray"),  # open to everybody; the folder around it is not
+            )
 
     def close(self) -> None:
         """End every process of this Ray and remove its folder. May be called twice."""
@@ -161,14 +132,14 @@ class EmbeddedRay(Closing):
 
     def _put_back(self) -> None:
         """Leave this process as it was: a Ray that its owner starts next is none of ours."""
-        ray._private.worker.print_to_stdstream = self._printing
+        ray_private.set_printing(self._printing)
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         self._before = {}
-        _read_environment_again()
+        ray_private.read_environment_again()
 
     def _speak_for_the_stuck(self) -> None:
         """Say why and leave if a process of Ray has died and a call into Ray does not return.
@@ -176,15 +147,13 @@ class EmbeddedRay(Closing):
         Ray would end this process without a word, a minute after its server is gone.
         """
         while not self._ended.wait(LOOK_EVERY_S):
-            gone = [f"{name} (process {process})" for name, process in self._heads.items() if not is_alive(process)]
-            if gone and not self._ended.wait(STUCK_AFTER_S):
-                self._witness.leave(f"{gone[0]} of Ray has ended, and a call into Ray does not come back")
+            if (gone := self._heads.gone()) and not self._ended.wait(STUCK_AFTER_S):
+                self._witness.leave(f"{gone}, and a call into Ray does not come back")
 
     def check(self) -> None:
         """Raises: ActorLost: a process of Ray itself is gone, and with it all hope of an answer."""
-        for name, process in self._heads.items():
-            if not is_alive(process):
-                raise ActorLost(RAY, f"{name} (process {process}) has ended")
+        if gone := self._heads.gone():
+            raise ActorLost(RAY, gone)
 
 
 def _end_users_of(folder: Path) -> None:
@@ -206,10 +175,8 @@ def _processes() -> list[int]:
     ]
 
 
-def _uses(pid: int, folder: Path, program: bytes = b"") -> bool:
+def _uses(pid: int, folder: Path) -> bool:
     """A process of our session that names the folder in its command line, or has a file in it open.
-
-    With `program` its command line has that, too.
 
     Ray's agents do the one until they do the other: they give themselves a title once their logs are open, and their
     standard output is a pipe then.
@@ -218,10 +185,7 @@ def _uses(pid: int, folder: Path, program: bytes = b"") -> bool:
     try:
         if os.getsid(pid) != os.getsid(0):
             return False
-        line = (place / "cmdline").read_bytes()
-        if program not in line:
-            return False
-        return os.fsencode(folder) in line or any(
+        return os.fsencode(folder) in (place / "cmdline").read_bytes() or any(
             _opened(link).is_relative_to(folder) for link in (place / "fd").iterdir()
         )
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is somebody else's
@@ -234,39 +198,6 @@ def _opened(link: Path) -> Path:
         return Path(os.readlink(link))
     except FileNotFoundError:
         return Path()
-
-
-@contextmanager
-def _without_rays_handler() -> Iterator[None]:
-    """Ray's own for SIGTERM would leave by `sys.exit`, with nothing said."""
-    theirs = ray._private.utils.set_sigterm_handler
-    ray._private.utils.set_sigterm_handler = lambda _: None
-    try:
-        yield
-    finally:
-        ray._private.utils.set_sigterm_handler = theirs
-
-
-@contextmanager
-def _as_patient_as(deadline_s: float, folder: Path) -> Iterator[None]:
-    """Have Ray wait for its raylet until our deadline, as long as the raylet lives; Ray's own limit is fixed, 30 s."""
-    ask: Any = ray._private.services.get_node  # Any: Ray leaves it untyped
-    limit_s = time.monotonic() + deadline_s
-
-    def wait(*which: Any) -> Any:  # Any: Ray's
-        while True:
-            try:
-                return ask(*which)
-            except RuntimeError:  # the raylet has not told its server of itself yet
-                if time.monotonic() > limit_s or not any(_uses(pid, folder, b"/raylet/raylet") for pid in _processes()):
-                    raise
-                time.sleep(WAIT_S)
-
-    ray._private.services.get_node = wait
-    try:
-        yield
-    finally:
-        ray._private.services.get_node = ask
 
 
 @contextmanager
@@ -291,12 +222,6 @@ def _logged(data: Mapping[str, Any], ignore_prefix: bool) -> None:
     del ignore_prefix
     for line in data["lines"]:
         logging.getLogger("esper.ray").info(line)
-
-
-def _read_environment_again() -> None:
-    """Ray reads its environment when it is imported, which was before we said what it shall be."""
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def actor_environment(threads: int) -> dict[str, str]:
@@ -363,8 +288,7 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
     """Why an actor was not up in time: for lack of room, or because its process is slow."""
     there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     late = f"{spec.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
-    told: Any = actor_table(actor._actor_id.hex())  # Any: Ray leaves it untyped
-    if pid := told["Pid"]:
+    if pid := ray_private.record_of(actor)["Pid"]:
         return StartDeadlineExceeded(spec.role, f"{late}: process {pid} loads esper and the task, or hangs in it")
     if all(free.get(name, 0.0) >= amount for name, amount in (("CPU", spec.cpus), ("GPU", spec.gpus))):
         return StartDeadlineExceeded(spec.role, f"{late}: there is room, and Ray has begun no process for it yet")
@@ -374,8 +298,7 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
 def _last_words(told: str) -> str:
     """What a process wrote that died before we knew it; Ray names it in what it tells of the death."""
     pid = re.search(r"^\s*pid: (\d+)$", told, re.MULTILINE)
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]  # a Node by now
-    return LastWords.in_folder(logs, int(pid[1])).read() if pid is not None else ""
+    return LastWords.in_folder(ray_private.folder_of_logs(), int(pid[1])).read() if pid is not None else ""
 
 
 def _asked(spec: ActorSpec) -> str:

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import ray
-from ray._private.state import actors as actor_table
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors.process_output import LastWords
 from actors.ray_errors import loss_of, unwrapped
+from actors.ray_private import record_of
 from actors.shell import ActorSpec, Envelope, Reply, Shell
 from esper.errors import ActorDoubtful, ActorLost, CallDeadlineExceeded, EsperError
 from esper.ground.machine import process_began
@@ -208,7 +208,7 @@ class Remote:
 
     def died_at(self) -> float | None:
         """Unix time at which Ray saw the actor's process end; None: it has not."""
-        told: Any = actor_table(self.process.actor._actor_id.hex())  # Any: Ray leaves it untyped
+        told = record_of(self.process.actor)
         return told["EndTime"] / 1000 if told.get("EndTime") else None
 
     def check(self) -> None:

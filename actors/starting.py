@@ -1,7 +1,7 @@
-"""Runs Ray's own start in a thread, so that signals and a deadline can end it. It starts nothing else.
+"""Runs Ray's own start in a thread, so that signals, a deadline and a death can end it. It starts nothing else.
 
 Ray's start may block for minutes where it cannot succeed: without a loopback device it waits for a server that it
-cannot reach.
+cannot reach, and after a death of its control store for an answer that nobody gives.
 """
 
 from __future__ import annotations
@@ -20,42 +20,65 @@ from esper.flow.stopping import SAME_REQUEST_S
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that ask a run to end."""
 GIVE_UP_WITHIN_S = 2.0
+THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
 
 
-def start(begin: Callable[[], object], give_up: Callable[[], None], deadline_s: float, ended: threading.Event) -> None:
+def start(
+    begin: Callable[[], object],
+    give_up: Callable[[], None],
+    deadline_s: float,
+    ended: threading.Event,
+    gone: Callable[[], str] = lambda: "",
+) -> None:
     """Call `begin` in a thread and return when it has.
 
     One signal that asks for an end is answered afterwards, by the handlers that were there before: a start that is
-    interrupted leaves processes behind. A second one, or the deadline, ends the start.
+    interrupted leaves processes behind. A second one, the deadline, or the death of a process ends the start.
 
     Args:
         give_up: Ends the processes that were started; `begin` fails then, or its thread is left to itself.
         ended: Set once those processes are no longer needed: the system ends them together with the thread.
+        gone: Says which process has ended without which `begin` cannot succeed; "" if none has.
 
     Raises:
         StartDeadlineExceeded: the start was not done in time.
-        PlacementUnavailable: a second signal came, and no handler ended the process.
+        PlacementUnavailable: such a process ended; a second signal came, and no handler ended the process; or an
+            earlier start was given up, and its thread has not ended.
         Exception: what `begin` raised.
     """
+    _refuse_a_second_one()
     done: Future[None] = Future()
-    limit_s, late, again = time.monotonic() + deadline_s, False, False
+    limit_s, late, again, lost = time.monotonic() + deadline_s, False, False, ""
     with _held_back() as came:  # before the thread: no signal may come between
-        threading.Thread(target=_fill, args=(done, begin, ended), name="ray-start", daemon=True).start()
+        threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True).start()
         while not done.done():
             wait([done], timeout=LOOK_EVERY_S)
             late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_REQUEST_S
-            if late or again:
+            lost = gone()
+            if late or again or lost:
                 give_up()
                 wait([done], timeout=GIVE_UP_WITHIN_S)
                 break
-    failure = done.exception() if done.done() else None  # its processes were ended, if it was late or interrupted
+    failure = done.exception() if done.done() else None  # its processes were ended, if it was given up
+    if lost:
+        raise PlacementUnavailable("ray", f"{lost} while Ray started; its other processes were ended") from failure
     if late:
         why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
         raise StartDeadlineExceeded("ray", why) from failure
     if again:
         raise PlacementUnavailable("ray", "it was interrupted; its processes were ended") from failure
     done.result()
+
+
+def _refuse_a_second_one() -> None:
+    """Raise where the thread of an earlier start is still in Ray's code: two starts at once would end this process."""
+    for thread in threading.enumerate():
+        if thread.name == THREAD:
+            thread.join(GIVE_UP_WITHIN_S)  # that of a Ray which was just closed ends at once
+            if thread.is_alive():
+                mend = "an earlier start of Ray in this process was given up and has not ended; use a new process"
+                raise PlacementUnavailable("ray", mend)
 
 
 def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Event) -> None:

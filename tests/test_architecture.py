@@ -11,6 +11,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from ray_names import private_names, underscored
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples", "tools"})
@@ -223,6 +224,40 @@ def test_every_folder_of_a_room_is_a_package() -> None:
 def test_no_two_files_have_one_name() -> None:
     counted = Counter(module.name.rpartition(".")[2] for module in TREE if not module.is_package)
     assert {name for name, times in counted.items() if times > 1} <= {"settings", "cli"}
+
+
+def files_of_ray() -> Iterator[Path]:
+    """Every source file but the one that may name what Ray does not promise, and its test."""
+    for folder in ("esper", "actors", "drills", "tests", "benchmarks"):
+        yield from (path for path in sorted((ROOT / folder).rglob("*.py")) if "ray_private" not in path.name)
+
+
+def test_what_ray_does_not_promise_is_named_in_one_file() -> None:
+    marked = underscored((ROOT / "actors" / "ray_private.py").read_text()) - {"_private"}
+    named = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in files_of_ray()
+        if path != Path(__file__)
+        for name in private_names(ast.parse(path.read_text(encoding="utf-8")), marked)
+    }
+    assert {"_raylet", "_global_node", "_actor_id", "_temp_dir"} <= marked
+    assert named == set()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from ray._raylet import ActorID",
+        "import ray._private.worker",
+        "import ray\nray._private.worker.print_to_stdstream = None",
+        "from ray.actor import ActorHandle\nActorHandle._remote()",
+        "def f(actor): return actor._actor_id",
+        "ray.init(_temp_dir='here')",
+        "os.environ['RAY_worker_niceness'] = '0'",
+    ],
+)
+def test_planted_name_that_ray_does_not_promise_is_found(source: str) -> None:
+    assert private_names(ast.parse(source), {"_actor_id", "_temp_dir"})
 
 
 def test_tests_are_no_package() -> None:

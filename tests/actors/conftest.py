@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +46,13 @@ def settings_of_this_process() -> Iterator[None]:
 def embedded() -> Iterator[EmbeddedRay]:
     with EmbeddedRay(slots=8) as ray:
         yield ray
+
+
+@pytest.fixture
+def head() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with its input, or with the test."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process
 
 
 @pytest.fixture

@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
-import ray
 
-from actors import embedded_ray, starting, temporary_folders
+from actors import starting, temporary_folders
+from actors.heads import Heads
 from actors.starting import start
 from actors.temporary_folders import make_place, sweep
 from actors.witness import ENDED
@@ -79,31 +77,25 @@ def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
     assert {*heard} == {first, signal.SIGINT}  # two that wait at once are handled in the order of their numbers
 
 
-@pytest.mark.parametrize("lives", [True, False])
-def test_ray_waits_for_its_raylet_as_long_as_the_raylet_lives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
-) -> None:
-    asked, services = list[str](), cast("Any", ray._private.services)
+def test_a_start_ends_at_once_with_the_death_of_a_process_that_it_needs(head: subprocess.Popen[bytes]) -> None:
+    stuck, heads = Stuck(), Heads()
+    heads.add("log_monitor", 1)
+    heads.add("raylet", head.pid)
+    heads.check()
+    head.communicate(b"\n")
+    with pytest.raises(PlacementUnavailable, match=f"^ray: raylet .process {head.pid}. has ended while Ray started"):
+        start(stuck.begin, stuck.given_up.set, 3600.0, stuck.ended, heads.gone)
+    assert stuck.given_up.is_set()
 
-    def get_node(address: str) -> str:
-        asked.append(address)
-        if len(asked) < 3:
-            raise RuntimeError("no such node yet")
-        return "the node"
 
-    monkeypatch.setattr(services, "get_node", get_node)
-    command = [sys.executable, "-c", "print('up', flush=True); input()", f"{tmp_path}/raylet/raylet"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as raylet:
-        assert raylet.stdout is not None
-        assert raylet.stdout.readline() == b"up\n"
-        if not lives:
-            raylet.communicate(b"\n")
-        with embedded_ray._as_patient_as(3600.0, tmp_path), nullcontext() if lives else pytest.raises(RuntimeError):
-            assert services.get_node("here") == "the node"
-        if lives:
-            raylet.communicate(b"\n")
-    assert len(asked) == (3 if lives else 1)
-    assert services.get_node is get_node
+def test_no_start_begins_while_one_that_was_given_up_is_in_rays_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "GIVE_UP_WITHIN_S", 0.1)
+    stuck = Stuck()
+    with pytest.raises(StartDeadlineExceeded):
+        start(stuck.begin, lambda: None, 0.1, stuck.ended)
+    with pytest.raises(PlacementUnavailable, match="was given up and has not ended; use a new process"):
+        start(lambda: None, lambda: None, 3600.0, threading.Event())
+    stuck.given_up.set()
 
 
 def test_the_thread_of_a_start_stays_for_as_long_as_its_processes_are_needed() -> None:
