@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from esper import resume, run
+from esper.archive import identity
 from esper.archive.history import Past, read_past
 from esper.archive.journal import Journal, RecordKind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
@@ -269,7 +270,7 @@ def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
     task, reference = load_task(f"{tmp_path}/scaled.py:task")
     run(task, tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False), reference=reference)
     astray = Proof(0, 0, 32, Divergence("loss", 1, 0, 1.0, 2.0))
-    monkeypatch.setattr(replay, "text_hash", lambda: 5)
+    monkeypatch.setattr(identity, "text_hash", lambda: 5)
     assert prove(tmp_path / "run", Quiet()).divergence is None
     with monkeypatch.context() as later:
         later.setattr(replay, "compare", lambda *_: astray)

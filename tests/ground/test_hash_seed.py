@@ -13,11 +13,10 @@ from torch import Tensor
 
 from actors.embedded_ray import actor_environment
 from esper import resume, run
-from esper.archive import resuming
+from esper.archive import identity, resuming
 from esper.archive.history import read_past
 from esper.archive.run_directory import telemetry_folder
 from esper.errors import ConfigError, Drained, TaskError
-from esper.flow import runner
 from esper.flow.result import Result
 from esper.ground import hash_seed
 from esper.task import Task
@@ -61,13 +60,13 @@ def test_actors_have_the_order_of_their_driver(monkeypatch: pytest.MonkeyPatch) 
 def test_a_fixed_seed_that_differs_from_the_runs_is_refused_with_the_one_to_set(
     undisturbed: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    identity = read_past(Path(undisturbed.run_dir)).identity.model_copy(update={"hash_seed": 3})
+    began = read_past(Path(undisturbed.run_dir)).identity.model_copy(update={"hash_seed": 3})
     for same in (None, 3):
         monkeypatch.setattr(resuming, "hash_seed", lambda same=same: same)
-        resuming.check_versions(Path(), identity)
+        resuming.check_versions(Path(), began)
     monkeypatch.setattr(resuming, "hash_seed", lambda: 0)
     with pytest.raises(ConfigError, match=r"^PYTHONHASHSEED = 0: .* start this command with PYTHONHASHSEED=3$"):
-        resuming.check_versions(Path(), identity)
+        resuming.check_versions(Path(), began)
 
 
 class Summing(TinyHost):
@@ -95,7 +94,7 @@ def test_a_random_order_that_matters_is_refused_and_one_that_does_not_is_said(
     with pytest.raises(Drained):
         run(short(model), config, drain=(watch := StopAt(1)).drain, progress=watch)
     monkeypatch.setattr(Summing, "order", Summing.order[::-1])
-    monkeypatch.setattr(runner, "text_hash", lambda: 5)
+    monkeypatch.setattr(identity, "text_hash", lambda: 5)
     if model is Summing:
         with pytest.raises(TaskError, match="a set of texts has another order here"):
             resume(path, short(model))
