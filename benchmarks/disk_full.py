@@ -1,8 +1,8 @@
 """From the first write that a full disk refuses to the end of the process, in one process and on actors.
 
 Each repetition is another size of the disk, from 4 KiB up, under another store of the run; as many are tried in one
-process as on actors. The lines of the table in docs/durability.md go to standard error, each with the load of the
-machine after its run. That such a run ends typed and is resumed to the same bits is shown by
+process as on actors. A line of each run goes to standard error, with the load of the machine after it; figures of one
+day are in docs/durability.md. That such a run ends typed and is resumed to the same bits is shown by
 tests/durable/test_full_disk.py, whose kit this file uses. It mounts tmpfs in a namespace of its own, so it needs the
 right to. A repetition took about 80 s on two busy cores; `--repetitions 20` tries every size.
 """
