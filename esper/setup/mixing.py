@@ -6,6 +6,7 @@ the other half move, the network mixes samples: by statistics of the batch, or b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 
 SHARE = 1e-3
 """Movement of a sample, as a share of that of the changed samples, that counts as none."""
-ROUNDINGS = 8
-"""So many roundings of the coarsest type in use count as no movement, too: a kernel that gathers samples, as in a
-mixture of experts, rounds otherwise when it gathers others."""
-SHOWN = 10
+ROUNDINGS, LEAST = 2, 1e-6
+"""Movement that counts as none, too: so many roundings of the coarsest type in use, at least this share of the size. A
+kernel that gathers samples, as in a mixture of experts, rounds otherwise when it gathers others."""
+SHOWN = 50
 """Changed samples must move by so many times the movement that counts as none; else nothing was shown."""
+INPUTS = 100
+"""A module is named if the kept samples move by so many times more in its output than in its inputs."""
 _KEY = 0x0DD_BA7C4
 
 
@@ -60,11 +63,20 @@ class Rows:
         """Samples in `kept`, booleans [B], moved although only the others were changed. None: nothing was shown."""
         if len(self.values) != len(kept) or len(after.values) != len(kept):
             return None
-        shift, none = (after.values - self.values).abs(), ROUNDINGS * rounding * self.size
+        shift, none = (after.values - self.values).abs(), max(ROUNDINGS * rounding, LEAST) * self.size
         moved, changed = float(shift[kept].max()), float(shift[~kept].max())
         if moved > max(none, SHARE * changed):
             return True
         return False if changed > SHOWN * none else None
+
+    def shift(self, after: Rows, kept: Tensor) -> float:
+        """The largest movement of a sample in `kept`, as a share of the size.
+
+        Infinite for a tensor without a row per sample that has moved at all: its samples may be mixed.
+        """
+        if len(self.values) == len(after.values) == len(kept):
+            return float((after.values - self.values).abs()[kept].max()) / max(self.size, LEAST)
+        return 0.0 if torch.equal(self.values, after.values) else math.inf
 
 
 def find_mixing(prospect: Prospect, trainer: Trainer, batch: Any) -> Mixing:  # Any: as the task's collate makes it
@@ -185,20 +197,10 @@ class _Call:
 
     def mixes(self, other: _Call, kept: Tensor, rounding: float) -> bool:
         """The same call beside one with other content shows that this module mixes samples."""
-        return (
-            bool(self.given)
-            and not any(_may_be_mixed(*pair, kept, rounding) for pair in zip(self.given, other.given, strict=False))
-            and any(
-                one.verdict(after, kept, rounding) for one, after in zip(self.returned, other.returned, strict=False)
-            )
-        )
-
-
-def _may_be_mixed(one: Rows, other: Rows, kept: Tensor, rounding: float) -> bool:
-    """A tensor without a row per sample that moved may be mixed already."""
-    if len(one.values) == len(other.values) == len(kept):
-        return one.verdict(other, kept, rounding) is True
-    return not torch.equal(one.values, other.values)
+        given = list(zip(self.given, other.given, strict=False))
+        returned = list(zip(self.returned, other.returned, strict=False))
+        mixed = [one.shift(after, kept) for one, after in returned if one.verdict(after, kept, rounding)]
+        return bool(given and mixed) and max(one.shift(after, kept) for one, after in given) < max(mixed) / INPUTS
 
 
 @contextmanager

@@ -104,13 +104,19 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class InBfloat16(nn.Linear):
-    """A layer whose roundings depend on all samples."""
+    """A layer in lower precision, with a change of what it returns."""
 
-    def __init__(self) -> None:
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__(8, 8, dtype=torch.bfloat16)
+        self.change = change
 
     def forward(self, x: Tensor) -> Tensor:
-        return rounded(super().forward(x.bfloat16())).float()
+        return self.change(super().forward(x.bfloat16())).float()
+
+
+def rounded_otherwise(x: Tensor) -> Tensor:
+    """x, where entries are larger by a rounding if a digit of the sum over all samples is odd."""
+    return torch.where((16 * x.float().sum(0)).floor() % 2 > 0, x * (1 + torch.finfo(x.dtype).eps), x)
 
 
 MIXING: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], str]] = {
@@ -123,6 +129,7 @@ MIXING: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor], str
     "pairs": (Pairs, same, "extra (Pairs)"),
     "no running statistics": (lambda: nn.BatchNorm1d(8, track_running_stats=False), same, "extra (BatchNorm1d)"),
     "training in evaluation": (lambda: Outer(nn.ReLU(), AlwaysTraining(8)), same, "extra.1 (AlwaysTraining)"),
+    "mean in bfloat16": (lambda: InBfloat16(lambda x: x - x.mean(0)), same, "the model (With)"),
     "behind zeros": (lambda: nn.Sequential(Pairs(), Zero()), same, "extra.0 (Pairs)"),
 }
 APART: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
@@ -131,7 +138,7 @@ APART: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
     "time first": (TimeFirst, same),
     "experts": (Experts, same),
     "rounding": (nn.Identity, rounded),
-    "rounding in bfloat16": (InBfloat16, same),
+    "rounding in bfloat16": (lambda: InBfloat16(rounded_otherwise), same),
     "draws in evaluation": (nn.Identity, lambda x: x + torch.randn_like(x)),
     "zeros": (Zero, same),
 }
