@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 
 from ray.actor import ActorHandle
 
-from actors.embedded_ray import RAY, await_ready, end, spawn, uninterrupted
+from actors.actor_process import await_ready, end, spawn
+from actors.embedded_ray import RAY
+from actors.end_signals import uninterrupted
 from actors.remote import Remote
 from actors.shell import ActorSpec, Shell
 from actors.supervision import Life, Supervisor

@@ -10,8 +10,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from actors.desk import CONDUCTOR
-from actors.embedded_ray import EmbeddedRay, uninterrupted
+from actors.embedded_ray import EmbeddedRay
 from actors.emergency_inbox import ConductorInbox, emergency_word
+from actors.end_signals import uninterrupted
 from actors.ray_crew import RayCrew
 from actors.room_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
 from actors.run_actors import RunActors, actor_roles, manager_names

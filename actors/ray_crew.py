@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import ray
 
 from actors.actor_start import ActorStart
-from actors.embedded_ray import uninterrupted
+from actors.end_signals import uninterrupted
 from actors.remote import Remote
 from actors.remote_incubator import RemoteNursery
 from actors.room_handles import emergency_handle

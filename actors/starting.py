@@ -6,19 +6,15 @@ cannot reach, and after a death of its control store for an answer that nobody g
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from types import FrameType
 
+from actors.end_signals import held_back
 from esper.errors import PlacementUnavailable, StartDeadlineExceeded
 from esper.flow.stopping import SAME_REQUEST_S
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a run to end."""
 GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
@@ -50,7 +46,7 @@ def start(
     _refuse_a_second_one()
     done: Future[None] = Future()
     limit_s, late, again, lost = time.monotonic() + deadline_s, False, False, ""
-    with _held_back() as came:  # before the thread: no signal may come between
+    with held_back() as came:  # before the thread: no signal may come between
         threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True).start()
         while not done.done():
             wait([done], timeout=LOOK_EVERY_S)
@@ -89,28 +85,3 @@ def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Even
     else:
         done.set_result(None)
         ended.wait()  # Ray has its processes die with their parent, which is a thread to the system
-
-
-@contextmanager
-def _held_back() -> Iterator[list[tuple[int, float]]]:
-    """Within the block, signals that ask for an end are recorded with their times; its end raises them again.
-
-    Only the main thread has handlers.
-    """
-    came: list[tuple[int, float]] = []
-
-    def keep(number: int, frame: FrameType | None) -> None:
-        del frame
-        came.append((number, time.monotonic()))
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {number: signal.signal(number, keep) for number in ENDING}
-    try:
-        yield came
-    finally:
-        for ending, handler in before.items():
-            signal.signal(ending, handler)
-    for number, _ in came:
-        signal.raise_signal(number)

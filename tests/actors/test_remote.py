@@ -26,7 +26,8 @@ from ray.exceptions import (
     UnserializableException,
 )
 
-from actors.embedded_ray import EmbeddedRay, await_ready, spawn
+from actors.actor_process import await_ready, spawn
+from actors.embedded_ray import EmbeddedRay
 from actors.ray_errors import unwrapped
 from actors.remote import Patience, Remote
 from actors.shell import ActorSpec, Reply

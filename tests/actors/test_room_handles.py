@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from actors.actor_process import CONCURRENCY_GROUPS
 from actors.desk import EmergencyDesk, EmergencyPort
-from actors.embedded_ray import CONCURRENCY_GROUPS
 from actors.hosted_rooms import ForkHouse, HostHouse
 from actors.remote_fork import RemoteFork
 from actors.room_handles import (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from actors import starting, temporary_folders
+from actors import end_signals, starting, temporary_folders
 from actors.heads import Heads
 from actors.starting import start
 from actors.temporary_folders import make_place, sweep
@@ -57,7 +57,7 @@ def test_a_second_signal_ends_a_start_and_the_first_is_answered_then(
 ) -> None:
     monkeypatch.setattr(starting, "SAME_REQUEST_S", 0.0)
     heard, stuck = list[int](), Stuck()
-    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in starting.ENDING}
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in end_signals.ENDING}
 
     def ask() -> None:
         stuck.began.wait()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from actors.embedded_ray import actor_environment
+from actors.actor_process import actor_environment
 from esper import resume, run
 from esper.archive import identity, resuming
 from esper.archive.history import read_past

@@ -1,0 +1,123 @@
+"""Begins the process of one actor, and waits until it is up. Ray must be up. It restarts nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayError
+
+from actors import ray_private
+from actors.process_output import LastWords
+from actors.ray_errors import unwrapped
+from actors.remote import LOOK_EVERY_S
+from actors.shell import ActorSpec, Shell
+from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
+from esper.ground import hash_seed
+
+CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
+"""Threads of every actor beside its working thread: name -> number.
+
+`watch` answers how much work is done, `ctl` takes messages that cannot wait, `save` waits for a checkpoint.
+"""
+
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable: the number of threads with which a process computes."""
+
+
+def actor_environment(threads: int) -> dict[str, str]:
+    """Environment variables that decide the bits of an actor's results and are read when its process starts."""
+    return {THREADS: str(threads), hash_seed.VARIABLE: str(hash_seed.seed_for_actors())}
+
+
+def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
+    """Begin to start an actor. `await_ready` follows. Ray neither restarts the actor nor repeats a call of it.
+
+    Args:
+        attempt: Number of this start in the actor's generation, from 1. It is in the actor's name, because Ray keeps
+            the name of a dead actor for seconds.
+    """
+    made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
+    # Ray's processes inherit the environment of this one. With another one, each would import Ray twice.
+    other = {name: value for name, value in actor_environment(spec.threads).items() if os.environ.get(name) != value}
+    environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
+    handle: ActorHandle[Shell] = made.options(
+        name=f"{spec.name}-g{spec.generation}-{spec.run_id[:8]}" + (f"-{attempt}" if attempt > 1 else ""),
+        num_cpus=spec.cpus,
+        num_gpus=spec.gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        **environment,
+    ).remote(spec)
+    return handle
+
+
+def await_ready(
+    spec: ActorSpec,
+    actor: ActorHandle[Shell],
+    began_s: float,
+    deadline_s: float,
+    look: Callable[[], None] = lambda: None,
+) -> int:
+    """Wait until an actor is up. Returns its process id.
+
+    Args:
+        began_s: Monotonic time at which the first actor of the run began to start; `deadline_s` counts from there.
+        look: Called while the actor is awaited; raises if it cannot come up any more.
+
+    Raises:
+        EsperError: what the actor's constructor raised.
+        ActorLost: its process died.
+        PlacementUnavailable: Ray had no room for it until the deadline.
+        StartDeadlineExceeded: Ray had room, and the actor was not up in time.
+    """
+    try:
+        answer: Any = actor.pid.remote()  # Any: Ray types it loosely
+        limit_s = began_s + deadline_s
+        while ray.wait([answer], timeout=LOOK_EVERY_S)[1] and time.monotonic() < limit_s:
+            look()
+        pid: int = ray.get(answer, timeout=max(0.0, limit_s - time.monotonic()))
+    except GetTimeoutError as error:
+        raise _not_up(spec, actor, deadline_s) from error
+    except RayError as error:
+        found = unwrapped(error, spec.role, spec.name)
+        if isinstance(found, ActorLost) and (words := _last_words(str(error))):
+            found.add_note(f"{spec.name} wrote last:\n{words}")
+        raise found from found.__cause__
+    return pid
+
+
+def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> PlacementUnavailable:
+    """The error for an actor that was not up in time: there is no room, or its process is slow."""
+    there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
+    late = f"{spec.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
+    if pid := ray_private.record_of(actor)["Pid"]:
+        return StartDeadlineExceeded(spec.role, f"{late}: process {pid} loads esper and the task, or hangs in it")
+    if all(free.get(name, 0.0) >= amount for name, amount in (("CPU", spec.cpus), ("GPU", spec.gpus))):
+        return StartDeadlineExceeded(spec.role, f"{late}: there is room, and Ray has begun no process for it yet")
+    return PlacementUnavailable(spec.role, f"{late}: no room; asked: {_asked(spec)}; there: {_room(there, free)}")
+
+
+def _last_words(message: str) -> str:
+    """The last output of a process that died before its id was known; Ray's message about the death has the id."""
+    pid = re.search(r"^\s*pid: (\d+)$", message, re.MULTILINE)
+    return LastWords.in_folder(ray_private.folder_of_logs(), int(pid[1])).read() if pid is not None else ""
+
+
+def _asked(spec: ActorSpec) -> str:
+    return f"CPU {spec.cpus:g}" + (f", GPU {spec.gpus:g}" if spec.gpus else "")
+
+
+def _room(there: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """Ray's resources of the kinds that actors ask for, in all and free."""
+    return ", ".join(f"{name} {there.get(name, 0.0):g} ({free.get(name, 0.0):g} free)" for name in ("CPU", "GPU"))
+
+
+def end(actor: ActorHandle[Shell]) -> None:
+    """Have Ray kill an actor's process, also inside a C call. Does not wait for its end."""
+    ray.kill(actor)
