@@ -311,7 +311,8 @@ def test_a_blueprint_that_cannot_be_written_down_is_refused_with_the_reason(user
     registry = Registry()
     registry.add(Blueprint("hers", (Kind.NC,), 0.1, users.mlp))
     registry.add(BLUEPRINTS.get("mlp"))
-    with pytest.raises(ConfigError, match=r"esper\.kasmina\.blueprints\.nc and her_blueprints both define 'mlp'; rename yours"):
+    mend = r"esper\.kasmina\.blueprints\.nc and her_blueprints both define 'mlp'; rename yours"
+    with pytest.raises(ConfigError, match=mend):
         written([plan(spec, 0, "mlp"), plan(spec, 1, "hers")], [spec], registry)
     for factory, told in (
         (lambda _: nn.Linear(8, 8), r"blueprint = 'hers': .* is no function at the top of a module; make it one"),
