@@ -1,1 +1,3 @@
-"""Tolaria trains: steps, rounds, losses, forks. It never changes a seed's stage."""
+"""The training room: the host and its seeds, their optimizers, data and losses, snapshots and checkpoints. It applies
+plans and never changes a seed's stage.
+"""

@@ -1,7 +1,8 @@
-"""The optimizers of one host: the task's own for the host, and one of its own for each seed.
+"""The optimizers and schedulers of one host: the task's optimizer for the host, and a separate one for each seed.
 
-A seed gets a separate optimizer of the task's kind, so that the host's moments and its scheduler never notice that
-the network grew, and a culled seed takes its state with it (docs/adr/0003-one-optimizer-per-seed.md).
+A seed's optimizer is made by the task's factory as well. Because it is separate, growth changes neither the moments nor
+the scheduler of the host's optimizer, and a culled seed's state is deleted with the seed
+(docs/adr/0003-one-optimizer-per-seed.md).
 """
 
 from __future__ import annotations
@@ -20,30 +21,31 @@ from esper.task import Task
 from esper.user_code.their_code import their_code
 
 FLOOR = 0.1
-"""Share of the peak rate that a seed's schedule ends with."""
+"""Final learning rate of a seed's schedule, as a share of its peak."""
 
 
 def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
-    """A seed's learning rate at an optimizer step of the run, as a share of its peak.
+    """Return a seed's learning rate at optimizer step `step` of the run, as a share of its peak.
 
-    Linear warm-up over `warmup` steps from `start`, cosine from there to `FLOOR` at the run's end.
+    It is the product of a linear warm-up over `warmup` steps from `start` and a cosine from 1 at `start` to `FLOOR` at
+    the run's last step.
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a restart per seed: docs/growth.md.
     """
     age = step - start
-    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, as alpha is
+    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, like alpha
     course = age / max(1, total - start)
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 
 
 def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> float:
-    """The highest learning rate that the task's scheduler reaches, over the one that its optimizer is made with.
+    """Return the highest rate that the task's scheduler reaches, divided by the rate that the optimizer is made with.
 
-    A scheduler may give the rate its meaning: an optimizer made with 1.0 under a factor that never passes 0.002, or
-    one whose rate is to rise 25-fold. A seed's own peak follows it.
+    The rate that the optimizer is made with may not be the rate of training: a scheduler may multiply a rate of 1.0 by
+    at most 0.002, or raise a small rate 25-fold. The peak rate of a seed is scaled by the same share.
 
     Args:
-        parameters: The host's; the optimizer is made over stand-ins for them.
+        parameters: The host's parameters. The optimizer is made over copies of them.
 
     Raises:
         TaskError: see `build_optimizer` and `build_scheduler`.
@@ -54,7 +56,7 @@ def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
     if scheduler is None:
         return 1.0
     highest = float(optimizer.param_groups[0]["lr"])
-    optimizer.step()  # torch warns of a scheduler that steps first; there are no gradients
+    optimizer.step()  # torch warns if the scheduler steps first; without gradients it changes nothing
     for _ in range(total_steps - 1):
         with their_code("task.scheduler", "scheduler.step"):
             scheduler.step()
@@ -65,18 +67,19 @@ def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
 def reschedule(
     task: Task, parameters: Sequence[nn.Parameter], optimizer: Optimizer, scheduler: LRScheduler, step: int, total: int
 ) -> None:
-    """Bring an optimizer's rates and its scheduler to where the schedule of a run of `total` steps is at `step`.
+    """Set an optimizer's hyperparameters and its scheduler to step `step` of the schedule for a run of `total` steps.
 
-    A schedule may have its length in its state, so that it cannot be stretched: a fresh one is led up to here.
+    The state of a scheduler may contain its length, so it cannot be changed to another length. Instead, a new scheduler
+    is stepped `step` times and its state is copied.
 
     Args:
-        parameters: What the optimizer was made over. None has a gradient.
+        parameters: Parameters of the optimizer, without gradients.
     """
     fresh = build_optimizer(task, parameters)
     course = build_scheduler(task, fresh, total)
     assert course is not None, "the task has no schedule"
     for _ in range(step):
-        fresh.step()  # without gradients it moves nothing
+        fresh.step()  # without gradients it changes no parameter
         course.step()
     scheduler.load_state_dict(course.state_dict())
     for group, there in zip(optimizer.param_groups, fresh.param_groups, strict=True):
@@ -84,7 +87,10 @@ def reschedule(
 
 
 class SeedOptimizer:
-    """The optimizer of one seed with its own warm-up and cosine."""
+    """The optimizer of one seed, with the seed's warm-up and cosine schedule; see `seed_rate`.
+
+    `peak` multiplies the rates that the task's factory sets; see `peak_share`.
+    """
 
     def __init__(
         self,
@@ -100,7 +106,7 @@ class SeedOptimizer:
         self.start, self._total, self._warmup = start, total, warmup
 
     def step(self, step: int) -> None:
-        """One update at optimizer step `step` of the run."""
+        """Set the learning rates for optimizer step `step` of the run and update the seed's parameters."""
         share = seed_rate(step, self.start, self._total, self._warmup)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * share
@@ -108,13 +114,14 @@ class SeedOptimizer:
 
 
 def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer:
-    """The task's optimizer over some parameters.
+    """Make the task's optimizer over some parameters.
 
     Raises:
-        TaskError: the factory gave something else, or one that steps in another way.
+        TaskError: there is no parameter; or the factory did not return an optimizer, or returned one whose `step` needs
+            arguments, that holds other parameters, or that has a group without a learning rate.
     """
     if not parameters:
-        raise TaskError("task.model", "no trainable parameter", "leave requires_grad on for what shall be trained")
+        raise TaskError("task.model", "no trainable parameter", "leave requires_grad on for the parameters to train")
     with their_code("task.optimizer", "the optimizer factory"):
         optimizer = task.optimizer(list(parameters))
     name = type(optimizer).__name__
@@ -135,10 +142,11 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
 
 
 def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
-    """The task's scheduler of an optimizer, for a run of so many steps; None: it has none.
+    """Make the task's scheduler for an optimizer and a run of `total_steps` steps. None if the task has no scheduler.
 
     Raises:
-        TaskError: the factory gave something else, or one that steps on something other than optimizer steps.
+        TaskError: the factory did not return a torch scheduler, or returned a `ReduceLROnPlateau`, which steps on a
+            measured value.
     """
     if task.scheduler is None:
         return None
@@ -150,15 +158,15 @@ def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRSch
 
 
 def stand_ins(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Copies for an optimizer that is tried out: some take only parameters of certain shapes."""
+    """Return copies of parameters for trying an optimizer. Shapes are equal: some optimizers refuse certain shapes."""
     return [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, a scalar on the first one's device.
+    """Return the Euclidean norm of all gradients together, a scalar on the device of the first gradient.
 
-    For gradients of one type it is to the bit `torch.nn.utils.get_total_norm`, whose grouping by device and type
-    costs a small host 2 % of its step.
+    For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. That function groups by
+    device and dtype, which costs 2 % of the step of a small host.
     """
     norms = torch._foreach_norm(gradients)
     total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))

@@ -1,4 +1,4 @@
-"""Snapshots as plain values that a weights-only load reads, and back. It refuses what would not come back the same."""
+"""Converts snapshots to plain values for a weights-only load, and back. Refuses values that this would alter."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _PLANS: dict[str, type[GraftPlan | JoinPlan | RemovePlan]] = {
 _SNAPSHOT = "host_snapshot"
 
 
-# -- what may be kept --------------------------------------------------------------------------------------------
+# -- plain values ------------------------------------------------------------------------------------------------
 
 
-def foreign(value: Any, at: str = "") -> str | None:  # Any: it is what is asked
-    """Where in a nesting something stands that is not plain, and its type; None if all of it is.
+def foreign(value: Any, at: str = "") -> str | None:  # Any: the values that are checked
+    """Return the place and the type of the first value in a nesting that is not plain. None if all are plain.
 
-    Plain are numbers, text, None and dense tensors, in dicts, lists and tuples; of their types exactly, because a
-    subclass would come back as its base or not at all.
+    Plain values are numbers, text, None and dense tensors, in dicts, lists and tuples. Their types must match exactly:
+    a subclass would be loaded as its base class or not at all.
     """
     if type(value) in _SCALARS:
         return None
@@ -45,35 +45,35 @@ def foreign(value: Any, at: str = "") -> str | None:  # Any: it is what is asked
         return None if dense else f"{at or '.'}: {type(value).__name__}, {value.layout}"
     if type(value) in _DICTS:
         keys = (foreign(key, f"{at}.{key}") for key in value)
-        return next((found for found in keys if found), None) or _first(value.items(), at)
+        return next((found for found in keys if found), None) or _first_foreign(value.items(), at)
     if type(value) in (list, tuple):
-        return _first(enumerate(value), at)
+        return _first_foreign(enumerate(value), at)
     return f"{at or '.'}: {type(value).__module__}.{type(value).__qualname__}"
 
 
-def _first(items: Any, at: str) -> str | None:  # Any: an iterable of pairs
+def _first_foreign(items: Any, at: str) -> str | None:  # Any: an iterable of pairs
     return next((found for key, item in items if (found := foreign(item, f"{at}.{key}"))), None)
 
 
-def check_plain(field: str, state: Any, source: str = "its state_dict") -> None:  # Any: what a `state_dict` gave
-    """Let a state pass that a checkpoint can hold.
+def check_plain(field: str, state: Any, source: str = "its state_dict") -> None:  # Any: the result of a `state_dict`
+    """Refuse a state that a checkpoint cannot store.
 
     Args:
-        field: What is to blame: `task.optimizer`, say.
-        source: What returned the state.
+        field: Field of the task that the error names, such as `task.optimizer`.
+        source: Name of the function that returned the state, for the message.
 
     Raises:
-        TaskError: something in it is not plain; it is named with its place.
+        TaskError: a value in it is not plain; the message names its place.
     """
     if found := foreign(state):
         raise TaskError(field, found, f"{source} may hold numbers, text and tensors in dicts, lists and tuples only")
 
 
 def check_own_state(snapshot: HostSnapshot) -> None:
-    """Let the state pass that modules and data sets keep by themselves.
+    """Refuse states of modules and data sets (`get_extra_state`, `state_dict`) that a checkpoint cannot store.
 
     Raises:
-        TaskError: something in it is not plain; it is named with its place.
+        TaskError: a value in it is not plain; the message names its place.
     """
     for path, state in snapshot.modules.items():
         check_plain("task.model", state, f"get_extra_state of {path or 'the model'}")
@@ -82,10 +82,12 @@ def check_own_state(snapshot: HostSnapshot) -> None:
 
 
 def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> None:
-    """Refuse a task whose optimizer or scheduler could not be kept in a checkpoint, seen after one step of it.
+    """Refuse a task whose optimizer or scheduler has a state that a checkpoint cannot store.
+
+    The states are checked after one step, which creates the moments.
 
     Args:
-        parameters: The host's; the step is made on stand-ins for them.
+        parameters: The host's parameters. The step changes copies of them.
 
     Raises:
         TaskError: see `check_plain`, `build_optimizer` and `build_scheduler`.
@@ -108,10 +110,10 @@ def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
 
 
 def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
-    """The snapshot as plain values. Its tensors are the snapshot's own; only the weights of plans are copied.
+    """Return the snapshot as plain values. They share the snapshot's tensors; only the weights of plans are copied.
 
     Raises:
-        TaskError: the state of an optimizer or of the scheduler is not plain.
+        TaskError: the state of an optimizer, the scheduler, a module or a data set is not plain.
     """
     for state in (snapshot.optimizer, snapshot.seed_optimizers):
         check_plain("task.optimizer", state)
@@ -140,10 +142,10 @@ def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
-    """The snapshot that `to_plain` was given. Its tensors are those of `plain`.
+    """Return the snapshot whose plain form is `plain`; the inverse of `to_plain`. It shares the tensors of `plain`.
 
     Raises:
-        StoreCorrupt: the values are not such a snapshot's.
+        StoreCorrupt: the values are not the plain form of a snapshot.
     """
     try:
         blobs = [tensor.numpy().tobytes() for tensor in plain["weights"]]
@@ -156,19 +158,21 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
         if not all(isinstance(plan, GraftPlan) for plan in topology):
             raise ValueError("a topology holds grafts only")
         return HostSnapshot(
-            step=_of(int, plain["step"]),
-            fence=_of(int, plain["fence"]),
-            total_steps=_of(int, plain["total_steps"]),
+            step=_typed(int, plain["step"]),
+            fence=_typed(int, plain["fence"]),
+            total_steps=_typed(int, plain["total_steps"]),
             topology=tuple(plan for plan in topology if isinstance(plan, GraftPlan)),
             tensors=_tensors_of(plain["tensors"]),
-            optimizer=_of(dict, plain["optimizer"]),
-            scheduler=None if plain["scheduler"] is None else _of(dict, plain["scheduler"]),
-            seed_optimizers={_of(str, name): _of(dict, one) for name, one in plain["seed_optimizers"].items()},
+            optimizer=_typed(dict, plain["optimizer"]),
+            scheduler=None if plain["scheduler"] is None else _typed(dict, plain["scheduler"]),
+            seed_optimizers={_typed(str, name): _typed(dict, one) for name, one in plain["seed_optimizers"].items()},
             best_round=None if plain["best_round"] is None else _finite(plain["best_round"]),
             receipts={(plan.command_id, plan.seed_id): (plan, receipt) for plan, receipt in applied},
-            leaks={_of(str, name): tuple(_of(str, one) for one in names) for name, names in plain["leaks"].items()},
-            modules=_added(plain, "modules"),
-            data=_added(plain, "data"),
+            leaks={
+                _typed(str, name): tuple(_typed(str, one) for one in names) for name, names in plain["leaks"].items()
+            },
+            modules=_later_part(plain, "modules"),
+            data=_later_part(plain, "data"),
             weights=dict(zip(digests, blobs, strict=True)),
         )
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -176,7 +180,7 @@ def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
 
 
 def topology_digest(topology: Sequence[GraftPlan]) -> str:
-    """SHA-256, in hex, over what is grafted and how, in graft order; ids and generations are no part of it."""
+    """Return the SHA-256, in hex, of the grafts in graft order, without ids, generations, fences and weights."""
     unnamed = {"command_id", "run_id", "generation", "seed_id", "fence", "weights"}
     digest = hashlib.sha256()
     for plan in topology:
@@ -185,19 +189,19 @@ def topology_digest(topology: Sequence[GraftPlan]) -> str:
 
 
 def _digests(snapshot: HostSnapshot) -> list[str]:
-    """Digests of the weights of all grafts in a snapshot, each once, in the order in which they are written."""
+    """Return the digests of the weights of all grafts in a snapshot, without duplicates, in the order of the file."""
     plans = (*snapshot.topology, *(plan for plan, _ in snapshot.receipts.values()))
     return list(dict.fromkeys(plan.weights_digest for plan in plans if isinstance(plan, GraftPlan)))
 
 
 def _plain_plan(plan: HostPlan, digests: Sequence[str]) -> dict[str, Any]:
-    """A plan as JSON, and the number of its weights among all weights."""
+    """Return a plan as JSON, with the index of its weights in the list of all weights (None if it has no weights)."""
     number = digests.index(plan.weights_digest) if isinstance(plan, GraftPlan) else None
     return {"kind": type(plan).__name__, "json": plan.model_dump_json(), "weights": number}
 
 
 def _plan_of(plain: Mapping[str, Any], digests: Sequence[str]) -> HostPlan:
-    """The plan that `_plain_plan` was given. Raises: ValueError: its weights have another digest than it says."""
+    """Invert `_plain_plan`. Raises: ValueError: the weights do not have the digest in the plan."""
     plan: HostPlan = _PLANS[plain["kind"]].model_validate_json(plain["json"])
     if isinstance(plan, GraftPlan) and digests[plain["weights"]] != plan.weights_digest:
         raise ValueError(f"weights of seed {plan.seed_id} are not those digested as {plan.weights_digest}")
@@ -208,35 +212,35 @@ def _as_tensor(blob: bytes) -> Tensor:
     return torch.from_numpy(np.frombuffer(blob, np.uint8).copy())
 
 
-def _of(kind: type, value: Any) -> Any:  # Any: whatever was in the file
+def _typed(kind: type, value: Any) -> Any:  # Any: a value from the file
     if type(value) is not kind:
         raise TypeError(f"{type(value).__name__} where {kind.__name__} belongs")
     return value
 
 
-def _finite(value: Any) -> float:  # Any: whatever was in the file
-    if not math.isfinite(number := _of(float, value)):
+def _finite(value: Any) -> float:  # Any: a value from the file
+    if not math.isfinite(number := _typed(float, value)):
         raise ValueError(f"{number} where a finite number belongs")
     return float(number)
 
 
-def _added(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A part that checkpoints of the first versions lack: nothing of its kind was kept then."""
-    return {_of(str, key): one for key, one in _of(dict, plain[name]).items()} if name in plain else {}
+def _later_part(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of the plain form that the first versions did not store. Empty if it is absent."""
+    return {_typed(str, key): one for key, one in _typed(dict, plain[name]).items()} if name in plain else {}
 
 
-def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: whatever was in the file
-    tensors = {_of(str, name): tensor for name, tensor in _of(dict, value).items()}
+def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: a value from the file
+    tensors = {_typed(str, name): tensor for name, tensor in _typed(dict, value).items()}
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise TypeError("a tensor's place holds something else")
     return tensors
 
 
-# -- what stands beside a snapshot -------------------------------------------------------------------------------
+# -- the nursery: values and snapshots stored beside the host ----------------------------------------------------
 
 
 def plain_nursery(nursery: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
-    """Named values as plain ones; a `HostSnapshot` among them (the twin, an incubation's origin) in its plain form."""
+    """Return named values in plain form. Each `HostSnapshot` (the twin, an incubation's origin) is converted."""
     found = {}
     for name, value in nursery.items():
         if isinstance(value, HostSnapshot):
@@ -248,10 +252,10 @@ def plain_nursery(nursery: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain v
 
 
 def nursery_of(plain: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
-    """What `plain_nursery` was given.
+    """Return the named values whose plain form is `plain`; the inverse of `plain_nursery`.
 
     Raises:
-        StoreCorrupt: a snapshot among them is none.
+        StoreCorrupt: the plain form of a snapshot is invalid.
     """
     return {name: from_plain(one[_SNAPSHOT]) if _is_snapshot(one) else one for name, one in plain.items()}
 

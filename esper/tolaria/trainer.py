@@ -1,7 +1,7 @@
 """The trainer: one host, its seeds and their optimizers, step by step. It applies plans; it never makes one.
 
-The live host, every fork of a tournament and the twin are the same class: what a fork does to a snapshot is to the
-bit what the live host would have done.
+The live host, every fork of a tournament and the twin are instances of the same class: a fork that starts from a
+snapshot computes the same bits as the live host would have computed from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from esper.tolaria.dependencies import check_plan
 from esper.tolaria.guard import check_finite
 from esper.tolaria.host_modules import check_modules
 from esper.tolaria.host_state import GrownHost
-from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # part of what is made here
+from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # re-exported: an argument of `Trainer`
 from esper.tolaria.loss import batch_loss, sample_loss
 from esper.tolaria.measuring import check_measures, losses_of, means_over
 from esper.tolaria.modes import begin_training
@@ -46,17 +46,17 @@ from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
 
 MOST_SKIPPED = 100
-"""Training batches in which a slot may be skipped, one after the other, before it counts as never called: a slot that
-is skipped in 9 of 10 forwards is missed with a chance below 1e-4."""
+"""Number of consecutive training batches that may skip a slot before it counts as never called. A slot that 9 of 10
+forwards skip at random is called in at least one of them with a probability above 1 - 1e-4."""
 
 
 def never() -> bool:
-    """No halt: for a trainer that nobody can stop from outside."""
+    """Return False: the `halted` of a trainer that no emergency can stop."""
     return False
 
 
 class Trainer(GrownHost):
-    """One host in training. Steps are numbered from 0 over the whole run; step s is the s-th update."""
+    """One host in training. Optimizer steps are numbered from 0 over the whole run; `step` is the next number."""
 
     def __init__(
         self,
@@ -73,26 +73,27 @@ class Trainer(GrownHost):
         self._sample_loss: Loss = sample_loss(task)
         self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
-        """Ends at this fence; for fault points."""
+        """Fence at which the present round ends; only for fault points. None before the first round."""
         self._unkept: Unkept | None = None
-        """None: nobody watches what no checkpoint keeps; see `watch`."""
+        """Finds changes of state that no checkpoint stores. None until `watch` is called."""
 
     def watch(self, changing: Changing) -> None:
-        """From now on every fence refuses what changed and no checkpoint keeps. To be called before the first step.
+        """Refuse at every later fence a change of state that no checkpoint stores. Call it before the first step.
 
         Args:
-            changing: What the survey's own steps changed.
+            changing: Attributes that the survey's steps changed; changes of these are allowed.
         """
         self._unkept = Unkept(self._task, self._data, self, changing)
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def run_round(self, fence: int, last_step: int) -> TrainingState:
-        """Train up to step `last_step`, which ends at fence `fence`, and say what was measured.
+        """Train until `last_step` steps of the run are done, where fence `fence` lies, and return the measured values.
 
         Raises:
             DivergenceUnrecoverable: a loss or gradient was not finite.
-            StateNotKept: something that no checkpoint keeps changed for the first time.
+            StateNotKept: state that no checkpoint stores changed for the first time.
+            EmergencyStop: an emergency stops the run.
         """
         faults.point("tolaria.round", round=fence, step=self.step)
         self._round = fence
@@ -115,15 +116,15 @@ class Trainer(GrownHost):
         return self._state(fence, mean, tuple(losses), max(norms), best)
 
     def first_step_at(self) -> float | None:
-        """Unix time at which the first step since it was made or restored was done; None: none was yet."""
+        """Return the Unix time at the end of the first step since construction or restore. None before that step."""
         return self._first_step_at
 
     def untrained(self) -> TrainingState:
-        """The state at fence 0, where no round has been measured."""
+        """Return the training state at fence 0, without measured values."""
         return self._state(0, None, (), None, None)
 
     def train_to(self, step: int) -> tuple[float, ...]:
-        """Train up to optimizer step `step` of the run; returns the loss of each step."""
+        """Train until `step` steps of the run are done. Returns the loss of each step. Ends at no fence."""
         self._set_mode(training=True)
         losses = []
         while self.step < step:
@@ -135,7 +136,7 @@ class Trainer(GrownHost):
         """Return unless an emergency stops the run.
 
         Raises:
-            EmergencyStop: it does.
+            EmergencyStop: an emergency has stopped the run.
         """
         if self._halted():
             raise EmergencyStop("", "", self.step)
@@ -150,11 +151,11 @@ class Trainer(GrownHost):
         try:
             return self._update()
         except Exception as error:
-            with span("esper step", role=self._settings.role, step=self.step):  # a step that fails is always recorded
+            with span("esper step", role=self._settings.role, step=self.step):  # a failed step always gets a span
                 raise error
 
     def _update(self) -> tuple[float, float]:
-        """One optimizer step. Returns the loss and the global gradient norm before clipping."""
+        """Take one optimizer step. Returns the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
         audited = self._audit_is_due()
@@ -187,7 +188,7 @@ class Trainer(GrownHost):
 
     def _audit_is_due(self) -> bool:
         if not self._isolated.keys() <= self._leaks.keys():
-            return True  # one of them was never audited
+            return True  # an isolated seed was never audited
         return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
 
     def _load(self, batch: Any) -> tuple[Any, Any]:
@@ -198,7 +199,7 @@ class Trainer(GrownHost):
         return call_model(self._task, self.host, inputs)
 
     def _audit(self) -> None:
-        """The fence's gate culls a seed for what is found here; the step itself is harmless."""
+        """Record which seeds reach host parameters. The gate at the next fence culls them; the step continues."""
         seen = self._editor.watched()
         found = self._audited()
         for seed_id, leaves in found.items():
@@ -206,12 +207,16 @@ class Trainer(GrownHost):
         self._leaks = {**dict.fromkeys(seen, ()), **self._leaks, **found}
 
     def _audited(self) -> dict[str, tuple[str, ...]]:
-        """Audit every isolated seed of the last forward pass; what those can reach that violate their isolation."""
+        """Audit every isolated seed of the last forward pass.
+
+        Returns:
+            Seed id -> host parameters that its gradient reaches, only for seeds that violate their isolation.
+        """
         found: dict[str, tuple[str, ...]] = {}
         while True:
             try:
                 self._editor.audit()
-            except IsolationViolation as violation:  # its branch is done with: the next call audits those after it
+            except IsolationViolation as violation:  # the next call continues with the seeds after this one
                 found[violation.seed_id] = violation.leaves
             else:
                 return found
@@ -219,26 +224,26 @@ class Trainer(GrownHost):
     # -- measuring -----------------------------------------------------------------------------------------------
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Each sample's share of the loss of this fence's slice of a shard; the loss is their mean."""
+        """Return the share of each sample in the loss of a fence's slice of a shard. Their mean is that loss."""
         part: Slice = self._data.slice(shard, fence)
         with self._evaluating():
             where = f"the samples of task.{shard} at fence {fence}"
-            batches = self._seen(self._data.batches_of(part), len(part.indices), where)
+            batches = self._outputs_of(self._data.batches_of(part), len(part.indices), where)
             losses = [losses_of(self._task, self._sample_loss, seen) for seen in batches]
         shares = Weighted.joined(losses).shares()
         return SampleLosses(shard=shard, fence=fence, losses=tuple(shares.tolist()), groups=part.groups)
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """The task's own loss over a whole shard, as "loss", and each of the task's metrics over it."""
+        """Return the task's loss over a whole shard, as "loss", and each of the task's metrics over it, by name."""
         with self._evaluating():
-            batches = self._seen(self._data.whole(shard), len(self._data.shards[shard]), f"task.{shard}")
+            batches = self._outputs_of(self._data.whole(shard), len(self._data.shards[shard]), f"task.{shard}")
             return means_over(batches, self._task, self._sample_loss)
 
     def try_shards(self) -> None:
-        """Measure some batches of every shard: what cannot be measured shows now, not at the end.
+        """Measure a few batches of every shard, so that a faulty loss or metric is refused before training.
 
         Raises:
-            TaskError: the sample losses or a metric are not what they must be.
+            TaskError: the sample losses or a metric have a wrong shape, type or mean; see `check_measures`.
         """
         for name, shard in self._data.shards.items():
             if not len(shard):
@@ -248,33 +253,33 @@ class Trainer(GrownHost):
                 check_measures(self._task, self._sample_loss, name, some, len(shard))
 
     def loss_depends_on_batch(self) -> bool | None:
-        """Whether the loss of a sample depends on the others of its batch; see `depends_on_batch`."""
+        """Return whether the loss of a sample depends on the other samples of its batch; see `depends_on_batch`."""
         if not len(self._data.shards["valid"]):
             return None
         with self._evaluating():
             return depends_on_batch(self._sample_loss, self._look(*next(self._data.tried("valid"))))
 
     def look_evaluating(self, batch: Any, samples: int) -> Seen:
-        """What the network makes of a batch in evaluation mode. What a snapshot keeps is as before afterwards."""
+        """Return the network's outputs for a batch in evaluation mode. The host's state is restored afterwards."""
         beat()
         with self._evaluating():
             return self._look("a batch", samples, batch)
 
     def glance(self, step: int) -> Tensor:
-        """One forward pass in training mode on the batch of an optimizer step; returns its loss.
+        """Run one forward pass in training mode on a training step's batch. Returns its loss.
 
-        Nothing that a snapshot keeps is changed by it.
+        The host's state is restored afterwards.
         """
         beat()
         with torch.no_grad(), self._state_kept():
             inputs, targets = self._load(self._data.batch(step))
             return batch_loss(self._task.loss, self._forward(inputs), targets)
 
-    def glance_evaluating(self, step: int) -> Any:  # Any: what `task.sample_loss` gave
-        """One forward pass in evaluation mode, with every measure of evaluation, on the batch of an optimizer step.
+    def glance_evaluating(self, step: int) -> Any:  # Any: the return value of `task.sample_loss`
+        """Run one forward pass in evaluation mode on a training step's batch, with all metrics and sample losses.
 
         Returns:
-            What `task.sample_loss` gave.
+            The return value of `task.sample_loss`.
         """
         beat()
         with self._evaluating():
@@ -285,7 +290,13 @@ class Trainer(GrownHost):
                 return self._sample_loss(seen.output, seen.target)
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
-        """What the live host shows at a fence of its seeds and its layers; `stages` as they are recorded now."""
+        """Return the evidence on seeds and layers of the live host at a fence, for the policy.
+
+        The counts of seeds start again with this call: see `HostEditor.observations`.
+
+        Args:
+            stages: Seed id -> stage, as recorded now.
+        """
         seeds = tuple(
             seen.model_copy(
                 update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.get(seen.seed_id)}
@@ -295,20 +306,22 @@ class Trainer(GrownHost):
         return HostObservation(fence=fence, registered_layers=tuple(sorted(self._layers())), seeds=seeds)
 
     def _layers(self) -> frozenset[str]:
-        """Paths of the host's modules as they are now: the model's own code may have added or deleted some."""
+        """Return the module paths of the host at this moment. The model's code may have added or deleted modules."""
         return frozenset(name for name, _ in self.host.named_modules(remove_duplicate=False) if name)
 
     @torch.no_grad()
     def activation(self, slot: str) -> Tensor:
-        """The slot's output, seeds included, on the next training batch, in training mode; the host is not changed.
+        """Return the slot's output, seeds included, on the next training batch that calls it, in training mode.
+
+        The host's state is restored afterwards.
 
         Raises:
-            TaskError: the forward did not call the slot.
+            TaskError: `MOST_SKIPPED` batches in a row skipped the slot.
         """
         found: list[Tensor] = []
         step = self.step
         handle = self.host.get_submodule(slot).register_forward_hook(
-            lambda _module, _args, output: found.append(output.clone())  # a later layer may write in place
+            lambda _module, _args, output: found.append(output.clone())  # a later layer may write into it
         )
         try:
             with self._state_kept():
@@ -323,12 +336,12 @@ class Trainer(GrownHost):
         return found[0]
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
-        """Gradients of one seed on the next training batches that reach its slot, without an update.
+        """Measure a seed's gradients on the next `batches` training batches that call its slot, without an update.
 
-        Nothing of them is left afterwards.
+        Gradients are deleted and the host's state is restored afterwards.
 
         Raises:
-            TaskError: no forward called the slot.
+            TaskError: too many batches skipped the slot; see `MOST_SKIPPED`.
         """
         norms, nonfinite = list[float](), 0
         reachable = set[str]()
@@ -345,7 +358,7 @@ class Trainer(GrownHost):
                 loss = batch_loss(self._task.loss, self._forward(inputs), targets)
                 if not calls:
                     continue
-                for found, leaves in self._audited().items():  # evidence for G1, which refuses the seed
+                for found, leaves in self._audited().items():  # evidence for gate G1, which refuses the seed
                     reachable |= set(leaves) if found == seed_id else set()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
@@ -362,16 +375,16 @@ class Trainer(GrownHost):
 
     @contextmanager
     def _state_kept(self) -> Iterator[None]:
-        """Put back what forward passes change: parameters, buffers, and what modules keep themselves.
+        """Restore after the block all that forward passes change: parameters, buffers, and extra states of modules.
 
-        Draws inside begin where training is, and training does not notice them.
+        Inside, stateful data sets continue from their state in training; that state itself is not changed.
         """
         seeds = self._editor.tensors().values()
         with tensors_kept(self.host, seeds), self._data.at(self._data_state), extra_states_kept(self.host):
             yield
 
-    def _next_batch(self) -> Any:  # Any: as the task's collate function makes it
-        """The batch of the present step. Data sets that keep a state go on from it."""
+    def _next_batch(self) -> Any:  # Any: the type that the task's collate function returns
+        """Load the batch of the present step. The new state of stateful data sets is stored for the step after it."""
         with self._data.at(self._data_state):
             batch = self._data.batch(self.step)
             self._data_state = self._data.state()
@@ -379,7 +392,7 @@ class Trainer(GrownHost):
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """In evaluation mode and without gradients. What a snapshot keeps is as before afterwards."""
+        """Run the block in evaluation mode and without gradients. The host's state is restored afterwards."""
         self._set_mode(training=False)
         try:
             with torch.no_grad(), self._state_kept():
@@ -388,8 +401,13 @@ class Trainer(GrownHost):
             self._set_mode(training=True)
         check_process(self._settings.role)
 
-    def _seen(self, batches: Iterator[Any], samples: int, where: str) -> Iterator[Seen]:
-        """What the network makes of each batch of `where`, in the present mode; `samples` in all of them."""
+    def _outputs_of(self, batches: Iterator[Any], samples: int, where: str) -> Iterator[Seen]:
+        """Yield the network's outputs for each batch, in the present mode.
+
+        Args:
+            samples: Number of samples in all batches together.
+            where: Origin of the batches, for messages.
+        """
         for place, batch in enumerate(batches):
             beat()
             size = min(EVALUATION_BATCH, samples - place * EVALUATION_BATCH)
@@ -417,11 +435,11 @@ class Trainer(GrownHost):
     # -- changing the host at a fence ----------------------------------------------------------------------------
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
-        """Apply a plan once; the same plan again gives the stored receipt and has no effect.
+        """Apply a plan. If the same plan was applied before, return its stored receipt without any effect.
 
         Raises:
-            DependencyViolationError: the plan lacks something, or another plan came under the same command and
-                seed. The host is untouched.
+            DependencyViolationError: the plan fails `check_plan`, or a different plan was applied under the same
+                command id and seed id. The host is not changed.
         """
         faults.point("tolaria.apply")
         with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
@@ -454,29 +472,33 @@ class Trainer(GrownHost):
             self._isolated.pop(plan.seed_id, None)
         else:
             self.remove(plan.seed_id)
-            self._best_round = None  # it was measured on a host that is no more
+            self._best_round = None  # it was measured on the host with the seed
 
     def another(self) -> Trainer:
-        """A fresh host that took over this one's state, as one that is restored does.
+        """Build a new host from the task and load this host's snapshot, as a restore does.
 
         Raises:
-            DependencyViolationError: it cannot.
+            DependencyViolationError: the new host cannot load the snapshot.
         """
         fresh = Trainer(self._task, self._settings, self._data, self._make_editor)
         fresh.become(self.snapshot())
         return fresh
 
     def compare_with_unseeded(self, seeds: Mapping[str, str]) -> dict[str, ResetProbe]:
-        """Each removed seed's slot (by seed id) beside the same slot of a host rebuilt without the seed.
+        """Compare the slot of each removed seed with the same slot of a newly built host that never had the seed.
+
+        Args:
+            seeds: Seed id -> slot.
 
         Returns:
-            By seed id: what is left of it here, and whether output, flags and names are equal to the bit.
+            Seed id -> remains of the seed in this host, and whether the slot's output (bit for bit), the
+            `requires_grad` flags and the names are equal.
         """
         fresh = Trainer(self._task, self._settings, self._data, self._make_editor)
         bare_hooks = {slot: len(fresh.host.get_submodule(slot)._forward_hooks) for slot in seeds.values()}
         flags = [p.requires_grad for p in self.host.parameters()] == [p.requires_grad for p in fresh.host.parameters()]
         names = _names(self.host) == _names(fresh.host)
-        if names:  # else it has other tensors and cannot become this one
+        if names:  # with other names it has other tensors and cannot load the snapshot
             fresh.become(self.snapshot())
         grafted = {plan.seed_id: plan.slot for plan in self._editor.topology()}
         found = {}
@@ -494,14 +516,14 @@ class Trainer(GrownHost):
 
 
 def not_called(slot: str, step: int, steps: int) -> TaskError:
-    """The error for a slot that the forwards of `steps` training steps, from `step` on, skipped."""
+    """Return the error for a slot that the forwards of `steps` training batches, from step `step` on, skipped."""
     mend = "a slot may be skipped by chance, but not always; name a module around what is skipped"
     return TaskError(f"slot {slot}", f"not called by the forward of {steps} training batches from step {step} on", mend)
 
 
 @contextmanager
 def calls_of(module: nn.Module) -> Iterator[list[None]]:
-    """A list that grows by an item with each call of the module."""
+    """Yield a list that gets one item for each call of the module."""
     calls: list[None] = []
 
     def count(_module: nn.Module, _args: object, _output: object) -> None:
@@ -515,18 +537,19 @@ def calls_of(module: nn.Module) -> Iterator[list[None]]:
 
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
-    """The model's output for a batch of inputs, by the task's own way of calling it where it has one."""
+    """Return the model's output for a batch of inputs, through `task.input_output` if the task has it."""
     with their_code("task.model", "a forward in training mode" if model.training else "a forward in evaluation mode"):
         return model(inputs) if task.input_output is None else task.input_output(model, inputs)
 
 
 def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
-    """The task's model with weights that follow from the run seed alone, on the device, in training mode.
+    """Build the task's model on the device, in training mode. Its weights depend on the run seed only.
 
-    What its factory froze stays in evaluation mode; see `esper.tolaria.modes`.
+    Submodules that the factory froze stay in evaluation mode; see `esper.tolaria.modes`.
 
     Raises:
-        TaskError: the factory gave no module, or one with state that is no tensor.
+        TaskError: the factory did not return a module, its state dict holds a value that is not a tensor, or
+            `check_modules` refuses it.
     """
     seed_process(run_seed, "model")
     with their_code("task.model", "the model factory"):
@@ -538,7 +561,7 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     state = state_of("task.model", model)
     extra = [name for name, value in state.items() if not isinstance(value, Tensor) and name not in own]
     if extra:
-        mend = "state that is no tensor cannot be kept; make it a buffer, or return it from get_extra_state"
+        mend = "state that is not a tensor cannot be stored; make it a buffer, or return it from get_extra_state"
         raise TaskError("task.model", extra[0], mend)
     model = model.to(device)
     begin_training(model)
@@ -546,6 +569,6 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
 
 
 def _names(host: nn.Module) -> tuple[list[str], list[str], list[str]]:
-    """Of modules, of tensors, and of the state dict: buffers that are not saved are in the second alone."""
+    """Return the names of modules, tensors and state dict entries. Non-persistent buffers are only in the second."""
     tensors = [*dict(host.named_parameters()), *dict(host.named_buffers())]
     return [name for name, _ in host.named_modules()], tensors, list(state_of("task.model", host))
