@@ -1,4 +1,4 @@
-"""Finds out whether the loss of a sample depends on the other samples of its batch. It refuses nothing."""
+"""Measures whether the loss of a sample depends on the other samples of its batch."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from esper.tolaria.loss import sample_losses
 from esper.tolaria.task_metrics import Seen
 
 ROUNDING = 1e-3
-"""Losses that differ by less, as a share of them or of their mean size, count as equal: sums over rows of another
-number are rounded otherwise. In a contrastive loss half of the batch changes each loss by far more."""
+"""Relative tolerance: losses that differ by less, as a share of their value or of the mean absolute loss, count as
+equal. Sums over different numbers of rows are rounded differently. With a contrastive loss, half of the batch changes
+each loss by far more."""
 
 
 def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:
-    """Compare the losses of a batch's samples with those that they have in the two halves of the batch.
+    """Compare the losses of a batch's samples with their losses in the two halves of the batch.
 
-    Contrastive losses differ there: each sample is compared with the others of its batch. Every call gets copies, and
-    the random streams go on as if none had been made.
+    A contrastive loss differs there, because it compares each sample with the others of its batch. Every call of
+    `measure` gets copies, and the random streams are restored afterwards.
 
     Returns:
-        None where this cannot be found out: an output or target has no row per sample, `measure` draws random numbers,
-        or it takes no smaller batch.
+        True if the losses differ. None if the comparison is impossible: the batch has one sample, an output or target
+        does not have one row per sample, or `measure` draws random numbers or fails on half of the batch.
     """
     values = [*tensors(seen.output), *tensors(seen.target)]
     if seen.samples < 2 or any(one.dim() == 0 or len(one) != seen.samples for one in values):
@@ -37,7 +38,7 @@ def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:
 
     try:
         whole = losses(0, seen.samples)
-        if not torch.allclose(whole, losses(0, seen.samples), equal_nan=True):  # it draws random numbers
+        if not torch.allclose(whole, losses(0, seen.samples), equal_nan=True):  # `measure` draws random numbers
             return None
         halves = torch.cat([losses(0, middle), losses(middle, seen.samples)])
     except Exception:

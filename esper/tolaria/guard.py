@@ -1,4 +1,4 @@
-"""Is training still finite? It looks at every step's loss and gradient norm and raises; it mends nothing."""
+"""Stops training when the loss or the gradient norm of a step is infinite or NaN."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from esper.telemetry.metrics import count
 
 
 def check_finite(step: int, loss: float, gradient_norm: float) -> None:
-    """Let a step's update happen only if its loss and gradient are finite.
+    """Refuse a step whose loss or gradient norm is not finite. Call it after the backward pass, before the update.
 
     Raises:
-        DivergenceUnrecoverable: one of them is not; no parameter has been updated by this step.
+        DivergenceUnrecoverable: the loss or the gradient norm is not finite. The step has not updated any parameter.
     """
     for what, value in (("loss", loss), ("gradient_norm", gradient_norm)):
         if not math.isfinite(value):

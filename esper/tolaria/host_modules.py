@@ -1,4 +1,4 @@
-"""Which modules a host may be made of. It looks at a model that was just built and refuses; it changes nothing."""
+"""Refuses models that cannot be trained, copied and grown. The checks do not change the model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from esper.errors import TaskError
 
 
 def check_modules(model: nn.Module) -> None:
-    """Let a model pass that can be trained, copied and grown as it is.
+    """Refuse a newly built model that cannot be trained, copied and grown.
 
     Raises:
-        TaskError: nothing in it can be trained; or a part is lazy, compiled, on no real device, or
-            not dense, or has elements that share memory.
+        TaskError: the model has no trainable parameter; a module is compiled or scripted; or a tensor is lazy, on the
+            meta device, not dense, or has elements that share memory.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise TaskError("task.model", type(model).__name__, "leave requires_grad on for what shall be trained")
+        raise TaskError("task.model", type(model).__name__, "leave requires_grad on for the parameters to train")
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if (fault := _fault(tensor)) is not None:
             raise TaskError("task.model", name, fault)
@@ -36,19 +36,19 @@ def _fault(tensor: Tensor) -> str | None:
         return "it lies on the meta device and has no values; build it on the CPU"
     if tensor.layout is not torch.strided or tensor.is_nested:
         kind = "a nested tensor" if tensor.is_nested else f"a tensor of layout {tensor.layout}"
-        return f"it is {kind}, and only dense ones are kept: register its parts as buffers, build it in the forward"
+        return f"it is {kind}, and a dense one is needed: register its parts as buffers, build it in the forward"
     if has_overlap(tensor):
         return "its elements share memory (expand?); make it contiguous"
     return None
 
 
 def has_overlap(tensor: Tensor) -> bool:
-    """Several of its elements are one in memory, so that it cannot be written to."""
+    """Return whether elements share memory (stride 0, as after `expand`), which makes in-place copies impossible."""
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Let a model pass after a backward pass that has left gradients which can be clipped, summed and kept.
+    """Refuse a model whose gradients, after a backward pass, cannot be clipped and summed.
 
     Raises:
         TaskError: no trainable parameter has a gradient, or one has a sparse gradient.

@@ -1,4 +1,4 @@
-"""Which submodules of a host train and which its task froze: training and evaluation modes, by module path.
+"""Training and evaluation modes of submodules, by module path: sets them, and keeps frozen what the task froze.
 
 A task freezes a layer in two ways: its factory puts the layer into evaluation mode (`model.bn.eval()`), or its model
 overrides `train()` so that the layer never leaves it. Both hold during the whole run.
@@ -11,18 +11,19 @@ from collections.abc import Mapping
 from torch import nn
 
 Modes = Mapping[str, bool]
-"""By module path: True in training mode, False in evaluation mode."""
+"""Module path -> True for training mode, False for evaluation mode."""
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
-    """The present mode of every module; each module once, under its first path."""
+    """Return the present mode of every module. A module with several paths is listed under the first."""
     return {path: module.training for path, module in model.named_modules()}
 
 
 def begin_training(model: nn.Module) -> None:
-    """Put a model that its factory has just made into training mode, except what the factory froze.
+    """Put a model that its factory has just made into training mode, except the modules that the factory froze.
 
-    Evaluation mode in every module is how many loaders of pretrained weights return a model; nothing is frozen then.
+    If every module is in evaluation mode, no module counts as frozen: many loaders of pretrained weights return such
+    models.
     """
     made = modes_of(model)
     model.train()
@@ -32,9 +33,9 @@ def begin_training(model: nn.Module) -> None:
 
 
 def restore_modes(model: nn.Module, modes: Modes) -> None:
-    """Put every module into its mode of `modes`, parents first; `train()` is called only where a mode differs.
+    """Put every module into its mode in `modes`, parents first. `train()` is called only if the mode differs.
 
-    A module that was added since is left as it is.
+    A module that is not in `modes` is not changed.
     """
     for path, module in model.named_modules():
         if path in modes and module.training != modes[path]:
@@ -42,9 +43,9 @@ def restore_modes(model: nn.Module, modes: Modes) -> None:
 
 
 def set_training(model: nn.Module, modes: Modes, *, training: bool) -> None:
-    """Put a model into evaluation mode, or back into the modes that it trains in.
+    """Put a model into evaluation mode, or back into `modes`, its modes in training.
 
-    `model.train()` is always called, because a model may override it (to merge weights, say).
+    `model.train()` is always called, because a model may override it, for example to merge weights.
     """
     model.train(training)
     if training:

@@ -1,4 +1,4 @@
-"""How a run trains: seed, length, threads, device. The task's own values stand where a key is absent."""
+"""The settings of training: seed, length, threads, device. The task's values apply where a key is absent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pydantic import Field
 from esper.leyline.base import Settings
 
 MOST_THREADS = 512
-"""More than any machine has cores. Not the cores of this machine: a run is looked at and resumed on others, too."""
+"""Largest allowed number of torch threads. A fixed bound, not the cores of this machine, because a run may be inspected
+and resumed on another machine."""
 PositiveInt = Annotated[int, Field(ge=1)]
 
 

@@ -1,4 +1,4 @@
-"""Refusals of data that is too little: which share of it, by which setting, and what to give instead. Pure."""
+"""Refuses data sets that are too small for judging, testing or one batch. Each message names the remedies."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from esper.errors import ConfigError, TaskError
 from esper.task import Task
 
 SPLIT_SHARE = 0.1
-"""Share of `train` that becomes each of pick, gate and test where the task does not give it."""
+"""Share of `train` that is split off for each of pick, gate and test, if the task does not give that data set."""
 JUDGING = ("pick", "gate")
-"""Shards on which candidates are judged; without growth nothing is."""
+"""Shards on which candidates are judged. Not used without growth."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Size of a shard, counted as judging counts it."""
+    """Size of a shard, in the independent units of judging."""
 
     count: int
     what: str
-    """"samples", or "groups" where samples are correlated."""
+    """"samples", or "groups" if samples are correlated."""
 
     def __str__(self) -> str:
         return f"{self.count} {self.what}"
 
 
 def split_off(task: Task) -> list[str]:
-    """Names of the shards that are taken from `train`, in the order in which they are taken."""
+    """Return the names of the shards that are split off `train`, in the order of splitting."""
     return [name for name in (*JUDGING, "test") if getattr(task, name) is None]
 
 
@@ -35,12 +35,12 @@ def check_judging(task: Task, judging: Mapping[str, Units], train: Callable[[], 
     """Refuse judging shards below `growth.min_samples`.
 
     Args:
-        judging: Size of pick and of gate.
-        train: Counts the whole of `task.train`, before anything is split off; called only for a message.
-        minimum: `growth.min_samples`; 0 where nothing is judged.
+        judging: Sizes of pick and gate, by name.
+        train: Returns the size of the whole `task.train`, before the split. Called only for a message.
+        minimum: `growth.min_samples`. 0 without growth.
 
     Raises:
-        ConfigError: one of them is too small.
+        ConfigError: pick or gate is too small.
     """
     small = [name for name in JUDGING if judging[name].count < minimum]
     if not small:
@@ -60,7 +60,7 @@ def check_judging(task: Task, judging: Mapping[str, Units], train: Callable[[], 
 
 
 def check_test(test: int, train: Callable[[], Units]) -> None:
-    """Raises: TaskError: the test shard that was split off `train` is empty."""
+    """Refuse an empty test shard. Raises: TaskError: the test shard that was split off `train` is empty."""
     if test == 0:
         whole = train()
         mend = f"a tenth of the {whole} of task.train is less than one; give test=, or at least 10 {whole.what}"
@@ -68,10 +68,11 @@ def check_test(test: int, train: Callable[[], Units]) -> None:
 
 
 def check_batch(task: Task, batch_size: int, epoch_samples: int, left: int) -> None:
-    """Refuse a batch that does not fit into an epoch.
+    """Refuse a batch size that is larger than an epoch.
 
     Args:
-        left: Samples of `train` after other shards were split off.
+        epoch_samples: Samples in an epoch.
+        left: Samples of `train` after the other shards were split off.
 
     Raises:
         ConfigError: `batch_size` is larger than `epoch_samples`.

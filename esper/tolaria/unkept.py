@@ -1,7 +1,7 @@
-"""What a run has and no checkpoint keeps, compared at each fence with what it was before the first step.
+"""Finds state that no checkpoint stores: compares attributes at each fence with their values before the first step.
 
-The survey has refused what its own steps changed (`setup/rehearsal.py`). This finds what changes for the first time
-later: before the fence is committed, so that no checkpoint is written that cannot be restored to the same network.
+The survey refuses state that its own steps change (`setup/rehearsal.py`). This module finds state that changes for the
+first time later. It runs before the fence is committed, so that no checkpoint is written that restores another network.
 """
 
 from __future__ import annotations
@@ -27,28 +27,30 @@ if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
 
 Changing = Mapping[str, frozenset[str]]
-"""By field or module: paths at which the survey's own steps changed something, which it found to be no state."""
+"""Field of the task, or module -> paths that the survey's steps changed and that the survey found not to be state."""
 
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
-"""A data set may hold millions of samples: its first values are read, and pieces of its arrays."""
+"""Limits for reading a data set, which may hold millions of samples: only its first values and parts of its arrays."""
 
 KIND_MEND = "give it its final shape and type in the factory; a table that grows with its input, for the longest input"
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
 GROWING = frozenset({"list", "deque", "full deque", "set"})
-"""Containers that, where copies share them, are taken for logs as long as they only grow."""
+"""Kinds of containers that count as logs, and may change, while they only grow. Only for containers that all networks
+share."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
 def of_parts(parts: Mapping[str, object], changing: Changing) -> dict[str, Held]:
-    """Attributes of a model, its optimizer and its scheduler, without what `state_dict` of the last two returns.
+    """Read the attributes of a model, its optimizer and its scheduler, without the state dicts of the last two.
 
-    Parameters of an optimizer's groups stand under their names.
+    Parameters in an optimizer's groups are represented by their names.
 
     Args:
-        parts: By the field of the task that made them; see `GrownHost.parts`.
+        parts: Field of the task -> object that it made; see `GrownHost.parts`.
+        changing: Paths to leave out.
     """
     model = parts["task.model"]
     assert isinstance(model, nn.Module), "a host is a module"
@@ -69,7 +71,7 @@ def of_parts(parts: Mapping[str, object], changing: Changing) -> dict[str, Held]
 
 
 class Surroundings:
-    """What all networks of a process share: the data sets, the user's modules and classes, the task's functions."""
+    """Objects that all networks of a process share: data sets, the user's modules and classes, the task's functions."""
 
     def __init__(self, task: Task, data: TaskData, kinds: Collection[type] = ()) -> None:
         self._task, self._kinds, self._modules = task, kinds, reached_by(task)
@@ -79,23 +81,23 @@ class Surroundings:
                 self._sets[f"task.{name}"] = shard.samples
 
     def held(self, changing: Changing) -> dict[str, Held]:
-        """What they hold now."""
+        """Read the present values of all of them."""
         return {**self.code(), **self.data(changing)}
 
     def code(self) -> dict[str, Held]:
-        """What functions, classes and modules hold now."""
+        """Read the present values of functions, classes and modules."""
         return shared_by(self._task, self._kinds, self._modules)
 
     def data(self, changing: Changing) -> dict[str, Held]:
-        """What the data sets hold now."""
+        """Read the present values of the data sets."""
         sets = self._sets.items()
         return {field: held_by(one, skip=_at(changing, field), limits=DATA_LIMITS) for field, one in sets}
 
     def check_data(self, before: Mapping[str, Held], changing: Changing) -> None:
-        """Compare the data sets with what they held, apart from what `changing` names.
+        """Compare the data sets with earlier values, except the paths in `changing`.
 
         Raises:
-            TaskError: training or measuring has changed one.
+            TaskError: a data set has changed; it is named with the first changed path.
         """
         for field, paths in suspects_in(before, self.data({}), changing).items():
             why = "drawing many samples changes it and no checkpoint keeps it"
@@ -103,7 +105,7 @@ class Surroundings:
 
 
 def changed_between(before: Mapping[str, Held], after: Mapping[str, Held]) -> Changing:
-    """By field: paths at which something else is held. Fields that only one of the two has are left out."""
+    """Return field -> paths with different values. Fields that only one side has are left out."""
     return {field: frozenset(different(held, after[field])) for field, held in before.items() if field in after}
 
 
@@ -112,25 +114,26 @@ def _at(changing: Changing, field: str) -> frozenset[str]:
 
 
 def joined(*parts: Changing) -> Changing:
-    """All that one of them has."""
+    """Return the union of several mappings of changed paths."""
     fields = {field for part in parts for field in part}
     return {field: frozenset().union(*(_at(part, field) for part in parts)) for field in fields}
 
 
 def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing: Changing) -> dict[str, list[str]]:
-    """By field: paths at which something else is held now, apart from those in `changing`. Every field is in both."""
+    """Return field -> paths with different values, except those in `changing`. Both sides must have the same fields."""
     found = {}
     for field, held in before.items():
         if held != after[field]:
             paths = different(held, after[field])
             if max(len(held), len(after[field])) >= (DATA_LIMITS.values if field in _DATA else MOST):
-                paths = [path for path in paths if path in held and path in after[field]]  # where reading ended
-            found[field] = [path for path in paths if not _is_vetted(path, _at(changing, field))]
-    return {field: _named(paths) for field, paths in found.items() if paths}
+                # values beyond the limit were not read: a path on one side only may be there on the other, too
+                paths = [path for path in paths if path in held and path in after[field]]
+            found[field] = [path for path in paths if not _is_allowed(path, _at(changing, field))]
+    return {field: _without_root(paths) for field, paths in found.items() if paths}
 
 
-def _named(paths: list[str]) -> list[str]:
-    """Without the path of a whole module or object, where the new or missing part of it has a path, too."""
+def _without_root(paths: list[str]) -> list[str]:
+    """Drop the path of the whole object if a part of it has a path, too."""
     return [path for path in paths if path] or paths
 
 
@@ -138,7 +141,7 @@ def _named(paths: list[str]) -> list[str]:
 
 
 class Unkept:
-    """Watches one live host, which has not begun to train."""
+    """Watches one live host for changes of state that no checkpoint stores. Create it before the first step."""
 
     def __init__(self, task: Task, data: TaskData, trainer: Trainer, changing: Changing) -> None:
         self._trainer, self._changing = trainer, dict(changing)
@@ -150,17 +153,18 @@ class Unkept:
         self._first_step = trainer.step
 
     def begin_round(self) -> None:
-        """Read the user's modules. Between rounds a progress display or a policy of hers may change them."""
+        """Read the user's modules again: between rounds, the user's progress display or policy may change them."""
         self._code = self._around.code()
         self._first_step = self._trainer.step
 
     def check(self, fence: int) -> None:
         """Compare everything at the end of a round.
 
-        What the host registers comes first, because without it no snapshot can be loaded.
+        Registered modules and tensors come first: if they changed, `_confirm` could not load a snapshot.
 
         Raises:
-            StateNotKept: something changed that no checkpoint keeps; it is named.
+            StateNotKept: state changed that no checkpoint stores; the error names the first change.
+            EmergencyStop: see `_confirm`.
         """
         for name, mend in rebuilt(self._built, build_of(self._trainer.host)):
             raise StateNotKept("task.model", name, fence, mend)
@@ -171,7 +175,7 @@ class Unkept:
             self._confirm(suspects, fence)
 
     def _shared_changed(self) -> Iterator[tuple[str, str, Held]]:
-        """Field and path of each change, and what the field holds now."""
+        """Yield (field, path, present values of the field) of each change in shared code and data, except in logs."""
         now = self._around.held(self._changing)
         held = {**self._code, **self._data}
         for field, paths in suspects_in(held, now, self._changing).items():
@@ -180,13 +184,15 @@ class Unkept:
             yield from ((field, path, after) for path in paths if not any(_is_within(path, log) for log in logs))
 
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
-        """Let pass what a fresh host has, too, when it took over this one's snapshot: its own code keeps it.
+        """Refuse suspects that differ between this host and a new host that loaded its snapshot.
 
-        So is what is equal again after both have seen the same batches, if their losses were equal on each: a cache.
+        A suspect that is equal in both is stored by the user's own code. A suspect that is a cache becomes equal after
+        both hosts have seen the same batches; it passes if their losses were equal on each of these batches.
 
         Raises:
-            StateNotKept: the rest.
-            EmergencyStop: a signal stops the run; this may take the forward passes of four rounds.
+            StateNotKept: a suspect differs; the first one is named.
+            EmergencyStop: an emergency stops the run. It is checked before each batch, because the comparison may take
+                as long as the forward passes of four rounds.
         """
         try:
             other = self._trainer.another()
@@ -194,12 +200,12 @@ class Unkept:
             field, path = next((field, paths[0]) for field, paths in suspects.items())
             raise _not_kept(field, path, fence, self._parts[field]) from error
         hosts = (self._trainer, other)
-        apart = self._still(suspects, *hosts)
-        for look in self._looks():
+        apart = self._still_different(suspects, *hosts)
+        for look in self._comparisons():
             self._trainer.check_emergency()
             if not any(apart.values()) or held_by(look(hosts[0])) != held_by(look(hosts[1])):
                 break
-            apart = self._still(suspects, *hosts)
+            apart = self._still_different(suspects, *hosts)
         for field, paths in apart.items():
             for path in paths:
                 raise _not_kept(field, path, fence, self._parts[field], of_parts(hosts[0].parts(), {})[field])
@@ -207,18 +213,19 @@ class Unkept:
             self._changing[field] = _at(self._changing, field) | frozenset(paths)
         self._parts = of_parts(self._trainer.parts(), self._changing)
 
-    def _looks(self) -> Iterator[Callable[[Trainer], object]]:
-        """What both hosts see and give losses of: the next batch, as after a resume; those of the round; task.test.
+    def _comparisons(self) -> Iterator[Callable[[Trainer], object]]:
+        """Yield forward passes for both hosts: the next batch, as after a resume; those of the round; task.test.
 
-        Something of the round, or of the evaluation at the start of the run, has changed the attribute. If it comes
-        back when the other host sees that too, and if no batch before told the two apart, then it is a memo of what was
-        seen: a table by length, say.
+        A batch of the round, or of the evaluation at the start of the run, has changed the attribute. If the new host
+        gets the same value from the same batches, and no loss differed before, then the attribute is a cache of seen
+        data, such as a table by length.
         """
         for step in (self._trainer.step, *range(self._first_step, self._trainer.step)):
             yield partial(_glance, step=step)
         yield methodcaller("shard_means", "test")
 
-    def _still(self, suspects: Mapping[str, list[str]], one: Trainer, other: Trainer) -> dict[str, list[str]]:
+    def _still_different(self, suspects: Mapping[str, list[str]], one: Trainer, other: Trainer) -> dict[str, list[str]]:
+        """Return the suspects whose values differ now between two hosts."""
         found = [of_parts(host.parts(), self._changing) for host in (one, other)]
         apart = {field: set(different(found[0][field], found[1][field])) for field in suspects}
         return {field: [path for path in paths if path in apart[field]] for field, paths in suspects.items()}
@@ -230,22 +237,21 @@ def _glance(host: Trainer, step: int) -> tuple[object, object]:
 
 @dataclass(frozen=True)
 class _Registered:
-    """One submodule, parameter or buffer."""
+    """One submodule, parameter or buffer of a model."""
 
     which: object
-    """The module or parameter itself; of a buffer, which may be another tensor after each forward, its shape and type.
-    """
+    """The module or parameter itself. For a buffer, which a forward may replace, its shape and dtype."""
     state: object
-    """Of a module its class, of a parameter whether it is trained."""
+    """For a module, its class. For a parameter, whether it is trained. For a buffer, None."""
     mend: str
-    """What to do if another stands in its place."""
+    """What the user can do if it was replaced; for the error message."""
 
 
 Build = Mapping[str, _Registered]
 
 
 def build_of(model: nn.Module) -> Build:
-    """By path: all that is registered in a model."""
+    """Return path -> module, parameter or buffer that is registered there."""
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -259,7 +265,7 @@ def build_of(model: nn.Module) -> Build:
 
 
 def rebuilt(before: Build, after: Build) -> Iterator[tuple[str, str]]:
-    """Where a model is built in another way now, with what to do about it."""
+    """Yield (path, mend) of each registered object that was added, deleted, replaced, frozen or unfrozen."""
     yield from ((name, FACTORY_MEND) for name in after if name not in before)
     yield from ((name, FACTORY_MEND) for name in before if name not in after)
     for name, one in after.items():
@@ -274,8 +280,8 @@ def _not_kept(field: str, path: str, fence: int, *moments: Held) -> StateNotKept
     return StateNotKept(field, path_in_words(path), fence, mend_of(field, path, *moments))
 
 
-def _is_vetted(path: str, vetted: frozenset[str]) -> bool:
-    """The survey saw the path change, or something that it lies in; modes are set anew before every round."""
+def _is_allowed(path: str, vetted: frozenset[str]) -> bool:
+    """Whether the survey saw the path or an object around it change. Modes may always change: each round sets them."""
     return path.endswith(".training") or path in vetted or any(_is_within(path, other) for other in vetted)
 
 
@@ -284,7 +290,7 @@ def _is_within(path: str, outer: str) -> bool:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """A container of those that copies share, that only grew; or a full deque, which drops an item for each new one."""
+    """Whether a shared container is a log: it only grew, or is a full deque, which drops an item for each new one."""
     if path not in before or after[path].kind not in GROWING:
         return False
     return before[path].length < after[path].length or after[path].kind == "full deque"

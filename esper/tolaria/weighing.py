@@ -1,4 +1,4 @@
-"""The weight of each sample in the mean that a loss returns: with `ignore_index` or class weights they differ."""
+"""Weights of samples in the mean that a loss returns. They differ with `ignore_index` and with class weights."""
 
 from __future__ import annotations
 
@@ -16,33 +16,35 @@ from esper.task import Loss
 
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """Losses of some samples, [B], and the weight of each in the loss of all, [B]."""
+    """Losses of samples, [B], and the weight of each in the joint loss, [B]."""
 
     losses: Tensor
     weights: Tensor
 
     @classmethod
     def joined(cls, parts: Sequence[Weighted]) -> Weighted:
-        """All samples of several batches."""
+        """Concatenate the samples of several batches."""
         return cls(torch.cat([part.losses for part in parts]), torch.cat([part.weights for part in parts]))
 
     @property
     def alike(self) -> bool:
-        """Every sample weighs the same."""
+        """Whether all weights are equal."""
         return bool((self.weights == self.weights[0]).all())
 
     def mean(self) -> float:
-        """The loss of all samples together: `sum(weights * losses) / sum(weights)`; not-a-number if nothing weighs."""
+        """Return the joint loss, `sum(weights * losses) / sum(weights)`. NaN if all weights are 0."""
         if self.alike:
             return float(self.losses.double().mean()) if self.weights[0] > 0 else float("nan")
         weights = self.weights.double()
         return float((weights * self.losses.double()).sum() / weights.sum())
 
     def shares(self) -> Tensor:
-        """Each sample's share of the loss, [B]: their plain mean is the loss of all, so they can be compared in pairs.
+        """Return each sample's share of the joint loss, [B]: `weights * losses / mean(weights)`.
+
+        The unweighted mean of the shares is the joint loss, so paired tests can compare the shares of two networks.
 
         Raises:
-            TaskError: no sample has a weight.
+            TaskError: all weights are 0.
         """
         if self.alike and self.weights[0] > 0:
             return self.losses
@@ -53,19 +55,20 @@ class Weighted:
 
 
 def by_target(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and weights of samples, [B] each, from those of their elements, [B, ...].
+    """Return (losses, weights) of samples, [B] each, from those of their elements, [B, ...].
 
     Args:
-        losses: Of each element, already multiplied by its weight, as torch gives them with `reduction="none"`.
+        losses: Loss of each element, already multiplied by its weight, as torch returns it with `reduction="none"`.
+        weights: Weight of each element. A sample without weight gets the loss 0.
     """
     sums, totals = losses.reshape(len(losses), -1).sum(1), weights.reshape(len(weights), -1).sum(1)
     return torch.where(totals > 0, sums / totals, 0.0), totals
 
 
 def target_weights(loss: Loss, target: object) -> Tensor | None:
-    """The weight that cross entropy and the negative log likelihood give to each target, in the shape of `target`.
+    """Return the weight of each target by cross entropy or negative log likelihood, in the shape of `target`.
 
-    None for other losses, and where no target is ignored and no class has a weight.
+    None for other losses, and if no target is ignored and there are no class weights.
 
     Source: torch.nn.CrossEntropyLoss and NLLLoss, "mean": the sum of the losses over the sum of `weight[target]`,
     both over the targets that are not `ignore_index`.
@@ -81,7 +84,7 @@ def target_weights(loss: Loss, target: object) -> Tensor | None:
 
 
 def _class_weights(loss: Loss) -> tuple[Tensor | None, int] | None:
-    """(class weights, ignore_index) of a loss that has both."""
+    """Return (class weights or None, ignore_index) of a loss that has these settings. None for other losses."""
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         return loss.weight, loss.ignore_index
     given: dict[str, object] = {}
