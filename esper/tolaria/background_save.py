@@ -1,4 +1,4 @@
-"""Writes a checkpoint in the background while training goes on: one at a time. It decides neither when nor what."""
+"""Writes checkpoints in a background thread while training continues, one at a time. The caller decides when."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.snapshot_codec import plain_nursery, to_plain, topology_digest
 
 SYNC_EVERY_BYTES = 256 * 2**20
-"""A slow disk takes seconds for them."""
+"""Bytes between two syncs. A slow disk takes seconds for this amount."""
 WRITE_BACK_EVERY_BYTES = 8 * 2**20
+"""Bytes between two requests to the system to start writing to the disk."""
 
 
 class Saver:
-    """The arena of one host, and the thread that writes what is in it. A save that failed fails whatever comes after.
+    """The memory copy of one host's state, and the thread that writes it. After a failed save, every later method call
+    raises its error.
 
-    Its owner calls from one thread; `saved` alone may come from another.
+    All methods must be called from one thread, except `saved`, which may be called from another.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -37,14 +39,14 @@ class Saver:
 
     @property
     def held(self) -> HeldSnapshot | None:
-        """What is in the arena."""
+        """The state in the arena. None if there is none."""
         return self._arena.held
 
     def keep(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
-        """Copy the state into the arena, after the save in flight, which reads from there.
+        """Wait for the save in flight, which reads the arena, and copy the state into the arena.
 
         Raises:
-            Whatever that save raised; the arena is as it was.
+            Exception: the error of that save. The arena is not changed.
         """
         if self._writing is not None:
             self._writing.result()
@@ -58,49 +60,49 @@ class Saver:
         rooms: Mapping[str, str],
         nursery: Mapping[str, Any],  # Any: see `plain_nursery`
     ) -> None:
-        """Keep the state and begin to write it. Stalls for the copy alone, unless a save is in flight.
+        """Copy the state into the arena and start writing it. Blocks for the copy only, unless a save is in flight.
 
         Raises:
-            Whatever the save before raised; nothing was begun.
+            Exception: the error of the previous save. No write was started.
         """
         held = self.keep(live, generation)
         context, texts, beside = copy_context(), dict(rooms), dict(nursery)
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = executor.submit(context.run, _write, path, self._run_id, held, texts, beside)
-        executor.shutdown(wait=False)  # its one thread ends with its one job
+        executor.shutdown(wait=False)  # the thread ends after this one job
 
     def saved(self) -> CheckpointWritten:
-        """The record of the last save, once it is durable.
+        """Wait until the last save is durable and return its record.
 
         Raises:
-            StoreWriteFailed: it could not be made durable.
+            StoreWriteFailed: the save could not be made durable.
         """
         writing = self._writing
         assert writing is not None, "no save was begun"
         return writing.result()
 
     def check(self) -> None:
-        """Raise what a save in the background raised, if it did; does not wait."""
+        """Raise the error of a finished save, if it failed. Does not wait."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
 
 class SavingDisk(Disk):
-    """The system's calls for one large file, by which whoever watches this process sees that it gets on.
+    """System calls for writing one large file, with a heartbeat after each write, so that a supervisor sees progress.
 
-    The disk begins at once with what was written, instead of with all of it at the sync: it works while the next piece
-    is copied and sealed. One sync of all at the end might take longer than anybody waits, so there are several.
+    The disk starts to write each piece while the next one is copied and checksummed, instead of all pieces at the final
+    sync. That one sync might take longer than a supervisor waits for a heartbeat, so there are several.
     """
 
     def __init__(self) -> None:
         self._handed_over, self._unsynced = 0, 0
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
-        """Write, hand over to the disk or sync what has gathered; see `Disk`."""
+        """Write; request write-back or sync once enough bytes have been written since the last; see `Disk`."""
         written = super().write(descriptor, data, offset)
         self._unsynced += written
         gathered = offset + written - self._handed_over
-        if gathered >= WRITE_BACK_EVERY_BYTES:  # that it is not needed has the system write it, and wait for nothing
+        if gathered >= WRITE_BACK_EVERY_BYTES:  # DONTNEED starts the write-back and does not wait
             os.posix_fadvise(descriptor, self._handed_over, gathered, os.POSIX_FADV_DONTNEED)
             self._handed_over += gathered
         if self._unsynced >= SYNC_EVERY_BYTES:
@@ -138,10 +140,14 @@ def checkpoint_of(
     rooms: Mapping[str, str],
     nursery: Mapping[str, Any],  # Any: see `plain_nursery`
 ) -> dict[str, Any]:
-    """The whole content of one checkpoint, as plain values.
+    """Return the whole content of one checkpoint, as plain values.
+
+    Args:
+        rooms: Name of a room -> its state as text.
+        nursery: Plain values and snapshots of other hosts.
 
     Raises:
-        TaskError: the state of an optimizer or of the scheduler is not plain.
+        TaskError: the state of an optimizer, the scheduler, a module or a data set is not plain.
     """
     return {
         "format": FORMAT,

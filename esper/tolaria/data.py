@@ -1,4 +1,7 @@
-"""Which samples are seen when: shards, the order of training, each fence's slices; functions of the run seed."""
+"""Decides which samples are used when: shards, training order, slices of fences.
+
+The shards follow from the task alone; order and slices also from the run seed.
+"""
 
 from __future__ import annotations
 
@@ -25,23 +28,24 @@ from esper.user_code.their_code import their_code
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
 EVALUATION_BATCH = 256
-"""Samples per forward pass when losses are measured; it is part of what "the same bits" means."""
+"""Samples per forward pass of evaluation. Another value changes the bits of measured losses."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some samples of a data set, by index, with their groups where they are correlated."""
+    """Some samples of a data set, by index."""
 
     name: str
     samples: Samples
     indices: np.ndarray[Any, np.dtype[np.int64]]
     group_of: Callable[[int], int] | None
+    """Index of a sample -> its group of correlated samples. None if all samples are independent."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def groups(self) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-        """The group of every sample, in the order of `indices`."""
+        """Return the group of every sample, in the order of `indices`. None if samples have no groups."""
         if self.group_of is None:
             return None
         with their_code("task.group", "the group of a sample"):
@@ -50,12 +54,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Slice:
-    """The samples of one shard that belong to one fence."""
+    """The samples of one shard on which one fence judges."""
 
     shard: str
     fence: int
     indices: tuple[int, ...]
     groups: tuple[int, ...] | None
+    """Group of each sample. None if samples have no groups."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,11 @@ class SliceRule:
     units: int
     per_group: int
     minimum: int
-    """Least samples, or groups, of a judging shard; 0 where nothing is judged."""
+    """Smallest number of samples, or groups, of a judging shard. 0 without growth."""
 
 
 class TaskData:
-    """The shards of a task and everything drawn from them."""
+    """The shards of a task, and all draws from them."""
 
     def __init__(self, task: Task, run_seed: int, batch_size: int, rule: SliceRule) -> None:
         if batch_size < 1:
@@ -88,28 +93,29 @@ class TaskData:
         check_batch(task, batch_size, self.epoch_samples, len(self.shards["train"]))
         self._stateful = stateful(self.shards)
         self.made_with = self.state()
-        """The state of each stateful data set before anything was drawn."""
+        """State of each stateful data set before the first draw; see `state`."""
         self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
+        """Lap over the training samples -> their order in it; at most two laps, because a batch may span two."""
         self._groups = {name: self.shards[name].groups() for name in JUDGING}
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in an epoch; what is left over is not seen in that epoch."""
+        """Number of full batches in an epoch. The samples of an incomplete last batch are not used in that epoch."""
         return self.epoch_samples // self.batch_size
 
     def state(self) -> dict[str, Any]:
-        """What each data set that keeps a state by itself has now, copied, by the first shard that it serves."""
+        """Return a copy of the present state of each stateful data set, by the name of the first shard that uses it."""
         return {name: copied(state_of(f"task.{name}", one), _copy) for name, one in self._stateful.items()}
 
     @contextmanager
     def at(self, state: Mapping[str, Any]) -> Iterator[None]:
-        """Draw from stateful data sets as they are in a state. Afterwards they are as when this object was made.
+        """Load a state into the stateful data sets for the block. Afterwards the state `made_with` is loaded again.
 
-        Every host in a process draws from the same data sets; each keeps a state of its own.
+        All hosts in a process draw from the same data set objects, so each host stores its own state of them.
 
         Raises:
-            DependencyViolationError: other data sets keep a state here than did there; nothing was changed.
-            Exception: what a data set raised, which is marked as the user's.
+            DependencyViolationError: `state` is not of the same stateful data sets. Nothing was changed.
+            Exception: the error of a data set, marked as an error of the user's code.
         """
         self._load_state(state)
         try:
@@ -127,35 +133,34 @@ class TaskData:
                 one.load_state_dict(kept)
 
     def batch(self, step: int) -> Any:
-        """The collated batch of an optimizer step. Seeds this process for (run seed, step) before it loads.
+        """Load the collated batch of an optimizer step. Seeds this process by (run seed, step) first.
 
-        What the loading leaves of the random streams is what the step goes on with, in every fork alike.
+        The step continues with the random streams as the loading leaves them, equally in the live host and in forks.
         """
         epoch, place = divmod(step, self.steps_per_epoch)
         start = epoch * self.epoch_samples + place * self.batch_size
         seed_process(self._run_seed, "step", step)
-        return self._load("train", [self._nth(start + i) for i in range(self.batch_size)])
+        return self._load("train", [self._sample_at(start + i) for i in range(self.batch_size)])
 
     def probe(self, shard: str, indices: Sequence[int]) -> Any:
-        """Some samples of a shard, collated, under a random stream of their own: no run draws these."""
+        """Load some samples of a shard, collated. Seeds this process first, with a seed of probes only."""
         seed_process(self._run_seed, "probe", shard, *indices)
         return self._load(shard, indices)
 
     def samples(self, shard: str, indices: Sequence[int]) -> list[Any]:
-        """The samples that `probe` collates, under the same random stream."""
+        """Load the samples that `probe` collates, with the same seed, without collating them."""
         seed_process(self._run_seed, "probe", shard, *indices)
         return self._items(shard, indices)
 
     def collated(self, samples: list[Any]) -> Any:
-        """A batch of samples, under the same random stream each time."""
+        """Collate samples. Seeds this process first, with the same seed on each call."""
         seed_process(self._run_seed, "probe")
         return self._batch(samples)
 
     def slice(self, shard: str, fence: int) -> Slice:
-        """The samples of `shard` on which fence `fence` judges: a draw keyed by shard and fence.
+        """Draw the samples of `shard` on which fence `fence` judges, keyed by run seed, shard and fence only.
 
-        Slices of one fence are the same for every network that is judged there; slices of different fences are
-        drawn independently.
+        Every network that is judged at a fence gets the same slice. Fences draw independently of each other.
         """
         draw = generator(self._run_seed, "slice", shard, fence)
         chosen, groups = self.shards[shard], self._groups[shard]
@@ -170,22 +175,22 @@ class TaskData:
         return Slice(shard, fence, tuple(int(chosen.indices[i]) for i in picked), tuple(int(groups[i]) for i in picked))
 
     def batches_of(self, part: Slice) -> Iterator[Any]:
-        """The samples of a slice, collated by `EVALUATION_BATCH`."""
+        """Yield the samples of a slice in batches of `EVALUATION_BATCH`, collated."""
         yield from self._batches(part.shard, part.indices)
 
     def whole(self, shard: str) -> Iterator[Any]:
-        """All samples of a shard, collated by `EVALUATION_BATCH`."""
+        """Yield all samples of a shard in batches of `EVALUATION_BATCH`, collated."""
         yield from self._batches(shard, [int(i) for i in self.shards[shard].indices])
 
     def tried(self, shard: str) -> Iterator[tuple[str, int, Any]]:
-        """The first and the last batch of `whole`, and one of samples at even distances where others lie between.
+        """Yield the first and the last batch of `whole`, and, with more than two, a batch of evenly spaced samples.
 
         Returns:
-            Of each its name for people, its number of samples, and the batch.
+            (name for messages, number of samples, batch) of each.
         """
         indices = [int(i) for i in self.shards[shard].indices]
         last = (len(indices) - 1) // EVALUATION_BATCH
-        parts = {batch_name(place, f"task.{shard}"): _evaluated(indices, place) for place in sorted({0, last})}
+        parts = {batch_name(place, f"task.{shard}"): _evaluation_part(indices, place) for place in sorted({0, last})}
         if last > 1:
             spread = np.linspace(0, len(indices) - 1, EVALUATION_BATCH).astype(int)
             parts[f"a batch of {EVALUATION_BATCH} samples spread over task.{shard}"] = [indices[i] for i in spread]
@@ -195,10 +200,10 @@ class TaskData:
     def _batches(self, shard: str, indices: Sequence[int]) -> Iterator[Any]:
         for place in range(math.ceil(len(indices) / EVALUATION_BATCH)):
             seed_process(self._run_seed, "evaluate", shard, place * EVALUATION_BATCH)
-            yield self._load(shard, _evaluated(indices, place))
+            yield self._load(shard, _evaluation_part(indices, place))
 
-    def _nth(self, position: int) -> int:
-        """The training sample at a position of the endless chain of keyed permutations."""
+    def _sample_at(self, position: int) -> int:
+        """Return the training sample at a position of an endless sequence of keyed permutations, one per lap."""
         lap, place = divmod(position, len(self.shards["train"]))
         if lap not in self._orders:
             order = generator(self._run_seed, "order", lap).permutation(self.shards["train"].indices)
@@ -214,22 +219,22 @@ class TaskData:
 
     def _items(self, shard: str, indices: Sequence[int]) -> list[Any]:
         samples = self.shards[shard].samples
-        many = getattr(samples, "__getitems__", None)  # torch's own convention for data sets that load in bulk
+        many = getattr(samples, "__getitems__", None)  # torch's convention for data sets that load in bulk
         with their_code(f"task.{shard}", "a sample of the data set"):
             return list(many(list(indices))) if many is not None else [samples[i] for i in indices]
 
 
 def batch_name(place: int, of: str) -> str:
-    """What people call a batch of evaluation: the first is batch 1."""
+    """Return the name of an evaluation batch in messages. The first one is batch 1."""
     return f"batch {place + 1} of {of}"
 
 
-def _evaluated(indices: Sequence[int], place: int) -> Sequence[int]:
+def _evaluation_part(indices: Sequence[int], place: int) -> Sequence[int]:
     return indices[place * EVALUATION_BATCH : (place + 1) * EVALUATION_BATCH]
 
 
 def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set with the two methods
-    """The data sets that keep a state by themselves, each once, by the first shard that it serves.
+    """Return the data sets that have a state (`state_dict`), without duplicates, by the first shard that uses them.
 
     Raises:
         TaskError: a data set has one of `state_dict` and `load_state_dict` without the other.
@@ -254,15 +259,15 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def to_device(batch: Any, device: str) -> Any:
-    """Move every tensor of a nested batch; everything else stays as it is."""
+    """Move every tensor of a nested batch to a device. Other values are not changed."""
     return mapped(lambda tensor: tensor.to(device), batch)
 
 
 def split_pair(batch: Any) -> tuple[Any, Any]:
-    """(inputs, targets) of a collated batch.
+    """Return (inputs, targets) of a collated batch.
 
     Raises:
-        TaskError: the batch is no pair.
+        TaskError: the batch is not a pair.
     """
     if not isinstance(batch, list | tuple) or len(batch) != 2:
         mend = "a sample must be a pair (input, target); give task.collate, (list of samples) -> (inputs, targets)"
@@ -287,7 +292,7 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
                 raise TaskError(
                     f"task.{name}",
                     f"the data set of task.{other}",
-                    "give it samples of its own: none may be measured on those that another uses",
+                    "give it other samples: no two data sets of a task may share samples",
                 )
     lots = _split_off(task, split_off(task))
     shards = {}
@@ -300,7 +305,10 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
 
 
 def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Lots of `train` for each missing shard and for training itself; whole groups stay together."""
+    """Split `train` into the missing shards and the rest for training. Returns name -> indices.
+
+    The units of the split are whole groups. The split is the same for every run seed.
+    """
     if not missing:
         return {}
     count = len(task.train)
@@ -317,7 +325,7 @@ def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.d
 
 
 def _grouping(task: Task, samples: Samples) -> Callable[[int], int] | None:
-    own = getattr(samples, "group_of", None)  # a data set that knows its groups speaks for itself
+    own = getattr(samples, "group_of", None)  # the data set's own groups take precedence
     return own if own is not None else task.group
 
 

@@ -1,4 +1,4 @@
-"""What a plan must carry before it may touch a host. It checks and refuses; it changes nothing (plan 3.4.1)."""
+"""Checks that a plan is complete and addressed to this host, before it is applied. It changes nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ from esper.telemetry.events import Severity, reported
 
 
 def check_plan(plan: HostPlan, weights: Weights, *, run_id: str, generation: int, modules: frozenset[str]) -> None:
-    """Let a plan pass, or refuse it.
+    """Refuse a plan that is incomplete or addressed to another host.
+
+    Args:
+        weights: Digest -> weights of the seed to graft.
+        run_id: Id of this host's run.
+        generation: Generation of this host.
+        modules: Module paths of this host.
 
     Raises:
-        DependencyViolationError: an id is missing, the run or generation is another's, the target is not in this
-            host, or the weights are not given or not those that were digested. The host is untouched.
+        DependencyViolationError: an id is missing; the plan is for another run or generation; its slot is not in this
+            host; or its weights are absent or do not have the digest in the plan.
     """
     what = f"plan for seed {plan.seed_id or '?'}"
     checks = [

@@ -1,4 +1,4 @@
-"""Figures of a whole shard: its loss, and the task's metrics. It is given outputs; it runs no network."""
+"""Computes the loss and the task's metrics over a whole shard, from outputs of the network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from esper.tolaria.weighing import Weighted
 
 
 def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
-    """The losses of a batch's samples, after a comparison with the task's own loss of the batch.
+    """Return the losses of a batch's samples, after checking that their mean is the task's loss of the batch.
 
-    Both functions get the same random numbers and the same figures: `task.loss` gets copies, and the random streams
-    go on as if it had not been called.
+    Both functions get the same random numbers and equal tensors: `task.loss` gets copies, and the random streams
+    continue as if it had not been called.
 
     Raises:
-        TaskError: the weighted mean of the losses is not what `task.loss` gives, or one of the two is no such function.
+        TaskError: the weighted mean of the losses differs from `task.loss`, or a function returned a wrong shape
+            or type.
     """
     spare, before = seen.copied(), streams()
     losses = sample_losses(sample_loss, seen.output, seen.target, seen.samples)
@@ -30,11 +31,11 @@ def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
 
 
 def means_over(batches: Iterable[Seen], task: Task, sample_loss: Loss) -> dict[str, float]:
-    """The loss of all samples together, as "loss", and each metric over all of them; see `Metric`.
+    """Return the joint loss of all samples, as "loss", and each metric over all of them, by name; see `Metric`.
 
     Raises:
-        TaskError: the losses of a batch are not those of `task.loss`; a metric gave something that is no figure; or the
-            batches cannot be joined for a metric that needs it.
+        TaskError: the losses of a batch do not match `task.loss`; a metric did not return real numbers; or a metric
+            needs all batches joined and they cannot be joined.
     """
     losses: list[Weighted] = []
     figures = [Metric(name, metric) for name, metric in task.metrics.items()]
@@ -50,14 +51,14 @@ def means_over(batches: Iterable[Seen], task: Task, sample_loss: Loss) -> dict[s
 
 
 def check_measures(task: Task, sample_loss: Loss, shard: str, some: Sequence[Seen], samples: int) -> None:
-    """Let a task pass whose loss and metrics give, of some batches, what they would give of the whole shard.
+    """Refuse a task whose loss or metrics cannot be computed over a whole shard, from a few of its batches.
 
     Args:
-        some: One or several evaluation batches of the shard, the first one of it first.
-        samples: In the whole shard.
+        some: One or several evaluation batches of the shard, starting with its first one.
+        samples: Number of samples in the whole shard.
 
     Raises:
-        TaskError: a measure gave something else; it is no mean over samples; or it needs too much memory.
+        TaskError: a loss or metric did not return real numbers, is not a mean over samples, or needs too much memory.
     """
     spares = [seen.copied() for seen in some]
     for seen in some:

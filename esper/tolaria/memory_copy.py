@@ -1,4 +1,4 @@
-"""Memory for one snapshot, allocated once: a state is copied into it at a fence, and back. It keeps no second one."""
+"""Memory for one snapshot, allocated once and reused: filled at each fence, read back for a rollback."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ _Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 @dataclass(frozen=True, eq=False)
 class HeldSnapshot:
-    """What the arena holds. The snapshot is good until the next `keep`."""
+    """The snapshot in an arena. It is valid until the next `keep`, which overwrites its tensors."""
 
     kept: MemoryCopy
     snapshot: HostSnapshot
 
 
 class Arena:
-    """Holds at most one snapshot, on the devices of the host. What fits into memory that is there gets no new one."""
+    """Holds at most one snapshot, on the devices of the host. Memory of the previous one is reused where it fits."""
 
     def __init__(self) -> None:
         self._memory: list[tuple[_Form, Tensor]] = []
         self.held: HeldSnapshot | None = None
 
     def keep(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
-        """Copy a state in place of what was held; if that fails nothing is held.
+        """Copy a state over the snapshot in this arena. If the copy fails, the arena is empty.
 
         Args:
             live: A view of the host that shares its tensors.
+            generation: Generation of the host, for the record.
         """
         start = time.monotonic()
         self.held = None
@@ -60,9 +61,9 @@ def _form(tensor: Tensor) -> _Form:
 
 
 def _allocated(wanted: list[Tensor], memory: list[tuple[_Form, Tensor]]) -> list[tuple[_Form, Tensor]]:
-    """One tensor for each that is wanted, of the memory that is there before any new; what is left over is let go."""
+    """Return memory for each wanted tensor: from `memory` if the form is equal, else new. The rest is released."""
     there: defaultdict[_Form, list[Tensor]] = defaultdict(list)
-    for form, tensor in reversed(memory):  # the first is taken first: an unchanged topology finds its own again
+    for form, tensor in reversed(memory):  # reversed, as `pop` takes the last: equal topologies reuse in equal order
         there[form].append(tensor)
     memory.clear()
     found = []

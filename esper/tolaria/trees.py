@@ -1,6 +1,7 @@
-"""State dicts, which hold tensors in dicts, lists and tuples of those types exactly: walked, copied, laid over.
+"""Functions over state dicts: nestings of dicts, lists and tuples with tensors.
 
-What users batch and return is of other classes too: `esper.ground.nested`.
+Lists and tuples must have exactly these types. For batches and outputs, which have other classes too, see
+`esper.ground.nested`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 
 Copies = list[tuple[Tensor, Tensor]]
-"""Pairs (into, from) of one shape and type each."""
+"""Pairs (target, source) of tensors with equal shape and dtype."""
 
 
-def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: whatever a state dict holds
-    """The same nesting, with `each(tensor)` for every tensor and copies of all else."""
+def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: a value of a state dict
+    """Return the same nesting with `each(tensor)` in place of every tensor, and copies of all other values."""
     if isinstance(value, Tensor):
         return each(value)
     if isinstance(value, dict):
@@ -28,7 +29,7 @@ def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: whateve
 
 
 def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
-    """All tensors of a nesting, in its order."""
+    """Return all tensors of a nesting, in its order."""
     if isinstance(value, Tensor):
         return [value]
     items: Iterable[Any] = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
@@ -36,10 +37,15 @@ def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
 
 
 def laid_over(kept: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
-    """`kept` again, in memory that is not its own: `live`'s tensor where that is of the same kind, else a new one.
+    """Return the nesting of `kept` without its memory: with the tensor of `live` at the same place, or else a clone.
+
+    A tensor of `live` is used if its shape and dtype are equal. It gets its values only when the caller passes `copies`
+    to `copy_all`; so the memory of a live optimizer is reused.
 
     Args:
-        copies: What is still to be copied for the result to hold what `kept` holds is added here.
+        kept: A stored state.
+        live: The present state, whose tensors may be overwritten.
+        copies: Pairs of such tensors are appended here.
     """
     if isinstance(kept, Tensor):
         if isinstance(live, Tensor) and kind_of(live) == kind_of(kept):
@@ -59,8 +65,8 @@ def _leaf(value: Any) -> Any:  # Any: see `copied`
     return value if type(value) in (int, float, str, bool, type(None)) else copy.deepcopy(value)
 
 
-def _filled(shape: Any, items: dict[Any, Any]) -> Any:  # Any: a dict of whatever class
-    """A dict of the same class with other items; a Counter's `update` would add to what is there."""
+def _filled(shape: Any, items: dict[Any, Any]) -> Any:  # Any: a dict, or an instance of a subclass
+    """Return a dict of the same class with other items. Not by `update`, which adds up the counts of a Counter."""
     found = copy.copy(shape)
     for key, item in items.items():
         found[key] = item
@@ -68,13 +74,13 @@ def _filled(shape: Any, items: dict[Any, Any]) -> Any:  # Any: a dict of whateve
 
 
 def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    """What must be equal for one tensor to be copied into another bit for bit."""
+    """Return shape and dtype: if these are equal, one tensor can be copied into another bit for bit."""
     return tensor.shape, tensor.dtype
 
 
 @torch.no_grad()
 def copy_all(copies: Copies) -> None:
-    """Copy every pair, those of one type and device in one call."""
+    """Copy every pair, with one call for all pairs of the same dtype and devices."""
     groups: dict[tuple[torch.dtype, torch.device, torch.device], Copies] = {}
     for into, source in copies:
         groups.setdefault((into.dtype, into.device, source.device), []).append((into, source))
