@@ -1,7 +1,7 @@
-"""One checkpoint as one file: made durable with its checksum, and loaded only after that holds. No retention here.
+"""Writes a checkpoint to one file with a checksum, and loads it only if the checksum is correct. No retention here.
 
-What is loaded is weights-only, always: no code in a file can run. A file is opened once; what was verified is what is
-read, even if the name was given to another file meanwhile.
+Loading is always weights-only: no code in a file can run. A file is opened once, so that the verified bytes are the
+loaded bytes, even if the name is given to another file meanwhile.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ _KINDS = {
 
 
 def save(path: Path, content: Mapping[str, Any], *, disk: Disk = DISK) -> Written:  # Any: plain values
-    """Make a new file of plain values durable. The name must never have been used before.
+    """Write plain values to a new file and make it durable. The name must never have been used before.
 
     Raises:
-        StoreWriteFailed: it could not be made durable, or the name is taken; an older file is untouched.
+        StoreWriteFailed: the file could not be made durable, or the name is taken; that file is not changed.
     """
     return write_stream(path, lambda stream: _save_unsummed(dict(content), stream), disk=disk)
 
 
 def _save_unsummed(content: dict[str, Any], stream: BinaryIO) -> None:
-    """torch's format without its own checksums, which its reader never looks at and which take a fifth of the time."""
+    """Write torch's format without torch's checksums: its reader ignores them, and they take a fifth of the time."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -65,27 +65,28 @@ def _save_unsummed(content: dict[str, Any], stream: BinaryIO) -> None:
 
 
 def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK) -> dict[str, Any]:
-    """Load a file that is still to the bit what was written. Its tensors are mapped, on the CPU, and read when used.
+    """Load a file after verifying length and checksum. Its tensors are memory-mapped, on the CPU, and read when used.
 
-    torch maps a path only; under /proc it opens the very file that was verified. Reading it into memory instead would
-    copy the whole model once more, for tensors that are copied into live ones anyway.
+    torch can map a path only, so the path is the descriptor under /proc: that opens the verified file itself. Without a
+    map, the whole model would be copied once more than needed, as the tensors are copied into live ones anyway.
 
     Raises:
-        CheckpointCorrupt: whatever is wrong with it, with the file's path and the reason.
+        CheckpointCorrupt: the file is damaged, missing or not a checkpoint; with its path and the reason.
+        MemoryError: the system cannot map the file; see `_mapped`.
     """
     try:
         with open_verified(path, length, crc, algorithm, disk=disk) as file:
             return _checked(_mapped(file))
     except MemoryError:
-        raise  # the machine's trouble; the file may be sound
+        raise  # the machine is at fault; the file may be intact
     except StoreCorrupt as error:
         raise CheckpointCorrupt(str(path), error.reason) from error
-    except Exception as error:  # torch raises a dozen kinds for a file that it cannot read
+    except Exception as error:  # torch raises a dozen classes for unreadable files
         raise CheckpointCorrupt(str(path), f"does not load: {in_a_line(error)}") from error
 
 
-def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
-    """Raises: MemoryError: the system has no room to map it, or no /proc to open it by."""
+def _mapped(file: BinaryIO) -> Any:  # Any: the content of the file
+    """Raises: MemoryError: the system has no address space to map the file, or no /proc."""
     try:
         return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
@@ -96,8 +97,8 @@ def _mapped(file: BinaryIO) -> Any:  # Any: whatever was in the file
         raise MemoryError(in_a_line(error)) from error
 
 
-def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
-    """Raises: StoreCorrupt: the values are not a checkpoint's of this format, or contradict each other."""
+def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
+    """Raises: StoreCorrupt: the values are not a checkpoint of this format, or contradict each other."""
     if type(content) is not dict or "format" not in content:
         raise StoreCorrupt("checkpoint", "holds something other than a checkpoint")
     if content["format"] != FORMAT:
@@ -105,21 +106,21 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: whatever was in the file
     wrong = [name for name, kind in _KINDS.items() if name not in content or type(content[name]) is not kind]
     if wrong:
         raise StoreCorrupt("checkpoint", f"lacks {', '.join(wrong)}")
-    for tensor in tensors_of_state(content):  # before memory is asked for: it may claim to be larger than its file
+    for tensor in tensors_of_state(content):  # a tensor may claim more bytes than its file has
         if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
             raise StoreCorrupt("checkpoint", f"holds a tensor on device {tensor.device} of layout {tensor.layout}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
-    host = from_plain(content["trainer"])  # built again by the caller that restores; here it shows that it can be
+    host = from_plain(content["trainer"])  # this also checks that it can be built; callers build it again
     nursery_of(content["nursery"])
-    _same("trainer", {"fence": host.fence, "step": host.step}, content)
+    _check_equal("trainer", {"fence": host.fence, "step": host.step}, content)
     if not all(type(name) is type(state) is str for name, state in content["rooms"].items()):
         raise StoreCorrupt("checkpoint", "the state of a room is not text")
     return content
 
 
-def _same(part: str, found: Mapping[str, object], wanted: Mapping[str, Any]) -> None:  # Any: plain values
-    """Raises: StoreCorrupt: a part of a checkpoint says something else than what stands around it."""
+def _check_equal(part: str, found: Mapping[str, object], wanted: Mapping[str, Any]) -> None:  # Any: plain values
+    """Raises: StoreCorrupt: values in a part of a checkpoint differ from the values outside of it."""
     for name, value in found.items():
         if value != wanted[name]:
             raise StoreCorrupt("checkpoint", f"{part} is of {name} {value}, not {wanted[name]}")
@@ -134,10 +135,11 @@ def load_written(
     """Load the checkpoint that a record of the journal names.
 
     Args:
-        run_id: Of the run that it must be of; None: of any.
+        run_id: Id of the run that the checkpoint must belong to. None: any run.
 
     Raises:
-        CheckpointCorrupt: it is not what was written, or it is another one than the record says.
+        CheckpointCorrupt: the file is damaged, or its content differs from the record.
+        MemoryError: see `load`.
     """
     path = folder / written.file
     content = load(path, written.length, written.crc, written.algorithm, disk=disk)
@@ -145,17 +147,17 @@ def load_written(
     try:
         host = from_plain(content["trainer"])
         inner = {"topology_digest": topology_digest(host.topology), "weights_crc32c": state_crc32c(host.tensors)}
-        _same("its record", record, content)
-        _same("its network", inner, vars(written))
+        _check_equal("its record", record, content)
+        _check_equal("its network", inner, vars(written))
         if run_id is not None:
-            _same("this run", {"run_id": run_id}, content)
+            _check_equal("this run", {"run_id": run_id}, content)
     except StoreCorrupt as error:
         raise CheckpointCorrupt(str(path), error.reason) from error
     return content
 
 
 def verify_all(folder: Path, written: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
-    """For each record {file, fence, ok, reason}: whether its checkpoint loads, else why not. Nothing is changed."""
+    """Return {file, fence, ok, reason} for each record: whether its checkpoint loads, else why not. Changes no file."""
     return [_verdict(folder, one) for one in written]
 
 
@@ -169,7 +171,7 @@ def _verdict(folder: Path, written: CheckpointWritten) -> dict[str, Any]:
 
 
 MACHINES = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM})
-"""Troubles that say nothing of a file: later, or as somebody else, it may be readable."""
+"""Error numbers that do not mean a damaged file: it may be readable later, or by another user."""
 
 
 Content = dict[str, Any]
@@ -177,7 +179,7 @@ Content = dict[str, Any]
 
 
 def accept(written: CheckpointWritten, content: Content) -> None:
-    """The trial that every checkpoint passes."""
+    """Accept every checkpoint: the default trial."""
 
 
 def restore_latest(
@@ -187,25 +189,27 @@ def restore_latest(
     run_id: str | None = None,
     trial: Callable[[CheckpointWritten, Content], None] = accept,
 ) -> tuple[CheckpointWritten, Content]:
-    """The last checkpoint that loads and passes the trial. Those after it are said as severe events, and those that are
-    damaged are moved to `quarantine/`; a file that the disk cannot read any more stays where it is.
+    """Return the last checkpoint that loads and passes the trial.
 
-    A file that does not load is damaged. A failed trial alone is no proof of that: the user's code, a library, a
-    setting or the machine may be at fault. The file counts as damaged only if an earlier checkpoint passes and the
-    trial of this one then fails again. One of step 0 does not count as earlier: no optimizer has a state there.
+    Each rejected checkpoint after it is reported as a severe event. A damaged file is moved to `quarantine/`; a file
+    with a read error of the disk is not moved.
+
+    A file that does not load is damaged. A failed trial alone does not prove damage: the user's code, a library, a
+    setting or the machine may be at fault. The file counts as damaged only if an earlier checkpoint passes and a second
+    trial of this one fails. A checkpoint of step 0 is no such proof, since no optimizer has a state there.
 
     Args:
-        commits: What the journal committed, oldest first.
-        run_id: Of the run that they must be of; None: of any.
-        trial: Raises if the run cannot go on from these values. It changes nothing.
+        commits: Records of the committed checkpoints, oldest first.
+        run_id: Id of the run that they must belong to. None: any run.
+        trial: Raises if the run cannot continue from these values. It must not change the file.
 
     Raises:
-        RestoreImpossible: none loads, or none after step 0 passes the trial; the latter are not moved.
-        CheckpointCorrupt: the system could not read one for want of files or of permission; it may be readable later.
-        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: the machine failed while one was mapped or tried;
-            or an error that one of these caused.
-        StoreWriteFailed: a file that does not load cannot be moved away.
-        Exception: what the user's code raised, where no checkpoint after step 0 passes the trial.
+        RestoreImpossible: no checkpoint loads, or none after step 0 passes the trial. Files that load are not moved.
+        CheckpointCorrupt: the system refused to open or read a file for a reason in `MACHINES`. It is not moved.
+        MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: the machine failed while a file was mapped or
+            tried; also any error that has one of these as its cause.
+        StoreWriteFailed: a damaged file cannot be moved.
+        Exception: the error of the user's code, if no checkpoint after step 0 passes the trial.
     """
     refused: list[str] = []
     doubted: list[_Tried] = []
@@ -224,13 +228,13 @@ def restore_latest(
         else:
             return _first_that_passes(doubted, tried)
     if doubted:
-        raise _unproved(folder, doubted)
+        raise _all_failed(folder, doubted)
     why = f"no checkpoint loads: {'; '.join(refused)}" if refused else "no checkpoint was ever committed"
     raise RestoreImpossible(str(folder), why)
 
 
 class _Tried:
-    """One checkpoint that loads, and how its last trial ended."""
+    """One checkpoint that loads, and the error of its last trial."""
 
     def __init__(
         self,
@@ -243,7 +247,7 @@ class _Tried:
         self.error: CheckpointCorrupt | None = None
 
     def passes(self) -> bool:
-        """Whether the trial passes now; if not, `error` says why.
+        """Run the trial. Returns whether it passed; if not, `error` is set.
 
         Raises:
             CheckpointCorrupt, Exception: the machine failed; see `restore_latest`.
@@ -263,10 +267,10 @@ class _Tried:
 
 
 def _first_that_passes(doubted: Sequence[_Tried], passed: _Tried) -> tuple[CheckpointWritten, Content]:
-    """Try the later ones again, now that an earlier one passed; those that fail again are put aside.
+    """Run the trials of later checkpoints again, after an earlier one passed. Those that fail again are rejected.
 
     Returns:
-        The newest that passes: the failure of its first trial was not its own.
+        The newest checkpoint that passes now: its file was not the cause of its first failure.
     """
     for one in doubted:
         if one.passes():
@@ -276,10 +280,10 @@ def _first_that_passes(doubted: Sequence[_Tried], passed: _Tried) -> tuple[Check
     return passed.written, passed.content
 
 
-def _unproved(folder: Path, doubted: Sequence[_Tried]) -> Exception:
-    """What to raise where all checkpoints after step 0 fail the trial: the user's own error, if there is one."""
+def _all_failed(folder: Path, doubted: Sequence[_Tried]) -> Exception:
+    """Return the error if all checkpoints after step 0 fail the trial: the user's own error, if there is one."""
     errors = [one.error for one in doubted if one.error is not None]
-    theirs = next((found for error in errors if (found := _theirs(error)) is not None), None)
+    theirs = next((found for error in errors if (found := _user_error(error)) is not None), None)
     if theirs is not None:
         return theirs
     told = "; ".join(f"{one.written.file} {one.error.reason}" for one in doubted if one.error is not None)
@@ -290,23 +294,23 @@ def _unproved(folder: Path, doubted: Sequence[_Tried]) -> Exception:
 
 
 def _is_of_the_machine(error: BaseException) -> bool:
-    """Memory or an accelerator failed: the values that were tried may be sound."""
+    """Whether memory or an accelerator failed, so that the values of the trial may be intact."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for it
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for this error
 
 
-def _theirs(error: CheckpointCorrupt) -> Exception | None:
-    """The error of the user's code or of her settings that a trial failed with; None: the values are to blame."""
+def _user_error(error: CheckpointCorrupt) -> Exception | None:
+    """Return the error of the user's code or settings that made a trial fail. None if there is none in the causes."""
     found = [one for one in causes(error) if isinstance(one, ConfigError | TaskError) or from_their_file(one)]
     return found[-1] if found and isinstance(found[-1], Exception) else None
 
 
 def _reject(folder: Path, written: CheckpointWritten, error: CheckpointCorrupt) -> str:
-    """Say that a checkpoint is damaged, and move it away unless the disk cannot read it: a move might fail as well.
+    """Report a damaged checkpoint, and quarantine it unless the disk cannot read it: then the move might fail as well.
 
     Returns:
-        The file and the reason.
+        File name and reason, for the message.
     """
     severe("checkpoint_rejected", Severity.ERROR, file=written.file, fence=written.fence, reason=error.reason)
     if _trouble(error) is None or not (folder / written.file).is_file():
@@ -315,16 +319,16 @@ def _reject(folder: Path, written: CheckpointWritten, error: CheckpointCorrupt) 
 
 
 def _trouble(error: CheckpointCorrupt) -> int | None:
-    """What the system said when it could not read the file; None: it could, or there is none."""
+    """Return the error number of a failed read. None if the read succeeded or the file is missing."""
     system = next((one for one in causes(error) if isinstance(one, OSError)), None)
     return system.errno if system is not None and not isinstance(system, FileNotFoundError) else None
 
 
 def _quarantine(path: Path) -> None:
-    """Move a file out of the way, to a name that is not taken there; one that is missing stays missing.
+    """Move a file to `quarantine/`, under a name that is free there. Returns without a move if the file is missing.
 
     Raises:
-        StoreWriteFailed: it is where it was, or the move may be lost by a crash.
+        StoreWriteFailed: the file was not moved, or a crash may undo the move.
     """
     if not (path.exists() or path.is_symlink()):
         return

@@ -1,4 +1,4 @@
-"""One host with its seeds and the optimizers of both: changed at a fence, copied, kept, put back. It never trains."""
+"""One host with its seeds and their optimizers: grafts and removes seeds, takes and loads snapshots. No training."""
 
 from __future__ import annotations
 
@@ -30,78 +30,83 @@ from esper.user_code.their_code import their_code
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What a trainer is told beside its task."""
+    """Settings of a trainer beside its task."""
 
     role: str
-    """On whose behalf it trains: "tolaria" for the live host, "kasmina" for forks and the twin."""
+    """Role in spans, fault points and checks: "tolaria" for the live host, "kasmina" for forks and the twin."""
     run_id: str
     generation: int
     run_seed: int
     total_steps: int
     device: str
+    """Device of the host, as torch names it."""
     clip_norm: float | None
+    """Largest global gradient norm. None: no clipping."""
     peak_share: float
-    """Peak rate of a seed over what the task's optimizer is made with; see `esper.tolaria.optim.peak_share`."""
+    """Peak learning rate of a seed, divided by the rate that the task's optimizer is made with; see
+    `esper.tolaria.optim.peak_share`."""
     audit_every: int
     """Steps between two audits of isolation in the live host."""
     trace_every: int
-    """Steps between two steps that get a span; a step that fails always gets one."""
+    """Steps between two steps that get a span. A failed step always gets one."""
 
 
 class GrownHost:
-    """All state that decides a host's future, in one place, so that a snapshot cannot forget any of it."""
+    """All state that a host's training depends on, in one class, so that a snapshot cannot miss a part of it."""
 
     def __init__(self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor) -> None:
         self._task, self._settings = task, settings
         self.host, self._editor = host, editor
         self._modes = modes_of(host)
-        """Those that it trains in; evaluation leaves them for a while, and so may the model's own forward."""
+        """Training mode of each module. Set after evaluation and before a round, as forwards may change modes."""
         self._host_parameters = [p for p in host.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(task, self._host_parameters)
         self._scheduler = build_scheduler(task, self._optimizer, settings.total_steps)
         self._seed_optimizers: dict[str, SeedOptimizer] = {}
         self._receipts: Receipts = {}
         self._weights: dict[str, bytes] = {}
-        """First weights of every seed that was ever grafted, by digest; checkpoints hold them beside the receipts."""
+        """Digest -> initial weights of every seed that was ever grafted. Checkpoints store them with the receipts."""
         self._leaks: dict[str, tuple[str, ...]] = {}
-        self._isolated: dict[str, int] = {}  # first step of each isolated seed
+        """Seed id -> host parameters that its gradient reached; empty if audits found none; absent before an audit."""
+        self._isolated: dict[str, int] = {}
+        """Seed id -> first step, of each isolated seed."""
         self._best_round: float | None = None
         self._data_state: dict[str, Any] = {}
-        """Of data sets that keep a state by themselves; see `TaskData.state`."""
+        """State of stateful data sets after the last training batch; see `TaskData.state`."""
         self._first_step_at: float | None = None
         self._saver = Saver(settings.run_id)
         self.step = 0
         self.fence = 0
-        """The last one that it came to."""
+        """Number of the last fence that was reached."""
 
     # -- seeds ---------------------------------------------------------------------------------------------------
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed with an optimizer of its own, without the checks of `apply`: for forks."""
+        """Attach a seed and make its optimizer. Forks call it directly; the live host by `apply`, with checks."""
         self._editor.graft(plan, weights)
         self._weights[plan.weights_digest] = weights[plan.weights_digest]
-        self._editor.set_training(True)  # whatever the mode of the host's root
+        self._editor.set_training(True)  # the host's root may be in evaluation mode
         self._editor.set_alphas(self.step)
         if plan.isolated:
             self._isolated[plan.seed_id] = plan.start_step
         parameters = self._editor.parameters_of(plan.seed_id)
-        if parameters:  # a seed without any is for G1 to refuse; torch makes no optimizer over nothing
+        if parameters:  # torch makes no optimizer without parameters; G1 refuses such a seed
             total = self._settings.total_steps
             peak = self._settings.peak_share
             optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps, peak)
             self._seed_optimizers[plan.seed_id] = optimizer
 
     def remove(self, seed_id: str) -> None:
-        """Detach a seed and forget its optimizer, without the checks of `apply`: for forks."""
+        """Detach a seed and delete its optimizer. Forks call it directly; the live host through `apply`."""
         self._editor.remove(seed_id)
         self._seed_optimizers.pop(seed_id, None)
         self._leaks.pop(seed_id, None)
         self._isolated.pop(seed_id, None)
 
     def release(self) -> nn.Module:
-        """Give the host away as an ordinary network, in evaluation mode, with its seeds as a part of it.
+        """Return the host as an ordinary network in evaluation mode, with its seeds as submodules.
 
-        This trainer is not to be used again; nothing of it is held by the network.
+        This trainer must not be used afterwards. The network holds no reference to it.
         """
         self._editor.release()
         return self.host.eval()
@@ -113,12 +118,12 @@ class GrownHost:
         return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
     def weights_sha256(self) -> str:
-        """Digest of the tensors in the host's state dict and of its seeds' tensors, buffers included."""
+        """Return the SHA-256 of the tensors in the host's state dict and of its seeds' tensors, buffers included."""
         state = {name: value for name, value in state_of("task.model", self.host).items() if isinstance(value, Tensor)}
         return state_digest({**state, **self._editor.tensors()})
 
     def parameter_count(self) -> int:
-        """Elements of all parameters, the seeds' included."""
+        """Return the number of elements of all parameters, seeds included."""
         return sum(p.numel() for p in self._parameters())
 
     def _parameters(self) -> list[nn.Parameter]:
@@ -134,18 +139,18 @@ class GrownHost:
         self._editor.set_training(training)
 
     def parts(self) -> dict[str, object]:
-        """The objects of the task's own that a step works on, by the field of the task that made them."""
+        """Return field of the task -> object that it made: model, optimizer and, if the task has one, scheduler."""
         made = {"task.model": self.host, "task.optimizer": self._optimizer}
         return made if self._scheduler is None else {**made, "task.scheduler": self._scheduler}
 
     # -- copies --------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> HostSnapshot:
-        """Everything that this host's future depends on, copied."""
+        """Return a copy of all state that this host's training depends on."""
         return self._view().copied()
 
     def _view(self) -> HostSnapshot:
-        """What a snapshot copies, sharing all tensors with the host."""
+        """Return the present state as a snapshot that shares all tensors with the host."""
         return HostSnapshot(
             step=self.step,
             fence=self.fence,
@@ -164,13 +169,14 @@ class GrownHost:
         )
 
     def become(self, snapshot: HostSnapshot) -> None:
-        """Turn this trainer, whatever it was and held, into what the snapshot was taken of, which stays the caller's.
+        """Load a snapshot, whatever the present state is. The snapshot is not changed, now or later.
 
-        What was counted of its seeds since they were last observed, and gradients of a step that failed, are gone.
+        Topology comes first: the tensors and optimizers of seeds must exist before their states are loaded. Counts of
+        seed observations and the gradients of a failed step are deleted.
 
         Raises:
-            DependencyViolationError: it is of another network or task. Nothing was changed if that is seen in the
-                host's own tensors.
+            DependencyViolationError: the snapshot is of another network or task. Nothing was changed if already the
+                tensors of the host itself differ; otherwise the state is invalid.
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
@@ -194,13 +200,13 @@ class GrownHost:
         self._set_mode(training=True)
 
     def try_update(self) -> None:
-        """Have every optimizer and the scheduler take one step on gradients of ones: a trial of what was restored.
+        """Check a restored state: step every optimizer once on gradients of ones, and the scheduler once.
 
-        This host is not to be used any more, except to `become` something.
+        The step changes the weights: the host must not be used afterwards until `become` loads a snapshot.
 
         Raises:
-            DependencyViolationError: the state of an optimizer is not one that its steps leave behind.
-            Exception: what a step raised.
+            DependencyViolationError: the state of an optimizer could not come from its steps; see `check_steps`.
+            Exception: the error of a step.
         """
         check_steps(self._optimizer, self.step, stepped=self.step > 0)
         for plan in self._editor.topology():
@@ -211,20 +217,23 @@ class GrownHost:
                 self._scheduler.step()
 
     def _is_changed(self, plan: GraftPlan) -> bool:
-        """A parameter of a seed differs from what was grafted. None does where every step so far skipped the slot."""
+        """Whether a seed's parameters differ from its initial weights. False if every step so far skipped the slot."""
         grafted = from_bytes(self._weights[plan.weights_digest]).values()
         now = [parameter.detach().cpu() for parameter in self._editor.parameters_of(plan.seed_id)]
         return not all(any(torch.equal(one, was.to(one.dtype)) for was in grafted) for one in now)
 
     def _restore_schedule(self, snapshot: HostSnapshot) -> None:
-        """Put the schedule back; where the run is longer now, it goes on with that of the longer run."""
+        """Load the scheduler's state. If the run has another length now, use the schedule of that length."""
         load_scheduler(self._scheduler, snapshot.scheduler)
         if self._scheduler is not None and snapshot.total_steps != self._settings.total_steps:
             total = self._settings.total_steps
             reschedule(self._task, self._host_parameters, self._optimizer, self._scheduler, self.step, total)
 
     def _regrow(self, topology: Sequence[GraftPlan], weights: Weights) -> None:
-        """Graft what a topology has and remove what it has not; order in a stack is that of grafting."""
+        """Remove and graft seeds until the topology is `topology`.
+
+        Seeds after the first difference are removed and grafted again, since the order in a stack is the graft order.
+        """
         now = self._editor.topology()
         same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(now, topology, strict=False))))
         for plan in reversed(now[same:]):
@@ -233,10 +242,10 @@ class GrownHost:
             self.graft(plan, weights)
 
     def restore(self, snapshot: HostSnapshot, generation: int) -> None:
-        """Become what the snapshot was taken of, in a new generation: plans of an older one are refused from now on.
+        """Load a snapshot and continue in a new generation: plans of older generations are refused from now on.
 
         Raises:
-            DependencyViolationError: the generation is older than this trainer's; or see `become`.
+            DependencyViolationError: `generation` is older than this trainer's; or see `become`.
         """
         self._refuse_below(self._settings.generation, generation)
         self.become(snapshot)
@@ -247,16 +256,16 @@ class GrownHost:
             raise DependencyViolationError("restore", "an older generation", f"{generation}, at least {least} here")
 
     def keep(self, fence: int) -> MemoryCopy:
-        """Copy the present state into memory, in place of what was kept. To be called after `observe` at that fence.
+        """Copy the present state into memory, over the previous copy. Call it after `observe` at that fence.
 
         Raises:
-            StoreWriteFailed: the save in flight, which is awaited because it reads that memory, could not be written.
+            StoreWriteFailed: the save in flight failed. It is awaited first, because it reads that memory.
         """
         self.fence = fence
         return self._saver.keep(self._view(), self._settings.generation).kept
 
     def roll_back(self, generation: int) -> MemoryCopy | None:
-        """Restore what was kept, in place and in a new generation; None: nothing is kept and nothing was changed.
+        """Load the state that `keep` or `save` last copied, in a new generation. Returns None if there is no copy.
 
         Raises:
             DependencyViolationError: the generation is not newer than this trainer's. Nothing was changed.
@@ -269,23 +278,26 @@ class GrownHost:
         return held.kept.model_copy(update={"generation": generation, "seconds": time.monotonic() - start})
 
     def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:
-        """Keep the present state and begin to write it, with what the other rooms gave, to a file never used before.
+        """Copy the present state and start writing it, with the states of other rooms, to a new file.
 
-        Training may go on; if the write fails, the next step raises why. One save is in flight: a second one waits.
+        The name of the file must never have been used before.
+
+        Training may continue. If the write fails, the next step raises its error. If another save is in flight, this
+        call waits for it.
 
         Args:
             rooms: The state of the other rooms as text, by name.
             nursery: Plain values and snapshots of other hosts, which must not change until `saved` returns.
 
         Raises:
-            StoreWriteFailed: the save before could not be written; none was begun.
+            StoreWriteFailed: the previous save failed. No write was started.
         """
         self._saver.save(path, self._view(), self._settings.generation, rooms, nursery)
 
     def saved(self) -> CheckpointWritten:
-        """The record of the last save, once it is durable. It may be asked from another thread.
+        """Wait until the last save is durable and return its record. May be called from another thread.
 
         Raises:
-            StoreWriteFailed: it could not be written.
+            StoreWriteFailed: the save failed.
         """
         return self._saver.saved()

@@ -1,4 +1,4 @@
-"""Losses: of a batch, and of each sample. The loss lies where the outputs lie; nothing is moved to make it so."""
+"""The loss of a batch, and the losses of its samples. No tensor is moved: outputs and targets must be on one device."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights 
 
 
 def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
-    """The scalar mean loss of a batch, on the device of the outputs (#22).
+    """Return the scalar mean loss of a batch, on the device of the outputs (#22).
 
     Raises:
-        LossDeviceMismatch: outputs and targets lie on different devices.
-        TaskError: the loss is no scalar tensor.
+        LossDeviceMismatch: outputs and targets are on different devices.
+        TaskError: the loss is not a scalar tensor.
     """
     _check_devices(output, target)
     with their_code("task.loss", "the loss of a batch"):
@@ -37,12 +37,14 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
 
 
 def sample_loss(task: Task) -> Loss:
-    """The loss of each sample: the task's own, or derived from a torch loss that has `reduction`.
+    """Return the function of sample losses: `task.sample_loss`, or one derived from a torch loss that has `reduction`.
 
-    It returns losses [B], or (losses [B], weights [B]) where samples do not weigh alike; see `sample_losses`.
+    That function returns losses [B], or (losses [B], weights [B]) if the weights of samples may differ; see
+    `sample_losses`.
 
     Raises:
-        TaskError: neither is there.
+        TaskError: the task has no `sample_loss`, and its loss has no `reduction`, or another one than
+            "mean" and "batchmean".
     """
     if task.sample_loss is not None:
         return task.sample_loss
@@ -51,7 +53,7 @@ def sample_loss(task: Task) -> Loss:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
         raise TaskError("task.sample_loss", None, f"the loss {name} has no `reduction`; give {WANTED}")
 
-    batchmean = _reduction(task.loss) == "batchmean"  # of torch's KL divergence: the sum over the number of samples
+    batchmean = _reduction(task.loss) == "batchmean"  # torch's KL divergence: the sum / number of samples
 
     def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)
@@ -69,7 +71,7 @@ def sample_loss(task: Task) -> Loss:
 
 
 def _reduction(loss: Loss) -> object:
-    """The reduction that a torch loss was made with; "mean" where it was not said."""
+    """Return the reduction that a torch loss was made with. "mean" if none was given."""
     while isinstance(loss, functools.partial):
         if "reduction" in loss.keywords:
             return loss.keywords["reduction"]
@@ -88,18 +90,22 @@ def _unreduced(loss: Loss) -> Loss | None:
         return single
     try:
         parameters = inspect.signature(loss).parameters
-    except ValueError:  # a builtin without a signature: then it cannot be seen to have `reduction`
+    except ValueError:  # a builtin without a signature: whether it has `reduction` is unknown
         return None
     if "reduction" not in parameters:
         return None
-    return lambda output, target: loss(output, target, reduction="none")  # type: ignore[call-arg]  # seen just above
+    return lambda output, target: loss(output, target, reduction="none")  # type: ignore[call-arg]  # checked above
 
 
 def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weighted:
-    """The loss and the weight of each sample of a batch, by what `sample_loss` gave; without weights all weigh 1.
+    """Compute the loss and the weight of each sample of a batch. The weights are 1 if `measure` returns none.
+
+    Args:
+        measure: The result of `sample_loss`.
+        batch: Number of samples, B.
 
     Raises:
-        LossDeviceMismatch: outputs and targets lie on different devices.
+        LossDeviceMismatch: outputs and targets are on different devices.
         TaskError: the shapes are not [B], or a weight is below 0.
     """
     _check_devices(output, target)
@@ -116,16 +122,17 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
 
 
 def check_mean(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
-    """Let a task pass whose loss of a batch is the mean of the losses of its samples.
+    """Refuse a task whose loss of a batch is not the weighted mean of its sample losses.
 
-    The two may differ by rounding: by the square root of the type's precision times the mean size of the losses, so
-    that losses of both signs may cancel.
+    Otherwise a run would report and judge by another number than the one that it trains on. The tolerance for rounding
+    is the square root of the dtype's precision times the mean absolute loss, so that losses of both signs may cancel.
 
     Args:
-        batch: Its name for people.
+        found: Losses and weights of the samples.
+        batch: Name of the batch, for messages.
 
     Raises:
-        TaskError: it is not; a run would report and judge by another number than the one that it trains on.
+        TaskError: the two differ by more than the tolerance.
     """
     loss = batch_loss(task.loss, output, target)
     value, mean, tolerance = loss.item(), found.mean(), torch.finfo(loss.dtype).eps ** 0.5
@@ -146,7 +153,7 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 
 def _check_devices(output: Any, target: Any) -> None:
-    """A task may leave some of several outputs elsewhere, lengths say; no output beside any target is a mismatch."""
+    """Refuse outputs if none is on the device of a target. Single outputs, such as lengths, may be elsewhere."""
     outputs, targets = ({str(tensor.device) for tensor in tensors(value)} for value in (output, target))
     if outputs and targets and outputs.isdisjoint(targets):
         seen, beside = ", ".join(sorted(outputs)), ", ".join(sorted(targets))

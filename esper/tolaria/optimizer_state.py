@@ -1,4 +1,4 @@
-"""Whether the state of an optimizer, as it was kept, is one that this optimizer could have left. It loads nothing."""
+"""Checks whether a stored optimizer state is one that this optimizer could have produced. It loads no state."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.their_code import their_code
 
 Kinds = dict[Any, dict[str, object]]
-"""By number of a parameter and name of a value: the type of the value; of a tensor its shape and dtype."""
+"""Index of a parameter -> name of a value -> its type; for a tensor, its shape and dtype."""
 
 
 def check_groups(optimizer: Optimizer, kept: dict[str, Any]) -> None:
-    """Compare the groups of a kept state with those of the optimizer that is to load it.
+    """Compare the groups of a stored state with those of the optimizer that will load it.
 
-    `load_state_dict` compares their number and sizes only: it takes a permutation of the parameters, a group without
-    its hyperparameters, and a learning rate that is text.
+    torch's `load_state_dict` compares only their number and sizes: it accepts permuted parameters, a group without its
+    hyperparameters, and a learning rate that is text.
 
     Raises:
-        DependencyViolationError: the parameters of a group, or the name or type of a hyperparameter, are others.
+        DependencyViolationError: a group has other parameters, or a hyperparameter is missing or has another type.
     """
     live = state_of("task.optimizer", optimizer).get("param_groups")
     if live is None:
-        return  # an optimizer of the user's own that keeps them elsewhere
+        return  # an optimizer of the user that stores its groups elsewhere
     groups = kept.get("param_groups")
     if type(groups) is not list or len(groups) != len(live) or not all(type(group) is dict for group in groups):
         raise _refused(optimizer, f"param_groups are not {len(live)} groups")
     for number, (group, own) in enumerate(zip(groups, live, strict=True)):
         if group.get("params") != own.get("params"):
             raise _refused(optimizer, f"group {number} has the parameters {group.get('params')}")
-        for name in optimizer.defaults.keys() & own.keys():  # Adafactor has a default that no group of it keeps
+        for name in optimizer.defaults.keys() & own.keys():  # Adafactor has a default that is in none of its groups
             if name not in group or not _alike(group[name], own[name]):
                 raise _refused(optimizer, f"group {number} has {name} = {group.get(name)!r}, here {own.get(name)!r}")
 
 
 def _alike(kept: Any, live: Any) -> bool:  # Any: a hyperparameter
-    """The values are of one kind; a number that is not finite stands only beside another."""
+    """Whether two hyperparameters have the same type. `kept` may be infinite or NaN only if `live` is, too."""
     if live is None or kept is None:
         return live is None
     if isinstance(live, Tensor):
@@ -55,17 +55,19 @@ def _alike(kept: Any, live: Any) -> bool:  # Any: a hyperparameter
 
 
 def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
-    """Have an optimizer take a step on gradients of ones, and compare the kinds of its state before and after it.
+    """Take one step on gradients of ones, and compare the types and shapes of the state before and after it.
 
-    A step of torch's own optimizers changes no kind. Optimizers of others may: for them the step itself is the check.
+    A step of an optimizer from torch.optim never changes them. Other optimizers may: for these the check is only that
+    the step succeeds.
 
     Args:
-        updates: Times that it was called to step. A parameter without a gradient was left out; its count may be 0.
-        stepped: It has changed a parameter, so that a state was begun.
+        updates: Number of calls of `step` so far. The step count of a parameter is lower if it had no gradient at some.
+        stepped: True if a step has changed a parameter, so that a state must exist.
 
     Raises:
-        DependencyViolationError: the step changed a kind, or begins a state where an earlier step would have.
-        Exception: what the step raised.
+        DependencyViolationError: a type or shape changed, a step count is not in 0 to `updates`, or `stepped` is True
+            and the step created the first state.
+        Exception: the error of the step.
     """
     if not is_torchs(optimizer):
         _step(optimizer)
@@ -75,12 +77,12 @@ def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
     _step(optimizer)
     after = _kinds(optimizer)
     if stepped and after and not before:
-        raise _refused(optimizer, "there is none, and it has taken a step")
+        raise _refused(optimizer, "it is empty, although a step was taken")
     for number, kinds in before.items():
         if kinds != after.get(number):
-            raise _refused(optimizer, f"that of parameter {number} holds {kinds}, and {after.get(number)} after a step")
+            raise _refused(optimizer, f"parameter {number} has {kinds}, and {after.get(number)} after a step")
     if any(not 0 <= steps <= updates for steps in taken):
-        raise _refused(optimizer, f"it counts other than 0 to {updates} steps")
+        raise _refused(optimizer, f"its step count is not in 0 to {updates}")
 
 
 def _step(optimizer: Optimizer) -> None:
@@ -93,7 +95,7 @@ def _step(optimizer: Optimizer) -> None:
 
 
 def is_torchs(part: object) -> bool:
-    """An optimizer or scheduler is of a class of torch's own, whose ways are known."""
+    """Return whether an optimizer or scheduler is of a class from torch.optim, whose behaviour is known."""
     return type(part).__module__.startswith("torch.optim.")
 
 
@@ -107,5 +109,7 @@ def _kinds(optimizer: Optimizer) -> Kinds:
 
 def _refused(optimizer: Optimizer, detail: str) -> DependencyViolationError:
     return DependencyViolationError(
-        "snapshot", "an optimizer's state is none of its own", f"{type(optimizer).__name__}: {detail}"
+        "snapshot",
+        "a stored optimizer state does not belong to this optimizer",
+        f"{type(optimizer).__name__}: {detail}",
     )

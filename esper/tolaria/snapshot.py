@@ -1,4 +1,4 @@
-"""All that one host's future depends on, copied, and how it is put back. Only the trainer says when."""
+"""A snapshot of one host: a copy of all state that its training depends on, and functions that load each part."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.their_code import their_code
 
 Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
-"""By command id and seed id: the plan that was applied, and its receipt."""
+"""(command id, seed id) -> the plan that was applied, and its receipt."""
 
 
 @dataclass(frozen=True, eq=False)
 class HostSnapshot:
-    """A host at a step. What the trainer gives away shares no memory with the host it was taken from."""
+    """The state of a host after a step. `GrownHost.snapshot` returns a copy; only `_view` there shares tensors."""
 
     step: int
     fence: int
     total_steps: int
-    """Of the run that it was taken in; one that goes on for longer has another schedule from there."""
+    """Length of the run, in steps. A resume with another length changes the schedule from this step on."""
     topology: tuple[GraftPlan, ...]
-    """In graft order, as the plans stand now; which seeds are isolated follows from it."""
+    """Grafts in graft order, as their plans stand now. They tell which seeds are isolated."""
     tensors: dict[str, Tensor]
-    """Parameters and buffers of host and seeds, those that `state_dict` leaves out included."""
+    """Parameters and buffers of host and seeds by name, including buffers that `state_dict` leaves out."""
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     seed_optimizers: dict[str, dict[str, Any]]
     best_round: float | None
-    """Lowest round mean since the host last lost a seed."""
+    """Lowest mean training loss of a round since the last removal of a seed. None before the first round after it."""
     receipts: Receipts
     leaks: dict[str, tuple[str, ...]]
-    """By seed id: host parameters that its gradient was seen to reach."""
+    """Seed id -> host parameters that its gradient reached in an audit. Empty after an audit without any."""
     modules: dict[str, Any] = field(default_factory=dict)
-    """By module path: what the module's own `get_extra_state` returned."""
+    """Module path -> result of the module's `get_extra_state`."""
     data: dict[str, Any] = field(default_factory=dict)
-    """By shard: what the `state_dict` of its data set returned after the last training batch was drawn."""
+    """Shard -> result of its data set's `state_dict` after the last training batch was drawn."""
     weights: dict[str, bytes] = field(default_factory=dict)
-    """First weights of the seeds in `topology` and `receipts`, by digest; see `esper.leyline.reports.Weights`."""
+    """Digest -> initial weights of the seeds in `topology` and `receipts`; see `esper.leyline.reports.Weights`."""
 
     def mapped(self, each: Callable[[Tensor], Tensor]) -> HostSnapshot:
-        """The same snapshot with `each(tensor)` for every tensor; nothing else in it is shared with this one."""
+        """Return a snapshot with `each(tensor)` for every tensor. It shares no other mutable value with this one."""
         return replace(
             self,
             tensors=copied(self.tensors, each),
@@ -65,21 +65,21 @@ class HostSnapshot:
         )
 
     def all_tensors(self) -> list[Tensor]:
-        """Every tensor, in the order in which `mapped` comes to it."""
+        """Return every tensor, in the order in which `mapped` visits them."""
         return tensors_of_state(
             [self.tensors, self.optimizer, self.scheduler, self.seed_optimizers, self.modules, self.data]
         )
 
     def copied(self) -> HostSnapshot:
-        """The same snapshot in memory of its own."""
+        """Return a copy that shares no tensor with this snapshot."""
         return self.mapped(lambda tensor: tensor.detach().clone())
 
 
 def load_tensors(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Copy kept tensors into the live ones of the same names.
+    """Copy stored tensors into the live tensors of the same names.
 
     Raises:
-        DependencyViolationError: a name, shape or type differs. Nothing was copied.
+        DependencyViolationError: a name, shape or dtype differs. Nothing was copied.
     """
     if live.keys() != kept.keys():
         found = sorted(live.keys() ^ kept.keys())[:3]
@@ -89,10 +89,10 @@ def load_tensors(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None
 
 
 def check_kinds(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Every live tensor has one of its name, shape and type among the kept: a copy would broadcast, or convert.
+    """Refuse stored tensors that do not fit the live ones, since a copy would broadcast or convert them silently.
 
     Raises:
-        DependencyViolationError: one has not.
+        DependencyViolationError: a live tensor has no stored tensor with its name, shape and dtype.
     """
     other = [name for name, tensor in live.items() if name not in kept or kind_of(tensor) != kind_of(kept[name])]
     if other:
@@ -100,13 +100,13 @@ def check_kinds(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Put an optimizer's state back, into the tensors that it has where they fit. The state stays the caller's.
+    """Load an optimizer's state, into its present tensors where these fit. `state` is not changed, now or later.
 
-    `load_state_dict` alone would take the caller's own tensors, which the next step changes.
+    `load_state_dict` alone would share the tensors of `state`, and the next step would change them.
 
     Raises:
-        DependencyViolationError: a tensor took another shape or type on the way; the optimizer is not what it was. Or
-            the groups are not those of the optimizer; nothing was changed.
+        DependencyViolationError: the groups differ from those of the optimizer, and nothing was changed; or
+            `load_state_dict` failed, or changed the shape or dtype of a tensor, and the optimizer's state is invalid.
     """
     copies: Copies = []
     check_groups(optimizer, state)
@@ -115,20 +115,20 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     with _refusing("optimizer", optimizer):
         optimizer.load_state_dict(loaded)
     kinds = [list(map(kind_of, tensors_of_state(one))) for one in (state_of("task.optimizer", optimizer), state)]
-    if kinds[0] != kinds[1]:  # torch casts what it loads to the type of its parameter
+    if kinds[0] != kinds[1]:  # torch casts loaded tensors to the dtype of their parameter
         raise DependencyViolationError(
             "snapshot", "an optimizer's state does not load as it was", type(optimizer).__name__
         )
 
 
 def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) -> None:
-    """Put a scheduler's state back. The state stays the caller's.
+    """Load a scheduler's state. `state` is not changed, now or later.
 
     Raises:
-        DependencyViolationError: the snapshot has one and the task has none, or the other way round.
+        DependencyViolationError: only one of snapshot and task has a scheduler, or `load_state_dict` failed.
     """
     if (scheduler is None) != (state is None):
-        raise DependencyViolationError("snapshot", "a scheduler where there is none, or none where there is one")
+        raise DependencyViolationError("snapshot", "only one of snapshot and task has a scheduler")
     if scheduler is not None and state is not None:
         with _refusing("scheduler", scheduler):
             scheduler.load_state_dict(copied(state, lambda tensor: tensor.clone()))
@@ -136,10 +136,10 @@ def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) 
 
 @contextmanager
 def _refusing(what: str, loading: object) -> Iterator[None]:
-    """Around a `load_state_dict`. Raises: DependencyViolationError: it does not take the state."""
+    """Turn any error of a `load_state_dict` in the block into a DependencyViolationError."""
     try:
         with their_code(f"task.{what}", "load_state_dict"):
             yield
-    except Exception as error:  # torch and foreign classes raise what they like for a state that is not theirs
+    except Exception as error:  # for a wrong state, torch and the user's classes raise any kind of error
         missing, detail = f"the {what}'s state does not load", f"{type(loading).__name__}: {text_of(error)}"
         raise DependencyViolationError("snapshot", missing, detail) from error
