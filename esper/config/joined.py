@@ -1,4 +1,4 @@
-"""The joined config: tables beside what they configure, files in TOML, `table.key=value` on top. It only checks."""
+"""The whole config: the tables of all rooms, read from TOML files with `table.key=value` overrides, and checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from esper.telemetry.settings import TelemetryConfig
 from esper.tolaria.settings import TrainConfig
 
 MOST_BYTES = 2**20
-"""Of a file of settings; the whole config has some kilobytes."""
+"""Largest size of a config file in bytes; the whole default config has some kilobytes."""
 
 
 class RayConfig(Settings):
@@ -39,7 +39,7 @@ class RayConfig(Settings):
 
 
 class RunConfig(Settings):
-    """Everything a run can be told, all with defaults; frozen."""
+    """All settings of a run, with defaults; frozen."""
 
     run: TrainConfig = Field(default_factory=TrainConfig)
     growth: GrowthConfig = Field(default_factory=GrowthConfig)
@@ -59,7 +59,7 @@ class RunConfig(Settings):
 def load_config(
     file: Path | None = None, overrides: Mapping[str, Any] | None = None, faults: Path | None = None
 ) -> RunConfig:
-    """The config of a file (or none) with overrides by dotted key on top, and the faults of another file.
+    """Load a config file (or none), apply overrides by dotted key, and add the faults of another file.
 
     Raises:
         ConfigError: naming the key, its value and the mend; nothing is ignored.
@@ -90,7 +90,7 @@ def load_config(
 
 
 def flattened(config: RunConfig) -> dict[str, Any]:
-    """Every value of every table, by dotted key."""
+    """All values of all tables, by dotted key."""
     tables = ((name, value) for name, value in config if isinstance(value, BaseModel))
     return {f"{table}.{name}": getattr(value, name) for table, value in tables for name in _fields(value)}
 
@@ -109,14 +109,14 @@ def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def add_override(overrides: dict[str, Any], key: str, value: object) -> None:
-    """Raises: ConfigError: the key is there already."""
+    """Raises: ConfigError: the key was given before."""
     if key in overrides:
         raise ConfigError(key, value, f"given twice, before as {shortened(overrides[key])}; give it once")
     overrides[key] = value
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """`table.key=value`, the value as TOML; what is no TOML is taken as text.
+    """Parse `table.key=value`: the value as TOML, or as a string if it is not TOML.
 
     Raises:
         ConfigError: there is no `=`, or more than one line.
@@ -173,7 +173,7 @@ def _read(option: str, file: Path) -> dict[str, Any]:
         return tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError(option, str(file), f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting beyond what Python reads
+    except (ValueError, RecursionError) as error:  # not TOML or UTF-8, or numbers or nesting that Python cannot read
         raise ConfigError(option, str(file), f"no TOML: {error}") from error
 
 
@@ -188,7 +188,7 @@ def _fields(table: BaseModel) -> Sequence[str]:
 
 
 def _existing(key: str) -> str:
-    """The nearest key of all; else the keys of its table; else the tables."""
+    """The mend for an unknown key: the nearest key, else the keys of its table, else the tables."""
     table, dot, _ = key.partition(".")
     near = nearest(key, _keys()) if dot else nearest(key, [*RunConfig.model_fields, *_keys()])
     if near is not None:

@@ -1,4 +1,4 @@
-"""How often actors may die, and which errors count as the death of the actor that they came from."""
+"""Settings of supervision: how often actors may be restarted, and which errors restart the actor that raised them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class SupervisionConfig(Settings):
 
 
 class FailurePolicy(Settings):
-    """[failure_policy]: an error that an actor's caller gets -> who answers it.
+    """[failure_policy]: class of an error that an actor raised -> "raise" or "restart".
 
-    "raise": the caller gets it, unchanged. "restart": the actor that it came from is ended if it is not gone, and
-    started again, as often as `[supervision]` allows. Each class is for itself; one of the user's own goes with the
-    class of esper that it is below.
+    "raise": the caller gets the error, unchanged. "restart": the actor is ended if it still runs, and started again, as
+    often as `[supervision]` allows. A setting holds for one class, not for its subclasses in esper; a class of the
+    user follows the nearest class of esper above it.
 
     Raises:
-        ConfigError: a class that is not there, naming the nearest, or one of `NO_SWITCH`, with the reason.
+        ConfigError: an unknown class, with the nearest name, or one of `NO_SWITCH`, with the reason.
     """
 
     ActorLost: Answer = Field("restart", description="the process of an actor that is no trainer rank is gone")
@@ -59,12 +59,12 @@ class FailurePolicy(Settings):
         return given
 
     def restarts(self, error: BaseException) -> bool:
-        """The actor that `error` came from is started again. Of `NO_SWITCH`, and of no class of ours: never."""
+        """Whether `error` restarts the actor that raised it. Never for `NO_SWITCH` or an error of no esper class."""
         ours = next((cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__), "")
         return ours in type(self).model_fields and getattr(self, ours) == "restart"
 
     def declared(self) -> dict[str, Answer]:
-        """What is answered otherwise than by default, by class name."""
+        """The settings that differ from the default, by class name."""
         default = FailurePolicy()
         return {name: answer for name, answer in self if answer != getattr(default, name)}
 
@@ -102,4 +102,4 @@ NO_SWITCH = {
     "StateNotKept": "the code of the task has state that no checkpoint keeps, and would have it again",
     "CannotBeWritten": "`esper export` raises it, which runs without actors",
 }
-"""Every other class -> why nothing but raising it will do."""
+"""Class of errors that cannot be switched to restart -> the reason."""

@@ -1,4 +1,4 @@
-"""The one clock: wall time for what people read, monotonic time for what is measured. It decides nothing."""
+"""The one clock: wall time for timestamps that people read, monotonic time for durations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Where time comes from; tests hand in their own."""
+    """A source of time. Tests pass a fake one."""
 
     def now(self) -> datetime:
         """Wall time, UTC, time-zone aware."""

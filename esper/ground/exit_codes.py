@@ -4,10 +4,10 @@ from __future__ import annotations
 
 DONE = 0
 CHECK_FAILED = 1
-"""The command did its work, and what it examined is not in order."""
+"""A check failed: the command worked, and what it examined is not in order."""
 WRONG_INPUT = 2
 STRICT_FAILURE = 3
-"""A run failed, or standard output could not be written where it is all that the command makes."""
+"""A run failed, or a command whose only product is its output could not write to standard output."""
 EMERGENCY = 4
 """An emergency signal stopped the run."""
 INTERRUPTED = 128 + 2

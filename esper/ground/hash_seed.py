@@ -1,6 +1,6 @@
-"""In which order Python walks through a set of texts: the same in every process of a run, as far as esper starts them.
+"""Fixes the order in which Python iterates over sets of strings, so that all processes of a run have the same.
 
-Python mixes a secret into the hash of text, another one in each process, unless `PYTHONHASHSEED` is set when it starts.
+Python mixes a random secret into the hash of strings in each process, unless `PYTHONHASHSEED` is set at its start.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ import sys
 
 VARIABLE = "PYTHONHASHSEED"
 OURS = 0
-"""The seed of processes that esper starts, where the user has set none."""
+"""Hash seed of the processes that esper starts if the user has set none."""
 _AT_START = os.environ.get(VARIABLE)
 """Later changes have no effect on this process."""
 SECRET_BYTES = 24
 
 
 def hash_seed() -> int | None:
-    """The seed that this process was started with; None: a random one, which no other process can be given."""
+    """The hash seed of this process. None: it is random and cannot be passed to another process."""
     given = _given()
     return given if given is not None and _secret() == _secret_of(given) else None
 
 
 def _given() -> int | None:
-    """The number that the variable had at the start; None: it had none. `python -R` ignores it, as `-I` and `-E` do."""
+    """The variable's number when the process started. None: it was not set. `python -R`, `-I` and `-E` ignore it."""
     return int(_AT_START) if _AT_START is not None and _AT_START.isdigit() else None
 
 
 def _secret() -> bytes:
-    """What Python mixes into the hash of text in this process."""
+    """The secret that Python mixes into the hash of strings in this process."""
     return bytes((ctypes.c_ubyte * SECRET_BYTES).in_dll(ctypes.pythonapi, "_Py_HashSecret"))
 
 
 def _secret_of(seed: int) -> bytes:
-    """What Python mixes in where it obeys a seed: zeros for 0, else bytes of a generator, as in bootstrap_hash.c."""
+    """The secret that a seed gives: zeros for 0, else the bytes of a generator, as in CPython's bootstrap_hash.c."""
     secret, state = bytearray(), seed
     while seed and len(secret) < SECRET_BYTES:
         state = (state * 214013 + 2531011) % 2**32
@@ -43,12 +43,12 @@ def _secret_of(seed: int) -> bytes:
 
 
 def text_hash() -> int:
-    """Equal in two processes of one version of Python if and only if their sets of texts have the same order."""
+    """Hash of a fixed string. Two processes in which it is equal iterate over sets of strings alike, in one Python version."""
     return hash("esper")
 
 
 def fix_hash_seed() -> None:
-    """Start this program again with a fixed seed, unless the user has fixed one. To be called before all else.
+    """Start this program again with a fixed seed, unless the user has fixed one. Call it before anything else.
 
     The process keeps its id, directory, open streams and ignored signals. A Python that does not obey the variable
     (`-I`, `-E`, `-R`) cannot be given a seed and goes on as it is.
@@ -59,6 +59,6 @@ def fix_hash_seed() -> None:
 
 
 def seed_for_actors() -> int:
-    """The seed of processes that this one has started."""
+    """The hash seed of processes that this one starts."""
     own = hash_seed()
     return own if own is not None else OURS

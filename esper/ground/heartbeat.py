@@ -6,11 +6,11 @@ _beats = 0
 
 
 def beat() -> None:
-    """Say that something was finished: an optimizer step, a batch evaluated, a candidate measured."""
+    """Count one finished piece of work: an optimizer step, an evaluated batch, a measured candidate."""
     global _beats
     _beats += 1
 
 
 def beats() -> int:
-    """How much was finished since the process began."""
+    """Pieces of work finished since the process began."""
     return _beats

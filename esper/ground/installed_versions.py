@@ -1,4 +1,4 @@
-"""The versions installed here of what the bits of a run may depend on."""
+"""Installed versions of Python and of the packages that the bits of a run may depend on."""
 
 from __future__ import annotations
 

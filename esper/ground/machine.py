@@ -1,4 +1,4 @@
-"""What is asked of this machine: its processor, on which the bits of a run depend, and which processes still run."""
+"""Facts about this machine: its processor, on which the bits of a run depend, and which processes run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def cpu_type() -> str:
-    """The processor's model and the vector instructions that torch uses on it: other ones give other bits."""
+    """The processor's model and the vector instructions that torch uses on it. Another CPU type may change results."""
     import torch  # here: a command that only looks at processes does without it
 
     told = Path("/proc/cpuinfo")  # Linux has it
@@ -18,9 +18,9 @@ def cpu_type() -> str:
 
 
 def process_began(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None: it has ended, or its parent has yet to collect it.
+    """Start time of a process, in clock ticks since boot. None: the process has ended, or is a zombie.
 
-    The id and this moment together name one process for ever: the system gives an id again.
+    The process id alone does not identify a process, because the system reuses ids; together with this time it does.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -30,7 +30,7 @@ def process_began(pid: int) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """True while a process runs, also one of another user whose files in /proc are hidden from this one."""
+    """True while a process runs, also if it belongs to a user whose files in /proc are hidden."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,7 +1,7 @@
 """Splits a command line into a parent that waits and a child that works; the parent speaks if the child cannot.
 
 A process can end from within C (Ray's core calls `_exit(1)` once a process of Ray is gone) or by the system (SIGKILL
-for lack of memory). No Python runs then, and the exit code is none of esper's. See docs/adr/0004-ray.md.
+for lack of memory). No Python runs then, and the exit code is not one that esper chose. See docs/adr/0004-ray.md.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask for an end. A child that has no handler yet ends by them, as their sender wants."""
+"""Signals that ask a process to end. A child that has no handler yet is ended by them."""
 PASSED_ON = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the parent sends on to the child. A terminal sends its own to both already."""
 FROM_KERNEL = 128
 """`si_code` of a signal that a terminal sent."""
 PR_SET_PDEATHSIG = 1
 MOST_BYTES = 65536
-"""What a pipe holds, and more than any child tells."""
+"""Capacity of a pipe; more than any child writes."""
 
 _pipe: int | None = None
 """In a child: the end of the pipe to the parent that is written to."""
@@ -35,11 +35,11 @@ class End:
     status: int
     """As `os.waitstatus_to_exitcode` has it: an exit code, or a negative signal."""
     code: int | None = None
-    """The exit code that the child announced; None: it did not come to that."""
+    """The exit code that the child announced. None: the child ended before that."""
     run_dir: str | None = None
     """The directory of the run that the child had begun."""
     reason: str | None = None
-    """Why the child left, if the child could say so."""
+    """The child's reason for leaving, if it could send one."""
 
     @property
     def how(self) -> str:
@@ -50,20 +50,20 @@ class End:
 
 
 def is_there() -> bool:
-    """True in a child whose parent speaks for it."""
+    """True in a child whose parent reports its end."""
     return _pipe is not None
 
 
 def tell(**facts: object) -> None:
-    """Tell the parent fields of `End`. Does nothing in a process without a parent of ours."""
+    """Send fields of `End` to the parent. Does nothing in a process that `split` did not make."""
     if _pipe is not None:
         os.write(_pipe, (json.dumps(facts) + "\n").encode())
 
 
 def split() -> End | None:
-    """Fork. Returns None in the child at once; in the parent, once the child has ended, how.
+    """Fork. Return None in the child at once; in the parent, return how the child ended, once it has.
 
-    The parent sends signals on; if the parent is killed the child is killed too. To be called before there are threads.
+    The parent passes signals on to the child; if the parent is killed, so is the child. Call it before threads start.
 
     Raises:
         OSError: the system refuses another pipe or process. The signals of `PASSED_ON` are blocked then.

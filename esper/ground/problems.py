@@ -38,12 +38,12 @@ PLAIN = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
 }
-"""By pydantic's name of a kind of problem: what an input must be. The figures in braces are pydantic's own."""
+"""pydantic's name of a kind of problem -> what the input must be. pydantic fills in the figures in braces."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Where in an input the problem is, what it is, and the value that was found there."""
+    """One problem of an input: its place, its message, and the value at that place."""
 
     place: tuple[str | int, ...]
     message: str

@@ -23,7 +23,7 @@ def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
 
 
 def generator(run_seed: int, purpose: str, *place: int | str) -> np.random.Generator:
-    """A numpy generator of its own for one use."""
+    """A separate numpy generator for one use."""
     return np.random.Generator(np.random.Philox(key=stream_key(run_seed, purpose, *place)))
 
 
@@ -51,12 +51,12 @@ Streams = tuple[Any, Any, Tensor]
 
 
 def streams() -> Streams:
-    """The present states of the global generators of this process, on the CPU."""
+    """The states of the global CPU generators of this process."""
     return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
 
 
 def restore_streams(states: Streams) -> None:
-    """Put the global generators back to where `streams` saw them."""
+    """Restore the global generators to the states that `streams` returned."""
     python, numpy, own = states
     random.setstate(python)
     np.random.set_state(numpy)

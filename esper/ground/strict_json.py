@@ -1,4 +1,4 @@
-"""JSON that every reader takes: it has no infinities and nothing that is no number, so these are named in words."""
+"""JSON that every parser accepts: infinities and NaN are null, and are named in words beside it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NAMED = "not_finite"
-"""Key of the objects that name them: keys and places as where the null is, and "nan", "inf" or "-inf" for it."""
+"""Key of the object that names them: nested like the values, with "nan", "inf" or "-inf" where the null is."""
 
 
 def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
@@ -19,7 +19,7 @@ def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def not_finite(found: Any) -> Any:  # Any: JSON values
-    """Of nested JSON values those that are no finite numbers, nested alike, in words; an empty dict for none."""
+    """The infinite and NaN values among nested JSON values, nested alike, in words. An empty dict if there are none."""
     if isinstance(found, float):
         return {} if math.isfinite(found) else str(found)
     if isinstance(found, Mapping):

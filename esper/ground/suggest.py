@@ -9,7 +9,7 @@ ALIKE = 0.6
 """`difflib`'s ratio from which two names count as near; 1 for equal names. Two typing errors in six letters pass."""
 
 LISTED = 8
-"""So many names are listed; of more names, the first ones and how many are left."""
+"""Most names that a message lists. Of more names, it lists the first ones and says how many are left."""
 
 
 def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:

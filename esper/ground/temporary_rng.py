@@ -1,4 +1,4 @@
-"""Random numbers by key: inside the context they follow the key, outside nothing has happened. It draws none itself."""
+"""Seeds the global random generators inside a block, and restores them at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors as bytes and as digests. Loading is weights-only, always; nothing here knows whose tensors they are."""
+"""Tensors as bytes and as digests. Loading is always weights-only."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def state_crc32c(tensors: Mapping[str, Tensor]) -> int:
-    """CRC32C over sorted names and bytes: tells two states apart at the speed of memory; no proof against intent."""
+    """CRC32C over sorted names and bytes: detects a difference at the speed of memory; not safe against an attacker."""
     crc = 0
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

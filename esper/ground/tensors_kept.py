@@ -1,4 +1,4 @@
-"""Puts parameters and buffers back after forward passes that must leave no trace: their values and their objects."""
+"""Restores parameters and buffers, values and objects, after forward passes that must not change a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GROUPS = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Afterwards the model has the submodules, parameters and buffers again that it has now, with their values.
+    """Restore the model's submodules, parameters and buffers, with their values, at the end of the block.
 
     A forward may change a parameter in place (a moving average, a codebook), put another tensor into a buffer's place,
     of another shape perhaps, or register something. A module in which that has happened gets its other attributes back,

@@ -1,4 +1,4 @@
-"""Where relative paths start from: the working directory in which a command or call began, wherever it moves later."""
+"""The base of relative paths: the working directory in which a command or call began, even if it changes later."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Workplace:
 
     folder: Path
     given: dict[Path, Path] = field(default_factory=dict)
-    """By absolute path: the path that a person gave for it."""
+    """Absolute path -> the path as the user gave it."""
 
 
 _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=None)
@@ -26,10 +26,10 @@ _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=No
 
 @contextmanager
 def from_here() -> Iterator[None]:
-    """While it lasts relative paths start from the present working directory; within another such block, from its."""
+    """Fix the base of relative paths to the working directory for a block. An outer block's base stays in force."""
     try:
         token = _began.set(_began.get() or _Workplace(workplace()))
-    except ConfigError:  # who needs the folder will say so
+    except ConfigError:  # code that needs the folder raises
         yield
         return
     try:
@@ -39,7 +39,7 @@ def from_here() -> Iterator[None]:
 
 
 def workplace() -> Path:
-    """Where relative paths start from.
+    """The base of relative paths.
 
     Raises:
         ConfigError: the working directory was deleted, or this user may not look at it.
@@ -54,7 +54,7 @@ def workplace() -> Path:
 
 
 def fixed(path: Path) -> Path:
-    """The same place, absolute. `shown` gives `path` back for it, until the outermost block ends.
+    """The absolute form of `path`. `shown` returns `path` for it until the outermost block ends.
 
     Raises:
         ConfigError: it is relative, and the working directory cannot be used.
@@ -66,6 +66,6 @@ def fixed(path: Path) -> Path:
 
 
 def shown(path: Path) -> str:
-    """A place as it was given to `fixed`; one that was not given there, as it is."""
+    """A path as it was given to `fixed`, or unchanged if it was not given there."""
     began = _began.get()
     return str(began.given[path] if began is not None and path in began.given else path)
