@@ -43,7 +43,7 @@ def _secret_of(seed: int) -> bytes:
 
 
 def text_hash() -> int:
-    """Hash of a fixed string. Two processes in which it is equal iterate over sets of strings alike, in one Python version."""
+    """Hash of a fixed string. Where it is equal, processes of one Python version iterate over sets of strings alike."""
     return hash("esper")
 
 
