@@ -12,11 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from esper.archive.journal import Entry, RecordKind
 from esper.ground.problems import first_problem
+from esper.leyline.base import Count
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 from esper.leyline.signals import Level
-
-Count = Annotated[int, Field(ge=0)]
 
 
 class _Said(BaseModel):

@@ -12,7 +12,7 @@ from esper.errors import ConfigError
 from esper.ground.suggest import existing_names
 from esper.leyline.base import Seconds, Settings
 
-Answer = Literal["raise", "restart"]
+Reaction = Literal["raise", "restart"]
 
 
 class SupervisionConfig(Settings):
@@ -38,14 +38,16 @@ class FailurePolicy(Settings):
         ConfigError: an unknown class, with the nearest name, or one of `NO_SWITCH`, with the reason.
     """
 
-    ActorLost: Answer = Field("restart", description="the process of an actor that is no trainer rank is gone")
-    TrainerRankLost: Answer = Field("restart", description="the process of a trainer rank is gone or hangs")
-    ActorDoubtful: Answer = Field("raise", description="the connection broke; an end of the process ends the doubt")
-    CallDeadlineExceeded: Answer = Field("raise", description="no answer in time; the process was ended for it")
-    PolicyDeadlineExceeded: Answer = Field("raise", description="the policy was too slow; it is asked the same again")
-    PolicyFailed: Answer = Field("raise", description="the policy raised, which may be of its process: memory, a file")
-    SeedBuildFailed: Answer = Field("raise", description="a blueprint raised, which may be of its process: memory")
-    FaultInjected: Answer = Field("raise", description="raised on purpose, in place of any error; for drills")
+    ActorLost: Reaction = Field("restart", description="the process of an actor that is no trainer rank is gone")
+    TrainerRankLost: Reaction = Field("restart", description="the process of a trainer rank is gone or hangs")
+    ActorDoubtful: Reaction = Field("raise", description="the connection broke; an end of the process ends the doubt")
+    CallDeadlineExceeded: Reaction = Field("raise", description="no answer in time; the process was ended for it")
+    PolicyDeadlineExceeded: Reaction = Field("raise", description="the policy was too slow; it is asked the same again")
+    PolicyFailed: Reaction = Field(
+        "raise", description="the policy raised, which may be of its process: memory, a file"
+    )
+    SeedBuildFailed: Reaction = Field("raise", description="a blueprint raised, which may be of its process: memory")
+    FaultInjected: Reaction = Field("raise", description="raised on purpose, in place of any error; for drills")
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +65,7 @@ class FailurePolicy(Settings):
         ours = next((cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__), "")
         return ours in type(self).model_fields and getattr(self, ours) == "restart"
 
-    def declared(self) -> dict[str, Answer]:
+    def declared(self) -> dict[str, Reaction]:
         """The settings that differ from the default, by class name."""
         default = FailurePolicy()
         return {name: answer for name, answer in self if answer != getattr(default, name)}

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Strict
 
-from esper.leyline.base import Settings
+from esper.leyline.base import PositiveInt, Settings
 
 MOST_MANAGERS = 512
 """Each is a process: many more would take a machine down before any deadline of ours."""
-PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 

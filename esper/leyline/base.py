@@ -25,6 +25,9 @@ LARGEST_INT = 2**53 - 1
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
 """Products and quotients of such numbers with counts, sizes and each other are finite."""
+Count = Annotated[int, Field(ge=0)]
+"""How many of something."""
+PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
 """A time to wait, up to three years: the waits of Python and of Ray overflow at some hundred years."""
 

@@ -6,9 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from esper.leyline.base import Message
-
-Count = Annotated[int, Field(ge=0)]
+from esper.leyline.base import Count, Message
 
 QUARANTINE = "quarantine"
 """Folder, in that of the checkpoints, for those that do not load."""

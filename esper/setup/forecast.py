@@ -120,7 +120,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Timings:
     """What networks of a task cost on this machine while nothing else runs."""
 
     host: Work
@@ -139,7 +139,7 @@ class Measured:
         )
 
 
-def foretell_waits(prospect: Prospect, measured: Measured) -> dict[str, Any]:
+def foretell_waits(prospect: Prospect, measured: Timings) -> dict[str, Any]:
     """How long the trainer stands still for Kasmina's managers; None where nothing can germinate.
 
     A core for each process is taken for granted.
@@ -173,12 +173,12 @@ def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
     return max(loads)
 
 
-def probes_s(measured: Measured, count: int, managers: int) -> float:
+def probes_s(measured: Timings, count: int, managers: int) -> float:
     """Seconds in which the managers measure so many candidates; the trainer always waits for these."""
     return busiest([(number, measured.probe_s) for number in range(count)], managers)
 
 
-def tournament_s(measured: Measured, heats: Sequence[int], managers: int) -> float:
+def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
     """Seconds of a first tournament. Which half goes on is not known before: average candidates stand for it."""
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
@@ -188,7 +188,7 @@ def tournament_s(measured: Measured, heats: Sequence[int], managers: int) -> flo
     return whole + measured.host.evaluation_s + measured.fork.evaluation_s  # on the gate shard, one after the other
 
 
-def replica_s(measured: Measured, steps: int, managers: int, *, twin: bool) -> float:
+def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
     """Seconds of the first replica's incubation, with its control and the twin beside it.
 
     The control has one seed by then and the replica's fork two. Forks are numbered on from the first tournament's,
@@ -206,7 +206,7 @@ def replica_s(measured: Measured, steps: int, managers: int, *, twin: bool) -> f
 # -- measuring ---------------------------------------------------------------------------------------------------
 
 
-def measure(prospect: Prospect) -> Measured:
+def measure(prospect: Prospect) -> Timings:
     """Time a few steps of the host and of a fork with each candidate of a first tournament, on throwaway networks.
 
     Raises:
@@ -238,7 +238,7 @@ def measure(prospect: Prospect) -> Measured:
     some = plans[::TIMED_PROBES_EVERY]
     start = time.perf_counter()
     make_incubator(prospect, key).probe_candidates(some, weights, snapshot)
-    return Measured(host, forks, (time.perf_counter() - start) / max(1, len(some)))
+    return Timings(host, forks, (time.perf_counter() - start) / max(1, len(some)))
 
 
 def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Received | None:

@@ -6,12 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from esper.leyline.base import Settings
+from esper.leyline.base import PositiveInt, Settings
 
 MOST_THREADS = 512
 """Largest allowed number of torch threads. A fixed bound, not the cores of this machine, because a run may be inspected
 and resumed on another machine."""
-PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class TrainConfig(Settings):

@@ -18,7 +18,7 @@ from esper.archive.run_directory import journal_file
 from esper.cli import plan_view
 from esper.cli.terminal import heading
 from esper.setup.forecast import (
-    Measured,
+    Timings,
     Work,
     busiest,
     forecast,
@@ -182,8 +182,8 @@ HOST = Work(making_s=0.0, step_s=1.0, evaluation_s=3.0)
 FORK = Work(making_s=0.5, step_s=2.0, evaluation_s=4.0)
 
 
-def measured(forks: int) -> Measured:
-    return Measured(HOST, (FORK,) * forks, probe_s=1.5)
+def measured(forks: int) -> Timings:
+    return Timings(HOST, (FORK,) * forks, probe_s=1.5)
 
 
 def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None:
@@ -218,7 +218,7 @@ def test_probes_are_shared_out_and_the_last_manager_to_end_counts() -> None:
     assert [probes_s(measured(4), 4, managers) for managers in (1, 3, 4, 9)] == [6.0, 3.0, 1.5, 1.5]
 
 
-def waits(cost: Measured, **overrides: Any) -> dict[str, Any]:
+def waits(cost: Timings, **overrides: Any) -> dict[str, Any]:
     return foretell_waits(survey(tiny_task(), tiny_config(**overrides)), cost)
 
 

@@ -23,7 +23,7 @@ from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.mends import mend_of
 from esper.user_code.their_code import refused_as_theirs
 
-Call = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
+Forward = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
 
 TOLERANCE = 1e-5
 """Movement of an output, relative to its largest entry, that counts as none: single precision with room to spare."""
@@ -52,7 +52,7 @@ class Found:
     """Paths of the slots that a pattern matched: where one fails later, it may be left out too."""
 
 
-def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Call) -> Found:
+def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forward) -> Found:
     """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
 
     The model's parameters, buffers, modes, hooks and attributes, the input and all global random numbers are as before
@@ -110,7 +110,7 @@ class _Host:
     model: nn.Module
     matched: Matched
     batch_input: Any
-    call: Call
+    call: Forward
     batch: int
     autocast: dict[str, str] = field(default_factory=dict)
     """By path: the type to which the model's own autocast casts where a slot is called; filled by `run`."""
@@ -276,7 +276,7 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
     return _KINDS[training.dim()]
 
 
-def _batch_size(batch_input: Any) -> int:  # Any: see Call
+def _batch_size(batch_input: Any) -> int:  # Any: see Forward
     """Raises: TaskError: the input holds no tensor, or fewer than two samples."""
     rows = [len(tensor) for tensor in tensors(batch_input) if tensor.dim()]
     if not rows:

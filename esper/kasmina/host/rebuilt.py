@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from esper.kasmina.host.attached import Seed, attach
 
-State = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
+Content = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
 Grafted = tuple[str, int, Callable[[], nn.Module], torch.dtype, torch.dtype]
 """Slot, ordinal, how to make the seed's module, the types of its parameters and of its alpha."""
 
 
-def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: State, modules: str) -> nn.Module:
+def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Content, modules: str) -> nn.Module:
     """The grown network around what `model()` gives, in evaluation mode.
 
     Args:
@@ -44,7 +44,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Sta
     return network.eval()
 
 
-def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see State
+def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see Content
     """The state dict of a network, with the buffers that it leaves out; the tensors are the network's own."""
     state: dict[str, Any] = network.state_dict()
     state.update({name: buffer.detach() for name, buffer in network.named_buffers() if name not in state})
@@ -52,7 +52,7 @@ def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see State
 
 
 @torch.no_grad()
-def fill(network: nn.Module, state: State) -> None:
+def fill(network: nn.Module, state: Content) -> None:
     """Copy a state into a network, all of it and nothing else. Raises: ValueError: it is of another network."""
     own, buffers = network.state_dict(), dict(network.named_buffers())
     if how := difference({**buffers, **own}, state):
@@ -62,7 +62,7 @@ def fill(network: nn.Module, state: State) -> None:
         buffers[name].copy_(state[name])
 
 
-def difference(live: State, kept: State) -> str:
+def difference(live: Content, kept: Content) -> str:
     """The first way in which the names, shapes and types of a network differ from those that were kept; or nothing."""
     for name in sorted(kept.keys() - live.keys()):
         return f"it has no {name}"

@@ -16,15 +16,13 @@ from esper.errors import StoreCorrupt
 from esper.ground.problems import first_problem
 from esper.ground.tensors import blob_digest
 from esper.kasmina.registry.seed_record import SeedRecord
-from esper.leyline.base import Message
+from esper.leyline.base import Count, Message
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
 from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
 from esper.leyline.stages import Stage
 
 WHERE = "kasmina's state"
-
-Count = Annotated[int, Field(ge=0)]
 
 
 class RosterState(Message):
