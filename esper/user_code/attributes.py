@@ -1,9 +1,9 @@
-"""What objects hold in their attributes, as digests by path, so that two objects or two moments can be compared.
+"""Digests of the values in an object, by path, so that two objects, or one object at two times, can be compared.
 
 It reads: attributes and slots, containers, tensors, arrays, generators of random numbers, iterators, closures, defaults
-and attributes of functions, partial arguments. It does not read: open files, locks, loggers, compiled objects, values
-of properties, module globals (see `esper.user_code.own_modules`), and what lies behind the first `MOST` values. Of a
-`functools.lru_cache` it reads the size.
+and attributes of functions, partial arguments, the size of a `functools.lru_cache`. It does not read: open files,
+locks, loggers, compiled objects, values of properties, module globals (see `esper.user_code.own_modules`), and values
+after the first `MOST`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 
 MOST = 20_000
-"""Values that are read of one object: about 50 ms."""
+"""Most values that are read from one object; reading them takes about 50 ms."""
 WHOLE_BYTES = 64 * 2**20
-"""Of a larger array only `PIECES` pieces are read."""
+"""Largest array that is read whole, in bytes; of a larger one, `PIECES` pieces at equal distances are read."""
 PIECES, PIECE_BYTES = 256, 64 * 2**10
+"""Number and length of the pieces: 16 MiB together."""
 
 _SCALARS = {bool, int, float, complex, str, bytes, type(None)}
 _CONTAINERS = (list, tuple, deque, set, frozenset)
@@ -40,24 +41,25 @@ _HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
 class Leaf(NamedTuple):
-    """One value that was read."""
+    """The digest of one value."""
 
     kind: str
-    """Name of its type; `Tensor` for tensors, `generator` for a source of random numbers, `full deque` for a deque that
+    """Name of the type; `Tensor` for tensors, `generator` for a source of random numbers, `full deque` for a deque that
     has reached its `maxlen`."""
     digest: int
     length: int = -1
-    """Of a container."""
+    """Number of items of a container; -1 for any other value."""
 
     @property
     def is_random_or_numeric(self) -> bool:
-        """It is a tensor, an array or a source of random numbers: not a name, a time or a number of an instance."""
+        """Whether the value is a tensor, an array or a source of random numbers, not a name, a time or a counter."""
         return self.kind in ("Tensor", "ndarray", "generator")
 
 
 Held = dict[str, Leaf]
-"""By path, as Python would spell it where it can."""
+"""Path -> digest. The path is a Python expression where Python can express it."""
 Opens = Callable[[object], bool]
+"""Returns whether the attributes of an object are read."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Limits:
 
     values: int = MOST
     whole_bytes: int = WHOLE_BYTES
-    """Of a larger array only pieces are read."""
+    """Largest array that is read whole, in bytes."""
 
 
 def held_by(
@@ -78,17 +80,17 @@ def held_by(
     skip: Collection[str] = (),
     limits: Limits = Limits(),
 ) -> Held:
-    """Digests of all that an object holds, breadth first, so that each value has its shortest path.
+    """Return the digests of all values in an object. The search is breadth first, so each value has its shortest path.
 
     Args:
-        kept: Ids of objects that are not read, each with the leaf that stands for it, if one does.
-        opens: Says of an object with attributes of its own whether they are read.
+        kept: Ids of objects that are not read; a mapping gives the leaf to report for each (None: no leaf).
+        opens: Returns whether the attributes of an object are read.
         start: The path of the object itself.
         skip: Paths at which nothing is read.
     """
     found: Held = {}
     seen: dict[int, str] = {}
-    alive = []  # an id is good as long as its object
+    alive = []  # keeps objects alive: Python may give the id of a freed object to another
     marks = kept if isinstance(kept, Mapping) else dict.fromkeys(kept)
     queue: deque[tuple[str, Any]] = deque([(start, value)])
     while queue and len(found) < limits.values:
@@ -116,14 +118,14 @@ def held_by(
 
 
 def different(left: Held, right: Held) -> list[str]:
-    """Paths at which two objects hold something else, shortest first."""
+    """Return the paths at which two objects differ, shortest first."""
     paths = left.keys() | right.keys()
     other = [path for path in paths if path not in left or path not in right or left[path] != right[path]]
     return sorted(other, key=lambda path: (len(path), path))
 
 
 def path_in_words(path: str) -> str:
-    """A path as people read it."""
+    """Return a path in the form that messages show."""
     return re.sub(r"^\['([^']*)'\]", r"\1", path.removeprefix(".")) or "itself"
 
 
@@ -131,7 +133,7 @@ def path_in_words(path: str) -> str:
 
 
 def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: whatever an attribute holds
-    """The digest of a value that is not opened; None: look at its parts."""
+    """Return the digest of a value that is read whole. None: its parts have to be read."""
     kind: Any = type(value)
     if kind in _SCALARS:
         return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
@@ -151,13 +153,13 @@ def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: whatever an attr
 
 
 def _kind_of(container: Collection[Any]) -> str:
-    """The name of its type, or "full deque" of a deque that drops an item for each new one."""
+    """Return the name of a container's type, or "full deque" for a deque that has reached its `maxlen`."""
     full = isinstance(container, deque) and len(container) == container.maxlen
     return "full deque" if full else type(container).__name__
 
 
 def _flat(values: Iterable[Any]) -> int:
-    """Equal for equal scalars; sets are in no order."""
+    """Return a hash that is equal for equal scalars; the order of a set does not count."""
     if isinstance(values, set | frozenset):
         return hash(frozenset(values))
     found = tuple(values)
@@ -169,7 +171,7 @@ def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
     plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
-    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # its bytes can be viewed only then
+    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # `view(uint8)` needs this
     return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
 
 
@@ -208,7 +210,7 @@ def _random_state(value: object) -> int | None:
 
 
 def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
-    """The parts of a value, each with what its path adds."""
+    """Yield the parts of a value, each with the text that it adds to the path."""
     if isinstance(value, dict):
         for place, (key, item) in enumerate(value.items()):
             yield f"[{key!r}]" if type(key) in _SCALARS else f"[{place}]", item
@@ -240,7 +242,7 @@ def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     for name, cell in cells:
-        if cell != types.CellType():  # one that is still empty has no contents
+        if cell != types.CellType():  # an empty cell raises on `cell_contents`
             yield f".<closure>.{name}", cell.cell_contents
     yield ".__defaults__", function.__defaults__
     yield ".__kwdefaults__", function.__kwdefaults__
@@ -248,9 +250,9 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, object]]:
-    """Values that instances share: a counter of calls, say, or a variable that a method closes over.
+    """Yield values that instances share, for example a counter of calls, or a variable that a method closes over.
 
-    Methods that hold nothing and all that Python itself adds are left out.
+    Methods without such values and attributes that Python adds are left out.
     """
     for name, item in vars(kind).items():
         method = item.__func__ if isinstance(item, staticmethod | classmethod) else item
@@ -262,7 +264,7 @@ def _of_class(kind: type) -> Iterator[tuple[str, object]]:
 
 
 def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
-    """What an iterator of Python's own would be copied by; it is not advanced. A foreign one may refuse."""
+    """Return the state by which a built-in iterator is copied, without advancing it. Empty if it has no such state."""
     if isinstance(value, map | filter | zip | enumerate | reversed) or type(value).__module__ == "itertools":
         state = value.__reduce__()
         return state[1:] if isinstance(state, tuple) else ()
@@ -270,7 +272,7 @@ def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
 
 
 def _is_a_seeds(hook: object) -> bool:
-    """The hook calls the seeds of a slot: they come and go at fences."""
+    """Whether a hook calls the seeds of a slot. These hooks change at fences, so they are not compared."""
     return isinstance(hook, types.MethodType) and hook.__module__ == "esper.kasmina.host.host_editor"
 
 
@@ -288,7 +290,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
             continue
         if isinstance(item, dict) and "_hooks" in name:
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
-                yield f".{name}", hooks  # torch numbers hooks over the whole process
+                yield f".{name}", hooks  # without the keys: torch numbers hooks across the whole process
         elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
             yield f".{name}", item
     kind: Any = type(value)
@@ -299,7 +301,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
 
 @functools.lru_cache(4096)
 def _slots_of(kind: type) -> tuple[str, ...]:
-    """Names of the attributes that objects of a class keep outside of their `__dict__`."""
+    """Return the names of a class's attributes that are stored in `__slots__`, not in `__dict__`."""
     found = []
     for one in kind.__mro__:
         slots = vars(one).get("__slots__", ())

@@ -14,14 +14,17 @@ from esper.user_code.their_code import their_code
 
 
 def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
-    """What the `state_dict` of a part of the task returns now; `field` is to blame for what it raises."""
+    """Return the `state_dict()` of a part of the task. An exception of it is reported with `field`."""
     with their_code(field, "state_dict"):
         state: dict[str, Any] = part.state_dict()
     return state
 
 
 def extra_states(model: nn.Module) -> dict[str, Any]:
-    """Module path -> what its own `get_extra_state` returns now. Its tensors may be those of the module."""
+    """Return the extra state of each module that overrides `get_extra_state`, by module path.
+
+    It is not a copy: it may share tensors with the module.
+    """
     found = {}
     for path, module in _keepers(model).items():
         with their_code("task.model", f"get_extra_state of {path or 'the model'}"):
@@ -30,10 +33,11 @@ def extra_states(model: nn.Module) -> dict[str, Any]:
 
 
 def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
-    """Restore the state of every such module, from a copy: the modules do not share it with the caller.
+    """Restore the extra states that `extra_states` returned. Each module gets a copy of its state.
 
     Raises:
-        DependencyViolationError: other modules keep a state here than did there; nothing was changed.
+        DependencyViolationError: the modules that override `get_extra_state` are not those of `kept`. Nothing was
+            changed.
     """
     keepers = _keepers(model)
     if keepers.keys() != kept.keys():
@@ -46,7 +50,7 @@ def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
 
 @contextmanager
 def extra_states_kept(model: nn.Module) -> Iterator[None]:
-    """At the end of the block, restore the state that every such module had at its beginning."""
+    """Restore, at the end of the block, the extra states that the modules had at its beginning."""
     before = copy.deepcopy(extra_states(model))
     try:
         yield

@@ -1,6 +1,6 @@
 """The import path of a task: its folder, the modules that were loaded from it, and modules that hide others.
 
-It imports nothing: a module's file is found by asking the finders, so that its digest can be compared first.
+It imports no module: a file is located by the import finders, so that its digest can be compared before its code runs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from esper.ground.workplace import fixed
 ROOT = Path(__file__).absolute().parents[2]
 """The folder that holds esper's own packages."""
 OURS = ("esper", "actors", "drills")
-"""Names of those packages."""
+"""Names of the packages in `ROOT`."""
 TASK_FILE = "esper_task_"
-"""Begin of the name under which the module of a task's file is loaded; the name of the file follows."""
+"""Prefix of the module name under which a task's file is loaded; the name of the file follows."""
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
-"""Names of folders that packages are installed into: an environment's, a user's, the system's."""
+"""Names of the folders into which packages are installed."""
 _PYTHON = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -36,38 +36,38 @@ def put_first(folder: Path) -> None:
 
 
 def absolute_path() -> tuple[str, ...]:
-    """This process's import path, for another process: relative folders are made absolute."""
+    """Return the import path with absolute folders, so that another process can use it (see `join_path`)."""
     return tuple(str(fixed(Path(place))) for place in sys.path)
 
 
 def join_path(path: Sequence[str]) -> None:
-    """Adopt another process's import path; entries that only this process has come after it."""
+    """Use the import path of another process; entries that only this process has come after it."""
     sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
 
 
 def is_ours(name: str) -> bool:
-    """A dotted name stands for a loaded module of esper's own."""
+    """Whether a dotted name belongs to a loaded package of esper."""
     head = sys.modules.get(name.partition(".")[0])
     return name.partition(".")[0] in OURS and head is not None and _lies_in(head, ROOT)
 
 
 def is_installed(path: Path) -> bool:
-    """A file or folder, as the import path names it, is of an installed package or of Python's own library."""
+    """Whether a path belongs to an installed package or to Python's library. Links are not followed."""
     return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _PYTHON)
 
 
 def is_of_esper(file: Path) -> bool:
-    """A file lies in one of esper's own packages."""
+    """Whether a file lies in one of the packages of esper."""
     return any(file.is_relative_to(ROOT / name) for name in OURS)
 
 
 def is_the_users(file: Path) -> bool:
-    """A file is neither Python's, nor an installed package's, nor esper's."""
+    """Whether a file belongs neither to Python, nor to an installed package, nor to esper."""
     return not is_installed(file) and not is_of_esper(file)
 
 
 def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
-    """The file of a module and the folder that its top package lies in.
+    """Return the file of a module and the folder that contains its top package.
 
     Args:
         name: Dotted.
@@ -97,31 +97,31 @@ def _top(name: str, first: Path) -> ModuleSpec | None:
 
 
 def _asked(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """The first answer of the interpreter's finders."""
+    """Return the first spec that an import finder of this process gives for a name."""
     answers = (finder.find_spec(name, path) for finder in sys.meta_path)
     return next((spec for spec in answers if spec is not None), None)
 
 
 def modules_in(folder: Path) -> dict[str, Path]:
-    """Name and file of each module that was loaded from a folder or below, without installed ones and without ours."""
+    """Return name and file of each loaded module in a folder or below, without installed modules and those of esper."""
     loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
     files = {name: file_of(module) for name, module in loaded if not is_ours(name)}
     return {name: file for name, file in files.items() if file is not None and _belongs(file, folder)}
 
 
 def _belongs(file: Path, folder: Path) -> bool:
-    """A file lies in a folder and is not installed there; the folder may be an installed package itself."""
+    """Whether a file lies in a folder and is not installed there. All files of an installed package belong to it."""
     return file.is_relative_to(folder) and (is_installed(folder) or not is_installed(file))
 
 
 def file_of(module: ModuleType) -> Path | None:
-    """The file of a module, as the import path names it: links are not followed; None where it has none."""
-    file = vars(module).get("__file__")  # a module that is built in has none
+    """Return the absolute file of a module, without following links. None: the module has no file."""
+    file = vars(module).get("__file__")  # a built-in module has no `__file__`
     return Path(file).absolute() if isinstance(file, str) else None
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """The module's file is in a folder or below; of a package without a file, one of its folders is."""
+    """Whether a module's file, or a folder of a package without a file, lies in a folder or below."""
     file = file_of(module)
     if file is not None:
         return file.is_relative_to(folder)
@@ -137,14 +137,15 @@ class Hidden:
     beside: Path
     """The hidden file or folder."""
     found: str
-    """The module that is found instead, in words."""
+    """Description of the module that is found instead."""
     file: Path | None = None
-    """Line of the import statement."""
+    """Source file with the import statement. None: only the name was checked."""
     line: int | None = None
+    """Line of the import statement."""
 
 
 def hidden_module(name: str, folder: Path) -> Hidden | None:
-    """The module of a name that lies in a folder, if one from elsewhere is loaded under this name."""
+    """Return the module in a folder that is hidden because a module from elsewhere is loaded under the same name."""
     loaded = sys.modules.get(name)
     if not isinstance(loaded, ModuleType) or _lies_in(loaded, folder):
         return None
@@ -163,10 +164,10 @@ def _told(name: str, loaded: ModuleType) -> str:
 
 
 def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None) -> Iterator[Hidden]:
-    """Each import in `files` whose module lies in a folder of the import path and is not what the import finds.
+    """Yield each import in `files` that finds another module than that of the same name in `folder`.
 
     Args:
-        task_file: Skipped: esper loads a task's file under a name of its own, so no import refers to it.
+        task_file: Skipped: esper loads a task's file under a special name (`TASK_FILE`), so no import refers to it.
     """
     names = {entry.name.partition(".")[0] for entry in folder.iterdir()}
     found = {name: other for name in names if (other := hidden_module(name, folder)) and other.beside != task_file}
@@ -178,7 +179,7 @@ def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None
 
 
 def _imports(file: Path) -> Iterator[tuple[str, int]]:
-    """The top name of each absolute import in a source file, with its line; nothing of a compiled file."""
+    """Yield the top name and the line of each absolute import in a source file. Other files are skipped."""
     for node in ast.walk(ast.parse(file.read_bytes())) if file.suffix == ".py" else ():
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
@@ -187,7 +188,7 @@ def _imports(file: Path) -> Iterator[tuple[str, int]]:
 
 
 def module_name(file: Path) -> tuple[str, Path]:
-    """The dotted name under which the relative imports of a file work, and the folder to run in for it."""
+    """Return the dotted name under which the relative imports of a file work, and the folder in which to run it."""
     levels = [node.level for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.ImportFrom)]
     parts, folder = [file.stem], file.parent
     while (folder / "__init__.py").is_file() or len(parts) <= max(levels, default=1):

@@ -1,4 +1,4 @@
-"""What to do about state that no checkpoint keeps, by what holds it and by the kind of its value."""
+"""Advice for state that no checkpoint saves, by the object that has it and by the kind of its value."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from esper.user_code.attributes import Held
 
 FACTORY_MEND = "make it in the factory, as it shall be to the end; a value that shall change may be a buffer"
 _OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
-"""Attributes of modules and optimizers in which torch keeps what was registered, and the parameters of each group."""
+"""Attributes in which torch stores hooks, the names of unsaved buffers, and the parameter groups of an optimizer."""
 
 _ITERATOR = ".<state "
-"""Begins a part of the state of an iterator; see `esper.user_code.attributes`."""
+"""Part of a path: what follows is the state of an iterator; see `esper.user_code.attributes`."""
 _KINDS = {
     "generator": {"generator"},
     "tensor": {"Tensor", "ndarray"},
@@ -20,7 +20,7 @@ _KINDS = {
     "cache": {"lru_cache"},
     "container": {"dict", "list", "set", "tuple", "deque", "full deque"},
 }
-"""By the kind that the tables below name: `Leaf.kind`."""
+"""Kind in the tables below -> the values of `Leaf.kind` that belong to it."""
 
 _EACH = {
     "iterator": "an iterator cannot be kept: count the steps in a buffer and compute the item from that number",
@@ -50,7 +50,7 @@ OBJECTS = {
     },
     **dict.fromkeys((f"task.{name}" for name in ("train", "valid", "test", "pick", "gate")), _OF_A_DATA_SET),
 }
-"""By the field of a task: mends for its own object, by kind of value."""
+"""Field of a task -> kind of value -> advice, for state in the object of this field."""
 _SHARED = {
     **_EACH,
     "cache": "call it with these arguments once in the factory, or when the module is imported",
@@ -68,12 +68,12 @@ _WHY_SHARED = "all networks share it, and a resumed run begins without the chang
 
 
 def mend_of(holder: str, path: str, *moments: Held) -> str:
-    """The mend for an attribute that changes and that no checkpoint keeps.
+    """Return the advice for an attribute that changes and that no checkpoint saves.
 
     Args:
-        holder: The field of the task whose object holds it; any other name stands for what all networks share.
-        path: Of the attribute, in that object.
-        moments: What the object held at several moments; the first that has the path says what kind of value it is.
+        holder: The field of the task whose object has the attribute; any other name means shared state.
+        path: Path of the attribute in that object.
+        moments: Digests of the object at several times; the first that has the path gives the kind of the value.
     """
     if holder not in OBJECTS:
         return f"{_WHY_SHARED}: {_of_kind(_SHARED, path, moments)}"
@@ -81,7 +81,7 @@ def mend_of(holder: str, path: str, *moments: Held) -> str:
 
 
 def shared_mend_of(path: str, held: Held) -> str:
-    """The mend for what all networks share and every call changes."""
+    """Return the advice for state that all networks share and every call changes."""
     return _of_kind(_EVERY_CALL, path, [held])
 
 
@@ -91,7 +91,7 @@ def _of_kind(mends: Mapping[str, str], path: str, moments: Iterable[Held]) -> st
 
 
 def _kind(path: str, moments: Iterable[Held]) -> str:
-    """The kind of a value, as the tables of mends name it."""
+    """Return the kind of a value: a key of the tables above."""
     if _ITERATOR in path:
         return "iterator"
     there = next((held[path].kind for held in moments if path in held), None)

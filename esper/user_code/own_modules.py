@@ -15,9 +15,10 @@ Modules = dict[str, types.ModuleType]
 
 
 def globals_of(task: Task, reached: Modules) -> dict[str, Held]:
-    """What the globals of the user's modules hold, by module name.
+    """Return the digests of the globals of the user's modules, by module name.
 
-    An object is read in depth only if its class is defined in one of these modules. The task and its data are left out.
+    The attributes of an object are read only if its class is defined in one of these modules. The task and its data
+    sets are left out.
 
     Args:
         reached: See `reached_by`.
@@ -31,12 +32,12 @@ def globals_of(task: Task, reached: Modules) -> dict[str, Held]:
 
 
 def data_of(task: Task) -> set[int]:
-    """Ids of the task's data sets."""
+    """Return the ids of the task's data sets."""
     return {id(getattr(task, name)) for name in ("train", "valid", "test", "pick", "gate")}
 
 
 def is_users_class(kind: type) -> bool:
-    """The class is defined in a file of the user's own."""
+    """Whether a class is defined in a file of the user."""
     module = sys.modules.get(kind.__module__)
     file = file_of(module) if module is not None else None
     return file is not None and is_the_users(file)
@@ -49,9 +50,10 @@ def _is_value(key: str, value: object, reached: Modules) -> bool:
 
 
 def reached_by(task: Task) -> Modules:
-    """The user's modules that the task's functions and classes can reach, by name.
+    """Return the user's modules that the task's functions and classes can reach, by name.
 
-    They are the modules that define them, and modules, functions and classes in the globals of a reached one.
+    They are the modules that define these functions and classes; and each module that is in the globals of a reached
+    module, or defines a function or class there.
     """
     waiting = list(_named_by(task))
     found: Modules = {}
@@ -70,7 +72,7 @@ def reached_by(task: Task) -> Modules:
 
 
 def _named_by(task: Task) -> Iterator[str]:
-    """Names of the modules that define the task's functions, classes and objects."""
+    """Yield the names of the modules that define the task's functions, classes and objects."""
     for value in (*vars(task).values(), *task.metrics.values()):
         holders = [value, type(value), *([value.func] if isinstance(value, partial) else [])]
         yield from (str(holder.__module__) for holder in holders if hasattr(holder, "__module__"))

@@ -14,16 +14,16 @@ from esper.errors import ConfigError
 from esper.user_code.import_paths import OURS, ROOT, file_of, is_installed, is_ours
 
 LAUNCHERS = "esper.launchers"
-"""Entry-point group of launchers for runs outside this process; `actors` has "ray" there."""
+"""Entry-point group of launchers for runs outside this process; the package `actors` registers "ray"."""
 PACKAGE = "esper-runtime"
 IN_PROCESS = "run in one process (--in-process, or on=esper.InProcess())"
 
 
 def entries(group: str) -> list[EntryPoint]:
-    """The entry points of a group: esper's own first, then those of other installed packages, by name.
+    """Return the entry points of a group: first those of esper, then those of other installed packages, by name.
 
-    A package whose metadata lies in the working directory does not count as installed. Otherwise a file that somebody
-    puts there would run at any command.
+    A package whose metadata lies in the working directory does not count as installed. Otherwise any command would run
+    code from a file that was copied there.
     """
     path = [place for place in sys.path if not _is_here(place or os.curdir)]
     found = [(made.name != PACKAGE, entry) for made in distributions(path=path) for entry in made.entry_points]
@@ -32,11 +32,11 @@ def entries(group: str) -> list[EntryPoint]:
 
 
 def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.launching.Launcher`
-    """The class whose objects launch a run outside this process. The packages beside esper are searched first.
+    """Load the class of a launcher by its name. The folder of esper's packages is searched first.
 
     Raises:
-        ConfigError: it is not installed, the install is older than the code, or a package of the user's has the name of
-            ours.
+        ConfigError: the launcher is not installed, the install is older than the code, or a package of the user has the
+            name of a package of esper.
     """
     found = next((entry for entry in entries(LAUNCHERS) if entry.name == name), None)
     if found is None:

@@ -1,8 +1,7 @@
-"""Settings of the whole process that the bits of a run depend on, and the values that esper works with.
+"""Process-wide settings of torch that change the bits of a run, and the values that esper sets.
 
-Every process of a run sets them after it loaded the task and before any work, and checks them at every fence. At the
-end it gives its caller the earlier values back. The list leaves out filters of warnings and numpy's handling of
-floating-point errors.
+Every process of a run sets them after the task is loaded and before any work, checks them at every fence, and restores
+the earlier values at the end. Warning filters and numpy's handling of floating-point errors are not in the list.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from esper.errors import ProcessStateChanged, TaskError
 
 CPU = torch.device("cpu")
 CONTRADICTED = "contradicted by a setting fp32_precision of torch.backends"
-"""Stands for the value of a setting that torch refuses to read."""
+"""Value of a setting that torch refuses to read."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,17 @@ class Setting:
     get: Callable[[], Any]
     put: Callable[[Any], object]
     ours: Any = None
-    """None: the value comes from the config."""
+    """Value that esper sets. None: the value comes from the config."""
 
 
 def _flushes_denormals() -> bool:
-    """The processor rounds numbers below the smallest normal one to 0, in this thread; torch cannot be asked."""
+    """Whether this thread rounds subnormal numbers to 0. Measured, because torch has no function that returns it."""
     smallest, half = 2.0**-1022, 0.5
     return smallest * half == 0.0
 
 
 def _put_device(device: torch.device) -> None:
-    torch.set_default_device(None if device == CPU else device)  # None costs no call anything
+    torch.set_default_device(None if device == CPU else device)  # any other value than None slows down torch calls
 
 
 def _attribute(module: Any, name: str, ours: Any) -> Setting:
@@ -52,7 +51,7 @@ def _attribute(module: Any, name: str, ours: Any) -> Setting:
 
 
 def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours: Any) -> Setting:
-    """A setting that torch refuses to read while one of its newer `fp32_precision` settings contradicts it."""
+    """Make a setting that torch refuses to read while one of its newer `fp32_precision` settings contradicts it."""
 
     def read() -> Any:
         try:
@@ -61,14 +60,14 @@ def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours
             return CONTRADICTED
 
     def write(value: Any) -> None:
-        if value != CONTRADICTED:  # else the newer settings, put back after it, contradict it again
+        if value != CONTRADICTED:  # else skip: the newer settings are restored later and contradict it again
             put(value)
 
     return Setting(name, read, write, ours)
 
 
 def _precision(place: str, ours: str = "none") -> Setting:
-    """How float32 is rounded in one kind of work; "none" stands for what the next wider setting says."""
+    """Make the setting of float32 rounding for one kind of operation. "none" means: use the next wider setting."""
     name = f"{place}.fp32_precision"
     holder = attrgetter(place.removeprefix("torch."))(torch)
 
@@ -83,7 +82,7 @@ def _put_cudnn_tf32(on: bool) -> None:
 
 
 def _put_mkldnn_precision(value: str) -> None:
-    """The attribute of torch's would set `torch.backends.fp32_precision`."""
+    """Set the precision of mkldnn alone; its public attribute would set `torch.backends.fp32_precision`."""
     torch._C._set_fp32_precision_setter("mkldnn", "all", value)
 
 
@@ -175,25 +174,26 @@ SETTINGS = (
         True,
     ),
 )
-"""In the order of setting: a setting that changes others comes before them."""
+"""In the order in which they are set: a setting that changes others comes before them."""
 MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
-"""Settings that decide the type or device of new tensors: tensors that were made earlier may not fit later ones."""
+"""Settings of the type and device of new tensors: tensors made before a change may not fit those made after it."""
 
 
 @dataclass
 class _Process:
-    """The values that esper has set in this process, and those that it found."""
+    """The values that esper has set in this process, and the values before that."""
 
     expected: dict[str, Any] | None = None
-    """None: esper has set nothing, so nothing is checked."""
+    """Values that esper has set. None: esper has set no value, so nothing is checked."""
     found: dict[str, Any] | None = None
+    """Values before esper set its values. None outside `process_state`."""
 
 
 _here = _Process()
 
 
 def set_ours(threads: int) -> None:
-    """Set every setting to esper's value in this process. From now on `check_process` notices a change."""
+    """Set every setting to esper's value in this process. From then on `check_process` reports a change."""
     _here.expected = {one.name: threads if one.ours is None else one.ours for one in SETTINGS}
     _put(_here.expected)
 
@@ -206,7 +206,7 @@ def _put(values: dict[str, Any]) -> None:
 
 @contextmanager
 def process_state(threads: int) -> Iterator[None]:
-    """Within the block the process has esper's settings; at its end the earlier ones are restored."""
+    """Use esper's settings within the block; restore the earlier values at its end."""
     before, outer = {one.name: one.get() for one in SETTINGS}, (_here.expected, _here.found)
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         try:
@@ -219,7 +219,7 @@ def process_state(threads: int) -> Iterator[None]:
 
 
 def changes() -> list[tuple[str, Any, Any]]:
-    """Name, expected and present value of each setting that is not what esper has set; the unreadable ones last."""
+    """Return name, expected and present value of each setting that differs from esper's value; unreadable ones last."""
     if _here.expected is None:
         return []
     now = ((one.name, _here.expected[one.name], one.get()) for one in SETTINGS)
@@ -227,24 +227,24 @@ def changes() -> list[tuple[str, Any, Any]]:
 
 
 def check_process(who: str) -> None:
-    """Look at every setting; about 100 us.
+    """Compare every setting with esper's value; takes about 100 us.
 
     Args:
-        who: Name of the part that works in this process, for the error.
+        who: Name of the part that runs in this process, for the error.
 
     Raises:
-        ProcessStateChanged: the user's code has changed one.
+        ProcessStateChanged: the user's code has changed a setting.
     """
     for name, expected, found in changes():
         raise ProcessStateChanged(name, str(expected), str(found), f"{who}, process {os.getpid()}")
 
 
 def refuse_changes(field: str, call: str) -> None:
-    """As `check_process`, before a run has written anything.
+    """Like `check_process`, for the time before a run has written anything.
 
     Args:
-        field: The field of the task whose code was called just now.
-        call: What was called.
+        field: The field of the task whose code was just called.
+        call: Description of the call, for the error.
 
     Raises:
         TaskError: the call has changed a setting.
@@ -256,11 +256,11 @@ def refuse_changes(field: str, call: str) -> None:
 
 @contextmanager
 def told_with_settings() -> Iterator[None]:
-    """Before a run has written anything: an error that a changed setting may have caused names the setting.
+    """Add the name of a changed setting to an error that the setting may have caused. For use before a run writes.
 
     Raises:
-        TaskError: training or measuring changed a setting; or the user's code raised, where tensors of hers were made
-            under another default type or device.
+        TaskError: training or measuring changed a setting; or the user's code raised, and the default type or device
+            differed from esper's when the task was loaded.
     """
     try:
         yield

@@ -18,11 +18,11 @@ WHY = "every call changes it, and live network, forks and twin share it"
 
 
 def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = None) -> dict[str, Held]:
-    """What the task's functions, metrics, classes and the user's modules hold, by the name of each.
+    """Return the digests of the task's functions, metrics and classes and of the user's modules, by the name of each.
 
     Args:
-        kinds: Classes of the user's own that her objects are of; a class defined in a function is in no module.
-        modules: What `reached_by` has found; None: it is asked here.
+        kinds: Classes of the user's objects (see `kinds_of`). Those defined in a function are in no module's globals.
+        modules: The result of `reached_by`; None: computed here.
     """
     modules = reached_by(task) if modules is None else modules
     functions = {f"task.{name}": getattr(task, name) for name in FUNCTIONS}
@@ -36,7 +36,7 @@ def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = 
 
 
 def _in_words(module: str) -> str:
-    """A module by the name that its user knows: a task's file is loaded under another."""
+    """Return the name of a module for messages: the file name for a task's file, which is loaded under another name."""
     return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
 
 
@@ -46,20 +46,20 @@ def _is_global(kind: type, modules: Modules) -> bool:
 
 
 def kinds_of(*parts: object) -> list[type]:
-    """The classes, and their bases, of some objects and of the modules in them that the user has defined."""
+    """Return the user's classes, bases included, of some objects and of the submodules of those that are modules."""
     objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
     kinds = {kind: None for one in objects for kind in type(one).__mro__}
     return [kind for kind in kinds if is_users_class(kind)]
 
 
 def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
-    """Compare the shared state before and after a repetition of the same work.
+    """Compare the shared state before and after the same work was repeated.
 
     A collection that only became longer counts as a log of calls, which has no effect on training; so does a deque that
     has reached its `maxlen`.
 
     Raises:
-        TaskError: anything else changed: a counter, a tensor, a source of random numbers.
+        TaskError: another value changed, for example a counter, a tensor or a source of random numbers.
     """
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
@@ -68,7 +68,7 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """True where the path is a collection that became longer, an item that was added to one, or a full deque."""
+    """Whether a path is a collection that became longer, an item added to a collection, or a full deque."""
     if path not in before:
         return True
     if path not in after:

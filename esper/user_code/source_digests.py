@@ -1,4 +1,4 @@
-"""Digests of the files that a task comes from. It imports none of them."""
+"""Digests of the source files of a task. No file is imported."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from esper.user_code.task_reference import Reference
 
 
 def file_digest(reference: Reference) -> str | None:
-    """SHA-256, in hex, of the file that defines a task; None where it came from no file."""
+    """Return the SHA-256, in hex, of the file that defines a task. None if the task does not come from a file."""
     return hashlib.sha256(reference.file.read_bytes()).hexdigest() if reference.file is not None else None
 
 
 def source_digests(reference: Reference) -> dict[str, str]:
-    """SHA-256, in hex, of each loaded module in the folder of a task, by its path in there, but of no script.
+    """Return the SHA-256, in hex, of each loaded module in the folder of a task, by its path in the folder.
 
-    Data files are not read, nor are modules that are installed or esper's own.
+    Left out: the module `__main__`, data files, installed modules, and modules of esper.
     """
     if reference.folder is None:
         return {}
@@ -26,7 +26,7 @@ def source_digests(reference: Reference) -> dict[str, str]:
 
 
 def changed_source(reference: Reference, digests: Mapping[str, str]) -> Path | None:
-    """The first file in the folder of a task that is missing or has changed; None: no file. Nothing is imported."""
+    """Return the first file of `digests` that is missing or has changed. None: no file has. Nothing is imported."""
     if reference.folder is None:
         return None
     files = ((reference.folder / place, digest) for place, digest in digests.items())

@@ -1,4 +1,4 @@
-"""Loads the task that `module:attribute` or `path/to/file.py:attribute` names. It imports that module and no other.
+"""Loads the task that `module:attribute` or `path/to/file.py:attribute` names. Only that module is imported.
 
 `locate` finds the file without an import, so that a resumed run can compare the digest of the file first.
 """
@@ -33,37 +33,37 @@ from esper.user_code.import_paths import (
 from esper.user_code.their_code import refused_as_theirs, their_code
 
 _brought: dict[str, ModuleType] = {}
-"""Modules that the import of the last task of this process loaded."""
+"""Modules that were loaded with the last task of this process."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The source of a task. The text is empty where the task was built in Python and no reference can find it again."""
+    """The source of a task. The text is empty if the task was built in Python: no reference can load it again."""
 
     text: str = ""
     file: Path | None = None
-    """The file that defines the task, absolute; None where there is no file, or only an import finds it."""
+    """Absolute path of the file that defines the task. None: there is no file, or only an import can find it."""
     folder: Path | None = None
-    """Modules in this folder and below belong to the task; None: no other module does."""
+    """Folder whose modules, subfolders included, belong to the task. None: only the module of the task does."""
     goes_first: bool = False
-    """The folder is put at the front of the import path."""
+    """True if the folder is put at the front of the import path."""
 
     def modules(self) -> dict[str, Path]:
-        """Name and file of each loaded module that belongs to the task; installed packages never do."""
+        """Return name and file of each loaded module in the folder of the task."""
         return modules_in(self.folder) if self.folder is not None else {}
 
 
 def load_task(text: str) -> tuple[Task, Reference]:
-    """The task that a reference names: a `Task`, or the return value of a function without arguments.
+    """Load the task that a reference names: a `Task`, or the return value of a function without arguments.
 
     Raises:
-        TaskError: the module, file or attribute is not there, is no task, or raised; nothing was written.
+        TaskError: the module, file or attribute does not exist, is not a task, or raised. Nothing was written.
     """
     return import_task(locate(text))
 
 
 def locate(text: str, started_in: str = "") -> Reference:
-    """Find the file and the folder of a task. No code of the task is run.
+    """Find the file and the folder of a task without running its code.
 
     Modules that an earlier task of this process loaded are removed from `sys.modules` and imported again: files change,
     and other folders may have modules of the same names.
@@ -72,13 +72,13 @@ def locate(text: str, started_in: str = "") -> Reference:
         started_in: A folder that is searched before the working directory.
 
     Returns:
-        A reference without a file for a module that only an import may find.
+        The reference. It has no file if only an import can find the module.
 
     Raises:
-        TaskError: the text is no reference, or there is no such file.
+        TaskError: the text is not a reference, or there is no such file.
     """
     _forget_brought()
-    importlib.invalidate_caches()  # the finders remember a folder for as long as its time stamp is the same
+    importlib.invalidate_caches()  # the finders cache the listing of a folder until its time stamp changes
     place, attribute = _parts(text)
     try:
         here = workplace()
@@ -108,7 +108,7 @@ def _locate_file(text: str, place: str, bases: list[Path]) -> Reference:
     for base in bases:
         path = base / Path(place).expanduser()
         if path.is_file():
-            file = path.resolve()  # `python file.py` too takes the folder that the file really lies in
+            file = path.resolve()  # like `python file.py`, which follows links to find the folder
             return Reference(text, file, file.parent, goes_first=True)
     raise TaskError("TASK", place, "there is no such file")
 
@@ -134,9 +134,9 @@ def _locate_module(text: str, name: str, attribute: str, base: Path) -> Referenc
 
 
 def import_task(reference: Reference) -> tuple[Task, Reference]:
-    """Import a task that was located.
+    """Import a task that `locate` found.
 
-    Its folder stays at the front of the import path, as under `python file.py`.
+    Its folder stays at the front of the import path, as with `python file.py`.
 
     Raises:
         TaskError: see `load_task`.
@@ -149,7 +149,7 @@ def import_task(reference: Reference) -> tuple[Task, Reference]:
     finally:
         _brought.update({name: sys.modules[name] for name in reference.modules() if name not in before})
     _refuse_hidden(reference)
-    file = getattr(module, "__file__", None)  # a module that is built in has none
+    file = getattr(module, "__file__", None)  # a built-in module has no `__file__`
     return task, replace(reference, file=Path(file).absolute() if file is not None else None)
 
 
@@ -174,7 +174,7 @@ def _imported(reference: Reference) -> tuple[Task, ModuleType]:
 
 
 def _may_be_tasks(module: ModuleType) -> list[str]:
-    """Names of the tasks in a module, and of the functions that it defines itself."""
+    """Return the names of the tasks in a module, and of the functions that are defined in it."""
     return [
         name
         for name, value in vars(module).items()
@@ -190,7 +190,7 @@ def _called(found: object, reference: Reference) -> Task:
     with _told_with_hint(reference):
         task = found()
     if isinstance(task, Coroutine):
-        task.close()  # else Python warns of it
+        task.close()  # else Python warns that it was never awaited
         raise TaskError("TASK", reference.text, "it is an async function; take the word async away")
     if not isinstance(task, Task):
         raise TaskError(
@@ -200,17 +200,17 @@ def _called(found: object, reference: Reference) -> Task:
 
 
 def _refuse_hidden(reference: Reference) -> None:
-    """Raises: TaskError: the task imports a module that lies in its folder, and gets another one of that name."""
+    """Raises: TaskError: an import of the task finds another module than that of the same name in its folder."""
     if reference.folder is None or str(reference.folder) not in sys.path:
         return
     for found in hidden_in(reference.folder, reference.modules().values(), reference.file):
-        if found.name != "esper":  # which every task imports, and means ours
+        if found.name != "esper":  # every task imports esper, never a file of that name in its folder
             where = f"it imports {found.name!r} ({found.file}, line {found.line})"
             raise TaskError("TASK", reference.text, f"{where} and gets {found.found}, not {found.beside}: rename yours")
 
 
 def _hint(reference: Reference, error: BaseException | None) -> str:
-    """The mend of a failed import, where it is known; else an empty text."""
+    """Return advice for a failed import; empty if there is none."""
     if not isinstance(error, ImportError | AttributeError):
         return ""
     if str(error).startswith("attempted relative import"):
@@ -227,7 +227,7 @@ def _name_of(module: object) -> str:
 
 @contextmanager
 def _told_with_hint(reference: Reference) -> Iterator[None]:
-    """Around the user's code while the task is imported: failed imports get a hint."""
+    """Raise exceptions of the user's code in the block as a `TaskError`, with a hint for failed imports."""
     try:
         with refused_as_theirs(), their_code("TASK", reference.text):
             yield
@@ -237,7 +237,7 @@ def _told_with_hint(reference: Reference) -> Iterator[None]:
 
 
 def _named_by_module(reference: Reference) -> str:
-    """The reference under which the relative imports of a task's file work."""
+    """Return a hint with the reference under which the relative imports of a task's file work."""
     if reference.file is None:
         return ""
     name, parent = module_name(reference.file)
@@ -250,7 +250,7 @@ def _from_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or name
         if name != missing and not name.startswith(missing + "."):
-            raise  # the task's module is there; something that it imports is not, and its own error says so
+            raise  # the task's module exists; a module that it imports is missing, and the error names it
         raise TaskError("TASK", name, f"there is no module {missing!r} on the import path") from error
 
 
@@ -260,6 +260,6 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None, "a .py file always has a loader"
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # so that what the file defines can be found by its module's name
+    sys.modules[name] = module  # pickle and others look up its classes by module name
     spec.loader.exec_module(module)
     return module

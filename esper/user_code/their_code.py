@@ -1,7 +1,7 @@
-"""Which call of the user's code raised, and where. It marks an exception and tells it; it never swallows one.
+"""Marks exceptions of the user's code with the call that raised them, and reports them. It never swallows an exception.
 
-What would mean something else to esper or to Python than that a call failed is not passed on as it is: an error of
-esper's own class, `SystemExit` and its like, `StopIteration`. It becomes `TheirCodeRaised`, with the original as cause.
+An exception that esper or Python would not take for a failed call is replaced by `TheirCodeRaised`, with the original
+as its cause: an `EsperError`, `StopIteration`, or `SystemExit` and other exceptions that are not an `Exception`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from esper.user_code.import_paths import is_installed, is_of_esper
 
 _TASKS = Path(__file__).parents[1] / "tasks"
 _LONGEST = 400
-"""Characters of an exception's own message that are repeated in ours."""
+"""Most characters of the user's exception message that a message of esper repeats."""
 
 
 class Call(str):
@@ -26,22 +26,22 @@ class Call(str):
     call: str
 
     def __new__(cls, field: str, call: str) -> Call:
-        """The note as a traceback shows it."""
+        """Make the note; its text is shown in tracebacks."""
         note = super().__new__(cls, f"raised by {field}: {call}")
         note.field, note.call = field, call
         return note
 
     def __reduce__(self) -> tuple[type[Call], tuple[str, str]]:
-        """For pickle: an exception travels with its notes."""
+        """Support pickle: an exception is pickled with its notes."""
         return Call, (self.field, self.call)
 
 
 class TheirCode:
-    """Around one call of the user's code: an exception that passes gets a `Call` note, once.
+    """A context for one call of the user's code: an exception that leaves it gets a `Call` note, unless it has one.
 
     Raises:
-        TheirCodeRaised: the call raised what no caller may take at its word; see `means_more`.
-        BaseException: whatever else the call raised, unchanged but for the note.
+        TheirCodeRaised: the call raised an exception that a caller would misread (see `means_more`).
+        BaseException: any other exception of the call, unchanged except for the note.
     """
 
     __slots__ = ("call", "field")
@@ -50,10 +50,10 @@ class TheirCode:
         self.field, self.call = field, call
 
     def __enter__(self) -> None:
-        """Nothing is prepared: the hot path pays for two method calls."""
+        """Do nothing. A class, not a generator context, since this runs in every training step."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Mark what passes, unless an inner call is marked already or esper itself raised it."""
+        """Mark an exception, unless an inner call has marked it or esper raised it."""
         if error is None or isinstance(error, KeyboardInterrupt) or marked(error) is not None:
             return
         call = self.call or _function(error)
@@ -67,41 +67,41 @@ class TheirCode:
             raise raised from error
 
 
-their_code = TheirCode  # reads as what it surrounds
+their_code = TheirCode  # lower case: used like a function in `with` statements
 any_of_their_code = TheirCode("task", "")
-"""Around what may call the user's code in ways that are not known: the traceback tells which function.
+"""A context for code that may call the user's code somewhere: the traceback gives the name of the function.
 
-It may be entered again while it is entered."""
+It has no state, so it may be nested."""
 
 
 def marked(error: BaseException) -> Call | None:
-    """The note that `their_code` left on an exception; None: no call of the user's code raised it."""
+    """Return the note that `their_code` added to an exception. None: no call of the user's code raised it."""
     return next((note for note in notes_of(error) if isinstance(note, Call)), None)
 
 
 def from_their_file(error: BaseException) -> bool:
-    """A call of the user's code raised it, and a function of hers was on the way, not the library's alone."""
+    """Whether a call of the user's code raised it and the traceback has a frame in a file of the user."""
     return marked(error) is not None and any(_is_theirs(frame) for frame in _frames(error))
 
 
 def means_more(error: BaseException) -> bool:
-    """To whoever catches it an exception means more than a failed call.
+    """Whether the code that catches an exception would take it for something other than a failed call.
 
-    That is an error of esper's own class, what ends an iteration, and what is no `Exception`.
+    True for an `EsperError`, for the end of an iteration, and for exceptions that are not an `Exception`.
     """
     return isinstance(error, EsperError | StopIteration | StopAsyncIteration) or not isinstance(error, Exception)
 
 
 @contextmanager
 def refused_as_theirs(doing: str = "") -> Iterator[None]:
-    """While nothing is written yet: an exception of the user's code is told as an error of her task.
+    """Raise an exception of the user's code as a `TaskError`. For use before a run has written anything.
 
     Args:
-        doing: What the dry run did just then that a run of her own would not do; added to the name of the call.
+        doing: What the dry run did at that moment that the user's training would not do; added to the name of the call.
 
     Raises:
         TaskError: names the field, the call, the exception, and its file and line. The exception is its cause.
-        Exception: what no call of the user's code raised, as it is: a bug of ours.
+        Exception: raised by esper, a bug; it is passed on unchanged.
     """
     try:
         with any_of_their_code:
@@ -112,7 +112,7 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
 
 
 def raise_as_theirs(error: BaseException, doing: str = "") -> None:
-    """Raise the error of the task that an exception stands for; return if no call of the user's code raised it.
+    """Raise an exception of the user's code as a `TaskError`; return if no call of the user's code raised it.
 
     Args:
         doing: As in `refused_as_theirs`.
@@ -130,15 +130,15 @@ def raise_as_theirs(error: BaseException, doing: str = "") -> None:
 
 
 def exception_in_words(error: BaseException) -> str:
-    """An exception of the user's code in one line: its type, its message, and the place in her code."""
+    """Describe an exception of the user's code in one line: its type, its message, and the place in the user's code."""
     message = " ".join(text_of(error).split())
     message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
-    place = "" if isinstance(error, SyntaxError) else _place(error)  # a SyntaxError says itself where it is
+    place = "" if isinstance(error, SyntaxError) else _place(error)  # the message of a SyntaxError has its place
     return f"it raised {type(error).__name__}{':' if message else ''} {message}".rstrip() + place
 
 
 def _takes_note(error: BaseException, note: Call) -> bool:
-    """The note was left. A class may refuse what Python sets on what passes, as a frozen dataclass does."""
+    """Add a note; return whether that worked. A class may refuse attributes, as a frozen dataclass does."""
     try:
         error.__traceback__ = error.__traceback__
         error.add_note(note)
@@ -148,26 +148,26 @@ def _takes_note(error: BaseException, note: Call) -> bool:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """The innermost frame of its traceback is of esper's, also below the user's code."""
+    """Whether the innermost frame of the traceback is in a file of esper, even if the user's code called it."""
     frames = _frames(error)
     return bool(frames) and is_of_esper(Path(_file(frames[-1])))
 
 
 def _place(error: BaseException) -> str:
-    """The innermost frame that lies in no library and not in esper; else the innermost below ours."""
+    """Return file and line of the innermost frame of the user, else of the innermost frame after the last of esper."""
     frames = _frames(error)
     theirs = [frame for frame in frames if _is_theirs(frame)] or _below_ours(frames)
     return f" ({_file(theirs[-1])}, line {theirs[-1].tb_lineno})" if theirs else ""
 
 
 def _function(error: BaseException) -> str:
-    """The function of the user's code that was called first, below all frames of ours; "" if none was."""
+    """Return the name of the user's first function after the last frame of esper; empty if there is none."""
     theirs = (frame for frame in _below_ours(_frames(error)) if _is_theirs(frame))
     return next((frame.tb_frame.f_code.co_qualname for frame in theirs), "")
 
 
 def _frames(error: BaseException) -> list[TracebackType]:
-    """Of its traceback, outermost first."""
+    """Return the frames of the traceback, outermost first."""
     found, here = [], error.__traceback__
     while here is not None:
         found.append(here)
@@ -190,9 +190,9 @@ def _file(frame: TracebackType) -> str:
 
 
 def _is_of_a_library(file: str) -> bool:
-    return file.startswith("<") or is_installed(Path(file))  # "<string>" has no file
+    return file.startswith("<") or is_installed(Path(file))  # "<string>" is not a file
 
 
 def _is_ours(file: Path) -> bool:
-    """A file of esper itself; built-in tasks are like a user's own."""
+    """Whether a file belongs to esper. Built-in tasks count as user code."""
     return is_of_esper(file) and not file.is_relative_to(_TASKS)
