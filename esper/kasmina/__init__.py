@@ -1,1 +1,1 @@
-"""Carries changes out on the host: slots, blueprints, admission, lifecycle, gates. It never chooses what to try."""
+"""Kasmina grows the host: slots, blueprints, admission, lifecycle, gates. Tamiyo chooses what to try."""

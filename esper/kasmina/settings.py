@@ -1,4 +1,4 @@
-"""How growth is configured. Limits and sizes; what to try within them is Tamiyo's to choose."""
+"""Settings of growth: limits and sizes. Tamiyo chooses what to try within them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict
 from esper.leyline.base import PositiveInt, Settings
 
 MOST_MANAGERS = 512
-"""Each is a process: many more would take a machine down before any deadline of ours."""
+"""Upper limit of `growth.managers`. Each manager is a process: many more exhaust a machine before any deadline."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
@@ -18,24 +18,25 @@ Names = Annotated[tuple[str, ...], Strict(False)]
 
 
 class BlueprintChoice(Settings):
-    """Blueprints that may be tried in some slots: those of `only`, or all that fit except those of `exclude`."""
+    """The blueprints to try in some slots: those in `only`, or all that fit the slot except those in `exclude`."""
 
     only: Names | None = None
     exclude: Names | None = None
 
 
 def _table(value: object) -> object:
-    """Raises: ValueError: the value is no table."""
+    """Return the value unchanged. Raises: ValueError: it is not a table."""
     if not isinstance(value, dict):
         raise ValueError('give a table, such as { "blocks.*" = ["mlp"] }')
     return value
 
 
 def _spelled_out(value: object) -> object:
-    """A bare list of names is `only`.
+    """Return a choice with its key written out: a bare list of names becomes `only`.
 
     Raises:
-        ValueError: neither `only` nor `exclude` alone says anything.
+        ValueError: the value is neither a list of names nor a table with exactly one of `only` and `exclude`, or the
+            list is empty.
     """
     if isinstance(value, BlueprintChoice):
         return value

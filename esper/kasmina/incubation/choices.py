@@ -1,4 +1,4 @@
-"""Blueprints that a config lets a slot try. It refuses a choice that could have no effect."""
+"""Selects the blueprints that `growth.blueprints` allows in each slot. A choice without any effect is an error."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FIELD = "growth.blueprints"
 def chosen(
     specs: Sequence[SlotSpec], choices: Mapping[str, BlueprintChoice], registry: Registry
 ) -> dict[str, tuple[Blueprint, ...]]:
-    """The blueprints of each slot, by path: those of its kind that every matching choice allows.
+    """Return the blueprints of each slot, by path: those of the slot's kind that every matching choice allows.
 
     Raises:
         ConfigError: a choice matches no slot, names a blueprint that is not registered or fits none of its slots, or
-            leaves a slot nothing.
+            leaves no blueprint for a slot.
     """
     for pattern, choice in choices.items():
         _check(pattern, choice, specs, registry)

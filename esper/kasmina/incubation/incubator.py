@@ -1,5 +1,6 @@
-"""Fork probes: copies of the host, each with one candidate, beside a control without. It measures and ranks by one
-declared measure, the mean paired gain on the pick shard; whether a seed may go on is for the gates.
+"""Incubation: trains forks (copies of the host with one candidate each) and a control (a copy without a candidate).
+
+Forks are ranked by the mean paired gain on the pick shard. The gates judge whether a seed may continue.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Fork)
 
 PROBE_BATCHES = 2
-"""Backward passes on which G1 judges."""
+"""Number of backward passes in a candidate's gradient probe, which G1 judges."""
 
 
 @dataclass
 class _Entry(Generic[F]):
-    """One fork of a tournament, or its control, and what was done with it."""
+    """A fork of a tournament, or its control, with its results so far."""
 
     fork: F
     plan: GraftPlan | None = None
@@ -45,12 +46,12 @@ class _Entry(Generic[F]):
     diverged: bool = False
 
     def run_heat(self, step: int, fence: int) -> SampleLosses:
-        """Train up to a step and measure on the fence's slice of the pick shard.
+        """Train up to a step. Return the losses on the fence's slice of the pick shard.
 
-        A seeded fork that diverges stops there and is out: what its candidate does must not end the run.
+        A fork with a candidate that diverges stops there and gets no rank: a bad candidate must not end the run.
 
         Raises:
-            DivergenceUnrecoverable: the control diverged, which has no candidate to blame.
+            DivergenceUnrecoverable: the control diverged, so no candidate can be the reason.
         """
         try:
             self.losses += self.fork.train_to(step)
@@ -66,24 +67,28 @@ class _Entry(Generic[F]):
         return found
 
     def place(self) -> tuple[bool, float, str, str]:
-        """Best first, what is not a number last; ties break by (slot, blueprint)."""
+        """Sort key: the best mean gain first, not-a-number last. Equal gains are ordered by (slot, blueprint)."""
         assert self.pick is not None, "ranked before it was measured"
         assert self.plan is not None, "the control has no rank"
         return math.isnan(self.pick.mean), -self.pick.mean, self.plan.slot, self.plan.blueprint_id
 
     def flops(self, order: IncubationOrder) -> float:
-        """Modelled FLOPs of its steps and evaluations; a forward pass is a third of a step."""
+        """Modelled FLOPs of the fork's steps and evaluations. A forward pass counts as a third of a step."""
         passes = len(self.losses) + self.evaluated / order.batch_size / 3
         return passes * (order.base_flops + self.seed_flops)
 
 
 class Incubator:
-    """Runs one tournament at a time and keeps the twin. It holds forks; the live host never comes here."""
+    """Runs tournaments, one at a time, and holds the twin. It works on forks, never on the live host.
+
+    Call order: `begin` with an order at one fence, `collect` at the order's due fence. A `restore` in between gives the
+    order up, and the caller begins it again.
+    """
 
     def __init__(self, fork: ForkFactory[ProbedFork], specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
-        self._control: Fork | None = None
+        self._control: Fork | None = None  # of the last tournament, until `keep_twin` or the next `collect`
         self._twin: Fork | None = None
         self._twin_steps = 0
 
@@ -93,7 +98,7 @@ class Incubator:
         weights: Weights,
         snapshot: Any,  # Any: see leyline's ports
     ) -> tuple[CandidateProbe, ...]:
-        """Measure candidates before they may train, on a fork of their own that is thrown away.
+        """Measure candidates before they train, on a separate fork that is discarded afterwards.
 
         Raises:
             SeedBuildFailed: a candidate's module cannot be built or run.
@@ -133,7 +138,7 @@ class Incubator:
         return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=gradient, fallbacks=fallbacks)
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: see leyline's ports
-        """Take an order; its result is there when `collect` returns."""
+        """Accept an order. `collect` runs it and returns its result."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = order, weights, snapshot
 
@@ -144,11 +149,11 @@ class Incubator:
         self._pending = None
         with span("kasmina incubate", role="kasmina", forks=len(order.plans), order_id=order.order_id):
             result, control = run_tournament(order, weights, self._fork, snapshot)
-        self._control = control if self._twin is None else None  # a run keeps one twin
+        self._control = control if self._twin is None else None  # a run has at most one twin
         return result
 
     def keep_twin(self) -> None:
-        """The last tournament's control becomes the run's twin."""
+        """Make the last tournament's control the run's twin."""
         assert self._control is not None, "no tournament has ended"
         self._twin, self._control = self._control, None
 
@@ -157,53 +162,56 @@ class Incubator:
         self._twin_steps += len(self.twin.train_to(step))
 
     def twin_losses(self, fence: int) -> SampleLosses:
-        """The twin's losses on this fence's slice of the gate shard."""
+        """Return the twin's losses on this fence's slice of the gate shard."""
         return self.twin.sample_losses("gate", fence)
 
     def twin_report(self) -> TwinReport:
-        """What the twin came to."""
+        """Return the twin's number of steps, test loss and digest of weights."""
         loss, digest = self.twin.shard_means("test")["loss"], self.twin.weights_sha256()
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see leyline's ports
-        """The twin, and what the order in flight began from if that was not the host as it is at this fence."""
+        """Return the state for a checkpoint: the twin, and the snapshot from which the order in flight began.
+
+        That snapshot (`origin`) is None without an order, or if the order began at this fence, whose host is saved.
+        """
         origin = self._pending[2] if self._pending is not None and self._pending[0].fence != fence else None
         twin = self._twin.snapshot() if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
-        """Keep the twin of `state`, if it has one; what was in flight is given up."""
+        """Replace the twin by that of `state`, if any. The order in flight is given up."""
         self._pending = self._control = None
         self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
         self._twin_steps = state["twin_steps"]
 
     @property
     def twin(self) -> Fork:
-        """The host as it would be without growth."""
+        """The twin: a copy of the host that trains without seeds."""
         assert self._twin is not None, "no twin is kept"
         return self._twin
 
 
 class Together(Protocol):
-    """Does pieces of work that do not touch each other, and gives their answers in the order of the pieces."""
+    """Runs independent pieces of work and returns their results in the order of the pieces."""
 
     def __call__(self, pieces: Sequence[Callable[[], T]], /) -> list[T]:
-        """All answers; the first error, if there is one."""
+        """Return all results. Raises the first error of a piece, if any."""
         ...
 
 
 def one_by_one(pieces: Sequence[Callable[[], T]]) -> list[T]:
-    """`Together` in one thread."""
+    """Run the pieces in one thread, in order; see `Together`."""
     return [piece() for piece in pieces]
 
 
 def run_tournament(
     order: IncubationOrder, weights: Weights, fork: ForkFactory[F], snapshot: Any, together: Together = one_by_one
 ) -> tuple[IncubationResult, F]:
-    """Train the control and every fork, drop the worse half at the halving, rank the rest, test the first.
+    """Train the control and every fork, drop the worse half at the halving step, rank the rest, test the first.
 
     Args:
-        together: May do pieces side by side; it changes no result.
+        together: May run pieces in parallel. Results do not depend on it.
 
     Returns:
         The result, and the control at `order.last_step`.
@@ -233,7 +241,11 @@ def run_tournament(
 
 
 def _heat(control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, together: Together) -> list[_Entry[F]]:
-    """Train all up to `step`, compare each with the control on the pick shard, and order what still trains by it."""
+    """Train all up to `step` and compare each fork with the control on the pick shard.
+
+    Returns:
+        The forks that did not diverge, best first.
+    """
     base, *losses = together([partial(entry.run_heat, step, fence) for entry in (control, *entries)])
     for entry, found in zip(entries, losses, strict=True):
         entry.pick = paired(base, found)
@@ -257,16 +269,20 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
 
 
 def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
-    """In what a seed ran otherwise than asked in its fork; None: it was not seen running there."""
+    """Return the ways in which a seed's calls in its fork differed from its plan (dtype, device, code path).
+
+    None: no call of the seed was recorded.
+    """
     found = [seen.fallbacks for seen in fork.observe(fence, {}).seeds if seen.seed_id == seed_id]
     return found[0] if found else None
 
 
 def _variation(losses: list[float]) -> float:
-    """How much a fork's training losses scatter in its second half, as a share of their mean.
+    """Return the scatter of a fork's training losses in its second half, as a share of their mean.
 
-    Scatter is the standard deviation about a straight line: a loss that falls fast is not unstable. It is not set
-    against the control's: a control at chance level hardly scatters, and would make every seed that learns unstable.
+    Scatter is the standard deviation about a straight line, so that a fast falling loss does not count as unstable. It
+    is not compared with the control's scatter: a control at chance level hardly scatters, and next to it every seed
+    that learns would count as unstable.
     """
     late = np.asarray(losses[len(losses) // 2 :])
     steps = np.arange(len(late))

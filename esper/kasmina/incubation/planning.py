@@ -1,4 +1,4 @@
-"""From a candidate to a plan: its module is built and its weights are drawn before any host is touched."""
+"""Makes the graft plan of a candidate: builds its module and draws its weights, before any host is changed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def plan_seed(
     blend: BlendSpec,
     warmup_steps: int,
 ) -> tuple[GraftPlan, bytes]:
-    """The plan that attaches a candidate to a fork, and its weights.
+    """Return the plan that attaches a candidate to a fork, and the candidate's serialized weights.
 
-    The weights follow from (run seed, slot, blueprint, fence).
+    The weights depend on run seed, slot, blueprint and fence alone, so they can be drawn again for a replay.
 
     Raises:
-        SeedBuildFailed: the factory raised. No host was touched.
+        SeedBuildFailed: the blueprint's factory raised. No host was changed.
     """
     key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
     weights = to_bytes(blueprint.build(spec, seed_key=key).state_dict())

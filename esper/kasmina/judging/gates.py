@@ -1,6 +1,7 @@
-"""The gates G0-G5: evidence in, report out. No clock, no I/O, no state; a "no" is a value, never an exception.
+"""The gates G0-G5: functions from evidence to a report. They use no clock, no I/O and no state.
 
-Evidence that was not measured raises `EvidenceMissing`: neither a "no" nor a pass.
+A seed that fails a gate gives a report with `passed` False, not an exception. Evidence that was not measured raises
+`EvidenceMissing`: the gate neither passes nor fails.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from esper.leyline.reports import Check, Gate, GateReport
 T = TypeVar("T")
 
 LEAK_LIMIT = 1e-9
-"""Largest relative movement that double precision may show where there is none."""
+"""Largest relative movement of an output, without unit, that still counts as rounding in double precision."""
 
 
 def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
-    """G0: is the candidate what it says, does it fit, and can it not look at what it must not see?
+    """Judge G0: is the blueprint known, does its output fit the slot and the budgets, and does no output leak?
+
+    A leak is an output that depends on a later position of a causal slot, or on another sample.
 
     Raises:
         EvidenceMissing: a known blueprint in a known slot was not probed.
@@ -68,10 +71,10 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
 
 
 def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
-    """G1: does the seed have a finite, living, bounded gradient that cannot reach the host?
+    """Judge G1: is the seed's gradient finite, not zero and bounded, and can it reach no parameter of the host?
 
     Raises:
-        EvidenceMissing: no backward pass was made.
+        EvidenceMissing: no backward pass was made, or the code path of the probe was not recorded.
     """
     if (marked := _marked(Gate.G1, evidence.marks, seed_id, fence)) is not None:
         return marked
@@ -95,19 +98,20 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
 
 
 def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
-    """G2: does the seeded fork beat its control on samples that its choice never saw, and train steadily?
+    """Judge G2: does the seeded fork beat its control on samples not used for ranking, and train steadily?
 
-    A replica carries the evidence of the winner that it repeats and must not itself be shown harmful.
+    The gain of a replica is judged by the evidence of the winner that it repeats. By its own evidence it must only not
+    be harmful.
 
     Raises:
-        EvidenceMissing: a seed that was probed to the end has no rank; the first of a tournament was not tested, or
-            on too few pairs.
+        EvidenceMissing: a seed whose fork trained to the end has no rank; the first of a tournament was not tested, or
+            was tested on too few pairs.
     """
     if (marked := _marked(Gate.G2, evidence.marks, seed_id, fence)) is not None:
         return marked
     steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
     checks = [*_marks(evidence.marks), steps]
-    if evidence.rank is None and not steps.passed:  # it left on the way, so there is nothing to test it by
+    if evidence.rank is None and not steps.passed:  # its fork was dropped early, so it has no losses to test
         return _report(Gate.G2, seed_id, fence, checks)
     rank = Check(
         name="rank",
@@ -128,10 +132,10 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
 
 
 def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> GateReport:
-    """G3: is the seed fully blended, does it still fit, and is every host layer it depends on there?
+    """Judge G3: is the seed fully blended, does its output fit the slot, and does every required host layer exist?
 
     Raises:
-        EvidenceMissing: the seed was not seen running since the last fence.
+        EvidenceMissing: no call of the seed was recorded since the last fence.
     """
     if (marked := _marked(Gate.G3, evidence.marks, seed_id, fence)) is not None:
         return marked
@@ -153,14 +157,14 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
 
 
 def missing_layers(evidence: InterfaceEvidence) -> tuple[str, ...]:
-    """Required host layers that are not registered, in their required order."""
+    """Return the required host layers that are not registered, in the order of `required_mesh`."""
     return tuple(layer for layer in evidence.required_mesh if layer not in evidence.registered_layers)
 
 
 def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
-    """G4: does the live host bear the seed: as asked, not shown worse than its twin, within cost, isolated?
+    """Judge G4: does the seed run as planned, isolated and within its budgets, and is the host not worse than its twin?
 
-    Without a twin there is no causal evidence; the report says so (`twin_kept` False) and judges the rest.
+    Without a twin (`twin_kept` False) there is no causal evidence: the report has a note, and the rest is judged.
 
     Raises:
         EvidenceMissing: the performance was not measured, or a kept twin was not compared.
@@ -191,10 +195,10 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
 
 
 def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
-    """G5: is nothing of the seed left, and is the slot to the bit what it is in a host that never had it?
+    """Judge G5: is every part of a removed seed gone, and is the slot bit-identical to that of a host without the seed?
 
     Raises:
-        EvidenceMissing: the host was not compared.
+        EvidenceMissing: the host was not compared with an unseeded one.
     """
     left = "reset_incomplete"
     probe = _need("G5", "comparison with an unseeded host", evidence.probe)
@@ -210,10 +214,14 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
 
 
 def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) -> PerformanceStatus:
-    """How a seed runs beside what was asked of it.
+    """Rate how a live seed runs: FALLBACK if on another dtype, device or code path than planned; else by its cost.
+
+    Args:
+        cost_ratio: Modelled FLOPs of the seed over those of the host.
+        budget: Limit of `cost_ratio`. NOMINAL: at most half of it. HEALTHY: at most all of it. DEGRADED: above it.
 
     Raises:
-        EvidenceMissing: it was not seen running.
+        EvidenceMissing: no call of the seed was recorded since the last fence.
     """
     if seen.fallbacks is None:
         raise EvidenceMissing("G4", "performance of the seed", seen.calls, "a call since the last fence")
@@ -225,7 +233,8 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
 
 
 def _marked(gate: Gate, marks: Marks, seed_id: str, fence: int) -> GateReport | None:
-    """The report that ends it, if a mark alone does: a fallback is refused whatever else was or was not measured."""
+    """Return the report of a failed mark (a fallback, or a wrong stage), else None. Marks are judged first: a fallback
+    fails the gate even if other evidence is missing."""
     report = _report(gate, seed_id, fence, _marks(marks))
     return None if report.passed else report
 
@@ -240,7 +249,7 @@ def _marks(marks: Marks) -> list[Check]:
 
 
 def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
-    """Nothing to check of a seed that never was isolated, because the config asks for none."""
+    """Return the check of isolation. None in `leaks`: the seed was never isolated, so there is nothing to check."""
     if leaks is None:
         return []
     return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]

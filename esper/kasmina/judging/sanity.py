@@ -1,7 +1,7 @@
-"""Measures whether a seed keeps shape, causality and sample independence. It judges nothing; the gate G0 does.
+"""Measures shape, causality and sample independence of a seed. The gate G0 judges the result.
 
-A seed that looks at the answer "learns" like no honest one, so its last layer being zero at birth must not hide it:
-leaks are measured on a double-precision copy whose every parameter is replaced by random numbers.
+A seed that reads the answer (a later position, or another sample) appears to learn well. The last layer of a new seed
+is zero, which would hide such a leak. So leaks are measured on a double-precision copy with random parameters.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from esper.user_code.their_code import their_code
 
 MODES = (True, False)
 SAMPLES = 4
-"""Samples of the batch that are perturbed in turn."""
+"""Number of samples of the batch that are perturbed, one at a time."""
 COPIES = 64
-"""Positions that are perturbed in one forward, each in a copy of its own; it bounds the memory at long T."""
+"""Number of positions that are perturbed in one forward, each in a separate copy. It bounds the memory for long T."""
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class SeedSanity:
-    """What was measured of one seed."""
+    """The measurements of one seed."""
 
     shape: tuple[int, ...]
-    """Of one sample's output, without the batch; of the mode that misses the slot's, if one does."""
+    """Shape of one sample's output. If the two modes differ, the shape of the mode that does not fit the slot."""
     slot_shape: tuple[int, ...]
-    """Of one sample of the slot's output that the seed was given."""
+    """Shape of one sample of the slot's output, which is the seed's input."""
     dtype: str
     parameters: int
     parameter_bytes: int
     parameters_finite: bool
     causality_leak: float | None
-    """Largest movement before a perturbed position over the largest output. None: not asked, or the shape is wrong."""
+    """Largest movement before a perturbed position over the largest output. None: slot not causal, or wrong shape."""
     sample_leak: float | None
-    """Largest movement of another sample over the largest output. None: not asked, or the shape is wrong."""
+    """Largest movement of another sample over the largest output. None: the host mixes samples, or wrong shape."""
 
 
 def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: str) -> SeedSanity:
     """Run copies of a seed on the slot's own activations, in training and in evaluation mode.
 
-    The module and all global random numbers are as before afterwards. Equal random numbers before each forward keep
-    dropout out of the comparison; a seed that mixes through batch statistics is seen in training mode.
+    The module and all global random states are unchanged afterwards. Each forward starts from the same random state, so
+    dropout causes no difference. Mixing through batch statistics shows in training mode.
 
     Args:
-        sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout; lengths,
-            heights and widths may be others than those of the spec.
+        sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout. Lengths,
+            heights and widths may differ from those of the spec.
 
     Raises:
-        DependencyViolationError: `sample_h` is not what the slot gives.
-        EvidenceMissing: one sample alone, where the slot's samples are independent.
-        SeedBuildFailed: the seed raised, or gave something that cannot be measured; the cause tells which.
+        DependencyViolationError: `sample_h` does not have the channels or the dtype of the slot's output.
+        EvidenceMissing: `sample_h` has only one sample, and the slot's samples are independent.
+        SeedBuildFailed: the seed raised, or its output cannot be measured. `__cause__` is the error.
     """
     h = sample_h.detach()
     if not spec.fits(tuple(h.shape[1:])) or str(h.dtype) != spec.dtype:
@@ -98,16 +98,16 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
 
 
 def _unmixed(spec: SlotSpec, training: bool) -> bool:
-    """The host keeps samples apart in this mode, so the seed must."""
+    """Whether the host keeps samples independent in this mode, so that the seed must do the same."""
     return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
 
 def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int, ...], str]:
-    """Shape of one sample's output and dtype, as the seed is; what misses the slot's comes first.
+    """Return shape and dtype of one sample's output, measured in both modes: those that do not fit the slot, if any.
 
     Raises:
-        TypeError: the output is no tensor.
-        ValueError: the output has not one row per sample.
+        TypeError: the output is not a tensor.
+        ValueError: the number of output rows is not the number of samples.
     """
     found = []
     for training in MODES:
@@ -121,10 +121,12 @@ def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int,
 
 
 def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> Forward:
-    """One forward on a fresh copy with the same random numbers each time, so that no state is carried over.
+    """Return a function that runs one forward of a new copy, from the same random state in each call.
+
+    The copy is new in each call, so that no state (batch statistics, for example) passes from call to call.
 
     Args:
-        autocast: Type to which the host's own autocast casts in the slot, where it does.
+        autocast: Dtype to which the host's autocast casts at the slot. None: the host uses no autocast there.
     """
 
     def forward(h: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> 
 
 
 def _stirred(module: nn.Module) -> nn.Module:
-    """A double-precision copy with every parameter drawn from N(0, 1/fan_in), whatever it was."""
+    """Return a double-precision copy whose parameters are all replaced by draws from N(0, 1/fan_in)."""
     copy, generator = deepcopy(module).double(), torch.Generator().manual_seed(0)
     for p in copy.parameters():
         fan_in = p[0].numel() if p.dim() > 1 else 1
@@ -148,7 +150,7 @@ def _stirred(module: nn.Module) -> nn.Module:
 
 
 def causality_leak(forward: Forward, x_TC: Tensor) -> float:
-    """Perturb every position t > 0, each in a copy of its own: how far does the output before t move, relatively?"""
+    """Perturb every position t > 0, each in a separate copy. Return the largest relative movement before t."""
     other_TC, worst = with_noise(x_TC), 0.0
     for start in range(1, len(x_TC), COPIES):
         positions = torch.arange(start, min(start + COPIES, len(x_TC)), device=x_TC.device)
@@ -162,14 +164,18 @@ def causality_leak(forward: Forward, x_TC: Tensor) -> float:
 
 
 def sample_leak(forward: Forward, x: Tensor) -> float:
-    """Perturb every sample in turn: how far does the output of the others move, relatively?"""
+    """Perturb every sample, one at a time. Return the largest relative movement of an output of another sample."""
     base, other, samples = forward(x), with_noise(x), torch.arange(len(x), device=x.device)
     changed = (torch.where((samples == i).view(-1, *[1] * (x.dim() - 1)), other, x) for i in range(len(x)))
     return max(_movement(base, forward(x_i), samples != i) for i, x_i in enumerate(changed))
 
 
 def _movement(base: Tensor, after: Tensor, where: Tensor) -> float:
-    """Raises: FloatingPointError: an output is not finite, so that nothing can be said."""
+    """Return the largest absolute difference at `where`, over the largest entry of `base`.
+
+    Raises:
+        FloatingPointError: an output is not finite, so it cannot be compared.
+    """
     if not (base.isfinite().all() and after.isfinite().all()):
         raise FloatingPointError("the output is not finite for random parameters")
     moved = (after - base).abs()[where].max()

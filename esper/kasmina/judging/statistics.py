@@ -1,4 +1,4 @@
-"""Paired comparison of two networks on the same samples, and how large z must be when many are compared. Pure."""
+"""Paired comparison of two networks on the same samples, and the limit of z for many comparisons. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from esper.leyline.evidence import PairedLosses, SampleLosses
 def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     """`d_i = control_i - seeded_i` over the same samples, averaged per group where samples are correlated.
 
-    `z = mean(d) / sqrt(var(d) / n)`, var with n - 1; z is 0 where d never varies: no difference is no improvement.
+    `z = mean(d) / sqrt(var(d) / n)`, var with n - 1. If all d are equal, the spread is 0 and z is 0 by definition, so
+    that two identical networks do not pass as an improvement.
 
     Raises:
-        EvidenceMissing: the two are not of the same samples, or are fewer than two.
+        EvidenceMissing: the losses are not of the same samples, or there are fewer than two.
 
     Source: Student 1908, "The probable error of a mean" (paired differences).
     """
@@ -25,14 +26,14 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     left, right = np.asarray(control.losses), np.asarray(seeded.losses)
     if left.shape != right.shape or len(left) < 2:
         raise EvidenceMissing("paired test", "pairs", min(len(left), len(right)), 2)
-    with np.errstate(invalid="ignore"):  # infinity less infinity
+    with np.errstate(invalid="ignore"):  # infinity minus infinity: not-a-number, without a warning
         base, d = left, left - right
     if control.groups is not None:
         base, d = _group_means(base, control.groups), _group_means(d, control.groups)
     count = len(d)
-    with np.errstate(invalid="ignore"):  # a loss that is not finite makes z not-a-number, which passes no limit
+    with np.errstate(invalid="ignore"):  # a loss that is not finite gives a z of not-a-number, which passes no limit
         mean = float(d.mean())
-        sd = float(d.std(ddof=1)) if d.min() != d.max() else 0.0  # of equal numbers it would be a rounding error
+        sd = float(d.std(ddof=1)) if d.min() != d.max() else 0.0  # for equal numbers, std gives a rounding error
     return PairedLosses(
         shard=control.shard,
         fence=control.fence,
@@ -46,12 +47,12 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
 
 
 def z_limit(false_pass: float, tests: int, count: int) -> float:
-    """Value that z must exceed, so that the chance that any of `tests` useless seeds passes is at most `false_pass`.
+    """Return the limit that z must exceed. The chance that any of `tests` useless seeds passes is at most `false_pass`.
 
     Student's t quantile of `1 - false_pass / tests` with `count - 1` degrees of freedom: z divides by a spread that was
     estimated from the same `count` samples or groups. The normal quantile would ignore that: at 14 samples and 400
-    tests about 10 times as many useless seeds exceed it. Exact where the differences are normal; of other shapes
-    `docs/growth.md` says what to expect.
+    tests about 10 times as many useless seeds exceed it. Exact for normal
+    differences; `docs/growth.md` covers other distributions.
 
     Args:
         false_pass: Between 0 and 1.
@@ -65,13 +66,13 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     """
     if count < 2:
         raise EvidenceMissing("limit of z", "samples or groups", count, 2)
-    from scipy import special  # imported here: it takes long, and few processes need it
+    from scipy import special  # imported here: the import is slow, and few processes need it
 
-    return 0.0 - float(special.stdtrit(count - 1, false_pass / tests))  # by the lower tail: 1 - 1e-17 would round to 1
+    return 0.0 - float(special.stdtrit(count - 1, false_pass / tests))  # lower tail, because 1 - 1e-17 rounds to 1
 
 
 def stouffer(zs: tuple[float, ...]) -> float:
-    """Several z of one question as one: `sum(z) / sqrt(k)`.
+    """Combine k values of z for the same question into one: `sum(z) / sqrt(k)`.
 
     Source: Stouffer et al. 1949, "The American Soldier", vol. 1, p. 45.
     """
