@@ -1,1 +1,1 @@
-"""The registry of seeds: which seeds there are, in which stage, by which commands and judgements."""
+"""The registry of seeds: every seed's stage, the commands that were admitted, and the gates' judgements."""

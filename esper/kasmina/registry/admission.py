@@ -1,7 +1,7 @@
-"""Who may ask for what: a command is authentic, fresh, complete and possible, or it is refused. It changes nothing.
+"""Admission of commands: refuses a command that is not authentic, fresh, complete and possible. It changes no state.
 
-Only `admit` makes an `AdmittedCommand`, and `readmitted` makes it again out of a checkpoint; holding one is the proof.
-It never leaves Kasmina's process.
+Only `admit` makes an `AdmittedCommand`; `readmitted` makes it again from a checkpoint. The object itself is the proof
+of admission, so it never leaves Kasmina's process.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 
 STALE_S = 60.0
+"""Largest age of a command, in seconds by its `issued_at`."""
 FUTURE_S = 5.0
+"""Largest lead of `issued_at` over this process's clock, in seconds."""
 
 ALLOWED: dict[Operation, tuple[Stage, ...]] = {
     Operation.ADVANCE: (Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING),
     Operation.FOSSILIZE: (Stage.PROBATIONARY,),
     Operation.CULL: (Stage.TRAINING, *LIVE),
 }
-"""Stages from which an operation on one seed may be asked for."""
+"""The stages of a seed in which an operation on it is allowed."""
 
 USED: dict[Operation, frozenset[str]] = {
     Operation.GERMINATE: frozenset({"candidates", "replica_of"}),
@@ -35,9 +37,10 @@ USED: dict[Operation, frozenset[str]] = {
     Operation.FOSSILIZE: frozenset({"seed_id"}),
     Operation.CULL: frozenset({"seed_id"}),
 }
-"""Which of the fields that only some operations need an operation uses; ADVANCE into the host a `blend`, too."""
+"""The fields of `OPTIONAL` that each operation uses. ADVANCE out of TRAINING (into the host) also uses `blend`."""
 
 OPTIONAL = frozenset({"seed_id", "candidates", "replica_of", "blend", "confidence_logits"})
+"""Fields of a command that may stay at their default. A field that the operation does not use must stay so."""
 _DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
 
 _SEAL = object()
@@ -45,10 +48,10 @@ _SEAL = object()
 
 @dataclass(frozen=True)
 class AdmittedCommand:
-    """A command that `admit` let through, in this process or before a restore."""
+    """A command that `admit` accepted, in this process or before a restore."""
 
     command: Command
-    seal: InitVar[object]  # not kept: `dataclasses.replace` could carry it over to another command
+    seal: InitVar[object]  # not a field: `dataclasses.replace` could copy it to another command
 
     def __post_init__(self, seal: object) -> None:
         if seal is not _SEAL:
@@ -57,30 +60,35 @@ class AdmittedCommand:
 
 @dataclass(frozen=True)
 class Ledger:
-    """What admission knows of earlier commands and of seeds; a view, not a copy."""
+    """The facts about earlier commands and seeds that admission needs; a view, not a copy."""
 
     run_id: str
     generation: int
     nonces: Mapping[str, str]
-    """Command id by nonce, of every command ever admitted; of one that an older generation never carried out, not."""
+    """Command id by nonce, of every admitted command but those of an older generation that were never carried out."""
     bodies: Mapping[str, bytes]
-    """Signed bytes by command id."""
+    """Signed bytes by command id, of the same commands."""
     stages: Mapping[str, Stage]
     pairs: Mapping[str, tuple[str, str]]
     """(slot, blueprint) by seed id, of every seed in `stages`."""
     slots: frozenset[str]
     order_in_flight: str | None
-    """The command whose tournament has not ended yet."""
+    """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
 
 
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:
-    """Let a command through, or refuse it. A known id with the same signed bytes passes again: its answer is known.
+    """Accept a command, or refuse it.
+
+    A replay (a known id with the same signed bytes) in the same generation is accepted without the further checks: the
+    caller returns the recorded answer.
+
 
     Raises:
-        CommandRejected: not authentic, not fresh, replayed, another run's or generation's.
-        StageConflict: the seed is not where the operation could begin.
-        DependencyViolationError: an id, the mesh, the blend or the logits that it needs are missing or malformed, or it
-            carries a field that its operation does not use.
+        CommandRejected: not authentic, not fresh, a known nonce or id with another body, or of another run or
+            generation.
+        StageConflict: the operation is not allowed in the seed's stage.
+        DependencyViolationError: a required id, mesh, blend or number is missing or malformed, or the command has a
+            field that its operation does not use.
     """
     with span("command admit", role="kasmina", command_id=command.command_id, operation=str(command.operation)):
         try:
@@ -92,32 +100,32 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
                 _possible(command, ledger)
                 _nothing_unused(command, ledger)
         except EsperError as refusal:
-            _tell(refusal, command)
+            _report(refusal, command)
             raise
         count("esper.command.admissions", duplicate=known)
         return AdmittedCommand(command, _SEAL)
 
 
 def readmitted(command: Command) -> AdmittedCommand:
-    """A command that was admitted before, out of a checkpoint whose checksum the caller has verified.
+    """Return a command from a checkpoint as admitted. The caller has verified the checkpoint's checksum.
 
-    Nothing is checked again, and nothing could be: the signature was checked when the command was admitted, and a
-    resumed run has another key. Nor does it open a way in: a replay is answered only after its own signature was
-    checked, and in a newer generation this command can do no more than be known, for another of its id to be refused.
+    No check is repeated: the signature was checked at the admission, and cannot be checked now because a resumed run
+    has another key. This gives an attacker no way in: a replay is answered only after its own signature was checked,
+    and in a newer generation the command is never carried out. It only makes another command of the same id be refused.
     """
     return AdmittedCommand(command, _SEAL)
 
 
 def check_generation(admitted: AdmittedCommand, generation: int) -> Command:
-    """The admitted command, if it may be carried out in a generation: its own.
+    """Return the admitted command, if it is of this generation.
 
     Raises:
-        CommandRejected: it was admitted in an older one.
+        CommandRejected: the command is of another generation.
     """
     command = admitted.command
     if command.generation != generation:
         refusal = _old_generation(command, generation)
-        _tell(refusal, command)
+        _report(refusal, command)
         raise refusal
     return command
 
@@ -129,7 +137,8 @@ def _old_generation(command: Command, generation: int) -> CommandRejected:
 def _authentic(command: Command, key: bytes) -> None:
     if not command.signature:
         raise CommandRejected("signature_missing", command.command_id)
-    if not hmac.compare_digest(command.signature.encode(), sign(command, key).encode()):  # text must be ASCII there
+    # Bytes, because compare_digest raises TypeError for text that is not ASCII.
+    if not hmac.compare_digest(command.signature.encode(), sign(command, key).encode()):
         raise CommandRejected("signature_invalid", command.command_id)
 
 
@@ -151,18 +160,18 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
 
 def _complete(command: Command, ledger: Ledger) -> None:
     what = f"command {command.command_id or '?'}"
-    _require(_said(command.command_id), what, "command id missing")
-    _require(_said(command.run_id), what, "run id missing")
-    _require(_said(command.nonce), what, "nonce missing")
-    _require(_said(command.issued_by), what, "issuer missing")
-    _require(_said(command.policy_version), what, "policy version missing")
+    _require(_not_blank(command.command_id), what, "command id missing")
+    _require(_not_blank(command.run_id), what, "run id missing")
+    _require(_not_blank(command.nonce), what, "nonce missing")
+    _require(_not_blank(command.issued_by), what, "issuer missing")
+    _require(_not_blank(command.policy_version), what, "policy version missing")
     _require(all(map(math.isfinite, command.confidence_logits)), what, "confidence_logits not finite")
     if command.operation is Operation.GERMINATE:
         _require(bool(command.candidates), what, "candidates missing")
         for candidate in command.candidates:
-            _require(_said(candidate.seed_id), what, "seed id missing")
-            _require(_said(candidate.blueprint_id), what, "blueprint id missing")
-            _require(_said(candidate.slot), what, "slot id missing")
+            _require(_not_blank(candidate.seed_id), what, "seed id missing")
+            _require(_not_blank(candidate.blueprint_id), what, "blueprint id missing")
+            _require(_not_blank(candidate.slot), what, "slot id missing")
             _require(candidate.slot in ledger.slots, what, "slot not known", candidate.slot)
         ids = [candidate.seed_id for candidate in command.candidates]
         _require(len(set(ids)) == len(ids), what, "seed id repeated")
@@ -172,7 +181,7 @@ def _complete(command: Command, ledger: Ledger) -> None:
             pair = (command.candidates[0].slot, command.candidates[0].blueprint_id)
             _require(ledger.pairs[command.replica_of] == pair, what, "a replica of another pair", "/".join(pair))
     else:
-        _require(_said(command.seed_id), what, "seed id missing")
+        _require(_not_blank(command.seed_id), what, "seed id missing")
         _require(command.seed_id in ledger.stages, what, "seed not known", command.seed_id)
     _mesh(command, what)
     if command.blend is not None or _blends(command, ledger):
@@ -180,7 +189,7 @@ def _complete(command: Command, ledger: Ledger) -> None:
 
 
 def _nothing_unused(command: Command, ledger: Ledger) -> None:
-    """What a command carries and its operation does not use is no part of what was meant: nobody would look at it."""
+    """Refuse a field that the operation does not use: it would be ignored, so the issuer meant something else."""
     used = USED[command.operation] | ({"blend"} if _blends(command, ledger) else set())
     unused = [name for name in sorted(OPTIONAL - used) if getattr(command, name) != _DEFAULTS[name]]
     _require(not unused, f"command {command.command_id}", f"{', '.join(unused)} given, not used by {command.operation}")
@@ -193,7 +202,7 @@ def _blends(command: Command, ledger: Ledger) -> bool:
 def _mesh(command: Command, what: str) -> None:
     mesh = command.mesh_host_layers
     _require(bool(mesh), what, "mesh_host_layers missing")
-    _require(all(map(_said, mesh)), what, "mesh_host_layers has an empty name")
+    _require(all(map(_not_blank, mesh)), what, "mesh_host_layers has an empty name")
     _require(len(set(mesh)) == len(mesh), what, "mesh_host_layers repeats a layer")
     _require(len(mesh) <= MAX_MESH_LAYERS, what, "mesh_host_layers too long", f"{len(mesh)} over {MAX_MESH_LAYERS}")
 
@@ -226,7 +235,7 @@ def _possible(command: Command, ledger: Ledger) -> None:
         raise StageConflict("stage_conflict", command.command_id, detail)
 
 
-def _said(text: str) -> bool:
+def _not_blank(text: str) -> bool:
     return bool(text.strip())
 
 
@@ -235,8 +244,8 @@ def _require(holds: bool, what: str, missing: str, detail: str = "") -> None:
         raise DependencyViolationError(what, missing, detail)
 
 
-def _tell(refusal: EsperError, command: Command) -> None:
-    """Say a refusal, before it is raised: one severe event, one count."""
+def _report(refusal: EsperError, command: Command) -> None:
+    """Report a refusal before it is raised: one severe event and one count."""
     if isinstance(refusal, CommandRejected):
         severity = Severity.ERROR if isinstance(refusal, StageConflict) else Severity.CRITICAL
         reported(refusal, "command_rejected", severity, command_id=command.command_id, reason=refusal.reason)

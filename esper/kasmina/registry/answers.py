@@ -1,4 +1,4 @@
-"""Builds the messages of which a registry's answers consist: records, plans, orders and reports. It decides nothing."""
+"""Builds the messages in a registry's answers: records, plans, orders and reports. The registry decides which."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.leyline.reports import FieldReport, GraftPlan, Outcome
 
 
 class PlanIds(TypedDict):
-    """The fields that name a plan of any kind."""
+    """The identifying fields that every kind of plan has."""
 
     command_id: str
     run_id: str
@@ -27,14 +27,18 @@ class PlanIds(TypedDict):
 
 
 def plan_ids(facts: RunFacts, command_id: str) -> PlanIds:
-    """The names of a plan of the present generation."""
+    """Return the identifying fields of a plan of the present generation."""
     return {"command_id": command_id, "run_id": facts.run_id, "generation": facts.generation}
 
 
 def record_of(
     command: Command, candidate: Candidate, measured: CandidateProbe | None, roster: Roster, fence: int
 ) -> SeedRecord:
-    """The first record of a candidate, before any gate has judged it."""
+    """Return the first record of a candidate, at stage DORMANT.
+
+    Args:
+        measured: None if the blueprint is unknown in this slot: the sizes are then 0, and G0 refuses the candidate.
+    """
     probe = measured.sanity if measured is not None else None
     pair = roster.options.get((candidate.slot, candidate.blueprint_id))
     return SeedRecord(
@@ -56,7 +60,7 @@ def record_of(
 def make_order(
     command: Command, fence: int, plans: Sequence[GraftPlan], roster: Roster, facts: RunFacts, limits: GrowthConfig
 ) -> IncubationOrder:
-    """The order to incubate candidates that passed G0 and G1. Of two candidates or fewer none leaves at the halving."""
+    """Return the order to incubate candidates that passed G0 and G1. For two candidates or fewer: no halving."""
     due = fence + limits.due_rounds
     first, last = facts.fence_steps[fence], facts.fence_steps[due]
     if limits.probe_steps is not None:
@@ -86,7 +90,7 @@ def fork_plan(
     facts: RunFacts,
     limits: GrowthConfig,
 ) -> tuple[GraftPlan, bytes]:
-    """The plan to attach a candidate to its fork, and the weights that are drawn for it.
+    """Return the plan that attaches a candidate to its fork, and the weights drawn for it.
 
     Raises:
         SeedBuildFailed: the module could not be built.
@@ -116,10 +120,10 @@ def live_plan(
     facts: RunFacts,
     limits: GrowthConfig,
 ) -> GraftPlan:
-    """The plan for the live host: the same zero-init weights as in the fork, with the command's own ramp.
+    """Return the plan for the live host: the same initial weights as in the fork, with the command's ramp.
 
     Args:
-        drawn: The plan by which the seed was attached to its fork, possibly of an older generation.
+        drawn: The plan of the seed's fork. It may be of an older generation.
     """
     return drawn.model_copy(
         update={
@@ -137,7 +141,7 @@ def live_plan(
 def field_report(
     facts: RunFacts, seed: SeedRecord, outcome: Outcome, reasons: tuple[str, ...], fence: int, now: datetime
 ) -> FieldReport:
-    """What came of a seed, as the policy will read it."""
+    """Return the outcome of a seed as a field report, which the policy reads."""
     judged, step = seed.judged, facts.fence_steps[fence]
     return FieldReport(
         report_id=derive_id(facts.run_id, Purpose.REPORT, fence=fence, step=step, slot=seed.seed_id),
@@ -159,13 +163,13 @@ def field_report(
 
 
 def in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
-    """The same order with the number of another generation, in its plans as well."""
+    """Return the same order with another generation number, also in its plans."""
     plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
     return order.model_copy(update={"generation": generation, "plans": plans})
 
 
 def joined(left: Answer, right: Answer) -> Answer:
-    """Both answers as one. `order` and `keep_twin` are those of the left one."""
+    """Return both answers as one. `order` and `keep_twin` are taken from `left`."""
     return left.model_copy(
         update={
             "transitions": left.transitions + right.transitions,

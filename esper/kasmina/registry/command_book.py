@@ -1,7 +1,7 @@
-"""Every command that was admitted, with its plans and its answer, for replays and for checkpoints. It admits nothing.
+"""Stores every admitted command with its plans and its answer, for replays and for checkpoints.
 
-Weights of plans are kept once, by digest, while a host may need them from here. For a replay that comes later they are
-drawn again from the same random stream, and their digest is compared.
+Weights of plans are stored once, by digest, as long as a host may still need them. For a later replay they are drawn
+again from the same random stream, and the digest is compared.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from esper.leyline.reports import GraftPlan, Weights
 
 
 class CommandBook:
-    """The commands of one run by id, in the order in which they were admitted."""
+    """The admitted commands of one run by id, in the order of admission."""
 
     def __init__(self, draw: Callable[[GraftPlan], bytes]) -> None:
-        """Args: draw: A plan's weights anew, as they were when its seed was asked for."""
+        """Args: draw: Draws the weights of a plan again, with the same bits as when its seed was germinated."""
         self._draw = draw
         self._admitted: dict[str, AdmittedCommand] = {}
         self._plans: dict[str, tuple[GraftPlan, ...]] = {}
@@ -32,10 +32,10 @@ class CommandBook:
     # -- as part of a checkpoint ---------------------------------------------------------------------------------
 
     def state(self) -> tuple[tuple[StoredCommand, ...], dict[str, bytes]]:
-        """All commands, and the weights that are kept by their digest."""
-        return tuple(self._kept(command_id) for command_id in self._admitted), dict(self._weights)
+        """Return all commands, and the stored weights by digest."""
+        return tuple(self._stored(command_id) for command_id in self._admitted), dict(self._weights)
 
-    def _kept(self, command_id: str) -> StoredCommand:
+    def _stored(self, command_id: str) -> StoredCommand:
         answer = self._answers.get(command_id)
         return StoredCommand(
             command=self._admitted[command_id].command,
@@ -44,7 +44,7 @@ class CommandBook:
         )
 
     def restore(self, commands: Iterable[StoredCommand], weights: Weights) -> None:
-        """Replace all that stands here."""
+        """Replace all commands and weights."""
         by_id = {known.command.command_id: known for known in commands}
         self._admitted = {command_id: readmitted(known.command) for command_id, known in by_id.items()}
         self._plans = {command_id: known.plans for command_id, known in by_id.items()}
@@ -54,10 +54,10 @@ class CommandBook:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def counted(self, generation: int) -> dict[str, Command]:
-        """Commands that admission must know of, by id.
+        """Return the commands that admission must know of, by id.
 
-        One of an older generation that was never carried out has left no trace, and whoever was restored before it
-        asks for it again, by the same id and nonce: it is not counted.
+        A command of an older generation that was never carried out has changed nothing. After a restore, Tamiyo
+        issues it again with the same id and nonce, which must not be refused as known: so it is left out here.
         """
         return {
             key: admitted.command
@@ -69,7 +69,7 @@ class CommandBook:
         return self._admitted[command_id]
 
     def enter(self, admitted: AdmittedCommand, plans: Sequence[GraftPlan], weights: Weights, generation: int) -> None:
-        """Add a command of this generation; those that no longer count go, since it may have come in their place."""
+        """Add a command of this generation. First drop those that `counted` leaves out: this may be its repetition."""
         for forgotten in self._admitted.keys() - self.counted(generation).keys():
             del self._admitted[forgotten], self._plans[forgotten]
         command_id = admitted.command.command_id
@@ -78,33 +78,33 @@ class CommandBook:
         self._weights |= weights
 
     def answer_with(self, command_id: str, answer: Answer) -> None:
-        """Record what came of a command."""
+        """Record the answer to a command."""
         self._answers[command_id] = answer
 
     # -- what they led to ----------------------------------------------------------------------------------------
 
     def plans(self, command_id: str) -> tuple[GraftPlan, ...]:
-        """Of a command's candidates."""
+        """Return the plans of a command's candidates."""
         return self._plans[command_id]
 
     def plan_of(self, seed: SeedRecord) -> GraftPlan:
-        """By which a seed was put into its fork."""
+        """Return the plan that attached a seed to its fork."""
         return next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id)
 
     def answer(self, command_id: str) -> Answer | None:
-        """What came of a command; None: it was not carried out."""
+        """Return the answer to a command. None: it was not carried out."""
         return self._answers.get(command_id)
 
     def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
-        """The weights of some plans, by digest.
+        """Return the weights of some plans, by digest. They are drawn again if they are no longer stored.
 
         Raises:
-            SeedBuildFailed: they had to be drawn again, and the factory raised.
-            DependencyViolationError: they were drawn again and came out otherwise, as on another machine they may.
+            SeedBuildFailed: weights had to be drawn again, and the factory raised.
+            DependencyViolationError: weights drawn again have another digest. That can happen on another machine.
         """
-        return {plan.weights_digest: self._kept_or_drawn(plan) for plan in plans}
+        return {plan.weights_digest: self._stored_or_drawn(plan) for plan in plans}
 
-    def _kept_or_drawn(self, plan: GraftPlan) -> bytes:
+    def _stored_or_drawn(self, plan: GraftPlan) -> bytes:
         weights = self._weights.get(plan.weights_digest)
         if weights is None:
             weights = self._draw(plan)
@@ -114,6 +114,6 @@ class CommandBook:
         return weights
 
     def forget_weights(self, order: IncubationOrder | None, seeds: Iterable[SeedRecord]) -> None:
-        """Drop the weights that only a replay would ask for again; see `needed_weights`."""
+        """Drop the weights that only a replay could need; see `needed_weights`."""
         needed = needed_weights(self._plans, self._answers, order, seeds)
         self._weights = {digest: blob for digest, blob in self._weights.items() if digest in needed}

@@ -1,4 +1,4 @@
-"""From records and measurements to evidence: what each gate is shown. It measures nothing and judges nothing."""
+"""Builds the evidence of each gate from records and measurements."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sanity_evidence(
     facts: RunFacts,
     limits: GrowthConfig,
 ) -> SanityEvidence:
-    """For G0: a candidate as it was measured before it may train."""
+    """Return the evidence for G0: the candidate's measurements from before its training."""
     probe = measured.sanity if measured is not None else None
     return SanityEvidence(
         marks=_marks(command, _recorded(roster, candidate), Stage.DORMANT),
@@ -55,7 +55,10 @@ def sanity_evidence(
 def gradient_evidence(
     command: Command, candidate: Candidate, measured: CandidateProbe | None, roster: Roster
 ) -> GradientEvidence:
-    """For G1: the backward passes of a candidate's probe; G0 and G1 are judged together, before it is entered."""
+    """Return the evidence for G1: the backward passes of the candidate's probe.
+
+    G0 and G1 are judged together, before the candidate has a record; so both expect the stage DORMANT.
+    """
     fallbacks = measured.fallbacks if measured is not None else None
     marks = _marks(command, _recorded(roster, candidate), Stage.DORMANT, fallbacks)
     return GradientEvidence(marks=marks, probe=measured.gradient if measured is not None else None)
@@ -64,7 +67,7 @@ def gradient_evidence(
 def stability_evidence(
     command: Command | None, seed: SeedRecord, fork: ForkResult, winner: SeedRecord | None, fence: int
 ) -> StabilityEvidence:
-    """For G2: a fork beside its control; a replica also carries the evidence of the winner that it repeats."""
+    """Return the evidence for G2: a fork compared with its control. For a replica also the evidence of the winner."""
     carried = winner.judged if winner is not None else None
     return StabilityEvidence(
         marks=_marks(command, seed.stage, Stage.TRAINING, fork.fallbacks),
@@ -82,10 +85,10 @@ def stability_evidence(
 def interface_evidence(
     command: Command, seed: SeedRecord, spec: SlotSpec, observation: HostObservation
 ) -> InterfaceEvidence:
-    """For G3: the seed as the trainer saw it run.
+    """Return the evidence for G3: the trainer's observation of the seed.
 
     Raises:
-        EvidenceMissing: it was not observed, or is isolated and was never audited.
+        EvidenceMissing: the seed was not observed, or is isolated and was never audited.
     """
     seen = find_seed("G3", seed, observation)
     return InterfaceEvidence(
@@ -113,10 +116,11 @@ def impact_evidence(
     *,
     twin_kept: bool,
 ) -> ImpactEvidence:
-    """For G4: what the seed costs, how it runs, and how the host fares beside its twin.
+    """Return the evidence for G4: the seed's cost, how it runs, and the comparison of the host with its twin.
 
     Raises:
-        EvidenceMissing: it was not observed, was not seen running, or is isolated and was never audited.
+        EvidenceMissing: the seed was not observed, was not called since the last fence, or is isolated and was never
+            audited.
     """
     seen = find_seed("G4", seed, observation)
     cost_ratio = seed.flops / facts.host_flops
@@ -134,10 +138,10 @@ def impact_evidence(
 
 
 def find_seed(gate: str, seed: SeedRecord, observation: HostObservation) -> SeedObservation:
-    """What the trainer saw of one seed.
+    """Return the trainer's observation of one seed.
 
     Raises:
-        EvidenceMissing: nothing.
+        EvidenceMissing: the trainer observed no such seed.
     """
     for seen in observation.seeds:
         if seen.seed_id == seed.seed_id:
@@ -146,7 +150,7 @@ def find_seed(gate: str, seed: SeedRecord, observation: HostObservation) -> Seed
 
 
 def _recorded(roster: Roster, candidate: Candidate) -> Stage:
-    """The stage of a candidate: that of its record, or DORMANT where there is none yet."""
+    """Return the stage in a candidate's record, or DORMANT if it has no record yet."""
     return next((stage for seed_id, stage in roster.stages().items() if seed_id == candidate.seed_id), Stage.DORMANT)
 
 

@@ -1,4 +1,4 @@
-"""The one table of a seed's life. It says which step may follow which; it judges nothing."""
+"""The table of a seed's lifecycle: the stages that may follow each stage."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NEXT: dict[Stage, Stage] = {
     Stage.SHADOWING: Stage.PROBATIONARY,
     Stage.PROBATIONARY: Stage.FOSSILIZED,
 }
-"""Where a gate that passes lets a seed go."""
+"""The stage that a seed enters when its gate passes."""
 
 
 def check_edge(seed_id: str, current: Stage, requested: Stage) -> Stage:
-    """The requested stage, if the table has the edge.
+    """Return the requested stage, if it may follow the current one.
 
     Raises:
-        IllegalTransition: it has not; a bug of ours, since admission refuses such commands earlier.
+        IllegalTransition: it may not. That is a bug of esper: admission refuses such commands earlier.
     """
     if requested not in EDGES[current]:
         raise IllegalTransition(seed_id, current, requested)

@@ -1,6 +1,7 @@
-"""Kasmina's manager: it admits commands, has the gates judge, moves seeds through their stages, and says what follows.
+"""Kasmina's manager: admits commands, runs the gates, moves seeds through their stages, and returns plans and orders.
 
-It holds no host: evidence comes in, plans and orders go out. Everything it answers is a function of what it was told.
+It holds no host: its inputs are commands and evidence, its outputs plans and orders. Its answers depend on its inputs
+and its state alone; the clock only decides whether a command is fresh, and stamps field reports.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 
 JOINED_AT = {"none": None, "blended": Stage.SHADOWING, "fossilized": Stage.FOSSILIZED}
-"""`growth.isolate_until` -> the stage at whose entry a seed's isolation ends."""
+"""`growth.isolate_until` -> the stage at whose start a seed's isolation ends. None: seeds are never isolated."""
 
 
 class SeedManager:
-    """The registry of one run's seeds and slots."""
+    """The registry of one run's seeds and slots. It has no locks: one thread at a time may call it."""
 
     def __init__(
         self,
@@ -72,7 +73,7 @@ class SeedManager:
         self._facts, self._limits, self._blueprints = facts, limits, blueprints
         self._key, self._clock = key, clock
         self._roster = Roster(facts, limits, specs, options)
-        self._book = CommandBook(self._weights_again)
+        self._book = CommandBook(self._draw_weights_again)
         self._order: IncubationOrder | None = None
         self._tests_used = 0
         self._violations = 0
@@ -81,7 +82,7 @@ class SeedManager:
     # -- as part of a checkpoint ---------------------------------------------------------------------------------
 
     def state(self) -> str:
-        """All that decides what this registry will answer, as JSON; `RegistryState` says what is kept."""
+        """Return all that later answers depend on, as JSON; see `RegistryState`. Drop weights that no host needs."""
         self._forget_weights()
         commands, weights = self._book.state()
         return RegistryState(
@@ -97,13 +98,14 @@ class SeedManager:
         ).model_dump_json()
 
     def restore(self, state: str, generation: int) -> None:
-        """Become what `state` says, in `generation`. What was here before is gone, whatever it was.
+        """Replace the present state by `state`, in `generation`.
 
-        From here on commands and results of an older generation are refused and plans carry the new one; `order` is
-        the order in flight, to be begun again from its first step. In the same generation replays are still answered.
+        Afterwards commands and results of an older generation are refused, and new plans have the new number. `order`
+        then returns the order in flight, which begins again from its first step. Within the same generation, replays
+        are still answered.
 
         Raises:
-            StoreCorrupt: the text is no state of this run up to this generation; nothing was changed.
+            StoreCorrupt: the text is not a state of this run up to this generation; nothing was changed.
         """
         kept = read_state(state, run_id=self._facts.run_id, generation=generation, slots=self._roster.specs)
         facts = replace(self._facts, generation=generation)
@@ -116,23 +118,24 @@ class SeedManager:
         self._twin_kept = kept.twin_kept
 
     def order(self) -> IncubationOrder | None:
-        """The order in flight; None: there is none."""
+        """Return the order in flight. None: no tournament is running."""
         return self._order
 
     def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
-        """The weights of plans that this registry gave, by digest.
+        """Return the weights of plans that this registry made, by digest.
 
-        Weights of the last change are kept until the next command or the next `state`. Later ones may be drawn again.
+        Weights of the last change are stored until the next command or the next `state`. After that, weights that no
+        host needs are drawn again.
 
         Raises:
-            SeedBuildFailed, DependencyViolationError: they could not be drawn again as they were.
+            SeedBuildFailed, DependencyViolationError: they could not be drawn again with the same bits.
         """
         return self._book.weights_of(plans)
 
     # -- what others may know ------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """All that the line must know of the registry at a fence."""
+        """Return the view of the registry at a fence: all that growth needs to choose its next step."""
         return RegistryView(
             run_id=self._facts.run_id,
             generation=self._facts.generation,
@@ -155,26 +158,26 @@ class SeedManager:
         )
 
     def probe_flops(self, plans: Sequence[GraftPlan]) -> int:
-        """Modelled FLOPs of measuring candidates before they may train."""
+        """Return the modelled FLOPs of the measurements of candidates before their training."""
         seeds = sum(self._roster.options[plan.slot, plan.blueprint_id].flops for plan in plans)
         return PROBE_BATCHES * (len(plans) * self._roster.step_flops() + seeds)
 
     def comparison_flops(self, live: SampleLosses) -> int:
-        """Modelled FLOPs of measuring the live host and its twin on a slice: two forward passes, a third of a step."""
+        """Return the modelled FLOPs of a twin comparison: a forward pass of each host, counted as a third of a step."""
         passes = len(live.losses) / self._facts.batch_size / 3
         return round(passes * (self._roster.step_flops() + self._facts.host_flops))
 
     # -- commands ------------------------------------------------------------------------------------------------
 
     def receive(self, command: Command, fence: int) -> tuple[GraftPlan, ...]:
-        """Admit a command and prepare it. Nothing of the host or the registry is changed yet.
+        """Admit a command and record it with the plans of its candidates. No seed and no host is changed yet.
 
         Returns:
-            Plans of the candidates that must be measured on a fork before `carry_out`; for GERMINATE alone.
+            For GERMINATE, the plans of the candidates that must be measured on a fork before `carry_out`. Else none.
 
         Raises:
-            CommandRejected, DependencyViolationError: refused.
-            SeedBuildFailed: a candidate could not be built.
+            CommandRejected, DependencyViolationError: the command was refused.
+            SeedBuildFailed: a candidate could not be built; the command was not recorded.
         """
         faults.point("kasmina.receive", round=fence)
         ledger = self._ledger()
@@ -191,10 +194,14 @@ class SeedManager:
     def carry_out(
         self, command_id: str, fence: int, probes: Sequence[CandidateProbe], observation: HostObservation | None
     ) -> Answer:
-        """Do what an admitted command asks, as far as the gates let it. The same command again: the same answer.
+        """Carry out a command after `receive`, as far as the gates pass. A repeated call returns the same answer.
+
+        Args:
+            probes: Measurements of the plans that `receive` returned.
+            observation: The trainer's observation at this fence. Required for G3 and G4 (seeds in the live host).
 
         Raises:
-            CommandRejected: it was admitted in an older generation.
+            CommandRejected: the command was admitted in an older generation.
             EvidenceMissing: a gate could not judge; nothing was changed.
         """
         command = check_generation(self._book[command_id], self._facts.generation)
@@ -250,7 +257,7 @@ class SeedManager:
     def _judge_probe(
         self, command: Command, candidate: Candidate, measured: CandidateProbe | None, fence: int
     ) -> tuple[GateReport, ...]:
-        """G0, and G1 if it passed."""
+        """Judge G0, and G1 if G0 passed."""
         sanity = sanity_evidence(command, candidate, measured, self._roster, self._facts, self._limits)
         first = gates.sanity_gate(sanity, candidate.seed_id, fence)
         if not first.passed:
@@ -259,7 +266,7 @@ class SeedManager:
         return first, gates.gradient_gate(gradient, self._limits, candidate.seed_id, fence)
 
     def _settle_probe(self, seed_id: str, reports: Sequence[GateReport], fence: int) -> Answer:
-        """Tell what G0 and G1 said and act on it: TRAINING; culled; or, refused by G0, never germinated."""
+        """Report the judgements of G0 and G1, and move the seed: TRAINING; culled (G1 failed); DORMANT (G0 failed)."""
         seed, command_id = self._roster[seed_id], self._roster[seed_id].command_id
         for report in reports:
             tell_gate(report, seed)
@@ -278,10 +285,12 @@ class SeedManager:
     # -- the end of an incubation: G2 ----------------------------------------------------------------------------
 
     def conclude(self, result: IncubationResult, fence: int) -> Answer:
-        """Enter a tournament's results: the first waits for its G2, all others fail theirs now.
+        """Record a tournament's results. The first waits for a command to judge its G2; the others fail G2 now.
+
+        The losers are judged before any record changes, so that missing evidence changes nothing.
 
         Raises:
-            EvidenceMissing: this is not the result of the incubation in flight; nothing was changed.
+            EvidenceMissing: this is not the result of the order in flight; nothing was changed.
         """
         order = self._order
         if order is None or (result.order_id, result.generation) != (order.order_id, order.generation):
@@ -302,7 +311,7 @@ class SeedManager:
         return answer
 
     def _accept(self, seed: SeedRecord, command: Command, fence: int) -> Answer:
-        """G2 of the first of a tournament: into the live host, or out."""
+        """Judge G2 of the first of a tournament. If it passes, graft it into the live host; else cull it."""
         report = self._judge_stability(command, seed, fence)
         tell_gate(report, seed)
         if not report.passed:
@@ -369,7 +378,11 @@ class SeedManager:
         return gates.impact_gate(evidence, self._limits, seed.seed_id, fence)
 
     def _fail(self, seed: SeedRecord, report: GateReport, fence: int, command_id: str) -> Answer:
-        """A live seed failed its gate. A host worse than its twin sheds every seed that is not yet a part of it."""
+        """Cull a live seed that failed its gate.
+
+        If the host is worse than its twin, cull every seed that is not fossilised: the comparison does not show which
+        of them does the harm.
+        """
         failed = self._roster.newest_first() if "worse_than_twin" in report.reasons else [seed]
         answer = self._cull(failed, fence, report.gate, report.reasons, command_id)
         return answer.model_copy(update={"gates": (report,)})
@@ -389,7 +402,7 @@ class SeedManager:
         return answer
 
     def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
-        """Enter this fence's comparison of the live host with its twin for every seed whose alpha is at its target."""
+        """Compare live host and twin at this fence, and record z for every shadowed seed (alpha at its target)."""
         pairs = paired(twin, live)
         self._roster.compared(pairs.z, live.fence)
         return pairs
@@ -397,10 +410,10 @@ class SeedManager:
     # -- after a cull: embargo, G5 -------------------------------------------------------------------------------
 
     def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
-        """G5 for every seed whose embargo is over: DORMANT, or it stays RESETTING and the report says why.
+        """Judge G5 for every seed whose embargo has ended. A seed that passes becomes DORMANT; else it stays RESETTING.
 
         Raises:
-            EvidenceMissing: one of them was not compared with an unseeded host.
+            EvidenceMissing: a seed's slot was not compared with an unseeded host; nothing was changed.
         """
         judged = []
         for seed in self._roster.resetting(fence):
@@ -421,8 +434,8 @@ class SeedManager:
         blueprint = self._blueprints.get(candidate.blueprint_id)
         return fork_plan(command, candidate, blueprint, fence, self._roster, self._facts, self._limits)
 
-    def _weights_again(self, plan: GraftPlan) -> bytes:
-        """A plan's weights as they were drawn when its seed was asked for: by its pair and that fence."""
+    def _draw_weights_again(self, plan: GraftPlan) -> bytes:
+        """Draw a plan's weights again, with the seed's pair and the fence of its germination, which fix the bits."""
         seed = self._roster[plan.seed_id]
         candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
         _, weights = self._fork_plan(self._book[seed.command_id].command, candidate, seed.germinated_fence)

@@ -1,6 +1,7 @@
-"""Kasmina as the line calls it: the registry behind the fewest messages. Each change answers with what it led to.
+"""The `Registrar` port of Kasmina: the registry of seeds with few calls. The answer to a change contains its results.
 
-On Ray every call is one blocking message to another process, so no call of a fence only asks but `view`.
+On Ray each call is a blocking message to another process. So at a fence only `view` is a pure query: every other call
+changes the registry, and its answer contains what the caller needs next: plans, weights and, mostly, the new view.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from esper.leyline.state import RegistryView
 
 
 class KasminaRegistrar:
-    """`Registrar` of one manager; see that port for the call order, and `SeedManager` for the errors."""
+    """The `Registrar` of one `SeedManager`. See the port for the call order, and the manager for the errors."""
 
     def __init__(self, manager: SeedManager) -> None:
         self._manager = manager

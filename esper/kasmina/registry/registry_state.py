@@ -1,8 +1,8 @@
-"""Kasmina's registry as a value that a checkpoint carries: what decides its future, as JSON. It changes no registry.
+"""The state of Kasmina's registry in a checkpoint, as JSON: all that its future answers depend on.
 
-Weights stand here once, under their digest, and only while a host may still need them from here: until a command is
-carried out, a tournament has ended, and its first has been judged. For a later replay of the command they are drawn
-anew from the same random stream, and their digest is compared.
+Weights are stored once, by digest, and only as long as a host may still need them: until the command is carried out,
+its tournament has ended, and the winner has been judged. For a later replay of the command they are drawn again from
+the same random stream, and the digest is compared.
 """
 
 from __future__ import annotations
@@ -23,97 +23,98 @@ from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
 from esper.leyline.stages import Stage
 
 WHERE = "kasmina's state"
+"""Name of this state in errors."""
 
 
 class RosterState(Message):
-    """All of `Roster`."""
+    """The state of a `Roster`."""
 
     seeds: tuple[SeedRecord, ...]
-    """In the order in which they were asked for."""
+    """In the order of their GERMINATE commands."""
     ordinals: dict[str, Count]
-    """Next place in each slot's history."""
+    """Slot path -> ordinal of the next seed that is grafted there."""
     removed_at: Count | None
-    """The last fence at which a seed left the host."""
+    """The last fence at which a seed was removed from the host. None: no seed was."""
 
 
 class StoredGraft(Message):
-    """A graft under its kind; see `StoredPlan`."""
+    """A graft plan with its kind; see `StoredPlan`."""
 
     kind: Literal["graft"] = "graft"
     plan: GraftPlan
 
 
 class StoredJoin(Message):
-    """A join under its kind; see `StoredPlan`."""
+    """A join plan with its kind; see `StoredPlan`."""
 
     kind: Literal["join"] = "join"
     plan: JoinPlan
 
 
 class StoredRemoval(Message):
-    """A removal under its kind; see `StoredPlan`."""
+    """A removal plan with its kind; see `StoredPlan`."""
 
     kind: Literal["removal"] = "removal"
     plan: RemovePlan
 
 
 StoredPlan = Annotated[StoredGraft | StoredJoin | StoredRemoval, Field(discriminator="kind")]
-"""A plan for the host. A join and a removal have the same fields: as JSON without a kind, one is read as the other."""
+"""A plan for the host. JoinPlan and RemovePlan have the same fields: JSON without `kind` would not tell them apart."""
 
 
 class StoredAnswer(Message):
-    """An answer for a replay of its command."""
+    """The answer to a command, for a replay of that command."""
 
     answer: Answer
-    """Without its plans for the host."""
+    """The answer without its plans for the host, which are in `plans`."""
     plans: tuple[StoredPlan, ...]
 
     @classmethod
     def of(cls, answer: Answer) -> StoredAnswer:
-        """The answer, ready to be kept."""
+        """Return the answer in its stored form."""
         plans = tuple(_under_its_kind(plan) for plan in answer.plans)
         return cls(answer=answer.model_copy(update={"plans": ()}), plans=plans)
 
     def as_given(self) -> Answer:
-        """The answer as it was given."""
+        """Return the answer in its original form."""
         return self.answer.model_copy(update={"plans": tuple(kept.plan for kept in self.plans)})
 
 
 class StoredCommand(Message):
-    """A command that was admitted. Its signed bytes follow from it."""
+    """An admitted command. Its signed bytes are computed from it, not stored."""
 
     command: Command
     plans: tuple[GraftPlan, ...]
-    """Of its candidates, as `receive` gave them."""
+    """The plans of its candidates, as `receive` returned them."""
     answer: StoredAnswer | None
-    """None: it was not carried out."""
+    """None: the command was not carried out."""
 
 
 class RegistryState(Message):
-    """All of `SeedManager` that decides what it will answer.
+    """The state of a `SeedManager`: all that its answers depend on.
 
-    Kept: every seed's record, the ledger (every command ever admitted, so that none is admitted again under another
-    id or body), answers for replays, the order in flight, and counts. Not kept: what a run is told anew at its start
-    (facts, limits, slots, options, blueprints, key, clock), and weights that no host needs from here any more.
-    Commands and answers grow with the run, by some kilobytes per tournament; weights do not.
+    Stored: every seed's record, every admitted command (so that its id or nonce is not accepted for another command),
+    answers for replays, the order in flight, and counts. Not stored: the arguments of each start of the process (facts,
+    limits, slots, options, blueprints, key, clock), and weights that no host needs any more. Commands and answers grow
+    by some kilobytes per tournament; weights do not grow.
     """
 
     run_id: str
     generation: Count
     roster: RosterState
     commands: tuple[StoredCommand, ...]
-    """In the order in which they were admitted."""
+    """In the order of admission."""
     order: IncubationOrder | None
-    """In flight."""
+    """The order whose tournament is running. None: no tournament is running."""
     weights: dict[str, bytes]
-    """By SHA-256: of every plan that may yet be measured, forked or grafted."""
+    """SHA-256 -> weights, of every plan that may still be measured, attached to a fork or grafted."""
     tests_used: Count
     violations: Count
     twin_kept: bool
 
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
-        """Raises: ValueError: one part speaks of something that another does not know."""
+        """Return the state. Raises: ValueError: a part refers to an id or a digest that another part lacks."""
         seeds = [seed.seed_id for seed in self.roster.seeds]
         ids = [kept.command.command_id for kept in self.commands]
         _each_once("seed", seeds)
@@ -142,13 +143,13 @@ def needed_weights(
     order: IncubationOrder | None,
     seeds: Iterable[SeedRecord],
 ) -> set[str]:
-    """Digests of the weights that a host may still need from here.
+    """Return the digests of the weights that a host may still need.
 
     Args:
-        plans: Of candidates, by the command that named them.
-        answered: Commands that were carried out.
-        order: In flight; all of it may have to be begun again.
-        seeds: A seed in TRAINING may have won, and waits for its graft.
+        plans: Plans of candidates, by command id.
+        answered: Ids of the commands that were carried out.
+        order: The order in flight. After a restart its tournament begins again, so all its weights are needed.
+        seeds: All seeds. The weights of a seed in TRAINING are needed: it may have won, and is then grafted.
     """
     training = {seed.seed_id for seed in seeds if seed.stage is Stage.TRAINING}
     waiting = {
@@ -161,10 +162,10 @@ def needed_weights(
 
 
 def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str]) -> RegistryState:
-    """The state in a text that `SeedManager.state` gave.
+    """Parse the text that `SeedManager.state` returned.
 
     Raises:
-        StoreCorrupt: it is no such text, does not hold together, or is of another run, of other slots, or of a
+        StoreCorrupt: the text is not such a state, is inconsistent, or belongs to another run, to other slots, or to a
             generation after `generation`.
     """
     try:

@@ -1,4 +1,4 @@
-"""The seeds and slots of one run as Kasmina records them, and every view of them. It moves seeds; it judges none."""
+"""Kasmina's records of the seeds and slots of one run, and the queries on them. The gates judge; the roster records."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esper.telemetry.context import span
 
 
 class Roster:
-    """Every seed that was ever asked for, by id, in the order in which it was."""
+    """All seeds that a GERMINATE command ever named, by id, in the order of the commands."""
 
     def __init__(
         self, facts: RunFacts, limits: GrowthConfig, specs: Sequence[SlotSpec], options: Sequence[Pair]
@@ -33,12 +33,12 @@ class Roster:
     # -- as part of a checkpoint ---------------------------------------------------------------------------------
 
     def state(self) -> RosterState:
-        """All that is recorded here."""
+        """Return all records."""
         seeds = tuple(self._seeds.values())
         return RosterState(seeds=seeds, ordinals=dict(self._ordinals), removed_at=self._removed_at)
 
     def restore(self, state: RosterState) -> None:
-        """Replace all that is recorded here; `state` is of these slots."""
+        """Replace all records. `state` must have the same slots."""
         self._seeds = {seed.seed_id: seed for seed in state.seeds}
         self._ordinals = {slot: state.ordinals[slot] for slot in self.specs}
         self._removed_at = state.removed_at
@@ -50,17 +50,17 @@ class Roster:
         self._seeds[seed.seed_id] = seed
 
     def move(self, seed_id: str, after: Stage, fence: int, cause: str, command_id: str) -> Transition:
-        """Take a seed one step further.
+        """Move a seed to the stage `after`, and return the transition.
 
         Raises:
-            IllegalTransition: the lifecycle has no such step.
+            IllegalTransition: the lifecycle does not allow it.
         """
         with span("seed transition", role="kasmina", seed_id=seed_id, after=str(after)):
             self._seeds[seed_id], step = self._seeds[seed_id].moved(after, fence, cause, command_id)
         return step
 
     def retire(self, seed_id: str, fence: int, cause: str, command_id: str) -> list[Transition]:
-        """Cull a seed. One that was in the host binds its pair by an embargo; any other goes on to its reset."""
+        """Cull a seed. If it was in the host, its pair gets an embargo; otherwise its reset is due from now on."""
         live = self._seeds[seed_id].stage in LIVE
         if live:
             self._removed_at = fence
@@ -70,13 +70,13 @@ class Roster:
         return steps
 
     def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
-        """Record that a seed is in the live host by `plan`."""
+        """Record that `plan` put a seed into the live host. Also advances the slot's next ordinal."""
         graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend)
         self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
         self._ordinals[plan.slot] += 1
 
     def next_ordinal(self, slot: str) -> int:
-        """Place in the slot's history of the seed that is grafted there next."""
+        """Return the ordinal of the next seed that is grafted into the slot."""
         return self._ordinals[slot]
 
     # -- looking -------------------------------------------------------------------------------------------------
@@ -85,26 +85,27 @@ class Roster:
         return self._seeds[seed_id]
 
     def known(self, slot: str, blueprint_id: str) -> bool:
-        """The dry run allows the pair."""
+        """Return whether the pair is among the options that the dry run found."""
         return (slot, blueprint_id) in self.options
 
     def stages(self) -> dict[str, Stage]:
-        """Every seed's recorded stage."""
+        """Return every seed's stage, by seed id."""
         return {seed.seed_id: seed.stage for seed in self._seeds.values()}
 
     def pairs(self) -> dict[str, tuple[str, str]]:
-        """Every seed's (slot, blueprint)."""
+        """Return every seed's (slot, blueprint), by seed id."""
         return {seed.seed_id: (seed.slot, seed.blueprint_id) for seed in self._seeds.values()}
 
     def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
-        """Seeds in some stages, in the order in which they were asked for."""
+        """Return the seeds in some stages, in the order of their GERMINATE commands."""
         wanted = set(stages)
         return [seed for seed in self._seeds.values() if seed.stage in wanted]
 
     def newest_first(self) -> list[SeedRecord]:
-        """Seeds that are in the host but not yet a part of it, the one grafted last first.
+        """Return the seeds that are in the host but not fossilised, the last grafted first.
 
-        Of two that were grafted at one step the seed ids do not decide: they follow from the run's id.
+        Seeds grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order: they depend
+        on the run's id, and two runs with one seed must give the same results.
         """
 
         def grafted(seed: SeedRecord) -> tuple[int, str, int]:
@@ -114,23 +115,23 @@ class Roster:
         return sorted(self.having(LIVE), key=grafted, reverse=True)
 
     def resetting(self, fence: int) -> list[SeedRecord]:
-        """Culled seeds whose embargo is over."""
+        """Return the culled seeds whose embargo has ended."""
         return [seed for seed in self.having((Stage.EMBARGOED,)) if seed.embargo_until <= fence]
 
     def step_flops(self) -> int:
-        """Modelled FLOPs of one optimizer step of the live host as it stands."""
+        """Return the modelled FLOPs of one optimizer step of the live host with its present seeds."""
         return self._facts.host_flops + sum(seed.flops for seed in self.having(IN_HOST))
 
     def added_parameters(self) -> int:
-        """Parameters of all seeds in the host."""
+        """Return the number of parameters of all seeds in the host."""
         return sum(seed.parameters for seed in self.having(IN_HOST))
 
     def parameter_budget(self) -> int:
-        """Most parameters that seeds may add together."""
+        """Return the number of parameters that all seeds together may add to the host."""
         return int(self._limits.parameter_budget * self._facts.host_parameters)
 
     def is_due(self, seed: SeedRecord, fence: int) -> bool:
-        """The seed's next gate can be judged: no seed passes two stages at one fence."""
+        """Return whether the seed's next gate can be judged now. A seed passes at most one gate per fence."""
         if fence == seed.since_fence:
             return False
         if seed.stage is Stage.TRAINING:
@@ -144,11 +145,11 @@ class Roster:
         return seed.stage is Stage.SHADOWING
 
     def slot_states(self, fence: int) -> tuple[SlotState, ...]:
-        """Every slot as a decision at this fence sees it."""
+        """Return the state of every slot for a decision at this fence."""
         return tuple(self._slot_state(spec, fence) for spec in self.specs.values())
 
     def seed_states(self, fence: int) -> tuple[SeedState, ...]:
-        """Every seed as a decision at this fence sees it."""
+        """Return the state of every seed for a decision at this fence."""
         return tuple(self._seed_state(seed, fence) for seed in self._seeds.values())
 
     def _slot_state(self, spec: SlotSpec, fence: int) -> SlotState:
@@ -187,13 +188,14 @@ class Roster:
     # -- the twin ------------------------------------------------------------------------------------------------
 
     def shadowed(self) -> list[SeedRecord]:
-        """Seeds whose alpha is at its target and that are still under watch: those that the twin speaks about."""
+        """Return the seeds at their target alpha that are not yet fossilised: those that the twin comparison judges."""
         return self.having((Stage.SHADOWING, Stage.PROBATIONARY))
 
     def compared(self, z: float, fence: int) -> None:
-        """Enter one fence's z of (twin - live) for every shadowed seed.
+        """Record one fence's z of (twin - live) for every shadowed seed.
 
-        Not at the fence after a removal: what the host lost there speaks of the seed that went, not of those that stay.
+        Skipped at the fence after a removal: the host's loss there shows the effect of the removed seed, not of those
+        that stay.
         """
         if self._disturbed(fence):
             return

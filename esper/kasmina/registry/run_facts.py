@@ -1,4 +1,4 @@
-"""What Kasmina is told once about a run. It decides nothing."""
+"""The constants of a run that Kasmina needs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Identity, length and sizes of one run."""
+    """Identity, length and sizes of one run. Only `generation` changes, when the run is restored."""
 
     run_id: str
     generation: int
     run_seed: int
     batch_size: int
     fence_steps: tuple[int, ...]
-    """Optimizer step of every fence; the last is the end of the run."""
+    """Optimizer step of every fence. The last fence is the end of the run."""
     host_parameters: int
     host_bytes: int
     host_flops: int

@@ -1,4 +1,4 @@
-"""What Kasmina remembers of each seed, and how a judgement is told. It judges nothing."""
+"""Kasmina's record of a seed, and the events that a gate's judgement emits."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ CRITICAL_REASONS = frozenset(
 
 
 class Graft(Message):
-    """How a seed is attached to the live host, as far as its own course depends on it. Its weights are the host's."""
+    """How a seed is attached to the live host, as far as later decisions need it. The host holds the seed's weights."""
 
     ordinal: int
-    """Place in its slot's history."""
+    """Number of the seed among all that were ever grafted into its slot, from 0."""
     start_step: int
-    """The first optimizer step that it takes part in."""
+    """The first optimizer step in which the seed takes part."""
     blend: BlendSpec
 
 
 class SeedRecord(Message):
-    """One seed's history so far; replaced, never changed. A checkpoint carries it whole."""
+    """The history of one seed. Immutable: a change replaces the record. A checkpoint contains it whole."""
 
     seed_id: str
     slot: str
     blueprint_id: str
     command_id: str
-    """The command that germinated it."""
+    """Id of the GERMINATE command that named the seed."""
     policy_version: str
     replica_of: str | None
     required_mesh: tuple[str, ...]
@@ -45,7 +45,7 @@ class SeedRecord(Message):
     since_fence: int
     stage: Stage = Stage.DORMANT
     graft: Graft | None = None
-    """None before it is grafted."""
+    """None before the seed is grafted into the live host."""
     result: ForkResult | None = None
     twin_zs: tuple[float, ...] = ()
     """z of (twin - live) at each fence since alpha reached its target."""
@@ -53,23 +53,23 @@ class SeedRecord(Message):
 
     @property
     def judged(self) -> PairedLosses | None:
-        """The seed's own paired losses on the gate shard, if it was the first of its tournament."""
+        """The seed's paired losses on the gate shard. None unless it was the first of its tournament."""
         return self.result.gate if self.result is not None else None
 
     @property
     def start_step(self) -> int:
-        """The first optimizer step that it takes part in; 0 before its graft."""
+        """The first optimizer step in which the seed takes part. 0 before its graft."""
         return self.graft.start_step if self.graft is not None else 0
 
     def bound(self, fence: int) -> bool:
-        """Its embargo still binds its pair at this fence."""
+        """Return whether the embargo on the seed's pair still applies at this fence."""
         return self.embargo_until > fence
 
     def moved(self, after: Stage, fence: int, cause: str, command_id: str) -> tuple[SeedRecord, Transition]:
-        """The record one step further, and the step.
+        """Return the record at the stage `after`, and the transition.
 
         Raises:
-            IllegalTransition: the lifecycle has no such step.
+            IllegalTransition: the lifecycle does not allow it.
         """
         check_edge(self.seed_id, self.stage, after)
         count("esper.seed.transitions", after=str(after))
@@ -87,7 +87,7 @@ class SeedRecord(Message):
 
 
 def tell_gate(report: GateReport, seed: SeedRecord) -> None:
-    """Count a judgement; a failed one also becomes the severe events that belong to its reasons."""
+    """Count a judgement. A failed judgement also emits the severe events of its reasons."""
     count("esper.gate.evaluations", gate=str(report.gate), passed=str(report.passed).lower())
     if report.passed:
         return
