@@ -1,12 +1,12 @@
-"""The registry of seed modules: what may be built in a slot of which kind, and what that costs. It never chooses one.
+"""The registry of blueprints: factories of seed modules, the kinds of slots they fit, and their cost.
 
 A user's own blueprint is a function with a decorator::
 
     @blueprint("my_mixer", kinds=(Kind.NTC,), risk=0.3)
     def my_mixer(spec: SlotSpec) -> nn.Module: ...
 
-The module maps the slot's output [B, ...] to a correction of the same shape and dtype, exactly 0 at birth, and keeps
-causality where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures that.
+The module maps the slot's output [B, ...] to a correction of the same shape and dtype, exactly 0 when it is new, and
+keeps causality where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Mesh = Callable[[str], tuple[str, ...]]
 
 
 def slot_alone(slot: str) -> tuple[str, ...]:
-    """The mesh of a seed that needs its slot and nothing else."""
+    """Return the mesh of a seed that depends on its slot only."""
     return (slot,)
 
 
@@ -56,7 +56,7 @@ class Blueprint:
     name: str
     kinds: tuple[Kind, ...]
     risk: float
-    """0 (harmless) to 1, no unit; a prior of ours, for the policy to weigh."""
+    """0 (harmless) to 1, no unit: a prior estimate, which the policy weighs."""
     factory: Factory
     mesh: Mesh = slot_alone
 
@@ -69,18 +69,21 @@ class Blueprint:
             raise ConfigError(f"blueprint.{self.name}.risk", self.risk, "give a number from 0 to 1")
 
     def build(self, spec: SlotSpec, seed_key: int) -> nn.Module:
-        """A new module on the slot's device, in its `parameter_dtype`; the same bits for the same key (0 to 2^64 - 1).
+        """Return a new module on the slot's device, in its `parameter_dtype`. The same key gives the same bits.
 
-        The random numbers of the caller go on as if nothing had happened.
+        The global random states are unchanged afterwards.
+
+        Args:
+            seed_key: Seed of the random numbers, 0 to 2^64 - 1.
 
         Raises:
-            SeedBuildFailed: the factory raised, or gave something that cannot be moved; the cause tells which.
+            SeedBuildFailed: the factory raised, or its result cannot be moved to the device. `__cause__` is the error.
         """
         with self._blamed(spec, "build"), temporary_rng(seed_key):
             return self._make(spec, torch.device("cpu")).to(spec.device)
 
     def parameters(self, spec: SlotSpec) -> int:
-        """How many parameters a seed has in this slot. Nothing is allocated.
+        """Return the number of parameters of a seed in this slot. No memory is allocated (meta device).
 
         Raises:
             SeedBuildFailed: the factory does not run on the meta device.
@@ -89,10 +92,10 @@ class Blueprint:
             return sum(p.numel() for p in self._make(spec, torch.device("meta")).parameters())
 
     def flops(self, spec: SlotSpec, batch: int) -> int:
-        """Modelled FLOPs of forward and backward, gradient of the input included, for `batch` samples.
+        """Return the modelled FLOPs of forward and backward for `batch` samples, including the gradient of the input.
 
-        Multiplications and additions of matrix products and convolutions, as torch counts them; the rest is free.
-        Nothing is computed: the shapes decide, so the number is the same on every machine.
+        Counts multiplications and additions of matrix products and convolutions, like torch; other operations count 0.
+        Only shapes are used (meta device), so the number is the same on every machine.
 
         Raises:
             SeedBuildFailed: the module does not run on the meta device.
@@ -124,7 +127,7 @@ class Blueprint:
 
 
 class Registry:
-    """Blueprints by name. A name belongs to the function that took it; nothing is ever removed."""
+    """Blueprints by name. A name belongs to the function that registered it first; no entry is ever removed."""
 
     def __init__(self) -> None:
         self._blueprints: dict[str, Blueprint] = {}
@@ -133,10 +136,10 @@ class Registry:
         return name in self._blueprints
 
     def add(self, blueprint: Blueprint) -> None:
-        """Add a blueprint. The same function again, of a file that was imported once more, replaces its older self.
+        """Add a blueprint. If its file was imported again, the same function replaces its earlier version.
 
         Raises:
-            ConfigError: another function has taken the name; its blueprint stays.
+            ConfigError: another function has the name; its blueprint stays.
         """
         older = self._blueprints.get(blueprint.name)
         if older is not None and (_place(older.factory) is None or _place(older.factory) != _place(blueprint.factory)):
@@ -144,22 +147,22 @@ class Registry:
         self._blueprints[blueprint.name] = blueprint
 
     def get(self, name: str) -> Blueprint:
-        """Raises: ConfigError: nothing is registered under that name."""
+        """Return a blueprint by name. Raises: ConfigError: the name is not registered."""
         if name not in self:
             raise ConfigError("blueprint", name, self.absent(name))
         return self._blueprints[name]
 
     def absent(self, name: str) -> str:
-        """That a name is not registered, and which are."""
+        """Return the message that a name is not registered, with the registered names."""
         return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:
-        """All that may be built in slots of `kind`, by name."""
+        """Return the blueprints for slots of `kind`, in name order."""
         return tuple(self._blueprints[name] for name in sorted(self._blueprints) if kind in self.get(name).kinds)
 
 
 BLUEPRINTS = Registry()
-"""The built-in set and what the user's decorators add."""
+"""The built-in blueprints, and those that the user's decorators add."""
 
 
 def blueprint(
@@ -179,10 +182,10 @@ def blueprint(
 
 
 def _place(factory: Factory) -> tuple[str, str] | None:
-    """File and name of a function; None for a callable object or a lambda, of which there may be several."""
+    """Return file and name of a function. None for a callable object or a lambda: several may have the same."""
     if not isinstance(factory, FunctionType) or factory.__name__ == "<lambda>":
         return None
-    notebook = factory.__module__ == "__main__"  # each run of a cell has a file name of its own
+    notebook = factory.__module__ == "__main__"  # each run of a notebook cell has another file name
     return "__main__" if notebook else factory.__code__.co_filename, factory.__qualname__
 
 
@@ -200,16 +203,16 @@ def _conv_backward_flops(
     wanted: list[bool],
     **_: object,
 ) -> int:
-    """The gradients of input and weight cost what the forward pass costs, each.
+    """Count each wanted gradient (of input, of weight) like a forward pass.
 
-    torch's own formula (2.13) forgets `groups`: the backward of a depthwise
-    convolution over 32 channels counts 33 forwards there, not 2.
+    torch's own formula (2.13) ignores `groups`: it counts the backward of a depthwise convolution over 32 channels as
+    33 forward passes, not 2.
     """
     return conv_flop_count(x, w, grad_out, transposed) * (wanted[0] + wanted[1])
 
 
 def _cpu_attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
-    """Attention as the CPU's own kernel does it, which torch's counter does not know."""
+    """Count the CPU's attention kernel, which torch's counter does not know."""
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
@@ -220,8 +223,8 @@ def _cpu_attention_backward_flops(
 
 
 def _cpu_lstm_flops(x: list[int], w_input: list[int], w_hidden: list[int], *_: object, **__: object) -> int:
-    """One layer and direction of an LSTM as the CPU's own kernel does it, which torch's counter takes to be free."""
-    rows = math.prod(x[:-1])  # time by batch
+    """Count one layer and direction of the CPU's LSTM kernel, which torch's counter counts as 0."""
+    rows = math.prod(x[:-1])  # time steps times samples
     return 2 * rows * (math.prod(w_input) + math.prod(w_hidden))
 
 
@@ -239,21 +242,21 @@ CORRECTED_FLOPS = {
 
 
 class _Untracked(ModuleTracker):
-    """Stands for torch's tracker of modules, whose hooks forbid `torch.autograd.grad` inside a forward."""
+    """Replaces torch's module tracker, whose hooks forbid `torch.autograd.grad` in a forward. Installs no hooks."""
 
     def __init__(self) -> None:
         self.parents = {"Global"}
 
     def __enter__(self) -> _Untracked:
-        """Nothing is hooked."""
+        """Install no hook."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is unhooked."""
+        """Remove no hook."""
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the FLOPs of all that runs inside, with our corrections; of the total only, not by module."""
+    """Return a context that counts the FLOPs of its body, with `CORRECTED_FLOPS`. It gives only the total."""
     counter = FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS)
     counter.mod_tracker = _Untracked()
     return counter
@@ -264,13 +267,13 @@ def flop_counter() -> FlopCounterMode:
 
 @dataclass(frozen=True)
 class Called:
-    """A factory that says what it calls, so that `esper export` can write the call down."""
+    """A factory that calls a known function with known arguments, so that `esper export` can write it as code."""
 
     call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
-    """Slot -> a function at the top of a module, and its arguments: numbers and flags."""
+    """Slot -> a top-level function of a Python module, and its arguments: numbers and flags."""
 
     def __call__(self, spec: SlotSpec) -> nn.Module:
-        """A new module for the slot."""
+        """Return a new module for the slot."""
         function, arguments = self.call(spec)
         return function(*arguments)
 

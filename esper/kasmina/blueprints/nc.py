@@ -1,4 +1,4 @@
-"""Seeds that act on the last axis alone, whatever stands before it: [B, C] and [B, T, C]. None mixes rows."""
+"""Seeds that act on the last axis only, for [B, C] and [B, T, C]. They mix neither samples nor positions."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from esper.kasmina.blueprints.seed_modules import SquaredReLU, bottleneck_width,
 
 
 def scaled_layer_norm(channels: int) -> nn.Module:
-    """s = scale * LN(x) + shift, both 0 at birth. Source: Ba et al., arXiv:1607.06450."""
+    """s = scale * LN(x) + shift; scale and shift start at 0. Source: Ba et al., arXiv:1607.06450."""
     return zeroed(nn.LayerNorm(channels))
 
 
 def low_rank(channels: int) -> nn.Module:
-    """s = U V LN(x) of rank C/4. Source: Hu et al., LoRA, arXiv:2106.09685; the norm before it is ours."""
+    """s = U V LN(x) of rank C/4. Source: Hu et al., LoRA, arXiv:2106.09685; the norm before it is esper's."""
     rank = bottleneck_width(channels)
     return nn.Sequential(
         nn.LayerNorm(channels), nn.Linear(channels, rank, bias=False), zeroed(nn.Linear(rank, channels))
@@ -21,7 +21,7 @@ def low_rank(channels: int) -> nn.Module:
 
 
 def mlp(channels: int, ratio: int = 4, *mix: nn.Module) -> nn.Module:
-    """s = W2 relu(W1 mix(LN(x)))^2, `ratio` times as wide inside; `mix` may look along other axes.
+    """s = W2 relu(W1 mix(LN(x)))^2, with `ratio * channels` hidden channels. Only `mix` may act along other axes.
 
     Source: pre-norm, Xiong et al., arXiv:2002.04745; the activation as in `SquaredReLU`.
     """

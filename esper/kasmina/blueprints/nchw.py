@@ -1,4 +1,4 @@
-"""Seeds for images and other [B, C, H, W] activations. No sample sees another: there is no batch norm here."""
+"""Seeds for images and other [B, C, H, W] activations. They have no batch norm, so samples stay independent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from esper.kasmina.blueprints.seed_modules import bottleneck_width, zeroed
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with at most C/4 groups, so that a group holds four channels or more where there are four.
+    """Return a GroupNorm with at most C/4 groups, so that each group has four or more channels (if C is at least 4).
 
     Source: Wu and He, arXiv:1803.08494.
     """
@@ -18,14 +18,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def scaled_group_norm(channels: int) -> nn.Module:
-    """s = scale * GN(x) + shift per channel, both 0 at birth."""
+    """s = scale * GN(x) + shift, per channel; scale and shift start at 0."""
     return zeroed(group_norm(channels))
 
 
 class SqueezeExcite(nn.Module):
     """s = x * tanh(W2 relu(W1 mean_HW(x))), one factor per channel and sample.
 
-    Source: Hu et al., arXiv:1709.01507; tanh stands for their sigmoid, so that W2 = 0 is the identity (ours).
+    Source: Hu et al., arXiv:1709.01507; tanh instead of the paper's sigmoid, so that s = 0 for W2 = 0 (esper's).
     """
 
     def __init__(self, channels: int) -> None:
@@ -49,7 +49,7 @@ def depthwise_separable(channels: int) -> nn.Module:
 
 
 def bottleneck(channels: int) -> nn.Module:
-    """s = 1x1 to C/4, 3x3, 1x1 back. Source: He et al., arXiv:1512.03385, fig. 5; one norm before all is ours."""
+    """s = 1x1 to C/4, 3x3, 1x1 back. Source: He et al., arXiv:1512.03385, fig. 5; the single norm is esper's."""
     width = bottleneck_width(channels)
     return nn.Sequential(
         group_norm(channels),

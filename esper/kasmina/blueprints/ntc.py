@@ -1,4 +1,4 @@
-"""Seeds for sequences, [B, T, C]: they mix along time. Where the slot is causal, s[t] depends on x[:t+1] alone."""
+"""Seeds for sequences, [B, T, C], that mix along time. In a causal slot, s[t] depends only on x[:t+1]."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from esper.kasmina.blueprints.seed_modules import zeroed
 
 
 class TimeConv(nn.Module):
-    """Depthwise convolution over time; any length T keeps its length.
+    """Depthwise convolution over time. The output has the length T of the input.
 
-    Padded on the left alone where `causal`, else on both sides (`kernel` is odd).
+    Padded on the left only if `causal`, else on both sides (`kernel` must be odd).
     Source: causal padding, van den Oord et al., WaveNet, arXiv:1609.03499.
     """
 
@@ -30,7 +30,7 @@ class TimeConv(nn.Module):
 
 
 class ResidualTimeConv(TimeConv):
-    """x + conv(x) along time: what happens now beside what happened near."""
+    """x + conv(x) along time."""
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         return x_BTC + super().forward(x_BTC)
@@ -39,7 +39,7 @@ class ResidualTimeConv(TimeConv):
 def conv_mlp(channels: int, kernel: int, causal: bool) -> nn.Module:
     """s = W2 relu(W1 (y + conv_k(y)))^2 with y = LN(x).
 
-    Source: ours, after the depthwise convolutions of So et al., Primer, arXiv:2109.08668, sec. 3.
+    Source: esper's, after the depthwise convolutions of So et al., Primer, arXiv:2109.08668, sec. 3.
     """
     return mlp(channels, 4, ResidualTimeConv(channels, kernel, causal))
 
@@ -47,7 +47,7 @@ def conv_mlp(channels: int, kernel: int, causal: bool) -> nn.Module:
 class GatedConv(nn.Module):
     """s = W_out (conv_7(a) * sigmoid(b)) with [a, b] = W_in LN(x).
 
-    Source: gated linear units, Dauphin et al., arXiv:1612.08083; depthwise to be light (ours).
+    Source: gated linear units, Dauphin et al., arXiv:1612.08083; the depthwise form is esper's, to save parameters.
     """
 
     def __init__(self, channels: int, causal: bool) -> None:
@@ -63,9 +63,9 @@ class GatedConv(nn.Module):
 
 
 class TokenShift(nn.Module):
-    """x[t] + mix * (x[t-1] - x[t]) with one learned `mix` per channel, spread over 0..1 at birth; x[-1] is 0.
+    """x[t] + mix * (x[t-1] - x[t]) with a learned `mix` per channel, initially spread over 0..1. x before t = 0 is 0.
 
-    Source: Peng et al., RWKV, arXiv:2305.13048, sec. 3.1. It looks back only, in any slot.
+    Source: Peng et al., RWKV, arXiv:2305.13048, sec. 3.1. It is causal in every slot.
     """
 
     def __init__(self, channels: int) -> None:
@@ -85,7 +85,7 @@ def token_shift(channels: int) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head self-attention on LN(x), with 4, 2 or 1 heads, masked where `causal`.
 
-    No position is encoded here: the host does that. Source: Vaswani et al., arXiv:1706.03762.
+    It encodes no positions; the host does. Source: Vaswani et al., arXiv:1706.03762.
     """
 
     def __init__(self, channels: int, causal: bool) -> None:
@@ -105,9 +105,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """s = a + mlp(x + a) with a = attention(x): a whole pre-norm transformer block, as a correction.
+    """s = a + mlp(x + a) with a = attention(x): a whole pre-norm transformer block as a correction.
 
-    Both branches end in a zeroed layer, so s is 0 at birth and each of them has a gradient.
+    Both branches end in a zeroed layer, so s is 0 initially, and both have a gradient.
     Source: Vaswani et al., arXiv:1706.03762; pre-norm, Xiong et al., arXiv:2002.04745.
     """
 

@@ -1,4 +1,4 @@
-"""Number types of slots and seeds, with and without the autocast of a host's own forward. It computes nothing."""
+"""Dtypes of slots and seeds, with and without autocast in the host's forward."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from esper.leyline.slots import SlotSpec
 
 
 def dtype_of(spec: SlotSpec) -> torch.dtype:
-    """The type of the slot's output. Raises: TypeError: the spec names none."""
+    """Return the dtype of the slot's output. Raises: TypeError: the spec names no dtype."""
     return named(spec.dtype)
 
 
 def parameter_dtype(spec: SlotSpec) -> torch.dtype:
-    """The type of a seed's parameters: the slot's, or single precision where autocast casts them for each product."""
+    """Return the dtype of a seed's parameters: float32 if the slot runs under autocast, else the slot's."""
     return dtype_of(spec) if spec.autocast is None else torch.float32
 
 
 def named(name: str) -> torch.dtype:
-    """The type of a name such as "torch.float32". Raises: TypeError: there is none."""
+    """Return the dtype of a name such as "torch.float32". Raises: TypeError: the name is not a dtype's."""
     dtype = getattr(torch, name.removeprefix("torch."))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{name} is not a dtype")
@@ -27,13 +27,13 @@ def named(name: str) -> torch.dtype:
 
 
 def autocast_at(tensor: Tensor) -> str | None:
-    """The type to which autocast casts here, on the tensor's device; None: it is off."""
+    """Return the name of the dtype to which autocast casts on the tensor's device. None: autocast is off."""
     device = tensor.device.type
     return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else None
 
 
 def as_slot(correction: Tensor, host: Tensor) -> Tensor:
-    """A seed's output in the type of its slot's output, where autocast chose another one for it; else as it is."""
+    """Under autocast, return a seed's output in the dtype of its slot's output. Else return it unchanged."""
     if isinstance(correction, Tensor) and torch.is_autocast_enabled(host.device.type):
         return correction.to(host.dtype)
     return correction

@@ -1,7 +1,7 @@
-"""Pieces that seeds of several kinds share. They know no slot and no registry.
+"""Modules that seeds of several kinds share.
 
-Every seed maps h to a correction s of h's shape and dtype; the blending adds `h + alpha * s` elsewhere. The last
-layer is `zeroed`, so that s is exactly 0 at birth and the last layer alone has a gradient then (Bachlechner et al.,
+Every seed maps h to a correction s of h's shape and dtype; `blending.py` computes `h + alpha * s`. The last layer is
+`zeroed`, so that s is exactly 0 in a new seed, and only the last layer has a gradient then (Bachlechner et al.,
 arXiv:2003.04887; Zhang et al., Fixup, arXiv:1901.09321).
 
 Suffixes: B batch, C channels, H height, W width, T time or position, N heads, K channels per head.
@@ -27,5 +27,5 @@ class SquaredReLU(nn.Module):
 
 
 def bottleneck_width(channels: int) -> int:
-    """A quarter of the channels, at least one."""
+    """Return a quarter of the channels, at least 1."""
     return max(1, channels // 4)

@@ -1,7 +1,7 @@
-"""Seeds as an ordinary part of an ordinary network: registered in it, called by forward hooks. It needs torch alone.
+"""Seeds as registered modules of a finished network, called by forward hooks. Imports only torch.
 
-A live host keeps its seeds apart, in `host_editor.py`, because they come and go there. A network that is given
-away has these instead: they move, switch modes, copy and pickle with it, and change nothing while they run.
+In a live host, seeds are not registered modules (see `host_editor.py`), because they are added and removed there. In a
+finished network they are: so they move, switch modes, copy and pickle with it. A forward pass changes no alpha.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from torch import Tensor, nn
 
 PREFIX = "esper_seeds"
-"""First part of the names of all seed tensors: `esper_seeds.<slot>.<ordinal>.<name in the seed>`."""
+"""First part of the name of every seed tensor: `esper_seeds.<slot>.<ordinal>.<name in the seed>`."""
 
 
 class Seed(nn.Module):
@@ -26,21 +26,21 @@ class Seed(nn.Module):
         self.register_buffer("alpha", alpha)
 
     def forward(self, host: Tensor) -> Tensor:
-        """The slot's output, [B, ...], blended; same shape. Raises: ValueError: the correction has another shape."""
-        correction: Tensor = self.module(host).to(host.dtype)  # where autocast chose another type for it
+        """Return the blended output, [B, ...]; same shape. Raises: ValueError: the correction has another shape."""
+        correction: Tensor = self.module(host).to(host.dtype)  # autocast may have chosen another dtype for it
         if correction.shape != host.shape:
             raise ValueError(f"a seed's output has shape {tuple(correction.shape)}, its slot's {tuple(host.shape)}")
         return host + self.alpha * correction
 
 
 class SlotHook:
-    """The forward hook of one slot: what it returns takes the place of the slot's output."""
+    """The forward hook of one slot. Torch replaces the slot's output by its return value."""
 
     def __init__(self, seeds: list[Seed]) -> None:
         self.seeds = seeds
 
     def __call__(self, slot: nn.Module, args: object, output: Tensor) -> Tensor:
-        """The slot's output, [B, ...], with each seed acting on the output of the seed before it."""
+        """Return the slot's output, [B, ...], passed through all seeds, each on the output of the seed before it."""
         del slot, args
         for seed in self.seeds:
             output = seed(output)
@@ -48,13 +48,13 @@ class SlotHook:
 
 
 def attach(network: nn.Module, seeds: Iterable[tuple[str, int, Seed]]) -> None:
-    """Make seeds part of a network that has none.
+    """Register seeds in a network that has no seeds, and hook them to their slots.
 
     Args:
         seeds: (slot, ordinal, seed), in the order in which they were grafted.
 
     Raises:
-        ValueError: the network has no module at a slot, or its names and those of the seeds are not apart.
+        ValueError: the network has no module at a slot, or the names of the seeds collide; see `check_names`.
     """
     seeds = list(seeds)
     check_names(network, [slot for slot, _, _ in seeds])
@@ -68,11 +68,11 @@ def attach(network: nn.Module, seeds: Iterable[tuple[str, int, Seed]]) -> None:
 
 
 def check_names(network: nn.Module, slots: Collection[str]) -> None:
-    """Check that seeds in these slots can be part of a network.
+    """Check that seeds in these slots can be registered in a network without a collision of names.
 
     Raises:
         ValueError: the network has no module at a slot, has a module called `esper_seeds`, or a slot's path is also
-            that of what a seed in another slot holds.
+            the path of a part of a seed in another slot (`<slot>.<ordinal>.module`).
     """
     known = dict(network.named_modules(remove_duplicate=False))
     if PREFIX in known:
@@ -86,9 +86,10 @@ def check_names(network: nn.Module, slots: Collection[str]) -> None:
 
 
 def register(network: nn.Module, path: list[str], seed: Seed) -> None:
-    """Register a seed at a path of names below a network; on the way there are empty modules, or seeds.
+    """Register a seed at a path of names below a network. Missing modules on the path are added, empty.
 
-    With slots `a` and `a.0` the first seed of `a` stands where the seeds of `a.0` are kept: it holds them too.
+    With slots `a` and `a.0`, the first seed of `a` and the parent of the seeds of `a.0` have the same path. Then the
+    seed of `a` is that parent: it takes over children that are registered already.
     """
     place = network
     for name in path[:-1]:

@@ -1,6 +1,6 @@
-"""How a seed's output meets the host's activation. Pure functions; nothing is broadcast, moved or replaced.
+"""Blends a seed's output into the host's activation. Pure functions, without broadcasting, moves or casts.
 
-Suffixes: B batch, the rest as the slot has it (`...`).
+Shapes: B is the batch, `...` the other dimensions of the slot's output.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def blend_residual(host: Tensor, seed: Tensor, alpha: Tensor) -> Tensor:
     Raises:
         DependencyViolationError: shapes, dtypes or devices differ.
 
-    Source: He et al. 2016, arXiv:1512.03385, sec. 3.1 (identity shortcut); the ramp of alpha is ours.
+    Source: He et al. 2016, arXiv:1512.03385, sec. 3.1 (identity shortcut); the ramp of alpha is esper's.
     """
     if host.shape != seed.shape or host.dtype != seed.dtype or host.device != seed.device:
         raise DependencyViolationError(
@@ -36,7 +36,7 @@ def blend_residual(host: Tensor, seed: Tensor, alpha: Tensor) -> Tensor:
 
 
 def alpha_at(step: int, start: int, ramp_steps: int, target: float) -> float:
-    """Alpha of a seed at an optimizer step: `target * (age + 1) / ramp_steps`, at most `target`.
+    """Return alpha of a seed at an optimizer step: `target * (step - start + 1) / ramp_steps`, from 0 to `target`.
 
     Source: docs/growth.md (linear ramp).
     """

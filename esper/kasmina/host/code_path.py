@@ -1,4 +1,4 @@
-"""Which code path a module's calls take, read from torch itself: eager, or compiled by `torch.compile`."""
+"""Finds the code path of a module's calls from torch's own state: eager, or compiled by `torch.compile`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ EAGER, COMPILED = "eager", "compiled"
 
 
 def asked_path(host: nn.Module, slot: str) -> str:
-    """The path that a host asks for at one of its modules: compiled if that module, or one around it, is."""
+    """Return the expected path at one module of a host: compiled if that module or a module around it is compiled."""
     steps = slot.split(".")
     around = [host, *(host.get_submodule(".".join(steps[:end])) for end in range(1, len(steps) + 1))]
     return COMPILED if any(map(is_compiled, around)) else EAGER
 
 
 def path_of_this_call(module: nn.Module) -> str:
-    """The path of the call that is running, as `module` is about to be called by it."""
+    """Return the path of the running call. Use it directly before `module` is called."""
     return COMPILED if torch.compiler.is_compiling() or is_compiled(module) else EAGER
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Its calls go to a compiled callable: by `module.compile()`, or because it is what `torch.compile` returned."""
-    wrapped = type(module).__module__ == "torch._dynamo.eval_frame"  # not imported here: that takes seconds
+    """Return whether the module is compiled: by `module.compile()`, or as the result of `torch.compile(module)`."""
+    wrapped = type(module).__module__ == "torch._dynamo.eval_frame"  # by name: importing torch._dynamo takes seconds
     return wrapped or module._compiled_call_impl is not None

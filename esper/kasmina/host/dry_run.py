@@ -1,4 +1,4 @@
-"""Finds slots in the user's model and measures what they are by a dry run. It leaves the model as it was."""
+"""Finds the slots of the user's model and measures them by forward passes on one batch. The model is unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from esper.user_code.their_code import refused_as_theirs
 Forward = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
 
 TOLERANCE = 1e-5
-"""Movement of an output, relative to its largest entry, that counts as none: single precision with room to spare."""
+"""Largest movement of an output, relative to its largest entry, that counts as rounding. Single precision rounds to
+about 1e-7; the rest is margin."""
 
 NESTED = (
     "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
@@ -34,45 +35,46 @@ NESTED = (
 )
 
 MOST_KEYS = 50
-"""Random streams that are tried until one is found under which no slot is skipped."""
+"""Number of random streams that are tried to find a forward that skips no slot."""
 ALIKE = 10
-"""Forwards that skip the same slots, all under other random numbers, until the skipping counts as no chance."""
+"""Number of forwards, each with other random numbers, that must skip the same slots to count as not random."""
 
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a dry run found."""
+    """The result of a dry run."""
 
     specs: tuple[SlotSpec, ...]
     left_out: Mapping[str, str]
-    """Path of each module that a pattern matched and that cannot be a slot -> why."""
+    """Path of a module that a pattern matched and that cannot be a slot -> the reason."""
     optional: frozenset[str]
-    """Paths of the slots that a pattern matched: where one fails later, it may be left out too."""
+    """Paths of the slots that only a pattern matched. They may be left out if they fail later."""
 
 
 def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forward) -> Found:
     """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
 
-    The model's parameters, buffers, modes, hooks and attributes, the input and all global random numbers are as before
-    afterwards, and each forward begins with them. The model is not copied: modules with weight norm cannot be.
-    Causality is measured in evaluation mode, where no dropout hides a movement, and holds only if it was *shown*: some
-    input at t moved the output, none moved it before t. Sample independence is measured in training mode, where
-    batch norm mixes samples.
+    The model's parameters, buffers, modes, hooks and attributes, the input and all global random states are restored
+    after each forward. The model is not copied, because modules with weight norm cannot be copied.
+
+    Causality is measured in evaluation mode, where no dropout hides a movement. A slot is causal only if that was
+    *shown*: a change of the input at t moved the output at or after t, and no change moved it before t. Sample
+    independence is measured in both modes, because batch norm mixes samples in training mode only.
 
     Args:
-        model: In the modes that it trains in: a module that is frozen in evaluation mode stays so.
+        model: In the modes in which it trains. A module that is frozen in evaluation mode stays so.
         slots: Paths or patterns, see `slot_patterns.match`.
-        batch_input: What `call` takes: tensors, alone or in tuples, lists, mappings; batch first, two samples or more.
+        batch_input: Input of `call`: a tensor, or tuples, lists, mappings of tensors; batch first, two samples or more.
         call: Runs one forward, `(model, batch_input) -> output`.
 
     Raises:
         TaskError: a slot is not called exactly once per forward in both modes, its output is not one floating tensor of
             2, 3 or 4 dimensions with one row per sample, or it cannot be measured (not finite, not repeatable, not
-            moved by any input). Where a pattern with a wildcard matched it, it is left out; where nothing else is left
-            of a pattern, that is refused.
-        TaskError: the user's own model raised; the call says with which input.
+            moved by any input). A module that only a wildcard matched is left out instead; a wildcard whose modules
+            are all left out raises.
+        TaskError: the user's model raised; the message names the input.
     """
     matched = match(model, slots)
     host = _Host(model, matched, batch_input, call, _batch_size(batch_input)).with_most_calls()
@@ -105,7 +107,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
 
 @dataclass(frozen=True)
 class _Host:
-    """The model with all that a forward needs; the slots' outputs are what it gives."""
+    """The model with the arguments of its forwards. Each run returns the slots' outputs."""
 
     model: nn.Module
     matched: Matched
@@ -113,17 +115,17 @@ class _Host:
     call: Forward
     batch: int
     autocast: dict[str, str] = field(default_factory=dict)
-    """By path: the type to which the model's own autocast casts where a slot is called; filled by `run`."""
+    """Path -> dtype to which the model's autocast casts at that slot. Filled by the forwards."""
     key: int = 0
-    """Of the random numbers with which each forward begins."""
+    """Seed of the random state from which each forward begins."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of the slots. One that a pattern matched goes when it fails a check."""
+        """Paths of the slots. A path that only a pattern matched is dropped when it fails a check."""
         return self.matched.paths
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
-        """The slots' outputs by path, for the input with `change` applied to a copy of every tensor in it."""
+        """Return the slots' outputs by path, for the input with `change` applied to a copy of each of its tensors."""
         seen = self._record(self.key, training, change)
         mode = "training" if training else "evaluation"
         outputs = {}
@@ -133,10 +135,10 @@ class _Host:
         return outputs
 
     def with_most_calls(self) -> _Host:
-        """This host under the random numbers with which a forward in training mode calls the most slots.
+        """Return this host with the random seed (`key`) with which a forward in training mode calls the most slots.
 
-        A model may skip layers by chance. The search ends when every slot was called, or when `ALIKE` forwards skip the
-        same slots: then no chance is seen.
+        A model may skip layers at random. The search ends when a forward calls every slot, when `ALIKE` forwards skip
+        the same slots (then the skipping is not random), or after `MOST_KEYS` forwards.
         """
         called: list[set[str]] = []
         for key in range(MOST_KEYS):
@@ -164,7 +166,7 @@ class _Host:
         return seen
 
     def run_twice(self, *, training: bool) -> dict[str, Tensor]:
-        """As `run`. Raises: TaskError: the same input and the same random numbers gave two different outputs."""
+        """Like `run`. Raises: TaskError: the same input and the same random state gave two different outputs."""
         outputs, again = self.run(training=training), self.run(training=training)
         for path in self.paths:
             if outputs[path].shape != again[path].shape or moved(outputs[path], again[path], TOLERANCE).any():
@@ -175,7 +177,7 @@ class _Host:
         return outputs
 
     def _blame_attribute(self, training: bool) -> None:
-        """Raises: TaskError: one more forward changes something in the model that no checkpoint would keep."""
+        """Raises: TaskError: one more forward changes state of the model that no checkpoint saves."""
         before = held_by(self.model)
         self.run(training=training)
         after = held_by(self.model)
@@ -185,7 +187,7 @@ class _Host:
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
-    """Of modules with one output in both modes, keep those that were named, else the first, the outermost."""
+    """Of modules with the same output in both modes, keep those named without wildcard, else the outermost."""
     kept: list[str] = sorted(matched.named & set(matched.paths))
     for path in matched.paths:
         if path in matched.named:
@@ -199,7 +201,7 @@ def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evalua
 
 @contextmanager
 def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model as it stands, or in evaluation mode; afterwards its tensors, modes and attributes are as before."""
+    """Run the body in the model's own modes, or in evaluation mode. Then restore tensors, modes and attributes."""
     attributes = {module: dict(vars(module)) for module in model.modules()}
     with tensors_kept(model):
         try:
@@ -214,10 +216,12 @@ def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def recording(model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str]) -> Iterator[None]:
-    """Every output of the modules at the paths in `seen` is added there, as it is before a later layer writes to it.
+    """Run the body with hooks that append a copy of every output of the modules at the paths in `seen` to `seen`.
+
+    The copy is made at once, before a later layer may write into the output.
 
     Args:
-        autocast: Where autocast is on at a slot, its type is put here under the slot's path.
+        autocast: Filled with path -> dtype for each slot at which autocast is on.
     """
 
     def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
@@ -241,7 +245,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
-    """Raises: TaskError: the slot was not called exactly once, or its output is no finite floating tensor."""
+    """Return a slot's single output. Raises: TaskError: not exactly one call, or not a finite floating tensor."""
     field = f"slot {path}"
     if not outputs:
         mend = "its forward is bypassed (a fused path, or .forward() called directly); name another module"
@@ -262,7 +266,7 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
 
 
 def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
-    """Raises: TaskError: the output is no batch of one of the kinds, or not the same in both modes."""
+    """Return the slot's kind. Raises: TaskError: the output is not a batch of a kind, or differs between modes."""
     field, shape = f"slot {path}", tuple(training.shape)
     if training.dim() not in _KINDS:
         raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
@@ -277,7 +281,7 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
 
 
 def _batch_size(batch_input: Any) -> int:  # Any: see Forward
-    """Raises: TaskError: the input holds no tensor, or fewer than two samples."""
+    """Return the number of samples. Raises: TaskError: the input has no tensor, or fewer than two samples."""
     rows = [len(tensor) for tensor in tensors(batch_input) if tensor.dim()]
     if not rows:
         raise TaskError("task.train", "an input without tensors", "let task.collate make tensors of it, batch first")
@@ -288,10 +292,12 @@ def _batch_size(batch_input: Any) -> int:  # Any: see Forward
 
 
 def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
-    """Slots of which no sample moved when another did, in one mode. Three samples are perturbed in turn.
+    """Return the slots at which no sample's output moved when another sample was changed, in one mode.
+
+    Three samples (first, middle, last) are changed, one at a time.
 
     Raises:
-        TaskError: nothing moved at all, so that nothing was shown.
+        TaskError: no output of a slot moved at all, so nothing was shown.
     """
     mixed, alive = set(), set()
     for i in sorted({0, host.batch // 2, host.batch - 1}):
@@ -311,9 +317,9 @@ def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -
 
 
 def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
-    """NTC slots whose output moved at or after a perturbed position and never before it, in evaluation mode.
+    """Return the NTC slots whose output moved at or after a changed position and never before it, in evaluation mode.
 
-    Five positions are perturbed in turn, in every input that has the slot's length as its second dimension.
+    Up to five positions are changed, one at a time, in every input whose second dimension is the slot's length.
     """
     leaking, alive = set(), set()
     sequences = {path: before[path] for path in host.paths if before[path].dim() == 3}

@@ -1,7 +1,7 @@
-"""Seeds inside a host: attached by a forward hook, detached without a trace. It carries plans out; it judges nothing.
+"""Attaches seeds to a host by forward hooks, and detaches them without a trace, as the registry's plans request.
 
-A dormant slot is not touched at all. The seeds of a slot stand in a `SlotStack` that the hook calls with the slot's
-output; the host's own modules, names and state dict stay what they were.
+A slot without seeds has no hook. The seeds of a slot are in a `SlotStack`, which the hook calls with the slot's output.
+The stack is not registered in the host, so the host's modules, names and state dict do not change.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from esper.user_code.their_code import their_code
 
 
 class GraftedSeed(nn.Module):
-    """A seed in its place: `h + alpha * module(h)`, with its input detached while it is isolated."""
+    """A seed at its slot: `h + alpha * module(h)`. While the seed is isolated, its input is detached from the graph."""
 
     alpha: Tensor
 
@@ -42,7 +42,7 @@ class GraftedSeed(nn.Module):
         self.shape: tuple[int, ...] | None = None
         self.slot_shape: tuple[int, ...] | None = None
         self.ran: dict[tuple[str, str, str], None] = {}
-        """Each (dtype, device, code path) that a call since the last observation had, in order of appearance."""
+        """Each distinct (dtype, device, code path) of the calls since the last observation, in order of appearance."""
         self.register_buffer("alpha", torch.zeros((), dtype=dtype, device=plan.asked_device))
 
     def forward(self, host: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class GraftedSeed(nn.Module):
         try:
             with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
                 correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
-        except Exception as error:  # else it would be told as the host's own
+        except Exception as error:  # else it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         self.calls += 1
         self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
@@ -63,9 +63,10 @@ class GraftedSeed(nn.Module):
         return blend_residual(host, correction, self.alpha)
 
     def observe(self) -> SeedObservation:
-        """What was seen since the last call; alpha and its target as the buffer's dtype can hold them.
+        """Return the observation since the last call of `observe`, and reset it.
 
-        Where calls differed, or tensors of the seed lie on another device than its output, every value is named.
+        Alpha and its target are rounded to the buffer's dtype, so that they can be compared. If calls differed in
+        dtype, device or path, or tensors of the seed are on another device than its output, all values are listed.
         """
         target = torch.tensor(self.plan.blend.alpha_target, dtype=self.alpha.dtype)
         dtypes, devices, paths = zip(*self.ran, strict=True) if self.ran else ((), (), ())
@@ -95,27 +96,27 @@ def _all_of(values: Sequence[str]) -> str | None:
 
 
 class SlotStack(nn.Module):
-    """The seeds of one slot, each acting on the output of those below it. It is the slot's forward hook."""
+    """The seeds of one slot, in graft order, with the slot's hook. Each acts on the output of the seed before it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seeds = nn.ModuleList()
 
     def forward(self, output: Tensor) -> Tensor:
-        """The slot's output, [B, ...], with every seed blended in."""
+        """Return the slot's output, [B, ...], with every seed blended in."""
         for seed in self.seeds:
             output = seed(output)
         return output
 
     def hook(self, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
-        """A forward hook: what it returns takes the place of the slot's output."""
+        """The slot's forward hook. Torch replaces the slot's output by the return value."""
         del module, args
         result: Tensor = self(output)
         return result
 
 
 class SeedEditor:
-    """The `HostEditor` of one host."""
+    """The `HostEditor` of one host. Seeds are in graft order."""
 
     def __init__(self, host: nn.Module, specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
         self._host, self._specs, self._blueprints = host, specs, blueprints
@@ -123,11 +124,11 @@ class SeedEditor:
         self._seeds: dict[str, GraftedSeed] = {}
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed with the weights of the plan's digest.
+        """Attach a seed, with the weights that the plan's digest names.
 
         Raises:
-            DependencyViolationError: the slot is unknown, the seed is there already, or its weights are not given; the
-                host is untouched.
+            DependencyViolationError: the slot is unknown, the seed is grafted already, or its weights are missing in
+                `weights`; the host is unchanged.
             SeedBuildFailed: the blueprint could not be built.
         """
         if plan.slot not in self._specs:
@@ -149,12 +150,12 @@ class SeedEditor:
         self._seeds[plan.seed_id] = seed
 
     def join(self, seed_id: str) -> None:
-        """End a seed's isolation."""
+        """End a seed's isolation: its input is no longer detached."""
         seed = self._get(seed_id)
         seed.plan = seed.plan.model_copy(update={"isolated": False})
 
     def remove(self, seed_id: str) -> None:
-        """Detach a seed; with the last one of a slot its hook goes too."""
+        """Detach a seed. With the last seed of a slot, also remove the slot's hook."""
         seed = self._get(seed_id)
         del self._seeds[seed_id]
         stack, handle = self._stacks[seed.plan.slot]
@@ -164,7 +165,7 @@ class SeedEditor:
             del self._stacks[seed.plan.slot]
 
     def release(self) -> None:
-        """Make every seed an ordinary part of the host, with the same tensors. This editor is not to be used again."""
+        """Register every seed in the host as an ordinary module, with the same tensors. Ends the use of this editor."""
         for _, handle in self._stacks.values():
             handle.remove()
         grafted = self._seeds.values()
@@ -178,16 +179,16 @@ class SeedEditor:
             seed.alpha.fill_(alpha_at(step, seed.plan.start_step, blend.ramp_steps, blend.alpha_target))
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """The plans that rebuild what is grafted now, in graft order, as they stand now."""
+        """Return the plans that rebuild the present seeds, in graft order, with later changes (`join`) applied."""
         return tuple(seed.plan for seed in self._seeds.values())
 
     def parameters_of(self, seed_id: str) -> Sequence[nn.Parameter]:
-        """A seed's trainable parameters, in name order."""
+        """Return a seed's trainable parameters, in name order."""
         named = sorted(self._get(seed_id).module.named_parameters())
         return [parameter for _, parameter in named if parameter.requires_grad]
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """All tensors of all seeds by names that do not depend on the run's id."""
+        """Return all tensors of all seeds, by names without the run's id: slot, ordinal, and name in the seed."""
         found: dict[str, Tensor] = {}
         for seed in self._seeds.values():
             prefix = f"{PREFIX}.{seed.plan.slot}.{seed.plan.ordinal}."
@@ -201,19 +202,19 @@ class SeedEditor:
             seed.train(training)
 
     def watch(self, on: bool) -> None:
-        """Keep (or stop keeping) the branches of the next forward pass, for `audit`."""
+        """Start or stop storing the branches (outputs of isolated seeds) of forward passes, for `audit`."""
         for seed in self._seeds.values():
             seed.watched = on
 
     def watched(self) -> tuple[str, ...]:
-        """Ids of the isolated seeds whose branch of the last forward pass is kept; a skipped slot leaves none."""
+        """Return the ids of the isolated seeds with a stored branch. A slot that the host skipped leaves none."""
         return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.branch is not None)
 
     def audit(self) -> None:
-        """Walk the autograd graph of the last forward pass from every isolated seed's branch.
+        """Check by the autograd graph that no stored branch reaches a foreign parameter. Drops the branches.
 
         Raises:
-            IsolationViolation: host parameters, or another seed's, are reachable.
+            IsolationViolation: a parameter of the host or of another seed is reachable.
         """
         host = dict(self._host.named_parameters())
         for seed_id, seed in self._seeds.items():
@@ -222,13 +223,13 @@ class SeedEditor:
                 continue
             own = {id(p) for p in seed.parameters()}
             others = {name: p for name, p in self.tensors().items() if isinstance(p, nn.Parameter) and id(p) not in own}
-            foreign = others | host  # a host parameter is the host's even if a seed registers it as its own
+            foreign = others | host  # the host comes last: a host parameter that a seed also registers stays foreign
             leaves = reachable_parameters(branch, foreign)
             if leaves:
                 raise IsolationViolation(seed_id, leaves)
 
     def observations(self) -> tuple[SeedObservation, ...]:
-        """What was seen of each seed since the last call; counting starts again."""
+        """Return what was observed of each seed since the last call, and reset it."""
         return tuple(seed.observe() for seed in self._seeds.values())
 
     def _get(self, seed_id: str) -> GraftedSeed:

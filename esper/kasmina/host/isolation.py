@@ -1,4 +1,4 @@
-"""Can a seed's gradient reach the host? It walks the autograd graph and names what it finds; it judges nothing."""
+"""Finds the host parameters that a seed's gradient can reach, by a walk over the autograd graph."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
-    """Names of those parameters whose gradient a backward pass from `branch` would touch.
+    """Return the names of the parameters whose gradient a backward pass from `branch` would change.
 
-    A proof, not a heuristic: every edge of the graph is followed to its leaves, and `backward` has no others.
+    The result is exact: the walk follows every edge of the graph to the leaves, and `backward` follows the same edges.
 
     Args:
-        branch: Output of a seed, with its graph.
+        branch: Output of a seed, with its autograd graph.
         parameters: Parameters to look for, by name.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}

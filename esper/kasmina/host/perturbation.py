@@ -1,4 +1,4 @@
-"""Changes an input at one place, so that one can look at what moves. It runs no module and judges nothing."""
+"""Changes an input at one place, and compares outputs before and after. It runs no module."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 _NOISE_KEY = 0x5EED_0B5E_55ED_CA5E
-"""Not 0 or 42: data drawn under the same key would be the noise itself, and x + x is no change behind a norm."""
+"""Seed of the noise. Not a common number such as 0 or 42: data drawn with the same seed would equal the noise, and
+x + x after a normalization is no change."""
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """The change that is none."""
+    """Return x: the empty change."""
     return x
 
 
 def other_content(x: Tensor) -> Tensor:
-    """Other content for a batch x, of the kind that the model knows: nothing outside the range of x is made up.
+    """Return other content for a batch x, within the range of values in x, which the model can process.
 
-    Integers become the next larger one that occurs in x; floating numbers move a random part of the way to the next
-    sample's.
+    An integer becomes the next larger integer that occurs in x (the largest becomes the smallest). A floating number
+    moves a random part of the way to the same entry of another sample.
     """
     if not x.is_floating_point():
         occurring, index = torch.unique(x, return_inverse=True)
@@ -30,21 +31,21 @@ def other_content(x: Tensor) -> Tensor:
     share = torch.rand(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     target = x.roll(1, dims=0)
     between = x + share * (target - x)
-    return torch.where(between.isnan(), target, between)  # an additive mask: -inf + inf
+    return torch.where(between.isnan(), target, between)  # -inf + inf, in an additive mask
 
 
 def with_noise(x: Tensor) -> Tensor:
-    """x plus normal noise of its own scale (of scale 1 where x is constant), so that every entry moves."""
+    """Return x plus normal noise of the standard deviation of x (1 if x is constant), so that every entry moves."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     spread = x.std(correction=0)
     return x + noise * torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
 def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> Change:
-    """A change, in place and at `where`, of tensors that begin with the dimensions `leading`; no other is touched.
+    """Return a change, in place and at `where`, of tensors whose first dimensions are `leading`. Others stay unchanged.
 
     Args:
-        where: One index for each of the first dimensions: a slice, or booleans.
+        where: One index for each dimension in `leading`: a slice or a boolean tensor.
     """
 
     def change(x: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> C
 
 
 def is_content(x: Tensor, leading: tuple[int, ...]) -> bool:
-    """Does x hold numbers (a boolean is a mask) and begin with the dimensions `leading`?"""
+    """Return whether x holds numbers and its first dimensions are `leading`. Booleans are masks, not content."""
     return x.dtype != torch.bool and tuple(x.shape[: len(leading)]) == leading
 
 
 def moved(before: Tensor, after: Tensor, tolerance: float) -> Tensor:
-    """Which entries of finite outputs moved by more than `tolerance` times the largest one; booleans."""
+    """Return booleans: the entries of finite outputs that moved by more than `tolerance` times the largest entry."""
     return (after - before).abs() > tolerance * before.abs().max()

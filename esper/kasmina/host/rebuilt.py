@@ -1,6 +1,6 @@
-"""A grown network rebuilt around its host's own factory, from names and tensors alone. It needs torch alone.
+"""Rebuilds a grown network from its host's factory and the saved tensors. Imports only torch.
 
-`esper export --format torch` writes these definitions into the file that it makes, for where esper is not installed.
+`esper export --format torch` copies these definitions into the exported file, for machines without esper.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from esper.kasmina.host.attached import Seed, attach
 
 Content = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
 Grafted = tuple[str, int, Callable[[], nn.Module], torch.dtype, torch.dtype]
-"""Slot, ordinal, how to make the seed's module, the types of its parameters and of its alpha."""
+"""Slot, ordinal, factory of the seed's module, dtype of its parameters, dtype of its alpha."""
 
 
 def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Content, modules: str) -> nn.Module:
-    """The grown network around what `model()` gives, in evaluation mode.
+    """Return the grown network, in evaluation mode: `model()` with the seeds and the state.
 
     Args:
-        model: The factory of the host that grew.
+        model: The factory of the host.
         seeds: In the order in which they were grafted.
-        state: What `state_of` gave.
-        modules: What `structure_digest` gave for the host.
+        state: The result of `state_of` for the grown network.
+        modules: The result of `structure_digest` for the host.
 
     Raises:
-        TypeError: `model` is a network, not its factory.
-        ValueError: `model` builds another network than the one that grew.
+        TypeError: `model` is a network, not a factory.
+        ValueError: `model` builds a network other than the host that grew.
     """
     if isinstance(model, nn.Module):
         raise TypeError(f"give the factory of the network that grew, not a {type(model).__name__} that it has built")
@@ -45,7 +45,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Con
 
 
 def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see Content
-    """The state dict of a network, with the buffers that it leaves out; the tensors are the network's own."""
+    """Return a network's state dict plus its non-persistent buffers. The tensors are not copied."""
     state: dict[str, Any] = network.state_dict()
     state.update({name: buffer.detach() for name, buffer in network.named_buffers() if name not in state})
     return state
@@ -53,7 +53,7 @@ def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see Content
 
 @torch.no_grad()
 def fill(network: nn.Module, state: Content) -> None:
-    """Copy a state into a network, all of it and nothing else. Raises: ValueError: it is of another network."""
+    """Copy a whole state into a network. Raises: ValueError: names, shapes or dtypes differ from the network's."""
     own, buffers = network.state_dict(), dict(network.named_buffers())
     if how := difference({**buffers, **own}, state):
         raise ValueError(f"this is another network than the one that grew: {how}")
@@ -63,7 +63,7 @@ def fill(network: nn.Module, state: Content) -> None:
 
 
 def difference(live: Content, kept: Content) -> str:
-    """The first way in which the names, shapes and types of a network differ from those that were kept; or nothing."""
+    """Return the first difference of names, shapes or dtypes between a network and a saved state, or ""."""
     for name in sorted(kept.keys() - live.keys()):
         return f"it has no {name}"
     for name in sorted(live.keys() - kept.keys()):
@@ -77,7 +77,7 @@ def difference(live: Content, kept: Content) -> str:
 
 
 def structure_digest(network: nn.Module) -> str:
-    """SHA-256, in hex, over the names and classes of all modules, and the settings of those that are torch's own."""
+    """Return the SHA-256, in hex, of the names and classes of all modules, and of the settings of torch's modules."""
     digest = hashlib.sha256()
     for name, module in network.named_modules():
         kind = type(module)

@@ -1,4 +1,4 @@
-"""Which modules the slots of a task name, and which of those that a pattern matched turn out to be no slot."""
+"""Finds the modules that `task.slots` names, and records the modules matched by a pattern that cannot be slots."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ WILD = frozenset("*?[")
 
 @dataclass
 class Matched:
-    """Modules by path. One that was named outright must be a slot; one that a pattern matched may be left out."""
+    """The matched modules, by path. A module named without a wildcard must be a slot; others may be left out."""
 
     by_pattern: Mapping[str, frozenset[str]]
-    """Pattern, or path, as the task gives it -> the paths that it matches."""
+    """Pattern or path, as in `task.slots` -> the paths that it matches."""
     order: tuple[str, ...]
-    """All these paths, each once, in the order of `named_modules`."""
+    """All matched paths, each once, in the order of `named_modules`."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Path -> why it is no slot, in the order in which that was found."""
+    """Path -> the reason why it is not a slot, in the order of discovery."""
     _repeated: set[str] = field(default_factory=set)
     _mends: dict[str, str] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Those that are not left out."""
+        """The paths that are not left out."""
         return tuple(path for path in self.order if path not in self.left_out)
 
     @property
     def named(self) -> frozenset[str]:
-        """Those that stand in the task without a wildcard."""
+        """The paths that `task.slots` names without a wildcard."""
         return frozenset[str]().union(*(paths for text, paths in self.by_pattern.items() if not WILD & set(text)))
 
     @contextmanager
     def trying(self, path: str) -> Iterator[None]:
-        """Around a check of one module.
+        """Wrap a check of one module. If it raises a TaskError and only a pattern matched the module, leave it out.
 
         Raises:
-            TaskError: the check's, where the module was named; where a pattern matched it, it is left out.
+            TaskError: the check's error, if the module was named without a wildcard.
         """
         try:
             yield
@@ -56,12 +56,12 @@ class Matched:
             self._mends[path] = error.mend
 
     def same_as(self, path: str, other: str) -> None:
-        """Leave out a module whose output is that of another slot, as a container's is that of its last module."""
+        """Leave out a module with the same output as another slot; a container has the output of its last module."""
         self.left_out[path] = f"its output is that of {other}"
         self._repeated.add(path)
 
     def check(self) -> None:
-        """Raises: TaskError: all that some pattern matched is left out."""
+        """Raises: TaskError: all modules that a pattern matched are left out, and none of them as a repetition."""
         for pattern, paths in self.by_pattern.items():
             if paths <= self.left_out.keys() - self._repeated:
                 first = next(path for path in self.left_out if path in paths)
@@ -73,8 +73,8 @@ class Matched:
 def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     """Find the modules that `patterns` name.
 
-    A pattern is a module path whose parts may hold `*`, `?` and `[...]`; a `*` does not reach over a dot. `*` alone
-    is every module, at any depth. A module that is known by several paths goes by its first.
+    A pattern is a module path whose parts may contain `*`, `?` and `[...]`. A `*` does not match a dot. The pattern `*`
+    alone matches every module, at any depth. A module with several paths is listed under its first.
 
     Raises:
         TaskError: a pattern matches nothing, or is the model itself.
@@ -94,7 +94,7 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
 
 
 def matches(path: str, pattern: str) -> bool:
-    """The pattern names the module at `path`; see `match`."""
+    """Return whether the pattern matches the module at `path`; see `match`."""
     if pattern == EVERY:
         return True
     parts, wanted = path.split("."), pattern.split(".")
