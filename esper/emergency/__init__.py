@@ -1,1 +1,1 @@
-"""Emergency: a bounded queue of signals that drops nothing in silence, and the word that trainers read at each step."""
+"""Emergency signals: a bounded queue that reports every refusal, and the word that trainers read at each step."""

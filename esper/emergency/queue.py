@@ -1,8 +1,8 @@
-"""The queue of emergency signals: bounded, by level and age, acknowledged per subscriber. It drops nothing in silence.
+"""The queue of emergency signals: bounded, ordered by level and age, acknowledged per subscriber.
 
-It lives in memory. What is taken is held until every subscriber has acknowledged it or the process ends. The ids of the
-last 4,096 signals that all subscribers have acknowledged are known: one of these that comes again is not taken again.
-It is not made for several threads at once.
+The queue is in memory only. An accepted signal is held until every subscriber has acknowledged it or the process ends.
+A refused signal raises. The ids of the last 4,096 fully acknowledged signals are remembered, so that a repeated publish
+is not delivered again. The queue has no locks: one thread at a time may call it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,33 @@ from esper.telemetry.metrics import count
 E = TypeVar("E", bound=BaseException)
 
 HALT_PLACES = 16
-"""Places that only HALT may take."""
+"""Number of places in the queue that only HALT signals may use."""
 REMEMBERED = 4096
-"""Acknowledged signals whose ids are still known: a publisher that repeats a call does so within a few of them."""
+"""Number of fully acknowledged signals whose ids are remembered. A publisher repeats a call within a few signals."""
 
 
 @dataclass
 class _Held:
+    """A signal that some subscriber has not acknowledged. `order` is its number among all accepted signals."""
+
     signal: EmergencySignal
     order: int
     waiting: set[str] = field(default_factory=set)
-    """Subscribers that have not acknowledged it."""
+    """Subscribers that have not acknowledged the signal."""
 
 
 class EmergencyQueue:
-    """Signals between those who publish and those who subscribe."""
+    """Holds published signals until all subscribers have acknowledged them.
+
+    Args:
+        capacity: Most signals held at once, including the `HALT_PLACES`.
+    """
 
     def __init__(self, capacity: int, subscribers: Sequence[str]) -> None:
         self._capacity, self._subscribers = capacity, tuple(subscribers)
         self._held: dict[str, _Held] = {}
         self._delivered: dict[str, bytes] = {}
-        """Digest by id of the last signals that every subscriber has acknowledged, oldest first."""
+        """Id -> SHA-256 of the last fully acknowledged signals, oldest first; at most `REMEMBERED`."""
         self._count = 0
         self._closed = False
 
@@ -49,12 +55,12 @@ class EmergencyQueue:
         return reported(error, "emergency_signal_rejected", Severity.CRITICAL, **held)
 
     def publish(self, signal: EmergencySignal) -> int:
-        """Take a signal; a known id is taken once. Returns how many signals were ever taken.
+        """Accept a signal, once per id. Returns the number of signals ever accepted.
 
         Raises:
-            EmergencyUnavailable: the queue is closed; the signal was not taken.
-            EmergencyQueueFull: there is no place; the signal was not taken.
-            DependencyViolationError: another signal came under the same id; this one was not taken.
+            EmergencyUnavailable: the queue is closed; the signal was not accepted.
+            EmergencyQueueFull: the queue is full; the signal was not accepted.
+            DependencyViolationError: a different signal has the same id; this signal was not accepted.
         """
         if (known := self._known(signal.signal_id)) is not None:
             if known != _digest(signal):
@@ -75,13 +81,13 @@ class EmergencyQueue:
         return self._count
 
     def pending(self, subscriber: str, most: int = 64) -> tuple[EmergencySignal, ...]:
-        """Signals that a subscriber has not acknowledged: the highest level first, then the oldest."""
+        """Return up to `most` signals that a subscriber has not acknowledged: highest level first, then oldest."""
         waiting = [held for held in self._held.values() if subscriber in held.waiting]
         waiting.sort(key=lambda held: (-held.signal.level, held.order))
         return tuple(held.signal for held in waiting[:most])
 
     def acknowledge(self, subscriber: str, signal_id: str) -> None:
-        """A subscriber has dealt with a signal. Saying so twice is harmless."""
+        """Record that a subscriber has handled a signal. A repeated call changes nothing."""
         held = self._held.get(signal_id)
         if held is None or subscriber not in held.waiting:
             return
@@ -94,7 +100,7 @@ class EmergencyQueue:
                 del self._delivered[next(iter(self._delivered))]
 
     def close(self) -> None:
-        """Take no new signal from now on; what is held is still delivered."""
+        """Refuse new signals from now on. Held signals are still delivered."""
         self._closed = True
 
     def _known(self, signal_id: str) -> bytes | None:

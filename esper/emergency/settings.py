@@ -1,4 +1,4 @@
-"""How much the emergency queue holds."""
+"""Settings of the emergency queue."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The emergency word: level, count and generation in a file that processes map; read at each step, written by one.
+"""The emergency word: level, generation and count of signals in a memory-mapped file, with one writer and many readers.
 
-A reader must be able to look 1,000 times a second without a system call, and to see a HALT even while the actor that
-wrote it is busy or gone. The word is one 8-byte store, which x86-64 and AArch64 make whole when it is aligned.
+Trainers read it at each step: up to 1,000 reads a second, so a read must not need a system call. They must see a HALT
+even if the actor that wrote it is busy or dead. The word is written by one 8-byte store. On x86-64 and AArch64 an
+aligned 8-byte store is atomic, so no reader sees a mixture of two states and no lock is needed.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from esper.leyline.signals import Level
 
 _SIZE = mmap.PAGESIZE
 _LEVEL_BITS, _GENERATION_BITS = 8, 24
+"""The word from its low bits: level (0: no level), generation, count in the other 32."""
 
 
 @dataclass(frozen=True)
 class WordState:
-    """What the word says."""
+    """The content of the word."""
 
     level: Level | None
     generation: int
+    """Generation of the run, modulo 2^24."""
     count: int
-    """Signals published so far, modulo 2^32."""
+    """Number of signals published so far, modulo 2^32."""
 
 
 class EmergencyWord(Closing):
-    """The word in a mapped file; `create` by its one writer, `attach` by readers."""
+    """The word in a mapped file. The single writer calls `create`, the readers call `attach`."""
 
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
         self.path, self._mapped = path, mapped
@@ -37,7 +40,7 @@ class EmergencyWord(Closing):
 
     @classmethod
     def create(cls, path: Path) -> EmergencyWord:
-        """Make the file, all clear. Raises: FileExistsError."""
+        """Make the file, without a level. Raises: FileExistsError."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.ftruncate(descriptor, _SIZE)
@@ -47,7 +50,7 @@ class EmergencyWord(Closing):
 
     @classmethod
     def attach(cls, path: Path) -> EmergencyWord:
-        """Map an existing word. Raises: FileNotFoundError."""
+        """Map the file of an existing word. Raises: FileNotFoundError."""
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         try:
             return cls(path, mmap.mmap(descriptor, _SIZE))
@@ -55,23 +58,23 @@ class EmergencyWord(Closing):
             os.close(descriptor)
 
     def set(self, level: Level | None, generation: int, count: int) -> None:
-        """Replace the word in one store."""
+        """Replace the word by one atomic store. Only the writer may call it."""
         packed = (count & 0xFFFFFFFF) << (_LEVEL_BITS + _GENERATION_BITS)
         packed |= (generation & 0xFFFFFF) << _LEVEL_BITS
         self._view[0] = packed | (int(level) if level is not None else 0)
 
     def halted(self) -> bool:
-        """HALT is set. The one question that is asked at every step."""
+        """Return whether the level is HALT. Trainers call this at every step."""
         return self._view[0] & 0xFF == Level.HALT
 
     def read(self) -> WordState:
-        """The whole word."""
+        """Return the content of the word."""
         packed = self._view[0]
         level = packed & 0xFF
         generation = (packed >> _LEVEL_BITS) & 0xFFFFFF
         return WordState(Level(level) if level else None, generation, packed >> (_LEVEL_BITS + _GENERATION_BITS))
 
     def close(self) -> None:
-        """Unmap; the file stays until its creator unlinks it."""
+        """Unmap the file. Its creator deletes it."""
         self._view.release()
         self._mapped.close()

@@ -1,1 +1,1 @@
-"""Tamiyo decides: what is open, what to try, whether the risk is borne, and the signed command that asks for it."""
+"""Tamiyo decides what to grow: eligible pairs, the policy's choice, the limits of risk, and signed commands."""

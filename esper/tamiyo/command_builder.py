@@ -1,4 +1,4 @@
-"""The command builder: from a decision to a signed command. It invents no id and fills in nothing that is missing."""
+"""Builds signed commands from decisions. Ids are derived from the run, fence and step; a missing run id is an error."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class CommandBuilder:
     ramp_steps: int
 
     def germinate(self, state: RoundState, decision: Decision) -> Command:
-        """Try the decision's pairs together.
+        """Return the command to germinate the decision's pairs in one tournament.
 
         Raises:
-            DependencyViolationError: an id that the command must carry is missing (#13).
+            DependencyViolationError: the run id is missing (#13).
         """
         _check_run(state, Operation.GERMINATE)
         fence, step = state.fence, state.training.step
@@ -52,11 +52,15 @@ class CommandBuilder:
         )
 
     def advance(self, state: RoundState, seed: SeedState, policy_version: str) -> Command:
-        """Let a seed's next gate be judged: ADVANCE, or FOSSILIZE from probation."""
+        """Return the command to judge a seed's next gate: FOSSILIZE for a seed in probation, else ADVANCE.
+
+        Raises:
+            DependencyViolationError: the run id is missing (#13).
+        """
         operation = Operation.FOSSILIZE if seed.stage is Stage.PROBATIONARY else Operation.ADVANCE
         blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
         mesh = seed.required_mesh
-        if seed.stage is Stage.TRAINING:  # from here on the seed needs its own layers, not its whole tournament's
+        if seed.stage is Stage.TRAINING:  # GERMINATE named the layers of all candidates; from here on the seed's count
             own = [p.mesh for p in state.options if (p.slot, p.blueprint_id) == (seed.slot, seed.blueprint_id)]
             mesh = own[0] if own else mesh
         return self._build(

@@ -1,4 +1,4 @@
-"""Which (slot, blueprint) pairs are open at a fence, or the measured reason why none is. It prefers none of them."""
+"""Finds the (slot, blueprint) pairs that may be germinated at a fence, or the measured reason why there are none."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from esper.leyline.state import RoundState
 
 @dataclass(frozen=True)
 class GrowthWindow:
-    """The fences between which germinating makes sense."""
+    """The first fence that may germinate, and the limits of a single seed."""
 
     first_fence: int
     fences_to_fossil: int
-    """From a seed's germination to the fence at which it is fossilised at the earliest."""
+    """Least number of fences from a seed's germination to its fossilisation."""
     stack: int
     """Most seeds in one slot."""
     seed_parameters: int
@@ -25,7 +25,7 @@ class GrowthWindow:
 
 
 def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold:
-    """Every open pair, in the order of the dry run; or a hold, for which no policy need be asked."""
+    """Return every eligible pair, in the order of the dry run, or a hold. For a hold the policy is not asked."""
     fence = state.fence
     if fence < window.first_fence:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "slots open later", fence, window.first_fence)
@@ -58,14 +58,18 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
 
 
 def over_seed_budgets(pair: Pair, window: GrowthWindow) -> tuple[str, ...]:
-    """Config keys of the budgets of a single seed that a pair exceeds."""
+    """Return the config keys of the single-seed budgets that a pair exceeds."""
     memory = ("growth.memory_budget",) if pair.parameters > window.seed_parameters else ()
     cost = ("growth.cost_budget",) if pair.flops > window.seed_flops else ()
     return (*memory, *cost)
 
 
 def over_budgets(pair: Pair, window: GrowthWindow, room: int) -> tuple[str, ...]:
-    """Config keys of all budgets that a pair exceeds, where all seeds together may add `room` parameters more."""
+    """Return the config keys of all budgets that a pair exceeds.
+
+    Args:
+        room: Number of parameters that further seeds may add to the host.
+    """
     added = ("growth.parameter_budget",) if pair.parameters > room else ()
     return (*over_seed_budgets(pair, window), *added)
 

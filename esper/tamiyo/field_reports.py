@@ -1,6 +1,7 @@
-"""The store of field reports: framed log segments that lose nothing they acknowledged and skip what is damaged.
+"""The store of field reports: log segments with framed records. No report is lost after `append` returned; damaged
+records are skipped.
 
-The policy never reads it: it has its own view of the past. The store is for people and for later runs.
+The store is for people and for later runs. The policy does not read it: its view of the past is in `TamiyoState`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from esper.telemetry.events import Severity, reported, severe
 from esper.telemetry.metrics import count
 
 KIND = 1
+"""Kind number of a field report's frame. The store has only this kind."""
 SEGMENT = re.compile(r"reports-(\d+)\.log")
 
 
 @dataclass(frozen=True)
 class UnreadEntry:
-    """Bytes of a segment that hold no readable report: the file, the offset in it, and what was wrong there."""
+    """Bytes of a segment without a readable report: file, offset and length in bytes, and the reason."""
 
     file: Path
     offset: int
@@ -35,20 +37,20 @@ class UnreadEntry:
 
 @dataclass(frozen=True)
 class LoadedReports:
-    """What a store holds: the reports that could be read, and every entry that could not."""
+    """The content of a store: the readable reports, and every unreadable entry."""
 
     reports: tuple[FieldReport, ...]
     errors: tuple[UnreadEntry, ...]
 
 
 class FieldReportStore(Closing):
-    """Appends reports; each is durable before `append` returns.
+    """Appends reports. Each report is durable when `append` returns.
 
-    A segment that is no log any more is left as it is, for people, and the next is begun.
+    If the newest segment is not a readable log, it is left unchanged for inspection, and a new segment is started.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open the store, which may have to be made. Raises: StoreWriteFailed: it cannot be written."""
+        """Open the store; make its folder if needed. Raises: StoreWriteFailed: it cannot be written."""
         make_folders(folder)
         last = max(map(_number, _segments(folder)), default=1)
         try:
@@ -58,23 +60,23 @@ class FieldReportStore(Closing):
             self._log = FramedLog.open(_segment(folder, last + 1))
 
     def append(self, report: FieldReport) -> None:
-        """Make a report durable.
+        """Append a report and sync it.
 
         Raises:
-            StoreWriteFailed: it is not.
+            StoreWriteFailed: the report may not be durable.
         """
         self._log.append(KIND, report.model_dump_json().encode())
 
     def close(self) -> None:
-        """Release the segment."""
+        """Close the segment's file."""
         self._log.close()
 
 
 def parse_report(payload: bytes | str) -> FieldReport:
-    """A field report from its JSON.
+    """Return the field report in a JSON text.
 
     Raises:
-        FieldReportInvalid: a required value is missing or wrong, `issued_at` among them (#12).
+        FieldReportInvalid: a required value is missing or wrong, for example `issued_at` (#12).
     """
     try:
         return FieldReport.model_validate_json(payload)
@@ -85,16 +87,16 @@ def parse_report(payload: bytes | str) -> FieldReport:
 
 
 def load_reports(folder: Path) -> LoadedReports:
-    """Every readable report of a store; damaged or invalid entries are skipped, counted and named (#11).
+    """Return every readable report of a store. Damaged or invalid entries are skipped, counted and listed (#11).
 
-    A run that goes back to a fence reports what it does again once more, under the same id: the last time counts.
+    After a restart from a fence, a run repeats its reports with the same ids. The last report of an id is returned.
     """
     reports: dict[str, FieldReport] = {}
     errors: list[UnreadEntry] = []
     for segment in sorted(_segments(folder), key=_number):
         try:
             found = scan(segment)
-        except StoreCorrupt as damage:  # as any other damage: the other segments are read
+        except StoreCorrupt as damage:  # the whole segment is one unreadable entry; the other segments are still read
             errors.append(UnreadEntry(segment, 0, segment.stat().st_size, damage.reason))
             continue
         damaged = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
@@ -103,7 +105,7 @@ def load_reports(folder: Path) -> LoadedReports:
             try:
                 report = parse_report(frame.payload)
                 reports[report.report_id] = report
-            except FieldReportInvalid as invalid:  # told and counted; one bad entry must not hide the good ones
+            except FieldReportInvalid as invalid:  # reported and counted; one bad entry must not hide the others
                 errors.append(UnreadEntry(segment, frame.offset, len(frame.payload), str(invalid)))
     for _ in errors:
         count("esper.load.errors", store="field_reports")

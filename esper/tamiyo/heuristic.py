@@ -1,9 +1,9 @@
-"""A readable policy: one tournament over everything that is open, then replicas of what won. It touches no host.
+"""The default policy: a tournament over the eligible pairs, then replicas of its winner.
 
-Selection is what incubation buys, and a winner repeats well: six copies of it are most of the gain of a grown
-network (docs/growth.md). So the winner of a tournament is repeated until it no longer proves harmless, its slot is
-full or its number is reached; only then is the field asked again. A pair that lost is left alone for a while: what
-did not help a young host may help an older one.
+Incubation selects a good pair, and more seeds of that pair help as well: six of them give most of the gain of a grown
+network (docs/growth.md). So the winner is repeated until a replica fails, its slot is full, or `growth.replicas` is
+reached; then comes the next tournament. A tried pair rests for some fences before it may enter a tournament again: a
+pair that did not help a young host may help an older one.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
-"""Fences for which a pair that was tried rests: while no seed has been accepted, and afterwards.
+"""Number of fences for which a tried pair rests: while the host has no accepted seed, and afterwards.
 
-Measured on run seeds 1-3 of the text task: trying again 3 fences after a winner had its replicas accepted nothing
-more and cost 1.6 to 1.9 times the incubation; without a winner there is nothing else to do.
+Measured on run seeds 1-3 of the text task: after a winner and its replicas, a rest of 3 fences accepted no further
+seed and cost 1.6 to 1.9 times the incubation. Without a winner, trying again is the only way to grow.
 """
 
 
 class HeuristicPolicy:
-    """Tournament first, then replicas of its winner."""
+    """Holds a tournament first, then repeats its winner.
+
+    Args:
+        candidates: Most pairs in one tournament.
+        replicas: Most seeds of a winning pair in the host, the winner included.
+    """
 
     name = "heuristic"
     version = "heuristic-1"
@@ -34,7 +39,7 @@ class HeuristicPolicy:
         self._candidates, self._replicas = candidates, replicas
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """A replica of the latest winner if it may have one, else a tournament of pairs not tried of late."""
+        """Return a replica of the latest winner if it may have one, else a tournament of the pairs that do not rest."""
         winner = self._winner(state)
         if winner is not None:
             again = [p for p in eligible if (p.slot, p.blueprint_id) == (winner.slot, winner.blueprint_id)]
@@ -50,14 +55,14 @@ class HeuristicPolicy:
         return self._decision(state, chosen)
 
     def _winner(self, state: RoundState) -> SeedState | None:
-        """The seed in the host that won the latest tournament of its own, not as a replica."""
+        """Return the seed in the host that won the latest tournament, replicas excluded. None: no seed did."""
         won = [s for s in state.seeds if s.stage in IN_HOST and s.replica_of is None]
-        return won[-1] if won else None  # seeds stand in the order in which they were asked for
+        return won[-1] if won else None  # seeds are in the order of their GERMINATE commands
 
     def _may_repeat(self, state: RoundState, winner: SeedState) -> bool:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
-        return in_host < self._replicas and in_host == len(family)  # one that failed ends the family
+        return in_host < self._replicas and in_host == len(family)  # a member that is not in the host ends it
 
     def _decision(
         self, state: RoundState, pairs: Sequence[Pair], *, replica_of: str | None = None, hold: str | None = None

@@ -1,4 +1,4 @@
-"""What Tamiyo has learnt so far, as a value that a checkpoint carries. It decides nothing and reads no store."""
+"""The state of Tamiyo in a checkpoint: the field reports that the policy sees."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from esper.leyline.base import Message
 from esper.leyline.reports import FieldReport
 
 WHERE = "tamiyo's state"
+"""Name of this state in errors."""
 
 
 class TamiyoState(Message):
-    """All of `Tamiyo` that decides what it will answer. A policy with a state of its own would have its place here."""
+    """The state of a `Tamiyo`: all that its decisions depend on. A policy with other state would need a field here."""
 
     policy: str
-    """Its version: another one would decide otherwise."""
+    """Version of the policy. `Tamiyo.restore` refuses another version: it would decide differently."""
     past: tuple[FieldReport, ...]
-    """What the policy sees of the past, oldest first."""
+    """The field reports that the policy sees, oldest first."""
 
 
 def read_state(text: str, generation: int) -> TamiyoState:
-    """The state in a text that `Tamiyo.state` gave.
+    """Parse the text that `Tamiyo.state` returned.
 
     Raises:
-        StoreCorrupt: it is no such text, or speaks of a generation after `generation`.
+        StoreCorrupt: the text is not such a state, or has a report of a generation after `generation`.
     """
     try:
         state = TamiyoState.model_validate_json(text)

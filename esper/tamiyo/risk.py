@@ -1,6 +1,7 @@
-"""After the policy: is the risk borne? It can only turn a decision into a hold, with the figure and its limit.
+"""The limits of risk, applied after the policy: shortens a tournament that costs too much, or turns a decision into a
+hold that names the figure and its limit.
 
-It hides no error: what was not measured is not judged here, and a missing feature shows in the coverage.
+A figure that was not measured is not compared with its limit; it lowers the coverage, which has a limit too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from esper.tamiyo.settings import RiskConfig
 
 
 def coverage(state: RoundState) -> float:
-    """Share of the state's features that were measured, 0..1."""
+    """Return the share of the state's features that were measured, 0..1."""
     training = state.training
     features = (
         training.train_loss,
@@ -24,25 +25,25 @@ def coverage(state: RoundState) -> float:
 
 
 def loss_spike(state: RoundState) -> float | None:
-    """How far the round's mean loss lies above the best before it, as a share of that; None before two rounds."""
+    """Return the rise of the round's mean loss over the best before it, as a share of that. None before two rounds."""
     now, best = state.training.train_loss, state.training.best_train_loss
     return None if now is None or best is None else (now - best) / abs(best) if best else None
 
 
 def cost_ratio(decision: Decision, host_flops: int) -> float:
-    """Modelled FLOPs of the decision's forks, control included, over those of the host alone."""
+    """Return the modelled FLOPs of the decision's forks and their control, over those of the host."""
     return (len(decision.pairs) + 1) + sum(pair.flops for pair in decision.pairs) / host_flops
 
 
 def milder(decision: Decision, limits: RiskConfig, host_flops: int) -> Decision:
-    """The decision with as many of its pairs, the first ones, as the limit of the modelled cost bears; at least one."""
+    """Return the decision without its last pairs, so that the modelled cost is within its limit; one pair stays."""
     while len(decision.pairs) > 1 and cost_ratio(decision, host_flops) > limits.max_cost_ratio:
         decision = decision.model_copy(update={"pairs": decision.pairs[:-1]})
     return decision
 
 
 def assess(state: RoundState, decision: Decision, limits: RiskConfig, host_flops: int) -> Hold | None:
-    """None if the decision may go on; else the hold that the first figure over its limit asks for."""
+    """Return a hold for the first figure beyond its limit. None: the decision may be carried out."""
     figures: tuple[tuple[str, float | None, float, bool], ...] = (
         ("loss spike", loss_spike(state), limits.max_loss_spike, False),
         ("policy risk", decision.risk, limits.max_policy_risk, True),

@@ -1,4 +1,4 @@
-"""Tamiyo as one: eligibility, policy, risk, command. A failure of the policy is an exception, never a hold."""
+"""Tamiyo's service: eligibility, policy, risk, command, in this order. A failing policy raises; it gives no hold."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from esper.user_code.their_code import their_code
 
 
 class Tamiyo:
-    """Decides for one run; remembers field reports as the policy's past."""
+    """Decides for one run. It stores the field reports that the policy sees."""
 
     def __init__(
         self,
@@ -52,15 +52,15 @@ class Tamiyo:
         self._past: list[FieldReport] = []
 
     def state(self) -> str:
-        """All that decides what will be decided, as JSON: what the policy sees of the past."""
+        """Return all that later decisions depend on, as JSON: the policy's version and its field reports."""
         return TamiyoState(policy=self._policy.version, past=tuple(self._past)).model_dump_json()
 
     def restore(self, state: str, generation: int) -> None:
-        """Become what `state` says; what was remembered before is forgotten. Commands take theirs from the round state.
+        """Replace the present state by `state`. The generation of commands comes from the round state, not from here.
 
         Raises:
-            StoreCorrupt: the text is no state up to this generation; nothing was changed.
-            ConfigError: another policy decided until then; nothing was changed.
+            StoreCorrupt: the text is not a state up to this generation; nothing was changed.
+            ConfigError: the state is of another policy or version; nothing was changed.
         """
         kept = read_state(state, generation)
         if kept.policy != self._policy.version:
@@ -69,21 +69,22 @@ class Tamiyo:
         self._past = list(kept.past)
 
     def remember(self, report: FieldReport) -> None:
-        """Add a field report to what the policy sees of the past."""
+        """Add a field report to those that the policy sees."""
         self._past.append(report)
 
     def advance(self, state: RoundState) -> Command | None:
-        """The command for the first seed whose next gate is due; None: none is. The policy is not asked."""
+        """Return the command for the first seed whose next gate is due, or None. The policy is not asked."""
         due = next((seed for seed in state.seeds if seed.due), None)
         return self._builder.advance(state, due, self._policy.version) if due is not None else None
 
     def decide(self, state: RoundState) -> Verdict:
-        """What to germinate at this fence.
+        """Return what to germinate at this fence: a command or a hold, and the policy's decision if it was asked.
 
         Raises:
-            NoSeedCandidates: eligible pairs exist and the policy named none of them (#14).
-            DependencyViolationError: the policy named a pair that is not eligible, or a figure that is not finite.
-            PolicyDeadlineExceeded: the policy took too long.
+            NoSeedCandidates: eligible pairs exist, and the policy chose no eligible pair (#14).
+            DependencyViolationError: the policy chose a pair that is not eligible, or returned a risk or logit that is
+                not finite.
+            PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. It is not interrupted.
             PolicyFailed: the policy raised; its error is the cause (#15).
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
@@ -134,7 +135,7 @@ class Tamiyo:
         count("esper.policy.failures")
 
     def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
-        stray = [pair for pair in decision.pairs if pair not in pairs]  # whole: its figures are the dry run's, too
+        stray = [pair for pair in decision.pairs if pair not in pairs]  # all fields are compared, figures included
         if len(stray) == len(decision.pairs):
             count("esper.policy.failures")
             none = NoSeedCandidates(

@@ -1,4 +1,4 @@
-"""How deciding is configured: the policy, and the limits of risk."""
+"""Settings of decisions: the policy, and the limits of risk."""
 
 from __future__ import annotations
 

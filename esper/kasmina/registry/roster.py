@@ -105,7 +105,7 @@ class Roster:
         """Return the seeds that are in the host but not fossilised, the last grafted first.
 
         Seeds grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order: they depend
-        on the run's id, and two runs with one seed must give the same results.
+        on the run's id, and two runs with the same random seed must give the same results.
         """
 
         def grafted(seed: SeedRecord) -> tuple[int, str, int]:
