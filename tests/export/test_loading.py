@@ -376,7 +376,7 @@ class Taken(TinyHost):
 def test_a_host_that_has_the_names_of_seeds_is_refused_before_it_is_run() -> None:
     with pytest.raises(TaskError, match=r"it has a module called 'esper_seeds'"):
         survey(tiny_task(model=Taken), tiny_config())
-    with pytest.raises(ValueError, match=r"slot 'a\.0\.module' has the name of what a seed in slot 'a' holds"):
+    with pytest.raises(ValueError, match=r"slot 'a\.0\.module' has the path of a part of a seed in slot 'a'"):
         check_names(
             nn.ModuleDict({"a": nn.Sequential(nn.ModuleDict({"module": nn.Linear(1, 1)}))}), ["a", "a.0.module"]
         )

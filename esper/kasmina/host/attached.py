@@ -82,7 +82,7 @@ def check_names(network: nn.Module, slots: Collection[str]) -> None:
             raise ValueError(f"it has no module {slot!r}")
         for other in slots:
             if re.match(rf"{re.escape(other)}\.\d+\.module(\.|$)", slot):
-                raise ValueError(f"slot {slot!r} has the name of what a seed in slot {other!r} holds")
+                raise ValueError(f"slot {slot!r} has the path of a part of a seed in slot {other!r}")
 
 
 def register(network: nn.Module, path: list[str], seed: Seed) -> None:

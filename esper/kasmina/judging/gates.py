@@ -167,7 +167,7 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     Without a twin (`twin_kept` False) there is no causal evidence: the report has a note, and the rest is judged.
 
     Raises:
-        EvidenceMissing: the performance was not measured, or a kept twin was not compared.
+        EvidenceMissing: the performance was not measured, or the host was not compared with an existing twin.
     """
     if (marked := _marked(Gate.G4, evidence.marks, seed_id, fence)) is not None:
         return marked

@@ -29,7 +29,7 @@ class CommandBook:
         self._answers: dict[str, Answer] = {}
         self._weights: dict[str, bytes] = {}
 
-    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+    # -- state for a checkpoint ----------------------------------------------------------------------------------
 
     def state(self) -> tuple[tuple[StoredCommand, ...], dict[str, bytes]]:
         """Return all commands, and the stored weights by digest."""
@@ -81,7 +81,7 @@ class CommandBook:
         """Record the answer to a command."""
         self._answers[command_id] = answer
 
-    # -- what they led to ----------------------------------------------------------------------------------------
+    # -- plans, answers, weights ---------------------------------------------------------------------------------
 
     def plans(self, command_id: str) -> tuple[GraftPlan, ...]:
         """Return the plans of a command's candidates."""

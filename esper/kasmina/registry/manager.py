@@ -79,7 +79,7 @@ class SeedManager:
         self._violations = 0
         self._twin_kept = False
 
-    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+    # -- state for a checkpoint ----------------------------------------------------------------------------------
 
     def state(self) -> str:
         """Return all that later answers depend on, as JSON; see `RegistryState`. Drop weights that no host needs."""
@@ -132,7 +132,7 @@ class SeedManager:
         """
         return self._book.weights_of(plans)
 
-    # -- what others may know ------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
         """Return the view of the registry at a fence: all that growth needs to choose its next step."""

@@ -193,10 +193,10 @@ def _under_its_kind(plan: HostPlan) -> StoredPlan:
 
 def _each_once(what: str, names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
-        raise ValueError(f"a {what} stands there twice")
+        raise ValueError(f"a {what} is listed twice")
 
 
 def _known(what: str, named: Collection[str | None], known: Collection[str]) -> None:
     strange = sorted(str(name) for name in named if name not in known)
     if strange:
-        raise ValueError(f"{what} {strange[0]} is named and not there")
+        raise ValueError(f"{what} {strange[0]} is named but missing")

@@ -30,7 +30,7 @@ class Roster:
         self._ordinals = dict.fromkeys(self.specs, 0)
         self._removed_at: int | None = None
 
-    # -- as part of a checkpoint ---------------------------------------------------------------------------------
+    # -- state for a checkpoint ----------------------------------------------------------------------------------
 
     def state(self) -> RosterState:
         """Return all records."""
@@ -43,7 +43,7 @@ class Roster:
         self._ordinals = {slot: state.ordinals[slot] for slot in self.specs}
         self._removed_at = state.removed_at
 
-    # -- changing ------------------------------------------------------------------------------------------------
+    # -- changes -------------------------------------------------------------------------------------------------
 
     def enter(self, seed: SeedRecord) -> None:
         """Add a seed, or replace its record."""
@@ -79,7 +79,7 @@ class Roster:
         """Return the ordinal of the next seed that is grafted into the slot."""
         return self._ordinals[slot]
 
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- queries -------------------------------------------------------------------------------------------------
 
     def __getitem__(self, seed_id: str) -> SeedRecord:
         return self._seeds[seed_id]
