@@ -31,7 +31,7 @@ def _table(value: object) -> object:
     return value
 
 
-def _spelled_out(value: object) -> object:
+def _with_key(value: object) -> object:
     """Return a choice with its key written out: a bare list of names becomes `only`.
 
     Raises:
@@ -48,7 +48,7 @@ def _spelled_out(value: object) -> object:
     raise ValueError("give a list of blueprints, or { exclude = [...] }")
 
 
-Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_spelled_out)]], BeforeValidator(_table)]
+Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_with_key)]], BeforeValidator(_table)]
 
 
 class GrowthConfig(Settings):

@@ -79,7 +79,7 @@ class Blueprint:
         Raises:
             SeedBuildFailed: the factory raised, or its result cannot be moved to the device. `__cause__` is the error.
         """
-        with self._blamed(spec, "build"), temporary_rng(seed_key):
+        with self._raising_build_failed(spec, "build"), temporary_rng(seed_key):
             return self._make(spec, torch.device("cpu")).to(spec.device)
 
     def parameters(self, spec: SlotSpec) -> int:
@@ -88,7 +88,7 @@ class Blueprint:
         Raises:
             SeedBuildFailed: the factory does not run on the meta device.
         """
-        with self._blamed(spec, "count parameters"):
+        with self._raising_build_failed(spec, "count parameters"):
             return sum(p.numel() for p in self._make(spec, torch.device("meta")).parameters())
 
     def flops(self, spec: SlotSpec, batch: int) -> int:
@@ -102,7 +102,7 @@ class Blueprint:
         """
         meta = torch.device("meta")
         with (
-            self._blamed(spec, "count FLOPs"),
+            self._raising_build_failed(spec, "count FLOPs"),
             flop_counter() as counter,
         ):
             module = self._make(spec, meta)
@@ -118,7 +118,7 @@ class Blueprint:
             return self.factory(spec).to(parameter_dtype(spec))
 
     @contextmanager
-    def _blamed(self, spec: SlotSpec, doing: str) -> Iterator[None]:
+    def _raising_build_failed(self, spec: SlotSpec, doing: str) -> Iterator[None]:
         try:
             with their_code(f"blueprint {self.name}", f"{doing} at {spec.path}"):
                 yield

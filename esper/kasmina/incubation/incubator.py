@@ -45,7 +45,7 @@ class _Entry(Generic[F]):
     rank: int | None = None
     diverged: bool = False
 
-    def run_heat(self, step: int, fence: int) -> SampleLosses:
+    def train_and_measure(self, step: int, fence: int) -> SampleLosses:
         """Train up to a step. Return the losses on the fence's slice of the pick shard.
 
         A fork with a candidate that diverges stops there and gets no rank: a bad candidate must not end the run.
@@ -221,9 +221,9 @@ def run_tournament(
     together([partial(entry.fork.graft, plan, weights) for entry, plan in zip(entries, order.plans, strict=True)])
     running = entries
     if order.halving_step is not None:
-        running = _heat(control, running, order.halving_step, order.due_fence, together)
+        running = _train_and_order(control, running, order.halving_step, order.due_fence, together)
         running = running[: math.ceil(len(running) / 2)]
-    running = _heat(control, running, order.last_step, order.due_fence, together)
+    running = _train_and_order(control, running, order.last_step, order.due_fence, together)
     for place, entry in enumerate(running, start=1):
         entry.rank = place
     forks = tuple(
@@ -240,13 +240,15 @@ def run_tournament(
     return result, control.fork
 
 
-def _heat(control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, together: Together) -> list[_Entry[F]]:
+def _train_and_order(
+    control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, together: Together
+) -> list[_Entry[F]]:
     """Train all up to `step` and compare each fork with the control on the pick shard.
 
     Returns:
         The forks that did not diverge, best first.
     """
-    base, *losses = together([partial(entry.run_heat, step, fence) for entry in (control, *entries)])
+    base, *losses = together([partial(entry.train_and_measure, step, fence) for entry in (control, *entries)])
     for entry, found in zip(entries, losses, strict=True):
         entry.pick = paired(base, found)
     return sorted((entry for entry in entries if not entry.diverged), key=_Entry.place)

@@ -67,7 +67,7 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
         planned = f"an activation of its shape and type, as the plan saw it: {spec.dtype}"
         mend = "a slot must give the same number of channels and the same type in every step"
         raise DependencyViolationError(f"slot {spec.path}", planned, f"got {tuple(h.shape)} {h.dtype}; {mend}")
-    if any(_unmixed(spec, training) for training in MODES) and len(h) < 2:
+    if any(_must_keep_samples_apart(spec, training) for training in MODES) and len(h) < 2:
         raise EvidenceMissing("G0", "sample independence, by samples", len(h), 2)
     try:
         with their_code(f"blueprint {blueprint}", f"forward at {spec.path}"):
@@ -81,9 +81,9 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     shape, dtype = _interface(module, spec, h)
     causality = sample = None
     if shape == slot_shape:
-        runs = [_forward(_stirred(module), training) for training in MODES]
+        runs = [_forward(_with_random_parameters(module), training) for training in MODES]
         causality = max(causality_leak(run, h[0].double()) for run in runs) if spec.causal else None
-        unmixed = [run for run, training in zip(runs, MODES, strict=True) if _unmixed(spec, training)]
+        unmixed = [run for run, training in zip(runs, MODES, strict=True) if _must_keep_samples_apart(spec, training)]
         sample = max((sample_leak(run, h[:SAMPLES].double()) for run in unmixed), default=None)
     return SeedSanity(
         shape=shape,
@@ -97,7 +97,7 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     )
 
 
-def _unmixed(spec: SlotSpec, training: bool) -> bool:
+def _must_keep_samples_apart(spec: SlotSpec, training: bool) -> bool:
     """Whether the host keeps samples independent in this mode, so that the seed must do the same."""
     return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
@@ -139,7 +139,7 @@ def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> 
     return forward
 
 
-def _stirred(module: nn.Module) -> nn.Module:
+def _with_random_parameters(module: nn.Module) -> nn.Module:
     """Return a double-precision copy whose parameters are all replaced by draws from N(0, 1/fan_in)."""
     copy, generator = deepcopy(module).double(), torch.Generator().manual_seed(0)
     for p in copy.parameters():

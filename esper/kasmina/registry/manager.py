@@ -307,7 +307,7 @@ class SeedManager:
             self._roster.enter(seed)
         for seed, report in judged:
             tell_gate(report, seed)
-            answer = joined(answer, self._lose(seed, report, fence))
+            answer = joined(answer, self._cull_loser(seed, report, fence))
         return answer
 
     def _accept(self, seed: SeedRecord, command: Command, fence: int) -> Answer:
@@ -315,7 +315,7 @@ class SeedManager:
         report = self._judge_stability(command, seed, fence)
         tell_gate(report, seed)
         if not report.passed:
-            return self._lose(seed, report, fence)
+            return self._cull_loser(seed, report, fence)
         step = self._roster.move(seed.seed_id, Stage.BLENDING, fence, Gate.G2, command.command_id)
         drawn = self._book.plan_of(seed)
         plan = live_plan(drawn, seed, command, fence, self._roster, self._facts, self._limits)
@@ -331,7 +331,7 @@ class SeedManager:
         evidence = stability_evidence(command, seed, seed.result, winner, fence)
         return gates.stability_gate(evidence, self._limits, seed.seed_id, fence)
 
-    def _lose(self, seed: SeedRecord, report: GateReport, fence: int) -> Answer:
+    def _cull_loser(self, seed: SeedRecord, report: GateReport, fence: int) -> Answer:
         outcome = Outcome.REGRESSION if "harmful" in report.reasons else Outcome.NEUTRAL
         return Answer(
             transitions=tuple(self._roster.retire(seed.seed_id, fence, report.gate, seed.command_id)),

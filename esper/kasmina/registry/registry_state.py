@@ -72,7 +72,7 @@ class StoredAnswer(Message):
     @classmethod
     def of(cls, answer: Answer) -> StoredAnswer:
         """Return the answer in its stored form."""
-        plans = tuple(_under_its_kind(plan) for plan in answer.plans)
+        plans = tuple(_with_kind(plan) for plan in answer.plans)
         return cls(answer=answer.model_copy(update={"plans": ()}), plans=plans)
 
     def as_given(self) -> Answer:
@@ -113,24 +113,24 @@ class RegistryState(Message):
     twin_kept: bool
 
     @model_validator(mode="after")
-    def _holds_together(self) -> Self:
+    def _check_references(self) -> Self:
         """Return the state. Raises: ValueError: a part refers to an id or a digest that another part lacks."""
         seeds = [seed.seed_id for seed in self.roster.seeds]
         ids = [kept.command.command_id for kept in self.commands]
-        _each_once("seed", seeds)
-        _each_once("command", ids)
-        _each_once("nonce", [kept.command.nonce for kept in self.commands])
-        _known("slot", {seed.slot for seed in self.roster.seeds}, self.roster.ordinals)
-        _known("command", {seed.command_id for seed in self.roster.seeds}, ids)
-        _known("seed", {seed.replica_of for seed in self.roster.seeds} - {None}, seeds)
+        _check_unique("seed", seeds)
+        _check_unique("command", ids)
+        _check_unique("nonce", [kept.command.nonce for kept in self.commands])
+        _check_known("slot", {seed.slot for seed in self.roster.seeds}, self.roster.ordinals)
+        _check_known("command", {seed.command_id for seed in self.roster.seeds}, ids)
+        _check_known("seed", {seed.replica_of for seed in self.roster.seeds} - {None}, seeds)
         if self.order is not None:
             if self.order.generation != self.generation:
                 raise ValueError(f"the order in flight is of generation {self.order.generation}")
-            _known("command", {self.order.order_id}, ids)
-            _known("seed", {plan.seed_id for plan in self.order.plans}, seeds)
+            _check_known("command", {self.order.order_id}, ids)
+            _check_known("seed", {plan.seed_id for plan in self.order.plans}, seeds)
         plans = {kept.command.command_id: kept.plans for kept in self.commands}
         answered = {kept.command.command_id for kept in self.commands if kept.answer is not None}
-        _known("weights", needed_weights(plans, answered, self.order, self.roster.seeds), self.weights)
+        _check_known("weights", needed_weights(plans, answered, self.order, self.roster.seeds), self.weights)
         for digest, blob in self.weights.items():
             if blob_digest(blob) != digest:
                 raise ValueError(f"weights are not those digested as {digest}")
@@ -181,7 +181,7 @@ def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str
     return state
 
 
-def _under_its_kind(plan: HostPlan) -> StoredPlan:
+def _with_kind(plan: HostPlan) -> StoredPlan:
     match plan:
         case GraftPlan():
             return StoredGraft(plan=plan)
@@ -191,12 +191,12 @@ def _under_its_kind(plan: HostPlan) -> StoredPlan:
             return StoredRemoval(plan=plan)
 
 
-def _each_once(what: str, names: Sequence[str]) -> None:
+def _check_unique(what: str, names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         raise ValueError(f"a {what} is listed twice")
 
 
-def _known(what: str, named: Collection[str | None], known: Collection[str]) -> None:
+def _check_known(what: str, named: Collection[str | None], known: Collection[str]) -> None:
     strange = sorted(str(name) for name in named if name not in known)
     if strange:
         raise ValueError(f"{what} {strange[0]} is named but missing")
