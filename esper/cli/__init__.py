@@ -1,1 +1,1 @@
-"""The command line, and everything that people see on a terminal. The only room that imports rich and typer."""
+"""The command line and all terminal output. The only room that imports rich and typer."""

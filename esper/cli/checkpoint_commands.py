@@ -1,6 +1,7 @@
 """`esper checkpoint`: shows a run's checkpoints and whether they load. It changes nothing and imports no task.
 
-Exit codes: 0 all is well; 1 a checkpoint does not load, or something of the run cannot be read; 2 no run there.
+Exit codes: 0 every checkpoint is good; 1 a checkpoint is missing or does not load, or a part of the run cannot be
+read; 2 the folder holds no run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 @app.command()
 def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     """Check that every checkpoint of a run is to the bit what was written, and loads."""
-    from esper.archive.verification import verdicts  # it loads torch, which `list` does not need
+    from esper.archive.verification import verdicts  # imported here: it loads torch, which `list` does not need
 
     found = look_at(run_dir)
     checkpoints = [*verdicts(run_dir, found.commits), *_unvouched(run_dir, found)]
@@ -60,8 +61,8 @@ def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 
 def _unvouched(run_dir: Path, found: Remains) -> list[dict[str, Any]]:
-    """Files that may be checkpoints of a damaged run, which no record says that can be read."""
-    if not found.damaged:  # what no record names was not committed
+    """Return a verdict for each checkpoint file of a damaged run that no readable record names."""
+    if not found.damaged:  # in a readable run, a file that no record names was not committed
         return []
     named = {written.file for written in committed(found.entries)}
     files = sorted(file.name for file in checkpoints_folder(run_dir).glob("fence-*.pt") if file.name not in named)

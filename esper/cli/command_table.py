@@ -1,6 +1,6 @@
-"""The commands of `esper`: where each is, and what it does to a process. It imports none of them.
+"""The table of the commands of `esper`: module, help text and flags of each. It imports no command.
 
-`esper --help` prints this table, and a command line loads the module of the one command that it names.
+`esper --help` prints this table; only the module of the command that the command line names is loaded.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 
 class CommandSpec(NamedTuple):
-    """One command, before its module is loaded."""
+    """One row of the table: a command whose module need not be loaded."""
 
     place: str
     """`module:attribute` of its function, or of the typer app that has its sub-commands."""
     help: str
     only_prints: bool = False
-    """Output is all that the command makes: it fails if its output is lost."""
+    """True if printing is the only effect of the command: it fails if its output cannot be written."""
     loads_task: bool = False
-    """Code of the user runs in it: the order of sets is fixed before (docs/adr/0007-hash-seed.md)."""
+    """True if the command runs code of the user: `PYTHONHASHSEED` is set first (docs/adr/0007-hash-seed.md)."""
 
 
 COMMANDS: dict[str, CommandSpec] = {
@@ -69,13 +69,13 @@ COMMANDS: dict[str, CommandSpec] = {
 
 
 def only_prints(words: list[str]) -> bool:
-    """True for a command whose output is all that it makes, and for options without a command (`--version`)."""
+    """Whether printing is the only effect of a command line; also true for options without a command (`--version`)."""
     if not words or words[0].startswith("-"):
         return True
     return words[0] in COMMANDS and COMMANDS[words[0]].only_prints
 
 
 def may_load_task(words: list[str]) -> bool:
-    """False where no code of a user runs. True for the command of a package: what it does is not known."""
+    """Whether a command line may run code of the user. True for the command of a package, whose effects are unknown."""
     name = next((word for word in words if not word.startswith("-")), None)  # `esper -- run` runs, too
     return name is not None and (name not in COMMANDS or COMMANDS[name].loads_task)

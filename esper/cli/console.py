@@ -1,4 +1,4 @@
-"""The console of rich on which tables and live views are drawn. No text is parsed as markup."""
+"""The rich console for tables and live views. No text is parsed as markup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.segment import Segment
 from esper.cli.output import printable
 
 NARROWEST = 20
-"""Least width of the console, in columns: rich shows nothing in fewer, as with COLUMNS=0."""
+"""Smallest width of the console, in columns: with a width near 0 (COLUMNS=0) rich shows no text."""
 
 
 class PlainConsole(Console):
@@ -22,11 +22,11 @@ class PlainConsole(Console):
             self.width = NARROWEST
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, with control characters in texts written as escapes."""
+        """Render as rich does, but write control characters as escapes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 def can_redraw(console: Console) -> bool:
-    """True where the output is a terminal that can redraw lines: neither a dumb one nor a file under FORCE_COLOR."""
+    """Whether the output is a terminal that can redraw lines: not TERM=dumb, not a file with FORCE_COLOR."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

@@ -1,4 +1,4 @@
-"""`esper export`: writes the grown network of a run as a file. The run is only read; nothing is overwritten."""
+"""`esper export`: writes the grown network of a run as a file. The run is only read; no file is overwritten."""
 
 from __future__ import annotations
 

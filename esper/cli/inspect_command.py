@@ -1,4 +1,4 @@
-"""`esper inspect`: shows where a run stands. It changes nothing and imports no task."""
+"""`esper inspect`: shows the state of a run. It changes nothing and imports no task."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ON_ITS_WAY = (*IN_HOST, Stage.GERMINATED, Stage.TRAINING)
 
 
 def place(found: Mapping[str, Any]) -> str:
-    """State, fence, step, training loss and emergency level of the run, in one line."""
+    """Return state, fence, step, training loss and emergency level of the run, in one line."""
     loss, names = found["train_loss"], ("fence", "steps", "total_steps")
     fence, step, total = ("?" if found[name] is None else found[name] for name in names)
     return (
@@ -27,7 +27,7 @@ def place(found: Mapping[str, Any]) -> str:
 
 
 def losses(found: Mapping[str, Any]) -> Table:
-    """Test losses of a finished run, and why no seed stayed in it; no rows while the run goes on."""
+    """Return test losses of a finished run, and why no seed stayed in it; a table without rows until the run ends."""
     shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
     if end is not None:
         start = found["start_test_loss"]
@@ -40,7 +40,7 @@ def losses(found: Mapping[str, Any]) -> Table:
 
 
 def seeds(found: Mapping[str, Any]) -> Table:
-    """Every seed that G2 judged, that is in the network or that is still training. `beaten` counts the others."""
+    """Return a table of the seeds that G2 judged, are in the network or still train. `beaten` counts the others."""
     shown = table("seed", "slot", "blueprint", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:
         if not _beaten(seed):
@@ -50,7 +50,7 @@ def seeds(found: Mapping[str, Any]) -> Table:
 
 
 def beaten(found: Mapping[str, Any]) -> str:
-    """Number of seeds that the table leaves out, by slot; empty where it leaves out none."""
+    """Return the number of seeds that the table of `seeds` leaves out, by slot; empty if it has all seeds."""
     slots = Counter(seed["slot"] for seed in found["seeds"] if _beaten(seed))
     if not slots:
         return ""

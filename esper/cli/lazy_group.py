@@ -22,7 +22,7 @@ class Unloaded(TyperCommand):
         self._spec = spec
 
     def load(self) -> _click.Command:
-        """The command itself; imports its module."""
+        """Import the module of the command and return the command."""
         module, _, attribute = self._spec.place.partition(":")
         found: Any = getattr(import_module(module), attribute)  # Any: a function of any arguments, or an app
         if not isinstance(found, typer.Typer):
@@ -34,7 +34,7 @@ class Unloaded(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """The commands of `COMMANDS`, and after them those that packages added under other names."""
+    """The commands of `COMMANDS`, followed by those that packages added under other names."""
 
     def __init__(self, **attributes: Any) -> None:  # Any: those of TyperGroup
         super().__init__(**attributes)
@@ -45,6 +45,6 @@ class LazyGroup(TyperGroup):
     def resolve_command(
         self, ctx: _click.Context, args: list[str]
     ) -> tuple[str | None, _click.Command | None, list[str]]:
-        """Name, loaded command and the words after it."""
+        """Return name, loaded command and the words after it."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, Unloaded) else command, rest

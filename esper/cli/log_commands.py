@@ -1,6 +1,6 @@
-"""`esper log`: shows what framed logs hold and where they are damaged. It changes no file and mends nothing.
+"""`esper log`: shows the records of framed logs and the places that are damaged. It changes and repairs no file.
 
-Exit codes: 0 whole; 1 damaged; 2 no framed log there.
+Exit codes: 0 undamaged; 1 damaged; 2 no framed log was found.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PathArgument = Annotated[Path, typer.Argument(help="a framed log, or a folder: a
 
 @dataclass
 class _Counts:
-    """What one log holds, as far as it was read."""
+    """Counts of one log, up to the last record that was read."""
 
     frames: int = 0
     bytes: int = 0
-    """Of payload."""
+    """Bytes of all payloads together."""
     errors: list[LoadError] = field(default_factory=list)
 
     def follow(self, found: Iterator[Frame | LoadError]) -> Iterator[Frame | LoadError]:
@@ -104,10 +104,10 @@ def _logs(path: Path) -> list[Path]:
 
 
 def _read(log: Path, *, named: bool) -> Iterator[Frame | LoadError]:
-    """Read a log. If it was not named but found in a folder, its being none is damage: it must not hide the others.
+    """Read a log. A file found in a folder that is not a framed log counts as damage, so that the others are shown.
 
     Raises:
-        ConfigError: it was named, and is no framed log that this program can read.
+        ConfigError: the command line named the file (`named`), and it is not a framed log that this program can read.
     """
     try:
         yield from iterate(log)
@@ -139,13 +139,13 @@ def _damage(error: LoadError) -> str:
 
 
 def _payload(payload: bytes) -> str:
-    """JSON on one line as it stands, anything else as hex: neither loses a byte that matters."""
+    """Return a payload as text: one-line JSON unchanged, any other as hex, so that no byte is lost."""
     return json.dumps(json.loads(payload)) if _is_json(payload) else payload.hex()
 
 
 def _is_json(payload: bytes) -> bool:
     try:
         json.loads(payload.decode())
-    except (ValueError, RecursionError):  # not UTF-8, no JSON, or nested deeper than anything of ours
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
         return False
     return True

@@ -1,4 +1,4 @@
-"""The command line: words in, exit codes out. What is done is done elsewhere; errors become one clear line each."""
+"""The entry point of `esper`: dispatches a command line, prints an error in one line, and returns an exit code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # "[[faults]]" in a help text is no markup
+    rich_markup_mode=None,  # "[[faults]]" in a help text is not markup
 )
 
 
@@ -47,19 +47,19 @@ def common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show what is installed here")
     ] = False,
 ) -> None:
-    """What can be asked of `esper` without a command."""
-    del version  # answered by its callback
+    """Options of `esper` without a command."""
+    del version  # its callback prints the version
 
 
 def main() -> None:
-    """Entry point: run the command line and leave with its exit code.
+    """Entry point: run the command line and exit with its code.
 
-    A run on actors is a child process, whose parent says how it ended if the child could not.
+    A run on actors is a child process. If the child dies without a report, its parent prints how it ended.
     """
     hold_standard_descriptors()
     words = sys.argv[1:]
     if words[:1] in (["run"], ["resume"]) and "--in-process" not in words:
-        from esper.cli.run_command import in_child  # it loads torch, as no other line of this file does
+        from esper.cli.run_command import in_child  # the only import of this file that loads torch
 
         with guarded():
             ended = in_child(as_json="--json" in words)
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def exit_code(arguments: list[str]) -> int:
-    """Run one command line. Says what went wrong, in one line, on standard error."""
+    """Run one command line and return its exit code. An error is printed in one line on standard error."""
     with guarded(), from_here():
         code = _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
         return STRICT_FAILURE if code == DONE and only_prints(arguments) and output_lost() else code
@@ -92,22 +92,22 @@ def _add_commands(words: list[str]) -> None:
 
 
 def _answered(do: Callable[[], object]) -> int:
-    """The exit code of what is done; what went wrong in it is said."""
+    """Call `do` and return its exit code; print an error that it raises."""
     try:
         with any_of_their_code:
             answer = do()
     except typer.exceptions.TyperException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # typer keeps the class to itself; its message is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # a private class of typer; its message is the help text
             say(error.format_message(), error=True)
             return WRONG_INPUT
-        return complain(error.format_message().replace("Value error, ", ""), WRONG_INPUT)  # pydantic's words
+        return complain(error.format_message().replace("Value error, ", ""), WRONG_INPUT)  # the prefix is pydantic's
     except ConfigError as error:
         return complain(str(error), WRONG_INPUT)
     except EsperError as error:
         return complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", INTERRUPTED)
-    except Exception as error:  # the user's own code, or a bug of ours: where it happened is what helps
+    except Exception as error:  # the user's code, or a bug of esper: the traceback helps most
         traceback.print_exception(error)
         return complain(f"{type(error).__name__}: {text_of(error)}", STRICT_FAILURE)
     return answer if isinstance(answer, int) else DONE

@@ -1,4 +1,4 @@
-"""Output for people. No text is parsed as markup, and a failing output never ends a run."""
+"""Text output of the command line. No text is parsed as markup, and a failing output never ends a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TextIO, cast
 from esper.ground.strict_json import strict_json
 
 SHOWN_CONTROLS = frozenset("\n\t")
-"""Control characters that are printed as they are; every other one is escaped, as it could steer the terminal."""
+"""Control characters that are printed as they are; all others are escaped, because they can control the terminal."""
 
 
 def printable(text: str) -> str:
-    """The text with control characters written as escapes; line feeds and tabs stay."""
+    """Return the text with control characters written as escapes, except line feeds and tabs."""
     if text.isprintable():
         return text
     return "".join(one if one in SHOWN_CONTROLS or not _steers(one) else ascii(one)[1:-1] for one in text)
@@ -32,13 +32,13 @@ def say(*lines: object, error: bool = False) -> None:
 
 
 def complain(text: str, code: int) -> int:
-    """One clear line on standard error; returns the exit code."""
+    """Print one line on standard error and return the exit code."""
     say(f"esper: {' '.join(text.split())}", error=True)
     return code
 
 
 def print_json(found: dict[str, Any]) -> None:
-    """One JSON object, last on standard output; see `esper.ground.strict_json` for figures that are not finite."""
+    """Print one JSON object as the last output; see `esper.ground.strict_json` for numbers that are not finite."""
     print(strict_json(found))
 
 
@@ -51,9 +51,9 @@ class _Stream:
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream, self._name, self._mute = stream, name, False
         self.lost = False
-        """A write failed for another reason than a reader that closed its pipe."""
+        """True if a write failed for another reason than a reader that closed its pipe."""
 
-    def __getattr__(self, name: str) -> Any:  # Any: as the stream's own
+    def __getattr__(self, name: str) -> Any:  # Any: an attribute of the stream
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
@@ -62,7 +62,7 @@ class _Stream:
             encoding = self._stream.encoding or "utf-8"
             try:
                 self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            except (OSError, ValueError) as error:  # ValueError: somebody closed it
+            except (OSError, ValueError) as error:  # ValueError: the stream is closed
                 self._silence(error)
         return len(text)
 
@@ -75,7 +75,7 @@ class _Stream:
                 self._silence(error)
 
     def _silence(self, error: Exception) -> None:
-        """Drop all later text. If this was standard output, say so once on standard error."""
+        """Drop all later text. If this is standard output, report that once on standard error."""
         self._mute = True
         self.lost = not isinstance(error, BrokenPipeError)
         _point_at_nothing(self._stream)
@@ -85,9 +85,9 @@ class _Stream:
 
 
 def output_lost() -> bool:
-    """True where standard output is guarded and a part of it could not be written.
+    """Whether standard output is guarded and a part of it could not be written.
 
-    A reader that closed its pipe, as `head` does, had what it wanted: that counts as written.
+    Output after a reader closed its pipe, as `head` does, counts as written.
     """
     out: object = sys.stdout
     if not isinstance(out, _Stream):
@@ -100,7 +100,7 @@ def _point_at_nothing(stream: TextIO) -> None:
     """Redirect a stream's file to /dev/null, so that flushing its buffer at the end of the interpreter cannot fail."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # it is no file, or closed
+    except (OSError, ValueError):  # not a file, or closed
         return
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, number)
@@ -128,8 +128,7 @@ def guarded() -> Iterator[None]:
 def hold_standard_descriptors() -> None:
     """Open /dev/null in the place of each standard descriptor that is closed.
 
-    The next file that is opened takes the lowest free number: a journal under number 1 would be written to by
-    everything that prints.
+    Otherwise the next opened file, for example a journal, gets the free number 1, and `print` would write into it.
     """
     for number in (0, 1, 2):
         try:

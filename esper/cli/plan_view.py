@@ -18,9 +18,9 @@ FIGURES = ("parameters", "cost / host", "risk")
 
 
 def candidates(found: Mapping[str, Any]) -> Table:
-    """Table of all candidates: size, cost, and place in the run. The name of a slot stands in its first row only.
+    """Return a table of all candidates: size, cost, and place in the run. Only the first row of a slot has its name.
 
-    Where nothing can germinate, the candidates of a slot that have the same place share a row.
+    If nothing can germinate, the candidates of a slot that have the same place share a row.
     """
     shown, last = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES), ""
     for rows in _together(found):
@@ -40,7 +40,7 @@ def candidates(found: Mapping[str, Any]) -> Table:
 
 
 def _together(found: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
-    """The candidates that share a row of the table."""
+    """Return groups of the candidates that share a row of the table."""
     if found["germinates_at_fences"] is not None:
         return [[row] for row in found["candidates"]]
     rows: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
@@ -50,26 +50,26 @@ def _together(found: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 
 def _range(rows: Sequence[Mapping[str, Any]], name: str, show: Callable[[Any], str]) -> str:
-    """A figure of the rows, or the least and the largest of them."""
+    """Return a number that all rows share, or the smallest and the largest."""
     figures = [row[name] for row in rows]
     least, largest = show(min(figures)), show(max(figures))
     return least if least == largest else f"{least} to {largest}"
 
 
 def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
-    """The place of a candidate in words, with the reason where nothing can germinate."""
+    """Describe the place of a candidate in the run; if nothing can germinate, with the reason."""
     if place == NONE:
         return "none: the run is too short (see below)" if found["why_nothing_grows"] else "none: growth is off"
     return place.replace("growth.", "")
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """Fences at which seeds can germinate, the cost of a tournament, and the time that the trainer waits for it."""
+    """Return lines on the fences at which seeds can germinate, the cost of a tournament, and the wait for it."""
     return [*padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
 
 
 def padding(found: Mapping[str, Any]) -> list[str]:
-    """A warning for slots whose length differs between batches: their seeds see padding as content."""
+    """Return a warning for slots whose length differs between batches: their seeds treat padding as content."""
     padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
     if not padded:
         return []
@@ -78,7 +78,7 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """Notes where the loss of a sample depends on the others of its batch: by the loss, or by the network."""
+    """Return notes if the loss of a sample depends on the others of its batch, by the loss or by the network."""
     means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
     notes = []
     if found["loss_depends_on_batch"]:
@@ -110,7 +110,7 @@ def _compute(found: Mapping[str, Any]) -> str:
 
 
 def _waits(found: Mapping[str, Any]) -> str:
-    """Measured times: seconds of a step, and of the waits of the trainer."""
+    """Return a line of measured times: seconds per step, and seconds that the trainer waits."""
     said = f"measured: {number(1e3 * found['step_s'], 1)} ms a step of the host"
     if found["fence_wait_first_s"] is None:
         return said

@@ -1,4 +1,4 @@
-"""One run from the command line: which way it is brought up, what signals do to it, what is said when it fails."""
+"""Starts a run from the command line, handles signals during it, and reports a failure."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ from esper.user_code.plugins import launcher
 from esper.user_code.task_reference import Reference
 
 SHOW_CURSOR = "\x1b[?25h"
-"""To a terminal: the live view hid the cursor."""
+"""Control sequence that shows the cursor, which the live view hides."""
 
 
 class Signalled(KeyboardInterrupt):
-    """A signal interrupts the start of a run. Its text is the name of the signal."""
+    """Raised if a signal arrives while a run starts. Its text is the name of the signal."""
 
 
 def place_of_run(*, in_process: bool) -> InProcess | OnRay:
-    """The place of a run: this process, or Ray. To be called before the task is loaded.
+    """Return the place of a run: this process, or Ray. Call it before the task is loaded.
 
     Raises:
         ConfigError: the package `actors` is not installed, or another of that name is in its place.
     """
     if in_process:
         return InProcess()
-    launcher("ray")  # imported now, from esper's own folder: the task's project may have packages of our names
+    launcher("ray")  # imported now, from esper's folder: the task's project may have a package with this name
     return OnRay()
 
 
 def execute(on: InProcess | OnRay, task: Task, config: RunConfig, reference: Reference, *, as_json: bool) -> Result:
-    """Run to the end, or leave with the exit code that the failure has.
+    """Run to the end, or exit with the code of the failure.
 
     Raises:
         ConfigError: an input is wrong; nothing was written.
@@ -73,7 +73,7 @@ def execute(on: InProcess | OnRay, task: Task, config: RunConfig, reference: Ref
 def execute_resume(
     run_dir: Path, settings: Mapping[str, Any], broken: Path | None, *, in_process: bool, as_json: bool
 ) -> Result:
-    """Go on with a run to its end, or leave with the exit code that the failure has.
+    """Resume a run to its end, or exit with the code of the failure.
 
     Raises:
         ConfigError: the run cannot be resumed with these settings; nothing was changed.
@@ -85,17 +85,17 @@ def execute_resume(
         parent.tell(run_dir=shown(begun))
     with _watched(as_json, begun) as (progress, drain):
         result = resume(run_dir, None, settings, on=on, broken=broken, progress=progress, drain=drain)
-        if progress.path is None:  # it had reached its end before
+        if progress.path is None:  # the run had ended before, so that no view was opened
             progress.ended(result)
         return result
 
 
 @contextmanager
 def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Terminal, Drain]]:
-    """Around a run: shows it, lets signals reach it, and reports what stops it before the process leaves.
+    """Show a run, handle signals, and report a failure before the process exits.
 
     Args:
-        begun: The directory of a run that is resumed; None: the run is new, and has a directory once it starts.
+        begun: The directory of a resumed run. None: a new run, which gets a directory when it starts.
     """
     terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
     try:
@@ -104,7 +104,7 @@ def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Termina
     except ConfigError as error:
         if terminal.path is None:
             raise
-        terminal.close()  # the run had begun: what an actor finds wrong with the task is its failure
+        terminal.close()  # after the start, a ConfigError (found by an actor) is a failure of the run
         say_failure(error, terminal.path, as_json=as_json)
         raise typer.Exit(STRICT_FAILURE) from error
     except KeyboardInterrupt as interrupt:
@@ -128,7 +128,7 @@ def _code(error: Exception) -> int:
 
 @contextmanager
 def leaving_on_sigterm() -> Iterator[None]:
-    """While it lasts SIGTERM ends the program with what it has open put away, as an exception would."""
+    """Within the block, SIGTERM raises `SystemExit`, so that open resources are closed."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -145,8 +145,8 @@ def leaving_on_sigterm() -> Iterator[None]:
 def _signals(drain: Drain) -> Iterator[None]:
     """Within the block, SIGTERM and SIGHUP ask the run to end at the next fence, and Ctrl-C interrupts it.
 
-    A repeated Ctrl-C within `SAME_REQUEST_S` does not disturb the end that has begun; a later one interrupts again,
-    because other code may have swallowed the first. A SIGHUP that was ignored before (`nohup`) stays ignored.
+    A second Ctrl-C within `SAME_REQUEST_S` is ignored, so that it does not disturb the cleanup. A later one interrupts
+    again, because other code may have swallowed the first. A SIGHUP that was ignored before (`nohup`) stays ignored.
     """
     last_s = -math.inf
 
@@ -179,7 +179,7 @@ def _signals(drain: Drain) -> Iterator[None]:
 
 
 def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
-    """The typed error, its cause, its trace, what is kept, what to do next."""
+    """Print the error, its cause, its trace id, the files that are left, and the next step."""
     facts, last, kept = failure(error), None, "nothing was written"
     if run_dir is not None:
         kept = "nothing that can be read"
@@ -198,7 +198,7 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
     notes = list(all_notes(error))
     if last is not None and "fault_fired" in last.body:
         told["fault_fired"] = last.body["fault_fired"]
-    if not isinstance(error, EsperError):  # the user's own code: its traceback, notes included, is what helps
+    if not isinstance(error, EsperError):  # the user's code, or a bug: the traceback, notes included, helps most
         traceback.print_exception(error)
     elif notes:
         say(*notes, error=True)
@@ -210,7 +210,7 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
 
 
 def in_child(*, as_json: bool) -> int | None:
-    """Go on in a child process. Returns None in the child; in the parent, the exit code once the child has ended."""
+    """Fork a child process for the command. Returns None in the child; in the parent, the exit code of the child."""
     try:
         end = parent.split()
     except OSError as error:
@@ -222,7 +222,7 @@ def in_child(*, as_json: bool) -> int | None:
 
 
 def say_end(end: End, *, as_json: bool) -> int:
-    """Speak for a child process that ended, if the child could not; returns the exit code of the command line."""
+    """Report the end of a child process that died without a report; return the exit code of the command line."""
     if end.code is not None:
         return end.code
     if -end.status in parent.ENDING:
@@ -236,7 +236,7 @@ def say_end(end: End, *, as_json: bool) -> int:
 
 
 def _kept(run_dir: Path, found: Remains) -> str:
-    """What a failed run keeps on disk, in words."""
+    """Describe what a failed run has left on disk."""
     if not found.entries:
         return "run.json; the run had not begun"
     there = [str(one.fence) for one in found.commits if (checkpoints_folder(run_dir) / one.file).exists()]
@@ -247,5 +247,5 @@ def _kept(run_dir: Path, found: Remains) -> str:
 
 
 def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
-    """True where the record is the run's own report of this failure."""
+    """Whether a record is the journal's report of this failure."""
     return entry.kind is RecordKind.RUN_FAILED and entry.body.items() >= facts.items()

@@ -1,4 +1,4 @@
-"""`esper snapshot`: copies what a run needs to be resumed."""
+"""`esper snapshot`: copies the files that are needed to resume a run."""
 
 from __future__ import annotations
 

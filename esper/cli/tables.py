@@ -1,4 +1,4 @@
-"""Tables whose cells fold where the terminal is narrow: no text is cut short."""
+"""Tables whose cells wrap on a narrow terminal: no text is cut."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.text import Text
 
 
 def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, caption: str | None = None) -> Table:
-    """A table with a line under its headers.
+    """Return a table with a line under its headers.
 
     Args:
-        figures: Headers of the columns of numbers and short words: these never fold, all others do.
+        figures: Headers of columns of numbers and short words, which never wrap; all others do.
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption)
     made.caption_justify = "left"
@@ -23,7 +23,7 @@ def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, 
 
 
 def grid() -> Table:
-    """A table of two columns, name and text, without headers."""
+    """Return a table of two columns, name and text, without headers."""
     made = Table.grid(padding=(0, 2))
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold")
@@ -31,5 +31,5 @@ def grid() -> Table:
 
 
 def cells(*texts: str) -> list[Text]:
-    """Texts as cells; nothing in them is read as markup."""
+    """Return texts as cells; they are not parsed as markup."""
     return [Text(text) for text in texts]

@@ -1,4 +1,4 @@
-"""The commands in which a task's code runs: run, plan, resume, prove."""
+"""The commands that run a task's code: run, plan, resume, prove."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people see of a run on a terminal while it goes on, and its heading and its table of results."""
+"""The terminal view of a run: heading, live progress, and the table of results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ COLOURS = {
 
 
 class Terminal:
-    """A live view on a terminal; plain lines where the output is none."""
+    """A live view on a terminal; plain lines if the output is not a terminal."""
 
     def __init__(self, console: Console, *, live: bool | None = None) -> None:
         self._console = console
@@ -60,10 +60,10 @@ class Terminal:
         self._hold: Hold | None = None
         self._replicas: frozenset[str] = frozenset()
         self.path: Path | None = None
-        """The run's directory, once there is one."""
+        """Directory of the run. None until it exists."""
 
     def started(self, prospect: Prospect, path: Path) -> None:
-        """Say what will be run, and open the live view; a parent process learns where the run is."""
+        """Print the heading, open the live view, and send the run's directory to the parent process."""
         parent.tell(run_dir=workplace.shown(path))
         self.path, self._fences = path, len(prospect.fence_steps) - 1
         for line in heading(prospect, path):
@@ -73,11 +73,11 @@ class Terminal:
             self._live.start()
 
     def found(self, what: str) -> None:
-        """Say it, indented under the heading."""
+        """Print a finding, indented under the heading."""
         self._console.print(Text(f"  {what}"), soft_wrap=True)
 
     def working(self, what: str) -> None:
-        """Show beside a spinner what is going on; plain lines show only what came of it."""
+        """Show the current activity beside a spinner. Plain output leaves it out; it shows only results."""
         if self._live is not None:
             self._live.update(Group(*self._view, Spinner("dots", Text(what, style="dim"))), refresh=True)
 
@@ -98,13 +98,13 @@ class Terminal:
             self._console.print(line, soft_wrap=True)
 
     def hold(self, hold: Hold) -> None:
-        """Say why nothing germinates, once for each reason."""
+        """Print why nothing germinates, once for each reason."""
         if hold.fence and (self._hold is None or (hold.reason, hold.detail) != (self._hold.reason, self._hold.detail)):
             self._say(hold.fence, f"nothing new is tried: {hold.detail}")
         self._hold = hold
 
     def answer(self, answer: Answer) -> None:
-        """Print what was grafted, fossilised, not accepted or culled from the host, and why."""
+        """Print which seeds were grafted, fossilised, not accepted or culled from the host, and why."""
         if answer.order is not None:
             self._hold = None
         told = {report.seed_id: report for report in answer.gates}
@@ -170,7 +170,7 @@ def _rows(state: RoundState) -> list[Text]:
 
 
 def standing(seeds: list[SeedState]) -> Text:
-    """The seeds of one slot that are in the host: blueprint, stage, how many alike, and alpha while it ramps."""
+    """Return the seeds of one slot in the host: blueprint, stage, number of equal ones, and alpha while it ramps."""
     text, last = Text(), ""
     inside = [seed for seed in seeds if seed.stage in IN_HOST]
     for (blueprint, shown), alike in groupby(inside, key=lambda seed: (seed.blueprint_id, _stage(seed))):
@@ -195,7 +195,7 @@ def _name(seed: SeedState) -> str:
 
 
 def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
-    """What a transition means for people; empty for one that they need not follow."""
+    """Return the message for a transition; empty for a transition that is not shown."""
     checks = {check.name: check for check in report.checks} if report is not None else {}
     if step.after is Stage.BLENDING:
         if replica:
@@ -223,7 +223,7 @@ def _twin(checks: Mapping[str, Check]) -> str:
 
 
 def heading(prospect: Prospect, path: Path | None) -> list[str]:
-    """What a run will do, in a few lines."""
+    """Return a few lines on what a run will do."""
     growth, run, shards = prospect.config.growth, prospect.config.run, prospect.data.shards
     sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
     threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
@@ -254,7 +254,7 @@ def heading(prospect: Prospect, path: Path | None) -> list[str]:
 
 
 def left_out(modules: Mapping[str, str]) -> list[str]:
-    """Modules that a pattern matched and that are no slots, a line for each reason."""
+    """Return the modules that match a pattern but are not slots, a line for each reason."""
     paths: dict[str, list[str]] = {}
     for path, why in modules.items():
         paths.setdefault(why, []).append(path)
@@ -262,7 +262,7 @@ def left_out(modules: Mapping[str, str]) -> list[str]:
 
 
 def results(result: Summary) -> RenderableType:
-    """The table at the end of a run."""
+    """Return the table at the end of a run."""
     judged = [seed for seed in result.seeds if seed.z is not None]
     joined = sum(seed.stage in IN_HOST for seed in result.seeds)
     tried = f"{len(result.seeds)} seeds were tried, {joined} joined the network"
@@ -307,14 +307,14 @@ def results(result: Summary) -> RenderableType:
 
 
 def _of_replicas(seeds: Sequence[SeedFate]) -> str:
-    """The end of a caption, where a replica stands in the table that is not better than its control."""
+    """Return the end of a caption; empty unless the table has a replica that is not better than its control."""
     if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
         return ""
     return "; a replica need not beat its control: it is kept as long as it is not shown harmful (docs/growth.md)"
 
 
 def _not_finite(result: Summary) -> list[tuple[str, float]]:
-    """Losses and metrics of a result that are no finite numbers."""
+    """Return the losses and metrics of a result that are not finite."""
     losses = {"test loss": result.test_loss, "valid loss": result.valid_loss, "first test loss": result.start_test_loss}
     metrics = {f"test {name}": value for name, value in result.test_metrics.items()}
     return [(name, value) for name, value in (losses | metrics).items() if not math.isfinite(value)]
