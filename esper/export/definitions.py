@@ -1,7 +1,7 @@
 """Writes Python definitions as text, with every definition that they use, so that the text needs only imports.
 
-It reads source and evaluates nothing. Definitions of esper itself and of the modules that are named `own` are written
-out; what they use from elsewhere is imported by name.
+It reads source and evaluates no code. Definitions of esper and of the modules in `own` are written out; names that they
+use from other modules are imported.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ class Source:
 
     @classmethod
     def of(cls, name: str) -> Source:
-        """Raises: CannotBeWritten: the module cannot be imported by its name, or its source is not there."""
+        """Raises: CannotBeWritten: the module cannot be imported by its name, or has no source."""
         try:
             module = importlib.import_module(name)
             text = inspect.getsource(module)
         except (ImportError, OSError, TypeError) as error:
             raise CannotBeWritten(f"the source of module {name!r} cannot be read: {error}") from error
         nodes = {bound: node for node in ast.parse(text).body for bound in _bound(node)}
-        lines = text.split("\n")  # `splitlines` parts at other characters too, which Python does not count
+        lines = text.split("\n")  # `splitlines` also splits at characters that do not end a line of Python source
         return cls(name, lines, module.__package__ or "", nodes)
 
     def text(self, node: ast.stmt, leave_out: set[str]) -> str:
-        """A definition's own text, without those decorators that are one of the names `leave_out`."""
+        """Return the text of a definition, without the decorators whose names are in `leave_out`."""
         start = node.lineno
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             decorators = [one for one in node.decorator_list if _root(one) not in leave_out]
@@ -56,18 +56,18 @@ class Definitions:
     """Definitions in the order in which they can be evaluated, and the imports that they need."""
 
     own: frozenset[str] = frozenset()
-    """Modules whose definitions are written out, beside esper's."""
+    """Modules whose definitions are written out, in addition to those of esper."""
     texts: list[str] = field(default_factory=list)
     _modules: set[str] = field(default_factory=set)
-    """Imported as a whole: `torch`, `numpy as np`."""
+    """Imports of whole modules: `torch`, `numpy as np`."""
     _names: dict[str, set[str]] = field(default_factory=dict)
-    """Imported by name, by module."""
+    """Module -> the names that are imported from it."""
     _sources: dict[str, Source] = field(default_factory=dict)
     _taken: dict[str, str] = field(default_factory=dict)
     """Name in the file -> its origin: the module that defines it, or the path of an import."""
 
     def add(self, module: str, name: str) -> None:
-        """Add what `name` is at the top of a module, after all that it uses.
+        """Add the top-level definition of `name` in a module, after the definitions that it uses.
 
         Raises:
             CannotBeWritten: the name, or one that it uses, is not defined at the top of a module whose source can be
@@ -87,17 +87,17 @@ class Definitions:
             self._define(source, node)
 
     def has(self, module: str, name: str) -> bool:
-        """True where the definition of this name in this module was added."""
+        """Whether the definition of this name in this module was added."""
         return self._taken.get(name) == module
 
     def free(self, name: str) -> str:
-        """A name that nothing in the file has: this one, with `_network` behind it as often as needed."""
+        """Return a name that is not used in the file: `name`, with `_network` appended as often as needed."""
         while name in self._taken:
             name += "_network"
         return name
 
     def __str__(self) -> str:
-        """The text of a file's imports and definitions."""
+        """Return the text of the imports and definitions."""
         lines = [f"import {module}" for module in self._modules]
         lines += [f"from {module} import {', '.join(sorted(names))}" for module, names in self._names.items()]
         return "\n".join(sorted(lines)) + "\n\n\n" + "\n\n\n".join(self.texts)
@@ -164,7 +164,7 @@ class Definitions:
 
 
 def _bound(node: ast.stmt) -> Iterator[str]:
-    """The names that a statement at the top of a module binds."""
+    """Yield the names that a top-level statement binds."""
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             yield name
@@ -181,19 +181,19 @@ def _bound_as(alias: ast.alias) -> str:
 
 
 def _origin(source: Source, node: ast.ImportFrom) -> str:
-    """The absolute name of the module that is imported from."""
+    """Return the absolute name of the module from which a statement imports."""
     return resolve_name("." * node.level + (node.module or ""), source.package)
 
 
 def _root(decorator: ast.expr) -> str:
-    """The first name of `name.attribute(...)`."""
+    """Return the first name of a decorator: `name` of `name.attribute(...)`."""
     while isinstance(decorator, ast.Call | ast.Attribute):
         decorator = decorator.func if isinstance(decorator, ast.Call) else decorator.value
     return decorator.id if isinstance(decorator, ast.Name) else ""
 
 
 def _annotations(text: str) -> set[str]:
-    """Names in the annotations of a definition."""
+    """Return the names in the annotations of a definition."""
     parts: list[ast.expr | None] = []
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.arg | ast.AnnAssign):
@@ -204,7 +204,7 @@ def _annotations(text: str) -> set[str]:
 
 
 def _used(text: str) -> set[str]:
-    """Global names that a definition looks up; not those of its annotations, which are never evaluated."""
+    """Return the global names that a definition uses, except in annotations, which are never evaluated."""
 
     def of(table: symtable.SymbolTable) -> Iterator[str]:
         for symbol in table.get_symbols():

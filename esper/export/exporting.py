@@ -1,7 +1,7 @@
-"""The grown network of a run as a file for where esper is not: plain torch, `torch.export` or ONNX.
+"""Exports the grown network of a run to a file that works without esper: plain torch, `torch.export` or ONNX.
 
-A file appears whole, and only after the network that it holds gave the outputs of the run's own on two batches; nothing
-is overwritten, and nothing is left where an export failed.
+The export is written under a temporary name and renamed after a check: on two batches it must give the outputs of the
+run's network. No file is overwritten, and a failed export leaves no file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from esper.tolaria.trainer import call_model
 from esper.user_code.their_code import refused_as_theirs
 
 ROWS = (3, 5)
-"""Samples in the batch that is traced and in a second batch: a program that works for one size alone is refused."""
+"""Samples in the traced batch and in a second one, of another size, since a program must work for every batch size."""
 
 
 class Format(StrEnum):
@@ -70,18 +70,18 @@ def export(
     generation: int | None = None,
     task: Task | None = None,
 ) -> Exported:
-    """Write the grown network of a run to a place where nothing is yet. The run is only read.
+    """Write the grown network of a run to a new file or folder. The run is only read.
 
     Args:
-        to: For `torch` a folder, absent or empty; else a file. By default it lies beside the run.
+        to: For `torch` a folder, absent or empty; else a file. By default in the run's parent folder.
         fence, generation, task: See `esper.load`.
 
     Raises:
         ConfigError: the place is taken, lies in the run or cannot be written; a package is missing; or a blueprint
             cannot be written down.
-        TaskError: the network cannot be traced, or what was made of it gives other outputs.
+        TaskError: the network cannot be traced, or the export gives other outputs than the network.
         StoreWriteFailed: the files could not be written.
-        Exception: as `esper.load`. Nothing was written, whatever it was.
+        Exception: as `esper.load`. No file is left after any of these errors.
     """
     run_dir = Path(run_dir)
     place = fixed(Path(to)) if to is not None else default_place(run_dir, format)
@@ -101,13 +101,13 @@ def export(
 
 
 def default_place(run_dir: Path, format: Format) -> Path:
-    """Beside the run, named after it."""
+    """Return the default path of an export: in the run's parent folder, named after the run."""
     run_dir = fixed(run_dir).resolve()
     return run_dir.with_name(f"{run_dir.name}-network{SUFFIX[format]}")
 
 
 def _check_place(run_dir: Path, place: Path, format: Format) -> None:
-    """Raises: ConfigError: something is there, nothing can be put there, or it lies in the run. Nothing is left."""
+    """Raises: ConfigError: the path exists, cannot be written, or lies in the run. The test file is removed."""
     if place.resolve().is_relative_to(fixed(run_dir).resolve()):
         raise ConfigError("to", str(place), f"it lies in the run {run_dir}, which is only read; choose another")
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
@@ -115,21 +115,21 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
     ground = next(folder for folder in place.parents if os.path.lexists(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
-            pass  # its name is as long as that of a draft
+            pass  # same length as a draft's name: finds a name that is too long
     except OSError as error:
-        if error.errno not in FULL:  # a full disk is no fault of the place; the write tells of it
+        if error.errno not in FULL:  # a full disk is reported later, by the write
             mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
             raise ConfigError("to", str(place), mend) from error
 
 
 def _draft(place: Path) -> Path:
-    """A new name beside the place; the export has it until it is checked."""
+    """Return a new name in the same folder, for the export until it is checked."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
 def _folder_of(place: Path) -> Iterator[Path]:
-    """The folder that a place lies in, made with those above it; what was made is removed if the body raises."""
+    """Make the parent folders of a path; if the block raises, remove the new ones that are empty."""
     new = [folder for folder in place.parents if not folder.exists()]
     try:
         make_folders(place.parent)
@@ -142,11 +142,11 @@ def _folder_of(place: Path) -> Iterator[Path]:
         raise
 
 
-# -- what the network is asked -----------------------------------------------------------------------------------
+# -- batches and comparison of outputs ---------------------------------------------------------------------------
 
 
 def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model takes
-    """Inputs of two sizes, of the first samples that the run is validated on."""
+    """Return inputs of two batch sizes (`ROWS`), made of the first validation samples."""
     found = []
     with temporary_rng(0), refused_as_theirs():
         data = open_data(loaded.task, loaded.identity.config)
@@ -159,20 +159,20 @@ def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model take
 
 
 class CalledAs(nn.Module):
-    """A network called as its task calls it."""
+    """A module that calls a network in the same way as its task."""
 
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
         self.network, self._call = network, task.input_output
 
     def forward(self, inputs: Any) -> Any:
-        """What the task's `input_output` makes of it."""
+        """Return the output by the task's `input_output`. Not called for a task without it."""
         assert self._call is not None, "else the network is called itself"
         return self._call(self.network, inputs)
 
 
 def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: float) -> None:
-    """Raises: TaskError: for one of the batches `play` gives other outputs than the network."""
+    """Raises: TaskError: `play` gives other outputs than the network for one of the batches."""
     for inputs in batches:
         with temporary_rng(0), refused_as_theirs(), torch.no_grad():
             expected = pytree.tree_leaves(call_model(loaded.task, loaded.network, inputs))
@@ -184,7 +184,7 @@ def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: fl
 
 
 def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever the user's model gives
-    """The largest difference over the largest figure; 0 only if every bit that counts is the same."""
+    """Return the largest difference over the largest absolute value; 0 only if the outputs are equal."""
     if not isinstance(expected, Tensor):
         return 0.0 if expected == found else float("inf")
     found = torch.as_tensor(found)
@@ -224,9 +224,9 @@ def _publish(draft: Path, place: Path) -> None:
 
 
 def _play_torch(file: Path, loaded: Loaded) -> Play:
-    """What the file rebuilds, to be called as the task calls its network."""
+    """Run the exported file and return the network that it builds, called in the same way as its task."""
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
-    exec(compile(file.read_bytes(), str(file), "exec"), scope)  # the text that was just made
+    exec(compile(file.read_bytes(), str(file), "exec"), scope)  # text that this process just wrote
     (build,) = scope["__all__"]
     rebuilt = scope[build](lambda: build_network(loaded.task, loaded.identity))
     return lambda inputs: call_model(loaded.task, rebuilt, inputs)
@@ -237,17 +237,17 @@ def _play_torch(file: Path, loaded: Loaded) -> Play:
 
 @dataclass(frozen=True)
 class Program:
-    """How a program becomes a file, and how near what is read from it has to come to the network."""
+    """One program format: how it is written and loaded, and the allowed difference of its outputs."""
 
     make: Callable[[torch.export.ExportedProgram], bytes]
     play: Callable[[bytes], Play]
     tolerance: float
-    """Most that an output may differ, over its largest figure."""
+    """Largest allowed difference of an output, over its largest absolute value."""
 
 
 PROGRAMS = {
-    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # torch's own kernels, as in the network
-    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # kernels of others, which add in another order
+    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # the kernels of torch, as in the network
+    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # other kernels, which sum in another order
 }
 
 

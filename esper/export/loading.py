@@ -1,6 +1,6 @@
 """Loads the grown network of a run from its checkpoints, verified, as an ordinary module. The run is only read.
 
-It takes no lock: of a run that is still going on it reads the last committed fence.
+It takes no lock: from a run in progress it reads the last committed fence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Loaded:
     identity: Identity
     checkpoint: CheckpointWritten
     topology: tuple[GraftPlan, ...]
-    """Its seeds, in the order in which they were grafted."""
+    """The seeds of the network, in the order in which they were grafted."""
 
 
 def load(
@@ -56,15 +56,15 @@ def load(
     fence: int | None = None,
     generation: int | None = None,
 ) -> nn.Module:
-    """The grown network of a run, on the CPU and in evaluation mode, with the bits that its trainer had.
+    """Load the grown network of a run, on the CPU and in evaluation mode, with the same bits as in its trainer.
 
-    Its seeds are a part of it, under the names that the run used: it can be moved, copied, saved and trained like any
-    module, and it may be called by many threads. The run is only read; it may be going on.
+    The seeds are submodules, under the names that the run used: the network can be moved, copied, saved and trained
+    like any module, and called by many threads. The run is only read, and may be in progress.
 
     Args:
         run_dir: A run directory, or a snapshot of one.
-        task: The task of the run. Needed only where `run.json` does not say where it is; only its `model` is used.
-        fence: A fence whose checkpoint is kept; by default the last one: the end of the run, or where it was stopped.
+        task: The task of the run. Needed only if `run.json` has no reference to it; only its `model` is used.
+        fence: A fence whose checkpoint still exists. Default: the last one.
         generation: The network as this generation of the run left it: the first process of a run is generation 1, and
             each resume or restart of the whole run begins the next one. With `fence`: that fence, if the checkpoint is
             of this generation. Work that a later generation took back is not found.
@@ -73,7 +73,7 @@ def load(
         RunDirectoryError: no run is here, or it has no checkpoint yet.
         ConfigError: no checkpoint of `fence` or `generation` is kept, or a blueprint of the run is not registered here.
         TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
-        CheckpointCorrupt: the checkpoint is damaged. There is no way back to an earlier one but by `fence`.
+        CheckpointCorrupt: the checkpoint is damaged. An earlier one is loaded only if `fence` names it.
         StoreCorrupt: `run.json` is damaged, or the journal is and no `fence` was given.
     """
     return load_grown(Path(run_dir), task, fence, generation).network
@@ -82,7 +82,7 @@ def load(
 def load_grown(
     run_dir: Path, task: Task | None = None, fence: int | None = None, generation: int | None = None
 ) -> Loaded:
-    """As `load`, with what the network was rebuilt from."""
+    """Like `load`; return the network with its task, its run and its checkpoint."""
     if task is not None and not isinstance(task, Task):
         raise TaskError("task", type(task).__name__, "give an esper.Task")
     past, checkpoint, content = _read(run_dir, fence, generation)
@@ -107,9 +107,9 @@ def load_grown(
 
 
 def _read(run_dir: Path, fence: int | None, generation: int | None) -> tuple[Past, CheckpointWritten, dict[str, Any]]:
-    """What is known of the run, and the verified content of a checkpoint; its tensors are mapped, not read.
+    """Return the history of the run, and a checkpoint: its record and its verified content, with memory-mapped tensors.
 
-    A run that goes on may drop a checkpoint after its journal was read: what the journal says then is what counts.
+    A run in progress may drop a checkpoint after the journal was read. Then the journal is read again.
     """
     refused = None
     while True:
@@ -128,7 +128,7 @@ def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None
     if not past.commits:
         raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is no network to load")
     if fence is None:
-        check_sound(run_dir, past)  # else what cannot be read may be the record of a later one
+        check_sound(run_dir, past)  # unreadable records could be those of later checkpoints
     found = list(past.commits)
     for field, wanted in (("generation", generation), ("fence", fence)):
         there = sorted({getattr(one, field) for one in found})
@@ -144,7 +144,7 @@ def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None
 
 
 def _grow(network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: Registry) -> None:
-    """Attach a run's seeds to its host; the tensors are still to be filled.
+    """Attach a run's seeds to its host. Their tensors are filled later, from the checkpoint.
 
     Raises:
         TaskError: the host has no module where a seed belongs.
@@ -163,7 +163,7 @@ def _grow(network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...
 
 
 def build_network(task: Task, identity: Identity) -> nn.Module:
-    """The host of a run as its task builds it, on the CPU; the random numbers of the caller go on unchanged.
+    """Build the host of a run with its task, on the CPU. The caller's random generators are unchanged afterwards.
 
     Raises:
         TaskError: the user's factory raised, or gave something that is not a network.
@@ -173,15 +173,15 @@ def build_network(task: Task, identity: Identity) -> nn.Module:
 
 
 def _load_checked(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
-    """Raises: TaskError: the network has other tensors than were kept. Nothing was copied."""
+    """Raises: TaskError: the network's tensors do not match those of the checkpoint. Nothing was copied."""
     if how := difference(tensors, kept):
         raise _other(network, how)
     load_tensors(tensors, kept)
 
 
 def _check_modules(network: nn.Module, identity: Identity, modules: str) -> None:
-    """Raises: TaskError: a module has another class or setting than the run's; its tensors may be the same."""
-    same_torch = identity.versions["torch"] == versions()["torch"]  # another one may word a setting otherwise
+    """Raises: TaskError: a module has another class or other settings than in the run, with equal tensors perhaps."""
+    same_torch = identity.versions["torch"] == versions()["torch"]  # other versions may print settings differently
     if same_torch and identity.host_modules_sha256 not in (None, modules):
         raise _other(network, "a module has another class, or a setting such as a stride differs")
 

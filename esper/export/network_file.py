@@ -55,12 +55,12 @@ def network_file(
     blueprints: Registry,
     modules: str,
 ) -> str:
-    """The text of a Python file that rebuilds a grown network around its host's factory.
+    """Return the text of a Python file that rebuilds a grown network around its host's factory.
 
-    Its function is `build`, and `build_network` where a definition of the user has that name; `__all__` says which.
+    The function is `build`, or `build_network` if a definition of the user is named `build`; `__all__` has its name.
 
     Args:
-        modules: What `structure_digest` gives for the host.
+        modules: `structure_digest` of the host.
 
     Raises:
         ConfigError: a blueprint of the user cannot be written as source; the error names it and the reason.
@@ -85,7 +85,7 @@ def network_file(
 
 
 def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
-    """The expression that makes a seed's module; what it needs is added to the definitions."""
+    """Return the expression that makes a seed's module; add the definitions that it needs to `wanted`."""
     factory = blueprint.factory
     if isinstance(factory, Called):
         function, arguments = factory.call(spec)
@@ -103,6 +103,6 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
 
 
 def _is_function(blueprint: Blueprint) -> bool:
-    """The user's factory is a function, or a class, at the top of a module."""
+    """Whether the blueprint's factory is a top-level function or class of a module."""
     factory = blueprint.factory
     return isinstance(factory, FunctionType | type) and factory.__qualname__.isidentifier()

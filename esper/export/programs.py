@@ -1,4 +1,4 @@
-"""Turns a network into a program that runs without its Python code: a `torch.export` one or ONNX. It writes no file."""
+"""Converts a network to a program that runs without its Python code: `torch.export` or ONNX. It writes no file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Play = Callable[[Any], Any]
 """A loaded program, as a function of its inputs."""
 
 
-def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedProgram:  # Any: what it takes
-    """A network as a program for batches of any size.
+def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedProgram:  # Any: the inputs of a model
+    """Trace a network as a program for batches of any size.
 
     Args:
-        inputs: One batch of `rows` samples; a tensor in it whose first dimension is that long has the batch there.
+        inputs: One batch of `rows` samples. In a tensor whose first dimension is `rows`, that is the batch dimension.
 
     Raises:
-        TaskError: torch cannot trace it, or only for one size of the batch; its reason is the cause.
+        TaskError: torch cannot trace it, or only for one batch size; torch's exception is the cause.
     """
     batch = torch.export.Dim("batch")
 
@@ -45,10 +45,10 @@ def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedPr
 
 @contextmanager
 def _refused(call: str) -> Iterator[None]:
-    """Around a call that makes or loads a program; torch's warnings from it are not shown.
+    """Raise exceptions of the block, which makes or loads a program, as a `TaskError`, and hide torch's warnings.
 
     Raises:
-        TaskError: the call raised; its exception is the cause.
+        TaskError: the block raised; that exception is the cause.
     """
     try:
         with warnings.catch_warnings():
@@ -62,7 +62,7 @@ def _refused(call: str) -> Iterator[None]:
 
 
 def export_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """The program as a file that `torch.export.load` reads. Raises: TaskError: torch cannot write it."""
+    """Return the bytes of a file that `torch.export.load` reads. Raises: TaskError: torch cannot write it."""
     buffer = io.BytesIO()
     with _refused("torch.export.save"):
         torch.export.save(program, buffer)
@@ -70,11 +70,11 @@ def export_bytes(program: torch.export.ExportedProgram) -> bytes:
 
 
 def play_export(data: bytes) -> Play:
-    """The program of a file.
+    """Load an exported program from the bytes of its file.
 
     Raises:
-        TaskError: torch cannot read what it wrote, here or when it is called: it puts the names of modules into Python
-            as they are, and a quote or a backslash breaks that.
+        TaskError: torch cannot read the file that it wrote, now or at the first call. Torch writes module names into
+            Python source without escapes, so a quote or a backslash in a name breaks it.
     """
     with _refused("torch.export.load"):
         module = torch.export.load(io.BytesIO(data)).module()
@@ -98,10 +98,10 @@ def check_onnx() -> None:
 
 
 def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
-    """The program as an ONNX file, its weights in it.
+    """Return the bytes of an ONNX file, weights included.
 
     Raises:
-        TaskError: torch cannot put it into ONNX; its reason is the cause.
+        TaskError: torch cannot convert the program to ONNX; torch's exception is the cause.
     """
     with _quiet(), _refused("torch.onnx.export"):
         made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
@@ -111,7 +111,7 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
 
 
 def play_onnx(data: bytes) -> Play:
-    """The graph, run by the reference evaluator of ONNX. Raises: TaskError: it is not valid, or cannot be run."""
+    """Load an ONNX file for ONNX's reference evaluator. Raises: TaskError: the file is not valid, or cannot be run."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 
