@@ -1,6 +1,6 @@
-"""What a run says about itself: spans, counters and severe events. It decides nothing and changes no result."""
+"""Telemetry of a run: spans, counters and severe events. It changes no decision and no result."""
 
-from esper.telemetry import first_import  # before all that imports OpenTelemetry
+from esper.telemetry import first_import  # before any other import of OpenTelemetry
 from esper.telemetry.context import continue_from, span, trace_id, traceparent, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import Counters, count

@@ -1,6 +1,6 @@
-"""Which telemetry, role and span are current, here and across processes. It writes nothing and swallows no exception.
+"""The current telemetry, role and span, in this process and across processes. It writes no file.
 
-A new thread starts with none of the three: run its target in `contextvars.copy_context()` to keep them.
+A new thread has no current telemetry, role or span: run its target in `contextvars.copy_context()` to pass them on.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ _w3c = TraceContextTextMapPropagator()
 
 
 def current() -> Telemetry | None:
-    """The telemetry in use here, or None."""
+    """Return the current telemetry. None: no telemetry is in use."""
     scope = _scope.get()
     return scope.telemetry if scope is not None else None
 
 
 def current_role() -> str:
-    """The role of the innermost span that has one, else that of the telemetry in use; "" with none in use."""
+    """Return the role of the innermost span that has a role, else of the telemetry; "" if there is no telemetry."""
     scope = _scope.get()
     return scope.role if scope is not None else ""
 
 
 @contextmanager
 def use(telemetry: Telemetry) -> Iterator[Telemetry]:
-    """Make `telemetry` the one that spans, counts and severe events go to, until the block ends."""
+    """Send spans, counts and severe events to `telemetry` until the block ends."""
     with _scoped(telemetry, telemetry.role):
         yield telemetry
 
 
 @contextmanager
 def span(name: str, /, role: str | None = None, **attributes: object) -> Iterator[Span]:
-    """Run the block as a span, and put whatever leaves it by exception on record before that goes on, unchanged.
+    """Run the block as a span. An exception of the block is recorded on the span and passed on unchanged.
 
-    With no telemetry in use, or a disabled one, the span yielded records nothing; the surrounding trace stays current.
+    Without telemetry, or if it is disabled, the yielded span records nothing; the surrounding trace stays current.
 
     Args:
-        name: What is done, without ids.
-        role: Who does it (`esper.role`); None is the role of the surrounding span, else of the process.
-        attributes: Values of any type; what OpenTelemetry cannot hold is recorded as its text.
+        name: Name of the operation, without ids.
+        role: Role that runs it (`esper.role`). None: the role of the surrounding span, else of the process.
+        attributes: Values of any type; a type that OpenTelemetry does not support is recorded as text.
     """
     scope = _scope.get()
     if scope is None or not scope.telemetry.enabled:
@@ -79,13 +79,13 @@ def span(name: str, /, role: str | None = None, **attributes: object) -> Iterato
             yield opened
         except GeneratorExit:  # a generator closed early by its reader is not a failure
             raise
-        except BaseException as error:  # an interrupt ends the work too, and the trace must say so
+        except BaseException as error:  # interrupts too: the trace must show how the work ended
             _record(opened, error)
             raise
 
 
 def traceparent() -> str:
-    """The current span as a W3C traceparent, for a message; "" if there is none."""
+    """Return the current span as a W3C traceparent, to be sent in a message; "" if there is no span."""
     carrier: dict[str, str] = {}
     _w3c.inject(carrier)
     return carrier["traceparent"] if carrier else ""
@@ -96,7 +96,7 @@ def continue_from(traceparent: str) -> Iterator[None]:
     """Make the sender's span the parent of the spans of this block.
 
     Args:
-        traceparent: As `traceparent()` gave it; "" says that the sender had no span and changes nothing.
+        traceparent: The text from `traceparent()`. "": the sender had no span, and nothing is changed.
 
     Raises:
         DependencyViolationError: the text is neither empty nor a W3C traceparent. The block did not run.
@@ -112,21 +112,21 @@ def continue_from(traceparent: str) -> Iterator[None]:
 
 
 def trace_id() -> str:
-    """The current trace as 32 hex digits; "" if there is none."""
+    """Return the id of the current trace, 32 hex digits; "" if there is no trace."""
     here = trace.get_current_span().get_span_context()
     return trace.format_trace_id(here.trace_id) if here.is_valid else ""
 
 
 def span_id() -> str:
-    """The current span as 16 hex digits; "" if there is none."""
+    """Return the id of the current span, 16 hex digits; "" if there is no span."""
     here = trace.get_current_span().get_span_context()
     return trace.format_span_id(here.span_id) if here.is_valid else ""
 
 
 def plain(value: object, depth: int = 4) -> AnyValue:
-    """The value as both strict JSON and OpenTelemetry can hold it; it does not raise, whatever the value.
+    """Convert a value to types that both strict JSON and OpenTelemetry support. It never raises.
 
-    Floats that are not finite, foreign types, and what lies deeper than `depth` containers become text.
+    Floats that are not finite, other types, and values nested deeper than `depth` containers become text.
     """
     if isinstance(value, float):
         return value if math.isfinite(value) else json.dumps(value)  # NaN, Infinity, -Infinity
@@ -149,7 +149,7 @@ def _scoped(telemetry: Telemetry, role: str) -> Iterator[None]:
 
 
 def _record(failed: Span, error: BaseException) -> None:
-    """Mark the span as failed by `error`, with the error's own public fields. Must not raise: `error` is on its way."""
+    """Mark the span as failed by `error`, with the error's public fields. It must not raise, else it hides `error`."""
     if not failed.is_recording():
         return
     kind, message = type(error), text_of(error)

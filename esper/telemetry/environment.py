@@ -1,4 +1,4 @@
-"""What the OTEL_* variables ask for, checked: each is obeyed, or refused by its name before a run begins.
+"""Checks the OTEL_* variables: each is obeyed, or refused by name before a run begins.
 
 An empty variable counts as not set. Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
@@ -13,12 +13,12 @@ from esper.ground.suggest import nearest
 
 PREFIX = "OTEL_"
 FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")
-"""Prefixes of what is meant for automatic instrumentation of Python programs, which esper neither is nor reads.
+"""Prefixes of variables for the automatic instrumentation of Python programs, which esper ignores.
 
-The few that OpenTelemetry's SDK reads also in a program that is not instrumented have a check of their own in `CHECKS`.
+Except the few that OpenTelemetry's SDK reads in every program: these have a check in `CHECKS`.
 """
 CONTEXT = "OTEL_PYTHON_CONTEXT"
-"""OpenTelemetry reads this one when it is imported."""
+"""Variable that OpenTelemetry reads when it is imported."""
 
 SAMPLERS = (
     "always_on",
@@ -33,19 +33,19 @@ NOT_YET = "esper does not export over the network yet; unset it: spans go to fil
 
 @dataclass(frozen=True)
 class TelemetryEnvironment:
-    """What the environment decides here; the sampler, the limits and the resource are read by OpenTelemetry's SDK."""
+    """Values that esper reads. OpenTelemetry's SDK reads the sampler, the limits and the resource itself."""
 
     disabled: bool
-    """No spans, whatever else is set."""
+    """True: no spans, whatever the other variables are."""
     traces: bool
-    """Spans are written."""
+    """True: spans are written."""
 
 
 def read_environment(environment: Mapping[str, str]) -> TelemetryEnvironment:
-    """What the OTEL_* variables among `environment` ask for.
+    """Check and read the OTEL_* variables of `environment`.
 
     Raises:
-        ConfigError: a variable is not one that esper obeys, or has a value that it does not know.
+        ConfigError: a variable is not supported by esper, or has an unknown value.
     """
     given = {name: value for name, value in environment.items() if name.startswith(PREFIX) and value.strip()}
     given = {name: value for name, value in given.items() if name in CHECKS or not name.startswith(FOR_OTHERS)}
@@ -77,12 +77,12 @@ def _one_of(*known: str, mend: str = "") -> Callable[[str, str], None]:
 
 
 def wrong_context(value: str) -> ConfigError:
-    """The error of a value of OTEL_PYTHON_CONTEXT."""
+    """Return the error for a wrong value of OTEL_PYTHON_CONTEXT."""
     return ConfigError(CONTEXT, value, "it may be contextvars_context, or unset")
 
 
 def _context(_name: str, value: str) -> None:
-    if value != "contextvars_context":  # OpenTelemetry finds it only as it is written
+    if value != "contextvars_context":  # case and spaces matter: OpenTelemetry looks up the exact text
         raise wrong_context(value)
 
 
@@ -92,7 +92,7 @@ def _meter_provider(name: str, value: str) -> None:
 
 
 def _any(_name: str, _value: str) -> None:
-    """Every text will do."""
+    """Accept every value."""
 
 
 def _count(name: str, value: str) -> None:
@@ -152,4 +152,4 @@ CHECKS: dict[str, Callable[[str, str], None]] = {
         _count,
     ),
 }
-"""Every variable that is obeyed -> the check of its value."""
+"""Supported variable -> the check of its value."""

@@ -1,4 +1,4 @@
-"""The one way a severe event is said: on the span, in the log and in the counter. It does not judge what is severe."""
+"""Reports severe events, on the span, in the log and in the counter. The caller decides what is severe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.telemetry.file_exporter import append_line, open_for_append
 E = TypeVar("E", bound=BaseException)
 
 LOG = "severe-events.jsonl"
-"""Its name in the telemetry's directory; one for all processes of a run."""
+"""Name of the log in the telemetry's directory; all processes of a run share it."""
 
 NAMES = frozenset(
     {
@@ -60,19 +60,19 @@ class Severity(StrEnum):
 
 
 def severe(name: str, /, severity: Severity, **fields: object) -> None:
-    """Say that a severe event happened: counted, added to the current span and in the log when this returns.
+    """Report a severe event. On return it is counted, added to the current span, and written to the log.
 
-    Say it before acting on it. With no telemetry in use only the name is checked; with one that writes nothing it is
-    counted.
+    Report an event before acting on it. Without telemetry only the name is checked; with telemetry that writes no files
+    the event is counted.
 
     Args:
         name: One of `NAMES`.
-        severity: How bad it is.
-        fields: What a person needs to understand it; any types, foreign ones are written as their text.
+        severity: Severity of the event.
+        fields: Details for a reader; values of other types than JSON's are written as text.
 
     Raises:
-        ValueError: `name` is not in the table; a bug of the caller. Nothing was said.
-        StoreWriteFailed: the log cannot be written, which is the record of failure. It was counted and is on the span.
+        ValueError: `name` is not in the table; a bug of the caller. Nothing was reported.
+        StoreWriteFailed: the log cannot be written. The event was counted and is on the span.
     """
     if name not in NAMES:
         raise ValueError(f"no severe event is named {name!r}: add it to esper/telemetry/events.py or mend the name")
@@ -95,10 +95,10 @@ def severe(name: str, /, severity: Severity, **fields: object) -> None:
 
 
 def reported(error: E, name: str, /, severity: Severity, **fields: object) -> E:
-    """Say the severe event of an error that is about to be raised: `raise reported(Error(...), "name", ...)`.
+    """Report the severe event of an error that is about to be raised: `raise reported(Error(...), "name", ...)`.
 
     Returns:
-        The error; if the event could not be said, that is a note on it.
+        The error. If the event could not be reported, the error has a note on that.
     """
     with noted_on(error, f"saying {name}"):
         severe(name, severity, **fields)

@@ -1,4 +1,4 @@
-"""Ended spans as OTLP-JSON lines in one file. It loses a span loudly and never disturbs the program that it watches.
+"""Writes ended spans as OTLP-JSON lines to one file. A lost span is counted and logged; it never raises into the run.
 
 Format: https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/ (each line one TracesData, here of one
 ResourceSpans) and https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding (ids in hex, 64-bit integers as
@@ -47,15 +47,15 @@ class FileSpanExporter(SpanExporter):
             for span in spans:
                 append_line(self._descriptor, json.dumps(traces_data(span), separators=(",", ":"), allow_nan=False))
                 written += 1
-        except Exception as error:  # whatever it is, training goes on; the loss is counted and said
+        except Exception as error:  # telemetry must not stop training; the loss is counted and logged
             self._lose(len(spans) - written, error)
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        """Close the file. Spans that come later are lost, and counted. May be called twice."""
+        """Close the file. Later spans are lost, and counted. May be called twice."""
         if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1  # a number once closed is another file's next
+            descriptor, self._descriptor = self._descriptor, -1  # a closed number may become another file's
             os.close(descriptor)
 
     def _lose(self, spans: int, error: Exception) -> None:
@@ -66,15 +66,15 @@ class FileSpanExporter(SpanExporter):
 
 
 def open_for_append(path: Path) -> int:
-    """A descriptor on which every write lands at the end, whoever else writes. Raises: OSError, also of a link."""
+    """Open a file for appends that are safe with other writers. Raises: OSError, also if `path` is a symbolic link."""
     return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def append_line(descriptor: int, line: str) -> None:
-    """Append one line, apart from a torn one that an earlier failure may have left at the end.
+    """Append one line. It starts on a new line even if an earlier failure left an incomplete line at the end.
 
     Raises:
-        OSError: the line was not written, or not wholly.
+        OSError: the line was not written, or only in part.
     """
     size = os.fstat(descriptor).st_size
     torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -84,7 +84,7 @@ def append_line(descriptor: int, line: str) -> None:
 
 
 def traces_data(span: ReadableSpan) -> dict[str, object]:
-    """The ended span as OTLP TracesData in JSON terms."""
+    """Return an ended span as an OTLP TracesData object for JSON."""
     scope = span.instrumentation_scope
     scope_spans = {
         "scope": {"name": scope.name, "version": scope.version or ""} if scope else {},
@@ -142,7 +142,7 @@ def _attributes(attributes: Attributes) -> list[dict[str, object]]:
 
 
 def _value(value: AnyValue) -> dict[str, object]:
-    """OTLP AnyValue; an integer beyond 64 bits, for which OTLP has no type, goes as text."""
+    """Return a value as an OTLP AnyValue; an integer beyond 64 bits, for which OTLP has no type, as text."""
     match value:
         case None:
             return {}

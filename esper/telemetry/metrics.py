@@ -1,4 +1,4 @@
-"""Counters of one process, all there from the start at 0. It counts what it is told and reads no clock."""
+"""Counters of one process. All of them exist from the start, at 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from esper.telemetry.context import current
 
 Label = str | int | bool
 Labels = tuple[tuple[str, str], ...]
-"""(name, value) pairs in order of name; () is the series without labels."""
+"""Labels of one series: (name, value) pairs, sorted by name. (): the series without labels."""
 
 NAMES = frozenset(
     {
@@ -41,7 +41,7 @@ class Counters:
         self._series: dict[str, dict[Labels, int]] = {name: {(): 0} for name in sorted(NAMES)}
 
     def add(self, name: str, amount: int = 1, /, **labels: Label) -> None:
-        """Count `amount` more things under `name` and exactly these labels (never an id: each value is kept).
+        """Add `amount` to the series of `name` with exactly these labels. Never use an id: each value makes a series.
 
         Raises:
             ValueError: `name` is not in the table, or `amount` is negative; a bug of the caller. Nothing was counted.
@@ -55,7 +55,7 @@ class Counters:
             series[key] = series.get(key, 0) + amount
 
     def total(self, name: str, /, **labels: Label) -> int:
-        """Sum over all series of `name` that carry these labels, whatever others they carry.
+        """Return the sum over all series of `name` that have these labels, with or without others.
 
         Raises:
             ValueError: `name` is not in the table.
@@ -65,13 +65,13 @@ class Counters:
         return sum(value for key, value in self.snapshot()[name].items() if wanted <= set(key))
 
     def snapshot(self) -> dict[str, dict[Labels, int]]:
-        """A copy of every series of every name, taken at one instant."""
+        """Return a copy of all series of all names, taken at one moment."""
         with self._lock:
             return {name: dict(series) for name, series in self._series.items()}
 
 
 def count(name: str, /, **labels: Label) -> None:
-    """Count one thing in the telemetry in use; with none in use only the name is checked.
+    """Add 1 in the telemetry in use. Without telemetry only the name is checked.
 
     Raises:
         ValueError: `name` is not in the table.

@@ -1,4 +1,4 @@
-"""How much a run says about itself."""
+"""The config table of telemetry."""
 
 from __future__ import annotations
 

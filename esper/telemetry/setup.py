@@ -1,6 +1,6 @@
 """Starts and closes the telemetry of one run in one process; the only file of this room that reads the environment.
 
-Each run has a tracer provider of its own, never OpenTelemetry's global one, so that several runs fit in one process.
+Each run has a separate tracer provider, never OpenTelemetry's global one, so that one process can have several runs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from esper.telemetry.metrics import Counters
 
 
 def check_environment() -> TelemetryEnvironment:
-    """What this process's OTEL_* variables ask for. Raises: ConfigError: one of them cannot be obeyed."""
+    """Check and read this process's OTEL_* variables. Raises: ConfigError: a variable cannot be obeyed."""
     return read_environment(os.environ)
 
 
 @dataclass(frozen=True)
 class Telemetry(Closing):
-    """Where one run of one process says what happens. Made by `start`, ended by `close` or the end of a `with`."""
+    """The telemetry of one run in one process. Made by `start`, ended by `close` or the end of a `with`."""
 
     directory: Path | None
-    """Holds the span file and the severe-event log. None: nothing is written, and only the counters count."""
+    """Folder of the span file and the severe-event log. None: no files are written, and only the counters work."""
     role: str
     run_id: str
     counters: Counters
@@ -47,18 +47,18 @@ class Telemetry(Closing):
 
     @classmethod
     def start(cls, directory: Path | None, role: str, run_id: str = "") -> Telemetry:
-        """Open `directory/spans-<role>-<pid>.jsonl`, making the directory if it is not there.
+        """Open `directory/spans-<role>-<pid>.jsonl`, making the directory if it does not exist.
 
-        Spans are in the file when they end: they outlive a SIGKILL. The OTEL_* variables are obeyed (see
-        `environment`); whatever they say, severe events are logged, since they are the record of failure.
+        A span is written when it ends, so that it survives a SIGKILL. The OTEL_* variables are obeyed (see
+        `environment`), except that severe events are always logged, since they are the record of failures.
 
         Args:
             directory: None for telemetry that writes nothing.
-            role: Who this process is: conductor, tolaria, tamiyo, kasmina, emergency.
+            role: Role of this process: conductor, tolaria, tamiyo, kasmina, emergency.
             run_id: Resource attribute `esper.run_id`; "" leaves it out.
 
         Raises:
-            ConfigError: an OTEL_* variable asks for what is not there. Nothing was started.
+            ConfigError: an OTEL_* variable cannot be obeyed. Nothing was started.
             StoreWriteFailed: the directory or the file cannot be made. Nothing was started.
         """
         counters, asked = Counters(), check_environment()
@@ -72,7 +72,7 @@ class Telemetry(Closing):
             exporter = FileSpanExporter(path, counters)
         except OSError as error:
             raise StoreWriteFailed(str(path), "opening the span file") from error
-        # nothing is buffered, so there is nothing to do at exit
+        # no buffer, so nothing has to be flushed at exit
         provider = TracerProvider(resource=_resource(role, run_id), id_generator=_OsIds(), shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider)
@@ -84,10 +84,10 @@ class Telemetry(Closing):
 
 
 class _OsIds(IdGenerator):
-    """Ids from the system. The SDK's own generator draws from `random`: tracing would change the bits of the run."""
+    """Ids from the operating system. The SDK's generator uses `random`: tracing would change the bits of a run."""
 
     def generate_span_id(self) -> int:
-        return int.from_bytes(os.urandom(8)) or self.generate_span_id()  # 0 is no id
+        return int.from_bytes(os.urandom(8)) or self.generate_span_id()  # 0 is not a valid id
 
     def generate_trace_id(self) -> int:
         return int.from_bytes(os.urandom(16)) or self.generate_trace_id()
@@ -97,7 +97,7 @@ class _OsIds(IdGenerator):
 
 
 def _resource(role: str, run_id: str) -> Resource:
-    """Who speaks. What the environment states wins over the service name `esper`, not over the role or the run."""
+    """Return the resource attributes. The environment overrides the service name, but not the role or the run."""
     ours: dict[str, AnyValue] = {"process.pid": os.getpid(), "esper.role": role}
     if run_id:
         ours["esper.run_id"] = run_id
