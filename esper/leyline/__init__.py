@@ -1,1 +1,1 @@
-"""Contracts that two rooms share: frozen models, enums and ports. No torch, no behaviour."""
+"""Types that rooms share: frozen messages, enums, and ports (protocols). It imports no torch and has no behaviour."""

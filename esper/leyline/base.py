@@ -1,4 +1,4 @@
-"""The bases of every message between rooms and of every table of the config: frozen, strict, nothing unknown."""
+"""Base classes of messages and config tables: frozen and strict; unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Message(BaseModel):
-    """A value that crosses a room or a process. Frozen; unknown fields and loose types are refused."""
+    """A value passed between rooms or processes. Frozen; unknown fields and other types than declared are refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -21,31 +21,31 @@ class Message(BaseModel):
 
 
 LARGEST_INT = 2**53 - 1
-"""A JSON reader that keeps numbers as floats keeps every integer up to this one."""
+"""Largest integer up to which a JSON reader that stores numbers as floats is exact."""
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
-"""Products and quotients of such numbers with counts, sizes and each other are finite."""
+"""Bounds of floats in the config: products and quotients of them with counts, sizes and each other are finite."""
 Count = Annotated[int, Field(ge=0)]
 """How many of something."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
-"""A time to wait, up to three years: the waits of Python and of Ray overflow at some hundred years."""
+"""A waiting time in seconds, at most three years: the timeouts of Python and Ray overflow at some hundred years."""
 
 
 def is_utf8(text: str) -> bool:
-    """The text can be written as UTF-8, as JSON needs it; a file name of other bytes cannot."""
+    """Whether a text can be written as UTF-8, as JSON needs; the name of a file may have other bytes."""
     return not any("\ud800" <= one <= "\udfff" for one in text)
 
 
 class Settings(BaseModel):
-    """A table of the config. Each value that it takes can be written to `run.json` and read back as the same value."""
+    """A table of the config. Each valid value is unchanged after it is written to `run.json` and read back."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_kept(cls, value: object) -> object:
-        """Raises: ValueError: it could not be read back from JSON, computed with, or used in the name of a file."""
+        """Raises: ValueError: JSON cannot hold the value, it is out of bounds, or a file name cannot contain it."""
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise ValueError(f"use at most {LARGEST_INT}")
         if isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:

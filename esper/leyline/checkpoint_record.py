@@ -1,4 +1,4 @@
-"""What is said of a kept state: in memory, and on disk. The record of a file is what its checksum is proved against."""
+"""Records of a saved state, in memory or on disk. A checkpoint file is verified against the checksum in its record."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from pydantic import Field
 from esper.leyline.base import Count, Message
 
 QUARANTINE = "quarantine"
-"""Folder, in that of the checkpoints, for those that do not load."""
+"""Subfolder of the checkpoints folder for checkpoints that do not load."""
 
 
 class MemoryCopy(Message):
-    """The live host's state was copied into memory at a fence, or restored from there."""
+    """Record of a copy of the live host's state into memory at a fence, or of a restore from that copy."""
 
     fence: int
     step: int
     generation: int
     tensor_bytes: int
     seconds: float
-    """Of the copy or, where it was restored, of the restore."""
+    """Duration of the copy or of the restore."""
 
 
 class CheckpointWritten(Message):
-    """A checkpoint is durable under a name that was never used before. It counts once this record is committed."""
+    """Record of a durable checkpoint file with a new name. The checkpoint is valid once the journal has this record."""
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
-    """Name in the folder of checkpoints; never a path."""
+    """File name in the checkpoints folder; never a path."""
     length: Count
-    """Bytes."""
+    """Size of the file in bytes."""
     crc: Count
     algorithm: str
     fence: Count
     step: Count
     generation: Count
     weights_crc32c: Count
-    """Of all tensors of host and seeds; see `esper.ground.tensors.state_crc32c`."""
+    """CRC32C of all tensors of host and seeds; see `esper.ground.tensors.state_crc32c`."""
     topology_digest: str
-    """SHA-256 over what is grafted and how, without ids: equal in two runs that grew alike."""
+    """SHA-256 of the grafted seeds and their settings, without ids: equal in two runs with the same growth."""
     seconds: float
-    """From the copy in memory to the synced file."""
+    """Duration from the copy in memory to the synced file."""

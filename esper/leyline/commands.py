@@ -1,7 +1,7 @@
-"""Commands: what Tamiyo asks of Kasmina, signed. Shapes and bounds only; `kasmina.registry.admission` checks them.
+"""Signed commands from Tamiyo to Kasmina. Types and bounds only; `kasmina.registry.admission` checks the commands.
 
-Fields whose absence Kasmina must refuse with a `DependencyViolationError` have an empty default here, so that a command
-that lacks them can be built, sent, and refused for the right reason.
+Kasmina refuses a command that lacks a required field with a `DependencyViolationError`. Such fields have an empty
+default here, so that a command without them can be built and reaches that check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ShortText = Annotated[str, Field(max_length=512)]
 
 
 class Operation(StrEnum):
-    """What a command asks for."""
+    """Operations that a command can request."""
 
     GERMINATE = "GERMINATE"
     ADVANCE = "ADVANCE"
@@ -32,13 +32,13 @@ class Operation(StrEnum):
 
 
 class BlendMode(StrEnum):
-    """How a seed's output meets the host's activation."""
+    """Ways to combine a seed's output with the host's activation."""
 
     RESIDUAL = "RESIDUAL"
 
 
 class BlendSpec(Message):
-    """How a seed is blended in; `mode` is a `BlendMode`'s name, checked at admission."""
+    """Blend settings of a seed; `mode` is the name of a `BlendMode`, checked at admission."""
 
     mode: ShortText
     ramp_steps: Annotated[int, Field(ge=1)]
@@ -55,7 +55,7 @@ class Candidate(Message):
 
 
 class Command(Message):
-    """One signed order. `signature` is HMAC-SHA256, in hex, over `signed_bytes(command)`."""
+    """One signed command. `signature` is HMAC-SHA256, in hex, over `signed_bytes(command)`."""
 
     command_id: ShortText = ""
     run_id: ShortText = ""
@@ -63,17 +63,17 @@ class Command(Message):
     issued_at: AwareDatetime
     issued_by: ShortText
     kind: Literal["SEED"] = "SEED"
-    """What the command acts on."""
+    """Type of the object that the command changes."""
     operation: Operation
     seed_id: ShortText = ""
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] = ()
     replica_of: ShortText | None = None
-    """The accepted seed that the one candidate repeats, whose G2 evidence it carries."""
+    """Id of the accepted seed that the only candidate repeats; that seed's G2 evidence is used. None: not a replica."""
     blend: BlendSpec | None = None
     mesh_host_layers: tuple[ShortText, ...] = ()
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     fallback_marks: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
-    """Non-empty: the policy did not decide this itself. A gate culls the seed for it."""
+    """Not empty if something other than the policy made this decision; then a gate culls the seed."""
     feature_coverage: Annotated[float, Field(ge=0.0, le=1.0)]
     policy_version: ShortText
     nonce: ShortText
@@ -82,10 +82,10 @@ class Command(Message):
 
 
 def signed_bytes(command: Command) -> bytes:
-    """The bytes that a signature covers: every field but the signature itself."""
+    """Return the bytes that a signature covers: every field except the signature."""
     return command.model_dump_json(exclude={"signature"}).encode()
 
 
 def sign(command: Command, key: bytes) -> str:
-    """HMAC-SHA256 over the command's signed bytes, in hex. Source: RFC 2104."""
+    """Return the HMAC-SHA256 of the command's signed bytes, in hex. Source: RFC 2104."""
     return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""What Tamiyo answers: a decision of its policy, or a hold with its reason. Never a stand-in for a failure."""
+"""Tamiyo's answers: a decision of its policy, or a hold with a reason. A failure raises and never becomes an answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from esper.leyline.commands import Command
 
 
 class HoldReason(StrEnum):
-    """Why nothing germinates at a fence; each is made from measured state."""
+    """Reasons why no seed germinates at a fence; each follows from measured state."""
 
     NO_OPEN_SLOT = "no_open_slot"
     BUDGET_SPENT = "budget_spent"
@@ -19,7 +19,7 @@ class HoldReason(StrEnum):
 
 
 class Hold(Message):
-    """Nothing germinates at this fence, with the figure that decided and its limit where there is one."""
+    """No seed germinates at this fence: the reason, the deciding value, and its limit if there is one."""
 
     fence: int
     reason: HoldReason
@@ -29,7 +29,7 @@ class Hold(Message):
 
 
 class Pair(Message):
-    """A blueprint that may be tried in a slot, with what the dry run found of it."""
+    """A blueprint that may be tried in a slot, with its measurements from the dry run."""
 
     slot: str
     blueprint_id: str
@@ -38,11 +38,11 @@ class Pair(Message):
     """Modelled FLOPs of one forward and backward pass on one global batch."""
     risk: float
     mesh: tuple[str, ...]
-    """Host layers that the seed depends on there."""
+    """Host layers on which the seed depends in this slot."""
 
 
 class Decision(Message):
-    """A policy's own answer to a round: pairs to try together, or a reasoned hold."""
+    """The policy's answer to a round: pairs to try together, or a hold with a reason."""
 
     decision_id: str
     fence: int
@@ -51,14 +51,14 @@ class Decision(Message):
     pairs: tuple[Pair, ...]
     replica_of: str | None = None
     hold: str | None = None
-    """The policy's reason to try nothing now; with it, `pairs` is empty."""
+    """The policy's reason to try no pair now (`pairs` is empty then). None: it tries `pairs`."""
     risk: float | None = None
-    """The policy's own estimate, 0..1; None where it makes none."""
+    """The policy's estimate of the risk, 0..1. None: it makes no estimate."""
     logits: tuple[float, ...] = ()
 
 
 class Verdict(Message):
-    """What came of one fence: a command to carry out, or a hold; and the policy's decision, if it was asked."""
+    """Result of one fence: a command to carry out, or a hold; and the policy's decision, if the policy was called."""
 
     outcome: Command | Hold
     decision: Decision | None

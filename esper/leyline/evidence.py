@@ -1,4 +1,4 @@
-"""Measured evidence: what gates judge. `None` means "was not measured", never "fine"."""
+"""Measured evidence, the input of the gates. `None` means that a value was not measured, never that it is good."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ from esper.leyline.stages import Stage
 
 
 class SampleLosses(Message):
-    """Losses of one network on one slice of a shard, sample by sample, in the slice's order."""
+    """Losses of one network on one slice of a shard, per sample, in the order of the slice."""
 
     shard: str
     fence: int
     losses: tuple[float, ...]
     groups: tuple[int, ...] | None = None
-    """Group of each sample where samples are correlated; None: every sample stands alone."""
+    """Group of each sample; samples of a group are correlated. None: all samples are independent."""
 
 
 class PairedLosses(Message):
-    """`d = control - seeded`, paired by sample (averaged per group where there are groups)."""
+    """Statistics of `d = control - seeded`, paired by sample (averaged per group if there are groups)."""
 
     shard: str
     fence: int
     count: int
-    """Pairs, or groups of pairs."""
+    """Number of pairs, or of groups of pairs."""
     grouped: bool
     mean: float
     sd: float
     """Sample standard deviation (n - 1)."""
     z: float
-    """`mean / sqrt(sd^2 / count)`; 0 where sd is 0 (no difference is no improvement)."""
+    """`mean / sqrt(sd^2 / count)`; 0 if sd is 0 (no difference is no improvement)."""
     control_mean: float
 
     @property
     def relative_gain(self) -> float:
-        """`mean / |control_mean|`: the share of the control's loss that the seed took away; of no loss, none."""
+        """`mean / |control_mean|`: the share of the control's loss that the seed removed.
+
+        If the control's loss is 0: 0 without a difference, else infinite.
+        """
         if self.control_mean == 0:
             return math.copysign(math.inf, self.mean) if self.mean else 0.0
         return self.mean / abs(self.control_mean)
 
 
 class PerformanceStatus(StrEnum):
-    """How a seed runs, measured against what was asked."""
+    """Whether a seed runs as requested."""
 
     NOMINAL = "nominal"
     HEALTHY = "healthy"
@@ -56,119 +59,119 @@ class PerformanceStatus(StrEnum):
 
 
 class Marks(Message):
-    """What every gate looks at first."""
+    """Fallbacks of a seed, which every gate checks first."""
 
     recorded_stage: Stage
     evidence_stage: Stage
     command_fallbacks: tuple[str, ...] = ()
-    """As the command carries them; empty where no command asked for the judgement."""
+    """`fallback_marks` of the command; empty if no command requested the judgement."""
     evidence_fallbacks: tuple[str, ...] | None = None
-    """What ran otherwise than asked while the evidence was taken; None: no run of the seed was looked at."""
+    """Differences between the requested and the actual execution during the measurement; None: not observed."""
 
 
 class SanityProbe(Message):
-    """What was measured of a candidate's module on the slot's own activations."""
+    """Measurements of a candidate's module on activations of the slot."""
 
     parameters: int
     parameter_bytes: int
     parameters_finite: bool
     output_shape: tuple[int, ...]
-    """Of one sample, without the batch."""
+    """Shape of the module's output for one sample, without the batch."""
     slot_shape: tuple[int, ...]
-    """Of one sample of the slot's output that the module was given."""
+    """Shape of the module's input for one sample, which is the slot's output."""
     output_dtype: str
     causality_leak: float | None
-    """Largest relative movement before a perturbed position; None where the slot is not causal."""
+    """Largest relative change of the output before a perturbed position. None: the slot is not causal."""
     sample_leak: float | None
-    """Largest relative movement of another sample; None where the host itself mixes samples."""
+    """Largest relative change of the output for an unperturbed sample. None: the host itself mixes samples."""
 
 
 class SanityEvidence(Message):
-    """For G0."""
+    """Evidence for G0."""
 
     marks: Marks
     ids: dict[str, str]
     blueprint_known: bool
     probe: SanityProbe | None
-    """None where the blueprint is not known."""
+    """None: the blueprint is not known."""
     spec: SlotSpec | None
-    """None where the slot is not known."""
+    """None: the slot is not known."""
     added_parameters: int
-    """This seed's and those of every seed that is in the host or on its way."""
+    """Parameters of this seed and of all seeds in the host, together."""
     parameter_budget: int
     memory_ratio: float | None
-    """Parameter bytes of the seed over the host's; None where there is no probe."""
+    """Parameter bytes of the seed over those of the host. None: there is no probe."""
     memory_budget: float
 
 
 class GradientProbe(Message):
-    """Backward passes through one grafted seed, one per probe batch, in its isolated form, without an update."""
+    """Measurements from backward passes through one isolated seed, one per probe batch, without an update."""
 
     batches: int
     nonfinite: int
-    """Entries of the seed's gradients that are not finite."""
+    """Number of entries of the seed's gradients that are not finite."""
     norm: float
     """Largest global norm of the seed's gradients over the batches."""
     reachable_host_parameters: tuple[str, ...]
 
 
 class GradientEvidence(Message):
-    """For G1."""
+    """Evidence for G1."""
 
     marks: Marks
     probe: GradientProbe | None
 
 
 class StabilityEvidence(Message):
-    """For G2."""
+    """Evidence for G2."""
 
     marks: Marks
     steps: int
     required_steps: int
     rank: int | None
-    """Place in its tournament by mean paired gain on the pick shard; 1 is first; None: it left at the halving."""
+    """Rank in its tournament by mean paired gain on the pick shard, 1 is best. None: dropped at the halving."""
     pairs: PairedLosses | None
     loss_variation: float | None
-    """Scatter of the fork's training loss over its mean, second half of the probe."""
+    """Standard deviation, about a straight line, of the fork's training loss in its second half, over the mean."""
     carried: PairedLosses | None = None
-    """A replica's: the G2 evidence of the winner it repeats."""
+    """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
     carried_from: str | None = None
     carried_age_fences: int | None = None
 
 
 class SeedObservation(Message):
-    """What the trainer saw of one grafted seed since the last fence."""
+    """The trainer's observation of one grafted seed since the last fence."""
 
     seed_id: str
     slot: str
     stage: Stage | None = None
-    """The stage that was recorded when the observation was asked for."""
+    """The seed's recorded stage at the time of the observation."""
     alpha: float
     alpha_target: float
     calls: Annotated[int, Field(ge=0)]
     output_shape: tuple[int, ...] | None
-    """Of the last call."""
+    """Shape of the output of the last call."""
     slot_shape: tuple[int, ...] | None = None
-    """Of one sample of the slot's own output in the last call."""
+    """Shape of the slot's output for one sample, in the last call."""
     output_dtype: str | None
-    """Of every call; several, joined by "and", where calls differed. So are the next two."""
+    """Type of the output in all calls; if calls differed, the types joined by "and". `device` and `path` likewise."""
     device: str | None
-    """Of the output and of the seed's own tensors."""
+    """Device of the output and of the seed's tensors."""
     path: str | None
-    """Code path that ran: "eager" or "compiled"."""
+    """Code path of the calls: "eager" or "compiled"."""
     asked_dtype: str
-    """The slot's."""
+    """Type of the slot's output."""
     asked_device: str
     asked_path: str
-    """How the host itself is called at the slot."""
+    """Code path of the host at the slot."""
     isolated: bool
-    """The seed's input is detached, so that its isolation can be audited."""
+    """True if the seed's input is detached, so that its isolation can be audited."""
     isolation_leaks: tuple[str, ...] | None = None
-    """Host parameters that the audits found within its reach; None: none was made."""
+    """Host parameters that the seed's gradient reaches, by the audits. None: no audit was made."""
 
     @property
     def fallbacks(self) -> tuple[str, ...] | None:
-        """In what it ran otherwise than asked, each beside what was asked; None: it was not seen running."""
+        """Return each difference between actual and requested execution. None: the seed was not observed running."""
         if self.output_dtype is None or self.device is None or self.path is None:
             return None
         ran = (
@@ -180,20 +183,20 @@ class SeedObservation(Message):
 
 
 def _device(name: str) -> str:
-    return name.removesuffix(":0")  # "cuda" asked and "cuda:0" seen are one device
+    return name.removesuffix(":0")  # a requested "cuda" and an observed "cuda:0" are the same device
 
 
 class HostObservation(Message):
-    """What the trainer measured of the live host at a fence."""
+    """The trainer's measurements of the live host at a fence."""
 
     fence: int
     registered_layers: tuple[str, ...]
-    """Paths of the modules that the host has at this fence."""
+    """Paths of the host's modules at this fence."""
     seeds: tuple[SeedObservation, ...]
 
 
 class InterfaceEvidence(Message):
-    """For G3."""
+    """Evidence for G3."""
 
     marks: Marks
     alpha: float
@@ -207,44 +210,44 @@ class InterfaceEvidence(Message):
     required_mesh: tuple[str, ...]
     registered_layers: tuple[str, ...]
     isolation_leaks: tuple[str, ...] | None = None
-    """Host parameters that audits of the live host found within reach of the seed; None: it never was isolated."""
+    """Host parameters that the seed's gradient reaches in the live host. None: the seed was never isolated."""
 
 
 class ImpactEvidence(Message):
-    """For G4."""
+    """Evidence for G4."""
 
     marks: Marks
     status: PerformanceStatus | None
     twin_kept: bool
     twin_zs: tuple[float, ...] | None
-    """z of (twin - live) at each fence since the seed's alpha reached its target; None where no twin is kept."""
+    """z of (twin - live) at each fence since the seed's alpha reached its target. None: there is no twin."""
     cost_ratio: float
-    """Modelled FLOPs of the seed over the host's."""
+    """Modelled FLOPs of the seed over those of the host."""
     cost_budget: float
     memory_ratio: float
-    """Parameter bytes of the seed over the host's."""
+    """Parameter bytes of the seed over those of the host."""
     memory_budget: float
     isolation_leaks: tuple[str, ...] | None
-    """As for G3."""
+    """As in `InterfaceEvidence`."""
 
 
 class ResetProbe(Message):
-    """The host after a removal beside a host rebuilt without the seed."""
+    """Comparison of the host after a removal with a host that was rebuilt without the seed."""
 
     seed_left: bool
-    """The seed's tensors are still among the host's."""
+    """True if the host still has tensors of the seed."""
     optimizers_left: int
     hooks_left: int
-    """Forward hooks at the slot beyond those that belong there."""
+    """Number of forward hooks at the slot that should not be there."""
     output_equal: bool
-    """The slot's output on the next batch, bit for bit."""
+    """True if the slot's output on the next batch is equal bit for bit."""
     flags_equal: bool
-    """`requires_grad` of every host parameter."""
+    """True if `requires_grad` of every host parameter is equal."""
     names_equal: bool
-    """Names of modules and of the state dict."""
+    """True if the names of modules and of state dict entries are equal."""
 
 
 class ResetEvidence(Message):
-    """For G5. No command asks for it and no seed runs: there are no marks to look at."""
+    """Evidence for G5. It has no `Marks`, since no command requests it and no seed runs."""
 
     probe: ResetProbe | None

@@ -1,4 +1,4 @@
-"""How things are named: ids follow from what they name, so that a step done again makes the same ids."""
+"""Ids that are derived from the objects they name, so that a repeated step makes the same ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Purpose(StrEnum):
-    """What an id names."""
+    """Types of objects that have an id."""
 
     DECISION = "decision"
     COMMAND = "command"
@@ -17,12 +17,12 @@ class Purpose(StrEnum):
 
 
 def new_run_id() -> str:
-    """A random id for a run; nothing that affects weights, names, order or random streams may depend on it."""
+    """Return a random id for a run. Weights, names, order and random streams must not depend on it."""
     return str(uuid.uuid4())
 
 
 def derive_id(run_id: str, purpose: Purpose, *, fence: int, step: int, slot: str = "", ordinal: int = 0) -> str:
-    """The id of one thing of a run: `uuid5(run, purpose, fence, step, slot, ordinal)`.
+    """Return the id of an object of a run: `uuid5(run, purpose, fence, step, slot, ordinal)`.
 
     Source: RFC 9562, section 5.5 (name-based UUID, SHA-1).
     """

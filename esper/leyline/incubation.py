@@ -1,4 +1,4 @@
-"""An incubation as an order and its result: forks of the host, each with one candidate, and one control without."""
+"""An incubation: its order and its result. It trains forks of the host, each with one candidate, and a control."""
 
 from __future__ import annotations
 
@@ -9,55 +9,55 @@ from esper.leyline.state import RegistryView
 
 
 class IncubationOrder(Message):
-    """Train a control and one fork per plan from the snapshot of `fence`; due at `due_fence`."""
+    """Order to train a control and one fork per plan from the snapshot of `fence`; the result is due at `due_fence`."""
 
     order_id: str
-    """The command that asked for it."""
+    """Id of the command that requested it."""
     generation: int
     fence: int
     due_fence: int
     first_step: int
     last_step: int
     halving_step: int | None
-    """Step after which only the better half goes on; None: all do."""
+    """Step after which only the better half is trained on. None: all forks are trained to the end."""
     plans: tuple[GraftPlan, ...]
-    """How each candidate is attached to its fork."""
+    """The graft of each candidate, one per fork."""
     batch_size: int
     base_flops: int
     """Modelled FLOPs of one optimizer step of the control."""
     seed_flops: tuple[int, ...]
-    """What each candidate adds to that, in the order of `plans`."""
+    """Modelled FLOPs that each candidate adds per step, in the order of `plans`."""
 
 
 class CandidateProbe(Message):
-    """What was measured of a candidate before it may train: for G0 and G1."""
+    """Measurements of a candidate before its training: evidence for G0 and G1."""
 
     seed_id: str
     sanity: SanityProbe | None
-    """None: the blueprint or the slot is not known."""
+    """Evidence for G0. None: the blueprint or the slot is not known."""
     gradient: GradientProbe | None
-    """None: its output does not fit, so that it was never put into a host."""
+    """Evidence for G1. None: the output does not fit the slot, so the candidate was not grafted."""
     fallbacks: tuple[str, ...] | None = None
-    """In what it ran otherwise than asked in the backward passes; None: it did not run."""
+    """Differences between requested and actual execution in the backward passes. None: it did not run."""
 
 
 class ForkResult(Message):
-    """One seeded fork beside the control."""
+    """Result of one seeded fork, compared with the control."""
 
     seed_id: str
     steps: int
-    """Optimizer steps that it was trained for."""
+    """Optimizer steps for which the fork was trained."""
     required_steps: int
     """Optimizer steps of the control."""
     rank: int | None
-    """By mean paired gain on the pick shard among those that trained to the end; None: it left at the halving."""
+    """Rank by mean paired gain on the pick shard among the forks trained to the end. None: dropped at the halving."""
     pick: PairedLosses
-    """At the end, or at the halving for those that left there."""
+    """Losses on the pick shard at the end, or at the halving for a fork that was dropped there."""
     gate: PairedLosses | None
-    """On the gate shard; measured for the first of the tournament alone."""
+    """Losses on the gate shard. Measured only for the first of the tournament; None for others."""
     loss_variation: float | None
     fallbacks: tuple[str, ...] | None = None
-    """In what the seed ran otherwise than asked in its fork; measured for the first of the tournament alone."""
+    """Differences between requested and actual execution in the fork. Measured only for the first of the tournament."""
 
 
 class IncubationResult(Message):
@@ -70,11 +70,11 @@ class IncubationResult(Message):
     fork_steps: int
     """Optimizer steps of all forks together, the control's included."""
     flops: int
-    """Modelled FLOPs of all forks together, the control's and all that was evaluated included."""
+    """Modelled FLOPs of all forks together, control and evaluations included."""
 
 
 class Answer(Message):
-    """What came of something Kasmina did: everything that others have to carry out or record, in order."""
+    """Result of an operation of Kasmina: all that other rooms have to carry out or record, in order."""
 
     transitions: tuple[Transition, ...] = ()
     gates: tuple[GateReport, ...] = ()
@@ -82,40 +82,40 @@ class Answer(Message):
     order: IncubationOrder | None = None
     field_reports: tuple[FieldReport, ...] = ()
     keep_twin: bool = False
-    """The control of the incubation just concluded lives on as the run's twin."""
+    """True if the control of the incubation that just ended becomes the run's twin."""
 
 
 class InFlight(Message):
-    """The order of the tournament that was running when the registry's state was taken."""
+    """Order of the tournament that was running when the registry's state was saved."""
 
     order: IncubationOrder
     weights: dict[str, bytes]
-    """Of the order's plans; see `esper.leyline.reports.Weights`."""
+    """Weights of the order's plans; see `esper.leyline.reports.Weights`."""
 
 
 class Received(Message):
-    """A command was admitted."""
+    """Kasmina's reply to an admitted command."""
 
     plans: tuple[GraftPlan, ...]
-    """Of the candidates that must be measured on a fork before the command is carried out; for GERMINATE alone."""
+    """Plans of the candidates to measure on a fork before the command is carried out. Empty unless GERMINATE."""
     weights: dict[str, bytes]
-    """Of these plans; see `esper.leyline.reports.Weights`."""
+    """Weights of these plans; see `esper.leyline.reports.Weights`."""
     flops: int
     """Modelled FLOPs of measuring them."""
 
 
 class Changed(Message):
-    """The registry changed."""
+    """Kasmina's reply to a call that changed the registry."""
 
     answer: Answer
     view: RegistryView
-    """After the change."""
+    """The registry after the change."""
     weights: dict[str, bytes]
-    """Of the answer's grafts and of its order's plans; see `esper.leyline.reports.Weights`."""
+    """Weights of the answer's grafts and of its order's plans; see `esper.leyline.reports.Weights`."""
 
 
 class Compared(Message):
-    """The live host beside its twin on one slice of a shard."""
+    """Comparison of the live host with its twin on one slice of a shard."""
 
     losses: PairedLosses
     flops: int
@@ -123,9 +123,9 @@ class Compared(Message):
 
 
 class TwinReport(Message):
-    """What the host came to without growth."""
+    """Report on the twin: the host's training without growth."""
 
     steps: int
-    """Optimizer steps since it was kept."""
+    """Optimizer steps since it became the twin."""
     test_loss: float
     weights_sha256: str

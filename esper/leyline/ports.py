@@ -1,4 +1,4 @@
-"""Ports: what one room asks of another without importing it.
+"""Ports: the interfaces by which a room calls another room without importing it.
 
 `Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
 """
@@ -36,25 +36,25 @@ from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 
 class Policy(Protocol):
-    """Decides what to try. A pure function of what it is given."""
+    """Decides which seeds to try. A pure function of its arguments."""
 
     name: str
     version: str
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Name some of the eligible pairs, or hold with a reason."""
+        """Return some of the eligible pairs, or a hold with a reason."""
         ...
 
 
 class HostEditor(Protocol):
-    """Kasmina's hands inside the trainer: attaches seeds to one host and detaches them without a trace."""
+    """Kasmina's part in the trainer process: attaches seeds to one host and detaches them without a trace."""
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a seed. The caller has verified that its weights have the plan's digest."""
         ...
 
     def join(self, seed_id: str) -> None:
-        """End a seed's isolation."""
+        """End a seed's isolation: from here on its gradient reaches the host."""
         ...
 
     def remove(self, seed_id: str) -> None:
@@ -62,7 +62,7 @@ class HostEditor(Protocol):
         ...
 
     def release(self) -> None:
-        """Make every seed an ordinary part of the host. The editor is not to be used again."""
+        """Make every seed an ordinary part of the host. The editor must not be used afterwards."""
         ...
 
     def set_alphas(self, step: int) -> None:
@@ -70,15 +70,15 @@ class HostEditor(Protocol):
         ...
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """The plans that rebuild what is grafted now, in graft order, as they stand now."""
+        """Return the current plans of all grafted seeds, in graft order: they rebuild the present host."""
         ...
 
     def parameters_of(self, seed_id: str) -> Sequence[Any]:  # Any: torch.nn.Parameter
-        """A seed's trainable parameters, in name order."""
+        """Return a seed's trainable parameters, in name order."""
         ...
 
     def tensors(self) -> Mapping[str, Any]:  # Any: torch.Tensor
-        """All tensors of all seeds, parameters and buffers, by names that do not depend on the run's id."""
+        """Return all parameters and buffers of all seeds, by names that do not depend on the run's id."""
         ...
 
     def set_training(self, training: bool) -> None:
@@ -94,22 +94,22 @@ class HostEditor(Protocol):
         ...
 
     def watched(self) -> tuple[str, ...]:
-        """Ids of the isolated seeds whose branch of the last forward pass is kept; a skipped slot leaves none."""
+        """Return the ids of the isolated seeds whose last branch is stored. A slot that was not called has none."""
         ...
 
     def watch(self, on: bool) -> None:
-        """Keep (or stop keeping) the branches of the next forward pass, for `audit`."""
+        """Start or stop storing the branches of forward passes, for `audit`."""
         ...
 
     def observations(self) -> tuple[SeedObservation, ...]:
-        """What was seen of each seed since the last call; counting starts again."""
+        """Return the observations of each seed since the last call, and start new ones."""
         ...
 
 
 class Fork(Protocol):
-    """A host in training that is not the live one: a control, a seeded fork, or the twin. It may be in any process.
+    """A copy of the host in training: a control, a seeded fork, or the twin. It may be in any process.
 
-    Call order: `graft`, if a candidate is tried, comes before all other methods.
+    Call order: `graft`, if there is a candidate, before all other methods.
     """
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
@@ -125,7 +125,7 @@ class Fork(Protocol):
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
-        """What the host shows of its seeds since it was last observed, and of its layers."""
+        """Return the observations of the seeds since the last call, and the paths of the host's layers."""
         ...
 
     def shard_means(self, shard: str) -> dict[str, float]:
@@ -136,8 +136,8 @@ class Fork(Protocol):
         """Digest of all weights and buffers."""
         ...
 
-    def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference to it; its holder does not look inside
-        """Everything that the fork's future depends on."""
+    def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference; opaque to the caller
+        """Return the whole state that the fork's further training depends on."""
         ...
 
 
@@ -145,15 +145,15 @@ class ProbedFork(Fork, Protocol):
     """A fork in this process, on which candidates are measured one after the other: `graft`, measure, `remove`."""
 
     def remove(self, seed_id: str) -> None:
-        """Detach a candidate; another may be grafted then."""
+        """Detach a candidate, so that another can be grafted."""
         ...
 
     def activation(self, slot: str) -> Any:  # Any: torch.Tensor
-        """The slot's output, seeds included, on the next training batch; the host is not changed."""
+        """Return the slot's output, seeds included, on the next training batch. The host is not changed."""
         ...
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
-        """Backward passes on the next training batches, without an update."""
+        """Run backward passes on the next training batches, without an update."""
         ...
 
 
@@ -167,19 +167,20 @@ class ForkFactory(Protocol[AnyFork]):
         ...
 
 
-# -- the four that the line goes through: in one process the objects themselves, across processes their handles ----
+# -- ports of the fence loop: in one process the objects themselves, across processes their handles ----------------
 
 
 class LiveHost(Protocol):
-    """Tolaria, as the line calls it: the host whose training the run is for.
+    """Tolaria's port: the live host, the network that the run trains.
 
     Call order of a round: `run_round`; at the fence after it `sample_losses` and `observe`, each at most once, then
     `apply` for each plan, and `save` last. `saved` follows each `save`, before the next one. `roll_back` and `restore`
-    are called between fences, when every process is up; `first_step_at` counts from the last of them.
+    are called between fences, when every process is running; `first_step_at` refers to the time since the last of these
+    calls.
     """
 
     def untrained(self) -> TrainingState:
-        """The state at fence 0."""
+        """Return the training state at fence 0, before the first step."""
         ...
 
     def run_round(self, fence: int, last_step: int) -> TrainingState:
@@ -191,11 +192,11 @@ class LiveHost(Protocol):
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
-        """What the host shows of its seeds and layers."""
+        """Return the observations of the seeds, and the paths of the host's layers."""
         ...
 
     def snapshot(self) -> Any:  # Any: as `Fork.snapshot`, or a reference to it
-        """Everything that the host's future depends on; for the nursery, unseen by others."""
+        """Return the whole state that the host's further training depends on, for the nursery; opaque to others."""
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
@@ -203,7 +204,7 @@ class LiveHost(Protocol):
         ...
 
     def compare_with_unseeded(self, seeds: Mapping[str, str]) -> Mapping[str, ResetProbe]:
-        """Each removed seed's slot beside the same slot of a host that never had the seed."""
+        """Compare the slot of each removed seed with the same slot of a host that never had the seed."""
         ...
 
     def shard_means(self, shard: str) -> dict[str, float]:
@@ -215,19 +216,19 @@ class LiveHost(Protocol):
         ...
 
     def parameter_count(self) -> int:
-        """Elements of all parameters, the seeds' included."""
+        """Return the number of elements of all parameters, seeds included."""
         ...
 
     def first_step_at(self) -> float | None:
-        """Unix time at which the first step since it was made or restored was done; None: none was yet."""
+        """Return the Unix time of the end of the first step since the host was made or restored. None: no step yet."""
         ...
 
     def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: Nursery.state
-        """Begin to write the present state, with that of the other rooms, to a file never used before."""
+        """Begin to write the present state, with the states of the other rooms, to a new file."""
         ...
 
     def saved(self) -> CheckpointWritten:
-        """The record of the last save, once it is durable; may be asked while a round runs."""
+        """Wait until the last save is durable and return its record. May be called while a round runs."""
         ...
 
     def keep(self, fence: int) -> MemoryCopy:
@@ -235,63 +236,63 @@ class LiveHost(Protocol):
         ...
 
     def roll_back(self, generation: int) -> MemoryCopy | None:
-        """Restore what was last kept or saved, from memory, in a newer generation; None: nothing was."""
+        """Restore the state of the last `keep` or `save` from memory, in a newer generation. None: there is none."""
         ...
 
     def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`
-        """Become what the snapshot was taken of, in a generation that is not older."""
+        """Restore the state of a snapshot, in the same or a newer generation."""
         ...
 
 
 class Decider(Protocol):
-    """Tamiyo, as the line calls it.
+    """Tamiyo's port.
 
-    Call order at a fence: `advance` until it answers None, then `decide` once; both are given the state after every
-    change that came before. `remember` is called for each field report, before the next of these. `state` comes last.
+    Call order at a fence: `advance` until it returns None, then `decide` once; both get the state after all earlier
+    changes. `remember` is called for each field report, before the next of these. `state` comes last.
     """
 
     def remember(self, report: FieldReport) -> None:
-        """Add a field report to what the policy sees of the past."""
+        """Add a field report to the past that the policy gets."""
         ...
 
     def advance(self, state: RoundState) -> Command | None:
-        """The command for the first seed whose next gate is due."""
+        """Return the command for the first seed whose next gate is due. None: no gate is due."""
         ...
 
     def decide(self, state: RoundState) -> Verdict:
-        """What to germinate at this fence."""
+        """Decide what to germinate at this fence."""
         ...
 
     def state(self) -> str:
-        """All that decides what will be decided, as text."""
+        """Return the state on which further decisions depend, as text."""
         ...
 
     def restore(self, state: str, generation: int) -> None:
-        """Become what `state` says."""
+        """Restore a state that `state` returned."""
         ...
 
 
 class Registrar(Protocol):
-    """Kasmina's registry, as the line calls it.
+    """The port of Kasmina's registry.
 
-    Call order at a fence: `view` once, at its beginning. Then `conclude` where the view is due, `compare` where it
-    compares with the twin, `advance` for each seed that is due, `reset` where seeds are resetting, and `receive` and
-    `carry_out` for the command that germinates. `compare` and `receive` change nothing that a view shows; each of the
-    others answers with the view after it, so that `view` is not asked again at this fence. `state` comes last, for the
-    checkpoint. A command is in the journal before it is sent.
+    Call order at a fence: `view` once, first. Then `conclude` if the view's `due` is set, `compare` if its
+    `compares_with_twin` is set, `advance` for each seed that is due, `reset` if it has `resetting` seeds, and `receive`
+    and `carry_out` for the command that germinates. `compare` and `receive` do not change the view; each other call
+    returns the view after it, so that `view` is not called again at this fence. `state` comes last, for the checkpoint.
+    A command is journaled before it is sent.
 
-    After `restore`, which is called between fences, `order` gives what has to be begun again.
+    After `restore`, which is called between fences, `order` returns the tournament that must be begun again.
     """
 
     def view(self, fence: int) -> RegistryView:
-        """All that the line must know of the registry at a fence."""
+        """Return the view of the registry at a fence."""
         ...
 
     def advance(self, command: Command, fence: int, observation: HostObservation) -> Changed:
-        """Admit a command for one seed and do what it asks, as far as the gates let it.
+        """Admit a command for one seed and carry it out as far as the gates allow.
 
         Args:
-            observation: Of the live host at this fence.
+            observation: Observation of the live host at this fence.
         """
         ...
 
@@ -300,59 +301,59 @@ class Registrar(Protocol):
         ...
 
     def carry_out(self, command_id: str, fence: int, probes: Sequence[CandidateProbe]) -> Changed:
-        """Germinate, as an admitted command asks and as far as the gates let it.
+        """Germinate the candidates of an admitted command as far as the gates allow.
 
         Args:
-            probes: What was measured of the plans that `receive` gave.
+            probes: Measurements of the plans that `receive` returned, in their order.
         """
         ...
 
     def conclude(self, result: IncubationResult, fence: int) -> Changed:
-        """Enter a tournament's results. Call it at the fence at which the view is due, before any command."""
+        """Record a tournament's results. Call it at the fence at which the view is due, before any command."""
         ...
 
     def compare(self, live: SampleLosses, twin: SampleLosses) -> Compared:
-        """Enter a fence's comparison of the live host with its twin. Call it before the commands of that fence."""
+        """Record a fence's comparison of the live host with its twin. Call it before the commands of that fence."""
         ...
 
     def reset(self, probes: Mapping[str, ResetProbe], fence: int) -> Changed:
-        """G5 for every seed in the view's `resetting`."""
+        """Judge G5 for every seed in the view's `resetting`."""
         ...
 
     def state(self) -> str:
-        """All that decides what the registry will answer, as text."""
+        """Return the whole state of the registry, as text."""
         ...
 
     def restore(self, state: str, generation: int) -> None:
-        """Become what `state` says, in a generation that is not older."""
+        """Restore a state that `state` returned, in the same or a newer generation."""
         ...
 
     def order(self) -> InFlight | None:
-        """The order in flight, to be begun again after a restore."""
+        """Return the order in flight, to be begun again after a restore. None: there is no tournament in flight."""
         ...
 
 
 class Inbox(Protocol):
-    """The queue of emergency signals, as the conductor reads it: `pending`, then the journal, then `acknowledge`."""
+    """The conductor's port to the emergency queue. Call `pending`, journal the signals, then `acknowledge`."""
 
     def pending(self) -> tuple[EmergencySignal, ...]:
-        """Some signals that were not acknowledged yet, the most urgent first; none: the queue is empty."""
+        """Return some signals that are not acknowledged, the most urgent first. Empty: the queue is empty."""
         ...
 
     def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """These signals are durable elsewhere and need not come again."""
+        """Remove signals from the queue: they are durable elsewhere."""
         ...
 
     def close(self) -> None:
-        """Take no new signal from now on; `pending` still gives what was taken before."""
+        """Refuse new signals from now on; `pending` still returns those that were accepted before."""
         ...
 
 
 class Nursery(Protocol):
-    """Kasmina's incubation, as the line calls it: forks, off the live host, and the twin.
+    """The port of Kasmina's incubation: forks of the live host, and the twin.
 
     Call order of a tournament: `probe_candidates`, `begin` at the same fence, `collect` at the fence at which it is
-    due, and `keep_twin` before the next `begin`, if its control is to live on. The twin is trained by `advance_twin`
+    due, and `keep_twin` before the next `begin`, if its control becomes the twin. The twin is trained by `advance_twin`
     once a round, before `twin_losses` of that fence. `state` is called at a fence, after all of these; `restore`
     between fences, before the `begin` of an order that was in flight.
     """
@@ -363,38 +364,38 @@ class Nursery(Protocol):
         weights: Weights,
         snapshot: Any,  # Any: from LiveHost.snapshot
     ) -> Sequence[CandidateProbe]:
-        """Measure candidates before they may train."""
+        """Measure candidates before their training."""
         ...
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: from LiveHost.snapshot
-        """Take an order; it may run from now on, and `collect` waits for it."""
+        """Accept an order. It may run in the background; `collect` waits for it."""
         ...
 
     def collect(self) -> IncubationResult:
-        """The result of the order that was begun."""
+        """Wait for the order that was begun, and return its result."""
         ...
 
     def keep_twin(self) -> None:
-        """The last tournament's control becomes the run's twin."""
+        """Make the last tournament's control the run's twin."""
         ...
 
     def advance_twin(self, step: int) -> None:
-        """Let the twin train up to an optimizer step; it may do so from now on, and the next two wait for it."""
+        """Train the twin up to an optimizer step, perhaps in the background; `twin_losses` and `twin_report` wait."""
         ...
 
     def twin_losses(self, fence: int) -> SampleLosses:
-        """The twin's losses on this fence's slice of the gate shard."""
+        """Return the twin's losses on this fence's slice of the gate shard."""
         ...
 
     def twin_report(self) -> TwinReport:
-        """What the twin came to."""
+        """Return the report on the twin."""
         ...
 
     def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots
-        """`twin`: a snapshot of it, or None; `twin_steps`; `origin`: what the tournament in flight began from, None
-        if it began at this fence or there is none."""
+        """Return `twin`: its snapshot or None; `twin_steps`; `origin`: the snapshot from which the tournament in flight
+        began, None if it began at this fence or there is no tournament."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`
-        """Keep the twin of `state`, if it has one. What was in flight is given up; an order is begun by `begin`."""
+        """Restore the twin of `state`, if it has one. A tournament in flight is abandoned; `begin` begins it again."""
         ...

@@ -1,4 +1,4 @@
-"""What was judged and done: gate reports, transitions, plans for the host, receipts, field reports."""
+"""Messages about judgements and changes: gate reports, transitions, plans for the host, receipts, field reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Measured = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
 
 
 Figure = Annotated[float, Strict(False)]
-"""A number that is stored and read back: one that is not finite stands in JSON as text, which strictness refuses."""
+"""A float that may be read from JSON, where nan and infinity are text, which strict validation would refuse."""
 
 
 class Gate(StrEnum):
-    """The gates of a seed's life."""
+    """The gates of a seed's lifecycle."""
 
     G0 = "G0"
     G1 = "G1"
@@ -31,7 +31,7 @@ class Gate(StrEnum):
 
 
 class Check(Message):
-    """One measured value beside its limit; `reason` is what a failure is called."""
+    """One measured value and its limits; `reason` is the name of a failure."""
 
     name: str
     reason: str
@@ -44,7 +44,7 @@ class Check(Message):
 
     @property
     def passed(self) -> bool:
-        """True if every stated limit holds; not-a-number holds none."""
+        """Whether the value is within every limit; nan is within no limit."""
         if self.among is not None:
             return self.measured in self.among
         if self.at_least is None and self.above is None and self.at_most is None:
@@ -60,28 +60,28 @@ class Check(Message):
 
 
 class GateReport(Message):
-    """A gate's answer: a value, never an exception."""
+    """The result of a gate: a value, never an exception."""
 
     gate: Gate
     seed_id: str
     fence: int
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
-    """What a reader must know to weigh the report: evidence that this run does not collect."""
+    """Notes for the reader of the report on evidence that this run does not collect."""
 
     @property
     def passed(self) -> bool:
-        """True if every check holds."""
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Reasons of failure, in the order of the checks; empty where the gate passed."""
+        """The reasons of failed checks, in the order of the checks; empty if the gate passed."""
         return tuple(dict.fromkeys(check.reason for check in self.checks if not check.passed))
 
 
 class Transition(Message):
-    """A seed took one step of its lifecycle."""
+    """Record of one step of a seed's lifecycle."""
 
     seed_id: str
     slot: str
@@ -90,12 +90,12 @@ class Transition(Message):
     after: Stage
     fence: int
     cause: str
-    """The gate that let it pass or stopped it, or what ended it."""
+    """The gate that judged the step, or the reason why the seed ended."""
     command_id: str
 
 
 class HostChange(Message):
-    """A change of the host, to be applied at a fence on every rank, once."""
+    """A change of the host, to be applied once, at a fence, on every rank."""
 
     command_id: str
     run_id: str
@@ -105,52 +105,52 @@ class HostChange(Message):
 
 
 class GraftPlan(HostChange):
-    """Attach a seed. Its weights travel beside the plan, as `Weights`."""
+    """Plan to attach a seed. Its weights are sent separately, as `Weights`."""
 
     slot: str
     ordinal: int
     blueprint_id: str
     blend: BlendSpec
     start_step: int
-    """The first optimizer step that the seed takes part in; its ramp and its learning rate count from it."""
+    """First optimizer step with the seed; its ramp and its learning rate start there."""
     isolated: bool
     warmup_steps: int
-    """Steps over which the seed's own learning rate rises; then cosine to the end of the run."""
+    """Steps over which the seed's learning rate rises; then it follows a cosine to the end of the run."""
     asked_device: str
     weights: Literal[""] = ""
-    """Always empty. Checkpoints hold the plan as JSON, and the JSON of the first versions has this key."""
+    """Always empty, for compatibility: checkpoints store the plan as JSON, and the first versions wrote this key."""
     weights_digest: str
-    """SHA-256 of the seed's first weights, as `esper.ground.tensors.to_bytes` made them."""
+    """SHA-256 of the seed's initial weights in the form of `esper.ground.tensors.to_bytes`."""
 
 
 Weights = Mapping[str, bytes]
-"""The first weights of seeds, as `esper.ground.tensors.to_bytes` made them, by their SHA-256 in hex."""
+"""Initial weights of seeds in the form of `esper.ground.tensors.to_bytes`, by their SHA-256 in hex."""
 
 
 class JoinPlan(HostChange):
-    """End a seed's isolation: from here on its gradient reaches the host."""
+    """Plan to end a seed's isolation: from here on its gradient reaches the host."""
 
 
 class RemovePlan(HostChange):
-    """Detach a culled seed without a trace."""
+    """Plan to detach a culled seed without a trace."""
 
 
 HostPlan = GraftPlan | JoinPlan | RemovePlan
 
 
 class GraftReceipt(Message):
-    """A plan was applied. The same plan again gives the same receipt and has no effect."""
+    """Receipt of an applied plan. Applying the plan again has no effect and gives the same receipt."""
 
     command_id: str
     seed_id: str
     generation: int
     step: int
     parameters: int
-    """Parameters of the host after the change, its seeds included."""
+    """Parameters of the host after the change, seeds included."""
 
 
 class Outcome(StrEnum):
-    """What became of a seed, as a field report says it."""
+    """Outcomes of a seed in field reports."""
 
     SUCCESS = "SUCCESS"
     NEUTRAL = "NEUTRAL"
@@ -159,7 +159,7 @@ class Outcome(StrEnum):
 
 
 class FieldReport(Message):
-    """What came of a command for one seed: the policy's experience."""
+    """Result of a command for one seed, an input of later decisions of the policy."""
 
     report_id: str
     command_id: str
@@ -171,10 +171,10 @@ class FieldReport(Message):
     outcome: Outcome
     reasons: tuple[str, ...]
     gain: Figure | None
-    """G2's relative gain over the control fork; None if never measured."""
+    """Relative gain over the control fork at G2. None: not measured."""
     z: Figure | None
     pick_gain: Figure | None
-    """Relative gain over the control fork on the pick shard, by which its tournament was ranked."""
+    """Relative gain over the control fork on the pick shard, the ranking of its tournament. None: not measured."""
     window_fences: tuple[int, int]
     """First and last fence of the observation."""
     issued_at: AwareDatetime

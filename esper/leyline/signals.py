@@ -1,4 +1,4 @@
-"""Emergency signals: what anyone may say that everyone must hear. Shapes only."""
+"""Emergency signals, which any part of a run may send. Types only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esper.leyline.base import Message
 
 
 class Level(IntEnum):
-    """How urgent; higher goes out first. HALT stops training at the next step boundary."""
+    """Urgency of a signal; higher levels are delivered first. HALT stops training at the next step boundary."""
 
     NOTICE = 1
     ELEVATED = 2
@@ -20,14 +20,14 @@ class Level(IntEnum):
 
 
 class EmergencySignal(Message):
-    """One signal. The same `signal_id` again is the same signal: harmless."""
+    """One signal. A repeated `signal_id` is the same signal and has no further effect."""
 
     signal_id: Annotated[str, Field(min_length=1, max_length=512)]
     run_id: str
     generation: Annotated[int, Field(ge=0)]
     level: Level
     origin: Annotated[str, Field(max_length=512)]
-    """Role that publishes it."""
+    """Role that sends the signal."""
     reason: Annotated[str, Field(max_length=4096)]
     issued_at: AwareDatetime
     traceparent: str = ""

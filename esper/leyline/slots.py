@@ -1,4 +1,4 @@
-"""What is known of a place in the host where seeds may grow. Measured by Kasmina's dry run, never guessed."""
+"""Properties of the places in the host where seeds may grow, as Kasmina's dry run measured them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Kind(StrEnum):
 
 
 class SlotSpec(Message):
-    """One slot as the dry run found it."""
+    """One slot, as measured by the dry run."""
 
     path: str
     kind: Kind
@@ -25,15 +25,15 @@ class SlotSpec(Message):
     dtype: str
     device: str
     causal: bool
-    """No output before position t moves when the input at t does. Always False outside NTC."""
+    """True if the input at position t changes no output before t. Always False for other kinds than NTC."""
     samples_independent: bool
-    """No sample's output moves when another sample does, in training mode."""
+    """True if, in training mode, no sample changes the output of another."""
     samples_independent_evaluated: bool = False
-    """The same in evaluation mode, where a host with batch norm does not mix; False: not shown."""
+    """The same in evaluation mode, where batch norm does not mix samples. False: not measured, or not independent."""
     autocast: str | None = None
-    """Type to which the host's own autocast casts where the slot is called; None: there is none."""
+    """Type of the host's autocast around the call of the slot. None: no autocast."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Has one sample's output this layout and as many channels? Lengths, heights and widths may vary by batch."""
+        """Whether one sample's output has this layout and as many channels. Lengths, heights and widths may vary."""
         channel = 0 if self.kind is Kind.NCHW else -1
         return len(shape) == len(self.shape) and shape[channel] == self.shape[channel]

@@ -1,4 +1,4 @@
-"""The stages of a seed's life. The edges between them are Kasmina's (`esper.kasmina.registry.lifecycle`)."""
+"""The stages of a seed's lifecycle. The allowed transitions are in `esper.kasmina.registry.lifecycle`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Where a seed stands."""
+    """Stage of a seed."""
 
     DORMANT = "DORMANT"
     GERMINATED = "GERMINATED"
@@ -22,7 +22,7 @@ class Stage(StrEnum):
 
 
 LIVE = (Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY)
-"""Grafted into the live host and not yet a part of it for good."""
+"""Stages of a seed that is grafted into the live host and can still be removed."""
 
 IN_HOST = (*LIVE, Stage.FOSSILIZED, Stage.TERMINATED)
-"""Acting in the live host."""
+"""Stages of a seed that is active in the live host."""

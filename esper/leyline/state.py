@@ -1,4 +1,4 @@
-"""What a decision may look at: the run as measured at one fence."""
+"""The measured state of a run at one fence: the input of decisions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from esper.leyline.stages import Stage
 
 
 class TrainingState(Message):
-    """What the trainer measured in the round that ended at `fence`; None: no round has ended yet."""
+    """The trainer's measurements of the round that ended at `fence`. None: no round has ended yet."""
 
     fence: int
     step: int
     total_steps: int
     train_loss: float | None
-    """Mean over the round's steps."""
+    """Mean training loss over the round's steps."""
     losses: tuple[float, ...]
-    """Loss of each step of the round."""
+    """Training loss of each step of the round."""
     gradient_norm: float | None
-    """Largest of the round."""
+    """Largest gradient norm of the round."""
     best_train_loss: float | None
-    """Lowest round mean before this round."""
+    """Lowest `train_loss` of the earlier rounds."""
     parameters: int
     host_parameters: int
-    """Of the host without its seeds."""
+    """Parameters of the host without its seeds."""
 
 
 class SeedState(Message):
@@ -35,13 +35,13 @@ class SeedState(Message):
     slot: str
     blueprint_id: str
     ordinal: int | None
-    """Place in its slot's history, given at the graft; None before."""
+    """Number of the seed in its slot's history, given at the graft. None before the graft."""
     stage: Stage
     alpha: float | None
-    """Of the last optimizer step; None outside the host."""
+    """Alpha at the last optimizer step. None: the seed is not in the host."""
     since_fence: int
     due: bool
-    """Its next gate can be judged at this fence."""
+    """True if the seed's next gate can be judged at this fence."""
     command_id: str
     replica_of: str | None
     required_mesh: tuple[str, ...]
@@ -55,13 +55,13 @@ class SlotState(Message):
 
     spec: SlotSpec
     occupied: int
-    """Seeds in the host there, or on their way."""
+    """Number of seeds of this slot that are in the host."""
     embargoed: tuple[str, ...]
     """Blueprints that may not be tried here at this fence."""
 
 
 class RegistryFacts(Message):
-    """What Kasmina's registry records at one fence and a decision may look at."""
+    """The registry's facts at one fence that decisions may use."""
 
     run_id: str
     generation: int
@@ -69,11 +69,11 @@ class RegistryFacts(Message):
     last_fence: int
     slots: tuple[SlotState, ...]
     seeds: tuple[SeedState, ...]
-    """In the order in which they were asked for."""
+    """All seeds, in the order in which they were requested."""
     options: tuple[Pair, ...]
     """Every (slot, blueprint) pair that the dry run allows, open or not."""
     incubating: bool
-    """A tournament is in flight."""
+    """True if a tournament is in flight."""
     added_parameters: int
     parameter_budget: int
     tests_used: int
@@ -82,36 +82,36 @@ class RegistryFacts(Message):
 
 
 class RegistryView(RegistryFacts):
-    """All that the line asks Kasmina's registry at a fence, in one message; it changes nothing.
+    """The registry's state at a fence, in one message for the fence loop.
 
-    A view is true until the registry changes. Every call that changes the registry answers with the view after it.
+    A view is valid until the registry changes. Every call that changes the registry returns the view after it.
     """
 
     due: bool
-    """The tournament in flight must be concluded at this fence."""
+    """True if the tournament in flight must be concluded at this fence."""
     resetting: dict[str, str]
-    """Slot by seed id of every culled seed whose embargo is over: its G5 is due."""
+    """Seed id -> slot of every culled seed whose embargo is over, so that its G5 is due."""
     has_twin: bool
     compares_with_twin: bool
-    """Some seed must be compared with the twin at this fence."""
+    """True if a seed must be compared with the twin at this fence."""
     step_flops: int
     """Modelled FLOPs of one optimizer step of the live host, with its seeds."""
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """The recorded stage of every seed, by seed id."""
+        """Return the recorded stage of every seed, by seed id."""
         return {seed.seed_id: seed.stage for seed in self.seeds}
 
 
 class RoundState(RegistryFacts):
-    """Everything that a decision at one fence depends on."""
+    """The whole input of a decision at one fence."""
 
     training: TrainingState
     level: Level | None = None
-    """Emergency level; None where none is set."""
+    """Emergency level. None: no level is set."""
 
     @classmethod
     def of(cls, view: RegistryView, training: TrainingState, level: Level | None) -> RoundState:
-        """The registry's facts joined with what the trainer measured and the emergency level of the run."""
+        """Join the registry's facts, the trainer's measurements and the emergency level."""
         facts = {name: getattr(view, name) for name in RegistryFacts.model_fields}
         return cls(training=training, level=level, **facts)
