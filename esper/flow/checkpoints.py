@@ -1,7 +1,7 @@
-"""When a run's checkpoints are made, committed, dropped and gone back to. It copies no weights.
+"""Makes, commits, drops and loads the checkpoints of a run. It copies no weights.
 
-The trainer writes a checkpoint beside its training; the conductor, the journal's only writer, commits it. A checkpoint
-counts from its COMMIT on, and only then is the oldest dropped (see docs/durability.md).
+The trainer writes a checkpoint file in the background; the conductor, the only writer of the journal, commits it. A
+checkpoint is valid from its COMMIT on, and only then is the oldest dropped (see docs/durability.md).
 """
 
 from __future__ import annotations
@@ -29,31 +29,32 @@ from esper.tolaria.checkpoint_file import Content, restore_latest
 from esper.tolaria.snapshot_codec import from_plain, nursery_of
 
 _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
-"""Names of checkpoints, and of what is to become one."""
+"""Names of checkpoint files and of their temporary files."""
 
 
 class HostCopy(Enum):
-    """Where the host of a `FenceState` is, if it is no snapshot."""
+    """Where the state of the host is, for a `FenceState` without a snapshot of it."""
 
     IN_MEMORY = auto()
-    """The trainer that is alive keeps it."""
+    """In a copy in the memory of the live trainer."""
     AS_BUILT = auto()
-    """The trainer has done nothing since it was built, and stands there."""
+    """In the trainer itself, which has not changed since it was built."""
 
 
 @dataclass(frozen=True)
 class FenceState:
-    """All that a run's future depends on, as it was at a fence."""
+    """Everything that determines the rest of a run, as of a fence."""
 
     fence: int | None
-    """None: before fence 0."""
+    """None: the state before fence 0."""
     host: Any  # Any: a HostCopy, or a HostSnapshot that was read from disk
     rooms: Mapping[str, str]
+    """Room (line, kasmina, tamiyo) -> its state as text."""
     nursery: Mapping[str, Any]  # Any: see `Nursery.state`
 
 
 Trial = Callable[[CheckpointWritten, FenceState], None]
-"""Raises if a run cannot go on from this checkpoint; changes nothing."""
+"""Raises if a run cannot be resumed from this checkpoint. Changes no state of the run."""
 
 
 def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
@@ -62,7 +63,7 @@ def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
 
 
 class Checkpoints(Closing):
-    """The checkpoints of one run, in one generation after the other. One save is in flight at a time."""
+    """The checkpoints of one run, over all its generations. At most one save is in flight."""
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class Checkpoints(Closing):
         run_id: str | None = None,
         disk: Disk = DISK,
     ) -> None:
-        """`run_id`: of the run that checkpoints to load must be of; None: of any."""
+        """`run_id`: The run that a loaded checkpoint must belong to; None accepts any run."""
         make_folders(folder, disk=disk)
         self._folder, self._journal, self.config, self._disk = folder, journal, config, disk
         self._committed, self._run_id = list(committed), run_id
@@ -82,7 +83,7 @@ class Checkpoints(Closing):
         self._in_flight: Future[None] | None = None
 
     def due(self, fence: int, last_fence: int) -> bool:
-        """A checkpoint is made at this fence: the first and the last always have one."""
+        """Return whether a checkpoint is made at this fence. The first and the last fence always get one."""
         return fence % self.config.every_rounds == 0 or fence == last_fence
 
     def begin(
@@ -92,7 +93,7 @@ class Checkpoints(Closing):
         rooms: Mapping[str, str],
         nursery: Mapping[str, Any],  # Any: see `Nursery.state`
     ) -> None:
-        """Have the trainer save its state with that of the other rooms. It is committed when it is durable.
+        """Start a save of all rooms by the trainer. The checkpoint is committed when its file is durable.
 
         Raises:
             StoreWriteFailed: the save before this one failed.
@@ -108,31 +109,31 @@ class Checkpoints(Closing):
         """Wait for the save in flight until it is committed.
 
         Raises:
-            StoreWriteFailed: it could not be written; what was committed before is whole.
+            StoreWriteFailed: it could not be written. Checkpoints that were committed before are intact.
         """
         if self._in_flight is not None:
             in_flight, self._in_flight = self._in_flight, None
             in_flight.result()
 
     def give_up(self) -> None:
-        """Let go of the save in flight, whose trainer is gone: it was committed, or it never will be.
+        """Wait for the end of the save in flight of a trainer that died. It was committed, or it never will be.
 
         Raises:
-            StoreWriteFailed: the disk refused it.
+            StoreWriteFailed: it could not be written to disk.
         """
         with suppress(ActorError):
             self.settle()
 
     def close(self) -> None:
-        """Take no more. A save in flight is awaited, or given up with its trainer's process; `settle` tells of it."""
+        """Wait for a save in flight, whose error `settle` raises. No save may begin afterwards."""
         self._pool.shutdown(wait=True)
 
     def load_latest(self, trial: Trial | None = None) -> FenceState:
-        """The last committed checkpoint that loads and passes the trial; those after it are put aside.
+        """Return the last committed checkpoint that loads and passes the trial. Later ones are moved to quarantine.
 
         Raises:
-            RestoreImpossible: none loads.
-            Exception: what the user's code raised in every trial; see `restore_latest`.
+            RestoreImpossible: no checkpoint loads.
+            Exception: the exception of the user's code, if it raised in every trial; see `restore_latest`.
         """
 
         def tried(written: CheckpointWritten, content: Content) -> None:
@@ -145,13 +146,13 @@ class Checkpoints(Closing):
         return _state_of(written, content)
 
     def sweep(self) -> tuple[str, ...]:
-        """Remove what earlier saves left: files that were never committed or were taken back, and torn ones.
+        """Remove the files of earlier saves that were never committed, were taken back, or are incomplete.
 
         Returns:
-            Their names.
+            The names of the removed files.
 
         Raises:
-            StoreWriteFailed: one cannot be removed.
+            StoreWriteFailed: a file cannot be removed.
         """
         kept = {written.file for written in self._committed}
         left = [path for path in sorted(self._folder.glob("*fence-*")) if _LEFT.fullmatch(path.name)]
@@ -161,7 +162,7 @@ class Checkpoints(Closing):
 
     @property
     def committed(self) -> tuple[CheckpointWritten, ...]:
-        """Committed checkpoints that are kept, oldest first."""
+        """Committed checkpoints that were not dropped, oldest first."""
         return tuple(self._committed)
 
     def _commit(self, trainer: LiveHost) -> None:
@@ -173,14 +174,14 @@ class Checkpoints(Closing):
             self._drop_old()
 
     def _drop_old(self) -> None:
-        """Unlink what is older than the newest `keep`, but for fence 0: the last way back there is."""
+        """Unlink all but the newest `keep` and that of fence 0, which a restore tries if no other loads."""
         old = self._committed[: -self.config.keep]
         dropped = [written for written in old if written.fence != 0]
         self._remove([self._folder / written.file for written in dropped])
         self._committed = [written for written in self._committed if written not in dropped]
 
     def _remove(self, paths: Sequence[Path]) -> None:
-        """Raises: StoreWriteFailed: one is still there, or may be again after a crash."""
+        """Raises: StoreWriteFailed: a file could not be removed, or may reappear after a crash."""
         for path in paths:
             try:
                 self._disk.unlink(path)

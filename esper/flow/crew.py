@@ -1,4 +1,4 @@
-"""The rooms that a run goes through, and the processes in which they live: one process has none to restart."""
+"""The rooms of a run, and the port that watches and restarts their processes. In one process it has nothing to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esper.leyline.signals import EmergencySignal
 
 
 class Crew(Protocol):
-    """The processes of a run, as the line looks after them.
+    """Watches and restarts the processes of a run.
 
     Call order: `mend` at the beginning of each fence, `passed` at its end. After an error of an actor: `lost`, then,
     in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time; each
@@ -25,7 +25,7 @@ class Crew(Protocol):
         ...
 
     def passed(self, fence: int) -> None:
-        """The run has passed a fence."""
+        """Called when the run has passed a fence."""
         ...
 
     def mend(self) -> None:
@@ -38,7 +38,7 @@ class Crew(Protocol):
         ...
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
-        """Which processes have died, by an error that a call of one of them raised. `revive` follows.
+        """Return the processes that have died, after a call of one of them raised `error`. Call `revive` next.
 
         Args:
             fence: The last one that the run passed; None: it passed none.
@@ -50,7 +50,7 @@ class Crew(Protocol):
         ...
 
     def revive(self, generation: int) -> None:
-        """Restart every dead process, and have every process refuse messages of generations before this one.
+        """Restart every dead process. From then on every process refuses messages of generations before this one.
 
         Raises:
             EsperError: a process did not come up.
@@ -58,11 +58,11 @@ class Crew(Protocol):
         ...
 
     def died_starting(self) -> tuple[ActorError, ...]:
-        """Deaths, since the last call, of processes that were being started; each was started again."""
+        """Return the deaths, since the last call, of processes that were starting. Each process was started again."""
         ...
 
     def replaced(self) -> tuple[tuple[Lost, Recovery], ...]:
-        """The processes that were restarted since the last call while all others went on."""
+        """Return the processes that were restarted since the last call while all others went on."""
         ...
 
     def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot -> what `LiveHost.snapshot` gives for it
@@ -85,7 +85,7 @@ class OneProcess:
         """Does nothing."""
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
-        """Raises: EsperError: the error; no restart answers it."""
+        """Raises: EsperError: `error` itself; there is no process to restart."""
         del fence
         raise error
 
@@ -121,7 +121,7 @@ class NoInbox:
 
 @dataclass
 class Rooms:
-    """What the line calls: the objects themselves, or handles of their processes."""
+    """The rooms of a run as the line calls them: the objects themselves, or handles of their processes."""
 
     trainer: LiveHost
     tamiyo: Decider

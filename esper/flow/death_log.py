@@ -1,4 +1,4 @@
-"""The deaths of processes that restarts have answered, and what each restart took: journaled, and counted."""
+"""Journals and counts the deaths of processes that were restarted, and the seconds that each restart took."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from esper.telemetry.metrics import count
 
 @dataclass
 class DeathLog:
-    """The deaths of one run, since this process leads it."""
+    """Deaths and restarts in one run since this process began or resumed it."""
 
     crew: Crew
     journal: Journal
     recoveries: list[Recovery] = field(default_factory=list)
     restarts: int = 0
-    """Processes that died and were started again."""
+    """Number of processes that were restarted."""
     _noted: tuple[Lost, Recovery] | None = None
     """Most recent recovery of the whole run that is not journaled yet."""
     _stepless: tuple[int, float] | None = None
-    """Place in `recoveries` of the last recovery of the whole run, and the Unix time at which it was over; None: its
-    first step was measured."""
+    """Index in `recoveries` of the full-run recovery whose first step is awaited, and the Unix time at which it
+    ended. None: no first step is awaited."""
 
     def note(self, lost: Lost, recovery: Recovery) -> None:
-        """Take a recovery of the whole run, complete or broken off; the next `tell` journals it."""
+        """Store a recovery of the whole run, complete or interrupted. The next `tell` journals it."""
         self._noted = lost, recovery
 
     def tell(self) -> None:
-        """Journal the deaths that restarts have answered since the last call."""
+        """Journal the deaths and restarts since the last call."""
         for death in self.crew.died_starting():
             self.restarts += 1
             told = {"actor": death.actor, "error": type(death).__name__, "detail": str(death)}
@@ -50,14 +50,15 @@ class DeathLog:
                 count("esper.actor.restarts", role=role)
 
     def await_first_step(self, over_at: float) -> None:
-        """Measure from `over_at`, in Unix time, when the last recovery that was journaled was over."""
+        """Await the first step after the last journaled recovery, which ended at `over_at` (Unix time)."""
         self._stepless = len(self.recoveries) - 1, over_at
 
     def time_first_step(self, first_step_at: Callable[[], float | None]) -> None:
-        """Complete the last recovery with the time of the first step after it.
+        """Journal the last recovery again with the seconds to its first step, once that step was taken.
 
         Args:
-            first_step_at: -> Unix time of the trainer's first step, None before it; called only where it is awaited.
+            first_step_at: -> Unix time of the trainer's first step, None before it. Called only while that step is
+                awaited.
         """
         if self._stepless is not None and (at := first_step_at()) is not None:
             place, over_at = self._stepless

@@ -1,4 +1,4 @@
-"""Emergency signals, as the line reads them: from the queue into the journal, and only then off the queue."""
+"""Reads emergency signals for the line: journals each signal first, then acknowledges it to the queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esper.leyline.ports import Inbox
 from esper.leyline.signals import EmergencySignal, Level
 
 SIGNALS_AT_A_FENCE = 4096
-"""A queue that fills faster than it is read must not hold a run at a fence: the rest is read at the next fence."""
+"""Most signals read at one fence: a queue that fills faster than it is read must not hold the run there."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class SignalWatch:
     at: Position
 
     def hear(self, step: int) -> None:
-        """Read the signals that wait at a fence, which lies at an optimizer step.
+        """Read the signals that wait at a fence. `step`: the optimizer step of the fence.
 
         Raises:
             EmergencyStop: one of them is a HALT.
@@ -44,7 +44,7 @@ class SignalWatch:
 
     @contextmanager
     def explaining_halts(self) -> Iterator[None]:
-        """Raise a trainer's `EmergencyStop` again with its signal: the trainer read only the emergency word."""
+        """Raise a trainer's `EmergencyStop` again with its signal's id and reason: the trainer knows the level only."""
         try:
             yield
         except EmergencyStop as stop:
@@ -56,7 +56,7 @@ class SignalWatch:
     def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
         try:
             return self._take(SIGNALS_AT_A_FENCE)
-        except ActorError as gone:  # the run stops all the same, without its reason
+        except ActorError as gone:  # the run stops anyway; only the reason is missing
             stop.add_note(f"the emergency queue could not be asked why: {gone}")
             return None
 
@@ -64,10 +64,10 @@ class SignalWatch:
         """Journal the signals that wait, batch by batch; acknowledge each batch when its records are durable.
 
         Args:
-            most: After so many signals the rest waits for the next call.
+            most: Number of signals after which the rest waits for the next call.
 
         Returns:
-            The most urgent HALT among them.
+            The first HALT among them, or None.
         """
         heard, halts = 0, list[EmergencySignal]()
         while heard < most and (signals := self.inbox.pending()):

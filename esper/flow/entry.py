@@ -1,4 +1,4 @@
-"""`esper.run` and `esper.resume`: the way from a task and a config to a result, the same in every place."""
+"""`esper.run` and `esper.resume`: from a task and a config to a result, in this process or on Ray."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(
         The result; on Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
 
     Raises:
-        ConfigError: an input is wrong; nothing was written. TaskError, a kind of it: the task is what is wrong.
+        ConfigError: an input is wrong; nothing was written. TaskError, a subclass: the wrong input is the task.
         Drained: `drain` asked for the end.
         EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
     """
@@ -81,13 +81,13 @@ def resume(
     progress: Progress | None = None,
     drain: Drain | None = None,
 ) -> Result:
-    """Go on with a run from its last fence, with the bits of a run that never stopped.
+    """Resume a run from its last committed checkpoint, with the same bits as a run that was never interrupted.
 
     ```python
     result = esper.resume("runs/my-run", settings={"run.epochs": 12})
     ```
 
-    The place may be another than that of the processes before. A run that has ended is not run again, unless
+    The place may differ from that of the processes before. A run that has ended is not run again, unless
     `settings` makes it longer: its result is returned, and its network is loaded when it is asked for.
 
     Args:
@@ -96,7 +96,7 @@ def resume(
         settings: New values of config keys, by dotted key, such as `run.epochs`; the keys that fix the bits of a run
             are refused.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.
-        broken: A TOML file of `[[faults]]` to break the run with on purpose; None: no fault, whatever was set before.
+        broken: A TOML file of `[[faults]]` to inject; None: no fault, whatever was set before.
         progress: Follows the run, to show it to people; by default nothing is shown.
         drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
 
@@ -116,7 +116,7 @@ def resume(
 
 @dataclass(frozen=True)
 class _Job:
-    """What is to be run."""
+    """The inputs of a run."""
 
     task: Task
     config: RunConfig
@@ -130,11 +130,11 @@ def _carry_out(
     drain: Drain | None,
     conduct: Callable[[Conductor, Prospect], Summary],
 ) -> Result:
-    """Survey the task, have the run conducted to its end, and take its network out.
+    """Survey the task, let `conduct` run it to its end, and return its summary with the network.
 
     Raises:
         ConfigError: an input is wrong; nothing was written.
-        CheckpointCorrupt: the checkpoint at the end of the run, which the network comes from, does not load.
+        CheckpointCorrupt: the last checkpoint, from which the network is loaded, does not load.
         Exception: as `conduct`.
     """
     drain = drain or Drain()
@@ -150,7 +150,7 @@ def _carry_out(
 
 
 def _launcher(on: InProcess | OnRay) -> Launcher:
-    """Raises: ConfigError: it is no place, or the package that it needs is not installed."""
+    """Raises: ConfigError: `on` is no place of a run, or the package that it needs is not installed."""
     if isinstance(on, InProcess):
         return InProcessLauncher(on)
     if isinstance(on, OnRay):

@@ -1,6 +1,6 @@
-"""The one way back of a run to a fence: after a death, by a rollback, and where a run is resumed.
+"""Restores a whole run to an earlier fence: after a death, for a rollback, and when a run is resumed.
 
-What is gone back to is kept here, too: in memory at every checkpoint, and on disk by `esper.flow.checkpoints`.
+The states to restore are stored here, too: in memory at every checkpoint, and on disk by `esper.flow.checkpoints`.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ T = TypeVar("T")
 
 
 class Tier(StrEnum):
-    """Where a rollback gets the state from that it goes back to."""
+    """Source of the state that a rollback restores."""
 
     FAST = "fast"
-    """Memory: the trainer's own copy."""
+    """The copy in the trainer's memory."""
     FULL = "full"
-    """Disk: the last checkpoint that loads."""
+    """The last checkpoint on disk that loads."""
 
 
 class Cause(StrEnum):
-    """Why a run goes back."""
+    """Reason for a restore."""
 
     DEATH = "death"
     ROLLBACK = "rollback"
-    """What happened since the last checkpoint is taken back. No part of a run asks for it yet."""
+    """Everything since the last checkpoint is taken back. No part of a run requests it yet."""
     RESUME = "resume"
-    """Another process led the run until now. Its generation is superseded, and every room is new."""
+    """Another process led the run before. Its generation is already superseded, and every room is new."""
 
 
 class Phase(StrEnum):
-    """How far a run is on its way back. A round runs in no phase but GOING_ON."""
+    """Progress of a restore. A round runs in phase GOING_ON only."""
 
     STARTED = "started"
-    """Every room stands where everything began: fence 0 must be held, or the rooms restored."""
+    """Every room is in its initial state: fence 0 must be held, or the rooms must be restored."""
     GOING_ON = "going on"
-    """Every room stands at the last fence, or in the round after it."""
+    """Every room is at the last fence, or in the round after it."""
     DECIDED = "decided"
-    """The fence to go back to is known."""
+    """The fence to restore is known."""
     SUPERSEDED = "superseded"
-    """The journal is in a new generation: what the old one wrote after that fence does not count."""
+    """The journal has a new generation: records of the old one after that fence are not valid."""
     REVIVED = "revived"
-    """Every process is up and refuses messages of older generations. No room is restored yet, or only some are."""
+    """Every process is up and refuses messages of older generations. At most some rooms are restored yet."""
 
 
 NEXT: Mapping[Phase, frozenset[Phase]] = {
@@ -68,12 +68,12 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
     Phase.SUPERSEDED: frozenset({Phase.REVIVED, Phase.DECIDED}),
     Phase.REVIVED: frozenset({Phase.GOING_ON, Phase.STARTED, Phase.DECIDED}),
 }
-"""The phases that may follow. Another death breaks a way back off in any phase; the next one begins with DECIDED."""
+"""Phase -> the phases that may follow it. A death in any phase interrupts a restore; the next begins with DECIDED."""
 
 
 @dataclass
 class GoingBack:
-    """Keeps what a run can go back to, and takes it back there."""
+    """Stores the states that a run can go back to, and restores them in all rooms."""
 
     rooms: Rooms
     journal: Journal
@@ -83,33 +83,33 @@ class GoingBack:
     at: Position
     phase: Phase = Phase.STARTED
     memory: FenceState | None = None
-    """The state of the last checkpoint, whose host the trainer keeps in its memory; None: nothing is kept, it is being
-    replaced, or its trainer is gone."""
+    """State of the last checkpoint, with its host in the trainer's memory. None: none was stored yet, a new one is
+    being stored (a death then restores from disk), or the trainer died."""
     beginning: FenceState | None = None
-    """The state before fence 0; None: nobody has asked for it yet, and every room stands there."""
+    """The state before fence 0. None: it was not stored yet, and every room is still in it."""
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase that may follow the present one."""
+        """Enter a phase. `NEXT` must allow it after the present one."""
         assert phase in NEXT[self.phase], f"no way leads from {self.phase} to {phase}"
         self.phase = phase
 
-    # -- what can be gone back to --------------------------------------------------------------------------------
+    # -- the states to restore -----------------------------------------------------------------------------------
 
     def keep_beginning(self) -> None:
-        """Keep the state before fence 0 in memory: a death before the first checkpoint goes back to it."""
+        """Store the state before fence 0 in memory. A death before the first checkpoint restores it."""
         if self.memory is None:
             self.rooms.trainer.keep(0)
             self.beginning = self.memory = self._beginning(HostCopy.IN_MEMORY)
 
     def keep(self, fence: int) -> None:
-        """Keep the state of a fence in memory, and begin to write it to disk.
+        """Store the state of a fence in memory, and start to write it to disk.
 
         Raises:
             StoreWriteFailed: the save before this one failed.
         """
         with self.at.tally.checkpoint():
             rooms = self._rooms_state()
-            self.memory = None  # two copies of the twin at a time would be one too many
+            self.memory = None  # it has a copy of the twin: free it before the next is made
             kept = FenceState(fence, HostCopy.IN_MEMORY, rooms, self.rooms.incubator.state(fence))
             self.checkpoints.begin(self.rooms.trainer, fence, kept.rooms, kept.nursery)
             self.memory = kept
@@ -118,27 +118,27 @@ class GoingBack:
         return FenceState(None, host, self._rooms_state(), self.rooms.incubator.state(0))
 
     def _rooms_state(self) -> dict[str, str]:
-        """What decides the future beside the host and its forks, by room, as text."""
+        """Return the states of the line, Kasmina and Tamiyo, by room, as text."""
         return {"line": self.at.state(), "kasmina": self.rooms.kasmina.state(), "tamiyo": self.rooms.tamiyo.state()}
 
     def _last(self) -> FenceState | None:
-        """The state in memory, if its trainer is alive; else the last checkpoint that loads, or the beginning.
+        """Return the state in memory if its trainer is alive; else the last checkpoint that loads, or the beginning.
 
-        None: nothing has happened yet, and every room stands where everything began.
+        None: no state was stored yet, and every room is in its initial state.
         """
         if self.memory is not None:
             return self.memory
         self.checkpoints.give_up()
         return self.checkpoints.load_latest() if self.checkpoints.committed else self.beginning
 
-    # -- three causes --------------------------------------------------------------------------------------------
+    # -- restores after a death, and rollbacks -------------------------------------------------------------------
 
     def outlive(self, work: Callable[[], T]) -> T:
-        """Do work of the run; after each death go back and do it again, until it returns.
+        """Call `work` until it returns. After each death restore the run to a fence and call it again.
 
         Raises:
-            EsperError: what `work` raised, if no restart answers it; or a process did not come up.
-            RestartIntensityExceeded: a process died once too often.
+            EsperError: the error of `work`, if it is not a death that a restart can mend; or a process did not come up.
+            RestartIntensityExceeded: a process died too often.
         """
         death: EsperError | None = None
         while True:
@@ -152,15 +152,15 @@ class GoingBack:
                 death = error
 
     def recover(self, error: EsperError) -> None:
-        """Go back to the last fence after the death of a process.
+        """Restore the run to the last stored state after the death of a process.
 
         Raises:
-            EsperError: `error` itself, if no restart answers it; or a process did not come up.
-            RestartIntensityExceeded: a process died once too often.
-            ActorLost: another process died on the way.
+            EsperError: `error` itself, if it is not a death that a restart can mend; or a process did not come up.
+            RestartIntensityExceeded: a process died too often.
+            ActorLost: another process died during the restore.
         """
         watch = Stopwatch(error)
-        self.deaths.tell()  # of a recovery that this error broke off, also where no restart answers the error
+        self.deaths.tell()  # a recovery that this error interrupted is journaled even if `lost` raises
         lost = self.rooms.crew.lost(error, self.at.fence)
         self.deaths.tell()
         with span("esper recover", role="conductor", fence=self.at.fence):
@@ -172,23 +172,23 @@ class GoingBack:
             fence = to.fence if to is not None else None
             try:
                 self.go_back(to, Cause.DEATH, watch.lap)
-            finally:  # if this recovery is broken off, the next one journals it
+            finally:  # if this recovery is interrupted, the next one journals it
                 self.deaths.note(lost, watch.recovery(lost, fence, self.journal.generation, from_memory=from_memory))
             self.deaths.tell()
             self.deaths.await_first_step(watch.ended_at)
 
     def _trainer_is_gone(self) -> None:
-        """Its memory went with it; its successor stands where everything began."""
+        """Drop the state in the memory of the trainer that died. The new trainer is in its initial state."""
         self.memory = None
         if self.beginning is not None:
             self.beginning = replace(self.beginning, host=HostCopy.AS_BUILT)
 
     def roll_back(self, tier: Tier) -> None:
-        """Take back all that happened since the last checkpoint. No part of a run calls it yet.
+        """Restore the last checkpoint without a death. No part of a run calls it yet.
 
         Raises:
-            RollbackDeadlineExceeded: it took longer than its budget; everything was restored all the same.
-            RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer keeps none in its memory.
+            RollbackDeadlineExceeded: it took longer than its limit. Everything was restored nevertheless.
+            RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer's memory holds none.
         """
         limits, began_s = self.checkpoints.config, time.monotonic()
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
@@ -207,22 +207,22 @@ class GoingBack:
         if elapsed_s > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
-    # -- the one way back ----------------------------------------------------------------------------------------
+    # -- the restore ---------------------------------------------------------------------------------------------
 
     def go_back(self, to: FenceState | None, cause: Cause, lap: Callable[[str], None] = lambda _: None) -> None:
-        """Take the whole run back to a fence: one transaction over all rooms.
+        """Restore the whole run to a fence, in one transaction over all rooms.
 
         Args:
-            to: None: before fence 0, where every room stands.
-            lap: Called with the name of each part of the way when it ends: stop, start, restore.
+            to: The state to restore. None: that before fence 0, in which every room is once it has been started.
+            lap: Called with the name of each part of the restore when it ends: stop, start, restore.
 
         Raises:
-            StoreCorrupt: a room does not read its own part of `to`.
-            RestoreImpossible: the trainer was to have kept its state in memory, and has not.
-            ActorLost: a process died on the way.
+            StoreCorrupt: a room cannot read its part of `to`.
+            RestoreImpossible: `to` is in the trainer's memory, and the trainer does not have it.
+            ActorLost: a process died during the restore.
         """
         if cause is Cause.RESUME:
-            self.enter(Phase.REVIVED)  # as it was started, in a generation that is the only one that counts
+            self.enter(Phase.REVIVED)  # the takeover has superseded the last generation and started every room
         else:
             self.enter(Phase.DECIDED)
             fence = to.fence if to is not None else None
@@ -244,10 +244,10 @@ class GoingBack:
     def _restore(self, kept: FenceState) -> None:
         """Restore every room, in the generation of the journal: the host, Kasmina, Tamiyo, and the nursery last.
 
-        The nursery begins to work at once: on the order that Kasmina gives after her restore, from a snapshot of the
-        restored host if that order began at this fence. So these two come before it. It comes after Tamiyo, too: a
-        room that refuses its state must not find other processes at work that would have to be stopped again. The host
-        comes first of all, because only it can find that its state is not there.
+        The host comes first because its state in memory may be missing: this must be found before any other room
+        changes. The nursery comes last because it starts to work at once: on the order that Kasmina returns after the
+        restore, from a snapshot of the restored host if that order began at this fence. Tamiyo comes before it because
+        a room that refuses its state must not leave processes at work that would have to be stopped again.
         """
         generation, began_s, rooms = self.journal.generation, time.monotonic(), self.rooms
         with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
@@ -260,7 +260,7 @@ class GoingBack:
             rooms.incubator.restore({**kept.nursery, **forks})
             view = rooms.kasmina.view(kept.fence) if kept.fence is not None else None
             again = rooms.kasmina.order() if view is not None and view.incubating else None
-            if again is not None:  # it is done again, from its first step
+            if again is not None:  # the incubation is repeated from its first step
                 origin = forks["origin"] if forks["origin"] is not None else host
                 rooms.incubator.begin(again.order, again.weights, origin)
             if self.memory is None:
@@ -271,7 +271,7 @@ class GoingBack:
         self.journal.write(RecordKind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
 
     def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
-        """Returns a snapshot of the restored host."""
+        """Restore the host. Returns a snapshot of it."""
         trainer = self.rooms.trainer
         if kept.host is HostCopy.IN_MEMORY:
             if trainer.roll_back(generation) is None:
@@ -283,7 +283,7 @@ class GoingBack:
         return host
 
     def _shared_forks(self, kept: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
-        """The snapshots of forks as the rooms pass them on; only those from disk are not passable yet."""
+        """Return the snapshots of forks in the form that rooms can pass on. Only those from disk must be converted."""
         forks = {name: kept.nursery[name] for name in ("twin", "origin")}
         if isinstance(kept.host, HostCopy):
             return forks

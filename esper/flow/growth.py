@@ -1,6 +1,6 @@
 """Growth at a fence: a tournament ends, seeds move on or are removed, and another tournament begins.
 
-Each change is asked of Kasmina, journaled, and carried out by the trainer before the next one is asked for.
+Each change is requested from Kasmina, journaled, and applied by the trainer before the next request.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ class Growth:
     at: Position
 
     def hold(self, fence: int, training: TrainingState) -> None:
-        """Do all that is due at a fence, then decide what to try next.
+        """Do the growth work that is due at a fence, then let Tamiyo decide what to try next.
 
-        Call it once a fence, when `at.view` is Kasmina's view of that fence. Each step leaves the view after it there.
+        Call it once per fence, after `at.view` was set to Kasmina's view of that fence. Each step stores the resulting
+        view there.
 
         Args:
             training: What the trainer measured in the round that ended at this fence.
@@ -64,7 +65,7 @@ class Growth:
             self.journal.write(RecordKind.TWIN_COMPARED, compared.losses)
 
     def _advance(self, fence: int, training: TrainingState) -> None:
-        """Have Kasmina judge the next gate of each due seed, in turn: one verdict may remove other seeds."""
+        """Let Kasmina judge the next gate of each due seed, one at a time: a verdict may remove other seeds."""
         observation = self.rooms.trainer.observe(fence, self.at.registry.stages)
         while (command := self.rooms.tamiyo.advance(self.at.round_state(training))) is not None:
             self._take(self.rooms.kasmina.advance(self._sent(command), fence, observation))
@@ -94,12 +95,12 @@ class Growth:
             self.rooms.incubator.begin(changed.answer.order, changed.weights, snapshot)
 
     def _sent(self, command: Command) -> Command:
-        """Journal a command. It is in the journal before Kasmina gets it, so that a restart knows of it."""
+        """Journal a command and return it. Kasmina gets it only then, so that a restart can find it in the journal."""
         self.journal.write(RecordKind.COMMAND, command)
         return command
 
     def _take(self, changed: Changed) -> None:
-        """Journal what Kasmina answered, apply its plans to the live host, and give its field reports to Tamiyo."""
+        """Journal Kasmina's answer, apply its plans to the live host, and give its field reports to Tamiyo."""
         self.at.view, answer = changed.view, changed.answer
         for verdict in answer.gates:
             self.at.tally.growth = self.at.tally.growth.judged(verdict)

@@ -23,11 +23,11 @@ from esper.user_code.task_reference import Reference
 
 STARTS = ("kasmina.start", "tamiyo.start", "tolaria.start")
 ONE_PROCESS = {"": {point for point in faults.POINTS if not point.startswith("emergency.") and point not in STARTS}}
-"""The fault points that are passed here, by the one process that there is, which has no name."""
+"""Fault points of a run in one process, by the name of the process, which is empty."""
 
 
 class InProcessLauncher:
-    """Brings up one run in this process. Not to be used for a second one."""
+    """Brings up one run in this process. Each run needs a new instance."""
 
     conductor_name: ClassVar[str] = ""
 
@@ -42,7 +42,7 @@ class InProcessLauncher:
         return ONE_PROCESS
 
     def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
-        """Nothing has to be sent anywhere."""
+        """Return the function that brings the rooms up. Nothing has to be sent to another process."""
         del prospect, reference
         return self._bring_up
 

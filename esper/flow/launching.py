@@ -25,7 +25,7 @@ class Launcher(Protocol):
     """Brings up one run in one kind of place. `esper.flow.entry` calls the methods in the order of this class."""
 
     conductor_name: ClassVar[str]
-    """The name that fault points know the process of the conductor by."""
+    """Name of the conductor's process in fault points."""
     clock: Clock
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
@@ -33,10 +33,10 @@ class Launcher(Protocol):
         ...
 
     def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
-        """Make ready what brings the rooms up; nothing has been written yet.
+        """Return the function that brings the rooms up. Called before anything is written.
 
         Raises:
-            TaskError: the task cannot be sent to where they are.
+            TaskError: the task cannot be sent to the processes of the rooms.
         """
         ...
 
@@ -45,9 +45,9 @@ class Launcher(Protocol):
 
         Args:
             path: The run directory, absolute.
-            fence: The last one, where the run ended.
+            fence: The last fence of the run.
 
         Raises:
-            CheckpointCorrupt: it is loaded from a checkpoint, and that does not load.
+            CheckpointCorrupt: the checkpoint from which it is loaded does not load.
         """
         ...

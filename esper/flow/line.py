@@ -1,6 +1,6 @@
 """A run as one readable page: the line from a measured round to the next decision, fence by fence.
 
-The line knows its rooms only by what they answer, so that it is the same in one process and across many.
+The line uses its rooms through their ports only, so that it is the same in one process and on Ray.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Line:
     drain: Drain
     at: Position = field(default_factory=Position)
     trace_id: str = ""
-    """Of the round that runs, or ran last."""
+    """Trace id of the present round, or of the last one."""
 
     def __post_init__(self) -> None:
         self.watch = SignalWatch(self.rooms.inbox, self.journal, self.at)
@@ -102,7 +102,7 @@ class Line:
         return training
 
     def hold(self, fence: int, training: TrainingState) -> None:
-        """Hold a fence: read signals, let the network grow, and keep the state of the run where a checkpoint is due.
+        """Hold a fence: read signals, let the network grow, and store the state of the run where a checkpoint is due.
 
         Args:
             training: What `train` returned for this fence.
@@ -126,7 +126,7 @@ class Line:
         self.watch.hear(self.fence_steps[fence])
 
     def _pass(self, fence: int) -> None:
-        """Count the fence as passed: nothing before it is done again. Keep its state if a checkpoint is due."""
+        """Record the fence as passed, and store its state if a checkpoint is due or a stop was requested."""
         faults.point("conductor.fence", round=fence)
         self.at.fence = fence
         self.rooms.crew.passed(fence)
@@ -135,7 +135,7 @@ class Line:
             self.back.keep(fence)
 
     def _drained(self, fence: int) -> None:
-        """Keep the state of the last fence and stop, if a stop was requested. Raises: Drained."""
+        """If a stop was requested, store and commit the state of the last fence. Raises: Drained."""
         if self.drain.requested:
             if self.at.fence is not None and (self.back.memory is None or self.back.memory.fence != fence):
                 self.back.keep(fence)
@@ -146,7 +146,7 @@ class Line:
 
     @property
     def tally(self) -> Tally:
-        """What the run has cost until now."""
+        """Counts and measured seconds of the run so far."""
         return self.at.tally
 
     @property

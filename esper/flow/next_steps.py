@@ -55,11 +55,11 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "make memory free or give more, then esper resume {run}"),
     (Exception, "mend the task's code and begin a new run; this one would fail in the same way"),
 )
-"""By class of error: what to do next. The first class that fits counts; `{run}` is the run directory, quoted."""
+"""(class of error, what to do next). The first class that matches is used; `{run}` is the run directory, quoted."""
 
 
 def next_step(error: Exception, run_dir: Path | None) -> str:
-    """The next step after `error` ended a run in `run_dir`; None where the run had not begun."""
+    """Return the next step after `error` ended a run in `run_dir`; None: the run had not begun."""
     if run_dir is None:
         return "mend the cause and run again"
     step = next(step for kind, step in STEPS if isinstance(error, kind))

@@ -16,7 +16,8 @@ class InProcess:
 
     Args:
         policy: Decides what grows, instead of the policy that the config names.
-        clock: Gives the times in the records of the run; by default the machine's own. It changes no weights.
+        clock: Source of the times in the records of the run; by default the clock of the machine. It changes no
+            weights.
     """
 
     policy: Policy | None = None
@@ -25,13 +26,13 @@ class InProcess:
 
 @dataclass(frozen=True)
 class OnRay:
-    """The run takes place in actors on this machine, with the bits of a run in one process.
+    """The run takes place in actors on this machine, with the same bits as a run in one process.
 
     It needs the package `actors`, which is installed with esper. `[ray]` in the config has its deadlines.
 
     Args:
         embedded: An `actors.embedded_ray.EmbeddedRay` that is already up, and stays up after the run. By default the
-            run starts a Ray of its own and ends it.
+        run starts a Ray instance and ends it.
     """
 
     embedded: object | None = None

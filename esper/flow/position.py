@@ -1,4 +1,4 @@
-"""Where a run is, as far as no room records it: it is part of every checkpoint and goes back with the rooms."""
+"""Progress of a run that no room stores: fence, tally, emergency level. It is saved and restored with the rooms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 ROOMS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
-"""The parts that the state of a fence has at least, beside the host."""
+"""Parts that the state of a fence must have, beside the host: of the rooms, and of the nursery."""
 
 
 class LineState(Message):
@@ -31,7 +31,7 @@ class LineState(Message):
         """The line's part of the state of a fence.
 
         Raises:
-            StoreCorrupt: it does not parse, or the part of another room or fork is not there.
+            StoreCorrupt: it does not parse, or the part of another room or of a fork is missing.
         """
         lacking = sorted((ROOMS - kept.rooms.keys()) | (FORKS - kept.nursery.keys()))
         if lacking:
@@ -44,7 +44,7 @@ class LineState(Message):
 
 @dataclass
 class Position:
-    """Where a run is."""
+    """Progress of a run."""
 
     tally: Tally = field(default_factory=Tally)
     level: Level | None = None
@@ -58,12 +58,12 @@ class Position:
 
     @property
     def registry(self) -> RegistryView:
-        """Kasmina's registry as it is now. Call it once a fence was held."""
+        """Kasmina's registry as it is now. Valid after a fence was held."""
         assert self.view is not None, "no fence was held yet"
         return self.view
 
     def round_state(self, training: TrainingState) -> RoundState:
-        """What Tamiyo is given: the registry as it is now, the measured round, and the emergency level."""
+        """Return the input of Tamiyo: the registry as it is now, the measured round, and the emergency level."""
         return RoundState.of(self.registry, training, self.level)
 
     def state(self) -> str:
@@ -71,7 +71,7 @@ class Position:
         return LineState(tally=self.tally.state(), level=self.level, start=dict(self.start)).model_dump_json()
 
     def become(self, fence: int | None, own: LineState, view: RegistryView | None) -> None:
-        """Go back to a fence. The emergency level does not fall, and the number of rollbacks does not shrink."""
+        """Take over the state of a fence. The emergency level never falls, and the count of rollbacks never shrinks."""
         self.fence, self.start, self.view = fence, own.start, view
         self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
         rollbacks = self.tally.rollbacks

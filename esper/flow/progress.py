@@ -21,11 +21,11 @@ class Progress(Protocol):
         ...
 
     def found(self, what: str) -> None:
-        """Something of what came before, as a run is gone on with."""
+        """A finding about the earlier part of a run that is resumed."""
         ...
 
     def working(self, what: str) -> None:
-        """Something begins that takes a while."""
+        """A step begins that takes a while."""
         ...
 
     def fence(self, state: RoundState, tally: Tally) -> None:
@@ -37,7 +37,7 @@ class Progress(Protocol):
         ...
 
     def answer(self, answer: Answer) -> None:
-        """Kasmina judged or moved something."""
+        """Kasmina judged a seed or changed its stage."""
         ...
 
     def ended(self, result: Summary) -> None:

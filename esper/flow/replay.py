@@ -1,4 +1,4 @@
-"""Whether a run took the course that its config gives: it is run again, undisturbed, and compared with its journal."""
+"""Proves a run: runs its config again without faults, and compares the result with the run's journal."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ from esper.tamiyo.heuristic import HeuristicPolicy
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first thing that was otherwise in the run than in its repetition."""
+    """The first difference between a run and its repetition."""
 
     what: str
     """`loss` of a step or `weights` at a fence."""
     fence: int
     step: int | None
     recorded: float | None
-    """The loss, or the checksum of the weights; None: there was none."""
+    """Loss or checksum of the weights in the run; None: the run has none there."""
     repeated: float | None
+    """The same in the repetition."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far a run was compared, and where it went another way."""
+    """How far a run was compared, and its first difference."""
 
     steps: int
     fences: int
-    """At which the weights were compared."""
+    """Number of fences whose weights were compared."""
     total_steps: int
-    """Of the whole run; one that stopped is compared up to the last fence that it passed."""
+    """Steps of the whole run. A run that stopped is compared up to the last fence that it passed."""
     divergence: Divergence | None
 
     def as_json(self) -> dict[str, Any]:
@@ -62,14 +63,14 @@ class Proof:
 
 
 def prove(run_dir: Path, progress: Progress) -> Proof:
-    """Run the config of `run_dir` again, in this process and undisturbed, and compare as far as the run got.
+    """Run the config of `run_dir` again, in this process and without faults, and compare as far as the run got.
 
     Raises:
-        RunDirectoryError: no run is there, not one round of it was finished, or it cannot be repeated here: other
-            versions, another processor, another length given on its way, an emergency from outside; or it takes another
-            course here, where sets of texts have another order.
+        RunDirectoryError: the directory has no run, no round of it was finished, or it cannot be repeated here: other
+        versions, another processor, a length that was changed by a resume, another policy, an emergency signal; or the
+        results differ and sets of texts have another order here.
         StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
-        TaskError: its task cannot be found, or is not the one that it was begun with.
+        TaskError: the task cannot be found, or differs from the task that the run began with.
     """
     past = read_past(run_dir)
     _check_sound(run_dir, past)
@@ -91,7 +92,7 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
 
 def _check_sound(run_dir: Path, past: Past) -> None:
-    """Raises: StoreCorrupt: there is damage, which must not be taken for another course."""
+    """Raises: StoreCorrupt: the run directory is damaged, which must not be taken for a different result."""
     check_sound(run_dir, past)
     for found in verdicts(run_dir, past.commits):
         if not found["ok"]:
@@ -99,7 +100,7 @@ def _check_sound(run_dir: Path, past: Past) -> None:
 
 
 def _check_repeatable(run_dir: Path, past: Past) -> None:
-    """Raises: RunDirectoryError: something decided its course that its config and this machine cannot repeat."""
+    """Raises: RunDirectoryError: the run depended on something that its config and this machine cannot repeat."""
     starts = [entry.body for entry in past.entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     why = ""
     if any(body["fence_steps"] != list(past.identity.fence_steps) for body in starts):
@@ -115,7 +116,7 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
 
 
 def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
-    """The refusal of a repetition that differs where sets of texts have another order."""
+    """Return the error for a repetition that differs while sets of texts have another order here."""
     seed = began.hash_seed
     mend = f"start this command with {VARIABLE}={seed}" if seed is not None else f"no {VARIABLE} was set when it began"
     why = f"{found}, and a set of texts has another order than when it began ({mend}): sort it where the order matters"
@@ -123,14 +124,14 @@ def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
 
 
 def _policies(past: Past) -> Iterator[str]:
-    """The version of whoever made each decision."""
+    """Yield the version of the policy that made each decision."""
     for entry in past.entries:
         if entry.kind is RecordKind.DECISION:
             yield entry.body["policy_version"]
 
 
 def _undisturbed(past: Past, place: Path) -> RunConfig:
-    """What the run was told, without faults, and with a checkpoint at every fence: a stop makes one at any of them."""
+    """Return the run's config without faults, with a checkpoint at every fence: a stop may have made one at any."""
     config = past.identity.config
     own = {
         "run": config.run.model_copy(update={"dir": str(place)}),
@@ -142,7 +143,7 @@ def _undisturbed(past: Past, place: Path) -> RunConfig:
 
 @dataclass
 class _Until:
-    """Shows what another progress shows, and asks for a drain once a fence has been held."""
+    """Forwards everything to `shown`, and requests a stop at the fence `last`."""
 
     last: int
     shown: Progress
@@ -151,7 +152,7 @@ class _Until:
     drain: Drain = field(default_factory=Drain)
 
     def started(self, prospect: Prospect, path: Path) -> None:
-        """Raises: RunDirectoryError: the survey's first steps give other weights, in another order of sets."""
+        """Raises: RunDirectoryError: the survey's steps give other weights, and sets of texts another order."""
         other = prospect.rehearsed_crc32c != self.began.rehearsed_crc32c
         if other and self.began.orders_texts_otherwise:
             raise _no_proof(self.run_dir, self.began, "after the same first steps it has other weights here")
@@ -179,7 +180,7 @@ class _Until:
 
 
 def compare(recorded: Past, repeated: Past) -> Proof:
-    """Every step's loss and every fence's weights of a run with those of its repetition, in order."""
+    """Compare every step's loss and every checkpoint's weights of a run with those of its repetition, in order."""
     losses, losses_again = _losses(recorded), _losses(repeated)
     weights, weights_again = _weights(recorded), _weights(repeated)
     total, steps, fences = recorded.identity.total_steps, 0, 0
@@ -197,10 +198,10 @@ def compare(recorded: Past, repeated: Past) -> Proof:
 
 
 def _losses(past: Past) -> dict[int, list[float]]:
-    """Of every step, by the fence that its round ended at; fence 0 ended none."""
+    """Return the losses of every round's steps, by the fence at its end. Fence 0 has none."""
     return {e.body["fence"]: e.body["losses"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED}
 
 
 def _weights(past: Past) -> dict[int, int]:
-    """By fence; of every checkpoint that was ever committed, those that are dropped by now included."""
+    """Return the checksum of the weights by fence, of every committed checkpoint, those dropped since included."""
     return {written.fence: written.weights_crc32c for written in committed(past.entries)}

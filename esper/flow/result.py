@@ -14,7 +14,7 @@ from esper.task import Task
 
 
 class Result(Summary):
-    """What a run came to, with its grown network. Losses are means over the whole shard; times are in seconds."""
+    """Summary of a run, with its grown network. Losses are means over the whole shard; times are in seconds."""
 
     _place: Path = PrivateAttr()
     _task: Task | None = PrivateAttr(None)
@@ -35,7 +35,7 @@ class Result(Summary):
 
     @property
     def network(self) -> nn.Module:
-        """The grown network as `esper.load` gives it: an ordinary module in evaluation mode, its seeds a part of it.
+        """The grown network as `esper.load` gives it: an ordinary module in evaluation mode that contains its seeds.
 
         It is never None. `esper.resume` of a run that had already ended loads it here, on first use.
 

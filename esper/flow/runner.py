@@ -1,6 +1,6 @@
-"""How a run is begun, gone on with and ended, the same in one process and across many. The line itself is `line.py`.
+"""Begins, resumes and ends a run, in one process or on Ray. Its rounds and fences are in `line.py`.
 
-From the moment its directory is claimed everything that happens to a run is in its journal.
+Everything that happens to a run after its directory was claimed is in its journal.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ from esper.user_code.task_reference import Reference
 from esper.user_code.their_code import any_of_their_code
 
 ROUNDING = 1e-3
-"""Most that a loss may differ, as a share of it, where the same bits are not promised: on another type of
-processor, or on device cuda."""
+"""Largest relative difference at which two losses count as the same where equal bits are not promised: on another
+type of processor, or on device cuda."""
 
 
 @dataclass(frozen=True)
 class Conductor:
-    """Who brings the rooms of a run up, shows it to people and may be asked to stop it."""
+    """Leads a run: brings up its rooms, reports its progress, and takes requests to stop it."""
 
     name: str
-    """Of its process, for fault points."""
+    """Name of its process in fault points."""
     bring_up: BringUp
     reference: Reference
     progress: Progress
@@ -89,11 +89,11 @@ class Conductor:
             return self._run(prospect, directory.path, identity, None)
 
     def go_on(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Summary:
-        """Run on from the last fence that was committed, in a new generation; from fence 0 if none was.
+        """Resume a run from its last committed checkpoint, in a new generation; from fence 0 if it has none.
 
         Raises:
-            TaskError: the task's network or data are others than the run began with.
-            ConfigError: the run was given another length, and no checkpoint is of use to one of that length.
+            TaskError: the task's network or data differ from those that the run began with.
+            ConfigError: the run was given another length, which moves its fences or has no fence at a checkpoint.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
@@ -122,8 +122,8 @@ class Conductor:
         config, committed = prospect.config, past.commits if past is not None else ()
         key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
         if past is None:
-            identity.save(path)  # first of all: from here on it is a run, which can be gone on with
-        self.progress.started(prospect, path)  # before anything else can fail: the failure names the run
+            identity.save(path)  # first: from here on the directory holds a run that can be resumed
+        self.progress.started(prospect, path)  # before anything else can fail, so that the failure names the run
         with ExitStack() as stack:
             telemetry = stack.enter_context(
                 Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
@@ -144,7 +144,7 @@ class Conductor:
 
 @dataclass
 class Record:
-    """A run whose directory is open: everything that happens from here on is in its journal."""
+    """A run whose directory and journal are open: everything that happens from here on is journaled."""
 
     conductor: Conductor
     prospect: Prospect
@@ -156,12 +156,12 @@ class Record:
     checkpoints: Checkpoints
     telemetry: Telemetry
     past: Past | None
-    """What came before, of a run that is gone on with."""
+    """Valid history of a run that is resumed; None: the run is new."""
     kept: FenceState | None = None
-    """Where it goes on, until the rooms have been restored there: the copy is not held any longer."""
+    """State to resume from. None for a new run, and from the restore on, so that the memory of the copy is freed."""
 
     def run(self) -> Summary:
-        """Bring the rooms up, run the line, and write down how it ended."""
+        """Bring the rooms up, run the line, and journal how the run ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
         try:
@@ -176,7 +176,7 @@ class Record:
             summary = ended(**self._faults())
             summary.save(self.path)
         except BaseException as error:
-            self.checkpoints.close()  # the rooms have gone: no COMMIT comes after this record
+            self.checkpoints.close()  # the rooms are down: no COMMIT may follow the record below
             fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
@@ -187,7 +187,7 @@ class Record:
         return summary
 
     def _take_over(self) -> None:
-        """Go on from what came before, if anything did."""
+        """Take over a run that is resumed. A new run needs nothing."""
         if self.past is None:
             return
         if self.identity.cpu != self.past.identity.cpu:
@@ -201,11 +201,11 @@ class Record:
             self.conductor.progress.found(line)
 
     def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> partial[Summary]:
-        """Run the line, after deaths too; if it stops, the save in flight is awaited, while its trainer is there."""
+        """Run the line across deaths. After an error wait for the save in flight while the trainer is up."""
 
         def work() -> partial[Summary]:
             if self.kept is not None:
-                line.back.go_back(self._taken(), Cause.RESUME)
+                line.back.go_back(self._released(), Cause.RESUME)
             with any_of_their_code, line.watch.explaining_halts():
                 line.run()
             ended = self._ended(line, wall_s())
@@ -224,19 +224,19 @@ class Record:
                     last()
             raise
 
-    def _taken(self) -> FenceState:
+    def _released(self) -> FenceState:
         assert self.kept is not None, "asked for once"
         kept, self.kept = self.kept, None
         return kept
 
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
-        """The summary, while the rooms are there to be asked; what faults fired is known when they have gone."""
+        """Return the summary, read from rooms that are up. `fault_fired` is added after they are down."""
         faults.point("conductor.end")
         fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.crew.counted("esper.fallbacks")
         return summarise(line, self.prospect, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
-        """Journal what was broken on purpose; whether all that was armed has fired, if anything was."""
+        """Journal the faults that fired. Returns `fault_fired`: whether all armed ones did; {} if none was armed."""
         armed = self.prospect.config.faults
         if not armed:
             return {}
@@ -262,7 +262,7 @@ class Record:
 
 
 def identify(prospect: Prospect, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
-    """The identity of a run that is about to start."""
+    """Return the identity of a run that is about to start."""
     return Identity(
         run_id=run_id,
         generation=generation,
@@ -290,7 +290,7 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
 
 
 def _check_same_task(prospect: Prospect, began: Identity) -> None:
-    """Raises: TaskError: the task builds another network than that of the run, or draws other data."""
+    """Raises: TaskError: the task's network, data or training differ from those that the run began with."""
     mend = "go on with the task that the run began with; it must be the same each time it is built"
     if began.orders_texts_otherwise:
         mend = f"{mend}; {_how_to_hash_alike(began)}"
@@ -316,7 +316,10 @@ def _check_same_task(prospect: Prospect, began: Identity) -> None:
 
 
 def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
-    """To the bit where the bits are promised and the steps are the same: a longer run may have another schedule."""
+    """Return whether the rehearsal gave the same weights as when the run began.
+
+    True where they cannot be compared: equal bits are not promised, or the length differs (another schedule).
+    """
     promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
     if began.rehearsed_crc32c is None or not promised or prospect.total_steps != began.total_steps:
         return True
@@ -324,13 +327,16 @@ def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
 
 
 def _how_to_hash_alike(began: Identity) -> str:
-    """What to do if sets of texts have another order here than in the process that began the run."""
+    """Return what to do where sets of texts have another order than in the process that began the run."""
     start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
     return f"a set of texts has another order here ({start}): sort it where the order matters"
 
 
 def same_loss(now: float | None, began: Identity) -> bool:
-    """To the bit where the bits are promised: on device cpu, and on the same type of processor as before."""
+    """Return whether two first losses are the same.
+
+    To the bit where equal bits are promised (on device cpu and the same type of processor), else within `ROUNDING`.
+    """
     before = began.first_loss
     if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):
         return now == before
@@ -340,10 +346,10 @@ def same_loss(now: float | None, began: Identity) -> bool:
 def summarise(
     line: Line, prospect: Prospect, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
 ) -> partial[Summary]:
-    """The summary of a run that reached its end, but for `fault_fired`.
+    """Return the summary of a run that reached its end, but for `fault_fired`.
 
     Args:
-        past: What processes before this one brought it to; None: this is its first.
+        past: Valid history up to this process; None: this process began the run.
         wall_s: Seconds that this process took.
     """
     trainer, tally, config = line.rooms.trainer, line.tally, prospect.config

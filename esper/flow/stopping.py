@@ -1,4 +1,4 @@
-"""How a run is asked to stop: at its next fence, or at once while it starts and has no fence yet."""
+"""Requests that a run stop: at its next fence, or at once while it is starting and has no fence yet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ class Drain:
 
     requested: bool = False
     _interruptible: bool = False
+    """True while the run is starting: a request raises KeyboardInterrupt."""
     _interrupted: bool = False
+    """True after a request raised, to tell its KeyboardInterrupt from one of the user's Ctrl-C."""
 
     def ask(self) -> None:
         """Request a stop at the next fence. Safe in a signal handler.
@@ -33,7 +35,7 @@ class Drain:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Around everything that happens before the first fence.
+        """Context of everything that happens before the first fence: a request ends it at once.
 
         Raises:
             Drained: a stop was requested, before the block or inside it.

@@ -1,8 +1,8 @@
-"""How whoever goes on with a run takes it over: in which order, so that it is one owner's at every instant.
+"""Takes over a run that is resumed, in an order that gives it exactly one owner at every instant.
 
-What counts of the past was read before (`esper.archive.history`). Until SUPERSEDED is durable the run is its last
-owner's. Only checkpoints that cannot be restored are moved before that, to quarantine: `sweep` removes what no longer
-counts, and would remove them as well.
+The valid history was read before (`esper.archive.history`). Until SUPERSEDED is durable the run belongs to its last
+owner. Only checkpoints that cannot be restored are moved before that, to quarantine: `sweep` would remove them with the
+other files that are no longer valid.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from esper.telemetry.events import Severity, severe
 
 @dataclass(frozen=True)
 class TakenOver:
-    """Where a run goes on, and what was found on the way there."""
+    """State that a run resumes from, and the findings of the takeover."""
 
     kept: FenceState | None
-    """None: nothing was ever committed, and it begins again at fence 0."""
+    """None: no checkpoint was ever committed, and the run begins again at fence 0."""
     told: tuple[str, ...]
-    """What people should know, one line each."""
+    """Findings to show to people, one line each."""
 
 
 def take_over(
@@ -37,11 +37,11 @@ def take_over(
     identity: Identity,
     trial: Trial | None = None,
 ) -> TakenOver:
-    """Make a new generation the one that counts, from the last checkpoint that loads and passes the trial.
+    """Make a new generation the valid one, from the last checkpoint that loads and passes the trial.
 
     Raises:
-        RestoreImpossible: checkpoints were committed and none of them loads.
-        StoreWriteFailed: the new generation could not be made to count; the run is as it was.
+        RestoreImpossible: checkpoints were committed, and none of them loads.
+        StoreWriteFailed: the new generation could not be made valid; the run is unchanged.
     """
     told = [f"damaged: {damage}" for damage in past.damages]
     for damage in past.damages:
@@ -52,9 +52,9 @@ def take_over(
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
     journal.supersede(fence)
     faults.point("conductor.supersede")
-    summary_file(path).unlink(missing_ok=True)  # of a run that is longer now
+    summary_file(path).unlink(missing_ok=True)  # a run that had ended and is now made longer has one
     identity.save(path)
-    if not past.damaged:  # else a record of what lies there may be what is lost
+    if not past.damaged:  # else the lost record may be the COMMIT of such a file
         told += [f"removed: {file}, which was never committed" for file in checkpoints.sweep()]
     faults.point("conductor.resume")
     journal.write(RecordKind.RUN_RESUMED, identity)

@@ -13,13 +13,13 @@ from esper.leyline.base import Message
 from esper.setup.growth_log import GrowthLog
 
 Amount = Annotated[int, Field(ge=0, le=10**30)]
-"""Far above what any run counts, and far below the largest float, in which sums are told."""
+"""A count. The limit is far above that of any run, and far below the largest float, so that sums convert to float."""
 Elapsed = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Seconds."""
 
 
 class TallyState(Message):
-    """A tally as it is kept; see `Tally`."""
+    """The stored form of a `Tally`."""
 
     steps: Amount
     trainer_flops: Amount
@@ -31,7 +31,7 @@ class TallyState(Message):
     checkpoint_s: Elapsed
     rollbacks: Amount
     growth: GrowthLog = GrowthLog()
-    """Nothing in it where the state was kept by a version without it."""
+    """Empty in a state that was stored by a version without it."""
 
 
 class Tally:
@@ -50,16 +50,16 @@ class Tally:
         self.growth = GrowthLog()
 
     def state(self) -> TallyState:
-        """The tally as it is kept."""
+        """Return the stored form."""
         return TallyState(**vars(self))
 
     def restore(self, state: TallyState) -> None:
-        """Go on counting from what was kept."""
+        """Continue from a stored tally."""
         vars(self).update(dict(state))
 
     @contextmanager
     def training(self, steps: int, step_flops: int) -> Iterator[None]:
-        """Around one round of the live host."""
+        """Count and time one round of the live host."""
         start = time.monotonic()
         yield
         self.training_s += time.monotonic() - start
@@ -68,21 +68,21 @@ class Tally:
 
     @contextmanager
     def fence(self) -> Iterator[None]:
-        """Around all that happens between two rounds."""
+        """Time everything that happens between two rounds."""
         start = time.monotonic()
         yield
         self.fences_s += time.monotonic() - start
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the part of a fence in which the trainer waits for an incubation or for the twin."""
+        """Time the part of a fence in which the trainer waits for an incubation or for the twin."""
         start = time.monotonic()
         yield
         self.fence_wait_s += time.monotonic() - start
 
     @contextmanager
     def checkpoint(self) -> Iterator[None]:
-        """Around the part of a fence in which the state of the run is copied."""
+        """Time the part of a fence in which the state of the run is copied."""
         start = time.monotonic()
         yield
         self.checkpoint_s += time.monotonic() - start

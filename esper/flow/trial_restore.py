@@ -1,6 +1,6 @@
-"""A trial of a checkpoint before a run is taken over: every part of it is restored into fresh rooms, then thrown away.
+"""Tries a checkpoint before a run is taken over: restores every part of it into fresh rooms, then discards them.
 
-Checksums show that a file is what was written. Only the parts themselves can tell whether they read what is in it.
+Checksums show that a file has the bytes that were written. Only the rooms can show that they can read them.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from esper.tamiyo.policy_state import read_state
 
 @dataclass(frozen=True)
 class TrialRestore:
-    """Tries the checkpoints of one run, with rooms in this process that no step of the run is taken in."""
+    """Tries the checkpoints of one run in rooms of this process, which take no step of the run."""
 
     prospect: Prospect
     key: RunKey
     past: Past
 
     def __call__(self, written: CheckpointWritten, kept: FenceState) -> None:
-        """Restore a checkpoint and have its optimizers take a step.
+        """Restore a checkpoint and let its optimizers take a step.
 
         Raises:
-            StoreCorrupt, DependencyViolationError: a part of it is none, or contradicts another.
-            Exception: what a part of the task raised, while it loaded its state or in that step.
+            StoreCorrupt, DependencyViolationError: a part of it cannot be read, or contradicts another.
+            Exception: the exception of a part of the task, raised while it loaded its state or in that step.
         """
         with temporary_rng(0):
-            Context().run(self._try, written, kept)  # what is told here is no event of the run
+            Context().run(self._try, written, kept)  # without telemetry: events here are not events of the run
 
     def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
         line = LineState.of(kept)
