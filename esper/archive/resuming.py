@@ -28,7 +28,6 @@ from esper.user_code.task_reference import Reference, import_task, locate
 MAY_CHANGE = frozenset(
     {
         "run.epochs",
-        "run.workers",
         "growth.managers",
         "policy.deadline_s",
         "checkpoint.every_rounds",
