@@ -1,4 +1,4 @@
-"""Each room of a run, built from its prospect: the same whether they share a process or not. It runs none of them."""
+"""Builds each room of a run from its prospect, in the same way in one process and on Ray. It runs no room."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class RunKey:
 
 
 def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
-    """The live host at step 0. `halted` is asked at every step boundary."""
+    """Return a trainer with the live host at step 0. It calls `halted` at every step boundary."""
     trainer = prospect.trainer(key.run_id, key.generation, "tolaria", halted)
     trainer.watch(prospect.changing)
     return trainer
 
 
 def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegistrar:
-    """Kasmina's registry, with no seeds."""
+    """Return Kasmina's registry without seeds."""
     facts = RunFacts(
         run_id=key.run_id,
         generation=key.generation,
@@ -53,7 +53,7 @@ def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegist
 
 
 def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory[ProbedFork]:
-    """Makes forks of snapshots in this process, which ask `halted` at every step boundary."""
+    """Return a function that makes forks of snapshots in this process. They call `halted` at every step boundary."""
 
     def fork(snapshot: HostSnapshot) -> ProbedFork:
         trainer = prospect.trainer(key.run_id, key.generation, "kasmina", halted)
@@ -64,13 +64,13 @@ def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool
 
 
 def make_incubator(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Incubator:
-    """Kasmina's incubation, with forks in this process; see `make_fork_factory`."""
+    """Return Kasmina's incubation with forks in this process; see `make_fork_factory`."""
     fork = make_fork_factory(prospect, key, halted)
     return Incubator(fork, {spec.path: spec for spec in prospect.specs}, prospect.blueprints)
 
 
 def make_tamiyo(prospect: Prospect, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
-    """Tamiyo with the config's policy, or another."""
+    """Return Tamiyo with `policy`; None: with the config's policy."""
     config, growth = prospect.config, prospect.config.growth
     return Tamiyo(
         policy or HeuristicPolicy(growth.candidates, growth.replicas),

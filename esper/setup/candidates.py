@@ -1,4 +1,4 @@
-"""The place of each candidate in a run that would begin, and the reason for which a run of this length cannot grow."""
+"""The place of each candidate in a planned run, and the reason why a run of this length cannot grow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esper.setup.survey import Prospect
 from esper.tamiyo.eligibility import over_budgets
 
 MOST_MORE_EPOCHS = 1000
-"""So many more epochs are tried when a longer run is looked for."""
+"""Most additional epochs that are tried in the search for a run that is long enough."""
 
 NO_SETTING = "no one of run.epochs, run.round_steps and growth.ramp_steps is enough alone: change several"
 
@@ -26,7 +26,7 @@ FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
 
 def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
-    """The pairs that the first tournament of a run tries, by its own policy and limits of risk; or the reason for none.
+    """Return the pairs that the run's policy and risk limits put into the first tournament; or the reason for none.
 
     Raises:
         EsperError: the policy fails.
@@ -43,7 +43,7 @@ def first_tournament(prospect: Prospect) -> tuple[Pair, ...] | Hold:
 
 
 def candidate_rows(prospect: Prospect, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:
-    """Every candidate with its size, its cost, and its place in a run, as JSON values.
+    """Return every candidate with its size, its cost, and its place in a run, as JSON values.
 
     `place` is `over` and the keys of the budgets that it exceeds, `NONE` where no candidate can germinate, `FIRST`, or
     `QUEUED` (a later tournament may try it).
@@ -71,7 +71,7 @@ def _place(prospect: Prospect, pair: Pair, tried: tuple[Pair, ...]) -> str:
 
 
 def why_nothing_grows(prospect: Prospect) -> str | None:
-    """Why no seed can germinate in a run of this length, with the mend; None where one can, or growth is off."""
+    """Return why no seed can germinate in a run of this length, with the mend; None if a seed can, or growth is off."""
     growth = prospect.config.growth
     if prospect.can_grow or not growth.enabled:
         return None
@@ -87,7 +87,7 @@ def why_nothing_grows(prospect: Prospect) -> str | None:
 
 
 def settings_that_suffice(prospect: Prospect) -> list[str]:
-    """Settings as KEY=VALUE, each the smallest change of one key with which a seed can germinate in the run."""
+    """Return settings as KEY=VALUE: for each key the smallest change with which a seed can germinate in the run."""
     epochs = prospect.config.run.epochs or prospect.task.epochs
     tried = (
         ("run", "epochs", range(epochs + 1, epochs + MOST_MORE_EPOCHS)),
@@ -102,7 +102,7 @@ def settings_that_suffice(prospect: Prospect) -> list[str]:
 
 
 def _first_enough(prospect: Prospect, table: str, key: str, values: Iterable[int]) -> Iterator[int]:
-    """The first of the values with which a seed can germinate; nothing where none is enough."""
+    """Yield the first of the values with which a seed can germinate; nothing if no value is enough."""
     for value in values:
         section = getattr(prospect.config, table).model_copy(update={key: value})
         config = prospect.config.model_copy(update={table: section})

@@ -1,4 +1,4 @@
-"""Checks before a run that every data set returns the same samples each time, given the same random streams."""
+"""Checks before a run that every data set returns the same samples again under the same random streams."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from esper.user_code.attributes import Held, different, held_by, path_in_words
 from esper.user_code.shared_state import check_shared, shared_by
 
 SAMPLES = 256
-"""Samples that are drawn twice from each data set, at random places that are the same in every survey. Of a smaller
-data set all samples are drawn. No other sample is checked."""
+"""Number of samples that are drawn twice from each data set, at random indices that are the same in every survey.
+All samples of a smaller data set are drawn. Other samples are not checked."""
 LOT = 32
-"""Samples that are drawn in one batch."""
+"""Number of samples in one such batch."""
 COLLATE_MEND = "draw from the seeded global generators (random, numpy.random, torch), not from one of its own"
 MEND = (
     "draw from the seeded global generators, cache nothing random, or give the data set state_dict and load_state_dict"
@@ -67,7 +67,7 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
 
 
 def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> bool:
-    """`task.collate` makes other batches of samples that are given to it twice."""
+    """Return whether `task.collate` makes different batches when it gets the same samples twice."""
     for lot in lots:
         with data.at(data.made_with):
             samples = data.samples(name, lot)
@@ -78,7 +78,7 @@ def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> boo
 
 
 def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
-    """The first source of random numbers in what is shared that drawing has changed; empty: none was seen."""
+    """Return the first random generator among shared objects that drawing has changed; empty if there is none."""
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
             if path in held and held[path].kind == "generator":
@@ -87,7 +87,7 @@ def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
 
 
 def _drawn(data: TaskData, name: str, lots: list[list[int]]) -> list[tuple[Held, Held]]:
-    """Digests of each batch and of the random streams after it. State of a data set is carried from batch to batch."""
+    """Return digests of each batch and of the streams after it. A data set's state passes from batch to batch."""
     found: list[tuple[Held, Held]] = []
     state: dict[str, Any] = data.made_with
     for lot in lots:

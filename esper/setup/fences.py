@@ -11,11 +11,11 @@ from esper.tolaria.data import TaskData
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 MOST_ROUNDS = 1_000_000
-"""The step of each fence is in `run.json` and in a journal record, which holds 64 MiB."""
+"""Most rounds of a run: the steps of all fences are in one journal record, whose limit is 64 MiB."""
 
 
 def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
-    """Steps at which the rounds of a run begin and end.
+    """Return the steps at which the rounds of a run begin and end, from 0 to the total.
 
     Raises:
         TaskError: a number of the task is less than 1.

@@ -25,11 +25,11 @@ from esper.setup.survey import Prospect
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
-"""Probing a candidate takes a while; every third one stands for those beside it."""
+"""Every third candidate is probed, since a probe takes long; its seconds stand for the other two."""
 
 
 def forecast(prospect: Prospect) -> dict[str, Any]:
-    """Sizes, slots, candidates, the modelled cost of the host and of a first tournament, and what the run waits for."""
+    """Return sizes, slots, candidates, the modelled cost of the host and of a first tournament, and expected waits."""
     growth, data = prospect.config.growth, prospect.data
     first = first_tournament(prospect) if prospect.can_grow else ()
     tried = () if isinstance(first, Hold) else first
@@ -65,7 +65,7 @@ def forecast(prospect: Prospect) -> dict[str, Any]:
 
 
 def _twin_steps(prospect: Prospect) -> int:
-    """Steps of a twin that the first tournament leaves; 0 where none is kept."""
+    """Return the steps of a twin that starts when the first tournament ends; 0 if the run has no twin."""
     growth = prospect.config.growth
     if not (growth.twin and prospect.can_grow):
         return 0
@@ -73,7 +73,7 @@ def _twin_steps(prospect: Prospect) -> int:
 
 
 def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
-    """Probes, both heats of the halving and their evaluations, with the cheaper half taken to go on."""
+    """Return the FLOPs of probes, heats and evaluations, if the cheaper half of the seeds reaches the second heat."""
     step, heats = prospect.host_flops, _heats(prospect, len(seeds))
     if not seeds:
         return 0.0
@@ -87,7 +87,7 @@ def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
 
 
 def _heats(prospect: Prospect, seeds: int) -> tuple[int, ...]:
-    """Steps of each heat of a first tournament between so many seeds; two if it is halved."""
+    """Return the steps of each heat of a first tournament between `seeds` seeds: two heats if it is halved."""
     growth, length = prospect.config.growth, _incubating_steps(prospect)
     steps = min(length, growth.probe_steps or length)
     if seeds > 2 and growth.halving_step < steps:
@@ -96,7 +96,7 @@ def _heats(prospect: Prospect, seeds: int) -> tuple[int, ...]:
 
 
 def _incubating_steps(prospect: Prospect) -> int:
-    """Steps of the live host beside a first tournament."""
+    """Return the steps that the live host takes during a first tournament."""
     growth, last = prospect.config.growth, len(prospect.fence_steps) - 1
     due = min(growth.first_fence + growth.due_rounds, last)
     return prospect.fence_steps[due] - prospect.fence_steps[max(0, due - growth.due_rounds)]
@@ -107,31 +107,31 @@ def _incubating_steps(prospect: Prospect) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds that one network costs whoever trains it."""
+    """Seconds that one network takes the process that trains it."""
 
     making_s: float
     step_s: float
     evaluation_s: float
-    """Of one fence's slice of a judging shard."""
+    """Seconds to evaluate one fence's slice of a judging shard."""
 
     def heat(self, steps: int) -> float:
-        """Training, and the evaluation that ends it."""
+        """Return the seconds of the training steps and of the evaluation after them."""
         return steps * self.step_s + self.evaluation_s
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What networks of a task cost on this machine while nothing else runs."""
+    """Seconds that networks of a task take on this machine while nothing else runs."""
 
     host: Work
     forks: tuple[Work, ...]
-    """Of the first tournament, one per candidate; none where nothing can germinate."""
+    """Forks of the first tournament, one per candidate; empty if no seed can germinate."""
     probe_s: float
-    """Measuring one candidate for G0 and G1."""
+    """Seconds to measure one candidate for G0 and G1."""
 
     @property
     def fork(self) -> Work:
-        """A fork whose candidate costs what they cost on average."""
+        """A fork with the average seconds of all candidates."""
         return Work(
             statistics.fmean(work.making_s for work in self.forks),
             statistics.fmean(work.step_s for work in self.forks),
@@ -140,9 +140,9 @@ class Timings:
 
 
 def foretell_waits(prospect: Prospect, measured: Timings) -> dict[str, Any]:
-    """How long the trainer stands still for Kasmina's managers; None where nothing can germinate.
+    """Return how long the trainer waits for Kasmina's managers; values are None if no seed can germinate.
 
-    A core for each process is taken for granted.
+    Assumes one core for each process.
     """
     growth, steps = prospect.config.growth, _incubating_steps(prospect)
     heats, count = _heats(prospect, len(measured.forks)), len(measured.forks)
@@ -166,7 +166,7 @@ def foretell_waits(prospect: Prospect, measured: Timings) -> dict[str, Any]:
 
 
 def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
-    """Seconds until all (number, seconds) are done: manager `number % managers` does its own one after the other."""
+    """Return the seconds until all (number, seconds) are done, each by manager `number % managers`, in sequence."""
     loads = [0.0] * managers
     for number, seconds in pieces:
         loads[number % managers] += seconds
@@ -174,12 +174,12 @@ def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
 
 
 def probes_s(measured: Timings, count: int, managers: int) -> float:
-    """Seconds in which the managers measure so many candidates; the trainer always waits for these."""
+    """Return the seconds in which the managers measure `count` candidates. The trainer always waits for them."""
     return busiest([(number, measured.probe_s) for number in range(count)], managers)
 
 
 def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
-    """Seconds of a first tournament. Which half goes on is not known before: average candidates stand for it."""
+    """Return the seconds of a first tournament. Average candidates stand for the unknown half in the second heat."""
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
     kept = [measured.host, *[measured.fork] * math.ceil(len(measured.forks) / 2)]
@@ -189,7 +189,7 @@ def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> floa
 
 
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
-    """Seconds of the first replica's incubation, with its control and the twin beside it.
+    """Return the seconds of the first replica's incubation, while its control and the twin are trained as well.
 
     The control has one seed by then and the replica's fork two. Forks are numbered on from the first tournament's,
     whose control, number 0, is the twin.
@@ -210,13 +210,13 @@ def measure(prospect: Prospect) -> Timings:
     """Time a few steps of the host and of a fork with each candidate of a first tournament, on throwaway networks.
 
     Raises:
-        EsperError: what a run would fail with when it begins its first tournament.
+        EsperError: the error with which a run would fail at the start of its first tournament.
     """
     key, fence = RunKey(new_run_id(), 0, b"plan"), prospect.config.growth.first_fence
     trainer, make = make_trainer(prospect, key), make_fork_factory(prospect, key)
     first = _first_plans(prospect, key, trainer.untrained()) if prospect.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
-    snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)  # young, but where forks begin
+    snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)  # untrained; forks begin there
 
     def work(plan: GraftPlan | None) -> Work:
         start = time.perf_counter()
@@ -242,7 +242,7 @@ def measure(prospect: Prospect) -> Timings:
 
 
 def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Received | None:
-    """The plans of the forks that a run would begin with; None if its policy holds."""
+    """Return the plans of the forks of a run's first tournament; None if its policy holds."""
     fence, clock = prospect.config.growth.first_fence, SystemClock()
     kasmina = make_kasmina(prospect, key, clock)
     state = RoundState.of(kasmina.view(fence), training, None)

@@ -39,11 +39,11 @@ class GrowthLog(Message):
     holds: tuple[HoldCount, ...] = ()
 
     def concluded(self) -> GrowthLog:
-        """The log with one more tournament."""
+        """Return the log with one more tournament."""
         return self.model_copy(update={"tournaments": self.tournaments + 1})
 
     def judged(self, report: GateReport) -> GrowthLog:
-        """The log with a gate's report; a report of a seed that passed changes nothing."""
+        """Return the log with a gate's report; a report of a seed that passed changes nothing."""
         failed = next((check for check in report.checks if not check.passed), None)
         if failed is None:
             return self
@@ -57,7 +57,7 @@ class GrowthLog(Message):
         return self.model_copy(update={"refusals": (*_without(self.refusals, before), one)})
 
     def held(self, hold: Hold) -> GrowthLog:
-        """The log with a fence at which no new seed was tried."""
+        """Return the log with one more fence at which no new seed was tried."""
         before = [one for one in self.holds if (one.reason, one.detail) == (hold.reason, hold.detail)]
         one = HoldCount(
             reason=hold.reason,
@@ -71,14 +71,14 @@ class GrowthLog(Message):
 RELATIVE = ("outperformed", "not_enough_steps")
 """Reasons of G2 for the losers of a tournament, which do not explain why the run kept no seed."""
 PASSING = ("slots open later", "a tournament is in flight")
-"""Reasons to hold that every run has."""
+"""Reasons to hold that occur in every run, so that they explain nothing."""
 
 
 def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
-    """One sentence: why a run that could grow ended without any seed in its network.
+    """Return one sentence that explains why a run that could grow ended without any seed in its network.
 
     Args:
-        tried: Seeds that were asked for.
+        tried: Number of seeds that were requested.
         best: The seed that came nearest at G2, with its figures; empty where G2 judged none.
         needed: The limits of G2.
     """

@@ -66,7 +66,7 @@ WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "slots": (_is_paths, 'give a list of paths of modules, such as ["blocks.0"]'),
     "metrics": (_is_names, "give a dict: name -> function (output, target) -> number or tensor; {} for none"),
 }
-"""Field of a task -> check of its value, and the mend. A field whose default is None may be None too."""
+"""Field of a task -> (check of its value, mend). A field whose default is None may also be None."""
 
 
 def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
@@ -86,7 +86,7 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
 
 
 def _made(task: Task) -> Iterator[tuple[str, object, str]]:
-    """Fields with an object where a function that makes it is needed, or with a class where an object is."""
+    """Yield fields that hold an object instead of the function that makes it, or a class instead of an instance."""
     if isinstance(task.model, nn.Module):
         name = type(task.model).__name__
         yield "task.model", f"a {name}", f"give the function that builds it, such as `lambda: {name}(...)`"

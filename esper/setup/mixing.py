@@ -1,7 +1,8 @@
-"""Finds out whether a network mixes the samples of a batch in evaluation, and which module does. It refuses nothing.
+"""Finds out whether a network mixes the samples of a batch in evaluation mode, and which module does.
 
-Half of a batch gets other content, and the batch keeps its size, so that every kernel rounds as before. If figures of
-the other half move, the network mixes samples: by statistics of the batch, or by attention over it, say.
+It refuses nothing. Half of the samples get other content; the batch size stays, so that every kernel rounds as before.
+If figures of the other half move, the network mixes samples, by batch statistics or attention over the batch for
+example.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ if TYPE_CHECKING:
     from esper.setup.survey import Prospect
 
 SHARE = 1e-3
-"""Movement of a sample, as a share of that of the changed samples, that counts as none."""
+"""Largest movement of a kept sample that counts as none, relative to the movement of the changed samples."""
 ROUNDINGS, LEAST = 2, 1e-6
-"""Movement that counts as none, too: so many roundings of the coarsest type in use, at least this share of the size. A
-kernel that gathers samples, as in a mixture of experts, rounds otherwise when it gathers others."""
+"""Movement that also counts as none: ROUNDINGS times the epsilon of the coarsest type in use, at least LEAST,
+relative to the size. A kernel that gathers samples, as in a mixture of experts, rounds differently when it gathers
+others."""
 SHOWN = 50
-"""Changed samples must move by so many times the movement that counts as none; else nothing was shown."""
+"""Changed samples must move by this multiple of the movement that counts as none; else the result is None."""
 INPUTS = 100
-"""A module is named if the kept samples move by so many times more in its output than in its inputs."""
+"""A module is named if the kept samples move by more than this multiple in its output, compared with its inputs."""
 _KEY = 0x0DD_BA7C4
 
 
 class Mixing(NamedTuple):
-    """What was found."""
+    """Result of the search."""
 
     mixes: bool | None
-    """None: it could not be found out."""
+    """None: inconclusive."""
     module: str | None = None
-    """Path and class of the module that mixes; of a module within another, the inner one."""
+    """Path and class of the module that mixes; of nested modules, the inner one."""
 
 
 NOT_FOUND_OUT = Mixing(None)
@@ -57,10 +59,10 @@ class Rows:
     values: Tensor
     """[B], double precision; [1] where a tensor has no row per sample."""
     size: float
-    """What a movement is compared with."""
+    """The magnitude to which a movement is compared."""
 
     def verdict(self, after: Rows, kept: Tensor, rounding: float) -> bool | None:
-        """Samples in `kept`, booleans [B], moved although only the others were changed. None: nothing was shown."""
+        """Return whether `kept`, booleans [B], moved although only the others were changed. None: inconclusive."""
         if len(self.values) != len(kept) or len(after.values) != len(kept):
             return None
         shift, none = (after.values - self.values).abs(), max(ROUNDINGS * rounding, LEAST) * self.size
@@ -70,7 +72,7 @@ class Rows:
         return False if changed > SHOWN * none else None
 
     def shift(self, after: Rows, kept: Tensor) -> float:
-        """The largest movement of a sample in `kept`, as a share of the size.
+        """Return the largest movement of a sample in `kept`, relative to the size.
 
         Infinite for a tensor without a row per sample that has moved at all: its samples may be mixed.
         """
@@ -82,15 +84,15 @@ class Rows:
 def find_mixing(prospect: Prospect, trainer: Trainer, batch: Any) -> Mixing:  # Any: as the task's collate makes it
     """Change half of the samples of a batch, in four ways, and look at the losses of the other half.
 
-    Where the losses show nothing, or where the loss itself mixes samples, the rows of the outputs are looked at. The
-    random streams go on as if nothing had happened.
+    If the losses are inconclusive, or the loss itself mixes samples, the rows of the outputs are compared instead. The
+    random streams of the caller are unchanged.
 
     Args:
         trainer: Its network has trained for some steps: a last layer that begins at zero would hide everything.
         batch: A training batch of `prospect.data.batch_size` samples.
 
     Returns:
-        Nothing found out where the inputs have no row per sample, or the user's code does not take the changed batch.
+        `NOT_FOUND_OUT` if the inputs have no row per sample, or the user's code does not take the changed batch.
     """
     samples = prospect.data.batch_size
     if samples < 2 or not any(is_content(tensor, (samples,)) for tensor in tensors(split_pair(batch)[0])):
@@ -115,7 +117,7 @@ class _Look:
     """States of the random streams before each forward pass."""
 
     def verdict(self) -> Mixing:
-        """Whether the network mixes samples, and which module does."""
+        """Return whether the network mixes samples, and which module does."""
         base, rounding = self._evaluated(None), self._rounding()
         found = []
         for kept in _halves(self.prospect.data.batch_size):
@@ -128,7 +130,7 @@ class _Look:
         return Mixing(False if all(one is False for one in found) else None)
 
     def _evaluated(self, kept: Tensor | None) -> list[Rows]:
-        """Losses and outputs of the batch, without change or with other content for all samples but those in `kept`."""
+        """Return losses and outputs of the batch, with other content for all samples but `kept` (None: no change)."""
         inputs, targets = split_pair(self.batch)
         samples = self.prospect.data.batch_size
         given = mapped(torch.clone, inputs)
@@ -144,13 +146,13 @@ class _Look:
         return [Rows(values, float(values.abs().mean())), *rows]
 
     def _rounding(self) -> float:
-        """Of the coarsest floating type in the network's parameters and slots."""
+        """Return the epsilon of the coarsest floating type in the network's parameters and slots."""
         names = [name for spec in self.prospect.specs for name in (spec.dtype, spec.autocast) if name is not None]
         own = {parameter.dtype for parameter in self.trainer.host.parameters() if parameter.is_floating_point()}
         return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
 
     def _module(self, kept: Tensor, rounding: float) -> str:
-        """The first module to return whose inputs do not depend on other samples while its output does."""
+        """Return the first module to return whose output depends on other samples while its inputs do not."""
         host, calls = self.trainer.host, list[list[_Call]]()
         for change in (None, kept):
             with _recorded(host, len(kept)) as made:
@@ -164,12 +166,12 @@ class _Look:
 
 
 def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
-    """Of the losses, if they show anything; else of any output."""
+    """Return the first conclusive verdict: of the losses if there is one, else of an output; None if there is none."""
     return next((verdict for verdict in verdicts if verdict is not None), None)
 
 
 def _halves(samples: int) -> Iterator[Tensor]:
-    """Which samples are kept: either half of the batch, and the even or the odd ones. Booleans [B]."""
+    """Yield the samples to keep: the first half, the second half, the even and the odd samples. Booleans [B]."""
     place = torch.arange(samples)
     for half in (place < samples // 2, place % 2 == 0):
         yield half
@@ -177,7 +179,7 @@ def _halves(samples: int) -> Iterator[Tensor]:
 
 
 def _rows(tensor: Tensor, samples: int) -> Rows:
-    """A random projection of each row."""
+    """Return a random projection of each row, the same in every call."""
     plain = tensor.detach().cpu().double().nan_to_num(posinf=0.0, neginf=0.0)
     flat = plain.reshape(samples if plain.shape[:1] == (samples,) else 1, -1)
     weights = torch.randn(flat.shape[1], generator=torch.Generator().manual_seed(_KEY), dtype=torch.double)
@@ -189,14 +191,14 @@ def _rows(tensor: Tensor, samples: int) -> Rows:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module: what it was given and what it returned."""
+    """One call of a module, with its inputs and outputs."""
 
     module: nn.Module
     given: Sequence[Rows]
     returned: Sequence[Rows]
 
     def mixes(self, other: _Call, kept: Tensor, rounding: float) -> bool:
-        """The same call beside one with other content shows that this module mixes samples."""
+        """Return whether this call and the `other`, with other content, show that the module mixes samples."""
         given = list(zip(self.given, other.given, strict=False))
         returned = list(zip(self.returned, other.returned, strict=False))
         mixed = [one.shift(after, kept) for one, after in returned if one.verdict(after, kept, rounding)]
@@ -205,7 +207,7 @@ class _Call:
 
 @contextmanager
 def _recorded(host: nn.Module, samples: int) -> Iterator[list[_Call]]:
-    """All calls of modules, in the order in which they return."""
+    """Record all calls of modules, in the order in which they return."""
     open_calls, calls = list[list[Rows]](), list[_Call]()
 
     def rows(*values: object) -> list[Rows]:

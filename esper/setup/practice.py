@@ -25,11 +25,11 @@ from esper.user_code.mends import mend_of
 STEPS = 13
 """Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
 MOST_ELEMENTS = 1_000_000
-"""Most elements that are copied; of a larger host, only the smallest parameters are."""
+"""Most elements that are copied. Of a larger host only the smallest parameters are copied."""
 
 
 class _Pair:
-    """An optimizer and its scheduler over own copies of parameters; the gradients depend on the step alone."""
+    """An optimizer and its scheduler over copies of parameters. The gradients depend on the step alone."""
 
     def __init__(self, task: Task, values: Sequence[Tensor], total_steps: int) -> None:
         self.parameters = [nn.Parameter(value.clone()) for value in values]
@@ -65,7 +65,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
     """Load the state of a used optimizer into a fresh one, step both with the same gradients, and compare them.
 
     Returns:
-        What its steps changed in optimizer and scheduler, all of which came back.
+        The attributes of optimizer and scheduler that the steps changed. All of them were restored.
 
     Raises:
         TaskError: the optimizer or the scheduler has state that its state dict does not keep; the state is named. Or
@@ -91,7 +91,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
 
 
 def _smallest(host: nn.Module) -> list[Tensor]:
-    """Values of the trained parameters, in their order; the largest are left out beyond `MOST_ELEMENTS`."""
+    """Return the values of the trained parameters in order, without the largest ones beyond `MOST_ELEMENTS`."""
     trained = [parameter.detach() for parameter in host.parameters() if parameter.requires_grad]
     room = MOST_ELEMENTS
     chosen: set[int] = set()

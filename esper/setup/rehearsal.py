@@ -4,9 +4,9 @@ A fresh build takes over a trained network's snapshot, and both go on with the s
 where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
 Attributes that become equal again once both networks have seen the same batches are caches, which are no state.
 
-Not seen: state that changes for the first time after the rehearsed steps, of which the third is the last
-(`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); of data sets, state that only
-samples change which were not drawn (`esper.setup.draws`, and the batches of these steps).
+Not seen: state that changes for the first time after the third step, the last of the rehearsal
+(`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); and state of data sets that
+changes only with samples which were not drawn (`esper.setup.draws` and these steps draw).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from esper.user_code.shared_state import check_shared, kinds_of, shared_by
 from esper.user_code.their_code import raise_as_theirs
 
 STEPS_BEFORE = 2
-"""Steps before the snapshot: an optimizer has state, and what a first step sets up is there."""
+"""Steps before the snapshot: after them an optimizer has its state, and lazy set-up of a first step is done."""
 
 OTHER_BITS = "a restored network trains to other bits"
 NO_ATTRIBUTE = (
@@ -67,37 +67,37 @@ class Remembered:
 
 
 class Rehearsed(NamedTuple):
-    """What the first steps of a run come to. Where training diverged, which is for the guard of the run: nothing."""
+    """Results of the first steps of a run. Empty if training diverged, which the guard of the run handles."""
 
     first_loss: float | None
-    """Of step 0."""
+    """Loss of step 0."""
     weights_crc32c: int | None
-    """Of all tensors after the last step of the rehearsal."""
+    """Checksum of all tensors after the last step of the rehearsal."""
     changing: Changing
-    """What the steps before the snapshot changed in model, optimizer and scheduler: it came back, or it is a cache."""
+    """Attributes of model, optimizer and scheduler changed before the snapshot: restored ones and caches."""
 
 
 @dataclass(frozen=True)
 class _Course:
-    """What a network did and held when it went on from a snapshot."""
+    """Losses and state of a network after one more step from a snapshot."""
 
     losses: tuple[float, ...]
     kept: Held
-    """All that a snapshot keeps."""
+    """Everything that a snapshot stores."""
     attributes: dict[str, Held]
-    """After both networks have seen the same batches in the same order."""
+    """Attributes after both networks have seen the same batches in the same order."""
 
 
 def tensors_of(host: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that `state_dict` leaves out included."""
+    """Return parameters and buffers by name, including those that `state_dict` leaves out."""
     return {**dict(host.named_parameters()), **dict(host.named_buffers())}
 
 
 def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
-    """Forks, the twin and the live host are all built by the task: apart, and with the same weights.
+    """Check that two builds share no tensor and are equal: forks, the twin and the live host are separate builds.
 
     Args:
-        made: What the first held when it was made; a forward pass may have changed it since.
+        made: State of the first build when it was made; a forward pass may have changed it since.
 
     Raises:
         TaskError: two builds share a tensor, or differ.
@@ -114,21 +114,21 @@ def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
 def rehearse(
     task: Task, first: Trainer, make: Callable[[], Trainer], total_steps: int, *, same_bits: bool
 ) -> Rehearsed:
-    """Train a fresh network for a few steps, restore it into another fresh one, and compare what they do and hold.
+    """Train a fresh network for a few steps, restore it into another fresh network, and compare losses and states.
 
     Args:
         first: A network at step 0. It is trained.
         make: Builds another like it.
-        total_steps: Of the run; the rehearsal is no longer.
+        total_steps: Steps of the run. The rehearsal takes no more.
         same_bits: The device promises the same bits.
 
     Returns:
-        What the steps came to; where training diverged nothing was compared.
+        Results of the steps. If training diverged, nothing was compared.
 
     Raises:
-        TaskError: something that training changes is not kept; the object and the attribute are named.
+        TaskError: training changes state that no snapshot stores; the error names the object and the attribute.
     """
-    no_telemetry = Context()  # the caller's records are about her run
+    no_telemetry = Context()  # the caller's records are about the caller's run
     try:
         return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
     except DivergenceUnrecoverable:
@@ -184,7 +184,7 @@ def _go_on(trainer: Trainer, step: int) -> _Course:
 
 @contextmanager
 def taking_over() -> Iterator[None]:
-    """Around the code that loads the state of a trained network into a fresh build.
+    """Context of the code that loads the state of a trained network into a fresh build.
 
     Raises:
         TaskError: the fresh build cannot load the state. If a call of the user's code raised, the error names the call.
@@ -201,7 +201,7 @@ def taking_over() -> Iterator[None]:
 def blame_unkept(
     made: dict[str, Held], restored: dict[str, list[str]], now: dict[str, Held], repeated: dict[str, Held]
 ) -> None:
-    """Raise for an attribute that a restore did not bring back and that stayed different when both went on alike.
+    """Raise for an attribute that a restore did not set and that stayed different after both took the same step.
 
     Numbers and names that differ between two builds, and that training leaves alone, may be times or ids.
 
@@ -237,7 +237,7 @@ def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: di
 
 
 def _where(one: _Course, other: _Course) -> str:
-    """The first difference between what two networks came to."""
+    """Return the first difference between the results of two networks."""
     if found := different(one.kept, other.kept):
         return f"other bits in {path_in_words(found[0])}"
     return f"losses {one.losses} and {other.losses}"

@@ -1,4 +1,4 @@
-"""What a run would be, found before any of it is run: sizes, slots, candidates, cost. It trains nothing."""
+"""Measures a task before its run: sizes, slots, candidates, cost. It trains throwaway networks only."""
 
 from __future__ import annotations
 
@@ -64,27 +64,27 @@ class Prospect:
     host_flops: int
     """Modelled FLOPs of one optimizer step of the host."""
     host_crc32c: int
-    """Of its tensors before the first step."""
+    """Checksum of the host's tensors before the first step."""
     host_modules_sha256: str
-    """Of the names, classes and settings of its modules; see `esper.kasmina.host.rebuilt.structure_digest`."""
+    """Digest of the names, classes and settings of its modules; see `esper.kasmina.host.rebuilt.structure_digest`."""
     samples_crc32c: int
-    """Of the first batch that it trains on, and of the first of every other shard."""
+    """Checksum of the first training batch, and of the first batch of every other shard."""
     trained_by: str
     """Classes of its optimizer, with the names of its hyperparameters, and of its scheduler."""
     peak_share: float
-    """Peak learning rate of a seed over what the task's optimizer is made with."""
+    """Peak learning rate of a seed, relative to the rate with which the task's optimizer is made."""
     varying: tuple[str, ...] = ()
     """Slots whose length, height or width differed between the batches of the trial."""
     loss_depends_on_batch: bool | None = None
-    """The loss of a sample depends on the others of its batch; None where the survey could not find it out."""
+    """Whether the loss of a sample depends on the others of its batch; None: inconclusive."""
     mixing: Mixing = NOT_FOUND_OUT
     """Whether the network mixes the samples of a batch in evaluation mode, and which module does."""
     first_loss: float | None = None
-    """Of the first training step; None until the rehearsal has taken it."""
+    """Loss of the first training step; None before the rehearsal, or if it diverged."""
     changing: Changing = field(default_factory=dict)
-    """What the survey's own steps changed and no checkpoint need keep; the fences of the run leave it out."""
+    """Attributes that the survey's steps changed and no checkpoint must store; checks at the fences leave them out."""
     rehearsed_crc32c: int | None = None
-    """Of the weights after the rehearsal's last step; None until then, or if it diverged."""
+    """Checksum of the weights after the rehearsal's last step; None until then, or if it diverged."""
 
     @property
     def total_steps(self) -> int:
@@ -93,7 +93,7 @@ class Prospect:
 
     @property
     def fences_to_fossil(self) -> int:
-        """From germination to the earliest fence at which a seed can be fossilised."""
+        """Number of fences from germination to the earliest fence at which a seed can be fossilised."""
         growth = self.config.growth
         ramp = math.ceil(growth.ramp_steps / self.fence_steps[1])
         return growth.due_rounds + ramp + 1 + growth.probation_rounds
@@ -127,11 +127,11 @@ class Prospect:
         return int(self.config.growth.parameter_budget * self.host_parameters)
 
     def editor(self, host: nn.Module) -> SeedEditor:
-        """Kasmina's hands for a host of this task."""
+        """Return Kasmina's editor for a host of this task."""
         return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
 
     def trainer(self, run_id: str, generation: int, role: str, halted: Callable[[], bool]) -> Trainer:
-        """A fresh host at step 0, which asks at every step boundary whether it is halted."""
+        """Return a trainer with a fresh host at step 0. It calls `halted` at every step boundary."""
         config = self.config
         settings = TrainerSettings(
             role=role,
@@ -160,7 +160,7 @@ class Prospect:
 
 
 def open_data(task: Task, config: RunConfig) -> TaskData:
-    """The task's data as this config draws from it; the same in every process.
+    """Return the task's data as this config draws from it. It is the same in every process.
 
     Raises:
         ConfigError, TaskError: the data cannot serve the config.
@@ -177,7 +177,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
 @told_with_settings()
 @refused_as_theirs()
 def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
-    """Resolve and measure a task under a config. The random streams of the caller go on as if nothing had happened.
+    """Resolve and measure a task under a config. The random streams of the caller are unchanged.
 
     Raises:
         ConfigError, TaskError: something in them is wrong; nothing was written.
@@ -187,7 +187,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
 
 
 def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
-    """The steps stand in this order because each is compared with what the user's code held before it."""
+    """Survey in this order, because each step is compared with the state of the user's code before it."""
     check_fields(task)
     _check_device(config.run.device)
     data = open_data(task, config)
@@ -210,7 +210,7 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
 def _measured(
     task: Task, config: RunConfig, blueprints: Registry, data: TaskData, fence_steps: tuple[int, ...], host: nn.Module
 ) -> tuple[Prospect, frozenset[str]]:
-    """What one batch shows of a host as it was built, and the slots that may be left out if they fail later."""
+    """Return the prospect that one batch shows, and the slots that may be left out if they fail later."""
     parameters = list(host.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     host_crc32c, host_modules_sha256 = state_crc32c(tensors_of(host)), structure_digest(host)
@@ -257,10 +257,10 @@ def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int: 
 
 
 def _rehearsed(prospect: Prospect, host: nn.Module, as_built: Held) -> Prospect:
-    """The prospect after some training steps and one look at each shard.
+    """Return the prospect after some training steps and one evaluation of each shard.
 
     Args:
-        as_built: What `host` held before its first step: a second host of the task must hold the same.
+        as_built: State of `host` before its first step: a second host of the task must have the same.
     """
     task, config = prospect.task, prospect.config
     stage = replace(prospect, data=cast(TaskData, Remembered(prospect.data)))
@@ -288,14 +288,14 @@ def _rehearsed(prospect: Prospect, host: nn.Module, as_built: Held) -> Prospect:
 
 
 def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
-    """The prospect after a trial of growth. Slots that a pattern matched and that fail there are left out.
+    """Return the prospect after a trial of growth. Slots that a pattern matched and that fail there are left out.
 
     Raises:
-        TaskError: the trial's, where it blames no such slot, or the last one.
+        TaskError: the error of the trial, if it names no such slot, or the last slot.
     """
     while True:
         try:
-            no_telemetry = Context()  # the caller's records are about her run
+            no_telemetry = Context()  # the caller's records are about the caller's run
             return replace(prospect, varying=no_telemetry.run(try_growth, prospect))
         except TaskError as error:
             path = error.field.removeprefix("slot ")
@@ -308,7 +308,7 @@ def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
 
 
 def _samples_crc32c(data: TaskData) -> int:
-    shards = [name for name in sorted(data.shards) if len(data.shards[name])]  # judging ones may be empty
+    shards = [name for name in sorted(data.shards) if len(data.shards[name])]  # judging shards may be empty
     batches = [data.batch(0), *(next(iter(data.whole(name))) for name in shards)]
     return state_crc32c({f"{number:08d}": tensor for number, tensor in enumerate(tensors(batches))})
 
@@ -328,7 +328,7 @@ def _check_device(name: str) -> None:
 
 
 def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
-    """Raises: TaskError: the grown network could not be given away, because the seeds' names are taken in it."""
+    """Raises: TaskError: the grown network could not be exported, because modules of it have the seeds' names."""
     try:
         check_names(host, [spec.path for spec in specs])
     except ValueError as error:

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from esper.setup.survey import Prospect
 
 STEPS = 3
-"""Number of training steps: several batches, because lengths may differ between them."""
+"""Number of training steps: more than one, because lengths may differ between batches."""
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: whatever the task batches
-    """One forward and backward pass of the host without seeds. Its tensors are put back; the gradients stay.
+    """Run a forward and a backward pass of the host without seeds. Its tensors are restored; the gradients stay.
 
     Raises:
         TaskError: the loss is not finite or has no gradient, or the gradients are not what training can use.
@@ -80,7 +80,7 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
         try:
             trainer.train_to(min(STEPS, prospect.total_steps))
             _look_for_calls(trainer, shapes)
-        except DivergenceUnrecoverable:  # no matter of what fits: a run tells it with its own guard
+        except DivergenceUnrecoverable:  # says nothing about shapes: the guard of a run reports it
             return ()
         trainer.try_shards()
     return tuple(path for path, seen in shapes.items() if len(set(seen)) > 1)
@@ -101,9 +101,9 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
 
 
 def _cheapest_plans(prospect: Prospect) -> Iterator[tuple[GraftPlan, bytes]]:
-    """One plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
+    """Yield one plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
 
-    Candidates of another shape than the slot's are left to the gate G0, which refuses each of them by name.
+    Candidates that change the shape are left out; gate G0 refuses each of them by name.
     """
     for spec in prospect.specs:
         there = [pair for pair in prospect.options if pair.slot == spec.path and _keeps_shape(prospect, pair, spec)]
@@ -163,7 +163,7 @@ def _try_optimizers(prospect: Prospect) -> None:
     """Step the task's optimizer over the parameters of each kind of seed.
 
     Raises:
-        TaskError: it does not take them: some optimizers want matrices only, or parameters that they know by name.
+        TaskError: it refuses them: some optimizers take matrices only, or only parameters whose names they know.
     """
     specs = {spec.path: spec for spec in prospect.specs}
     kinds: dict[tuple[str, str, tuple[int, ...]], Pair] = {}

@@ -23,7 +23,7 @@ def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
         loss: Of one batch, with its graph.
 
     Raises:
-        TaskError: it does, in the loss itself or in an object that the model does not register.
+        TaskError: it reaches a parameter of the loss, or of an object that the model does not register.
     """
     own = {id(parameter) for parameter in model.parameters()}
     foreign = [parameter for parameter in _reached(loss) if id(parameter) not in own]
@@ -39,7 +39,7 @@ def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
 
 
 def _reached(loss: Tensor) -> list[nn.Parameter]:
-    """The parameters that a backward pass from `loss` would give gradients."""
+    """Return the parameters to which a backward pass from `loss` would give gradients."""
     found: list[nn.Parameter] = []
     seen: set[Any] = set()  # Any: torch types no node fully
     left: list[Any] = [loss.grad_fn]
@@ -56,10 +56,10 @@ def _reached(loss: Tensor) -> list[nn.Parameter]:
 
 @contextmanager
 def refuse_reentrant() -> Iterator[None]:
-    """Around a forward pass of a model whose loss has no gradient.
+    """Context of a forward pass of a model whose loss has no gradient.
 
     Raises:
-        TaskError: torch says that a reentrant checkpoint cut the gradients off.
+        TaskError: torch warned that a reentrant checkpoint cuts the gradients off.
     """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -8,11 +8,11 @@ from decimal import Decimal
 from esper.leyline.reports import Check
 
 LARGEST_IN_FULL = 1e6
-"""From here on a figure is written with an exponent."""
+"""Smallest magnitude that is written with an exponent."""
 
 
 def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
-    """A figure with so many decimals; with an exponent where it is huge, or so small that zeros alone would be left."""
+    """Return `value` with `decimals` decimals; with an exponent if it is huge, or if only zeros would be shown."""
     sign = "+" if signed else ""
     fixed = f"{value:{sign},.{decimals}f}"
     vanished = value != 0 and math.isfinite(value) and float(fixed.replace(",", "")) == 0
@@ -20,14 +20,14 @@ def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
 
 
 def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
-    """A share, 1 for the whole, as a percentage."""
+    """Return a share, 1 for the whole, as a percentage."""
     if math.isfinite(share) and not math.isfinite(100 * share):
         return f"{100 * Decimal(share):{'+' if signed else ''}.2g}%"
     return f"{number(100 * share, decimals, signed=signed)}%"
 
 
 def growing(test_loss: float, twin_test_loss: float) -> str:
-    """How growing changed the test loss, compared with the twin."""
+    """Return in words how growing changed the test loss, compared with the twin."""
     if math.isnan(test_loss) or math.isnan(twin_test_loss):
         return "what growing did cannot be said: a loss is not a number"
     if test_loss == twin_test_loss:
@@ -55,7 +55,7 @@ def beside_twin(z: float) -> str:
 
 
 def beside_limit(check: Check) -> str:
-    """A measured value beside its limit, with as many digits as it takes to see which is the larger."""
+    """Return a measured value and its limit, with as many digits as show which is larger."""
     name = check.name.removeprefix("own_").removeprefix("twin_")
     for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
         if limit is not None and isinstance(check.measured, int | float):
