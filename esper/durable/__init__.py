@@ -1,1 +1,1 @@
-"""The one way bytes become durable. This room knows no domain word."""
+"""Durable files, logs and locks: all durable writes of esper go through this room. It uses no domain types."""

@@ -1,6 +1,6 @@
-"""Makes whole files durable and keeps other processes out; never looks at what the bytes mean.
+"""Durable writes of whole files, and a lock that keeps other processes out of a folder.
 
-Every system call of this room goes through `Disk`, so that a test can record, cut or fail each of them.
+Every system call of this room goes through `Disk`, so that a test can record, interrupt or fail each of them.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Disk:
-    """The system calls under this room, one method each. All raise `OSError` as the system does."""
+    """The system calls of this room, one per method. All raise `OSError` as the system does."""
 
     def open(self, path: Path, flags: int) -> int:
-        """A regular file. For writing, a symbolic link is refused: its target may be anything of the user's."""
+        """Open a regular file. For writing, a symbolic link is refused: its target may be any file of the user."""
         if flags & (os.O_RDWR | os.O_WRONLY):
             flags |= os.O_NOFOLLOW
-        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else a pipe that lies there would hang us
+        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else opening a pipe of this name would block
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
         return descriptor
 
     def reader(self, descriptor: int, *, owned: bool = False) -> BinaryIO:
-        """The file from where the descriptor stands; closing it closes an `owned` descriptor and leaves any other."""
+        """Return a reader from the descriptor's present position. Closing it closes the descriptor only if `owned`."""
         return open(descriptor, "rb", closefd=owned)
 
     def exists(self, path: Path) -> bool:
         return path.exists()
 
     def size_of(self, descriptor: int, path: Path) -> int:
-        """Size in bytes of the open file, which is still what `path` names.
+        """Return the size in bytes of the open file, after a check that `path` still names this file.
 
         Raises:
             FileNotFoundError: the file was removed, moved or replaced since it was opened.
@@ -59,11 +59,11 @@ class Disk:
         return os.listdir(folder)
 
     def lock(self, descriptor: int) -> None:
-        """Take the exclusive lock or raise `BlockingIOError` at once; the system drops it if the process dies."""
+        """Take the exclusive lock or raise `BlockingIOError` at once. The system releases it if the process dies."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def unlock(self, descriptor: int) -> None:
-        """Give the lock back even if a forked child still holds a copy of the descriptor."""
+        """Release the lock, even if a forked child has a copy of the descriptor."""
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
@@ -86,7 +86,7 @@ class Disk:
         os.replace(old, new)
 
     def link(self, old: Path, new: Path) -> None:
-        """Give `old` a second name; unlike a rename this refuses a name that is taken."""
+        """Give `old` a second name. Unlike a rename, this fails if the name exists."""
         os.link(old, new)
 
     def unlink(self, path: Path) -> None:
@@ -121,11 +121,11 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int
 
 
 def read_small(path: Path, *, limit_bytes: int = 2**24) -> bytes:
-    """A whole file that cannot be large.
+    """Read a whole file that must be small.
 
     Raises:
-        OSError: the system refused, or it is no regular file.
-        StoreCorrupt: it is larger than `limit_bytes`; no more than these were read.
+        OSError: the system refused, or it is not a regular file.
+        StoreCorrupt: it is larger than `limit_bytes`; no more than that was read.
     """
     descriptor = DISK.open(path, os.O_RDONLY)
     with DISK.reader(descriptor, owned=True) as file:
@@ -139,7 +139,7 @@ def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
     """Make the names in the folder `path` durable.
 
     Raises:
-        StoreWriteFailed: a name made or removed before may be lost by a crash.
+        StoreWriteFailed: the sync failed; a crash may undo earlier creations and removals of names.
     """
     try:
         disk.sync_folder(path)
@@ -148,10 +148,10 @@ def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
 
 
 def sync_file(path: Path, *, disk: Disk = DISK) -> None:
-    """Make what a file holds durable, whoever wrote it: of a process that was killed only the kernel may hold it.
+    """Make the content of a file durable. It may be only in the kernel's cache if its writer was killed before a sync.
 
     Raises:
-        StoreWriteFailed: it may be lost by a crash.
+        StoreWriteFailed: the sync failed; a crash may lose the content.
     """
     try:
         descriptor = disk.open(path, os.O_RDWR)
@@ -162,14 +162,14 @@ def sync_file(path: Path, *, disk: Disk = DISK) -> None:
 
 
 def make_folders(path: Path, *, disk: Disk = DISK) -> None:
-    """Make a folder and those above it that are missing, durably; one that is there is left as it is.
+    """Make a folder and its missing parents, durably. Existing folders are left unchanged.
 
     Raises:
-        StoreWriteFailed: it is not there, or may be lost by a crash.
+        StoreWriteFailed: the folder could not be made, or a crash may lose it.
     """
     try:
         if disk.exists(path):
-            disk.make_folder(path)  # which refuses a file
+            disk.make_folder(path)  # raises if `path` is a file
             return
         make_folders(path.parent, disk=disk)
         disk.make_folder(path)
@@ -179,20 +179,20 @@ def make_folders(path: Path, *, disk: Disk = DISK) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder with all that is in it, if it is there. Raises: OSError: some of it is left."""
+    """Remove a folder and its contents, if it exists. Raises: OSError: a part of it is left."""
     if path.exists():
         shutil.rmtree(path)
 
 
 def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = DISK) -> None:
-    """Make `path` hold `data`, durably. A crash at any instant leaves the old file or the new one, whole.
+    """Write `data` to the file `path`, durably. A crash at any moment leaves the whole old file or the whole new file.
 
     Args:
-        replace: If false, a `path` that exists is left alone and the cause of the error is `FileExistsError`.
+        replace: If false, an existing `path` is an error, with the cause `FileExistsError`, and is not changed.
 
     Raises:
-        StoreWriteFailed: `path` is whole, and old unless only the sync of the folder failed. No temporary file is left
-            unless its removal is what failed.
+        StoreWriteFailed: `path` is the old file, or the new one if only the sync of the folder failed. No temporary
+            file is left unless its removal failed.
     """
     place = disk.rename if replace else disk.link
     try:
@@ -202,12 +202,13 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = 
 
 
 def publish(path: Path, fill: Callable[[int], None], place: Callable[[Path, Path], None], disk: Disk) -> None:
-    """Let `fill` write a temporary file, given its descriptor, and `place` it at `path` when it is durable.
+    """Write a temporary file with `fill(descriptor)`, sync it, and move it to `path` with `place(temporary, path)`.
 
     Raises:
-        OSError: the system refused, see `atomic_write`. What `fill` raises passes through; then `path` is old.
+        OSError: the system refused, see `atomic_write`.
+        Exception: an exception of `fill` is passed on; `path` is not changed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename stays atomic
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename is atomic
     with at_the_end(lambda: disk.unlink(temporary), "removing the temporary file"):
         _fill_synced(temporary, fill, disk)
         place(temporary, path)
@@ -222,10 +223,10 @@ def _fill_synced(path: Path, fill: Callable[[int], None], disk: Disk) -> None:
 
 
 class DirectoryLease:
-    """The right to write in a folder: an exclusive lock on its file `lease`, which names the holder.
+    """The exclusive right to write in a folder: a lock on its file `lease`, which names the holder.
 
-    The lock ends with its process, so a lease is never stale. The file stays: unlinking it would let two processes
-    hold locks on two files of one name. `what` is the folder to its user: errors call it so.
+    The system releases the lock when its process ends, so a lease is never stale. The file is never removed: otherwise
+    two processes could have locks on two files of the same name. `what` is the name of the folder in errors.
     """
 
     def __init__(self, folder: Path, *, what: str = "run directory", disk: Disk = DISK) -> None:
@@ -233,10 +234,11 @@ class DirectoryLease:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lease or fail at once; not to be called again before `release`.
+        """Take the lease or fail at once. It must not be called again before `release`.
 
         Raises:
-            RunDirectoryError: another process holds it, named by pid and host; or the folder is absent or not writable.
+            RunDirectoryError: another process has it (the error has its pid and host), or the folder is missing or not
+                writable.
         """
         assert self._descriptor is None, "acquire() was called twice"
         path = self._folder / "lease"
@@ -266,10 +268,10 @@ class DirectoryLease:
         write_all(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0, self._disk)
 
     def release(self) -> None:
-        """Give the lease back. Afterwards anyone may acquire it; releasing what is not held does nothing.
+        """Release the lease. Without a lease this does nothing.
 
         Raises:
-            StoreWriteFailed: the system refused; it drops the lock when the process ends.
+            StoreWriteFailed: the system refused; it releases the lock when the process ends.
         """
         if self._descriptor is None:
             return

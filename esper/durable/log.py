@@ -1,12 +1,12 @@
-"""Keeps records in an append-only file and tells what a damaged one still holds; never knows what a record means.
+"""A log of records in an append-only file, whose undamaged records can be read even if other parts are damaged.
 
     file    header frame*
     header  magic 8 | version 2 | salt 8 | epoch 8 | CRC32 4                                   big-endian, no padding
     frame   magic 4 | version 2 | kind 2 | length 4 | sequence 8 | CRC32 4 | payload | CRC32 4
 
-The first CRC of a frame covers its header and the second goes on over the payload. Both start from the file's random
-salt and the frame's own offset, so a frame of another file, or one of this file quoted inside a payload, is never taken
-for a record: for equal bytes, CRCs of different starts differ always, not only probably (files under 4 GiB).
+The first CRC of a frame covers its header; the second continues over the payload. Both start from the file's random
+salt and the frame's offset, so a copy of a frame, of another file or inside a payload of this file, is never read as a
+record: CRCs of equal bytes with different start values always differ (files under 4 GiB).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
 _FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
 _FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
 _SEARCH_BYTES, _SEARCH_MOST_BYTES = 2**12, 2**20
-"""Read at once in the search for a frame: little at first, since most damage is short; a tail may be gigabytes."""
+"""Bytes per read in the search for a frame: few at first, since most damage is short, then more, up to the second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One record. `offset` is where its frame begins in the file, in bytes."""
+    """One record. `offset` is the byte at which its frame begins in the file."""
 
     offset: int
     sequence: int
@@ -48,13 +48,13 @@ class Frame:
 
     @property
     def end(self) -> int:
-        """Where the next frame begins, in bytes."""
+        """Offset of the next frame, in bytes."""
         return _end_of(self.offset, len(self.payload))
 
 
 @dataclass(frozen=True, slots=True)
 class LoadError:
-    """A stretch of the file, in bytes, that holds no readable record; `reason` is what was wrong where it begins."""
+    """An unreadable part of the file, in bytes; `reason` is the error at its beginning."""
 
     offset: int
     length: int
@@ -63,9 +63,9 @@ class LoadError:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """All that a log holds: its records, the damage between them, and the damage after the last of them.
+    """The content of a log: its records, the damage between them, and the damage after the last record.
 
-    A torn tail is what an append leaves that a crash cut short; damage to the last record looks the same.
+    A torn tail is an incomplete record that an interrupted append left; damage to the last record looks the same.
     """
 
     epoch: int
@@ -78,9 +78,9 @@ class FramedLog(Closing):
     """A log open for appending, by one thread of one process. Make it by `FramedLog.open`.
 
     Attributes:
-        path: Of the file, absolute.
-        errors: Damage that was found between records when the log was opened. It is left in the file.
-        torn_tail: What was cut off behind the last good record when the log was opened, if anything was.
+        path: Absolute path of the file.
+        errors: Damage between records, found when the log was opened. It is left in the file.
+        torn_tail: Damage after the last good record, cut off when the log was opened. None: there was none.
     """
 
     def __init__(self, path: Path, descriptor: int, first: int, disk: Disk) -> None:
@@ -94,16 +94,16 @@ class FramedLog(Closing):
 
     @classmethod
     def open(cls, path: Path, *, epoch: int = 0, first: int = 0, disk: Disk = DISK) -> Self:
-        """Create the log `path`, or reopen it behind its last good record. All it then holds is durable.
+        """Create the log `path`, or reopen it after its last good record. All its records are durable on return.
 
         Args:
-            epoch: Written when the log is created; who reopens it has to know it.
+            epoch: Number written when the log is created. To reopen the log, pass the same number.
             first: Sequence number of the next record if the log holds none.
 
         Raises:
-            RunDirectoryError: another writer has the log open, or it is of another epoch. It was not changed.
+            RunDirectoryError: another writer has the log open, or its epoch differs. It was not changed.
             StoreCorrupt: the file is not a log that this program can read. It was not changed.
-            StoreWriteFailed: the file could not be created, locked, mended or synced.
+            StoreWriteFailed: the file could not be created, locked, repaired or synced.
             ConfigError: the path is relative, and the working directory cannot be used.
         """
         path = fixed(path)  # the working directory may change while the log is open
@@ -124,23 +124,23 @@ class FramedLog(Closing):
         return log
 
     def append(self, kind: int, payload: bytes) -> int:
-        """Append one record; it is durable when this returns.
+        """Append one record. It is durable on return.
 
         Args:
-            kind: 0..65535; what it means is the caller's.
+            kind: 0..65535, with a meaning that the caller defines.
 
         Returns:
-            The record's sequence number: `first` for the first of the log, then one more for each.
+            The record's sequence number: `first` for the first record of the log, then rising by 1.
 
         Raises:
-            StoreWriteFailed: the record was not acknowledged and has been taken back. The log can go on, unless the
-                sync or the taking back failed: then every later append raises this again. Also if the file was
-                removed, replaced or changed by another program since the last append: nothing was written then.
+            StoreWriteFailed: the record was not acknowledged and was removed from the file. The log stays usable,
+                unless the sync or that removal failed: then every later append raises this error. Also raised if
+                another program removed, replaced or changed the file since the last append; then nothing was written.
         """
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Append `(kind, payload)` records with one sync. Durable on return; a crash before that may keep any of them.
+        """Append `(kind, payload)` records with one sync. Durable on return; a crash before that may leave any of them.
 
         Returns:
             Their sequence numbers.
@@ -163,11 +163,11 @@ class FramedLog(Closing):
 
     @property
     def size_bytes(self) -> int:
-        """Where the last good record ends in the file."""
+        """Offset of the end of the last good record."""
         return self._end
 
     def close(self) -> None:
-        """Give up the log and its lock. Closing it again does nothing."""
+        """Close the log and release its lock. Closing it again does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -187,7 +187,7 @@ class FramedLog(Closing):
             raise StoreWriteFailed(str(self.path), "lock") from error
 
     def _recover(self, epoch: int) -> None:
-        """Find the end of the last good record, cut off what is behind it, sync what a dead writer left unsynced."""
+        """Find the end of the last good record, cut off the rest, and sync what a killed writer did not sync."""
         with _reading(self.path), self._disk.reader(self._descriptor) as file:
             self._salt, found_epoch = _read_file_header(file, self.path)
             if found_epoch != epoch:
@@ -229,12 +229,12 @@ class FramedLog(Closing):
             syncing = True
             self._disk.fdatasync(self._descriptor)
             self._end, self._next = self._end + len(data), self._next + len(records)
-        except BaseException as error:  # an interrupt, too, must not leave half a frame for the next append to meet
+        except BaseException as error:  # an interrupt, too, must not leave an incomplete frame before the next record
             self._take_back(error, syncing)
             raise
 
     def _check_untouched(self) -> None:
-        """Raises: OSError: the records acknowledged so far may be gone, because another program changed the file."""
+        """Raises: OSError: another program changed the file, so acknowledged records may be lost."""
         size = self._disk.size_of(self._descriptor, self.path)
         if size != self._end:
             raise OSError(
@@ -242,9 +242,9 @@ class FramedLog(Closing):
             )
 
     def _take_back(self, error: BaseException, syncing: bool) -> None:
-        """Cut the file back to its last good record; if that is not certain to last, take no more records.
+        """Cut the file back to its last good record. If that may not be durable, refuse all later records.
 
-        The kernel may drop the dirty pages of a failed sync and report the next one as good, so none is tried again.
+        The kernel may drop the dirty pages of a failed sync and report success for the next, so a sync is not retried.
         """
         if syncing:
             self._failure = error
@@ -258,10 +258,10 @@ class FramedLog(Closing):
 
 
 def scan(path: Path, *, disk: Disk = DISK) -> Scan:
-    """Read a whole log. Takes no lock and changes nothing; an append that is under way looks like a torn tail.
+    """Read a whole log, without a lock or a change. An append in progress looks like a torn tail.
 
     Raises:
-        StoreCorrupt: the file is absent, unreadable, or not a log that this program can read.
+        StoreCorrupt: the file is missing, unreadable, or not a log that this program can read.
     """
     with _opened(path, disk) as file:
         salt, epoch = _read_file_header(file, path)
@@ -276,7 +276,7 @@ def iterate(path: Path, *, disk: Disk = DISK) -> Iterator[Frame | LoadError]:
     """Read a log record by record, in the order of the file. A `LoadError` that comes last is the torn tail.
 
     Raises:
-        StoreCorrupt: as by `scan`, when the first item is asked for, or at the frame that this program cannot read.
+        StoreCorrupt: as by `scan`; raised at the first item, or at the frame that this program cannot read.
     """
     with _opened(path, disk) as file:
         salt, _ = _read_file_header(file, path)
@@ -284,7 +284,7 @@ def iterate(path: Path, *, disk: Disk = DISK) -> Iterator[Frame | LoadError]:
 
 
 def image(frames: Iterable[Frame], *, epoch: int) -> bytes:
-    """A whole log, as the bytes of its file: under a new salt the `frames` in turn, each with its own sequence."""
+    """Return the bytes of a log file with these frames: a new salt, and unchanged sequence numbers."""
     salt = secrets.randbits(64)
     fields = _FILE_FIELDS.pack(_FILE_MAGIC, _VERSION, salt, epoch)
     data = bytearray(fields + _CRC.pack(crc32(fields)))
@@ -310,11 +310,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _create(path: Path, epoch: int, disk: Disk) -> None:
-    """Put a log without records at `path`; it appears there with its header or not at all."""
+    """Create a log without records. After a crash the file has its whole header, or does not exist."""
     try:
         atomic_write(path, image([], epoch=epoch), replace=False, disk=disk)
     except StoreWriteFailed as error:
-        if not isinstance(error.__cause__, FileExistsError):  # else another created it first; the lock tells who writes
+        if not isinstance(error.__cause__, FileExistsError):  # else another process made it; the lock decides
             raise
 
 
@@ -332,7 +332,7 @@ def _read_file_header(file: BinaryIO, path: Path) -> tuple[int, int]:
 
 
 def _walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
-    """Yield records and, as one `LoadError` each, the unbroken stretches of damage before, between and after them."""
+    """Yield the records, and one `LoadError` for each unreadable part before, between and after them."""
     offset, size = _FILE_HEADER_BYTES, file.seek(0, os.SEEK_END)
     damage: tuple[int, str] | None = None
     while offset < size:
@@ -350,10 +350,10 @@ def _walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
 
 
 def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -> tuple[Frame | str, int]:
-    """Read the frame at `offset`. Returns it, or why there is none, and the offset at which to go on.
+    """Read the frame at `offset`. Return it, or the reason why it is unreadable, and the offset to continue from.
 
-    A length is believed only under a header whose checksum holds; `size` then bounds what is allocated. Each byte is
-    checked a bounded number of times, whatever the file holds.
+    A length is used only if the header's checksum is right; `size` then bounds the allocation. Whatever the file has,
+    each byte is checked a bounded number of times.
     """
     file.seek(offset)
     fields, sealed = file.read(_FRAME_FIELDS.size), file.read(_CRC.size)

@@ -1,8 +1,8 @@
-"""Keeps one long log in a folder of framed logs, so that old records can go; never decides which records are old.
+"""One long log as a folder of framed logs, so that old records can be removed. The caller decides which are old.
 
 FOLDER/00000000000000000000.log     a framed log, named by the sequence number of its first record
-FOLDER/00000000000000000042.log     the last one is appended to; all others are closed and no longer grow
-FOLDER/lease                        locked by the one writer
+FOLDER/00000000000000000042.log     records are appended to the last; all others are closed and no longer grow
+FOLDER/lease                        locked by the only writer
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LITTER = re.compile(r"\.[0-9]{20}\.log\.[0-9a-f]{16}\.tmp")
 class SegmentedLog(Closing):
     """A log in segments, open for appending by one thread of one process. Make it by `SegmentedLog.open`.
 
-    A write that fails past mending closes it for good, as it does a `FramedLog`: close it and open it again.
+    After a write failure that cannot be repaired it refuses all records, like `FramedLog`: close it and open it again.
     """
 
     def __init__(
@@ -38,16 +38,16 @@ class SegmentedLog(Closing):
 
     @classmethod
     def open(cls, folder: Path, *, limit_bytes: int, epoch: int = 0, disk: Disk = DISK) -> Self:
-        """Go on with the log in `folder`, which must exist, or begin it. All it then holds is durable.
+        """Open the log in `folder`, which must exist, or create it there. All its records are durable on return.
 
         Args:
             limit_bytes: A segment that has grown to this size is closed before the next append.
-            epoch: Written into each segment; who reopens the log has to know it.
+            epoch: Number written into each segment. To reopen the log, pass the same number.
 
         Raises:
-            RunDirectoryError: another writer has the log open, it is of another epoch, or there is no such folder.
+            RunDirectoryError: another writer has the log open, its epoch differs, or there is no such folder.
             StoreCorrupt: the last segment is not a log that this program can read. Nothing was changed.
-            StoreWriteFailed: the last segment could not be created, locked, mended or synced.
+            StoreWriteFailed: the last segment could not be created, locked, repaired or synced.
         """
         lease = DirectoryLease(folder, what="log", disk=disk)
         lease.acquire()
@@ -68,22 +68,22 @@ class SegmentedLog(Closing):
         return self._active.next_sequence
 
     def append(self, kind: int, payload: bytes) -> int:
-        """As `FramedLog.append`, into the last segment or, if that is full, a new one."""
+        """Like `FramedLog.append`, into the last segment or, if that is full, into a new one."""
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """As `FramedLog.append_many`; the records of one call are in one segment."""
+        """Like `FramedLog.append_many`; the records of one call are in one segment."""
         self._check_writable()
         if self._active.size_bytes >= self._limit_bytes:
             self.rotate()
         return self._active.append_many(records)
 
     def rotate(self) -> None:
-        """Close the last segment and begin the next; if the last holds no record, nothing is done.
+        """Close the last segment and begin a new one. If the last segment has no record, nothing is done.
 
         Raises:
-            StoreWriteFailed: the next could not be begun. If its file is there all the same, the log takes no more
-                records until it is opened again: one more in the old segment would be numbered as those of the next.
+            StoreWriteFailed: the new segment could not be begun. If its file exists nevertheless, the log refuses
+                records until it is opened again: another record in the old segment would have a number of the new one.
         """
         self._check_writable()
         path = _segment(self.folder, self.next_sequence)
@@ -100,13 +100,13 @@ class SegmentedLog(Closing):
         ended.close()
 
     def expire(self, before: int) -> list[Path]:
-        """Remove every closed segment that holds no record numbered `before` or later. Durable on return.
+        """Remove every closed segment whose records all have numbers below `before`. Durable on return.
 
         Returns:
-            The segments that are gone, oldest first.
+            The removed segments, oldest first.
 
         Raises:
-            StoreWriteFailed: any of them may be gone.
+            StoreWriteFailed: some or all of them may be removed.
         """
         present = segments(self.folder, disk=self._disk)
         old = [path for path, following in pairwise(present) if _first(following) <= before]
@@ -114,17 +114,17 @@ class SegmentedLog(Closing):
         return old
 
     def rewrite(self, keep: Callable[[Frame], bool]) -> list[Path]:
-        """Drop the records that `keep` says no to; the others keep their sequence numbers. Durable on return.
+        """Drop the records for which `keep` returns false. The others have unchanged numbers. Durable on return.
 
-        The last segment is closed first. Each closed segment is replaced whole, one after the other: a crash leaves
-        some of them old and the rest new. One that is left without a record is removed.
+        The last segment is closed first. The closed segments are replaced one after the other, each whole: after a
+        crash some are old and the rest new. A segment without records is removed.
 
         Returns:
-            The segments that hold damage. They were left as they are: what is in the damage may yet be read by hand.
+            The damaged segments. They are not changed, so that damaged records can still be examined by hand.
 
         Raises:
             StoreCorrupt: a segment cannot be read; those before it are rewritten.
-            StoreWriteFailed: a segment could not be replaced; those before it are rewritten, it and the rest are whole.
+            StoreWriteFailed: a segment could not be replaced; those before it are rewritten, it and the rest unchanged.
         """
         self.rotate()
         damaged = []
@@ -139,7 +139,7 @@ class SegmentedLog(Closing):
         return damaged
 
     def close(self) -> None:
-        """Give up the log, its last segment and its lock. Closing it again does nothing."""
+        """Close the log and its last segment and release the lock. Closing it again does nothing."""
         with at_the_end(self._lease.release, "giving the lease back"):
             self._active.close()
 
@@ -157,7 +157,7 @@ class SegmentedLog(Closing):
 
 
 def segments(folder: Path, *, disk: Disk = DISK) -> list[Path]:
-    """The segments in `folder`, oldest first; other files are left out.
+    """Return the segments in `folder`, oldest first; other files are left out.
 
     Raises:
         StoreCorrupt: the folder cannot be read.
@@ -169,10 +169,10 @@ def segments(folder: Path, *, disk: Disk = DISK) -> list[Path]:
 
 
 def iterate_segments(folder: Path, *, disk: Disk = DISK) -> Iterator[tuple[Path, Frame | LoadError]]:
-    """Read a segmented log record by record, each with the segment that holds it. Takes no lock and changes nothing.
+    """Read a segmented log record by record, each with its segment, without a lock or a change.
 
     Raises:
-        StoreCorrupt: when the first item is asked for, or at the segment that cannot be read.
+        StoreCorrupt: a segment or the folder cannot be read; raised at the first item, or at that segment.
     """
     for path in segments(folder, disk=disk):
         for found in iterate(path, disk=disk):
@@ -200,7 +200,7 @@ def _remove(paths: Sequence[Path], disk: Disk) -> None:
 
 
 def _sweep(folder: Path, disk: Disk) -> None:
-    """Remove the temporary files of a writer that died; the lease says that no other is at work."""
+    """Remove the temporary files of a killed writer. The lease ensures that there is no other writer."""
     try:
         for name in disk.names(folder):
             if _LITTER.fullmatch(name):

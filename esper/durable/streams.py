@@ -1,4 +1,4 @@
-"""Writes large files through a checksum and reads none before its checksum holds; never knows what they contain."""
+"""Writes large files with a checksum, and verifies the checksum before a file is read."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from esper.errors import StoreCorrupt, StoreWriteFailed
 ALGORITHM = "crc32c"
 
 _CHUNK_BYTES = 2**20
-"""Small enough to be in the cache still when it is written after its checksum, and to let other threads run."""
+"""Small enough to be still in the CPU cache for the write after the checksum, and to let other threads run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `open_verified` has to be told about a file: length in bytes, checksum, and how that is computed."""
+    """Arguments of `open_verified` for a file: length in bytes, checksum, and its algorithm."""
 
     length: int
     crc: int
@@ -31,16 +31,16 @@ class Written:
 
 
 def write_stream(path: Path, produce: Callable[[BinaryIO], None], *, disk: Disk = DISK) -> Written:
-    """Make a new file `path` of what `produce` writes, durably. A crash at any instant leaves it whole or not there.
+    """Make a new file `path` from the output of `produce`, durably. After a crash it is whole or does not exist.
 
     Args:
-        produce: Is given a file that can be written, from its beginning to its end, and flushed. It takes any buffer
-            without a copy; `torch.save` can write to it. Not to be kept.
+        produce: Called with a file that supports sequential writes and flush. It takes any buffer without a copy;
+            `torch.save` can write to it. It must not be used after `produce` returns.
 
     Raises:
-        StoreWriteFailed: the file could not be written, or `path` exists: then the cause is `FileExistsError`. It is
-            not there, or the old one, unless only the sync of the folder failed.
-        Exception: whatever `produce` raised of its own; `path` is as it was.
+        StoreWriteFailed: the file could not be written, or `path` exists (the cause is `FileExistsError`). `path` is
+            unchanged unless only the sync of the folder failed.
+        Exception: raised by `produce`; `path` is unchanged.
     """
     writer = _Writer(disk)
     try:
@@ -51,13 +51,13 @@ def write_stream(path: Path, produce: Callable[[BinaryIO], None], *, disk: Disk 
 
 
 def open_verified(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK) -> BinaryIO:
-    """Open `path` if it holds what was written: the file returned, at its start, is the one that was checked.
+    """Open `path` after a check of length and checksum. The returned file is the checked one, at its start.
 
     Args:
-        length, crc, algorithm: As `write_stream` returned them.
+        length, crc, algorithm: From the `Written` that `write_stream` returned.
 
     Raises:
-        StoreCorrupt: the file is absent, unreadable, of another length or checksum, or the algorithm is not known.
+        StoreCorrupt: the file is missing or unreadable, length or checksum differ, or the algorithm is unknown.
     """
     if algorithm != ALGORITHM:
         raise StoreCorrupt(str(path), f"is sealed by {algorithm!r}; this program knows {ALGORITHM!r}")
@@ -74,7 +74,7 @@ def open_verified(path: Path, length: int, crc: int, algorithm: str, *, disk: Di
 
 
 class _Writer(io.RawIOBase):
-    """The file that a producer writes to. After an error it takes nothing more and raises that error again."""
+    """The file to which a producer writes. After an error it refuses all writes with that error."""
 
     def __init__(self, disk: Disk) -> None:
         self.length, self.crc = 0, 0
@@ -84,11 +84,11 @@ class _Writer(io.RawIOBase):
     def run(self, descriptor: int, produce: Callable[[BinaryIO], None]) -> None:
         self._descriptor = descriptor
         try:
-            produce(cast(BinaryIO, self))  # it is one in all that a producer may do; io's classes do not say so
+            produce(cast(BinaryIO, self))  # it has all methods that a producer may use; io's types do not show that
         except Exception:
             if self._failure is None:
                 raise
-            raise self._failure from None  # `torch.save` raises this very error, or an error of its own made of it
+            raise self._failure from None  # `torch.save` raises this error, or another one made from it
         finally:
             self.close()
         if self._failure is not None:  # the producer took no notice
@@ -100,8 +100,8 @@ class _Writer(io.RawIOBase):
     def tell(self) -> int:
         return self.length
 
-    def write(self, data: Any, /) -> int:  # Any: whatever has a buffer, for which 3.11 has no type
-        """Write all of `data`; unlike a file of the system it never writes a part."""
+    def write(self, data: Any, /) -> int:  # Any: an object with a buffer; Python 3.11 has no type for that
+        """Write all of `data`. Unlike `os.write`, it never writes only a part."""
         whole = memoryview(data).cast("B")
         if self._failure is not None:
             raise self._failure
@@ -125,13 +125,13 @@ def _open(path: Path, disk: Disk) -> BinaryIO:
     descriptor = disk.open(path, os.O_RDONLY)
     try:
         return disk.reader(descriptor, owned=True)
-    except OSError:  # a folder: then the descriptor is still ours
+    except OSError:  # a folder: the descriptor must be closed here
         disk.close(descriptor)
         raise
 
 
 def _verify(file: BinaryIO, path: Path, length: int, crc: int) -> None:
-    """Check all of `file`, reading it once, and go back to its start."""
+    """Read `file` once, check it, and seek back to its start."""
     found = file.seek(0, os.SEEK_END)
     if found != length:
         raise StoreCorrupt(str(path), f"is {found} bytes long and was written with {length}")
@@ -146,5 +146,5 @@ def _verify(file: BinaryIO, path: Path, length: int, crc: int) -> None:
 
 
 def _extend(crc: int, data: memoryview) -> int:
-    """The library takes no memoryview; an array over it is no copy."""
+    """Continue a checksum. The library takes no memoryview; a numpy array of it makes no copy."""
     return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))
