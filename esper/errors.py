@@ -1,47 +1,47 @@
-"""Every error that esper raises, in one tree. This file decides nothing and imports nothing of ours.
+"""The classes of all errors that esper raises. This file imports no other module of esper.
 
     EsperError
     ├── ConfigError                     wrong input: a field, its value, the mend            exit 2
     │   ├── TaskError                   the task cannot be found, built or used as given
     │   └── RunDirectoryError           the directory is in use, not empty, not writable, no run
-    ├── DependencyViolationError        something that must be there is not
+    ├── DependencyViolationError        a required object is missing or malformed
     │   ├── NoSeedCandidates            eligible pairs exist, the policy returned none of them
-    │   └── FieldReportInvalid          a field report lacks what it must carry
+    │   └── FieldReportInvalid          a field report lacks a required value
     ├── CommandRejected                 a command is not authentic, not fresh, not for this run
     │   └── StageConflict               ... or asks for a stage that cannot follow
     ├── EvidenceMissing                 a gate cannot judge: the evidence was not measured
-    ├── IllegalTransition               our own bug: the lifecycle was asked for an edge it has not
+    ├── IllegalTransition               a bug of esper: the lifecycle has no such transition
     ├── IsolationViolation              a seed's gradient can reach the host
     ├── SeedBuildFailed                 a blueprint could not be built, moved or run
-    ├── PolicyFailed                    the policy raised something of its own
+    ├── PolicyFailed                    the policy raised an exception
     ├── PolicyDeadlineExceeded          the policy answered too late
-    ├── TheirCodeRaised                 the user's code raised an error of ours, or what ends a program
-    ├── ProcessStateChanged             a setting of the whole process is not what esper set
-    ├── StateNotKept                    training changed something that no checkpoint keeps
+    ├── TheirCodeRaised                 the user's code raised an `EsperError`, `SystemExit` or the like
+    ├── ProcessStateChanged             a process-wide setting differs from the value that esper set
+    ├── StateNotKept                    training changed state that no checkpoint saves
     ├── LossDeviceMismatch              outputs and targets lie on different devices
     ├── DivergenceUnrecoverable         loss or gradient not finite and no live seed to cull
     ├── StoreWriteFailed                bytes could not be made durable
-    ├── StoreCorrupt                    a file is not what it should be
-    │   └── CheckpointCorrupt           ... and it should be a checkpoint
+    ├── StoreCorrupt                    a file is damaged, or was not written by esper
+    │   └── CheckpointCorrupt           ... and the file should be a checkpoint
     ├── RestoreImpossible               no state of the run can be restored
     ├── RollbackDeadlineExceeded        a rollback took longer than its budget
-    ├── ActorError                      something between processes went wrong
-    │   ├── ActorLost                   the process of an actor is gone
-    │   │   └── TrainerRankLost         ... and it trained the live host
-    │   ├── ActorDoubtful               whether a call took effect is not known
-    │   ├── CallDeadlineExceeded        an actor answered neither the call nor whether it goes on
+    ├── ActorError                      a failure between processes
+    │   ├── ActorLost                   the process of an actor has ended
+    │   │   └── TrainerRankLost         ... and this actor trained the live host
+    │   ├── ActorDoubtful               it is unknown whether a call took effect
+    │   ├── CallDeadlineExceeded        an actor answered neither the call nor the liveness check
     │   ├── PlacementUnavailable        an actor could not be started in time
     │   │   └── StartDeadlineExceeded   ... although there was room for it
     │   └── RestartIntensityExceeded    an actor died too often, or again and again at one fence
     ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
-    ├── EmergencyQueueFull              the queue has no place for this signal
-    ├── EmergencyUnavailable            the run has ended and hears no signal any more
+    ├── EmergencyQueueFull              the queue is full; the signal was refused
+    ├── EmergencyUnavailable            the run is ending and accepts no signal
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
     ├── CannotBeWritten                 `esper export` cannot write a class or function as source
     └── FaultInjected                   a fault that was armed on purpose
 
-Each class takes positional arguments only and hands them to `Exception.__init__` unchanged, so that
-`EsperError.__reduce__` can rebuild it, with fields, notes and cause, on the far side of a process boundary.
+Each class takes positional arguments only and passes them to `Exception.__init__` unchanged, so that
+`EsperError.__reduce__` can rebuild the error, with fields, notes and cause, in another process.
 """
 
 from __future__ import annotations
@@ -54,30 +54,30 @@ def _rebuild(cls: type[EsperError], args: tuple[object, ...]) -> EsperError:
 
 
 class EsperError(Exception):
-    """Base of all errors of esper. Catch this to catch every one of them and nothing else."""
+    """Base class of all errors of esper. An `except EsperError` catches all of them and no other exception."""
 
     actor = ""
-    """The name of the actor whose caller got it; empty where there was none."""
+    """Name of the called actor in which the error arose; empty if there was none."""
     process = 0
-    """The id of the process that this actor was then."""
+    """Process id of that actor at that time; 0 if there was none."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the cause, too, which `BaseException` drops; as state, so that a chain may end in this very error."""
+        """Pickle the cause, too, which `BaseException` drops. The state holds it, so that a chain may be a loop."""
         return _rebuild, (type(self), self.args), (dict(self.__dict__), self.__cause__)
 
     def __setstate__(self, state: tuple[dict[str, object], BaseException | None] | dict[str, object] | None) -> None:
-        """Take fields, notes and cause as `__reduce__` gave them."""
+        """Restore fields, notes and cause from the state of `__reduce__`."""
         if isinstance(state, tuple):
             fields, self.__cause__ = state
             self.__dict__.update(fields)
-        else:  # a class that Ray derives from this one has a `__reduce__` of its own
+        else:  # a subclass made by Ray has another `__reduce__`
             super().__setstate__(state)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its cause, the cause of that and so on; each once, also if the chain runs into a loop.
+    """Yield the error, its cause, the cause of that and so on, each once, even if the chain is a loop.
 
-    `raise error from error` makes such a loop. Every walk along causes uses this function.
+    `raise error from error` makes a loop. All code that follows causes uses this function.
     """
     seen: set[int] = set()
     here: BaseException | None = error
@@ -88,28 +88,28 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def notes_of(error: BaseException) -> tuple[object, ...]:
-    """The notes of an error; none where foreign code put something else in their place. Does not raise."""
+    """Return the notes of an error; empty if other code replaced them by another type. Does not raise."""
     notes = error.__dict__.get("__notes__")
     return tuple(notes) if isinstance(notes, list | tuple) else ()
 
 
 def all_notes(error: BaseException) -> tuple[str, ...]:
-    """The notes of an error and of all that caused it, nearest first."""
+    """Return the notes of an error and of all its causes, nearest first."""
     return tuple(text_of(note) for one in causes(error) for note in notes_of(one))
 
 
 def text_of(value: object) -> str:
-    """`str(value)`; where foreign code raises in it, a text that says so. Does not raise but for Ctrl-C."""
+    """Return `str(value)`, or a text on the failure if the user's code raises in it. Raises only for Ctrl-C."""
     return _written(str, value)
 
 
 def repr_of(value: object) -> str:
-    """`repr(value)`, as `text_of`."""
+    """Like `text_of`, for `repr(value)`."""
     return _written(repr, value)
 
 
 def in_a_line(error: BaseException) -> str:
-    """The class of an error and the first line of its text; the class alone where it has no text."""
+    """Return the class of an error and the first line of its text; only the class if there is no text."""
     lines = text_of(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
@@ -119,7 +119,7 @@ def _written(write: Callable[[object], str], value: object) -> str:
         return write(value)
     except KeyboardInterrupt:
         raise
-    except BaseException as broken:  # foreign code may raise `SystemExit` here as well
+    except BaseException as broken:  # the user's code may raise `SystemExit` here as well
         return f"<{type(value).__name__}: its text raised {type(broken).__name__}>"
 
 
@@ -127,17 +127,17 @@ def _written(write: Callable[[object], str], value: object) -> str:
 
 
 LONGEST_VALUE, LONGEST_MEND = 300, 2000
-"""Characters of a value, and of a mend, that an error repeats: it is read by people, in one line."""
+"""Most characters of a value and of a mend in a message, which should fit in one readable line."""
 
 
 def shortened(value: object) -> str:
-    """A value as Python writes it; a long one is cut, with its length."""
+    """Return the `repr` of a value; a long text is cut and its length added."""
     text = repr_of(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)} characters)"
 
 
 class ConfigError(EsperError):
-    """An input is wrong. Nothing was started or written; change `field` as `mend` says."""
+    """An input is wrong: `field` has a wrong value, and `mend` is how to correct it. Nothing was started or written."""
 
     def __init__(self, field: str, value: object, mend: str) -> None:
         super().__init__(field, value, mend)
@@ -161,7 +161,7 @@ class RunDirectoryError(ConfigError):
 
 
 class DependencyViolationError(EsperError):
-    """Something that `subject` depends on is absent or malformed. The host is untouched; nothing stood in for it.
+    """A required object of `subject` is missing or malformed. The host is unchanged, and no default was used.
 
     Retrying fails the same way: the producer has to supply `missing`.
     """
@@ -175,18 +175,18 @@ class DependencyViolationError(EsperError):
 
 
 class NoSeedCandidates(DependencyViolationError):
-    """Eligible (slot, blueprint) pairs exist, and the policy named none of them and gave no reasoned hold (#14)."""
+    """Eligible (slot, blueprint) pairs exist, but the policy returned no pair and no hold with a reason (#14)."""
 
 
 class FieldReportInvalid(DependencyViolationError):
-    """A field report lacks a value that it must carry, `issued_at` among them (#12). It was not stored."""
+    """A field report lacks a required value, for example `issued_at` (#12). It was not stored."""
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------
 
 
 class CommandRejected(EsperError):
-    """Kasmina refused a command. The host and the registry are untouched.
+    """Kasmina refused a command. The host and the registry are unchanged.
 
     `reason` is one of: signature_missing, signature_invalid, nonce_replayed, stale, future, wrong_run,
     old_generation, stage_conflict.
@@ -208,7 +208,7 @@ class StageConflict(CommandRejected):
 
 
 class EvidenceMissing(EsperError):
-    """A gate cannot judge because something was not measured. Neither a "no" nor a pass; nothing was changed."""
+    """A gate cannot judge because a value was not measured. It neither failed nor passed; nothing was changed."""
 
     def __init__(self, gate: str, evidence: str, measured: object = None, required: object = None) -> None:
         super().__init__(gate, evidence, measured, required)
@@ -219,7 +219,7 @@ class EvidenceMissing(EsperError):
 
 
 class IllegalTransition(EsperError):
-    """The lifecycle table has no such edge. A bug of ours, not an input; the seed keeps its stage."""
+    """The lifecycle table has no such transition. A bug of esper, not a wrong input; the seed's stage is unchanged."""
 
     def __init__(self, seed_id: str, current: str, requested: str) -> None:
         super().__init__(seed_id, current, requested)
@@ -241,12 +241,12 @@ class IsolationViolation(EsperError):
 
 
 def _why(cause: BaseException | None) -> str:
-    """What caused a failure, as Python writes it; what the user's code raised, in the words that were found for it."""
+    """Return a cause as text: its `repr`, or for a `TheirCodeRaised` the description of the user's exception."""
     return cause.what if isinstance(cause, TheirCodeRaised) else repr_of(cause)
 
 
 class SeedBuildFailed(EsperError):
-    """A blueprint's factory or its module raised. The original error is the cause; the host is untouched."""
+    """A blueprint's factory or its module raised. The original error is the cause; the host is unchanged."""
 
     def __init__(self, blueprint: str, slot: str, doing: str) -> None:
         super().__init__(blueprint, slot, doing)
@@ -260,7 +260,7 @@ class SeedBuildFailed(EsperError):
 
 
 class PolicyFailed(EsperError):
-    """The policy raised. Its own error is the cause; no decision was taken in its place."""
+    """The policy raised an exception, which is the cause. No other decision was used instead."""
 
     def __init__(self, policy: str, fence: int) -> None:
         super().__init__(policy, fence)
@@ -271,7 +271,7 @@ class PolicyFailed(EsperError):
 
 
 class PolicyDeadlineExceeded(EsperError):
-    """The policy took longer than its deadline; its answer, if any, was thrown away. Times in seconds."""
+    """The policy took longer than its deadline; its answer, if any, was discarded. Times in seconds."""
 
     def __init__(self, elapsed_s: float, deadline_s: float, span_id: str) -> None:
         super().__init__(elapsed_s, deadline_s, span_id)
@@ -285,9 +285,9 @@ class PolicyDeadlineExceeded(EsperError):
 
 
 class ProcessStateChanged(EsperError):
-    """A setting of the whole process changed during the run. What was computed since may have other bits.
+    """A process-wide setting changed during the run. Results computed since then may have other bits.
 
-    Retrying fails the same way: the user's code must leave the setting alone, or put it back before it returns.
+    Retrying fails the same way: the user's code must not change the setting, or must restore it before it returns.
     """
 
     def __init__(self, setting: str, expected: str, found: str, where: str) -> None:
@@ -302,9 +302,10 @@ class ProcessStateChanged(EsperError):
 
 
 class TheirCodeRaised(EsperError):
-    """A call of the user's code raised an error of esper's own class, or what would end a program. It was not believed.
+    """A call of the user's code raised an `EsperError`, or an exception such as `SystemExit` or `StopIteration`.
 
-    The original is the cause. Retrying fails the same way: the user's code must raise an exception of its own.
+    The original, which is the cause, was not handled by its usual meaning. Retrying fails the same way: the user's code
+    must raise another class of exception.
     """
 
     def __init__(self, field: str, call: str, what: str) -> None:
@@ -316,9 +317,9 @@ class TheirCodeRaised(EsperError):
 
 
 class StateNotKept(EsperError):
-    """Training changed something that no checkpoint keeps. The fence was not committed; the one before it was.
+    """Training changed state that no checkpoint saves. The fence was not committed; the fence before it was.
 
-    Retrying fails the same way: the user's code must keep `attribute` of `holder` as `mend` says.
+    Retrying fails the same way: `attribute` of `holder` is the state, and `mend` is how to change the user's code.
     """
 
     def __init__(self, holder: str, attribute: str, fence: int, mend: str) -> None:
@@ -331,7 +332,7 @@ class StateNotKept(EsperError):
 
 
 class LossDeviceMismatch(EsperError):
-    """Outputs and targets lie on different devices. Nothing was moved to make them meet."""
+    """Outputs and targets are on different devices. No tensor was moved."""
 
     def __init__(self, outputs: str, targets: str) -> None:
         super().__init__(outputs, targets)
@@ -342,7 +343,7 @@ class LossDeviceMismatch(EsperError):
 
 
 class DivergenceUnrecoverable(EsperError):
-    """Training diverged and nothing that esper added can be removed to mend it; `what` was not finite at `step`."""
+    """Training diverged, and there is no live seed to remove; `what` was not finite at `step`."""
 
     def __init__(self, step: int, what: str, value: float) -> None:
         super().__init__(step, what, value)
@@ -356,7 +357,7 @@ class DivergenceUnrecoverable(EsperError):
 
 
 class StoreWriteFailed(EsperError):
-    """Bytes could not be made durable. Whatever was acknowledged before is safe; this write was not acknowledged."""
+    """Bytes could not be made durable. Earlier acknowledged writes are safe; this write was not acknowledged."""
 
     def __init__(self, path: str, doing: str) -> None:
         super().__init__(path, doing)
@@ -367,7 +368,7 @@ class StoreWriteFailed(EsperError):
 
 
 class StoreCorrupt(EsperError):
-    """A file is not what it should be. It was not changed."""
+    """A file is damaged, or was not written by esper. It was not changed."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -378,7 +379,7 @@ class StoreCorrupt(EsperError):
 
 
 class CheckpointCorrupt(StoreCorrupt):
-    """A checkpoint did not load, and nothing was taken from it. Retrying fails the same way; use an earlier one."""
+    """A checkpoint did not load; no part of it was used. Retrying fails the same way: use an earlier checkpoint."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(file, reason)
@@ -386,7 +387,7 @@ class CheckpointCorrupt(StoreCorrupt):
 
 
 class RestoreImpossible(EsperError):
-    """There is no state to go back to in `folder`, which may be "memory"; `why` says what was tried."""
+    """No state can be restored from `folder`, which may be "memory"; `why` lists what was tried."""
 
     def __init__(self, folder: str, why: str) -> None:
         super().__init__(folder, why)
@@ -397,7 +398,7 @@ class RestoreImpossible(EsperError):
 
 
 class RollbackDeadlineExceeded(EsperError):
-    """A rollback took longer than its budget. Everything was restored; times in seconds. No run rolls back yet."""
+    """A rollback took longer than its budget. All state was restored nevertheless. Times in seconds. No run rolls back yet."""
 
     def __init__(self, tier: str, elapsed_s: float, budget_s: float) -> None:
         super().__init__(tier, elapsed_s, budget_s)
@@ -411,7 +412,7 @@ class RollbackDeadlineExceeded(EsperError):
 
 
 class ActorError(EsperError):
-    """Something between processes went wrong; `role` names the actor that was called."""
+    """A failure between processes; `role` is the name of the called actor."""
 
     def __init__(self, role: str, detail: str) -> None:
         super().__init__(role, detail)
@@ -422,35 +423,35 @@ class ActorError(EsperError):
 
 
 class ActorLost(ActorError):
-    """The actor's process is gone: killed, crashed or ended. What it was doing may be half done."""
+    """The actor's process has ended or was killed. Its current work may be incomplete."""
 
 
 class TrainerRankLost(ActorLost):
-    """The process of a trainer rank is gone or hangs; the live host of this generation is lost with it."""
+    """The process of a trainer rank has ended or hangs; the live host of this generation is lost."""
 
 
 class ActorDoubtful(ActorError):
-    """The connection broke: whether the call took effect is not known. It must not be repeated blindly."""
+    """The connection broke: it is unknown whether the call took effect, so it must not simply be repeated."""
 
 
 class CallDeadlineExceeded(ActorError):
-    """The actor answered neither the call nor, in time, that it goes on. It was ended; its process is gone."""
+    """The actor answered neither the call nor, in time, the liveness check. Its process was ended."""
 
 
 class PlacementUnavailable(ActorError):
-    """The actor was not ready within its start deadline; `detail` says what was asked and what there is."""
+    """The actor was not ready within its start deadline; `detail` has the requested and the available resources."""
 
 
 class StartDeadlineExceeded(PlacementUnavailable):
-    """An actor, or Ray itself, had room and was slower to start than `ray.start_deadline_s` allows."""
+    """An actor, or Ray itself, had enough resources but did not start within `ray.start_deadline_s`."""
 
 
 class RestartIntensityExceeded(ActorError):
-    """An actor died too often, or again and again at one fence. The run stops; the last death is the cause."""
+    """An actor died too often in a period, or repeatedly at one fence. The run stops; the last death is the cause."""
 
 
 class EmergencyStop(EsperError):
-    """HALT was seen at a step boundary: training stopped there. `reason` is the signal's."""
+    """Training stopped at a step boundary because of a HALT signal. `reason` is the reason in the signal."""
 
     def __init__(self, reason: str, signal_id: str, step: int) -> None:
         super().__init__(reason, signal_id, step)
@@ -461,7 +462,7 @@ class EmergencyStop(EsperError):
 
 
 class EmergencyQueueFull(EsperError):
-    """The queue holds as many signals as it may; this one was not taken. Nothing that it held was dropped for it."""
+    """The emergency queue is full; this signal was refused. No signal in the queue was dropped."""
 
     def __init__(self, signal_id: str, capacity: int) -> None:
         super().__init__(signal_id, capacity)
@@ -472,7 +473,7 @@ class EmergencyQueueFull(EsperError):
 
 
 class EmergencyUnavailable(EsperError):
-    """The run is ending and reads no signal any more; this one was not taken. What was taken before was heard."""
+    """The run is ending and accepts no signal; this signal was refused. Earlier accepted signals were delivered."""
 
     def __init__(self, signal_id: str) -> None:
         super().__init__(signal_id)
@@ -483,7 +484,7 @@ class EmergencyUnavailable(EsperError):
 
 
 class Drained(EsperError):
-    """The run was asked to end (SIGTERM) and did so at the next fence; everything up to there is kept."""
+    """The run ended at a fence on request (SIGTERM). All work up to this fence is saved."""
 
     def __init__(self, fence: int) -> None:
         super().__init__(fence)
@@ -494,7 +495,7 @@ class Drained(EsperError):
 
 
 class CannotBeWritten(EsperError):
-    """A definition cannot be written out as text that stands alone; `reason` says which, and why."""
+    """A definition cannot be written as source that works alone; `reason` names it and the obstacle."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -505,7 +506,7 @@ class CannotBeWritten(EsperError):
 
 
 class FaultInjected(EsperError):
-    """Raised on purpose at a fault point that was armed by the run's config."""
+    """Raised on purpose at a fault point that the run's config armed."""
 
     def __init__(self, point: str) -> None:
         super().__init__(point)

@@ -1,8 +1,8 @@
-"""Named fault points: places where a run can be broken on purpose. Free while nothing is armed; never armed by itself.
+"""Named fault points: places where a failure can be injected on purpose. A point costs nothing while none is armed.
 
 A point is armed only through the run's config (`[[faults]]`), which the journal records. A fault fires at the n-th
-passage of its point in the process that has its role, so many times in the whole run: each firing is in a file of the
-run before it happens, so that a process that takes the place of a dead one does not die of the same fault again.
+passage of its point in the process with its role, up to `times` in the whole run. Each firing is written to a file of
+the run before it happens, so that a restarted process does not fail again by the same fault.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ POINTS = {
     "tolaria.start": NOTHING,
     "tolaria.step": ROUND_AND_STEP,
 }
-"""Every point there is, and what it knows of the moment; the first part of its name is the role that passes it."""
+"""Fault point -> its moment: `round`, `step`, both or none. The part before the dot is the role that passes it."""
 
 
 class Fault(StrEnum):
@@ -68,7 +68,7 @@ class Fault(StrEnum):
     HANG = "hang"
     """A loop in Python that does not end."""
     HANG_C = "hang_c"
-    """A C call that does not return and does not let go of the interpreter."""
+    """A C call that does not return and does not release the interpreter's lock."""
     KILL = "kill"
     STOP = "stop"
 
@@ -81,31 +81,31 @@ class FaultSpec(Settings):
     point: str
     fault: Fault
     role: str | None = None
-    """The actor that is meant (`manager-1`), where several pass the point; default: whichever comes first."""
+    """Name of the actor (`manager-1`), if several pass the point. None: the first that passes."""
     rank: Annotated[int, Field(ge=0)] | None = None
-    """The trainer's rank that is meant; there is one, 0."""
+    """Rank of the trainer; there is only rank 0."""
     round: Annotated[int, Field(ge=0)] | None = None
-    """Only passages of this round count: the one that ends at this fence, or the fence itself."""
+    """Count only passages in the round that ends at this fence, or at the fence itself. None: in any."""
     step: Annotated[int, Field(ge=0)] | None = None
-    """Only passages before this optimizer step of the run count, from 0."""
+    """Count only passages before this optimizer step of the run, from 0. None: before any."""
     generation: Annotated[int, Field(ge=1)] | None = None
-    """Only processes that are started in this generation of the run are meant: successors of dead ones."""
+    """Fire only in processes that were started in this generation of the run, such as restarted ones. None: in any."""
     passage: Annotated[int, Field(ge=1)] = 1
-    """Fires at this passage of those that count, from 1 in each process."""
+    """Number of the counted passage at which the fault fires first, from 1 in each process."""
     times: Annotated[int, Field(ge=1)] = 1
-    """... and at those that follow, until it has fired so often in the run."""
+    """Number of firings in the whole run: it fires at the following counted passages until that number."""
     error: str = "FaultInjected"
     """For `raise`: a class of esper.errors that can be made from two texts, or FaultInjected."""
     seconds: Seconds = 1.0
-    """For `delay`."""
+    """Duration of `delay`."""
 
     def counts(self, round: int | None, step: int | None) -> bool:
-        """A passage at this moment is one that is meant."""
+        """Whether a passage at this round and step counts."""
         return self.round in (None, round) and self.step in (None, step)
 
 
 class Firing(BaseModel):
-    """One time that a fault fired, written before it did. `fault_index` is its place in the config, from 0."""
+    """Record of one firing, written before it happens. `fault_index` is the fault's position in the config, from 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -118,13 +118,13 @@ class Firing(BaseModel):
 
 
 class Firings:
-    """All firings of a run, in a file that its processes share; without a file, those of this process."""
+    """The firings of a run, in a file shared by its processes; without a file, the firings of this process."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path, self._here = path, list[Firing]()
 
     def all(self) -> tuple[Firing, ...]:
-        """What has fired so far, in order; nothing where nothing ever did."""
+        """Return all firings so far, in order."""
         if self._path is None or not self._path.exists():
             return tuple(self._here)
         try:
@@ -133,10 +133,10 @@ class Firings:
             raise StoreCorrupt(str(self._path), "holds a line that is no firing of a fault") from error
 
     def claim(self, firing: Firing, times: int) -> bool:
-        """Write down that a fault fires now, unless it has fired `times` times in the run already.
+        """Record a firing and return true, unless the fault has already fired `times` times in the run.
 
         Raises:
-            StoreWriteFailed: it cannot be written down; nothing fires then.
+            StoreWriteFailed: it cannot be recorded; the fault does not fire.
         """
         if self._path is None:
             return self._claim(firing, times)
@@ -156,7 +156,7 @@ class Firings:
         return allowed
 
     def here(self) -> int:
-        """How many of them were of this process."""
+        """Return the number of firings in this process."""
         return len(self._here)
 
 
@@ -165,7 +165,7 @@ class _Armed:
         self.index, self.spec, self.actor, self.passages = index, spec, actor, 0
 
     def due(self) -> Firing | None:
-        """The firing that this passage may be."""
+        """Return the firing of this passage, to be claimed. None: too few passages counted so far."""
         if self.passages < self.spec.passage:
             return None
         spec = self.spec
@@ -184,14 +184,14 @@ _firings = Firings()
 
 
 def check(specs: Sequence[FaultSpec], passed: Mapping[str, Collection[str]] | None = None) -> None:
-    """Refuse what could never fire.
+    """Refuse faults that could never fire.
 
     Args:
-        passed: The points that each process of the run passes, by its name; None where that is not known yet.
+        passed: Name of each process of the run -> the points that it passes. None: not known yet.
 
     Raises:
-        ConfigError: an unknown point or role, naming the nearest; a point that nobody passes; a moment that the point
-            does not know; an error class that is not there or cannot be made.
+        ConfigError: an unknown point or role (the error names the nearest); a point that no process passes; a round or
+            step for a point that does not know it; an error class that does not exist or cannot be made.
     """
     for spec in specs:
         if spec.point not in POINTS:
@@ -221,12 +221,12 @@ def _check_passed(spec: FaultSpec, passed: Mapping[str, Collection[str]]) -> Non
 
 
 def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
-    """Arm this process with faults, in place of whatever was armed before; an empty list disarms.
+    """Arm faults in this process and disarm all earlier ones; an empty list disarms all.
 
     Args:
-        actor: This process's name; faults that mean another one are left out.
-        record: Where firings of the whole run are written; None: they are counted in this process alone.
-        generation: In which this process is started; None: in any.
+        actor: Name of this process; faults for another name are left out.
+        record: File of the firings of the whole run. None: firings are counted in this process alone.
+        generation: Generation in which this process is started. None: faults of all generations are armed.
 
     Raises:
         ConfigError: see `check`; nothing was armed.
@@ -242,7 +242,7 @@ def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None,
 
 @contextmanager
 def armed(specs: Sequence[FaultSpec], actor: str, record: Path) -> Iterator[None]:
-    """Arm this process for as long as the context lasts; see `arm`."""
+    """Arm faults in this process until the block ends; see `arm`."""
     arm(specs, actor, record)
     try:
         yield
@@ -251,19 +251,19 @@ def armed(specs: Sequence[FaultSpec], actor: str, record: Path) -> Iterator[None
 
 
 def fired() -> int:
-    """How often armed faults have fired in this process."""
+    """Return how often armed faults have fired in this process."""
     return _firings.here()
 
 
 def point(name: str, *, round: int | None = None, step: int | None = None) -> None:
-    """Pass a fault point: nothing, unless it is armed."""
+    """Pass a fault point. Does nothing unless the point is armed."""
     if _armed:
         _pass(name, round, step)
 
 
 def _pass(name: str, round: int | None, step: int | None) -> None:
     group = [armed for armed in _armed.get(name, ()) if armed.spec.counts(round, step)]
-    for armed in group:  # all of them pass, also where an earlier one raises
+    for armed in group:  # each counts the passage, even if an earlier one raises
         armed.passages += 1
     for armed in group:
         firing = armed.due()
@@ -281,9 +281,9 @@ def _fire(spec: FaultSpec) -> None:
     elif spec.fault is Fault.KILL:
         os.kill(os.getpid(), signal.SIGKILL)
     elif spec.fault is Fault.STOP:
-        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # sent to the process, this thread might run on
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # `os.kill` may let this thread run on
     elif spec.fault is Fault.HANG_C:
-        ctypes.PyDLL(None).sleep(1 << 20)  # PyDLL, unlike CDLL, keeps the interpreter's lock
+        ctypes.PyDLL(None).sleep(1 << 20)  # PyDLL, unlike CDLL, does not release the interpreter's lock
     else:
         while True:
             pass

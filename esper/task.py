@@ -1,4 +1,4 @@
-"""What the user brings: a model, where it may grow, data and loss. It only names them; it trains nothing."""
+"""The task, defined by the user: a model, its slots, data and loss. This module only holds them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[[Any, Any], Tensor]
-"""(output, target) -> scalar mean, or, for `sample_loss`, losses [B], alone or with weights [B]."""
+"""(output, target) -> scalar mean; for `sample_loss`: losses [B], or losses [B] and weights [B]."""
 
 
 class Samples(Protocol):
     """A map-style data set of (input, target). It may carry `group_of(index) -> int` for correlated samples."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Any: ...  # whatever the user's collate function understands
+    def __getitem__(self, index: int, /) -> Any: ...  # any input of the collate function
 
 
 def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -26,7 +26,7 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A problem to train a network on: the model, where it may grow, data, and loss. No field is changed by a run.
+    """A training problem: a model, its slots, data, and loss. A run changes no field.
 
     For each batch of training the calls are, in this order: `train[i]` for each sample, `collate(samples)`, the model
     (or `input_output(model, input)`), `loss(output, target)`, the backward pass, the optimizer's step, the scheduler's
@@ -38,29 +38,29 @@ class Task:
         slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` stand for a part between two
             dots, and `"*"` alone for every module. The output of a slot is one floating-point tensor, [B, C, H, W],
             [B, T, C] or [B, C], and the slot is called at most once per forward. A module that a pattern matches and
-            that is no such slot is left out; one that is named is refused.
-        train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). What is drawn at random there comes
-            from the seeded global generators.
+            that is not such a slot is left out; a named module that is not such a slot is refused.
+        train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). Random numbers must come from the
+            seeded global generators.
         valid: As `train`. Its loss is measured at the end of a run and decides nothing.
         loss: (output, target) -> scalar tensor, the mean over the batch. Samples may depend on each other in it, as
             in a contrastive loss; figures are means over evaluation batches of 256 samples then: see docs/figures.md.
         test: As `train`: measured before the first step and at the end. Default: a tenth of `train`.
         pick: As `train`: candidates are ranked on it. Default: a tenth of `train`.
-        gate: As `train`: the first of a tournament is judged on it. Default: a tenth of `train`. What is taken from
-            `train` for pick, gate and test is never trained on, with growth and without; groups stay whole.
-        sample_loss: (output, target) -> [B], or -> ([B], [B]): losses, and weights where samples do not weigh alike.
+        gate: As `train`: the first of a tournament is judged on it. Default: a tenth of `train`. Samples that
+            are taken from `train` for pick, gate and test are never used in training; groups are not split.
+        sample_loss: (output, target) -> [B], or -> ([B], [B]): losses, and weights if samples have different weights.
             The weighted mean must be what `loss` returns. Default: derived from a torch loss that has `reduction`.
         metrics: By name, (output, target) -> a number, a tensor or an array; see docs/figures.md. Measured on test at
             the end. Default: none.
         batch_size: Samples of an optimizer step. Default: 64; `run.batch_size` overrides it.
         epochs: Default: 8; `run.epochs` overrides it.
-        epoch_samples: Samples of an epoch; each epoch goes on where the last one ended in a shuffled order of `train`.
-            Default: all of `train`. Samples that fill no whole batch are left out of the epoch.
+        epoch_samples: Samples of an epoch. Each epoch continues in the shuffled order of `train` where the last ended.
+            Default: all of `train`. Samples beyond the last full batch are left out of the epoch.
         round_steps: Optimizer steps between two decisions on growth. Default: 15 rounds in a run of up to 600 steps, 60
             in a longer one; `run.round_steps` overrides it.
-        group: index of a sample -> int, the same for samples that are alike (lines of one file, say); judging counts
-            groups instead of samples then, and needs 128 groups in pick and in gate (`growth.min_samples`). A data set
-            with a method `group_of` speaks for itself. Default: no groups.
+        group: index of a sample -> int, equal for correlated samples (for example lines of one file). Gates then count
+            groups instead of samples, and need 128 groups in pick and in gate (`growth.min_samples`). Not needed for a
+            data set with a method `group_of`. Default: no groups.
         optimizer: (parameters) -> torch.optim.Optimizer. Called for the network and again for each seed, whose learning
             rate esper sets: a warm-up, then a cosine to a tenth. Default: AdamW with lr 3e-3.
         scheduler: (optimizer, steps of the run) -> scheduler, stepped once after each optimizer step. Default: none.

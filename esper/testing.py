@@ -1,4 +1,4 @@
-"""Small real parts and driven fakes for tests of esper and of what users build on it. Nothing else imports it."""
+"""Small tasks and fakes for tests of esper and of the code of its users. Only tests import this module."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeClock:
-    """A clock that moves only when told to."""
+    """A clock that moves only by calls of `move`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def now(self) -> datetime:
-        """Wall time, UTC."""
+        """Return the wall time, UTC."""
         return EPOCH + timedelta(seconds=self.seconds)
 
     def monotonic(self) -> float:
-        """Seconds since the clock was made."""
+        """Return the seconds since the clock was made."""
         return self.seconds
 
     def move(self, seconds: float) -> None:
-        """Let time pass, or go back."""
+        """Move the time by some seconds, forwards or backwards."""
         self.seconds += seconds
 
 
 def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
-    """Wait for another process or thread until `happened` returns something true; what it raises ends the wait.
+    """Wait for another process or thread until `happened` returns a true value. An exception of it ends the wait.
 
-    There is no limit: how long it takes on a busy machine proves nothing. The limit of the whole test ends a hang.
+    There is no time limit, since durations on a busy machine prove nothing. A test's general time limit ends a hang.
     """
     while not happened():
         time.sleep(every_s)
 
 
 def fail_with(error: BaseException, cause: BaseException | None = None) -> NoReturn:
-    """Raise an error as esper itself does: from a frame of its own."""
+    """Raise an error from a frame in a file of esper, as esper does."""
     raise error from cause
 
 
 class ScriptedPolicy:
-    """A policy that answers what it was given, in turn; an exception is raised. It remembers what it was asked."""
+    """A policy that returns given answers in turn, and raises those that are exceptions. `asked`: the given states."""
 
     name = "scripted"
     version = "scripted-1"
@@ -66,7 +66,7 @@ class ScriptedPolicy:
         self.asked: list[RoundState] = []
 
     def decide(self, state: RoundState, eligible: tuple[Pair, ...], past: tuple[FieldReport, ...]) -> Decision:
-        """The next answer."""
+        """Return or raise the next answer."""
         del past
         self.asked.append(state)
         answer = self._answers.pop(0)
@@ -77,7 +77,7 @@ class ScriptedPolicy:
 
 
 class Bands(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Points [C] whose class, one of four, says whether x0 and x1 are far from 0: no linear host can tell."""
+    """Points [C] in four classes, by whether x0 and x1 are far from 0. No linear host can separate them."""
 
     def __init__(self, count: int, key: int, channels: int = 8) -> None:
         self.inputs = torch.randn(count, channels, generator=torch.Generator().manual_seed(key))
@@ -100,13 +100,13 @@ class TinyHost(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Class scores, [B, 4]."""
+        """Return class scores, [B, 4]."""
         scores: Tensor = self.head(self.body(x_BC))
         return scores
 
 
-def tiny_task(**changes: Any) -> Task:  # Any: whatever field of Task a test wants to replace
-    """A task that a seed improves and that trains in a second: 320 steps of 32 samples in 16 rounds."""
+def tiny_task(**changes: Any) -> Task:  # Any: values of fields of Task
+    """Return a task that a seed improves and that trains in about a second: 320 steps of 32 samples in 16 rounds."""
     fields: dict[str, Any] = {
         "model": TinyHost,
         "slots": ["body"],
@@ -125,9 +125,9 @@ def tiny_task(**changes: Any) -> Task:  # Any: whatever field of Task a test wan
 
 
 def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted key with "__" for the dot
-    """A config for `tiny_task`: short ramps, budgets that a seed larger than its tiny host can meet, and patience.
+    """Return a config for `tiny_task`: short ramps, long deadlines, and budgets for a seed larger than the tiny host.
 
-    No deadline in it is one that a busy machine misses; a test of a deadline sets its own.
+    A busy machine meets all its deadlines; a test of a deadline sets a shorter one.
     """
     keys = {
         "policy.deadline_s": 60.0,
@@ -150,13 +150,13 @@ def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted 
 
 
 class StopAt(Quiet):
-    """Progress that asks for a drain once a fence has been held."""
+    """Progress that requests a drain at a given fence."""
 
     def __init__(self, fence: int) -> None:
         self.drain, self._fence = Drain(), fence
 
     def fence(self, state: RoundState, tally: Tally) -> None:
-        """Ask, if it is this one."""
+        """Request the drain if this is the fence."""
         del tally
         if state.fence == self._fence:
             self.drain.ask()

@@ -1,1 +1,1 @@
-"""Built-in tasks on real data that every machine has. Each module offers `task()`; nothing is read on import."""
+"""Built-in tasks on real data that needs no download. Each module has `task()`; its import reads no data."""

@@ -1,6 +1,6 @@
-"""Scikit-learn's handwritten digits: what the data is, how it is split, and the small network that reads it.
+"""Task of scikit-learn's handwritten digits: the data, its split, and a small network.
 
-It never looks for the data elsewhere: without scikit-learn there is no task.
+The data has no other source: without scikit-learn the task cannot be built.
 
     B batch   C channel   H, W height and width   K class
 """
@@ -40,7 +40,7 @@ def load_images() -> tuple[Tensor, Tensor]:
 
 
 def split(images: Tensor, digits: Tensor) -> dict[str, TensorDataset]:
-    """Deal all samples out to `train` and the shards of `SIZES` by a fixed permutation; no sample is in two."""
+    """Divide the samples among `train` and the shards of `SIZES` by a fixed permutation; no sample is in two."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_KEY))
     sizes = {"train": len(images) - sum(SIZES.values()), **SIZES}
     parts = zip(sizes, torch.split(order, list(sizes.values())), strict=True)
@@ -67,7 +67,7 @@ class DigitReader(nn.Module):
 def _stage(channels_in: int, channels_out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1),
-        nn.GroupNorm(2, channels_out),  # not batch norm: a sample's output may not depend on its neighbours
+        nn.GroupNorm(2, channels_out),  # not batch norm: outputs must not depend on other samples
         nn.ReLU(),
         nn.MaxPool2d(2),
     )
