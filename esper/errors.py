@@ -398,7 +398,7 @@ class RestoreImpossible(EsperError):
 
 
 class RollbackDeadlineExceeded(EsperError):
-    """A rollback took longer than its budget. All state was restored nevertheless. Times in seconds. No run rolls back yet."""
+    """A rollback took longer than its budget. All was restored. Times in seconds. No run rolls back yet."""
 
     def __init__(self, tier: str, elapsed_s: float, budget_s: float) -> None:
         super().__init__(tier, elapsed_s, budget_s)

@@ -28,7 +28,7 @@ app = typer.Typer(help=COMMANDS["checkpoint"].help, add_completion=False, no_arg
 
 @app.command("list")
 def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
-    """Show the checkpoints that a run could go on from, oldest first."""
+    """Show the checkpoints from which a run can be resumed, oldest first."""
     found = look_at(run_dir)
     gone = missing(run_dir, found.commits)
     if as_json:

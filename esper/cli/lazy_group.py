@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Unloaded(TyperCommand):
-    """Stands for a command in the list of commands: it has a name and a help text, and cannot run."""
+    """A placeholder in the list of commands: it has a name and a help text, and cannot run."""
 
     def __init__(self, name: str, spec: CommandSpec) -> None:
         super().__init__(name=name, help=spec.help)

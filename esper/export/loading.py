@@ -71,7 +71,7 @@ def load(
 
     Raises:
         RunDirectoryError: no run is here, or it has no checkpoint yet.
-        ConfigError: no checkpoint of `fence` or `generation` is kept, or a blueprint of the run is not registered here.
+        ConfigError: no checkpoint of `fence` or `generation` exists, or a blueprint of the run is not registered here.
         TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
         CheckpointCorrupt: the checkpoint is damaged. An earlier one is loaded only if `fence` names it.
         StoreCorrupt: `run.json` is damaged, or the journal is and no `fence` was given.
