@@ -16,7 +16,7 @@ import ray
 from actors.actor_start import ActorStart
 from actors.end_signals import uninterrupted
 from actors.remote import Remote
-from actors.remote_incubator import RemoteNursery
+from actors.remote_incubator import RemoteIncubator
 from actors.room_handles import emergency_handle
 from actors.run_actors import SPARE, RunActors, manager_names
 from actors.shell import SnapshotRef
@@ -58,7 +58,7 @@ class RayCrew:
         self._generation, self._fence = actors.key.generation, 0
         self._died_starting = deque[ActorLost]()
         self._replaced = deque[tuple[Lost, Recovery]]()
-        self._nursery: RemoteNursery | None = None
+        self._nursery: RemoteIncubator | None = None
 
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
@@ -69,7 +69,7 @@ class RayCrew:
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
-    def start(self) -> RemoteNursery:
+    def start(self) -> RemoteIncubator:
         """Start all actors side by side and wait until each is up; if one fails, all are ended.
 
         Returns:
@@ -87,7 +87,7 @@ class RayCrew:
                 self.end()
             raise
         managers = [self.remotes[name] for name in manager_names(self._actors.config)]
-        self._nursery, self._whole = RemoteNursery(managers, self.replace_alone), False
+        self._nursery, self._whole = RemoteIncubator(managers, self.replace_alone), False
         return self._nursery
 
     def _fill(self, generation: int) -> None:

@@ -36,8 +36,8 @@ Replace = Callable[[ActorLost], None]
 """(death of a manager): returns when the manager is replaced. Raises the death if the whole run restarts instead."""
 
 
-class RemoteNursery:
-    """`Nursery` across processes.
+class RemoteIncubator:
+    """`Incubation` across processes.
 
     It has two kinds of threads beside the line's: one runs a tournament, and up to `WAITING` wait for a manager each.
 
@@ -69,7 +69,7 @@ class RemoteNursery:
     def probe_candidates(
         self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef
     ) -> Sequence[CandidateProbe]:
-        """See `Nursery`. Each manager measures a share of the candidates."""
+        """See `Incubation`. Each manager measures a share of the candidates."""
         managers = tuple(self._managers.values())
         shares = [plans[place :: len(managers)] for place in range(len(managers))]
         pieces = [
@@ -82,14 +82,14 @@ class RemoteNursery:
         return tuple(found[plan.seed_id] for plan in plans)
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> None:
-        """See `Nursery`. The tournament runs from now on."""
+        """See `Incubation`. The tournament runs from now on."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, weights, snapshot)
         self._began = order, snapshot
         self._control = None  # `keep_twin` was not called for it
 
     def collect(self) -> IncubationResult:
-        """See `Nursery`."""
+        """See `Incubation`."""
         assert self._pending is not None, "nothing was begun"
         assert self._began is not None, "`begin` sets both"
         (order, origin), pending = self._began, self._pending
@@ -104,36 +104,36 @@ class RemoteNursery:
         return result
 
     def keep_twin(self) -> None:
-        """See `Nursery`."""
+        """See `Incubation`."""
         assert self._control is not None, "no tournament has ended"
         self._twin, self._control = self._control, None
         self._open.remove(self._twin.fork)
 
     def advance_twin(self, step: int) -> None:
-        """See `Nursery`. The twin trains from now on."""
+        """See `Incubation`. The twin trains from now on."""
         self._settle_twin()
         assert self._twin is not None, "no twin is kept"
         self._twin_ahead = self._start(self._work, self._train_twin, self._twin, step)
 
     def twin_losses(self, fence: int) -> SampleLosses:
-        """See `Nursery`."""
+        """See `Incubation`."""
         return self._of_twin(lambda fork: fork.sample_losses("gate", fence))
 
     def twin_report(self) -> TwinReport:
-        """See `Nursery`."""
+        """See `Incubation`."""
         loss = self._of_twin(lambda fork: fork.shard_means("test")["loss"])
         digest = self._of_twin(RemoteFork.weights_sha256)
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
-    def state(self, fence: int) -> dict[str, Any]:  # Any: see `Nursery`
-        """See `Nursery`. Waits until the twin has trained to this fence."""
+    def state(self, fence: int) -> dict[str, Any]:  # Any: see `Incubation`
+        """See `Incubation`. Waits until the twin has trained to this fence."""
         self._settle_twin()
         origin = self._began[1] if self._began is not None and self._began[0].fence != fence else None
         twin = self._snapshot_of(self._twin) if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
-    def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Nursery`
-        """See `Nursery`. Returns when nothing that was in flight runs any more."""
+    def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Incubation`
+        """See `Incubation`. Returns when nothing that was in flight runs any more."""
         self.abandon()
         self._twin_steps = state["twin_steps"]
         if (twin := state["twin"]) is not None:

@@ -50,7 +50,7 @@ class FenceState:
     host: Any  # Any: a HostCopy, or a HostSnapshot that was read from disk
     rooms: Mapping[str, str]
     """Room (line, kasmina, tamiyo) -> its state as text."""
-    nursery: Mapping[str, Any]  # Any: see `Nursery.state`
+    nursery: Mapping[str, Any]  # Any: see `Incubation.state`
 
 
 Trial = Callable[[CheckpointWritten, FenceState], None]
@@ -91,7 +91,7 @@ class Checkpoints(Closing):
         trainer: LiveHost,
         fence: int,
         rooms: Mapping[str, str],
-        nursery: Mapping[str, Any],  # Any: see `Nursery.state`
+        nursery: Mapping[str, Any],  # Any: see `Incubation.state`
     ) -> None:
         """Start a save of all rooms by the trainer. The checkpoint is committed when its file is durable.
 

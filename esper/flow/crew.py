@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from esper.archive.recovery_record import Lost, Recovery
 from esper.errors import ActorError, EsperError
-from esper.leyline.ports import Decider, Inbox, LiveHost, Nursery, Registrar
+from esper.leyline.ports import Decider, Inbox, Incubation, LiveHost, Registrar
 from esper.leyline.signals import EmergencySignal
 
 
@@ -126,6 +126,6 @@ class Rooms:
     trainer: LiveHost
     tamiyo: Decider
     kasmina: Registrar
-    incubator: Nursery
+    incubator: Incubation
     inbox: Inbox
     crew: Crew

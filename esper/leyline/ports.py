@@ -223,7 +223,7 @@ class LiveHost(Protocol):
         """Return the Unix time of the end of the first step since the host was made or restored. None: no step yet."""
         ...
 
-    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: Nursery.state
+    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: Incubation.state
         """Begin to write the present state, with the states of the other rooms, to a new file."""
         ...
 
@@ -349,7 +349,7 @@ class Inbox(Protocol):
         ...
 
 
-class Nursery(Protocol):
+class Incubation(Protocol):
     """The port of Kasmina's incubation: forks of the live host, and the twin.
 
     Call order of a tournament: `probe_candidates`, `begin` at the same fence, `collect` at the fence at which it is

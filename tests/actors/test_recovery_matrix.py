@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from actors.ray_crew import RayCrew
-from actors.remote_incubator import RemoteNursery
+from actors.remote_incubator import RemoteIncubator
 from esper import faults
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind, read
@@ -103,7 +103,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> list[RayCrew]:
     made: list[RayCrew] = []
     start = RayCrew.start
 
-    def noted(self: RayCrew) -> RemoteNursery:
+    def noted(self: RayCrew) -> RemoteIncubator:
         made.append(self)
         return start(self)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from actors.hosted_rooms import ForkHouse
-from actors.remote_incubator import RemoteNursery
+from actors.remote_incubator import RemoteIncubator
 from actors.task_transport import SentProspect
 from esper.errors import ActorLost, DivergenceUnrecoverable
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
@@ -117,11 +117,11 @@ def not_replaced(death: ActorLost) -> None:
 
 
 @pytest.fixture
-def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteNursery]]:
-    made: list[RemoteNursery] = []
+def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteIncubator]]:
+    made: list[RemoteIncubator] = []
 
-    def make(managers: Sequence[Any], replace: Any = not_replaced) -> RemoteNursery:
-        made.append(RemoteNursery(managers, replace))
+    def make(managers: Sequence[Any], replace: Any = not_replaced) -> RemoteIncubator:
+        made.append(RemoteIncubator(managers, replace))
         return made[-1]
 
     yield make
@@ -299,7 +299,7 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
     }
 
 
-def attempt(prospect: Prospect, nursery: RemoteNursery, managers: Sequence[Mortal]) -> list[Any]:
+def attempt(prospect: Prospect, nursery: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:
     """The answers to a run with two tournaments and a twin, or the method in which a manager died for good."""
     try:
         return growth(prospect, nursery, lambda snapshot: [snapshot])
@@ -493,7 +493,7 @@ def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prosp
 
 def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
     before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
-    nursery = RemoteNursery([manager], not_replaced)  # type: ignore[list-item]
+    nursery = RemoteIncubator([manager], not_replaced)  # type: ignore[list-item]
     nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     nursery.close()
