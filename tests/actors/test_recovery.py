@@ -290,8 +290,10 @@ def test_a_manager_that_dies_again_and_again_at_one_fence_stops_the_run(launch_t
     assert f"at fence {passed} with" in str(caught.value)
 
 
-BUSY = {"point": "tolaria.step", "fault": "stop", "step": 58}
-"""The main thread waits for the trainer meanwhile, so that another one learns of a manager's death first."""
+MANAGER_DIES = {"point": "kasmina.step", "fault": "kill", "step": 32}
+"""In the first tournament, in which there is no twin yet, so that the main thread asks no manager for anything."""
+BUSY = {"point": "tolaria.step", "fault": "stop", "step": 38}
+"""The main thread waits for the trainer meanwhile, so that another one learns of the manager's death first."""
 
 
 def let_go(run_dir: Path) -> None:
@@ -372,9 +374,9 @@ def test_a_manager_that_cannot_be_replaced_stops_the_run_whichever_thread_finds_
 
     monkeypatch.setattr(actor_start, "spawn", noted)
     monkeypatch.setattr(actor_start, "await_ready", failing)
-    faults = [{"point": "kasmina.step", "fault": "kill", "step": 52}, BUSY]
+    faults = [MANAGER_DIES, BUSY]
     if trainer == "dies":
-        faults.append({"point": "tolaria.step", "fault": "kill", "step": 59})
+        faults.append({"point": "tolaria.step", "fault": "kill", "step": 39})
     with pytest.raises(type(error), match=re.escape(str(error))):
         launch_tiny(restarting=True, faults=faults)
     assert failed.is_set()
@@ -418,11 +420,10 @@ def test_ctrl_c_while_a_manager_is_being_replaced_leaves_nothing(
 
     monkeypatch.setattr(actor_start, "spawn", noted)
     monkeypatch.setattr(actor_start, "await_ready", interrupted)
-    fault = {"point": "kasmina.step", "fault": "kill", "step": 52}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the shell that runs the tests may ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
-            launch_tiny(restarting=True, faults=[fault, BUSY])
+            launch_tiny(restarting=True, faults=[MANAGER_DIES, BUSY])
     finally:
         signal.signal(signal.SIGINT, before)
     assert len(begun) == 7  # six actors, and the manager's successor
