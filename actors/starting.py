@@ -18,6 +18,8 @@ from esper.flow.stopping import SAME_REQUEST_S
 GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
+_GIVEN_UP: list[threading.Thread] = []
+"""Threads of starts that were given up. Most end at once; one that is in Ray's code may stay."""
 
 
 def start(
@@ -47,12 +49,14 @@ def start(
     done: Future[None] = Future()
     limit_s, late, again, lost = time.monotonic() + deadline_s, False, False, ""
     with held_back() as came:  # before the thread: no signal may come between
-        threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True).start()
+        thread = threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True)
+        thread.start()
         while not done.done():
             wait([done], timeout=LOOK_EVERY_S)
             late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_REQUEST_S
             lost = gone()
             if late or again or lost:
+                _GIVEN_UP.append(thread)
                 give_up()
                 wait([done], timeout=GIVE_UP_WITHIN_S)
                 break
@@ -69,12 +73,11 @@ def start(
 
 def _refuse_a_second_one() -> None:
     """Raise where the thread of an earlier start is still in Ray's code: two starts at once would end this process."""
-    for thread in threading.enumerate():
-        if thread.name == THREAD:
-            thread.join(GIVE_UP_WITHIN_S)  # that of a Ray which was just closed ends at once
-            if thread.is_alive():
-                mend = "an earlier start of Ray in this process was given up and has not ended; use a new process"
-                raise PlacementUnavailable("ray", mend)
+    for thread in _GIVEN_UP:
+        thread.join(GIVE_UP_WITHIN_S)
+        if thread.is_alive():
+            mend = "an earlier start of Ray in this process was given up and has not ended; use a new process"
+            raise PlacementUnavailable("ray", mend)
 
 
 def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Event) -> None:
