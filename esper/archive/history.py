@@ -1,7 +1,8 @@
 """The valid history of a run: the records of all its journals, without those that a later generation took back.
 
-Each generation of a run has a journal of its own. Its first record names the fence from which the run continued and
-the length of each older journal at that moment. Records that an older writer appends later do not count.
+Each generation of a run has its own journal. After the first generation, the first record of a journal is SUPERSEDED:
+it names the fence from which the run continued, and the length of each older journal at that moment. Records that an
+older writer appends later do not count. A generation whose takeover failed has no SUPERSEDED and takes nothing back.
 
 `read_past` is for resuming: it raises if the valid history is ambiguous. `look_at` is for showing: it returns what can
 be read of a damaged run, and each place that cannot.
@@ -332,7 +333,7 @@ def _joined(
         name, lost = journal_file(path, generation).name, ""
         counted = [e for e in its_entries if generation not in valid or e.end <= valid[generation]]
         place = next((place for place, entry in enumerate(counted) if entry.kind is RecordKind.SUPERSEDED), None)
-        if place is not None:  # a late COMMIT may come before it
+        if place is not None:  # the first generation has no SUPERSEDED, nor has one whose takeover failed
             entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])
             counted = counted[place:]
         elif generation > FIRST_GENERATION and counted and name in damaged:

@@ -1,4 +1,4 @@
-"""Ways to get the protocol wrong, each as a change of the source. What kills them is found in test_mutants.py."""
+"""Mutants: changes of the source that break the durability protocol. Tests must fail with each of them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """A version of the room with a mistake in it.
+    """One planted mistake: in source file `module`, text `old` is replaced by `new`.
 
     Attributes:
-        redundant: Why nothing can kill it, if it is only a second safeguard; else empty.
+        redundant: Why no test can fail with it: another safeguard has the same effect. Empty for all other mutants.
     """
 
     name: str
@@ -35,7 +35,7 @@ MUTANTS = (
         "        disk.fsync(descriptor)\n        fill(descriptor)\n",
     ),
     Mutant(
-        "files: the temporary is placed before it is synced",
+        "files: the temporary is renamed before it is synced",
         "files",
         "        _fill_synced(temporary, fill, disk)\n        place(temporary, path)\n",
         "        descriptor = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)\n        fill(descriptor)\n"
@@ -54,7 +54,7 @@ MUTANTS = (
         "        disk.sync_folder(path.parent)\n        place(temporary, path)\n",
     ),
     Mutant(
-        "files: the old file is removed before the new one is placed",
+        "files: the old file is removed before the new one has its name",
         "files",
         "        place(temporary, path)\n",
         "        if place == disk.rename:\n            disk.unlink(path)\n        place(temporary, path)\n",
@@ -76,13 +76,13 @@ MUTANTS = (
         "    with at_the_end(lambda: None, ",
     ),
     Mutant(
-        "files: a name that is taken is given away",
+        "files: an existing file is replaced where the name must be new",
         "files",
         "    place = disk.rename if replace else disk.link\n",
         "    place = disk.rename\n",
     ),
     Mutant(
-        "files: a short write is taken for a whole one",
+        "files: a short write counts as a whole one",
         "files",
         "        rest, offset = rest[written:], offset + written\n",
         "        break\n",
@@ -104,38 +104,38 @@ MUTANTS = (
         "            if self._next % 2:\n                self._disk.fdatasync(self._descriptor)\n",
     ),
     Mutant(
-        "log: a failed append is not cut off",
+        "log: a failed append is not truncated",
         "log",
         "            self._disk.truncate(self._descriptor, self._end)\n            if not syncing:\n",
         "            if not syncing:\n",
     ),
     Mutant(
-        "log: the cutting off of a failed append is not synced",
+        "log: the truncation after a failed append is not synced",
         "log",
         "            if not syncing:\n                self._disk.fsync(self._descriptor)\n",
         "",
     ),
     Mutant(
-        "log: the cutting off of a failed append is synced without its length",
+        "log: the truncation after a failed append is synced by fdatasync",
         "log",
         "            if not syncing:\n                self._disk.fsync(self._descriptor)\n",
         "            if not syncing:\n                self._disk.fdatasync(self._descriptor)\n",
     ),
     Mutant(
-        "log: a failed sync is forgotten",
+        "log: a failed sync is ignored",
         "log",
         "        if syncing:\n            self._failure = error\n",
         "",
     ),
     Mutant(
-        "log: a failed sync is tried again",
+        "log: a failed sync is repeated",
         "log",
         "            self._disk.fdatasync(self._descriptor)\n",
         "            try:\n                self._disk.fdatasync(self._descriptor)\n            except OSError:\n"
         "                self._disk.fdatasync(self._descriptor)\n",
     ),
     Mutant(
-        "log: a failure to cut off is forgotten",
+        "log: a failed truncation is ignored",
         "log",
         "            self._failure = error\n            error.add_note(",
         "            error.add_note(",
@@ -148,43 +148,43 @@ MUTANTS = (
         "",
     ),
     Mutant(
-        "log: what a dead writer left is not synced",
+        "log: records of a killed writer are not synced",
         "log",
         "            self._disk.fsync(self._descriptor)\n            self._disk.sync_folder(self.path.parent)\n",
         "            self._disk.sync_folder(self.path.parent)\n",
     ),
     Mutant(
-        "log: the name that a dead writer left is not synced",
+        "log: the name of a killed writer's file is not synced",
         "log",
         "            self._disk.fsync(self._descriptor)\n            self._disk.sync_folder(self.path.parent)\n",
         "            self._disk.fsync(self._descriptor)\n",
     ),
-    Mutant("log: numbers are given twice", "log", "found.sequence + 1\n", "found.sequence\n"),
+    Mutant("log: numbers are used twice", "log", "found.sequence + 1\n", "found.sequence\n"),
     Mutant(
         "log: the lock is not taken", "log", "            self._disk.lock(self._descriptor)\n", "            pass\n"
     ),
     # -- the log: the format
-    Mutant("log: no salt", "log", "    salt = secrets.randbits(64)\n", "    salt = 0\n"),
+    Mutant("log: checksums start without a salt", "log", "    salt = secrets.randbits(64)\n", "    salt = 0\n"),
     Mutant(
-        "log: checksums do not depend on the place",
+        "log: checksums do not depend on the offset",
         "log",
         '    return crc32(struct.pack(">QQ", salt, offset))\n',
         '    return crc32(struct.pack(">QQ", salt, 0))\n',
     ),
     Mutant(
-        "log: the header's checksum is not looked at",
+        "log: the checksum of a frame header is not checked",
         "log",
         "    if sealed != _CRC.pack(header_crc):\n",
         "    if False:\n",
     ),
     Mutant(
-        "log: the payload's checksum is not looked at",
+        "log: the checksum of a payload is not checked",
         "log",
         "    if trailer != _CRC.pack(crc32(payload, header_crc)):\n",
         "    if False:\n",
     ),
     Mutant(
-        "log: the file header's checksum is not looked at",
+        "log: the checksum of the file header is not checked",
         "log",
         "    if header_crc != _CRC.pack(crc32(fields)):\n",
         "    if False:\n",
@@ -195,17 +195,24 @@ MUTANTS = (
         "    if length > PAYLOAD_LIMIT_BYTES:\n        return",
         "    if False:\n        return",
     ),
-    Mutant("log: a length beyond the end is believed", "log", "    if end > size:\n", "    if False:\n"),
-    Mutant("log: a later version's frame is read", "log", "    if version != _VERSION:  # not", "    if False:  # not"),
+    Mutant("log: a length beyond the end of the file is accepted", "log", "    if end > size:\n", "    if False:\n"),
     Mutant(
-        "log: after a damaged header the rest is given up",
+        "log: a frame of a later version is read", "log", "    if version != _VERSION:  # not", "    if False:  # not"
+    ),
+    Mutant(
+        "log: records after a damaged header are not read",
         "log",
         '        return "the checksum of the frame header is wrong", _next_magic(file, offset + 1, size)\n',
         '        return "the checksum of the frame header is wrong", size\n',
     ),
     # -- segments
-    Mutant("segments: numbers begin anew", "segments", "first=_first(path), disk", "first=0, disk"),
-    Mutant("segments: a reopened empty segment begins anew", "segments", "first=_first(last), disk", "first=0, disk"),
+    Mutant("segments: numbers restart at 0 in a new segment", "segments", "first=_first(path), disk", "first=0, disk"),
+    Mutant(
+        "segments: numbers restart at 0 in a reopened empty segment",
+        "segments",
+        "first=_first(last), disk",
+        "first=0, disk",
+    ),
     Mutant("segments: the lease is not taken", "segments", "        lease.acquire()\n", ""),
     Mutant(
         "segments: a segment expires by its first record",
@@ -220,7 +227,7 @@ MUTANTS = (
         "if _first(following) <= before + 1]",
     ),
     Mutant(
-        "segments: the last segment expires, too",
+        "segments: the last segment expires too",
         "segments",
         "        _remove(old, self._disk)\n        return old",
         "        old += [one for one in present[-1:] if self.next_sequence <= before]\n"
@@ -235,7 +242,7 @@ MUTANTS = (
         "            atomic_write(path, image(kept, epoch=epoch), disk=self._disk)\n",
     ),
     Mutant(
-        "segments: the segment that grows is rewritten, too",
+        "segments: the last segment is rewritten too",
         "segments",
         "            if path == self._active.path:\n                break\n",
         "",
@@ -247,46 +254,61 @@ MUTANTS = (
         "            if False:\n",
     ),
     Mutant(
-        "segments: a failed change of segments is forgotten",
+        "segments: a failed change of segments is ignored",
         "segments",
         "            self._failure = error\n",
         "",
     ),
-    Mutant("segments: temporary files of the dead stay", "segments", "            _sweep(folder, disk)\n", ""),
+    Mutant(
+        "segments: temporary files of a killed writer are not removed",
+        "segments",
+        "            _sweep(folder, disk)\n",
+        "",
+    ),
     # -- streams
     Mutant(
-        "streams: a name that is taken is given away",
+        "streams: an existing file is replaced",
         "streams",
         "produce), disk.link, disk)",
         "produce), disk.rename, disk)",
     ),
     Mutant(
-        "streams: an error that the producer hides is forgotten",
+        "streams: an error that the producer catches is ignored",
         "streams",
         "        if self._failure is not None:  # the producer took no notice\n            raise self._failure\n",
         "",
     ),
-    Mutant("streams: the length is not looked at", "streams", "    if found != length:\n", "    if False:\n"),
+    Mutant("streams: the length is not checked", "streams", "    if found != length:\n", "    if False:\n"),
     Mutant(
-        "streams: the checksum is not looked at",
+        "streams: the checksum is not checked",
         "streams",
         "    if read != length or checksum != crc:\n",
         "    if False:\n",
     ),
     Mutant(
-        "streams: the length that was read is not looked at",
+        "streams: the number of bytes read is not checked",
         "streams",
         "    if read != length or checksum != crc:\n",
         "    if checksum != crc:\n",
-        redundant="a file that shrinks while it is read also fails its checksum, but for one chance in 2**32",
+        redundant="a file that shrinks while it is read also fails its checksum, except with a chance of 1 in 2**32",
     ),
-    Mutant("streams: any algorithm is believed", "streams", "    if algorithm != ALGORITHM:\n", "    if False:\n"),
     Mutant(
-        "streams: only the last part is under the checksum", "streams", "_extend(self.crc, chunk)", "_extend(0, chunk)"
+        "streams: any name of an algorithm is accepted",
+        "streams",
+        "    if algorithm != ALGORITHM:\n",
+        "    if False:\n",
     ),
-    Mutant("streams: returned at its end", "streams", '{crc:08x}")\n    file.seek(0)\n', '{crc:08x}")\n'),
     Mutant(
-        "streams: opened again after the check",
+        "streams: the checksum covers the last part only", "streams", "_extend(self.crc, chunk)", "_extend(0, chunk)"
+    ),
+    Mutant(
+        "streams: the file is returned at its end, not its start",
+        "streams",
+        '{crc:08x}")\n    file.seek(0)\n',
+        '{crc:08x}")\n',
+    ),
+    Mutant(
+        "streams: the file is opened again after the check",
         "streams",
         "    return file\n\n\nclass",
         "    file.close()\n    return _open(path, disk)\n\n\nclass",
@@ -305,7 +327,7 @@ RUN_MUTANTS = (
         "            self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)\n",
     ),
     Mutant(
-        "checkpoints: a fence is not committed",
+        "checkpoints: no COMMIT",
         "checkpoints",
         "            self._journal.write(RecordKind.CHECKPOINT_COMMITTED, written)\n",
         "            if written.fence != 1:\n"
@@ -324,22 +346,22 @@ RUN_MUTANTS = (
         "            trainer.save(self._folder / file, rooms, nursery)\n",
         "            trainer.save(self._folder / file, rooms, nursery)\n"
         "            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
-        redundant="it marks where the fence lies among the records, and nothing is looked for that was only begun",
+        redundant="a BEGIN only marks the place of its fence among the records",
     ),
     Mutant(
-        "checkpoints: one less is kept",
+        "checkpoints: one file too few stays",
         "checkpoints",
         "self._committed[: -self.config.keep]",
         "self._committed[: 1 - self.config.keep]",
     ),
-    Mutant("checkpoints: one more is kept", "checkpoints", "[: -self.config.keep]", "[: -self.config.keep - 1]"),
+    Mutant("checkpoints: one file too many stays", "checkpoints", "[: -self.config.keep]", "[: -self.config.keep - 1]"),
     Mutant("checkpoints: fence 0 is dropped", "checkpoints", "if written.fence != 0]", "if True]"),
     Mutant(
         "checkpoints: a removal is not synced",
         "checkpoints",
         "        if paths:\n            sync_folder(self._folder, disk=self._disk)\n",
         "",
-        redundant="a file that comes back is whole, is told again and is dropped at the next COMMIT",
+        redundant="a file that reappears is whole, is listed again and is dropped at the next COMMIT",
     ),
     Mutant(
         "checkpoints: the next save does not wait for the COMMIT",
@@ -354,31 +376,31 @@ RUN_MUTANTS = (
         "        written, content",
     ),
     Mutant(
-        "checkpoints: those after the one that was restored are still counted",
+        "checkpoints: those after the restored one stay valid",
         "checkpoints",
         "        self._committed = [one for one in self._committed if one.fence <= written.fence]\n",
         "",
     ),
     Mutant(
-        "checkpoints: the one that was restored is not counted",
+        "checkpoints: the restored one is not valid",
         "checkpoints",
         "if one.fence <= written.fence]",
         "if one.fence < written.fence]",
     ),
     Mutant(
-        "checkpoints: two generations give one name",
+        "checkpoints: two generations use the same file name",
         "checkpoints",
         'f"fence-{fence}-g{self._journal.generation}.pt"',
         'f"fence-{fence}-g1.pt"',
     ),
     Mutant(
-        "checkpoints: what was kept is swept away, too",
+        "checkpoints: the sweep removes valid files too",
         "checkpoints",
         "if path.name not in kept]",
         'if not path.name.startswith("fence-0-")]',
     ),
     Mutant(
-        "checkpoints: nothing is swept away",
+        "checkpoints: the sweep removes nothing",
         "checkpoints",
         "if path.name not in kept]",
         "if False]",
@@ -396,69 +418,69 @@ RUN_MUTANTS = (
         'stream), disk=type("Lazy", (Disk,), {"sync_folder": lambda *_: None})())',
     ),
     Mutant(
-        "saves: the next does not wait for the one before",
+        "saves: a save does not wait for the one before",
         "background_save",
         "        if self._writing is not None:\n            self._writing.result()\n        return self._arena",
         "        return self._arena",
-        redundant="`Checkpoints` settles the save in flight before it has the next begun, or anything loaded",
+        redundant="`Checkpoints` waits for the save in flight before it begins the next or loads anything",
     ),
     Mutant(
-        "restore: the checksum is not looked at",
+        "restore: the checksum is not checked",
         "checkpoint_file",
         "        with open_verified(path, length, crc, algorithm, disk=disk) as file:\n",
         "        with disk.reader(disk.open(path, 0), owned=True) as file:\n",
     ),
     Mutant(
-        "restore: the damaged one stays where it is",
+        "restore: a damaged file is not moved",
         "checkpoint_file",
         "        _quarantine(folder / written.file)\n",
         "        pass\n",
     ),
     Mutant(
-        "restore: the good one is put aside",
+        "restore: the intact file is moved to quarantine",
         "checkpoint_file",
         "refused.append(_reject(folder, written, error))",
         "refused.append(_reject(folder, commits[-2], error))",
     ),
     Mutant(
-        "restore: what the system could not read is put aside",
+        "restore: a file that the disk cannot read is moved to quarantine",
         "checkpoint_file",
         "            if _trouble(error) in MACHINES:\n                raise\n            refused",
         "            refused",
     ),
     Mutant(
-        "restore: what the disk cannot read stops it",
+        "restore: a file that the disk cannot read stops it",
         "checkpoint_file",
         "            if _trouble(error) in MACHINES:\n                raise\n            refused",
         "            if _trouble(error) is not None:\n                raise\n            refused",
     ),
     Mutant(
-        "restore: quarantine is not synced",
+        "restore: the quarantine folder is not synced",
         "checkpoint_file",
         "    sync_folder(folder)\n    sync_folder(path.parent)\n",
         "    sync_folder(path.parent)\n",
     ),
     Mutant(
-        "restore: that it was put aside is not synced",
+        "restore: the folder that a file was moved from is not synced",
         "checkpoint_file",
         "    sync_folder(folder)\n    sync_folder(path.parent)\n",
         "    sync_folder(folder)\n",
-        redundant="its old name may come back; then it is refused and put aside once more",
+        redundant="its old name may reappear; then it is rejected and moved again",
     ),
     Mutant(
-        "journal: the lengths of the older ones are not told",
+        "journal: SUPERSEDED has no lengths of older journals",
         "journal",
         "for number, end in self._ends.items()}",
         "for number, end in {}.items()}",
     ),
     Mutant(
-        "journal: only the length of the one before is told",
+        "journal: SUPERSEDED has only the length of the journal before",
         "journal",
         "for number, end in self._ends.items()}",
         "for number, end in self._ends.items() if number == self.generation - 1}",
     ),
     Mutant(
-        "journal: who is taken back goes on in the old one",
+        "journal: a rollback continues in the old journal",
         "journal",
         "        self._log.close()\n        self._ends[self.generation] = self._log.size_bytes\n"
         "        self.generation += 1\n        self._log = FramedLog.open(journal_file("
@@ -466,7 +488,7 @@ RUN_MUTANTS = (
         "        self.generation += 1\n",
     ),
     Mutant(
-        "journal: what is taken over is said in the old one",
+        "journal: SUPERSEDED is written to the old journal",
         "journal",
         "        self._log.close()\n        self._ends[self.generation] = self._log.size_bytes\n"
         "        self.generation += 1\n        self._log = FramedLog.open(journal_file("
@@ -476,26 +498,26 @@ RUN_MUTANTS = (
         "        self._log = FramedLog.open(journal_file(self._run_dir, self.generation), epoch=self.generation)\n",
     ),
     Mutant(
-        "history: the last to take over says what counts",
+        "history: the largest recorded length of a journal applies, not the smallest",
         "history",
         "= min(length, valid.get(int(older), length))",
         "= max(length, valid.get(int(older), length))",
     ),
-    Mutant("history: lengths are not looked at", "history", "or e.end <= valid[generation]]", "or True]"),
+    Mutant("history: recorded lengths are ignored", "history", "or e.end <= valid[generation]]", "or True]"),
     Mutant(
-        "history: the record behind the end counts",
+        "history: the record after the recorded length is valid",
         "history",
         "e.end <= valid[generation]]",
         "e.offset <= valid[generation]]",
     ),
     Mutant(
-        "history: only the one before is cut to its length",
+        "history: the recorded length is applied to the journal before only",
         "history",
         "if generation not in valid or",
         "if generation != max(valid, default=0) or",
     ),
     Mutant(
-        "history: nothing is taken back",
+        "history: no record is taken back",
         "history",
         "    return [*entries[:end], *(entry for entry in entries[end:] if _stays(entry, fence))], lost\n",
         "    return entries, lost\n",
@@ -507,7 +529,7 @@ RUN_MUTANTS = (
         "    return entry.kind",
     ),
     Mutant(
-        "history: the COMMIT of a later fence stays",
+        "history: the COMMIT of a later fence stays valid",
         "history",
         'entry.kind is RecordKind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence',
         "entry.kind is RecordKind.CHECKPOINT_COMMITTED",
@@ -519,88 +541,88 @@ RUN_MUTANTS = (
         "(RecordKind.CHECKPOINT_COMMITTED, RecordKind.CHECKPOINT_BEGUN)",
     ),
     Mutant(
-        "history: where it goes on from nothing, all counts",
+        "history: if a run begins again, all older records are valid",
         "history",
         "        return [entry for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.SIGNAL)], "
         '""\n',
         '        return entries, ""\n',
     ),
     Mutant(
-        "history: what is taken over is said in the first record only",
+        "history: SUPERSEDED is looked for in the first record only",
         "history",
         "for place, entry in enumerate(counted) if entry.kind is RecordKind.SUPERSEDED",
         "for place, entry in enumerate(counted[:1]) if entry.kind is RecordKind.SUPERSEDED",
-        redundant="a journal writes it in one piece with its making, or not at all",
+        redundant="no record is written to a new journal before it",
     ),
     Mutant(
-        "history: what was dropped is told",
+        "history: dropped checkpoints are listed",
         "history",
         "for one in commits if one.file in there)",
         "for one in commits)",
     ),
     Mutant(
-        "history: the newest is not told if it is missing",
+        "history: the newest checkpoint is not listed if its file is missing",
         "history",
         "| ({one.file for one in due if not newest_lost} - put_aside)",
         "",
     ),
     Mutant(
-        "history: of what is missing only the newest is told",
+        "history: of missing files only the newest is listed",
         "history",
         "commits[-1:] if in_doubt else _due(said, valid)",
         "commits[-1:]",
     ),
     Mutant(
-        "history: what retention drops should be there",
+        "history: files that retention drops are expected",
         "history",
         "if one.fence == 0 or place >= 0]",
         "if True]",
     ),
     Mutant(
-        "history: fence 0 need not be there",
+        "history: the file of fence 0 is not expected",
         "history",
         "if one.fence == 0 or place >= 0]",
         "if place >= 0]",
     ),
     Mutant(
-        "history: what was dropped should be there again after later ones were taken back",
+        "history: dropped files are expected again after later ones were taken back",
         "history",
         "                due = [one for one in due if back_at is not None and one.fence <= back_at]\n",
         "                every = committed(entry for entries in said.values() for entry in entries)\n"
         "                due = [one for one in every if back_at is not None and one.fence <= back_at][-keep:]\n",
     ),
     Mutant(
-        "history: rot at the end of a journal that was succeeded passes for a torn end",
+        "history: damage within a recorded length counts as an interrupted append",
         "history",
         "    return replace(damage, torn=False) if lasts else damage\n",
         "    return damage\n",
     ),
     Mutant(
-        "history: who goes on does not make durable what it goes on from",
+        "history: a resume does not sync the journals",
         "history",
         "        sync_file(file)\n",
         "        pass\n",
     ),
     Mutant(
-        "takeover: it is said from where before it is known what loads",
+        "takeover: SUPERSEDED is written before a checkpoint was loaded",
         "takeover",
         "    journal.supersede(fence)\n",
         "    journal.supersede(past.commits[-1].fence if past.commits else None)\n",
     ),
     Mutant(
-        "takeover: it is never said",
+        "takeover: SUPERSEDED is never written",
         "takeover",
         "    journal.supersede(fence)\n",
         "    pass\n",
     ),
     Mutant(
-        "takeover: nothing is swept away",
+        "takeover: files that are not valid are not removed",
         "takeover",
         "    if not past.damaged:",
         "    if False:",
     ),
     Mutant(
-        "history: a journal that is missing is not missed",
+        "history: a missing journal is not noticed",
         "history",
         "        if generation > expected:\n",
         "        if False:\n",
