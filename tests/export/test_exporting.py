@@ -552,7 +552,7 @@ def test_the_readme_leads_from_a_run_to_inference(
 ) -> None:
     grown = grown_host("rows")
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    section = readme.partition("## Take the network home")[2].partition("\n## ")[0]
+    section = readme.partition("## Use the trained network")[2].partition("\n## ")[0]
     load, commands, rebuild = (part.partition("```")[0] for part in section.split("```")[1::2])
     example = "torch.tensor([[1.0, 2.0], [1.0, -2.0]])"  # for the network of README; here is another one
     assert example in load
