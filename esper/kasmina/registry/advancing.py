@@ -1,0 +1,82 @@
+"""The gates G3 and G4 of a seed in the live host, and what follows when one passes or fails."""
+
+from __future__ import annotations
+
+from esper.kasmina.judging import gates
+from esper.kasmina.registry.answers import plan_ids
+from esper.kasmina.registry.culling import cull
+from esper.kasmina.registry.gate_evidence import impact_evidence, interface_evidence
+from esper.kasmina.registry.lifecycle import NEXT
+from esper.kasmina.registry.run_records import RunRecords
+from esper.kasmina.registry.seed_record import SeedRecord
+from esper.leyline.commands import Command
+from esper.leyline.evidence import HostObservation
+from esper.leyline.incubation import Answer
+from esper.leyline.reports import GateReport, JoinPlan, Outcome
+from esper.leyline.stages import Stage
+from esper.telemetry.events import Severity, severe
+
+JOINED_AT = {"none": None, "blended": Stage.SHADOWING, "fossilized": Stage.FOSSILIZED}
+"""`growth.isolate_until` -> the stage at whose start a seed's isolation ends. None: seeds are never isolated."""
+
+
+def advance(
+    records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
+) -> Answer:
+    """Judge the next gate of a seed in the live host. If it passes, move the seed one stage on; else cull it.
+
+    Args:
+        observation: The trainer's observation at this fence.
+
+    Raises:
+        EvidenceMissing: the gate could not judge; nothing was changed.
+    """
+    judge = _judge_interface if seed.stage is Stage.BLENDING else _judge_impact
+    report = judge(records, command, seed, fence, observation)
+    records.judged(report, seed)
+    if not report.passed:
+        return _fail(records, seed, report, fence, command.command_id)
+    after = NEXT[seed.stage]
+    step = records.roster.move(seed.seed_id, after, fence, report.gate, command.command_id)
+    plans: tuple[JoinPlan, ...] = ()
+    if JOINED_AT[records.limits.isolate_until] is after:
+        plans = (JoinPlan(seed_id=seed.seed_id, fence=fence, **plan_ids(records.facts, command.command_id)),)
+    done = after is Stage.FOSSILIZED
+    reports = (records.field_report(seed, Outcome.SUCCESS, (), fence),) if done else ()
+    return Answer(transitions=(step,), gates=(report,), plans=plans, field_reports=reports)
+
+
+def _judge_interface(
+    records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
+) -> GateReport:
+    evidence = interface_evidence(command, seed, records.roster.specs[seed.slot], observation)
+    missing = gates.missing_layers(evidence)
+    if missing:
+        severe(
+            "mesh_coverage_missing",
+            Severity.ERROR,
+            seed_id=seed.seed_id,
+            missing=list(missing),
+            required=list(seed.required_mesh),
+            available=list(observation.registered_layers),
+        )
+    return gates.interface_gate(evidence, seed.seed_id, fence)
+
+
+def _judge_impact(
+    records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
+) -> GateReport:
+    facts, limits = records.facts, records.limits
+    evidence = impact_evidence(command, seed, observation, facts, limits, twin_kept=records.twin_kept)
+    return gates.impact_gate(evidence, limits, seed.seed_id, fence)
+
+
+def _fail(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int, command_id: str) -> Answer:
+    """Cull a live seed that failed its gate.
+
+    If the host is worse than its twin, cull every seed that is not fossilised: the comparison does not show which
+    of them does the harm.
+    """
+    failed = records.roster.newest_first() if "worse_than_twin" in report.reasons else [seed]
+    answer = cull(records, failed, fence, report.gate, report.reasons, command_id)
+    return answer.model_copy(update={"gates": (report,)})

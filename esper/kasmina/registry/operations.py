@@ -1,0 +1,54 @@
+"""The table of operations: what each command of Tamiyo does to the records, once admission has accepted it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from esper.errors import EvidenceMissing
+from esper.kasmina.registry.advancing import advance
+from esper.kasmina.registry.culling import cull
+from esper.kasmina.registry.germination import germinate
+from esper.kasmina.registry.run_records import RunRecords
+from esper.kasmina.registry.selection import graft
+from esper.leyline.commands import Command, Operation
+from esper.leyline.evidence import HostObservation
+from esper.leyline.incubation import Answer, CandidateProbe
+from esper.leyline.stages import Stage
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measurements that come with a command."""
+
+    probes: Mapping[str, CandidateProbe]
+    """Seed id -> measurements of a candidate before its training. Empty unless the command is GERMINATE."""
+    observation: HostObservation | None
+    """The trainer's observation of the live host at this fence. None for GERMINATE."""
+
+
+def _germinate(records: RunRecords, command: Command, fence: int, measured: Measured) -> Answer:
+    return germinate(records, command, fence, measured.probes)
+
+
+def _advance(records: RunRecords, command: Command, fence: int, measured: Measured) -> Answer:
+    seed = records.roster[command.seed_id]
+    if seed.stage is Stage.TRAINING:
+        return graft(records, command, seed, fence)
+    if measured.observation is None:
+        raise EvidenceMissing("G3 and G4", "observation of the host", None, "one at this fence")
+    return advance(records, command, seed, fence, measured.observation)
+
+
+def _cull(records: RunRecords, command: Command, fence: int, _measured: Measured) -> Answer:
+    seed = records.roster[command.seed_id]
+    return cull(records, [seed], fence, "command", ("commanded",), command.command_id)
+
+
+OPERATIONS: Mapping[Operation, Callable[[RunRecords, Command, int, Measured], Answer]] = {
+    Operation.GERMINATE: _germinate,
+    Operation.ADVANCE: _advance,
+    Operation.FOSSILIZE: _advance,
+    Operation.CULL: _cull,
+}
+"""Operation -> the function that carries it out at a fence. Admission checks the command before, by `ALLOWED`."""

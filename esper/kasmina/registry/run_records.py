@@ -1,0 +1,155 @@
+"""All that Kasmina's registry has recorded of one run; its answers depend on these records and its inputs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from esper.ground.clock import Clock
+from esper.kasmina.blueprints.catalogue import Registry
+from esper.kasmina.registry.admission import Ledger
+from esper.kasmina.registry.answers import field_report, fork_plan, in_generation
+from esper.kasmina.registry.command_book import CommandBook
+from esper.kasmina.registry.registry_state import RegistryState, read_state
+from esper.kasmina.registry.roster import Roster
+from esper.kasmina.registry.run_facts import RunFacts
+from esper.kasmina.registry.seed_record import SeedRecord, tell_gate
+from esper.kasmina.settings import GrowthConfig
+from esper.leyline.commands import Candidate, Command, signed_bytes
+from esper.leyline.decisions import Pair
+from esper.leyline.incubation import IncubationOrder
+from esper.leyline.reports import FieldReport, GateReport, GraftPlan, Outcome
+from esper.leyline.slots import SlotSpec
+from esper.leyline.stages import Stage
+from esper.leyline.state import RegistryView
+
+
+class RunRecords:
+    """Seeds, commands, the order in flight and counts of one run, beside the constants that they are read with."""
+
+    def __init__(
+        self,
+        facts: RunFacts,
+        limits: GrowthConfig,
+        specs: Sequence[SlotSpec],
+        options: Sequence[Pair],
+        blueprints: Registry,
+        clock: Clock,
+    ) -> None:
+        self.facts, self.limits = facts, limits
+        self._blueprints, self._clock = blueprints, clock
+        self.roster = Roster(facts, limits, specs, options)
+        self.book = CommandBook(self._draw_weights_again)
+        self.order: IncubationOrder | None = None
+        """The order whose tournament is running. None: no tournament is running."""
+        self.tests_used = 0
+        """Number of candidates that were ever incubated."""
+        self.violations = 0
+        """Number of judgements that found a seed's gradient in host parameters."""
+        self.twin_kept = False
+
+    # -- state for a checkpoint ----------------------------------------------------------------------------------
+
+    def state(self) -> str:
+        """Return the records as JSON; see `RegistryState`. Drop weights that no host needs."""
+        self.forget_weights()
+        commands, weights = self.book.state()
+        return RegistryState(
+            run_id=self.facts.run_id,
+            generation=self.facts.generation,
+            roster=self.roster.state(),
+            commands=commands,
+            order=self.order,
+            weights=weights,
+            tests_used=self.tests_used,
+            violations=self.violations,
+            twin_kept=self.twin_kept,
+        ).model_dump_json()
+
+    def restore(self, state: str, generation: int) -> None:
+        """Replace all records by those in `state`, in `generation`.
+
+        Raises:
+            StoreCorrupt: the text is not a state of this run up to this generation; nothing was changed.
+        """
+        stored = read_state(state, run_id=self.facts.run_id, generation=generation, slots=self.roster.specs)
+        specs, options = tuple(self.roster.specs.values()), tuple(self.roster.options.values())
+        self.facts = replace(self.facts, generation=generation)
+        self.roster = Roster(self.facts, self.limits, specs, options)
+        self.roster.restore(stored.roster)
+        self.book.restore(stored.commands, stored.weights)
+        self.order = in_generation(stored.order, generation) if stored.order is not None else None
+        self.tests_used, self.violations = stored.tests_used, stored.violations
+        self.twin_kept = stored.twin_kept
+
+    # -- queries -------------------------------------------------------------------------------------------------
+
+    def view(self, fence: int) -> RegistryView:
+        """Return the view of the registry at a fence: all that growth needs to choose its next step."""
+        return RegistryView(
+            run_id=self.facts.run_id,
+            generation=self.facts.generation,
+            fence=fence,
+            last_fence=len(self.facts.fence_steps) - 1,
+            slots=self.roster.slot_states(fence),
+            seeds=self.roster.seed_states(fence),
+            options=tuple(self.roster.options.values()),
+            incubating=self.order is not None,
+            added_parameters=self.roster.added_parameters(),
+            parameter_budget=self.roster.parameter_budget(),
+            tests_used=self.tests_used,
+            tests_allowed=self.limits.max_tests,
+            isolation_violations=self.violations,
+            due=self.order is not None and self.order.due_fence == fence,
+            resetting={seed.seed_id: seed.slot for seed in self.roster.resetting(fence)},
+            has_twin=self.twin_kept,
+            compares_with_twin=self.twin_kept and bool(self.roster.shadowed()),
+            step_flops=self.roster.step_flops(),
+        )
+
+    def ledger(self) -> Ledger:
+        """Return the facts about earlier commands and seeds that the admission of a command needs."""
+        counted = self.book.counted(self.facts.generation)
+        return Ledger(
+            run_id=self.facts.run_id,
+            generation=self.facts.generation,
+            nonces={command.nonce: key for key, command in counted.items()},
+            bodies={key: signed_bytes(command) for key, command in counted.items()},
+            stages=self.roster.stages(),
+            pairs=self.roster.pairs(),
+            slots=frozenset(self.roster.specs),
+            order_in_flight=self.order.order_id if self.order is not None else None,
+        )
+
+    # -- judgements and reports ----------------------------------------------------------------------------------
+
+    def judged(self, report: GateReport, seed: SeedRecord) -> None:
+        """Count a judgement and emit its events."""
+        tell_gate(report, seed)
+        self.violations += "isolation_violated" in report.reasons
+
+    def field_report(self, seed: SeedRecord, outcome: Outcome, reasons: tuple[str, ...], fence: int) -> FieldReport:
+        """Return the outcome of a seed as a field report, issued now."""
+        return field_report(self.facts, seed, outcome, reasons, fence, self._clock.now())
+
+    # -- weights of plans ----------------------------------------------------------------------------------------
+
+    def fork_plan(self, command: Command, candidate: Candidate, fence: int) -> tuple[GraftPlan, bytes]:
+        """Return the plan that attaches a candidate to its fork, and the weights drawn for it.
+
+        Raises:
+            SeedBuildFailed: the module could not be built.
+        """
+        blueprint = self._blueprints.get(candidate.blueprint_id)
+        return fork_plan(command, candidate, blueprint, fence, self.roster, self.facts, self.limits)
+
+    def forget_weights(self) -> None:
+        """Drop the weights that no host needs any more. They are drawn again if a replay asks for them."""
+        self.book.forget_weights(self.order, self.roster.having((Stage.TRAINING,)))
+
+    def _draw_weights_again(self, plan: GraftPlan) -> bytes:
+        """Draw a plan's weights again, with the seed's pair and the fence of its germination, which fix the bits."""
+        seed = self.roster[plan.seed_id]
+        candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
+        _, weights = self.fork_plan(self.book[seed.command_id].command, candidate, seed.germinated_fence)
+        return weights

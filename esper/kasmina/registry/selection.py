@@ -1,0 +1,81 @@
+"""The end of a tournament: G2 of the first, which is grafted into the live host if it passes, and of the others."""
+
+from __future__ import annotations
+
+from esper.errors import EvidenceMissing
+from esper.kasmina.judging import gates
+from esper.kasmina.registry.answers import joined, live_plan
+from esper.kasmina.registry.gate_evidence import stability_evidence
+from esper.kasmina.registry.run_records import RunRecords
+from esper.kasmina.registry.seed_record import SeedRecord
+from esper.leyline.commands import Command
+from esper.leyline.incubation import Answer, IncubationResult
+from esper.leyline.reports import Gate, GateReport, Outcome
+from esper.leyline.stages import Stage
+
+
+def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answer:
+    """Record a tournament's results. The first waits for a command to judge its G2; the others fail G2 now.
+
+    The losers are judged before any record changes, so that missing evidence changes nothing.
+
+    Raises:
+        EvidenceMissing: this is not the result of the order in flight; nothing was changed.
+    """
+    _check_result(records, result)
+    seeds = [records.roster[fork.seed_id].model_copy(update={"result": fork}) for fork in result.forks]
+    losers = [seed for seed, fork in zip(seeds, result.forks, strict=True) if fork.rank != 1]
+    judged = [(seed, _judge(records, None, seed, fence)) for seed in losers if seed.stage is Stage.TRAINING]
+    records.order = None
+    answer = Answer()
+    for seed in seeds:
+        records.roster.enter(seed)
+    for seed, report in judged:
+        records.judged(report, seed)
+        answer = joined(answer, _cull(records, seed, report, fence))
+    return answer
+
+
+def graft(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -> Answer:
+    """Judge G2 of the first of a tournament. If it passes, graft it into the live host; else cull it.
+
+    Raises:
+        EvidenceMissing: the gate could not judge; nothing was changed.
+    """
+    report = _judge(records, command, seed, fence)
+    records.judged(report, seed)
+    if not report.passed:
+        return _cull(records, seed, report, fence)
+    step = records.roster.move(seed.seed_id, Stage.BLENDING, fence, Gate.G2, command.command_id)
+    drawn = records.book.plan_of(seed)
+    plan = live_plan(drawn, seed, command, fence, records.roster, records.facts, records.limits)
+    records.roster.grafted(seed.seed_id, plan, command.mesh_host_layers)
+    keep = records.limits.twin and not records.twin_kept
+    records.twin_kept = records.twin_kept or keep
+    return Answer(transitions=(step,), gates=(report,), plans=(plan,), keep_twin=keep)
+
+
+def _check_result(records: RunRecords, result: IncubationResult) -> None:
+    order = records.order
+    if order is None or (result.order_id, result.generation) != (order.order_id, order.generation):
+        raise EvidenceMissing("G2", "result of the incubation in flight", result.order_id, order and order.order_id)
+    measured, asked = {fork.seed_id for fork in result.forks}, {plan.seed_id for plan in order.plans}
+    if measured != asked:
+        raise EvidenceMissing("G2", "results of all forks of the incubation", len(measured), len(asked))
+
+
+def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence: int) -> GateReport:
+    if seed.result is None:
+        raise EvidenceMissing("G2", "result of the seed's incubation", None, "a concluded tournament")
+    winner = records.roster[seed.replica_of] if seed.replica_of is not None else None
+    evidence = stability_evidence(command, seed, seed.result, winner, fence)
+    return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
+
+
+def _cull(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int) -> Answer:
+    outcome = Outcome.REGRESSION if "harmful" in report.reasons else Outcome.NEUTRAL
+    return Answer(
+        transitions=tuple(records.roster.retire(seed.seed_id, fence, report.gate, seed.command_id)),
+        gates=(report,),
+        field_reports=(records.field_report(seed, outcome, report.reasons, fence),),
+    )
