@@ -51,4 +51,4 @@ OPERATIONS: Mapping[Operation, Callable[[RunRecords, Command, int, Measured], An
     Operation.FOSSILIZE: _advance,
     Operation.CULL: _cull,
 }
-"""Operation -> the function that carries it out at a fence. Admission checks the command before, by `ALLOWED`."""
+"""Operation -> the function that carries it out at a fence. Admission has checked the command by its rule."""

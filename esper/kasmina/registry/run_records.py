@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from esper.ground.clock import Clock
 from esper.kasmina.blueprints.catalogue import Registry
-from esper.kasmina.registry.admission import Ledger
 from esper.kasmina.registry.answers import field_report, fork_plan, in_generation
 from esper.kasmina.registry.command_book import CommandBook
+from esper.kasmina.registry.ledger import Ledger
 from esper.kasmina.registry.registry_state import RegistryState, read_state
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from esper.errors import CommandRejected, DependencyViolationError, StageConflict
-from esper.kasmina.registry.admission import ALLOWED, AdmittedCommand, Ledger, admit
+from esper.kasmina.registry.admission import AdmittedCommand, admit
+from esper.kasmina.registry.admission_rules import OPTIONAL, RULES
+from esper.kasmina.registry.ledger import Ledger
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
 from esper.leyline.stages import IN_HOST, Stage
 from esper.testing import EPOCH
@@ -133,7 +135,7 @@ WRITTEN = {
 }
 
 
-@pytest.mark.parametrize("operation", ALLOWED)
+@pytest.mark.parametrize("operation", WRITTEN)
 @pytest.mark.parametrize("stage", Stage)
 def test_an_operation_is_admitted_from_its_stages_alone(refused, make_command, ledger, key, operation, stage):
     here = replace(ledger, stages={"seed-1": stage})
@@ -228,11 +230,6 @@ TOO_MANY = tuple(f"layer-{place}" for place in range(129))
         (Operation.CULL, {"policy_version": ""}, "policy version missing"),
         (Operation.GERMINATE, {"confidence_logits": (1.0, math.inf)}, "confidence_logits not finite"),
         (Operation.GERMINATE, {"confidence_logits": (1.0, math.nan)}, "confidence_logits not finite"),
-        (Operation.GERMINATE, {"seed_id": "seed-1"}, "seed_id given, not used by GERMINATE"),
-        (Operation.GERMINATE, blend(), "blend given, not used by GERMINATE"),
-        (Operation.GERMINATE, {"confidence_logits": (1.0, 2.0)}, "confidence_logits given, not used by GERMINATE"),
-        (Operation.ADVANCE, candidate(), "candidates given, not used by ADVANCE"),
-        (Operation.ADVANCE, {"replica_of": "seed-1"}, "replica_of given, not used by ADVANCE"),
         (Operation.CULL, candidate() | blend(), "blend, candidates given, not used by CULL"),
         (Operation.FOSSILIZE, {"seed_id": "seed-7"}, "seed not known"),
     ],
@@ -244,6 +241,41 @@ def test_a_command_that_lacks_something_is_no_command(refused, make_command, tel
     assert (event["name"], event["severity"]) == ("command_validation_failed", "ERROR")
     assert event["fields"] == {"command_id": command.command_id, "missing": error.missing}
     assert telemetry.counters.total("esper.command.rejections", reason=error.missing) == 1
+
+
+SET: dict[str, Any] = {
+    "seed_id": "seed-1",
+    "candidates": (SOUND,),
+    "replica_of": "seed-1",
+    "blend": BlendSpec(mode="RESIDUAL", ramp_steps=5),
+    "confidence_logits": (1.0, 2.0),
+    "mesh_host_layers": ("body",),
+    "fallback_marks": ("rule of thumb",),
+}
+"""A sound value of each field that an operation may leave unused."""
+
+
+USES = {
+    Operation.GERMINATE: {"candidates", "replica_of", "mesh_host_layers", "fallback_marks"},
+    Operation.ADVANCE: {"seed_id", "blend", "mesh_host_layers", "fallback_marks"},
+    Operation.FOSSILIZE: {"seed_id", "mesh_host_layers", "fallback_marks"},
+    Operation.CULL: {"seed_id", "mesh_host_layers"},
+}
+"""The fields that each operation uses, written here by hand."""
+
+
+def test_every_field_that_may_stay_unused_has_a_sound_value():
+    assert SET.keys() == OPTIONAL
+    assert USES.keys() == RULES.keys() == set(Operation)
+
+
+@pytest.mark.parametrize(("operation", "field"), [(o, f) for o in Operation for f in SET if f not in USES[o]])
+def test_a_field_that_the_operation_does_not_use_is_refused(refused, make_command, ledger, operation, field):
+    stages = RULES[operation].stages
+    here = replace(ledger, stages={"seed-1": stages[0]}) if stages else ledger
+    command = make_command(operation, name="2", **{field: SET[field]})
+    error, _ = refused(command, DependencyViolationError, ledger=here)
+    assert error.missing == f"{field} given, not used by {operation}"
 
 
 def test_a_mesh_of_128_layers_is_no_layer_too_long(make_command, ledger, key):

@@ -1,0 +1,194 @@
+"""The rules of admission: in which stages each operation is allowed, which fields it uses, and what is checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from esper.errors import DependencyViolationError, StageConflict
+from esper.kasmina.registry.ledger import Ledger
+from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation
+from esper.leyline.stages import IN_HOST, LIVE, Stage
+
+Check = Callable[[Command, Ledger], None]
+"""Raises if the command cannot be admitted."""
+When = Callable[[Command, Ledger], bool]
+"""Returns whether the operation uses a field. Called after the operation's `complete` checks."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What admission asks of the commands of one operation."""
+
+    uses: Mapping[str, When]
+    """Field of `OPTIONAL` -> when the operation uses it. Another field must be at its default."""
+    complete: tuple[Check, ...]
+    """Raise a DependencyViolationError if a field is missing or malformed."""
+    possible: tuple[Check, ...]
+    """Raise a StageConflict if the registry does not allow the operation now. Called last."""
+    stages: tuple[Stage, ...] = ()
+    """Stages of the seed `seed_id` in which the operation is allowed. Empty: the operation names no existing seed."""
+
+
+# -- when a field is used ----------------------------------------------------------------------------------------
+
+
+def always(command: Command, ledger: Ledger) -> bool:
+    """The operation always uses the field."""
+    del command, ledger
+    return True
+
+
+def into_host(command: Command, ledger: Ledger) -> bool:
+    """The field is used if the command grafts the seed into the host."""
+    return command.operation is Operation.ADVANCE and ledger.stages[command.seed_id] is Stage.TRAINING
+
+
+# -- complete: DependencyViolationError --------------------------------------------------------------------------
+
+
+def check_ids(command: Command, ledger: Ledger) -> None:
+    """Check the fields that every command has."""
+    del ledger
+    require(_not_blank(command.command_id), command, "command id missing")
+    require(_not_blank(command.run_id), command, "run id missing")
+    require(_not_blank(command.nonce), command, "nonce missing")
+    require(_not_blank(command.issued_by), command, "issuer missing")
+    require(_not_blank(command.policy_version), command, "policy version missing")
+    require(all(map(math.isfinite, command.confidence_logits)), command, "confidence_logits not finite")
+
+
+def _candidates(command: Command, ledger: Ledger) -> None:
+    require(bool(command.candidates), command, "candidates missing")
+    for candidate in command.candidates:
+        require(_not_blank(candidate.seed_id), command, "seed id missing")
+        require(_not_blank(candidate.blueprint_id), command, "blueprint id missing")
+        require(_not_blank(candidate.slot), command, "slot id missing")
+        require(candidate.slot in ledger.slots, command, "slot not known", candidate.slot)
+    ids = [candidate.seed_id for candidate in command.candidates]
+    require(len(set(ids)) == len(ids), command, "seed id repeated")
+
+
+def _replica(command: Command, ledger: Ledger) -> None:
+    if command.replica_of is None:
+        return
+    require(len(command.candidates) == 1, command, "a replica is one candidate", f"{len(command.candidates)} given")
+    require(command.replica_of in ledger.stages, command, "the seed to repeat is not known", command.replica_of)
+    pair = (command.candidates[0].slot, command.candidates[0].blueprint_id)
+    require(ledger.pairs[command.replica_of] == pair, command, "a replica of another pair", "/".join(pair))
+
+
+def _seed(command: Command, ledger: Ledger) -> None:
+    require(_not_blank(command.seed_id), command, "seed id missing")
+    require(command.seed_id in ledger.stages, command, "seed not known", command.seed_id)
+
+
+def _mesh(command: Command, ledger: Ledger) -> None:
+    del ledger
+    mesh = command.mesh_host_layers
+    require(bool(mesh), command, "mesh_host_layers missing")
+    require(all(map(_not_blank, mesh)), command, "mesh_host_layers has an empty name")
+    require(len(set(mesh)) == len(mesh), command, "mesh_host_layers repeats a layer")
+    require(len(mesh) <= MAX_MESH_LAYERS, command, "mesh_host_layers too long", f"{len(mesh)} over {MAX_MESH_LAYERS}")
+
+
+def _blend(command: Command, ledger: Ledger) -> None:
+    if command.blend is None:
+        require(not into_host(command, ledger), command, "blend spec missing")
+        return
+    target = command.blend.alpha_target
+    require(command.blend.mode in BlendMode.__members__, command, "blend mode not known", command.blend.mode)
+    require(math.isfinite(target) and 0.0 <= target <= 1.0, command, "alpha_target outside [0, 1]", str(target))
+
+
+# -- possible: StageConflict -------------------------------------------------------------------------------------
+
+
+def _new_seeds(command: Command, ledger: Ledger) -> None:
+    known = [candidate.seed_id for candidate in command.candidates if candidate.seed_id in ledger.stages]
+    if known:
+        raise conflict(command, f"seed {known[0]} exists already")
+
+
+def _no_tournament(command: Command, ledger: Ledger) -> None:
+    if ledger.order_in_flight is not None:
+        raise conflict(command, f"the tournament of {ledger.order_in_flight} has not ended")
+
+
+def _accepted_original(command: Command, ledger: Ledger) -> None:
+    if command.replica_of is not None and ledger.stages[command.replica_of] not in IN_HOST:
+        stage = ledger.stages[command.replica_of]
+        raise conflict(command, f"seed {command.replica_of} is {stage}: only an accepted one is repeated")
+
+
+def _stage(command: Command, ledger: Ledger) -> None:
+    current = ledger.stages[command.seed_id]
+    if current not in RULES[command.operation].stages:
+        raise conflict(command, f"seed {command.seed_id}: {command.operation} from {current} is not allowed")
+
+
+def conflict(command: Command, detail: str) -> StageConflict:
+    """Return the refusal of a command that the registry does not allow now."""
+    return StageConflict("stage_conflict", command.command_id, detail)
+
+
+def require(holds: bool, command: Command, missing: str, detail: str = "") -> None:
+    """Raises: DependencyViolationError: `holds` is False."""
+    if not holds:
+        raise DependencyViolationError(f"command {command.command_id or '?'}", missing, detail)
+
+
+def _not_blank(text: str) -> bool:
+    return bool(text.strip())
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+RULES: Mapping[Operation, Rule] = {
+    Operation.GERMINATE: Rule(
+        uses=dict.fromkeys(("candidates", "replica_of", "mesh_host_layers", "fallback_marks"), always),
+        complete=(_candidates, _replica, _mesh, _blend),
+        possible=(_new_seeds, _no_tournament, _accepted_original),
+    ),
+    Operation.ADVANCE: Rule(
+        uses={**dict.fromkeys(("seed_id", "mesh_host_layers", "fallback_marks"), always), "blend": into_host},
+        complete=(_seed, _mesh, _blend),
+        possible=(_stage,),
+        stages=(Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING),
+    ),
+    Operation.FOSSILIZE: Rule(
+        uses=dict.fromkeys(("seed_id", "mesh_host_layers", "fallback_marks"), always),
+        complete=(_seed, _mesh, _blend),
+        possible=(_stage,),
+        stages=(Stage.PROBATIONARY,),
+    ),
+    Operation.CULL: Rule(
+        uses=dict.fromkeys(("seed_id", "mesh_host_layers"), always),
+        complete=(_seed, _mesh, _blend),
+        possible=(_stage,),
+        stages=(Stage.TRAINING, *LIVE),
+    ),
+}
+
+OPTIONAL = frozenset(
+    {"seed_id", "candidates", "replica_of", "blend", "confidence_logits", "mesh_host_layers", "fallback_marks"}
+)
+"""Fields of a command that may stay at their default, and must stay so unless the operation uses them."""
+_DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
+
+
+def check_rule(command: Command, ledger: Ledger) -> None:
+    """Check a command by the rule of its operation.
+
+    Raises:
+        DependencyViolationError: a field is missing or malformed, or is set and not used by the operation: it would be
+            ignored, so the issuer meant something else.
+        StageConflict: the registry does not allow the operation now.
+    """
+    rule = RULES[command.operation]
+    for check in (check_ids, *rule.complete, *rule.possible):
+        check(command, ledger)
+    used = {name for name, when in rule.uses.items() if when(command, ledger)}
+    unused = [name for name in sorted(OPTIONAL - used) if getattr(command, name) != _DEFAULTS[name]]
+    require(not unused, command, f"{', '.join(unused)} given, not used by {command.operation}")

@@ -1,0 +1,26 @@
+"""The facts about earlier commands and seeds that admission needs. It decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from esper.leyline.stages import Stage
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The facts about earlier commands and seeds that admission needs; a view, not a copy."""
+
+    run_id: str
+    generation: int
+    nonces: Mapping[str, str]
+    """Command id by nonce, of every admitted command but those of an older generation that were never carried out."""
+    bodies: Mapping[str, bytes]
+    """Signed bytes by command id, of the same commands."""
+    stages: Mapping[str, Stage]
+    pairs: Mapping[str, tuple[str, str]]
+    """(slot, blueprint) by seed id, of every seed in `stages`."""
+    slots: frozenset[str]
+    order_in_flight: str | None
+    """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
