@@ -1,1 +1,1 @@
-"""A run whose rooms are actors of Ray: handles, supervision, Ray itself. It has no rule of a room."""
+"""Runs whose components are Ray actors: handles, supervision, Ray itself. It holds no rules of training or growth."""

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from actors.component_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
 from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay
 from actors.emergency_inbox import ConductorInbox, emergency_word
 from actors.end_signals import uninterrupted
 from actors.ray_crew import RayCrew
-from actors.room_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
 from actors.run_actors import RunActors, actor_roles, manager_names
 from actors.task_transport import SentProspect
 from esper import faults
 from esper.config.joined import RunConfig
-from esper.flow.crew import Rooms
+from esper.flow.crew import Components
 from esper.flow.launching import BringUp
 from esper.ground.closing import at_the_end
 from esper.setup.assembly import RunKey
@@ -48,7 +48,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
     """How `esper.flow.runner.Conductor` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
 
     @contextmanager
-    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
+    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Components]:
         stack = ExitStack()
 
         def end() -> None:
@@ -63,16 +63,16 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
             )
             word = stack.enter_context(emergency_word())
             crew = RayCrew(RunActors(prospect, key, sent, path, word.path), ours.check)
-            nursery = crew.start()
-            stack.callback(nursery.join)
+            incubator = crew.start()
+            stack.callback(incubator.join)
             stack.callback(crew.end)
-            stack.callback(nursery.close)
+            stack.callback(incubator.close)
 
-            yield Rooms(
+            yield Components(
                 trainer=tolaria_handle(crew.remotes["tolaria"]),
                 tamiyo=tamiyo_handle(crew.remotes["tamiyo"], prospect.config.policy.deadline_s),
                 kasmina=kasmina_handle(crew.remotes["kasmina"]),
-                incubator=nursery,
+                incubator=incubator,
                 inbox=ConductorInbox(emergency_handle(crew.remotes["emergency"])),
                 crew=crew,
             )

@@ -24,7 +24,7 @@ from esper.user_code.task_reference import Reference
 
 
 class RayLauncher:
-    """Brings up one run on a Ray of its own, or on one that is up already, with an actor for each room."""
+    """Brings up one run on a Ray of its own, or on one that is up already, with an actor for each component."""
 
     conductor_name: ClassVar[str] = CONDUCTOR
 

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import ray
 
 from actors.actor_start import ActorStart
+from actors.component_handles import emergency_handle
 from actors.end_signals import uninterrupted
 from actors.remote import Remote
 from actors.remote_incubator import RemoteIncubator
-from actors.room_handles import emergency_handle
 from actors.run_actors import SPARE, RunActors, manager_names
 from actors.shell import SnapshotRef
 from actors.supervision import Life, Supervisor
@@ -58,7 +58,7 @@ class RayCrew:
         self._generation, self._fence = actors.key.generation, 0
         self._died_starting = deque[ActorLost]()
         self._replaced = deque[tuple[Lost, Recovery]]()
-        self._nursery: RemoteIncubator | None = None
+        self._incubator: RemoteIncubator | None = None
 
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
@@ -73,7 +73,7 @@ class RayCrew:
         """Start all actors side by side and wait until each is up; if one fails, all are ended.
 
         Returns:
-            The nursery whose forks live in this run's managers.
+            The incubator whose forks live in this run's managers.
 
         Raises:
             EsperError: what an actor's constructor raised.
@@ -87,8 +87,8 @@ class RayCrew:
                 self.end()
             raise
         managers = [self.remotes[name] for name in manager_names(self._actors.config)]
-        self._nursery, self._whole = RemoteIncubator(managers, self.replace_alone), False
-        return self._nursery
+        self._incubator, self._whole = RemoteIncubator(managers, self.replace_alone), False
+        return self._incubator
 
     def _fill(self, generation: int) -> None:
         """Start every actor that is due, and again each that dies while it starts."""
@@ -140,10 +140,10 @@ class RayCrew:
             PlacementUnavailable: an actor was not up within the start deadline.
             RestartIntensityExceeded: an actor died too often while it started.
         """
-        assert self._nursery is not None, "`start` comes first"
+        assert self._incubator is not None, "`start` comes first"
         with self._changing:
             self._whole = True
-        self._nursery.abandon()
+        self._incubator.abandon()
         self._fill(generation)
         for remote in self.remotes.values():
             if remote.generation < generation:

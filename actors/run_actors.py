@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from actors import desk, hosted_rooms
+from actors import desk, hosted_components
 from actors.shell import ActorSpec
 from actors.supervision import ChildSpec, Strategy
 from actors.task_transport import SentProspect
@@ -69,13 +69,13 @@ class RunActors:
         """With what each actor of the run is started in a generation, by the actor's name."""
         key = replace(self.key, generation=generation)
         without_secret = replace(key, secret=b"")  # only those that sign or check commands have the secret
-        incubates = (hosted_rooms.manager, (self.sent, without_secret, self.word))
+        incubates = (hosted_components.manager, (self.sent, without_secret, self.word))
         builds: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
             "emergency": (desk.emergency, (self.config.emergency.capacity, self.word, generation)),
-            "tolaria": (hosted_rooms.tolaria, (self.sent, without_secret, self.word)),
-            "tamiyo": (hosted_rooms.tamiyo, (self.sent, key)),
-            SPARE: (hosted_rooms.tamiyo, (self.sent, key)),
-            "kasmina": (hosted_rooms.kasmina, (self.sent, key)),
+            "tolaria": (hosted_components.tolaria, (self.sent, without_secret, self.word)),
+            "tamiyo": (hosted_components.tamiyo, (self.sent, key)),
+            SPARE: (hosted_components.tamiyo, (self.sent, key)),
+            "kasmina": (hosted_components.kasmina, (self.sent, key)),
             **dict.fromkeys(manager_names(self.config), incubates),
         }
         roles = actor_roles(self.config)

@@ -1,4 +1,4 @@
-"""The one actor class: it calls the methods of a room's object. It has no rule of a room.
+"""The one actor class: it calls the methods of a component's object. It holds no rules of training or growth.
 
 For each message it continues the caller's trace, refuses other generations, calls the method, and answers with the
 process's counters.
@@ -50,7 +50,7 @@ class ActorSpec:
     gpus: float
     threads: int
     telemetry_folder: Path | None
-    build: Any  # Any: a picklable function that returns the room's object
+    build: Any  # Any: a picklable function that returns the component's object
     arguments: tuple[Any, ...] = ()
     faults: tuple[FaultSpec, ...] = ()
     faults_file: Path | None = None
@@ -81,7 +81,7 @@ class Shell:
     """The actor. Ray makes one in a process; a test may make one without Ray.
 
     Ray calls `call` and `hand_out` in one thread, and in others where the caller names a concurrency group: `progress`
-    in "watch", `rebind` in "ctl". So those two answer while a method of the room runs.
+    in "watch", `rebind` in "ctl". So those two answer while a method of the component runs.
     """
 
     def __init__(self, spec: ActorSpec) -> None:
@@ -91,7 +91,7 @@ class Shell:
         with use(self._telemetry), span("actor start", role=spec.role, actor=spec.name):
             faults.point(f"{spec.role}.start")
             with _sendable_errors(spec.role):
-                self._room = spec.build(*spec.arguments)
+                self._component = spec.build(*spec.arguments)
 
     def pid(self) -> int:
         """The process id. The answer shows that the actor is up."""
@@ -115,7 +115,7 @@ class Shell:
         return Reply(None, self._counted())
 
     def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
-        """Call one public method of the room's object.
+        """Call one public method of the component's object.
 
         Raises:
             DependencyViolationError: the message is of another generation, or the method is not public.
@@ -141,7 +141,7 @@ class Shell:
         if method.startswith("_"):
             raise DependencyViolationError(f"message {method}", "not a public method")
         with use(self._telemetry), continue_from(envelope.traceparent), _sendable_errors(self._spec.role):
-            return getattr(self._room, method)(*arguments)
+            return getattr(self._component, method)(*arguments)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from _common import Outcome, Row, Spread, main, scratch
 from _state import MEBIBYTE, tensor_bytes, trained
 
 from esper.tolaria.checkpoint_file import load_written
-from esper.tolaria.snapshot_codec import from_plain, nursery_of
+from esper.tolaria.snapshot_codec import from_plain, incubation_of
 from esper.tolaria.trainer import Trainer
 from esper.user_code.process_state import process_state
 
@@ -114,7 +114,7 @@ def _save(host: Trainer, twin: Trainer, path: Path, step: int) -> int:
 def _restore(host: Trainer, folder: Path, generation: int) -> None:
     """Verify and load both, and have the host be what it was; the twin is made of its copy by whoever asks for it."""
     found = load_written(folder, host.saved())
-    twin = nursery_of(found["nursery"])["twin"]
+    twin = incubation_of(found["nursery"])["twin"]
     assert twin is not None, "it was saved"
     host.restore(from_plain(found["trainer"]), generation)
 

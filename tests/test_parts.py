@@ -33,7 +33,7 @@ def test_the_files_that_wait_for_a_ray_are_in_one_part() -> None:
     }
     without = {
         ROOT / "tests" / "actors" / f"test_{name}.py"
-        for name in ("remote_incubator", "hosted_rooms", "shell", "supervision")
+        for name in ("remote_incubator", "hosted_components", "shell", "supervision")
     }
     actors = {*chosen(parts.parts("check")["actors"])}
     assert marked <= actors

@@ -1,7 +1,7 @@
 """Draws docs/flow.svg: the calls of two rounds of a real tiny run, in their order: `python tools/flow_picture.py`.
 
-The run is recorded while it goes: every call of the line to a room, to the journal and to the checkpoints. Shown are
-the first round at whose fence a tournament begins, and the first at whose fence one is concluded.
+Recorded is every call of the line to a component, to the journal and to the checkpoints. Shown are the first round at
+whose fence a tournament begins, and the first at whose fence one is concluded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from esper.testing import tiny_config, tiny_task
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "flow.svg"
 T = TypeVar("T")
 
-ROOMS = {
+COMPONENTS = {
     "trainer": "Tolaria",
     "incubator": "incubation",
     "kasmina": "Kasmina's registry",
@@ -39,9 +39,9 @@ COLUMN, ROW, MARGIN = 150, 19, 90
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the line: the key in `ROOMS` of what it called, and the method."""
+    """One call of the line: the key in `COMPONENTS` of what it called, and the method."""
 
-    room: str
+    component: str
     method: str
 
 
@@ -55,11 +55,11 @@ class Recording:
     thread: int = field(default_factory=threading.get_ident)
     """The line's. The thread that ends a save calls the trainer and the journal, too, at any time."""
 
-    def listen(self, room: str, called: T) -> T:
+    def listen(self, component: str, called: T) -> T:
         """Add each later call of a public method of `called` to the recording. Returns `called`."""
         for name in dir(type(called)):
             if not name.startswith("_") and callable(getattr(type(called), name)):
-                object.__setattr__(called, name, self._recorded(Call(room, name), getattr(called, name)))
+                object.__setattr__(called, name, self._recorded(Call(component, name), getattr(called, name)))
         return called
 
     def _recorded(self, call: Call, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,8 +89,13 @@ def recorded_run() -> Recording:
     class RecordedLine(Line):
         def __post_init__(self) -> None:
             super().__post_init__()
-            for room in ROOMS:
-                recording.listen(room, getattr(self.rooms, room) if hasattr(self.rooms, room) else getattr(self, room))
+            for component in COMPONENTS:
+                recording.listen(
+                    component,
+                    getattr(self.components, component)
+                    if hasattr(self.components, component)
+                    else getattr(self, component),
+                )
 
     vars(runner)["Line"] = RecordedLine
     try:
@@ -108,9 +113,9 @@ def shown(rounds: Sequence[list[Call]]) -> Iterator[tuple[str, list[Call]]]:
 
 
 def svg(rounds: Sequence[tuple[str, list[Call]]]) -> str:
-    """A sequence diagram: a column for each of `ROOMS`, a row for each call; equal calls in a row are one arrow."""
-    names = {"": "line", **ROOMS}
-    at = {room: MARGIN + COLUMN * number for number, room in enumerate(names)}
+    """A sequence diagram: a column for each of `COMPONENTS`, a row for each call; repeated calls are one arrow."""
+    names = {"": "line", **COMPONENTS}
+    at = {component: MARGIN + COLUMN * number for number, component in enumerate(names)}
     y, drawn = 40, []
     for heading, calls in rounds:
         y += 2 * ROW
@@ -119,10 +124,10 @@ def svg(rounds: Sequence[tuple[str, list[Call]]]) -> str:
             y += ROW
             times = len(list(same))
             label = call.method + (f" {times}x" if times > 1 else "")
-            drawn.append(f'<path d="M{MARGIN} {y} H{at[call.room] - 4}" marker-end="url(#head)"/>')
-            drawn.append(f'<text x="{at[call.room] + 5}" y="{y + 4}">{escape(label)}</text>')
-    width, height = MARGIN + COLUMN * (len(ROOMS) + 1), y + 2 * ROW
-    heads = [f'<text x="{x}" y="22" text-anchor="middle">{names[room]}</text>' for room, x in at.items()]
+            drawn.append(f'<path d="M{MARGIN} {y} H{at[call.component] - 4}" marker-end="url(#head)"/>')
+            drawn.append(f'<text x="{at[call.component] + 5}" y="{y + 4}">{escape(label)}</text>')
+    width, height = MARGIN + COLUMN * (len(COMPONENTS) + 1), y + 2 * ROW
+    heads = [f'<text x="{x}" y="22" text-anchor="middle">{names[component]}</text>' for component, x in at.items()]
     lives = [f'<path class="life" d="M{x} 30 V{height - 10}"/>' for x in at.values()]
     style = (
         "text{font:12px sans-serif;fill:#222}path{stroke:#444;fill:none}.life{stroke:#bbb}"

@@ -81,7 +81,7 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
 
 def _check_forks(written: CheckpointWritten, kept: FenceState, registry: RegistryState) -> None:
     """Check the twin's step and seeds, and that an origin is stored exactly if an earlier fence began the order."""
-    twin, origin, steps = kept.nursery["twin"], kept.nursery["origin"], kept.nursery["twin_steps"]
+    twin, origin, steps = kept.incubation["twin"], kept.incubation["origin"], kept.incubation["twin_steps"]
     _check_equal("a twin is kept", twin is not None, registry.twin_kept)
     _check_equal("twin_steps is a number of steps", type(steps) is int and 0 <= steps <= written.step, True)
     if twin is not None:

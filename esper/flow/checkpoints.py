@@ -26,7 +26,7 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.ports import LiveHost
 from esper.telemetry.context import span
 from esper.tolaria.checkpoint_file import Content, restore_latest
-from esper.tolaria.snapshot_codec import from_plain, nursery_of
+from esper.tolaria.snapshot_codec import from_plain, incubation_of
 
 _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
 """Names of checkpoint files and of their temporary files."""
@@ -48,9 +48,9 @@ class FenceState:
     fence: int | None
     """None: the state before fence 0."""
     host: Any  # Any: a HostCopy, or a HostSnapshot that was read from disk
-    rooms: Mapping[str, str]
-    """Room (line, kasmina, tamiyo) -> its state as text."""
-    nursery: Mapping[str, Any]  # Any: see `Incubation.state`
+    states: Mapping[str, str]
+    """Component (line, kasmina, tamiyo) -> its state as text."""
+    incubation: Mapping[str, Any]  # Any: see `Incubation.state`
 
 
 Trial = Callable[[CheckpointWritten, FenceState], None]
@@ -58,8 +58,8 @@ Trial = Callable[[CheckpointWritten, FenceState], None]
 
 
 def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
-    host, nursery = from_plain(content["trainer"]), nursery_of(content["nursery"])
-    return FenceState(written.fence, host, content["rooms"], nursery)
+    host, incubation = from_plain(content["trainer"]), incubation_of(content["nursery"])
+    return FenceState(written.fence, host, content["rooms"], incubation)
 
 
 class Checkpoints(Closing):
@@ -90,10 +90,10 @@ class Checkpoints(Closing):
         self,
         trainer: LiveHost,
         fence: int,
-        rooms: Mapping[str, str],
-        nursery: Mapping[str, Any],  # Any: see `Incubation.state`
+        states: Mapping[str, str],
+        incubation: Mapping[str, Any],  # Any: see `Incubation.state`
     ) -> None:
-        """Start a save of all rooms by the trainer. The checkpoint is committed when its file is durable.
+        """Start a save of all components by the trainer. The checkpoint is committed when its file is durable.
 
         Raises:
             StoreWriteFailed: the save before this one failed.
@@ -102,7 +102,7 @@ class Checkpoints(Closing):
         file = f"fence-{fence}-g{self._journal.generation}.pt"
         with span("checkpoint begin", role="conductor", fence=fence):
             self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)
-            trainer.save(self._folder / file, rooms, nursery)
+            trainer.save(self._folder / file, states, incubation)
             self._in_flight = self._pool.submit(contextvars.copy_context().run, self._commit, trainer)
 
     def settle(self) -> None:

@@ -1,4 +1,4 @@
-"""The rooms of a run, and the port that watches and restarts their processes. In one process it has nothing to do."""
+"""The components of a run, and the port that watches and restarts their processes (no-ops in one process)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Crew(Protocol):
         ...
 
     def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot -> what `LiveHost.snapshot` gives for it
-        """Make a snapshot passable between rooms: itself in one process, an object reference on Ray."""
+        """Make a snapshot passable between components: itself in one process, an object reference on Ray."""
         ...
 
 
@@ -120,8 +120,8 @@ class NoInbox:
 
 
 @dataclass
-class Rooms:
-    """The rooms of a run as the line calls them: the objects themselves, or handles of their processes."""
+class Components:
+    """The components of a run as the line calls them: the objects themselves, or handles of their processes."""
 
     trainer: LiveHost
     tamiyo: Decider

@@ -16,7 +16,7 @@ from esper.archive.journal import Journal, RecordKind
 from esper.archive.recovery_record import Stopwatch
 from esper.errors import EsperError, RestoreImpossible, RollbackDeadlineExceeded
 from esper.flow.checkpoints import Checkpoints, FenceState, HostCopy
-from esper.flow.crew import Rooms
+from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
 from esper.flow.position import LineState, Position
 from esper.flow.progress import Progress
@@ -43,22 +43,22 @@ class Cause(StrEnum):
     ROLLBACK = "rollback"
     """Everything since the last checkpoint is taken back. No part of a run requests it yet."""
     RESUME = "resume"
-    """Another process led the run before. Its generation is already superseded, and every room is new."""
+    """Another process led the run before. Its generation is already superseded, and every component is new."""
 
 
 class Phase(StrEnum):
     """Progress of a restore. A round runs in phase GOING_ON only."""
 
     STARTED = "started"
-    """Every room is in its initial state: fence 0 must be held, or the rooms must be restored."""
+    """Every component is in its initial state: fence 0 must be held, or the components must be restored."""
     GOING_ON = "going on"
-    """Every room is at the last fence, or in the round after it."""
+    """Every component is at the last fence, or in the round after it."""
     DECIDED = "decided"
     """The fence to restore is known."""
     SUPERSEDED = "superseded"
     """The journal has a new generation: records of the old one after that fence are not valid."""
     REVIVED = "revived"
-    """Every process is up and refuses messages of older generations. At most some rooms are restored yet."""
+    """Every process is up and refuses messages of older generations. At most some components are restored yet."""
 
 
 NEXT: Mapping[Phase, frozenset[Phase]] = {
@@ -73,9 +73,9 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
 
 @dataclass
 class GoingBack:
-    """Stores the states that a run can go back to, and restores them in all rooms."""
+    """Stores the states that a run can go back to, and restores them in all components."""
 
-    rooms: Rooms
+    components: Components
     journal: Journal
     checkpoints: Checkpoints
     progress: Progress
@@ -86,7 +86,7 @@ class GoingBack:
     """State of the last checkpoint, with its host in the trainer's memory. None: none was stored yet, a new one is
     being stored (a death then restores from disk), or the trainer died."""
     beginning: FenceState | None = None
-    """The state before fence 0. None: it was not stored yet, and every room is still in it."""
+    """The state before fence 0. None: it was not stored yet, and every component is still in it."""
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase. `NEXT` must allow it after the present one."""
@@ -98,7 +98,7 @@ class GoingBack:
     def keep_beginning(self) -> None:
         """Store the state before fence 0 in memory. A death before the first checkpoint restores it."""
         if self.memory is None:
-            self.rooms.trainer.keep(0)
+            self.components.trainer.keep(0)
             self.beginning = self.memory = self._beginning(HostCopy.IN_MEMORY)
 
     def keep(self, fence: int) -> None:
@@ -108,23 +108,27 @@ class GoingBack:
             StoreWriteFailed: the save before this one failed.
         """
         with self.at.tally.checkpoint():
-            rooms = self._rooms_state()
+            states = self._component_states()
             self.memory = None  # it has a copy of the twin: free it before the next is made
-            kept = FenceState(fence, HostCopy.IN_MEMORY, rooms, self.rooms.incubator.state(fence))
-            self.checkpoints.begin(self.rooms.trainer, fence, kept.rooms, kept.nursery)
+            kept = FenceState(fence, HostCopy.IN_MEMORY, states, self.components.incubator.state(fence))
+            self.checkpoints.begin(self.components.trainer, fence, kept.states, kept.incubation)
             self.memory = kept
 
     def _beginning(self, host: HostCopy) -> FenceState:
-        return FenceState(None, host, self._rooms_state(), self.rooms.incubator.state(0))
+        return FenceState(None, host, self._component_states(), self.components.incubator.state(0))
 
-    def _rooms_state(self) -> dict[str, str]:
-        """Return the states of the line, Kasmina and Tamiyo, by room, as text."""
-        return {"line": self.at.state(), "kasmina": self.rooms.kasmina.state(), "tamiyo": self.rooms.tamiyo.state()}
+    def _component_states(self) -> dict[str, str]:
+        """Return the states of the line, Kasmina and Tamiyo, by component, as text."""
+        return {
+            "line": self.at.state(),
+            "kasmina": self.components.kasmina.state(),
+            "tamiyo": self.components.tamiyo.state(),
+        }
 
     def _last(self) -> FenceState | None:
         """Return the state in memory if its trainer is alive; else the last checkpoint that loads, or the beginning.
 
-        None: no state was stored yet, and every room is in its initial state.
+        None: no state was stored yet, and every component is in its initial state.
         """
         if self.memory is not None:
             return self.memory
@@ -161,7 +165,7 @@ class GoingBack:
         """
         watch = Stopwatch(error)
         self.deaths.tell()  # a recovery that this error interrupted is journaled even if `lost` raises
-        lost = self.rooms.crew.lost(error, self.at.fence)
+        lost = self.components.crew.lost(error, self.at.fence)
         self.deaths.tell()
         with span("esper recover", role="conductor", fence=self.at.fence):
             watch.lap("decide")
@@ -210,19 +214,19 @@ class GoingBack:
     # -- the restore ---------------------------------------------------------------------------------------------
 
     def go_back(self, to: FenceState | None, cause: Cause, lap: Callable[[str], None] = lambda _: None) -> None:
-        """Restore the whole run to a fence, in one transaction over all rooms.
+        """Restore the whole run to a fence, in one transaction over all components.
 
         Args:
-            to: The state to restore. None: that before fence 0, in which every room is once it has been started.
+            to: The state to restore. None: that before fence 0, in which every component is once it has been started.
             lap: Called with the name of each part of the restore when it ends: stop, start, restore.
 
         Raises:
-            StoreCorrupt: a room cannot read its part of `to`.
+            StoreCorrupt: a component cannot read its part of `to`.
             RestoreImpossible: `to` is in the trainer's memory, and the trainer does not have it.
             ActorLost: a process died during the restore.
         """
         if cause is Cause.RESUME:
-            self.enter(Phase.REVIVED)  # the takeover has superseded the last generation and started every room
+            self.enter(Phase.REVIVED)  # the takeover has superseded the last generation and started every component
         else:
             self.enter(Phase.DECIDED)
             fence = to.fence if to is not None else None
@@ -231,7 +235,7 @@ class GoingBack:
             if cause is Cause.ROLLBACK:
                 faults.point("conductor.rollback", round=fence)
             lap("stop")
-            self.rooms.crew.revive(self.journal.generation)
+            self.components.crew.revive(self.journal.generation)
             self.deaths.tell()
             self.enter(Phase.REVIVED)
             lap("start")
@@ -242,49 +246,49 @@ class GoingBack:
         lap("restore")
 
     def _restore(self, kept: FenceState) -> None:
-        """Restore every room, in the generation of the journal: the host, Kasmina, Tamiyo, and the nursery last.
+        """Restore every component, in the generation of the journal: the host, Kasmina, Tamiyo, and incubation last.
 
-        The host comes first because its state in memory may be missing: this must be found before any other room
-        changes. The nursery comes last because it starts to work at once: on the order that Kasmina returns after the
+        The host comes first because its state in memory may be missing: this must be found before any other component
+        changes. Incubation comes last because it starts to work at once: on the order that Kasmina returns after the
         restore, from a snapshot of the restored host if that order began at this fence. Tamiyo comes before it because
-        a room that refuses its state must not leave processes at work that would have to be stopped again.
+        a component that refuses its state must not leave processes at work that would have to be stopped again.
         """
-        generation, began_s, rooms = self.journal.generation, time.monotonic(), self.rooms
+        generation, began_s, components = self.journal.generation, time.monotonic(), self.components
         with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
             own = LineState.of(kept)
             host = self._restore_host(kept, generation)
             faults.point("conductor.restore", round=kept.fence)
-            rooms.kasmina.restore(kept.rooms["kasmina"], generation)
-            rooms.tamiyo.restore(kept.rooms["tamiyo"], generation)
+            components.kasmina.restore(kept.states["kasmina"], generation)
+            components.tamiyo.restore(kept.states["tamiyo"], generation)
             forks = self._shared_forks(kept)
-            rooms.incubator.restore({**kept.nursery, **forks})
-            view = rooms.kasmina.view(kept.fence) if kept.fence is not None else None
-            again = rooms.kasmina.order() if view is not None and view.incubating else None
+            components.incubator.restore({**kept.incubation, **forks})
+            view = components.kasmina.view(kept.fence) if kept.fence is not None else None
+            again = components.kasmina.order() if view is not None and view.incubating else None
             if again is not None:  # the incubation is repeated from its first step
                 origin = forks["origin"] if forks["origin"] is not None else host
-                rooms.incubator.begin(again.order, again.weights, origin)
+                components.incubator.begin(again.order, again.weights, origin)
             if self.memory is None:
-                rooms.trainer.keep(kept.fence or 0)
-                self.memory = FenceState(kept.fence, HostCopy.IN_MEMORY, kept.rooms, {**kept.nursery, **forks})
+                components.trainer.keep(kept.fence or 0)
+                self.memory = FenceState(kept.fence, HostCopy.IN_MEMORY, kept.states, {**kept.incubation, **forks})
                 self.beginning = self.memory if kept.fence is None else self.beginning
             self.at.become(kept.fence, own, view)
         self.journal.write(RecordKind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
 
     def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
         """Restore the host. Returns a snapshot of it."""
-        trainer = self.rooms.trainer
+        trainer = self.components.trainer
         if kept.host is HostCopy.IN_MEMORY:
             if trainer.roll_back(generation) is None:
                 raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {kept.fence}")
             return trainer.snapshot()
         self.memory = None
-        host = trainer.snapshot() if kept.host is HostCopy.AS_BUILT else self.rooms.crew.shared(kept.host)
+        host = trainer.snapshot() if kept.host is HostCopy.AS_BUILT else self.components.crew.shared(kept.host)
         trainer.restore(host, generation)
         return host
 
     def _shared_forks(self, kept: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
-        """Return the snapshots of forks in the form that rooms can pass on. Only those from disk must be converted."""
-        forks = {name: kept.nursery[name] for name in ("twin", "origin")}
+        """Return the snapshots of forks in a form that components can pass on. Those from disk are converted."""
+        forks = {name: kept.incubation[name] for name in ("twin", "origin")}
         if isinstance(kept.host, HostCopy):
             return forks
-        return {name: self.rooms.crew.shared(one) if one is not None else None for name, one in forks.items()}
+        return {name: self.components.crew.shared(one) if one is not None else None for name, one in forks.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from esper.archive.journal import Journal, RecordKind
-from esper.flow.crew import Rooms
+from esper.flow.crew import Components
 from esper.flow.position import Position
 from esper.flow.progress import Progress
 from esper.leyline.commands import Command
@@ -22,7 +22,7 @@ from esper.tamiyo.field_reports import FieldReportStore
 class Growth:
     """The growth of one run."""
 
-    rooms: Rooms
+    components: Components
     journal: Journal
     store: FieldReportStore
     progress: Progress
@@ -48,34 +48,34 @@ class Growth:
             return
         self.progress.working(f"round {fence}: incubating")
         with self.at.tally.waiting():
-            result = self.rooms.incubator.collect()
+            result = self.components.incubator.collect()
         self.at.tally.incubator_steps += result.fork_steps
         self.at.tally.incubator_flops += result.flops
         self.at.tally.growth = self.at.tally.growth.concluded()
         self.journal.write(RecordKind.INCUBATION_ENDED, result)
-        self._take(self.rooms.kasmina.conclude(result, fence))
+        self._take(self.components.kasmina.conclude(result, fence))
 
     def _compare_with_twin(self, fence: int) -> None:
         if self.at.registry.compares_with_twin:
-            live = self.rooms.trainer.sample_losses("gate", fence)
+            live = self.components.trainer.sample_losses("gate", fence)
             with self.at.tally.waiting():
-                twin = self.rooms.incubator.twin_losses(fence)
-            compared = self.rooms.kasmina.compare(live, twin)
+                twin = self.components.incubator.twin_losses(fence)
+            compared = self.components.kasmina.compare(live, twin)
             self.at.tally.incubator_flops += compared.flops
             self.journal.write(RecordKind.TWIN_COMPARED, compared.losses)
 
     def _advance(self, fence: int, training: TrainingState) -> None:
         """Let Kasmina judge the next gate of each due seed, one at a time: a verdict may remove other seeds."""
-        observation = self.rooms.trainer.observe(fence, self.at.registry.stages)
-        while (command := self.rooms.tamiyo.advance(self.at.round_state(training))) is not None:
-            self._take(self.rooms.kasmina.advance(self._sent(command), fence, observation))
+        observation = self.components.trainer.observe(fence, self.at.registry.stages)
+        while (command := self.components.tamiyo.advance(self.at.round_state(training))) is not None:
+            self._take(self.components.kasmina.advance(self._sent(command), fence, observation))
 
     def _reset(self, fence: int) -> None:
         if seeds := self.at.registry.resetting:
-            self._take(self.rooms.kasmina.reset(self.rooms.trainer.compare_with_unseeded(seeds), fence))
+            self._take(self.components.kasmina.reset(self.components.trainer.compare_with_unseeded(seeds), fence))
 
     def _germinate(self, fence: int, training: TrainingState) -> None:
-        verdict = self.rooms.tamiyo.decide(self.at.round_state(training))
+        verdict = self.components.tamiyo.decide(self.at.round_state(training))
         if verdict.decision is not None:
             self.journal.write(RecordKind.DECISION, verdict.decision)
         if isinstance(verdict.outcome, Hold):
@@ -84,15 +84,15 @@ class Growth:
             self.progress.hold(verdict.outcome)
             return
         command = self._sent(verdict.outcome)
-        received = self.rooms.kasmina.receive(command, fence)
-        snapshot = self.rooms.trainer.snapshot()
+        received = self.components.kasmina.receive(command, fence)
+        snapshot = self.components.trainer.snapshot()
         with self.at.tally.waiting():
-            probes = self.rooms.incubator.probe_candidates(received.plans, received.weights, snapshot)
+            probes = self.components.incubator.probe_candidates(received.plans, received.weights, snapshot)
         self.at.tally.incubator_flops += received.flops
-        changed = self.rooms.kasmina.carry_out(command.command_id, fence, probes)
+        changed = self.components.kasmina.carry_out(command.command_id, fence, probes)
         self._take(changed)
         if changed.answer.order is not None:
-            self.rooms.incubator.begin(changed.answer.order, changed.weights, snapshot)
+            self.components.incubator.begin(changed.answer.order, changed.weights, snapshot)
 
     def _sent(self, command: Command) -> Command:
         """Journal a command and return it. Kasmina gets it only then, so that a restart can find it in the journal."""
@@ -109,11 +109,11 @@ class Growth:
         if answer.order is not None:
             self.journal.write(RecordKind.INCUBATION_BEGUN, answer.order.model_copy(update={"plans": ()}))
         if answer.keep_twin:
-            self.rooms.incubator.keep_twin()
+            self.components.incubator.keep_twin()
         for plan in answer.plans:
-            self.journal.write(RecordKind.PLAN_APPLIED, self.rooms.trainer.apply(plan, changed.weights))
+            self.journal.write(RecordKind.PLAN_APPLIED, self.components.trainer.apply(plan, changed.weights))
         for report in answer.field_reports:
             self.store.append(report)
             self.journal.write(RecordKind.FIELD_REPORT, report)
-            self.rooms.tamiyo.remember(report)
+            self.components.tamiyo.remember(report)
         self.progress.answer(answer)

@@ -1,4 +1,4 @@
-"""One run in this process, without Ray: its four rooms are plain objects, and the line through them is `line.py`."""
+"""One run in this process, without Ray: its four components are plain objects, which `line.py` calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from esper import faults
 from esper.config.joined import RunConfig
-from esper.flow.crew import NoInbox, OneProcess, Rooms
+from esper.flow.crew import Components, NoInbox, OneProcess
 from esper.flow.launching import BringUp
 from esper.flow.places import InProcess
 from esper.ground.clock import Clock, SystemClock
@@ -42,7 +42,7 @@ class InProcessLauncher:
         return ONE_PROCESS
 
     def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
-        """Return the function that brings the rooms up. Nothing has to be sent to another process."""
+        """Return the function that brings the components up. Nothing has to be sent to another process."""
         del prospect, reference
         return self._bring_up
 
@@ -52,10 +52,10 @@ class InProcessLauncher:
         assert self._trainer is not None, "asked for after the run"
         return self._trainer.release()
 
-    def _bring_up(self, prospect: Prospect, key: RunKey, path: Path) -> AbstractContextManager[Rooms]:
+    def _bring_up(self, prospect: Prospect, key: RunKey, path: Path) -> AbstractContextManager[Components]:
         del path
         self._trainer = make_trainer(prospect, key)
-        rooms = Rooms(
+        components = Components(
             trainer=self._trainer,
             tamiyo=make_tamiyo(prospect, key, self.clock, self._policy),
             kasmina=make_kasmina(prospect, key, self.clock),
@@ -63,4 +63,4 @@ class InProcessLauncher:
             inbox=NoInbox(),
             crew=OneProcess(),
         )
-        return nullcontext(rooms)
+        return nullcontext(components)

@@ -10,15 +10,15 @@ from typing import ClassVar, Protocol
 from torch import nn
 
 from esper.config.joined import RunConfig
-from esper.flow.crew import Rooms
+from esper.flow.crew import Components
 from esper.ground.clock import Clock
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Prospect
 from esper.task import Task
 from esper.user_code.task_reference import Reference
 
-BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Rooms]]
-"""(prospect, key, run directory) -> the rooms, up for as long as the context lasts."""
+BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Components]]
+"""(prospect, key, run directory) -> the components, up for as long as the context lasts."""
 
 
 class Launcher(Protocol):
@@ -33,10 +33,10 @@ class Launcher(Protocol):
         ...
 
     def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
-        """Return the function that brings the rooms up. Called before anything is written.
+        """Return the function that brings the components up. Called before anything is written.
 
         Raises:
-            TaskError: the task cannot be sent to the processes of the rooms.
+            TaskError: the task cannot be sent to the processes of the components.
         """
         ...
 

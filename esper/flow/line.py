@@ -1,6 +1,6 @@
 """A run as one readable page: the line from a measured round to the next decision, fence by fence.
 
-The line uses its rooms through their ports only, so that it is the same in one process and on Ray.
+The line uses its components through their ports only, so that it is the same in one process and on Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from esper import faults
 from esper.archive.journal import Journal, RecordKind
 from esper.errors import Drained
 from esper.flow.checkpoints import Checkpoints
-from esper.flow.crew import Rooms
+from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
 from esper.flow.emergency_watch import SignalWatch
 from esper.flow.going_back import GoingBack, Phase
@@ -32,7 +32,7 @@ class Line:
     Call order: `begin` once, and again after the run went back; then `round`, or `train` and `hold`, for each fence.
     """
 
-    rooms: Rooms
+    components: Components
     journal: Journal
     store: FieldReportStore
     checkpoints: Checkpoints
@@ -46,10 +46,10 @@ class Line:
     """Trace id of the present round, or of the last one."""
 
     def __post_init__(self) -> None:
-        self.watch = SignalWatch(self.rooms.inbox, self.journal, self.at)
-        self.deaths = DeathLog(self.rooms.crew, self.journal)
-        self.growth = Growth(self.rooms, self.journal, self.store, self.progress, self.at)
-        self.back = GoingBack(self.rooms, self.journal, self.checkpoints, self.progress, self.deaths, self.at)
+        self.watch = SignalWatch(self.components.inbox, self.journal, self.at)
+        self.deaths = DeathLog(self.components.crew, self.journal)
+        self.growth = Growth(self.components, self.journal, self.store, self.progress, self.at)
+        self.back = GoingBack(self.components, self.journal, self.checkpoints, self.progress, self.deaths, self.at)
 
     def run(self) -> None:
         """Do all rounds from the last fence to the end of the run.
@@ -71,8 +71,8 @@ class Line:
             self._drained(0)
             faults.point("conductor.begin")
             self.back.keep_beginning()
-            self.at.start = self.rooms.trainer.shard_means("test")
-            self.hold(0, self.rooms.trainer.untrained())
+            self.at.start = self.components.trainer.shard_means("test")
+            self.hold(0, self.components.trainer.untrained())
             self.back.enter(Phase.GOING_ON)
 
     def round(self) -> None:
@@ -95,9 +95,9 @@ class Line:
         self.progress.working(f"round {fence}: {steps} steps")
         if self.view.has_twin:
             with self.tally.waiting():
-                self.rooms.incubator.advance_twin(self.fence_steps[fence])
+                self.components.incubator.advance_twin(self.fence_steps[fence])
         with self.tally.training(steps, self.view.step_flops):
-            training = self.rooms.trainer.run_round(fence, self.fence_steps[fence])
+            training = self.components.trainer.run_round(fence, self.fence_steps[fence])
         self.journal.write(RecordKind.ROUND_ENDED, training)
         return training
 
@@ -109,11 +109,11 @@ class Line:
 
         Raises:
             EmergencyStop: a HALT was published.
-            EsperError: a room failed. The run must go back to a fence before the next call.
+            EsperError: a component failed. The run must go back to a fence before the next call.
         """
         with self.tally.fence():
             self._hear(fence)
-            self.at.view = self.rooms.kasmina.view(fence)
+            self.at.view = self.components.kasmina.view(fence)
             if self.growing:
                 self.growth.hold(fence, training)
         self.progress.fence(self.at.round_state(training), self.tally)
@@ -121,7 +121,7 @@ class Line:
 
     def _hear(self, fence: int) -> None:
         """Restart dead processes that can be restarted alone, then read signals. Raises: EmergencyStop, ActorLost."""
-        self.rooms.crew.mend()
+        self.components.crew.mend()
         self.deaths.tell()
         self.watch.hear(self.fence_steps[fence])
 
@@ -129,8 +129,8 @@ class Line:
         """Record the fence as passed, and store its state if a checkpoint is due or a stop was requested."""
         faults.point("conductor.fence", round=fence)
         self.at.fence = fence
-        self.rooms.crew.passed(fence)
-        self.deaths.time_first_step(self.rooms.trainer.first_step_at)
+        self.components.crew.passed(fence)
+        self.deaths.time_first_step(self.components.trainer.first_step_at)
         if self.drain.requested or self.checkpoints.due(fence, self.last):
             self.back.keep(fence)
 

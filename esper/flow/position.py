@@ -1,4 +1,4 @@
-"""Progress of a run that no room stores: fence, tally, emergency level. It is saved and restored with the rooms."""
+"""Progress of a run beside its components: fence, tally, emergency level. It is saved and restored with them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from esper.leyline.base import Message
 from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 
-ROOMS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
-"""Parts that the state of a fence must have, beside the host: of the rooms, and of the nursery."""
+COMPONENTS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
+"""Parts that the state of a fence must have, beside the host: of the components, and of incubation."""
 
 
 class LineState(Message):
@@ -31,13 +31,13 @@ class LineState(Message):
         """The line's part of the state of a fence.
 
         Raises:
-            StoreCorrupt: it does not parse, or the part of another room or of a fork is missing.
+            StoreCorrupt: it does not parse, or the part of another component or of a fork is missing.
         """
-        lacking = sorted((ROOMS - kept.rooms.keys()) | (FORKS - kept.nursery.keys()))
+        lacking = sorted((COMPONENTS - kept.states.keys()) | (FORKS - kept.incubation.keys()))
         if lacking:
             raise StoreCorrupt(f"fence {kept.fence}", f"lacks the state of {', '.join(lacking)}")
         try:
-            return cls.model_validate_json(kept.rooms["line"])
+            return cls.model_validate_json(kept.states["line"])
         except ValidationError as error:
             raise StoreCorrupt("the line's state", str(first_problem(error))) from error
 

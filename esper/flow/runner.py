@@ -32,7 +32,7 @@ from esper.archive.summary import Summary, failure, fate
 from esper.errors import ConfigError, TaskError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
-from esper.flow.crew import Rooms
+from esper.flow.crew import Components
 from esper.flow.going_back import Cause
 from esper.flow.launching import BringUp
 from esper.flow.line import Line
@@ -64,7 +64,7 @@ type of processor, or on device cuda."""
 
 @dataclass(frozen=True)
 class Conductor:
-    """Leads a run: brings up its rooms, reports its progress, and takes requests to stop it."""
+    """Leads a run: brings up its components, reports its progress, and takes requests to stop it."""
 
     name: str
     """Name of its process in fault points."""
@@ -161,7 +161,7 @@ class Record:
     """State to resume from. None for a new run, and from the restore on, so that the memory of the copy is freed."""
 
     def run(self) -> Summary:
-        """Bring the rooms up, run the line, and journal how the run ended."""
+        """Bring the components up, run the line, and journal how the run ended."""
         clock, progress, drain = self.conductor.clock, self.conductor.progress, self.conductor.drain
         began, line, trace = clock.monotonic(), None, ""
         try:
@@ -170,13 +170,13 @@ class Record:
                 with drain.starting(), span("esper start", role="conductor"):
                     trace = trace_id()
                     faults.point("conductor.start")
-                    rooms = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
-                    line = self._line(rooms, trace)
+                    components = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
+                    line = self._line(components, trace)
                 ended = self._to_the_end(line, lambda: clock.monotonic() - began)
             summary = ended(**self._faults())
             summary.save(self.path)
         except BaseException as error:
-            self.checkpoints.close()  # the rooms are down: no COMMIT may follow the record below
+            self.checkpoints.close()  # the components are down: no COMMIT may follow the record below
             fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
@@ -230,9 +230,9 @@ class Record:
         return kept
 
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
-        """Return the summary, read from rooms that are up. `fault_fired` is added after they are down."""
+        """Return the summary, read from components that are up. `fault_fired` is added after they are down."""
         faults.point("conductor.end")
-        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.rooms.crew.counted("esper.fallbacks")
+        fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.components.crew.counted("esper.fallbacks")
         return summarise(line, self.prospect, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
@@ -244,9 +244,9 @@ class Record:
         self.journal.write_many([(RecordKind.FAULT_FIRED, firing) for firing in fired])
         return {"fault_fired": {firing.fault_index for firing in fired} == set(range(len(armed)))}
 
-    def _line(self, rooms: Rooms, trace: str) -> Line:
+    def _line(self, components: Components, trace: str) -> Line:
         line = Line(
-            rooms,
+            components,
             self.journal,
             self.store,
             self.checkpoints,
@@ -352,8 +352,8 @@ def summarise(
         past: Valid history up to this process; None: this process began the run.
         wall_s: Seconds that this process took.
     """
-    trainer, tally, config = line.rooms.trainer, line.tally, prospect.config
-    twin = line.rooms.incubator.twin_report() if line.view.has_twin else None
+    trainer, tally, config = line.components.trainer, line.tally, prospect.config
+    twin = line.components.incubator.twin_report() if line.view.has_twin else None
     end = trainer.shard_means("test")
     line.deaths.tell()
     assert tally.steps_per_s is not None, "a run has at least one round"

@@ -1,6 +1,6 @@
-"""Tries a checkpoint before a run is taken over: restores every part of it into fresh rooms, then discards them.
+"""Tries a checkpoint before a run is taken over: restores every part of it into fresh components, then discards them.
 
-Checksums show that a file has the bytes that were written. Only the rooms can show that they can read them.
+Checksums show that a file has the bytes that were written. Only the components can show that they can read them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from esper.tamiyo.policy_state import read_state
 
 @dataclass(frozen=True)
 class TrialRestore:
-    """Tries the checkpoints of one run in rooms of this process, which take no step of the run."""
+    """Tries the checkpoints of one run in components of this process, which take no step of the run."""
 
     prospect: Prospect
     key: RunKey
@@ -41,17 +41,17 @@ class TrialRestore:
 
     def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
         line = LineState.of(kept)
-        read_state(kept.rooms["tamiyo"], self.key.generation)
+        read_state(kept.states["tamiyo"], self.key.generation)
         slots = [spec.path for spec in self.prospect.specs]
         run_id, generation = self.key.run_id, self.key.generation
-        registry = registry_of(kept.rooms["kasmina"], run_id=run_id, generation=generation, slots=slots)
+        registry = registry_of(kept.states["kasmina"], run_id=run_id, generation=generation, slots=slots)
         check_agreement(written, kept, line, registry, self.past)
         kasmina = make_kasmina(self.prospect, self.key, SystemClock())
-        kasmina.restore(kept.rooms["kasmina"], self.key.generation)
+        kasmina.restore(kept.states["kasmina"], self.key.generation)
         kasmina.view(written.fence)
         kasmina.order()
         trainer = make_trainer(self.prospect, self.key)
-        for host in (kept.host, kept.nursery["twin"], kept.nursery["origin"]):
+        for host in (kept.host, kept.incubation["twin"], kept.incubation["origin"]):
             if host is not None:
                 trainer.become(host)
                 with self.prospect.data.at(host.data):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Message(BaseModel):
-    """A value passed between rooms or processes. Frozen; unknown fields and other types than declared are refused."""
+    """A value passed between components or processes. Frozen; unknown fields and undeclared types are refused."""
 
     model_config = ConfigDict(
         frozen=True,

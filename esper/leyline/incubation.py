@@ -74,7 +74,7 @@ class IncubationResult(Message):
 
 
 class Answer(Message):
-    """Result of an operation of Kasmina: all that other rooms have to carry out or record, in order."""
+    """Result of an operation of Kasmina: all that other components have to carry out or record, in order."""
 
     transitions: tuple[Transition, ...] = ()
     gates: tuple[GateReport, ...] = ()

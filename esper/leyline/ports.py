@@ -196,7 +196,7 @@ class LiveHost(Protocol):
         ...
 
     def snapshot(self) -> Any:  # Any: as `Fork.snapshot`, or a reference to it
-        """Return the whole state that the host's further training depends on, for the nursery; opaque to others."""
+        """Return the whole state that the host's further training depends on, for the incubation; opaque to others."""
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
@@ -223,8 +223,10 @@ class LiveHost(Protocol):
         """Return the Unix time of the end of the first step since the host was made or restored. None: no step yet."""
         ...
 
-    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:  # Any: Incubation.state
-        """Begin to write the present state, with the states of the other rooms, to a new file."""
+    def save(
+        self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]
+    ) -> None:  # Any: Incubation.state
+        """Begin to write the present state, with the states of the other components, to a new file."""
         ...
 
     def saved(self) -> CheckpointWritten:

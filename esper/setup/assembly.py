@@ -1,4 +1,4 @@
-"""Builds each room of a run from its prospect, in the same way in one process and on Ray. It runs no room."""
+"""Builds each component of a run from its prospect, in the same way in one process and on Ray. It runs none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from esper.tolaria.trainer import Trainer, never
 
 @dataclass(frozen=True)
 class RunKey:
-    """What the rooms of one run share: its id, its generation, and the secret that signs its commands."""
+    """What the components of one run share: its id, its generation, and the secret that signs its commands."""
 
     run_id: str
     generation: int

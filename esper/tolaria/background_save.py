@@ -18,7 +18,7 @@ from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
 from esper.tolaria.checkpoint_file import FORMAT, save
 from esper.tolaria.memory_copy import Arena, HeldSnapshot
 from esper.tolaria.snapshot import HostSnapshot
-from esper.tolaria.snapshot_codec import plain_nursery, to_plain, topology_digest
+from esper.tolaria.snapshot_codec import plain_incubation, to_plain, topology_digest
 
 SYNC_EVERY_BYTES = 256 * 2**20
 """Bytes between two syncs. A slow disk takes seconds for this amount."""
@@ -57,8 +57,8 @@ class Saver:
         path: Path,
         live: HostSnapshot,
         generation: int,
-        rooms: Mapping[str, str],
-        nursery: Mapping[str, Any],  # Any: see `plain_nursery`
+        states: Mapping[str, str],
+        incubation: Mapping[str, Any],  # Any: see `plain_incubation`
     ) -> None:
         """Copy the state into the arena and start writing it. Blocks for the copy only, unless a save is in flight.
 
@@ -66,7 +66,7 @@ class Saver:
             Exception: the error of the previous save. No write was started.
         """
         held = self.keep(live, generation)
-        context, texts, beside = copy_context(), dict(rooms), dict(nursery)
+        context, texts, beside = copy_context(), dict(states), dict(incubation)
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = executor.submit(context.run, _write, path, self._run_id, held, texts, beside)
         executor.shutdown(wait=False)  # the thread ends after this one job
@@ -113,12 +113,12 @@ class SavingDisk(Disk):
 
 
 def _write(
-    path: Path, run_id: str, held: HeldSnapshot, rooms: dict[str, str], nursery: dict[str, Any]
+    path: Path, run_id: str, held: HeldSnapshot, states: dict[str, str], incubation: dict[str, Any]
 ) -> CheckpointWritten:
     start = time.monotonic()
     kept, snapshot = held.kept, held.snapshot
     faults.point("tolaria.save", round=kept.fence)
-    written = save(path, checkpoint_of(run_id, kept, snapshot, rooms, nursery), disk=SavingDisk())
+    written = save(path, checkpoint_of(run_id, kept, snapshot, states, incubation), disk=SavingDisk())
     return CheckpointWritten(
         file=path.name,
         length=written.length,
@@ -137,14 +137,14 @@ def checkpoint_of(
     run_id: str,
     kept: MemoryCopy,
     snapshot: HostSnapshot,
-    rooms: Mapping[str, str],
-    nursery: Mapping[str, Any],  # Any: see `plain_nursery`
+    states: Mapping[str, str],
+    incubation: Mapping[str, Any],  # Any: see `plain_incubation`
 ) -> dict[str, Any]:
     """Return the whole content of one checkpoint, as plain values.
 
     Args:
-        rooms: Name of a room -> its state as text.
-        nursery: Plain values and snapshots of other hosts.
+        states: Name of a component -> its state as text.
+        incubation: Plain values and snapshots of other hosts.
 
     Raises:
         TaskError: the state of an optimizer, the scheduler, a module or a data set is not plain.
@@ -156,6 +156,6 @@ def checkpoint_of(
         "step": kept.step,
         "generation": kept.generation,
         "trainer": to_plain(snapshot),
-        "rooms": dict(rooms),
-        "nursery": plain_nursery(nursery),
+        "rooms": dict(states),
+        "nursery": plain_incubation(incubation),
     }

@@ -28,7 +28,7 @@ from esper.errors import (
 from esper.ground.tensors import state_crc32c
 from esper.leyline.checkpoint_record import QUARANTINE, CheckpointWritten
 from esper.telemetry.events import Severity, severe
-from esper.tolaria.snapshot_codec import from_plain, nursery_of, topology_digest
+from esper.tolaria.snapshot_codec import from_plain, incubation_of, topology_digest
 from esper.tolaria.trees import tensors_of_state
 from esper.user_code.their_code import from_their_file
 
@@ -112,10 +112,10 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
     host = from_plain(content["trainer"])  # this also checks that it can be built; callers build it again
-    nursery_of(content["nursery"])
+    incubation_of(content["nursery"])
     _check_equal("trainer", {"fence": host.fence, "step": host.step}, content)
     if not all(type(name) is type(state) is str for name, state in content["rooms"].items()):
-        raise StoreCorrupt("checkpoint", "the state of a room is not text")
+        raise StoreCorrupt("checkpoint", "the state of a component is not text")
     return content
 
 

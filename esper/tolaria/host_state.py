@@ -277,8 +277,8 @@ class GrownHost:
         self.restore(held.snapshot, generation)
         return held.kept.model_copy(update={"generation": generation, "seconds": time.monotonic() - start})
 
-    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:
-        """Copy the present state and start writing it, with the states of other rooms, to a new file.
+    def save(self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]) -> None:
+        """Copy the present state and start writing it, with the states of other components, to a new file.
 
         The name of the file must never have been used before.
 
@@ -286,13 +286,13 @@ class GrownHost:
         call waits for it.
 
         Args:
-            rooms: The state of the other rooms as text, by name.
-            nursery: Plain values and snapshots of other hosts, which must not change until `saved` returns.
+            states: The state of the other components as text, by name.
+            incubation: Plain values and snapshots of other hosts, which must not change until `saved` returns.
 
         Raises:
             StoreWriteFailed: the previous save failed. No write was started.
         """
-        self._saver.save(path, self._view(), self._settings.generation, rooms, nursery)
+        self._saver.save(path, self._view(), self._settings.generation, states, incubation)
 
     def saved(self) -> CheckpointWritten:
         """Wait until the last save is durable and return its record. May be called from another thread.

@@ -236,13 +236,13 @@ def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: a value from the file
     return tensors
 
 
-# -- the nursery: values and snapshots stored beside the host ----------------------------------------------------
+# -- the incubation: values and snapshots stored beside the host ----------------------------------------------------
 
 
-def plain_nursery(nursery: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
+def plain_incubation(incubation: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
     """Return named values in plain form. Each `HostSnapshot` (the twin, an incubation's origin) is converted."""
     found = {}
-    for name, value in nursery.items():
+    for name, value in incubation.items():
         if isinstance(value, HostSnapshot):
             found[name] = {_SNAPSHOT: to_plain(value)}
             continue
@@ -251,8 +251,8 @@ def plain_nursery(nursery: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain v
     return found
 
 
-def nursery_of(plain: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
-    """Return the named values whose plain form is `plain`; the inverse of `plain_nursery`.
+def incubation_of(plain: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
+    """Return the named values whose plain form is `plain`; the inverse of `plain_incubation`.
 
     Raises:
         StoreCorrupt: the plain form of a snapshot is invalid.

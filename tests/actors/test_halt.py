@@ -18,11 +18,11 @@ import ray
 import torch
 from torch import Tensor
 
+from actors.component_handles import emergency_handle
 from actors.desk import EmergencyDesk, emergency
 from actors.embedded_ray import EmbeddedRay
 from actors.emergency_inbox import ConductorInbox
 from actors.remote import Remote
-from actors.room_handles import emergency_handle
 from actors.shell import ActorSpec
 from esper import OnRay, run
 from esper.archive.journal import Entry, RecordKind, read
@@ -31,7 +31,7 @@ from esper.config.joined import RunConfig
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
 from esper.faults import Firings
-from esper.flow.crew import OneProcess, Rooms
+from esper.flow.crew import Components, OneProcess
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
 from esper.flow.runner import Conductor
@@ -92,10 +92,10 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
     """A run in this process: its trainer reads an emergency word, and its conductor reads the signals of `local`."""
 
     @contextmanager
-    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Rooms]:
+    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Components]:
         with EmergencyWord.create(path / "word") as word:
             local.desk = emergency(512, word.path, key.generation)
-            yield Rooms(
+            yield Components(
                 trainer=make_trainer(prospect, key, word.halted),
                 tamiyo=make_tamiyo(prospect, key, SystemClock()),
                 kasmina=make_kasmina(prospect, key, SystemClock()),

@@ -206,11 +206,11 @@ def spec_of(name: str) -> ActorSpec:
         gpus=0.0,
         threads=1,
         telemetry_folder=None,
-        build=Room,
+        build=Component,
     )
 
 
-class Room:
+class Component:
     """Works, or does not."""
 
     def work(self, beats: int, pause_s: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.hosted_rooms import ForkHouse
+from actors.hosted_components import HostedForks
 from actors.remote_incubator import RemoteIncubator
 from actors.task_transport import SentProspect
 from esper.errors import ActorLost, DivergenceUnrecoverable
@@ -64,7 +64,7 @@ def prospect() -> Prospect:
 class LocalManager:
     """A `Remote` manager whose forks are in this process. Like the real one it answers one call after the other.
 
-    Its "process" is a `ForkHouse`; a new one takes its place after a death.
+    Its "process" is a `HostedForks`; a new one takes its place after a death.
     """
 
     machine = threading.Lock()
@@ -75,12 +75,12 @@ class LocalManager:
     def __init__(self, prospect: Prospect) -> None:
         self.name, self._prospect = f"manager-{next(self.numbers)}", prospect
         self.asked: list[tuple[str, Any]] = []
-        self.dead: list[ForkHouse] = []
+        self.dead: list[HostedForks] = []
         self.begin_anew()
 
     def begin_anew(self) -> None:
         sent = SentProspect.of(self._prospect, Reference())
-        self.process: Any = ForkHouse(sent, KEY, never, fetch=lambda snapshot: snapshot)
+        self.process: Any = HostedForks(sent, KEY, never, fetch=lambda snapshot: snapshot)
 
     def die(self) -> None:
         self.dead.append(self.process)
@@ -117,7 +117,7 @@ def not_replaced(death: ActorLost) -> None:
 
 
 @pytest.fixture
-def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteIncubator]]:
+def incubator_on() -> Iterator[Callable[[Sequence[Any]], RemoteIncubator]]:
     made: list[RemoteIncubator] = []
 
     def make(managers: Sequence[Any], replace: Any = not_replaced) -> RemoteIncubator:
@@ -125,9 +125,9 @@ def nursery_of() -> Iterator[Callable[[Sequence[Any]], RemoteIncubator]]:
         return made[-1]
 
     yield make
-    for nursery in made:
-        nursery.close()
-        nursery.join()
+    for incubator in made:
+        incubator.close()
+        incubator.join()
 
 
 DRAWN: dict[str, bytes] = {}
@@ -173,23 +173,23 @@ def order_of(plans: Sequence[GraftPlan], first: int, halving: int | None = 10) -
     )
 
 
-def growth(prospect: Prospect, nursery: Any, wrap: Callable[[Any], Any]) -> list[Any]:
-    """The answers of a nursery to all calls of a run with two tournaments and a twin."""
+def growth(prospect: Prospect, incubator: Any, wrap: Callable[[Any], Any]) -> list[Any]:
+    """The answers of an incubator to all calls of a run with two tournaments and a twin."""
     live, answers = make_trainer(prospect, KEY), []
     for fence, names in ((1, ["norm", "bursting", "mlp", "low_rank"]), (2, ["mlp", "norm"])):
         live.train_to(fence * 20)
         plans, snapshot = plans_for(prospect, fence, fence * 20, names), wrap(live.snapshot())
-        answers.append(tuple(nursery.probe_candidates(plans, DRAWN, snapshot)))
-        nursery.begin(order_of(plans, fence * 20), DRAWN, snapshot)
+        answers.append(tuple(incubator.probe_candidates(plans, DRAWN, snapshot)))
+        incubator.begin(order_of(plans, fence * 20), DRAWN, snapshot)
         if fence == 2:
-            nursery.advance_twin(60)
-        answers.append(nursery.collect())
+            incubator.advance_twin(60)
+        answers.append(incubator.collect())
         if fence == 1:
-            nursery.keep_twin()
-    answers.append(nursery.twin_losses(3))
-    nursery.state(3)
-    nursery.advance_twin(80)
-    answers.append(nursery.twin_report())
+            incubator.keep_twin()
+    answers.append(incubator.twin_losses(3))
+    incubator.state(3)
+    incubator.advance_twin(80)
+    answers.append(incubator.twin_report())
     return answers
 
 
@@ -214,33 +214,33 @@ def test_the_tournament_to_compare_with_has_a_winner_and_a_diverging_fork(prospe
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_any_number_of_managers_answers_as_one_process(
-    prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
+    prospect: Prospect, alone: list[Any], incubator_on: Any, count: int
 ) -> None:
     managers = [LocalManager(prospect) for _ in range(count)]
-    assert growth(prospect, nursery_of(managers), lambda snapshot: [snapshot]) == alone
+    assert growth(prospect, incubator_on(managers), lambda snapshot: [snapshot]) == alone
     assert all(manager.asked for manager in managers)
 
 
-def test_a_diverging_candidate_is_out_and_ends_no_manager(prospect: Prospect, nursery_of: Any) -> None:
+def test_a_diverging_candidate_is_out_and_ends_no_manager(prospect: Prospect, incubator_on: Any) -> None:
     managers, live = [LocalManager(prospect) for _ in range(2)], make_trainer(prospect, KEY)
-    nursery, plans = nursery_of(managers), plans_for(prospect, 0, 0, ["bursting", "mlp"])
-    nursery.begin(order_of(plans, 0, halving=None), DRAWN, [live.snapshot()])
-    burst, other = nursery.collect().forks
+    incubator, plans = incubator_on(managers), plans_for(prospect, 0, 0, ["bursting", "mlp"])
+    incubator.begin(order_of(plans, 0, halving=None), DRAWN, [live.snapshot()])
+    burst, other = incubator.collect().forks
     assert (burst.rank, other.rank) == (None, 1)
     assert burst.steps < other.steps == 20
 
 
-def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, nursery_of: Any) -> None:
+def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, incubator_on: Any) -> None:
     class Diverging(LocalManager):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             if (method, arguments[0]) == ("train_to", "fork-0"):
                 raise DivergenceUnrecoverable(3, "loss", float("nan"))
             return super().ask(method, *arguments, **where)
 
-    nursery, live = nursery_of([Diverging(prospect)]), make_trainer(prospect, KEY)
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator, live = incubator_on([Diverging(prospect)]), make_trainer(prospect, KEY)
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     with pytest.raises(DivergenceUnrecoverable):
-        nursery.collect()
+        incubator.collect()
 
 
 # -- deaths ------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Mortal(LocalManager):
 
 @pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
-    prospect: Prospect, alone: list[Any], nursery_of: Any, count: int
+    prospect: Prospect, alone: list[Any], incubator_on: Any, count: int
 ) -> None:
     def replace(death: ActorLost) -> None:
         (manager,) = [manager for manager in managers if manager.name == death.actor]
@@ -277,8 +277,8 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
         replaced: list[str] = []
         calls = itertools.count()
         managers = [Mortal(prospect, calls, fatal) for _ in range(count)]
-        nursery = nursery_of(managers, replace)
-        if "snapshot" in (found := attempt(prospect, nursery, managers)):
+        incubator = incubator_on(managers, replace)
+        if "snapshot" in (found := attempt(prospect, incubator, managers)):
             assert replaced == []  # the run as a whole goes back
         else:
             assert found == alone
@@ -299,15 +299,15 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
     }
 
 
-def attempt(prospect: Prospect, nursery: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:
+def attempt(prospect: Prospect, incubator: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:
     """The answers to a run with two tournaments and a twin, or the method in which a manager died for good."""
     try:
-        return growth(prospect, nursery, lambda snapshot: [snapshot])
+        return growth(prospect, incubator, lambda snapshot: [snapshot])
     except ActorLost:
         return [manager.died_of for manager in managers if manager.died_of]
 
 
-def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prospect, nursery_of: Any) -> None:
+def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prospect, incubator_on: Any) -> None:
     class Counting(Mortal):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             held.append(len(self.process._forks))
@@ -321,14 +321,14 @@ def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prosp
     replaced, held = list[str](), list[int]()
     calls, live = itertools.count(), make_trainer(prospect, KEY)
     managers = [Counting(prospect, calls, 9) for _ in range(3)]
-    nursery = nursery_of(managers, replace)
+    incubator = incubator_on(managers, replace)
     plans = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
-    nursery.begin(order_of(plans, 0), DRAWN, [live.snapshot()])
-    assert len(nursery.collect().forks) == 5
+    incubator.begin(order_of(plans, 0), DRAWN, [live.snapshot()])
+    assert len(incubator.collect().forks) == 5
     assert (len(replaced), max(held)) == (1, 2)  # six forks over three managers
 
 
-def test_a_death_of_another_actor_is_raised(prospect: Prospect, nursery_of: Any) -> None:
+def test_a_death_of_another_actor_is_raised(prospect: Prospect, incubator_on: Any) -> None:
     class Misled(LocalManager):
         def ask(self, *_: Any, **__: Any) -> Any:
             raise ActorLost("ray", "gcs_server has ended")
@@ -336,41 +336,41 @@ def test_a_death_of_another_actor_is_raised(prospect: Prospect, nursery_of: Any)
     def replace(*_: Any) -> None:
         raise AssertionError("no manager died")
 
-    nursery, live = nursery_of([Misled(prospect)], replace), make_trainer(prospect, KEY)
+    incubator, live = incubator_on([Misled(prospect)], replace), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost, match="gcs_server"):
-        nursery.probe_candidates(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
+        incubator.probe_candidates(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
 
 
 # -- the twin and other forks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, nursery_of: Any, count: int) -> None:
+def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, incubator_on: Any, count: int) -> None:
     managers = [LocalManager(prospect) for _ in range(count)]
-    nursery, live = nursery_of(managers), make_trainer(prospect, KEY)
+    incubator, live = incubator_on(managers), make_trainer(prospect, KEY)
     plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank"]), [live.snapshot()]
 
     def held() -> list[str]:
         return sorted(name for manager in managers for name in manager.forks())
 
     def tournament() -> None:
-        nursery.begin(order_of(plans, 0), DRAWN, snapshot)
-        nursery.collect()
+        incubator.begin(order_of(plans, 0), DRAWN, snapshot)
+        incubator.collect()
 
     tournament()
     assert held() == ["fork-0"]  # the control: it may become the twin
     tournament()
     assert held() == ["fork-4"]  # `keep_twin` was not called for the first one
-    nursery.keep_twin()
+    incubator.keep_twin()
     tournament()
     assert held() == ["fork-4"]  # a run keeps one twin, and no other control
 
 
-def test_a_fork_is_made_once(prospect: Prospect, nursery_of: Any) -> None:
+def test_a_fork_is_made_once(prospect: Prospect, incubator_on: Any) -> None:
     manager, live = LocalManager(prospect), make_trainer(prospect, KEY)
-    nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
-    nursery.collect()
+    incubator = incubator_on([manager])
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    incubator.collect()
     assert [method for method, _ in manager.asked].count("open") == 3
 
 
@@ -400,59 +400,59 @@ class HeldManager(LocalManager):
         self.released.set()
 
 
-def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Prospect, nursery_of: Any) -> None:
+def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Prospect, incubator_on: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
-    nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator = incubator_on([manager])
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)  # `collect` was not called yet
     assert live.train_to(20)  # and the live host goes on
     manager.let_go()
-    assert nursery.collect().fork_steps == 40
+    assert incubator.collect().fork_steps == 40
 
 
-def test_the_twin_trains_ahead_and_its_readers_wait_for_it(prospect: Prospect, nursery_of: Any) -> None:
+def test_the_twin_trains_ahead_and_its_readers_wait_for_it(prospect: Prospect, incubator_on: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     manager.let_go()
-    nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
-    nursery.collect()
-    nursery.keep_twin()
+    incubator = incubator_on([manager])
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator.collect()
+    incubator.keep_twin()
     manager.released.clear()
     manager.waits.clear()
 
-    nursery.advance_twin(40)  # returns although the manager is held
+    incubator.advance_twin(40)  # returns although the manager is held
 
     assert manager.waits.wait(300)
     assert manager.asked[-1][0] != "train_to"
     manager.let_go()
     live.train_to(40)
-    assert nursery.twin_losses(2) == live.sample_losses("gate", 2)
-    nursery.advance_twin(60)
-    nursery.advance_twin(80)
-    assert nursery.twin_report().steps == 60
+    assert incubator.twin_losses(2) == live.sample_losses("gate", 2)
+    incubator.advance_twin(60)
+    incubator.advance_twin(80)
+    assert incubator.twin_report().steps == 60
 
 
-def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, nursery_of: Any) -> None:
-    nursery, live = nursery_of([LocalManager(prospect)]), make_trainer(prospect, KEY)
+def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, incubator_on: Any) -> None:
+    incubator, live = incubator_on([LocalManager(prospect)]), make_trainer(prospect, KEY)
     order, snapshot = order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()]
-    nursery.begin(order, DRAWN, snapshot)
+    incubator.begin(order, DRAWN, snapshot)
     with pytest.raises(AssertionError, match="one tournament is in flight"):
-        nursery.begin(order, DRAWN, snapshot)
+        incubator.begin(order, DRAWN, snapshot)
 
 
-def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, nursery_of: Any, tmp_path: Path) -> None:
+def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, incubator_on: Any, tmp_path: Path) -> None:
     class Traced(LocalManager):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             traces.append(trace_id())
             return super().ask(method, *arguments, **where)
 
     traces: list[str] = []
-    nursery, live = nursery_of([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
+    incubator, live = incubator_on([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
     plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm"]), [live.snapshot()]
     with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
-        nursery.probe_candidates(plans, DRAWN, snapshot)
-        nursery.begin(order_of(plans, 0), DRAWN, snapshot)
-        nursery.collect()
+        incubator.probe_candidates(plans, DRAWN, snapshot)
+        incubator.begin(order_of(plans, 0), DRAWN, snapshot)
+        incubator.collect()
         assert len(traces) > 10
         assert set(traces) == {trace_id()}
 
@@ -460,43 +460,43 @@ def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, nurser
 # -- failures ----------------------------------------------------------------------------------------------------
 
 
-def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(prospect: Prospect, nursery_of: Any) -> None:
+def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(prospect: Prospect, incubator_on: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
-    nursery = nursery_of([LocalManager(prospect), manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    incubator = incubator_on([LocalManager(prospect), manager])
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     manager.end()
     with pytest.raises(ActorLost, match="kasmina: killed"):
-        nursery.collect()
+        incubator.collect()
 
 
-def test_an_error_of_a_manager_in_births_is_raised_by_births(prospect: Prospect, nursery_of: Any) -> None:
+def test_an_error_of_a_manager_in_births_is_raised_by_births(prospect: Prospect, incubator_on: Any) -> None:
     lost = HeldManager(prospect)
     lost.end()
-    nursery, live = nursery_of([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
+    incubator, live = incubator_on([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
     with pytest.raises(ActorLost):
-        nursery.probe_candidates(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
+        incubator.probe_candidates(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
 
 
-def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prospect, nursery_of: Any) -> None:
+def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prospect, incubator_on: Any) -> None:
     manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
     manager.let_go()
-    nursery = nursery_of([manager])
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
-    nursery.collect()
-    nursery.keep_twin()
+    incubator = incubator_on([manager])
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator.collect()
+    incubator.keep_twin()
     manager.end()
-    nursery.advance_twin(40)
+    incubator.advance_twin(40)
     with pytest.raises(ActorLost):
-        nursery.twin_losses(2)
+        incubator.twin_losses(2)
 
 
-def test_a_closed_nursery_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
+def test_a_closed_incubator_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
     before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
-    nursery = RemoteIncubator([manager], not_replaced)  # type: ignore[list-item]
-    nursery.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    incubator = RemoteIncubator([manager], not_replaced)  # type: ignore[list-item]
+    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
-    nursery.close()
+    incubator.close()
     manager.end()
-    nursery.join()
+    incubator.join()
     assert set(threading.enumerate()) <= before

@@ -1,4 +1,4 @@
-"""The one actor class, without Ray: which messages reach its room, and what it reports of them."""
+"""The one actor class, without Ray: which messages reach its component, and what it reports of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from esper.telemetry.setup import Telemetry
 from esper.testing import fail_with
 
 
-class Room:
+class Component:
     """What an actor might hold."""
 
     def __init__(self, *words: str) -> None:
@@ -77,7 +77,7 @@ def actor_spec(**changes: Any) -> ActorSpec:
         "gpus": 0.0,
         "threads": 1,
         "telemetry_folder": None,
-        "build": Room,
+        "build": Component,
     }
     return ActorSpec(**{**fields, **changes})
 
@@ -95,7 +95,7 @@ def spans(folder: Path, role: str) -> list[dict[str, Any]]:
 
 
 def test_a_call_reaches_the_room_that_was_built_from_its_spec() -> None:
-    shell = Shell(actor_spec(build=lambda *words: Room(*words), arguments=("a", "b")))
+    shell = Shell(actor_spec(build=lambda *words: Component(*words), arguments=("a", "b")))
     assert shell.call("add", HERE, (2, 3)).value == 5
     value, reply = shell.hand_out("add", HERE, (2, 3))
     assert (value, reply.value) == (5, None)
@@ -111,20 +111,20 @@ def test_saved_answers_a_message_of_an_older_generation() -> None:
 @pytest.mark.parametrize("generation", [2, 4])
 @pytest.mark.parametrize("entry", ["call", "hand_out"])
 def test_a_message_of_another_generation_is_refused_and_does_nothing(entry: str, generation: int) -> None:
-    room = Room()
-    shell = Shell(actor_spec(build=lambda: room))
+    component = Component()
+    shell = Shell(actor_spec(build=lambda: component))
     with pytest.raises(DependencyViolationError, match=rf"message add: another generation's \({generation}, here 3\)"):
         getattr(shell, entry)("add", Envelope(generation, ""), (2, 3))
-    assert room.done == 0
+    assert component.done == 0
 
 
 @pytest.mark.parametrize("method", ["_private", "__init__", "__class__", "__reduce__"])
 def test_a_private_method_cannot_be_called(method: str) -> None:
-    room = Room("kept")
-    shell = Shell(actor_spec(build=lambda: room))
+    component = Component("kept")
+    shell = Shell(actor_spec(build=lambda: component))
     with pytest.raises(DependencyViolationError, match="not a public method"):
         shell.call(method, HERE, ())
-    assert (room.words, room.done) == (("kept",), 0)
+    assert (component.words, component.done) == (("kept",), 0)
 
 
 # -- traces, counters, faults -----------------------------------------------------------------------------------
@@ -143,11 +143,11 @@ def test_a_call_continues_the_trace_of_its_caller(tmp_path: Path) -> None:
 
 
 def test_a_broken_trace_is_refused_before_the_room_does_anything() -> None:
-    room = Room()
-    shell = Shell(actor_spec(build=lambda: room))
+    component = Component()
+    shell = Shell(actor_spec(build=lambda: component))
     with pytest.raises(DependencyViolationError, match="W3C traceparent"):
         shell.call("add", Envelope(3, "00-nonsense"), (2, 3))
-    assert room.done == 0
+    assert component.done == 0
 
 
 def test_an_answer_carries_the_actors_counters() -> None:
@@ -182,7 +182,7 @@ def test_an_error_of_the_room_keeps_its_cause_and_is_in_the_trace(tmp_path: Path
 
 
 def test_an_error_of_the_rooms_constructor_is_raised_and_in_the_trace(tmp_path: Path) -> None:
-    def broken() -> Room:
+    def broken() -> Component:
         fail_with(StageConflict("stage_conflict", "command-1"))
 
     with pytest.raises(StageConflict):
@@ -272,7 +272,7 @@ def test_a_group_of_errors_one_of_which_was_caused_by_the_group_is_sent() -> Non
 
 
 def test_an_error_of_a_constructor_is_made_sendable_too() -> None:
-    def build() -> Room:
+    def build() -> Component:
         raise NeedsTwo("one", "two")
 
     with pytest.raises(ActorError, match="NeedsTwo: one and two"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from actors.bring_up import bring_up
+from actors.component_handles import Handle
 from actors.embedded_ray import EmbeddedRay
-from actors.room_handles import Handle
 from actors.task_transport import SentProspect
 from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, reports_folder
@@ -48,24 +48,24 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
         checkpoints = Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint)
         stack.enter_context(closing(checkpoints))
         sent = SentProspect.of(prospect, Reference())
-        rooms = stack.enter_context(bring_up(sent, embedded)(prospect, key, path))
-        line = Line(rooms, journal, store, checkpoints, prospect.fence_steps, True, Quiet(), Drain())
+        components = stack.enter_context(bring_up(sent, embedded)(prospect, key, path))
+        line = Line(components, journal, store, checkpoints, prospect.fence_steps, True, Quiet(), Drain())
         line.begin()
         for tier in (Tier.FAST, Tier.FULL, Tier.FAST):
             for _ in range(3):
                 line.round()
-            before = rooms.trainer.weights_sha256()
-            rooms.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
-            assert rooms.trainer.weights_sha256() != before
+            before = components.trainer.weights_sha256()
+            components.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
+            assert components.trainer.weights_sha256() != before
             line.back.roll_back(tier)
-            assert rooms.trainer.weights_sha256() == before
-        assert isinstance(rooms.trainer, Handle)
-        rooms.trainer.remote.generation = FIRST_GENERATION  # as a caller that was asleep would
+            assert components.trainer.weights_sha256() == before
+        assert isinstance(components.trainer, Handle)
+        components.trainer.remote.generation = FIRST_GENERATION  # as a caller that was asleep would
         with pytest.raises(DependencyViolationError, match="another generation's"):
-            rooms.trainer.weights_sha256()
-        rooms.trainer.remote.generation = journal.generation
+            components.trainer.weights_sha256()
+        components.trainer.remote.generation = journal.generation
         while line.passed < line.last:
             line.round()
         checkpoints.settle()
-        assert rooms.trainer.weights_sha256() == undisturbed.weights_sha256
-        assert rooms.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
+        assert components.trainer.weights_sha256() == undisturbed.weights_sha256
+        assert components.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256

@@ -10,7 +10,7 @@ import pytest
 from esper.archive.recovery_record import Lost
 from esper.errors import ActorLost, CallDeadlineExceeded, EsperError
 from esper.flow.checkpoints import FenceState, HostCopy
-from esper.flow.crew import NoInbox, OneProcess, Rooms
+from esper.flow.crew import Components, NoInbox, OneProcess
 from esper.flow.death_log import DeathLog
 from esper.flow.going_back import NEXT, Cause, GoingBack, Phase
 from esper.flow.position import Position
@@ -25,7 +25,7 @@ FENCE_4 = FenceState(
 
 
 class Told:
-    """Stands in for a room, or for the journal: it keeps the name of each call, in order; of some it dies, once."""
+    """A fake component or journal: it records the name of each call, in order; some calls kill it, once."""
 
     generation = 2
 
@@ -66,14 +66,14 @@ class LoudCrew(OneProcess):
 
 
 def going_back(phase: Phase, *deadly: str) -> tuple[GoingBack, list[str]]:
-    """A way back among rooms that only say what they were asked."""
+    """A way back among components that only say what they were asked."""
     calls, once = list[str](), set(deadly)
     made: Any = {name: Told(name, calls, once) for name in ("trainer", "tamiyo", "kasmina", "incubator", "journal")}
     journal = made.pop("journal")
-    rooms = Rooms(inbox=NoInbox(), crew=LoudCrew(calls), **made)
-    deaths = DeathLog(rooms.crew, journal)
+    components = Components(inbox=NoInbox(), crew=LoudCrew(calls), **made)
+    deaths = DeathLog(components.crew, journal)
     checkpoints: Any = None
-    back = GoingBack(rooms, journal, checkpoints, Quiet(), deaths, Position(), phase, FENCE_4)
+    back = GoingBack(components, journal, checkpoints, Quiet(), deaths, Position(), phase, FENCE_4)
     return back, calls
 
 
@@ -91,14 +91,14 @@ RESTORED = [
 
 
 @pytest.mark.parametrize("cause", [Cause.DEATH, Cause.ROLLBACK])
-def test_a_way_back_supersedes_then_revives_then_restores_each_room_in_order(cause: Cause) -> None:
+def test_a_way_back_supersedes_then_revives_then_restores_each_component_in_order(cause: Cause) -> None:
     back, calls = going_back(Phase.GOING_ON)
     back.go_back(FENCE_4, cause)
     assert calls == ["journal.succeed", "crew.revive 2", *RESTORED]
     assert (back.phase, back.at.fence) == (Phase.GOING_ON, 4)
 
 
-def test_a_resumed_run_only_restores_its_rooms() -> None:
+def test_a_resumed_run_only_restores_its_components() -> None:
     back, calls = going_back(Phase.STARTED)
     back.go_back(FENCE_4, Cause.RESUME)
     assert calls == RESTORED
@@ -152,8 +152,8 @@ def test_a_death_is_journaled_also_where_its_recovery_fails_for_another_reason(m
         raise CallDeadlineExceeded("kasmina", "no answer")
 
     back, calls = going_back(Phase.GOING_ON)
-    back.rooms.crew = back.deaths.crew = Slow(calls)
-    monkeypatch.setattr(back.rooms.kasmina, "restore", is_too_slow, raising=False)
+    back.components.crew = back.deaths.crew = Slow(calls)
+    monkeypatch.setattr(back.components.kasmina, "restore", is_too_slow, raising=False)
     with pytest.raises(CallDeadlineExceeded):
         back.outlive(dies)
     assert ([one.actors for one in back.deaths.recoveries], back.deaths.restarts) == ([("manager-0",)], 1)

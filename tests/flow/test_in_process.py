@@ -75,14 +75,14 @@ class Run(Left):
 
 
 class Watched:
-    """A room's object that keeps the name of every call."""
+    """A component's object that keeps the name of every call."""
 
-    def __init__(self, room: Any, calls: list[str]) -> None:
-        self._room, self._calls = room, calls
+    def __init__(self, component: Any, calls: list[str]) -> None:
+        self._component, self._calls = component, calls
 
     def __getattr__(self, name: str) -> Any:
         self._calls.append(name)
-        return getattr(self._room, name)
+        return getattr(self._component, name)
 
 
 def carry_out(path: Path, **overrides: Any) -> Run:

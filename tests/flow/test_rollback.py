@@ -1,4 +1,4 @@
-"""Both tiers of rollback take every room back to the last fence, to the bit, across whatever was grafted since."""
+"""Both tiers of rollback take every component back to the last fence, to the bit, across whatever was grafted since."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from esper.errors import (
     RollbackDeadlineExceeded,
 )
 from esper.flow.checkpoints import Checkpoints
-from esper.flow.crew import NoInbox, OneProcess, Rooms
+from esper.flow.crew import Components, NoInbox, OneProcess
 from esper.flow.going_back import Tier
 from esper.flow.line import Line
 from esper.flow.progress import Quiet
@@ -56,7 +56,7 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
         journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
         kept = stack.enter_context(closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint)))
-        rooms = Rooms(
+        components = Components(
             trainer=make_trainer(prospect, key),
             tamiyo=make_tamiyo(prospect, key, SystemClock()),
             kasmina=make_kasmina(prospect, key, SystemClock()),
@@ -64,7 +64,7 @@ def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
             inbox=NoInbox(),
             crew=OneProcess(),
         )
-        yield Line(rooms, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
+        yield Line(components, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
 
 
 @pytest.fixture
@@ -86,12 +86,12 @@ def to_the_end(line: Line) -> str:
     while line.passed < line.last:
         line.round()
     line.checkpoints.settle()
-    return line.rooms.trainer.weights_sha256()
+    return line.components.trainer.weights_sha256()
 
 
 def stray(line: Line) -> None:
     """Half a round that is to be taken back."""
-    line.rooms.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
+    line.components.trainer.run_round(line.passed + 1, line.fence_steps[line.passed] + 7)
 
 
 @pytest.mark.parametrize("tier", Tier)
@@ -102,13 +102,13 @@ def test_a_run_taken_back_in_a_round_ends_as_one_that_was_not(
     line.begin()
     while line.passed < fence:
         line.round()
-    before = line.rooms.trainer.weights_sha256()
+    before = line.components.trainer.weights_sha256()
     stray(line)
-    assert line.rooms.trainer.weights_sha256() != before
+    assert line.components.trainer.weights_sha256() != before
     line.back.roll_back(tier)
-    assert (line.passed, line.rooms.trainer.weights_sha256()) == (fence, before)
+    assert (line.passed, line.components.trainer.weights_sha256()) == (fence, before)
     assert to_the_end(line) == undisturbed.weights_sha256
-    assert line.rooms.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
+    assert line.components.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert line.tally.rollbacks == 1
 
 
@@ -145,7 +145,7 @@ def test_fences_without_a_checkpoint_are_done_again_with_all_that_was_grafted_at
 
 
 def host_plans(line: Line) -> tuple[Any, ...]:
-    snapshot: Any = line.rooms.trainer.snapshot()
+    snapshot: Any = line.components.trainer.snapshot()
     plans: tuple[Any, ...] = snapshot.topology
     return plans
 
@@ -173,12 +173,12 @@ def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> No
     line.growth._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
     while not any(seed.stage in LIVE for seed in line.view.seeds):
         line.round()
-    plan, snapshot = host_plans(line)[-1], line.rooms.trainer.snapshot()
+    plan, snapshot = host_plans(line)[-1], line.components.trainer.snapshot()
     line.back.roll_back(Tier.FAST)
     with pytest.raises(DependencyViolationError, match="generation"):
-        line.rooms.trainer.apply(plan, snapshot.weights)
+        line.components.trainer.apply(plan, snapshot.weights)
     with pytest.raises(CommandRejected):
-        line.rooms.kasmina.receive(sent[-1], line.passed)
+        line.components.kasmina.receive(sent[-1], line.passed)
 
 
 def test_a_rollback_over_its_budget_says_so_and_has_restored_everything(tmp_path: Path, undisturbed: Result) -> None:
@@ -228,10 +228,10 @@ def dies(line: Line, name: str, role: str) -> None:
 
         def revive(self, generation: int) -> None:
             if role == "tolaria":
-                key = RunKey(line.rooms.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
-                line.rooms.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
+                key = RunKey(line.components.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
+                line.components.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
 
-    line.rooms.crew = Mortal()
+    line.components.crew = Mortal()
     line.back.recover(ActorLost(role, "gone"))
 
 
@@ -258,7 +258,7 @@ def test_a_run_that_lost_an_actor_goes_back_to_its_last_fence_and_ends_the_same(
     if fence != LAST:
         assert [one.first_step_s is not None for one in line.deaths.recoveries] == [False, True]
     if line.view.has_twin:
-        assert line.rooms.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
+        assert line.components.incubator.twin_report().weights_sha256 == undisturbed.twin_weights_sha256
     assert (line.tally.rollbacks, line.journal.generation) == (0, 3)
 
 
@@ -297,7 +297,7 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
     if who == "trainer":
         second, method = ("tolaria", "tolaria"), {"tolaria": "keep", "manager-0": "roll_back"}[first[0]]
     with monkeypatch.context() as patch:
-        patch.setattr(type(getattr(line.rooms, who)), method, dead)
+        patch.setattr(type(getattr(line.components, who)), method, dead)
         with pytest.raises(ActorLost):
             dies(line, *first)
     assert line.deaths.recoveries == []
@@ -352,7 +352,7 @@ def test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tourna
         while line.passed < LAST:
             line.round()
             line.checkpoints.settle()
-            pending = line.rooms.incubator._pending is not None  # type: ignore[attr-defined]  # to look on
+            pending = line.components.incubator._pending is not None  # type: ignore[attr-defined]  # to look on
             held.append(snapshots() - others - pending)
     finally:
         gc.unfreeze()

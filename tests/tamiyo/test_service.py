@@ -31,7 +31,7 @@ MakeDecision = Callable[..., Decision]
 Told = Callable[[], list[str]]
 
 
-class Rooms:
+class Components:
     """Tamiyo with a policy that answers as scripted, and the clock that both see."""
 
     def __init__(self, *answers: Any, policy: Any = None) -> None:
@@ -55,7 +55,7 @@ def test_a_decision_becomes_a_signed_command(
     make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], telemetry: Telemetry, told: Told
 ) -> None:
     decision = make_decision(make_pair("mlp"))
-    verdict = Rooms(decision).tamiyo.decide(make_state())
+    verdict = Components(decision).tamiyo.decide(make_state())
 
     assert isinstance(verdict.outcome, Command)
     assert verdict.outcome.operation is Operation.GERMINATE
@@ -76,28 +76,28 @@ def test_the_policy_sees_the_state_the_open_pairs_and_the_whole_past(
             self.saw = (state, eligible, past)
             return make_decision(*eligible)
 
-    rooms = Rooms(policy=Watching())
+    components = Components(policy=Watching())
     reports = (make_report(1), make_report(2))
     for report in reports:
-        rooms.tamiyo.remember(report)
+        components.tamiyo.remember(report)
     state = make_state()
-    rooms.tamiyo.decide(state)
+    components.tamiyo.decide(state)
 
-    assert rooms.policy.saw == (state, state.options, reports)
+    assert components.policy.saw == (state, state.options, reports)
 
 
 def test_where_nothing_is_open_the_policy_is_not_asked(make_state: MakeState) -> None:
-    rooms = Rooms()
-    verdict = rooms.tamiyo.decide(make_state(tests_used=400))
+    components = Components()
+    verdict = components.tamiyo.decide(make_state(tests_used=400))
 
     assert isinstance(verdict.outcome, Hold)
     assert (verdict.outcome.reason, verdict.decision) == (HoldReason.BUDGET_SPENT, None)
-    assert rooms.policy.asked == []
+    assert components.policy.asked == []
 
 
 def test_a_policys_own_hold_keeps_its_reason(make_state: MakeState, make_decision: MakeDecision, told: Told) -> None:
     decision = make_decision(hold="let it settle")
-    verdict = Rooms(decision).tamiyo.decide(make_state())
+    verdict = Components(decision).tamiyo.decide(make_state())
 
     assert verdict.outcome == Hold(fence=5, reason=HoldReason.POLICY_CHOICE, detail="let it settle")
     assert verdict.decision == decision
@@ -108,7 +108,7 @@ def test_a_risk_over_its_limit_holds_what_the_policy_decided(
     make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
 ) -> None:
     decision = make_decision(make_pair("mlp"), risk=0.99)
-    verdict = Rooms(decision).tamiyo.decide(make_state())
+    verdict = Components(decision).tamiyo.decide(make_state())
 
     assert verdict.outcome == Hold(fence=5, reason=HoldReason.RISK, detail="policy risk", measured=0.99, limit=0.98)
     assert verdict.decision == decision
@@ -122,7 +122,7 @@ def test_a_policy_that_names_no_pair_and_no_reason_has_no_candidates(
     make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told, hold: str | None
 ) -> None:
     with pytest.raises(NoSeedCandidates, match="2 are open"):
-        Rooms(make_decision(hold=hold)).tamiyo.decide(make_state())
+        Components(make_decision(hold=hold)).tamiyo.decide(make_state())
     assert told() == ["policy_no_candidates"]
     assert failures(telemetry) == 1
 
@@ -131,7 +131,7 @@ def test_a_policy_that_names_closed_pairs_alone_has_no_candidates(
     make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], told: Told
 ) -> None:
     with pytest.raises(NoSeedCandidates):
-        Rooms(make_decision(make_pair("block"), make_pair("mlp", "head"))).tamiyo.decide(make_state())
+        Components(make_decision(make_pair("block"), make_pair("mlp", "head"))).tamiyo.decide(make_state())
     assert told() == ["policy_no_candidates"]
 
 
@@ -151,7 +151,7 @@ def test_one_pair_that_is_not_eligible_as_it_stands_refuses_the_whole_decision(
     decision = make_decision(make_pair("norm", risk=0.1), make_pair("mlp").model_copy(update=stray))
 
     with pytest.raises(DependencyViolationError, match="policy scripted: a pair that is not eligible") as caught:
-        Rooms(decision).tamiyo.decide(make_state())
+        Components(decision).tamiyo.decide(make_state())
     assert not isinstance(caught.value, NoSeedCandidates)
     assert told() == ["dependency_violation"]
     assert failures(telemetry) == 1
@@ -168,7 +168,7 @@ def test_a_figure_that_is_not_finite_is_an_error_and_not_a_pass(
     figures: dict[str, Any],
 ) -> None:
     with pytest.raises(DependencyViolationError, match="a figure that is not finite"):
-        Rooms(make_decision(make_pair("mlp"), **figures)).tamiyo.decide(make_state())
+        Components(make_decision(make_pair("mlp"), **figures)).tamiyo.decide(make_state())
     assert told() == ["dependency_violation"]
 
 
@@ -178,7 +178,7 @@ def test_a_policys_own_error_is_the_cause_of_its_failure(
     own = ZeroDivisionError("in the features")
 
     with pytest.raises(PolicyFailed, match="policy scripted failed at fence 5") as caught:
-        Rooms(own).tamiyo.decide(make_state())
+        Components(own).tamiyo.decide(make_state())
     assert caught.value.__cause__ is own
     assert told() == ["policy_failed"]
     assert failures(telemetry) == 1
@@ -197,7 +197,7 @@ def test_an_error_of_the_tree_passes_unchanged(
     make_state: MakeState, telemetry: Telemetry, told: Told, error: Exception, event: str
 ) -> None:
     with pytest.raises(type(error)) as caught:
-        Rooms(error).tamiyo.decide(make_state())
+        Components(error).tamiyo.decide(make_state())
     assert caught.value is error
     assert told() == [event]
     assert failures(telemetry) == 1
@@ -206,7 +206,7 @@ def test_an_error_of_the_tree_passes_unchanged(
 @pytest.mark.parametrize("answer", [None, "try the mlp", ()])
 def test_an_answer_that_is_no_decision_is_a_failure(make_state: MakeState, told: Told, answer: object) -> None:
     with pytest.raises(PolicyFailed) as caught:
-        Rooms(lambda _state, _eligible: answer).tamiyo.decide(make_state())
+        Components(lambda _state, _eligible: answer).tamiyo.decide(make_state())
     assert isinstance(caught.value.__cause__, TypeError)
     assert told() == ["policy_failed"]
 
@@ -215,12 +215,12 @@ def test_a_policy_over_its_deadline_is_an_error_whatever_it_answered(
     make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told
 ) -> None:
     def slow(_state: RoundState, eligible: tuple[Pair, ...]) -> Decision:
-        rooms.clock.move(5.5)
+        components.clock.move(5.5)
         return make_decision(*eligible)
 
-    rooms = Rooms(slow)
+    components = Components(slow)
     with pytest.raises(PolicyDeadlineExceeded) as caught:
-        rooms.tamiyo.decide(make_state())
+        components.tamiyo.decide(make_state())
     assert (caught.value.elapsed_s, caught.value.deadline_s) == (5.5, 5.0)
     (file,) = telemetry.directory.glob("spans-*.jsonl")
     assert len(caught.value.span_id) == 16
@@ -231,11 +231,11 @@ def test_a_policy_over_its_deadline_is_an_error_whatever_it_answered(
 
 def test_a_policy_that_just_meets_its_deadline_is_heard(make_state: MakeState, make_decision: MakeDecision) -> None:
     def slow(_state: RoundState, eligible: tuple[Pair, ...]) -> Decision:
-        rooms.clock.move(5.0)
+        components.clock.move(5.0)
         return make_decision(*eligible)
 
-    rooms = Rooms(slow)
-    assert isinstance(rooms.tamiyo.decide(make_state()).outcome, Command)
+    components = Components(slow)
+    assert isinstance(components.tamiyo.decide(make_state()).outcome, Command)
 
 
 # -- seeds that are under way ------------------------------------------------------------------------------------
@@ -244,14 +244,14 @@ def test_a_policy_that_just_meets_its_deadline_is_heard(make_state: MakeState, m
 def test_the_first_seed_that_is_due_advances_without_the_policy(
     make_state: MakeState, make_seed: Callable[..., SeedState]
 ) -> None:
-    rooms = Rooms()
+    components = Components()
     seeds = (make_seed("s1"), make_seed("s2", due=True, stage=Stage.SHADOWING), make_seed("s3", due=True))
-    command = rooms.tamiyo.advance(make_state(seeds=seeds))
+    command = components.tamiyo.advance(make_state(seeds=seeds))
 
     assert command is not None
     assert (command.seed_id, command.operation, command.policy_version) == ("s2", Operation.ADVANCE, "scripted-1")
-    assert rooms.policy.asked == []
+    assert components.policy.asked == []
 
 
 def test_where_no_seed_is_due_nothing_advances(make_state: MakeState, make_seed: Callable[..., SeedState]) -> None:
-    assert Rooms().tamiyo.advance(make_state(seeds=(make_seed("s1"),))) is None
+    assert Components().tamiyo.advance(make_state(seeds=(make_seed("s1"),))) is None

@@ -35,7 +35,7 @@ from esper.setup.survey import Prospect
 from esper.tolaria import background_save, checkpoint_file
 from esper.tolaria.checkpoint_file import FORMAT, load, load_written, restore_latest, save, verify_all
 from esper.tolaria.snapshot import HostSnapshot
-from esper.tolaria.snapshot_codec import from_plain, nursery_of, to_plain, topology_digest
+from esper.tolaria.snapshot_codec import from_plain, incubation_of, to_plain, topology_digest
 from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
@@ -128,7 +128,7 @@ def test_a_host_restored_from_a_file_goes_on_as_the_one_that_was_saved(
     assert bits(fresh) == bits(trainer)
     assert (found["run_id"], found["fence"], found["step"], found["generation"]) == (RUN, 1, 25, 1)
     assert found["rooms"] == {"tamiyo": '{"seen": 1}'}
-    assert bits(nursery_of(found["nursery"])["twin"]) == bits(twin)
+    assert bits(incubation_of(found["nursery"])["twin"]) == bits(twin)
     assert (written.file, written.fence, written.step, written.generation) == ("fence-1-g1.pt", 1, 25, 1)
     assert written.length == (tmp_path / written.file).stat().st_size
 

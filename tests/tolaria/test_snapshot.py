@@ -26,8 +26,8 @@ from esper.tolaria.snapshot_codec import (
     check_task,
     foreign,
     from_plain,
-    nursery_of,
-    plain_nursery,
+    incubation_of,
+    plain_incubation,
     to_plain,
     topology_digest,
 )
@@ -548,7 +548,7 @@ def test_the_plain_form_holds_nothing_that_a_weights_only_load_would_refuse(
 
 def test_snapshots_beside_the_trainers_come_back_as_snapshots(make_prospect: MakeProspect) -> None:
     twin = live_trainer(make_prospect()).snapshot()
-    found = nursery_of(plain_nursery({"twin": twin, "order": "{}", "steps": [1, 2]}))
+    found = incubation_of(plain_incubation({"twin": twin, "order": "{}", "steps": [1, 2]}))
 
     assert bits(found.pop("twin")) == bits(twin)
     assert found == {"order": "{}", "steps": [1, 2]}

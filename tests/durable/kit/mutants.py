@@ -343,8 +343,8 @@ RUN_MUTANTS = (
         "checkpoints: BEGIN comes after the save",
         "checkpoints",
         "            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)\n"
-        "            trainer.save(self._folder / file, rooms, nursery)\n",
-        "            trainer.save(self._folder / file, rooms, nursery)\n"
+        "            trainer.save(self._folder / file, states, incubation)\n",
+        "            trainer.save(self._folder / file, states, incubation)\n"
         "            self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)\n",
         redundant="a BEGIN only marks the place of its fence among the records",
     ),

@@ -216,8 +216,8 @@ class Trainer:
         self.fence, self.generation = 0, generation
         self._saver = code.background_save.Saver(IDENTITY.run_id)
 
-    def save(self, path: CrashPath, rooms: dict[str, str], nursery: dict[str, Any]) -> None:  # Any: none here
-        self._saver.save(path, host_at(self.fence), self.generation, rooms, nursery)
+    def save(self, path: CrashPath, states: dict[str, str], incubation: dict[str, Any]) -> None:  # Any: none here
+        self._saver.save(path, host_at(self.fence), self.generation, states, incubation)
 
     def saved(self) -> CheckpointWritten:
         return self._saver.saved()
@@ -590,7 +590,7 @@ def _judge_restore(code: RunCode, commits: Sequence[CheckpointWritten], sound: l
     checkpoints = checkpoints_of(code, None, commits)
     kept, newest = checkpoints.load_latest(), sound[-1]
     demand(kept.fence == newest.fence, f"restored fence {kept.fence}, the newest that loads is {newest}")
-    demand(kept.rooms == state_of(newest.fence, newest.generation), f"{newest} holds {kept.rooms}")
+    demand(kept.states == state_of(newest.fence, newest.generation), f"{newest} holds {kept.states}")
     weight = kept.host.tensors["weight"].tolist()
     demand(weight == [float(newest.fence)] * 3, f"{newest} holds {weight}")
     left = tuple(map(one, checkpoints.committed))

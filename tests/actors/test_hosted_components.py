@@ -12,9 +12,9 @@ import pytest
 from ray import cloudpickle
 
 from actors import desk as desks
-from actors import hosted_rooms
+from actors import hosted_components
 from actors.desk import CONDUCTOR, EmergencyDesk
-from actors.hosted_rooms import ForkHouse
+from actors.hosted_components import HostedForks
 from actors.task_transport import SentProspect
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.word import EmergencyWord, WordState
@@ -115,7 +115,7 @@ def test_signals_may_be_published_while_others_are_read(word: EmergencyWord) -> 
 
 
 def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: EmergencyWord) -> None:
-    trainer = hosted_rooms.tolaria(SentProspect.of(prospect, Reference()), KEY, word.path)
+    trainer = hosted_components.tolaria(SentProspect.of(prospect, Reference()), KEY, word.path)
     trainer.train_to(7)
     word.set(Level.CONSERVATIVE, 1, 1)
     trainer.train_to(9)
@@ -129,7 +129,7 @@ def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: Em
 
 
 def test_forks_share_no_state_with_each_other_or_with_their_host(prospect: Prospect) -> None:
-    house = ForkHouse(SentProspect.of(prospect, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
+    house = HostedForks(SentProspect.of(prospect, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
     live = make_trainer(prospect, KEY)
     live.train_to(5)
     before = live.weights_sha256()

@@ -1,4 +1,4 @@
-"""Handles send what their ports say, and the rooms' own classes understand it. No actor is started here."""
+"""Handles send what their ports say, and the components' own classes understand it. No actor is started here."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from typing import Any
 import pytest
 
 from actors.actor_process import CONCURRENCY_GROUPS
-from actors.desk import EmergencyDesk, EmergencyPort
-from actors.hosted_rooms import ForkHouse, HostHouse
-from actors.remote_fork import RemoteFork
-from actors.room_handles import (
+from actors.component_handles import (
     emergency_handle,
     handle,
     in_group,
@@ -21,6 +18,9 @@ from actors.room_handles import (
     tamiyo_handle,
     tolaria_handle,
 )
+from actors.desk import EmergencyDesk, EmergencyPort
+from actors.hosted_components import HostedForks, HostedTrainer
+from actors.remote_fork import RemoteFork
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.leyline.ports import Decider, Fork, LiveHost, Registrar
 from esper.leyline.state import RoundState
@@ -49,7 +49,7 @@ def remote() -> Any:
 
 
 PORTS: dict[type, tuple[tuple[type, ...], Callable[[Any], object]]] = {
-    LiveHost: ((HostHouse, Trainer), tolaria_handle),
+    LiveHost: ((HostedTrainer, Trainer), tolaria_handle),
     Decider: ((Tamiyo,), lambda actor: tamiyo_handle(actor, 2.5)),
     Registrar: ((KasminaRegistrar,), kasmina_handle),
     EmergencyPort: ((EmergencyDesk,), emergency_handle),
@@ -65,15 +65,15 @@ def shape(signature: inspect.Signature) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize(("port", "name"), METHODS)
 def test_the_room_has_each_method_of_its_port_with_the_ports_signature(port: type, name: str) -> None:
-    rooms, _ = PORTS[port]
-    room = next(room for room in rooms if hasattr(room, name))
-    assert shape(methods_of(room)[name]) == shape(methods_of(port)[name])
+    components, _ = PORTS[port]
+    component = next(component for component in components if hasattr(component, name))
+    assert shape(methods_of(component)[name]) == shape(methods_of(port)[name])
 
 
 @pytest.mark.parametrize("name", sorted(methods_of(Fork).keys() - {"graft"}))
 def test_a_manager_has_each_method_of_a_fork_with_the_forks_name_before_its_arguments(name: str) -> None:
     assert shape(methods_of(RemoteFork)[name]) == shape(methods_of(Fork)[name])
-    (first, *rest) = shape(methods_of(ForkHouse)[name])
+    (first, *rest) = shape(methods_of(HostedForks)[name])
     assert first[0] == "name"
     assert rest == shape(methods_of(Fork)[name])
 

@@ -1,7 +1,7 @@
-"""The objects behind the actors of the rooms. Each is made in its actor's process, by a function of this file.
+"""Makes each component of a run in the process of its actor.
 
-The file has no rule of a room: it opens the task that was sent, makes the room's object, and reads snapshots that come
-as references.
+The file holds no rules of training or growth: it opens the task that was sent, makes the component's object, and reads
+snapshots that come as references.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from esper.tamiyo.service import Tamiyo
 from esper.tolaria.trainer import Trainer
 
 
-def tolaria(sent: SentProspect, key: RunKey, word: Path) -> HostHouse:
+def tolaria(sent: SentProspect, key: RunKey, word: Path) -> HostedTrainer:
     """Make the trainer. It reads the emergency word in the file `word` at every step."""
-    return HostHouse(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
+    return HostedTrainer(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
 
 
 def tamiyo(sent: SentProspect, key: RunKey) -> Tamiyo:
@@ -44,12 +44,12 @@ def kasmina(sent: SentProspect, key: RunKey) -> KasminaRegistrar:
     return make_kasmina(sent.open(), key, SystemClock())
 
 
-def manager(sent: SentProspect, key: RunKey, word: Path) -> ForkHouse:
+def manager(sent: SentProspect, key: RunKey, word: Path) -> HostedForks:
     """Make a manager, which incubates. Its forks read the emergency word at every step, as the trainer does."""
-    return ForkHouse(sent, key, EmergencyWord.attach(word).halted)
+    return HostedForks(sent, key, EmergencyWord.attach(word).halted)
 
 
-class HostHouse:
+class HostedTrainer:
     """`LiveHost` in the trainer's process. It fetches snapshots that come as references; all else is the trainer's."""
 
     def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
@@ -58,17 +58,17 @@ class HostHouse:
     def __getattr__(self, name: str) -> Any:  # Any: as the trainer's
         return getattr(self._trainer, name)
 
-    def save(self, path: Path, rooms: Mapping[str, str], nursery: Mapping[str, Any]) -> None:
+    def save(self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]) -> None:
         """See `LiveHost`."""
-        seen = {name: self._fetch(value[0]) if isinstance(value, list) else value for name, value in nursery.items()}
-        self._trainer.save(path, rooms, seen)
+        seen = {name: self._fetch(value[0]) if isinstance(value, list) else value for name, value in incubation.items()}
+        self._trainer.save(path, states, seen)
 
     def restore(self, snapshot: SnapshotRef, generation: int) -> None:
         """See `LiveHost`."""
         self._trainer.restore(self._fetch(snapshot[0]), generation)
 
 
-class ForkHouse:
+class HostedForks:
     """Forks by name, in one manager's process.
 
     Call order: `open` makes a fork; `close` or `close_all` drops it. `abandon` comes in a thread of its own, also while
