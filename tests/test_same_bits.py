@@ -154,7 +154,7 @@ AT_ONCE_AND_LATER = [*AT_ONCE[:5], ("tolaria.step", 40), *RESUMING.values(), *RE
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("strikes", [AT_ONCE, pytest.param(AT_ONCE_AND_LATER, marks=pytest.mark.torture)], ids=len)
 def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same_bits(
     tmp_path: Path, esper: Esper, undisturbed: Result, strikes: Sequence[tuple[str, int]]
@@ -163,7 +163,7 @@ def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(
     tmp_path: Path, esper: Esper, undisturbed: Result, number: int

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from actors.starting import SAME_REQUEST_S
 from actors.temporary_folders import SHARED_MEMORY, TEMPORARY, sweep
 from esper.archive.journal import RecordKind, read
 from esper.config.joined import as_toml
 from esper.flow.result import Result
+from esper.flow.stopping import SAME_REQUEST_S
 from esper.testing import tiny_config, until
 
 pytestmark = pytest.mark.integration
@@ -44,6 +44,8 @@ class Started:
 
     process: subprocess.Popen[bytes]
     run_dir: Path
+    older: frozenset[str]
+    """Names of temporary folders that were there before; the system gives process ids again."""
     seen: set[int] = field(default_factory=set)
     """Ids of all processes that were seen in its session."""
 
@@ -92,6 +94,7 @@ def start(folder: Path, *before: str, **settings: Any) -> Started:
     run_dir = folder / "run"
     command = [*before, sys.executable, "-m", "esper", "run", f"{folder}/task.py:task", "--json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    older = temporary_folders()
     with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
         process = subprocess.Popen(
             [*command, "--config", str(folder / "tiny.toml"), "--run-dir", str(run_dir)],
@@ -101,14 +104,19 @@ def start(folder: Path, *before: str, **settings: Any) -> Started:
             stdout=out,
             stderr=err,
         )
-    return Started(process, run_dir)
+    return Started(process, run_dir, older)
+
+
+def temporary_folders() -> frozenset[str]:
+    """Names of esper's temporary folders, of all processes."""
+    names = [name for place in (TEMPORARY, SHARED_MEMORY) for name in os.listdir(place)]
+    return frozenset(name for name in names if name.startswith("esper-"))
 
 
 def remains(started: Started) -> list[str]:
-    """What it left in the folders for passing things; every name of a run's carries its process id."""
-    names = [name for place in ("/tmp", "/dev/shm") for name in os.listdir(place)]
+    """Its temporary folders that are left; each has the id of one of its processes in its name."""
     ours = [f"-{pid}-" for pid in started.seen]
-    return [name for name in names if name.startswith("esper-") and any(pid in name for pid in ours)]
+    return [name for name in temporary_folders() - started.older if any(pid in name for pid in ours)]
 
 
 def begun(started: Started, kind: RecordKind) -> None:
@@ -186,7 +194,7 @@ def starts_and_stops(folder: Path, count: int) -> set[str]:
     return digests
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.torture, pytest.mark.timeout(1200)])])
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=[pytest.mark.torture, pytest.mark.timeout(7200)])])
 def test_starts_and_stops_leave_nothing(tmp_path: Path, undisturbed: Result, count: int) -> None:
     assert starts_and_stops(tmp_path, count) == {undisturbed.weights_sha256}
 

@@ -55,7 +55,7 @@ def test_a_run_on_a_full_disk_ends_typed_and_is_resumed_to_the_same_bits(
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("store", STORES)
 def test_a_disk_full_at_twenty_sizes_ends_no_run_untyped(tmp_path: Path, weights: str, store: str) -> None:
     ended = []

@@ -31,6 +31,6 @@ def test_a_killed_writer_loses_nothing_that_it_acknowledged(tmp_path: Path) -> N
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_ten_thousand_killed_writers_lose_nothing_that_they_acknowledged(tmp_path: Path) -> None:
     assert kill(tmp_path, 10_000, 3500)["kills"] == 10_000
