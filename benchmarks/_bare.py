@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from esper.config.joined import load_config
 from esper.ground.random_streams import generator
 from esper.setup.survey import Prospect, survey
-from esper.tolaria.trainer import build_host
+from esper.tolaria.host_building import build_host
 from esper.user_code.task_reference import load_task
 
 

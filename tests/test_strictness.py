@@ -200,8 +200,8 @@ ALLOWED: dict[str, str] = {
     "esper/tolaria/loss.py _unreduced: says type: ignore": "that the loss takes `reduction` is seen two lines above",
     "esper/tolaria/loss.py _unreduced: says noqa": "torch types a module's attribute as Tensor or Module",
     "esper/tolaria/trainer.py Trainer._update: says type: ignore": "torch leaves backward untyped",
-    "esper/tolaria/trainer.py Trainer.probe_gradients: says type: ignore": "torch leaves backward untyped",
-    "esper/tolaria/trainer.py Trainer._audited: answers IsolationViolation": "returned: a severe event, evidence for G1",
+    "esper/tolaria/measured_host.py MeasuredHost.probe_gradients: says type: ignore": "torch leaves backward untyped",
+    "esper/tolaria/measured_host.py MeasuredHost._audited: answers IsolationViolation": "returned: a severe event, evidence for G1",
     "esper/tolaria/host_state.py GrownHost.remove: .pop with a default x3": "a seed that leaked nothing has no entry",
     "tests/tasks/test_stdlib_text.py test_a_window_is_the_next_65_characters_of_its_one_file: .get with a default": (
         "a file's first window starts at 0"

@@ -34,7 +34,7 @@ from esper.kasmina.host.rebuilt import state_of, structure_digest
 from esper.setup.survey import open_data
 from esper.task import Task
 from esper.tolaria.data import Slice, split_pair
-from esper.tolaria.trainer import call_model
+from esper.tolaria.host_building import call_model
 from esper.user_code.their_code import refused_as_theirs
 
 ROWS = (3, 5)

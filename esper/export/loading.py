@@ -30,9 +30,9 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.task import Task
 from esper.tolaria.checkpoint_file import load_written
+from esper.tolaria.host_building import build_host
 from esper.tolaria.snapshot import load_tensors
 from esper.tolaria.snapshot_codec import from_plain
-from esper.tolaria.trainer import build_host
 from esper.user_code.extra_state import load_extra_states
 from esper.user_code.their_code import refused_as_theirs
 

@@ -36,9 +36,10 @@ from esper.setup.trial import try_backward, try_growth
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
+from esper.tolaria.host_building import build_host, call_model
 from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
 from esper.tolaria.snapshot_codec import check_task
-from esper.tolaria.trainer import Trainer, TrainerSettings, build_host, call_model, never
+from esper.tolaria.trainer import Trainer, TrainerSettings, never
 from esper.tolaria.unkept import Changing, Surroundings, changed_between, joined
 from esper.user_code.attributes import Held, held_by
 from esper.user_code.process_state import refuse_changes, told_with_settings

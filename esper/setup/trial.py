@@ -19,10 +19,12 @@ from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.setup.untrained import check_parts, refuse_reentrant
 from esper.task import Task
+from esper.tolaria.host_building import call_model
 from esper.tolaria.host_modules import check_gradients
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.optim import build_optimizer
-from esper.tolaria.trainer import MOST_SKIPPED, Trainer, call_model, never, not_called
+from esper.tolaria.slot_calls import MOST_SKIPPED, not_called
+from esper.tolaria.trainer import Trainer, never
 from esper.user_code.their_code import refused_as_theirs, their_code
 
 if TYPE_CHECKING:

@@ -1,0 +1,257 @@
+"""One host and its data: measures losses, gradients and the evidence on seeds, and leaves the host as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.errors import IsolationViolation
+from esper.ground.heartbeat import beat
+from esper.ground.tensors_kept import tensors_kept
+from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses
+from esper.leyline.ports import HostEditor
+from esper.leyline.stages import Stage
+from esper.task import Loss, Task
+from esper.tolaria.companions import depends_on_batch
+from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
+from esper.tolaria.host_building import call_model
+from esper.tolaria.host_state import GrownHost, TrainerSettings
+from esper.tolaria.loss import batch_loss, sample_loss
+from esper.tolaria.measuring import check_measures, losses_of, means_over
+from esper.tolaria.slot_calls import MOST_SKIPPED, calls_of, not_called
+from esper.tolaria.task_metrics import Metric, Seen
+from esper.tolaria.weighing import Weighted
+from esper.user_code.extra_state import extra_states_kept
+from esper.user_code.process_state import check_process
+from esper.user_code.their_code import their_code
+
+
+class MeasuredHost(GrownHost):
+    """A grown host and the task's data. It measures; nothing here takes an optimizer step."""
+
+    def __init__(
+        self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor, data: TaskData
+    ) -> None:
+        super().__init__(task, settings, host, editor)
+        self._data = data
+        self._data_state = data.made_with
+        self._sample_loss: Loss = sample_loss(task)
+
+    # -- forward passes ------------------------------------------------------------------------------------------
+
+    def _load(self, batch: Any) -> tuple[Any, Any]:
+        inputs, targets = split_pair(batch)
+        return to_device(inputs, self._settings.device), to_device(targets, self._settings.device)
+
+    def _forward(self, inputs: Any) -> Any:
+        return call_model(self._task, self.host, inputs)
+
+    @contextmanager
+    def _state_kept(self) -> Iterator[None]:
+        """Restore after the block all that forward passes change: parameters, buffers, and extra states of modules.
+
+        Inside, stateful data sets continue from their state in training; that state itself is not changed.
+        """
+        seeds = self._editor.tensors().values()
+        with tensors_kept(self.host, seeds), self._data.at(self._data_state), extra_states_kept(self.host):
+            yield
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Run the block in evaluation mode and without gradients. The host's state is restored afterwards."""
+        self._set_mode(training=False)
+        try:
+            with torch.no_grad(), self._state_kept():
+                yield
+        finally:
+            self._set_mode(training=True)
+        check_process(self._settings.role)
+
+    def _outputs_of(self, batches: Iterator[Any], samples: int, where: str) -> Iterator[Seen]:
+        """Yield the network's outputs for each batch, in the present mode.
+
+        Args:
+            samples: Number of samples in all batches together.
+            where: Origin of the batches, for messages.
+        """
+        for place, batch in enumerate(batches):
+            beat()
+            size = min(EVALUATION_BATCH, samples - place * EVALUATION_BATCH)
+            yield self._look(batch_name(place, where), size, batch)
+
+    def _look(self, name: str, samples: int, batch: Any) -> Seen:
+        inputs, targets = self._load(batch)
+        return Seen(name, samples, self._forward(inputs), targets)
+
+    # -- the task's loss and metrics -----------------------------------------------------------------------------
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        """Return the share of each sample in the loss of a fence's slice of a shard. Their mean is that loss."""
+        part: Slice = self._data.slice(shard, fence)
+        with self._evaluating():
+            where = f"the samples of task.{shard} at fence {fence}"
+            batches = self._outputs_of(self._data.batches_of(part), len(part.indices), where)
+            losses = [losses_of(self._task, self._sample_loss, seen) for seen in batches]
+        shares = Weighted.joined(losses).shares()
+        return SampleLosses(shard=shard, fence=fence, losses=tuple(shares.tolist()), groups=part.groups)
+
+    def shard_means(self, shard: str) -> dict[str, float]:
+        """Return the task's loss over a whole shard, as "loss", and each of the task's metrics over it, by name."""
+        with self._evaluating():
+            batches = self._outputs_of(self._data.whole(shard), len(self._data.shards[shard]), f"task.{shard}")
+            return means_over(batches, self._task, self._sample_loss)
+
+    def try_shards(self) -> None:
+        """Measure a few batches of every shard, so that a faulty loss or metric is refused before training.
+
+        Raises:
+            TaskError: the sample losses or a metric have a wrong shape, type or mean; see `check_measures`.
+        """
+        for name, shard in self._data.shards.items():
+            if not len(shard):
+                continue
+            with self._evaluating():
+                some = [self._look(label, size, batch) for label, size, batch in self._data.tried(name)]
+                check_measures(self._task, self._sample_loss, name, some, len(shard))
+
+    def loss_depends_on_batch(self) -> bool | None:
+        """Return whether the loss of a sample depends on the other samples of its batch; see `depends_on_batch`."""
+        if not len(self._data.shards["valid"]):
+            return None
+        with self._evaluating():
+            return depends_on_batch(self._sample_loss, self._look(*next(self._data.tried("valid"))))
+
+    def look_evaluating(self, batch: Any, samples: int) -> Seen:
+        """Return the network's outputs for a batch in evaluation mode. The host's state is restored afterwards."""
+        beat()
+        with self._evaluating():
+            return self._look("a batch", samples, batch)
+
+    def glance(self, step: int) -> Tensor:
+        """Run one forward pass in training mode on a training step's batch. Returns its loss.
+
+        The host's state is restored afterwards.
+        """
+        beat()
+        with torch.no_grad(), self._state_kept():
+            inputs, targets = self._load(self._data.batch(step))
+            return batch_loss(self._task.loss, self._forward(inputs), targets)
+
+    def glance_evaluating(self, step: int) -> Any:  # Any: the return value of `task.sample_loss`
+        """Run one forward pass in evaluation mode on a training step's batch, with all metrics and sample losses.
+
+        Returns:
+            The return value of `task.sample_loss`.
+        """
+        beat()
+        with self._evaluating():
+            seen = self._look(f"the batch of step {step}", self._data.batch_size, self._data.batch(step))
+            for name, metric in self._task.metrics.items():
+                Metric(name, metric).add(seen)
+            with their_code("task.sample_loss", "the losses of samples"):
+                return self._sample_loss(seen.output, seen.target)
+
+    # -- evidence on seeds ---------------------------------------------------------------------------------------
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """Return the evidence on seeds and layers of the live host at a fence, for the policy.
+
+        The counts of seeds start again with this call: see `HostEditor.observations`.
+
+        Args:
+            stages: Seed id -> stage, as recorded now.
+        """
+        seeds = tuple(
+            seen.model_copy(
+                update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.get(seen.seed_id)}
+            )
+            for seen in self._editor.observations()
+        )
+        return HostObservation(fence=fence, registered_layers=tuple(sorted(self._layers())), seeds=seeds)
+
+    def _layers(self) -> frozenset[str]:
+        """Return the module paths of the host at this moment. The model's code may have added or deleted modules."""
+        return frozenset(name for name, _ in self.host.named_modules(remove_duplicate=False) if name)
+
+    @torch.no_grad()
+    def activation(self, slot: str) -> Tensor:
+        """Return the slot's output, seeds included, on the next training batch that calls it, in training mode.
+
+        The host's state is restored afterwards.
+
+        Raises:
+            TaskError: `MOST_SKIPPED` batches in a row skipped the slot.
+        """
+        found: list[Tensor] = []
+        step = self.step
+        handle = self.host.get_submodule(slot).register_forward_hook(
+            lambda _module, _args, output: found.append(output.clone())  # a later layer may write into it
+        )
+        try:
+            with self._state_kept():
+                while not found and step < self.step + MOST_SKIPPED:
+                    inputs, _ = self._load(self._data.batch(step))
+                    self._forward(inputs)
+                    step += 1
+        finally:
+            handle.remove()
+        if not found:
+            raise not_called(slot, self.step, MOST_SKIPPED)
+        return found[0]
+
+    def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
+        """Measure a seed's gradients on the next `batches` training batches that call its slot, without an update.
+
+        Gradients are deleted and the host's state is restored afterwards.
+
+        Raises:
+            TaskError: too many batches skipped the slot; see `MOST_SKIPPED`.
+        """
+        norms, nonfinite = list[float](), 0
+        reachable = set[str]()
+        slot = next(plan.slot for plan in self._editor.topology() if plan.seed_id == seed_id)
+        with self._state_kept(), calls_of(self.host.get_submodule(slot)) as calls:
+            step = self.step
+            while len(norms) < batches:
+                if step >= self.step + batches + MOST_SKIPPED:
+                    raise not_called(slot, self.step, MOST_SKIPPED)
+                calls.clear()
+                inputs, targets = self._load(self._data.batch(step))
+                step += 1
+                self._editor.watch(True)
+                loss = batch_loss(self._task.loss, self._forward(inputs), targets)
+                if not calls:
+                    continue
+                for found, leaves in self._audited().items():  # evidence for gate G1, which refuses the seed
+                    reachable |= set(leaves) if found == seed_id else set()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
+                nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
+                norms.append(float(torch.nn.utils.get_total_norm(grads)))
+                for parameter in self._parameters():
+                    parameter.grad = None
+        return GradientProbe(
+            batches=len(norms),
+            nonfinite=nonfinite,
+            norm=max(norms),
+            reachable_host_parameters=tuple(sorted(reachable)),
+        )
+
+    def _audited(self) -> dict[str, tuple[str, ...]]:
+        """Audit every isolated seed of the last forward pass.
+
+        Returns:
+            Seed id -> host parameters that its gradient reaches, only for seeds that violate their isolation.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        while True:
+            try:
+                self._editor.audit()
+            except IsolationViolation as violation:  # the next call continues with the seeds after this one
+                found[violation.seed_id] = violation.leaves
+            else:
+                return found
