@@ -17,11 +17,12 @@ from torch import Tensor, nn
 import esper.flow.in_process
 from esper import resume, run
 from esper.config.joined import load_config
-from esper.errors import Drained
+from esper.errors import Drained, FaultInjected
+from esper.faults import Fault, FaultSpec
 from esper.flow.result import Result
 from esper.task import Task
 from esper.testing import StopAt, tiny_config, tiny_task
-from esper.user_code.task_reference import Reference
+from esper.user_code.task_reference import Reference, load_task
 
 torch.set_num_threads(1)  # same bits and same speed whatever the machine
 
@@ -90,6 +91,48 @@ def drained_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(Drained):
         resume(path, tiny_task(), drain=(watch := StopAt(6)).drain, progress=watch)
     return path
+
+
+TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"
+StoppedRuns = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def stopped_runs(tmp_path_factory: pytest.TempPathFactory) -> StoppedRuns:
+    """Return the directory of a tiny run of a task file (`mine.py` beside it) that stopped at a fence.
+
+    It was drained there, or with `failing=True` failed there; further keywords are config values. Each run is made
+    once. A test may change its directory: the next call for this run puts all files back as they were at the stop.
+    """
+    made: dict[str, Path] = {}
+
+    def get(fence: int, *, failing: bool = False, **overrides: Any) -> Path:
+        kind = repr((fence, failing, sorted(overrides.items())))
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("stopped")
+            _stop(made[kind] / "here", fence, failing, overrides)
+            shutil.copytree(made[kind] / "here", made[kind] / "kept")
+        else:
+            shutil.rmtree(made[kind] / "here")
+            shutil.copytree(made[kind] / "kept", made[kind] / "here")
+        return made[kind] / "here" / "run"
+
+    return get
+
+
+def _stop(folder: Path, fence: int, failing: bool, overrides: dict[str, Any]) -> None:
+    folder.mkdir()
+    (folder / "mine.py").write_text(TASK)
+    task, reference = load_task(f"{folder}/mine.py:task")
+    config = tiny_config(run__dir=str(folder / "run"), **overrides)
+    if failing:
+        fault = FaultSpec(point="conductor.fence", fault=Fault.RAISE, round=fence)
+        with pytest.raises(FaultInjected):
+            run(task, config.model_copy(update={"faults": (fault,)}), reference=reference)
+        return
+    with pytest.raises(Drained) as drained:
+        run(task, config, reference=reference, drain=(watch := StopAt(fence)).drain, progress=watch)
+    assert drained.value.fence == fence
 
 
 THREE_HOSTS = Path(__file__).parent / "data" / "three_hosts.py"

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / ".parts"
 NOTHING_SELECTED = 5
 """Exit code of a pytest that found no test with the marks."""
-PARTS_OF_RUNS = ("actors", "durable", "kasmina", "tolaria", "zoo")
-"""Folders of tests of the parts that a run is made of. They take about as long as all other tests."""
+PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
+"""Folders of tests of the command line and of the parts that a run is made of: as long as all other tests."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """What a file in tests/actors names that starts a Ray: a fixture, or the mark."""
 

@@ -246,24 +246,64 @@ def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, incubato
 # -- deaths ------------------------------------------------------------------------------------------------------
 
 
-class Mortal(LocalManager):
-    """Managers that share a count of calls; the manager that gets the n-th call dies."""
+Strikes = Callable[[str], bool]
+"""Whether the manager that is asked for a method dies of it. All managers of a run share one."""
+METHODS = {
+    "probe_candidates",
+    "open",
+    "train_to",
+    "sample_losses",
+    "observe",
+    "close",
+    "snapshot",
+    "shard_means",
+    "weights_sha256",
+}
 
-    def __init__(self, prospect: Prospect, calls: Iterator[int], fatal: int) -> None:
+
+def at_call(number: int) -> Strikes:
+    calls = itertools.count()
+    return lambda _: next(calls) == number
+
+
+def at_first(fatal: str) -> Strikes:
+    calls = itertools.count()
+    return lambda method: method == fatal and next(calls) == 0
+
+
+class Mortal(LocalManager):
+    """A manager that dies of a call."""
+
+    def __init__(self, prospect: Prospect, strikes: Strikes) -> None:
         super().__init__(prospect)
-        self._calls, self._fatal = calls, fatal
+        self._strikes = strikes
         self.died_of = ""
 
     def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
-        if next(self._calls) == self._fatal:
+        if self._strikes(method):
             self.died_of = method
             self.die()
         return super().ask(method, *arguments, **where)
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def each_method() -> Iterator[Strikes]:
+    return map(at_first, sorted(METHODS))
+
+
+def each_call() -> Iterator[Strikes]:
+    return map(at_call, itertools.count())
+
+
+@pytest.mark.parametrize(
+    ("count", "deaths"),
+    [
+        (1, each_method),
+        pytest.param(1, each_call, marks=pytest.mark.slow),
+        pytest.param(2, each_call, marks=pytest.mark.slow),
+    ],
+)
 def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
-    prospect: Prospect, alone: list[Any], incubator_on: Any, count: int
+    prospect: Prospect, alone: list[Any], incubator_on: Any, count: int, deaths: Callable[[], Iterator[Strikes]]
 ) -> None:
     def replace(death: ActorLost) -> None:
         (manager,) = [manager for manager in managers if manager.name == death.actor]
@@ -273,10 +313,9 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
                 manager.begin_anew()
 
     died_of, replacing = set[str](), threading.Lock()
-    for fatal in itertools.count():
+    for strikes in deaths():
         replaced: list[str] = []
-        calls = itertools.count()
-        managers = [Mortal(prospect, calls, fatal) for _ in range(count)]
+        managers = [Mortal(prospect, strikes) for _ in range(count)]
         incubator = incubator_on(managers, replace)
         if "snapshot" in (found := attempt(prospect, incubator, managers)):
             assert replaced == []  # the run as a whole goes back
@@ -286,17 +325,7 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
         if not any(manager.died_of for manager in managers):
             break
         died_of |= {manager.died_of for manager in managers}
-    assert died_of - {""} == {
-        "probe_candidates",
-        "open",
-        "train_to",
-        "sample_losses",
-        "observe",
-        "close",
-        "snapshot",
-        "shard_means",
-        "weights_sha256",
-    }
+    assert died_of - {""} == METHODS
 
 
 def attempt(prospect: Prospect, incubator: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:
@@ -319,8 +348,8 @@ def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prosp
         replaced.append(manager.name)
 
     replaced, held = list[str](), list[int]()
-    calls, live = itertools.count(), make_trainer(prospect, KEY)
-    managers = [Counting(prospect, calls, 9) for _ in range(3)]
+    live, strikes = make_trainer(prospect, KEY), at_call(9)
+    managers = [Counting(prospect, strikes) for _ in range(3)]
     incubator = incubator_on(managers, replace)
     plans = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
     incubator.begin(order_of(plans, 0), DRAWN, [live.snapshot()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,17 @@ from esper.archive.history import Past, read_past
 from esper.archive.run_directory import checkpoints_folder, journal_file
 from esper.cli.main import exit_code
 from esper.durable.files import Disk
-from esper.errors import CheckpointCorrupt, Drained, RunDirectoryError, StoreCorrupt
+from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreCorrupt
 from esper.flow.progress import Quiet
+from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.leyline.state import RoundState
-from esper.testing import StopAt, tiny_config, tiny_task
+from esper.testing import tiny_config, tiny_task
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    watch = StopAt(4)
-    with pytest.raises(Drained):
-        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
-    return tmp_path / "run"
+def stopped(stopped_runs: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stopped_runs(4), tmp_path / "run"))
 
 
 def flip(run_dir: Path, fence: int) -> str:
@@ -58,12 +57,13 @@ def test_a_directory_that_is_no_run_is_one_clear_line(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_copy_is_a_run_that_goes_on_to_the_same_bits(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_is_a_run_that_goes_on_to_the_same_bits(
+    stopped: Path, undisturbed: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, told, _ = esper(capsys, "snapshot", str(stopped))
     assert (code, told["fences"]) == (0, [0, 3, 4])
     assert told["snapshot"] == f"{stopped}-fence-4"
-    one, other = resume(stopped, tiny_task()), resume(Path(told["snapshot"]), tiny_task())
-    assert one.weights_sha256 == other.weights_sha256
+    assert resume(Path(told["snapshot"])).weights_sha256 == undisturbed.weights_sha256
 
 
 def test_a_damaged_run_is_not_copied_as_if_it_were_sound(stopped: Path, tmp_path: Path) -> None:

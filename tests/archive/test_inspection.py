@@ -22,13 +22,19 @@ from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.testing import EPOCH, ScriptedPolicy, tiny_config, tiny_task
 
 
-@pytest.fixture
-def stopped(tmp_path: Path) -> Path:
-    """A run that failed at fence 1, as its files stand."""
-    path = tmp_path / "run"
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that failed at fence 1. Not to be changed."""
+    path = tmp_path_factory.mktemp("failed") / "run"
     with pytest.raises(PolicyFailed):
         run(tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=Failing(ValueError())))
     return path
+
+
+@pytest.fixture
+def stopped(failed: Path, tmp_path: Path) -> Path:
+    """The files of a run that failed at fence 1, to be changed."""
+    return Path(shutil.copytree(failed, tmp_path / "run"))
 
 
 class Failing(ScriptedPolicy):

@@ -20,8 +20,6 @@ from esper.archive.journal import RecordKind, read
 from esper.archive.run_directory import LEASE, checkpoints_folder, journal_file, journals, run_file, telemetry_folder
 from esper.cli.main import exit_code
 from esper.durable.log import scan
-from esper.errors import FaultInjected
-from esper.faults import Fault, FaultSpec
 from esper.flow.result import Result
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.telemetry.events import LOG
@@ -45,17 +43,11 @@ def esper(capsys: pytest.CaptureFixture[str]) -> Esper:
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Callable[..., Path]:
+def stopped(stopped_runs: Callable[..., Path]) -> Callable[..., Path]:
     """A run of a task file that failed as it passed a fence."""
 
     def stop(fence: int = 6, **overrides: Any) -> Path:
-        (tmp_path / "mine.py").write_text(TASK)
-        task, reference = load_task(f"{tmp_path}/mine.py:task")
-        fault = FaultSpec(point="conductor.fence", fault=Fault.RAISE, round=fence)
-        config = tiny_config(run__dir=str(tmp_path / "run"), **overrides).model_copy(update={"faults": (fault,)})
-        with pytest.raises(FaultInjected):
-            run(task, config, reference=reference)
-        return tmp_path / "run"
+        return stopped_runs(fence, failing=True, **overrides)
 
     return stop
 

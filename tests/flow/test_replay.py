@@ -47,16 +47,11 @@ class Watching(Quiet):
 
 
 @pytest.fixture
-def stop(tmp_path: Path) -> Callable[..., Path]:
+def stop(stopped_runs: Callable[..., Path]) -> Callable[..., Path]:
     """A run of a task file that was drained at a fence."""
 
     def make(fence: int = 4, **overrides: Any) -> Path:
-        (tmp_path / "mine.py").write_text(TASK)
-        task, reference = load_task(f"{tmp_path}/mine.py:task")
-        config = tiny_config(run__dir=str(tmp_path / "run"), **overrides)
-        with pytest.raises(Drained):
-            run(task, config, reference=reference, drain=(watch := StopAt(fence)).drain, progress=watch)
-        return tmp_path / "run"
+        return stopped_runs(fence, **overrides)
 
     return make
 

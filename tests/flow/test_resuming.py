@@ -46,23 +46,11 @@ TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_ta
 
 
 @pytest.fixture
-def stopped(tmp_path: Path) -> Callable[..., Path]:
+def stopped(stopped_runs: Callable[..., Path]) -> Callable[..., Path]:
     """A run of a task file that was drained at a fence."""
 
     def stop(fence: int = 5, **overrides: Any) -> Path:
-        (tmp_path / "mine.py").write_text(TASK)
-        task, reference = load_task(f"{tmp_path}/mine.py:task")
-        watch, path = StopAt(fence), tmp_path / "run"
-        with pytest.raises(Drained) as drained:
-            run(
-                task,
-                tiny_config(run__dir=str(path), **overrides),
-                reference=reference,
-                drain=watch.drain,
-                progress=watch,
-            )
-        assert drained.value.fence == fence
-        return path
+        return stopped_runs(fence, **overrides)
 
     return stop
 
@@ -257,9 +245,9 @@ def test_a_run_of_other_versions_is_refused_by_their_names(stopped: Callable[...
     refused(path, RunDirectoryError, r"made with torch 1\.13\.0 \(here 2\.")
 
 
-def test_a_changed_task_file_is_refused(stopped: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_changed_task_file_is_refused(stopped: Callable[..., Path]) -> None:
     path = stopped()
-    (tmp_path / "mine.py").write_text(TASK + "raise SystemExit('it was run')\n")
+    (path.parent / "mine.py").write_text(TASK + "raise SystemExit('it was run')\n")
     refused(path, TaskError, r"its file has changed since the run began")
 
 
