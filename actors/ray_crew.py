@@ -101,7 +101,7 @@ class RayCrew:
                 up, died = self._start.start({life: specs[life.name] for life in lives})
                 for name, remote in up.items():
                     if name in self.remotes:
-                        self.remotes[name].succeed(remote)
+                        self.remotes[name].switch_to(remote)
                     else:
                         self.remotes[name] = remote
                 for life in lives:
@@ -117,7 +117,7 @@ class RayCrew:
         due = {life.name: life for life in lives}
         if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
             return list(lives)
-        self.remotes["tamiyo"].succeed(self.remotes[SPARE])
+        self.remotes["tamiyo"].switch_to(self.remotes[SPARE])
         self._supervisor.started(due.pop("tamiyo"))
         return [*due.values(), *(life for life in self._supervisor.lives() if life.name == SPARE)]
 

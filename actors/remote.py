@@ -101,7 +101,7 @@ class Process:
 class Remote:
     """One actor on this machine. It stays the same object when another process takes the actor's place.
 
-    Any thread may call its methods, but `succeed`, which `RayCrew` calls under its lock, and `rebind`, in the line's.
+    Any thread may call its methods, but `switch_to`, which `RayCrew` calls under its lock, and `rebind`, in the line's.
     `_counting` guards the counters and the change from one process to the next.
     """
 
@@ -129,7 +129,7 @@ class Remote:
         """Id of the present process."""
         return self.process.pid
 
-    def succeed(self, next: Remote) -> None:
+    def switch_to(self, next: Remote) -> None:
         """Send all calls to the process of `next` from now on. Those that hold this object need not know.
 
         `next` gets the old process in exchange, so that ending `next` cannot end the process in use.

@@ -12,7 +12,7 @@ from ray import cloudpickle
 from esper.archive.resuming import PUT_BACK
 from esper.errors import ConfigError, TaskError
 from esper.ground.workplace import workplace
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.setup.survey import Prospect, open_data
 from esper.task import Task
 from esper.user_code.import_paths import absolute_path, join_path
@@ -56,7 +56,7 @@ class TaskSource:
             raise TaskError("task", type(error).__name__, mend) from error
         return cls(reference, absolute_path(), pickled=pickled, started_in=where)
 
-    def load(self) -> tuple[Task, Registry]:
+    def load(self) -> tuple[Task, BlueprintRegistry]:
         """Load the task and its blueprints in this process, which takes over the sender's import path and folder.
 
         Raises:
@@ -87,9 +87,9 @@ class TaskSource:
             raise ConfigError("working directory", self.started_in, mend) from error
 
 
-def _unpickled(pickled: bytes) -> tuple[Task, Registry]:
+def _unpickled(pickled: bytes) -> tuple[Task, BlueprintRegistry]:
     try:
-        made: tuple[Task, Registry] = cloudpickle.loads(pickled)
+        made: tuple[Task, BlueprintRegistry] = cloudpickle.loads(pickled)
     except Exception as error:
         mend = f"an actor cannot rebuild it ({error}); give its reference, or run it in one process"
         raise TaskError("task", type(error).__name__, mend) from error

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from esper.leyline.checkpoint_record import MemoryCopy
+from esper.leyline.checkpoint_record import StateCopied
 from esper.setup.survey import survey
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, never
@@ -81,10 +81,10 @@ def best(found: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
     return min(names, key=lambda name: float(np.median(found[name])))
 
 
-def tensor_bytes(kept: MemoryCopy | None) -> int:
+def tensor_bytes(copied: StateCopied | None) -> int:
     """What a snapshot copies."""
-    assert kept is not None, "nothing is kept"
-    return kept.tensor_bytes
+    assert copied is not None, "no state was copied"
+    return copied.tensor_bytes
 
 
 def plain_state(trainer: Trainer) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def measure(repetitions: int) -> Outcome:
 
     with process_state(1), scratch() as folder, process_group(folder):
         trainer = trained(STATE_BYTES)
-        size = tensor_bytes(trainer.keep(0))
+        size = tensor_bytes(trainer.copy_state(0))
         ours, theirs, ways = Saves(trainer, folder), TorchSaves(trainer, folder), copies(size)
         for warm in (ours, theirs):
             warm.stall()

@@ -92,7 +92,7 @@ class Stopwatch(Quiet):
         self._waited_s = self._tally.fence_wait_s
 
     def answer(self, answer: Answer) -> None:
-        """What was waited since the last moment was for a result that is there now, or for births."""
+        """What was waited since the last moment was for a result that is there now, or for the probes of candidates."""
         waited_s, self._waited_s = self._tally.fence_wait_s - self._waited_s, self._tally.fence_wait_s
         if self._due:
             self.incubations[-1].result_s, self._due = waited_s, False

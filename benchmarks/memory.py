@@ -108,7 +108,7 @@ def _save(host: Trainer, twin: Trainer, path: Path, step: int) -> int:
     host.save(path, {}, {"twin": kept, "twin_steps": 2, "origin": None})
     host.train_to(step)
     host.saved()
-    return tensor_bytes(host.keep(0))
+    return tensor_bytes(host.copy_state(0))
 
 
 def _restore(host: Trainer, folder: Path, generation: int) -> None:

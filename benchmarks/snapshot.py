@@ -34,8 +34,12 @@ def measure(repetitions: int) -> Outcome:
 
 def _measured(size: int, repetitions: int) -> tuple[dict[str, tuple[float, ...]], int]:
     trainer, generations = trained(size), count(2)
-    of = tensor_bytes(trainer.keep(0))
-    works = {**copies(of), "keep": lambda: trainer.keep(0), "roll back": lambda: trainer.roll_back(next(generations))}
+    of = tensor_bytes(trainer.copy_state(0))
+    works = {
+        **copies(of),
+        "keep": lambda: trainer.copy_state(0),
+        "roll back": lambda: trainer.roll_back(next(generations)),
+    }
     in_turns(works, 1)
     return {name: tuple(values) for name, values in in_turns(works, TURNS * repetitions).items()}, of
 

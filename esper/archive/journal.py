@@ -96,12 +96,12 @@ class Journal(Closing):
         appended = [(int(kind), _payload(body)) for kind, body in records]
         self._writer.submit(self._append, appended).result()
 
-    def succeed(self, from_fence: int | None) -> None:
-        """Continue in a new generation, in a new file; see `supersede`."""
+    def begin_generation(self, from_fence: int | None) -> None:
+        """Begin the next generation: open its file, and supersede the present generation there."""
         self._writer.submit(self._open_next, from_fence).result()
 
     def supersede(self, from_fence: int | None) -> None:
-        """Take the run over from older generations: their records after a fence no longer count.
+        """Record in this generation that the records of all older ones after a fence no longer count.
 
         Args:
             from_fence: The last fence that counts. None: no record of older generations counts.

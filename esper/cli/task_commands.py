@@ -15,7 +15,7 @@ from esper.cli.output import print_json, say
 from esper.cli.run_command import execute, execute_resume, leaving_on_sigterm, place_of_run
 from esper.cli.terminal import Terminal, heading
 from esper.config.joined import RunConfig, add_override, load_config, parse_overrides
-from esper.flow.replay import prove as repeat
+from esper.flow.proof import prove as repeat
 from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.setup.forecast import forecast
 from esper.setup.survey import survey

@@ -22,7 +22,7 @@ from esper.errors import CheckpointCorrupt, ConfigError, RunDirectoryError, Task
 from esper.ground.installed_versions import versions
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors import state_crc32c
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.kasmina.blueprints.precision import dtype_of
 from esper.kasmina.host.attached import Seed, attach
 from esper.kasmina.host.rebuilt import difference, structure_digest
@@ -143,7 +143,9 @@ def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None
 # -- the network -------------------------------------------------------------------------------------------------
 
 
-def _grow(network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: Registry) -> None:
+def _grow(
+    network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: BlueprintRegistry
+) -> None:
     """Attach a run's seeds to its host. Their tensors are filled later, from the checkpoint.
 
     Raises:

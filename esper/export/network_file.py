@@ -12,7 +12,7 @@ import torch
 
 from esper.errors import CannotBeWritten, ConfigError
 from esper.export.definitions import FUTURE, Definitions
-from esper.kasmina.blueprints.catalogue import Blueprint, Called, Registry
+from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry, Called
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.host.rebuilt import rebuild
 from esper.leyline.reports import GraftPlan
@@ -52,7 +52,7 @@ def network_file(
     fence: int,
     topology: Sequence[GraftPlan],
     specs: Mapping[str, SlotSpec],
-    blueprints: Registry,
+    blueprints: BlueprintRegistry,
     modules: str,
 ) -> str:
     """Return the text of a Python file that rebuilds a grown network around its host's factory.

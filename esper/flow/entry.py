@@ -111,7 +111,7 @@ def resume(
             return Result.of(found, fixed(run_dir), task=task)
         job = _Job(found.task, found.config, found.reference)
         directory, past = found.directory, found.past
-        return _carry_out(job, used, progress, drain, lambda one, prospect: one.go_on(prospect, directory, past))
+        return _carry_out(job, used, progress, drain, lambda one, prospect: one.resume(prospect, directory, past))
 
 
 @dataclass(frozen=True)

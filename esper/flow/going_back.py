@@ -98,10 +98,10 @@ class GoingBack:
     def keep_beginning(self) -> None:
         """Store the state before fence 0 in memory. A death before the first checkpoint restores it."""
         if self.memory is None:
-            self.components.trainer.keep(0)
+            self.components.trainer.copy_state(0)
             self.beginning = self.memory = self._beginning(HostCopy.IN_MEMORY)
 
-    def keep(self, fence: int) -> None:
+    def store(self, fence: int) -> None:
         """Store the state of a fence in memory, and start to write it to disk.
 
         Raises:
@@ -230,7 +230,7 @@ class GoingBack:
         else:
             self.enter(Phase.DECIDED)
             fence = to.fence if to is not None else None
-            self.journal.succeed(fence)
+            self.journal.begin_generation(fence)
             self.enter(Phase.SUPERSEDED)
             if cause is Cause.ROLLBACK:
                 faults.point("conductor.rollback", round=fence)
@@ -268,7 +268,7 @@ class GoingBack:
                 origin = forks["origin"] if forks["origin"] is not None else host
                 components.incubator.begin(again.order, again.weights, origin)
             if self.memory is None:
-                components.trainer.keep(kept.fence or 0)
+                components.trainer.copy_state(kept.fence or 0)
                 self.memory = FenceState(kept.fence, HostCopy.IN_MEMORY, kept.states, {**kept.incubation, **forks})
                 self.beginning = self.memory if kept.fence is None else self.beginning
             self.at.become(kept.fence, own, view)

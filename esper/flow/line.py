@@ -132,13 +132,13 @@ class Line:
         self.components.crew.passed(fence)
         self.deaths.time_first_step(self.components.trainer.first_step_at)
         if self.drain.requested or self.checkpoints.due(fence, self.last):
-            self.back.keep(fence)
+            self.back.store(fence)
 
     def _drained(self, fence: int) -> None:
         """If a stop was requested, store and commit the state of the last fence. Raises: Drained."""
         if self.drain.requested:
             if self.at.fence is not None and (self.back.memory is None or self.back.memory.fence != fence):
-                self.back.keep(fence)
+                self.back.store(fence)
             self.checkpoints.settle()
             raise Drained(fence)
 

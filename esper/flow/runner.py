@@ -88,7 +88,7 @@ class Conductor:
             identity = identify(prospect, run_id, FIRST_GENERATION, self.reference, now)
             return self._run(prospect, directory.path, identity, None)
 
-    def go_on(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Summary:
+    def resume(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Summary:
         """Resume a run from its last committed checkpoint, in a new generation; from fence 0 if it has none.
 
         Raises:
@@ -136,14 +136,14 @@ class Conductor:
             checkpoints = stack.enter_context(
                 Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed, run_id=key.run_id)
             )
-            record = Record(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
+            opened = OpenRun(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
             if past is None:
                 journal.write(RecordKind.RUN_STARTED, identity)
-            return record.run()
+            return opened.run()
 
 
 @dataclass
-class Record:
+class OpenRun:
     """A run whose directory and journal are open: everything that happens from here on is journaled."""
 
     conductor: Conductor

@@ -12,7 +12,7 @@ QUARANTINE = "quarantine"
 """Subfolder of the checkpoints folder for checkpoints that do not load."""
 
 
-class MemoryCopy(Message):
+class StateCopied(Message):
     """Record of a copy of the live host's state into memory at a fence, or of a restore from that copy."""
 
     fence: int

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
+from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Pair, Verdict
 from esper.leyline.evidence import (
@@ -233,12 +233,12 @@ class LiveHost(Protocol):
         """Wait until the last save is durable and return its record. May be called while a round runs."""
         ...
 
-    def keep(self, fence: int) -> MemoryCopy:
+    def copy_state(self, fence: int) -> StateCopied:
         """Copy the present state into memory, for `roll_back`."""
         ...
 
-    def roll_back(self, generation: int) -> MemoryCopy | None:
-        """Restore the state of the last `keep` or `save` from memory, in a newer generation. None: there is none."""
+    def roll_back(self, generation: int) -> StateCopied | None:
+        """Restore the state last copied by `copy_state` or `save`, in a newer generation. None: there is no copy."""
         ...
 
     def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from esper.ground.clock import Clock
 from esper.kasmina.incubation.incubator import Incubator
-from esper.kasmina.registry.manager import SeedManager
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.kasmina.registry.run_facts import RunFacts
+from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.ports import ForkFactory, Policy, ProbedFork
 from esper.setup.survey import Prospect
 from esper.tamiyo.command_builder import CommandBuilder
@@ -48,8 +48,8 @@ def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegist
         host_flops=prospect.host_flops,
     )
     growth, blueprints = prospect.config.growth, prospect.blueprints
-    manager = SeedManager(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
-    return KasminaRegistrar(manager)
+    registry = SeedRegistry(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
+    return KasminaRegistrar(registry)
 
 
 def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory[ProbedFork]:

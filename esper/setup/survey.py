@@ -17,7 +17,7 @@ from esper.errors import ConfigError, TaskError, in_a_line
 from esper.ground.nested import tensors
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors import state_crc32c
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry, flop_counter
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, flop_counter
 from esper.kasmina.host.attached import check_names
 from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
@@ -58,7 +58,7 @@ class Prospect:
     left_out: Mapping[str, str]
     """Modules that a pattern of `task.slots` matched and that cannot be slots, by path, with the reason."""
     options: tuple[Pair, ...]
-    blueprints: Registry
+    blueprints: BlueprintRegistry
     fence_steps: tuple[int, ...]
     host_parameters: int
     host_bytes: int
@@ -177,7 +177,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
 
 @told_with_settings()
 @refused_as_theirs()
-def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> Prospect:
+def survey(task: Task, config: RunConfig, blueprints: BlueprintRegistry = BLUEPRINTS) -> Prospect:
     """Resolve and measure a task under a config. The random streams of the caller are unchanged.
 
     Raises:
@@ -187,7 +187,7 @@ def survey(task: Task, config: RunConfig, blueprints: Registry = BLUEPRINTS) -> 
         return _survey(task, config, blueprints)
 
 
-def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
+def _survey(task: Task, config: RunConfig, blueprints: BlueprintRegistry) -> Prospect:
     """Survey in this order, because each step is compared with the state of the user's code before it."""
     check_fields(task)
     _check_device(config.run.device)
@@ -209,7 +209,12 @@ def _survey(task: Task, config: RunConfig, blueprints: Registry) -> Prospect:
 
 
 def _measured(
-    task: Task, config: RunConfig, blueprints: Registry, data: TaskData, fence_steps: tuple[int, ...], host: nn.Module
+    task: Task,
+    config: RunConfig,
+    blueprints: BlueprintRegistry,
+    data: TaskData,
+    fence_steps: tuple[int, ...],
+    host: nn.Module,
 ) -> tuple[Prospect, frozenset[str]]:
     """Return the prospect that one batch shows, and the slots that may be left out if they fail later."""
     parameters = list(host.parameters())

@@ -14,9 +14,9 @@ from esper import faults
 from esper.durable.files import Disk
 from esper.ground.heartbeat import beat
 from esper.ground.tensors import state_crc32c
-from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
+from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.tolaria.checkpoint_file import FORMAT, save
-from esper.tolaria.memory_copy import Arena, HeldSnapshot
+from esper.tolaria.memory_copy import HeldSnapshot, MemoryCopy
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.snapshot_codec import plain_incubation, to_plain, topology_digest
 
@@ -34,23 +34,23 @@ class Saver:
     """
 
     def __init__(self, run_id: str) -> None:
-        self._run_id, self._arena = run_id, Arena()
+        self._run_id, self._copy = run_id, MemoryCopy()
         self._writing: Future[CheckpointWritten] | None = None
 
     @property
     def held(self) -> HeldSnapshot | None:
-        """The state in the arena. None if there is none."""
-        return self._arena.held
+        """The state that was last copied. None if there is none."""
+        return self._copy.held
 
-    def keep(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
-        """Wait for the save in flight, which reads the arena, and copy the state into the arena.
+    def copy_state(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
+        """Wait for the save in flight, which reads the memory copy, and copy the state over it.
 
         Raises:
-            Exception: the error of that save. The arena is not changed.
+            Exception: the error of that save. The memory copy is not changed.
         """
         if self._writing is not None:
             self._writing.result()
-        return self._arena.keep(live, generation)
+        return self._copy.copy_state(live, generation)
 
     def save(
         self,
@@ -60,12 +60,12 @@ class Saver:
         states: Mapping[str, str],
         incubation: Mapping[str, Any],  # Any: see `plain_incubation`
     ) -> None:
-        """Copy the state into the arena and start writing it. Blocks for the copy only, unless a save is in flight.
+        """Copy the state in memory and start writing the copy. Blocks for the copy only, unless a save is in flight.
 
         Raises:
             Exception: the error of the previous save. No write was started.
         """
-        held = self.keep(live, generation)
+        held = self.copy_state(live, generation)
         context, texts, beside = copy_context(), dict(states), dict(incubation)
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = executor.submit(context.run, _write, path, self._run_id, held, texts, beside)
@@ -116,17 +116,17 @@ def _write(
     path: Path, run_id: str, held: HeldSnapshot, states: dict[str, str], incubation: dict[str, Any]
 ) -> CheckpointWritten:
     start = time.monotonic()
-    kept, snapshot = held.kept, held.snapshot
-    faults.point("tolaria.save", round=kept.fence)
-    written = save(path, checkpoint_of(run_id, kept, snapshot, states, incubation), disk=SavingDisk())
+    copied, snapshot = held.record, held.snapshot
+    faults.point("tolaria.save", round=copied.fence)
+    written = save(path, checkpoint_of(run_id, copied, snapshot, states, incubation), disk=SavingDisk())
     return CheckpointWritten(
         file=path.name,
         length=written.length,
         crc=written.crc,
         algorithm=written.algorithm,
-        fence=kept.fence,
-        step=kept.step,
-        generation=kept.generation,
+        fence=copied.fence,
+        step=copied.step,
+        generation=copied.generation,
         weights_crc32c=state_crc32c(snapshot.tensors),
         topology_digest=topology_digest(snapshot.topology),
         seconds=time.monotonic() - start,
@@ -135,7 +135,7 @@ def _write(
 
 def checkpoint_of(
     run_id: str,
-    kept: MemoryCopy,
+    copied: StateCopied,
     snapshot: HostSnapshot,
     states: Mapping[str, str],
     incubation: Mapping[str, Any],  # Any: see `plain_incubation`
@@ -152,9 +152,9 @@ def checkpoint_of(
     return {
         "format": FORMAT,
         "run_id": run_id,
-        "fence": kept.fence,
-        "step": kept.step,
-        "generation": kept.generation,
+        "fence": copied.fence,
+        "step": copied.step,
+        "generation": copied.generation,
         "trainer": to_plain(snapshot),
         "rooms": dict(states),
         "nursery": plain_incubation(incubation),

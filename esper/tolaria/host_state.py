@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import from_bytes, state_digest
-from esper.leyline.checkpoint_record import CheckpointWritten, MemoryCopy
+from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.leyline.ports import HostEditor
 from esper.leyline.reports import GraftPlan, Weights
 from esper.task import Task
@@ -255,17 +255,17 @@ class GrownHost:
         if generation < least:
             raise DependencyViolationError("restore", "an older generation", f"{generation}, at least {least} here")
 
-    def keep(self, fence: int) -> MemoryCopy:
+    def copy_state(self, fence: int) -> StateCopied:
         """Copy the present state into memory, over the previous copy. Call it after `observe` at that fence.
 
         Raises:
             StoreWriteFailed: the save in flight failed. It is awaited first, because it reads that memory.
         """
         self.fence = fence
-        return self._saver.keep(self._view(), self._settings.generation).kept
+        return self._saver.copy_state(self._view(), self._settings.generation).record
 
-    def roll_back(self, generation: int) -> MemoryCopy | None:
-        """Load the state that `keep` or `save` last copied, in a new generation. Returns None if there is no copy.
+    def roll_back(self, generation: int) -> StateCopied | None:
+        """Load the state that `copy_state` or `save` last copied, in a new generation. Return None if there is none.
 
         Raises:
             DependencyViolationError: the generation is not newer than this trainer's. Nothing was changed.
@@ -275,7 +275,7 @@ class GrownHost:
             return None
         self._refuse_below(self._settings.generation + 1, generation)
         self.restore(held.snapshot, generation)
-        return held.kept.model_copy(update={"generation": generation, "seconds": time.monotonic() - start})
+        return held.record.model_copy(update={"generation": generation, "seconds": time.monotonic() - start})
 
     def save(self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]) -> None:
         """Copy the present state and start writing it, with the states of other components, to a new file.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper.leyline.checkpoint_record import MemoryCopy
+from esper.leyline.checkpoint_record import StateCopied
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trees import copy_all
 
@@ -18,21 +18,21 @@ _Form = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 @dataclass(frozen=True, eq=False)
 class HeldSnapshot:
-    """The snapshot in an arena. It is valid until the next `keep`, which overwrites its tensors."""
+    """A snapshot in a `MemoryCopy`. It is valid until the next `copy_state`, which overwrites its tensors."""
 
-    kept: MemoryCopy
+    record: StateCopied
     snapshot: HostSnapshot
 
 
-class Arena:
+class MemoryCopy:
     """Holds at most one snapshot, on the devices of the host. Memory of the previous one is reused where it fits."""
 
     def __init__(self) -> None:
         self._memory: list[tuple[_Form, Tensor]] = []
         self.held: HeldSnapshot | None = None
 
-    def keep(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
-        """Copy a state over the snapshot in this arena. If the copy fails, the arena is empty.
+    def copy_state(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
+        """Copy a state over the snapshot held before. If the copy fails, none is held.
 
         Args:
             live: A view of the host that shares its tensors.
@@ -45,14 +45,14 @@ class Arena:
         copy_all([(memory, tensor) for (_, memory), tensor in zip(self._memory, wanted, strict=True)])
         memory = iter(self._memory)
         snapshot = live.mapped(lambda _tensor: next(memory)[1])
-        kept = MemoryCopy(
+        record = StateCopied(
             fence=live.fence,
             step=live.step,
             generation=generation,
             tensor_bytes=sum(tensor.nbytes for tensor in wanted),
             seconds=time.monotonic() - start,
         )
-        self.held = HeldSnapshot(kept, snapshot)
+        self.held = HeldSnapshot(record, snapshot)
         return self.held
 
 

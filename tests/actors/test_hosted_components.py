@@ -19,7 +19,7 @@ from actors.task_transport import SentProspect
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.word import EmergencyWord, WordState
 from esper.errors import EmergencyQueueFull, EmergencyStop, TaskError
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.leyline.signals import EmergencySignal, Level
 from esper.setup.assembly import RunKey, make_trainer
 from esper.setup.survey import Prospect, survey
@@ -160,7 +160,7 @@ def sent_and_opened(prospect: Prospect, reference: Reference) -> Prospect:
 
 
 def test_a_task_without_a_reference_is_sent_whole_with_its_blueprints() -> None:
-    own = Registry()
+    own = BlueprintRegistry()
     own.add(BLUEPRINTS.get("mlp"))
     prospect = survey(tiny_task(), tiny_config(), own)
     opened = sent_and_opened(prospect, Reference())

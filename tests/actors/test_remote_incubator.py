@@ -16,7 +16,7 @@ from actors.hosted_components import HostedForks
 from actors.remote_incubator import RemoteIncubator
 from actors.task_transport import SentProspect
 from esper.errors import ActorLost, DivergenceUnrecoverable
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.incubation import IncubationOrder
@@ -48,8 +48,8 @@ class Bursting(nn.Module):
         return h_BC * self.weight + torch.where(self.passes > 14, float("nan"), 0.0)
 
 
-def blueprints() -> Registry:
-    made = Registry()
+def blueprints() -> BlueprintRegistry:
+    made = BlueprintRegistry()
     for name in ("mlp", "low_rank", "norm"):
         made.add(BLUEPRINTS.get(name))
     made.add(Blueprint("bursting", (Kind.NC,), 0.1, lambda _: Bursting()))
@@ -499,7 +499,7 @@ def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(prospect: Pro
         incubator.collect()
 
 
-def test_an_error_of_a_manager_in_births_is_raised_by_births(prospect: Prospect, incubator_on: Any) -> None:
+def test_an_error_of_a_manager_in_probes_is_raised_by_probe_candidates(prospect: Prospect, incubator_on: Any) -> None:
     lost = HeldManager(prospect)
     lost.end()
     incubator, live = incubator_on([LocalManager(prospect), lost]), make_trainer(prospect, KEY)

@@ -206,5 +206,5 @@ def test_a_broken_promise_is_told_with_the_state_that_broke_it() -> None:
     with promises.adding(0, [(1, b"gone")]):
         pass
     with pytest.raises(Broken, match="acknowledged and lost"):
-        WORKLOADS[0].go_on(REAL, lossy, promises)
+        WORKLOADS[0].resume(REAL, lossy, promises)
     assert LOG.name in lossy.contents()

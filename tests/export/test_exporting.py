@@ -25,7 +25,7 @@ from esper.export import exporting
 from esper.export.exporting import Format, export
 from esper.export.network_file import network_file
 from esper.export.programs import export_bytes, play_export, trace
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.leyline.commands import BlendSpec
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
@@ -183,7 +183,7 @@ def plan(spec: SlotSpec, ordinal: int, blueprint: str) -> GraftPlan:
     )
 
 
-def written(plans: list[GraftPlan], specs: list[SlotSpec], registry: Registry = BLUEPRINTS) -> dict[str, Any]:
+def written(plans: list[GraftPlan], specs: list[SlotSpec], registry: BlueprintRegistry = BLUEPRINTS) -> dict[str, Any]:
     """What the text of a network file defines, evaluated where no module of esper can be imported."""
     text = network_file("a-run", 3, plans, {spec.path: spec for spec in specs}, registry, "")
     assert "esper import" not in text
@@ -238,11 +238,11 @@ import math
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from esper.kasmina.blueprints.catalogue import Registry, blueprint
+from esper.kasmina.blueprints.catalogue import BlueprintRegistry, blueprint
 from esper.kasmina.blueprints.seed_modules import zeroed as silent
 from esper.leyline.slots import Kind, SlotSpec
 
-registry = Registry()
+registry = BlueprintRegistry()
 PAGES = "\x0c\u2028"
 WIDTH = 2 * round(math.sqrt(16))
 
@@ -308,7 +308,7 @@ def test_names_of_the_users_own_and_of_the_file_do_not_collide(users: Any) -> No
 
 def test_a_blueprint_that_cannot_be_written_down_is_refused_with_the_reason(users: Any) -> None:
     spec = slot(Kind.NC)
-    registry = Registry()
+    registry = BlueprintRegistry()
     registry.add(Blueprint("hers", (Kind.NC,), 0.1, users.mlp))
     registry.add(BLUEPRINTS.get("mlp"))
     mend = r"esper\.kasmina\.blueprints\.nc and her_blueprints both define 'mlp'; rename yours"
@@ -319,7 +319,7 @@ def test_a_blueprint_that_cannot_be_written_down_is_refused_with_the_reason(user
         (partial(users.gate), r"is no function at the top of a module"),
         (users.unfinished, r"her_blueprints uses 'nowhere', which is not defined at its top"),
     ):
-        registry = Registry()
+        registry = BlueprintRegistry()
         registry.add(Blueprint("hers", (Kind.NC,), 0.1, factory))
         with pytest.raises(ConfigError, match=told):
             written([plan(spec, 0, "hers")], [spec], registry)

@@ -94,7 +94,7 @@ RESTORED = [
 def test_a_way_back_supersedes_then_revives_then_restores_each_component_in_order(cause: Cause) -> None:
     back, calls = going_back(Phase.GOING_ON)
     back.go_back(FENCE_4, cause)
-    assert calls == ["journal.succeed", "crew.revive 2", *RESTORED]
+    assert calls == ["journal.begin_generation", "crew.revive 2", *RESTORED]
     assert (back.phase, back.at.fence) == (Phase.GOING_ON, 4)
 
 
@@ -122,7 +122,7 @@ def test_a_way_back_that_a_death_breaks_off_does_not_go_on_and_is_begun_again(di
         back.enter(Phase.REVIVED)
     calls.clear()
     back.go_back(FENCE_4, Cause.DEATH)
-    assert calls == ["journal.succeed", "crew.revive 2", *RESTORED]
+    assert calls == ["journal.begin_generation", "crew.revive 2", *RESTORED]
     assert back.phase is Phase.GOING_ON
 
 

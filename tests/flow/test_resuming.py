@@ -32,7 +32,7 @@ from esper.errors import (
 )
 from esper.faults import Fault, FaultSpec
 from esper.flow.progress import Quiet
-from esper.flow.replay import prove
+from esper.flow.proof import prove
 from esper.flow.result import Result
 from esper.flow.stopping import Drain
 from esper.ground.machine import cpu_type

@@ -295,7 +295,7 @@ def test_a_death_that_breaks_a_recovery_off_is_told_beside_the_one_that_it_broke
     stray(line)
     second, method = (who, who), "restore"
     if who == "trainer":
-        second, method = ("tolaria", "tolaria"), {"tolaria": "keep", "manager-0": "roll_back"}[first[0]]
+        second, method = ("tolaria", "tolaria"), {"tolaria": "copy_state", "manager-0": "roll_back"}[first[0]]
     with monkeypatch.context() as patch:
         patch.setattr(type(getattr(line.components, who)), method, dead)
         with pytest.raises(ActorLost):

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from esper import resume, run
 from esper.cli import plan_view
 from esper.errors import Drained, SeedBuildFailed, TaskError
-from esper.kasmina.blueprints.catalogue import Registry, blueprint
+from esper.kasmina.blueprints.catalogue import BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind
 from esper.setup.assembly import RunKey, make_trainer
 from esper.setup.survey import Prospect, survey
@@ -126,7 +126,7 @@ def test_a_rate_that_diverges_is_left_to_the_guard_of_the_run() -> None:
 
 
 def test_a_seed_whose_own_code_fails_is_not_told_as_the_host() -> None:
-    registry = Registry()
+    registry = BlueprintRegistry()
 
     @blueprint("picky", kinds=(Kind.NC,), risk=0.1, registry=registry)
     def picky(_spec: object) -> nn.Module:
@@ -143,7 +143,7 @@ def test_a_seed_whose_own_code_fails_is_not_told_as_the_host() -> None:
 
 
 def test_a_candidate_of_another_shape_is_left_to_its_gate() -> None:
-    registry = Registry()
+    registry = BlueprintRegistry()
 
     @blueprint("narrow", kinds=(Kind.NC,), risk=0.1, registry=registry)
     def narrow(_spec: object) -> nn.Module:

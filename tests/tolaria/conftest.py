@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.reports import GraftPlan
@@ -47,7 +47,7 @@ def told(telemetry: Telemetry) -> Callable[[], list[str]]:
 def make_prospect() -> Callable[..., Prospect]:
     """The tiny task and config, surveyed. A key with "__" is the config's, any other a field of the task."""
 
-    def make(blueprints: Registry = BLUEPRINTS, **changes: Any) -> Prospect:
+    def make(blueprints: BlueprintRegistry = BLUEPRINTS, **changes: Any) -> Prospect:
         config = {key: value for key, value in changes.items() if "__" in key}
         task = {key: value for key, value in changes.items() if "__" not in key}
         return survey(tiny_task(**task), tiny_config(**config), blueprints)

@@ -215,14 +215,14 @@ def test_the_record_can_be_awaited_by_another_thread(
     assert found == [trainer.saved()]
 
 
-@pytest.mark.parametrize("what", ["keep", "save"])
-def test_the_arena_is_not_overwritten_while_it_is_being_written(
+@pytest.mark.parametrize("what", ["copy_state", "save"])
+def test_the_memory_copy_is_not_overwritten_while_it_is_being_written(
     trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     order: list[str] = []
     with gated(monkeypatch) as gate:
         trainer.save(tmp_path / "a.pt", {}, {})
-        writing, keep = trainer._saver._writing, trainer._saver._arena.keep
+        writing, copy_state = trainer._saver._writing, trainer._saver._copy.copy_state
         assert writing is not None
         result = writing.result
 
@@ -232,18 +232,18 @@ def test_the_arena_is_not_overwritten_while_it_is_being_written(
             order.append("written")
             return written
 
-        def kept(*arguments: Any) -> Any:
-            order.append("kept")
-            return keep(*arguments)
+        def copied(*arguments: Any) -> Any:
+            order.append("copied")
+            return copy_state(*arguments)
 
         monkeypatch.setattr(writing, "result", awaited)
-        monkeypatch.setattr(trainer._saver._arena, "keep", kept)
-        if what == "keep":
-            trainer.keep(2)
+        monkeypatch.setattr(trainer._saver._copy, "copy_state", copied)
+        if what == "copy_state":
+            trainer.copy_state(2)
         else:
             trainer.save(tmp_path / "b.pt", {}, {})
 
-    assert order == ["written", "kept"]
+    assert order == ["written", "copied"]
 
 
 def test_a_rollback_does_not_wait_for_the_save_in_flight_and_does_not_disturb_it(
@@ -274,7 +274,7 @@ def test_a_save_that_failed_in_the_background_is_raised_by_whatever_comes_next(
 
     for doing in (
         lambda: trainer.run_round(2, 40),
-        lambda: trainer.keep(2),
+        lambda: trainer.copy_state(2),
         lambda: trainer.save(tmp_path / "b.pt", {}, {}),
         trainer.saved,
     ):

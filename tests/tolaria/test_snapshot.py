@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from esper.errors import DependencyViolationError, DivergenceUnrecoverable, StoreCorrupt, TaskError
 from esper.ground.tensors import state_digest
-from esper.leyline.checkpoint_record import MemoryCopy
+from esper.leyline.checkpoint_record import StateCopied
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.setup.survey import Prospect
 from esper.testing import tiny_task
@@ -207,7 +207,7 @@ def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
 ) -> None:
     prospect = make_prospect(model=RestlessHost, **RECIPES[recipe])
     trainer, undisturbed = grow(prospect), grow(prospect)
-    trainer.keep(1)
+    trainer.copy_state(1)
     kept = trainer.snapshot()
     before = bits(kept)
     assert before == bits(undisturbed)
@@ -228,7 +228,7 @@ def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     trainer = grow(prospect)
-    trainer.keep(1)
+    trainer.copy_state(1)
     before, losses = bits(trainer), []
     for generation in (2, 3, 4):
         losses.append(trainer.train_to(26))
@@ -238,17 +238,17 @@ def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
         told = trainer.roll_back(generation)
 
         assert bits(trainer) == before
-        assert told == MemoryCopy.model_validate(
+        assert told == StateCopied.model_validate(
             {"fence": 1, "step": 20, "generation": generation, **measured(told)}, strict=True
         )
     assert losses[0] == losses[1] == losses[2]
 
 
-def measured(kept: MemoryCopy | None) -> dict[str, Any]:
-    assert kept is not None
-    assert kept.seconds > 0
-    assert kept.tensor_bytes > 0
-    return {"seconds": kept.seconds, "tensor_bytes": kept.tensor_bytes}
+def measured(copied: StateCopied | None) -> dict[str, Any]:
+    assert copied is not None
+    assert copied.seconds > 0
+    assert copied.tensor_bytes > 0
+    return {"seconds": copied.seconds, "tensor_bytes": copied.tensor_bytes}
 
 
 def test_a_seed_that_is_rolled_back_leaves_no_trace_in_the_host(
@@ -257,7 +257,7 @@ def test_a_seed_that_is_rolled_back_leaves_no_trace_in_the_host(
     prospect = make_prospect(model=RestlessHost)
     trainer = live_trainer(prospect)
     trainer.train_to(10)
-    trainer.keep(1)
+    trainer.copy_state(1)
     trainer.apply(make_plan(prospect, step=10), drawn)
     trainer.train_to(15)
     trainer.roll_back(2)
@@ -281,7 +281,7 @@ def test_a_step_that_failed_leaves_nothing_behind_once_the_host_is_rolled_back(m
     trainer, undisturbed = live_trainer(prospect), live_trainer(prospect)
     undisturbed.train_to(20)
     trainer.train_to(10)
-    trainer.keep(0)
+    trainer.copy_state(0)
     broken.append(True)
     with pytest.raises(DivergenceUnrecoverable):
         trainer.train_to(20)
@@ -296,7 +296,7 @@ def test_a_step_that_failed_leaves_nothing_behind_once_the_host_is_rolled_back(m
 def test_what_a_round_is_compared_with_comes_back_too(make_prospect: MakeProspect) -> None:
     trainer = live_trainer(make_prospect())
     trainer.run_round(1, 20)
-    trainer.keep(1)
+    trainer.copy_state(1)
     second = trainer.run_round(2, 40)
     trainer.run_round(3, 60)
     trainer.roll_back(2)
@@ -310,7 +310,7 @@ def test_a_plan_that_was_rolled_back_can_come_again_with_another_body(
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
-    trainer.keep(0)
+    trainer.copy_state(0)
     trainer.apply(make_plan(prospect, step=0), drawn)
     trainer.roll_back(2)
 
@@ -360,7 +360,7 @@ def test_what_was_seen_of_a_seed_is_counted_anew_after_a_rollback(
     trainer = live_trainer(prospect)
     trainer.apply(make_plan(prospect, step=0), drawn)
     trainer.train_to(5)
-    trainer.keep(1)
+    trainer.copy_state(1)
     trainer.train_to(10)
     trainer.roll_back(2)
     trainer.train_to(7)
@@ -392,7 +392,7 @@ def test_a_plan_of_the_generation_before_a_rollback_is_refused(
 ) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect)
-    trainer.keep(0)
+    trainer.copy_state(0)
     trainer.roll_back(2)
 
     with pytest.raises(DependencyViolationError, match="another generation's"):
@@ -403,7 +403,7 @@ def test_a_plan_of_the_generation_before_a_rollback_is_refused(
 def test_a_rollback_to_a_generation_that_is_not_newer_is_refused(make_prospect: MakeProspect) -> None:
     prospect = make_prospect()
     trainer = live_trainer(prospect, generation=3)
-    trainer.keep(0)
+    trainer.copy_state(0)
     trainer.train_to(5)
     before = bits(trainer)
 
@@ -430,32 +430,32 @@ def addresses(snapshot: HostSnapshot) -> Counter[int]:
     return Counter(tensor.data_ptr() for tensor in snapshot.all_tensors())
 
 
-def test_the_arena_is_allocated_once_and_grows_by_what_a_seed_adds(
+def test_the_memory_copy_is_allocated_once_and_grows_by_what_a_seed_adds(
     make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     prospect = make_prospect(model=RestlessHost)
     trainer = live_trainer(prospect)
-    arena = trainer._saver
+    saver = trainer._saver
     trainer.train_to(5)
-    trainer.keep(1)
-    assert arena.held is not None
-    first = addresses(arena.held.snapshot)
+    trainer.copy_state(1)
+    assert saver.held is not None
+    first = addresses(saver.held.snapshot)
     trainer.train_to(10)
-    trainer.keep(2)
-    assert addresses(arena.held.snapshot) == first
+    trainer.copy_state(2)
+    assert addresses(saver.held.snapshot) == first
     assert not first & addresses(trainer._view())
 
     trainer.apply(make_plan(prospect, step=10), drawn)
     trainer.train_to(15)
-    trainer.keep(3)
-    assert first <= addresses(arena.held.snapshot)
-    assert bits(arena.held.snapshot) == bits(trainer)
+    trainer.copy_state(3)
+    assert first <= addresses(saver.held.snapshot)
+    assert bits(saver.held.snapshot) == bits(trainer)
 
 
 def test_a_rollback_uses_the_tensors_that_are_there(make_prospect: MakeProspect) -> None:
     trainer = live_trainer(make_prospect())
     trainer.train_to(5)
-    trainer.keep(1)
+    trainer.copy_state(1)
     before = addresses(trainer._view())
     trainer.train_to(10)
     trainer.roll_back(2)
@@ -466,7 +466,7 @@ def test_a_rollback_uses_the_tensors_that_are_there(make_prospect: MakeProspect)
 def test_a_host_is_rolled_back_to_before_its_first_step(make_prospect: MakeProspect) -> None:
     prospect = make_prospect(**RECIPES["AdamW under MultiStepLR"])
     trainer, undisturbed = live_trainer(prospect), live_trainer(prospect)
-    trainer.keep(0)
+    trainer.copy_state(0)
     trainer.train_to(5)
     trainer.roll_back(2)
 

@@ -21,7 +21,7 @@ from esper.errors import (
 )
 from esper.ground.random_streams import generator, seed_process
 from esper.ground.tensors import state_digest
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry, blueprint
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
@@ -435,7 +435,7 @@ class Leaky(nn.Module):
 
 
 def leaking(make_prospect: MakeProspect) -> Prospect:
-    registry = Registry()
+    registry = BlueprintRegistry()
 
     @blueprint("leaky", kinds=(Kind.NC,), risk=0.5, registry=registry)
     def leaky(spec: SlotSpec) -> nn.Module:

@@ -126,7 +126,7 @@ class Blueprint:
             raise SeedBuildFailed(self.name, spec.path, doing) from error
 
 
-class Registry:
+class BlueprintRegistry:
     """Blueprints by name. A name belongs to the function that registered it first; no entry is ever removed."""
 
     def __init__(self) -> None:
@@ -161,12 +161,17 @@ class Registry:
         return tuple(self._blueprints[name] for name in sorted(self._blueprints) if kind in self.get(name).kinds)
 
 
-BLUEPRINTS = Registry()
+BLUEPRINTS = BlueprintRegistry()
 """The built-in blueprints, and those that the user's decorators add."""
 
 
 def blueprint(
-    name: str, *, kinds: tuple[Kind, ...], risk: float, mesh: Mesh = slot_alone, registry: Registry = BLUEPRINTS
+    name: str,
+    *,
+    kinds: tuple[Kind, ...],
+    risk: float,
+    mesh: Mesh = slot_alone,
+    registry: BlueprintRegistry = BLUEPRINTS,
 ) -> Callable[[Factory], Factory]:
     """Register the decorated factory in `registry`; the function itself is returned unchanged.
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
 from esper.ground.tensors import from_bytes
-from esper.kasmina.blueprints.catalogue import Registry
+from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
 from esper.kasmina.host.attached import PREFIX, Seed, attach
 from esper.kasmina.host.blending import alpha_at, blend_residual
@@ -118,7 +118,7 @@ class SlotStack(nn.Module):
 class SeedEditor:
     """The `HostEditor` of one host. Seeds are in graft order."""
 
-    def __init__(self, host: nn.Module, specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
+    def __init__(self, host: nn.Module, specs: Mapping[str, SlotSpec], blueprints: BlueprintRegistry) -> None:
         self._host, self._specs, self._blueprints = host, specs, blueprints
         self._stacks: dict[str, tuple[SlotStack, RemovableHandle]] = {}
         self._seeds: dict[str, GraftedSeed] = {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from esper.errors import ConfigError
 from esper.ground.suggest import existing_names
-from esper.kasmina.blueprints.catalogue import Blueprint, Registry
+from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry
 from esper.kasmina.host.slot_patterns import matches
 from esper.kasmina.settings import BlueprintChoice
 from esper.leyline.slots import SlotSpec
@@ -16,7 +16,7 @@ FIELD = "growth.blueprints"
 
 
 def chosen(
-    specs: Sequence[SlotSpec], choices: Mapping[str, BlueprintChoice], registry: Registry
+    specs: Sequence[SlotSpec], choices: Mapping[str, BlueprintChoice], registry: BlueprintRegistry
 ) -> dict[str, tuple[Blueprint, ...]]:
     """Return the blueprints of each slot, by path: those of the slot's kind that every matching choice allows.
 
@@ -44,7 +44,7 @@ def _allows(choice: BlueprintChoice, name: str) -> bool:
     return name not in (choice.exclude or ())
 
 
-def _check(pattern: str, choice: BlueprintChoice, specs: Sequence[SlotSpec], registry: Registry) -> None:
+def _check(pattern: str, choice: BlueprintChoice, specs: Sequence[SlotSpec], registry: BlueprintRegistry) -> None:
     mine = [spec for spec in specs if matches(spec.path, pattern)]
     if not mine:
         slots = existing_names(pattern, [spec.path for spec in specs], repr)

@@ -15,7 +15,7 @@ import numpy as np
 
 from esper.errors import DivergenceUnrecoverable
 from esper.ground.tensors import from_bytes
-from esper.kasmina.blueprints.catalogue import Registry
+from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
 from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
@@ -85,7 +85,9 @@ class Incubator:
     order up, and the caller begins it again.
     """
 
-    def __init__(self, fork: ForkFactory[ProbedFork], specs: Mapping[str, SlotSpec], blueprints: Registry) -> None:
+    def __init__(
+        self, fork: ForkFactory[ProbedFork], specs: Mapping[str, SlotSpec], blueprints: BlueprintRegistry
+    ) -> None:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
         self._control: Fork | None = None  # of the last tournament, until `keep_twin` or the next `collect`

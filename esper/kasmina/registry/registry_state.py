@@ -91,7 +91,7 @@ class StoredCommand(Message):
 
 
 class RegistryState(Message):
-    """The state of a `SeedManager`: all that its answers depend on.
+    """The state of a `SeedRegistry`: all that its answers depend on.
 
     Stored: every seed's record, every admitted command (so that its id or nonce is not accepted for another command),
     answers for replays, the order in flight, and counts. Not stored: the arguments of each start of the process (facts,
@@ -162,7 +162,7 @@ def needed_weights(
 
 
 def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str]) -> RegistryState:
-    """Parse the text that `SeedManager.state` returned.
+    """Parse the text that `SeedRegistry.state` returned.
 
     Raises:
         StoreCorrupt: the text is not such a state, is inconsistent, or belongs to another run, to other slots, or to a

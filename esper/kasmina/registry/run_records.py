@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from esper.ground.clock import Clock
-from esper.kasmina.blueprints.catalogue import Registry
+from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.registry.answers import field_report, fork_plan, in_generation
 from esper.kasmina.registry.command_book import CommandBook
 from esper.kasmina.registry.ledger import Ledger
@@ -33,7 +33,7 @@ class RunRecords:
         limits: GrowthConfig,
         specs: Sequence[SlotSpec],
         options: Sequence[Pair],
-        blueprints: Registry,
+        blueprints: BlueprintRegistry,
         clock: Clock,
     ) -> None:
         self.facts, self.limits = facts, limits

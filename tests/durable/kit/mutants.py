@@ -420,8 +420,8 @@ RUN_MUTANTS = (
     Mutant(
         "saves: a save does not wait for the one before",
         "background_save",
-        "        if self._writing is not None:\n            self._writing.result()\n        return self._arena",
-        "        return self._arena",
+        "        if self._writing is not None:\n            self._writing.result()\n        return self._copy",
+        "        return self._copy",
         redundant="`Checkpoints` waits for the save in flight before it begins the next or loads anything",
     ),
     Mutant(

@@ -68,7 +68,7 @@ def a_journal_that_is_missing_is_missed(code: RunCode) -> None:
         promises.become(started=True)
         past = code.history.read_past(RUN)
         code.journal.Journal(RUN, past.generation + 1).close()
-        Life.go_on(code, promises).end()
+        Life.resume(code, promises).end()
         demand([one(each).fence for each in code.history.read_past(RUN).commits] == [0, 1, 2], "it is not what it was")
         HERE.disk.unlink(RUN / "journal-2.log")
         refused(StoreCorrupt, lambda: code.history.read_past(RUN))
@@ -84,7 +84,7 @@ def what_retention_left_is_told_even_if_it_is_missing(code: RunCode) -> None:
             demand(found == commits, f"fence {lost} is missing, told: {found}")
             promises = Promises()
             promises.become(started=True, pasts=(Past(tuple(map(one, commits))),))
-            Life.go_on(code, promises, judging=False).rounds(3).end()  # nor does it hinder anybody
+            Life.resume(code, promises, judging=False).rounds(3).end()  # nor does it hinder anybody
             left = [each.fence for each in code.history.read_past(RUN).commits]
             demand(left == [0, 4, 5], f"kept: {left}")
 
@@ -114,7 +114,7 @@ def rot_in_what_a_succeeded_journal_said_last_is_damage(code: RunCode) -> None:
         demand(not code.history.read_past(RUN).damages, "it is damaged from the beginning")
         promises = Promises()
         promises.become(started=True, pasts=(Past(tuple(map(one, commits))),))
-        Life.go_on(code, promises).rounds(1).end()
+        Life.resume(code, promises).rounds(1).end()
         frame = scan(RUN / "journal-1.log").frames[-1]
         HERE.disk.damage("run/journal-1.log", (frame.offset + frame.end) // 2)
         found = code.history.read_past(RUN)

@@ -287,8 +287,8 @@ class Life:
         return life
 
     @classmethod
-    def go_on(cls, code: RunCode, promises: Promises, **how: bool) -> Life:
-        """As `Conductor.go_on`, with what it goes on by."""
+    def resume(cls, code: RunCode, promises: Promises, **how: bool) -> Life:
+        """As `Conductor.resume`, with fakes of what it calls."""
         past = code.history.settled_past(RUN)
         journal = code.journal.Journal(RUN, past.generation + 1)
         watched = Watched(code, journal, promises, tuple(map(one, past.commits)))
@@ -319,7 +319,7 @@ class Life:
         """As `Line.roll_back`: to the last fence, from memory, or to the last that was committed and loads."""
         fence = self.kept if fast else self.load_latest()
         with self.promises.going_back(fence):
-            self.journal.succeed(fence)
+            self.journal.begin_generation(fence)
         self.fence, self.trainer.generation = fence, self.journal.generation
         self.journal.write(self.code.journal.RecordKind.RESTORED, fence=fence, seconds=0.0)
 
@@ -430,7 +430,7 @@ def _not_taken_back(code: RunCode, promises: Promises, prompt: bool) -> None:
     life.settle()
     life.journal.write(code.journal.RecordKind.RUN_FAILED, error="StoreWriteFailed", fence=2, trace_id="")
     life.journal.close()
-    Life.go_on(code, promises).rounds(2).end()
+    Life.resume(code, promises).rounds(2).end()
 
 
 def _died_early(code: RunCode, promises: Promises, prompt: bool) -> None:
@@ -438,26 +438,26 @@ def _died_early(code: RunCode, promises: Promises, prompt: bool) -> None:
     life = Life.begin(code, promises, prompt=prompt)
     life.measure()
     life.journal.close()
-    Life.go_on(code, promises).rounds(1).end()
+    Life.resume(code, promises).rounds(1).end()
 
 
 def _died_in_a_save(code: RunCode, promises: Promises, prompt: bool) -> None:
     life = Life.begin(code, promises, prompt=prompt).rounds(2)
     life.measure()
     life.journal.close()
-    Life.go_on(code, promises).rounds(2).end()
+    Life.resume(code, promises).rounds(2).end()
 
 
 def _outlived(code: RunCode, promises: Promises, prompt: bool) -> None:
-    """Whoever was succeeded goes on writing; one of those who succeed dies before it has said so."""
+    """A superseded process continues to write; a process that takes over dies before it has journaled that."""
     first = Life.begin(code, promises, prompt=prompt).rounds(2)
     first.settle()
-    second = Life.go_on(code, promises, prompt=prompt)
+    second = Life.resume(code, promises, prompt=prompt)
     haunt(first)
     second.rounds(2).settle()
     haunt(first)
     code.journal.Journal(RUN, 3).close()
-    third = Life.go_on(code, promises, prompt=prompt)
+    third = Life.resume(code, promises, prompt=prompt)
     haunt(first)
     haunt(second)
     third.rounds(1).end()
@@ -468,7 +468,7 @@ def _stillborn(code: RunCode, promises: Promises, prompt: bool) -> None:
     first = Life.begin(code, promises, prompt=prompt).rounds(2)
     first.settle()
     code.journal.Journal(RUN, 2).close()
-    third = Life.go_on(code, promises, prompt=prompt)
+    third = Life.resume(code, promises, prompt=prompt)
     haunt(first)
     third.rounds(1).end()
 
@@ -496,7 +496,7 @@ def _rotten(code: RunCode, promises: Promises, prompt: bool) -> None:
     """The newest checkpoint rots, before the run is gone on with and before it is taken back."""
     Life.begin(code, promises, prompt=prompt).rounds(3).end()
     rot(promises)
-    life = Life.go_on(code, promises, prompt=prompt).rounds(2)
+    life = Life.resume(code, promises, prompt=prompt).rounds(2)
     life.settle()
     rot(promises)
     life.roll_back(fast=False)
@@ -508,7 +508,7 @@ def _all_rotten(code: RunCode, promises: Promises, prompt: bool) -> None:
     Life.begin(code, promises, prompt=prompt).rounds(3).end()
     rot(promises, 1)
     rot(promises, 2)
-    Life.go_on(code, promises, prompt=prompt).rounds(2).end()
+    Life.resume(code, promises, prompt=prompt).rounds(2).end()
 
 
 def rot(promises: Promises, from_the_end: int = 1) -> None:
@@ -608,7 +608,7 @@ def works(code: RunCode) -> None:
     """What no mutant may break: without crash, damage or rollback a run is gone on with from where it was."""
     promises = Promises()
     Life.begin(code, promises, judging=False).rounds(3).end()
-    Life.go_on(code, promises, judging=False).rounds(2).end()
+    Life.resume(code, promises, judging=False).rounds(2).end()
     past = code.history.read_past(RUN)
     found = checkpoints_of(code, None, past.commits).load_latest()
     demand((found.fence, past.commits[-1].fence) == (5, 5), f"it is at fence {found.fence}")

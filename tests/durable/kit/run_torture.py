@@ -95,7 +95,7 @@ class RunTorture:
             if not look(self.code, promise, self.loaded):
                 return
         with self._noted(disk.contents(), promise):
-            Life.go_on(self.code, promises).rounds(ROUNDS_AFTER).end()
+            Life.resume(self.code, promises).rounds(ROUNDS_AFTER).end()
             look(self.code, promises.now, self.loaded)
 
     def _watched(

@@ -101,7 +101,7 @@ class Torture:
     def _recover(self, disk: CrashDisk, promise: Promise) -> None:
         promises = Promises(promise)
         self._watch(disk, promises, nest=False)
-        self.workload.go_on(self.code, disk, promises)
+        self.workload.resume(self.code, disk, promises)
 
     def _watch(self, disk: CrashDisk, promises: Promises, *, nest: bool = True) -> None:
         def watch() -> None:
@@ -122,7 +122,7 @@ class Torture:
     def _check(self, state: State, promise: Promise) -> None:
         disk = CrashDisk(state)
         try:
-            self.workload.go_on(self.code, disk, Promises(promise))
+            self.workload.resume(self.code, disk, Promises(promise))
         except (Broken, EsperError) as error:
             error.add_note(f"workload {self.workload.name!r}, {promise}, after the crash {state}")
             raise

@@ -127,13 +127,13 @@ class Promises:
 
 @dataclass(frozen=True)
 class Workload:
-    """`run` works from an empty folder; `go_on` from whatever is there, as a process does that starts again."""
+    """`run` works from an empty folder; `resume` from whatever is there, as a process does that starts again."""
 
     name: str
     uses: frozenset[str]
     """The modules in which a mistake can show."""
     run: Callable[[Code, CrashDisk, Promises, Mark], None]
-    go_on: Callable[[Code, CrashDisk, Promises], None]
+    resume: Callable[[Code, CrashDisk, Promises], None]
     """Also what every state that a crash leaves is put through: it raises `Broken` if the promise is not kept."""
     killed: bool = True
     """Whether it is killed at every change, too."""

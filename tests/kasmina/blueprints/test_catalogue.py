@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError, SeedBuildFailed
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, CORRECTED_FLOPS, Blueprint, Registry, blueprint
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, CORRECTED_FLOPS, Blueprint, BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind, SlotSpec
 
 SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (11, 8), Kind.NC: (8,)}
@@ -181,7 +181,7 @@ def test_flops_of_attention_count_its_two_products_over_time():
 
 
 def test_a_decorated_factory_is_registered_and_still_a_function():
-    registry = Registry()
+    registry = BlueprintRegistry()
 
     @blueprint("mixer", kinds=(Kind.NTC,), risk=0.3, mesh=lambda slot: (slot, "head"), registry=registry)
     def mixer(spec: SlotSpec) -> nn.Module:
@@ -198,7 +198,7 @@ def test_a_seed_depends_on_its_slot_alone_unless_it_says_so():
 
 
 def test_a_name_is_never_taken_twice_and_the_older_blueprint_stays():
-    registry, first = Registry(), make_blueprint()
+    registry, first = BlueprintRegistry(), make_blueprint()
     registry.add(first)
     with pytest.raises(ConfigError, match="this name is taken"):
         registry.add(make_blueprint(factory=lambda spec: linear(spec)))

@@ -13,7 +13,7 @@ import esper
 from esper import run
 from esper.config.joined import load_config
 from esper.errors import ConfigError
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Registry, blueprint
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind, SlotSpec
 from esper.setup.forecast import forecast
 from esper.setup.survey import survey
@@ -52,14 +52,14 @@ def test_the_page_is_a_task_that_runs_with_its_own_blueprint_and_is_loaded_twice
         assert torch.equal(esper.load(tmp_path / "run")(points), result.network.eval()(points))
 
 
-def make(registry: Registry, width: int) -> None:
+def make(registry: BlueprintRegistry, width: int) -> None:
     @blueprint("own", kinds=(Kind.NC,), risk=0.1, registry=registry)
     def own(spec: SlotSpec) -> nn.Module:
         return nn.Linear(spec.shape[-1], width)
 
 
 def test_a_function_that_is_registered_again_replaces_its_older_self_and_no_other(body_spec: SlotSpec) -> None:
-    registry = Registry()
+    registry = BlueprintRegistry()
     make(registry, 8)
     make(registry, 4)
     assert registry.get("own").parameters(body_spec) == 8 * 4 + 4

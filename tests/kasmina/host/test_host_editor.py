@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
 from esper.ground.tensors import blob_digest, to_bytes
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
@@ -61,8 +61,8 @@ class Cheat(nn.Module):
         return found
 
 
-def registry(**factories: Callable[[], nn.Module]) -> Registry:
-    made = Registry()
+def registry(**factories: Callable[[], nn.Module]) -> BlueprintRegistry:
+    made = BlueprintRegistry()
     for name, factory in ({"scale": Scale, "add": Add} | factories).items():
         made.add(Blueprint(name, tuple(Kind), 0.1, lambda _spec, factory=factory: factory()))
     return made
@@ -91,7 +91,9 @@ DRAWN: dict[str, bytes] = {}
 def plan(body_spec) -> Callable[..., GraftPlan]:
     """A plan that asks for full alpha from step 0 on, isolated."""
 
-    def make(name: str = "scale", number: int = 0, *, blueprints: Registry | None = None, **changes: Any) -> GraftPlan:
+    def make(
+        name: str = "scale", number: int = 0, *, blueprints: BlueprintRegistry | None = None, **changes: Any
+    ) -> GraftPlan:
         made, blob = plan_seed(
             Candidate(slot="body", blueprint_id=name, seed_id=f"seed-{number}"),
             body_spec,

@@ -15,7 +15,7 @@ from esper.archive.journal import Entry, RecordKind, read
 from esper.archive.run_directory import journal_file
 from esper.errors import DivergenceUnrecoverable, SeedBuildFailed
 from esper.kasmina.blueprints import nc, ntc
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry, blueprint
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, blueprint
 from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.kasmina.incubation.incubator import Incubator, _variation, run_tournament
 from esper.kasmina.incubation.planning import plan_seed
@@ -39,7 +39,9 @@ DRAWN: dict[str, bytes] = {}
 """The weights of every plan that was made here, by digest."""
 
 
-def make_plan(spec: SlotSpec, name: str, number: int, step: int, blueprints: Registry = BLUEPRINTS) -> GraftPlan:
+def make_plan(
+    spec: SlotSpec, name: str, number: int, step: int, blueprints: BlueprintRegistry = BLUEPRINTS
+) -> GraftPlan:
     made, blob = plan_seed(
         Candidate(slot=spec.path, blueprint_id=name, seed_id=f"seed-{number}"),
         spec,
@@ -171,8 +173,8 @@ def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(pros
     assert probes[0].gradient.norm == norms[1] > 2 * norms[0]
 
 
-def own(**factories: Callable[[SlotSpec], nn.Module]) -> Registry:
-    made = Registry()
+def own(**factories: Callable[[SlotSpec], nn.Module]) -> BlueprintRegistry:
+    made = BlueprintRegistry()
     for name, factory in factories.items():
         made.add(Blueprint(name, (Kind.NC, Kind.NTC), 0.1, factory))
     return made
@@ -477,7 +479,7 @@ class Bomb(nn.Module):
 
 
 @pytest.fixture
-def users_own(monkeypatch: pytest.MonkeyPatch) -> Registry:
+def users_own(monkeypatch: pytest.MonkeyPatch) -> BlueprintRegistry:
     """The registry as it would be had a user registered these and nothing been built in."""
     monkeypatch.setattr(BLUEPRINTS, "_blueprints", {})
     blueprint("peek", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Peek(spec.shape[-1]))

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing, StoreCorrupt
 from esper.ground.tensors import blob_digest
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
-from esper.kasmina.registry.manager import SeedManager
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
+from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
 from esper.leyline.decisions import Pair
 from esper.leyline.evidence import (
@@ -101,10 +101,10 @@ def losses(values: Iterable[float], fence: int) -> SampleLosses:
     return SampleLosses(shard="gate", fence=fence, losses=tuple(values))
 
 
-def fresh_manager(
-    generation: int, clock: FakeClock, key: bytes, *, blueprints: Registry = BLUEPRINTS, run_id: str = RUN
-) -> SeedManager:
-    """A manager of a run's start: rounds of 10 steps, fence 20 ends it, two slots."""
+def fresh_registry(
+    generation: int, clock: FakeClock, key: bytes, *, blueprints: BlueprintRegistry = BLUEPRINTS, run_id: str = RUN
+) -> SeedRegistry:
+    """A registry of a run's start: rounds of 10 steps, fence 20 ends it, two slots."""
     facts = RunFacts(
         run_id=run_id,
         generation=generation,
@@ -120,7 +120,7 @@ def fresh_manager(
         for slot in SLOTS
         for made in blueprints.for_kind(Kind.NC)
     ]
-    return SeedManager(facts, tiny_config().growth, list(map(spec, SLOTS)), options, blueprints, key=key, clock=clock)
+    return SeedRegistry(facts, tiny_config().growth, list(map(spec, SLOTS)), options, blueprints, key=key, clock=clock)
 
 
 def plain(value: Any) -> Any:
@@ -134,12 +134,12 @@ def plain(value: Any) -> Any:
 
 
 class Run:
-    """The line around a manager, fence by fence, which asks `pause` before every call; what it does at a fence follows
-    from the fence and from what the manager says alone, as everything in a run does."""
+    """The line around a registry, fence by fence, which asks `pause` before every call; what it does at a fence follows
+    from the fence and from what the registry says alone, as everything in a run does."""
 
     def __init__(self, pause: Callable[[Run], None] = lambda _: None, run_id: str = RUN) -> None:
         self.clock, self.key, self.generation, self.run_id = FakeClock(), b"key 1", 1, run_id
-        self.manager = fresh_manager(1, self.clock, self.key, run_id=run_id)
+        self.registry = fresh_registry(1, self.clock, self.key, run_id=run_id)
         self.pause, self.pauses = pause, 0
         self.told: list[tuple[int, str, Any]] = []
         """(fence, call, what it answered) of everything that was carried out."""
@@ -147,20 +147,20 @@ class Run:
         """The state at the end of each fence."""
 
     def move(self, generation: int) -> None:
-        """Go on with a fresh manager that has nothing but the state, and another key."""
-        state = self.manager.state()
+        """Go on with a fresh registry that has nothing but the state, and another key."""
+        state = self.registry.state()
         self.key = b"key after a move"
-        self.manager = fresh_manager(generation, self.clock, self.key, run_id=self.run_id)
-        self.manager.restore(state, generation)
+        self.registry = fresh_registry(generation, self.clock, self.key, run_id=self.run_id)
+        self.registry.restore(state, generation)
         self.generation = generation
-        again = RegistryState.model_validate_json(self.manager.state())
+        again = RegistryState.model_validate_json(self.registry.state())
         assert plain(again) == plain(RegistryState.model_validate_json(state))
         assert again.generation == generation
 
     def play(self, first: int = 0, last: int = FENCES) -> list[tuple[int, str, Any]]:
         for fence in range(first, last + 1):
             self.hold_fence(fence)
-            self.fences[fence] = self.manager.state()
+            self.fences[fence] = self.registry.state()
         return self.told
 
     def hold_fence(self, fence: int) -> None:
@@ -184,9 +184,9 @@ class Run:
         if fence in COMMANDED:
             self.command(fence, Operation.CULL, seed_id=COMMANDED[fence])
         self.look(fence)
-        order = self.manager.order()
+        order = self.registry.order()
         self.told.append((fence, "order", plain(order)))
-        self.told.append((fence, "weights", self.manager.weights_of(order.plans if order is not None else ())))
+        self.told.append((fence, "weights", self.registry.weights_of(order.plans if order is not None else ())))
 
     def look(self, fence: int) -> RegistryView:
         """The registry after the pause, as the run tells of it."""
@@ -196,9 +196,9 @@ class Run:
         return view
 
     def ask(self, fence: int, call: str, *args: Any) -> Any:
-        """What the manager answers to a call; an argument that is a function is asked for after the pause."""
+        """What the registry answers to a call; an argument that is a function is asked for after the pause."""
         self.wait()
-        answer = getattr(self.manager, call)(*(arg(fence) if callable(arg) else arg for arg in args))
+        answer = getattr(self.registry, call)(*(arg(fence) if callable(arg) else arg for arg in args))
         self.told.append((fence, call, plain(answer)))
         return answer
 
@@ -211,21 +211,21 @@ class Run:
         """Have a command carried out. One that a newer generation overtakes is asked for again in that."""
         self.wait()
         command = self.signed(fence, operation, **fields)
-        plans = self.manager.receive(command, fence)
-        weights = self.manager.weights_of(plans)
+        plans = self.registry.receive(command, fence)
+        weights = self.registry.weights_of(plans)
         self.wait()
         if command.generation != self.generation:
             with pytest.raises(CommandRejected, match="old_generation"):
-                self.manager.carry_out(command.command_id, fence, (), None)
+                self.registry.carry_out(command.command_id, fence, (), None)
             command = self.signed(fence, operation, **fields)
-            assert plain(self.manager.receive(command, fence)) == plain(plans)
-            assert self.manager.weights_of(plans) == weights
+            assert plain(self.registry.receive(command, fence)) == plain(plans)
+            assert self.registry.weights_of(plans) == weights
         probes = [self.probe(plan.seed_id) for plan in plans]
-        answer = self.manager.carry_out(command.command_id, fence, probes, self.observation(fence))
+        answer = self.registry.carry_out(command.command_id, fence, probes, self.observation(fence))
         assert {plan.generation for plan in answer.plans} <= {self.generation}
         assert {report.generation for report in answer.field_reports} <= {self.generation}
         self.told += [(fence, "receive", plain(plans)), (fence, "carry_out", plain(answer))]
-        self.told += [(fence, "weights", weights), (fence, "weights", weights_with(self.manager, answer))]
+        self.told += [(fence, "weights", weights), (fence, "weights", weights_with(self.registry, answer))]
 
     def signed(self, fence: int, operation: Operation, **fields: Any) -> Command:
         named = f"{fence}/{operation}/{fields.get('seed_id')}"
@@ -252,7 +252,7 @@ class Run:
 
     def result(self, fence: int) -> IncubationResult:
         """The order in flight, ended: its first plan won, the second was beaten, all others left at the halving."""
-        order = self.manager.order()
+        order = self.registry.order()
         assert order is not None
         z = 2.0 if order.plans[0].seed_id in WEAK else 8.0
         forks = [
@@ -297,22 +297,22 @@ class Run:
         return HostObservation(fence=fence, registered_layers=SLOTS, seeds=seeds)
 
     def state(self, fence: int) -> RegistryView:
-        return self.manager.view(fence)
+        return self.registry.view(fence)
 
     def stages(self) -> dict[str, Stage]:
-        return self.manager.view(FENCES).stages
+        return self.registry.view(FENCES).stages
 
 
 @pytest.fixture(scope="module")
 def untouched() -> Run:
-    """A run whose manager was never restored."""
+    """A run whose registry was never restored."""
     run = Run()
     run.play()
     return run
 
 
 def kept(run: Run) -> RegistryState:
-    return RegistryState.model_validate_json(run.manager.state())
+    return RegistryState.model_validate_json(run.registry.state())
 
 
 # -- the same course ---------------------------------------------------------------------------------------------
@@ -368,16 +368,16 @@ def test_a_manager_rolled_back_to_any_fence_answers_from_there_as_it_did(untouch
     run.play()
     for fence in reversed(range(FENCES)):
         run.generation += 1
-        run.manager.restore(untouched.fences[fence], run.generation)
+        run.registry.restore(untouched.fences[fence], run.generation)
         run.told = []
         assert run.play(fence + 1) == [told for told in untouched.told if told[0] > fence]
 
 
 def test_the_state_says_nothing_of_where_it_was_restored(untouched):
     for text in untouched.fences.values():
-        manager = fresh_manager(1, FakeClock(), b"another key")
-        manager.restore(text, 1)
-        assert manager.state() == text
+        registry = fresh_registry(1, FakeClock(), b"another key")
+        registry.restore(text, 1)
+        assert registry.state() == text
 
 
 def test_runs_of_other_ids_take_the_same_course(untouched):
@@ -428,10 +428,10 @@ def a_record(seed_id: str) -> SeedRecord:
 # -- the ledger --------------------------------------------------------------------------------------------------
 
 
-def weights_with(manager: SeedManager, answer: Answer) -> dict[str, bytes]:
+def weights_with(registry: SeedRegistry, answer: Answer) -> dict[str, bytes]:
     """The weights of an answer's grafts and of its order."""
     grafts = [plan for plan in answer.plans if isinstance(plan, GraftPlan)]
-    return manager.weights_of([*grafts, *(answer.order.plans if answer.order is not None else ())])
+    return registry.weights_of([*grafts, *(answer.order.plans if answer.order is not None else ())])
 
 
 class Recording(Run):
@@ -443,12 +443,12 @@ class Recording(Run):
 
     def command(self, fence: int, operation: Operation, **fields: Any) -> None:
         command = self.signed(fence, operation, **fields)
-        plans = self.manager.receive(command, fence)
-        weights = self.manager.weights_of(plans)
-        answer = self.manager.carry_out(
+        plans = self.registry.receive(command, fence)
+        weights = self.registry.weights_of(plans)
+        answer = self.registry.carry_out(
             command.command_id, fence, [self.probe(plan.seed_id) for plan in plans], self.observation(fence)
         )
-        self.given.append((command, fence, plans, answer, [weights, weights_with(self.manager, answer)]))
+        self.given.append((command, fence, plans, answer, [weights, weights_with(self.registry, answer)]))
 
 
 @pytest.fixture(scope="module")
@@ -458,45 +458,45 @@ def recorded() -> Recording:
     return run
 
 
-def as_digested(manager: SeedManager, plans: Sequence[GraftPlan]) -> bool:
-    """Whether the manager has each plan's weights, and they have the plan's digest."""
-    return {digest: blob_digest(blob) for digest, blob in manager.weights_of(plans).items()} == {
+def as_digested(registry: SeedRegistry, plans: Sequence[GraftPlan]) -> bool:
+    """Whether the registry has each plan's weights, and they have the plan's digest."""
+    return {digest: blob_digest(blob) for digest, blob in registry.weights_of(plans).items()} == {
         plan.weights_digest: plan.weights_digest for plan in plans
     }
 
 
-def answers_as_given(manager: SeedManager, recorded: Recording) -> bool:
+def answers_as_given(registry: SeedRegistry, recorded: Recording) -> bool:
     return all(
-        manager.receive(command, fence) == plans
-        and manager.carry_out(command.command_id, fence, (), None) == answer
-        and [manager.weights_of(plans), weights_with(manager, answer)] == weights
+        registry.receive(command, fence) == plans
+        and registry.carry_out(command.command_id, fence, (), None) == answer
+        and [registry.weights_of(plans), weights_with(registry, answer)] == weights
         for command, fence, plans, answer, weights in recorded.given
     )
 
 
 def test_every_command_gets_its_answer_again_however_late_and_nothing_comes_of_it(recorded):
-    before = recorded.manager.state()
+    before = recorded.registry.state()
     grafts = [plan for _, _, _, answer, _ in recorded.given for plan in answer.plans if isinstance(plan, GraftPlan)]
     assert len(grafts) == 5  # a, d, g, i, k
-    assert as_digested(recorded.manager, grafts)
-    assert answers_as_given(recorded.manager, recorded)
-    assert recorded.manager.state() == before
+    assert as_digested(recorded.registry, grafts)
+    assert answers_as_given(recorded.registry, recorded)
+    assert recorded.registry.state() == before
 
 
 def test_a_manager_moved_within_its_generation_still_gives_every_answer_again(recorded):
-    manager = fresh_manager(1, recorded.clock, recorded.key)
-    manager.restore(recorded.manager.state(), 1)
-    assert answers_as_given(manager, recorded)
-    assert manager.state() == recorded.manager.state()
+    registry = fresh_registry(1, recorded.clock, recorded.key)
+    registry.restore(recorded.registry.state(), 1)
+    assert answers_as_given(registry, recorded)
+    assert registry.state() == recorded.registry.state()
 
 
 def test_a_join_and_a_removal_come_back_as_what_they_are(recorded):
-    manager = fresh_manager(1, recorded.clock, recorded.key)
-    manager.restore(recorded.manager.state(), 1)
-    kinds = {type(plan) for c, f, *_ in recorded.given for plan in manager.carry_out(c.command_id, f, (), None).plans}
+    registry = fresh_registry(1, recorded.clock, recorded.key)
+    registry.restore(recorded.registry.state(), 1)
+    kinds = {type(plan) for c, f, *_ in recorded.given for plan in registry.carry_out(c.command_id, f, (), None).plans}
     assert kinds == {GraftPlan, JoinPlan, RemovePlan}
     for command, fence, _, answer, _ in recorded.given:
-        again = manager.carry_out(command.command_id, fence, (), None)
+        again = registry.carry_out(command.command_id, fence, (), None)
         assert list(map(type, again.plans)) == list(map(type, answer.plans))
 
 
@@ -506,44 +506,44 @@ def test_signed_bytes_survive_the_state(recorded):
 
 
 def test_after_a_restore_commands_of_the_older_generation_are_refused_and_leave_no_trace(recorded, told, telemetry):
-    manager = fresh_manager(2, recorded.clock, recorded.key)
-    manager.restore(recorded.manager.state(), 2)
-    before = manager.state()
+    registry = fresh_registry(2, recorded.clock, recorded.key)
+    registry.restore(recorded.registry.state(), 2)
+    before = registry.state()
     for command, fence, *_ in recorded.given:
         with pytest.raises(CommandRejected, match="old_generation"):
-            manager.receive(command, fence)
+            registry.receive(command, fence)
         with pytest.raises(CommandRejected, match="old_generation"):
-            manager.carry_out(command.command_id, fence, (), None)
+            registry.carry_out(command.command_id, fence, (), None)
         stolen = command.model_copy(update={"generation": 2})
         stolen = stolen.model_copy(update={"signature": sign(stolen, recorded.key)})
         with pytest.raises(CommandRejected, match="nonce_replayed"):
-            manager.receive(stolen, fence)
-    assert manager.state() == before
+            registry.receive(stolen, fence)
+    assert registry.state() == before
     assert telemetry.counters.total("esper.command.rejections", reason="old_generation") == 2 * len(recorded.given)
     assert {event["name"] for event in told()} == {"command_rejected"}
 
 
 def test_a_known_nonce_is_known_after_a_restore(recorded):
-    manager = fresh_manager(2, recorded.clock, recorded.key)
-    manager.restore(recorded.manager.state(), 2)
+    registry = fresh_registry(2, recorded.clock, recorded.key)
+    registry.restore(recorded.registry.state(), 2)
     recorded_nonce = recorded.given[0][0].nonce
     fields = {"generation": 2, "command_id": "another", "nonce": recorded_nonce, "issued_at": recorded.clock.now()}
     command = recorded.given[0][0].model_copy(update=fields)
     command = command.model_copy(update={"signature": sign(command, recorded.key)})
     with pytest.raises(CommandRejected, match="first seen with"):
-        manager.receive(command, 19)
+        registry.receive(command, 19)
 
 
 def test_a_command_that_was_never_carried_out_is_forgotten_once_another_is_admitted():
     run = Run()
     candidates = (Candidate(seed_id="a", slot="body", blueprint_id="mlp"),)
     first = run.signed(1, Operation.GERMINATE, candidates=candidates)
-    run.manager.receive(first, 1)
+    run.registry.receive(first, 1)
     run.move(2)
     assert [known.command for known in kept(run).commands] == [first]
     other = run.signed(1, Operation.GERMINATE, candidates=candidates).model_copy(update={"command_id": "other"})
     other = other.model_copy(update={"signature": sign(other, run.key)})  # the nonce of the first, which did nothing
-    run.manager.receive(other, 1)
+    run.registry.receive(other, 1)
     assert [known.command for known in kept(run).commands] == [other]
     run.move(3)
 
@@ -554,38 +554,38 @@ def test_a_command_that_was_never_carried_out_is_forgotten_once_another_is_admit
 def test_the_order_in_flight_is_begun_again_in_the_new_generation_and_its_older_result_is_refused():
     run = Run()
     run.play(0, 1)
-    order, late = run.manager.order(), run.result(2)
+    order, late = run.registry.order(), run.result(2)
     run.move(4)
-    again = run.manager.order()
+    again = run.registry.order()
     assert again == order.model_copy(
         update={
             "generation": 4,
             "plans": tuple(plan.model_copy(update={"generation": 4}) for plan in order.plans),
         }
     )
-    assert as_digested(run.manager, again.plans)
-    before = run.manager.state()
+    assert as_digested(run.registry, again.plans)
+    before = run.registry.state()
     with pytest.raises(EvidenceMissing, match="in flight"):
-        run.manager.conclude(late, 2)
-    assert run.manager.state() == before
-    run.manager.conclude(run.result(2), 2)
-    assert run.manager.order() is None
+        run.registry.conclude(late, 2)
+    assert run.registry.state() == before
+    run.registry.conclude(run.result(2), 2)
+    assert run.registry.order() is None
 
 
 def test_a_graft_carries_the_new_generation_though_its_fork_was_of_the_old_one():
     run = Run()
     run.play(0, 1)
-    run.manager.conclude(run.result(2), 2)
+    run.registry.conclude(run.result(2), 2)
     run.move(3)
     command = run.signed(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
-    run.manager.receive(command, 2)
-    (plan,) = run.manager.carry_out(command.command_id, 2, (), None).plans
+    run.registry.receive(command, 2)
+    (plan,) = run.registry.carry_out(command.command_id, 2, (), None).plans
     assert plan.generation == 3
-    assert as_digested(run.manager, [plan])
+    assert as_digested(run.registry, [plan])
 
 
 def test_without_a_tournament_there_is_no_order(untouched):
-    assert untouched.manager.order() is None
+    assert untouched.registry.order() is None
 
 
 # -- what is kept of weights -------------------------------------------------------------------------------------
@@ -601,14 +601,14 @@ def test_weights_are_kept_while_a_host_may_need_them_and_no_longer():
 
     candidates = tuple(Candidate(seed_id=s, slot=slot, blueprint_id=name) for s, slot, name in FIELDS[1])
     command = run.signed(1, Operation.GERMINATE, candidates=candidates)
-    plans = run.manager.receive(command, 1)
+    plans = run.registry.receive(command, 1)
     assert holders() == ["a", "b", "c"]
     probes = [run.probe("a"), run.probe("b"), run.probe("c").model_copy(update={"gradient": DEAD})]
-    run.manager.carry_out(command.command_id, 1, probes, None)
+    run.registry.carry_out(command.command_id, 1, probes, None)
     assert holders() == ["a", "b"]
     run.command(1, Operation.CULL, seed_id="b")
     assert holders() == ["a", "b"]  # its fork runs on, and may have to begin again
-    run.manager.conclude(run.result(2), 2)
+    run.registry.conclude(run.result(2), 2)
     assert holders() == ["a"]
     run.command(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
     assert holders() == []
@@ -618,14 +618,14 @@ def test_weights_of_candidates_that_wait_for_their_probe_outlast_another_command
     run = Run()
     run.play(0, 2)
     waiting = run.signed(3, Operation.ADVANCE, seed_id="a")
-    run.manager.receive(waiting, 3)
-    run.manager.conclude(run.result(3), 3)
+    run.registry.receive(waiting, 3)
+    run.registry.conclude(run.result(3), 3)
     candidates = (Candidate(seed_id="z", slot="head", blueprint_id="mlp"),)
     command = run.signed(3, Operation.GERMINATE, candidates=candidates)
-    (plan,) = run.manager.receive(command, 3)
-    run.manager.carry_out(waiting.command_id, 3, (), run.observation(3))
+    (plan,) = run.registry.receive(command, 3)
+    run.registry.carry_out(waiting.command_id, 3, (), run.observation(3))
     assert plan.weights_digest in kept(run).weights
-    assert run.manager.carry_out(command.command_id, 3, [run.probe("z")], None).order.plans == (plan,)
+    assert run.registry.carry_out(command.command_id, 3, [run.probe("z")], None).order.plans == (plan,)
 
 
 class Large(nn.Module):
@@ -639,29 +639,31 @@ class Large(nn.Module):
         return h * self.weight.sum()
 
 
-def large_blueprints(widths: list[int]) -> Registry:
-    blueprints = Registry()
+def large_blueprints(widths: list[int]) -> BlueprintRegistry:
+    blueprints = BlueprintRegistry()
     blueprints.add(Blueprint("large", (Kind.NC,), 0.1, lambda _spec: Large(widths[0])))
     return blueprints
 
 
 def test_the_state_does_not_grow_by_the_weights_of_tournaments_that_have_ended():
     run = Run()
-    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints([100_000]))
+    run.registry = fresh_registry(1, run.clock, run.key, blueprints=large_blueprints([100_000]))
     sizes = []
     for fence in range(1, 15, 2):
         candidates = tuple(Candidate(seed_id=f"{fence}.{n}", slot="body", blueprint_id="large") for n in range(2))
         run.command(fence, Operation.GERMINATE, candidates=candidates)
-        state, plan = run.manager.state(), run.manager.order().plans[0]
+        state, plan = run.registry.state(), run.registry.order().plans[0]
         assert len(kept(run).weights) == 1  # the same pair at the same fence: the same weights, once
         assert (
-            state.count(base64.urlsafe_b64encode(run.manager.weights_of([plan])[plan.weights_digest][:30_000]).decode())
+            state.count(
+                base64.urlsafe_b64encode(run.registry.weights_of([plan])[plan.weights_digest][:30_000]).decode()
+            )
             == 1
         )
         assert len(state) > 500_000
-        run.manager.conclude(run.result(fence + 1), fence + 1)
+        run.registry.conclude(run.result(fence + 1), fence + 1)
         run.command(fence + 1, Operation.ADVANCE, seed_id=f"{fence}.0", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
-        sizes.append(len(run.manager.state()))
+        sizes.append(len(run.registry.state()))
         run.command(fence + 1, Operation.CULL, seed_id=f"{fence}.0")
     assert [after - before < 20_000 for before, after in pairwise(sizes)] == [True] * 6
     assert sizes[-1] < 100_000
@@ -670,33 +672,33 @@ def test_the_state_does_not_grow_by_the_weights_of_tournaments_that_have_ended()
 def test_weights_that_are_drawn_again_and_come_out_otherwise_are_no_answer():
     widths = [10]
     run = Run()
-    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints(widths))
+    run.registry = fresh_registry(1, run.clock, run.key, blueprints=large_blueprints(widths))
     candidates = (Candidate(seed_id="a", slot="body", blueprint_id="large"),)
     command = run.signed(1, Operation.GERMINATE, candidates=candidates)
-    plans = run.manager.receive(command, 1)
-    weights = run.manager.weights_of(plans)
-    run.manager.carry_out(command.command_id, 1, [run.probe("a")], None)
-    run.manager.conclude(run.result(2), 2)
+    plans = run.registry.receive(command, 1)
+    weights = run.registry.weights_of(plans)
+    run.registry.carry_out(command.command_id, 1, [run.probe("a")], None)
+    run.registry.conclude(run.result(2), 2)
     run.command(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
 
     kept(run)
-    assert run.manager.receive(command, 2) == plans
-    assert run.manager.weights_of(plans) == weights
+    assert run.registry.receive(command, 2) == plans
+    assert run.registry.weights_of(plans) == weights
     widths[0] = 11
     with pytest.raises(DependencyViolationError, match="weights are not those digested"):
-        run.manager.weights_of(run.manager.receive(command, 2))
+        run.registry.weights_of(run.registry.receive(command, 2))
 
 
 def test_a_graft_gets_the_weights_that_were_kept_for_it_and_no_others_are_drawn():
     widths = [10]
     run = Run()
-    run.manager = fresh_manager(1, run.clock, run.key, blueprints=large_blueprints(widths))
+    run.registry = fresh_registry(1, run.clock, run.key, blueprints=large_blueprints(widths))
     run.command(1, Operation.GERMINATE, candidates=(Candidate(seed_id="a", slot="body", blueprint_id="large"),))
-    weights = run.manager.weights_of(run.manager.order().plans)
-    run.manager.conclude(run.result(2), 2)
+    weights = run.registry.weights_of(run.registry.order().plans)
+    run.registry.conclude(run.result(2), 2)
     widths[0] = 11  # as on another machine, where the same stream may give other weights
     command = run.signed(2, Operation.ADVANCE, seed_id="a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
-    changed = KasminaRegistrar(run.manager).advance(command, 2, run.observation(2))
+    changed = KasminaRegistrar(run.registry).advance(command, 2, run.observation(2))
     assert changed.weights == weights
 
 
@@ -713,18 +715,18 @@ def test_every_figure_comes_back_as_it_was(figures, zs):
     )
     run = Run()
     run.command(1, Operation.GERMINATE, candidates=(Candidate(seed_id="a", slot="body", blueprint_id="mlp"),))
-    manager = run.manager
-    ids = {"order_id": manager.order().order_id, "generation": 1, "fence": 2}
-    manager.conclude(IncubationResult(forks=(fork,), fork_steps=10, flops=10, **ids), 2)
-    state = RegistryState.model_validate_json(manager.state())
+    registry = run.registry
+    ids = {"order_id": registry.order().order_id, "generation": 1, "fence": 2}
+    registry.conclude(IncubationResult(forks=(fork,), fork_steps=10, flops=10, **ids), 2)
+    state = RegistryState.model_validate_json(registry.state())
     (seed,) = state.roster.seeds
     seed = seed.model_copy(update={"twin_zs": tuple(zs)})
     state = state.model_copy(update={"roster": state.roster.model_copy(update={"seeds": (seed,)})})
     text = state.model_dump_json()
 
-    manager.restore(text, 1)
+    registry.restore(text, 1)
 
-    assert manager.state() == text
+    assert registry.state() == text
     (again,) = RegistryState.model_validate_json(text).roster.seeds
     assert list(map(repr, again.twin_zs)) == list(map(repr, map(float, zs)))
     assert repr(again.result) == repr(fork)
@@ -734,13 +736,13 @@ def test_every_figure_comes_back_as_it_was(figures, zs):
 
 
 def refusal(text: str, untouched: Run, *, generation: int = 1) -> str:
-    """Why a manager in mid-run refuses a text; nothing of that changes."""
+    """Why a registry in mid-run refuses a text; nothing of that changes."""
     run = Run()
-    run.manager.restore(untouched.fences[8], 1)
+    run.registry.restore(untouched.fences[8], 1)
     with pytest.raises(StoreCorrupt) as caught:
-        run.manager.restore(text, generation)
+        run.registry.restore(text, generation)
     assert caught.value.path == "kasmina's state"
-    assert run.manager.state() == untouched.fences[8]
+    assert run.registry.state() == untouched.fences[8]
     return caught.value.reason
 
 

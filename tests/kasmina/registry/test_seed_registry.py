@@ -1,4 +1,4 @@
-"""The manager: whole lives of seeds, and that what cannot be judged or is not meant changes nothing."""
+"""The registry: whole lives of seeds, and that what cannot be judged or is not meant changes nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from esper.errors import CommandRejected, EvidenceMissing, SeedBuildFailed, StoreWriteFailed
 from esper.ground.tensors import blob_digest, from_bytes
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, Registry
-from esper.kasmina.registry.manager import SeedManager
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.registry.run_facts import RunFacts
+from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation
 from esper.leyline.decisions import Pair
 from esper.leyline.evidence import (
@@ -59,9 +59,11 @@ def pairs(z: float, fence: int, shard: str = "gate") -> PairedLosses:
 
 
 class Life:
-    """A manager with all that surrounds it driven by hand. Rounds of 10 steps; a ramp of 30; fence 20 ends the run."""
+    """A registry with all that surrounds it driven by hand. Rounds of 10 steps; a ramp of 30; fence 20 ends the run."""
 
-    def __init__(self, make_command: Any, spec: Any, run_id: str, key: bytes, blueprints: Registry, **growth: Any):
+    def __init__(
+        self, make_command: Any, spec: Any, run_id: str, key: bytes, blueprints: BlueprintRegistry, **growth: Any
+    ):
         self.clock = FakeClock()
         self.growth = tiny_config(**{f"growth__{name}": value for name, value in growth.items()}).growth
         names = [made.name for made in blueprints.for_kind(Kind.NC)]
@@ -78,7 +80,7 @@ class Life:
             host_bytes=400,
             host_flops=1_000,
         )
-        self.manager = SeedManager(facts, self.growth, [spec], options, blueprints, key=key, clock=self.clock)
+        self.registry = SeedRegistry(facts, self.growth, [spec], options, blueprints, key=key, clock=self.clock)
         self._make_command, self._commands = make_command, 0
 
     def order(self, operation: Operation, **changes: Any) -> Command:
@@ -91,12 +93,12 @@ class Life:
         """Germinate (seed id, blueprint) pairs; `probes` replaces what a clean candidate would have shown."""
         candidates = tuple(Candidate(slot="body", blueprint_id=name, seed_id=seed_id) for seed_id, name in seeds)
         command = self.order(Operation.GERMINATE, candidates=candidates, **changes)
-        plans = self.manager.receive(command, fence)
+        plans = self.registry.receive(command, fence)
         born = {
             plan.seed_id: CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=())
             for plan in plans
         }
-        return self.manager.carry_out(command.command_id, fence, tuple((born | (probes or {})).values()), None)
+        return self.registry.carry_out(command.command_id, fence, tuple((born | (probes or {})).values()), None)
 
     def result(self, answer: Answer, *ranked: str, z: float = 8.0) -> IncubationResult:
         """The result of an order: the named seeds ended in this order; the others left at the halving."""
@@ -159,26 +161,26 @@ class Life:
         operation = Operation.FOSSILIZE if stage is Stage.PROBATIONARY else Operation.ADVANCE
         blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if stage is Stage.TRAINING else None
         command = self.order(operation, **({"seed_id": seed_id, "blend": blend} | changes))
-        assert self.manager.receive(command, fence) == ()
-        return self.manager.carry_out(command.command_id, fence, (), observation or self.observation(fence))
+        assert self.registry.receive(command, fence) == ()
+        return self.registry.carry_out(command.command_id, fence, (), observation or self.observation(fence))
 
     def win(self, fence: int, seed_id: str, name: str = "mlp", **changes: Any) -> Answer:
         """From nothing at `fence` into the host at the next."""
         result = self.result(self.germinate(fence, (seed_id, name), **changes), seed_id)
-        self.manager.conclude(result, fence + 1)
+        self.registry.conclude(result, fence + 1)
         return self.advance(fence + 1, seed_id)
 
     def compare(self, fence: int, gain: float) -> PairedLosses:
         """Compare live host and twin on 256 samples; `gain` in standard errors."""
         noise = [(-1.0) ** place for place in range(256)]
         twin = [2.0 + 0.1 * value + gain * 0.1 / 16 for value in noise]
-        return self.manager.compare(losses([2.0] * 256, fence), losses(twin, fence))
+        return self.registry.compare(losses([2.0] * 256, fence), losses(twin, fence))
 
     def seeds(self, fence: int) -> dict[str, Any]:
         return {seed.seed_id: seed for seed in self.state(fence).seeds}
 
     def state(self, fence: int) -> RegistryView:
-        return self.manager.view(fence)
+        return self.registry.view(fence)
 
     def stage(self, seed_id: str) -> Stage:
         return self.state(0).stages[seed_id]
@@ -188,7 +190,7 @@ class Life:
 def begin(make_command, body_spec, run_id, key):
     """Begin a run; keywords are fields of [growth]."""
 
-    def make(blueprints: Registry = BLUEPRINTS, **growth: Any) -> Life:
+    def make(blueprints: BlueprintRegistry = BLUEPRINTS, **growth: Any) -> Life:
         return Life(make_command, body_spec, run_id, key, blueprints, **growth)
 
     return make
@@ -223,7 +225,7 @@ def test_the_whole_life_of_a_winner(life, told):
     assert life.state(2).due
     assert not life.seeds(2)["a"].due  # there is no result yet
 
-    assert life.manager.conclude(life.result(born, "a"), 2) == Answer()
+    assert life.registry.conclude(life.result(born, "a"), 2) == Answer()
     assert life.seeds(2)["a"].due
     assert not life.state(2).incubating
     accepted = life.advance(2, "a", mesh_host_layers=("body", "head"))
@@ -232,7 +234,7 @@ def test_the_whole_life_of_a_winner(life, told):
     assert isinstance(graft, GraftPlan)
     assert (graft.start_step, graft.ordinal, graft.isolated, graft.blend.ramp_steps) == (20, 0, True, 30)
     assert graft.weights_digest == born.order.plans[0].weights_digest
-    assert graft.weights_digest == blob_digest(life.manager.weights_of([graft])[graft.weights_digest])
+    assert graft.weights_digest == blob_digest(life.registry.weights_of([graft])[graft.weights_digest])
     assert accepted.keep_twin
     assert life.state(0).has_twin
     assert not life.state(0).compares_with_twin
@@ -291,7 +293,7 @@ def test_no_seed_passes_two_stages_at_one_fence(life):
 def test_the_whole_life_of_a_replica_that_does_no_harm(life):
     winner = life.win(1, "a")
     born = life.germinate(2, ("b", "mlp"), replica_of="a")
-    life.manager.conclude(life.result(born, "b", z=-1.0), 3)
+    life.registry.conclude(life.result(born, "b", z=-1.0), 3)
     accepted = life.advance(3, "b")
 
     (report,) = accepted.gates
@@ -313,7 +315,7 @@ def test_the_whole_life_of_a_replica_that_does_no_harm(life):
 
 def test_a_replica_that_does_harm_is_not_grafted(life):
     life.win(1, "a")
-    life.manager.conclude(life.result(life.germinate(2, ("b", "mlp"), replica_of="a"), "b", z=-3.1), 3)
+    life.registry.conclude(life.result(life.germinate(2, ("b", "mlp"), replica_of="a"), "b", z=-3.1), 3)
     answer = life.advance(3, "b")
     assert failed(answer) == [(Gate.G2, ("harmful",))]
     assert answer.plans == ()
@@ -326,7 +328,7 @@ def test_a_replica_that_does_harm_is_not_grafted(life):
 
 def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
     born = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"))
-    answer = life.manager.conclude(life.result(born, "a", "b"), 2)
+    answer = life.registry.conclude(life.result(born, "a", "b"), 2)
 
     assert failed(answer) == [(Gate.G2, ("outperformed",)), (Gate.G2, ("not_enough_steps",))]
     assert steps(answer) == [
@@ -339,7 +341,7 @@ def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
     assert answer.plans == ()
     assert life.state(2).slots[0].embargoed == ()  # they were never in the host
     assert life.state(2).resetting == {"b": "body", "c": "body"}
-    done = life.manager.reset({"b": SPOTLESS, "c": SPOTLESS}, 2)
+    done = life.registry.reset({"b": SPOTLESS, "c": SPOTLESS}, 2)
     assert [step.after for step in done.transitions] == [Stage.RESETTING, Stage.DORMANT] * 2
     assert [(report.gate, report.passed) for report in done.gates] == [(Gate.G5, True)] * 2
     assert [(event["name"], event["severity"]) for event in told()] == [("gate_failure", "WARNING")] * 2
@@ -347,7 +349,7 @@ def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
 
 
 def test_a_first_that_is_not_good_enough_is_no_winner(life):
-    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a", z=3.0), 2)
+    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a", z=3.0), 2)
     answer = life.advance(2, "a")
     assert failed(answer) == [(Gate.G2, ("no_improvement",))]
     assert (answer.plans, answer.keep_twin, life.state(0).has_twin) == ((), False, False)
@@ -365,7 +367,7 @@ def test_a_candidate_that_fails_its_probe_is_not_trained_and_the_others_are(life
     assert life.state(1).tests_used == 1
     assert (life.stage("b"), life.stage("c")) == (Stage.DORMANT, Stage.EMBARGOED)
     assert [report.outcome for report in answer.field_reports] == [Outcome.ABORTED, Outcome.ABORTED]
-    life.manager.conclude(life.result(answer, "a"), 2)
+    life.registry.conclude(life.result(answer, "a"), 2)
     assert life.advance(2, "a").transitions[0].after is Stage.BLENDING
 
 
@@ -393,7 +395,7 @@ def test_every_seed_counts_against_the_budget(begin):
 
 
 def test_a_mesh_with_a_layer_that_is_gone_culls_at_g3(life, told):
-    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
     life.advance(2, "a", mesh_host_layers=("body", "attic"))
 
     answer = life.advance(5, "a")
@@ -421,14 +423,14 @@ def test_the_mesh_that_counts_is_the_one_recorded_and_not_the_commands(life):
 
 
 def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
-    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
     life.advance(2, "a", mesh_host_layers=("attic",))
     life.advance(5, "a")
 
     assert [life.state(fence).slots[0].embargoed for fence in (5, 6, 7)] == [("mlp",), ("mlp",), ()]
     assert [life.state(fence).resetting for fence in (5, 6, 7)] == [{}, {}, {"a": "body"}]
-    assert life.manager.reset({}, 6) == Answer()
-    done = life.manager.reset({"a": SPOTLESS}, 7)
+    assert life.registry.reset({}, 6) == Answer()
+    done = life.registry.reset({"a": SPOTLESS}, 7)
     assert steps(done) == [
         ("a", Stage.EMBARGOED, Stage.RESETTING, "embargo over"),
         ("a", Stage.RESETTING, Stage.DORMANT, "G5"),
@@ -447,7 +449,7 @@ def test_a_slot_may_have_another_length_at_each_fence_if_its_seeds_have_it_too(l
 def test_a_seed_that_left_something_behind_stays_in_its_reset(life, told):
     life.win(1, "a")
     life.advance(5, "a", life.observation(5, output_shape=(7,)))
-    answer = life.manager.reset({"a": SPOTLESS.model_copy(update={"hooks_left": 1})}, 7)
+    answer = life.registry.reset({"a": SPOTLESS.model_copy(update={"hooks_left": 1})}, 7)
     assert failed(answer) == [(Gate.G5, ("reset_incomplete",))]
     assert life.stage("a") is Stage.RESETTING
     assert told()[-1]["fields"]["hooks_left"] == 1
@@ -526,8 +528,8 @@ def test_a_command_may_cull(life, stage):
     else:
         life.win(1, "a")
     command = life.order(Operation.CULL, seed_id="a", blend=None)
-    life.manager.receive(command, 3)
-    answer = life.manager.carry_out(command.command_id, 3, (), None)
+    life.registry.receive(command, 3)
+    answer = life.registry.carry_out(command.command_id, 3, (), None)
     assert [step.after for step in answer.transitions] == [Stage.CULLED, Stage.EMBARGOED]
     assert bool(answer.plans) == (stage is Stage.BLENDING)
     assert answer.field_reports[0].reasons == ("commanded",)
@@ -536,9 +538,9 @@ def test_a_command_may_cull(life, stage):
 def test_the_result_of_a_seed_that_was_culled_meanwhile_is_kept_and_revives_nothing(life):
     born = life.germinate(1, ("a", "mlp"), ("b", "norm"))
     command = life.order(Operation.CULL, seed_id="b", blend=None)
-    life.manager.receive(command, 1)
-    life.manager.carry_out(command.command_id, 1, (), None)
-    assert life.manager.conclude(life.result(born, "a", "b"), 2) == Answer()
+    life.registry.receive(command, 1)
+    life.registry.carry_out(command.command_id, 1, (), None)
+    assert life.registry.conclude(life.result(born, "a", "b"), 2) == Answer()
     assert life.stage("b") is Stage.EMBARGOED
 
 
@@ -560,7 +562,7 @@ def test_a_fallback_mark_stops_every_candidate_of_a_germination_at_its_gate(life
 
 @pytest.mark.parametrize("fence", [2, 5, 6, 8])
 def test_a_fallback_mark_on_the_way_culls_the_seed_at_once(life, told, fence):
-    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
     for earlier in (2, 5, 6, 7):
         if earlier > 5:
             life.compare(earlier, 1.0)
@@ -584,7 +586,7 @@ def test_evidence_of_another_stage_culls(life, told):
 
 
 def everything(life: Life) -> list[Any]:
-    """All that a manager shows of itself."""
+    """All that a registry shows of itself."""
     states = [life.state(fence) for fence in range(20)]
     return [states, [life.state(fence).resetting for fence in range(20)], life.state(0).has_twin]
 
@@ -599,11 +601,11 @@ def test_the_result_of_another_order_is_refused(life):
         right.model_copy(update={"forks": (right.forks[0], right.forks[1].model_copy(update={"rank": None}))}),
     ):
         with pytest.raises(EvidenceMissing, match="G2"):
-            life.manager.conclude(wrong, 2)
+            life.registry.conclude(wrong, 2)
         assert everything(life) == before
-    life.manager.conclude(right, 2)
+    life.registry.conclude(right, 2)
     with pytest.raises(EvidenceMissing, match="in flight"):
-        life.manager.conclude(right, 2)
+        life.registry.conclude(right, 2)
 
 
 def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, told):
@@ -611,36 +613,36 @@ def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, t
     life.advance(5, "a")
     before = everything(life)
     command = life.order(Operation.ADVANCE, seed_id="a", blend=None)
-    life.manager.receive(command, 6)
+    life.registry.receive(command, 6)
     with pytest.raises(EvidenceMissing, match="twin"):  # nothing was compared
-        life.manager.carry_out(command.command_id, 6, (), life.observation(6))
+        life.registry.carry_out(command.command_id, 6, (), life.observation(6))
     with pytest.raises(EvidenceMissing, match="observation of the host"):
-        life.manager.carry_out(command.command_id, 6, (), None)
+        life.registry.carry_out(command.command_id, 6, (), None)
     with pytest.raises(EvidenceMissing, match="observation of the seed"):
-        life.manager.carry_out(command.command_id, 6, (), life.observation(6, seed_id="b"))
+        life.registry.carry_out(command.command_id, 6, (), life.observation(6, seed_id="b"))
     with pytest.raises(EvidenceMissing, match="stage at which"):
-        life.manager.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
+        life.registry.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
     with pytest.raises(EvidenceMissing, match="performance of the seed"):
-        life.manager.carry_out(command.command_id, 6, (), life.observation(6, calls=0, path=None))
+        life.registry.carry_out(command.command_id, 6, (), life.observation(6, calls=0, path=None))
     with pytest.raises(EvidenceMissing, match="audit of isolation"):
-        life.manager.carry_out(command.command_id, 6, (), life.observation(6, isolation_leaks=None))
+        life.registry.carry_out(command.command_id, 6, (), life.observation(6, isolation_leaks=None))
     assert everything(life) == before
     assert told() == []
 
     life.compare(6, 0.0)
-    answer = life.manager.carry_out(command.command_id, 6, (), life.observation(6))
+    answer = life.registry.carry_out(command.command_id, 6, (), life.observation(6))
     assert answer.transitions[0].after is Stage.PROBATIONARY
 
 
 def test_a_germination_without_its_probes_changes_nothing(life):
     before = everything(life)
     command = life.order(Operation.GERMINATE)
-    (plan,) = life.manager.receive(command, 1)
+    (plan,) = life.registry.receive(command, 1)
     with pytest.raises(EvidenceMissing, match="sanity probe"):
-        life.manager.carry_out(command.command_id, 1, (), None)
+        life.registry.carry_out(command.command_id, 1, (), None)
     half = CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=None)
     with pytest.raises(EvidenceMissing, match="gradient probe"):
-        life.manager.carry_out(command.command_id, 1, (half,), None)
+        life.registry.carry_out(command.command_id, 1, (half,), None)
     assert everything(life) == before
 
 
@@ -653,12 +655,12 @@ def test_g2_without_a_result_changes_nothing(life):
 
 
 def test_a_reset_that_was_not_compared_changes_nothing(life):
-    life.manager.conclude(life.result(life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")), "a"), 2)
+    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")), "a"), 2)
     before = everything(life)
     with pytest.raises(EvidenceMissing, match="unseeded host"):
-        life.manager.reset({"b": SPOTLESS}, 2)
+        life.registry.reset({"b": SPOTLESS}, 2)
     assert everything(life) == before
-    assert len(life.manager.reset({"b": SPOTLESS, "c": SPOTLESS}, 2).gates) == 2
+    assert len(life.registry.reset({"b": SPOTLESS, "c": SPOTLESS}, 2).gates) == 2
 
 
 def test_losses_on_other_samples_are_not_compared(life):
@@ -666,7 +668,7 @@ def test_losses_on_other_samples_are_not_compared(life):
     life.advance(5, "a")
     before = everything(life)
     with pytest.raises(EvidenceMissing):
-        life.manager.compare(losses([1.0, 2.0], 6), losses([1.0, 2.0], 5))
+        life.registry.compare(losses([1.0, 2.0], 6), losses([1.0, 2.0], 5))
     assert everything(life) == before
 
 
@@ -683,14 +685,14 @@ def test_an_event_is_written_before_the_transition_that_follows_from_it(life, te
 
 def test_the_same_command_again_gets_the_same_answer_and_does_nothing(life, telemetry):
     command = life.order(Operation.GERMINATE)
-    plans = life.manager.receive(command, 1)
+    plans = life.registry.receive(command, 1)
     probes = [CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans]
-    answer = life.manager.carry_out(command.command_id, 1, probes, None)
+    answer = life.registry.carry_out(command.command_id, 1, probes, None)
     before = everything(life)
     life.clock.move(3_600)
 
-    assert life.manager.receive(command, 2) == plans
-    assert life.manager.carry_out(command.command_id, 2, (), None) == answer
+    assert life.registry.receive(command, 2) == plans
+    assert life.registry.carry_out(command.command_id, 2, (), None) == answer
     assert everything(life) == before
     assert telemetry.counters.total("esper.command.admissions", duplicate=True) == 1
 
@@ -704,9 +706,9 @@ def test_a_refused_command_changes_nothing(life):
         life.order(Operation.ADVANCE, seed_id="a", key=b"another key"),
     ):
         with pytest.raises(CommandRejected):
-            life.manager.receive(command, 5)
+            life.registry.receive(command, 5)
         with pytest.raises(KeyError):
-            life.manager.carry_out(command.command_id, 5, (), None)
+            life.registry.carry_out(command.command_id, 5, (), None)
     assert everything(life) == before
 
 
@@ -716,7 +718,7 @@ def test_a_second_tournament_does_not_displace_the_first(life):
     with pytest.raises(CommandRejected, match="has not ended"):
         life.germinate(1, ("b", "norm"))
     assert everything(life) == before
-    life.manager.conclude(life.result(born, "a"), 2)
+    life.registry.conclude(life.result(born, "a"), 2)
     assert life.advance(2, "a").transitions[0].after is Stage.BLENDING
 
 
@@ -724,7 +726,7 @@ def test_a_blueprint_that_cannot_be_built_fails_before_anything_is_recorded(begi
     def broken(spec: Any) -> Any:
         raise RuntimeError(f"not in {spec.path}")
 
-    blueprints = Registry()
+    blueprints = BlueprintRegistry()
     blueprints.add(Blueprint("broken", (Kind.NC,), 0.1, broken))
     life = begin(blueprints)
     before = everything(life)
@@ -756,7 +758,7 @@ def test_weights_follow_from_seed_place_and_fence_and_not_from_the_run_or_its_id
     def weights(fence: int, seed_id: str, name: str = "mlp") -> dict[str, Any]:
         life = begin()
         (plan,) = life.germinate(fence, (seed_id, name)).order.plans
-        return from_bytes(life.manager.weights_of([plan])[plan.weights_digest])
+        return from_bytes(life.registry.weights_of([plan])[plan.weights_digest])
 
     def same(left: dict[str, Any], right: dict[str, Any]) -> bool:
         return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
@@ -779,8 +781,8 @@ def test_after_a_removal_the_seeds_that_stay_are_not_judged_by_what_it_cost_the_
     life.win(5, "b", "norm")
     life.compare(6, 2.0)
     command = life.order(Operation.CULL, seed_id="b", blend=None)
-    life.manager.receive(command, 6)
-    life.manager.carry_out(command.command_id, 6, (), None)
+    life.registry.receive(command, 6)
+    life.registry.carry_out(command.command_id, 6, (), None)
     life.compare(7, -9.0)  # the dip right after the removal
     assert not life.seeds(7)["a"].due
     life.compare(8, 2.0)

@@ -25,9 +25,9 @@ from esper.errors import (
     TaskError,
 )
 from esper.faults import Fault, FaultSpec
-from esper.flow import replay
+from esper.flow import proof as proving
 from esper.flow.progress import Quiet
-from esper.flow.replay import Divergence, Proof, compare, prove
+from esper.flow.proof import Divergence, Proof, compare, prove
 from esper.flow.tally import Tally
 from esper.leyline.state import RoundState
 from esper.testing import StopAt, tiny_config, tiny_task
@@ -268,7 +268,7 @@ def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
     monkeypatch.setattr(identity, "text_hash", lambda: 5)
     assert prove(tmp_path / "run", Quiet()).divergence is None
     with monkeypatch.context() as later:
-        later.setattr(replay, "compare", lambda *_: astray)
+        later.setattr(proving, "compare", lambda *_: astray)
         with pytest.raises(RunDirectoryError, match=r"another course here at fence 1, and a set of texts has another"):
             prove(tmp_path / "run", Quiet())
     monkeypatch.setenv("SCALE", "1.5")

@@ -1,4 +1,4 @@
-"""Kasmina's manager: admits commands, carries out their operations, and returns plans and orders.
+"""Kasmina's registry of seeds: admits commands, carries out their operations, and returns plans and orders.
 
 It holds no host: its inputs are commands and evidence, its outputs plans and orders. Its answers depend on its inputs
 and its records alone; the clock only decides whether a command is fresh, and stamps field reports.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from esper import faults
 from esper.ground.clock import Clock
-from esper.kasmina.blueprints.catalogue import Registry
+from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.incubation.incubator import PROBE_BATCHES
 from esper.kasmina.judging.statistics import paired
 from esper.kasmina.registry.admission import admit, check_generation
@@ -30,7 +30,7 @@ from esper.leyline.state import RegistryView
 from esper.telemetry.context import span
 
 
-class SeedManager:
+class SeedRegistry:
     """The registry of one run's seeds and slots. It has no locks: one thread at a time may call it."""
 
     def __init__(
@@ -39,7 +39,7 @@ class SeedManager:
         limits: GrowthConfig,
         specs: Sequence[SlotSpec],
         options: Sequence[Pair],
-        blueprints: Registry,
+        blueprints: BlueprintRegistry,
         *,
         key: bytes,
         clock: Clock,
