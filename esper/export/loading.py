@@ -25,6 +25,7 @@ from esper.ground.tensors import state_crc32c
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.kasmina.blueprints.precision import dtype_of
 from esper.kasmina.host.attached import Seed, attach
+from esper.kasmina.host.blending import blend_of
 from esper.kasmina.host.rebuilt import difference, structure_digest
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.reports import GraftPlan
@@ -157,7 +158,8 @@ def _grow(
     for plan in topology:
         spec = specs[plan.slot]
         module = blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
-        seeds.append((plan.slot, plan.ordinal, Seed(module, torch.zeros((), dtype=dtype_of(spec)))))
+        alpha, blend = torch.zeros((), dtype=dtype_of(spec)), blend_of(plan.blend)
+        seeds.append((plan.slot, plan.ordinal, Seed(module, alpha, blend.formula, blend.vector(plan.blend, spec))))
     try:
         attach(network, seeds)
     except ValueError as error:

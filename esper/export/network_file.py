@@ -14,6 +14,7 @@ from esper.errors import CannotBeWritten, ConfigError
 from esper.export.definitions import FUTURE, Definitions
 from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry, Called
 from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.kasmina.host.blending import blend_of
 from esper.kasmina.host.rebuilt import rebuild
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
@@ -30,7 +31,7 @@ The weights are in `network.pt`, beside this file. It needs torch, but not esper
 '''
 TAIL = '''__all__ = ["{build}"]
 
-{rows} = [  # slot, ordinal, module, types of its parameters and of its alpha
+{rows} = [  # slot, ordinal, (module, types of its parameters and of its alpha, blend, shape of the blend's vector)
 {seeds}]
 
 {digest} = "{modules}"
@@ -74,7 +75,12 @@ def network_file(
             call = _call(wanted, blueprint, spec)
         except CannotBeWritten as error:
             raise ConfigError("blueprint", blueprint.name, f"it cannot be written into a file: {error}") from error
-        rows.append(f"    ({plan.slot!a}, {plan.ordinal}, lambda: {call}, {parameter_dtype(spec)}, {spec.dtype}),\n")
+        blend = blend_of(plan.blend)
+        vector = blend.vector(plan.blend, spec)
+        wanted.add(blend.formula.__module__, blend.formula.__name__)
+        types = f"{parameter_dtype(spec)}, {spec.dtype}"
+        how = f"{blend.formula.__name__}, {None if vector is None else tuple(vector.shape)}"
+        rows.append(f"    ({plan.slot!a}, {plan.ordinal}, (lambda: {call}, {types}, {how})),\n")
     wanted.add(rebuild.__module__, rebuild.__name__)
     wanted.import_module("torch")
     wanted.import_name("pathlib", "Path")

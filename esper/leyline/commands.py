@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
-from esper.leyline.base import Message
+from esper.leyline.base import GrownMessage, Message
 
 MAX_MESH_LAYERS = 128
+MAX_CHANNELS = 4096
+"""Most entries of the vector of CHANNEL."""
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
 
@@ -32,18 +34,60 @@ class Operation(StrEnum):
 
 
 class BlendMode(StrEnum):
-    """Ways to combine a seed's output with the host's activation."""
+    """Ways to combine a seed's output s with the host's activation h. `a` is alpha, 0..1."""
 
     RESIDUAL = "RESIDUAL"
+    """h + a s"""
+    CONVEX = "CONVEX"
+    """(1 - a) h + a s"""
+    CHANNEL = "CHANNEL"
+    """(1 - a v) h + a v s, with a vector v, which has one entry per channel or per group of channels"""
+    CONFIDENCE = "CONFIDENCE"
+    """(1 - e) h + e s, with e = clamp(a c, low, high) and c = sigmoid(gain (top1 - top2 - threshold)), where top1 and
+    top2 are the two largest logits of the policy"""
 
 
-class BlendSpec(Message):
-    """Blend settings of a seed; `mode` is the name of a `BlendMode`, checked at admission."""
+class BlendSchedule(StrEnum):
+    """Shapes of the ramp of alpha from 0 to its target."""
+
+    LINEAR = "linear"
+    COSINE = "cosine"
+    SIGMOID = "sigmoid"
+
+
+class BlendSpec(GrownMessage):
+    """Blend settings of a seed.
+
+    Admission checks the values, so that an incomplete spec can be built and is refused there. A field that the mode
+    does not use must have its default.
+    """
+
+    LATER: ClassVar = frozenset({"schedule", "channels", "channel_groups", "gain", "threshold", "low", "high"})
 
     mode: ShortText
+    """Name of a `BlendMode`."""
     ramp_steps: Annotated[int, Field(ge=1)]
     """Optimizer steps until alpha reaches its target."""
     alpha_target: float = 1.0
+    schedule: ShortText = BlendSchedule.LINEAR.value
+    """Value of a `BlendSchedule`."""
+    channels: tuple[float, ...] = ()
+    """CHANNEL: the vector v, entries 0..1."""
+    channel_groups: int | None = None
+    """CHANNEL: number of groups of neighbouring channels, each with an entry of v. None: each channel has its own."""
+    gain: float = 4.0
+    """CONFIDENCE: steepness of the sigmoid."""
+    threshold: float = 0.2
+    """CONFIDENCE: lead of the largest logit over the second at which the confidence is 1/2."""
+    low: float = 0.0
+    """CONFIDENCE: least effective alpha."""
+    high: float = 1.0
+    """CONFIDENCE: largest effective alpha."""
+
+    @property
+    def uses_logits(self) -> bool:
+        """Whether every command for a seed with this blend must carry `confidence_logits`."""
+        return self.mode == BlendMode.CONFIDENCE
 
 
 class Candidate(Message):
@@ -72,6 +116,7 @@ class Command(Message):
     blend: BlendSpec | None = None
     mesh_host_layers: tuple[ShortText, ...] = ()
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
+    """Logits of the policy from which the confidence of a CONFIDENCE blend is computed. Empty for other modes."""
     fallback_marks: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
     """Not empty if something other than the policy made this decision; then a gate culls the seed."""
     feature_coverage: Annotated[float, Field(ge=0.0, le=1.0)]

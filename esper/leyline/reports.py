@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AwareDatetime, Strict
 
-from esper.leyline.base import Message
+from esper.leyline.base import GrownMessage, Message
 from esper.leyline.commands import BlendSpec
 from esper.leyline.stages import Stage
 
@@ -104,8 +104,10 @@ class HostChange(Message):
     fence: int
 
 
-class GraftPlan(HostChange):
+class GraftPlan(GrownMessage, HostChange):
     """Plan to attach a seed. Its weights are sent separately, as `Weights`."""
+
+    LATER: ClassVar = frozenset({"confidence"})
 
     slot: str
     ordinal: int
@@ -121,6 +123,8 @@ class GraftPlan(HostChange):
     """Always empty, for compatibility: checkpoints store the plan as JSON, and the first versions wrote this key."""
     weights_digest: str
     """SHA-256 of the seed's initial weights in the form of `esper.ground.tensors.to_bytes`."""
+    confidence: float | None = None
+    """Confidence of a CONFIDENCE blend, 0..1, from the command's logits. None: the mode has none."""
 
 
 Weights = Mapping[str, bytes]

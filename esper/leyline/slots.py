@@ -33,7 +33,16 @@ class SlotSpec(Message):
     autocast: str | None = None
     """Type of the host's autocast around the call of the slot. None: no autocast."""
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of the slot's output."""
+        return self.shape[self._channel]
+
+    @property
+    def _channel(self) -> int:
+        """Index of the channels in the shape of one sample's output."""
+        return 0 if self.kind is Kind.NCHW else -1
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether one sample's output has this layout and as many channels. Lengths, heights and widths may vary."""
-        channel = 0 if self.kind is Kind.NCHW else -1
-        return len(shape) == len(self.shape) and shape[channel] == self.shape[channel]
+        return len(shape) == len(self.shape) and shape[self._channel] == self.channels

@@ -195,7 +195,7 @@ def written(plans: list[GraftPlan], specs: list[SlotSpec], registry: BlueprintRe
     try:
         exec(text, scope)
         rows = next(scope[name] for name in ("SEEDS_network", "SEEDS") if name in scope)
-        scope["made"] = [make() for _, _, make, *_ in rows]
+        scope["made"] = [make() for _, _, (make, *_) in rows]
     finally:
         sys.modules.update(hidden)
     return scope

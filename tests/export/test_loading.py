@@ -33,6 +33,7 @@ from esper.flow.tally import Tally
 from esper.ground.tensors import state_digest
 from esper.kasmina.blueprints.nc import mlp
 from esper.kasmina.host.attached import Seed, attach, check_names
+from esper.kasmina.host.formulas import residual
 from esper.kasmina.host.rebuilt import state_of, structure_digest
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
@@ -197,7 +198,7 @@ def test_seeds_of_a_slot_inside_another_have_their_names_in_any_order() -> None:
     """`a.0` is a slot, and the first seed of slot `a` has the name that its seeds are kept under."""
     for order in (["body", "body.0"], ["body.0", "body"]):
         network = nn.ModuleDict({"body": nn.Sequential(nn.Linear(4, 4))})
-        attach(network, [(slot, 0, Seed(mlp(4), torch.ones(()))) for slot in order])
+        attach(network, [(slot, 0, Seed(mlp(4), torch.ones(()), residual)) for slot in order])
         assert {"esper_seeds.body.0.alpha", "esper_seeds.body.0.0.alpha"} <= network.state_dict().keys()
         assert network["body"](torch.ones(2, 4)).shape == (2, 4)
         assert len(list(network.state_dict())) == 2 + 2 * 7

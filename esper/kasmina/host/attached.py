@@ -1,4 +1,4 @@
-"""Seeds as registered modules of a finished network, called by forward hooks. Imports only torch.
+"""Seeds as registered modules of a finished network, called by forward hooks. Imports only torch and `formulas`.
 
 In a live host, seeds are not registered modules (see `host_editor.py`), because they are added and removed there. In a
 finished network they are: so they move, switch modes, copy and pickle with it. A forward pass changes no alpha.
@@ -7,30 +7,44 @@ finished network they are: so they move, switch modes, copy and pickle with it. 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from torch import Tensor, nn
+
+from esper.kasmina.host.formulas import weight_of
 
 PREFIX = "esper_seeds"
 """First part of the name of every seed tensor: `esper_seeds.<slot>.<ordinal>.<name in the seed>`."""
 
 
 class Seed(nn.Module):
-    """h + alpha * module(h): a slot's output with the seed's correction added. `alpha` is a rank-0 buffer."""
+    """A slot's output with the seed blended in by a formula of `formulas.py`, such as `h + alpha * module(h)`.
+
+    `alpha` is a rank-0 buffer. `channels` is a buffer that is multiplied with it, or None.
+    """
 
     alpha: Tensor
+    channels: Tensor | None
 
-    def __init__(self, module: nn.Module, alpha: Tensor) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        alpha: Tensor,
+        formula: Callable[[Tensor, Tensor, Tensor], Tensor],
+        channels: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.module = module
+        self.formula = formula
         self.register_buffer("alpha", alpha)
+        self.register_buffer("channels", channels)
 
     def forward(self, host: Tensor) -> Tensor:
         """Return the blended output, [B, ...]; same shape. Raises: ValueError: the correction has another shape."""
         correction: Tensor = self.module(host).to(host.dtype)  # autocast may have chosen another dtype for it
         if correction.shape != host.shape:
             raise ValueError(f"a seed's output has shape {tuple(correction.shape)}, its slot's {tuple(host.shape)}")
-        return host + self.alpha * correction
+        return self.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
 
 class SlotHook:

@@ -1,30 +1,214 @@
-"""Blends a seed's output into the host's activation. Pure functions, without broadcasting, moves or casts.
+"""The table of blend modes: for each, what admission checks, the formula, and the effective alpha.
 
-Shapes: B is the batch, `...` the other dimensions of the slot's output.
+No other code distinguishes between modes. A mode never replaces another: what a mode needs and lacks is an error.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from esper.errors import DependencyViolationError
+from esper.kasmina.blueprints.precision import dtype_of
+from esper.kasmina.host.formulas import convex, residual
+from esper.kasmina.host.schedules import SCHEDULES, alpha_at, sigmoid
+from esper.leyline.commands import MAX_CHANNELS, BlendMode, BlendSpec
+from esper.leyline.slots import Kind, SlotSpec
+
+HYSTERESIS = 0.02
+"""Change of a seed's confidence, 0..1, that is too small to be applied to the live host."""
+
+Problem = tuple[str, str]
+"""What is missing or wrong, and the value with its limit."""
 
 
-def blend_residual(host: Tensor, seed: Tensor, alpha: Tensor) -> Tensor:
-    """Add the seed's correction to the host: `host + alpha * seed`.
+@dataclass(frozen=True)
+class Blend:
+    """One mode. This class is a mode that has only alpha; the classes below it add a vector or a confidence."""
+
+    formula: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(host, seed, weight) -> blended output; see `formulas.py`."""
+    fields: frozenset[str] = frozenset()
+    """Fields of a `BlendSpec` that this mode uses, beside those that every mode uses."""
+
+    def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
+        """Yield what admission must refuse in the fields of this mode and in the logits of its command."""
+        del blend, slots, logits
+        return ()
+
+    def vector(self, blend: BlendSpec, slot: SlotSpec) -> Tensor | None:
+        """Return the vector over the channels, broadcastable to one sample of the slot's output. None: it has none."""
+        del blend, slot
+        return None
+
+    def confidence(self, blend: BlendSpec, logits: Sequence[float]) -> float | None:
+        """Return the confidence, 0..1, that follows from logits. None: the mode has none."""
+        del blend, logits
+        return None
+
+    def unclamped(self, alpha: float, confidence: float | None) -> float:
+        """Return the effective alpha before it is clamped, from the scheduled alpha."""
+        del confidence
+        return alpha
+
+    def bounds(self, blend: BlendSpec) -> tuple[float, float] | None:
+        """Return the bounds of the effective alpha. None: the mode does not clamp."""
+        del blend
+        return None
+
+
+class ChannelBlend(Blend):
+    """A mode whose weight is alpha times a vector over the channels."""
+
+    def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
+        """Yield what is wrong with the vector: it is required, and must fit every slot."""
+        del logits
+        length, groups = len(blend.channels), blend.channel_groups
+        if not length:
+            yield "channels missing", "CHANNEL needs one value per channel, or per group of channels"
+        if length > MAX_CHANNELS:
+            yield "channels too long", f"{length} over {MAX_CHANNELS}; give channel_groups and a value per group"
+        if strange := [value for value in blend.channels if not 0.0 <= value <= 1.0]:  # nan is not either
+            yield "channels outside [0, 1]", str(strange[0])
+        for slot in slots:
+            wanted, what = slot.channels, "channels"
+            if groups is not None:
+                wanted, what = groups, "channel_groups"
+                if groups < 1 or slot.channels % groups:
+                    yield "channel_groups must divide the channels", f"{groups} for {slot.channels} of {slot.path}"
+            if length != wanted:
+                yield "channels of another length", f"{length} for the {wanted} {what} of slot {slot.path}"
+
+    def vector(self, blend: BlendSpec, slot: SlotSpec) -> Tensor:
+        """Return the vector with one entry per channel: [C, 1, 1] for NCHW, else [C]; in the slot's dtype."""
+        each = torch.tensor(blend.channels, dtype=torch.float64).repeat_interleave(slot.channels // len(blend.channels))
+        vector = each.to(device=slot.device, dtype=dtype_of(slot))
+        return vector[:, None, None] if slot.kind is Kind.NCHW else vector
+
+
+class ConfidenceBlend(Blend):
+    """A mode whose alpha is scaled by a confidence, computed from the policy's logits, and clamped."""
+
+    def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
+        """Yield what is wrong with the logits and the numbers of the formula."""
+        del slots
+        if len(logits) < 2:
+            found = "none given" if not logits else "one given"
+            yield "confidence_logits missing", f"{found}; CONFIDENCE compares the two largest"
+        if not all(map(math.isfinite, logits)):
+            yield "confidence_logits not finite", str(next(value for value in logits if not math.isfinite(value)))
+        if not (math.isfinite(blend.gain) and blend.gain > 0):
+            yield "gain not a positive number", str(blend.gain)
+        if not math.isfinite(blend.threshold):
+            yield "threshold not finite", str(blend.threshold)
+        if not 0.0 <= blend.low <= blend.high <= 1.0:
+            yield "low and high not in order in [0, 1]", f"{blend.low} and {blend.high}"
+
+    def confidence(self, blend: BlendSpec, logits: Sequence[float]) -> float:
+        """Return `sigmoid(gain * (top1 - top2 - threshold))` of the two largest logits."""
+        second, first = sorted(logits)[-2:]
+        return sigmoid(blend.gain * (first - second - blend.threshold))
+
+    def unclamped(self, alpha: float, confidence: float | None) -> float:
+        """Return alpha times the confidence."""
+        assert confidence is not None, "a plan without the confidence that its mode needs"
+        return alpha * confidence
+
+    def bounds(self, blend: BlendSpec) -> tuple[float, float]:
+        """Return `low` and `high`."""
+        return blend.low, blend.high
+
+
+BLENDS: Mapping[BlendMode, Blend] = {
+    BlendMode.RESIDUAL: Blend(residual),
+    BlendMode.CONVEX: Blend(convex),
+    BlendMode.CHANNEL: ChannelBlend(convex, frozenset({"channels", "channel_groups"})),
+    BlendMode.CONFIDENCE: ConfidenceBlend(convex, frozenset({"gain", "threshold", "low", "high"})),
+}
+_OF_ONE_MODE = frozenset[str]().union(*(one.fields for one in BLENDS.values()))
+
+
+def blend_of(spec: BlendSpec) -> Blend:
+    """Return the mode's row of the table. Raises: DependencyViolationError: there is no such mode."""
+    if spec.mode not in BLENDS:
+        raise DependencyViolationError("blend", "blend mode not known", spec.mode)
+    return BLENDS[BlendMode(spec.mode)]
+
+
+def check_blend(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float], what: str) -> None:
+    """Refuse a blend that cannot be carried out as it is.
 
     Args:
-        host: Host activations, [B, ...]; any floating dtype. Gradients flow through it.
-        seed: Seed output, same shape, dtype and device.
-        alpha: Rank-0 buffer, 0..1, no unit; not a parameter.
+        slots: The slots in which seeds with this blend are to be.
+        logits: The logits that the command carries.
+        what: The subject of the error.
 
-    Returns:
-        New tensor, [B, ...], host dtype.
+    Raises:
+        DependencyViolationError: the first problem.
+    """
+    for missing, detail in _problems(spec, slots, logits):
+        raise DependencyViolationError(what, missing, detail)
+
+
+def _problems(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
+    if spec.mode not in BLENDS:
+        yield "blend mode not known", f"{spec.mode!r}; there are {', '.join(BLENDS)}"
+    if spec.schedule not in SCHEDULES:
+        yield "blend schedule not known", f"{spec.schedule!r}; there are {', '.join(SCHEDULES)}"
+    if not 0.0 <= spec.alpha_target <= 1.0:  # nan is not either
+        yield "alpha_target outside [0, 1]", str(spec.alpha_target)
+    blend = blend_of(spec)
+    fields = BlendSpec.model_fields
+    if strange := [name for name in sorted(_OF_ONE_MODE - blend.fields) if getattr(spec, name) != fields[name].default]:
+        yield f"{', '.join(strange)} given, not used by the blend mode", spec.mode
+    yield from blend.problems(spec, slots, logits)
+
+
+def effective_alpha(step: int, start: int, spec: BlendSpec, confidence: float | None) -> float:
+    """Return the alpha with which a seed is blended at an optimizer step; the vector of CHANNEL is not in it."""
+    return _effective(alpha_at(step, start, spec), spec, confidence)
+
+
+def effective_target(spec: BlendSpec, confidence: float | None) -> float:
+    """Return the effective alpha at the end of the ramp."""
+    return _effective(spec.alpha_target, spec, confidence)
+
+
+def is_clamped(step: int, start: int, spec: BlendSpec, confidence: float | None) -> bool | None:
+    """Return whether a bound changes the effective alpha at an optimizer step. None: the mode does not clamp."""
+    blend = blend_of(spec)
+    if blend.bounds(spec) is None:
+        return None
+    alpha = alpha_at(step, start, spec)
+    return _effective(alpha, spec, confidence) != blend.unclamped(alpha, confidence)
+
+
+def _effective(alpha: float, spec: BlendSpec, confidence: float | None) -> float:
+    blend = blend_of(spec)
+    free, bounds = blend.unclamped(alpha, confidence), blend.bounds(spec)
+    return free if bounds is None else min(max(free, bounds[0]), bounds[1])
+
+
+def next_confidence(spec: BlendSpec, logits: Sequence[float], applied: float | None) -> float | None:
+    """Return the confidence that a command's logits ask for, or the applied one if it differs by `HYSTERESIS` or less.
+
+    None: the mode has no confidence.
+    """
+    fresh = blend_of(spec).confidence(spec, logits)
+    if fresh is None or (applied is not None and abs(fresh - applied) <= HYSTERESIS):
+        return applied
+    return fresh
+
+
+def check_fits(host: Tensor, seed: Tensor) -> None:
+    """Refuse a seed's output that a formula would broadcast, cast or move.
 
     Raises:
         DependencyViolationError: shapes, dtypes or devices differ.
-
-    Source: He et al. 2016, arXiv:1512.03385, sec. 3.1 (identity shortcut); the ramp of alpha is esper's.
     """
     if host.shape != seed.shape or host.dtype != seed.dtype or host.device != seed.device:
         raise DependencyViolationError(
@@ -32,12 +216,3 @@ def blend_residual(host: Tensor, seed: Tensor, alpha: Tensor) -> Tensor:
             "the seed's output does not fit the host's",
             f"{tuple(seed.shape)} {seed.dtype} {seed.device} on {tuple(host.shape)} {host.dtype} {host.device}",
         )
-    return host + alpha * seed
-
-
-def alpha_at(step: int, start: int, ramp_steps: int, target: float) -> float:
-    """Return alpha of a seed at an optimizer step: `target * (step - start + 1) / ramp_steps`, from 0 to `target`.
-
-    Source: docs/growth.md (linear ramp).
-    """
-    return target * min(1.0, max(0, step - start + 1) / ramp_steps)

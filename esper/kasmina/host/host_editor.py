@@ -17,8 +17,9 @@ from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
 from esper.kasmina.host.attached import PREFIX, Seed, attach
-from esper.kasmina.host.blending import alpha_at, blend_residual
+from esper.kasmina.host.blending import blend_of, check_fits, effective_alpha, effective_target
 from esper.kasmina.host.code_path import asked_path, path_of_this_call
+from esper.kasmina.host.formulas import weight_of
 from esper.kasmina.host.isolation import reachable_parameters
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import GraftPlan, Weights
@@ -27,13 +28,20 @@ from esper.user_code.their_code import their_code
 
 
 class GraftedSeed(nn.Module):
-    """A seed at its slot: `h + alpha * module(h)`. While the seed is isolated, its input is detached from the graph."""
+    """A seed at its slot, with the blend of its plan. While the seed is isolated, its input is detached from the graph.
+
+    Alpha and the vector of CHANNEL are buffers: a change of their values does not compile a compiled host again.
+    """
 
     alpha: Tensor
+    """The effective alpha of the present step, rank 0."""
+    channels: Tensor | None
+    """The vector of CHANNEL, broadcastable to one sample. None for other modes."""
 
-    def __init__(self, module: nn.Module, plan: GraftPlan, dtype: torch.dtype, asked_path: str) -> None:
+    def __init__(self, module: nn.Module, plan: GraftPlan, spec: SlotSpec, asked_path: str) -> None:
         super().__init__()
         self.module = module
+        self.blend = blend_of(plan.blend)
         self.plan = plan
         self.asked_path = asked_path
         self.watched = False
@@ -43,7 +51,8 @@ class GraftedSeed(nn.Module):
         self.slot_shape: tuple[int, ...] | None = None
         self.ran: dict[tuple[str, str, str], None] = {}
         """Each distinct (dtype, device, code path) of the calls since the last observation, in order of appearance."""
-        self.register_buffer("alpha", torch.zeros((), dtype=dtype, device=plan.asked_device))
+        self.register_buffer("alpha", torch.zeros((), dtype=dtype_of(spec), device=plan.asked_device))
+        self.register_buffer("channels", self.blend.vector(plan.blend, spec))
 
     def forward(self, host: Tensor) -> Tensor:
         """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
@@ -60,7 +69,8 @@ class GraftedSeed(nn.Module):
         self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
         self.ran[str(correction.dtype), str(correction.device), path_of_this_call(self.module)] = None
         self.branch = correction if self.watched and self.plan.isolated else None
-        return blend_residual(host, correction, self.alpha)
+        check_fits(host, correction)
+        return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
     def observe(self) -> SeedObservation:
         """Return the observation since the last call of `observe`, and reset it.
@@ -68,7 +78,7 @@ class GraftedSeed(nn.Module):
         Alpha and its target are rounded to the buffer's dtype, so that they can be compared. If calls differed in
         dtype, device or path, or tensors of the seed are on another device than its output, all values are listed.
         """
-        target = torch.tensor(self.plan.blend.alpha_target, dtype=self.alpha.dtype)
+        target = torch.tensor(effective_target(self.plan.blend, self.plan.confidence), dtype=self.alpha.dtype)
         dtypes, devices, paths = zip(*self.ran, strict=True) if self.ran else ((), (), ())
         lying = [str(tensor.device) for tensor in (*self.module.parameters(), *self.module.buffers())]
         found = SeedObservation(
@@ -93,6 +103,10 @@ class GraftedSeed(nn.Module):
 
 def _all_of(values: Sequence[str]) -> str | None:
     return " and ".join(dict.fromkeys(values)) or None
+
+
+def _finished(seed: GraftedSeed) -> Seed:
+    return Seed(seed.module, seed.alpha, seed.blend.formula, seed.channels)
 
 
 class SlotStack(nn.Module):
@@ -140,7 +154,7 @@ class SeedEditor:
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         module.load_state_dict(from_bytes(weights[plan.weights_digest]))
-        seed = GraftedSeed(module, plan, dtype_of(spec), asked_path(self._host, plan.slot))
+        seed = GraftedSeed(module, plan, spec, asked_path(self._host, plan.slot))
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()
@@ -169,14 +183,14 @@ class SeedEditor:
         for _, handle in self._stacks.values():
             handle.remove()
         grafted = self._seeds.values()
-        attach(self._host, [(seed.plan.slot, seed.plan.ordinal, Seed(seed.module, seed.alpha)) for seed in grafted])
+        attach(self._host, [(seed.plan.slot, seed.plan.ordinal, _finished(seed)) for seed in grafted])
         self._stacks, self._seeds = {}, {}
 
     def set_alphas(self, step: int) -> None:
         """Set every seed's alpha for optimizer step `step`."""
         for seed in self._seeds.values():
-            blend = seed.plan.blend
-            seed.alpha.fill_(alpha_at(step, seed.plan.start_step, blend.ramp_steps, blend.alpha_target))
+            plan = seed.plan
+            seed.alpha.fill_(effective_alpha(step, plan.start_step, plan.blend, plan.confidence))
 
     def topology(self) -> tuple[GraftPlan, ...]:
         """Return the plans that rebuild the present seeds, in graft order, with later changes (`join`) applied."""

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from esper.kasmina.host.attached import Seed, attach
 
 Content = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
-Grafted = tuple[str, int, Callable[[], nn.Module], torch.dtype, torch.dtype]
-"""Slot, ordinal, factory of the seed's module, dtype of its parameters, dtype of its alpha."""
+Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
+How = tuple[Callable[[], nn.Module], torch.dtype, torch.dtype, Formula, tuple[int, ...] | None]
+"""Factory of a seed's module, dtype of its parameters, dtype of its alpha, formula of its blend, and shape of the
+vector over the channels. None: its blend has no vector."""
+Grafted = tuple[str, int, How]
+"""Slot, ordinal, and how the seed is made."""
 
 
 def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Content, modules: str) -> nn.Module:
@@ -38,10 +42,18 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Con
     if structure_digest(network) != modules:
         how = f"a module of it, or a setting, differs (torch is {torch.__version__} here)"
         raise ValueError(f"this is another network than the one that grew: {how}")
-    made = [(slot, at, Seed(make().to(dtype), torch.zeros((), dtype=alpha))) for slot, at, make, dtype, alpha in seeds]
+    made = [(slot, ordinal, _empty(*how)) for slot, ordinal, how in seeds]
     attach(network, made)
     fill(network, state)
     return network.eval()
+
+
+def _empty(
+    make: Callable[[], nn.Module], dtype: torch.dtype, alpha: torch.dtype, formula: Formula, shape: Sequence[int] | None
+) -> Seed:
+    """Return a seed with zeros as its alpha and its vector, which are filled later."""
+    vector = torch.zeros(shape, dtype=alpha) if shape is not None else None
+    return Seed(make().to(dtype), torch.zeros((), dtype=alpha), formula, vector)
 
 
 def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see Content

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from esper.errors import DependencyViolationError, StageConflict
+from esper.kasmina.host.blending import check_blend
 from esper.kasmina.registry.ledger import Ledger
-from esper.leyline.commands import MAX_MESH_LAYERS, BlendMode, Command, Operation
+from esper.leyline.commands import MAX_MESH_LAYERS, Command, Operation
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 
 Check = Callable[[Command, Ledger], None]
@@ -97,9 +98,8 @@ def _blend(command: Command, ledger: Ledger) -> None:
     if command.blend is None:
         require(not into_host(command, ledger), command, "blend spec missing")
         return
-    target = command.blend.alpha_target
-    require(command.blend.mode in BlendMode.__members__, command, "blend mode not known", command.blend.mode)
-    require(math.isfinite(target) and 0.0 <= target <= 1.0, command, "alpha_target outside [0, 1]", str(target))
+    slot, _ = ledger.pairs[command.seed_id]
+    check_blend(command.blend, [ledger.slots[slot]], command.confidence_logits, f"command {command.command_id}")
 
 
 # -- possible: StageConflict -------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _not_blank(text: str) -> bool:
 RULES: Mapping[Operation, Rule] = {
     Operation.GERMINATE: Rule(
         uses=dict.fromkeys(("candidates", "replica_of", "mesh_host_layers", "fallback_marks"), always),
-        complete=(_candidates, _replica, _mesh, _blend),
+        complete=(_candidates, _replica, _mesh),
         possible=(_new_seeds, _no_tournament, _accepted_original),
     ),
     Operation.ADVANCE: Rule(

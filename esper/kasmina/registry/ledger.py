@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import Stage
 
 
@@ -21,6 +22,6 @@ class Ledger:
     stages: Mapping[str, Stage]
     pairs: Mapping[str, tuple[str, str]]
     """(slot, blueprint) by seed id, of every seed in `stages`."""
-    slots: frozenset[str]
+    slots: Mapping[str, SlotSpec]
     order_in_flight: str | None
     """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""

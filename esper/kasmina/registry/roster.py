@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from esper.kasmina.host.blending import alpha_at
+from esper.kasmina.host.blending import effective_alpha
 from esper.kasmina.registry.registry_state import RosterState
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
@@ -71,7 +71,7 @@ class Roster:
 
     def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
         """Record that `plan` put a seed into the live host. Also advances the slot's next ordinal."""
-        graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend)
+        graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend, confidence=plan.confidence)
         self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
         self._ordinals[plan.slot] += 1
 
@@ -179,8 +179,8 @@ class Roster:
     def _alpha(self, seed: SeedRecord, fence: int) -> float | None:
         if seed.graft is None or seed.stage not in IN_HOST:
             return None
-        blend = seed.graft.blend
-        return alpha_at(self._facts.fence_steps[fence] - 1, seed.start_step, blend.ramp_steps, blend.alpha_target)
+        step = self._facts.fence_steps[fence] - 1
+        return effective_alpha(step, seed.start_step, seed.graft.blend, seed.graft.confidence)
 
     def _disturbed(self, fence: int) -> bool:
         return self._removed_at is not None and fence == self._removed_at + 1

@@ -117,7 +117,7 @@ class RunRecords:
             bodies={key: signed_bytes(command) for key, command in counted.items()},
             stages=self.roster.stages(),
             pairs=self.roster.pairs(),
-            slots=frozenset(self.roster.specs),
+            slots=self.roster.specs,
             order_in_flight=self.order.order_id if self.order is not None else None,
         )
 

@@ -25,6 +25,8 @@ class Graft(Message):
     start_step: int
     """The first optimizer step in which the seed takes part."""
     blend: BlendSpec
+    confidence: float | None = None
+    """The applied confidence of a CONFIDENCE blend, 0..1. None: the mode has none."""
 
 
 class SeedRecord(Message):

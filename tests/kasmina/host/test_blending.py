@@ -1,32 +1,170 @@
-"""Blending: the formula, the ramp, and nothing that is broadcast, cast or moved to make things fit."""
+"""Blending: formulas, schedules and the table of modes, against arithmetic that this file writes out itself."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.errors import DependencyViolationError
-from esper.kasmina.host.blending import alpha_at, blend_residual
+from esper.kasmina.host.blending import (
+    BLENDS,
+    blend_of,
+    check_fits,
+    effective_alpha,
+    effective_target,
+    is_clamped,
+    next_confidence,
+)
+from esper.kasmina.host.formulas import weight_of
+from esper.kasmina.host.schedules import SCHEDULES, alpha_at
+from esper.leyline.commands import BlendMode, BlendSchedule, BlendSpec
+from esper.leyline.slots import Kind, SlotSpec
+
+SHAPES = {Kind.NCHW: (4, 2, 3), Kind.NTC: (3, 4), Kind.NC: (4,)}
+"""Shape of one sample, with 4 channels each."""
 
 
-def test_the_seeds_correction_is_added_by_its_share():
-    host, seed = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[10.0, 0.0], [0.0, -4.0]])
-    blended = blend_residual(host, seed, torch.tensor(0.25))
-    assert torch.equal(blended, torch.tensor([[3.5, 2.0], [3.0, 3.0]]))
+def slot_of(kind: Kind, dtype: str = "torch.float32") -> SlotSpec:
+    return SlotSpec(
+        path="body", kind=kind, shape=SHAPES[kind], dtype=dtype, device="cpu", causal=False, samples_independent=True
+    )
 
 
-def test_a_seed_without_a_share_changes_no_bit():
-    host, seed = torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.full((4, 8), 1e30)
-    assert torch.equal(blend_residual(host, seed, torch.tensor(0.0)), host)
+def spec(mode: str, **fields: Any) -> BlendSpec:
+    return BlendSpec(**({"mode": mode, "ramp_steps": 4} | fields))
 
 
-def test_gradients_reach_host_and_seed_by_their_shares():
-    host, seed = torch.ones(2, 3, requires_grad=True), torch.ones(2, 3, requires_grad=True)
-    blend_residual(host, seed, torch.tensor(0.25)).sum().backward()
-    assert torch.equal(host.grad, torch.ones(2, 3))
-    assert torch.equal(seed.grad, torch.full((2, 3), 0.25))
+def blended(blend: BlendSpec, slot: SlotSpec, host: torch.Tensor, seed: torch.Tensor, alpha: float) -> torch.Tensor:
+    weight = weight_of(torch.tensor(alpha, dtype=host.dtype), blend_of(blend).vector(blend, slot), host)
+    return blend_of(blend).formula(host, seed, weight)
+
+
+# -- the formulas ------------------------------------------------------------------------------------------------
+
+SHARE = st.floats(0, 1, width=32)
+VALUES = st.lists(st.floats(-1e3, 1e3, width=32), min_size=48, max_size=48)
+BLEND = st.one_of(
+    st.just(spec("RESIDUAL")),
+    st.just(spec("CONVEX")),
+    st.builds(lambda v: spec("CHANNEL", channels=tuple(v)), st.lists(SHARE, min_size=4, max_size=4)),
+    st.builds(lambda v: spec("CHANNEL", channels=tuple(v), channel_groups=2), st.lists(SHARE, min_size=2, max_size=2)),
+    st.builds(
+        lambda bounds, gain, tau: spec("CONFIDENCE", gain=gain, threshold=tau, low=bounds[0], high=bounds[1]),
+        st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+        st.floats(0.1, 50),
+        st.floats(-2, 2),
+    ),
+)
+
+
+def by_hand(blend: BlendSpec, kind: Kind, alpha: float, confidence: float | None, h: float, s: float, at: int) -> float:
+    """The formulas of docs/growth.md for one element; `at` is its place in a batch of 2 samples."""
+    if blend.mode == "RESIDUAL":
+        return h + alpha * s
+    if blend.mode == "CONFIDENCE":
+        assert confidence is not None
+        alpha = sorted((blend.low, alpha * confidence, blend.high))[1]
+    if blend.mode == "CHANNEL":
+        inner = math.prod(SHAPES[kind][1:]) if kind is Kind.NCHW else 1
+        alpha *= blend.channels[at // inner % 4 * len(blend.channels) // 4]
+    return (1 - alpha) * h + alpha * s
+
+
+@settings(max_examples=150, deadline=None)
+@given(BLEND, st.sampled_from(Kind), SHARE, VALUES, VALUES, st.lists(st.floats(-3, 3), min_size=2, max_size=5))
+def test_every_mode_is_its_formula_and_stays_between_host_and_seed(blend, kind, alpha, host, seed, logits):
+    size = 2 * math.prod(SHAPES[kind])
+    h, s = (torch.tensor(values[:size], dtype=torch.float64).view(2, *SHAPES[kind]) for values in (host, seed))
+    confidence = next_confidence(blend, logits, None)
+    target = blend.model_copy(update={"alpha_target": alpha})
+    effective = effective_target(target, confidence)
+
+    found = blended(blend, slot_of(kind, "torch.float64"), h, s, effective)
+
+    flat = [found.flatten()[at].item() for at in range(size)]
+    for at, (value, mine, its) in enumerate(zip(flat, host, seed, strict=False)):
+        assert value == pytest.approx(by_hand(blend, kind, alpha, confidence, mine, its, at), rel=1e-9, abs=1e-9)
+        ends = (mine, mine + its) if blend.mode == "RESIDUAL" else (mine, its)
+        assert min(ends) - 1e-9 <= value <= max(ends) + 1e-9
+    assert 0.0 <= effective <= 1.0
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.floats(0.1, 20), st.floats(-3, 3))
+def test_the_confidence_is_the_sigmoid_of_the_lead_of_the_largest_logit(logits, gain, tau):
+    best = max(range(len(logits)), key=logits.__getitem__)
+    lead = logits[best] - max(logits[:best] + logits[best + 1 :])
+    blend = spec("CONFIDENCE", gain=gain, threshold=tau)
+    assert next_confidence(blend, logits, None) == pytest.approx((1 + math.tanh(gain * (lead - tau) / 2)) / 2)
+
+
+def test_the_default_confidence_is_one_half_at_a_lead_of_a_fifth():
+    assert next_confidence(spec("CONFIDENCE"), (1.2, 1.0), None) == pytest.approx(0.5)
+    assert next_confidence(spec("CONFIDENCE"), (2.2, 1.0, -7.0), None) == pytest.approx(1 / (1 + math.exp(-4.0)))
+
+
+@pytest.mark.parametrize("logits", [(1e308, -1e308), (0.0, 0.0), (-1e308, -1e308)])
+def test_no_finite_logit_overflows(logits):
+    for blend in (spec("CONFIDENCE"), spec("CONFIDENCE", gain=1e300, threshold=1e300)):
+        assert 0.0 <= next_confidence(blend, logits, None) <= 1.0
+
+
+def test_a_confidence_follows_the_logits_only_beyond_the_hysteresis():
+    blend = spec("CONFIDENCE", gain=1.0, threshold=0.0)
+
+    def logits(confidence: float) -> tuple[float, float]:
+        return math.log(confidence / (1 - confidence)), 0.0
+
+    assert next_confidence(blend, logits(0.715), 0.7) == 0.7
+    assert next_confidence(blend, logits(0.685), 0.7) == 0.7
+    assert next_confidence(blend, logits(0.725), 0.7) == pytest.approx(0.725)
+    assert next_confidence(blend, logits(0.675), 0.7) == pytest.approx(0.675)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in BlendMode if mode is not BlendMode.CONFIDENCE])
+def test_no_other_mode_has_a_confidence(mode):
+    assert next_confidence(spec(mode), (), None) is None
+
+
+def test_the_table_has_every_mode_and_every_schedule():
+    assert set(BLENDS) == set(BlendMode)
+    assert set(SCHEDULES) == set(BlendSchedule)
+
+
+# -- what is not changed -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["RESIDUAL", "CONVEX"])
+def test_a_seed_without_a_share_changes_no_bit(mode):
+    host, seed = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), torch.full((4, 4), 1e30)
+    assert torch.equal(blended(spec(mode), slot_of(Kind.NC), host, seed, 0.0), host)
+
+
+def test_a_residual_seed_is_added_as_it_always_was_to_the_bit():
+    made = torch.Generator().manual_seed(0)
+    host, seed, alpha = torch.randn(64, 4, generator=made), torch.randn(64, 4, generator=made), 0.3
+    assert torch.equal(blended(spec("RESIDUAL"), slot_of(Kind.NC), host, seed, alpha), host + torch.tensor(0.3) * seed)
+
+
+@pytest.mark.parametrize(("mode", "share"), [("RESIDUAL", 1.0), ("CONVEX", 0.75)])
+def test_gradients_reach_host_and_seed_by_their_shares(mode, share):
+    host, seed = torch.ones(2, 4, requires_grad=True), torch.ones(2, 4, requires_grad=True)
+    blended(spec(mode), slot_of(Kind.NC), host, seed, 0.25).sum().backward()
+    assert torch.equal(host.grad, torch.full((2, 4), share))
+    assert torch.equal(seed.grad, torch.full((2, 4), 0.25))
+
+
+@pytest.mark.parametrize("dtype", ["torch.bfloat16", "torch.float16", "torch.float32"])
+@pytest.mark.parametrize("mode", BlendMode)
+def test_a_blend_keeps_the_hosts_dtype(mode, dtype):
+    slot = slot_of(Kind.NC, dtype)
+    blend = spec(mode, channels=(0.5, 0.25, 1.0, 0.0)) if mode == "CHANNEL" else spec(mode)
+    host = torch.ones(2, 4, dtype=getattr(torch, dtype.removeprefix("torch.")))
+    assert blended(blend, slot, host, host, 0.5).dtype == host.dtype
 
 
 @pytest.mark.parametrize(
@@ -36,18 +174,54 @@ def test_gradients_reach_host_and_seed_by_their_shares():
 )
 def test_a_seed_that_does_not_fit_is_refused_and_nothing_is_broadcast(seed):
     with pytest.raises(DependencyViolationError, match="does not fit"):
-        blend_residual(torch.zeros(4, 8), seed, torch.tensor(1.0))
+        check_fits(torch.zeros(4, 8), seed)
 
 
-def test_the_ramp_is_the_written_one():
-    assert [alpha_at(step, 10, 4, 0.8) for step in (9, 10, 11, 12, 13, 14, 99)] == pytest.approx(
+# -- the schedules -----------------------------------------------------------------------------------------------
+
+
+def test_the_linear_ramp_is_the_written_one():
+    blend = spec("RESIDUAL", alpha_target=0.8)
+    assert [alpha_at(step, 10, blend) for step in (9, 10, 11, 12, 13, 14, 99)] == pytest.approx(
         [0.0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8]
     )
 
 
-@given(st.integers(0, 10_000), st.integers(0, 5_000), st.integers(1, 500), st.floats(0, 1))
-def test_alpha_never_leaves_its_range_never_falls_and_reaches_its_target_exactly(step, start, ramp, target):
-    alpha = alpha_at(step, start, ramp, target)
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("cosine", [(1 - math.cos(math.pi * share)) / 2 for share in (0.25, 0.5, 0.75, 1)]),
+        ("sigmoid", [(math.tanh(6 * share - 3) / math.tanh(3) + 1) / 2 for share in (0.25, 0.5, 0.75, 1)]),
+    ],
+)
+def test_the_other_ramps_are_the_written_ones(schedule, shares):
+    blend = spec("RESIDUAL", schedule=schedule)
+    assert [alpha_at(step, 10, blend) for step in (10, 11, 12, 13)] == pytest.approx(shares)
+
+
+@given(
+    st.integers(0, 10_000), st.integers(0, 5_000), st.integers(1, 500), st.floats(0, 1), st.sampled_from(BlendSchedule)
+)
+def test_alpha_never_leaves_its_range_never_falls_and_reaches_its_target_exactly(step, start, ramp, target, schedule):
+    blend = spec("RESIDUAL", ramp_steps=ramp, alpha_target=target, schedule=schedule)
+    alpha = alpha_at(step, start, blend)
     assert 0 <= alpha <= target
-    assert alpha <= alpha_at(step + 1, start, ramp, target)
-    assert alpha_at(start + ramp - 1, start, ramp, target) == target
+    assert alpha <= alpha_at(step + 1, start, blend)
+    assert alpha_at(start + ramp - 1, start, blend) == target
+
+
+def test_the_effective_alpha_of_a_confident_blend_is_clamped_and_says_so():
+    blend = spec("CONFIDENCE", low=0.2, high=0.6)
+    found = [(effective_alpha(step, 0, blend, 1.0), is_clamped(step, 0, blend, 1.0)) for step in range(4)]
+    assert found == [(0.25, False), (0.5, False), (0.6, True), (0.6, True)]
+    assert (effective_target(blend, 1.0), effective_alpha(0, 0, blend, 0.1)) == (0.6, 0.2)
+    assert [is_clamped(3, 0, spec(mode), None) for mode in ("RESIDUAL", "CONVEX", "CHANNEL")] == [None] * 3
+
+
+def test_the_vector_of_a_channel_blend_lies_along_the_channels():
+    blend = spec("CHANNEL", channels=(0.0, 1.0), channel_groups=2)
+    for kind in Kind:
+        host, seed = torch.zeros(1, *SHAPES[kind]), torch.ones(1, *SHAPES[kind])
+        found = blended(blend, slot_of(kind), host, seed, 1.0)[0]
+        last = found.movedim(0, -1) if kind is Kind.NCHW else found
+        assert torch.equal(last, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand_as(last))

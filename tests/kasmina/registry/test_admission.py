@@ -18,6 +18,7 @@ from esper.kasmina.registry.admission import AdmittedCommand, admit
 from esper.kasmina.registry.admission_rules import OPTIONAL, RULES
 from esper.kasmina.registry.ledger import Ledger
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
+from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import IN_HOST, Stage
 from esper.testing import EPOCH
 
@@ -26,7 +27,7 @@ OTHER_RUN = "00000000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture
-def ledger(run_id: str) -> Ledger:
+def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
     """A run in which `seed-1` was germinated by `command-0` and has just won its tournament."""
     return Ledger(
         run_id=run_id,
@@ -35,7 +36,7 @@ def ledger(run_id: str) -> Ledger:
         bodies={"command-0": b"what was signed then"},
         stages={"seed-1": Stage.TRAINING},
         pairs={"seed-1": ("body", "mlp")},
-        slots=frozenset({"body"}),
+        slots={"body": body_spec},
         order_in_flight=None,
     )
 
@@ -209,7 +210,6 @@ TOO_MANY = tuple(f"layer-{place}" for place in range(129))
         ),
         (Operation.GERMINATE, {"replica_of": "seed-7"}, "the seed to repeat is not known"),
         (Operation.GERMINATE, candidate(blueprint_id="norm") | {"replica_of": "seed-1"}, "a replica of another pair"),
-        (Operation.GERMINATE, blend(mode="CONVEX"), "blend mode not known"),
         (Operation.ADVANCE, {"seed_id": ""}, "seed id missing"),
         (Operation.ADVANCE, {"seed_id": "seed-7"}, "seed not known"),
         (Operation.ADVANCE, {"mesh_host_layers": ()}, "mesh_host_layers missing"),
@@ -217,7 +217,7 @@ TOO_MANY = tuple(f"layer-{place}" for place in range(129))
         (Operation.ADVANCE, {"mesh_host_layers": ("body", "head", "body")}, "mesh_host_layers repeats a layer"),
         (Operation.ADVANCE, {"mesh_host_layers": TOO_MANY}, "mesh_host_layers too long"),
         (Operation.ADVANCE, {"blend": None}, "blend spec missing"),
-        (Operation.ADVANCE, blend(mode="CHANNEL"), "blend mode not known"),
+        (Operation.ADVANCE, blend(mode="CROSSFADE"), "blend mode not known"),
         (Operation.ADVANCE, blend(mode="residual"), "blend mode not known"),
         (Operation.ADVANCE, blend(alpha_target=1.01), "alpha_target outside"),
         (Operation.ADVANCE, blend(alpha_target=-0.01), "alpha_target outside"),

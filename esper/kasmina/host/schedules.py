@@ -1,0 +1,51 @@
+"""Schedules of alpha: how it rises from 0 to its target over the ramp of a seed. No torch, no state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from esper.leyline.commands import BlendSchedule, BlendSpec
+
+STEEPNESS = 12.0
+"""Width of the part of the logistic function that SIGMOID uses: from -6 to 6."""
+
+
+def sigmoid(x: float) -> float:
+    """Return the logistic function of x, which may be infinite. No intermediate value overflows."""
+    if x >= 0:
+        return 1 / (1 + math.exp(-x))
+    return math.exp(x) / (1 + math.exp(x))
+
+
+def _linear(progress: float) -> float:
+    return progress
+
+
+def _cosine(progress: float) -> float:
+    return (1 - math.cos(math.pi * progress)) / 2
+
+
+def _sigmoid(progress: float) -> float:
+    """A logistic function, moved and stretched so that it begins at 0 and ends at 1 exactly."""
+    least, most = sigmoid(-STEEPNESS / 2), sigmoid(STEEPNESS / 2)
+    return (sigmoid(STEEPNESS * (progress - 0.5)) - least) / (most - least)
+
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    BlendSchedule.LINEAR: _linear,
+    BlendSchedule.COSINE: _cosine,
+    BlendSchedule.SIGMOID: _sigmoid,
+}
+"""Schedule -> share of the target, 0..1, at a share of the ramp, 0..1. Each rises from exactly 0 to exactly 1."""
+
+
+def alpha_at(step: int, start: int, blend: BlendSpec) -> float:
+    """Return the scheduled alpha of a seed at an optimizer step, from 0 to `blend.alpha_target`.
+
+    Step `start` is the first of the ramp: alpha there is the share `1 / ramp_steps` of the ramp, not 0.
+
+    Source: docs/growth.md.
+    """
+    progress = min(1.0, max(0, step - start + 1) / blend.ramp_steps)
+    return blend.alpha_target * SCHEDULES[blend.schedule](progress)

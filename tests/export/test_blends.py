@@ -1,0 +1,89 @@
+"""A finished network blends its seeds as the live host does, to the bit: released, and rebuilt without esper."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from esper.export.network_file import network_file
+from esper.ground.tensors import blob_digest, to_bytes
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS
+from esper.kasmina.host.host_editor import SeedEditor
+from esper.kasmina.host.rebuilt import state_of, structure_digest
+from esper.leyline.commands import BlendMode, BlendSpec
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import Kind, SlotSpec
+
+FIELDS: dict[str, Any] = {
+    "RESIDUAL": {},
+    "CONVEX": {"schedule": "cosine", "alpha_target": 0.9},
+    "CHANNEL": {"channels": (0.25, 1.0), "channel_groups": 2, "schedule": "sigmoid"},
+    "CONFIDENCE": {"low": 0.1, "high": 0.8},
+}
+
+
+class Convolutions(nn.Module):
+    """[B, 3, 5, 5] -> [B, 2], with a slot "body" of kind NCHW."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+
+SPEC = SlotSpec(
+    path="body",
+    kind=Kind.NCHW,
+    shape=(4, 5, 5),
+    dtype="torch.float32",
+    device="cpu",
+    causal=False,
+    samples_independent=True,
+)
+
+
+@pytest.mark.parametrize("mode", BlendMode)
+def test_a_finished_network_has_the_live_hosts_bits(mode: BlendMode) -> None:
+    torch.manual_seed(0)
+    host, x = Convolutions(), torch.randn(6, 3, 5, 5)
+    bare = copy.deepcopy(host)
+    module = BLUEPRINTS.get("conv3").build(SPEC, seed_key=1)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -1, 1)
+    blob = to_bytes(module.state_dict())
+    plan = GraftPlan(
+        command_id="c",
+        run_id="r",
+        generation=1,
+        seed_id="s",
+        fence=1,
+        slot="body",
+        ordinal=0,
+        blueprint_id="conv3",
+        blend=BlendSpec(mode=mode, ramp_steps=4, **FIELDS[mode]),
+        start_step=0,
+        isolated=False,
+        warmup_steps=1,
+        asked_device="cpu",
+        weights_digest=blob_digest(blob),
+        confidence=0.6 if mode is BlendMode.CONFIDENCE else None,
+    )
+    editor = SeedEditor(host.eval(), {"body": SPEC}, BLUEPRINTS)
+    editor.graft(plan, {plan.weights_digest: blob})
+    editor.set_alphas(2)
+    live = host(x)
+    editor.release()
+
+    scope: dict[str, Any] = {"__name__": "network", "__file__": "network.py"}
+    exec(network_file("a-run", 1, [plan], {"body": SPEC}, BLUEPRINTS, ""), scope)
+    made = scope["rebuild"](Convolutions, scope["SEEDS"], state_of(host), structure_digest(bare))
+
+    assert torch.equal(host(x), live)
+    assert torch.equal(made(x), live)
+    assert not torch.allclose(live, bare.eval()(x))
