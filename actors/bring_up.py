@@ -16,14 +16,14 @@ from actors.emergency_inbox import ConductorInbox, emergency_word
 from actors.end_signals import uninterrupted
 from actors.ray_crew import RayCrew
 from actors.run_actors import RunActors, actor_roles, manager_names
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper import faults
 from esper.config.joined import RunConfig
 from esper.flow.crew import Components
 from esper.flow.launching import BringUp
 from esper.ground.closing import at_the_end
 from esper.setup.assembly import RunKey
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 
 RAY_SHARE = 2
 """Deadline of Ray's own start, in start deadlines of actors: Ray starts several processes, one after the other."""
@@ -44,11 +44,11 @@ def fault_points(config: RunConfig) -> dict[str, set[str]]:
     return points
 
 
-def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp:
+def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None) -> BringUp:
     """How `esper.flow.runner.Conductor` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
 
     @contextmanager
-    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Components]:
+    def up(survey: Survey, key: RunKey, path: Path) -> Iterator[Components]:
         stack = ExitStack()
 
         def end() -> None:
@@ -56,13 +56,13 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
                 stack.close()
 
         with at_the_end(end, "ending the actors"):
-            config, slots = prospect.config, 1 + prospect.config.growth.managers
+            config, slots = survey.config, 1 + survey.config.growth.managers
             deadline_s = RAY_SHARE * config.ray.start_deadline_s
             ours = embedded or stack.enter_context(
                 EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s, run_dir=path)
             )
             word = stack.enter_context(emergency_word())
-            crew = RayCrew(RunActors(prospect, key, sent, path, word.path), ours.check)
+            crew = RayCrew(RunActors(survey, key, sent, path, word.path), ours.check)
             incubator = crew.start()
             stack.callback(incubator.join)
             stack.callback(crew.end)
@@ -70,7 +70,7 @@ def bring_up(sent: SentProspect, embedded: EmbeddedRay | None = None) -> BringUp
 
             yield Components(
                 trainer=tolaria_handle(crew.remotes["tolaria"]),
-                tamiyo=tamiyo_handle(crew.remotes["tamiyo"], prospect.config.policy.deadline_s),
+                tamiyo=tamiyo_handle(crew.remotes["tamiyo"], survey.config.policy.deadline_s),
                 kasmina=kasmina_handle(crew.remotes["kasmina"]),
                 incubator=incubator,
                 inbox=ConductorInbox(emergency_handle(crew.remotes["emergency"])),

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from actors.shell import SnapshotRef
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper.emergency.word import EmergencyWord
 from esper.ground.clock import SystemClock
 from esper.ground.heartbeat import beat
@@ -29,22 +29,22 @@ from esper.tamiyo.service import Tamiyo
 from esper.tolaria.trainer import Trainer
 
 
-def tolaria(sent: SentProspect, key: RunKey, word: Path) -> HostedTrainer:
+def tolaria(sent: SentSurvey, key: RunKey, word: Path) -> HostedTrainer:
     """Make the trainer. It reads the emergency word in the file `word` at every step."""
     return HostedTrainer(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
 
 
-def tamiyo(sent: SentProspect, key: RunKey) -> Tamiyo:
+def tamiyo(sent: SentSurvey, key: RunKey) -> Tamiyo:
     """Make Tamiyo with the config's policy."""
     return make_tamiyo(sent.open(), key, SystemClock())
 
 
-def kasmina(sent: SentProspect, key: RunKey) -> KasminaRegistrar:
+def kasmina(sent: SentSurvey, key: RunKey) -> KasminaRegistrar:
     """Make Kasmina's registry."""
     return make_kasmina(sent.open(), key, SystemClock())
 
 
-def manager(sent: SentProspect, key: RunKey, word: Path) -> HostedForks:
+def manager(sent: SentSurvey, key: RunKey, word: Path) -> HostedForks:
     """Make a manager, which incubates. Its forks read the emergency word at every step, as the trainer does."""
     return HostedForks(sent, key, EmergencyWord.attach(word).halted)
 
@@ -76,17 +76,17 @@ class HostedForks:
     """
 
     def __init__(
-        self, sent: SentProspect, key: RunKey, halted: Callable[[], bool], fetch: Callable[[Any], Any] = ray.get
+        self, sent: SentSurvey, key: RunKey, halted: Callable[[], bool], fetch: Callable[[Any], Any] = ray.get
     ) -> None:
-        prospect = sent.open()
+        survey = sent.open()
         self._fetch = fetch
         self._abandoned = False
 
         def stopped() -> bool:
             return self._abandoned or halted()
 
-        self._incubator: Incubator = make_incubator(prospect, key, stopped)
-        self._fork = make_fork_factory(prospect, key, stopped)
+        self._incubator: Incubator = make_incubator(survey, key, stopped)
+        self._fork = make_fork_factory(survey, key, stopped)
         self._forks: dict[str, Fork] = {}
 
     def probe_candidates(

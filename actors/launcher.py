@@ -11,14 +11,14 @@ from torch import nn
 from actors.bring_up import bring_up, fault_points
 from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper.config.joined import RunConfig
 from esper.errors import ConfigError
 from esper.export.loading import load
 from esper.flow.launching import BringUp
 from esper.flow.places import OnRay
 from esper.ground.clock import Clock, SystemClock
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.task import Task
 from esper.user_code.task_reference import Reference
 
@@ -39,13 +39,13 @@ class RayLauncher:
         """By the name of each process that a run with this config has."""
         return fault_points(config)
 
-    def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
+    def prepare(self, survey: Survey, reference: Reference) -> BringUp:
         """Make the task sendable: by its reference, or else pickled by value.
 
         Raises:
             TaskError: the task has no reference and cannot be pickled; nothing was written.
         """
-        return bring_up(SentProspect.of(prospect, reference), self._embedded)
+        return bring_up(SentSurvey.of(survey, reference), self._embedded)
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
         """Loaded from a checkpoint, on the CPU: the trainer's process has ended.

@@ -12,11 +12,11 @@ import ray
 from actors import desk, hosted_components
 from actors.shell import ActorSpec
 from actors.supervision import ChildSpec, Strategy
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper.archive.run_directory import faults_file, telemetry_folder
 from esper.config.joined import RunConfig
 from esper.setup.assembly import RunKey
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 
 SPARE = "tamiyo-spare"
 """Name of the actor that is started in advance to replace the policy's. It is asked nothing before it does."""
@@ -48,9 +48,9 @@ def manager_names(config: RunConfig) -> tuple[str, ...]:
 class RunActors:
     """The actors that one run has. Ray is up when `specs` is called, because it counts Ray's GPUs."""
 
-    prospect: Prospect
+    survey: Survey
     key: RunKey
-    sent: SentProspect
+    sent: SentSurvey
     path: Path
     """The run directory."""
     word: Path
@@ -59,7 +59,7 @@ class RunActors:
     @property
     def config(self) -> RunConfig:
         """The run's config."""
-        return self.prospect.config
+        return self.survey.config
 
     def children(self) -> list[ChildSpec]:
         """Every actor of the run, as its supervisor sees it."""

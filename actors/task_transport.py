@@ -13,7 +13,7 @@ from esper.archive.resuming import PUT_BACK
 from esper.errors import ConfigError, TaskError
 from esper.ground.workplace import workplace
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
-from esper.setup.survey import Prospect, open_data
+from esper.setup.survey import Survey, open_data
 from esper.task import Task
 from esper.user_code.import_paths import absolute_path, join_path
 from esper.user_code.process_state import set_ours
@@ -38,7 +38,7 @@ class TaskSource:
     """The working directory in which the sender's command or call began; the task's code may have left it since."""
 
     @classmethod
-    def of(cls, prospect: Prospect, reference: Reference) -> TaskSource:
+    def of(cls, survey: Survey, reference: Reference) -> TaskSource:
         """The source of the task of a survey.
 
         Raises:
@@ -50,7 +50,7 @@ class TaskSource:
             digests = file_digest(reference), source_digests(reference)
             return cls(_from_anywhere(reference), absolute_path(), *digests, started_in=where)
         try:
-            pickled: bytes = cloudpickle.dumps((prospect.task, prospect.blueprints))  # type: ignore[no-untyped-call]
+            pickled: bytes = cloudpickle.dumps((survey.task, survey.blueprints))  # type: ignore[no-untyped-call]
         except Exception as error:
             mend = f"it cannot be sent to actors ({error}); give its reference, or run it in this process"
             raise TaskError("task", type(error).__name__, mend) from error
@@ -97,24 +97,24 @@ def _unpickled(pickled: bytes) -> tuple[Task, BlueprintRegistry]:
 
 
 @dataclass(frozen=True)
-class SentProspect:
+class SentSurvey:
     """A survey without the task, its data and its blueprints, which `open` makes again in another process."""
 
     source: TaskSource
-    measured: Any  # Any: a Prospect whose task, data and blueprints are None; only `open` reads it
+    measured: Any  # Any: a Survey whose task, data and blueprints are None; only `open` reads it
 
     @classmethod
-    def of(cls, prospect: Prospect, reference: Reference) -> SentProspect:
+    def of(cls, survey: Survey, reference: Reference) -> SentSurvey:
         """Pack a survey. Raises: TaskError: as `TaskSource.of`."""
         bare: Any = {"task": None, "data": None, "blueprints": None}
-        return cls(TaskSource.of(prospect, reference), replace(prospect, **bare))
+        return cls(TaskSource.of(survey, reference), replace(survey, **bare))
 
-    def open(self) -> Prospect:
+    def open(self) -> Survey:
         """The whole survey, with the task's data opened in this process; nothing is measured again."""
         task, blueprints = self.source.load()
         set_ours(self.measured.config.run.threads)  # loading the task may have set something else
         data = open_data(task, self.measured.config)
-        whole: Prospect = replace(self.measured, task=task, data=data, blueprints=blueprints)
+        whole: Survey = replace(self.measured, task=task, data=data, blueprints=blueprints)
         return whole
 
 

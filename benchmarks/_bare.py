@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 
 from esper.config.joined import load_config
 from esper.ground.random_streams import generator
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.tolaria.host_building import build_host
 from esper.user_code.task_reference import load_task
 
@@ -23,20 +23,20 @@ from esper.user_code.task_reference import load_task
 class BareLoop:
     """What a user would write without esper. It knows which samples come when, and nothing else of the runtime."""
 
-    def __init__(self, prospect: Prospect) -> None:
-        task, data, seed = prospect.task, prospect.data, prospect.config.run.seed
+    def __init__(self, survey: Survey) -> None:
+        task, data, seed = survey.task, survey.data, survey.config.run.seed
         self.host = build_host(task, seed, "cpu")
         self._samples: Any = task.train  # Any: it loads in bulk
         self._loss = task.loss
         self._optimizer = task.optimizer(list(self.host.parameters()))
         assert task.scheduler is not None, "the task of this benchmark has one"
-        self._scheduler = task.scheduler(self._optimizer, prospect.total_steps)
+        self._scheduler = task.scheduler(self._optimizer, survey.total_steps)
         indices = data.shards["train"].indices
-        laps = range(prospect.total_steps * data.batch_size // len(indices) + 1)
+        laps = range(survey.total_steps * data.batch_size // len(indices) + 1)
         order = np.concatenate([generator(seed, "order", lap).permutation(indices) for lap in laps])
         per_epoch = data.epoch_samples // data.batch_size
         starts = [
-            s // per_epoch * data.epoch_samples + s % per_epoch * data.batch_size for s in range(prospect.total_steps)
+            s // per_epoch * data.epoch_samples + s % per_epoch * data.batch_size for s in range(survey.total_steps)
         ]
         self._batches = [order[start : start + data.batch_size].tolist() for start in starts]
         self._step = 0
@@ -92,10 +92,10 @@ class Neighbour:
 def train_without_end(reference: str) -> None:
     """One bare loop after the other."""
     torch.set_num_threads(1)
-    prospect = survey(load_task(reference)[0], load_config())
+    survey = survey_of(load_task(reference)[0], load_config())
     print("trains", flush=True)
     while True:
-        BareLoop(prospect).train(prospect.total_steps)
+        BareLoop(survey).train(survey.total_steps)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.leyline.checkpoint_record import StateCopied
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, never
 
@@ -44,7 +44,7 @@ def trained(state_bytes: int) -> Trainer:
     parameters = state_bytes // _BYTES_PER_PARAMETER
     optimizer = {"optimizer": lambda chosen: torch.optim.Adam(chosen, lr=1e-5)}
     task = tiny_task(model=lambda: Stack(parameters), batch_size=8, **optimizer)
-    trainer = survey(task, tiny_config(growth__enabled=False)).trainer("benchmark", 1, "tolaria", never)
+    trainer = survey_of(task, tiny_config(growth__enabled=False)).trainer("benchmark", 1, "tolaria", never)
     trainer.train_to(2)
     return trainer
 

@@ -32,7 +32,7 @@ from esper.leyline.incubation import Answer
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.setup.forecast import forecast
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import load_task
 
@@ -123,12 +123,12 @@ class Stopwatch(Quiet):
 
 def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
     """Steps/s of a bare loop while nothing else runs, and while another bare loop does: the machine's own share."""
-    prospect = survey(load_task(TASK)[0], load_config())
-    loop = BareLoop(prospect)
+    survey = survey_of(load_task(TASK)[0], load_config())
+    loop = BareLoop(survey)
     found: dict[bool, list[float]] = {False: [], True: []}
     with Neighbour(TASK) as neighbour:
         pin(os.getpid(), {TRAINERS_CORE})
-        for steps in [STEPS_OF_A_TURN] * (prospect.total_steps // STEPS_OF_A_TURN // 2):
+        for steps in [STEPS_OF_A_TURN] * (survey.total_steps // STEPS_OF_A_TURN // 2):
             for beside in (False, True):
                 neighbour.goes_on(beside)
                 start = time.monotonic()
@@ -150,7 +150,7 @@ def run(
     task, reference = load_task(TASK)
     told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
     config = load_config(None, told | settings)
-    watch = Stopwatch(survey(task, config).fence_steps, pinned)
+    watch = Stopwatch(survey_of(task, config).fence_steps, pinned)
     return watch, esper.run(task, config, on=OnRay(embedded), reference=reference, progress=watch)
 
 
@@ -185,7 +185,7 @@ def waits(repetitions: int, keep: Kept) -> list[Row]:
     first, replica = [], []
     with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
         for seed in range(repetitions):
-            foretold = forecast(survey(task, load_config(None, {"run.seed": seed, "growth.managers": MANAGERS})))
+            foretold = forecast(survey_of(task, load_config(None, {"run.seed": seed, "growth.managers": MANAGERS})))
             grown, result = run(embedded, folder, "grown", seed, {}, pinned=False)
             seen = keep("wait for a first tournament (s)", [found.waited_s for found in grown.first_tournaments()])
             keep("first wait foretold (s)", [foretold["fence_wait_first_s"]])

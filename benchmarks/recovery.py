@@ -22,7 +22,7 @@ from esper import OnRay, run
 from esper.archive.recovery_record import Recovery
 from esper.config.joined import RunConfig, load_config
 from esper.faults import Fault, FaultSpec
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
 from esper.user_code.process_state import process_state
@@ -115,8 +115,8 @@ def _their_loop(told: dict[str, Any]) -> None:  # Any: what Ray Train passes on
 
     torch.set_num_threads(1)
     folder = Path(told["folder"])
-    prospect = survey(load_task(TASK)[0], load_config(None, {"run.seed": told["seed"], "growth.enabled": False}))
-    bare, steps = BareLoop(prospect), prospect.fence_steps
+    survey = survey_of(load_task(TASK)[0], load_config(None, {"run.seed": told["seed"], "growth.enabled": False}))
+    bare, steps = BareLoop(survey), survey.fence_steps
     if (checkpoint := train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as kept:
             bare.load(torch.load(Path(kept) / "state.pt", weights_only=True))

@@ -19,7 +19,7 @@ from esper.flow.progress import Quiet
 from esper.flow.tally import Tally
 from esper.ground.tensors import state_digest
 from esper.leyline.state import RoundState
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import load_task
 
@@ -31,7 +31,7 @@ RATIO, ALLOWED_S = 1.05, 300e-6
 class InTurns(Quiet):
     """Follows a run; after each of its rounds it trains the same round in the bare loop."""
 
-    prospect: Prospect
+    survey: Survey
     bare: BareLoop
     ours_s: list[float] = field(default_factory=list)
     bare_s: list[float] = field(default_factory=list)
@@ -41,7 +41,7 @@ class InTurns(Quiet):
         """A fence has been passed, and the trainer waits for this to return."""
         if state.fence == 0:
             return
-        steps = self.prospect.fence_steps[state.fence] - self.prospect.fence_steps[state.fence - 1]
+        steps = self.survey.fence_steps[state.fence] - self.survey.fence_steps[state.fence - 1]
         self.ours_s.append((tally.training_s - self._trained_s) / steps)
         self._trained_s = tally.training_s
         start = time.monotonic()
@@ -58,8 +58,8 @@ def measure(repetitions: int) -> Outcome:
         for repetition in range(repetitions):
             told = {"run.seed": repetition, "run.dir": str(folder / str(repetition)), "growth.enabled": False}
             config = load_config(None, told)
-            prospect = survey(task, config)
-            turns = InTurns(prospect, BareLoop(prospect))
+            survey = survey_of(task, config)
+            turns = InTurns(survey, BareLoop(survey))
             result = run(task, config, on=OnRay(embedded), reference=reference, progress=turns)
             if state_digest(turns.bare.host.state_dict()) != result.weights_sha256:
                 raise SystemExit("the bare loop did not train the same network: there is nothing to compare")

@@ -16,7 +16,7 @@ import torch
 from esper.cli.main import exit_code
 from esper.config.joined import load_config
 from esper.setup.fences import fences
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.setup.wording import percent
 from esper.testing import tiny_task
 
@@ -45,13 +45,13 @@ def test_the_steps_from_which_a_run_can_grow_are_those_of_the_defaults() -> None
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     said = re.search(r"a run can grow from (\d+) optimizer steps on", readme)
     assert said is not None
-    prospect = survey(tiny_task(), load_config(None, {}))
+    survey = survey_of(tiny_task(), load_config(None, {}))
 
     def can_grow(steps: int) -> bool:
         data = cast("Any", SimpleNamespace(steps_per_epoch=steps))
         config = load_config(None, {"run.epochs": 1})
-        task = replace(prospect.task, round_steps=None)
-        return replace(prospect, fence_steps=fences(task, config, data)).can_grow
+        task = replace(survey.task, round_steps=None)
+        return replace(survey, fence_steps=fences(task, config, data)).can_grow
 
     assert [steps for steps in range(1, 2000) if can_grow(steps)] == list(range(int(said[1]), 2000))
 

@@ -9,20 +9,20 @@ from esper.archive.summary import SeedFate
 from esper.leyline.stages import IN_HOST
 from esper.setup.candidates import why_nothing_grows
 from esper.setup.growth_log import GrowthLog, none_stayed
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.setup.wording import number, percent
 
 
-def why_none_stayed(prospect: Prospect, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
+def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
     """Why a run ended without a seed in its network. None if its network has one."""
-    growth = prospect.config.growth
+    growth = survey.config.growth
     if any(seed.stage in IN_HOST for seed in seeds):
         return None
     if not growth.enabled:
         return "growth is off (growth.enabled, --no-growth)"
-    if (short := why_nothing_grows(prospect)) is not None:
+    if (short := why_nothing_grows(survey)) is not None:
         return f"no candidate was tried: {short}"
-    needed = f"gain above {percent(growth.margin)}, z above {number(prospect.g2_limit(), 2)}"
+    needed = f"gain above {percent(growth.margin)}, z above {number(survey.g2_limit(), 2)}"
     return none_stayed(log, len(seeds), _best(seeds), needed)
 
 

@@ -18,7 +18,7 @@ from esper.config.joined import RunConfig, add_override, load_config, parse_over
 from esper.flow.proof import prove as repeat
 from esper.ground.exit_codes import CHECK_FAILED, DONE
 from esper.setup.forecast import forecast
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import load_task
 
@@ -67,13 +67,13 @@ def plan(
     resolved = _config(config, settings, seed=seed)
     loaded, _ = load_task(task)
     with process_state(resolved.run.threads):
-        prospect = survey(loaded, resolved)
-        found = forecast(prospect)
+        survey = survey_of(loaded, resolved)
+        found = forecast(survey)
     if as_json:
         print_json(found)
         return
     console = PlainConsole()
-    for line in heading(prospect, None):
+    for line in heading(survey, None):
         console.print(line, soft_wrap=True)
     console.print(plan_view.candidates(found))
     for line in plan_view.lines(found):

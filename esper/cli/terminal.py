@@ -26,7 +26,7 @@ from esper.leyline.reports import Check, GateReport, Transition
 from esper.leyline.slots import Kind
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 from esper.leyline.state import RoundState, SeedState
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.setup.wording import (
     a_second,
     beside_control,
@@ -62,11 +62,11 @@ class Terminal:
         self.path: Path | None = None
         """Directory of the run. None until it exists."""
 
-    def started(self, prospect: Prospect, path: Path) -> None:
+    def started(self, survey: Survey, path: Path) -> None:
         """Print the heading, open the live view, and send the run's directory to the parent process."""
         parent.tell(run_dir=workplace.shown(path))
-        self.path, self._fences = path, len(prospect.fence_steps) - 1
-        for line in heading(prospect, path):
+        self.path, self._fences = path, len(survey.fence_steps) - 1
+        for line in heading(survey, path):
             self._console.print(line, soft_wrap=True)
         if self._wants_live:
             self._live = Live(console=self._console, refresh_per_second=8)
@@ -222,31 +222,31 @@ def _twin(checks: Mapping[str, Check]) -> str:
     return f", {beside_twin(z)} ({beside_limit(checks['twin_z'])})"
 
 
-def heading(prospect: Prospect, path: Path | None) -> list[str]:
+def heading(survey: Survey, path: Path | None) -> list[str]:
     """Return a few lines on what a run will do."""
-    growth, run, shards = prospect.config.growth, prospect.config.run, prospect.data.shards
+    growth, run, shards = survey.config.growth, survey.config.run, survey.data.shards
     sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
     threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
     lines = [
         f"run {workplace.shown(path)}" if path is not None else "a run would be",
-        f"  {prospect.host_parameters:,} parameters; {prospect.total_steps} steps of {prospect.data.batch_size} samples"
-        f" in {len(prospect.fence_steps) - 1} rounds; seed {run.seed}, {threads}, {run.device}",
+        f"  {survey.host_parameters:,} parameters; {survey.total_steps} steps of {survey.data.batch_size} samples"
+        f" in {len(survey.fence_steps) - 1} rounds; seed {run.seed}, {threads}, {run.device}",
         f"  samples: {sizes}",
     ]
-    declared = prospect.config.failure_policy.declared()
+    declared = survey.config.failure_policy.declared()
     lines += [f"  declared otherwise than by default: {error} -> {answer}" for error, answer in declared.items()]
-    for spec in prospect.specs:
+    for spec in survey.specs:
         causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
         mixed = "" if spec.samples_independent else ", mixes samples"
         lines.append(f"  slot {spec.path}: {spec.kind} {spec.shape}{causal}{mixed}")
-    lines += left_out(prospect.left_out)
+    lines += left_out(survey.left_out)
     if not growth.enabled:
         return [*lines, "  no growth: the network trains alone"]
-    units = "samples" if prospect.data.slice("gate", 0).groups is None else "groups"
+    units = "samples" if survey.data.slice("gate", 0).groups is None else "groups"
     return [
         *lines,
-        f"  {len(prospect.options)} candidates; a seed must beat its control by {percent(growth.margin)} of the loss"
-        f" and z > {prospect.g2_limit():.2f} on {prospect.judged_units} {units} (so strict because a run may test"
+        f"  {len(survey.options)} candidates; a seed must beat its control by {percent(growth.margin)} of the loss"
+        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (so strict because a run may test"
         f" {growth.max_tests})",
         "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",

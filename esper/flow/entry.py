@@ -20,7 +20,7 @@ from esper.flow.result import Result
 from esper.flow.runner import Conductor
 from esper.flow.stopping import Drain
 from esper.ground.workplace import fixed, from_here
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.task import Task
 from esper.user_code.plugins import launcher
 from esper.user_code.process_state import process_state
@@ -67,7 +67,7 @@ def run(
         raise ConfigError("config", type(config).__name__, "give an esper.RunConfig")
     used, reference = _launcher(on), reference or Reference()
     job = _Job(task, config or RunConfig(), reference)
-    return _carry_out(job, used, progress, drain, lambda conductor, prospect: conductor.begin(prospect))
+    return _carry_out(job, used, progress, drain, lambda conductor, survey: conductor.begin(survey))
 
 
 @from_here()
@@ -111,7 +111,7 @@ def resume(
             return Result.of(found, fixed(run_dir), task=task)
         job = _Job(found.task, found.config, found.reference)
         directory, past = found.directory, found.past
-        return _carry_out(job, used, progress, drain, lambda one, prospect: one.resume(prospect, directory, past))
+        return _carry_out(job, used, progress, drain, lambda one, survey: one.resume(survey, directory, past))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _carry_out(
     used: Launcher,
     progress: Progress | None,
     drain: Drain | None,
-    conduct: Callable[[Conductor, Prospect], Summary],
+    conduct: Callable[[Conductor, Survey], Summary],
 ) -> Result:
     """Survey the task, let `conduct` run it to its end, and return its summary with the network.
 
@@ -141,10 +141,10 @@ def _carry_out(
     faults.check(job.config.faults, used.fault_points(job.config))
     with process_state(job.config.run.threads):
         with drain.starting():
-            prospect = survey(job.task, job.config)
-            bring_up = used.prepare(prospect, job.reference)
+            survey = survey_of(job.task, job.config)
+            bring_up = used.prepare(survey, job.reference)
         conductor = Conductor(used.conductor_name, bring_up, job.reference, progress or Quiet(), used.clock, drain)
-        summary = conduct(conductor, prospect)
+        summary = conduct(conductor, survey)
         place = fixed(Path(summary.run_dir))
         return Result.of(summary, place, network=used.network(place, job.task, summary.rounds))
 

@@ -16,7 +16,7 @@ from esper.flow.launching import BringUp
 from esper.flow.places import InProcess
 from esper.ground.clock import Clock, SystemClock
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.task import Task
 from esper.tolaria.trainer import Trainer
 from esper.user_code.task_reference import Reference
@@ -41,9 +41,9 @@ class InProcessLauncher:
         del config
         return ONE_PROCESS
 
-    def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
+    def prepare(self, survey: Survey, reference: Reference) -> BringUp:
         """Return the function that brings the components up. Nothing has to be sent to another process."""
-        del prospect, reference
+        del survey, reference
         return self._bring_up
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
@@ -52,14 +52,14 @@ class InProcessLauncher:
         assert self._trainer is not None, "asked for after the run"
         return self._trainer.release()
 
-    def _bring_up(self, prospect: Prospect, key: RunKey, path: Path) -> AbstractContextManager[Components]:
+    def _bring_up(self, survey: Survey, key: RunKey, path: Path) -> AbstractContextManager[Components]:
         del path
-        self._trainer = make_trainer(prospect, key)
+        self._trainer = make_trainer(survey, key)
         components = Components(
             trainer=self._trainer,
-            tamiyo=make_tamiyo(prospect, key, self.clock, self._policy),
-            kasmina=make_kasmina(prospect, key, self.clock),
-            incubator=make_incubator(prospect, key),
+            tamiyo=make_tamiyo(survey, key, self.clock, self._policy),
+            kasmina=make_kasmina(survey, key, self.clock),
+            incubator=make_incubator(survey, key),
             inbox=NoInbox(),
             crew=OneProcess(),
         )

@@ -13,12 +13,12 @@ from esper.config.joined import RunConfig
 from esper.flow.crew import Components
 from esper.ground.clock import Clock
 from esper.setup.assembly import RunKey
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.task import Task
 from esper.user_code.task_reference import Reference
 
-BringUp = Callable[[Prospect, RunKey, Path], AbstractContextManager[Components]]
-"""(prospect, key, run directory) -> the components, up for as long as the context lasts."""
+BringUp = Callable[[Survey, RunKey, Path], AbstractContextManager[Components]]
+"""(survey, key, run directory) -> the components, up for as long as the context lasts."""
 
 
 class Launcher(Protocol):
@@ -32,7 +32,7 @@ class Launcher(Protocol):
         """The fault points that each process of a run with this config passes, by its name."""
         ...
 
-    def prepare(self, prospect: Prospect, reference: Reference) -> BringUp:
+    def prepare(self, survey: Survey, reference: Reference) -> BringUp:
         """Return the function that brings the components up. Called before anything is written.
 
         Raises:

@@ -10,13 +10,13 @@ from esper.flow.tally import Tally
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
 from esper.leyline.state import RoundState
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 
 
 class Progress(Protocol):
     """Follows one run."""
 
-    def started(self, prospect: Prospect, path: Path) -> None:
+    def started(self, survey: Survey, path: Path) -> None:
         """The run begins."""
         ...
 
@@ -48,7 +48,7 @@ class Progress(Protocol):
 class Quiet:
     """Shows nothing."""
 
-    def started(self, prospect: Prospect, path: Path) -> None:
+    def started(self, survey: Survey, path: Path) -> None:
         """Nothing."""
 
     def found(self, what: str) -> None:

@@ -28,7 +28,7 @@ from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Answer
 from esper.leyline.signals import Level
 from esper.leyline.state import RoundState
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.tamiyo.heuristic import HeuristicPolicy
 
 
@@ -151,12 +151,12 @@ class _Until:
     run_dir: Path
     drain: Drain = field(default_factory=Drain)
 
-    def started(self, prospect: Prospect, path: Path) -> None:
+    def started(self, survey: Survey, path: Path) -> None:
         """Raises: RunDirectoryError: the survey's steps give other weights, and sets of texts another order."""
-        other = prospect.rehearsed_crc32c != self.began.rehearsed_crc32c
+        other = survey.rehearsed_crc32c != self.began.rehearsed_crc32c
         if other and self.began.orders_texts_otherwise:
             raise _no_proof(self.run_dir, self.began, "after the same first steps it has other weights here")
-        self.shown.started(prospect, path)
+        self.shown.started(survey, path)
 
     def found(self, what: str) -> None:
         self.shown.found(what)

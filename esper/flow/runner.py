@@ -48,7 +48,7 @@ from esper.ground.machine import cpu_type
 from esper.ground.workplace import shown, workplace
 from esper.leyline.ids import new_run_id
 from esper.setup.assembly import RunKey
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
@@ -74,7 +74,7 @@ class Conductor:
     clock: Clock
     drain: Drain
 
-    def begin(self, prospect: Prospect) -> Summary:
+    def begin(self, survey: Survey) -> Summary:
         """Claim a run directory and run from fence 0.
 
         Raises:
@@ -82,13 +82,13 @@ class Conductor:
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
         check_environment()
-        wanted = Path(prospect.config.run.dir) if prospect.config.run.dir is not None else None
+        wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
         with RunDirectory.create(wanted, self.clock.now()) as directory:
             run_id, now = new_run_id(), self.clock.now()
-            identity = identify(prospect, run_id, FIRST_GENERATION, self.reference, now)
-            return self._run(prospect, directory.path, identity, None)
+            identity = identify(survey, run_id, FIRST_GENERATION, self.reference, now)
+            return self._run(survey, directory.path, identity, None)
 
-    def resume(self, prospect: Prospect, directory: RunDirectory, past: Past) -> Summary:
+    def resume(self, survey: Survey, directory: RunDirectory, past: Past) -> Summary:
         """Resume a run from its last committed checkpoint, in a new generation; from fence 0 if it has none.
 
         Raises:
@@ -98,32 +98,32 @@ class Conductor:
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
         check_environment()
-        _check_same_task(prospect, past.identity)
-        steps, before = prospect.fence_steps, past.identity.fence_steps
+        _check_same_task(survey, past.identity)
+        steps, before = survey.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:
             mend = f"its rounds would end at other steps ({before[-1]} in all, {steps[-1]} now): lengthen it only"
-            raise ConfigError("run.epochs", prospect.config.run.epochs, mend)
+            raise ConfigError("run.epochs", survey.config.run.epochs, mend)
         fitting = tuple(one for one in past.commits if one.fence < len(steps) and steps[one.fence] == one.step)
         if past.commits and not fitting:
-            raise ConfigError("run.epochs", prospect.config.run.epochs, "no checkpoint lies at a fence of such a run")
+            raise ConfigError("run.epochs", survey.config.run.epochs, "no checkpoint lies at a fence of such a run")
         past = replace(past, commits=fitting)
         identity = past.identity.model_copy(
             update={
                 "generation": past.generation + 1,
-                "config": prospect.config,
-                "total_steps": prospect.total_steps,
-                "fence_steps": prospect.fence_steps,
+                "config": survey.config,
+                "total_steps": survey.total_steps,
+                "fence_steps": survey.fence_steps,
                 "cpu": cpu_type(),
             }
         )
-        return self._run(prospect, directory.path, identity, past)
+        return self._run(survey, directory.path, identity, past)
 
-    def _run(self, prospect: Prospect, path: Path, identity: Identity, past: Past | None) -> Summary:
-        config, committed = prospect.config, past.commits if past is not None else ()
+    def _run(self, survey: Survey, path: Path, identity: Identity, past: Past | None) -> Summary:
+        config, committed = survey.config, past.commits if past is not None else ()
         key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
         if past is None:
             identity.save(path)  # first: from here on the directory holds a run that can be resumed
-        self.progress.started(prospect, path)  # before anything else can fail, so that the failure names the run
+        self.progress.started(survey, path)  # before anything else can fail, so that the failure names the run
         with ExitStack() as stack:
             telemetry = stack.enter_context(
                 Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
@@ -136,7 +136,7 @@ class Conductor:
             checkpoints = stack.enter_context(
                 Checkpoints(checkpoints_folder(path), journal, config.checkpoint, committed, run_id=key.run_id)
             )
-            opened = OpenRun(self, prospect, path, key, identity, journal, store, checkpoints, telemetry, past)
+            opened = OpenRun(self, survey, path, key, identity, journal, store, checkpoints, telemetry, past)
             if past is None:
                 journal.write(RecordKind.RUN_STARTED, identity)
             return opened.run()
@@ -147,7 +147,7 @@ class OpenRun:
     """A run whose directory and journal are open: everything that happens from here on is journaled."""
 
     conductor: Conductor
-    prospect: Prospect
+    survey: Survey
     path: Path
     key: RunKey
     identity: Identity
@@ -170,7 +170,7 @@ class OpenRun:
                 with drain.starting(), span("esper start", role="conductor"):
                     trace = trace_id()
                     faults.point("conductor.start")
-                    components = up.enter_context(self.conductor.bring_up(self.prospect, self.key, self.path))
+                    components = up.enter_context(self.conductor.bring_up(self.survey, self.key, self.path))
                     line = self._line(components, trace)
                 ended = self._to_the_end(line, lambda: clock.monotonic() - began)
             summary = ended(**self._faults())
@@ -194,7 +194,7 @@ class OpenRun:
             severe("other_cpu", Severity.WARNING, began_on=self.past.identity.cpu, goes_on_on=self.identity.cpu)
         if self.past.identity.orders_texts_otherwise:
             severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
-        trial = TrialRestore(self.prospect, self.key, self.past)
+        trial = TrialRestore(self.survey, self.key, self.past)
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
         self.kept = taken.kept
         for line in taken.told:
@@ -233,11 +233,11 @@ class OpenRun:
         """Return the summary, read from components that are up. `fault_fired` is added after they are down."""
         faults.point("conductor.end")
         fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.components.crew.counted("esper.fallbacks")
-        return summarise(line, self.prospect, self.path, self.identity.task, self.past, fallbacks, wall_s)
+        return summarise(line, self.survey, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
         """Journal the faults that fired. Returns `fault_fired`: whether all armed ones did; {} if none was armed."""
-        armed = self.prospect.config.faults
+        armed = self.survey.config.faults
         if not armed:
             return {}
         fired = Firings(faults_file(self.path, self.key.generation)).all()
@@ -250,8 +250,8 @@ class OpenRun:
             self.journal,
             self.store,
             self.checkpoints,
-            self.prospect.fence_steps,
-            self.prospect.config.growth.enabled,
+            self.survey.fence_steps,
+            self.survey.config.growth.enabled,
             self.conductor.progress,
             self.conductor.drain,
             trace_id=trace,
@@ -261,7 +261,7 @@ class OpenRun:
         return line
 
 
-def identify(prospect: Prospect, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
+def identify(survey: Survey, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
     """Return the identity of a run that is about to start."""
     return Identity(
         run_id=run_id,
@@ -269,61 +269,61 @@ def identify(prospect: Prospect, run_id: str, generation: int, reference: Refere
         task=reference.text,
         task_file_sha256=file_digest(reference),
         started_at=now,
-        config=prospect.config,
-        total_steps=prospect.total_steps,
-        fence_steps=prospect.fence_steps,
-        slots=prospect.specs,
+        config=survey.config,
+        total_steps=survey.total_steps,
+        fence_steps=survey.fence_steps,
+        slots=survey.specs,
         versions=versions(),
         cpu=cpu_type(),
-        host_crc32c=prospect.host_crc32c,
-        host_modules_sha256=prospect.host_modules_sha256,
-        samples_crc32c=prospect.samples_crc32c,
-        trained_by=prospect.trained_by,
+        host_crc32c=survey.host_crc32c,
+        host_modules_sha256=survey.host_modules_sha256,
+        samples_crc32c=survey.samples_crc32c,
+        trained_by=survey.trained_by,
         argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
         started_in=str(workplace()) if reference.text else "",
         task_files=source_digests(reference),
-        first_loss=prospect.first_loss,
-        rehearsed_crc32c=prospect.rehearsed_crc32c,
+        first_loss=survey.first_loss,
+        rehearsed_crc32c=survey.rehearsed_crc32c,
         hash_seed=hash_seed(),
         text_hash=text_hash(),
     )
 
 
-def _check_same_task(prospect: Prospect, began: Identity) -> None:
+def _check_same_task(survey: Survey, began: Identity) -> None:
     """Raises: TaskError: the task's network, data or training differ from those that the run began with."""
     mend = "go on with the task that the run began with; it must be the same each time it is built"
     if began.orders_texts_otherwise:
         mend = f"{mend}; {_how_to_hash_alike(began)}"
-    other = began.host_modules_sha256 not in (None, prospect.host_modules_sha256)
-    if other or (prospect.host_crc32c, prospect.specs) != (began.host_crc32c, began.slots):
+    other = began.host_modules_sha256 not in (None, survey.host_modules_sha256)
+    if other or (survey.host_crc32c, survey.specs) != (began.host_crc32c, began.slots):
         raise TaskError(
             "task.model",
             began.task or "given from Python",
             f"it builds another network than the run began with; {mend}",
         )
-    if prospect.trained_by != began.trained_by:
-        mend = f"it is trained by {prospect.trained_by}, and was by {began.trained_by}; {mend}"
+    if survey.trained_by != began.trained_by:
+        mend = f"it is trained by {survey.trained_by}, and was by {began.trained_by}; {mend}"
         raise TaskError("task.optimizer", began.task or "given from Python", mend)
-    if prospect.samples_crc32c != began.samples_crc32c:
+    if survey.samples_crc32c != began.samples_crc32c:
         mend = f"the first samples of a shard are others than the run's were; {mend}"
         raise TaskError("task.train", began.task or "given from Python", mend)
-    if began.first_loss is not None and not same_loss(prospect.first_loss, began):
-        mend = f"its first step has a loss of {prospect.first_loss!r}, and had {began.first_loss!r}; {mend}"
+    if began.first_loss is not None and not same_loss(survey.first_loss, began):
+        mend = f"its first step has a loss of {survey.first_loss!r}, and had {began.first_loss!r}; {mend}"
         raise TaskError("task", began.task or "given from Python", mend)
-    if not _same_rehearsal(prospect, began):
+    if not _same_rehearsal(survey, began):
         mend = f"after the same first steps it has other weights than the run had; {mend}"
         raise TaskError("task", began.task or "given from Python", mend)
 
 
-def _same_rehearsal(prospect: Prospect, began: Identity) -> bool:
+def _same_rehearsal(survey: Survey, began: Identity) -> bool:
     """Return whether the rehearsal gave the same weights as when the run began.
 
     True where they cannot be compared: equal bits are not promised, or the length differs (another schedule).
     """
     promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
-    if began.rehearsed_crc32c is None or not promised or prospect.total_steps != began.total_steps:
+    if began.rehearsed_crc32c is None or not promised or survey.total_steps != began.total_steps:
         return True
-    return prospect.rehearsed_crc32c == began.rehearsed_crc32c
+    return survey.rehearsed_crc32c == began.rehearsed_crc32c
 
 
 def _how_to_hash_alike(began: Identity) -> str:
@@ -344,7 +344,7 @@ def same_loss(now: float | None, began: Identity) -> bool:
 
 
 def summarise(
-    line: Line, prospect: Prospect, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
+    line: Line, survey: Survey, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
 ) -> partial[Summary]:
     """Return the summary of a run that reached its end, but for `fault_fired`.
 
@@ -352,7 +352,7 @@ def summarise(
         past: Valid history up to this process; None: this process began the run.
         wall_s: Seconds that this process took.
     """
-    trainer, tally, config = line.components.trainer, line.tally, prospect.config
+    trainer, tally, config = line.components.trainer, line.tally, survey.config
     twin = line.components.incubator.twin_report() if line.view.has_twin else None
     end = trainer.shard_means("test")
     line.deaths.tell()
@@ -365,21 +365,21 @@ def summarise(
         seed=config.run.seed,
         threads=config.run.threads,
         workers=1,
-        rounds=len(prospect.fence_steps) - 1,
+        rounds=len(survey.fence_steps) - 1,
         steps=tally.steps,
         test_loss=end["loss"],
         valid_loss=trainer.shard_means("valid")["loss"],
         start_test_loss=line.at.start["loss"],
         twin_test_loss=twin.test_loss if twin is not None else None,
         test_metrics={name: value for name, value in end.items() if name != "loss"},
-        params_start=prospect.host_parameters,
+        params_start=survey.host_parameters,
         params_end=trainer.parameter_count(),
         seeds=seeds,
         growth=tally.growth,
-        why_none_stayed=why_none_stayed(prospect, tally.growth, seeds),
+        why_none_stayed=why_none_stayed(survey, tally.growth, seeds),
         trainer_gflops=tally.trainer_flops / 1e9,
         incubator_gflops=tally.incubator_flops / 1e9,
-        twin_gflops=twin.steps * prospect.host_flops / 1e9 if twin is not None else 0.0,
+        twin_gflops=twin.steps * survey.host_flops / 1e9 if twin is not None else 0.0,
         steps_per_s=tally.steps_per_s,
         fence_wait_s=tally.fence_wait_s,
         checkpoint_s=tally.checkpoint_s,

@@ -17,7 +17,7 @@ from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.registry.registry_state import read_state as registry_of
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.setup.assembly import RunKey, make_kasmina, make_trainer
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.tamiyo.policy_state import read_state
 
 
@@ -25,7 +25,7 @@ from esper.tamiyo.policy_state import read_state
 class TrialRestore:
     """Tries the checkpoints of one run in components of this process, which take no step of the run."""
 
-    prospect: Prospect
+    survey: Survey
     key: RunKey
     past: Past
 
@@ -42,17 +42,17 @@ class TrialRestore:
     def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
         line = LineState.of(kept)
         read_state(kept.states["tamiyo"], self.key.generation)
-        slots = [spec.path for spec in self.prospect.specs]
+        slots = [spec.path for spec in self.survey.specs]
         run_id, generation = self.key.run_id, self.key.generation
         registry = registry_of(kept.states["kasmina"], run_id=run_id, generation=generation, slots=slots)
         check_agreement(written, kept, line, registry, self.past)
-        kasmina = make_kasmina(self.prospect, self.key, SystemClock())
+        kasmina = make_kasmina(self.survey, self.key, SystemClock())
         kasmina.restore(kept.states["kasmina"], self.key.generation)
         kasmina.view(written.fence)
         kasmina.order()
-        trainer = make_trainer(self.prospect, self.key)
+        trainer = make_trainer(self.survey, self.key)
         for host in (kept.host, kept.incubation["twin"], kept.incubation["origin"]):
             if host is not None:
                 trainer.become(host)
-                with self.prospect.data.at(host.data):
+                with self.survey.data.at(host.data):
                     trainer.try_update()

@@ -1,4 +1,4 @@
-"""Builds each component of a run from its prospect, in the same way in one process and on Ray. It runs none."""
+"""Builds each component of a run from its survey, in the same way in one process and on Ray. It runs none."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.ports import ForkFactory, Policy, ProbedFork
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.service import Tamiyo
@@ -28,56 +28,56 @@ class RunKey:
     secret: bytes = field(repr=False)
 
 
-def make_trainer(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
+def make_trainer(survey: Survey, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
     """Return a trainer with the live host at step 0. It calls `halted` at every step boundary."""
-    trainer = prospect.trainer(key.run_id, key.generation, "tolaria", halted)
-    trainer.watch(prospect.changing)
+    trainer = survey.trainer(key.run_id, key.generation, "tolaria", halted)
+    trainer.watch(survey.changing)
     return trainer
 
 
-def make_kasmina(prospect: Prospect, key: RunKey, clock: Clock) -> KasminaRegistrar:
+def make_kasmina(survey: Survey, key: RunKey, clock: Clock) -> KasminaRegistrar:
     """Return Kasmina's registry without seeds."""
     facts = RunFacts(
         run_id=key.run_id,
         generation=key.generation,
-        run_seed=prospect.config.run.seed,
-        batch_size=prospect.data.batch_size,
-        fence_steps=prospect.fence_steps,
-        host_parameters=prospect.host_parameters,
-        host_bytes=prospect.host_bytes,
-        host_flops=prospect.host_flops,
+        run_seed=survey.config.run.seed,
+        batch_size=survey.data.batch_size,
+        fence_steps=survey.fence_steps,
+        host_parameters=survey.host_parameters,
+        host_bytes=survey.host_bytes,
+        host_flops=survey.host_flops,
     )
-    growth, blueprints = prospect.config.growth, prospect.blueprints
-    registry = SeedRegistry(facts, growth, prospect.specs, prospect.options, blueprints, key=key.secret, clock=clock)
+    growth, blueprints = survey.config.growth, survey.blueprints
+    registry = SeedRegistry(facts, growth, survey.specs, survey.options, blueprints, key=key.secret, clock=clock)
     return KasminaRegistrar(registry)
 
 
-def make_fork_factory(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory[ProbedFork]:
+def make_fork_factory(survey: Survey, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory[ProbedFork]:
     """Return a function that makes forks of snapshots in this process. They call `halted` at every step boundary."""
 
     def fork(snapshot: HostSnapshot) -> ProbedFork:
-        trainer = prospect.trainer(key.run_id, key.generation, "kasmina", halted)
+        trainer = survey.trainer(key.run_id, key.generation, "kasmina", halted)
         trainer.become(snapshot)
         return trainer
 
     return fork
 
 
-def make_incubator(prospect: Prospect, key: RunKey, halted: Callable[[], bool] = never) -> Incubator:
+def make_incubator(survey: Survey, key: RunKey, halted: Callable[[], bool] = never) -> Incubator:
     """Return Kasmina's incubation with forks in this process; see `make_fork_factory`."""
-    fork = make_fork_factory(prospect, key, halted)
-    return Incubator(fork, {spec.path: spec for spec in prospect.specs}, prospect.blueprints)
+    fork = make_fork_factory(survey, key, halted)
+    return Incubator(fork, {spec.path: spec for spec in survey.specs}, survey.blueprints)
 
 
-def make_tamiyo(prospect: Prospect, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
+def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
     """Return Tamiyo with `policy`; None: with the config's policy."""
-    config, growth = prospect.config, prospect.config.growth
+    config, growth = survey.config, survey.config.growth
     return Tamiyo(
         policy or HeuristicPolicy(growth.candidates, growth.replicas),
         CommandBuilder(key.secret, clock, growth.ramp_steps),
-        prospect.growth_window,
+        survey.growth_window,
         config.risk,
-        host_flops=prospect.host_flops,
+        host_flops=survey.host_flops,
         deadline_s=config.policy.deadline_s,
         clock=clock,
     )

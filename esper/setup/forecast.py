@@ -21,63 +21,63 @@ from esper.leyline.reports import GraftPlan
 from esper.leyline.state import RoundState, TrainingState
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.candidates import candidate_rows, first_tournament, why_nothing_grows
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
 """Every third candidate is probed, since a probe takes long; its seconds stand for the other two."""
 
 
-def forecast(prospect: Prospect) -> dict[str, Any]:
+def forecast(survey: Survey) -> dict[str, Any]:
     """Return sizes, slots, candidates, the modelled cost of the host and of a first tournament, and expected waits."""
-    growth, data = prospect.config.growth, prospect.data
-    first = first_tournament(prospect) if prospect.can_grow else ()
+    growth, data = survey.config.growth, survey.data
+    first = first_tournament(survey) if survey.can_grow else ()
     tried = () if isinstance(first, Hold) else first
-    step = prospect.host_flops
+    step = survey.host_flops
     return {
-        "steps": prospect.total_steps,
-        "rounds": len(prospect.fence_steps) - 1,
+        "steps": survey.total_steps,
+        "rounds": len(survey.fence_steps) - 1,
         "batch_size": data.batch_size,
         "samples": {name: len(shard) for name, shard in data.shards.items()},
-        "host_parameters": prospect.host_parameters,
-        "parameter_budget": prospect.parameter_budget,
-        "loss_depends_on_batch": prospect.loss_depends_on_batch,
-        "network_mixes_samples": prospect.mixing.mixes,
-        "mixed_by": prospect.mixing.module,
-        "g2_z": prospect.g2_limit() if growth.enabled else None,
-        "g2_units": prospect.judged_units if growth.enabled else None,
-        "germinates_at_fences": [growth.first_fence, prospect.last_germination] if prospect.can_grow else None,
-        "why_nothing_grows": why_nothing_grows(prospect),
+        "host_parameters": survey.host_parameters,
+        "parameter_budget": survey.parameter_budget,
+        "loss_depends_on_batch": survey.loss_depends_on_batch,
+        "network_mixes_samples": survey.mixing.mixes,
+        "mixed_by": survey.mixing.module,
+        "g2_z": survey.g2_limit() if growth.enabled else None,
+        "g2_units": survey.judged_units if growth.enabled else None,
+        "germinates_at_fences": [growth.first_fence, survey.last_germination] if survey.can_grow else None,
+        "why_nothing_grows": why_nothing_grows(survey),
         "first_hold": first.model_dump(mode="json") if isinstance(first, Hold) else None,
-        "slots": [spec.model_dump(mode="json") | {"varies": spec.path in prospect.varying} for spec in prospect.specs],
-        "left_out": [{"slot": path, "why": why} for path, why in prospect.left_out.items()],
-        "candidates": candidate_rows(prospect, tried),
-        "host_gflops": prospect.total_steps * step / 1e9,
-        "tournament_gflops": _tournament_flops(prospect, [pair.flops for pair in tried]) / 1e9,
-        "twin_gflops": _twin_steps(prospect) * step / 1e9,
-        "tournament_bytes": 4 * sum(prospect.host_bytes + 4 * pair.parameters for pair in tried)
-        + (4 * prospect.host_bytes if tried else 0),
-        **foretell_waits(prospect, measure(prospect)),
+        "slots": [spec.model_dump(mode="json") | {"varies": spec.path in survey.varying} for spec in survey.specs],
+        "left_out": [{"slot": path, "why": why} for path, why in survey.left_out.items()],
+        "candidates": candidate_rows(survey, tried),
+        "host_gflops": survey.total_steps * step / 1e9,
+        "tournament_gflops": _tournament_flops(survey, [pair.flops for pair in tried]) / 1e9,
+        "twin_gflops": _twin_steps(survey) * step / 1e9,
+        "tournament_bytes": 4 * sum(survey.host_bytes + 4 * pair.parameters for pair in tried)
+        + (4 * survey.host_bytes if tried else 0),
+        **foretell_waits(survey, measure(survey)),
     }
 
 
 # -- compute -----------------------------------------------------------------------------------------------------
 
 
-def _twin_steps(prospect: Prospect) -> int:
+def _twin_steps(survey: Survey) -> int:
     """Return the steps of a twin that starts when the first tournament ends; 0 if the run has no twin."""
-    growth = prospect.config.growth
-    if not (growth.twin and prospect.can_grow):
+    growth = survey.config.growth
+    if not (growth.twin and survey.can_grow):
         return 0
-    return prospect.total_steps - prospect.fence_steps[growth.first_fence + growth.due_rounds]
+    return survey.total_steps - survey.fence_steps[growth.first_fence + growth.due_rounds]
 
 
-def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
+def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
     """Return the FLOPs of probes, heats and evaluations, if the cheaper half of the seeds reaches the second heat."""
-    step, heats = prospect.host_flops, _heats(prospect, len(seeds))
+    step, heats = survey.host_flops, _heats(survey, len(seeds))
     if not seeds:
         return 0.0
-    evaluation = len(prospect.data.slice("pick", 0).indices) / prospect.data.batch_size / 3
+    evaluation = len(survey.data.slice("pick", 0).indices) / survey.data.batch_size / 3
     running = sorted(seeds)
     cost: float = sum(PROBE_BATCHES * (step + seed) for seed in running)
     for steps in heats:
@@ -86,20 +86,20 @@ def _tournament_flops(prospect: Prospect, seeds: list[int]) -> float:
     return cost + (sum(heats) + 3 * evaluation) * step
 
 
-def _heats(prospect: Prospect, seeds: int) -> tuple[int, ...]:
+def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
     """Return the steps of each heat of a first tournament between `seeds` seeds: two heats if it is halved."""
-    growth, length = prospect.config.growth, _incubating_steps(prospect)
+    growth, length = survey.config.growth, _incubating_steps(survey)
     steps = min(length, growth.probe_steps or length)
     if seeds > 2 and growth.halving_step < steps:
         return growth.halving_step, steps - growth.halving_step
     return (steps,)
 
 
-def _incubating_steps(prospect: Prospect) -> int:
+def _incubating_steps(survey: Survey) -> int:
     """Return the steps that the live host takes during a first tournament."""
-    growth, last = prospect.config.growth, len(prospect.fence_steps) - 1
+    growth, last = survey.config.growth, len(survey.fence_steps) - 1
     due = min(growth.first_fence + growth.due_rounds, last)
-    return prospect.fence_steps[due] - prospect.fence_steps[max(0, due - growth.due_rounds)]
+    return survey.fence_steps[due] - survey.fence_steps[max(0, due - growth.due_rounds)]
 
 
 # -- seconds -----------------------------------------------------------------------------------------------------
@@ -139,13 +139,13 @@ class Timings:
         )
 
 
-def foretell_waits(prospect: Prospect, measured: Timings) -> dict[str, Any]:
+def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
     """Return how long the trainer waits for Kasmina's managers; values are None if no seed can germinate.
 
     Assumes one core for each process.
     """
-    growth, steps = prospect.config.growth, _incubating_steps(prospect)
-    heats, count = _heats(prospect, len(measured.forks)), len(measured.forks)
+    growth, steps = survey.config.growth, _incubating_steps(survey)
+    heats, count = _heats(survey, len(measured.forks)), len(measured.forks)
     found: dict[str, Any] = {"step_s": measured.host.step_s, "managers": growth.managers}
     if not count:
         nothing = ("fence_wait_first_s", "fence_wait_replica_s", "fence_wait_least_s", "managers_for_no_wait")
@@ -206,15 +206,15 @@ def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> fl
 # -- measuring ---------------------------------------------------------------------------------------------------
 
 
-def measure(prospect: Prospect) -> Timings:
+def measure(survey: Survey) -> Timings:
     """Time a few steps of the host and of a fork with each candidate of a first tournament, on throwaway networks.
 
     Raises:
         EsperError: the error with which a run would fail at the start of its first tournament.
     """
-    key, fence = RunKey(new_run_id(), 0, b"plan"), prospect.config.growth.first_fence
-    trainer, make = make_trainer(prospect, key), make_fork_factory(prospect, key)
-    first = _first_plans(prospect, key, trainer.untrained()) if prospect.can_grow else None
+    key, fence = RunKey(new_run_id(), 0, b"plan"), survey.config.growth.first_fence
+    trainer, make = make_trainer(survey, key), make_fork_factory(survey, key)
+    first = _first_plans(survey, key, trainer.untrained()) if survey.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
     snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)  # untrained; forks begin there
 
@@ -224,10 +224,10 @@ def measure(prospect: Prospect) -> Timings:
         if plan is not None:
             fork.graft(plan, weights)
         moments = [time.perf_counter()]
-        for step in range(min(WARM_UP_STEPS + TIMED_STEPS, prospect.total_steps)):
+        for step in range(min(WARM_UP_STEPS + TIMED_STEPS, survey.total_steps)):
             fork.train_to(snapshot.step + step + 1)
             moments.append(time.perf_counter())
-        if prospect.config.growth.enabled:  # else there may be no samples to judge on
+        if survey.config.growth.enabled:  # else there may be no samples to judge on
             fork.sample_losses("pick", fence)
         evaluation_s = time.perf_counter() - moments[-1]
         steps = [after - before for before, after in pairwise(moments)]
@@ -237,14 +237,14 @@ def measure(prospect: Prospect) -> Timings:
     host, forks = work(None), tuple(map(work, plans))
     some = plans[::TIMED_PROBES_EVERY]
     start = time.perf_counter()
-    make_incubator(prospect, key).probe_candidates(some, weights, snapshot)
+    make_incubator(survey, key).probe_candidates(some, weights, snapshot)
     return Timings(host, forks, (time.perf_counter() - start) / max(1, len(some)))
 
 
-def _first_plans(prospect: Prospect, key: RunKey, training: TrainingState) -> Received | None:
+def _first_plans(survey: Survey, key: RunKey, training: TrainingState) -> Received | None:
     """Return the plans of the forks of a run's first tournament; None if its policy holds."""
-    fence, clock = prospect.config.growth.first_fence, SystemClock()
-    kasmina = make_kasmina(prospect, key, clock)
+    fence, clock = survey.config.growth.first_fence, SystemClock()
+    kasmina = make_kasmina(survey, key, clock)
     state = RoundState.of(kasmina.view(fence), training, None)
-    outcome = make_tamiyo(prospect, key, clock).decide(state).outcome
+    outcome = make_tamiyo(survey, key, clock).decide(state).outcome
     return None if isinstance(outcome, Hold) else kasmina.receive(outcome, fence)

@@ -25,7 +25,7 @@ from esper.tolaria.loss import sample_loss, sample_losses
 from esper.tolaria.trainer import Trainer
 
 if TYPE_CHECKING:
-    from esper.setup.survey import Prospect
+    from esper.setup.survey import Survey
 
 SHARE = 1e-3
 """Largest movement of a kept sample that counts as none, relative to the movement of the changed samples."""
@@ -81,7 +81,7 @@ class Rows:
         return 0.0 if torch.equal(self.values, after.values) else math.inf
 
 
-def find_mixing(prospect: Prospect, trainer: Trainer, batch: Any) -> Mixing:  # Any: as the task's collate makes it
+def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any: as the task's collate makes it
     """Change half of the samples of a batch, in four ways, and look at the losses of the other half.
 
     If the losses are inconclusive, or the loss itself mixes samples, the rows of the outputs are compared instead. The
@@ -89,17 +89,17 @@ def find_mixing(prospect: Prospect, trainer: Trainer, batch: Any) -> Mixing:  # 
 
     Args:
         trainer: Its network has trained for some steps: a last layer that begins at zero would hide everything.
-        batch: A training batch of `prospect.data.batch_size` samples.
+        batch: A training batch of `survey.data.batch_size` samples.
 
     Returns:
         `NOT_FOUND_OUT` if the inputs have no row per sample, or the user's code does not take the changed batch.
     """
-    samples = prospect.data.batch_size
+    samples = survey.data.batch_size
     if samples < 2 or not any(is_content(tensor, (samples,)) for tensor in tensors(split_pair(batch)[0])):
         return NOT_FOUND_OUT
     before = streams()
     try:
-        return _Look(prospect, trainer, batch, before).verdict()
+        return _Look(survey, trainer, batch, before).verdict()
     except Exception:
         return NOT_FOUND_OUT
     finally:
@@ -110,7 +110,7 @@ def find_mixing(prospect: Prospect, trainer: Trainer, batch: Any) -> Mixing:  # 
 class _Look:
     """Evaluates one batch several times, each time with the same random numbers."""
 
-    prospect: Prospect
+    survey: Survey
     trainer: Trainer
     batch: Any
     streams: Any
@@ -120,7 +120,7 @@ class _Look:
         """Return whether the network mixes samples, and which module does."""
         base, rounding = self._evaluated(None), self._rounding()
         found = []
-        for kept in _halves(self.prospect.data.batch_size):
+        for kept in _halves(self.survey.data.batch_size):
             after = self._evaluated(kept)
             found.append(
                 _first_shown(one.verdict(other, kept, rounding) for one, other in zip(base, after, strict=True))
@@ -132,22 +132,22 @@ class _Look:
     def _evaluated(self, kept: Tensor | None) -> list[Rows]:
         """Return losses and outputs of the batch, with other content for all samples but `kept` (None: no change)."""
         inputs, targets = split_pair(self.batch)
-        samples = self.prospect.data.batch_size
+        samples = self.survey.data.batch_size
         given = mapped(torch.clone, inputs)
         if kept is not None:
             given = mapped(perturbing((~kept,), (samples,)), given)
         restore_streams(self.streams)
         seen = self.trainer.look_evaluating((given, mapped(torch.clone, targets)), samples)
         rows = [_rows(tensor, samples) for tensor in tensors(seen.output) if tensor.is_floating_point()]
-        if self.prospect.loss_depends_on_batch is not False:
+        if self.survey.loss_depends_on_batch is not False:
             return rows
-        losses = sample_losses(sample_loss(self.prospect.task), seen.output, seen.target, samples).losses.detach()
+        losses = sample_losses(sample_loss(self.survey.task), seen.output, seen.target, samples).losses.detach()
         values = losses.double().cpu().nan_to_num()
         return [Rows(values, float(values.abs().mean())), *rows]
 
     def _rounding(self) -> float:
         """Return the epsilon of the coarsest floating type in the network's parameters and slots."""
-        names = [name for spec in self.prospect.specs for name in (spec.dtype, spec.autocast) if name is not None]
+        names = [name for spec in self.survey.specs for name in (spec.dtype, spec.autocast) if name is not None]
         own = {parameter.dtype for parameter in self.trainer.host.parameters() if parameter.is_floating_point()}
         return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
 

@@ -48,7 +48,7 @@ from esper.user_code.their_code import refused_as_theirs
 
 
 @dataclass(frozen=True)
-class Prospect:
+class Survey:
     """A task and a config, resolved against each other and measured by a dry run."""
 
     task: Task
@@ -177,17 +177,17 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
 
 @told_with_settings()
 @refused_as_theirs()
-def survey(task: Task, config: RunConfig, blueprints: BlueprintRegistry = BLUEPRINTS) -> Prospect:
+def survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry = BLUEPRINTS) -> Survey:
     """Resolve and measure a task under a config. The random streams of the caller are unchanged.
 
     Raises:
         ConfigError, TaskError: something in them is wrong; nothing was written.
     """
     with temporary_rng(0):
-        return _survey(task, config, blueprints)
+        return _survey_of(task, config, blueprints)
 
 
-def _survey(task: Task, config: RunConfig, blueprints: BlueprintRegistry) -> Prospect:
+def _survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry) -> Survey:
     """Survey in this order, because each step is compared with the state of the user's code before it."""
     check_fields(task)
     _check_device(config.run.device)
@@ -215,8 +215,8 @@ def _measured(
     data: TaskData,
     fence_steps: tuple[int, ...],
     host: nn.Module,
-) -> tuple[Prospect, frozenset[str]]:
-    """Return the prospect that one batch shows, and the slots that may be left out if they fail later."""
+) -> tuple[Survey, frozenset[str]]:
+    """Return the survey that one batch shows, and the slots that may be left out if they fail later."""
     parameters = list(host.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     host_crc32c, host_modules_sha256 = state_crc32c(tensors_of(host)), structure_digest(host)
@@ -226,7 +226,7 @@ def _measured(
     found = dry_run(host, task.slots, inputs, lambda model, batch: call_model(task, model, batch))
     _check_names(host, found.specs)
     made = chosen(found.specs, config.growth.blueprints, blueprints)
-    prospect = Prospect(
+    survey = Survey(
         task=task,
         config=config,
         data=data,
@@ -244,7 +244,7 @@ def _measured(
         trained_by=_trained_by(task, trained, fence_steps[-1]),
         peak_share=peak_share(task, fence_steps[-1], trained),
     )
-    return prospect, found.optional
+    return survey, found.optional
 
 
 def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: whatever the task's batches are
@@ -262,20 +262,20 @@ def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int: 
     return int(counter.get_total_flops())
 
 
-def _rehearsed(prospect: Prospect, host: nn.Module, as_built: Held) -> Prospect:
-    """Return the prospect after some training steps and one evaluation of each shard.
+def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
+    """Return the survey after some training steps and one evaluation of each shard.
 
     Args:
         as_built: State of `host` before its first step: a second host of the task must have the same.
     """
-    task, config = prospect.task, prospect.config
-    stage = replace(prospect, data=cast(TaskData, Remembered(prospect.data)))
+    task, config = survey.task, survey.config
+    stage = replace(survey, data=cast(TaskData, Remembered(survey.data)))
     fresh = partial(stage.trainer, "", 0, "tolaria", never)
     training = fresh()
     check_same_build(host, as_built, training.host)
     same_bits = config.run.device == "cpu"
-    first_loss, rehearsed, changing = rehearse(task, training, fresh, prospect.total_steps, same_bits=same_bits)
-    practised = practise(task, training.host, prospect.total_steps)
+    first_loss, rehearsed, changing = rehearse(task, training, fresh, survey.total_steps, same_bits=same_bits)
+    practised = practise(task, training.host, survey.total_steps)
     judging = fresh()  # the rehearsal may have diverged
     if config.growth.enabled:
         judging.sample_losses("gate", 0)
@@ -284,7 +284,7 @@ def _rehearsed(prospect: Prospect, host: nn.Module, as_built: Held) -> Prospect:
     mixing = find_mixing(stage, judging if first_loss is None else training, stage.data.batch(0))
     refuse_changes("task", "training or measuring")
     return replace(
-        prospect,
+        survey,
         first_loss=first_loss,
         rehearsed_crc32c=rehearsed,
         changing=joined(changing, practised),
@@ -293,8 +293,8 @@ def _rehearsed(prospect: Prospect, host: nn.Module, as_built: Held) -> Prospect:
     )
 
 
-def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
-    """Return the prospect after a trial of growth. Slots that a pattern matched and that fail there are left out.
+def _tried(survey: Survey, optional: frozenset[str]) -> Survey:
+    """Return the survey after a trial of growth. Slots that a pattern matched and that fail there are left out.
 
     Raises:
         TaskError: the error of the trial, if it names no such slot, or the last slot.
@@ -302,15 +302,15 @@ def _tried(prospect: Prospect, optional: frozenset[str]) -> Prospect:
     while True:
         try:
             no_telemetry = Context()  # the caller's records are about the caller's run
-            return replace(prospect, varying=no_telemetry.run(try_growth, prospect))
+            return replace(survey, varying=no_telemetry.run(try_growth, survey))
         except TaskError as error:
             path = error.field.removeprefix("slot ")
-            specs = tuple(spec for spec in prospect.specs if spec.path != path)
-            if path not in optional or len(specs) in (0, len(prospect.specs)):
+            specs = tuple(spec for spec in survey.specs if spec.path != path)
+            if path not in optional or len(specs) in (0, len(survey.specs)):
                 raise
-            options = tuple(pair for pair in prospect.options if pair.slot != path)
-            left_out = {**prospect.left_out, path: str(error.value)}
-            prospect = replace(prospect, specs=specs, options=options, left_out=left_out)
+            options = tuple(pair for pair in survey.options if pair.slot != path)
+            left_out = {**survey.left_out, path: str(error.value)}
+            survey = replace(survey, specs=specs, options=options, left_out=left_out)
 
 
 def _samples_crc32c(data: TaskData) -> int:

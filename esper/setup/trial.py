@@ -28,7 +28,7 @@ from esper.tolaria.trainer import Trainer, never
 from esper.user_code.their_code import refused_as_theirs, their_code
 
 if TYPE_CHECKING:
-    from esper.setup.survey import Prospect
+    from esper.setup.survey import Survey
 
 STEPS = 3
 """Number of training steps: more than one, because lengths may differ between batches."""
@@ -54,7 +54,7 @@ def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None
     check_gradients(host)
 
 
-def try_growth(prospect: Prospect) -> tuple[str, ...]:
+def try_growth(survey: Survey) -> tuple[str, ...]:
     """Train a throwaway host for a few steps with the cheapest candidate in every slot, and evaluate it on each shard.
 
     Without growth the host is tried alone.
@@ -67,20 +67,20 @@ def try_growth(prospect: Prospect) -> tuple[str, ...]:
             no training batch called a slot.
         SeedBuildFailed: a candidate cannot be built.
     """
-    grows = prospect.config.growth.enabled
+    grows = survey.config.growth.enabled
     if grows:
-        _try_optimizers(prospect)
-    trainer = prospect.trainer("", 0, "survey", never)
+        _try_optimizers(survey)
+    trainer = survey.trainer("", 0, "survey", never)
     doing = "with a seed in every slot" if grows else ""
-    shapes: dict[str, list[tuple[int, ...]]] = {spec.path: [] for spec in prospect.specs}
+    shapes: dict[str, list[tuple[int, ...]]] = {spec.path: [] for spec in survey.specs}
     with (
-        _watching(trainer.host, prospect.specs, shapes),
+        _watching(trainer.host, survey.specs, shapes),
         refused_as_theirs(doing),
     ):
-        for plan, blob in _cheapest_plans(prospect) if grows else ():
+        for plan, blob in _cheapest_plans(survey) if grows else ():
             trainer.graft(plan, {plan.weights_digest: blob})
         try:
-            trainer.train_to(min(STEPS, prospect.total_steps))
+            trainer.train_to(min(STEPS, survey.total_steps))
             _look_for_calls(trainer, shapes)
         except DivergenceUnrecoverable:  # says nothing about shapes: the guard of a run reports it
             return ()
@@ -102,24 +102,24 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
         raise not_called(path, 0, trainer.step + MOST_SKIPPED)
 
 
-def _cheapest_plans(prospect: Prospect) -> Iterator[tuple[GraftPlan, bytes]]:
+def _cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
     """Yield one plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
 
     Candidates that change the shape are left out; gate G0 refuses each of them by name.
     """
-    for spec in prospect.specs:
-        there = [pair for pair in prospect.options if pair.slot == spec.path and _keeps_shape(prospect, pair, spec)]
+    for spec in survey.specs:
+        there = [pair for pair in survey.options if pair.slot == spec.path and _keeps_shape(survey, pair, spec)]
         if not there:
             continue
         pair = min(there, key=lambda pair: (pair.flops, pair.parameters, pair.blueprint_id))
         yield plan_seed(
             Candidate(slot=spec.path, blueprint_id=pair.blueprint_id, seed_id=f"trial of {spec.path}"),
             spec,
-            prospect.blueprints.get(pair.blueprint_id),
+            survey.blueprints.get(pair.blueprint_id),
             run_id="",
             generation=0,
             command_id="trial",
-            run_seed=prospect.config.run.seed,
+            run_seed=survey.config.run.seed,
             fence=0,
             step=0,
             ordinal=0,
@@ -128,8 +128,8 @@ def _cheapest_plans(prospect: Prospect) -> Iterator[tuple[GraftPlan, bytes]]:
         )
 
 
-def _keeps_shape(prospect: Prospect, pair: Pair, spec: SlotSpec) -> bool:
-    module = prospect.blueprints.get(pair.blueprint_id).build(spec, seed_key=0)
+def _keeps_shape(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
+    module = survey.blueprints.get(pair.blueprint_id).build(spec, seed_key=0)
     h = torch.zeros(2, *spec.shape, dtype=parameter_dtype(spec), device=spec.device)
     with torch.no_grad():
         output = module(h)
@@ -161,23 +161,23 @@ def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, li
             handle.remove()
 
 
-def _try_optimizers(prospect: Prospect) -> None:
+def _try_optimizers(survey: Survey) -> None:
     """Step the task's optimizer over the parameters of each kind of seed.
 
     Raises:
         TaskError: it refuses them: some optimizers take matrices only, or only parameters whose names they know.
     """
-    specs = {spec.path: spec for spec in prospect.specs}
+    specs = {spec.path: spec for spec in survey.specs}
     kinds: dict[tuple[str, str, tuple[int, ...]], Pair] = {}
-    for pair in prospect.options:
+    for pair in survey.options:
         kinds.setdefault((pair.blueprint_id, specs[pair.slot].kind, specs[pair.slot].shape), pair)
     for pair in kinds.values():
-        module = prospect.blueprints.get(pair.blueprint_id).build(specs[pair.slot], seed_key=0)
+        module = survey.blueprints.get(pair.blueprint_id).build(specs[pair.slot], seed_key=0)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not parameters:
             continue
         with refused_as_theirs(f"over the parameters of the seed {pair.blueprint_id!r} in the slot {pair.slot!r}"):
-            optimizer = build_optimizer(prospect.task, parameters)
+            optimizer = build_optimizer(survey.task, parameters)
             for parameter in parameters:
                 parameter.grad = torch.ones_like(parameter)
             with their_code("task.optimizer", "optimizer.step"):

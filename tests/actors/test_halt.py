@@ -41,7 +41,7 @@ from esper.ground.clock import SystemClock
 from esper.leyline.signals import EmergencySignal, Level
 from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task, until
 from esper.user_code.task_reference import Reference
@@ -92,24 +92,24 @@ def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
     """A run in this process: its trainer reads an emergency word, and its conductor reads the signals of `local`."""
 
     @contextmanager
-    def up(prospect: Prospect, key: RunKey, path: Path) -> Iterator[Components]:
+    def up(survey: Survey, key: RunKey, path: Path) -> Iterator[Components]:
         with EmergencyWord.create(path / "word") as word:
             local.desk = emergency(512, word.path, key.generation)
             yield Components(
-                trainer=make_trainer(prospect, key, word.halted),
-                tamiyo=make_tamiyo(prospect, key, SystemClock()),
-                kasmina=make_kasmina(prospect, key, SystemClock()),
-                incubator=make_incubator(prospect, key, word.halted),
+                trainer=make_trainer(survey, key, word.halted),
+                tamiyo=make_tamiyo(survey, key, SystemClock()),
+                kasmina=make_kasmina(survey, key, SystemClock()),
+                incubator=make_incubator(survey, key, word.halted),
                 inbox=ConductorInbox(emergency_handle(local)),
                 crew=OneProcess(),
             )
 
     def here(task: Task | None = None, progress: Quiet | None = None, **overrides: Any) -> Result:
         task = task or tiny_task()
-        prospect = survey(task, tiny_config(run__dir=str(tmp_path / "run"), **overrides))
+        survey = survey_of(task, tiny_config(run__dir=str(tmp_path / "run"), **overrides))
         if isinstance(task.loss, AtStep):
             task.loss.begun = True
-        return Conductor("", up, Reference(), progress or Quiet(), SystemClock(), Drain()).begin(prospect)
+        return Conductor("", up, Reference(), progress or Quiet(), SystemClock(), Drain()).begin(survey)
 
     return here
 

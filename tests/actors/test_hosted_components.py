@@ -15,14 +15,14 @@ from actors import desk as desks
 from actors import hosted_components
 from actors.desk import CONDUCTOR, EmergencyDesk
 from actors.hosted_components import HostedForks
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper.emergency.queue import EmergencyQueue
 from esper.emergency.word import EmergencyWord, WordState
 from esper.errors import EmergencyQueueFull, EmergencyStop, TaskError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.leyline.signals import EmergencySignal, Level
 from esper.setup.assembly import RunKey, make_trainer
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.testing import EPOCH, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference
 
@@ -30,8 +30,8 @@ KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
 
 
 @pytest.fixture(scope="module")
-def prospect() -> Prospect:
-    return survey(tiny_task(), tiny_config())
+def survey_of() -> Survey:
+    return survey_of(tiny_task(), tiny_config())
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_signals_may_be_published_while_others_are_read(word: EmergencyWord) -> 
 # -- the trainer -------------------------------------------------------------------------------------------------
 
 
-def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: EmergencyWord) -> None:
-    trainer = hosted_components.tolaria(SentProspect.of(prospect, Reference()), KEY, word.path)
+def test_the_live_host_reads_the_word_at_every_step(survey: Survey, word: EmergencyWord) -> None:
+    trainer = hosted_components.tolaria(SentSurvey.of(survey, Reference()), KEY, word.path)
     trainer.train_to(7)
     word.set(Level.CONSERVATIVE, 1, 1)
     trainer.train_to(9)
@@ -128,14 +128,14 @@ def test_the_live_host_reads_the_word_at_every_step(prospect: Prospect, word: Em
 # -- forks by name -----------------------------------------------------------------------------------------------
 
 
-def test_forks_share_no_state_with_each_other_or_with_their_host(prospect: Prospect) -> None:
-    house = HostedForks(SentProspect.of(prospect, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
-    live = make_trainer(prospect, KEY)
+def test_forks_share_no_state_with_each_other_or_with_their_host(survey: Survey) -> None:
+    house = HostedForks(SentSurvey.of(survey, Reference()), KEY, lambda: False, fetch=lambda snapshot: snapshot)
+    live = make_trainer(survey, KEY)
     live.train_to(5)
     before = live.weights_sha256()
     for name in ("one", "other"):
         house.open(name, [live.snapshot()], None, {})
-    assert house.train_to("one", 10) == make_and_train(prospect, 10)[5:]
+    assert house.train_to("one", 10) == make_and_train(survey, 10)[5:]
     assert house.weights_sha256("other") == before == live.weights_sha256()
     live.train_to(10)
     assert house.weights_sha256("one") == live.weights_sha256()
@@ -147,31 +147,31 @@ def test_forks_share_no_state_with_each_other_or_with_their_host(prospect: Prosp
     assert house.weights_sha256("other") == before
 
 
-def make_and_train(prospect: Prospect, step: int) -> tuple[float, ...]:
-    return make_trainer(prospect, KEY).train_to(step)
+def make_and_train(survey: Survey, step: int) -> tuple[float, ...]:
+    return make_trainer(survey, KEY).train_to(step)
 
 
 # -- how a task gets there ---------------------------------------------------------------------------------------
 
 
-def sent_and_opened(prospect: Prospect, reference: Reference) -> Prospect:
-    opened: Prospect = cloudpickle.loads(cloudpickle.dumps(SentProspect.of(prospect, reference))).open()
+def sent_and_opened(survey: Survey, reference: Reference) -> Survey:
+    opened: Survey = cloudpickle.loads(cloudpickle.dumps(SentSurvey.of(survey, reference))).open()
     return opened
 
 
 def test_a_task_without_a_reference_is_sent_whole_with_its_blueprints() -> None:
     own = BlueprintRegistry()
     own.add(BLUEPRINTS.get("mlp"))
-    prospect = survey(tiny_task(), tiny_config(), own)
-    opened = sent_and_opened(prospect, Reference())
-    assert [made.name for made in opened.blueprints.for_kind(prospect.specs[0].kind)] == ["mlp"]
-    assert opened.task is not prospect.task
+    survey = survey_of(tiny_task(), tiny_config(), own)
+    opened = sent_and_opened(survey, Reference())
+    assert [made.name for made in opened.blueprints.for_kind(survey.specs[0].kind)] == ["mlp"]
+    assert opened.task is not survey.task
     assert (opened.specs, opened.options, opened.fence_steps) == (
-        prospect.specs,
-        prospect.options,
-        prospect.fence_steps,
+        survey.specs,
+        survey.options,
+        survey.fence_steps,
     )
-    assert make_and_train(opened, 12) == make_and_train(prospect, 12)
+    assert make_and_train(opened, 12) == make_and_train(survey, 12)
 
 
 FILE = """
@@ -189,18 +189,18 @@ def task():
 def test_a_referenced_task_is_imported_in_the_actor_and_not_sent(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(FILE)
     reference = Reference(f"{tmp_path / 'own.py'}:task", tmp_path / "own.py")
-    prospect = survey(tiny_task(), tiny_config())
-    sent = cloudpickle.dumps(SentProspect.of(prospect, reference))
+    survey = survey_of(tiny_task(), tiny_config())
+    sent = cloudpickle.dumps(SentSurvey.of(survey, reference))
     assert b"own.py" in sent
     assert b"Bands" not in sent
     assert len(sent) < 20_000
-    opened = sent_and_opened(prospect, reference)
+    opened = sent_and_opened(survey, reference)
     assert sys.modules["esper_task_own"].LOADED == [1]
     assert opened.blueprints is BLUEPRINTS
-    assert make_and_train(opened, 12) == make_and_train(prospect, 12)
+    assert make_and_train(opened, 12) == make_and_train(survey, 12)
 
 
 def test_a_missing_task_file_is_an_error_in_the_actor(tmp_path: Path) -> None:
-    sent = SentProspect.of(survey(tiny_task(), tiny_config()), Reference(f"{tmp_path}/gone.py:task"))
+    sent = SentSurvey.of(survey_of(tiny_task(), tiny_config()), Reference(f"{tmp_path}/gone.py:task"))
     with pytest.raises(TaskError, match="there is no such file"):
         sent.open()

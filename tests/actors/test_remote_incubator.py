@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from actors.hosted_components import HostedForks
 from actors.remote_incubator import RemoteIncubator
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper.errors import ActorLost, DivergenceUnrecoverable
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.incubation.planning import plan_seed
@@ -23,7 +23,7 @@ from esper.leyline.incubation import IncubationOrder
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind
 from esper.setup.assembly import RunKey, make_incubator, make_trainer
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.setup import Telemetry
 from esper.testing import tiny_config, tiny_task
@@ -57,8 +57,8 @@ def blueprints() -> BlueprintRegistry:
 
 
 @pytest.fixture(scope="module")
-def prospect() -> Prospect:
-    return survey(tiny_task(), tiny_config(), blueprints())
+def survey_of() -> Survey:
+    return survey_of(tiny_task(), tiny_config(), blueprints())
 
 
 class LocalManager:
@@ -72,14 +72,14 @@ class LocalManager:
 
     numbers = itertools.count()
 
-    def __init__(self, prospect: Prospect) -> None:
-        self.name, self._prospect = f"manager-{next(self.numbers)}", prospect
+    def __init__(self, survey: Survey) -> None:
+        self.name, self._survey = f"manager-{next(self.numbers)}", survey
         self.asked: list[tuple[str, Any]] = []
         self.dead: list[HostedForks] = []
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        sent = SentProspect.of(self._prospect, Reference())
+        sent = SentSurvey.of(self._survey, Reference())
         self.process: Any = HostedForks(sent, KEY, never, fetch=lambda snapshot: snapshot)
 
     def die(self) -> None:
@@ -134,13 +134,13 @@ DRAWN: dict[str, bytes] = {}
 """The weights of every plan that was made here, by digest."""
 
 
-def plans_for(prospect: Prospect, fence: int, step: int, names: Sequence[str]) -> tuple[GraftPlan, ...]:
-    (spec,) = prospect.specs
+def plans_for(survey: Survey, fence: int, step: int, names: Sequence[str]) -> tuple[GraftPlan, ...]:
+    (spec,) = survey.specs
     made = [
         plan_seed(
             Candidate(slot="body", blueprint_id=name, seed_id=f"seed-{fence}-{number}"),
             spec,
-            prospect.blueprints.get(name),
+            survey.blueprints.get(name),
             run_id=KEY.run_id,
             generation=1,
             command_id=f"command-{fence}",
@@ -173,12 +173,12 @@ def order_of(plans: Sequence[GraftPlan], first: int, halving: int | None = 10) -
     )
 
 
-def growth(prospect: Prospect, incubator: Any, wrap: Callable[[Any], Any]) -> list[Any]:
+def growth(survey: Survey, incubator: Any, wrap: Callable[[Any], Any]) -> list[Any]:
     """The answers of an incubator to all calls of a run with two tournaments and a twin."""
-    live, answers = make_trainer(prospect, KEY), []
+    live, answers = make_trainer(survey, KEY), []
     for fence, names in ((1, ["norm", "bursting", "mlp", "low_rank"]), (2, ["mlp", "norm"])):
         live.train_to(fence * 20)
-        plans, snapshot = plans_for(prospect, fence, fence * 20, names), wrap(live.snapshot())
+        plans, snapshot = plans_for(survey, fence, fence * 20, names), wrap(live.snapshot())
         answers.append(tuple(incubator.probe_candidates(plans, DRAWN, snapshot)))
         incubator.begin(order_of(plans, fence * 20), DRAWN, snapshot)
         if fence == 2:
@@ -194,51 +194,51 @@ def growth(prospect: Prospect, incubator: Any, wrap: Callable[[Any], Any]) -> li
 
 
 @pytest.fixture(scope="module")
-def alone(prospect: Prospect) -> list[Any]:
-    return growth(prospect, make_incubator(prospect, KEY), lambda snapshot: snapshot)
+def alone(survey: Survey) -> list[Any]:
+    return growth(survey, make_incubator(survey, KEY), lambda snapshot: snapshot)
 
 
 # -- the same answers --------------------------------------------------------------------------------------------
 
 
-def test_the_tournament_to_compare_with_has_a_winner_and_a_diverging_fork(prospect: Prospect, alone: list[Any]) -> None:
+def test_the_tournament_to_compare_with_has_a_winner_and_a_diverging_fork(survey: Survey, alone: list[Any]) -> None:
     probes, first, *_, report = alone
     ranks = {measured.seed_id: fork.rank for measured, fork in zip(probes, first.forks, strict=True)}
     assert ranks["seed-1-1"] is None  # it diverged
     assert ranks["seed-1-2"] == 1
     assert (report.steps, len(first.forks)) == (40, 4)
-    live = make_trainer(prospect, KEY)
+    live = make_trainer(survey, KEY)
     live.train_to(80)
     assert report.weights_sha256 == live.weights_sha256()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_any_number_of_managers_answers_as_one_process(
-    prospect: Prospect, alone: list[Any], incubator_on: Any, count: int
+    survey: Survey, alone: list[Any], incubator_on: Any, count: int
 ) -> None:
-    managers = [LocalManager(prospect) for _ in range(count)]
-    assert growth(prospect, incubator_on(managers), lambda snapshot: [snapshot]) == alone
+    managers = [LocalManager(survey) for _ in range(count)]
+    assert growth(survey, incubator_on(managers), lambda snapshot: [snapshot]) == alone
     assert all(manager.asked for manager in managers)
 
 
-def test_a_diverging_candidate_is_out_and_ends_no_manager(prospect: Prospect, incubator_on: Any) -> None:
-    managers, live = [LocalManager(prospect) for _ in range(2)], make_trainer(prospect, KEY)
-    incubator, plans = incubator_on(managers), plans_for(prospect, 0, 0, ["bursting", "mlp"])
+def test_a_diverging_candidate_is_out_and_ends_no_manager(survey: Survey, incubator_on: Any) -> None:
+    managers, live = [LocalManager(survey) for _ in range(2)], make_trainer(survey, KEY)
+    incubator, plans = incubator_on(managers), plans_for(survey, 0, 0, ["bursting", "mlp"])
     incubator.begin(order_of(plans, 0, halving=None), DRAWN, [live.snapshot()])
     burst, other = incubator.collect().forks
     assert (burst.rank, other.rank) == (None, 1)
     assert burst.steps < other.steps == 20
 
 
-def test_a_diverging_control_is_an_error_at_collect(prospect: Prospect, incubator_on: Any) -> None:
+def test_a_diverging_control_is_an_error_at_collect(survey: Survey, incubator_on: Any) -> None:
     class Diverging(LocalManager):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             if (method, arguments[0]) == ("train_to", "fork-0"):
                 raise DivergenceUnrecoverable(3, "loss", float("nan"))
             return super().ask(method, *arguments, **where)
 
-    incubator, live = incubator_on([Diverging(prospect)]), make_trainer(prospect, KEY)
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator, live = incubator_on([Diverging(survey)]), make_trainer(survey, KEY)
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     with pytest.raises(DivergenceUnrecoverable):
         incubator.collect()
 
@@ -274,8 +274,8 @@ def at_first(fatal: str) -> Strikes:
 class Mortal(LocalManager):
     """A manager that dies of a call."""
 
-    def __init__(self, prospect: Prospect, strikes: Strikes) -> None:
-        super().__init__(prospect)
+    def __init__(self, survey: Survey, strikes: Strikes) -> None:
+        super().__init__(survey)
         self._strikes = strikes
         self.died_of = ""
 
@@ -303,7 +303,7 @@ def each_call() -> Iterator[Strikes]:
     ],
 )
 def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
-    prospect: Prospect, alone: list[Any], incubator_on: Any, count: int, deaths: Callable[[], Iterator[Strikes]]
+    survey: Survey, alone: list[Any], incubator_on: Any, count: int, deaths: Callable[[], Iterator[Strikes]]
 ) -> None:
     def replace(death: ActorLost) -> None:
         (manager,) = [manager for manager in managers if manager.name == death.actor]
@@ -315,9 +315,9 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
     died_of, replacing = set[str](), threading.Lock()
     for strikes in deaths():
         replaced: list[str] = []
-        managers = [Mortal(prospect, strikes) for _ in range(count)]
+        managers = [Mortal(survey, strikes) for _ in range(count)]
         incubator = incubator_on(managers, replace)
-        if "snapshot" in (found := attempt(prospect, incubator, managers)):
+        if "snapshot" in (found := attempt(survey, incubator, managers)):
             assert replaced == []  # the run as a whole goes back
         else:
             assert found == alone
@@ -328,15 +328,15 @@ def test_a_manager_may_die_at_any_call_and_the_answers_are_the_same(
     assert died_of - {""} == METHODS
 
 
-def attempt(prospect: Prospect, incubator: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:
+def attempt(survey: Survey, incubator: RemoteIncubator, managers: Sequence[Mortal]) -> list[Any]:
     """The answers to a run with two tournaments and a twin, or the method in which a manager died for good."""
     try:
-        return growth(prospect, incubator, lambda snapshot: [snapshot])
+        return growth(survey, incubator, lambda snapshot: [snapshot])
     except ActorLost:
         return [manager.died_of for manager in managers if manager.died_of]
 
 
-def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prospect, incubator_on: Any) -> None:
+def test_forks_of_a_tournament_that_is_repeated_are_closed_first(survey: Survey, incubator_on: Any) -> None:
     class Counting(Mortal):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             held.append(len(self.process._forks))
@@ -348,16 +348,16 @@ def test_forks_of_a_tournament_that_is_repeated_are_closed_first(prospect: Prosp
         replaced.append(manager.name)
 
     replaced, held = list[str](), list[int]()
-    live, strikes = make_trainer(prospect, KEY), at_call(9)
-    managers = [Counting(prospect, strikes) for _ in range(3)]
+    live, strikes = make_trainer(survey, KEY), at_call(9)
+    managers = [Counting(survey, strikes) for _ in range(3)]
     incubator = incubator_on(managers, replace)
-    plans = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
+    plans = plans_for(survey, 0, 0, ["mlp", "norm", "low_rank", "mlp", "norm"])
     incubator.begin(order_of(plans, 0), DRAWN, [live.snapshot()])
     assert len(incubator.collect().forks) == 5
     assert (len(replaced), max(held)) == (1, 2)  # six forks over three managers
 
 
-def test_a_death_of_another_actor_is_raised(prospect: Prospect, incubator_on: Any) -> None:
+def test_a_death_of_another_actor_is_raised(survey: Survey, incubator_on: Any) -> None:
     class Misled(LocalManager):
         def ask(self, *_: Any, **__: Any) -> Any:
             raise ActorLost("ray", "gcs_server has ended")
@@ -365,19 +365,19 @@ def test_a_death_of_another_actor_is_raised(prospect: Prospect, incubator_on: An
     def replace(*_: Any) -> None:
         raise AssertionError("no manager died")
 
-    incubator, live = incubator_on([Misled(prospect)], replace), make_trainer(prospect, KEY)
+    incubator, live = incubator_on([Misled(survey)], replace), make_trainer(survey, KEY)
     with pytest.raises(ActorLost, match="gcs_server"):
-        incubator.probe_candidates(plans_for(prospect, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
+        incubator.probe_candidates(plans_for(survey, 0, 0, ["mlp"]), DRAWN, [live.snapshot()])
 
 
 # -- the twin and other forks -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, incubator_on: Any, count: int) -> None:
-    managers = [LocalManager(prospect) for _ in range(count)]
-    incubator, live = incubator_on(managers), make_trainer(prospect, KEY)
-    plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm", "low_rank"]), [live.snapshot()]
+def test_losers_are_closed_and_the_twin_is_kept(survey: Survey, incubator_on: Any, count: int) -> None:
+    managers = [LocalManager(survey) for _ in range(count)]
+    incubator, live = incubator_on(managers), make_trainer(survey, KEY)
+    plans, snapshot = plans_for(survey, 0, 0, ["mlp", "norm", "low_rank"]), [live.snapshot()]
 
     def held() -> list[str]:
         return sorted(name for manager in managers for name in manager.forks())
@@ -395,10 +395,10 @@ def test_losers_are_closed_and_the_twin_is_kept(prospect: Prospect, incubator_on
     assert held() == ["fork-4"]  # a run keeps one twin, and no other control
 
 
-def test_a_fork_is_made_once(prospect: Prospect, incubator_on: Any) -> None:
-    manager, live = LocalManager(prospect), make_trainer(prospect, KEY)
+def test_a_fork_is_made_once(survey: Survey, incubator_on: Any) -> None:
+    manager, live = LocalManager(survey), make_trainer(survey, KEY)
     incubator = incubator_on([manager])
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     incubator.collect()
     assert [method for method, _ in manager.asked].count("open") == 3
 
@@ -409,8 +409,8 @@ def test_a_fork_is_made_once(prospect: Prospect, incubator_on: Any) -> None:
 class HeldManager(LocalManager):
     """A manager that does not begin to train before it is let go, or ended."""
 
-    def __init__(self, prospect: Prospect) -> None:
-        super().__init__(prospect)
+    def __init__(self, survey: Survey) -> None:
+        super().__init__(survey)
         self.waits, self.released, self.lost = threading.Event(), threading.Event(), False
 
     def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
@@ -429,21 +429,21 @@ class HeldManager(LocalManager):
         self.released.set()
 
 
-def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(prospect: Prospect, incubator_on: Any) -> None:
-    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+def test_a_tournament_runs_from_begin_on_and_collect_waits_for_it(survey: Survey, incubator_on: Any) -> None:
+    manager, live = HeldManager(survey), make_trainer(survey, KEY)
     incubator = incubator_on([manager])
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)  # `collect` was not called yet
     assert live.train_to(20)  # and the live host goes on
     manager.let_go()
     assert incubator.collect().fork_steps == 40
 
 
-def test_the_twin_trains_ahead_and_its_readers_wait_for_it(prospect: Prospect, incubator_on: Any) -> None:
-    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+def test_the_twin_trains_ahead_and_its_readers_wait_for_it(survey: Survey, incubator_on: Any) -> None:
+    manager, live = HeldManager(survey), make_trainer(survey, KEY)
     manager.let_go()
     incubator = incubator_on([manager])
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     incubator.collect()
     incubator.keep_twin()
     manager.released.clear()
@@ -461,23 +461,23 @@ def test_the_twin_trains_ahead_and_its_readers_wait_for_it(prospect: Prospect, i
     assert incubator.twin_report().steps == 60
 
 
-def test_one_tournament_is_in_flight_at_a_time(prospect: Prospect, incubator_on: Any) -> None:
-    incubator, live = incubator_on([LocalManager(prospect)]), make_trainer(prospect, KEY)
-    order, snapshot = order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), [live.snapshot()]
+def test_one_tournament_is_in_flight_at_a_time(survey: Survey, incubator_on: Any) -> None:
+    incubator, live = incubator_on([LocalManager(survey)]), make_trainer(survey, KEY)
+    order, snapshot = order_of(plans_for(survey, 0, 0, ["mlp"]), 0), [live.snapshot()]
     incubator.begin(order, DRAWN, snapshot)
     with pytest.raises(AssertionError, match="one tournament is in flight"):
         incubator.begin(order, DRAWN, snapshot)
 
 
-def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, incubator_on: Any, tmp_path: Path) -> None:
+def test_the_callers_trace_continues_in_every_manager(survey: Survey, incubator_on: Any, tmp_path: Path) -> None:
     class Traced(LocalManager):
         def ask(self, method: str, *arguments: Any, **where: Any) -> Any:
             traces.append(trace_id())
             return super().ask(method, *arguments, **where)
 
     traces: list[str] = []
-    incubator, live = incubator_on([Traced(prospect) for _ in range(2)]), make_trainer(prospect, KEY)
-    plans, snapshot = plans_for(prospect, 0, 0, ["mlp", "norm"]), [live.snapshot()]
+    incubator, live = incubator_on([Traced(survey) for _ in range(2)]), make_trainer(survey, KEY)
+    plans, snapshot = plans_for(survey, 0, 0, ["mlp", "norm"]), [live.snapshot()]
     with Telemetry.start(tmp_path, "conductor") as telemetry, use(telemetry), span("esper round"):
         incubator.probe_candidates(plans, DRAWN, snapshot)
         incubator.begin(order_of(plans, 0), DRAWN, snapshot)
@@ -489,29 +489,29 @@ def test_the_callers_trace_continues_in_every_manager(prospect: Prospect, incuba
 # -- failures ----------------------------------------------------------------------------------------------------
 
 
-def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(prospect: Prospect, incubator_on: Any) -> None:
-    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
-    incubator = incubator_on([LocalManager(prospect), manager])
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+def test_an_error_of_a_manager_is_raised_by_collect_and_not_before(survey: Survey, incubator_on: Any) -> None:
+    manager, live = HeldManager(survey), make_trainer(survey, KEY)
+    incubator = incubator_on([LocalManager(survey), manager])
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     manager.end()
     with pytest.raises(ActorLost, match="kasmina: killed"):
         incubator.collect()
 
 
-def test_an_error_of_a_manager_in_probes_is_raised_by_probe_candidates(prospect: Prospect, incubator_on: Any) -> None:
-    lost = HeldManager(prospect)
+def test_an_error_of_a_manager_in_probes_is_raised_by_probe_candidates(survey: Survey, incubator_on: Any) -> None:
+    lost = HeldManager(survey)
     lost.end()
-    incubator, live = incubator_on([LocalManager(prospect), lost]), make_trainer(prospect, KEY)
+    incubator, live = incubator_on([LocalManager(survey), lost]), make_trainer(survey, KEY)
     with pytest.raises(ActorLost):
-        incubator.probe_candidates(plans_for(prospect, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
+        incubator.probe_candidates(plans_for(survey, 0, 0, ["mlp", "norm"]), DRAWN, [live.snapshot()])
 
 
-def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prospect, incubator_on: Any) -> None:
-    manager, live = HeldManager(prospect), make_trainer(prospect, KEY)
+def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(survey: Survey, incubator_on: Any) -> None:
+    manager, live = HeldManager(survey), make_trainer(survey, KEY)
     manager.let_go()
     incubator = incubator_on([manager])
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp"]), 0), DRAWN, [live.snapshot()])
     incubator.collect()
     incubator.keep_twin()
     manager.end()
@@ -520,10 +520,10 @@ def test_the_loss_of_the_twin_is_raised_where_the_twin_is_needed(prospect: Prosp
         incubator.twin_losses(2)
 
 
-def test_a_closed_incubator_gives_up_what_waits_and_joins_once_its_managers_are_gone(prospect: Prospect) -> None:
-    before, manager, live = set(threading.enumerate()), HeldManager(prospect), make_trainer(prospect, KEY)
+def test_a_closed_incubator_gives_up_what_waits_and_joins_once_its_managers_are_gone(survey: Survey) -> None:
+    before, manager, live = set(threading.enumerate()), HeldManager(survey), make_trainer(survey, KEY)
     incubator = RemoteIncubator([manager], not_replaced)  # type: ignore[list-item]
-    incubator.begin(order_of(plans_for(prospect, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
+    incubator.begin(order_of(plans_for(survey, 0, 0, ["mlp", "norm"]), 0), DRAWN, [live.snapshot()])
     assert manager.waits.wait(300)
     incubator.close()
     manager.end()

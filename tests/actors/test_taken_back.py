@@ -11,7 +11,7 @@ import pytest
 from actors.bring_up import bring_up
 from actors.component_handles import Handle
 from actors.embedded_ray import EmbeddedRay
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, reports_folder
 from esper.errors import DependencyViolationError
@@ -25,7 +25,7 @@ from esper.flow.stopping import Drain
 from esper.ground.clock import SystemClock
 from esper.leyline.ids import new_run_id
 from esper.setup.assembly import RunKey
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
 from esper.user_code.task_reference import Reference
@@ -36,20 +36,20 @@ def test_both_tiers_take_every_actor_back_to_the_bits_of_the_fence(
     embedded: EmbeddedRay, tmp_path: Path, undisturbed: Result, managers: int
 ) -> None:
     path = tmp_path / "run"
-    prospect = survey(tiny_task(), tiny_config(growth__managers=managers))
+    survey = survey_of(tiny_task(), tiny_config(growth__managers=managers))
     key = RunKey(new_run_id(), FIRST_GENERATION, secrets.token_bytes(32))
     checkpoints_folder(path).mkdir(parents=True)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(path, FIRST_GENERATION))
-        identity = identify(prospect, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
+        identity = identify(survey, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
         identity.save(path)
         journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
-        checkpoints = Checkpoints(checkpoints_folder(path), journal, prospect.config.checkpoint)
+        checkpoints = Checkpoints(checkpoints_folder(path), journal, survey.config.checkpoint)
         stack.enter_context(closing(checkpoints))
-        sent = SentProspect.of(prospect, Reference())
-        components = stack.enter_context(bring_up(sent, embedded)(prospect, key, path))
-        line = Line(components, journal, store, checkpoints, prospect.fence_steps, True, Quiet(), Drain())
+        sent = SentSurvey.of(survey, Reference())
+        components = stack.enter_context(bring_up(sent, embedded)(survey, key, path))
+        line = Line(components, journal, store, checkpoints, survey.fence_steps, True, Quiet(), Drain())
         line.begin()
         for tier in (Tier.FAST, Tier.FULL, Tier.FAST):
             for _ in range(3):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.task_transport import SentProspect, TaskSource
+from actors.task_transport import SentSurvey, TaskSource
 from esper import OnRay, run
 from esper.errors import ConfigError, TaskError
 from esper.ground.workplace import from_here
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import tiny_config, tiny_task
 from esper.user_code.task_reference import Reference, load_task
 
@@ -29,7 +29,7 @@ def test_a_task_of_a_relative_path_is_found_from_another_directory(
     (tmp_path / "there").mkdir()
     (tmp_path / "here" / "mine.py").write_text(TASK)
     monkeypatch.chdir(tmp_path / "here")
-    source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("mine.py:task")[1])
+    source = TaskSource.of(survey_of(tiny_task(), tiny_config()), load_task("mine.py:task")[1])
     monkeypatch.chdir(tmp_path / "there")
     assert source.load()[0].epochs == tiny_task().epochs
 
@@ -38,14 +38,14 @@ def test_a_task_of_a_relative_path_is_found_from_another_directory(
 def test_a_task_is_loaded_in_the_folder_where_the_run_began(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prospect, reference = survey(tiny_task(), tiny_config()), load_task(text)[1] if text else Reference()
+    survey, reference = survey_of(tiny_task(), tiny_config()), load_task(text)[1] if text else Reference()
     for name in ("began", "left"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "began")
     with from_here():
         os.chdir(tmp_path / "left")
         (tmp_path / "left").rmdir()
-        source = TaskSource.of(prospect, reference)
+        source = TaskSource.of(survey, reference)
     source.load()
     assert Path.cwd() == tmp_path / "began"
     os.chdir(tmp_path)
@@ -57,14 +57,14 @@ def test_a_task_is_loaded_in_the_folder_where_the_run_began(
 def test_a_file_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(TASK)
     task, reference = load_task(f"{tmp_path}/mine.py:task")
-    source = TaskSource.of(survey(task, tiny_config()), reference)
+    source = TaskSource.of(survey_of(task, tiny_config()), reference)
     (tmp_path / "mine.py").write_text(TASK + "# changed\n")
     with pytest.raises(TaskError, match="its file has changed since the run began"):
         source.load()
 
 
 def test_a_task_of_a_module_is_named_as_it_was() -> None:
-    source = TaskSource.of(survey(tiny_task(), tiny_config()), load_task("esper.testing:tiny_task")[1])
+    source = TaskSource.of(survey_of(tiny_task(), tiny_config()), load_task("esper.testing:tiny_task")[1])
     assert source.reference.text == "esper.testing:tiny_task"
 
 
@@ -77,11 +77,11 @@ def test_a_task_that_cannot_be_sent_is_refused_before_anything_is_written(tmp_pa
 
 
 def test_the_survey_is_not_repeated_in_an_actor() -> None:
-    prospect = survey(tiny_task(), tiny_config())
-    opened = SentProspect.of(prospect, Reference()).open()
-    assert opened.specs == prospect.specs
-    assert opened.fence_steps == prospect.fence_steps
-    assert opened.task.slots == prospect.task.slots
+    survey = survey_of(tiny_task(), tiny_config())
+    opened = SentSurvey.of(survey, Reference()).open()
+    assert opened.specs == survey.specs
+    assert opened.fence_steps == survey.fence_steps
+    assert opened.task.slots == survey.task.slots
 
 
 def test_a_task_without_a_reference_finds_what_the_senders_script_imports(tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ def test_a_task_without_a_reference_finds_what_the_senders_script_imports(tmp_pa
     (tmp_path / "library" / "of_the_script.py").write_text("EPOCHS = 13\ndef metric(output, target): return output\n")
     (tmp_path / "script.py").write_text(
         "import sys\nfrom pathlib import Path\nsys.path.append('library')\nimport of_the_script\n"
-        "from esper.testing import tiny_config, tiny_task\nfrom esper.setup.survey import survey\n"
+        "from esper.testing import tiny_config, tiny_task\nfrom esper.setup.survey import survey_of\n"
         "from esper.user_code.task_reference import Reference\nfrom actors.task_transport import TaskSource\n"
         "from ray import cloudpickle\n"
         "task = tiny_task(epochs=of_the_script.EPOCHS, metrics={'same': of_the_script.metric})\n"
-        "source = TaskSource.of(survey(task, tiny_config()), Reference())\n"
+        "source = TaskSource.of(survey_of(task, tiny_config()), Reference())\n"
         "Path('sent').write_bytes(cloudpickle.dumps(source))\n"
     )
     (tmp_path / "elsewhere").mkdir()

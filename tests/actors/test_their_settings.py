@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from actors.embedded_ray import EmbeddedRay
-from actors.task_transport import SentProspect
+from actors.task_transport import SentSurvey
 from esper import InProcess, OnRay, run
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import tiny_config
 from esper.user_code.process_state import process_state
 from esper.user_code.task_reference import load_task
@@ -74,7 +74,7 @@ def file(tmp_path: Path) -> Iterator[Path]:
 def test_an_actor_works_with_our_settings_after_it_has_loaded_the_task(file: Path) -> None:
     task, reference = load_task(f"{file}:task")
     with process_state(1):
-        sent = SentProspect.of(survey(task, tiny_config()), reference)
+        sent = SentSurvey.of(survey_of(task, tiny_config()), reference)
         sent.open()  # it imports the file anew, as in an actor
         assert torch.get_num_threads() == 1
         assert not torch.are_deterministic_algorithms_enabled()

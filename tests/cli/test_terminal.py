@@ -22,7 +22,7 @@ from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, Gate, GateReport, Transition
 from esper.leyline.stages import IN_HOST, Stage
 from esper.leyline.state import SeedState
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
 
@@ -142,7 +142,7 @@ def test_what_is_shown_changes_no_bit(plain: Seen, live: Seen) -> None:
 
 
 def test_the_heading_says_what_will_be_run_and_how_strict_it_is() -> None:
-    text = "\n".join(heading(survey(tiny_task(), tiny_config(run__seed=3)), Path("runs/x")))
+    text = "\n".join(heading(survey_of(tiny_task(), tiny_config(run__seed=3)), Path("runs/x")))
     for word in (
         "run runs/x",
         "108 parameters; 320 steps of 32 samples in 16 rounds; seed 3, 1 thread, cpu",
@@ -298,7 +298,7 @@ def test_quiet_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_what_is_declared_of_failures_and_every_recovery_is_told(plain: Seen) -> None:
     config = tiny_config(failure_policy__FaultInjected="restart")
     assert "  declared otherwise than by default: FaultInjected -> restart" in heading(
-        survey(tiny_task(), config), None
+        survey_of(tiny_task(), config), None
     )
     death = Stopwatch(TrainerRankLost("tolaria", "gone"))
     for phase in ("decide", "stop", "start", "restore"):

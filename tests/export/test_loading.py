@@ -40,7 +40,7 @@ from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey, make_trainer
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
 
 HOSTS = ["tokens", "images", "rows"]
@@ -214,24 +214,24 @@ class Mixed(TinyHost):
 
 @pytest.mark.parametrize("model", [TinyHost, Mixed])
 def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn.Module]) -> None:
-    prospect = survey(tiny_task(model=model), tiny_config())
-    trainer = make_trainer(prospect, RunKey("r", 1, b""))
-    for ordinal, pair in enumerate(prospect.options):
+    survey = survey_of(tiny_task(model=model), tiny_config())
+    trainer = make_trainer(survey, RunKey("r", 1, b""))
+    for ordinal, pair in enumerate(survey.options):
         how = Candidate(slot=pair.slot, blueprint_id=pair.blueprint_id, seed_id=str(ordinal))
-        blueprint, blend = prospect.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=7)
+        blueprint, blend = survey.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=7)
         where = {"run_id": "r", "generation": 1, "command_id": "c", "run_seed": 1, "fence": 1, "step": 1}
         ours = {"ordinal": ordinal, "blend": blend, "warmup_steps": 1}
-        plan, blob = plan_seed(how, prospect.specs[0], blueprint, **where, **ours)
+        plan, blob = plan_seed(how, survey.specs[0], blueprint, **where, **ours)
         trainer.graft(plan, {plan.weights_digest: blob})
     trainer.train_to(3)
-    inputs = prospect.task.valid[0][0][None].repeat(4, 1)
+    inputs = survey.task.valid[0][0][None].repeat(4, 1)
     live, state = outputs(trainer.host.eval(), inputs), trainer.weights_sha256()
-    specs = {spec.path: spec for spec in prospect.specs}
-    text = network_file("r", 1, trainer.snapshot().topology, specs, prospect.blueprints, structure_digest(model()))
+    specs = {spec.path: spec for spec in survey.specs}
+    text = network_file("r", 1, trainer.snapshot().topology, specs, survey.blueprints, structure_digest(model()))
     network = trainer.release()
     assert torch.equal(outputs(network, inputs), live)
     assert state_digest(network.state_dict()) == state
-    assert len([module for module in network.modules() if isinstance(module, Seed)]) == len(prospect.options) > 2
+    assert len([module for module in network.modules() if isinstance(module, Seed)]) == len(survey.options) > 2
     scope: dict[str, Any] = {"__name__": "network"}
     exec(text, scope)
     rebuilt = scope["rebuild"](model, scope["SEEDS"], state_of(network), scope["MODULES"])
@@ -376,7 +376,7 @@ class Taken(TinyHost):
 
 def test_a_host_that_has_the_names_of_seeds_is_refused_before_it_is_run() -> None:
     with pytest.raises(TaskError, match=r"it has a module called 'esper_seeds'"):
-        survey(tiny_task(model=Taken), tiny_config())
+        survey_of(tiny_task(model=Taken), tiny_config())
     with pytest.raises(ValueError, match=r"slot 'a\.0\.module' has the path of a part of a seed in slot 'a'"):
         check_names(
             nn.ModuleDict({"a": nn.Sequential(nn.ModuleDict({"module": nn.Linear(1, 1)}))}), ["a", "a.0.module"]

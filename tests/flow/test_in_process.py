@@ -27,7 +27,7 @@ from esper.leyline.ports import Policy
 from esper.leyline.stages import IN_HOST, Stage
 from esper.leyline.state import RoundState
 from esper.setup.assembly import make_kasmina
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
 from esper.tasks.digits import task as digits_task
@@ -155,7 +155,7 @@ def test_the_network_of_a_result_gives_its_losses_with_its_seeds_attached(grown:
 
 def test_compute_is_what_the_steps_cost(grown: Run, alone: Run) -> None:
     step = alone.result.trainer_gflops / alone.result.steps
-    assert step * 1e9 == pytest.approx(survey(tiny_task(), tiny_config()).host_flops)  # test_prospect has it by hand
+    assert step * 1e9 == pytest.approx(survey_of(tiny_task(), tiny_config()).host_flops)  # test_survey has it by hand
     assert grown.result.trainer_gflops > alone.result.trainer_gflops
     twin_from = grown.bodies(RecordKind.INCUBATION_ENDED)[0]["fence"]
     assert grown.result.twin_gflops == pytest.approx(step * (320 - 20 * twin_from))

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from esper import resume, run
 from esper.errors import Drained, EmergencyStop, StateNotKept, TaskError
 from esper.ground.heartbeat import beats
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.task import Task
 from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 
@@ -161,7 +161,7 @@ def test_a_late_change_of_a_data_set_is_refused(tmp_path: Path) -> None:
     task = tiny_task(train=Counting(1024, 1, at=1200))
     assert refused(task, tmp_path / "run").startswith("task.train: settings changed")
     with pytest.raises(TaskError, match=r"task\.train = 'settings': drawing many samples changes it"):
-        survey(tiny_task(train=Counting(1024, 1, at=700)), tiny_config())  # the survey measures the whole shard
+        survey_of(tiny_task(train=Counting(1024, 1, at=700)), tiny_config())  # the survey measures the whole shard
 
 
 class Slowing(torch.optim.SGD):
@@ -302,8 +302,8 @@ def test_a_buffer_that_grows_in_evaluation_is_put_back_with_what_says_how_long_i
 def test_a_buffer_that_grows_in_the_first_steps_is_refused_by_name_and_its_mend_helps() -> None:
     task = table_task("train", slice(None, None, 2), 0.0)
     with pytest.raises(TaskError, match=r"task\.model = 'table': training changes it.*in the factory.*longest input"):
-        survey(replace(task, model=partial(BufferTable, 3)), tiny_config(growth__enabled=False))
-    survey(replace(task, model=partial(BufferTable, 9)), tiny_config(growth__enabled=False))
+        survey_of(replace(task, model=partial(BufferTable, 3)), tiny_config(growth__enabled=False))
+    survey_of(replace(task, model=partial(BufferTable, 9)), tiny_config(growth__enabled=False))
 
 
 def table_task(shard: str, at: int | slice, effect: float) -> Task:
@@ -337,10 +337,10 @@ def test_the_comparison_of_a_late_table_shows_progress_at_each_forward_and_hears
             return super().forward(x)
 
     task = replace(table_task("train", 500, effect=0.0), model=partial(Watched, 0.0))
-    prospect = survey(task, tiny_config(growth__enabled=False))
-    last = prospect.total_steps // 2  # sample 500 is in the first epoch
-    trainer = prospect.trainer("", 0, "tolaria", lambda: halts and trainer.step == last)
-    trainer.watch(prospect.changing)
+    survey = survey_of(task, tiny_config(growth__enabled=False))
+    last = survey.total_steps // 2  # sample 500 is in the first epoch
+    trainer = survey.trainer("", 0, "tolaria", lambda: halts and trainer.step == last)
+    trainer.watch(survey.changing)
     seen.clear()
     if halts:
         with pytest.raises(EmergencyStop):

@@ -35,7 +35,7 @@ from esper.ground.clock import SystemClock
 from esper.leyline.ids import new_run_id
 from esper.leyline.stages import LIVE
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.tamiyo.field_reports import FieldReportStore
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.snapshot import HostSnapshot
@@ -47,24 +47,24 @@ LAST = 16
 @contextmanager
 def line_of(path: Path, config: RunConfig) -> Iterator[Line]:
     """A run of the tiny task in this process, to be led round by round."""
-    prospect, key = survey(tiny_task(), config), RunKey(new_run_id(), FIRST_GENERATION, bytes(32))
+    survey, key = survey_of(tiny_task(), config), RunKey(new_run_id(), FIRST_GENERATION, bytes(32))
     checkpoints_folder(path).mkdir(parents=True)
     with ExitStack() as stack:
         journal = stack.enter_context(Journal(path, FIRST_GENERATION))
-        identity = identify(prospect, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
+        identity = identify(survey, key.run_id, FIRST_GENERATION, Reference(), SystemClock().now())
         identity.save(path)
         journal.write(RecordKind.RUN_STARTED, identity)
         store = stack.enter_context(closing(FieldReportStore(reports_folder(path))))
         kept = stack.enter_context(closing(Checkpoints(checkpoints_folder(path), journal, config.checkpoint)))
         components = Components(
-            trainer=make_trainer(prospect, key),
-            tamiyo=make_tamiyo(prospect, key, SystemClock()),
-            kasmina=make_kasmina(prospect, key, SystemClock()),
-            incubator=make_incubator(prospect, key),
+            trainer=make_trainer(survey, key),
+            tamiyo=make_tamiyo(survey, key, SystemClock()),
+            kasmina=make_kasmina(survey, key, SystemClock()),
+            incubator=make_incubator(survey, key),
             inbox=NoInbox(),
             crew=OneProcess(),
         )
-        yield Line(components, journal, store, kept, prospect.fence_steps, True, Quiet(), Drain())
+        yield Line(components, journal, store, kept, survey.fence_steps, True, Quiet(), Drain())
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def dies(line: Line, name: str, role: str) -> None:
         def revive(self, generation: int) -> None:
             if role == "tolaria":
                 key = RunKey(line.components.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
-                line.components.trainer = make_trainer(survey(tiny_task(), tiny_config()), key)
+                line.components.trainer = make_trainer(survey_of(tiny_task(), tiny_config()), key)
 
     line.components.crew = Mortal()
     line.back.recover(ActorLost(role, "gone"))

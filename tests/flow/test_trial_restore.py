@@ -25,7 +25,7 @@ from esper.flow.trial_restore import TrialRestore
 from esper.ground.tensors import state_crc32c
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.setup.assembly import RunKey
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
 from esper.tolaria.optimizer_state import check_steps
 from esper.tolaria.snapshot_codec import from_plain, topology_digest
@@ -40,7 +40,7 @@ class Kept:
 
     folder: Path
     past: Past
-    prospect: Prospect
+    survey: Survey
 
     def sealed(self, commit: CheckpointWritten, edit: Edit) -> CheckpointWritten:
         """Edit a checkpoint, and make the record of what it is now."""
@@ -57,24 +57,24 @@ class Kept:
             pass  # there is nothing that a digest could be made of
         return commit.model_copy(update=found)
 
-    def latest(self, commits: tuple[CheckpointWritten, ...], **prospect: Any) -> int | None:
+    def latest(self, commits: tuple[CheckpointWritten, ...], **survey: Any) -> int | None:
         """The fence that the run would go on from."""
         identity = self.past.identity
-        trial = TrialRestore(replace(self.prospect, **prospect), RunKey(identity.run_id, 3, b"key"), self.past)
+        trial = TrialRestore(replace(self.survey, **survey), RunKey(identity.run_id, 3, b"key"), self.past)
         with Journal(self.folder.parent, 3) as journal:
             checkpoints = Checkpoints(self.folder, journal, CheckpointConfig(), commits, run_id=identity.run_id)
             return checkpoints.load_latest(trial).fence
 
 
 @pytest.fixture(scope="module")
-def prospect() -> Prospect:
-    return survey(tiny_task(), tiny_config())
+def survey_of() -> Survey:
+    return survey_of(tiny_task(), tiny_config())
 
 
 @pytest.fixture
-def kept(drained_twice: Path, tmp_path: Path, prospect: Prospect) -> Kept:
+def kept(drained_twice: Path, tmp_path: Path, survey: Survey) -> Kept:
     shutil.copytree(drained_twice, tmp_path / "run")
-    return Kept(checkpoints_folder(tmp_path / "run"), read_past(tmp_path / "run"), prospect)
+    return Kept(checkpoints_folder(tmp_path / "run"), read_past(tmp_path / "run"), survey)
 
 
 def test_a_checkpoint_sealed_again_without_an_edit_is_gone_on_from(kept: Kept) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import default_collate
 
 from esper.errors import TaskError
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.task import Task
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 
@@ -91,7 +91,7 @@ HIDDEN = {
 @pytest.mark.parametrize("name", HIDDEN)
 def test_a_data_set_that_remembers_is_refused_by_the_attributes_name(name: str) -> None:
     with pytest.raises(TaskError, match="give the data set state_dict and load_state_dict") as caught:
-        survey(tiny_task(train=HIDDEN[name]()), tiny_config())
+        survey_of(tiny_task(train=HIDDEN[name]()), tiny_config())
     assert caught.value.field == "task.train"
     assert str(caught.value.value).startswith(name.strip())
 
@@ -120,12 +120,12 @@ HARMLESS = {
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_a_data_set_that_follows_from_index_and_stream_is_accepted(name: str) -> None:
-    assert survey(tiny_task(train=HARMLESS[name]()), tiny_config()).total_steps == 320
+    assert survey_of(tiny_task(train=HARMLESS[name]()), tiny_config()).total_steps == 320
 
 
 def test_other_shards_are_tried_too() -> None:
     with pytest.raises(TaskError, match=r"task\.gate = 'drawn'"):
-        survey(tiny_task(gate=Train(counted, drawn=int)), tiny_config())
+        survey_of(tiny_task(gate=Train(counted, drawn=int)), tiny_config())
 
 
 # -- what all copies of a network share --------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def task_with(**changes: Any) -> Task:
 )
 def test_state_that_all_copies_share_is_refused_by_its_name(changes: dict[str, Any], field: str, value: str) -> None:
     with pytest.raises(TaskError, match="or keep it in the model as a buffer") as caught:
-        survey(task_with(**changes), tiny_config())
+        survey_of(task_with(**changes), tiny_config())
     assert (caught.value.field, caught.value.value) == (field, value)
 
 
@@ -235,9 +235,9 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
 
 
 def test_a_counter_of_an_installed_package_is_no_state_of_the_users(counting: Callable[[str], Any]) -> None:
-    survey(task_with(loss=counting("site-packages")), tiny_config())
+    survey_of(task_with(loss=counting("site-packages")), tiny_config())
     with pytest.raises(TaskError, match=r"module theirlib = 'CALLS'"):
-        survey(task_with(loss=counting("hers")), tiny_config())
+        survey_of(task_with(loss=counting("hers")), tiny_config())
 
 
 LOG: list[int] = []
@@ -254,7 +254,7 @@ def logging_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def test_a_log_and_a_cache_of_a_module_are_no_state() -> None:
-    survey(task_with(loss=logging_loss), tiny_config())
+    survey_of(task_with(loss=logging_loss), tiny_config())
     assert LOG
 
 
@@ -282,6 +282,6 @@ DRAWS_IN_COLLATE = {
 @pytest.mark.parametrize("name", DRAWS_IN_COLLATE)
 def test_a_collate_function_that_draws_from_a_generator_of_its_own_is_blamed_itself(name: str) -> None:
     with pytest.raises(TaskError, match=r"it makes other batches .* draw from the seeded global generators") as caught:
-        survey(tiny_task(collate=DRAWS_IN_COLLATE[name]), tiny_config())
+        survey_of(tiny_task(collate=DRAWS_IN_COLLATE[name]), tiny_config())
     assert caught.value.field == "task.collate"
     assert str(caught.value.value).startswith(name)

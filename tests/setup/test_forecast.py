@@ -28,12 +28,12 @@ from esper.setup.forecast import (
     replica_s,
     tournament_s,
 )
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import TinyHost, tiny_config, tiny_task
 
 
 def plan(**overrides: Any) -> dict[str, Any]:
-    return forecast(survey(tiny_task(), tiny_config(**overrides)))
+    return forecast(survey_of(tiny_task(), tiny_config(**overrides)))
 
 
 def test_a_plan_is_json_and_names_slots_candidates_and_sizes() -> None:
@@ -108,7 +108,7 @@ def test_a_run_too_short_to_grow_says_what_it_lacks() -> None:
     assert "needs 6 more" in said
     for key, value in re.findall(r"(\w+\.\w+)=(\d+)", said.partition("each of these is enough alone: ")[2]):
         changes = {"run__epochs": 3, key.replace(".", "__"): int(value)}
-        assert survey(tiny_task(), tiny_config(**changes)).can_grow, key
+        assert survey_of(tiny_task(), tiny_config(**changes)).can_grow, key
     assert "run.epochs=" in said
     assert "run.round_steps=" in said
 
@@ -129,7 +129,7 @@ def test_where_nothing_grows_candidates_of_one_place_share_a_row(overrides: dict
 
 
 def test_what_a_star_leaves_out_is_in_the_plan_and_in_the_heading_of_a_run() -> None:
-    found = survey(tiny_task(slots=["*"], model=Around), tiny_config(growth__enabled=False))
+    found = survey_of(tiny_task(slots=["*"], model=Around), tiny_config(growth__enabled=False))
     assert [slot["path"] for slot in forecast(found)["slots"]] == ["body", "head"]
     assert forecast(found)["left_out"] == [
         {"slot": "pair", "why": "output of type tuple"},
@@ -171,7 +171,7 @@ def test_the_table_of_candidates_fits_and_cuts_no_name_short(width: int) -> None
 
 def test_the_twin_costs_the_hosts_steps_after_the_first_tournament_or_nothing() -> None:
     found = plan()
-    assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey(tiny_task(), tiny_config()).host_flops)
+    assert found["host_gflops"] * 1e9 == pytest.approx(320 * survey_of(tiny_task(), tiny_config()).host_flops)
     assert found["twin_gflops"] == pytest.approx(found["host_gflops"] * (320 - 40) / 320)
     assert plan(growth__twin=False)["twin_gflops"] == 0.0
 
@@ -219,7 +219,7 @@ def test_probes_are_shared_out_and_the_last_manager_to_end_counts() -> None:
 
 
 def waits(cost: Timings, **overrides: Any) -> dict[str, Any]:
-    return foretell_waits(survey(tiny_task(), tiny_config(**overrides)), cost)
+    return foretell_waits(survey_of(tiny_task(), tiny_config(**overrides)), cost)
 
 
 def test_the_trainer_waits_for_what_its_own_round_does_not_cover() -> None:
@@ -245,7 +245,7 @@ def test_a_run_that_cannot_grow_waits_for_nobody() -> None:
 
 
 def test_measuring_times_the_host_and_every_candidate_of_the_first_tournament() -> None:
-    cost = measure(survey(tiny_task(), tiny_config(growth__candidates=2)))
+    cost = measure(survey_of(tiny_task(), tiny_config(growth__candidates=2)))
     assert len(cost.forks) == 2
     for work in (cost.host, *cost.forks):
         assert min(work.making_s, work.step_s, work.evaluation_s, cost.probe_s) > 0

@@ -10,7 +10,7 @@ import torch
 
 from esper.errors import TaskError
 from esper.setup.habits import check_fields
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.task import Task
 from esper.testing import Bands, tiny_config, tiny_task
 
@@ -36,7 +36,7 @@ def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(field: Any)
     assert wrong
     for value in wrong:
         with pytest.raises(TaskError) as caught:
-            survey(tiny_task(**{field.name: value}), tiny_config())
+            survey_of(tiny_task(**{field.name: value}), tiny_config())
         assert caught.value.field.startswith(f"task.{field.name}"), value
 
 
@@ -47,7 +47,7 @@ def test_a_field_that_may_be_left_out_may_be_none(field: Any) -> None:
 
 def test_a_length_that_is_a_number_of_numpy_or_torch_is_refused() -> None:
     with pytest.raises(TaskError, match=r"task\.batch_size = tensor\(16\): give a whole number, an int"):
-        survey(tiny_task(batch_size=torch.tensor(16)), tiny_config())
+        survey_of(tiny_task(batch_size=torch.tensor(16)), tiny_config())
 
 
 def test_a_slot_that_is_given_twice_is_refused() -> None:

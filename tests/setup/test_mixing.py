@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from esper.ground.random_streams import streams
 from esper.setup.mixing import Mixing, Rows, find_mixing
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import never
 
@@ -145,50 +145,50 @@ APART: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
 
 
 @pytest.fixture(scope="module")
-def prospect() -> Prospect:
-    return survey(tiny_task(), tiny_config())
+def survey_of() -> Survey:
+    return survey_of(tiny_task(), tiny_config())
 
 
 def looked_at(
-    prospect: Prospect, model: Callable[[], nn.Module], batch: Any = None, *, loss_depends_on_batch: bool = False
+    survey: Survey, model: Callable[[], nn.Module], batch: Any = None, *, loss_depends_on_batch: bool = False
 ) -> Mixing:
     """What is found for a model after two steps, on the first batch if no other is given."""
-    task = replace(prospect.task, model=model)
-    prospect = replace(prospect, task=task, loss_depends_on_batch=loss_depends_on_batch)
-    trainer = prospect.trainer("", 0, "survey", never)
+    task = replace(survey.task, model=model)
+    survey = replace(survey, task=task, loss_depends_on_batch=loss_depends_on_batch)
+    trainer = survey.trainer("", 0, "survey", never)
     trainer.train_to(2)
-    given = prospect.data.batch(0) if batch is None else batch
+    given = survey.data.batch(0) if batch is None else batch
     before = streams()[2]
-    found = find_mixing(prospect, trainer, given)
+    found = find_mixing(survey, trainer, given)
     assert torch.equal(streams()[2], before)
     return found
 
 
 @pytest.mark.parametrize("loss_depends_on_batch", [False, True])
 @pytest.mark.parametrize("name", MIXING)
-def test_a_module_that_mixes_samples_is_named(name: str, loss_depends_on_batch: bool, prospect: Prospect) -> None:
+def test_a_module_that_mixes_samples_is_named(name: str, loss_depends_on_batch: bool, survey: Survey) -> None:
     """Where the loss itself depends on the batch, the outputs are looked at."""
     extra, change, module = MIXING[name]
-    found = looked_at(prospect, lambda: With(extra(), change), loss_depends_on_batch=loss_depends_on_batch)
+    found = looked_at(survey, lambda: With(extra(), change), loss_depends_on_batch=loss_depends_on_batch)
     assert found == Mixing(True, module)
 
 
 @pytest.mark.parametrize("name", APART)
-def test_a_network_that_keeps_samples_apart_is_not_accused(name: str, prospect: Prospect) -> None:
+def test_a_network_that_keeps_samples_apart_is_not_accused(name: str, survey: Survey) -> None:
     extra, change = APART[name]
-    assert looked_at(prospect, lambda: With(extra(), change)) == Mixing(False)
+    assert looked_at(survey, lambda: With(extra(), change)) == Mixing(False)
 
 
-def test_what_cannot_be_found_out_is_not_claimed(prospect: Prospect) -> None:
+def test_what_cannot_be_found_out_is_not_claimed(survey: Survey) -> None:
     def of_known_size(x: Tensor) -> Tensor:
         if not torch.isin(x, known).all():
             raise ValueError("a value that no data set has")
         return x
 
-    known = prospect.data.shards["train"].samples.inputs
-    assert looked_at(prospect, lambda: With(nn.Identity(), torch.zeros_like)) == Mixing(None)  # no input moves it
-    assert looked_at(prospect, TinyHost, ([], torch.zeros(32))) == Mixing(None)
-    assert looked_at(prospect, lambda: With(nn.Identity(), of_known_size)) == Mixing(None)
+    known = survey.data.shards["train"].samples.inputs
+    assert looked_at(survey, lambda: With(nn.Identity(), torch.zeros_like)) == Mixing(None)  # no input moves it
+    assert looked_at(survey, TinyHost, ([], torch.zeros(32))) == Mixing(None)
+    assert looked_at(survey, lambda: With(nn.Identity(), of_known_size)) == Mixing(None)
 
 
 @pytest.mark.parametrize(

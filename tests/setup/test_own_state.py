@@ -16,7 +16,7 @@ from esper.archive.run_directory import journal_file
 from esper.durable.log import scan
 from esper.errors import Drained, TaskError
 from esper.flow.result import Result
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.task import Task
 from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 from esper.user_code.attributes import held_by
@@ -192,7 +192,7 @@ class Unplain(KeepingBands):
 )
 def test_a_data_set_that_keeps_its_state_badly_is_refused(data: type[Bands], why: str) -> None:
     with pytest.raises(TaskError, match=why):
-        survey(tiny_task(train=data(1024, 1)), tiny_config())
+        survey_of(tiny_task(train=data(1024, 1)), tiny_config())
 
 
 def test_extra_state_that_no_checkpoint_can_hold_is_refused() -> None:
@@ -204,7 +204,7 @@ def test_extra_state_that_no_checkpoint_can_hold_is_refused() -> None:
             self.calls, self.own = state["calls"], state["own"]
 
     with pytest.raises(TaskError, match=r"task\.model = '\.own: torch\._C\.Generator': get_extra_state of the"):
-        survey(tiny_task(model=Unplain), tiny_config())
+        survey_of(tiny_task(model=Unplain), tiny_config())
 
 
 class Teacher(TinyHost):
@@ -225,8 +225,8 @@ class Teacher(TinyHost):
 
 
 def test_an_evaluation_puts_back_whatever_a_forward_changes() -> None:
-    prospect = survey(tiny_task(model=Teacher), tiny_config())
-    looked, alone = (prospect.trainer("", 0, "tolaria", lambda: False) for _ in range(2))
+    survey = survey_of(tiny_task(model=Teacher), tiny_config())
+    looked, alone = (survey.trainer("", 0, "tolaria", lambda: False) for _ in range(2))
     for trainer in (looked, alone):
         trainer.train_to(2)
     before = {name: tensor.clone() for name, tensor in looked.host.state_dict().items()}
@@ -241,8 +241,8 @@ def test_an_evaluation_puts_back_whatever_a_forward_changes() -> None:
 
 
 def test_an_evaluation_leaves_no_trace_in_what_is_kept() -> None:
-    prospect = survey(keeping_task(), tiny_config())
-    looked, alone = (prospect.trainer("", 0, "tolaria", lambda: False) for _ in range(2))
+    survey = survey_of(keeping_task(), tiny_config())
+    looked, alone = (survey.trainer("", 0, "tolaria", lambda: False) for _ in range(2))
     alone.train_to(4)
     looked.train_to(2)
     looked.sample_losses("gate", 0)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esper.errors import TaskError
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import TinyHost, tiny_config, tiny_task
 
 
@@ -91,7 +91,7 @@ HIDDEN_IN_THE_MODEL = {
 def test_state_in_an_attribute_of_the_model_is_refused_by_its_name_with_a_mend_that_fits(name: str) -> None:
     model, mend = HIDDEN_IN_THE_MODEL[name]
     with pytest.raises(TaskError) as caught:
-        survey(tiny_task(model=model), tiny_config())
+        survey_of(tiny_task(model=model), tiny_config())
     assert caught.value.field == "task.model"
     assert str(caught.value.value).startswith(name.strip())
     assert mend in caught.value.mend
@@ -125,14 +125,14 @@ CACHES = {
 
 @pytest.mark.parametrize("name", CACHES)
 def test_a_cache_is_no_state(name: str) -> None:
-    assert survey(tiny_task(model=CACHES[name]), tiny_config()).total_steps == 320
+    assert survey_of(tiny_task(model=CACHES[name]), tiny_config()).total_steps == 320
 
 
 def test_builds_that_hold_other_numbers_are_refused() -> None:
     own = np.random.default_rng(1)
     unlike = partial(Host, lambda _host, x: x, table=lambda: own.random(8))
     with pytest.raises(TaskError, match=r"task\.model = 'table'"):
-        survey(tiny_task(model=unlike), tiny_config())
+        survey_of(tiny_task(model=unlike), tiny_config())
 
 
 # -- optimizers and schedulers -----------------------------------------------------------------------------------
@@ -185,13 +185,13 @@ class Lookahead(torch.optim.SGD):
 @pytest.mark.parametrize("period", [1, 2, 5])
 def test_slow_weights_in_attributes_of_the_optimizer_are_refused(period: int) -> None:
     with pytest.raises(TaskError, match=r"task\.optimizer = '(slow\[0\]|done)': .*return it from state_dict"):
-        survey(tiny_task(optimizer=partial(Lookahead, period=period)), tiny_config())
+        survey_of(tiny_task(optimizer=partial(Lookahead, period=period)), tiny_config())
 
 
 @pytest.mark.parametrize("period", [5, 12])
 def test_what_an_optimizer_does_only_every_few_steps_is_found(period: int) -> None:
     with pytest.raises(TaskError, match=r"task\.optimizer = 'slow\[0\]'"):
-        survey(tiny_task(optimizer=partial(HalfKept, period=period)), tiny_config())
+        survey_of(tiny_task(optimizer=partial(HalfKept, period=period)), tiny_config())
 
 
 class Restless:
@@ -216,15 +216,15 @@ def with_an_object(optimizer: torch.optim.Optimizer, _total: int) -> Any:
 
 def test_a_schedule_with_a_counter_in_a_closure_is_refused() -> None:
     with pytest.raises(TaskError, match=r"task\.scheduler = 'lr_lambdas\[0\]\.<closure>\.rate\.calls'"):
-        survey(tiny_task(scheduler=with_a_closure), tiny_config())
+        survey_of(tiny_task(scheduler=with_a_closure), tiny_config())
 
 
 def test_a_schedule_with_a_counter_in_an_object_is_kept_by_torch() -> None:
-    assert survey(tiny_task(scheduler=with_an_object), tiny_config()).trained_by.endswith("LambdaLR")
+    assert survey_of(tiny_task(scheduler=with_an_object), tiny_config()).trained_by.endswith("LambdaLR")
 
 
 def test_slow_weights_in_the_state_dict_of_the_optimizer_are_accepted() -> None:
-    assert survey(tiny_task(optimizer=partial(Lookahead, period=2, keeps=True)), tiny_config()).peak_share == 1.0
+    assert survey_of(tiny_task(optimizer=partial(Lookahead, period=2, keeps=True)), tiny_config()).peak_share == 1.0
 
 
 class Reluctant(torch.optim.SGD):
@@ -249,4 +249,4 @@ class Reluctant(torch.optim.SGD):
 def test_an_optimizer_that_does_not_load_its_state_is_told_as_the_users_exception(most: int, wrong: Exception) -> None:
     told = rf"task\.optimizer = 'load_state_dict, in a fresh build.*': it raised {type(wrong).__name__}.*{__file__}"
     with pytest.raises(TaskError, match=told):
-        survey(tiny_task(optimizer=partial(Reluctant, most=most, wrong=wrong)), tiny_config())
+        survey_of(tiny_task(optimizer=partial(Reluctant, most=most, wrong=wrong)), tiny_config())

@@ -13,7 +13,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.reports import GraftPlan
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.telemetry import Telemetry, use
 from esper.telemetry.events import LOG
 from esper.testing import tiny_config, tiny_task
@@ -44,13 +44,13 @@ def told(telemetry: Telemetry) -> Callable[[], list[str]]:
 
 
 @pytest.fixture
-def make_prospect() -> Callable[..., Prospect]:
+def make_survey() -> Callable[..., Survey]:
     """The tiny task and config, surveyed. A key with "__" is the config's, any other a field of the task."""
 
-    def make(blueprints: BlueprintRegistry = BLUEPRINTS, **changes: Any) -> Prospect:
+    def make(blueprints: BlueprintRegistry = BLUEPRINTS, **changes: Any) -> Survey:
         config = {key: value for key, value in changes.items() if "__" in key}
         task = {key: value for key, value in changes.items() if "__" not in key}
-        return survey(tiny_task(**task), tiny_config(**config), blueprints)
+        return survey_of(tiny_task(**task), tiny_config(**config), blueprints)
 
     return make
 
@@ -65,11 +65,11 @@ def drawn() -> dict[str, bytes]:
 def make_plan(drawn: dict[str, bytes]) -> Callable[..., GraftPlan]:
     """A sound plan for one seed in the slot "body"; any field may be another."""
 
-    def make(prospect: Prospect, blueprint: str = "mlp", *, step: int = 20, **changes: Any) -> GraftPlan:
+    def make(survey: Survey, blueprint: str = "mlp", *, step: int = 20, **changes: Any) -> GraftPlan:
         plan, blob = plan_seed(
             Candidate(slot="body", blueprint_id=blueprint, seed_id="seed-1"),
-            prospect.specs[0],
-            prospect.blueprints.get(blueprint),
+            survey.specs[0],
+            survey.blueprints.get(blueprint),
             run_id=RUN,
             generation=1,
             command_id="command-1",

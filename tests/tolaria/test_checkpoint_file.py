@@ -31,7 +31,7 @@ from esper.ground.heartbeat import beats
 from esper.ground.tensors import state_crc32c, state_digest
 from esper.leyline.checkpoint_record import QUARANTINE, CheckpointWritten
 from esper.leyline.reports import GraftPlan
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.tolaria import background_save, checkpoint_file
 from esper.tolaria.checkpoint_file import FORMAT, load, load_written, restore_latest, save, verify_all
 from esper.tolaria.snapshot import HostSnapshot
@@ -40,7 +40,7 @@ from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 FLIPS, MANY_FLIPS = 1_000, 100_000
-MakeProspect = Callable[..., Prospect]
+MakeSurvey = Callable[..., Survey]
 MakePlan = Callable[..., GraftPlan]
 
 
@@ -79,12 +79,12 @@ def content(fence: int = 1, step: int = 20, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trainer(make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
+def trainer(make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
     """A host in training with a seed."""
-    prospect = make_prospect()
-    trainer = prospect.trainer(RUN, 1, "tolaria", never)
+    survey = make_survey()
+    trainer = survey.trainer(RUN, 1, "tolaria", never)
     trainer.run_round(1, 20)
-    trainer.apply(make_plan(prospect), drawn)
+    trainer.apply(make_plan(survey), drawn)
     trainer.train_to(25)
     return trainer
 
@@ -113,14 +113,14 @@ def fail(*_arguments: object) -> None:
 
 
 def test_a_host_restored_from_a_file_goes_on_as_the_one_that_was_saved(
-    make_prospect: MakeProspect, trainer: Trainer, tmp_path: Path
+    make_survey: MakeSurvey, trainer: Trainer, tmp_path: Path
 ) -> None:
-    twin = make_prospect().trainer(RUN, 1, "kasmina", never).snapshot()
+    twin = make_survey().trainer(RUN, 1, "kasmina", never).snapshot()
     trainer.save(tmp_path / "fence-1-g1.pt", {"tamiyo": '{"seen": 1}'}, {"twin": twin, "order": None})
     saved = bits(trainer)
     written = trainer.saved()
     found = load_written(tmp_path, written)
-    fresh = make_prospect().trainer(RUN, 1, "tolaria", never)
+    fresh = make_survey().trainer(RUN, 1, "tolaria", never)
     fresh.restore(from_plain(found["trainer"]), 2)
 
     assert bits(fresh) == saved
@@ -134,12 +134,12 @@ def test_a_host_restored_from_a_file_goes_on_as_the_one_that_was_saved(
 
 
 def test_what_was_loaded_can_be_used_after_its_file_is_gone_and_trained_without_changing_it(
-    make_prospect: MakeProspect, trainer: Trainer, tmp_path: Path
+    make_survey: MakeSurvey, trainer: Trainer, tmp_path: Path
 ) -> None:
     trainer.save(tmp_path / "a.pt", {}, {})
     found = load_written(tmp_path, trainer.saved())
     before = (tmp_path / "a.pt").read_bytes()
-    fresh = make_prospect().trainer(RUN, 1, "tolaria", never)
+    fresh = make_survey().trainer(RUN, 1, "tolaria", never)
     fresh.restore(from_plain(found["trainer"]), 1)
     fresh.train_to(30)
     assert (tmp_path / "a.pt").read_bytes() == before

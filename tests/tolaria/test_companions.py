@@ -12,7 +12,7 @@ from torch.nn import functional
 from esper.cli import plan_view
 from esper.ground.random_streams import streams
 from esper.setup.forecast import forecast
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.companions import depends_on_batch
 from esper.tolaria.task_metrics import Seen
@@ -76,12 +76,12 @@ def test_a_plan_says_that_samples_depend_on_each_other() -> None:
         sample_loss=beside_the_batch,
         loss=lambda output, target: beside_the_batch(output, target).mean(),
     )
-    found = forecast(survey(task, tiny_config()))
+    found = forecast(survey_of(task, tiny_config()))
     assert (found["loss_depends_on_batch"], found["network_mixes_samples"]) == (True, True)
     by_loss, by_network = plan_view.lines(found)[:2]
     assert "the loss of a sample depends on the others" in by_loss
     assert by_network.startswith("norm (BatchNorm1d) mixes the samples of a batch, in evaluation too: ")
     assert all("means over evaluation batches of 256 samples" in said for said in (by_loss, by_network))
-    plain = forecast(survey(tiny_task(), tiny_config()))
+    plain = forecast(survey_of(tiny_task(), tiny_config()))
     assert (plain["loss_depends_on_batch"], plain["network_mixes_samples"], plain["mixed_by"]) == (False, False, None)
     assert not plan_view.companions(plain)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esper.errors import TaskError
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate
 from esper.tolaria.trainer import Trainer, never
@@ -101,7 +101,7 @@ def test_a_run_made_longer_goes_on_with_the_schedule_of_the_longer_run(scheduler
             scheduler=scheduler,
             epochs=epochs,
         )
-        return survey(task, tiny_config()).trainer("run", 1, "tolaria", never)
+        return survey_of(task, tiny_config()).trainer("run", 1, "tolaria", never)
 
     short, longer, made_longer = trainer(2), trainer(3), trainer(3)
     short.train_to(30)

@@ -18,7 +18,7 @@ from esper.errors import DependencyViolationError, DivergenceUnrecoverable, Stor
 from esper.ground.tensors import state_digest
 from esper.leyline.checkpoint_record import StateCopied
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.testing import tiny_task
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.snapshot_codec import (
@@ -34,7 +34,7 @@ from esper.tolaria.snapshot_codec import (
 from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
-MakeProspect = Callable[..., Prospect]
+MakeSurvey = Callable[..., Survey]
 MakePlan = Callable[..., GraftPlan]
 
 
@@ -84,8 +84,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-def live_trainer(prospect: Prospect, generation: int = 1) -> Trainer:
-    return prospect.trainer(RUN, generation, "tolaria", never)
+def live_trainer(survey: Survey, generation: int = 1) -> Trainer:
+    return survey.trainer(RUN, generation, "tolaria", never)
 
 
 def bits(of: Trainer | HostSnapshot) -> dict[str, Any]:
@@ -101,20 +101,20 @@ def command(
 
 
 @pytest.fixture
-def grow(make_plan: MakePlan, drawn: dict[str, bytes]) -> Callable[[Prospect], Trainer]:
+def grow(make_plan: MakePlan, drawn: dict[str, bytes]) -> Callable[[Survey], Trainer]:
     """A host at step 20, in the middle of things: one seed joined, one isolated and in its ramp, one come and gone."""
 
-    def make(prospect: Prospect) -> Trainer:
-        trainer = live_trainer(prospect)
+    def make(survey: Survey) -> Trainer:
+        trainer = live_trainer(survey)
         trainer.run_round(1, 8)
-        trainer.apply(make_plan(prospect, step=8, isolated=True, seed_id="first", command_id="c1"), drawn)
-        trainer.apply(make_plan(prospect, step=8, seed_id="gone", command_id="c2", ordinal=1), drawn)
+        trainer.apply(make_plan(survey, step=8, isolated=True, seed_id="first", command_id="c1"), drawn)
+        trainer.apply(make_plan(survey, step=8, seed_id="gone", command_id="c2", ordinal=1), drawn)
         trainer.train_to(12)
         trainer.apply(command(RemovePlan, "gone", "c3"), {})
         trainer.apply(command(JoinPlan, "first", "c4"), {})
         trainer.train_to(18)
         second = {"step": 18, "isolated": True, "seed_id": "second", "command_id": "c5", "ordinal": 2}
-        trainer.apply(make_plan(prospect, "low_rank", **second), drawn)
+        trainer.apply(make_plan(survey, "low_rank", **second), drawn)
         trainer.train_to(20)
         return trainer
 
@@ -159,21 +159,21 @@ def through_a_blob(snapshot: HostSnapshot) -> HostSnapshot:
     return from_plain(torch.load(blob, weights_only=True))
 
 
-def roll_back(trainer: Trainer, prospect: Prospect, kept: HostSnapshot) -> Trainer:
-    del prospect, kept
+def roll_back(trainer: Trainer, survey: Survey, kept: HostSnapshot) -> Trainer:
+    del survey, kept
     assert trainer.roll_back(2) is not None
     return trainer
 
 
-def become_in_place(trainer: Trainer, prospect: Prospect, kept: HostSnapshot) -> Trainer:
-    del prospect
+def become_in_place(trainer: Trainer, survey: Survey, kept: HostSnapshot) -> Trainer:
+    del survey
     trainer.become(kept)
     return trainer
 
 
-def restore_elsewhere(trainer: Trainer, prospect: Prospect, kept: HostSnapshot) -> Trainer:
+def restore_elsewhere(trainer: Trainer, survey: Survey, kept: HostSnapshot) -> Trainer:
     del trainer
-    fresh = live_trainer(prospect)
+    fresh = live_trainer(survey)
     fresh.restore(through_a_blob(kept), 2)
     return fresh
 
@@ -197,24 +197,24 @@ FIRST_RECIPE, *OTHER_RECIPES = RECIPES
     ],
 )
 def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
-    make_prospect: MakeProspect,
+    make_survey: MakeSurvey,
     make_plan: MakePlan,
-    grow: Callable[[Prospect], Trainer],
+    grow: Callable[[Survey], Trainer],
     recipe: str,
     astray: Callable[..., None],
     drawn: dict[str, bytes],
     back: Callable[..., Trainer],
 ) -> None:
-    prospect = make_prospect(model=RestlessHost, **RECIPES[recipe])
-    trainer, undisturbed = grow(prospect), grow(prospect)
+    survey = make_survey(model=RestlessHost, **RECIPES[recipe])
+    trainer, undisturbed = grow(survey), grow(survey)
     trainer.copy_state(1)
     kept = trainer.snapshot()
     before = bits(kept)
     assert before == bits(undisturbed)
 
-    astray(trainer, make_plan(prospect, step=20, seed_id="third", command_id="c9", ordinal=3), drawn)
+    astray(trainer, make_plan(survey, step=20, seed_id="third", command_id="c9", ordinal=3), drawn)
     assert bits(trainer) != before
-    returned = back(trainer, prospect, kept)
+    returned = back(trainer, survey, kept)
 
     assert bits(returned) == before
     assert returned.train_to(45) == undisturbed.train_to(45)
@@ -224,16 +224,16 @@ def test_a_host_comes_back_to_the_bit_and_goes_on_as_if_it_had_never_been_away(
 
 
 def test_a_host_can_be_rolled_back_to_the_same_fence_again_and_again(
-    make_prospect: MakeProspect, make_plan: MakePlan, grow: Callable[[Prospect], Trainer], drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, grow: Callable[[Survey], Trainer], drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    trainer = grow(prospect)
+    survey = make_survey(model=RestlessHost)
+    trainer = grow(survey)
     trainer.copy_state(1)
     before, losses = bits(trainer), []
     for generation in (2, 3, 4):
         losses.append(trainer.train_to(26))
         third = {"seed_id": "third", "command_id": "c9", "ordinal": 3, "generation": generation - 1}
-        trainer.apply(make_plan(prospect, step=26, **third), drawn)
+        trainer.apply(make_plan(survey, step=26, **third), drawn)
         trainer.train_to(30)
         told = trainer.roll_back(generation)
 
@@ -252,13 +252,13 @@ def measured(copied: StateCopied | None) -> dict[str, Any]:
 
 
 def test_a_seed_that_is_rolled_back_leaves_no_trace_in_the_host(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    trainer = live_trainer(prospect)
+    survey = make_survey(model=RestlessHost)
+    trainer = live_trainer(survey)
     trainer.train_to(10)
     trainer.copy_state(1)
-    trainer.apply(make_plan(prospect, step=10), drawn)
+    trainer.apply(make_plan(survey, step=10), drawn)
     trainer.train_to(15)
     trainer.roll_back(2)
 
@@ -270,15 +270,15 @@ def test_a_seed_that_is_rolled_back_leaves_no_trace_in_the_host(
     assert not trainer.host.get_submodule("body")._forward_hooks
 
 
-def test_a_step_that_failed_leaves_nothing_behind_once_the_host_is_rolled_back(make_prospect: MakeProspect) -> None:
+def test_a_step_that_failed_leaves_nothing_behind_once_the_host_is_rolled_back(make_survey: MakeSurvey) -> None:
     broken = []
 
     def loss(output: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
         value = cross_entropy(output, target, reduction=reduction)
         return value * float("nan") if broken else value
 
-    prospect = make_prospect(model=RestlessHost, loss=loss)
-    trainer, undisturbed = live_trainer(prospect), live_trainer(prospect)
+    survey = make_survey(model=RestlessHost, loss=loss)
+    trainer, undisturbed = live_trainer(survey), live_trainer(survey)
     undisturbed.train_to(20)
     trainer.train_to(10)
     trainer.copy_state(0)
@@ -293,8 +293,8 @@ def test_a_step_that_failed_leaves_nothing_behind_once_the_host_is_rolled_back(m
     assert bits(trainer) == bits(undisturbed)
 
 
-def test_what_a_round_is_compared_with_comes_back_too(make_prospect: MakeProspect) -> None:
-    trainer = live_trainer(make_prospect())
+def test_what_a_round_is_compared_with_comes_back_too(make_survey: MakeSurvey) -> None:
+    trainer = live_trainer(make_survey())
     trainer.run_round(1, 20)
     trainer.copy_state(1)
     second = trainer.run_round(2, 40)
@@ -306,25 +306,25 @@ def test_what_a_round_is_compared_with_comes_back_too(make_prospect: MakeProspec
 
 
 def test_a_plan_that_was_rolled_back_can_come_again_with_another_body(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
+    survey = make_survey()
+    trainer = live_trainer(survey)
     trainer.copy_state(0)
-    trainer.apply(make_plan(prospect, step=0), drawn)
+    trainer.apply(make_plan(survey, step=0), drawn)
     trainer.roll_back(2)
 
-    again = make_plan(prospect, step=0, generation=2, isolated=True)
+    again = make_plan(survey, step=0, generation=2, isolated=True)
     assert trainer.apply(again, drawn).generation == 2
     assert trainer.apply(again, drawn) == trainer.apply(again, drawn)
 
 
 def test_a_plan_that_was_applied_before_the_checkpoint_is_not_applied_again(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer, fresh = live_trainer(prospect), live_trainer(prospect)
-    plan = make_plan(prospect, step=0)
+    survey = make_survey()
+    trainer, fresh = live_trainer(survey), live_trainer(survey)
+    plan = make_plan(survey, step=0)
     receipt = trainer.apply(plan, drawn)
     trainer.train_to(5)
     fresh.restore(through_a_blob(trainer.snapshot()), 1)
@@ -335,11 +335,11 @@ def test_a_plan_that_was_applied_before_the_checkpoint_is_not_applied_again(
 
 
 def test_a_leak_that_was_seen_is_known_after_a_restore(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer, fresh = live_trainer(prospect), live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0, isolated=True), drawn)
+    survey = make_survey()
+    trainer, fresh = live_trainer(survey), live_trainer(survey)
+    trainer.apply(make_plan(survey, step=0, isolated=True), drawn)
     leaking = replace(trainer.snapshot(), leaks={"seed-1": ("head.weight",)})
     fresh.restore(through_a_blob(leaking), 1)
 
@@ -354,11 +354,11 @@ def test_a_leak_that_was_seen_is_known_after_a_restore(
 
 
 def test_what_was_seen_of_a_seed_is_counted_anew_after_a_rollback(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0), drawn)
+    survey = make_survey()
+    trainer = live_trainer(survey)
+    trainer.apply(make_plan(survey, step=0), drawn)
     trainer.train_to(5)
     trainer.copy_state(1)
     trainer.train_to(10)
@@ -370,10 +370,10 @@ def test_what_was_seen_of_a_seed_is_counted_anew_after_a_rollback(
 
 
 def test_isolation_is_audited_at_the_same_steps_after_a_restore(
-    make_prospect: MakeProspect, grow: Callable[[Prospect], Trainer], monkeypatch: pytest.MonkeyPatch
+    make_survey: MakeSurvey, grow: Callable[[Survey], Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prospect = make_prospect(growth__isolation_audit_steps=3)
-    trainer, fresh = grow(prospect), live_trainer(prospect)
+    survey = make_survey(growth__isolation_audit_steps=3)
+    trainer, fresh = grow(survey), live_trainer(survey)
     fresh.restore(trainer.snapshot(), 2)
     watched: dict[str, list[bool]] = {"trainer": [], "fresh": []}
     for name, one in (("trainer", trainer), ("fresh", fresh)):
@@ -388,21 +388,21 @@ def test_isolation_is_audited_at_the_same_steps_after_a_restore(
 
 
 def test_a_plan_of_the_generation_before_a_rollback_is_refused(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
+    survey = make_survey()
+    trainer = live_trainer(survey)
     trainer.copy_state(0)
     trainer.roll_back(2)
 
     with pytest.raises(DependencyViolationError, match="another generation's"):
-        trainer.apply(make_plan(prospect, step=0), drawn)
-    assert trainer.apply(make_plan(prospect, step=0, generation=2), drawn).generation == 2
+        trainer.apply(make_plan(survey, step=0), drawn)
+    assert trainer.apply(make_plan(survey, step=0, generation=2), drawn).generation == 2
 
 
-def test_a_rollback_to_a_generation_that_is_not_newer_is_refused(make_prospect: MakeProspect) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect, generation=3)
+def test_a_rollback_to_a_generation_that_is_not_newer_is_refused(make_survey: MakeSurvey) -> None:
+    survey = make_survey()
+    trainer = live_trainer(survey, generation=3)
     trainer.copy_state(0)
     trainer.train_to(5)
     before = bits(trainer)
@@ -410,12 +410,12 @@ def test_a_rollback_to_a_generation_that_is_not_newer_is_refused(make_prospect: 
     with pytest.raises(DependencyViolationError, match="an older generation"):
         trainer.roll_back(3)
     with pytest.raises(DependencyViolationError, match="an older generation"):
-        trainer.restore(live_trainer(prospect).snapshot(), 2)
+        trainer.restore(live_trainer(survey).snapshot(), 2)
     assert bits(trainer) == before
 
 
-def test_without_anything_kept_a_rollback_says_so_and_changes_nothing(make_prospect: MakeProspect) -> None:
-    trainer = live_trainer(make_prospect())
+def test_without_anything_kept_a_rollback_says_so_and_changes_nothing(make_survey: MakeSurvey) -> None:
+    trainer = live_trainer(make_survey())
     trainer.train_to(5)
     before = bits(trainer)
 
@@ -431,10 +431,10 @@ def addresses(snapshot: HostSnapshot) -> Counter[int]:
 
 
 def test_the_memory_copy_is_allocated_once_and_grows_by_what_a_seed_adds(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    trainer = live_trainer(prospect)
+    survey = make_survey(model=RestlessHost)
+    trainer = live_trainer(survey)
     saver = trainer._saver
     trainer.train_to(5)
     trainer.copy_state(1)
@@ -445,15 +445,15 @@ def test_the_memory_copy_is_allocated_once_and_grows_by_what_a_seed_adds(
     assert addresses(saver.held.snapshot) == first
     assert not first & addresses(trainer._view())
 
-    trainer.apply(make_plan(prospect, step=10), drawn)
+    trainer.apply(make_plan(survey, step=10), drawn)
     trainer.train_to(15)
     trainer.copy_state(3)
     assert first <= addresses(saver.held.snapshot)
     assert bits(saver.held.snapshot) == bits(trainer)
 
 
-def test_a_rollback_uses_the_tensors_that_are_there(make_prospect: MakeProspect) -> None:
-    trainer = live_trainer(make_prospect())
+def test_a_rollback_uses_the_tensors_that_are_there(make_survey: MakeSurvey) -> None:
+    trainer = live_trainer(make_survey())
     trainer.train_to(5)
     trainer.copy_state(1)
     before = addresses(trainer._view())
@@ -463,9 +463,9 @@ def test_a_rollback_uses_the_tensors_that_are_there(make_prospect: MakeProspect)
     assert addresses(trainer._view()) == before
 
 
-def test_a_host_is_rolled_back_to_before_its_first_step(make_prospect: MakeProspect) -> None:
-    prospect = make_prospect(**RECIPES["AdamW under MultiStepLR"])
-    trainer, undisturbed = live_trainer(prospect), live_trainer(prospect)
+def test_a_host_is_rolled_back_to_before_its_first_step(make_survey: MakeSurvey) -> None:
+    survey = make_survey(**RECIPES["AdamW under MultiStepLR"])
+    trainer, undisturbed = live_trainer(survey), live_trainer(survey)
     trainer.copy_state(0)
     trainer.train_to(5)
     trainer.roll_back(2)
@@ -479,11 +479,11 @@ def test_a_host_is_rolled_back_to_before_its_first_step(make_prospect: MakeProsp
 
 @pytest.mark.parametrize("other", [torch.zeros(1), torch.zeros(4, dtype=torch.float64)], ids=["shape", "type"])
 def test_a_tensor_that_would_be_broadcast_or_converted_is_refused_before_anything_changes(
-    make_prospect: MakeProspect, other: Tensor
+    make_survey: MakeSurvey, other: Tensor
 ) -> None:
-    trainer = live_trainer(make_prospect())
+    trainer = live_trainer(make_survey())
     trainer.train_to(5)
-    snapshot, before = live_trainer(make_prospect()).snapshot(), bits(trainer)
+    snapshot, before = live_trainer(make_survey()).snapshot(), bits(trainer)
     snapshot.tensors["head.bias"] = other
 
     with pytest.raises(DependencyViolationError, match=r"head\.bias"):
@@ -492,39 +492,39 @@ def test_a_tensor_that_would_be_broadcast_or_converted_is_refused_before_anythin
 
 
 def test_a_snapshot_without_the_seeds_own_tensors_is_refused(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0), drawn)
+    survey = make_survey()
+    trainer = live_trainer(survey)
+    trainer.apply(make_plan(survey, step=0), drawn)
     snapshot = trainer.snapshot()
     (left_out,) = [name for name in snapshot.tensors if name.endswith("alpha")]
     del snapshot.tensors[left_out]
 
     with pytest.raises(DependencyViolationError, match="alpha"):
-        live_trainer(prospect).become(snapshot)
+        live_trainer(survey).become(snapshot)
 
 
 def test_a_snapshot_without_a_seeds_optimizer_is_refused(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0), drawn)
+    survey = make_survey()
+    trainer = live_trainer(survey)
+    trainer.apply(make_plan(survey, step=0), drawn)
 
     with pytest.raises(DependencyViolationError, match="optimizers differ"):
-        live_trainer(prospect).become(replace(trainer.snapshot(), seed_optimizers={}))
+        live_trainer(survey).become(replace(trainer.snapshot(), seed_optimizers={}))
 
 
-def test_a_snapshot_of_a_task_with_a_scheduler_is_refused_by_one_without(make_prospect: MakeProspect) -> None:
-    scheduled = live_trainer(make_prospect(**RECIPES["AdamW under MultiStepLR"]))
+def test_a_snapshot_of_a_task_with_a_scheduler_is_refused_by_one_without(make_survey: MakeSurvey) -> None:
+    scheduled = live_trainer(make_survey(**RECIPES["AdamW under MultiStepLR"]))
 
     with pytest.raises(DependencyViolationError, match="scheduler"):
-        live_trainer(make_prospect()).become(scheduled.snapshot())
+        live_trainer(make_survey()).become(scheduled.snapshot())
 
 
 def test_a_state_that_torch_casts_on_loading_is_refused_and_not_kept_with_fewer_bits(
-    make_prospect: MakeProspect,
+    make_survey: MakeSurvey,
 ) -> None:
     class Precise(torch.optim.SGD):
         @torch.no_grad()
@@ -537,22 +537,22 @@ def test_a_state_that_torch_casts_on_loading_is_refused_and_not_kept_with_fewer_
         return Precise(parameters, lr=0.1)
 
     with pytest.raises(TaskError, match="does not load as it was"):
-        make_prospect(optimizer=precise)
-    prospect = replace(make_prospect(), task=tiny_task(optimizer=precise))
-    trainer = live_trainer(prospect)
+        make_survey(optimizer=precise)
+    survey = replace(make_survey(), task=tiny_task(optimizer=precise))
+    trainer = live_trainer(survey)
     trainer.train_to(2)
 
     with pytest.raises(DependencyViolationError, match="does not load as it was"):
-        live_trainer(prospect).become(trainer.snapshot())
+        live_trainer(survey).become(trainer.snapshot())
 
 
 # -- the plain form ----------------------------------------------------------------------------------------------
 
 
 def test_the_plain_form_holds_nothing_that_a_weights_only_load_would_refuse(
-    make_prospect: MakeProspect, grow: Callable[[Prospect], Trainer]
+    make_survey: MakeSurvey, grow: Callable[[Survey], Trainer]
 ) -> None:
-    snapshot = grow(make_prospect(model=RestlessHost, **RECIPES["AdamW under MultiStepLR"])).snapshot()
+    snapshot = grow(make_survey(model=RestlessHost, **RECIPES["AdamW under MultiStepLR"])).snapshot()
 
     assert foreign(to_plain(snapshot)) is None
     assert bits(through_a_blob(snapshot)) == bits(snapshot)
@@ -561,8 +561,8 @@ def test_the_plain_form_holds_nothing_that_a_weights_only_load_would_refuse(
     assert len(to_plain(snapshot)["weights"]) == len(digests)  # once each, though topology and receipts both name them
 
 
-def test_snapshots_beside_the_trainers_come_back_as_snapshots(make_prospect: MakeProspect) -> None:
-    twin = live_trainer(make_prospect()).snapshot()
+def test_snapshots_beside_the_trainers_come_back_as_snapshots(make_survey: MakeSurvey) -> None:
+    twin = live_trainer(make_survey()).snapshot()
     found = incubation_of(plain_incubation({"twin": twin, "order": "{}", "steps": [1, 2]}))
 
     assert bits(found.pop("twin")) == bits(twin)
@@ -570,8 +570,8 @@ def test_snapshots_beside_the_trainers_come_back_as_snapshots(make_prospect: Mak
 
 
 @pytest.mark.parametrize("missing", ["step", "tensors", "weights", "receipts", "leaks"])
-def test_a_plain_form_that_lacks_a_part_is_no_snapshot(make_prospect: MakeProspect, missing: str) -> None:
-    plain = to_plain(live_trainer(make_prospect()).snapshot())
+def test_a_plain_form_that_lacks_a_part_is_no_snapshot(make_survey: MakeSurvey, missing: str) -> None:
+    plain = to_plain(live_trainer(make_survey()).snapshot())
     for broken in ({k: v for k, v in plain.items() if k != missing}, plain | {missing: 3.5}):
         with pytest.raises(StoreCorrupt, match="no snapshot"):
             from_plain(broken)
@@ -642,10 +642,8 @@ def test_an_optimizer_whose_state_is_not_plain_is_refused_before_a_run_begins() 
         )
 
 
-def test_the_digest_of_a_topology_knows_no_ids_and_sees_all_else(
-    make_prospect: MakeProspect, make_plan: MakePlan
-) -> None:
-    plan = make_plan(make_prospect())
+def test_the_digest_of_a_topology_knows_no_ids_and_sees_all_else(make_survey: MakeSurvey, make_plan: MakePlan) -> None:
+    plan = make_plan(make_survey())
     renamed = plan.model_copy(update={"seed_id": "x", "command_id": "y", "run_id": "z", "generation": 9, "fence": 4})
     assert topology_digest([plan]) == topology_digest([renamed])
     changes: list[dict[str, Any]] = [

@@ -25,13 +25,13 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, bl
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.telemetry import Telemetry
 from esper.testing import TinyHost, tiny_config, tiny_task
 from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
-MakeProspect = Callable[..., Prospect]
+MakeSurvey = Callable[..., Survey]
 MakePlan = Callable[..., GraftPlan]
 
 
@@ -69,12 +69,12 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def live_trainer(prospect: Prospect) -> Trainer:
-    return prospect.trainer(RUN, 1, "tolaria", never)
+def live_trainer(survey: Survey) -> Trainer:
+    return survey.trainer(RUN, 1, "tolaria", never)
 
 
-def fork_of(live: Trainer, prospect: Prospect) -> Trainer:
-    fork = live_trainer(prospect)
+def fork_of(live: Trainer, survey: Survey) -> Trainer:
+    fork = live_trainer(survey)
     fork.become(live.snapshot())
     return fork
 
@@ -111,13 +111,13 @@ def same_command(plan: GraftPlan, kind: type[JoinPlan | RemovePlan], command_id:
 
 
 def test_the_same_run_twice_ends_with_the_same_weights(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
     def weights(run_seed: int) -> str:
-        prospect = make_prospect(model=RestlessHost, run__seed=run_seed)
-        trainer = live_trainer(prospect)
+        survey = make_survey(model=RestlessHost, run__seed=run_seed)
+        trainer = live_trainer(survey)
         trainer.train_to(20)
-        trainer.apply(make_plan(prospect), drawn)
+        trainer.apply(make_plan(survey), drawn)
         trainer.train_to(40)
         return trainer.weights_sha256()
 
@@ -127,16 +127,16 @@ def test_the_same_run_twice_ends_with_the_same_weights(
 
 @pytest.mark.parametrize("recipe", OPTIMIZERS)
 def test_a_fork_ends_with_the_very_bits_of_the_live_host(
-    make_prospect: MakeProspect, make_plan: MakePlan, recipe: str, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, recipe: str, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost, **OPTIMIZERS[recipe])
-    live = live_trainer(prospect)
+    survey = make_survey(model=RestlessHost, **OPTIMIZERS[recipe])
+    live = live_trainer(survey)
     live.train_to(15)
-    live.apply(make_plan(prospect, step=15, isolated=True), drawn)
+    live.apply(make_plan(survey, step=15, isolated=True), drawn)
     live.train_to(17)  # in the middle of the ramp
-    live.apply(make_plan(prospect, "low_rank", step=17, seed_id="seed-2", command_id="command-2", ordinal=1), drawn)
+    live.apply(make_plan(survey, "low_rank", step=17, seed_id="seed-2", command_id="command-2", ordinal=1), drawn)
     live.train_to(18)
-    fork = fork_of(live, prospect)
+    fork = fork_of(live, survey)
     assert changes(live, fork) == []
 
     assert live.train_to(40) == fork.train_to(40)
@@ -146,16 +146,16 @@ def test_a_fork_ends_with_the_very_bits_of_the_live_host(
 
 
 def test_a_fork_of_a_joined_seed_is_not_isolated(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    live = live_trainer(prospect)
-    plan = make_plan(prospect, step=0, isolated=True)
+    survey = make_survey()
+    live = live_trainer(survey)
+    plan = make_plan(survey, step=0, isolated=True)
     live.apply(plan, drawn)
     live.train_to(5)
-    alone = fork_of(live, prospect)
+    alone = fork_of(live, survey)
     live.apply(same_command(plan, JoinPlan, "command-2"), {})
-    joined = fork_of(live, prospect)
+    joined = fork_of(live, survey)
 
     for trainer in (live, alone, joined):
         trainer.train_to(15)
@@ -164,15 +164,15 @@ def test_a_fork_of_a_joined_seed_is_not_isolated(
 
 
 def test_a_snapshot_shares_no_memory_with_its_host_or_with_a_fork(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    live = live_trainer(prospect)
-    live.apply(make_plan(prospect, step=0), drawn)
+    survey = make_survey(model=RestlessHost)
+    live = live_trainer(survey)
+    live.apply(make_plan(survey, step=0), drawn)
     live.train_to(5)
     snapshot = live.snapshot()
     before = copy.deepcopy(vars(snapshot))
-    fork = live_trainer(prospect)
+    fork = live_trainer(survey)
     fork.become(snapshot)
 
     live.train_to(10)
@@ -184,17 +184,17 @@ def test_a_snapshot_shares_no_memory_with_its_host_or_with_a_fork(
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
 @pytest.mark.parametrize("recipe", OPTIMIZERS)
 def test_without_seeds_it_is_a_bare_pytorch_loop_to_the_bit(
-    make_prospect: MakeProspect, recipe: str, clip_norm: float | None
+    make_survey: MakeSurvey, recipe: str, clip_norm: float | None
 ) -> None:
     changed = {"run__clip_norm": clip_norm} if clip_norm is not None else {}
-    prospect = make_prospect(model=RestlessHost, run__seed=3, **OPTIMIZERS[recipe], **changed)
-    trainer, task = live_trainer(prospect), prospect.task
+    survey = make_survey(model=RestlessHost, run__seed=3, **OPTIMIZERS[recipe], **changed)
+    trainer, task = live_trainer(survey), survey.task
     assert len(task.train) == 1024  # 32 steps to the lap
 
     seed_process(3, "model")
     model = task.model()
     optimizer = task.optimizer(model.parameters())
-    scheduler = task.scheduler(optimizer, prospect.total_steps) if task.scheduler else None
+    scheduler = task.scheduler(optimizer, survey.total_steps) if task.scheduler else None
     losses, norms = [], []
     for step in range(40):
         lap, place = divmod(step * 32, 1024)
@@ -219,13 +219,13 @@ def test_without_seeds_it_is_a_bare_pytorch_loop_to_the_bit(
 
 
 def test_looking_at_a_host_does_not_change_what_becomes_of_it(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    looked_at, left_alone = live_trainer(prospect), live_trainer(prospect)
+    survey = make_survey(model=RestlessHost)
+    looked_at, left_alone = live_trainer(survey), live_trainer(survey)
     for trainer in (looked_at, left_alone):
         trainer.train_to(10)
-        trainer.apply(make_plan(prospect, step=10), drawn)
+        trainer.apply(make_plan(survey, step=10), drawn)
         trainer.train_to(15)
     before = state(looked_at)
 
@@ -244,8 +244,8 @@ def test_looking_at_a_host_does_not_change_what_becomes_of_it(
 # -- rounds and measures -----------------------------------------------------------------------------------------
 
 
-def test_a_round_says_what_it_measured_beside_the_best_before_it(make_prospect: MakeProspect) -> None:
-    trainer = live_trainer(make_prospect())
+def test_a_round_says_what_it_measured_beside_the_best_before_it(make_survey: MakeSurvey) -> None:
+    trainer = live_trainer(make_survey())
     start, first, second, third = trainer.untrained(), *(trainer.run_round(n, 20 * n) for n in (1, 2, 3))
 
     assert (start.train_loss, start.gradient_norm, start.best_train_loss, start.losses) == (None, None, None, ())
@@ -257,63 +257,63 @@ def test_a_round_says_what_it_measured_beside_the_best_before_it(make_prospect: 
     assert first.parameters == first.host_parameters == 8 * 8 + 8 + 8 * 4 + 4
 
 
-def test_losses_are_measured_without_dropout_sample_by_sample(make_prospect: MakeProspect) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    trainer = live_trainer(prospect)
+def test_losses_are_measured_without_dropout_sample_by_sample(make_survey: MakeSurvey) -> None:
+    survey = make_survey(model=RestlessHost)
+    trainer = live_trainer(survey)
     trainer.train_to(5)
     measured = trainer.sample_losses("gate", 3)
 
     host = copy.deepcopy(trainer.host).eval()
-    (inputs, targets), *rest = prospect.data.batches_of(prospect.data.slice("gate", 3))
+    (inputs, targets), *rest = survey.data.batches_of(survey.data.slice("gate", 3))
     assert not rest
     assert list(measured.losses) == cross_entropy(host(inputs), targets, reduction="none").tolist()
     assert trainer.host.training
 
 
-def test_a_slots_output_is_seen_as_it_was_though_a_later_layer_writes_in_place(make_prospect: MakeProspect) -> None:
+def test_a_slots_output_is_seen_as_it_was_though_a_later_layer_writes_in_place(make_survey: MakeSurvey) -> None:
     class Overwriting(TinyHost):
         def forward(self, x_BC: Tensor) -> Tensor:
             scores: Tensor = self.head(self.body(x_BC).relu_())
             return scores
 
-    assert live_trainer(make_prospect(model=Overwriting)).activation("body").min() < 0
+    assert live_trainer(make_survey(model=Overwriting)).activation("body").min() < 0
 
 
-def test_a_slot_that_the_next_forward_skips_is_told_by_its_name(make_prospect: MakeProspect) -> None:
-    trainer = live_trainer(make_prospect())
+def test_a_slot_that_the_next_forward_skips_is_told_by_its_name(make_survey: MakeSurvey) -> None:
+    trainer = live_trainer(make_survey())
     trainer.host.forward = lambda x_BC: trainer.host.head(x_BC)  # as a layer that is dropped by chance
     with pytest.raises(TaskError, match=r"slot body = 'not called by the forward of 100 training batches from step 0"):
         trainer.activation("body")
 
 
 @pytest.mark.parametrize("factory", [dict, lambda: [nn.Linear(8, 4)]])
-def test_a_model_that_is_no_module_is_refused(make_prospect: MakeProspect, factory: Callable[[], object]) -> None:
+def test_a_model_that_is_no_module_is_refused(make_survey: MakeSurvey, factory: Callable[[], object]) -> None:
     with pytest.raises(TaskError, match=r"task\.model"):
-        make_prospect(model=factory)
+        make_survey(model=factory)
 
 
-def test_a_model_with_state_that_is_no_tensor_is_refused(make_prospect: MakeProspect) -> None:
+def test_a_model_with_state_that_is_no_tensor_is_refused(make_survey: MakeSurvey) -> None:
     class Counting(TinyHost):
         def state_dict(self, *args: Any, **keywords: Any) -> dict[str, Any]:
             return {**super().state_dict(*args, **keywords), "calls": 7}
 
     with pytest.raises(TaskError, match=r"task\.model = 'calls': .*return it from get_extra_state"):
-        make_prospect(model=Counting)
+        make_survey(model=Counting)
 
 
 # -- plans -------------------------------------------------------------------------------------------------------
 
 
 def test_the_hosts_moments_and_schedule_never_notice_that_it_grew(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(**OPTIMIZERS["SGD with momentum and one cycle of rate and momentum"])
-    grown, bare = live_trainer(prospect), live_trainer(prospect)
+    survey = make_survey(**OPTIMIZERS["SGD with momentum and one cycle of rate and momentum"])
+    grown, bare = live_trainer(survey), live_trainer(survey)
     for trainer in (grown, bare):
         trainer.train_to(20)
     before = state(grown)
 
-    grown.apply(make_plan(prospect), drawn)
+    grown.apply(make_plan(survey), drawn)
 
     assert differences(state(grown)["optimizer"], before["optimizer"]) == []
     assert grown.snapshot().scheduler == before["scheduler"]
@@ -326,13 +326,13 @@ def test_the_hosts_moments_and_schedule_never_notice_that_it_grew(
 
 
 def test_a_seed_that_is_removed_before_it_trained_leaves_no_trace(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    grown, bare = live_trainer(prospect), live_trainer(prospect)
+    survey = make_survey(model=RestlessHost)
+    grown, bare = live_trainer(survey), live_trainer(survey)
     for trainer in (grown, bare):
         trainer.train_to(20)
-    plan = make_plan(prospect)
+    plan = make_plan(survey)
     receipts = {}
     for applied in (plan, same_command(plan, RemovePlan, "command-2")):
         receipts[applied.command_id, applied.seed_id] = applied, grown.apply(applied, drawn)
@@ -343,11 +343,11 @@ def test_a_seed_that_is_removed_before_it_trained_leaves_no_trace(
     assert changes({**state(bare), "receipts": receipts, "weights": drawn}, grown) == []
 
 
-def test_a_plan_is_applied_once(make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
+def test_a_plan_is_applied_once(make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]) -> None:
+    survey = make_survey()
+    trainer = live_trainer(survey)
     trainer.train_to(20)
-    plan = make_plan(prospect)
+    plan = make_plan(survey)
     receipt = trainer.apply(plan, drawn)
     trainer.train_to(25)
     before = state(trainer)
@@ -355,19 +355,19 @@ def test_a_plan_is_applied_once(make_prospect: MakeProspect, make_plan: MakePlan
     assert trainer.apply(plan, drawn) == receipt
     assert changes(before, trainer) == []
     assert (receipt.step, receipt.parameters) == (20, trainer.parameter_count())
-    assert receipt.parameters > prospect.host_parameters
+    assert receipt.parameters > survey.host_parameters
 
 
 def test_a_known_id_with_another_body_is_refused_and_told(
-    make_prospect: MakeProspect, make_plan: MakePlan, told: Callable[[], list[str]], drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, told: Callable[[], list[str]], drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
-    trainer.apply(make_plan(prospect, step=0), drawn)
+    survey = make_survey()
+    trainer = live_trainer(survey)
+    trainer.apply(make_plan(survey, step=0), drawn)
     before = state(trainer)
 
     with pytest.raises(DependencyViolationError, match="another body"):
-        trainer.apply(make_plan(prospect, step=0, isolated=True), drawn)
+        trainer.apply(make_plan(survey, step=0, isolated=True), drawn)
     assert changes(before, trainer) == []
     assert told() == ["dependency_violation"]
 
@@ -384,15 +384,15 @@ def test_a_known_id_with_another_body_is_refused_and_told(
     ],
 )
 def test_a_plan_that_is_refused_leaves_the_host_untouched(
-    make_prospect: MakeProspect, make_plan: MakePlan, changed: dict[str, Any], why: str, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, changed: dict[str, Any], why: str, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    trainer = live_trainer(prospect)
+    survey = make_survey()
+    trainer = live_trainer(survey)
     trainer.train_to(5)
     before = state(trainer)
 
     with pytest.raises(DependencyViolationError, match=why):
-        trainer.apply(make_plan(prospect, step=5, **changed), drawn)
+        trainer.apply(make_plan(survey, step=5, **changed), drawn)
     assert changes(before, trainer) == []
     assert not trainer.host.body._forward_hooks
 
@@ -401,12 +401,12 @@ def test_a_plan_that_is_refused_leaves_the_host_untouched(
 
 
 def test_probing_gradients_leaves_no_gradient_and_no_changed_bit(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect(model=RestlessHost)
-    fork = live_trainer(prospect)
+    survey = make_survey(model=RestlessHost)
+    fork = live_trainer(survey)
     fork.train_to(20)
-    fork.graft(make_plan(prospect, isolated=True), drawn)
+    fork.graft(make_plan(survey, isolated=True), drawn)
     before = state(fork)
 
     probe = fork.probe_gradients("seed-1", 2)
@@ -416,7 +416,7 @@ def test_probing_gradients_leaves_no_gradient_and_no_changed_bit(
     assert changes(before, fork) == []
     assert all(parameter.grad is None for parameter in fork.host.parameters())
     fork.remove("seed-1")
-    bare = live_trainer(prospect)
+    bare = live_trainer(survey)
     assert fork.train_to(40) == bare.train_to(40)[20:]
 
 
@@ -434,7 +434,7 @@ class Leaky(nn.Module):
         return out * self.borrowed[0].sum() if self.borrowed else out
 
 
-def leaking(make_prospect: MakeProspect) -> Prospect:
+def leaking(make_survey: MakeSurvey) -> Survey:
     registry = BlueprintRegistry()
 
     @blueprint("leaky", kinds=(Kind.NC,), risk=0.5, registry=registry)
@@ -443,15 +443,15 @@ def leaking(make_prospect: MakeProspect) -> Prospect:
         return Leaky()
 
     registry.add(BLUEPRINTS.get("mlp"))
-    return make_prospect(registry, growth__isolation_audit_steps=4)
+    return make_survey(registry, growth__isolation_audit_steps=4)
 
 
 def test_a_seed_whose_gradient_reaches_the_host_is_found_by_the_probe(
-    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
 ) -> None:
-    prospect = leaking(make_prospect)
-    fork = live_trainer(prospect)
-    fork.graft(make_plan(prospect, "leaky", step=0, isolated=True), drawn)
+    survey = leaking(make_survey)
+    fork = live_trainer(survey)
+    fork.graft(make_plan(survey, "leaky", step=0, isolated=True), drawn)
     assert fork.probe_gradients("seed-1", 1).reachable_host_parameters == ()
 
     monkeypatch.setattr(Leaky, "borrowed", [fork.host.get_parameter("head.weight")])
@@ -470,7 +470,7 @@ class Strays(TinyHost):
 
 def test_evaluation_on_another_device_is_told_as_such_and_ends_in_training_mode(told: Callable[[], list[str]]) -> None:
     task = tiny_task(model=Strays, metrics={"first": lambda output, _target: output[:, 0]})
-    live = live_trainer(survey(task, tiny_config()))
+    live = live_trainer(survey_of(task, tiny_config()))
     live.host.strays = True
     for measure in (lambda: live.sample_losses("gate", 1), lambda: live.shard_means("test"), live.try_shards):
         with pytest.raises(LossDeviceMismatch, match="outputs are on meta, targets on cpu"):
@@ -481,26 +481,26 @@ def test_evaluation_on_another_device_is_told_as_such_and_ends_in_training_mode(
 
 
 def test_layers_are_those_that_the_host_has_at_the_fence(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    live = live_trainer(prospect)
+    survey = make_survey()
+    live = live_trainer(survey)
     assert live.observe(2, {}).registered_layers == ("body", "head")
     live.host.spare = live.host.head
     assert live.observe(3, {}).registered_layers == ("body", "head", "spare")
     del live.host.body
     assert live.observe(4, {}).registered_layers == ("head", "spare")
     with pytest.raises(DependencyViolationError, match="body"):
-        live.apply(make_plan(prospect, step=0), drawn)
+        live.apply(make_plan(survey, step=0), drawn)
 
 
 def test_of_several_seeds_that_leak_each_is_found_and_one_that_does_not_is_blamed_for_none(
-    make_prospect: MakeProspect, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
 ) -> None:
-    prospect = leaking(make_prospect)
-    live = live_trainer(prospect)
+    survey = leaking(make_survey)
+    live = live_trainer(survey)
     for number, name in enumerate(("leaky", "mlp", "leaky")):
-        plan = make_plan(prospect, name, step=0, isolated=True)
+        plan = make_plan(survey, name, step=0, isolated=True)
         live.graft(plan.model_copy(update={"seed_id": f"seed-{number}", "ordinal": number}), drawn)
     monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
     assert live.probe_gradients("seed-1", 1).reachable_host_parameters == ()
@@ -510,16 +510,16 @@ def test_of_several_seeds_that_leak_each_is_found_and_one_that_does_not_is_blame
 
 
 def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
-    make_prospect: MakeProspect,
+    make_survey: MakeSurvey,
     make_plan: MakePlan,
     monkeypatch: pytest.MonkeyPatch,
     told: Callable[[], list[str]],
     drawn: dict[str, bytes],
 ) -> None:
-    prospect = leaking(make_prospect)
-    live = live_trainer(prospect)
+    survey = leaking(make_survey)
+    live = live_trainer(survey)
     live.train_to(3)
-    live.apply(make_plan(prospect, "leaky", step=3, isolated=True), drawn)
+    live.apply(make_plan(survey, "leaky", step=3, isolated=True), drawn)
     monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
     live.train_to(6)  # step 4 is audited
 
@@ -535,11 +535,11 @@ def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
 
 
 @pytest.fixture
-def reset_host(make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
+def reset_host(make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
     """A host from which a trained seed was removed."""
-    prospect = make_prospect(model=RestlessHost)
-    live = live_trainer(prospect)
-    plan = make_plan(prospect, step=0)
+    survey = make_survey(model=RestlessHost)
+    live = live_trainer(survey)
+    plan = make_plan(survey, step=0)
     live.apply(plan, drawn)
     live.train_to(10)
     live.apply(same_command(plan, RemovePlan, "command-2"), {})
@@ -557,11 +557,11 @@ def test_a_host_whose_seed_was_removed_equals_one_that_never_had_it(reset_host: 
 
 
 def test_a_seed_that_is_still_there_is_found(
-    make_prospect: MakeProspect, make_plan: MakePlan, drawn: dict[str, bytes]
+    make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]
 ) -> None:
-    prospect = make_prospect()
-    live = live_trainer(prospect)
-    live.apply(make_plan(prospect, step=0), drawn)
+    survey = make_survey()
+    live = live_trainer(survey)
+    live.apply(make_plan(survey, step=0), drawn)
     (probe,) = live.compare_with_unseeded({"seed-1": "body"}).values()
 
     assert probe.seed_left
@@ -592,8 +592,8 @@ def test_a_module_that_was_left_is_found(reset_host: Trainer, left: nn.Module) -
     assert not probe.names_equal
 
 
-def test_a_snapshot_of_another_network_is_refused(make_prospect: MakeProspect) -> None:
-    other, tiny = live_trainer(make_prospect(model=RestlessHost)), live_trainer(make_prospect())
+def test_a_snapshot_of_another_network_is_refused(make_survey: MakeSurvey) -> None:
+    other, tiny = live_trainer(make_survey(model=RestlessHost)), live_trainer(make_survey())
 
     with pytest.raises(DependencyViolationError, match="tensors differ"):
         tiny.become(other.snapshot())
@@ -617,25 +617,25 @@ class Faulty:
         return loss
 
 
-def faulty(make_prospect: MakeProspect, **changed: Any) -> tuple[Trainer, Faulty, Prospect]:
+def faulty(make_survey: MakeSurvey, **changed: Any) -> tuple[Trainer, Faulty, Survey]:
     loss = Faulty()
-    prospect = make_prospect(
+    survey = make_survey(
         loss=loss, sample_loss=lambda output, target: cross_entropy(output, target, reduction="none"), **changed
     )
-    return live_trainer(prospect), loss, prospect
+    return live_trainer(survey), loss, survey
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient_norm"])
 def test_what_is_not_finite_stops_the_run_before_any_parameter_changes(
-    make_prospect: MakeProspect,
+    make_survey: MakeSurvey,
     make_plan: MakePlan,
     telemetry: Telemetry,
     told: Callable[[], list[str]],
     what: str,
     drawn: dict[str, bytes],
 ) -> None:
-    trainer, loss, prospect = faulty(make_prospect)
-    trainer.apply(make_plan(prospect, step=0), drawn)
+    trainer, loss, survey = faulty(make_survey)
+    trainer.apply(make_plan(survey, step=0), drawn)
     trainer.train_to(7)  # the ramp has ended: alpha stays
     before = state(trainer)
     loss.breaks = what
@@ -648,9 +648,9 @@ def test_what_is_not_finite_stops_the_run_before_any_parameter_changes(
     assert telemetry.counters.total("esper.guard.trips") == 1
 
 
-def test_a_halt_is_seen_at_the_first_step_boundary_and_no_step_is_begun(make_prospect: MakeProspect) -> None:
+def test_a_halt_is_seen_at_the_first_step_boundary_and_no_step_is_begun(make_survey: MakeSurvey) -> None:
     halted: list[str] = []
-    trainer = make_prospect().trainer(RUN, 1, "tolaria", lambda: bool(halted))
+    trainer = make_survey().trainer(RUN, 1, "tolaria", lambda: bool(halted))
     trainer.train_to(3)
     before = state(trainer)
     halted.append("from outside")
@@ -676,9 +676,9 @@ def step_spans(telemetry: Telemetry) -> list[tuple[int, bool]]:
 
 @pytest.mark.parametrize("failing", [10, 13])
 def test_one_step_in_five_has_a_span_and_one_that_fails_always(
-    make_prospect: MakeProspect, telemetry: Telemetry, failing: int
+    make_survey: MakeSurvey, telemetry: Telemetry, failing: int
 ) -> None:
-    trainer, loss, _ = faulty(make_prospect, telemetry__step_every=5)
+    trainer, loss, _ = faulty(make_survey, telemetry__step_every=5)
     trainer.train_to(failing)
     loss.breaks = "loss"
 

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from esper import run
 from esper.errors import ProcessStateChanged, TaskError
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 from esper.user_code.process_state import CONTRADICTED, SETTINGS, Setting, changes, process_state
 
@@ -99,7 +99,7 @@ class InBfloat16(TinyHost):
 def test_a_change_that_hides_another_setting_is_told_by_its_own_name() -> None:
     why = r"torch\.backends\.mkldnn\.matmul\.fp32_precision = bf16"
     with process_state(1), pytest.raises(TaskError, match=why):
-        survey(tiny_task(model=InBfloat16), tiny_config())
+        survey_of(tiny_task(model=InBfloat16), tiny_config())
 
 
 class InSample(Bands):
@@ -131,7 +131,7 @@ def in_metric(output: Tensor, target: Tensor) -> Tensor:
 def test_a_call_that_changes_a_setting_is_refused_before_the_run(task: dict[str, Any], field: str) -> None:
     why = r"torch\.get_num_threads\(\) = 2.*(esper works with|expected) 1"
     with process_state(1), pytest.raises(TaskError, match=why) as caught:
-        survey(tiny_task(**task), tiny_config())
+        survey_of(tiny_task(**task), tiny_config())
     assert caught.value.field == field
 
 
@@ -187,4 +187,4 @@ def test_tensors_made_under_another_default_type_are_told_with_it() -> None:
     task = tiny_task(train=Doubles(1024, key=1))
     why = r"get_default_dtype\(\) = 'torch\.float64': .*esper works with torch\.float32.*name it where tensors are made"
     with process_state(1), pytest.raises(TaskError, match=why):
-        survey(task, tiny_config())
+        survey_of(task, tiny_config())

@@ -19,7 +19,7 @@ from esper.config.joined import RunConfig, as_toml
 from esper.errors import Drained
 from esper.flow.result import Result
 from esper.leyline.slots import Kind
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import StopAt, tiny_config
 from esper.user_code.task_reference import load_task
 
@@ -46,7 +46,7 @@ def same(told: dict[str, Any], alone: Result) -> None:
 
 
 def test_it_grows_and_has_slots_of_images_and_of_sequences(alone: Result, tmp_path: Path) -> None:
-    assert {spec.kind for spec in survey(load_task(TASK)[0], config(tmp_path)).specs} == {Kind.NCHW, Kind.NTC}
+    assert {spec.kind for spec in survey_of(load_task(TASK)[0], config(tmp_path)).specs} == {Kind.NCHW, Kind.NTC}
     assert "FOSSILIZED" in [seed.stage for seed in alone.seeds]
     assert alone.twin_test_loss is not None
 

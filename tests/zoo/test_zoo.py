@@ -10,7 +10,7 @@ import pytest
 
 from esper import resume, run
 from esper.errors import ConfigError, Drained
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import StopAt, tiny_config
 from esper.user_code.task_reference import load_task
 
@@ -44,7 +44,7 @@ def test_what_a_survey_accepts_runs_and_ends_with_the_same_bits_after_a_stop(nam
 def test_what_cannot_run_is_refused_in_one_line_by_field_value_and_mend(name: str) -> None:
     make, pattern = REFUSED[name]
     with pytest.raises(ConfigError) as caught:
-        survey(make(), tiny_config(growth__judge_samples=64, growth__min_samples=16))
+        survey_of(make(), tiny_config(growth__judge_samples=64, growth__min_samples=16))
     said = str(caught.value)
     assert re.search(pattern, said), said
     assert "\n" not in said

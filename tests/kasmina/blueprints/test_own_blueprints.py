@@ -16,7 +16,7 @@ from esper.errors import ConfigError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind, SlotSpec
 from esper.setup.forecast import forecast
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.user_code.task_reference import load_task
 
 PAGE = Path(__file__).parents[3] / "docs" / "blueprints.md"
@@ -40,7 +40,7 @@ def test_the_page_is_a_task_that_runs_with_its_own_blueprint_and_is_loaded_twice
     keys = {"run.dir": str(tmp_path / "run"), "run.epochs": 4}
     config = load_config(tmp_path / "choice.toml", keys | {name: int(value) for name, value in settings.items()})
     task, reference = load_task(f"{tmp_path / 'my_task.py'}:task")
-    told = forecast(survey(task, config))
+    told = forecast(survey_of(task, config))
     assert {one["blueprint"]: one["place"] for one in told["candidates"]} == dict.fromkeys(
         ("gate", "low_rank"), "first tournament"
     )

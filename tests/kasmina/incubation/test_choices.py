@@ -13,7 +13,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.incubation.choices import chosen
 from esper.kasmina.settings import BlueprintChoice
 from esper.leyline.slots import Kind, SlotSpec
-from esper.setup.survey import survey
+from esper.setup.survey import survey_of
 from esper.testing import tiny_config, tiny_task
 
 
@@ -82,5 +82,5 @@ def test_a_choice_survives_toml_run_json_and_a_resume(tmp_path: Path) -> None:
 
 
 def test_a_run_tries_what_was_chosen_alone() -> None:
-    found = survey(tiny_task(), tiny_config(growth__blueprints={"body": {"exclude": ["norm", "mlp"]}}))
+    found = survey_of(tiny_task(), tiny_config(growth__blueprints={"body": {"exclude": ["norm", "mlp"]}}))
     assert [pair.blueprint_id for pair in found.options] == ["low_rank"]

@@ -25,7 +25,7 @@ from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResu
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
-from esper.setup.survey import Prospect, survey
+from esper.setup.survey import Survey, survey_of
 from esper.task import Task
 from esper.testing import tiny_config, tiny_task
 from esper.tolaria.snapshot import HostSnapshot
@@ -76,11 +76,11 @@ def make_order(plans: Sequence[GraftPlan], *, first: int, last: int, halving: in
     )
 
 
-def fork_of(prospect: Prospect) -> Callable[[HostSnapshot], Trainer]:
+def fork_of(survey: Survey) -> Callable[[HostSnapshot], Trainer]:
     """Makes forks of snapshots, as a run does."""
 
     def make(snapshot: HostSnapshot) -> Trainer:
-        made = prospect.trainer(RUN, 1, "kasmina", never)
+        made = survey.trainer(RUN, 1, "kasmina", never)
         made.become(snapshot)
         return made
 
@@ -91,24 +91,24 @@ def fork_of(prospect: Prospect) -> Callable[[HostSnapshot], Trainer]:
 
 
 @pytest.fixture(scope="module")
-def prospect() -> Prospect:
-    return survey(tiny_task(), tiny_config())
+def survey_of() -> Survey:
+    return survey_of(tiny_task(), tiny_config())
 
 
 @pytest.fixture
-def fresh(prospect: Prospect) -> Callable[[], Trainer]:
-    return lambda: prospect.trainer(RUN, 1, "kasmina", never)
+def fresh(survey: Survey) -> Callable[[], Trainer]:
+    return lambda: survey.trainer(RUN, 1, "kasmina", never)
 
 
 @pytest.fixture
-def fork(prospect: Prospect) -> Callable[[HostSnapshot], Trainer]:
-    return fork_of(prospect)
+def fork(survey: Survey) -> Callable[[HostSnapshot], Trainer]:
+    return fork_of(survey)
 
 
-def test_the_control_is_the_live_host_to_the_bit(prospect, fresh, fork):
+def test_the_control_is_the_live_host_to_the_bit(survey, fresh, fork):
     live = fresh()
     live.train_to(20)
-    snapshot, (spec,) = live.snapshot(), prospect.specs
+    snapshot, (spec,) = live.snapshot(), survey.specs
     order = make_order([make_plan(spec, "mlp", 0, 20), make_plan(spec, "norm", 1, 20)], first=20, last=40)
 
     _, control = run_tournament(order, DRAWN, fork, snapshot)
@@ -119,10 +119,10 @@ def test_the_control_is_the_live_host_to_the_bit(prospect, fresh, fork):
     assert control.weights_sha256() == live.weights_sha256()
 
 
-def test_a_tournament_does_not_touch_the_snapshot_and_gives_the_same_result_in_any_order(prospect, fresh, fork):
+def test_a_tournament_does_not_touch_the_snapshot_and_gives_the_same_result_in_any_order(survey, fresh, fork):
     live = fresh()
     live.train_to(20)
-    snapshot, (spec,) = live.snapshot(), prospect.specs
+    snapshot, (spec,) = live.snapshot(), survey.specs
     plans = [make_plan(spec, name, number, 20) for number, name in enumerate(("norm", "mlp", "low_rank"))]
     order = make_order(plans, first=20, last=36, halving=28)
 
@@ -137,8 +137,8 @@ def test_a_tournament_does_not_touch_the_snapshot_and_gives_the_same_result_in_a
     assert {found.seed_id: found.rank for found in first.forks}["seed-1"] == 1  # the mlp: nothing linear can gain here
 
 
-def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(prospect, fresh, fork):
-    live, (spec,) = fresh(), prospect.specs
+def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(survey, fresh, fork):
+    live, (spec,) = fresh(), survey.specs
     live.train_to(20)
     plan, snapshot = make_plan(spec, "mlp", 0, 20), live.snapshot()
     seeded = fork(snapshot)
@@ -148,8 +148,8 @@ def test_a_fork_does_what_the_live_host_would_do_with_the_same_seed(prospect, fr
     assert seeded.weights_sha256() == live.weights_sha256()
 
 
-def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(prospect, fresh, fork):
-    live, (spec,) = fresh(), prospect.specs
+def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(survey, fresh, fork):
+    live, (spec,) = fresh(), survey.specs
     live.train_to(20)
     before, incubator = live.weights_sha256(), Incubator(fork, {"body": spec}, BLUEPRINTS)
 
@@ -182,15 +182,15 @@ def own(**factories: Callable[[SlotSpec], nn.Module]) -> BlueprintRegistry:
 
 def test_candidates_of_one_command_do_not_see_each_other():
     loud = own(loud=lambda _: nn.Linear(8, 8))  # not zero at birth
-    prospect = survey(tiny_task(), tiny_config(), loud)
-    (spec,), snapshot = prospect.specs, prospect.trainer(RUN, 1, "kasmina", never).snapshot()
+    survey = survey_of(tiny_task(), tiny_config(), loud)
+    (spec,), snapshot = survey.specs, survey.trainer(RUN, 1, "kasmina", never).snapshot()
     plans = [make_plan(spec, "loud", number, 0, loud) for number in range(2)]
-    one, other = Incubator(fork_of(prospect), {"body": spec}, loud).probe_candidates(plans, DRAWN, snapshot)
+    one, other = Incubator(fork_of(survey), {"body": spec}, loud).probe_candidates(plans, DRAWN, snapshot)
     assert one.gradient == other.gradient
 
 
-def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(prospect, fresh, fork):
-    (spec,) = prospect.specs
+def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(survey, fresh, fork):
+    (spec,) = survey.specs
     blueprints = own(narrow=lambda _: nn.Linear(8, 4))
     incubator = Incubator(fork, {"body": spec}, blueprints)
     (probe,) = incubator.probe_candidates([make_plan(spec, "narrow", 0, 0, blueprints)], DRAWN, fresh().snapshot())
@@ -198,15 +198,15 @@ def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(prospect, fresh,
     assert probe.gradient is None
 
 
-def test_a_candidate_that_runs_otherwise_than_asked_is_found_as_it_is_probed_and_in_its_fork(prospect, fresh):
+def test_a_candidate_that_runs_otherwise_than_asked_is_found_as_it_is_probed_and_in_its_fork(survey, fresh):
     def compiled(_: SlotSpec) -> nn.Module:
         made = zeroed(nn.Linear(8, 8))
         made._compiled_call_impl = made._call_impl  # as `compile()` sets it, without the seconds that this takes
         return made
 
     blueprints = own(compiled=compiled, honest=lambda _: zeroed(nn.Linear(8, 8)))
-    (spec,), ran = prospect.specs, []
-    fork = fork_of(survey(tiny_task(), tiny_config(), blueprints))
+    (spec,), ran = survey.specs, []
+    fork = fork_of(survey_of(tiny_task(), tiny_config(), blueprints))
     for name in ("compiled", "honest"):
         plan = make_plan(spec, name, 0, 0, blueprints)
         (probe,) = Incubator(fork, {"body": spec}, blueprints).probe_candidates([plan], DRAWN, fresh().snapshot())
@@ -215,16 +215,16 @@ def test_a_candidate_that_runs_otherwise_than_asked_is_found_as_it_is_probed_and
     assert ran == [(("path compiled, asked eager",),) * 2, ((),) * 2]
 
 
-def test_a_candidate_that_cannot_run_is_blamed(prospect, fresh, fork):
-    (spec,) = prospect.specs
+def test_a_candidate_that_cannot_run_is_blamed(survey, fresh, fork):
+    (spec,) = survey.specs
     blueprints = own(wrong=lambda _: nn.Linear(7, 8))
     incubator = Incubator(fork, {"body": spec}, blueprints)
     with pytest.raises(SeedBuildFailed, match="wrong at body"):
         incubator.probe_candidates([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
 
 
-def test_a_kept_control_lives_on_as_the_twin(prospect, fresh, fork):
-    live, (spec,) = fresh(), prospect.specs
+def test_a_kept_control_lives_on_as_the_twin(survey, fresh, fork):
+    live, (spec,) = fresh(), survey.specs
     incubator = Incubator(fork, {"body": spec}, BLUEPRINTS)
     incubator.begin(make_order([make_plan(spec, "mlp", 0, 0)], first=0, last=10), DRAWN, live.snapshot())
     incubator.collect()
@@ -523,25 +523,23 @@ def test_planted_cheaters_are_refused_at_g0_and_the_run_goes_on_with_the_honest(
 
 @pytest.mark.usefixtures("users_own")
 def test_without_g0_the_peeking_cheater_would_pass_for_a_winner():
-    prospect = survey(sequence_task(), tiny_config())
-    (spec,) = prospect.specs
+    survey = survey_of(sequence_task(), tiny_config())
+    (spec,) = survey.specs
     assert (spec.kind, spec.causal, spec.samples_independent) == (Kind.NTC, True, True)
     order = make_order([make_plan(spec, "peek", 0, 0)], first=0, last=60)
 
-    result, _ = run_tournament(order, DRAWN, fork_of(prospect), prospect.trainer(RUN, 1, "kasmina", never).snapshot())
+    result, _ = run_tournament(order, DRAWN, fork_of(survey), survey.trainer(RUN, 1, "kasmina", never).snapshot())
 
-    assert by_id(result, "seed-0").gate.z > 2 * prospect.g2_limit()
+    assert by_id(result, "seed-0").gate.z > 2 * survey.g2_limit()
 
 
 def test_an_honest_convolution_in_time_passes_where_the_peeking_one_does_not(users_own):
-    prospect = survey(sequence_task(), tiny_config())
-    (spec,) = prospect.specs
+    survey = survey_of(sequence_task(), tiny_config())
+    (spec,) = survey.specs
     users_own.add(Blueprint("causal", (Kind.NTC,), 0.0, lambda spec: ntc.conv_mlp(8, 3, spec.causal)))
-    incubator = Incubator(fork_of(prospect), {"body": spec}, users_own)
+    incubator = Incubator(fork_of(survey), {"body": spec}, users_own)
     plans = [make_plan(spec, name, number, 0) for number, name in enumerate(("causal", "peek", "gossip"))]
-    honest, peek, gossip = incubator.probe_candidates(
-        plans, DRAWN, prospect.trainer(RUN, 1, "kasmina", never).snapshot()
-    )
+    honest, peek, gossip = incubator.probe_candidates(plans, DRAWN, survey.trainer(RUN, 1, "kasmina", never).snapshot())
     assert (honest.sanity.causality_leak, honest.sanity.sample_leak) == (0.0, 0.0)
     assert peek.sanity.causality_leak > 1e-3
     assert peek.sanity.sample_leak == 0.0
