@@ -30,7 +30,7 @@ KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
 
 
 @pytest.fixture(scope="module")
-def survey_of() -> Survey:
+def survey() -> Survey:
     return survey_of(tiny_task(), tiny_config())
 
 

@@ -57,7 +57,7 @@ def blueprints() -> BlueprintRegistry:
 
 
 @pytest.fixture(scope="module")
-def survey_of() -> Survey:
+def survey() -> Survey:
     return survey_of(tiny_task(), tiny_config(), blueprints())
 
 

@@ -13,12 +13,12 @@ from esper.testing import EPOCH, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference
 
 
-def survey_of() -> Survey:
+def survey() -> Survey:
     return survey_of(tiny_task(), tiny_config())
 
 
 def test_an_identity_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
-    identity = identify(survey_of(), "r", 1, Reference("m:t", Path(__file__)), EPOCH)
+    identity = identify(survey(), "r", 1, Reference("m:t", Path(__file__)), EPOCH)
     identity.save(tmp_path)
     assert load_identity(tmp_path) == identity
     assert identity.task_file_sha256 == hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
@@ -27,5 +27,5 @@ def test_an_identity_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_a_task_built_in_place_has_neither_name_nor_digest() -> None:
-    identity = identify(survey_of(), "r", 1, Reference(), EPOCH)
+    identity = identify(survey(), "r", 1, Reference(), EPOCH)
     assert (identity.task, identity.task_file_sha256) == ("", None)

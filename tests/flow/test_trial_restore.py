@@ -67,7 +67,7 @@ class Kept:
 
 
 @pytest.fixture(scope="module")
-def survey_of() -> Survey:
+def survey() -> Survey:
     return survey_of(tiny_task(), tiny_config())
 
 

@@ -145,7 +145,7 @@ APART: dict[str, tuple[Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = {
 
 
 @pytest.fixture(scope="module")
-def survey_of() -> Survey:
+def survey() -> Survey:
     return survey_of(tiny_task(), tiny_config())
 
 

@@ -19,38 +19,38 @@ from esper.setup.survey import Survey, survey_of
 from esper.testing import Bands, TinyHost, tiny_config, tiny_task
 
 
-def survey_of(task: dict[str, Any] | None = None, **overrides: Any) -> Survey:
+def survey(task: dict[str, Any] | None = None, **overrides: Any) -> Survey:
     return survey_of(tiny_task(**(task or {})), tiny_config(**overrides))
 
 
 def test_rounds_end_every_round_steps_and_at_the_end_of_the_run() -> None:
-    assert survey_of().fence_steps == tuple(range(0, 321, 20))
-    assert survey_of(run__round_steps=300).fence_steps == (0, 300, 320)
-    assert survey_of(run__round_steps=320).fence_steps == (0, 320)
+    assert survey().fence_steps == tuple(range(0, 321, 20))
+    assert survey(run__round_steps=300).fence_steps == (0, 300, 320)
+    assert survey(run__round_steps=320).fence_steps == (0, 320)
 
 
 @pytest.mark.parametrize(("epochs", "rounds"), [(10, 15), (18, 15), (19, 60)])
 def test_by_default_a_short_run_has_15_rounds_and_a_long_one_60(epochs: int, rounds: int) -> None:
-    found = survey_of({"round_steps": None, "epochs": epochs})
+    found = survey({"round_steps": None, "epochs": epochs})
     assert found.total_steps == 32 * epochs
     assert 0.9 * rounds <= len(found.fence_steps) - 1 <= rounds
 
 
 def test_the_config_beats_the_task() -> None:
-    found = survey_of(run__epochs=1, run__batch_size=64, run__round_steps=4)
+    found = survey(run__epochs=1, run__batch_size=64, run__round_steps=4)
     assert (found.total_steps, found.fence_steps, found.data.batch_size) == (16, (0, 4, 8, 12, 16), 64)
 
 
 def test_the_last_germination_leaves_time_to_become_a_fossil() -> None:
-    found = survey_of()  # one round of incubation, two of ramp, one of shadowing, two of probation
+    found = survey()  # one round of incubation, two of ramp, one of shadowing, two of probation
     assert (found.fences_to_fossil, found.last_germination) == (6, 10)
     assert found.can_grow
-    assert not survey_of(run__epochs=3).can_grow
-    assert not survey_of(growth__enabled=False).can_grow
+    assert not survey(run__epochs=3).can_grow
+    assert not survey(growth__enabled=False).can_grow
 
 
 def test_sizes_are_those_of_the_host_alone() -> None:
-    found = survey_of()
+    found = survey()
     assert found.host_parameters == 8 * 8 + 8 + 8 * 4 + 4
     assert found.host_bytes == 4 * found.host_parameters
     forward = 2 * 32 * (8 * 8 + 8 * 4)
@@ -58,18 +58,18 @@ def test_sizes_are_those_of_the_host_alone() -> None:
 
 
 def test_the_options_are_every_blueprint_that_fits_a_slots_kind() -> None:
-    options = survey_of().options
+    options = survey().options
     assert {pair.blueprint_id for pair in options} == {"norm", "low_rank", "mlp"}
     assert all(pair.slot == "body" and pair.parameters > 0 and pair.flops >= 0 for pair in options)
 
 
 def test_the_limit_of_g2_rises_with_the_tests_that_a_run_may_make() -> None:
-    assert survey_of(growth__max_tests=1).g2_limit() < survey_of(growth__max_tests=400).g2_limit()
-    assert survey_of(growth__max_tests=400).g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=255))
+    assert survey(growth__max_tests=1).g2_limit() < survey(growth__max_tests=400).g2_limit()
+    assert survey(growth__max_tests=400).g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=255))
 
 
 def test_the_limit_of_g2_is_that_of_as_many_groups_as_a_fence_judges() -> None:
-    found = survey_of({"group": lambda index: index // 4}, growth__min_samples=64, growth__judge_samples=64)
+    found = survey({"group": lambda index: index // 4}, growth__min_samples=64, growth__judge_samples=64)
     assert found.judged_units == 64
     assert found.g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=63))
 
@@ -108,7 +108,7 @@ class Mine:
 
 def test_a_model_that_is_not_built_anew_is_refused_because_forks_would_share_it() -> None:
     with pytest.raises(TaskError, match=r"task\.model = 'body\.weight': two calls returned the same parameter"):
-        survey_of({"model": Mine()})
+        survey({"model": Mine()})
 
 
 def test_a_model_that_draws_its_weights_elsewhere_is_refused_because_forks_would_differ() -> None:
@@ -120,7 +120,7 @@ def test_a_model_that_draws_its_weights_elsewhere_is_refused_because_forks_would
         return host
 
     with pytest.raises(TaskError, match=r"task\.model = 'head\.bias': two calls gave other weights"):
-        survey_of({"model": build})
+        survey({"model": build})
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_model_that_draws_its_weights_elsewhere_is_refused_because_forks_would
 )
 def test_what_cannot_be_run_is_refused_by_its_field(overrides: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        survey_of(**overrides)
+        survey(**overrides)
     assert caught.value.field == field
 
 
@@ -178,12 +178,12 @@ def of_words(*slots: str) -> dict[str, Any]:
 
 def test_a_slot_of_a_pattern_that_fails_in_the_trial_is_left_out_and_a_named_one_refused() -> None:
     judging = {"growth__judge_samples": 128, "run__epochs": 1}
-    found = survey_of(of_words("*"), **judging)
+    found = survey(of_words("*"), **judging)
     assert [spec.path for spec in found.specs] == ["embed", "head"]
     assert {pair.slot for pair in found.options} == {"embed", "head"}
     assert "in a later batch" in found.left_out["mix"]
     with pytest.raises(TaskError, match=r"slot mix = .* in a later batch"):
-        survey_of(of_words("*", "mix"), **judging)
+        survey(of_words("*", "mix"), **judging)
 
 
 SMALL = {"train": Bands(40, key=1), "pick": None, "gate": None, "batch_size": 8}
@@ -191,14 +191,14 @@ SMALL = {"train": Bands(40, key=1), "pick": None, "gate": None, "batch_size": 8}
 
 def test_data_too_small_to_judge_on_trains_without_growth() -> None:
     with pytest.raises(ConfigError, match=r"task\.pick = '4 samples'.*--no-growth"):
-        survey_of(SMALL)
-    found = survey_of(SMALL, growth__enabled=False)
+        survey(SMALL)
+    found = survey(SMALL, growth__enabled=False)
     assert [len(found.data.shards[name]) for name in ("train", "pick", "gate")] == [32, 4, 4]
 
 
 def test_without_growth_even_judging_shards_of_no_sample_do_not_matter(tmp_path: Path) -> None:
     few = SMALL | {"train": Bands(9, key=1), "round_steps": None, "epochs": 2}
-    found = survey_of(few, growth__enabled=False)
+    found = survey(few, growth__enabled=False)
     assert [len(found.data.shards[name]) for name in ("train", "pick", "gate")] == [9, 0, 0]
     told = forecast(found)
     assert (told["g2_z"], told["germinates_at_fences"], told["tournament_gflops"]) == (None, None, 0.0)
@@ -208,14 +208,14 @@ def test_without_growth_even_judging_shards_of_no_sample_do_not_matter(tmp_path:
 @pytest.mark.parametrize("field", ["batch_size", "epochs", "round_steps"])
 def test_a_length_below_one_is_refused_by_its_field(field: str) -> None:
     with pytest.raises(TaskError, match=rf"task\.{field} = 0: use 1 or more"):
-        survey_of({field: 0})
+        survey({field: 0})
 
 
 def test_a_metric_that_is_no_number_is_refused_before_the_run_and_not_at_its_end() -> None:
     with pytest.raises(TaskError, match=r"task\.metrics"):
-        survey_of({"metrics": {"made_up": lambda _output, _target: "good"}})
+        survey({"metrics": {"made_up": lambda _output, _target: "good"}})
     with pytest.raises(TaskError, match=r"task\.metrics = 'loss': the figure of this name is the task's own loss"):
-        survey_of({"metrics": {"loss": lambda _output, _target: 42.0}})
+        survey({"metrics": {"loss": lambda _output, _target: 42.0}})
 
 
 def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:
@@ -223,4 +223,4 @@ def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_
     with pytest.raises(
         TaskError, match=r"task\.model = 'a forward in evaluation mode': it raised RuntimeError: .*shapes"
     ):
-        survey_of({"valid": narrow})
+        survey({"valid": narrow})

@@ -24,7 +24,7 @@ SHORT = 44
 """Rows of the last evaluation batch of a test shard of 300."""
 
 
-def survey_of(**changes: Any) -> Survey:
+def survey(**changes: Any) -> Survey:
     return survey_of(tiny_task(test=Bands(300, key=3), **changes), tiny_config())
 
 
@@ -42,7 +42,7 @@ class Narrowing(TinyHost):
 
 def test_a_slot_with_other_channels_in_a_later_batch_is_refused() -> None:
     with pytest.raises(TaskError, match=r"slot body = 'output of \(4,\) torch\.float32 in a later batch"):
-        survey_of(model=Narrowing)
+        survey(model=Narrowing)
 
 
 class Refusing(TinyHost):
@@ -76,7 +76,7 @@ class Mostly(Skipping):
 @pytest.mark.slow
 def test_a_slot_that_steps_skip_by_chance_trains_a_seed_in_the_others(tmp_path: Path) -> None:
     """As in plain PyTorch: without a gradient an optimizer changes nothing. The run is as repeatable as any other."""
-    assert survey_of(model=Seldom).specs[0].path == "body"
+    assert survey(model=Seldom).specs[0].path == "body"
     task, end = tiny_task(model=Mostly), {"growth__false_pass": 0.5, "growth__margin": 1e-6, "run__epochs": 10}
     whole = run(task, tiny_config(run__dir=str(tmp_path / "whole"), **end))
     assert any(seed.z is not None for seed in whole.seeds)
@@ -87,7 +87,7 @@ def test_a_slot_that_steps_skip_by_chance_trains_a_seed_in_the_others(tmp_path: 
 
 
 def test_isolation_is_not_said_to_be_seen_in_a_step_that_skips_the_slot() -> None:
-    found = survey_of()
+    found = survey()
     trainer = make_trainer(found, RunKey("r", 1, b""))
     plan, blob = next(_cheapest_plans(found))
     trainer.graft(plan.model_copy(update={"isolated": True}), {plan.weights_digest: blob})
@@ -106,10 +106,10 @@ def test_isolation_is_not_said_to_be_seen_in_a_step_that_skips_the_slot() -> Non
 def test_code_that_fails_in_a_later_step_is_told_as_the_users_and_that_seeds_were_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Refusing, "refused", survey_of().data.batch(2)[0][0], raising=False)
+    monkeypatch.setattr(Refusing, "refused", survey().data.batch(2)[0][0], raising=False)
     said = r"task\.model = 'a forward in training mode, with a seed in every slot': it raised ValueError: not these"
     with pytest.raises(TaskError, match=said):
-        survey_of(model=Refusing)
+        survey(model=Refusing)
 
 
 def test_an_optimizer_that_takes_no_seed_is_refused_with_the_seed() -> None:
@@ -118,11 +118,11 @@ def test_an_optimizer_that_takes_no_seed_is_refused_with_the_seed() -> None:
 
     said = r"task\.optimizer = \"the optimizer factory, over the parameters of the seed 'norm' in the slot 'body'"
     with pytest.raises(TaskError, match=said):
-        survey_of(optimizer=matrices)
+        survey(optimizer=matrices)
 
 
 def test_a_rate_that_diverges_is_left_to_the_guard_of_the_run() -> None:
-    assert survey_of(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e30)).varying == ()
+    assert survey(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e30)).varying == ()
 
 
 def test_a_seed_whose_own_code_fails_is_not_told_as_the_host() -> None:

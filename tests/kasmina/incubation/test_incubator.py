@@ -91,7 +91,7 @@ def fork_of(survey: Survey) -> Callable[[HostSnapshot], Trainer]:
 
 
 @pytest.fixture(scope="module")
-def survey_of() -> Survey:
+def survey() -> Survey:
     return survey_of(tiny_task(), tiny_config())
 
 
