@@ -16,7 +16,7 @@ from esper.flow.checkpoints import FenceState
 from esper.flow.position import LineState
 from esper.kasmina.registry.registry_state import RegistryState
 from esper.leyline.checkpoint_record import CheckpointWritten
-from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
+from esper.leyline.reports import GraftPlan, HostPlan, RemovePlan
 from esper.leyline.stages import Stage
 from esper.tolaria.snapshot import HostSnapshot
 
@@ -52,13 +52,24 @@ def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Ent
     applied = [entry.body for entry in told if entry.kind is RecordKind.PLAN_APPLIED]
     if told:
         _check_equal("receipts", receipts, {(body["command_id"], body["seed_id"]): body for body in applied})
-    joined = {plan.seed_id for plan in given if isinstance(plan, JoinPlan)}
-    removed = {plan.seed_id for plan in given if isinstance(plan, RemovePlan)}
-    grafted = [plan for plan in given if isinstance(plan, GraftPlan) and plan.seed_id not in removed]
-    stands = [plan.model_copy(update={"isolated": False}) if plan.seed_id in joined else plan for plan in grafted]
-    _check_equal("topology", list(host.topology), stands)
+    _check_equal("topology", list(host.topology), _topology_after(given))
     strange = sorted(host.leaks.keys() - {plan.seed_id for plan in host.topology})
     _check_equal("seeds with leaks that are not there", strange, [])
+
+
+def _topology_after(plans: Iterable[HostPlan]) -> list[GraftPlan]:
+    """Return the topology of a host without seeds to which some plans were applied, in this order."""
+    topology: dict[str, GraftPlan] = {}
+    for plan in plans:
+        if isinstance(plan, GraftPlan):
+            topology[plan.seed_id] = plan
+        elif plan.seed_id not in topology:
+            raise StoreCorrupt("checkpoint", f"a plan changes seed {plan.seed_id}, which no plan before it has grafted")
+        elif isinstance(plan, RemovePlan):
+            del topology[plan.seed_id]
+        else:
+            topology[plan.seed_id] = plan.amended(topology[plan.seed_id])
+    return list(topology.values())
 
 
 def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[Entry]) -> None:
@@ -74,8 +85,8 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
         grafted = (plan.ordinal, plan.start_step, plan.blend)
         _check_equal(
             f"graft of seed {plan.seed_id}",
-            (seed.slot, seed.blueprint_id, graft),
-            (plan.slot, plan.blueprint_id, grafted),
+            (seed.slot, seed.blueprint_id, graft, seed.rate_scale),
+            (plan.slot, plan.blueprint_id, grafted, plan.rate_scale),
         )
 
 

@@ -78,6 +78,8 @@ class Growth:
         verdict = self.components.tamiyo.decide(self.at.round_state(training))
         if verdict.decision is not None:
             self.journal.write(RecordKind.DECISION, verdict.decision)
+        for change in verdict.rates:
+            self._take(self.components.kasmina.advance(self._sent(change), fence, None))
         if isinstance(verdict.outcome, Hold):
             self.at.tally.growth = self.at.tally.growth.held(verdict.outcome)
             self.journal.write(RecordKind.HOLD, verdict.outcome)

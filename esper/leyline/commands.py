@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from enum import StrEnum
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AwareDatetime, Field
 
@@ -20,17 +20,30 @@ MAX_CHANNELS = 4096
 """Most entries of the vector of CHANNEL."""
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
+MAX_RATE_SCALE = 16.0
+"""Largest `rate_scale`. A wrong unit would be far above it."""
 
 ShortText = Annotated[str, Field(max_length=512)]
 
 
+class CommandKind(StrEnum):
+    """What a command changes."""
+
+    SEED = "SEED"
+    """The stage of seeds."""
+    OPTIMIZER = "OPTIMIZER"
+    """The optimizer of one seed."""
+
+
 class Operation(StrEnum):
-    """Operations that a command can request."""
+    """Operations that a command can request. Each belongs to one `CommandKind`."""
 
     GERMINATE = "GERMINATE"
     ADVANCE = "ADVANCE"
     FOSSILIZE = "FOSSILIZE"
     CULL = "CULL"
+    SCALE_RATE = "SCALE_RATE"
+    """Kind OPTIMIZER: multiply the learning rates of a seed's optimizer by `rate_scale`, from this fence on."""
 
 
 class BlendMode(StrEnum):
@@ -106,14 +119,15 @@ class Command(Message):
     generation: Annotated[int, Field(ge=0)]
     issued_at: AwareDatetime
     issued_by: ShortText
-    kind: Literal["SEED"] = "SEED"
-    """Type of the object that the command changes."""
+    kind: CommandKind = CommandKind.SEED
     operation: Operation
     seed_id: ShortText = ""
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] = ()
     replica_of: ShortText | None = None
     """Id of the accepted seed that the only candidate repeats; that seed's G2 evidence is used. None: not a replica."""
     blend: BlendSpec | None = None
+    rate_scale: float | None = None
+    """Factor on the learning rates that the seed's schedule gives. It replaces an earlier factor. None: not given."""
     mesh_host_layers: tuple[ShortText, ...] = ()
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     """Logits of the policy from which the confidence of a CONFIDENCE blend is computed. Empty for other modes."""

@@ -41,8 +41,16 @@ class Pair(Message):
     """Host layers on which the seed depends in this slot."""
 
 
+class RateScale(Message):
+    """A factor for the learning rates of one seed in the host, from this fence on."""
+
+    seed_id: str
+    scale: float
+    """0 or more, and at most `MAX_RATE_SCALE`. 1: the rates of the seed's schedule."""
+
+
 class Decision(Message):
-    """The policy's answer to a round: pairs to try together, or a hold with a reason."""
+    """The policy's answer to a round: pairs to try together, or a hold with a reason; and changes of rates."""
 
     decision_id: str
     fence: int
@@ -55,6 +63,8 @@ class Decision(Message):
     risk: float | None = None
     """The policy's estimate of the risk, 0..1. None: it makes no estimate."""
     logits: tuple[float, ...] = ()
+    rates: tuple[RateScale, ...] = ()
+    """Changes of learning rates. They do not depend on whether pairs are tried."""
 
 
 class Verdict(Message):
@@ -62,3 +72,5 @@ class Verdict(Message):
 
     outcome: Command | Hold
     decision: Decision | None
+    rates: tuple[Command, ...] = ()
+    """Commands that change learning rates, to be carried out before `outcome`."""

@@ -29,7 +29,7 @@ from esper.leyline.incubation import (
     Received,
     TwinReport,
 )
-from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
+from esper.leyline.reports import Amendment, FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView, RoundState, TrainingState
@@ -53,8 +53,8 @@ class HostEditor(Protocol):
         """Attach a seed. The caller has verified that its weights have the plan's digest."""
         ...
 
-    def join(self, seed_id: str) -> None:
-        """End a seed's isolation: from here on its gradient reaches the host."""
+    def amend(self, change: Amendment) -> None:
+        """Change a seed that stays in the host. Its plan in `topology` shows the change."""
         ...
 
     def remove(self, seed_id: str) -> None:
@@ -290,11 +290,11 @@ class Registrar(Protocol):
         """Return the view of the registry at a fence."""
         ...
 
-    def advance(self, command: Command, fence: int, observation: HostObservation) -> Changed:
+    def advance(self, command: Command, fence: int, observation: HostObservation | None) -> Changed:
         """Admit a command for one seed and carry it out as far as the gates allow.
 
         Args:
-            observation: Observation of the live host at this fence.
+            observation: Observation of the live host at this fence. None for a command that no gate judges.
         """
         ...
 

@@ -107,7 +107,7 @@ class HostChange(Message):
 class GraftPlan(GrownMessage, HostChange):
     """Plan to attach a seed. Its weights are sent separately, as `Weights`."""
 
-    LATER: ClassVar = frozenset({"confidence"})
+    LATER: ClassVar = frozenset({"confidence", "rate_scale"})
 
     slot: str
     ordinal: int
@@ -125,6 +125,8 @@ class GraftPlan(GrownMessage, HostChange):
     """SHA-256 of the seed's initial weights in the form of `esper.ground.tensors.to_bytes`."""
     confidence: float | None = None
     """Confidence of a CONFIDENCE blend, 0..1, from the command's logits. None: the mode has none."""
+    rate_scale: float = 1.0
+    """Factor on the learning rates that the seed's schedule gives."""
 
 
 Weights = Mapping[str, bytes]
@@ -134,12 +136,28 @@ Weights = Mapping[str, bytes]
 class JoinPlan(HostChange):
     """Plan to end a seed's isolation: from here on its gradient reaches the host."""
 
+    def amended(self, plan: GraftPlan) -> GraftPlan:
+        """Return the seed's graft plan after this change."""
+        return plan.model_copy(update={"isolated": False})
+
+
+class RatePlan(HostChange):
+    """Plan to multiply the learning rates of a seed's optimizer by a factor, from here on."""
+
+    rate_scale: float
+
+    def amended(self, plan: GraftPlan) -> GraftPlan:
+        """Return the seed's graft plan after this change."""
+        return plan.model_copy(update={"rate_scale": self.rate_scale})
+
 
 class RemovePlan(HostChange):
     """Plan to detach a culled seed without a trace."""
 
 
-HostPlan = GraftPlan | JoinPlan | RemovePlan
+Amendment = JoinPlan | RatePlan
+"""A change of a seed that stays in the host. The seed's present graft plan shows it, so that a restore repeats it."""
+HostPlan = GraftPlan | Amendment | RemovePlan
 
 
 class GraftReceipt(Message):

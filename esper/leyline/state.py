@@ -48,6 +48,8 @@ class SeedState(Message):
     parameters: int
     gain: float | None
     z: float | None
+    rate_scale: float = 1.0
+    """Factor on the learning rates of the seed's schedule; see `Operation.SCALE_RATE`."""
 
 
 class SlotState(Message):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from esper.errors import DependencyViolationError
 from esper.ground.clock import Clock
-from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, Operation, sign
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command, CommandKind, Operation, sign
 from esper.leyline.decisions import Decision
 from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.stages import Stage
@@ -72,13 +72,33 @@ class CommandBuilder:
             policy_version=policy_version,
         )
 
+    def scale_rates(self, state: RoundState, decision: Decision) -> tuple[Command, ...]:
+        """Return a command for each change of rates of a decision, in its order.
+
+        Raises:
+            DependencyViolationError: the run id is missing (#13).
+        """
+        return tuple(
+            self._build(
+                state,
+                Operation.SCALE_RATE,
+                kind=CommandKind.OPTIMIZER,
+                seed_id=change.seed_id,
+                rate_scale=change.scale,
+                policy_version=decision.policy_version,
+            )
+            for change in decision.rates
+        )
+
     def _build(
         self,
         state: RoundState,
         operation: Operation,
         *,
         policy_version: str,
-        mesh_host_layers: tuple[str, ...],
+        kind: CommandKind = CommandKind.SEED,
+        mesh_host_layers: tuple[str, ...] = (),
+        rate_scale: float | None = None,
         seed_id: str = "",
         candidates: tuple[Candidate, ...] = (),
         replica_of: str | None = None,
@@ -96,7 +116,9 @@ class CommandBuilder:
             generation=state.generation,
             issued_at=self.clock.now(),
             issued_by=ISSUER,
+            kind=kind,
             operation=operation,
+            rate_scale=rate_scale,
             seed_id=seed_id,
             candidates=candidates,
             replica_of=replica_of,

@@ -94,14 +94,15 @@ class Tamiyo:
                 return Verdict(outcome=pairs, decision=None)
             decision = self._ask(state, pairs)
             count("esper.policy.decisions")
+            rates = self._builder.scale_rates(state, decision)
             if decision.hold:
                 reason = HoldReason.POLICY_CHOICE
                 hold = Hold(fence=state.fence, reason=reason, detail=decision.hold)
-                return Verdict(outcome=hold, decision=decision)
+                return Verdict(outcome=hold, decision=decision, rates=rates)
             self._check(decision, pairs)
             decision = milder(decision, self._limits, self._host_flops)
             risk = assess(state, decision, self._limits, self._host_flops)
-            return Verdict(outcome=risk or self._builder.germinate(state, decision), decision=decision)
+            return Verdict(outcome=risk or self._builder.germinate(state, decision), decision=decision, rates=rates)
 
     def _ask(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
         start = self._clock.monotonic()

@@ -16,7 +16,7 @@ from esper.errors import DependencyViolationError
 from esper.ground.tensors import from_bytes, state_digest
 from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.leyline.ports import HostEditor
-from esper.leyline.reports import GraftPlan, Weights
+from esper.leyline.reports import Amendment, GraftPlan, JoinPlan, Weights
 from esper.task import Task
 from esper.tolaria.background_save import Saver
 from esper.tolaria.modes import modes_of, set_training
@@ -94,7 +94,20 @@ class GrownHost:
             total = self._settings.total_steps
             peak = self._settings.peak_share
             optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps, peak)
+            optimizer.scale = plan.rate_scale
             self._seed_optimizers[plan.seed_id] = optimizer
+
+    def amend(self, change: Amendment) -> None:
+        """Change a seed that stays in the host.
+
+        Raises:
+            DependencyViolationError: the seed is not in this host; nothing was changed.
+        """
+        self._editor.amend(change)
+        if isinstance(change, JoinPlan):
+            self._isolated.pop(change.seed_id, None)
+        elif change.seed_id in self._seed_optimizers:
+            self._seed_optimizers[change.seed_id].scale = change.rate_scale
 
     def remove(self, seed_id: str) -> None:
         """Detach a seed and delete its optimizer. Forks call it directly; the live host through `apply`."""

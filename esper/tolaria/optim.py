@@ -104,12 +104,14 @@ class SeedOptimizer:
         self.optimizer = build_optimizer(task, parameters)
         self._peaks = [peak * float(group["lr"]) for group in self.optimizer.param_groups]
         self.start, self._total, self._warmup = start, total, warmup
+        self.scale = 1.0
+        """Factor on the rates of the schedule; see `Operation.SCALE_RATE`."""
 
     def step(self, step: int) -> None:
         """Set the learning rates for optimizer step `step` of the run and update the seed's parameters."""
         share = seed_rate(step, self.start, self._total, self._warmup)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * share
+            group["lr"] = peak * share * self.scale
         self.optimizer.step()
 
 

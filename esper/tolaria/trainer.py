@@ -18,7 +18,7 @@ from esper.errors import DependencyViolationError, EmergencyStop
 from esper.ground.heartbeat import beat
 from esper.leyline.evidence import ResetProbe
 from esper.leyline.ports import HostEditor
-from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, JoinPlan, Weights
+from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, RemovePlan, Weights
 from esper.leyline.state import TrainingState
 from esper.task import Task
 from esper.telemetry.context import span
@@ -240,12 +240,11 @@ class Trainer(MeasuredHost):
     def _change(self, plan: HostPlan, weights: Weights) -> None:
         if isinstance(plan, GraftPlan):
             self.graft(plan, weights)
-        elif isinstance(plan, JoinPlan):
-            self._editor.join(plan.seed_id)
-            self._isolated.pop(plan.seed_id, None)
-        else:
+        elif isinstance(plan, RemovePlan):
             self.remove(plan.seed_id)
             self._best_round = None  # it was measured on the host with the seed
+        else:
+            self.amend(plan)
 
     def another(self) -> Trainer:
         """Build a new host from the task and load this host's snapshot, as a restore does.

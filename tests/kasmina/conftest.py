@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign
+from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign
 from esper.leyline.slots import Kind, SlotSpec
 from esper.telemetry import Telemetry, use
 from esper.telemetry.events import LOG
@@ -73,11 +73,14 @@ def make_command() -> Callable[..., Command]:
             "issued_at": EPOCH,
             "issued_by": "tamiyo",
             "operation": operation,
-            "mesh_host_layers": ("body",),
             "feature_coverage": 1.0,
             "policy_version": "scripted-1",
             "nonce": f"nonce-{name}",
         }
+        if operation is Operation.SCALE_RATE:
+            fields |= {"kind": CommandKind.OPTIMIZER, "rate_scale": 0.5}
+        else:
+            fields["mesh_host_layers"] = ("body",)
         if operation is Operation.GERMINATE:
             fields["candidates"] = (Candidate(slot="body", blueprint_id="mlp", seed_id=f"seed-{name}"),)
         else:

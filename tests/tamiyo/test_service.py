@@ -14,8 +14,8 @@ from esper.errors import (
     PolicyDeadlineExceeded,
     PolicyFailed,
 )
-from esper.leyline.commands import Command, Operation
-from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
+from esper.leyline.commands import Command, CommandKind, Operation, sign
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, RateScale
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState
@@ -112,6 +112,20 @@ def test_a_risk_over_its_limit_holds_what_the_policy_decided(
 
     assert verdict.outcome == Hold(fence=5, reason=HoldReason.RISK, detail="policy risk", measured=0.99, limit=0.98)
     assert verdict.decision == decision
+
+
+@pytest.mark.parametrize(("pairs", "changes"), [(1, {}), (1, {"risk": 0.99}), (0, {"hold": "let it settle"})])
+def test_changes_of_rates_become_commands_whatever_is_tried(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], pairs: int, changes: Any
+) -> None:
+    rates = (RateScale(seed_id="seed-1", scale=0.5), RateScale(seed_id="seed-2", scale=2.0))
+    decision = make_decision(*[make_pair("mlp")] * pairs, rates=rates, **changes)
+    verdict = Components(decision).tamiyo.decide(make_state())
+
+    assert [(c.kind, c.operation) for c in verdict.rates] == [(CommandKind.OPTIMIZER, Operation.SCALE_RATE)] * 2
+    assert [(c.seed_id, c.rate_scale) for c in verdict.rates] == [("seed-1", 0.5), ("seed-2", 2.0)]
+    assert len({c.command_id for c in verdict.rates} | {c.nonce for c in verdict.rates}) == 4
+    assert all(command.signature == sign(command, b"key") for command in verdict.rates)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------

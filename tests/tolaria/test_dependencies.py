@@ -10,7 +10,7 @@ import pytest
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import blob_digest
 from esper.leyline.commands import BlendSpec
-from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan, Weights
+from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan, Weights
 from esper.telemetry import Telemetry
 from esper.tolaria.dependencies import check_plan
 
@@ -28,8 +28,8 @@ GRAFT = GraftPlan(
     weights_digest=blob_digest(b"weights"),
 )
 WEIGHTS = {blob_digest(b"weights"): b"weights"}
-PLANS = [GRAFT, JoinPlan(**IDS), RemovePlan(**IDS)]
-KINDS = ["graft", "join", "remove"]
+PLANS = [GRAFT, JoinPlan(**IDS), RatePlan(**IDS, rate_scale=0.5), RemovePlan(**IDS)]
+KINDS = ["graft", "join", "rate", "remove"]
 
 
 def check(plan: HostPlan, weights: Weights = WEIGHTS) -> None:

@@ -652,6 +652,7 @@ def test_the_digest_of_a_topology_knows_no_ids_and_sees_all_else(make_survey: Ma
         {"start_step": 1},
         {"weights_digest": "0" * 64},
         {"blueprint_id": "norm"},
+        {"rate_scale": 0.5},
     ]
     others = [plan.model_copy(update=change) for change in changes]
     digests = {topology_digest(one) for one in ([], [plan], [plan, plan], *([other] for other in others))}

@@ -22,7 +22,7 @@ from esper.kasmina.host.code_path import asked_path, path_of_this_call
 from esper.kasmina.host.formulas import weight_of
 from esper.kasmina.host.isolation import reachable_parameters
 from esper.leyline.evidence import SeedObservation
-from esper.leyline.reports import GraftPlan, Weights
+from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.user_code.their_code import their_code
 
@@ -163,10 +163,10 @@ class SeedEditor:
         self._stacks[plan.slot][0].seeds.append(seed)
         self._seeds[plan.seed_id] = seed
 
-    def join(self, seed_id: str) -> None:
-        """End a seed's isolation: its input is no longer detached."""
-        seed = self._get(seed_id)
-        seed.plan = seed.plan.model_copy(update={"isolated": False})
+    def amend(self, change: Amendment) -> None:
+        """Change the plan of a seed. From the next forward on, an isolated seed that was joined is not detached."""
+        seed = self._get(change.seed_id)
+        seed.plan = change.amended(seed.plan)
 
     def remove(self, seed_id: str) -> None:
         """Detach a seed. With the last seed of a slot, also remove the slot's hook."""
@@ -193,7 +193,7 @@ class SeedEditor:
             seed.alpha.fill_(effective_alpha(step, plan.start_step, plan.blend, plan.confidence))
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the plans that rebuild the present seeds, in graft order, with later changes (`join`) applied."""
+        """Return the plans that rebuild the present seeds, in graft order, with later changes (`amend`) applied."""
         return tuple(seed.plan for seed in self._seeds.values())
 
     def parameters_of(self, seed_id: str) -> Sequence[nn.Parameter]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from esper.errors import DependencyViolationError, StageConflict
 from esper.kasmina.host.blending import check_blend
 from esper.kasmina.registry.ledger import Ledger
-from esper.leyline.commands import MAX_MESH_LAYERS, Command, Operation
+from esper.leyline.commands import MAX_MESH_LAYERS, MAX_RATE_SCALE, Command, CommandKind, Operation
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 
 Check = Callable[[Command, Ledger], None]
@@ -28,6 +28,7 @@ class Rule:
     """Raise a DependencyViolationError if a field is missing or malformed."""
     possible: tuple[Check, ...]
     """Raise a StageConflict if the registry does not allow the operation now. Called last."""
+    kind: CommandKind = CommandKind.SEED
     stages: tuple[Stage, ...] = ()
     """Stages of the seed `seed_id` in which the operation is allowed. Empty: the operation names no existing seed."""
 
@@ -58,6 +59,12 @@ def check_ids(command: Command, ledger: Ledger) -> None:
     require(_not_blank(command.issued_by), command, "issuer missing")
     require(_not_blank(command.policy_version), command, "policy version missing")
     require(all(map(math.isfinite, command.confidence_logits)), command, "confidence_logits not finite")
+
+
+def _kind(command: Command, ledger: Ledger) -> None:
+    del ledger
+    kind = RULES[command.operation].kind
+    require(command.kind is kind, command, "kind of another operation", f"{command.operation} is of kind {kind}")
 
 
 def _candidates(command: Command, ledger: Ledger) -> None:
@@ -100,6 +107,15 @@ def _blend(command: Command, ledger: Ledger) -> None:
         return
     slot, _ = ledger.pairs[command.seed_id]
     check_blend(command.blend, [ledger.slots[slot]], command.confidence_logits, f"command {command.command_id}")
+
+
+def _rate_scale(command: Command, ledger: Ledger) -> None:
+    del ledger
+    scale = command.rate_scale
+    require(scale is not None, command, "rate_scale missing")
+    assert scale is not None
+    sound = math.isfinite(scale) and 0.0 <= scale <= MAX_RATE_SCALE
+    require(sound, command, f"rate_scale outside [0, {MAX_RATE_SCALE:g}]", str(scale))
 
 
 # -- possible: StageConflict -------------------------------------------------------------------------------------
@@ -169,10 +185,26 @@ RULES: Mapping[Operation, Rule] = {
         possible=(_stage,),
         stages=(Stage.TRAINING, *LIVE),
     ),
+    Operation.SCALE_RATE: Rule(
+        uses=dict.fromkeys(("seed_id", "rate_scale"), always),
+        complete=(_seed, _rate_scale),
+        possible=(_stage,),
+        kind=CommandKind.OPTIMIZER,
+        stages=(*LIVE, Stage.FOSSILIZED),
+    ),
 }
 
 OPTIONAL = frozenset(
-    {"seed_id", "candidates", "replica_of", "blend", "confidence_logits", "mesh_host_layers", "fallback_marks"}
+    {
+        "seed_id",
+        "candidates",
+        "replica_of",
+        "blend",
+        "confidence_logits",
+        "rate_scale",
+        "mesh_host_layers",
+        "fallback_marks",
+    }
 )
 """Fields of a command that may stay at their default, and must stay so unless the operation uses them."""
 _DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
@@ -187,7 +219,7 @@ def check_rule(command: Command, ledger: Ledger) -> None:
         StageConflict: the registry does not allow the operation now.
     """
     rule = RULES[command.operation]
-    for check in (check_ids, *rule.complete, *rule.possible):
+    for check in (check_ids, _kind, *rule.complete, *rule.possible):
         check(command, ledger)
     used = {name for name, when in rule.uses.items() if when(command, ledger)}
     unused = [name for name in sorted(OPTIONAL - used) if getattr(command, name) != _DEFAULTS[name]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from esper.errors import EvidenceMissing
 from esper.kasmina.registry.advancing import advance
+from esper.kasmina.registry.answers import plan_ids
 from esper.kasmina.registry.culling import cull
 from esper.kasmina.registry.germination import germinate
 from esper.kasmina.registry.run_records import RunRecords
@@ -14,6 +15,7 @@ from esper.kasmina.registry.selection import graft
 from esper.leyline.commands import Command, Operation
 from esper.leyline.evidence import HostObservation
 from esper.leyline.incubation import Answer, CandidateProbe
+from esper.leyline.reports import RatePlan
 from esper.leyline.stages import Stage
 
 
@@ -45,10 +47,19 @@ def _cull(records: RunRecords, command: Command, fence: int, _measured: Measured
     return cull(records, [seed], fence, "command", ("commanded",), command.command_id)
 
 
+def _scale_rate(records: RunRecords, command: Command, fence: int, _measured: Measured) -> Answer:
+    assert command.rate_scale is not None, "admission requires it"
+    seed = records.roster[command.seed_id]
+    records.roster.enter(seed.model_copy(update={"rate_scale": command.rate_scale}))
+    ids = plan_ids(records.facts, command.command_id)
+    return Answer(plans=(RatePlan(seed_id=seed.seed_id, fence=fence, rate_scale=command.rate_scale, **ids),))
+
+
 OPERATIONS: Mapping[Operation, Callable[[RunRecords, Command, int, Measured], Answer]] = {
     Operation.GERMINATE: _germinate,
     Operation.ADVANCE: _advance,
     Operation.FOSSILIZE: _advance,
     Operation.CULL: _cull,
+    Operation.SCALE_RATE: _scale_rate,
 }
 """Operation -> the function that carries it out at a fence. Admission has checked the command by its rule."""

@@ -26,7 +26,7 @@ class KasminaRegistrar:
         """See `Registrar`."""
         return self._registry.view(fence)
 
-    def advance(self, command: Command, fence: int, observation: HostObservation) -> Changed:
+    def advance(self, command: Command, fence: int, observation: HostObservation | None) -> Changed:
         """See `Registrar`."""
         self._registry.receive(command, fence)
         return self._changed(self._registry.carry_out(command.command_id, fence, (), observation), fence)

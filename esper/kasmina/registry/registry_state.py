@@ -19,7 +19,7 @@ from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.base import Count, Message
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
-from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RemovePlan
+from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan
 from esper.leyline.stages import Stage
 
 WHERE = "kasmina's state"
@@ -58,7 +58,14 @@ class StoredRemoval(Message):
     plan: RemovePlan
 
 
-StoredPlan = Annotated[StoredGraft | StoredJoin | StoredRemoval, Field(discriminator="kind")]
+class StoredRate(Message):
+    """A plan for a seed's learning rates with its kind; see `StoredPlan`."""
+
+    kind: Literal["rate"] = "rate"
+    plan: RatePlan
+
+
+StoredPlan = Annotated[StoredGraft | StoredJoin | StoredRate | StoredRemoval, Field(discriminator="kind")]
 """A plan for the host. JoinPlan and RemovePlan have the same fields: JSON without `kind` would not tell them apart."""
 
 
@@ -187,6 +194,8 @@ def _with_kind(plan: HostPlan) -> StoredPlan:
             return StoredGraft(plan=plan)
         case JoinPlan():
             return StoredJoin(plan=plan)
+        case RatePlan():
+            return StoredRate(plan=plan)
         case RemovePlan():
             return StoredRemoval(plan=plan)
 

@@ -174,6 +174,7 @@ class Roster:
             parameters=seed.parameters,
             gain=judged.relative_gain if judged is not None else None,
             z=judged.z if judged is not None else None,
+            rate_scale=seed.rate_scale,
         )
 
     def _alpha(self, seed: SeedRecord, fence: int) -> float | None:

@@ -52,6 +52,8 @@ class SeedRecord(Message):
     twin_zs: tuple[float, ...] = ()
     """z of (twin - live) at each fence since alpha reached its target."""
     embargo_until: int = 0
+    rate_scale: float = 1.0
+    """Factor on the learning rates of the seed's optimizer."""
 
     @property
     def judged(self) -> PairedLosses | None:

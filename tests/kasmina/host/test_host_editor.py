@@ -17,7 +17,7 @@ from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.ports import HostEditor
-from esper.leyline.reports import GraftPlan
+from esper.leyline.reports import GraftPlan, JoinPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost
 
@@ -66,6 +66,10 @@ def registry(**factories: Callable[[], nn.Module]) -> BlueprintRegistry:
     for name, factory in ({"scale": Scale, "add": Add} | factories).items():
         made.add(Blueprint(name, tuple(Kind), 0.1, lambda _spec, factory=factory: factory()))
     return made
+
+
+def join(seed_id: str) -> JoinPlan:
+    return JoinPlan(command_id="command-2", run_id=RUN, generation=1, seed_id=seed_id, fence=2)
 
 
 def tiny_host() -> TinyHost:
@@ -310,7 +314,7 @@ def test_tensors_are_named_by_place_and_not_by_anything_of_the_run(editor, plan)
 
 def test_a_host_is_rebuilt_from_its_topology_and_tensors(host, editor, plan, body_spec):
     graft_all(editor, plan("scale", 0), plan("add", 1))
-    editor.join("seed-1")
+    editor.amend(join("seed-1"))
     for tensor in editor.tensors().values():
         with torch.no_grad():
             tensor.mul_(0.7)
@@ -441,7 +445,7 @@ def test_a_seed_is_grafted_once(host, editor, plan):
     torch.testing.assert_close(host.body(X), tiny_host().body(X) + 3)
 
 
-@pytest.mark.parametrize("ask", [SeedEditor.remove, SeedEditor.join, SeedEditor.parameters_of])
+@pytest.mark.parametrize("ask", [SeedEditor.remove, SeedEditor.parameters_of])
 def test_a_seed_that_is_not_there_is_missed(editor, ask):
     with pytest.raises(DependencyViolationError, match="not in this host"):
         ask(editor, "seed-0")
@@ -471,7 +475,7 @@ def test_an_isolated_seed_gives_the_host_the_gradient_of_a_constant_and_a_joined
     isolated = gradients(host)
     (weight,) = editor.parameters_of("seed-0")
     own = weight.grad.clone()
-    editor.join("seed-0")
+    editor.amend(join("seed-0"))
     joined = gradients(host)
 
     for name in constant:
@@ -486,14 +490,14 @@ def test_an_isolated_seed_keeps_its_gradient_from_the_seeds_below_it_too(host, e
     gradients(host)
     isolated = editor.parameters_of("seed-0")[0].grad.clone()
     editor.parameters_of("seed-0")[0].grad = None
-    editor.join("seed-1")
+    editor.amend(join("seed-1"))
     gradients(host)
     assert not torch.equal(isolated, editor.parameters_of("seed-0")[0].grad)
 
 
 def test_the_audit_passes_an_isolated_seed_and_does_not_judge_a_joined_one(host, editor, plan):
     graft_all(editor, plan("add", 0), plan("scale", 1))
-    editor.join("seed-0")
+    editor.amend(join("seed-0"))
     editor.watch(True)
     host(X)
     assert editor.audit() is None

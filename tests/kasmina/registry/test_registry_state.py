@@ -23,7 +23,7 @@ from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
 from esper.kasmina.registry.seed_registry import SeedRegistry
-from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign, signed_bytes
+from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign, signed_bytes
 from esper.leyline.decisions import Pair
 from esper.leyline.evidence import (
     GradientProbe,
@@ -35,7 +35,7 @@ from esper.leyline.evidence import (
     SeedObservation,
 )
 from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
-from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
+from esper.leyline.reports import GraftPlan, JoinPlan, RatePlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView
@@ -75,6 +75,8 @@ BROKEN = {"g"}
 """Seeds that no longer fit once they are in the host, and leak: culled at G3, embargoed, reset."""
 COMMANDED = {13: "l"}
 """Seeds that a command culls while their tournament is in flight."""
+SCALED = {9: ("a", 0.5)}
+"""Seeds whose learning rates a command scales, and the factor."""
 HARM_AT = 17
 """The fence at which the host is worse than its twin: all that is not fossilised goes."""
 
@@ -183,6 +185,10 @@ class Run:
             self.command(fence, Operation.GERMINATE, candidates=candidates, replica_of=replica_of)
         if fence in COMMANDED:
             self.command(fence, Operation.CULL, seed_id=COMMANDED[fence])
+        if fence in SCALED:
+            seed_id, scale = SCALED[fence]
+            scaling = {"kind": CommandKind.OPTIMIZER, "mesh_host_layers": (), "rate_scale": scale}
+            self.command(fence, Operation.SCALE_RATE, seed_id=seed_id, **scaling)
         self.look(fence)
         order = self.registry.order()
         self.told.append((fence, "order", plain(order)))
@@ -237,11 +243,10 @@ class Run:
             issued_at=self.clock.now(),
             issued_by="tamiyo",
             operation=operation,
-            mesh_host_layers=mesh,
             feature_coverage=1.0,
             policy_version="scripted-1",
             nonce=f"nonce {named}",
-            **fields,
+            **({"mesh_host_layers": mesh} | fields),
         )
         return command.model_copy(update={"signature": sign(command, self.key)})
 
@@ -490,11 +495,11 @@ def test_a_manager_moved_within_its_generation_still_gives_every_answer_again(re
     assert registry.state() == recorded.registry.state()
 
 
-def test_a_join_and_a_removal_come_back_as_what_they_are(recorded):
+def test_plans_of_every_kind_come_back_as_what_they_are(recorded):
     registry = fresh_registry(1, recorded.clock, recorded.key)
     registry.restore(recorded.registry.state(), 1)
     kinds = {type(plan) for c, f, *_ in recorded.given for plan in registry.carry_out(c.command_id, f, (), None).plans}
-    assert kinds == {GraftPlan, JoinPlan, RemovePlan}
+    assert kinds == {GraftPlan, JoinPlan, RatePlan, RemovePlan}
     for command, fence, _, answer, _ in recorded.given:
         again = registry.carry_out(command.command_id, fence, (), None)
         assert list(map(type, again.plans)) == list(map(type, answer.plans))

@@ -23,7 +23,7 @@ from esper.leyline.evidence import (
     SeedObservation,
 )
 from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
-from esper.leyline.reports import Gate, GraftPlan, JoinPlan, Outcome, RemovePlan
+from esper.leyline.reports import Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView
@@ -207,6 +207,20 @@ def steps(answer: Answer) -> list[tuple[str, Stage, Stage, str]]:
 
 def failed(answer: Answer) -> list[tuple[Gate, tuple[str, ...]]]:
     return [(report.gate, report.reasons) for report in answer.gates if not report.passed]
+
+
+def test_rates_are_scaled_once_for_each_command_and_seen_by_the_policy(life):
+    life.win(1, "a")
+    command = life.order(Operation.SCALE_RATE, seed_id="a", rate_scale=0.25)
+    life.registry.receive(command, 3)
+    before = life.seeds(3)["a"]
+    answer = life.registry.carry_out(command.command_id, 3, (), None)
+    (plan,) = answer.plans
+    assert isinstance(plan, RatePlan)
+    assert (plan.seed_id, plan.rate_scale, plan.fence, plan.generation) == ("a", 0.25, 3, 1)
+    assert answer == Answer(plans=(plan,))
+    assert life.seeds(3)["a"] == before.model_copy(update={"rate_scale": 0.25})
+    assert life.registry.carry_out(command.command_id, 4, (), None) is answer
 
 
 # -- the life of a winner ----------------------------------------------------------------------------------------
