@@ -5,13 +5,10 @@ Everything that happens to a run after its directory was claimed is in its journ
 
 from __future__ import annotations
 
-import math
 import secrets
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,6 @@ from esper import faults
 from esper.archive.history import Past, lasting_level
 from esper.archive.identity import Identity
 from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
-from esper.archive.no_growth import why_none_stayed
 from esper.archive.run_directory import (
     RunDirectory,
     checkpoints_folder,
@@ -28,24 +24,24 @@ from esper.archive.run_directory import (
     reports_folder,
     telemetry_folder,
 )
-from esper.archive.summary import Summary, failure, fate
-from esper.errors import ConfigError, TaskError
+from esper.archive.summary import Summary, failure
+from esper.errors import ConfigError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
 from esper.flow.crew import Components
 from esper.flow.going_back import Cause
+from esper.flow.identifying import check_same_task, identify
 from esper.flow.launching import BringUp
 from esper.flow.line import Line
 from esper.flow.progress import Progress
 from esper.flow.stopping import Drain
+from esper.flow.summarising import summarise
 from esper.flow.takeover import take_over
 from esper.flow.trial_restore import TrialRestore
 from esper.ground.clock import Clock
 from esper.ground.closing import noted_on
-from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
-from esper.ground.installed_versions import versions
+from esper.ground.hash_seed import hash_seed
 from esper.ground.machine import cpu_type
-from esper.ground.workplace import shown, workplace
 from esper.leyline.ids import new_run_id
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
@@ -53,13 +49,8 @@ from esper.tamiyo.field_reports import FieldReportStore
 from esper.telemetry.context import span, trace_id, use
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.setup import Telemetry, check_environment
-from esper.user_code.source_digests import file_digest, source_digests
 from esper.user_code.task_reference import Reference
 from esper.user_code.their_code import any_of_their_code
-
-ROUNDING = 1e-3
-"""Largest relative difference at which two losses count as the same where equal bits are not promised: on another
-type of processor, or on device cuda."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ class Conductor:
             EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
         """
         check_environment()
-        _check_same_task(survey, past.identity)
+        check_same_task(survey, past.identity)
         steps, before = survey.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:
             mend = f"its rounds would end at other steps ({before[-1]} in all, {steps[-1]} now): lengthen it only"
@@ -259,137 +250,3 @@ class OpenRun:
         if self.past is not None:
             line.at.level, line.tally.rollbacks = lasting_level(self.past.entries), self.past.rollbacks
         return line
-
-
-def identify(survey: Survey, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
-    """Return the identity of a run that is about to start."""
-    return Identity(
-        run_id=run_id,
-        generation=generation,
-        task=reference.text,
-        task_file_sha256=file_digest(reference),
-        started_at=now,
-        config=survey.config,
-        total_steps=survey.total_steps,
-        fence_steps=survey.fence_steps,
-        slots=survey.specs,
-        versions=versions(),
-        cpu=cpu_type(),
-        host_crc32c=survey.host_crc32c,
-        host_modules_sha256=survey.host_modules_sha256,
-        samples_crc32c=survey.samples_crc32c,
-        trained_by=survey.trained_by,
-        argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
-        started_in=str(workplace()) if reference.text else "",
-        task_files=source_digests(reference),
-        first_loss=survey.first_loss,
-        rehearsed_crc32c=survey.rehearsed_crc32c,
-        hash_seed=hash_seed(),
-        text_hash=text_hash(),
-    )
-
-
-def _check_same_task(survey: Survey, began: Identity) -> None:
-    """Raises: TaskError: the task's network, data or training differ from those that the run began with."""
-    mend = "go on with the task that the run began with; it must be the same each time it is built"
-    if began.orders_texts_otherwise:
-        mend = f"{mend}; {_how_to_hash_alike(began)}"
-    other = began.host_modules_sha256 not in (None, survey.host_modules_sha256)
-    if other or (survey.host_crc32c, survey.specs) != (began.host_crc32c, began.slots):
-        raise TaskError(
-            "task.model",
-            began.task or "given from Python",
-            f"it builds another network than the run began with; {mend}",
-        )
-    if survey.trained_by != began.trained_by:
-        mend = f"it is trained by {survey.trained_by}, and was by {began.trained_by}; {mend}"
-        raise TaskError("task.optimizer", began.task or "given from Python", mend)
-    if survey.samples_crc32c != began.samples_crc32c:
-        mend = f"the first samples of a shard are others than the run's were; {mend}"
-        raise TaskError("task.train", began.task or "given from Python", mend)
-    if began.first_loss is not None and not same_loss(survey.first_loss, began):
-        mend = f"its first step has a loss of {survey.first_loss!r}, and had {began.first_loss!r}; {mend}"
-        raise TaskError("task", began.task or "given from Python", mend)
-    if not _same_rehearsal(survey, began):
-        mend = f"after the same first steps it has other weights than the run had; {mend}"
-        raise TaskError("task", began.task or "given from Python", mend)
-
-
-def _same_rehearsal(survey: Survey, began: Identity) -> bool:
-    """Return whether the rehearsal gave the same weights as when the run began.
-
-    True where they cannot be compared: equal bits are not promised, or the length differs (another schedule).
-    """
-    promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
-    if began.rehearsed_crc32c is None or not promised or survey.total_steps != began.total_steps:
-        return True
-    return survey.rehearsed_crc32c == began.rehearsed_crc32c
-
-
-def _how_to_hash_alike(began: Identity) -> str:
-    """Return what to do where sets of texts have another order than in the process that began the run."""
-    start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
-    return f"a set of texts has another order here ({start}): sort it where the order matters"
-
-
-def same_loss(now: float | None, began: Identity) -> bool:
-    """Return whether two first losses are the same.
-
-    To the bit where equal bits are promised (on device cpu and the same type of processor), else within `ROUNDING`.
-    """
-    before = began.first_loss
-    if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):
-        return now == before
-    return math.isclose(now, before, rel_tol=ROUNDING)
-
-
-def summarise(
-    line: Line, survey: Survey, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
-) -> partial[Summary]:
-    """Return the summary of a run that reached its end, but for `fault_fired`.
-
-    Args:
-        past: Valid history up to this process; None: this process began the run.
-        wall_s: Seconds that this process took.
-    """
-    trainer, tally, config = line.components.trainer, line.tally, survey.config
-    twin = line.components.incubator.twin_report() if line.view.has_twin else None
-    end = trainer.shard_means("test")
-    line.deaths.tell()
-    assert tally.steps_per_s is not None, "a run has at least one round"
-    seeds = tuple(fate(seed) for seed in line.view.seeds)
-    return partial(
-        Summary,
-        run_dir=shown(path),
-        task=task,
-        seed=config.run.seed,
-        threads=config.run.threads,
-        workers=1,
-        rounds=len(survey.fence_steps) - 1,
-        steps=tally.steps,
-        test_loss=end["loss"],
-        valid_loss=trainer.shard_means("valid")["loss"],
-        start_test_loss=line.at.start["loss"],
-        twin_test_loss=twin.test_loss if twin is not None else None,
-        test_metrics={name: value for name, value in end.items() if name != "loss"},
-        params_start=survey.host_parameters,
-        params_end=trainer.parameter_count(),
-        seeds=seeds,
-        growth=tally.growth,
-        why_none_stayed=why_none_stayed(survey, tally.growth, seeds),
-        trainer_gflops=tally.trainer_flops / 1e9,
-        incubator_gflops=tally.incubator_flops / 1e9,
-        twin_gflops=twin.steps * survey.host_flops / 1e9 if twin is not None else 0.0,
-        steps_per_s=tally.steps_per_s,
-        fence_wait_s=tally.fence_wait_s,
-        checkpoint_s=tally.checkpoint_s,
-        wall_s=wall_s,
-        resumes=past.resumes + 1 if past is not None else 0,
-        restarts=line.deaths.restarts + (past.restarts if past is not None else 0),
-        recoveries=tuple(line.deaths.recoveries),
-        rollbacks=tally.rollbacks,
-        fallbacks=fallbacks,
-        weights_sha256=trainer.weights_sha256(),
-        twin_weights_sha256=twin.weights_sha256 if twin is not None else None,
-        trace_id=line.trace_id,
-    )

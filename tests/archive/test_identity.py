@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from esper.archive.identity import load_identity
-from esper.flow.runner import identify
+from esper.flow.identifying import identify
 from esper.setup.survey import Survey, survey_of
 from esper.testing import EPOCH, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference

@@ -26,10 +26,10 @@ from esper.errors import (
 from esper.flow.checkpoints import Checkpoints
 from esper.flow.crew import Components, NoInbox, OneProcess
 from esper.flow.going_back import Tier
+from esper.flow.identifying import identify
 from esper.flow.line import Line
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
-from esper.flow.runner import identify
 from esper.flow.stopping import Drain
 from esper.ground.clock import SystemClock
 from esper.leyline.ids import new_run_id

@@ -13,7 +13,7 @@ from esper import resume, run
 from esper.archive.history import read_past
 from esper.archive.run_directory import run_file
 from esper.errors import Drained, TaskError
-from esper.flow.runner import same_loss
+from esper.flow.identifying import same_loss
 from esper.ground.machine import cpu_type
 from esper.testing import StopAt, tiny_config, tiny_task
 from esper.user_code.task_reference import load_task

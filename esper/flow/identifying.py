@@ -1,0 +1,103 @@
+"""What identifies a run: written when it begins, and compared with the task that a resume is given."""
+
+from __future__ import annotations
+
+import math
+import sys
+from datetime import datetime
+
+from esper.archive.identity import Identity
+from esper.errors import TaskError
+from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
+from esper.ground.installed_versions import versions
+from esper.ground.machine import cpu_type
+from esper.ground.workplace import workplace
+from esper.setup.survey import Survey
+from esper.user_code.source_digests import file_digest, source_digests
+from esper.user_code.task_reference import Reference
+
+ROUNDING = 1e-3
+"""Largest relative difference at which two losses count as the same where equal bits are not promised: on another
+type of processor, or on device cuda."""
+
+
+def identify(survey: Survey, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
+    """Return the identity of a run that is about to start."""
+    return Identity(
+        run_id=run_id,
+        generation=generation,
+        task=reference.text,
+        task_file_sha256=file_digest(reference),
+        started_at=now,
+        config=survey.config,
+        total_steps=survey.total_steps,
+        fence_steps=survey.fence_steps,
+        slots=survey.specs,
+        versions=versions(),
+        cpu=cpu_type(),
+        host_crc32c=survey.host_crc32c,
+        host_modules_sha256=survey.host_modules_sha256,
+        samples_crc32c=survey.samples_crc32c,
+        trained_by=survey.trained_by,
+        argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
+        started_in=str(workplace()) if reference.text else "",
+        task_files=source_digests(reference),
+        first_loss=survey.first_loss,
+        rehearsed_crc32c=survey.rehearsed_crc32c,
+        hash_seed=hash_seed(),
+        text_hash=text_hash(),
+    )
+
+
+def check_same_task(survey: Survey, began: Identity) -> None:
+    """Raises: TaskError: the task's network, data or training differ from those that the run began with."""
+    mend = "go on with the task that the run began with; it must be the same each time it is built"
+    if began.orders_texts_otherwise:
+        mend = f"{mend}; {_how_to_hash_alike(began)}"
+    other = began.host_modules_sha256 not in (None, survey.host_modules_sha256)
+    if other or (survey.host_crc32c, survey.specs) != (began.host_crc32c, began.slots):
+        raise TaskError(
+            "task.model",
+            began.task or "given from Python",
+            f"it builds another network than the run began with; {mend}",
+        )
+    if survey.trained_by != began.trained_by:
+        mend = f"it is trained by {survey.trained_by}, and was by {began.trained_by}; {mend}"
+        raise TaskError("task.optimizer", began.task or "given from Python", mend)
+    if survey.samples_crc32c != began.samples_crc32c:
+        mend = f"the first samples of a shard are others than the run's were; {mend}"
+        raise TaskError("task.train", began.task or "given from Python", mend)
+    if began.first_loss is not None and not same_loss(survey.first_loss, began):
+        mend = f"its first step has a loss of {survey.first_loss!r}, and had {began.first_loss!r}; {mend}"
+        raise TaskError("task", began.task or "given from Python", mend)
+    if not _same_rehearsal(survey, began):
+        mend = f"after the same first steps it has other weights than the run had; {mend}"
+        raise TaskError("task", began.task or "given from Python", mend)
+
+
+def _same_rehearsal(survey: Survey, began: Identity) -> bool:
+    """Return whether the rehearsal gave the same weights as when the run began.
+
+    True where they cannot be compared: equal bits are not promised, or the length differs (another schedule).
+    """
+    promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
+    if began.rehearsed_crc32c is None or not promised or survey.total_steps != began.total_steps:
+        return True
+    return survey.rehearsed_crc32c == began.rehearsed_crc32c
+
+
+def _how_to_hash_alike(began: Identity) -> str:
+    """Return what to do where sets of texts have another order than in the process that began the run."""
+    start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
+    return f"a set of texts has another order here ({start}): sort it where the order matters"
+
+
+def same_loss(now: float | None, began: Identity) -> bool:
+    """Return whether two first losses are the same.
+
+    To the bit where equal bits are promised (on device cpu and the same type of processor), else within `ROUNDING`.
+    """
+    before = began.first_loss
+    if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):
+        return now == before
+    return math.isclose(now, before, rel_tol=ROUNDING)

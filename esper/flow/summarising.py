@@ -1,0 +1,84 @@
+"""The summary of a run that reached its end: its network measured for the last time, and what the run cost."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from esper.archive.history import Past
+from esper.archive.no_growth import why_none_stayed
+from esper.archive.summary import Summary, fate
+from esper.flow.line import Line
+from esper.ground.workplace import shown
+from esper.leyline.incubation import TwinReport
+from esper.setup.survey import Survey
+
+
+def summarise(
+    line: Line, survey: Survey, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
+) -> partial[Summary]:
+    """Return the summary of a run that reached its end, but for `fault_fired`.
+
+    Args:
+        past: Valid history up to this process; None: this process began the run.
+        wall_s: Seconds that this process took.
+    """
+    twin = line.components.incubator.twin_report() if line.view.has_twin else None
+    network = _network(line, survey, twin)
+    line.deaths.tell()
+    return partial(
+        Summary,
+        **network.keywords,
+        **_cost(line, survey, twin).keywords,
+        run_dir=shown(path),
+        task=task,
+        wall_s=wall_s,
+        resumes=past.resumes + 1 if past is not None else 0,
+        restarts=line.deaths.restarts + (past.restarts if past is not None else 0),
+        recoveries=tuple(line.deaths.recoveries),
+        rollbacks=line.tally.rollbacks,
+        fallbacks=fallbacks,
+        trace_id=line.trace_id,
+    )
+
+
+def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:
+    """Return what the run made: the network's losses, sizes and digests, and the fates of the seeds."""
+    trainer, growth = line.components.trainer, line.tally.growth
+    end = trainer.shard_means("test")
+    seeds = tuple(fate(seed) for seed in line.view.seeds)
+    return partial(
+        Summary,
+        test_loss=end["loss"],
+        valid_loss=trainer.shard_means("valid")["loss"],
+        start_test_loss=line.at.start["loss"],
+        twin_test_loss=twin.test_loss if twin is not None else None,
+        test_metrics={name: value for name, value in end.items() if name != "loss"},
+        params_start=survey.host_parameters,
+        params_end=trainer.parameter_count(),
+        seeds=seeds,
+        growth=growth,
+        why_none_stayed=why_none_stayed(survey, growth, seeds),
+        weights_sha256=trainer.weights_sha256(),
+        twin_weights_sha256=twin.weights_sha256 if twin is not None else None,
+    )
+
+
+def _cost(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:
+    """Return how long the run was and what it cost: settings, steps, modelled GFLOPs and seconds."""
+    tally, config = line.tally, survey.config
+    assert tally.steps_per_s is not None, "a run has at least one round"
+    return partial(
+        Summary,
+        seed=config.run.seed,
+        threads=config.run.threads,
+        workers=1,
+        rounds=len(survey.fence_steps) - 1,
+        steps=tally.steps,
+        trainer_gflops=tally.trainer_flops / 1e9,
+        incubator_gflops=tally.incubator_flops / 1e9,
+        twin_gflops=twin.steps * survey.host_flops / 1e9 if twin is not None else 0.0,
+        steps_per_s=tally.steps_per_s,
+        fence_wait_s=tally.fence_wait_s,
+        checkpoint_s=tally.checkpoint_s,
+    )
