@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 from ray_names import private_names, underscored
+from source_imports import Import, Module, at_import
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = frozenset({"esper", "actors", "drills", "tests", "benchmarks", "examples", "tools"})
@@ -64,7 +64,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "errors task leyline ground durable telemetry faults user_code kasmina.registry tamiyo tolaria "
         "config setup archive export",
     ),
-    ("cli", "errors task leyline ground durable user_code tolaria config setup archive export flow"),
+    ("cli", "errors task leyline ground durable user_code tasks tolaria config setup archive export flow"),
     ("testing", "task leyline config flow"),
 )
 """Room of esper/ -> the other rooms of it that it may import, as words. A room may always
@@ -93,22 +93,17 @@ NEVER_OUTSIDE = {
 }
 """Package of others -> rooms and packages of ours that never import it, nor does anything below them."""
 
+FRONT = frozenset({"esper", "esper.__main__"})
+"""What every import of esper loads, and what the command line begins with: none of these packages is imported here."""
 
-@dataclass(frozen=True)
-class Module:
-    """One source file under its dotted name."""
-
-    name: str
-    tree: ast.Module
-    is_package: bool = False
-
-
-@dataclass(frozen=True)
-class Import:
-    """One imported name, absolute; `target` may be a module or a name inside one."""
-
-    line: int
-    target: str
+LOADS_BY_NAME = {
+    "esper.user_code.task_reference": "the module or file of a user's task",
+    "esper.user_code.plugins": "launchers that are installed beside esper",
+    "esper.export.definitions": "the modules of a user's blueprints, whose source is written into a file",
+    "esper.export.exporting": "a network's file that was just written, with a user's blueprints in it",
+    "esper.cli.lazy_group": "commands, by the places in `esper.cli.command_table`, which count as imports there",
+}
+"""Module -> what it imports that its source does not name. Every other module names what it imports."""
 
 
 def modules_under(root: Path) -> Iterator[Module]:
@@ -120,34 +115,10 @@ def modules_under(root: Path) -> Iterator[Module]:
             yield Module(name, ast.parse(path.read_text(encoding="utf-8")), is_package)
 
 
-def imports(module: Module, nodes: Iterable[ast.AST]) -> Iterator[Import]:
-    """Every import among `nodes`, also one spelled `import_module("...")`."""
-    for node in nodes:
-        match node:
-            case ast.Import(names=names):
-                yield from (Import(node.lineno, alias.name) for alias in names)
-            case ast.ImportFrom(names=names):
-                yield from (Import(node.lineno, f"{origin(module, node)}.{alias.name}") for alias in names)
-            case ast.Call(func=function, args=[ast.Constant(value=str(target)), *_]):
-                if ast.unparse(function).rpartition(".")[2] in {"import_module", "__import__"}:
-                    yield Import(node.lineno, target)
-
-
-def origin(module: Module, node: ast.ImportFrom) -> str:
-    """The absolute module after `from`."""
-    package = module.name.split(".")
-    keep = len(package) - node.level + module.is_package
-    parents = package[:keep] if node.level else []
-    return ".".join([*parents, *filter(None, [node.module])])
-
-
-def at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes that run when the module is imported: outside functions and `if TYPE_CHECKING`."""
-    for child in ast.iter_child_nodes(tree):
-        types_only = isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")
-        if not (types_only or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
-            yield child
-            yield from at_import(child)
+def named_in(module: Module) -> Iterator[Import]:
+    """Everything that a file imports or names as `module:attribute`, wherever it stands."""
+    yield from module.imports()
+    yield from module.places()
 
 
 def starts_with(name: str, prefix: str) -> bool:
@@ -164,12 +135,40 @@ def violations(module: Module) -> Iterator[str]:
     if room == "esper" and module.name not in {"esper", "esper.__main__"}:
         yield f"{module.name} is in no room: give it one in MAY_IMPORT"
         return
-    outside = {package for package, rooms in NEVER_OUTSIDE.items() if any(starts_with(module.name, r) for r in rooms)}
-    for found in imports(module, ast.walk(module.tree)):
+    if module.name not in LOADS_BY_NAME:
+        yield from (f"{module.name}:{line} may import what its source does not say" for line in module.hidden())
+    outside = {package for package in NEVER_OUTSIDE if never_loads(module.name, package)}
+    for found in named_in(module):
         top = found.target.partition(".")[0]
         other = room_of(found.target)
         if top in outside or (top in OURS and other != room and other not in MAY_IMPORT[room]):
             yield f"{module.name}:{found.line} imports {found.target}"
+
+
+def never_loads(name: str, package: str) -> bool:
+    """Whether a module of ours never imports that package of others."""
+    return name in FRONT or any(starts_with(name, room) for room in NEVER_OUTSIDE[package])
+
+
+def breaches(modules: Iterable[Module], package: str) -> set[str]:
+    """Imports of `package` at import time of a module that may not load it, or of what such a module loads.
+
+    The import of a module also loads each package above it.
+    """
+    by_name = {module.name: module for module in modules}
+    reached, crossed = set[str](), set[str]()
+    todo = [name for name in by_name if never_loads(name, package)]
+    while todo:
+        name = todo.pop()
+        if name in reached or name not in by_name:
+            continue
+        reached.add(name)
+        todo.append(name.rpartition(".")[0])
+        for found in by_name[name].imports(at_import(by_name[name].tree)):
+            if starts_with(found.target, package):
+                crossed.add(f"{name}:{found.line} is imported where {package} may not be")
+            todo += [found.target, found.target.rpartition(".")[0]]
+    return crossed
 
 
 def cycle(modules: Iterable[Module]) -> list[str]:
@@ -178,7 +177,7 @@ def cycle(modules: Iterable[Module]) -> list[str]:
     graph = {
         name: {
             known
-            for found in imports(module, at_import(module.tree))
+            for found in module.imports(at_import(module.tree))
             for known in [found.target if found.target in by_name else found.target.rpartition(".")[0]]
             if known in by_name
         }
@@ -189,6 +188,33 @@ def cycle(modules: Iterable[Module]) -> list[str]:
     except CycleError as error:
         return list(error.args[1])
     return []
+
+
+def files_beside_kasminas_rooms(modules: list[Module]) -> set[str]:
+    return {module.name for module in modules if room_of(module.name) == "esper.kasmina"} - {"esper.kasmina"}
+
+
+def modules_without_a_purpose(modules: list[Module]) -> set[str]:
+    return {module.name for module in modules if not ast.get_docstring(module.tree)}
+
+
+def folders_that_are_no_packages(modules: list[Module]) -> set[str]:
+    packages = {module.name for module in modules if module.is_package}
+    return {module.name.rpartition(".")[0] for module in modules} - packages - {""}
+
+
+def names_of_several_files(modules: list[Module]) -> set[str]:
+    counted = Counter(module.name.rpartition(".")[2] for module in modules if not module.is_package)
+    return {name for name, times in counted.items() if times > 1} - {"settings", "cli"}
+
+
+WHOLE_TREE_RULES = (
+    files_beside_kasminas_rooms,
+    modules_without_a_purpose,
+    folders_that_are_no_packages,
+    names_of_several_files,
+)
+"""Each returns what breaks it."""
 
 
 # -- the tree ----------------------------------------------------------------------------------------------------
@@ -207,7 +233,7 @@ def test_every_import_stays_within_the_table_of_rooms() -> None:
 def test_every_permission_of_the_table_is_used() -> None:
     used: dict[str, set[str]] = {room: set() for room in MAY_IMPORT}
     for module in TREE:
-        for found in imports(module, ast.walk(module.tree)):
+        for found in named_in(module):
             if found.target.partition(".")[0] in OURS:
                 used[room_of(module.name)].add(room_of(found.target))
     unused = {room: MAY_IMPORT[room] - used[room] for room in MAY_IMPORT if room != "drills"}  # there is no drill yet
@@ -216,41 +242,20 @@ def test_every_permission_of_the_table_is_used() -> None:
 
 @pytest.mark.parametrize("package", NEVER_OUTSIDE)
 def test_no_import_leads_from_a_room_to_a_package_that_it_may_not_load(package: str) -> None:
-    by_name = {module.name: module for module in TREE}
-    reached: set[str] = set()
-    todo = [name for name in by_name if any(starts_with(name, room) for room in NEVER_OUTSIDE[package])]
-    while todo:
-        name = todo.pop()
-        if name in reached:
-            continue
-        reached.add(name)
-        for found in imports(by_name[name], at_import(by_name[name].tree)):
-            assert found.target.partition(".")[0] != package, (
-                f"{name}:{found.line} is imported where {package} may not be"
-            )
-            todo += [known for known in (found.target, found.target.rpartition(".")[0]) if known in by_name]
+    assert breaches(TREE, package) == set()
 
 
-def test_the_folder_of_kasminas_rooms_has_no_file_of_its_own() -> None:
-    assert {module.name for module in TREE if room_of(module.name) == "esper.kasmina"} == {"esper.kasmina"}
+def test_each_file_that_may_load_what_its_source_does_not_name_does() -> None:
+    assert {module.name for module in TREE if module.hidden()} == set(LOADS_BY_NAME)
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert cycle(TREE) == []
 
 
-def test_every_module_says_what_it_is_for() -> None:
-    assert [module.name for module in TREE if not ast.get_docstring(module.tree)] == []
-
-
-def test_every_folder_of_a_room_is_a_package() -> None:
-    packages = {module.name for module in TREE if module.is_package}
-    assert {module.name.rpartition(".")[0] for module in TREE} - packages == {""}
-
-
-def test_no_two_files_have_one_name() -> None:
-    counted = Counter(module.name.rpartition(".")[2] for module in TREE if not module.is_package)
-    assert {name for name, times in counted.items() if times > 1} <= {"settings", "cli"}
+@pytest.mark.parametrize("rule", WHOLE_TREE_RULES, ids=lambda rule: rule.__name__)
+def test_the_tree_keeps_every_rule_that_needs_no_table(rule: Callable[[list[Module]], set[str]]) -> None:
+    assert rule(TREE) == set()
 
 
 def files_of_ray() -> Iterator[Path]:
@@ -338,7 +343,7 @@ def test_every_room_is_held_to_each_of_its_rules(room: str) -> None:
         ("esper.kasmina.host.host_editor", "from ...tolaria import trainer"),
         ("esper.tamiyo.risk", "def late():\n    import esper.kasmina.judging.gates"),
         ("esper.tolaria.loss", "if TYPE_CHECKING:\n    from esper.tamiyo.risk import Risk"),
-        ("esper.tolaria.loss", "importlib.import_module('esper.tamiyo.risk')"),
+        ("esper.tolaria.loss", "import importlib\nimportlib.import_module('esper.tamiyo.risk')"),
         ("esper.tolaria.loss", "from esper.config.joined import Config"),
         ("esper.tolaria.loss", "from esper import Task"),
         ("esper.tolaria.loss", "from esper import *"),
@@ -352,10 +357,131 @@ def test_every_room_is_held_to_each_of_its_rules(room: str) -> None:
         ("drills.runner", "import tests"),
         ("drills.runner", "from benchmarks import growth"),
         ("esper.nowhere.file", "import json"),
+        ("esper", "import torch"),
+        ("esper", "from rich.text import Text"),
+        ("esper.__main__", "def late():\n    import typer"),
+        ("esper.__main__", "from esper.tolaria import trainer"),
+        ("esper.flow.line", "COMMAND = 'esper.cli.main:main'"),
     ],
 )
 def test_planted_breach_is_caught(name: str, source: str) -> None:
     assert len(list(violations(planted(name, source)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "room"), [(package, room) for package, rooms in NEVER_OUTSIDE.items() for room in sorted(rooms | FRONT)]
+)
+def test_each_room_that_may_not_load_a_package_is_caught_loading_it(package: str, room: str) -> None:
+    assert list(violations(planted(room, f"def late():\n    import {package}.part")))
+    assert breaches([planted(room, f"import {package}.part", is_package=True)], package)
+
+
+IMPORTING = "import importlib\nfrom importlib import import_module, import_module as im\n"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import_module('esper.tamiyo.risk')",
+        "import_module(name='esper.tamiyo.risk')",
+        "im('esper.tamiyo.risk')",
+        "import importlib as lib\nlib.import_module('esper.tamiyo.risk')",
+        "import_module(f'esper.tamiyo.{\"risk\"}')",
+        "FOLDER = 'tamiyo'\ndef late():\n    import_module(f'esper.{FOLDER}.risk')",
+        "import_module('esper.' + 'tamiyo')",
+        "import_module('esper.tamiyo' if late else 'json')",
+        "LATER = {'a': 'json', 'b': 'esper.tamiyo'}\ndef late(name):\n    import_module(LATER[name])",
+        "import_module('..tamiyo', 'esper.tolaria')",
+        "import_module('..tamiyo', package=__package__)",
+        "__import__('esper.tamiyo.risk')",
+        "import builtins\nbuiltins.__import__('esper.tamiyo.risk')",
+        "from esper.user_code.plugins import import_module as load\nload('esper.tamiyo')",
+    ],
+)
+def test_planted_dynamic_import_counts_as_an_import(source: str) -> None:
+    found = list(violations(planted("esper.tolaria.loss", IMPORTING + source)))
+    assert len(found) == 1
+    assert "imports esper.tamiyo" in found[0]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def late(name):\n    import_module(name)",
+        "def late(name):\n    im(name=name)",
+        "def late(name):\n    importlib.import_module(f'esper.{name}')",
+        "def late(name):\n    __import__(name)",
+        "def late(**named):\n    import_module(**named)",
+        "load = import_module",
+        "lib = importlib",
+        "list(map(im, ['esper.tamiyo']))",
+        "import_module.__call__('esper.tamiyo')",
+        "__import__('importlib').import_module('esper.tamiyo')",
+        "import sys\nsys.modules['importlib'].import_module('esper.tamiyo')",
+        "getattr(importlib, 'import_' + 'module')('esper.tamiyo')",
+        "globals()['import_module']('esper.tamiyo')",
+        "__builtins__['__import' + '__']('esper.tamiyo')",
+        "PLACE = 'json'\nPLACE = 'esper.tamiyo'\nimport_module(PLACE)",
+        "PLACE = 'json'\ndef late(PLACE):\n    import_module(PLACE)",
+        "LATER = {'a': 'json'}\nLATER.update(a='esper.tamiyo')\nimport_module(LATER['a'])",
+        "LATER = {'a': 'json'}\nLATER['a'] = 'esper.tamiyo'\nimport_module(LATER['a'])",
+        "exec('import esper.tamiyo')",
+        "from importlib.util import spec_from_file_location as spec\nspec('a', 'esper/tamiyo/risk.py')",
+        "import runpy\nrunpy.run_module('esper.tamiyo')",
+        "from importlib import *",
+        "def one():\n    from json import loads as im\ndef other(name):\n    im(name)",
+    ],
+)
+def test_planted_import_of_what_the_source_does_not_name_is_caught_outside_the_files_for_users_code(
+    source: str,
+) -> None:
+    found = [line for line in violations(planted("esper.tolaria.loss", IMPORTING + source)) if "does not say" in line]
+    assert found
+    for name in LOADS_BY_NAME:
+        assert not any("does not say" in line for line in violations(planted(name, IMPORTING + source)))
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("from esper.cli import main", True),
+        ("if not TYPE_CHECKING:\n    from esper.cli import main", True),
+        ("if TYPE_CHECKING:\n    pass\nelse:\n    from esper.cli import main", True),
+        ("try:\n    pass\nfinally:\n    from esper.cli import main", True),
+        ("@import_module('esper.cli.main').mark\ndef late(): ...", True),
+        ("def late(shown=import_module('esper.cli.main')): ...", True),
+        ("import esper.cli.main", True),
+        ("if TYPE_CHECKING:\n    from esper.cli import main", False),
+        ("def late():\n    from esper.cli import main", False),
+    ],
+)
+@pytest.mark.parametrize("holder", ["esper", "esper.__main__", "esper.config"])
+def test_planted_chain_to_a_package_that_may_not_be_loaded_is_caught(holder: str, source: str, caught: bool) -> None:
+    tree = {
+        "esper": planted("esper", "", is_package=True),
+        "esper.config": planted("esper.config", "", is_package=True),
+        "esper.config.joined": planted("esper.config.joined", "import json"),
+        "esper.cli": planted("esper.cli", "", is_package=True),
+        "esper.cli.main": planted("esper.cli.main", "import rich.text"),
+        holder: planted(holder, IMPORTING + source, is_package=holder != "esper.__main__"),
+    }
+    assert bool(breaches(tree.values(), "rich")) is caught
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "source"),
+    [
+        (files_beside_kasminas_rooms, "esper.kasmina.loose", '"""Loose."""'),
+        (modules_without_a_purpose, "esper.tolaria.silent", "import json"),
+        (folders_that_are_no_packages, "esper.tolaria.deep.file", '"""Deep."""'),
+        (names_of_several_files, "esper.tamiyo.trainer", '"""Two."""'),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_planted_file_that_breaks_a_rule_of_the_whole_tree_is_found(
+    rule: Callable[[list[Module]], set[str]], name: str, source: str
+) -> None:
+    assert rule([*TREE, planted(name, source)]) != set()
 
 
 @pytest.mark.parametrize(
@@ -370,6 +496,12 @@ def test_planted_breach_is_caught(name: str, source: str) -> None:
         ("esper.flow.in_process", "from esper.kasmina.registry import manager\nfrom esper.tolaria import trainer"),
         ("actors.bring_up", "import ray\nfrom esper.flow.in_process import InProcessLauncher"),
         ("drills.runner", "from actors.embedded_ray import start"),
+        ("esper.tolaria.loss", "from importlib import import_module\nimport_module('opentelemetry.context')"),
+        (
+            "esper.tolaria.loss",
+            "import importlib.util as u\nu.find_spec('onnx')\nu.resolve_name('.a', 'b')",
+        ),
+        ("esper.tolaria.loss", "def late(wanted, model):\n    wanted.import_module(wanted)\n    model.eval()"),
     ],
 )
 def test_planted_lawful_import_passes(name: str, source: str) -> None:
