@@ -15,7 +15,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from esper.archive.run_directory import generation_of, journal_file, journals
-from esper.durable.log import FramedLog, LoadError, scan
+from esper.durable.log import FramedLog, scan
+from esper.durable.log_format import LoadError
 from esper.errors import StoreCorrupt
 from esper.ground.closing import Closing
 

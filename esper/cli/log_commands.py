@@ -17,7 +17,8 @@ from esper.archive.run_directory import refusing
 from esper.cli.command_table import COMMANDS
 from esper.cli.options import JsonOption
 from esper.cli.output import print_json, say
-from esper.durable.log import Frame, LoadError, iterate
+from esper.durable.log import iterate
+from esper.durable.log_format import Frame, LoadError
 from esper.errors import ConfigError, StoreCorrupt
 
 DAMAGED = 1

@@ -1,64 +1,29 @@
-"""A log of records in an append-only file, whose undamaged records can be read even if other parts are damaged.
-
-    file    header frame*
-    header  magic 8 | version 2 | salt 8 | epoch 8 | CRC32 4                                   big-endian, no padding
-    frame   magic 4 | version 2 | kind 2 | length 4 | sequence 8 | CRC32 4 | payload | CRC32 4
-
-The first CRC of a frame covers its header; the second continues over the payload. Both start from the file's random
-salt and the frame's offset, so a copy of a frame, of another file or inside a payload of this file, is never read as a
-record: CRCs of equal bytes with different start values always differ (files under 4 GiB).
-"""
+"""A log of records in an append-only file, whose undamaged records can be read even if other parts are damaged."""
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
-import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Self
-from zlib import crc32
 
 from esper.durable.files import DISK, Disk, atomic_write, write_all
+from esper.durable.log_format import (
+    FILE_HEADER_BYTES,
+    PAYLOAD_LIMIT_BYTES,
+    Frame,
+    LoadError,
+    encode,
+    image,
+    read_header,
+    walk,
+)
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.ground.closing import Closing, at_the_end, noted_on
 from esper.ground.workplace import fixed
-
-PAYLOAD_LIMIT_BYTES = 64 * 2**20
-
-_VERSION = 1
-_FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
-_FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
-_FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
-_SEARCH_BYTES, _SEARCH_MOST_BYTES = 2**12, 2**20
-"""Bytes per read in the search for a frame: few at first, since most damage is short, then more, up to the second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One record. `offset` is the byte at which its frame begins in the file."""
-
-    offset: int
-    sequence: int
-    kind: int
-    payload: bytes
-
-    @property
-    def end(self) -> int:
-        """Offset of the next frame, in bytes."""
-        return _end_of(self.offset, len(self.payload))
-
-
-@dataclass(frozen=True, slots=True)
-class LoadError:
-    """An unreadable part of the file, in bytes; `reason` is the error at its beginning."""
-
-    offset: int
-    length: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +53,7 @@ class FramedLog(Closing):
         self.errors: list[LoadError] = []
         self.torn_tail: LoadError | None = None
         self._disk, self._descriptor = disk, descriptor
-        self._salt, self._end, self._next = 0, _FILE_HEADER_BYTES, first
+        self._salt, self._end, self._next = 0, FILE_HEADER_BYTES, first
         self._closed = False
         self._failure: BaseException | None = None
 
@@ -189,10 +154,10 @@ class FramedLog(Closing):
     def _recover(self, epoch: int) -> None:
         """Find the end of the last good record, cut off the rest, and sync what a killed writer did not sync."""
         with _reading(self.path), self._disk.reader(self._descriptor) as file:
-            self._salt, found_epoch = _read_file_header(file, self.path)
+            self._salt, found_epoch = read_header(file, self.path)
             if found_epoch != epoch:
                 raise RunDirectoryError("epoch", epoch, f"{self.path} is of epoch {found_epoch}; begin a new log")
-            for found in _walk(file, self.path, self._salt):
+            for found in walk(file, self.path, self._salt):
                 if isinstance(found, Frame):
                     self._end, self._next = found.end, found.sequence + 1
                 else:
@@ -221,7 +186,7 @@ class FramedLog(Closing):
     def _commit(self, records: Sequence[tuple[int, bytes]]) -> None:
         data = bytearray()
         for sequence, (kind, payload) in enumerate(records, self._next):
-            data += _encode(kind, payload, sequence, self._end + len(data), self._salt)
+            data += encode(kind, payload, sequence, self._end + len(data), self._salt)
         syncing = False
         self._check_untouched()
         try:
@@ -264,8 +229,8 @@ def scan(path: Path, *, disk: Disk = DISK) -> Scan:
         StoreCorrupt: the file is missing, unreadable, or not a log that this program can read.
     """
     with _opened(path, disk) as file:
-        salt, epoch = _read_file_header(file, path)
-        found = list(_walk(file, path, salt))
+        salt, epoch = read_header(file, path)
+        found = list(walk(file, path, salt))
     frames = [one for one in found if isinstance(one, Frame)]
     errors = [one for one in found if isinstance(one, LoadError)]
     torn_tail = errors.pop() if errors and errors[-1] is found[-1] else None
@@ -279,18 +244,8 @@ def iterate(path: Path, *, disk: Disk = DISK) -> Iterator[Frame | LoadError]:
         StoreCorrupt: as by `scan`; raised at the first item, or at the frame that this program cannot read.
     """
     with _opened(path, disk) as file:
-        salt, _ = _read_file_header(file, path)
-        yield from _walk(file, path, salt)
-
-
-def image(frames: Iterable[Frame], *, epoch: int) -> bytes:
-    """Return the bytes of a log file with these frames: a new salt, and unchanged sequence numbers."""
-    salt = secrets.randbits(64)
-    fields = _FILE_FIELDS.pack(_FILE_MAGIC, _VERSION, salt, epoch)
-    data = bytearray(fields + _CRC.pack(crc32(fields)))
-    for frame in frames:
-        data += _encode(frame.kind, frame.payload, frame.sequence, len(data), salt)
-    return bytes(data)
+        salt, _ = read_header(file, path)
+        yield from walk(file, path, salt)
 
 
 @contextmanager
@@ -316,90 +271,3 @@ def _create(path: Path, epoch: int, disk: Disk) -> None:
     except StoreWriteFailed as error:
         if not isinstance(error.__cause__, FileExistsError):  # else another process made it; the lock decides
             raise
-
-
-def _read_file_header(file: BinaryIO, path: Path) -> tuple[int, int]:
-    """Returns salt and epoch."""
-    fields, header_crc = file.read(_FILE_FIELDS.size), file.read(_CRC.size)
-    if not fields.startswith(_FILE_MAGIC):
-        raise StoreCorrupt(str(path), "is not a framed log: the magic is missing")
-    if header_crc != _CRC.pack(crc32(fields)):
-        raise StoreCorrupt(str(path), "the file header is damaged")
-    _, version, salt, epoch = _FILE_FIELDS.unpack(fields)
-    if version != _VERSION:
-        raise StoreCorrupt(str(path), f"is of format version {version}; this program reads version {_VERSION}")
-    return salt, epoch
-
-
-def _walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
-    """Yield the records, and one `LoadError` for each unreadable part before, between and after them."""
-    offset, size = _FILE_HEADER_BYTES, file.seek(0, os.SEEK_END)
-    damage: tuple[int, str] | None = None
-    while offset < size:
-        found, after = _read_frame(file, path, offset, size, salt)
-        if isinstance(found, Frame):
-            if damage:
-                yield LoadError(damage[0], offset - damage[0], damage[1])
-            yield found
-            damage = None
-        else:
-            damage = damage or (offset, found)
-        offset = after
-    if damage:
-        yield LoadError(damage[0], size - damage[0], damage[1])
-
-
-def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -> tuple[Frame | str, int]:
-    """Read the frame at `offset`. Return it, or the reason why it is unreadable, and the offset to continue from.
-
-    A length is used only if the header's checksum is right; `size` then bounds the allocation. Whatever the file has,
-    each byte is checked a bounded number of times.
-    """
-    file.seek(offset)
-    fields, sealed = file.read(_FRAME_FIELDS.size), file.read(_CRC.size)
-    if len(sealed) < _CRC.size:
-        return "the frame header is cut short", size
-    magic, version, kind, length, sequence = _FRAME_FIELDS.unpack(fields)
-    if magic != _FRAME_MAGIC:
-        return "no frame begins here", _next_magic(file, offset + 1, size)
-    header_crc = crc32(fields, _seed(salt, offset))
-    if sealed != _CRC.pack(header_crc):
-        return "the checksum of the frame header is wrong", _next_magic(file, offset + 1, size)
-    if version != _VERSION:  # not damage: skipping it, or cutting it off as a torn tail, would lose good records
-        raise StoreCorrupt(str(path), f"frame version {version} at byte {offset}; this program reads {_VERSION}")
-    end = _end_of(offset, length)
-    if length > PAYLOAD_LIMIT_BYTES:
-        return f"a payload of {length} bytes is over the limit of {PAYLOAD_LIMIT_BYTES}", end
-    if end > size:
-        return "the frame is cut short", size
-    body = file.read(length + _CRC.size)
-    payload, trailer = body[:length], body[length:]
-    if trailer != _CRC.pack(crc32(payload, header_crc)):
-        return "the checksum of the payload is wrong", end
-    return Frame(offset, sequence, kind, payload), end
-
-
-def _next_magic(file: BinaryIO, start: int, size: int) -> int:
-    """Returns the offset of the first frame magic at or after `start`, or `size` if there is none."""
-    file.seek(start)
-    window, step = b"", _SEARCH_BYTES
-    while chunk := file.read(step):
-        step = min(2 * step, _SEARCH_MOST_BYTES)
-        window = window[-len(_FRAME_MAGIC) + 1 :] + chunk
-        if (at := window.find(_FRAME_MAGIC)) >= 0:
-            return file.tell() - len(window) + at
-    return size
-
-
-def _encode(kind: int, payload: bytes, sequence: int, offset: int, salt: int) -> bytes:
-    fields = _FRAME_FIELDS.pack(_FRAME_MAGIC, _VERSION, kind, len(payload), sequence)
-    header_crc = crc32(fields, _seed(salt, offset))
-    return fields + _CRC.pack(header_crc) + payload + _CRC.pack(crc32(payload, header_crc))
-
-
-def _end_of(offset: int, length: int) -> int:
-    return offset + _FRAME_HEADER_BYTES + length + _CRC.size
-
-
-def _seed(salt: int, offset: int) -> int:
-    return crc32(struct.pack(">QQ", salt, offset))

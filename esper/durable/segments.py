@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Self
 
 from esper.durable.files import DISK, DirectoryLease, Disk, atomic_write, sync_folder
-from esper.durable.log import Frame, FramedLog, LoadError, image, iterate, scan
+from esper.durable.log import FramedLog, iterate, scan
+from esper.durable.log_format import Frame, LoadError, image
 from esper.errors import StoreCorrupt, StoreWriteFailed
 from esper.ground.closing import Closing, at_the_end, noted_on
 

@@ -16,7 +16,8 @@ from esper.archive.inspection import inspect_run
 from esper.archive.journal import Journal, RecordKind, read
 from esper.archive.journal_schema import SAID
 from esper.archive.run_directory import checkpoints_folder, journal_file, reports_folder, run_file
-from esper.durable.log import Frame, FramedLog, image, scan
+from esper.durable.log import FramedLog, scan
+from esper.durable.log_format import Frame, image
 from esper.errors import EsperError, RunDirectoryError, StoreCorrupt
 from esper.leyline.signals import EmergencySignal, Level
 from esper.testing import EPOCH

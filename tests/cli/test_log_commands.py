@@ -11,7 +11,8 @@ import pytest
 import typer
 
 from esper.cli.log_commands import app
-from esper.durable.log import Frame, FramedLog, iterate
+from esper.durable.log import FramedLog, iterate
+from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog
 from esper.errors import ConfigError
 

@@ -9,7 +9,7 @@ from checks import CHECKS, FILE_HEADER_BYTES, flips, refused
 from code_under_test import REAL, Code
 from crash_disk import FOLDER, CrashDisk, State
 
-from esper.durable.log import Frame
+from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog, iterate_segments
 from esper.errors import StoreCorrupt
 

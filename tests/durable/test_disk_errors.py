@@ -23,7 +23,8 @@ from filling import NO_MOUNT
 from workloads import LOG
 
 from esper.durable.files import Disk, atomic_write
-from esper.durable.log import Frame, FramedLog, scan
+from esper.durable.log import FramedLog, scan
+from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog, iterate_segments
 from esper.durable.streams import open_verified, write_stream
 from esper.errors import EsperError, StoreCorrupt, StoreWriteFailed

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.durable.files import Disk
-from esper.durable.log import PAYLOAD_LIMIT_BYTES, FramedLog, LoadError, Scan, iterate, scan
+from esper.durable.log import FramedLog, Scan, iterate, scan
+from esper.durable.log_format import PAYLOAD_LIMIT_BYTES, LoadError
 from esper.errors import ConfigError, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.ground.workplace import from_here
 

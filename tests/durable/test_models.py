@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from workloads import LOG
 
-from esper.durable.log import Frame, FramedLog, iterate
+from esper.durable.log import FramedLog, iterate
+from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog, iterate_segments
 
 RECORDS = st.lists(st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=40)), max_size=4)

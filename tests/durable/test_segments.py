@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from esper.durable.files import Disk
-from esper.durable.log import Frame, FramedLog
+from esper.durable.log import FramedLog
+from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog, iterate_segments, segments
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
 

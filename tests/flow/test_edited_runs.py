@@ -18,7 +18,8 @@ from esper.archive.history import look_at, read_past
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.config.joined import load_config, parse_override
-from esper.durable.log import Frame, FramedLog, image, scan
+from esper.durable.log import FramedLog, scan
+from esper.durable.log_format import Frame, image
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, EsperError, RestoreImpossible, StoreCorrupt
 from esper.testing import tiny_task

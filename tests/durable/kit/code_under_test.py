@@ -11,7 +11,7 @@ from types import ModuleType
 import esper.durable
 
 ROOM = Path(esper.durable.__file__).parent
-MODULES = ("files", "log", "segments", "streams")
+MODULES = ("files", "log_format", "log", "segments", "streams")
 """In the order in which they import each other."""
 
 
@@ -20,6 +20,7 @@ class Code:
     """One version of the room; every check takes one."""
 
     files: ModuleType
+    log_format: ModuleType
     log: ModuleType
     segments: ModuleType
     streams: ModuleType

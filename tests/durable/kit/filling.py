@@ -36,7 +36,8 @@ def own_tmpfs(folder: str) -> None:
 def fill(folder: Path, most: int) -> dict[str, object]:
     """A log, a log in segments (with at `most` so many records) and a file: fill, look, make room, go on."""
     from esper.durable.files import atomic_write
-    from esper.durable.log import Frame, FramedLog, scan
+    from esper.durable.log import FramedLog, scan
+    from esper.durable.log_format import Frame
     from esper.durable.segments import SegmentedLog, iterate_segments
     from esper.errors import StoreWriteFailed
 

@@ -77,7 +77,8 @@ def live_and_die(path: Path, life: int, segmented: bool, rng: random.Random) -> 
 
 def read(path: Path, segmented: bool) -> list[bytes]:
     """Raises: AssertionError: there is damage that is no torn tail."""
-    from esper.durable.log import LoadError, iterate
+    from esper.durable.log import iterate
+    from esper.durable.log_format import LoadError
     from esper.durable.segments import segments
 
     files = segments(path) if segmented else [one for one in [path / "a.log"] if one.exists()]

@@ -164,44 +164,49 @@ MUTANTS = (
         "log: the lock is not taken", "log", "            self._disk.lock(self._descriptor)\n", "            pass\n"
     ),
     # -- the log: the format
-    Mutant("log: checksums start without a salt", "log", "    salt = secrets.randbits(64)\n", "    salt = 0\n"),
+    Mutant("log: checksums start without a salt", "log_format", "    salt = secrets.randbits(64)\n", "    salt = 0\n"),
     Mutant(
         "log: checksums do not depend on the offset",
-        "log",
+        "log_format",
         '    return crc32(struct.pack(">QQ", salt, offset))\n',
         '    return crc32(struct.pack(">QQ", salt, 0))\n',
     ),
     Mutant(
         "log: the checksum of a frame header is not checked",
-        "log",
+        "log_format",
         "    if sealed != _CRC.pack(header_crc):\n",
         "    if False:\n",
     ),
     Mutant(
         "log: the checksum of a payload is not checked",
-        "log",
+        "log_format",
         "    if trailer != _CRC.pack(crc32(payload, header_crc)):\n",
         "    if False:\n",
     ),
     Mutant(
         "log: the checksum of the file header is not checked",
-        "log",
+        "log_format",
         "    if header_crc != _CRC.pack(crc32(fields)):\n",
         "    if False:\n",
     ),
     Mutant(
         "log: any length is accepted",
-        "log",
+        "log_format",
         "    if length > PAYLOAD_LIMIT_BYTES:\n        return",
         "    if False:\n        return",
     ),
-    Mutant("log: a length beyond the end of the file is accepted", "log", "    if end > size:\n", "    if False:\n"),
     Mutant(
-        "log: a frame of a later version is read", "log", "    if version != _VERSION:  # not", "    if False:  # not"
+        "log: a length beyond the end of the file is accepted", "log_format", "    if end > size:\n", "    if False:\n"
+    ),
+    Mutant(
+        "log: a frame of a later version is read",
+        "log_format",
+        "    if version != _VERSION:  # not",
+        "    if False:  # not",
     ),
     Mutant(
         "log: records after a damaged header are not read",
-        "log",
+        "log_format",
         '        return "the checksum of the frame header is wrong", _next_magic(file, offset + 1, size)\n',
         '        return "the checksum of the frame header is wrong", size\n',
     ),
