@@ -476,7 +476,6 @@ def test_planted_chain_to_a_package_that_may_not_be_loaded_is_caught(holder: str
         (folders_that_are_no_packages, "esper.tolaria.deep.file", '"""Deep."""'),
         (names_of_several_files, "esper.tamiyo.trainer", '"""Two."""'),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_planted_file_that_breaks_a_rule_of_the_whole_tree_is_found(
     rule: Callable[[list[Module]], set[str]], name: str, source: str
