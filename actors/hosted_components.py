@@ -20,8 +20,8 @@ from esper.ground.heartbeat import beat
 from esper.kasmina.incubation.incubator import Incubator
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.leyline.evidence import HostObservation, SampleLosses
+from esper.leyline.host_ports import Fork
 from esper.leyline.incubation import CandidateProbe
-from esper.leyline.ports import Fork
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.stages import Stage
 from esper.setup.assembly import RunKey, make_fork_factory, make_incubator, make_kasmina, make_tamiyo, make_trainer

@@ -489,7 +489,7 @@ def test_planted_file_that_breaks_a_rule_of_the_whole_tree_is_found(
         ("esper.leyline.state", "import json\nfrom esper.leyline.base import Message"),
         (
             "esper.kasmina.host.host_editor",
-            "import torch\nfrom esper.leyline import ports\nfrom esper.ground import random_streams, tensors",
+            "import torch\nfrom esper.leyline import host_ports\nfrom esper.ground import random_streams, tensors",
         ),
         ("esper.kasmina.host.host_editor", "from . import blending\nfrom .dry_run import dry_run"),
         ("esper.flow.in_process", "from esper.kasmina.registry import manager\nfrom esper.tolaria import trainer"),

@@ -1,4 +1,6 @@
-"""Ports: the interfaces by which a room calls another room without importing it.
+"""Ports of the line: the interfaces by which it calls the components at a fence, and Tamiyo its policy.
+
+In one process the components themselves have these methods, across processes their handles.
 
 `Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
 """
@@ -7,18 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Pair, Verdict
-from esper.leyline.evidence import (
-    GradientProbe,
-    HostObservation,
-    ResetProbe,
-    SampleLosses,
-    SeedObservation,
-)
+from esper.leyline.evidence import HostObservation, ResetProbe, SampleLosses
 from esper.leyline.incubation import (
     CandidateProbe,
     Changed,
@@ -29,145 +25,10 @@ from esper.leyline.incubation import (
     Received,
     TwinReport,
 )
-from esper.leyline.reports import Amendment, FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
+from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView, RoundState, TrainingState
-
-
-class Policy(Protocol):
-    """Decides which seeds to try. A pure function of its arguments."""
-
-    name: str
-    version: str
-
-    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return some of the eligible pairs, or a hold with a reason."""
-        ...
-
-
-class HostEditor(Protocol):
-    """Kasmina's part in the trainer process: attaches seeds to one host and detaches them without a trace."""
-
-    def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed. The caller has verified that its weights have the plan's digest."""
-        ...
-
-    def amend(self, change: Amendment) -> None:
-        """Change a seed that stays in the host. Its plan in `topology` shows the change."""
-        ...
-
-    def remove(self, seed_id: str) -> None:
-        """Detach a seed without a trace."""
-        ...
-
-    def release(self) -> None:
-        """Make every seed an ordinary part of the host. The editor must not be used afterwards."""
-        ...
-
-    def set_alphas(self, step: int) -> None:
-        """Set every seed's alpha for optimizer step `step`."""
-        ...
-
-    def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the current plans of all grafted seeds, in graft order: they rebuild the present host."""
-        ...
-
-    def parameters_of(self, seed_id: str) -> Sequence[Any]:  # Any: torch.nn.Parameter
-        """Return a seed's trainable parameters, in name order."""
-        ...
-
-    def tensors(self) -> Mapping[str, Any]:  # Any: torch.Tensor
-        """Return all parameters and buffers of all seeds, by names that do not depend on the run's id."""
-        ...
-
-    def set_training(self, training: bool) -> None:
-        """Put every seed into training or evaluation mode."""
-        ...
-
-    def audit(self) -> None:
-        """Walk the autograd graph of the last forward pass.
-
-        Raises:
-            IsolationViolation: an isolated seed's branch reaches host parameters.
-        """
-        ...
-
-    def watched(self) -> tuple[str, ...]:
-        """Return the ids of the isolated seeds whose last branch is stored. A slot that was not called has none."""
-        ...
-
-    def watch(self, on: bool) -> None:
-        """Start or stop storing the branches of forward passes, for `audit`."""
-        ...
-
-    def observations(self) -> tuple[SeedObservation, ...]:
-        """Return the observations of each seed since the last call, and start new ones."""
-        ...
-
-
-class Fork(Protocol):
-    """A copy of the host in training: a control, a seeded fork, or the twin. It may be in any process.
-
-    Call order: `graft`, if there is a candidate, before all other methods.
-    """
-
-    def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a candidate."""
-        ...
-
-    def train_to(self, step: int) -> tuple[float, ...]:
-        """Train up to optimizer step `step` (of the run); returns the loss of each step."""
-        ...
-
-    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Losses on the slice of a shard that belongs to a fence."""
-        ...
-
-    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
-        """Return the observations of the seeds since the last call, and the paths of the host's layers."""
-        ...
-
-    def shard_means(self, shard: str) -> dict[str, float]:
-        """Mean loss ("loss") and metrics over a whole shard."""
-        ...
-
-    def weights_sha256(self) -> str:
-        """Digest of all weights and buffers."""
-        ...
-
-    def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference; opaque to the caller
-        """Return the whole state that the fork's further training depends on."""
-        ...
-
-
-class ProbedFork(Fork, Protocol):
-    """A fork in this process, on which candidates are measured one after the other: `graft`, measure, `remove`."""
-
-    def remove(self, seed_id: str) -> None:
-        """Detach a candidate, so that another can be grafted."""
-        ...
-
-    def activation(self, slot: str) -> Any:  # Any: torch.Tensor
-        """Return the slot's output, seeds included, on the next training batch. The host is not changed."""
-        ...
-
-    def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
-        """Run backward passes on the next training batches, without an update."""
-        ...
-
-
-AnyFork = TypeVar("AnyFork", bound=Fork, covariant=True)
-
-
-class ForkFactory(Protocol[AnyFork]):
-    """Makes forks from snapshots."""
-
-    def __call__(self, snapshot: Any) -> AnyFork:  # Any: as `Fork.snapshot`
-        ...
-
-
-# -- ports of the fence loop: in one process the objects themselves, across processes their handles ----------------
 
 
 class LiveHost(Protocol):
@@ -243,6 +104,17 @@ class LiveHost(Protocol):
 
     def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`
         """Restore the state of a snapshot, in the same or a newer generation."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides which seeds to try. A pure function of its arguments."""
+
+    name: str
+    version: str
+
+    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
+        """Return some of the eligible pairs, or a hold with a reason."""
         ...
 
 

@@ -10,7 +10,8 @@ from esper.kasmina.incubation.incubator import Incubator
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_registry import SeedRegistry
-from esper.leyline.ports import ForkFactory, Policy, ProbedFork
+from esper.leyline.host_ports import ForkFactory, ProbedFork
+from esper.leyline.ports import Policy
 from esper.setup.survey import Survey
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.heuristic import HeuristicPolicy

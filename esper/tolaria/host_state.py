@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import from_bytes, state_digest
 from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
-from esper.leyline.ports import HostEditor
+from esper.leyline.host_ports import HostEditor
 from esper.leyline.reports import Amendment, GraftPlan, JoinPlan, Weights
 from esper.task import Task
 from esper.tolaria.background_save import Saver

@@ -13,7 +13,7 @@ from esper.errors import IsolationViolation
 from esper.ground.heartbeat import beat
 from esper.ground.tensors_kept import tensors_kept
 from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses
-from esper.leyline.ports import HostEditor
+from esper.leyline.host_ports import HostEditor
 from esper.leyline.stages import Stage
 from esper.task import Loss, Task
 from esper.tolaria.companions import depends_on_batch

@@ -17,7 +17,7 @@ from esper import faults
 from esper.errors import DependencyViolationError, EmergencyStop
 from esper.ground.heartbeat import beat
 from esper.leyline.evidence import ResetProbe
-from esper.leyline.ports import HostEditor
+from esper.leyline.host_ports import HostEditor
 from esper.leyline.reports import GraftPlan, GraftReceipt, HostPlan, RemovePlan, Weights
 from esper.leyline.state import TrainingState
 from esper.task import Task

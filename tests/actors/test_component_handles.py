@@ -22,7 +22,8 @@ from actors.desk import EmergencyDesk, EmergencyPort
 from actors.hosted_components import HostedForks, HostedTrainer
 from actors.remote_fork import RemoteFork
 from esper.kasmina.registry.registrar import KasminaRegistrar
-from esper.leyline.ports import Decider, Fork, LiveHost, Registrar
+from esper.leyline.host_ports import Fork
+from esper.leyline.ports import Decider, LiveHost, Registrar
 from esper.leyline.state import RoundState
 from esper.tamiyo.service import Tamiyo
 from esper.tolaria.trainer import Trainer

@@ -19,8 +19,8 @@ from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
 from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
+from esper.leyline.host_ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.incubation import CandidateProbe, ForkResult, IncubationOrder, IncubationResult, TwinReport
-from esper.leyline.ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.reports import GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.telemetry.context import span

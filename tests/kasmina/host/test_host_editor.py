@@ -16,7 +16,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintR
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
-from esper.leyline.ports import HostEditor
+from esper.leyline.host_ports import HostEditor
 from esper.leyline.reports import GraftPlan, JoinPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost

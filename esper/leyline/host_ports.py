@@ -1,0 +1,134 @@
+"""Ports within one process that trains a host: Kasmina edits Tolaria's host, and measures on Tolaria's forks.
+
+`Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
+
+from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses, SeedObservation
+from esper.leyline.reports import Amendment, GraftPlan, Weights
+from esper.leyline.stages import Stage
+
+
+class HostEditor(Protocol):
+    """Kasmina's part in the trainer process: attaches seeds to one host and detaches them without a trace."""
+
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
+        """Attach a seed. The caller has verified that its weights have the plan's digest."""
+        ...
+
+    def amend(self, change: Amendment) -> None:
+        """Change a seed that stays in the host. Its plan in `topology` shows the change."""
+        ...
+
+    def remove(self, seed_id: str) -> None:
+        """Detach a seed without a trace."""
+        ...
+
+    def release(self) -> None:
+        """Make every seed an ordinary part of the host. The editor must not be used afterwards."""
+        ...
+
+    def set_alphas(self, step: int) -> None:
+        """Set every seed's alpha for optimizer step `step`."""
+        ...
+
+    def topology(self) -> tuple[GraftPlan, ...]:
+        """Return the current plans of all grafted seeds, in graft order: they rebuild the present host."""
+        ...
+
+    def parameters_of(self, seed_id: str) -> Sequence[Any]:  # Any: torch.nn.Parameter
+        """Return a seed's trainable parameters, in name order."""
+        ...
+
+    def tensors(self) -> Mapping[str, Any]:  # Any: torch.Tensor
+        """Return all parameters and buffers of all seeds, by names that do not depend on the run's id."""
+        ...
+
+    def set_training(self, training: bool) -> None:
+        """Put every seed into training or evaluation mode."""
+        ...
+
+    def audit(self) -> None:
+        """Walk the autograd graph of the last forward pass.
+
+        Raises:
+            IsolationViolation: an isolated seed's branch reaches host parameters.
+        """
+        ...
+
+    def watched(self) -> tuple[str, ...]:
+        """Return the ids of the isolated seeds whose last branch is stored. A slot that was not called has none."""
+        ...
+
+    def watch(self, on: bool) -> None:
+        """Start or stop storing the branches of forward passes, for `audit`."""
+        ...
+
+    def observations(self) -> tuple[SeedObservation, ...]:
+        """Return the observations of each seed since the last call, and start new ones."""
+        ...
+
+
+class Fork(Protocol):
+    """A copy of the host in training: a control, a seeded fork, or the twin. It may be in any process.
+
+    Call order: `graft`, if there is a candidate, before all other methods.
+    """
+
+    def graft(self, plan: GraftPlan, weights: Weights) -> None:
+        """Attach a candidate."""
+        ...
+
+    def train_to(self, step: int) -> tuple[float, ...]:
+        """Train up to optimizer step `step` (of the run); returns the loss of each step."""
+        ...
+
+    def sample_losses(self, shard: str, fence: int) -> SampleLosses:
+        """Losses on the slice of a shard that belongs to a fence."""
+        ...
+
+    def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
+        """Return the observations of the seeds since the last call, and the paths of the host's layers."""
+        ...
+
+    def shard_means(self, shard: str) -> dict[str, float]:
+        """Mean loss ("loss") and metrics over a whole shard."""
+        ...
+
+    def weights_sha256(self) -> str:
+        """Digest of all weights and buffers."""
+        ...
+
+    def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference; opaque to the caller
+        """Return the whole state that the fork's further training depends on."""
+        ...
+
+
+class ProbedFork(Fork, Protocol):
+    """A fork in this process, on which candidates are measured one after the other: `graft`, measure, `remove`."""
+
+    def remove(self, seed_id: str) -> None:
+        """Detach a candidate, so that another can be grafted."""
+        ...
+
+    def activation(self, slot: str) -> Any:  # Any: torch.Tensor
+        """Return the slot's output, seeds included, on the next training batch. The host is not changed."""
+        ...
+
+    def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
+        """Run backward passes on the next training batches, without an update."""
+        ...
+
+
+AnyFork = TypeVar("AnyFork", bound=Fork, covariant=True)
+
+
+class ForkFactory(Protocol[AnyFork]):
+    """Makes forks from snapshots."""
+
+    def __call__(self, snapshot: Any) -> AnyFork:  # Any: as `Fork.snapshot`
+        ...
