@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,26 @@ def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
 def fail_with(error: BaseException, cause: BaseException | None = None) -> NoReturn:
     """Raise an error from a frame in a file of esper, as esper does."""
     raise error from cause
+
+
+def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
+    """Return a `check` for `pytest.raises`: the error has fields of these values, and its text contains the names.
+
+    A field is compared by `==`, or searched for an `re.Pattern`. A name is what a message must tell whatever its
+    wording: a figure, a path, a key, a part of an API. An error with a `mend` must have one. Raises `AssertionError`.
+    """
+
+    def check(error: BaseException) -> bool:
+        for field, wanted in fields.items():
+            found = getattr(error, field)
+            same = wanted.search(str(found)) if isinstance(wanted, re.Pattern) else found == wanted
+            assert same, f"{type(error).__name__}.{field} is {found!r}, expected {wanted!r}"
+        text = str(error)
+        assert not (left_out := [name for name in names if name not in text]), f"{left_out} not in: {text}"
+        assert vars(error).get("mend") != "", f"{type(error).__name__} tells no mend: {text}"
+        return True
+
+    return check
 
 
 class ScriptedPolicy:

@@ -15,7 +15,8 @@ import pytest
 
 from esper import errors
 from esper.archive.summary import failure
-from esper.errors import EsperError
+from esper.errors import ConfigError, EsperError
+from esper.testing import telling
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES: dict[object, object] = {
@@ -191,3 +192,30 @@ def test_no_other_file_defines_an_error() -> None:
         if name in ours or name.endswith(("Error", "Exception"))
     ]
     assert strays == []
+
+
+# -- how tests look at an error ----------------------------------------------------------------------------------
+
+WRONG = ConfigError("run.seed", -1, "use 0 or more")
+
+
+@pytest.mark.parametrize("wording", ["use 0 or more", "a seed of 0 or a positive seed is allowed"])
+def test_fields_and_names_of_an_error_are_found_in_any_wording(wording: str) -> None:
+    assert telling("0", field="run.seed", value=-1)(ConfigError("run.seed", -1, wording))
+    assert telling(field=re.compile(r"seed$"))(ConfigError("run.seed", -1, wording))
+
+
+@pytest.mark.parametrize(
+    ("check", "error"),
+    [
+        (telling(field="run.epochs"), WRONG),
+        (telling(value=-2), WRONG),
+        (telling(field=re.compile(r"^seed")), WRONG),
+        (telling("--seed"), WRONG),
+        (telling(field="run.seed"), ConfigError("run.seed", -1, "")),
+    ],
+    ids=["field", "value", "pattern", "name", "no mend"],
+)
+def test_an_error_that_tells_another_fact_is_refused(check: Callable[[BaseException], bool], error: Exception) -> None:
+    with pytest.raises(AssertionError):
+        check(error)

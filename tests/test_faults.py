@@ -21,6 +21,7 @@ from esper import errors, faults
 from esper.cli.main import main
 from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed, StoreWriteFailed
 from esper.faults import POINTS, Fault, FaultSpec, Firings
+from esper.testing import telling
 
 ROOT = Path(__file__).resolve().parents[1]
 POINT = "tolaria.step"
@@ -139,7 +140,7 @@ def test_times_are_counted_over_the_run_and_each_fault_for_itself(tmp_path: Path
 
 def test_nothing_fires_that_cannot_be_written_down(tmp_path: Path) -> None:
     faults.arm([armed(fault="kill")], "tolaria", tmp_path / "absent" / "faults.jsonl")
-    with pytest.raises(StoreWriteFailed, match="writing a fault down"):
+    with pytest.raises(StoreWriteFailed, check=telling("faults.jsonl", doing="writing a fault down")):
         faults.point(POINT)
 
 
@@ -276,19 +277,19 @@ def test_hang_c_keeps_the_interpreter_from_every_thread(child: Callable[[Fault],
 
 @pytest.mark.parametrize(("point", "near"), [("tolaria.stpe", "tolaria.step"), ("emergency.begin", "emergency")])
 def test_an_unknown_point_is_refused_with_the_nearest(point: str, near: str) -> None:
-    with pytest.raises(ConfigError, match=f"faults.point = '{point}': no such point; the nearest is {near}"):
+    with pytest.raises(ConfigError, check=telling(near, field="faults.point", value=point)):
         faults.check([armed(point=point)])
 
 
 @pytest.mark.parametrize("error", ["FaultInject", "ValueError", "Sequence", "annotations", "__doc__"])
 def test_only_an_error_of_ours_can_be_raised(error: str) -> None:
-    with pytest.raises(ConfigError, match=f"faults.error = '{error}': no such class"):
+    with pytest.raises(ConfigError, check=telling(field="faults.error", value=error)):
         faults.check([armed(error=error)])
 
 
 def test_an_error_that_cannot_be_made_is_refused_when_it_is_armed_and_not_when_it_fires() -> None:
     for cls in (errors.EmergencyStop, errors.Drained, errors.ConfigError):
-        with pytest.raises(ConfigError, match="cannot be made from two texts"):
+        with pytest.raises(ConfigError, check=telling(field="faults.error")):
             faults.arm([armed(error=cls.__name__)])
     faults.arm([armed(error=EmergencyQueueFull.__name__)])
     with pytest.raises(EmergencyQueueFull):

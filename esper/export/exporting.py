@@ -210,7 +210,7 @@ def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> t
             make_folders(draft)
             write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
             atomic_write(draft / "network.py", text.encode())
-            _check_outputs(loaded, batches, _play_torch(draft / "network.py", loaded), 0.0)
+            _check_outputs(loaded, batches, play_torch(draft / "network.py", loaded), 0.0)
             _publish(draft, place)
             sync_folder(folder)
     return place / "network.pt", place / "network.py"
@@ -223,7 +223,7 @@ def _publish(draft: Path, place: Path) -> None:
         raise StoreWriteFailed(str(place), "export") from error
 
 
-def _play_torch(file: Path, loaded: Loaded) -> Play:
+def play_torch(file: Path, loaded: Loaded) -> Play:
     """Run the exported file and return the network that it builds, called in the same way as its task."""
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
     exec(compile(file.read_bytes(), str(file), "exec"), scope)  # text that this process just wrote

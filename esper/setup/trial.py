@@ -77,7 +77,7 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         _watching(trainer.host, survey.specs, shapes),
         refused_as_theirs(doing),
     ):
-        for plan, blob in _cheapest_plans(survey) if grows else ():
+        for plan, blob in cheapest_plans(survey) if grows else ():
             trainer.graft(plan, {plan.weights_digest: blob})
         try:
             trainer.train_to(min(STEPS, survey.total_steps))
@@ -102,7 +102,7 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
         raise not_called(path, 0, trainer.step + MOST_SKIPPED)
 
 
-def _cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
+def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
     """Yield one plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
 
     Candidates that change the shape are left out; gate G0 refuses each of them by name.

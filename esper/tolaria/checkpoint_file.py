@@ -72,11 +72,11 @@ def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK
 
     Raises:
         CheckpointCorrupt: the file is damaged, missing or not a checkpoint; with its path and the reason.
-        MemoryError: the system cannot map the file; see `_mapped`.
+        MemoryError: the system cannot map the file; see `mapped`.
     """
     try:
         with open_verified(path, length, crc, algorithm, disk=disk) as file:
-            return _checked(_mapped(file))
+            return _checked(mapped(file))
     except MemoryError:
         raise  # the machine is at fault; the file may be intact
     except StoreCorrupt as error:
@@ -85,7 +85,7 @@ def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK
         raise CheckpointCorrupt(str(path), f"does not load: {in_a_line(error)}") from error
 
 
-def _mapped(file: BinaryIO) -> Any:  # Any: the content of the file
+def mapped(file: BinaryIO) -> Any:  # Any: the content of the file
     """Raises: MemoryError: the system has no address space to map the file, or no /proc."""
     try:
         return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)

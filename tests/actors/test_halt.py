@@ -43,7 +43,7 @@ from esper.leyline.state import RoundState
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
-from esper.testing import tiny_config, tiny_task, until
+from esper.testing import telling, tiny_config, tiny_task, until
 from esper.user_code.task_reference import Reference
 
 
@@ -185,7 +185,7 @@ class WhileIncubating(Quiet):
 def test_a_halt_ends_a_tournament_that_is_waited_for_and_nothing_follows(
     run_here: Any, local: LocalDesk, tmp_path: Path
 ) -> None:
-    with pytest.raises(EmergencyStop, match="the room is on fire"):
+    with pytest.raises(EmergencyStop, check=telling(reason="the room is on fire", step=20)):
         run_here(progress=WhileIncubating(lambda: local.publish(signal(Level.HALT))))
     kinds = [entry.kind for entry in entries(tmp_path)]
     assert [kind for kind in kinds[-3:] if kind is not RecordKind.CHECKPOINT_COMMITTED][-2:] == [
@@ -207,7 +207,7 @@ def test_the_first_halt_is_named(run_here: Any, local: LocalDesk) -> None:
         local.publish(signal(Level.HALT, "signal-1", "first"))
         local.publish(signal(Level.HALT, "signal-2", "second"))
 
-    with pytest.raises(EmergencyStop, match="halted before step 60: first"):
+    with pytest.raises(EmergencyStop, check=telling("step 60", reason="first", step=60)):
         run_here(progress=AtFence(3, publish))
 
 
@@ -289,7 +289,7 @@ def test_a_signal_of_the_last_moment_is_heard_and_a_later_one_refused(
     run_here(growth__enabled=False)
     kinds = [entry.kind for entry in entries(tmp_path)]
     assert (heard(tmp_path), kinds[-2:]) == (["last"], [RecordKind.SIGNAL, RecordKind.RUN_ENDED])
-    with pytest.raises(EmergencyUnavailable, match="signal late: the run is ending"):
+    with pytest.raises(EmergencyUnavailable, check=telling(signal_id="late")):
         emergency_handle(local).publish(signal(Level.NOTICE, "late"))
     emergency_handle(local).publish(last)  # it was taken: a repeated call learns so
 

@@ -28,7 +28,7 @@ from esper.errors import (
     RestartIntensityExceeded,
     TrainerRankLost,
 )
-from esper.testing import FakeClock
+from esper.testing import FakeClock, telling
 
 RANKS = ("rank-0", "rank-1", "rank-2")
 COMPANY = (
@@ -183,7 +183,7 @@ def test_a_death_during_the_restart_of_a_group_ends_what_was_begun_and_counts_as
     supervisor.started(Life("rank-0", 2))
     supervisor.start_failed(Life("rank-1", 2), lost("rank-1"))
     assert supervisor.take_plan() == RestartPlan(stop=lives(("rank-2", "rank-0"), 2), start=lives(RANKS, 3))
-    with pytest.raises(RestartIntensityExceeded, match="rank-2 died: death 3 of tolaria within"):
+    with pytest.raises(RestartIntensityExceeded, check=telling("rank-2", "death 3", role="tolaria")):
         supervisor.start_failed(Life("rank-2", 3), lost("rank-2"))
 
 
@@ -231,12 +231,10 @@ def test_so_many_deaths_are_restarted_and_one_more_stops_the_run(deaths: int) ->
     stage, last = Stage(deaths=deaths, without_progress=9), lost("tamiyo")
     never_stuck(stage, "tamiyo", deaths)
     assert stage.supervisor.restarts["tamiyo"] == deaths
-    with pytest.raises(RestartIntensityExceeded) as stopped:
+    limit = telling(f"death {deaths + 1}", "600 s", "supervision.deaths", f"{deaths}", role="tamiyo")
+    with pytest.raises(RestartIntensityExceeded, check=limit) as stopped:
         stage.die("tamiyo", last)
     assert stopped.value.__cause__ is last
-    assert str(stopped.value) == (
-        f"tamiyo: tamiyo died: death {deaths + 1} of tamiyo within 600 s, and supervision.deaths allows {deaths}"
-    )
 
 
 @pytest.mark.parametrize(("third_s", "too_many"), [(10.0, True), (10.001, False)])
@@ -247,12 +245,12 @@ def test_a_death_counts_until_the_window_has_slid_past_it(third_s: float, too_ma
     stage.die("tamiyo")
     stage.clock.seconds = third_s
     if too_many:
-        with pytest.raises(RestartIntensityExceeded, match="death 3 of tamiyo within 10 s"):
+        with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "within 10", role="tamiyo")):
             stage.die("tamiyo")
     else:
         stage.die("tamiyo")
         stage.clock.seconds = 19.0  # the second is 10 s ago and counts still
-        with pytest.raises(RestartIntensityExceeded, match="death 3 of tamiyo within 10 s"):
+        with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "within 10", role="tamiyo")):
             stage.die("tamiyo")
 
 
@@ -268,7 +266,7 @@ def test_deaths_are_counted_for_each_child_and_for_a_group_as_one() -> None:
     stage = Stage(deaths=1)
     for name in ("emergency", "tamiyo", "manager-0", "manager-1", "rank-0"):
         stage.die(name)
-    with pytest.raises(RestartIntensityExceeded, match="rank-2 died: death 2 of tolaria"):
+    with pytest.raises(RestartIntensityExceeded, check=telling("rank-2", "death 2", role="tolaria")):
         stage.supervisor.died(Life("rank-2", 2), lost("rank-2"))
 
 
@@ -277,20 +275,17 @@ def test_the_same_fence_three_times_stops_the_run_and_names_it() -> None:
     stage.supervisor.fence_passed(7)
     stage.die("tamiyo")
     stage.die("tamiyo")
-    with pytest.raises(RestartIntensityExceeded) as stopped:
+    limit = telling("death 3", "fence 7", "supervision.without_progress", role="tamiyo")
+    with pytest.raises(RestartIntensityExceeded, check=limit) as stopped:
         stage.die("tamiyo", last)
     assert stopped.value.__cause__ is last
-    assert str(stopped.value) == (
-        "tamiyo: tamiyo died: death 3 of tamiyo at fence 7 with no later one passed, "
-        "and supervision.without_progress stops at 3"
-    )
 
 
 def test_time_alone_is_no_progress() -> None:
     stage = Stage(deaths=9, within_s=10.0, without_progress=2)
     stage.die("tamiyo")
     stage.clock.move(1e6)
-    with pytest.raises(RestartIntensityExceeded, match="at fence 0"):
+    with pytest.raises(RestartIntensityExceeded, check=telling("fence 0", role="tamiyo")):
         stage.die("tamiyo")
 
 
@@ -310,7 +305,7 @@ def test_fences_that_a_restore_goes_back_to_are_no_progress() -> None:
     stage.settle()
     for fence in (5, 6):
         stage.supervisor.fence_passed(fence)
-    with pytest.raises(RestartIntensityExceeded, match="death 3 of tolaria at fence 7"):
+    with pytest.raises(RestartIntensityExceeded, check=telling("death 3", "fence 7", role="tolaria")):
         stage.supervisor.died(Life("rank-0", 3), lost("rank-0"))
 
 
@@ -359,7 +354,7 @@ def test_a_declared_error_is_a_death_of_the_child_that_raised_it_which_is_ended_
     stage = Stage(policy={"PolicyFailed": "restart"}, deaths=1)
     plan = RestartPlan(stop=(Life("tamiyo", 1),), start=(Life("tamiyo", 2),))
     assert stage.die("tamiyo", PolicyFailed("own", 3)) == [plan]
-    with pytest.raises(RestartIntensityExceeded, match="death 2 of tamiyo"):
+    with pytest.raises(RestartIntensityExceeded, check=telling("death 2", role="tamiyo")):
         stage.die("tamiyo", PolicyFailed("own", 3))
 
 

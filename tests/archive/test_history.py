@@ -20,7 +20,7 @@ from esper.durable.log import FramedLog, scan
 from esper.durable.log_format import Frame, image
 from esper.errors import EsperError, RunDirectoryError, StoreCorrupt
 from esper.leyline.signals import EmergencySignal, Level
-from esper.testing import EPOCH
+from esper.testing import EPOCH, telling
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_journal_that_is_shorter_than_it_was_when_it_was_taken_over_is_damaged
 
 def test_a_journal_under_another_ones_name_is_refused(path: Path) -> None:
     shutil.copy(journal_file(path, 1), journal_file(path, 2))
-    with pytest.raises(StoreCorrupt, match=r"journal-2\.log: it is the journal of generation 1 under another name"):
+    with pytest.raises(StoreCorrupt, check=telling("journal-2.log", "generation 1")):
         read_past(path)
 
 
@@ -210,7 +210,7 @@ def test_a_gap_in_the_row_of_journals_is_one_damage_however_wide(path: Path) -> 
 def test_looking_at_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for nothing in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
-        with pytest.raises(RunDirectoryError, match="no run is here"):
+        with pytest.raises(RunDirectoryError, check=telling("no run", field="RUN")):
             look_at(nothing)
 
 
@@ -219,7 +219,7 @@ def test_a_run_that_died_before_it_had_a_journal_has_a_past_without_records(path
     for generation in (1, 2):
         journal_file(path, generation).unlink()
     for left in (checkpoints_folder(path), reports_folder(path)):
-        with pytest.raises(StoreCorrupt, match=r"journal-1\.log: is missing"):
+        with pytest.raises(StoreCorrupt, check=telling("journal-1.log", "missing")):
             read_past(path)
         shutil.rmtree(left)
     past = read_past(path)

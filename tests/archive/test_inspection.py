@@ -19,7 +19,7 @@ from esper.cli.main import exit_code
 from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
 from esper.leyline.signals import EmergencySignal, Level
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.testing import EPOCH, ScriptedPolicy, tiny_config, tiny_task
+from esper.testing import EPOCH, ScriptedPolicy, telling, tiny_config, tiny_task
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,13 @@ def test_looking_changes_nothing(stopped: Path) -> None:
 
 
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="no run is here"):
+    with pytest.raises(RunDirectoryError, check=telling("no run", field="RUN")):
         inspect_run(tmp_path)
 
 
 def test_a_foreign_run_json_is_refused_by_name(stopped: Path) -> None:
     run_file(stopped).write_text('{"run_id": 3}')
-    with pytest.raises(StoreCorrupt, match=r"not a run\.json of this version"):
+    with pytest.raises(StoreCorrupt, check=telling("run.json")):
         load_identity(stopped)
 
 

@@ -11,6 +11,7 @@ from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind, read
 from esper.durable.log import FramedLog
 from esper.errors import StoreCorrupt
 from esper.leyline.reports import GraftReceipt
+from esper.testing import telling
 
 RECEIPT = GraftReceipt(command_id="c", seed_id="s", generation=1, step=40, parameters=7)
 
@@ -78,7 +79,7 @@ def test_a_record_of_an_unknown_kind_or_without_json_is_reported_and_not_read(pa
 
 def test_what_is_no_journal_is_refused(path: Path) -> None:
     path.write_text("hello")
-    with pytest.raises(StoreCorrupt, match="not a framed log"):
+    with pytest.raises(StoreCorrupt, check=telling("journal-1.log")):
         read(path)
 
 

@@ -18,10 +18,11 @@ from esper.cli.terminal import COLOURS, Terminal, heading, results, standing
 from esper.errors import PolicyFailed, TrainerRankLost
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
+from esper.flow.tally import Tally
 from esper.leyline.incubation import Answer
 from esper.leyline.reports import Check, Gate, GateReport, Transition
 from esper.leyline.stages import IN_HOST, Stage
-from esper.leyline.state import SeedState
+from esper.leyline.state import RoundState, SeedState
 from esper.setup.survey import survey_of
 from esper.testing import ScriptedPolicy, tiny_config, tiny_task
 
@@ -263,7 +264,8 @@ def told(after: Stage, before: Stage, gate: GateReport, *, replica: bool = False
     )
     shown = console()
     terminal = Terminal(shown)
-    terminal._replicas = frozenset({"s"} if replica else ())
+    own = seed(before).model_copy(update={"seed_id": "s", "replica_of": "t" if replica else None})
+    terminal.fence(RoundState.model_construct(fence=0, seeds=(own,)), Tally())
     terminal.answer(Answer(transitions=(step,), gates=(gate,)))
     return shown.export_text().strip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from esper.durable.files import DirectoryLease, Disk, atomic_write, sync_folder
 from esper.errors import RunDirectoryError, StoreWriteFailed
+from esper.testing import telling
 
 
 class FailingDisk(Disk):
@@ -62,7 +64,7 @@ def test_the_bytes_are_synced_before_the_rename_and_the_name_after_it(tmp_path: 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path: Path, failing: str) -> None:
     path = tmp_path / "run.json"
     atomic_write(path, b"old")
-    with pytest.raises(StoreWriteFailed, match=f"planted in {failing}") as caught:
+    with pytest.raises(StoreWriteFailed, check=telling(f"in {failing}", "planted", doing="atomic write")) as caught:
         atomic_write(path, b"new", disk=FailingDisk(failing))
     assert isinstance(caught.value.__cause__, OSError)
     assert path.read_bytes() == b"old"
@@ -70,9 +72,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(tmp_path: Path,
 
 
 def test_a_name_that_may_be_lost_is_not_acknowledged(tmp_path: Path) -> None:
-    with pytest.raises(StoreWriteFailed, match="sync_folder"):
+    with pytest.raises(StoreWriteFailed, check=telling("run.json", "sync_folder", doing="atomic write")):
         atomic_write(tmp_path / "run.json", b"new", disk=FailingDisk("sync_folder"))
-    with pytest.raises(StoreWriteFailed, match="sync of the folder"):
+    with pytest.raises(StoreWriteFailed, check=telling(doing="sync of the folder")):
         sync_folder(tmp_path, disk=FailingDisk("sync_folder"))
 
 
@@ -81,7 +83,7 @@ def test_a_disk_that_writes_nothing_is_an_error_and_not_an_endless_loop(tmp_path
         def write(self, descriptor: int, data: memoryview, offset: int) -> int:
             return super().write(descriptor, data[:0], offset)
 
-    with pytest.raises(StoreWriteFailed, match="wrote nothing"):
+    with pytest.raises(StoreWriteFailed, check=telling("run.json", doing="atomic write")):
         atomic_write(tmp_path / "run.json", b"new", disk=Full())
 
 
@@ -106,7 +108,7 @@ def test_a_held_lease_is_refused_and_names_its_holder(tmp_path: Path) -> None:
     with DirectoryLease(tmp_path):
         assert (tmp_path / "lease").read_text() == f"pid {os.getpid()} on {socket.gethostname()}\n"
         descriptors = os.listdir("/proc/self/fd")
-        with pytest.raises(RunDirectoryError, match=f"in use by pid {os.getpid()} on"):
+        with pytest.raises(RunDirectoryError, check=telling(f"pid {os.getpid()}", "in use", field="run directory")):
             DirectoryLease(tmp_path).acquire()
         assert os.listdir("/proc/self/fd") == descriptors
 
@@ -128,7 +130,7 @@ def test_a_lease_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
-        with pytest.raises(RunDirectoryError, match=f"pid {process.pid} on"):
+        with pytest.raises(RunDirectoryError, check=telling(f"pid {process.pid}", field="run directory")):
             DirectoryLease(tmp_path).acquire()
         process.kill()
     with DirectoryLease(tmp_path):
@@ -152,6 +154,6 @@ def test_a_copy_of_the_descriptor_in_a_forked_child_does_not_keep_a_released_lea
 
 
 def test_a_lease_on_a_folder_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="must exist and be writable") as caught:
+    with pytest.raises(RunDirectoryError, check=telling(field="run directory", value=re.compile("/absent$"))) as caught:
         DirectoryLease(tmp_path / "absent").acquire()
     assert isinstance(caught.value.__cause__, FileNotFoundError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from esper.durable.log import FramedLog
 from esper.durable.log_format import Frame
 from esper.durable.segments import SegmentedLog, iterate_segments, segments
 from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.testing import telling
 
 
 def opened(folder: Path, limit_bytes: int = 100) -> SegmentedLog:
@@ -89,22 +91,22 @@ def test_a_rewrite_that_drops_nothing_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused_by_the_holder_s_name_whatever_segment_is_open(tmp_path: Path) -> None:
-    with filled(tmp_path), pytest.raises(RunDirectoryError, match=f"in use by pid {os.getpid()}"):
+    with filled(tmp_path), pytest.raises(RunDirectoryError, check=telling(f"pid {os.getpid()}", "in use", field="log")):
         opened(tmp_path)
     opened(tmp_path).close()
 
 
 def test_a_log_of_another_epoch_is_not_written_and_not_left_locked(tmp_path: Path) -> None:
     SegmentedLog.open(tmp_path, limit_bytes=100, epoch=3).close()
-    with pytest.raises(RunDirectoryError, match="epoch 3"):
+    with pytest.raises(RunDirectoryError, check=telling("epoch 3", field="epoch", value=0)):
         opened(tmp_path)
     SegmentedLog.open(tmp_path, limit_bytes=100, epoch=3).close()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="must exist"):
+    with pytest.raises(RunDirectoryError, check=telling(field="log", value=re.compile("/absent$"))):
         opened(tmp_path / "absent")
-    with pytest.raises(StoreCorrupt, match="cannot be read"):
+    with pytest.raises(StoreCorrupt, check=telling("absent")):
         segments(tmp_path / "absent")
 
 
@@ -124,7 +126,7 @@ def test_a_closed_log_says_so_and_may_be_closed_again(tmp_path: Path) -> None:
     log.close()
     log.close()
     for call in (lambda: log.append(1, b"late"), log.rotate, lambda: log.rewrite(lambda _: False)):
-        with pytest.raises(StoreWriteFailed, match="closed by its owner"):
+        with pytest.raises(StoreWriteFailed, check=telling("00000000000000000004.log", "closed", doing="append")):
             call()
     assert held(tmp_path) == list(range(6))
 
@@ -142,7 +144,9 @@ def test_a_segment_that_cannot_be_begun_leaves_the_old_one_in_use(tmp_path: Path
     with SegmentedLog.open(tmp_path, limit_bytes=1, disk=disk) as log:
         log.append(1, b"one")
         disk.full = True
-        with pytest.raises(StoreWriteFailed, match="planted"):
+        with pytest.raises(
+            StoreWriteFailed, check=telling("00000000000000000001.log", "planted", doing="atomic write")
+        ):
             log.append(1, b"lost")
         assert firsts(tmp_path) == [0]
         disk.full = False

@@ -15,7 +15,7 @@ from esper.errors import DependencyViolationError, EmergencyQueueFull, Emergency
 from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
-from esper.testing import EPOCH
+from esper.testing import EPOCH, telling
 
 
 def signal(signal_id: str, level: Level = Level.NOTICE) -> EmergencySignal:
@@ -135,7 +135,9 @@ def test_ids_of_delivered_signals_are_forgotten_in_time_and_those_of_held_ones_n
         queue.acknowledge("conductor", f"n{number}")
     before = queue.publish(signal("held"))
     assert before == queue.publish(signal("n1")) == queue.publish(signal(f"n{REMEMBERED}"))
-    with pytest.raises(DependencyViolationError, match="another body under a known id"):
+    with pytest.raises(
+        DependencyViolationError, check=telling(subject="signal n1", missing="another body under a known id")
+    ):
         queue.publish(signal("n1", Level.ELEVATED))
     assert queue.publish(signal("n0")) == before + 1  # the oldest: taken again, which is harmless
 

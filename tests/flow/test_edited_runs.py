@@ -22,7 +22,7 @@ from esper.durable.log import FramedLog, scan
 from esper.durable.log_format import Frame, image
 from esper.durable.streams import write_stream
 from esper.errors import ConfigError, EsperError, RestoreImpossible, StoreCorrupt
-from esper.testing import tiny_task
+from esper.testing import telling, tiny_task
 
 Content = dict[str, Any]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -192,7 +192,7 @@ def test_a_part_of_a_run_that_is_no_file_is_refused(path: Path, make: Callable[[
 def test_a_run_json_that_says_what_cannot_be_is_refused(path: Path, text: str | Content) -> None:
     told = text if isinstance(text, str) else json.dumps(json.loads(run_file(path).read_text()) | text)
     run_file(path).write_text(told)
-    with pytest.raises(StoreCorrupt, match=r"run\.json"):
+    with pytest.raises(StoreCorrupt, check=telling("run.json")):
         read_past(path)
     assert look_at(path).damages[0].file == "run.json"
 
@@ -233,5 +233,5 @@ def test_a_file_of_settings_that_cannot_be_one_is_refused(tmp_path: Path, option
 
 
 def test_an_override_that_is_nested_too_deeply_is_refused() -> None:
-    with pytest.raises(ConfigError, match="recursion"):
+    with pytest.raises(ConfigError, check=telling("recursion", field="--set")):
         parse_override(f"run.seed={DEEP}")

@@ -31,7 +31,7 @@ from esper.setup.survey import survey_of
 from esper.tamiyo.field_reports import load_reports
 from esper.task import Task
 from esper.tasks.digits import task as digits_task
-from esper.testing import Bands, ScriptedPolicy, TinyHost, tiny_config, tiny_task
+from esper.testing import Bands, ScriptedPolicy, TinyHost, telling, tiny_config, tiny_task
 from esper.tolaria.unkept import Unkept
 from esper.user_code.process_state import process_state
 
@@ -408,7 +408,7 @@ def test_the_directory_is_free_again_after_a_failure(tmp_path: Path) -> None:
 
 def test_wrong_input_writes_nothing(tmp_path: Path) -> None:
     failed_task = tiny_task(slots=["bod"])
-    with pytest.raises(TaskError, match="the nearest is 'body'"):
+    with pytest.raises(TaskError, check=telling("'body'", field="task.slots", value="bod")):
         run(failed_task, tiny_config(run__dir=str(tmp_path / "run")))
     assert list(tmp_path.iterdir()) == []
 

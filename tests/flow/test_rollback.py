@@ -167,10 +167,16 @@ def test_what_is_taken_back_stays_in_the_old_journal_and_does_not_count(line: Li
     assert {written.generation for written in past.commits if written.fence == 3} == {2}
 
 
-def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line) -> None:
+def test_a_plan_and_a_command_of_before_are_refused_afterwards(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
     line.begin()
     sent: list[Any] = []
-    line.growth._sent = lambda command: sent.append(command) or command  # type: ignore[method-assign,func-returns-value]
+    receive = line.components.kasmina.receive
+
+    def received(command: Any, fence: int) -> Any:
+        sent.append(command)
+        return receive(command, fence)
+
+    monkeypatch.setattr(line.components.kasmina, "receive", received)
     while not any(seed.stage in LIVE for seed in line.view.seeds):
         line.round()
     plan, snapshot = host_plans(line)[-1], line.components.trainer.snapshot()
@@ -228,7 +234,7 @@ def dies(line: Line, name: str, role: str) -> None:
 
         def revive(self, generation: int) -> None:
             if role == "tolaria":
-                key = RunKey(line.components.trainer._settings.run_id, generation, bytes(32))  # type: ignore[attr-defined]  # here
+                key = RunKey(line.view.run_id, generation, bytes(32))
                 line.components.trainer = make_trainer(survey_of(tiny_task(), tiny_config()), key)
 
     line.components.crew = Mortal()
@@ -352,7 +358,7 @@ def test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tourna
         while line.passed < LAST:
             line.round()
             line.checkpoints.settle()
-            pending = line.components.incubator._pending is not None  # type: ignore[attr-defined]  # to look on
+            pending = line.view.incubating
             held.append(snapshots() - others - pending)
     finally:
         gc.unfreeze()

@@ -17,7 +17,7 @@ from esper.kasmina.blueprints.catalogue import BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind
 from esper.setup.assembly import RunKey, make_trainer
 from esper.setup.survey import Survey, survey_of
-from esper.setup.trial import _cheapest_plans
+from esper.setup.trial import cheapest_plans
 from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
 
 SHORT = 44
@@ -89,7 +89,7 @@ def test_a_slot_that_steps_skip_by_chance_trains_a_seed_in_the_others(tmp_path: 
 def test_isolation_is_not_said_to_be_seen_in_a_step_that_skips_the_slot() -> None:
     found = survey()
     trainer = make_trainer(found, RunKey("r", 1, b""))
-    plan, blob = next(_cheapest_plans(found))
+    plan, blob = next(cheapest_plans(found))
     trainer.graft(plan.model_copy(update={"isolated": True}), {plan.weights_digest: blob})
     forward, trainer.host.forward = trainer.host.forward, trainer.host.head.forward
     trainer.train_to(1)

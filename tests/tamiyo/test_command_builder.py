@@ -15,7 +15,7 @@ from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.telemetry import Telemetry, span, trace_id
-from esper.testing import EPOCH, FakeClock
+from esper.testing import EPOCH, FakeClock, telling
 
 KEY = b"a key of a test's own, 32 bytes."
 MakeState = Callable[..., RoundState]
@@ -135,9 +135,9 @@ def test_a_seed_needs_its_tournaments_mesh_until_it_is_accepted_and_then_its_own
 def test_a_state_without_a_run_id_makes_no_command(
     builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed, decision: Decision
 ) -> None:
-    with pytest.raises(DependencyViolationError, match="command GERMINATE: run id missing"):
+    with pytest.raises(DependencyViolationError, check=telling(subject="command GERMINATE", missing="run id missing")):
         builder.germinate(make_state(run_id=""), decision)
-    with pytest.raises(DependencyViolationError, match="command ADVANCE: run id missing"):
+    with pytest.raises(DependencyViolationError, check=telling(subject="command ADVANCE", missing="run id missing")):
         builder.advance(make_state(run_id=""), make_seed(stage=Stage.BLENDING), "v")
 
 

@@ -14,6 +14,7 @@ from esper.errors import FieldReportInvalid, StoreWriteFailed
 from esper.leyline.reports import FieldReport
 from esper.tamiyo.field_reports import KIND, FieldReportStore, load_reports, parse_report
 from esper.telemetry import Telemetry
+from esper.testing import telling
 
 MakeReport = Callable[..., FieldReport]
 
@@ -55,7 +56,7 @@ def test_a_whole_report_is_read(make_report: MakeReport, told: Callable[[], list
 def test_a_report_that_lacks_what_it_must_carry_is_refused_and_told(
     make_report: MakeReport, changes: dict[str, Any], named: str, telemetry: Telemetry, told: Callable[[], list[str]]
 ) -> None:
-    with pytest.raises(FieldReportInvalid, match=f"field report: missing or wrong: {named}"):
+    with pytest.raises(FieldReportInvalid, check=telling(named, "missing", subject="field report")):
         parse_report(as_json(make_report(), **changes))
     assert told() == ["field_report_invalid"]
     assert telemetry.counters.total("esper.severe_events", event="field_report_invalid") == 1
@@ -174,5 +175,5 @@ def test_a_segment_that_is_no_log_is_left_as_it_is_and_the_next_is_begun(
 
 def test_a_store_whose_folder_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "field_reports").write_text("")
-    with pytest.raises(StoreWriteFailed, match="field_reports: making the folder"):
+    with pytest.raises(StoreWriteFailed, check=telling("field_reports", doing="making the folder")):
         FieldReportStore(tmp_path / "field_reports")

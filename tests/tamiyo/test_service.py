@@ -24,7 +24,7 @@ from esper.tamiyo.eligibility import GrowthWindow
 from esper.tamiyo.service import Tamiyo
 from esper.tamiyo.settings import RiskConfig
 from esper.telemetry import Telemetry
-from esper.testing import FakeClock, ScriptedPolicy
+from esper.testing import FakeClock, ScriptedPolicy, telling
 
 MakeState = Callable[..., RoundState]
 MakeDecision = Callable[..., Decision]
@@ -135,7 +135,9 @@ def test_changes_of_rates_become_commands_whatever_is_tried(
 def test_a_policy_that_names_no_pair_and_no_reason_has_no_candidates(
     make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told, hold: str | None
 ) -> None:
-    with pytest.raises(NoSeedCandidates, match="2 are open"):
+    with pytest.raises(
+        NoSeedCandidates, check=telling("2", subject="policy scripted", missing="none of the eligible pairs")
+    ):
         Components(make_decision(hold=hold)).tamiyo.decide(make_state())
     assert told() == ["policy_no_candidates"]
     assert failures(telemetry) == 1
@@ -164,7 +166,9 @@ def test_one_pair_that_is_not_eligible_as_it_stands_refuses_the_whole_decision(
 ) -> None:
     decision = make_decision(make_pair("norm", risk=0.1), make_pair("mlp").model_copy(update=stray))
 
-    with pytest.raises(DependencyViolationError, match="policy scripted: a pair that is not eligible") as caught:
+    with pytest.raises(
+        DependencyViolationError, check=telling(subject="policy scripted", missing="a pair that is not eligible")
+    ) as caught:
         Components(decision).tamiyo.decide(make_state())
     assert not isinstance(caught.value, NoSeedCandidates)
     assert told() == ["dependency_violation"]
@@ -181,7 +185,9 @@ def test_a_figure_that_is_not_finite_is_an_error_and_not_a_pass(
     told: Told,
     figures: dict[str, Any],
 ) -> None:
-    with pytest.raises(DependencyViolationError, match="a figure that is not finite"):
+    with pytest.raises(
+        DependencyViolationError, check=telling(subject="policy scripted", missing="a figure that is not finite")
+    ):
         Components(make_decision(make_pair("mlp"), **figures)).tamiyo.decide(make_state())
     assert told() == ["dependency_violation"]
 
@@ -191,7 +197,7 @@ def test_a_policys_own_error_is_the_cause_of_its_failure(
 ) -> None:
     own = ZeroDivisionError("in the features")
 
-    with pytest.raises(PolicyFailed, match="policy scripted failed at fence 5") as caught:
+    with pytest.raises(PolicyFailed, check=telling("fence 5", policy="scripted", fence=5)) as caught:
         Components(own).tamiyo.decide(make_state())
     assert caught.value.__cause__ is own
     assert told() == ["policy_failed"]

@@ -22,7 +22,7 @@ from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.policy_state import TamiyoState
 from esper.tamiyo.service import Tamiyo
 from esper.tamiyo.settings import RiskConfig
-from esper.testing import EPOCH, FakeClock
+from esper.testing import EPOCH, FakeClock, telling
 
 MakeState = Callable[..., RoundState]
 MakeReport = Callable[..., FieldReport]
@@ -152,7 +152,7 @@ def told(report: FieldReport) -> dict[str, str]:
 def test_a_past_of_a_later_generation_is_refused(make_report: MakeReport, generation: int) -> None:
     tamiyo = fresh_tamiyo()
     tamiyo.remember(make_report(1))
-    with pytest.raises(StoreCorrupt, match=f"report-1 is of a generation after {generation}"):
+    with pytest.raises(StoreCorrupt, check=telling(f"after {generation}", "1", path="tamiyo's state")):
         fresh_tamiyo().restore(tamiyo.state(), generation)
 
 
@@ -173,5 +173,5 @@ def test_a_report_that_lacks_a_field_makes_no_state(make_report: MakeReport, fie
     tamiyo.remember(make_report(1))
     state = json.loads(tamiyo.state())
     del state["past"][0][field]
-    with pytest.raises(StoreCorrupt, match=rf"past.0.{field}: is missing"):
+    with pytest.raises(StoreCorrupt, check=telling(field, "past.0", "missing", path="tamiyo's state")):
         tamiyo.restore(json.dumps(state), generation=3)

@@ -11,6 +11,7 @@ from esper.errors import TaskError
 from esper.task import Task
 from esper.tasks import digits
 from esper.tasks.digits import SIZES, DigitReader, accuracy, load_images, split
+from esper.testing import telling
 
 SHARDS = ("train", "pick", "gate", "valid", "test")
 
@@ -24,7 +25,7 @@ def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.Monk
     for name in [name for name in sys.modules if name.partition(".")[0] == "sklearn"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(TaskError, match="the extra `digits`") as caught:
+    with pytest.raises(TaskError, check=telling(field="digits")) as caught:
         digits.task()
     assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +33,10 @@ from esper.ground.tensors import state_crc32c, state_digest
 from esper.leyline.checkpoint_record import QUARANTINE, CheckpointWritten
 from esper.leyline.reports import GraftPlan
 from esper.setup.survey import Survey
+from esper.testing import telling
 from esper.tolaria import background_save, checkpoint_file
 from esper.tolaria.checkpoint_file import FORMAT, load, load_written, restore_latest, save, verify_all
+from esper.tolaria.memory_copy import MemoryCopy
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.snapshot_codec import from_plain, incubation_of, to_plain, topology_digest
 from esper.tolaria.trainer import Trainer, never
@@ -154,7 +157,7 @@ def test_what_was_loaded_can_be_used_after_its_file_is_gone_and_trained_without_
 def test_what_is_read_is_what_was_verified_though_the_name_was_given_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, mapped = tmp_path / "a.pt", checkpoint_file._mapped
+    path, mapped = tmp_path / "a.pt", checkpoint_file.mapped
     written = save(path, content())
     save(tmp_path / "b.pt", content(step=99))
 
@@ -162,7 +165,7 @@ def test_what_is_read_is_what_was_verified_though_the_name_was_given_away(
         os.replace(tmp_path / "b.pt", path)
         return mapped(file)
 
-    monkeypatch.setattr(checkpoint_file, "_mapped", replaced)
+    monkeypatch.setattr(checkpoint_file, "mapped", replaced)
     assert load(path, written.length, written.crc, written.algorithm)["step"] == 20
 
 
@@ -222,13 +225,11 @@ def test_the_memory_copy_is_not_overwritten_while_it_is_being_written(
     order: list[str] = []
     with gated(monkeypatch) as gate:
         trainer.save(tmp_path / "a.pt", {}, {})
-        writing, copy_state = trainer._saver._writing, trainer._saver._copy.copy_state
-        assert writing is not None
-        result = writing.result
+        result, copy_state = Future.result, MemoryCopy.copy_state
 
-        def awaited() -> CheckpointWritten:
+        def awaited(writing: Future[Any]) -> Any:
             gate.set()
-            written = result()
+            written = result(writing)
             order.append("written")
             return written
 
@@ -236,8 +237,8 @@ def test_the_memory_copy_is_not_overwritten_while_it_is_being_written(
             order.append("copied")
             return copy_state(*arguments)
 
-        monkeypatch.setattr(writing, "result", awaited)
-        monkeypatch.setattr(trainer._saver._copy, "copy_state", copied)
+        monkeypatch.setattr(Future, "result", awaited)
+        monkeypatch.setattr(MemoryCopy, "copy_state", copied)
         if what == "copy_state":
             trainer.copy_state(2)
         else:
@@ -401,7 +402,7 @@ def test_a_lack_of_memory_is_not_held_against_the_file(
     def exhausted(_file: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(checkpoint_file, "_mapped", exhausted)
+    monkeypatch.setattr(checkpoint_file, "mapped", exhausted)
     with pytest.raises(MemoryError):
         load(written[0], written[1].length, written[1].crc, written[1].algorithm)
 
@@ -633,7 +634,7 @@ class FailingTrial:
 
 def test_a_trial_that_fails_for_every_checkpoint_moves_none(tmp_path: Path, commits: list[CheckpointWritten]) -> None:
     trial = FailingTrial(RuntimeError("CUDA error: unspecified launch failure"))
-    with pytest.raises(RestoreImpossible, match=r"fence-3-g1\.pt cannot.*CUDA error.*fence-1-g1\.pt.*left where they"):
+    with pytest.raises(RestoreImpossible, check=telling("fence-3-g1.pt", "CUDA", "fence-1-g1.pt")):
         restore_latest(tmp_path, commits, trial=trial)
     assert len(list(tmp_path.glob("fence-*.pt"))) == 3
 
@@ -695,7 +696,7 @@ def test_a_checkpoint_that_cannot_be_put_aside_stops_the_restore(
 ) -> None:
     (tmp_path / QUARANTINE).write_bytes(b"in the way")
     damage(tmp_path / "fence-3-g1.pt")
-    with pytest.raises(StoreWriteFailed, match="quarantine"):
+    with pytest.raises(StoreWriteFailed, check=telling("quarantine", doing="making the folder")):
         restore_latest(tmp_path, commits)
     assert (tmp_path / "fence-3-g1.pt").exists()
 
@@ -706,7 +707,7 @@ def test_a_sound_file_under_the_name_of_another_fence_is_refused(
     swapped = commits[-1].model_copy(
         update={"file": commits[0].file, "length": commits[0].length, "crc": commits[0].crc}
     )
-    with pytest.raises(CheckpointCorrupt, match="its record is of fence 3, not 1"):
+    with pytest.raises(CheckpointCorrupt, check=telling("fence-1-g1.pt", "fence 3")):
         load_written(tmp_path, swapped)
 
 

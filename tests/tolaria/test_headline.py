@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 from esper.errors import TaskError
 from esper.setup.survey import Survey
-from esper.testing import Bands, tiny_task
+from esper.testing import Bands, telling, tiny_task
 from esper.tolaria.loss import sample_loss
 from esper.tolaria.measuring import means_over
 from esper.tolaria.task_metrics import Seen
@@ -197,7 +197,7 @@ def test_a_batch_in_the_middle_whose_loss_is_another_number_is_named(name: str) 
     task = tiny_task(**measures)
     batches = evaluated(lambda target: torch.where(target == 3, 0, target), 256, 256, 188)
     batches[1].target[44] = rare
-    with pytest.raises(TaskError, match=r"gives [\d.]+ where .* is [\d.]+, on batch 2 of task\.test': .*sample_loss"):
+    with pytest.raises(TaskError, check=telling("2", "task.test", "sample_loss")):
         means_over(batches, task, sample_loss(task))
 
 
@@ -205,12 +205,12 @@ def test_a_slice_is_compared_before_a_candidate_is_judged_by_it(make_survey: Mak
     survey = make_survey(**three_classes("gate", range(300, 301), 3), **OTHER_NUMBER["a class weight"][1])
     slices = {fence: survey.data.slice("gate", fence).indices for fence in range(1, 20)}
     fence = next(fence for fence, indices in slices.items() if 300 in indices)
-    with pytest.raises(TaskError, match=rf"on batch 1 of the samples of task\.gate at fence {fence}'"):
+    with pytest.raises(TaskError, check=telling(f"fence {fence}", "1", "task.gate", field="task.sample_loss")):
         live_trainer(survey).sample_losses("gate", fence)
 
 
 def test_a_large_part_in_the_middle_is_seen_before_the_run(make_survey: MakeSurvey) -> None:
-    with pytest.raises(TaskError, match=r"on a batch of 256 samples spread over task\.valid"):
+    with pytest.raises(TaskError, check=telling("256", "task.valid", field="task.sample_loss")):
         make_survey(**three_classes("valid", range(256, 400), 3), **OTHER_NUMBER["a class weight"][1])
 
 
@@ -266,17 +266,17 @@ def by_class(output: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("metric", "said"),
     [
-        (lambda _output, _target: "good", r"'str on .*': return a real number, or a tensor"),
-        (by_class, r"on 2 batches at once, [\d.]+ by the mean of its values on each': return one value per sample"),
+        (lambda _output, _target: "good", "str on "),
+        (by_class, r"[\d.]+ on 2 batches at once, [\d.]+ "),
         (
             lambda output, target: hits(output["logits"], target),
-            r"'the metric on the batch of step 0': it raised .*test_headline\.py, line",
+            "batch of step 0",
         ),
     ],
     ids=["text", "values of classes", "raises"],
 )
 def test_a_metric_that_is_neither_is_refused(make_survey: MakeSurvey, metric: Any, said: str) -> None:
-    with pytest.raises(TaskError, match=rf"task\.metrics\['own'\] = .*{said}"):
+    with pytest.raises(TaskError, check=telling(field="task.metrics['own']", value=re.compile(said))):
         make_survey(test=Bands(TEST, key=3), metrics={"own": metric})
 
 
@@ -314,7 +314,7 @@ def several_then_one(output: Tensor, target: Tensor) -> Tensor:
 )
 def test_a_metric_without_a_figure_is_refused_with_the_batch(metric: Any, said: str) -> None:
     task = tiny_task(metrics={"own": metric})
-    with pytest.raises(TaskError, match=rf"task\.metrics\['own'\] = .*{re.escape(said)}") as caught, torch.no_grad():
+    with pytest.raises(TaskError, check=telling(said, field="task.metrics['own']")) as caught, torch.no_grad():
         means_over(evaluated(lambda target: target, 256, 44), task, sample_loss(task))
     assert "\n" not in str(caught.value)
 
@@ -382,7 +382,7 @@ def test_a_metric_of_a_whole_shard_needs_batches_that_can_be_joined(make_survey:
         return [(torch.randn(longest - (n >= 256), 3), torch.zeros(())) for n in range(count)]
 
     shards = {name: lengths(count, 4) for name, count in SHARDS.items()}
-    with pytest.raises(TaskError, match=r"metrics\['top'\] = 'one value for a batch': .*cannot be joined.*per sample"):
+    with pytest.raises(TaskError, check=telling(field="task.metrics['top']", value="one value for a batch")):
         make_survey(
             model=Steps,
             **shards,

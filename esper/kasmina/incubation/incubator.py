@@ -267,7 +267,7 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
         rank=entry.rank,
         pick=entry.pick,
         gate=gate,
-        loss_variation=_variation(entry.losses) if first else None,
+        loss_variation=loss_variation(entry.losses) if first else None,
         fallbacks=_fallbacks(entry.fork, seed_id, fence) if first else None,
     )
 
@@ -281,7 +281,7 @@ def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
     return found[0] if found else None
 
 
-def _variation(losses: list[float]) -> float:
+def loss_variation(losses: list[float]) -> float:
     """Return the scatter of a fork's training losses in its second half, as a share of their mean.
 
     Scatter is the standard deviation about a straight line, so that a fast falling loss does not count as unstable. It

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from esper.errors import ConfigError, SeedBuildFailed
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, CORRECTED_FLOPS, Blueprint, BlueprintRegistry, blueprint
 from esper.leyline.slots import Kind, SlotSpec
+from esper.testing import telling
 
 SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (11, 8), Kind.NC: (8,)}
 SMALLEST = {Kind.NCHW: (1, 1, 1), Kind.NTC: (1, 1), Kind.NC: (1,)}
@@ -142,14 +143,17 @@ def test_a_factory_that_raises_is_named_with_its_slot_and_its_own_error():
     def broken(_spec: SlotSpec) -> nn.Module:
         raise RuntimeError("no such kernel")
 
-    with pytest.raises(SeedBuildFailed, match=r"mine at blocks\.0: build failed: RuntimeError\('no such kernel'\)"):
+    with pytest.raises(
+        SeedBuildFailed,
+        check=telling("RuntimeError", "'no such kernel'", blueprint="mine", slot="blocks.0", doing="build"),
+    ):
         make_blueprint(broken).build(make_spec(Kind.NC), 0)
 
 
 @pytest.mark.parametrize("doing", ["build", "parameters", "flops"])
 def test_a_blueprint_is_not_built_in_a_slot_of_another_kind(doing):
     asked = {"build": (0,), "parameters": (), "flops": (1,)}[doing]
-    with pytest.raises(SeedBuildFailed, match="the slot is NCHW, the blueprint is for NC"):
+    with pytest.raises(SeedBuildFailed, check=telling("NCHW", blueprint="mine", slot="blocks.0")):
         getattr(make_blueprint(), doing)(make_spec(Kind.NCHW), *asked)
 
 
@@ -200,18 +204,18 @@ def test_a_seed_depends_on_its_slot_alone_unless_it_says_so():
 def test_a_name_is_never_taken_twice_and_the_older_blueprint_stays():
     registry, first = BlueprintRegistry(), make_blueprint()
     registry.add(first)
-    with pytest.raises(ConfigError, match="this name is taken"):
+    with pytest.raises(ConfigError, check=telling(field="blueprint.name", value="mine")):
         registry.add(make_blueprint(factory=lambda spec: linear(spec)))
     assert registry.get("mine") is first
 
 
 def test_a_user_cannot_replace_a_built_in_blueprint():
-    with pytest.raises(ConfigError, match="this name is taken"):
+    with pytest.raises(ConfigError, check=telling(field="blueprint.name", value="mlp")):
         blueprint("mlp", kinds=(Kind.NC,), risk=0.1)(linear)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(ConfigError, match="not registered; the nearest is 'token_shift'"):
+    with pytest.raises(ConfigError, check=telling("'token_shift'", field="blueprint", value="tokenshift")):
         BLUEPRINTS.get("tokenshift")
 
 

@@ -17,6 +17,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, bl
 from esper.leyline.slots import Kind, SlotSpec
 from esper.setup.forecast import forecast
 from esper.setup.survey import survey_of
+from esper.testing import telling
 from esper.user_code.task_reference import load_task
 
 PAGE = Path(__file__).parents[3] / "docs" / "blueprints.md"
@@ -68,7 +69,7 @@ def test_a_function_that_is_registered_again_replaces_its_older_self_and_no_othe
         return nn.Linear(spec.shape[-1], 8)
 
     for taken in (other, lambda _spec: nn.Identity()):
-        with pytest.raises(ConfigError, match="this name is taken"):
+        with pytest.raises(ConfigError, check=telling(field="blueprint.name", value="own")):
             blueprint("own", kinds=(Kind.NC,), risk=0.1, registry=registry)(taken)
     assert registry.get("own").parameters(body_spec) == 8 * 4 + 4
 

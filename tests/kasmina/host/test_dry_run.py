@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import NamedTuple
 
 import pytest
@@ -15,6 +16,7 @@ from esper.kasmina.blueprints.ntc import Attention, TimeConv
 from esper.kasmina.host.dry_run import dry_run as find
 from esper.kasmina.host.slot_patterns import match
 from esper.leyline.slots import Kind, SlotSpec
+from esper.testing import telling
 
 TOKENS = torch.randint(0, 11, (4, 16), generator=torch.Generator().manual_seed(0))
 IMAGES = torch.randn(4, 3, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -124,18 +126,14 @@ def test_the_same_module_named_outright_is_refused_or_kept(path, why):
         assert [spec.path for spec in found.specs] == ["body.0", "body.1", "head"]
         assert found.left_out["body"] == "its output is that of body.1"
         return
-    with pytest.raises(TaskError, match=f"slot {path} = '{why}'"):
+    with pytest.raises(TaskError, check=telling(field=f"slot {path}", value=re.compile(why))):
         find(Mixed(), ["*", path], ROWS, call)
 
 
 def test_a_pattern_of_which_nothing_is_left_is_refused_with_the_first_reason():
-    with pytest.raises(TaskError) as caught:
+    first = telling("2 modules", "twice: called 2 times", field="task.slots", value="[pt]*")
+    with pytest.raises(TaskError, check=first):
         find(Mixed(), ["head", "[pt]*"], ROWS, call)
-    assert str(caught.value) == (
-        "task.slots = '[pt]*': none of the 2 modules that it matches can be a slot; twice: called 2 times by a forward"
-        " in training mode: "
-        "a slot is called exactly once; name a module around all its uses"
-    )
 
 
 def test_the_slots_of_a_star_are_measured_as_if_each_was_named():
@@ -152,20 +150,18 @@ def test_a_module_known_by_two_paths_is_one_slot():
 
 @pytest.mark.parametrize("wrong", ["block.0", "blocks.0x", "blocks.7*.0"])
 def test_a_pattern_that_matches_nothing_is_answered_with_the_nearest_module(wrong):
-    with pytest.raises(TaskError, match=r"no module has this path; the nearest is 'blocks\.0"):
+    with pytest.raises(TaskError, check=telling("blocks.0", field="task.slots")):
         resolve(text_model(), ["head", wrong])
 
 
-@pytest.mark.parametrize(
-    ("patterns", "why"), [([""], "the model itself is not a slot"), ("blocks.*", "a list of module paths")]
-)
-def test_the_whole_model_and_a_bare_string_are_no_slots(patterns, why):
-    with pytest.raises(TaskError, match=why):
+@pytest.mark.parametrize(("patterns", "value"), [([""], ""), ("blocks.*", "blocks.*")])
+def test_the_whole_model_and_a_bare_string_are_no_slots(patterns, value):
+    with pytest.raises(TaskError, check=telling(field="task.slots", value=value)):
         resolve(text_model(), patterns)
 
 
 def test_a_model_without_submodules_has_no_slots():
-    with pytest.raises(TaskError, match="no submodule"):
+    with pytest.raises(TaskError, check=telling(field="task.slots", value="weight")):
         resolve(nn.Linear(8, 8), ["weight"])
 
 
@@ -333,31 +329,33 @@ class Uses(nn.Module):
 @pytest.mark.parametrize(
     ("training", "evaluation", "why"),
     [
-        (0, 1, "never called by a forward in training mode.*its forward is bypassed"),
+        (0, 1, "never called by a forward in training mode"),
         (1, 0, "never called by a forward in evaluation mode"),
-        (2, 1, "called 2 times by a forward in training mode.*exactly once"),
+        (2, 1, "called 2 times by a forward in training mode"),
         (1, 3, "called 3 times by a forward in evaluation mode"),
     ],
 )
 def test_a_slot_is_called_exactly_once_in_both_modes(training, evaluation, why):
-    with pytest.raises(TaskError, match=f"slot linear = .*{why}"):
+    with pytest.raises(TaskError, check=telling(field="slot linear", value=re.compile(why))):
         dry_run(Uses(training, evaluation), ["linear"], ROWS, call)
 
 
 def test_a_fused_path_that_bypasses_its_layers_is_found():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    with pytest.raises(TaskError, match=r"slot self_attn\.out_proj = 'never called by a forward in training mode'"):
+    with pytest.raises(
+        TaskError, check=telling(field="slot self_attn.out_proj", value="never called by a forward in training mode")
+    ):
         dry_run(layer, ["self_attn.out_proj"], SEQUENCES, call)
 
 
 @pytest.mark.parametrize(
     ("see", "why"),
     [
-        (lambda x: (x, x), "output of type tuple.*returns a tensor"),
-        (lambda x: x.argmax(-1), "output of torch.int64.*floating point"),
+        (lambda x: (x, x), "output of type tuple"),
+        (lambda x: x.argmax(-1), "output of torch.int64"),
         (lambda x: x.mean(-1), r"output of shape \(4,\)"),
         (lambda x: x[:, :, None, None, None], r"output of shape \(4, 8, 1, 1, 1\)"),
-        (lambda x: x.view(8, 4), r"output of shape \(8, 4\) for 4 samples.*one row per sample"),
+        (lambda x: x.view(8, 4), r"output of shape \(8, 4\) for 4 samples"),
         (lambda x: x / 0, "output not finite"),
         (lambda x: torch.ones_like(x), "no input moves its output"),
         (lambda x: x + next(NOISE), "two outputs for one input"),
@@ -365,7 +363,7 @@ def test_a_fused_path_that_bypasses_its_layers_is_found():
     ids=["tuple", "integers", "one dimension", "five dimensions", "folded batch", "infinite", "constant", "unseeded"],
 )
 def test_an_output_that_no_seed_could_join_is_refused_with_its_slot(see, why):
-    with pytest.raises(TaskError, match=f"slot 0 = .*{why}"):
+    with pytest.raises(TaskError, check=telling(field="slot 0", value=re.compile(why))):
         only(Look(see))
 
 
@@ -377,21 +375,21 @@ def test_an_output_that_differs_between_the_modes_is_refused():
         def forward(self, x: Tensor) -> Tensor:
             return x if self.training else x[:, :4]
 
-    with pytest.raises(TaskError, match=r"\(4, 8\) torch.float32 in training, \(4, 4\) torch.float32 in evaluation"):
+    with pytest.raises(TaskError, check=telling("(4, 8) torch.float32", "(4, 4) torch.float32", field="slot 0")):
         only(Narrowing())
 
 
 @pytest.mark.parametrize(
-    ("batch_input", "said"),
-    [(ROWS[:1], r"task\.batch_size = 1: use 2 or more"), ({"rows": 3}, r"task\.train = 'an input without tensors'")],
+    ("batch_input", "field", "value"),
+    [(ROWS[:1], "task.batch_size", 1), ({"rows": 3}, "task.train", "an input without tensors")],
 )
-def test_a_batch_on_which_nothing_can_be_shown_is_refused(batch_input, said):
-    with pytest.raises(TaskError, match=said):
+def test_a_batch_on_which_nothing_can_be_shown_is_refused(batch_input, field, value):
+    with pytest.raises(TaskError, check=telling(field=field, value=value)):
         only(nn.Linear(8, 8), batch_input)
 
 
 def test_an_error_of_the_users_own_model_is_told_as_hers():
-    with pytest.raises(TaskError, match=r"it raised RuntimeError: .*shapes cannot be multiplied"):
+    with pytest.raises(TaskError, check=telling("RuntimeError", field="task", value="call")):
         only(nn.Linear(5, 8))
 
 

@@ -17,7 +17,7 @@ from esper.errors import DivergenceUnrecoverable, SeedBuildFailed
 from esper.kasmina.blueprints import nc, ntc
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, blueprint
 from esper.kasmina.blueprints.seed_modules import zeroed
-from esper.kasmina.incubation.incubator import Incubator, _variation, run_tournament
+from esper.kasmina.incubation.incubator import Incubator, loss_variation, run_tournament
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.evidence import HostObservation, SampleLosses
@@ -27,7 +27,7 @@ from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
-from esper.testing import tiny_config, tiny_task
+from esper.testing import telling, tiny_config, tiny_task
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
 
@@ -219,7 +219,7 @@ def test_a_candidate_that_cannot_run_is_blamed(survey, fresh, fork):
     (spec,) = survey.specs
     blueprints = own(wrong=lambda _: nn.Linear(7, 8))
     incubator = Incubator(fork, {"body": spec}, blueprints)
-    with pytest.raises(SeedBuildFailed, match="wrong at body"):
+    with pytest.raises(SeedBuildFailed, check=telling(blueprint="wrong", slot="body", doing="forward")):
         incubator.probe_candidates([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
 
 
@@ -563,4 +563,4 @@ def holds(check: dict[str, Any]) -> bool:
     ids=["flat", "falling fast", "up and down", "too short to scatter"],
 )
 def test_variation_is_scatter_about_the_course_of_the_late_losses(losses: list[float], expected: float) -> None:
-    assert _variation(losses) == pytest.approx(expected, abs=0.02)
+    assert loss_variation(losses) == pytest.approx(expected, abs=0.02)

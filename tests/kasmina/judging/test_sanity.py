@@ -15,6 +15,7 @@ from esper.kasmina.blueprints.ntc import TimeConv
 from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.kasmina.judging.sanity import SeedSanity, probe_seed
 from esper.leyline.slots import Kind, SlotSpec
+from esper.testing import telling
 
 SHAPES = {Kind.NCHW: (8, 6, 5), Kind.NTC: (9, 8), Kind.NC: (8,)}
 BUILT_IN = [
@@ -215,7 +216,9 @@ def test_the_probe_leaves_the_seed_and_the_random_numbers_as_they_were():
 
 
 def test_a_seed_that_raises_is_named_with_its_slot_and_its_own_error():
-    with pytest.raises(SeedBuildFailed, match=r"planted at blocks\.0: forward failed: RuntimeError"):
+    with pytest.raises(
+        SeedBuildFailed, check=telling("RuntimeError", blueprint="planted", slot="blocks.0", doing="forward")
+    ):
         probe(nn.Linear(5, 8), make_spec(Kind.NC))
 
 
@@ -234,10 +237,17 @@ def test_an_output_that_cannot_be_measured_is_a_failure_not_a_clean_bill(see, wh
 
 
 def test_one_sample_alone_says_nothing_about_independence():
-    with pytest.raises(EvidenceMissing, match="measured 1, required 2"):
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="G0", evidence="sample independence, by samples", measured=1, required=2)
+    ):
         probe(nn.Linear(8, 8), make_spec(Kind.NC), samples=1)
 
 
 def test_an_activation_of_another_shape_is_refused():
-    with pytest.raises(DependencyViolationError, match="an activation of its shape"):
+    with pytest.raises(
+        DependencyViolationError,
+        check=telling(
+            subject="slot blocks.0", missing="an activation of its shape and type, as the plan saw it: torch.float32"
+        ),
+    ):
         probe_seed(nn.Linear(8, 8), make_spec(Kind.NC), torch.zeros(3, 9), "planted")

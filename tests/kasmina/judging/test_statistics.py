@@ -11,6 +11,7 @@ from scipy import stats
 from esper.errors import EvidenceMissing
 from esper.kasmina.judging.statistics import paired, stouffer, z_limit
 from esper.leyline.evidence import SampleLosses
+from esper.testing import telling
 
 RANDOM = np.random.default_rng(20260101)
 
@@ -128,7 +129,9 @@ def test_a_chance_too_small_to_be_subtracted_from_1_still_gives_a_finite_limit()
 
 
 def test_one_sample_gives_no_limit():
-    with pytest.raises(EvidenceMissing, match=r"limit of z .* measured 1, required 2"):
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="limit of z", evidence="samples or groups", measured=1, required=2)
+    ):
         z_limit(0.05, 400, 1)
 
 

@@ -20,7 +20,7 @@ from esper.kasmina.registry.ledger import Ledger
 from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign, signed_bytes
 from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import IN_HOST, Stage
-from esper.testing import EPOCH
+from esper.testing import EPOCH, telling
 
 SOUND = Candidate(slot="body", blueprint_id="mlp", seed_id="seed-9")
 OTHER_RUN = "00000000-0000-0000-0000-000000000000"
@@ -99,11 +99,11 @@ def test_a_command_without_a_true_signature_is_rejected_before_anything_else(ref
 
 def test_a_signature_of_another_key_or_of_other_case_is_none(make_command, ledger, key):
     foreign = make_command(key=b"another key")
-    with pytest.raises(CommandRejected, match="signature_invalid"):
+    with pytest.raises(CommandRejected, check=telling(reason="signature_invalid")):
         admit(foreign, ledger, key=key, now=EPOCH)
     sound = make_command(name="2")
     shouted = sound.model_copy(update={"signature": sound.signature.upper()})
-    with pytest.raises(CommandRejected, match="signature_invalid"):
+    with pytest.raises(CommandRejected, check=telling(reason="signature_invalid")):
         admit(shouted, ledger, key=key, now=EPOCH)
 
 
@@ -148,7 +148,7 @@ def test_an_operation_is_admitted_from_its_stages_alone(refused, make_command, l
         return
     error, event = refused(command, StageConflict, ledger=here)
     assert error.reason == "stage_conflict"
-    assert f"seed-1: {operation} from {stage}" in str(error)
+    assert all(name in error.detail for name in ("seed-1", operation, stage))
     assert (event["name"], event["severity"]) == ("command_rejected", "ERROR")
 
 
@@ -156,20 +156,20 @@ def test_a_seed_is_germinated_once(refused, make_command):
     error, event = refused(
         make_command(name="2", candidates=(SOUND, SOUND.model_copy(update={"seed_id": "seed-1"}))), StageConflict
     )
-    assert "seed-1 exists already" in str(error)
+    assert "seed-1" in error.detail
     assert event["severity"] == "ERROR"
 
 
 def test_nothing_germinates_while_a_tournament_is_in_flight(refused, make_command, ledger):
     error, _ = refused(make_command(name="2"), StageConflict, ledger=replace(ledger, order_in_flight="command-0"))
-    assert "the tournament of command-0 has not ended" in str(error)
+    assert "command-0" in error.detail
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in IN_HOST])
 def test_only_an_accepted_seed_is_repeated(refused, make_command, ledger, stage):
     here = replace(ledger, stages={"seed-1": stage})
     error, _ = refused(make_command(name="2", replica_of="seed-1"), StageConflict, ledger=here)
-    assert f"seed-1 is {stage}" in str(error)
+    assert f"seed-1 is {stage}" in error.detail
 
 
 @pytest.mark.parametrize("stage", IN_HOST)
@@ -315,7 +315,7 @@ def test_a_command_with_a_fallback_mark_is_admitted_for_a_gate_to_refuse(make_co
 
 def test_an_age_just_beyond_its_limit_is_not_rounded_to_the_limit(refused, make_command):
     error, _ = refused(make_command(name="2"), CommandRejected, now=EPOCH + timedelta(seconds=60.001))
-    assert "issued 60.001 s ago, limit 60 s" in str(error)
+    assert all(figure in error.detail for figure in ("60.001 s", "60 s"))
 
 
 def test_a_command_without_a_time_or_with_a_local_one_cannot_be_made(make_command):
@@ -367,7 +367,7 @@ def test_a_known_nonce_under_another_id_is_a_replay(refused, make_command, ledge
     known = with_known(ledger, make_command(name="2"))
     error, _ = refused(make_command(name="3", nonce="nonce-2"), CommandRejected, ledger=known)
     assert error.reason == "nonce_replayed"
-    assert "first seen with command-2" in str(error)
+    assert "command-2" in error.detail
 
 
 @pytest.mark.parametrize("nonce", ["nonce-2", "nonce-3"])

@@ -39,7 +39,7 @@ from esper.leyline.reports import GraftPlan, JoinPlan, RatePlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView
-from esper.testing import FakeClock, tiny_config
+from esper.testing import FakeClock, telling, tiny_config
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 ROUND, FENCES = 10, 20
@@ -221,7 +221,7 @@ class Run:
         weights = self.registry.weights_of(plans)
         self.wait()
         if command.generation != self.generation:
-            with pytest.raises(CommandRejected, match="old_generation"):
+            with pytest.raises(CommandRejected, check=telling(reason="old_generation")):
                 self.registry.carry_out(command.command_id, fence, (), None)
             command = self.signed(fence, operation, **fields)
             assert plain(self.registry.receive(command, fence)) == plain(plans)
@@ -515,13 +515,13 @@ def test_after_a_restore_commands_of_the_older_generation_are_refused_and_leave_
     registry.restore(recorded.registry.state(), 2)
     before = registry.state()
     for command, fence, *_ in recorded.given:
-        with pytest.raises(CommandRejected, match="old_generation"):
+        with pytest.raises(CommandRejected, check=telling(reason="old_generation")):
             registry.receive(command, fence)
-        with pytest.raises(CommandRejected, match="old_generation"):
+        with pytest.raises(CommandRejected, check=telling(reason="old_generation")):
             registry.carry_out(command.command_id, fence, (), None)
         stolen = command.model_copy(update={"generation": 2})
         stolen = stolen.model_copy(update={"signature": sign(stolen, recorded.key)})
-        with pytest.raises(CommandRejected, match="nonce_replayed"):
+        with pytest.raises(CommandRejected, check=telling(reason="nonce_replayed")):
             registry.receive(stolen, fence)
     assert registry.state() == before
     assert telemetry.counters.total("esper.command.rejections", reason="old_generation") == 2 * len(recorded.given)
@@ -535,7 +535,7 @@ def test_a_known_nonce_is_known_after_a_restore(recorded):
     fields = {"generation": 2, "command_id": "another", "nonce": recorded_nonce, "issued_at": recorded.clock.now()}
     command = recorded.given[0][0].model_copy(update=fields)
     command = command.model_copy(update={"signature": sign(command, recorded.key)})
-    with pytest.raises(CommandRejected, match="first seen with"):
+    with pytest.raises(CommandRejected, check=telling(reason="nonce_replayed")):
         registry.receive(command, 19)
 
 
@@ -570,7 +570,15 @@ def test_the_order_in_flight_is_begun_again_in_the_new_generation_and_its_older_
     )
     assert as_digested(run.registry, again.plans)
     before = run.registry.state()
-    with pytest.raises(EvidenceMissing, match="in flight"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(
+            gate="G2",
+            evidence="result of the incubation in flight",
+            measured="command 1/GERMINATE/None",
+            required="command 1/GERMINATE/None",
+        ),
+    ):
         run.registry.conclude(late, 2)
     assert run.registry.state() == before
     run.registry.conclude(run.result(2), 2)
@@ -690,7 +698,9 @@ def test_weights_that_are_drawn_again_and_come_out_otherwise_are_no_answer():
     assert run.registry.receive(command, 2) == plans
     assert run.registry.weights_of(plans) == weights
     widths[0] = 11
-    with pytest.raises(DependencyViolationError, match="weights are not those digested"):
+    with pytest.raises(
+        DependencyViolationError, check=telling(subject="plan for seed a", missing="weights are not those digested")
+    ):
         run.registry.weights_of(run.registry.receive(command, 2))
 
 

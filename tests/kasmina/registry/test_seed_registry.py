@@ -28,7 +28,7 @@ from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView
 from esper.telemetry.events import LOG
-from esper.testing import FakeClock, tiny_config
+from esper.testing import FakeClock, telling, tiny_config
 
 ROUND = 10
 LAYERS = ("body", "head")
@@ -614,11 +614,13 @@ def test_the_result_of_another_order_is_refused(life):
         right.model_copy(update={"forks": right.forks[:1]}),
         right.model_copy(update={"forks": (right.forks[0], right.forks[1].model_copy(update={"rank": None}))}),
     ):
-        with pytest.raises(EvidenceMissing, match="G2"):
+        with pytest.raises(EvidenceMissing, check=telling(gate="G2")):
             life.registry.conclude(wrong, 2)
         assert everything(life) == before
     life.registry.conclude(right, 2)
-    with pytest.raises(EvidenceMissing, match="in flight"):
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="G2", evidence="result of the incubation in flight", measured="command-1")
+    ):
         life.registry.conclude(right, 2)
 
 
@@ -628,17 +630,38 @@ def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, t
     before = everything(life)
     command = life.order(Operation.ADVANCE, seed_id="a", blend=None)
     life.registry.receive(command, 6)
-    with pytest.raises(EvidenceMissing, match="twin"):  # nothing was compared
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="G4", evidence="fences compared with the twin", measured=0, required=1)
+    ):  # nothing was compared
         life.registry.carry_out(command.command_id, 6, (), life.observation(6))
-    with pytest.raises(EvidenceMissing, match="observation of the host"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(
+            gate="G3 and G4", evidence="observation of the host", measured=None, required="one at this fence"
+        ),
+    ):
         life.registry.carry_out(command.command_id, 6, (), None)
-    with pytest.raises(EvidenceMissing, match="observation of the seed"):
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="G4", evidence="observation of the seed", measured=None, required="a")
+    ):
         life.registry.carry_out(command.command_id, 6, (), life.observation(6, seed_id="b"))
-    with pytest.raises(EvidenceMissing, match="stage at which"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(
+            gate="every gate", evidence="stage at which the evidence was taken", measured=None, required="SHADOWING"
+        ),
+    ):
         life.registry.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
-    with pytest.raises(EvidenceMissing, match="performance of the seed"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(
+            gate="G4", evidence="performance of the seed", measured=0, required="a call since the last fence"
+        ),
+    ):
         life.registry.carry_out(command.command_id, 6, (), life.observation(6, calls=0, path=None))
-    with pytest.raises(EvidenceMissing, match="audit of isolation"):
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="G4", evidence="audit of isolation", measured=None, required="a")
+    ):
         life.registry.carry_out(command.command_id, 6, (), life.observation(6, isolation_leaks=None))
     assert everything(life) == before
     assert told() == []
@@ -652,10 +675,17 @@ def test_a_germination_without_its_probes_changes_nothing(life):
     before = everything(life)
     command = life.order(Operation.GERMINATE)
     (plan,) = life.registry.receive(command, 1)
-    with pytest.raises(EvidenceMissing, match="sanity probe"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(
+            gate="G0", evidence="sanity probe of a known blueprint", measured=None, required="a probe in a known slot"
+        ),
+    ):
         life.registry.carry_out(command.command_id, 1, (), None)
     half = CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=None)
-    with pytest.raises(EvidenceMissing, match="gradient probe"):
+    with pytest.raises(
+        EvidenceMissing, check=telling(gate="G1", evidence="gradient probe", measured=None, required="a measurement")
+    ):
         life.registry.carry_out(command.command_id, 1, (half,), None)
     assert everything(life) == before
 
@@ -663,7 +693,12 @@ def test_a_germination_without_its_probes_changes_nothing(life):
 def test_g2_without_a_result_changes_nothing(life):
     life.germinate(1, ("a", "mlp"))
     before = everything(life)
-    with pytest.raises(EvidenceMissing, match="result of the seed's incubation"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(
+            gate="G2", evidence="result of the seed's incubation", measured=None, required="a concluded tournament"
+        ),
+    ):
         life.advance(2, "a")
     assert everything(life) == before
 
@@ -671,7 +706,10 @@ def test_g2_without_a_result_changes_nothing(life):
 def test_a_reset_that_was_not_compared_changes_nothing(life):
     life.registry.conclude(life.result(life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")), "a"), 2)
     before = everything(life)
-    with pytest.raises(EvidenceMissing, match="unseeded host"):
+    with pytest.raises(
+        EvidenceMissing,
+        check=telling(gate="G5", evidence="comparison with an unseeded host", measured=None, required="a measurement"),
+    ):
         life.registry.reset({"b": SPOTLESS}, 2)
     assert everything(life) == before
     assert len(life.registry.reset({"b": SPOTLESS, "c": SPOTLESS}, 2).gates) == 2
@@ -729,7 +767,7 @@ def test_a_refused_command_changes_nothing(life):
 def test_a_second_tournament_does_not_displace_the_first(life):
     born = life.germinate(1, ("a", "mlp"))
     before = everything(life)
-    with pytest.raises(CommandRejected, match="has not ended"):
+    with pytest.raises(CommandRejected, check=telling(reason="stage_conflict")):
         life.germinate(1, ("b", "norm"))
     assert everything(life) == before
     life.registry.conclude(life.result(born, "a"), 2)
