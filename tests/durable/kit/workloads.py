@@ -166,14 +166,14 @@ def _append_failing(log: object, promises: Promises, records: list[tuple[int, by
 
 
 def _run_log(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -> None:
-    with code.log_format.FramedLog.open(LOG, disk=disk) as log:
+    with code.log.FramedLog.open(LOG, disk=disk) as log:
         _append(log, promises, mark.batch("a", 5))
         _append(log, promises, mark.batch("b", 12, 0, 7))
         disk.faults["write"] = 0
         _append_failing(log, promises, mark.batch("c", 9, 8))
         _append(log, promises, mark.batch("d", 9))
         _append(log, promises, mark.batch("e", 3, 3))
-    with code.log_format.FramedLog.open(LOG, disk=disk) as log:
+    with code.log.FramedLog.open(LOG, disk=disk) as log:
         promises.reopened(read_log(code, disk))
         disk.bytes_per_write = 17
         _append(log, promises, mark.batch("f", 6, 14))
@@ -184,7 +184,7 @@ def _run_log(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -> Non
 
 
 def _run_failing_sync(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -> None:
-    with code.log_format.FramedLog.open(LOG, disk=disk) as log:
+    with code.log.FramedLog.open(LOG, disk=disk) as log:
         _append(log, promises, mark.batch("a", 5))
         disk.faults["fdatasync"] = 0
         _append_failing(log, promises, mark.batch("b", 9, 8))
@@ -192,7 +192,7 @@ def _run_failing_sync(code: Code, disk: CrashDisk, promises: Promises, mark: Mar
             _append(log, promises, mark.batch("c", 9))
         except StoreWriteFailed:
             promises.now = replace(promises.now, may=frozenset(_numbered(1, mark.batch("b", 9, 8))))
-    with code.log_format.FramedLog.open(LOG, disk=disk) as log:
+    with code.log.FramedLog.open(LOG, disk=disk) as log:
         promises.reopened(read_log(code, disk))
         _append(log, promises, mark.batch("d", 9))
 
@@ -202,7 +202,7 @@ def _numbered(first: int, records: list[tuple[int, bytes]]) -> list[Record]:
 
 
 def _go_on_log(code: Code, disk: CrashDisk, promises: Promises) -> None:
-    with code.log_format.FramedLog.open(LOG, disk=disk) as log:
+    with code.log.FramedLog.open(LOG, disk=disk) as log:
         holes = frozenset((error.offset, error.length) for error in log.errors)
         demand(bool(promises.now.may) or holes <= promises.now.holes, f"damage where nothing was under way: {holes}")
         promises.now = replace(promises.now, holes=holes)
@@ -308,7 +308,7 @@ def _go_on_files(code: Code, disk: CrashDisk, promises: Promises) -> None:
 
 def _run_saves(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -> None:
     """As a saver does: a stream, then the record that vouches for it, and only then the removal of an older one."""
-    with code.log_format.FramedLog.open(LOG, disk=disk) as log:
+    with code.log.FramedLog.open(LOG, disk=disk) as log:
         for n in range(4):
             name, parts = f"s{n}", [f"{mark.text}{n}{part}".encode() * (9 + mark.extra_bytes) for part in range(3)]
             with promises.replacing(name, b"".join(parts)):
