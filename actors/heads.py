@@ -14,7 +14,7 @@ class Heads:
         self._processes: tuple[tuple[str, int], ...] = ()
 
     def add(self, name: str, pid: int) -> None:
-        """Ray has started a process; only the heads among them are kept."""
+        """Ray has started a process; only the heads among them are recorded."""
         if name in HEADS:
             self._processes += ((name, pid),)
 

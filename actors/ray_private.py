@@ -148,7 +148,7 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
 
 
 def _look_for_the_server(patience_s: int) -> None:
-    """Set the patience of this process alone: Ray's processes, which inherit the environment, keep theirs."""
+    """Set the patience of this process alone: Ray's processes, which inherit the environment, are not affected."""
     before = os.environ.get(SERVER_PATIENCE)
     os.environ[SERVER_PATIENCE] = str(patience_s)
     try:

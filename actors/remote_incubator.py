@@ -95,8 +95,8 @@ class RemoteIncubator:
         (order, origin), pending = self._began, self._pending
         self._pending = self._began = None
         result, control = pending.result()
-        keeps = self._twin is None  # a run keeps one twin
-        self._control = KeptFork(control, origin, order.last_step) if keeps else None
+        is_first = self._twin is None  # its control becomes the twin, of which a run has one
+        self._control = KeptFork(control, origin, order.last_step) if is_first else None
         kept = [control] if self._control is not None else []
         for manager in self._managers.values():
             self._repeated(partial(self._close, manager, [fork for fork in self._open if fork not in kept]))

@@ -1,4 +1,4 @@
-"""Prints what a fence's search for state that no checkpoint keeps costs, in CPU time, as a share of a whole round."""
+"""Prints what a fence's search for state that no checkpoint holds costs, in CPU time, as a share of a whole round."""
 
 from __future__ import annotations
 

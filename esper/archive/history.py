@@ -68,7 +68,7 @@ class Remains:
     entries: tuple[Entry, ...]
     """The valid records, in order."""
     commits: tuple[CheckpointWritten, ...]
-    """Committed checkpoints that retention has kept, oldest first. A file may be missing."""
+    """Committed checkpoints that retention has not dropped, oldest first. A file may be missing."""
     damages: tuple[Damage, ...]
     """Every unreadable place in a journal."""
     resumes: int
@@ -282,7 +282,7 @@ def _not_torn(damage: Damage, valid: Mapping[int, int]) -> Damage:
 
 
 def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[CheckpointWritten]:
-    """Checkpoints that retention keeps: that of fence 0, and the newest of those that were valid when it last dropped
+    """Checkpoints that retention leaves: that of fence 0, and the newest of those that were valid when it last dropped
     some."""
     due: list[CheckpointWritten] = []
     keep = 1

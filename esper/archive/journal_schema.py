@@ -111,7 +111,7 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
 
 
 def kept_newest(entry: Entry) -> int:
-    """How many checkpoints a run keeps, from the record of its start or resume."""
+    """The number of checkpoints that a run retains, from the record of its start or resume."""
     return _Begun.model_validate(entry.body).config.checkpoint.keep
 
 

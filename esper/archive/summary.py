@@ -49,7 +49,7 @@ class Summary(BaseModel):
     valid_loss: float
     start_test_loss: float
     twin_test_loss: float | None
-    """Test loss of the twin: the host without seeds. None if the run kept no twin."""
+    """Test loss of the twin: the host without seeds. None if the run had no twin."""
     test_metrics: dict[str, float]
     params_start: int
     params_end: int

@@ -1,4 +1,4 @@
-"""Durable writes of whole files, and a lock that keeps other processes out of a folder.
+"""Durable writes of whole files, and a lock that excludes other processes from a folder.
 
 Every system call of this room goes through `Disk`, so that a test can record, interrupt or fail each of them.
 """

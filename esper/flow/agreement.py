@@ -22,17 +22,17 @@ from esper.tolaria.snapshot import HostSnapshot
 
 
 def check_agreement(
-    written: CheckpointWritten, kept: FenceState, line: LineState, registry: RegistryState, past: Past
+    written: CheckpointWritten, saved: FenceState, line: LineState, registry: RegistryState, past: Past
 ) -> None:
     """Compare the parts of one checkpoint.
 
     Args:
-        line, registry: Parts of `kept`, parsed.
+        line, registry: Parts of `saved`, parsed.
 
     Raises:
         StoreCorrupt: two parts contradict each other. The error has the name of the figure and both values.
     """
-    host: HostSnapshot = kept.host
+    host: HostSnapshot = saved.host
     told = [] if past.damaged else _until(written, past.entries)
     _check_equal("steps of the tally", line.tally.steps, written.step)
     _check_equal("generation of kasmina", registry.generation, written.generation)
@@ -41,7 +41,7 @@ def check_agreement(
         _check_equal("total_steps", host.total_steps, began[-1].body["total_steps"])
     _check_plans(host, registry, told)
     _check_stages(host, registry, told)
-    _check_forks(written, kept, registry)
+    _check_forks(written, saved, registry)
 
 
 def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Entry]) -> None:
@@ -90,9 +90,9 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
         )
 
 
-def _check_forks(written: CheckpointWritten, kept: FenceState, registry: RegistryState) -> None:
+def _check_forks(written: CheckpointWritten, saved: FenceState, registry: RegistryState) -> None:
     """Check the twin's step and seeds, and that an origin is stored exactly if an earlier fence began the order."""
-    twin, origin, steps = kept.incubation["twin"], kept.incubation["origin"], kept.incubation["twin_steps"]
+    twin, origin, steps = saved.incubation["twin"], saved.incubation["origin"], saved.incubation["twin_steps"]
     _check_equal("a twin is kept", twin is not None, registry.twin_kept)
     _check_equal("twin_steps is a number of steps", type(steps) is int and 0 <= steps <= written.step, True)
     if twin is not None:

@@ -61,7 +61,7 @@ def run(
     Raises:
         ConfigError: an input is wrong; nothing was written. TaskError, a subclass: the wrong input is the task.
         Drained: `drain` asked for the end.
-        EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+        EsperError: the run failed; its directory has the journal and the checkpoints up to there.
     """
     if config is not None and not isinstance(config, RunConfig):
         raise ConfigError("config", type(config).__name__, "give an esper.RunConfig")
@@ -103,7 +103,7 @@ def resume(
     Raises:
         ConfigError: the run cannot be resumed with these arguments; nothing was changed.
         Drained: `drain` asked for the end.
-        EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+        EsperError: the run failed; its directory has the journal and the checkpoints up to there.
     """
     used, run_dir = _launcher(on), Path(run_dir)
     with resumed(run_dir, task, settings or {}, broken) as found:

@@ -110,9 +110,9 @@ class GoingBack:
         with self.at.tally.checkpoint():
             states = self._component_states()
             self.memory = None  # it has a copy of the twin: free it before the next is made
-            kept = FenceState(fence, HostCopy.IN_MEMORY, states, self.components.incubator.state(fence))
-            self.checkpoints.begin(self.components.trainer, fence, kept.states, kept.incubation)
-            self.memory = kept
+            saved = FenceState(fence, HostCopy.IN_MEMORY, states, self.components.incubator.state(fence))
+            self.checkpoints.begin(self.components.trainer, fence, saved.states, saved.incubation)
+            self.memory = saved
 
     def _beginning(self, host: HostCopy) -> FenceState:
         return FenceState(None, host, self._component_states(), self.components.incubator.state(0))
@@ -245,7 +245,7 @@ class GoingBack:
         self.enter(Phase.GOING_ON if to.fence is not None else Phase.STARTED)
         lap("restore")
 
-    def _restore(self, kept: FenceState) -> None:
+    def _restore(self, saved: FenceState) -> None:
         """Restore every component, in the generation of the journal: the host, Kasmina, Tamiyo, and incubation last.
 
         The host comes first because its state in memory may be missing: this must be found before any other component
@@ -254,41 +254,41 @@ class GoingBack:
         a component that refuses its state must not leave processes at work that would have to be stopped again.
         """
         generation, began_s, components = self.journal.generation, time.monotonic(), self.components
-        with span("esper restore", role="conductor", fence=kept.fence, generation=generation):
-            own = LineState.of(kept)
-            host = self._restore_host(kept, generation)
-            faults.point("conductor.restore", round=kept.fence)
-            components.kasmina.restore(kept.states["kasmina"], generation)
-            components.tamiyo.restore(kept.states["tamiyo"], generation)
-            forks = self._shared_forks(kept)
-            components.incubator.restore({**kept.incubation, **forks})
-            view = components.kasmina.view(kept.fence) if kept.fence is not None else None
+        with span("esper restore", role="conductor", fence=saved.fence, generation=generation):
+            own = LineState.of(saved)
+            host = self._restore_host(saved, generation)
+            faults.point("conductor.restore", round=saved.fence)
+            components.kasmina.restore(saved.states["kasmina"], generation)
+            components.tamiyo.restore(saved.states["tamiyo"], generation)
+            forks = self._shared_forks(saved)
+            components.incubator.restore({**saved.incubation, **forks})
+            view = components.kasmina.view(saved.fence) if saved.fence is not None else None
             again = components.kasmina.order() if view is not None and view.incubating else None
             if again is not None:  # the incubation is repeated from its first step
                 origin = forks["origin"] if forks["origin"] is not None else host
                 components.incubator.begin(again.order, again.weights, origin)
             if self.memory is None:
-                components.trainer.copy_state(kept.fence or 0)
-                self.memory = FenceState(kept.fence, HostCopy.IN_MEMORY, kept.states, {**kept.incubation, **forks})
-                self.beginning = self.memory if kept.fence is None else self.beginning
-            self.at.become(kept.fence, own, view)
-        self.journal.write(RecordKind.RESTORED, fence=kept.fence, seconds=time.monotonic() - began_s)
+                components.trainer.copy_state(saved.fence or 0)
+                self.memory = FenceState(saved.fence, HostCopy.IN_MEMORY, saved.states, {**saved.incubation, **forks})
+                self.beginning = self.memory if saved.fence is None else self.beginning
+            self.at.become(saved.fence, own, view)
+        self.journal.write(RecordKind.RESTORED, fence=saved.fence, seconds=time.monotonic() - began_s)
 
-    def _restore_host(self, kept: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
+    def _restore_host(self, saved: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
         """Restore the host. Returns a snapshot of it."""
         trainer = self.components.trainer
-        if kept.host is HostCopy.IN_MEMORY:
+        if saved.host is HostCopy.IN_MEMORY:
             if trainer.roll_back(generation) is None:
-                raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {kept.fence}")
+                raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {saved.fence}")
             return trainer.snapshot()
         self.memory = None
-        host = trainer.snapshot() if kept.host is HostCopy.AS_BUILT else self.components.crew.shared(kept.host)
+        host = trainer.snapshot() if saved.host is HostCopy.AS_BUILT else self.components.crew.shared(saved.host)
         trainer.restore(host, generation)
         return host
 
-    def _shared_forks(self, kept: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
+    def _shared_forks(self, saved: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
         """Return the snapshots of forks in a form that components can pass on. Those from disk are converted."""
-        forks = {name: kept.incubation[name] for name in ("twin", "origin")}
-        if isinstance(kept.host, HostCopy):
+        forks = {name: saved.incubation[name] for name in ("twin", "origin")}
+        if isinstance(saved.host, HostCopy):
             return forks
         return {name: self.components.crew.shared(one) if one is not None else None for name, one in forks.items()}

@@ -27,17 +27,17 @@ class LineState(Message):
     start: dict[str, float]
 
     @classmethod
-    def of(cls, kept: FenceState) -> LineState:
+    def of(cls, saved: FenceState) -> LineState:
         """The line's part of the state of a fence.
 
         Raises:
             StoreCorrupt: it does not parse, or the part of another component or of a fork is missing.
         """
-        lacking = sorted((COMPONENTS - kept.states.keys()) | (FORKS - kept.incubation.keys()))
+        lacking = sorted((COMPONENTS - saved.states.keys()) | (FORKS - saved.incubation.keys()))
         if lacking:
-            raise StoreCorrupt(f"fence {kept.fence}", f"lacks the state of {', '.join(lacking)}")
+            raise StoreCorrupt(f"fence {saved.fence}", f"lacks the state of {', '.join(lacking)}")
         try:
-            return cls.model_validate_json(kept.states["line"])
+            return cls.model_validate_json(saved.states["line"])
         except ValidationError as error:
             raise StoreCorrupt("the line's state", str(first_problem(error))) from error
 

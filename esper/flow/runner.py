@@ -70,7 +70,7 @@ class Conductor:
 
         Raises:
             ConfigError: the directory cannot be used; nothing was written.
-            EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+            EsperError: the run failed; its directory has the journal and the checkpoints up to there.
         """
         check_environment()
         wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
@@ -86,7 +86,7 @@ class Conductor:
             TaskError: the task's network or data differ from those that the run began with.
             ConfigError: the run was given another length, which moves its fences or has no fence at a checkpoint.
             RestoreImpossible: checkpoints were committed and none of them loads.
-            EsperError: the run failed; its directory keeps the journal and the checkpoints up to there.
+            EsperError: the run failed; its directory has the journal and the checkpoints up to there.
         """
         check_environment()
         check_same_task(survey, past.identity)
@@ -148,7 +148,7 @@ class OpenRun:
     telemetry: Telemetry
     past: Past | None
     """Valid history of a run that is resumed; None: the run is new."""
-    kept: FenceState | None = None
+    saved: FenceState | None = None
     """State to resume from. None for a new run, and from the restore on, so that the memory of the copy is freed."""
 
     def run(self) -> Summary:
@@ -187,7 +187,7 @@ class OpenRun:
             severe("other_hash_seed", Severity.WARNING, began_with=self.past.identity.hash_seed, here=hash_seed())
         trial = TrialRestore(self.survey, self.key, self.past)
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
-        self.kept = taken.kept
+        self.saved = taken.saved
         for line in taken.told:
             self.conductor.progress.found(line)
 
@@ -195,7 +195,7 @@ class OpenRun:
         """Run the line across deaths. After an error wait for the save in flight while the trainer is up."""
 
         def work() -> partial[Summary]:
-            if self.kept is not None:
+            if self.saved is not None:
                 line.back.go_back(self._released(), Cause.RESUME)
             with any_of_their_code, line.watch.explaining_halts():
                 line.run()
@@ -216,9 +216,9 @@ class OpenRun:
             raise
 
     def _released(self) -> FenceState:
-        assert self.kept is not None, "asked for once"
-        kept, self.kept = self.kept, None
-        return kept
+        assert self.saved is not None, "asked for once"
+        saved, self.saved = self.saved, None
+        return saved
 
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
         """Return the summary, read from components that are up. `fault_fired` is added after they are down."""

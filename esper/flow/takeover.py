@@ -23,7 +23,7 @@ from esper.telemetry.events import Severity, severe
 class TakenOver:
     """State that a run resumes from, and the findings of the takeover."""
 
-    kept: FenceState | None
+    saved: FenceState | None
     """None: no checkpoint was ever committed, and the run begins again at fence 0."""
     told: tuple[str, ...]
     """Findings to show to people, one line each."""
@@ -47,8 +47,8 @@ def take_over(
     for damage in past.damages:
         level = Severity.WARNING if damage.torn else Severity.ERROR
         severe("journal_damaged", level, file=damage.file, offset=damage.offset, reason=damage.reason)
-    kept = checkpoints.load_latest(trial) if past.commits else None
-    fence = kept.fence if kept is not None else None
+    saved = checkpoints.load_latest(trial) if past.commits else None
+    fence = saved.fence if saved is not None else None
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
     journal.supersede(fence)
     faults.point("conductor.supersede")
@@ -58,4 +58,4 @@ def take_over(
         told += [f"removed: {file}, which was never committed" for file in checkpoints.sweep()]
     faults.point("conductor.resume")
     journal.write(RecordKind.RUN_RESUMED, identity)
-    return TakenOver(kept, (*told, f"goes on from fence {fence}" if kept is not None else "begins again at fence 0"))
+    return TakenOver(saved, (*told, f"goes on from fence {fence}" if saved is not None else "begins again at fence 0"))

@@ -29,7 +29,7 @@ class TrialRestore:
     key: RunKey
     past: Past
 
-    def __call__(self, written: CheckpointWritten, kept: FenceState) -> None:
+    def __call__(self, written: CheckpointWritten, saved: FenceState) -> None:
         """Restore a checkpoint and let its optimizers take a step.
 
         Raises:
@@ -37,21 +37,21 @@ class TrialRestore:
             Exception: the exception of a part of the task, raised while it loaded its state or in that step.
         """
         with temporary_rng(0):
-            Context().run(self._try, written, kept)  # without telemetry: events here are not events of the run
+            Context().run(self._try, written, saved)  # without telemetry: events here are not events of the run
 
-    def _try(self, written: CheckpointWritten, kept: FenceState) -> None:
-        line = LineState.of(kept)
-        read_state(kept.states["tamiyo"], self.key.generation)
+    def _try(self, written: CheckpointWritten, saved: FenceState) -> None:
+        line = LineState.of(saved)
+        read_state(saved.states["tamiyo"], self.key.generation)
         slots = [spec.path for spec in self.survey.specs]
         run_id, generation = self.key.run_id, self.key.generation
-        registry = registry_of(kept.states["kasmina"], run_id=run_id, generation=generation, slots=slots)
-        check_agreement(written, kept, line, registry, self.past)
+        registry = registry_of(saved.states["kasmina"], run_id=run_id, generation=generation, slots=slots)
+        check_agreement(written, saved, line, registry, self.past)
         kasmina = make_kasmina(self.survey, self.key, SystemClock())
-        kasmina.restore(kept.states["kasmina"], self.key.generation)
+        kasmina.restore(saved.states["kasmina"], self.key.generation)
         kasmina.view(written.fence)
         kasmina.order()
         trainer = make_trainer(self.survey, self.key)
-        for host in (kept.host, kept.incubation["twin"], kept.incubation["origin"]):
+        for host in (saved.host, saved.incubation["twin"], saved.incubation["origin"]):
             if host is not None:
                 trainer.become(host)
                 with self.survey.data.at(host.data):

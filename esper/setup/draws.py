@@ -29,7 +29,7 @@ def rehearse_draws(task: Task, data: TaskData) -> None:
     A cache of values that depend on the index alone passes: the second drawing returns the same and changes nothing.
 
     Raises:
-        TaskError: a data set keeps state that later samples depend on; the attribute is named where one holds it.
+        TaskError: a data set has state that later samples depend on; the attribute is named where one holds it.
     """
     for name, state in data.made_with.items():
         check_plain(f"task.{name}", state)

@@ -69,7 +69,7 @@ class GrowthLog(Message):
 
 
 RELATIVE = ("outperformed", "not_enough_steps")
-"""Reasons of G2 for the losers of a tournament, which do not explain why the run kept no seed."""
+"""Reasons of G2 for the losers of a tournament, which do not explain why no seed stayed in the network."""
 PASSING = ("slots open later", "a tournament is in flight")
 """Reasons to hold that occur in every run, so that they explain nothing."""
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from esper.setup.survey import Survey
 
 SHARE = 1e-3
-"""Largest movement of a kept sample that counts as none, relative to the movement of the changed samples."""
+"""Largest movement of an unchanged sample that counts as none, relative to the movement of the changed samples."""
 ROUNDINGS, LEAST = 2, 1e-6
 """Movement that also counts as none: ROUNDINGS times the epsilon of the coarsest type in use, at least LEAST,
 relative to the size. A kernel that gathers samples, as in a mixture of experts, rounds differently when it gathers
@@ -36,7 +36,7 @@ others."""
 SHOWN = 50
 """Changed samples must move by this multiple of the movement that counts as none; else the result is None."""
 INPUTS = 100
-"""A module is named if the kept samples move by more than this multiple in its output, compared with its inputs."""
+"""A module is named if unchanged samples move by more than this multiple in its output, compared with its inputs."""
 _KEY = 0x0DD_BA7C4
 
 
@@ -61,23 +61,23 @@ class Rows:
     size: float
     """The magnitude to which a movement is compared."""
 
-    def verdict(self, after: Rows, kept: Tensor, rounding: float) -> bool | None:
-        """Return whether `kept`, booleans [B], moved although only the others were changed. None: inconclusive."""
-        if len(self.values) != len(kept) or len(after.values) != len(kept):
+    def verdict(self, after: Rows, unchanged: Tensor, rounding: float) -> bool | None:
+        """Return whether `unchanged`, booleans [B], moved although only the others were changed. None: inconclusive."""
+        if len(self.values) != len(unchanged) or len(after.values) != len(unchanged):
             return None
         shift, none = (after.values - self.values).abs(), max(ROUNDINGS * rounding, LEAST) * self.size
-        moved, changed = float(shift[kept].max()), float(shift[~kept].max())
+        moved, changed = float(shift[unchanged].max()), float(shift[~unchanged].max())
         if moved > max(none, SHARE * changed):
             return True
         return False if changed > SHOWN * none else None
 
-    def shift(self, after: Rows, kept: Tensor) -> float:
-        """Return the largest movement of a sample in `kept`, relative to the size.
+    def shift(self, after: Rows, unchanged: Tensor) -> float:
+        """Return the largest movement of a sample in `unchanged`, relative to the size.
 
         Infinite for a tensor without a row per sample that has moved at all: its samples may be mixed.
         """
-        if len(self.values) == len(after.values) == len(kept):
-            return float((after.values - self.values).abs()[kept].max()) / max(self.size, LEAST)
+        if len(self.values) == len(after.values) == len(unchanged):
+            return float((after.values - self.values).abs()[unchanged].max()) / max(self.size, LEAST)
         return 0.0 if torch.equal(self.values, after.values) else math.inf
 
 
@@ -120,22 +120,22 @@ class _Look:
         """Return whether the network mixes samples, and which module does."""
         base, rounding = self._evaluated(None), self._rounding()
         found = []
-        for kept in _halves(self.survey.data.batch_size):
-            after = self._evaluated(kept)
+        for unchanged in _halves(self.survey.data.batch_size):
+            after = self._evaluated(unchanged)
             found.append(
-                _first_shown(one.verdict(other, kept, rounding) for one, other in zip(base, after, strict=True))
+                _first_shown(one.verdict(other, unchanged, rounding) for one, other in zip(base, after, strict=True))
             )
             if found[-1]:
-                return Mixing(True, self._module(kept, rounding))
+                return Mixing(True, self._module(unchanged, rounding))
         return Mixing(False if all(one is False for one in found) else None)
 
-    def _evaluated(self, kept: Tensor | None) -> list[Rows]:
-        """Return losses and outputs of the batch, with other content for all samples but `kept` (None: no change)."""
+    def _evaluated(self, unchanged: Tensor | None) -> list[Rows]:
+        """Return losses and outputs of a batch, with other content in all but `unchanged` samples (None: in none)."""
         inputs, targets = split_pair(self.batch)
         samples = self.survey.data.batch_size
         given = mapped(torch.clone, inputs)
-        if kept is not None:
-            given = mapped(perturbing((~kept,), (samples,)), given)
+        if unchanged is not None:
+            given = mapped(perturbing((~unchanged,), (samples,)), given)
         restore_streams(self.streams)
         seen = self.trainer.look_evaluating((given, mapped(torch.clone, targets)), samples)
         rows = [_rows(tensor, samples) for tensor in tensors(seen.output) if tensor.is_floating_point()]
@@ -151,16 +151,16 @@ class _Look:
         own = {parameter.dtype for parameter in self.trainer.host.parameters() if parameter.is_floating_point()}
         return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
 
-    def _module(self, kept: Tensor, rounding: float) -> str:
+    def _module(self, unchanged: Tensor, rounding: float) -> str:
         """Return the first module to return whose output depends on other samples while its inputs do not."""
         host, calls = self.trainer.host, list[list[_Call]]()
-        for change in (None, kept):
-            with _recorded(host, len(kept)) as made:
+        for change in (None, unchanged):
+            with _recorded(host, len(unchanged)) as made:
                 self._evaluated(change)
             calls.append(made)
         paths = {module: path for path, module in host.named_modules()}
         for one, other in zip(*calls, strict=False):
-            if one.module is other.module and one.mixes(other, kept, rounding):
+            if one.module is other.module and one.mixes(other, unchanged, rounding):
                 return _told(paths[one.module], one.module)
         return _told("", host)
 
@@ -171,7 +171,7 @@ def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _halves(samples: int) -> Iterator[Tensor]:
-    """Yield the samples to keep: the first half, the second half, the even and the odd samples. Booleans [B]."""
+    """Yield the samples to leave unchanged: first half, second half, even samples, odd samples. Booleans [B]."""
     place = torch.arange(samples)
     for half in (place < samples // 2, place % 2 == 0):
         yield half
@@ -197,12 +197,12 @@ class _Call:
     given: Sequence[Rows]
     returned: Sequence[Rows]
 
-    def mixes(self, other: _Call, kept: Tensor, rounding: float) -> bool:
+    def mixes(self, other: _Call, unchanged: Tensor, rounding: float) -> bool:
         """Return whether this call and the `other`, with other content, show that the module mixes samples."""
         given = list(zip(self.given, other.given, strict=False))
         returned = list(zip(self.returned, other.returned, strict=False))
-        mixed = [one.shift(after, kept) for one, after in returned if one.verdict(after, kept, rounding)]
-        return bool(given and mixed) and max(one.shift(after, kept) for one, after in given) < max(mixed) / INPUTS
+        mixed = [one.shift(after, unchanged) for one, after in returned if one.verdict(after, unchanged, rounding)]
+        return bool(given and mixed) and max(one.shift(after, unchanged) for one, after in given) < max(mixed) / INPUTS
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A check that an optimizer and its scheduler keep all their state in `state_dict`, on copies of a host's parameters.
+"""A check that `state_dict` of an optimizer and of a scheduler holds all their state, on copies of the parameters.
 
 It takes more steps than `rehearsal.py`, whose steps need forward passes, and so it finds state that an optimizer
 uses only every few steps, such as slow weights that are mixed in every tenth step.
@@ -68,7 +68,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
         The attributes of optimizer and scheduler that the steps changed. All of them were restored.
 
     Raises:
-        TaskError: the optimizer or the scheduler has state that its state dict does not keep; the state is named. Or
+        TaskError: the optimizer or the scheduler has state that its state dict does not hold; the state is named. Or
             a fresh one cannot load the state of a used one.
     """
     steps, values = min(STEPS, total_steps // 2), _smallest(host)

@@ -1,4 +1,4 @@
-"""A rehearsal of the first steps of a run. It finds state that a checkpoint would not keep, and refuses it by name.
+"""A rehearsal of the first steps of a run. It finds state that a checkpoint would not hold, and refuses it by name.
 
 A fresh build takes over a trained network's snapshot, and both go on with the same step. Where their bits differ, or
 where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
@@ -82,7 +82,7 @@ class _Course:
     """Losses and state of a network after one more step from a snapshot."""
 
     losses: tuple[float, ...]
-    kept: Held
+    saved: Held
     """Everything that a snapshot stores."""
     attributes: dict[str, Held]
     """Attributes after both networks have seen the same batches in the same order."""
@@ -154,7 +154,7 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
     repeated = _go_on(second, steps + 1)
     blame_unkept(made, restored, course.attributes, repeated.attributes)
     check_shared(shared, shared_by(task, kinds))
-    if same_bits and (course.losses, course.kept) != (repeated.losses, repeated.kept):
+    if same_bits and (course.losses, course.saved) != (repeated.losses, repeated.saved):
         blame_attribute(made, before, restored)
         raise TaskError("task.model", _where(course, repeated), f"{OTHER_BITS}: {NO_ATTRIBUTE}")
     return Rehearsed((*losses, *course.losses)[0], state_crc32c(tensors_of(first.host)), changing)
@@ -167,19 +167,19 @@ def refuse_rebuilt(built: Build, host: nn.Module) -> None:
 
 
 def _attributes(trainer: Trainer) -> dict[str, Held]:
-    kept = {id(tensor) for tensor in (*trainer.host.parameters(), *trainer.host.buffers())}
-    return {field: held_by(part, kept) for field, part in trainer.parts().items()}
+    saved = {id(tensor) for tensor in (*trainer.host.parameters(), *trainer.host.buffers())}
+    return {field: held_by(part, saved) for field, part in trainer.parts().items()}
 
 
 def _go_on(trainer: Trainer, step: int) -> _Course:
     losses = trainer.train_to(step)
     snapshot = trainer.snapshot()
     parts = (snapshot.tensors, snapshot.optimizer, snapshot.scheduler, snapshot.modules)
-    kept = held_by(dict(zip(("tensors", "optimizer", "scheduler", "modules"), parts, strict=True)))
+    saved = held_by(dict(zip(("tensors", "optimizer", "scheduler", "modules"), parts, strict=True)))
     for seen in range(step):
         trainer.glance(seen)
     trainer.glance_evaluating(0)
-    return _Course(losses, kept, _attributes(trainer))
+    return _Course(losses, saved, _attributes(trainer))
 
 
 @contextmanager
@@ -238,6 +238,6 @@ def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: di
 
 def _where(one: _Course, other: _Course) -> str:
     """Return the first difference between the results of two networks."""
-    if found := different(one.kept, other.kept):
+    if found := different(one.saved, other.saved):
         return f"other bits in {path_in_words(found[0])}"
     return f"losses {one.losses} and {other.losses}"

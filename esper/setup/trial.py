@@ -1,4 +1,4 @@
-"""A trial of a task before its run: a backward pass, and training steps with a seed in every slot. It keeps nothing."""
+"""A trial of a task before its run: a backward pass, and steps with a seed in every slot. It changes nothing."""
 
 from __future__ import annotations
 

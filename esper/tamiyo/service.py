@@ -62,11 +62,11 @@ class Tamiyo:
             StoreCorrupt: the text is not a state up to this generation; nothing was changed.
             ConfigError: the state is of another policy or version; nothing was changed.
         """
-        kept = read_state(state, generation)
-        if kept.policy != self._policy.version:
-            mend = f"{kept.policy} has decided for this run; go on with that one"
+        stored = read_state(state, generation)
+        if stored.policy != self._policy.version:
+            mend = f"{stored.policy} has decided for this run; go on with that one"
             raise ConfigError("policy", self._policy.version, mend)
-        self._past = list(kept.past)
+        self._past = list(stored.past)
 
     def remember(self, report: FieldReport) -> None:
         """Add a field report to those that the policy sees."""

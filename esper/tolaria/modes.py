@@ -1,4 +1,4 @@
-"""Training and evaluation modes of submodules, by module path: sets them, and keeps frozen what the task froze.
+"""Training and evaluation modes of submodules, by module path: sets them; modules that the task froze stay frozen.
 
 A task freezes a layer in two ways: its factory puts the layer into evaluation mode (`model.bn.eval()`), or its model
 overrides `train()` so that the layer never leaves it. Both hold during the whole run.

@@ -18,7 +18,7 @@ Kinds = dict[Any, dict[str, object]]
 """Index of a parameter -> name of a value -> its type; for a tensor, its shape and dtype."""
 
 
-def check_groups(optimizer: Optimizer, kept: dict[str, Any]) -> None:
+def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
     """Compare the groups of a stored state with those of the optimizer that will load it.
 
     torch's `load_state_dict` compares only their number and sizes: it accepts permuted parameters, a group without its
@@ -30,7 +30,7 @@ def check_groups(optimizer: Optimizer, kept: dict[str, Any]) -> None:
     live = state_of("task.optimizer", optimizer).get("param_groups")
     if live is None:
         return  # an optimizer of the user that stores its groups elsewhere
-    groups = kept.get("param_groups")
+    groups = stored.get("param_groups")
     if type(groups) is not list or len(groups) != len(live) or not all(type(group) is dict for group in groups):
         raise _refused(optimizer, f"param_groups are not {len(live)} groups")
     for number, (group, own) in enumerate(zip(groups, live, strict=True)):
@@ -41,17 +41,17 @@ def check_groups(optimizer: Optimizer, kept: dict[str, Any]) -> None:
                 raise _refused(optimizer, f"group {number} has {name} = {group.get(name)!r}, here {own.get(name)!r}")
 
 
-def _alike(kept: Any, live: Any) -> bool:  # Any: a hyperparameter
-    """Whether two hyperparameters have the same type. `kept` may be infinite or NaN only if `live` is, too."""
-    if live is None or kept is None:
+def _alike(stored: Any, live: Any) -> bool:  # Any: a hyperparameter
+    """Whether two hyperparameters have the same type. `stored` may be infinite or NaN only if `live` is, too."""
+    if live is None or stored is None:
         return live is None
     if isinstance(live, Tensor):
-        return isinstance(kept, Tensor) and kind_of(kept) == kind_of(live)
+        return isinstance(stored, Tensor) and kind_of(stored) == kind_of(live)
     if type(live) in (int, float):
-        return type(kept) in (int, float) and (math.isfinite(kept) or not math.isfinite(live))
+        return type(stored) in (int, float) and (math.isfinite(stored) or not math.isfinite(live))
     if type(live) in (list, tuple):
-        return type(kept) is type(live) and len(kept) == len(live) and all(map(_alike, kept, live))
-    return type(kept) is type(live)
+        return type(stored) is type(live) and len(stored) == len(live) and all(map(_alike, stored, live))
+    return type(stored) is type(live)
 
 
 def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:

@@ -75,26 +75,26 @@ class HostSnapshot:
         return self.mapped(lambda tensor: tensor.detach().clone())
 
 
-def load_tensors(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+def load_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Copy stored tensors into the live tensors of the same names.
 
     Raises:
         DependencyViolationError: a name, shape or dtype differs. Nothing was copied.
     """
-    if live.keys() != kept.keys():
-        found = sorted(live.keys() ^ kept.keys())[:3]
+    if live.keys() != stored.keys():
+        found = sorted(live.keys() ^ stored.keys())[:3]
         raise DependencyViolationError("snapshot", "tensors differ from the host's", str(found))
-    check_kinds(live, kept)
-    copy_all([(tensor, kept[name]) for name, tensor in live.items()])
+    check_kinds(live, stored)
+    copy_all([(tensor, stored[name]) for name, tensor in live.items()])
 
 
-def check_kinds(live: Mapping[str, Tensor], kept: Mapping[str, Tensor]) -> None:
+def check_kinds(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     """Refuse stored tensors that do not fit the live ones, since a copy would broadcast or convert them silently.
 
     Raises:
         DependencyViolationError: a live tensor has no stored tensor with its name, shape and dtype.
     """
-    other = [name for name, tensor in live.items() if name not in kept or kind_of(tensor) != kind_of(kept[name])]
+    other = [name for name, tensor in live.items() if name not in stored or kind_of(tensor) != kind_of(stored[name])]
     if other:
         raise DependencyViolationError("snapshot", "tensors differ from the host's", str(other[:3]))
 

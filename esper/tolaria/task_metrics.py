@@ -81,11 +81,11 @@ class Metric:
                     self.where, figures, "return one value per sample on every batch, or one on every batch"
                 )
 
-    def result(self, kept: Sequence[Seen]) -> float:
+    def result(self, batches: Sequence[Seen]) -> float:
         """Return the value of the metric over all batches that were added.
 
         Args:
-            kept: The batches that were added; only used if `at_once`.
+            batches: The batches that were added; only used if `at_once`.
 
         Raises:
             TaskError: the metric returned no value on any batch, or one value on the first batch and several on all
@@ -96,12 +96,12 @@ class Metric:
             if not values.numel():
                 raise TaskError(self.where, "no value on any batch", WANTED)
             return float(values.mean())
-        if len(kept) == 1:
+        if len(batches) == 1:
             return float(self.values[0])
-        value = self._values_on(self._joined_batches(kept), fresh=True)
+        value = self._values_on(self._joined_batches(batches), fresh=True)
         if value.dim() == 0 or self.values[0].dim() > 0:
             return float(value.mean())
-        figures = f"{value.numel()} values on {self._joined_name(kept)}, a single one on {kept[0].name}"
+        figures = f"{value.numel()} values on {self._joined_name(batches)}, a single one on {batches[0].name}"
         raise TaskError(self.where, figures, "return one value per sample on every batch, or one on every batch")
 
     def check_memory(self, first: Seen, shard: str, samples: int) -> None:
@@ -133,14 +133,14 @@ class Metric:
     def _joined_name(self, some: Sequence[Seen]) -> str:
         return f"{len(some)} batches at once"
 
-    def _joined_batches(self, kept: Sequence[Seen]) -> Seen:
-        samples = sum(seen.samples for seen in kept)
+    def _joined_batches(self, batches: Sequence[Seen]) -> Seen:
+        samples = sum(seen.samples for seen in batches)
         try:
-            output, target = joined([seen.output for seen in kept]), joined([seen.target for seen in kept])
+            output, target = joined([seen.output for seen in batches]), joined([seen.target for seen in batches])
         except ValueError as error:
             mend = f"it is computed on a whole shard at once, and {error}; return one value per sample, to be averaged"
             raise TaskError(self.where, "one value for a batch", mend) from error
-        return Seen(self._joined_name(kept), samples, output, target)
+        return Seen(self._joined_name(batches), samples, output, target)
 
     def _values_on(self, seen: Seen, *, fresh: bool = False) -> Tensor:
         """Call the metric on a batch. Returns its values in double precision, on the CPU.

@@ -36,29 +36,29 @@ def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
     return [tensor for item in items for tensor in tensors_of_state(item)]
 
 
-def laid_over(kept: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
-    """Return the nesting of `kept` without its memory: with the tensor of `live` at the same place, or else a clone.
+def laid_over(stored: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
+    """Return the nesting of `stored` without its memory: with the tensor of `live` at the same place, or else a clone.
 
     A tensor of `live` is used if its shape and dtype are equal. It gets its values only when the caller passes `copies`
     to `copy_all`; so the memory of a live optimizer is reused.
 
     Args:
-        kept: A stored state.
+        stored: The state to load.
         live: The present state, whose tensors may be overwritten.
         copies: Pairs of such tensors are appended here.
     """
-    if isinstance(kept, Tensor):
-        if isinstance(live, Tensor) and kind_of(live) == kind_of(kept):
-            copies.append((live, kept))
+    if isinstance(stored, Tensor):
+        if isinstance(live, Tensor) and kind_of(live) == kind_of(stored):
+            copies.append((live, stored))
             return live
-        return kept.clone()
-    if isinstance(kept, dict):
+        return stored.clone()
+    if isinstance(stored, dict):
         beside = live if isinstance(live, dict) else {}
-        return _filled(kept, {key: laid_over(item, beside.get(key), copies) for key, item in kept.items()})
-    if type(kept) in (list, tuple):
-        matching = live if type(live) is type(kept) and len(live) == len(kept) else [None] * len(kept)
-        return type(kept)(laid_over(*pair, copies) for pair in zip(kept, matching, strict=True))
-    return _leaf(kept)
+        return _filled(stored, {key: laid_over(item, beside.get(key), copies) for key, item in stored.items()})
+    if type(stored) in (list, tuple):
+        matching = live if type(live) is type(stored) and len(live) == len(stored) else [None] * len(stored)
+        return type(stored)(laid_over(*pair, copies) for pair in zip(stored, matching, strict=True))
+    return _leaf(stored)
 
 
 def _leaf(value: Any) -> Any:  # Any: see `copied`

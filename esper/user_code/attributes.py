@@ -73,7 +73,7 @@ class Limits:
 
 def held_by(
     value: object,
-    kept: Mapping[int, Leaf | None] | Collection[int] = (),
+    unread: Mapping[int, Leaf | None] | Collection[int] = (),
     opens: Opens = lambda _: True,
     start: str = "",
     *,
@@ -83,7 +83,7 @@ def held_by(
     """Return the digests of all values in an object. The search is breadth first, so each value has its shortest path.
 
     Args:
-        kept: Ids of objects that are not read; a mapping gives the leaf to report for each (None: no leaf).
+        unread: Ids of objects that are not read; a mapping gives the leaf to report for each (None: no leaf).
         opens: Returns whether the attributes of an object are read.
         start: The path of the object itself.
         skip: Paths at which nothing is read.
@@ -91,7 +91,7 @@ def held_by(
     found: Held = {}
     seen: dict[int, str] = {}
     alive = []  # keeps objects alive: Python may give the id of a freed object to another
-    marks = kept if isinstance(kept, Mapping) else dict.fromkeys(kept)
+    marks = unread if isinstance(unread, Mapping) else dict.fromkeys(unread)
     queue: deque[tuple[str, Any]] = deque([(start, value)])
     while queue and len(found) < limits.values:
         path, here = queue.popleft()

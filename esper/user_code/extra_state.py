@@ -32,20 +32,20 @@ def extra_states(model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def load_extra_states(model: nn.Module, kept: Mapping[str, Any]) -> None:
+def load_extra_states(model: nn.Module, stored: Mapping[str, Any]) -> None:
     """Restore the extra states that `extra_states` returned. Each module gets a copy of its state.
 
     Raises:
-        DependencyViolationError: the modules that override `get_extra_state` are not those of `kept`. Nothing was
+        DependencyViolationError: the modules that override `get_extra_state` are not those of `stored`. Nothing was
             changed.
     """
     keepers = _keepers(model)
-    if keepers.keys() != kept.keys():
-        found = sorted(keepers.keys() ^ kept.keys())[:3]
+    if keepers.keys() != stored.keys():
+        found = sorted(keepers.keys() ^ stored.keys())[:3]
         raise DependencyViolationError("snapshot", "modules with get_extra_state differ from the host's", str(found))
     for path, module in keepers.items():
         with their_code("task.model", f"set_extra_state of {path or 'the model'}"):
-            module.set_extra_state(copy.deepcopy(kept[path]))
+            module.set_extra_state(copy.deepcopy(stored[path]))
 
 
 @contextmanager

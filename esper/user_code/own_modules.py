@@ -23,11 +23,11 @@ def globals_of(task: Task, reached: Modules) -> dict[str, Held]:
     Args:
         reached: See `reached_by`.
     """
-    kept = data_of(task) | {id(task)}
+    unread = data_of(task) | {id(task)}
     found = {}
     for name, module in reached.items():
         values = {key: value for key, value in vars(module).items() if _is_value(key, value, reached)}
-        found[name] = held_by(values, kept, lambda value: type(value).__module__ in reached)
+        found[name] = held_by(values, unread, lambda value: type(value).__module__ in reached)
     return found
 
 

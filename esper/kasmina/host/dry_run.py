@@ -187,7 +187,7 @@ class _Host:
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
-    """Of modules with the same output in both modes, keep those named without wildcard, else the outermost."""
+    """Of modules with the same output in both modes, select those named without wildcard, else the outermost."""
     kept: list[str] = sorted(matched.named & set(matched.paths))
     for path in matched.paths:
         if path in matched.named:

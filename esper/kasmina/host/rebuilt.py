@@ -74,13 +74,13 @@ def fill(network: nn.Module, state: Content) -> None:
         buffers[name].copy_(state[name])
 
 
-def difference(live: Content, kept: Content) -> str:
+def difference(live: Content, stored: Content) -> str:
     """Return the first difference of names, shapes or dtypes between a network and a saved state, or ""."""
-    for name in sorted(kept.keys() - live.keys()):
+    for name in sorted(stored.keys() - live.keys()):
         return f"it has no {name}"
-    for name in sorted(live.keys() - kept.keys()):
+    for name in sorted(live.keys() - stored.keys()):
         return f"it has {name}, which the network that grew did not have"
-    for name, tensor in kept.items():
+    for name, tensor in stored.items():
         here = live[name]
         if isinstance(tensor, Tensor) and (here.shape, here.dtype) != (tensor.shape, tensor.dtype):
             now, then = f"{list(here.shape)} of {here.dtype}", f"{list(tensor.shape)} of {tensor.dtype}"

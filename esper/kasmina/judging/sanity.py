@@ -98,7 +98,7 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
 
 
 def _must_keep_samples_apart(spec: SlotSpec, training: bool) -> bool:
-    """Whether the host keeps samples independent in this mode, so that the seed must do the same."""
+    """Whether samples are independent in the host in this mode, so that the seed must do the same."""
     return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
 

@@ -298,7 +298,7 @@ class Life:
         taken = code.takeover.take_over(RUN, past, watched, checkpoints, Named(generation=journal.generation))
         if not past.damaged:
             life.judge_litter()
-        life.fence = taken.kept.fence if taken.kept is not None else None
+        life.fence = taken.saved.fence if taken.saved is not None else None
         life.kept = life.fence or 0
         if life.fence is None:
             life._pass_fence(0)
