@@ -81,6 +81,8 @@ class Checkpoints(Closing):
         self._committed, self._run_id = list(committed), run_id
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
+        self._begun: int | None = None
+        """Fence of the save in flight, or of the last save that ended."""
 
     def due(self, fence: int, last_fence: int) -> bool:
         """Return whether a checkpoint is made at this fence. The first and the last fence always get one."""
@@ -103,6 +105,7 @@ class Checkpoints(Closing):
         with span("checkpoint begin", role="conductor", fence=fence):
             self._journal.write(RecordKind.CHECKPOINT_BEGUN, file=file, fence=fence)
             trainer.save(self._folder / file, states, incubation)
+            self._begun = fence
             self._in_flight = self._pool.submit(contextvars.copy_context().run, self._commit, trainer)
 
     def settle(self) -> None:
@@ -145,6 +148,18 @@ class Checkpoints(Closing):
         self._committed = [one for one in self._committed if one.fence <= written.fence]
         return _state_of(written, content)
 
+    def load(self, fence: int) -> FenceState:
+        """Return the committed checkpoint of one fence. Those of later fences no longer count.
+
+        Raises:
+            RestoreImpossible: it does not load.
+        """
+        self.settle()
+        wanted = [one for one in self._committed if one.fence == fence]
+        written, content = restore_latest(self._folder, wanted, run_id=self._run_id)
+        self._committed = [one for one in self._committed if one.fence <= fence]
+        return _state_of(written, content)
+
     def sweep(self) -> tuple[str, ...]:
         """Remove the files of earlier saves that were never committed, were taken back, or are incomplete.
 
@@ -159,6 +174,18 @@ class Checkpoints(Closing):
         left = [path for path in left if path.name not in kept]
         self._remove(left)
         return tuple(path.name for path in left)
+
+    @property
+    def fences(self) -> tuple[int, ...]:
+        """The fences whose checkpoint can be loaded once the save in flight has ended, in ascending order.
+
+        It does not depend on how far the thread of that save is.
+        """
+        fences = {written.fence for written in self._committed}
+        if self._in_flight is not None and self._begun is not None:
+            fences.add(self._begun)
+        newest = sorted(fences)[-self.config.keep :]
+        return tuple(sorted({*newest, *(fences & {0})}))
 
     @property
     def committed(self) -> tuple[CheckpointWritten, ...]:

@@ -20,6 +20,7 @@ from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
 from esper.flow.position import LineState, Position
 from esper.flow.progress import Progress
+from esper.leyline.commands import Command
 from esper.telemetry.context import span
 from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
@@ -41,7 +42,7 @@ class Cause(StrEnum):
 
     DEATH = "death"
     ROLLBACK = "rollback"
-    """Everything since the last checkpoint is taken back. No part of a run requests it yet."""
+    """Everything since a checkpoint is taken back."""
     RESUME = "resume"
     """Another process led the run before. Its generation is already superseded, and every component is new."""
 
@@ -187,8 +188,26 @@ class GoingBack:
         if self.beginning is not None:
             self.beginning = replace(self.beginning, host=HostCopy.AS_BUILT)
 
-    def roll_back(self, tier: Tier) -> None:
-        """Restore the last checkpoint without a death. No part of a run calls it yet.
+    def obey(self, command: Command, fence: int) -> None:
+        """Carry out a command to go back, at a fence that is not passed yet.
+
+        Raises:
+            CommandRejected, DependencyViolationError: the command was refused; nothing was changed.
+            EsperError: see `roll_back`.
+        """
+        self.journal.write(RecordKind.COMMAND, command)
+        self.checkpoints.settle()
+        self.components.kasmina.permit(command, fence, self.checkpoints.fences)
+        to = command.to_fence
+        assert to is not None, "admission requires it"
+        self.progress.working(f"going back from fence {fence} to fence {to}")
+        self.roll_back(Tier.FAST if self.memory is not None and self.memory.fence == to else Tier.FULL, to)
+
+    def roll_back(self, tier: Tier, to_fence: int | None = None) -> None:
+        """Restore a checkpoint without a death.
+
+        Args:
+            to_fence: Fence of the checkpoint; for the fast tier, that of the copy in memory. None: the last one.
 
         Raises:
             RollbackDeadlineExceeded: it took longer than its limit. Everything was restored nevertheless.
@@ -199,17 +218,24 @@ class GoingBack:
         event = "rollback_fast" if tier is Tier.FAST else "rollback_full"
         severe(event, Severity.ERROR, fence=self.at.fence, generation=self.journal.generation)
         count("esper.rollbacks")
-        to = self.memory if tier is Tier.FAST else self.checkpoints.load_latest()
+        to = self.memory if tier is Tier.FAST else self._stored(to_fence)
         if to is None:
             raise RestoreImpossible("memory", "the trainer keeps no checkpoint in its memory")
         if to.fence is None:
             raise RestoreImpossible("memory", "no checkpoint was made yet")
+        self.at.tally.rollbacks += 1  # first: a death in the restore must not make the policy go back once more
         self.go_back(to, Cause.ROLLBACK)
-        self.at.tally.rollbacks += 1
         elapsed_s = time.monotonic() - began_s
         self.journal.write(RecordKind.ROLLED_BACK, tier=tier, fence=to.fence, seconds=elapsed_s)
         if elapsed_s > budget_s:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
+
+    def _stored(self, fence: int | None) -> FenceState:
+        """Load the checkpoint of a fence, or the last one. Drop the copy in memory, which may be of a later fence: a
+        death in the restore must not bring it back."""
+        to = self.checkpoints.load_latest() if fence is None else self.checkpoints.load(fence)
+        self.memory = None
+        return to
 
     # -- the restore ---------------------------------------------------------------------------------------------
 

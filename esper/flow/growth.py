@@ -11,7 +11,7 @@ from esper.archive.journal import Journal, RecordKind
 from esper.flow.crew import Components
 from esper.flow.position import Position
 from esper.flow.progress import Progress
-from esper.leyline.commands import Command
+from esper.leyline.commands import Command, Operation
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Changed
 from esper.leyline.state import TrainingState
@@ -28,7 +28,7 @@ class Growth:
     progress: Progress
     at: Position
 
-    def hold(self, fence: int, training: TrainingState) -> None:
+    def hold(self, fence: int, training: TrainingState) -> Command | None:
         """Do the growth work that is due at a fence, then let Tamiyo decide what to try next.
 
         Call it once per fence, after `at.view` was set to Kasmina's view of that fence. Each step stores the resulting
@@ -36,12 +36,15 @@ class Growth:
 
         Args:
             training: What the trainer measured in the round that ended at this fence.
+
+        Returns:
+            Tamiyo's command to go back to an earlier fence, not yet sent. None: the run goes on.
         """
         self._conclude(fence)
         self._compare_with_twin(fence)
         self._advance(fence, training)
         self._reset(fence)
-        self._germinate(fence, training)
+        return self._decide(fence, training)
 
     def _conclude(self, fence: int) -> None:
         if not self.at.registry.due:
@@ -74,7 +77,7 @@ class Growth:
         if seeds := self.at.registry.resetting:
             self._take(self.components.kasmina.reset(self.components.trainer.compare_with_unseeded(seeds), fence))
 
-    def _germinate(self, fence: int, training: TrainingState) -> None:
+    def _decide(self, fence: int, training: TrainingState) -> Command | None:
         verdict = self.components.tamiyo.decide(self.at.round_state(training))
         if verdict.decision is not None:
             self.journal.write(RecordKind.DECISION, verdict.decision)
@@ -84,8 +87,13 @@ class Growth:
             self.at.tally.growth = self.at.tally.growth.held(verdict.outcome)
             self.journal.write(RecordKind.HOLD, verdict.outcome)
             self.progress.hold(verdict.outcome)
-            return
-        command = self._sent(verdict.outcome)
+        elif verdict.outcome.operation is Operation.GO_BACK:
+            return verdict.outcome
+        else:
+            self._germinate(self._sent(verdict.outcome), fence)
+        return None
+
+    def _germinate(self, command: Command, fence: int) -> None:
         received = self.components.kasmina.receive(command, fence)
         snapshot = self.components.trainer.snapshot()
         with self.at.tally.waiting():

@@ -104,6 +104,8 @@ class Line:
     def hold(self, fence: int, training: TrainingState) -> None:
         """Hold a fence: read signals, let the network grow, and store the state of the run where a checkpoint is due.
 
+        If Tamiyo commands so, the run goes back instead: the fence is not passed, and `passed` is an earlier one.
+
         Args:
             training: What `train` returned for this fence.
 
@@ -113,9 +115,11 @@ class Line:
         """
         with self.tally.fence():
             self._hear(fence)
-            self.at.view = self.components.kasmina.view(fence)
-            if self.growing:
-                self.growth.hold(fence, training)
+            self.at.view, self.at.checkpoints = self.components.kasmina.view(fence), self.checkpoints.fences
+            back = self.growth.hold(fence, training) if self.growing else None
+        if back is not None:
+            self.back.obey(back, fence)
+            return
         self.progress.fence(self.at.round_state(training), self.tally)
         self._pass(fence)
 

@@ -55,6 +55,8 @@ class Position:
     """Means over the test shard before the first step."""
     view: RegistryView | None = None
     """Kasmina's registry as it is now; None: no fence was held yet."""
+    checkpoints: tuple[int, ...] = ()
+    """The fences that the run can go back to."""
 
     @property
     def registry(self) -> RegistryView:
@@ -63,8 +65,9 @@ class Position:
         return self.view
 
     def round_state(self, training: TrainingState) -> RoundState:
-        """Return the input of Tamiyo: the registry as it is now, the measured round, and the emergency level."""
-        return RoundState.of(self.registry, training, self.level)
+        """Return the input of Tamiyo: the registry as it is now, the measured round, and the facts of this class."""
+        rollbacks, checkpoints = self.tally.rollbacks, self.checkpoints
+        return RoundState.of(self.registry, training, self.level, checkpoints=checkpoints, rollbacks=rollbacks)
 
     def state(self) -> str:
         """The line's part of a checkpoint, as text."""

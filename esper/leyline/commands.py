@@ -33,6 +33,8 @@ class CommandKind(StrEnum):
     """The stage of seeds."""
     OPTIMIZER = "OPTIMIZER"
     """The optimizer of one seed."""
+    ROLLBACK = "ROLLBACK"
+    """The whole run."""
 
 
 class Operation(StrEnum):
@@ -44,6 +46,8 @@ class Operation(StrEnum):
     CULL = "CULL"
     SCALE_RATE = "SCALE_RATE"
     """Kind OPTIMIZER: multiply the learning rates of a seed's optimizer by `rate_scale`, from this fence on."""
+    GO_BACK = "GO_BACK"
+    """Kind ROLLBACK: restore the run as it was at the fence `to_fence`, and train on from there."""
 
 
 class BlendMode(StrEnum):
@@ -128,6 +132,8 @@ class Command(Message):
     blend: BlendSpec | None = None
     rate_scale: float | None = None
     """Factor on the learning rates that the seed's schedule gives. It replaces an earlier factor. None: not given."""
+    to_fence: int | None = None
+    """A fence before the present one that has a checkpoint. None: not given."""
     mesh_host_layers: tuple[ShortText, ...] = ()
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     """Logits of the policy from which the confidence of a CONFIDENCE blend is computed. Empty for other modes."""

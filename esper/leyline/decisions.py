@@ -65,6 +65,9 @@ class Decision(Message):
     logits: tuple[float, ...] = ()
     rates: tuple[RateScale, ...] = ()
     """Changes of learning rates. They do not depend on whether pairs are tried."""
+    go_back_to: int | None = None
+    """A fence of `RoundState.checkpoints` to which the whole run goes back; everything since is taken back. `pairs` and
+    `rates` are empty then, and `hold` is None. None: the run goes on."""
 
 
 class Verdict(Message):

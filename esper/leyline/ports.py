@@ -153,7 +153,8 @@ class Registrar(Protocol):
     `compares_with_twin` is set, `advance` for each seed that is due, `reset` if it has `resetting` seeds, and `receive`
     and `carry_out` for the command that germinates. `compare` and `receive` do not change the view; each other call
     returns the view after it, so that `view` is not called again at this fence. `state` comes last, for the checkpoint.
-    A command is journaled before it is sent.
+    A command is journaled before it is sent. `permit` replaces `receive` if the command is to go back; the next
+    call is then `restore`.
 
     After `restore`, which is called between fences, `order` returns the tournament that must be begun again.
     """
@@ -167,6 +168,14 @@ class Registrar(Protocol):
 
         Args:
             observation: Observation of the live host at this fence. None for a command that no gate judges.
+        """
+        ...
+
+    def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> None:
+        """Admit a command to go back. The caller then restores every component; the registry is not changed here.
+
+        Args:
+            checkpoints: The fences before this one that have a checkpoint.
         """
         ...
 

@@ -111,9 +111,21 @@ class RoundState(RegistryFacts):
     training: TrainingState
     level: Level | None = None
     """Emergency level. None: no level is set."""
+    checkpoints: tuple[int, ...] = ()
+    """The fences that the run can go back to, in ascending order."""
+    rollbacks: int = 0
+    """How often the run went back. Without it, a policy would decide the same at the same fence again and again."""
 
     @classmethod
-    def of(cls, view: RegistryView, training: TrainingState, level: Level | None) -> RoundState:
-        """Join the registry's facts, the trainer's measurements and the emergency level."""
+    def of(
+        cls,
+        view: RegistryView,
+        training: TrainingState,
+        level: Level | None,
+        *,
+        checkpoints: tuple[int, ...] = (),
+        rollbacks: int = 0,
+    ) -> RoundState:
+        """Join the registry's facts, the trainer's measurements, the emergency level and the facts of the line."""
         facts = {name: getattr(view, name) for name in RegistryFacts.model_fields}
-        return cls(training=training, level=level, **facts)
+        return cls(training=training, level=level, checkpoints=checkpoints, rollbacks=rollbacks, **facts)

@@ -90,6 +90,20 @@ class CommandBuilder:
             for change in decision.rates
         )
 
+    def go_back(self, state: RoundState, decision: Decision) -> Command:
+        """Return the command to go back to the decision's fence.
+
+        Raises:
+            DependencyViolationError: the run id is missing (#13).
+        """
+        return self._build(
+            state,
+            Operation.GO_BACK,
+            kind=CommandKind.ROLLBACK,
+            to_fence=decision.go_back_to,
+            policy_version=decision.policy_version,
+        )
+
     def _build(
         self,
         state: RoundState,
@@ -99,6 +113,7 @@ class CommandBuilder:
         kind: CommandKind = CommandKind.SEED,
         mesh_host_layers: tuple[str, ...] = (),
         rate_scale: float | None = None,
+        to_fence: int | None = None,
         seed_id: str = "",
         candidates: tuple[Candidate, ...] = (),
         replica_of: str | None = None,
@@ -119,6 +134,7 @@ class CommandBuilder:
             kind=kind,
             operation=operation,
             rate_scale=rate_scale,
+            to_fence=to_fence,
             seed_id=seed_id,
             candidates=candidates,
             replica_of=replica_of,

@@ -82,8 +82,8 @@ class Tamiyo:
 
         Raises:
             NoSeedCandidates: eligible pairs exist, and the policy chose no eligible pair (#14).
-            DependencyViolationError: the policy chose a pair that is not eligible, or returned a risk or logit that is
-                not finite.
+            DependencyViolationError: the policy chose a pair that is not eligible, returned a risk or logit that is
+                not finite, or asked for other changes beside going back.
             PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. It is not interrupted.
             PolicyFailed: the policy raised; its error is the cause (#15).
         """
@@ -94,6 +94,9 @@ class Tamiyo:
                 return Verdict(outcome=pairs, decision=None)
             decision = self._ask(state, pairs)
             count("esper.policy.decisions")
+            if decision.go_back_to is not None:
+                self._check_nothing_beside(decision)
+                return Verdict(outcome=self._builder.go_back(state, decision), decision=decision)
             rates = self._builder.scale_rates(state, decision)
             if decision.hold:
                 reason = HoldReason.POLICY_CHOICE
@@ -149,6 +152,11 @@ class Tamiyo:
         figures = [value for value in (decision.risk, *decision.logits) if value is not None]
         if not all(map(math.isfinite, figures)):
             self._refuse("a figure that is not finite", f"risk {decision.risk}, logits {decision.logits}")
+
+    def _check_nothing_beside(self, decision: Decision) -> None:
+        """Raises: DependencyViolationError: a decision to go back also asks for a change, which would be undone."""
+        if decision.pairs or decision.rates or decision.hold:
+            self._refuse("other choices beside going back", f"to fence {decision.go_back_to}")
 
     def _refuse(self, missing: str, detail: str) -> NoReturn:
         error = DependencyViolationError(f"policy {self._policy.name}", missing, detail)

@@ -79,11 +79,13 @@ def make_command() -> Callable[..., Command]:
         }
         if operation is Operation.SCALE_RATE:
             fields |= {"kind": CommandKind.OPTIMIZER, "rate_scale": 0.5}
+        elif operation is Operation.GO_BACK:
+            fields |= {"kind": CommandKind.ROLLBACK, "to_fence": 3}
         else:
             fields["mesh_host_layers"] = ("body",)
         if operation is Operation.GERMINATE:
             fields["candidates"] = (Candidate(slot="body", blueprint_id="mlp", seed_id=f"seed-{name}"),)
-        else:
+        elif operation is not Operation.GO_BACK:
             fields["seed_id"] = "seed-1"
         if operation is Operation.ADVANCE:
             fields["blend"] = BlendSpec(mode="RESIDUAL", ramp_steps=30)

@@ -128,6 +128,25 @@ def test_changes_of_rates_become_commands_whatever_is_tried(
     assert all(command.signature == sign(command, b"key") for command in verdict.rates)
 
 
+def test_a_decision_to_go_back_becomes_a_command(make_state: MakeState, make_decision: MakeDecision) -> None:
+    verdict = Components(make_decision(go_back_to=3)).tamiyo.decide(make_state())
+    command = verdict.outcome
+    assert isinstance(command, Command)
+    assert (command.kind, command.operation, command.to_fence) == (CommandKind.ROLLBACK, Operation.GO_BACK, 3)
+    assert command.signature == sign(command, b"key")
+
+
+@pytest.mark.parametrize("beside", ["pairs", "rates", "hold"])
+def test_going_back_is_decided_alone(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], told: Told, beside: str
+) -> None:
+    other = {"pairs": (make_pair("mlp"),), "rates": (RateScale(seed_id="seed-1", scale=1.0),), "hold": "wait"}[beside]
+    decision = make_decision(go_back_to=3).model_copy(update={beside: other})
+    with pytest.raises(DependencyViolationError, match="other choices beside going back"):
+        Components(decision).tamiyo.decide(make_state())
+    assert told() == ["dependency_violation"]
+
+
 # -- failures ----------------------------------------------------------------------------------------------------
 
 

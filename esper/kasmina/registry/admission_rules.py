@@ -118,6 +118,11 @@ def _rate_scale(command: Command, ledger: Ledger) -> None:
     require(sound, command, f"rate_scale outside [0, {MAX_RATE_SCALE:g}]", str(scale))
 
 
+def _to_fence(command: Command, ledger: Ledger) -> None:
+    del ledger
+    require(command.to_fence is not None, command, "to_fence missing")
+
+
 # -- possible: StageConflict -------------------------------------------------------------------------------------
 
 
@@ -142,6 +147,14 @@ def _stage(command: Command, ledger: Ledger) -> None:
     current = ledger.stages[command.seed_id]
     if current not in RULES[command.operation].stages:
         raise conflict(command, f"seed {command.seed_id}: {command.operation} from {current} is not allowed")
+
+
+def _checkpoint(command: Command, ledger: Ledger) -> None:
+    if command.to_fence not in ledger.checkpoints:
+        there = ", ".join(map(str, ledger.checkpoints)) or "none"
+        raise conflict(
+            command, f"fence {command.to_fence} has no checkpoint; fences before this one that have: {there}"
+        )
 
 
 def conflict(command: Command, detail: str) -> StageConflict:
@@ -192,6 +205,12 @@ RULES: Mapping[Operation, Rule] = {
         kind=CommandKind.OPTIMIZER,
         stages=(*LIVE, Stage.FOSSILIZED),
     ),
+    Operation.GO_BACK: Rule(
+        uses={"to_fence": always},
+        complete=(_to_fence,),
+        possible=(_checkpoint,),
+        kind=CommandKind.ROLLBACK,
+    ),
 }
 
 OPTIONAL = frozenset(
@@ -202,6 +221,7 @@ OPTIONAL = frozenset(
         "blend",
         "confidence_logits",
         "rate_scale",
+        "to_fence",
         "mesh_host_layers",
         "fallback_marks",
     }

@@ -25,3 +25,5 @@ class Ledger:
     slots: Mapping[str, SlotSpec]
     order_in_flight: str | None
     """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
+    checkpoints: tuple[int, ...] = ()
+    """The fences to which a command may take the run back, in ascending order."""

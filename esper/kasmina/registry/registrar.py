@@ -31,6 +31,10 @@ class KasminaRegistrar:
         self._registry.receive(command, fence)
         return self._changed(self._registry.carry_out(command.command_id, fence, (), observation), fence)
 
+    def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> None:
+        """See `Registrar`."""
+        self._registry.receive(command, fence, checkpoints)
+
     def receive(self, command: Command, fence: int) -> Received:
         """See `Registrar`."""
         plans = self._registry.receive(command, fence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from esper.ground.clock import Clock
@@ -107,8 +107,12 @@ class RunRecords:
             step_flops=self.roster.step_flops(),
         )
 
-    def ledger(self) -> Ledger:
-        """Return the facts about earlier commands and seeds that the admission of a command needs."""
+    def ledger(self, checkpoints: Collection[int] = ()) -> Ledger:
+        """Return the facts about earlier commands and seeds that the admission of a command needs.
+
+        Args:
+            checkpoints: The fences to which a command may take the run back.
+        """
         counted = self.book.counted(self.facts.generation)
         return Ledger(
             run_id=self.facts.run_id,
@@ -119,6 +123,7 @@ class RunRecords:
             pairs=self.roster.pairs(),
             slots=self.roster.specs,
             order_in_flight=self.order.order_id if self.order is not None else None,
+            checkpoints=tuple(sorted(checkpoints)),
         )
 
     # -- judgements and reports ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ and its records alone; the clock only decides whether a command is fresh, and st
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from esper import faults
 from esper.ground.clock import Clock
@@ -100,8 +100,11 @@ class SeedRegistry:
 
     # -- commands ------------------------------------------------------------------------------------------------
 
-    def receive(self, command: Command, fence: int) -> tuple[GraftPlan, ...]:
+    def receive(self, command: Command, fence: int, checkpoints: Collection[int] = ()) -> tuple[GraftPlan, ...]:
         """Admit a command and record it with the plans of its candidates. No seed and no host is changed yet.
+
+        Args:
+            checkpoints: The fences to which a command may take the run back. Only the line knows them.
 
         Returns:
             For GERMINATE, the plans of the candidates that must be measured on a fork before `carry_out`. Else none.
@@ -111,7 +114,7 @@ class SeedRegistry:
             SeedBuildFailed: a candidate could not be built; the command was not recorded.
         """
         faults.point("kasmina.receive", round=fence)
-        records, ledger = self._records, self._records.ledger()
+        records, ledger = self._records, self._records.ledger(checkpoints)
         admitted = admit(command, ledger, key=self._key, now=self._clock.now())
         if command.command_id in ledger.bodies:
             return records.book.plans(command.command_id)

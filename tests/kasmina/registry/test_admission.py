@@ -38,6 +38,7 @@ def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
         pairs={"seed-1": ("body", "mlp")},
         slots={"body": body_spec},
         order_in_flight=None,
+        checkpoints=(0, 3, 4),
     )
 
 
@@ -179,6 +180,21 @@ def test_a_replica_of_an_accepted_seed_is_admitted(make_command, ledger, key, st
     assert admit(command, here, key=key, now=EPOCH).command == command
 
 
+@pytest.mark.parametrize("fence", [0, 3, 4])
+def test_the_run_may_go_back_to_a_fence_that_has_a_checkpoint(make_command, ledger, key, fence):
+    command = make_command(Operation.GO_BACK, name="2", to_fence=fence)
+    assert admit(command, ledger, key=key, now=EPOCH).command == command
+
+
+@pytest.mark.parametrize(("fence", "there"), [(-1, (0, 3)), (1, (0, 3)), (5, (0, 3)), (0, ())])
+def test_the_run_goes_back_to_no_other_fence(refused, make_command, ledger, fence, there):
+    command = make_command(Operation.GO_BACK, name="2", to_fence=fence)
+    error, event = refused(command, StageConflict, ledger=replace(ledger, checkpoints=there))
+    listed = ", ".join(map(str, there)) or "none"
+    assert f"fence {fence} has no checkpoint; fences before this one that have: {listed}" in str(error)
+    assert (event["name"], event["severity"]) == ("command_rejected", "ERROR")
+
+
 # -- whether it is complete: DependencyViolationError ------------------------------------------------------------
 
 
@@ -237,6 +253,8 @@ TOO_MANY = tuple(f"layer-{place}" for place in range(129))
         (Operation.SCALE_RATE, {"kind": CommandKind.SEED}, "kind of another operation"),
         (Operation.SCALE_RATE, {"seed_id": ""}, "seed id missing"),
         (Operation.SCALE_RATE, {"seed_id": "seed-7"}, "seed not known"),
+        (Operation.GO_BACK, {"to_fence": None}, "to_fence missing"),
+        (Operation.GO_BACK, {"kind": CommandKind.OPTIMIZER}, "kind of another operation"),
         (Operation.SCALE_RATE, {"rate_scale": None}, "rate_scale missing"),
         (Operation.SCALE_RATE, {"rate_scale": -0.1}, "rate_scale outside [0, 16]"),
         (Operation.SCALE_RATE, {"rate_scale": 16.1}, "rate_scale outside [0, 16]"),
@@ -259,6 +277,7 @@ SET: dict[str, Any] = {
     "blend": BlendSpec(mode="RESIDUAL", ramp_steps=5),
     "confidence_logits": (1.0, 2.0),
     "rate_scale": 1.0,
+    "to_fence": 3,
     "mesh_host_layers": ("body",),
     "fallback_marks": ("rule of thumb",),
 }
@@ -271,6 +290,7 @@ USES = {
     Operation.FOSSILIZE: {"seed_id", "mesh_host_layers", "fallback_marks"},
     Operation.CULL: {"seed_id", "mesh_host_layers"},
     Operation.SCALE_RATE: {"seed_id", "rate_scale"},
+    Operation.GO_BACK: {"to_fence"},
 }
 """The fields that each operation uses, written here by hand."""
 
@@ -405,6 +425,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "kind": st.sampled_from(CommandKind),
     "operation": st.sampled_from(Operation),
     "rate_scale": st.none() | st.floats(0, 20),
+    "to_fence": st.none() | st.integers(0, 20),
     "seed_id": TEXT,
     "candidates": st.lists(st.builds(Candidate, slot=TEXT, blueprint_id=TEXT, seed_id=TEXT), max_size=3).map(tuple),
     "replica_of": st.none() | TEXT,

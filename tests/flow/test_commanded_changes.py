@@ -1,0 +1,119 @@
+"""What a policy may command beside growth: another rate for a seed, and to go back to an earlier fence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+import esper
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
+from esper.errors import Drained, StageConflict
+from esper.flow.places import InProcess
+from esper.flow.result import Result
+from esper.leyline.decisions import Decision, Pair, RateScale
+from esper.leyline.reports import FieldReport
+from esper.leyline.stages import IN_HOST
+from esper.leyline.state import RoundState
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.testing import StopAt, tiny_config, tiny_task
+
+GROWTH = tiny_config().growth
+
+
+class Meddling(HeuristicPolicy):
+    """The heuristic, whose decisions a function may replace."""
+
+    version = "meddling-1"
+
+    def __init__(self, meddle: Callable[[RoundState, Decision], Decision]) -> None:
+        super().__init__(GROWTH.candidates, GROWTH.replicas)
+        self._meddle = meddle
+
+    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
+        return self._meddle(state, super().decide(state, eligible, past))
+
+
+def going_back(choose: Callable[[tuple[int, ...]], int]) -> Meddling:
+    """Goes back once, the first time that it is asked from fence 5 on, to one of the fences with a checkpoint."""
+
+    def meddle(state: RoundState, decision: Decision) -> Decision:
+        if state.rollbacks or state.fence < 5:
+            return decision
+        return decision.model_copy(update={"pairs": (), "hold": None, "go_back_to": choose(state.checkpoints)})
+
+    return Meddling(meddle)
+
+
+@pytest.mark.parametrize(
+    ("choose", "tier"),
+    [
+        pytest.param(lambda fences: fences[-1], "fast", id="the last"),
+        pytest.param(lambda fences: fences[-2], "full", id="the one before", marks=pytest.mark.slow),
+        pytest.param(lambda fences: fences[0], "full", id="the first", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_its_policy_takes_back_ends_with_the_bits_of_one_that_was_not(
+    tmp_path: Path, undisturbed: Result, choose: Callable[[tuple[int, ...]], int], tier: str
+) -> None:
+    run_dir = tmp_path / "run"
+    result = esper.run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=going_back(choose)))
+    assert result.weights_sha256 == undisturbed.weights_sha256
+    assert result.rollbacks == 1
+    past = read_past(run_dir)
+    assert past.generation == 2
+    (back,) = [entry.body for entry in past.entries if entry.kind is RecordKind.ROLLED_BACK]
+    (taken_over,) = [entry.body for entry in past.entries if entry.kind is RecordKind.SUPERSEDED]
+    assert (back["tier"], back["fence"]) == (tier, taken_over["from_fence"])
+    assert [e.body["fence"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED] == list(range(1, 17))
+
+
+@pytest.mark.slow
+def test_a_fence_without_a_checkpoint_is_refused_and_the_run_can_be_resumed(
+    tmp_path: Path, undisturbed: Result
+) -> None:
+    run_dir = tmp_path / "run"
+    policy = going_back(lambda fences: fences[-1] + 1)
+    policy.version = HeuristicPolicy.version  # so that a resume with the heuristic is accepted
+    with pytest.raises(StageConflict, match="has no checkpoint"):
+        esper.run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=policy))
+    past = read_past(run_dir)
+    assert (past.generation, past.rollbacks) == (1, 0)
+    assert esper.resume(run_dir, task=tiny_task()).weights_sha256 == undisturbed.weights_sha256
+
+
+def slowing(factor: float) -> Meddling:
+    """Scales the rates of the first seed in the host, each time that it is asked."""
+
+    def meddle(state: RoundState, decision: Decision) -> Decision:
+        first = [seed.seed_id for seed in state.seeds if seed.stage in IN_HOST][:1]
+        return decision.model_copy(update={"rates": tuple(RateScale(seed_id=one, scale=factor) for one in first)})
+
+    return Meddling(meddle)
+
+
+@pytest.mark.slow
+def test_a_rate_that_the_policy_scaled_lasts_over_a_stop_and_a_resume(tmp_path: Path, undisturbed: Result) -> None:
+    def run(name: str, factor: float) -> Result:
+        config = tiny_config(run__dir=str(tmp_path / name))
+        return esper.run(tiny_task(), config, on=InProcess(policy=slowing(factor)))
+
+    whole = run("whole", 0.5)
+    scaled = [entry.body for entry in read_past(tmp_path / "whole").entries if entry.kind is RecordKind.COMMAND]
+    assert any(command["operation"] == "SCALE_RATE" for command in scaled)
+    assert whole.weights_sha256 != undisturbed.weights_sha256 == run("unscaled", 1.0).weights_sha256
+
+    stop = StopAt(11)
+    run_dir = tmp_path / "stopped"
+    with pytest.raises(Drained):
+        esper.run(
+            tiny_task(),
+            tiny_config(run__dir=str(run_dir)),
+            on=InProcess(policy=slowing(0.5)),
+            progress=stop,
+            drain=stop.drain,
+        )
+    resumed = esper.resume(run_dir, task=tiny_task(), on=InProcess(policy=slowing(0.5)))
+    assert resumed.weights_sha256 == whole.weights_sha256
