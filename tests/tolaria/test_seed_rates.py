@@ -11,36 +11,36 @@ import torch
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import state_digest
 from esper.leyline.reports import GraftPlan, RatePlan, RemovePlan
-from esper.setup.survey import Prospect
+from esper.setup.survey import Survey
 from esper.tolaria.optim import seed_rate
 from esper.tolaria.trainer import Trainer, never
 
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
-MakeProspect = Callable[..., Prospect]
+MakeSurvey = Callable[..., Survey]
 Graft = Callable[[Trainer, str, int], None]
 ADAM: dict[str, Any] = {"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=0.01)}
 
 
 @pytest.fixture
-def prospect(make_prospect: MakeProspect) -> Prospect:
-    return make_prospect(**ADAM)
+def survey(make_survey: MakeSurvey) -> Survey:
+    return make_survey(**ADAM)
 
 
 @pytest.fixture
-def graft(prospect: Prospect, make_plan: Callable[..., GraftPlan], drawn: dict[str, bytes]) -> Graft:
+def graft(survey: Survey, make_plan: Callable[..., GraftPlan], drawn: dict[str, bytes]) -> Graft:
     """Graft another seed at the trainer's present step."""
 
     def make(trainer: Trainer, seed_id: str, ordinal: int) -> None:
         ids = {"seed_id": seed_id, "command_id": f"graft {seed_id}", "ordinal": ordinal}
-        trainer.apply(make_plan(prospect, step=trainer.step, **ids), drawn)
+        trainer.apply(make_plan(survey, step=trainer.step, **ids), drawn)
 
     return make
 
 
 @pytest.fixture
-def grown(prospect: Prospect, graft: Graft) -> Trainer:
+def grown(survey: Survey, graft: Graft) -> Trainer:
     """A host at step 30 with a seed "first" since step 20."""
-    trainer = prospect.trainer(RUN, 1, "tolaria", never)
+    trainer = survey.trainer(RUN, 1, "tolaria", never)
     trainer.train_to(20)
     graft(trainer, "first", 0)
     trainer.train_to(30)
@@ -108,11 +108,11 @@ def other_parameters(state: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("spoil", [more_steps, no_moments, rate_as_text, other_parameters])
 def test_a_seeds_state_that_is_not_its_own_is_refused(
-    grown: Trainer, prospect: Prospect, spoil: Callable[[dict[str, Any]], None]
+    grown: Trainer, survey: Survey, spoil: Callable[[dict[str, Any]], None]
 ) -> None:
     snapshot = grown.snapshot()
     spoil(snapshot.seed_optimizers["first"])
-    fresh = prospect.trainer(RUN, 1, "tolaria", never)
+    fresh = survey.trainer(RUN, 1, "tolaria", never)
 
     def load() -> None:
         fresh.become(snapshot)
@@ -125,35 +125,33 @@ def test_a_seeds_state_that_is_not_its_own_is_refused(
 # -- schedules and factors ---------------------------------------------------------------------------------------
 
 
-def course(prospect: Prospect, step: int, start: int = 20) -> float:
+def course(survey: Survey, step: int, start: int = 20) -> float:
     """The rate that the last step before `step` had, by the formula alone."""
-    total = prospect.fence_steps[-1]
+    total = survey.fence_steps[-1]
     return 0.01 * seed_rate(step - 1, start, total, 3)
 
 
-def test_a_seeds_schedule_goes_on_while_others_come_and_go(grown: Trainer, prospect: Prospect, graft: Graft) -> None:
+def test_a_seeds_schedule_goes_on_while_others_come_and_go(grown: Trainer, survey: Survey, graft: Graft) -> None:
     graft(grown, "second", 1)
     grown.train_to(35)
-    assert rate(grown, "first") == pytest.approx(course(prospect, 35), rel=1e-12)
-    assert rate(grown, "second") == pytest.approx(course(prospect, 35, start=30), rel=1e-12)
+    assert rate(grown, "first") == pytest.approx(course(survey, 35), rel=1e-12)
+    assert rate(grown, "second") == pytest.approx(course(survey, 35, start=30), rel=1e-12)
     remove(grown, "second")
     grown.train_to(40)
-    assert rate(grown, "first") == pytest.approx(course(prospect, 40), rel=1e-12)
+    assert rate(grown, "first") == pytest.approx(course(survey, 40), rel=1e-12)
 
 
-def test_a_factor_holds_from_the_next_step_on_for_its_seed_alone(
-    grown: Trainer, prospect: Prospect, graft: Graft
-) -> None:
+def test_a_factor_holds_from_the_next_step_on_for_its_seed_alone(grown: Trainer, survey: Survey, graft: Graft) -> None:
     graft(grown, "second", 1)
     scale(grown, "first", 0.25)
-    assert rate(grown, "first") == pytest.approx(course(prospect, 30), rel=1e-12)
+    assert rate(grown, "first") == pytest.approx(course(survey, 30), rel=1e-12)
     grown.train_to(31)
-    assert rate(grown, "first") == pytest.approx(0.25 * course(prospect, 31), rel=1e-12)
-    assert rate(grown, "second") == pytest.approx(course(prospect, 31, start=30), rel=1e-12)
+    assert rate(grown, "first") == pytest.approx(0.25 * course(survey, 31), rel=1e-12)
+    assert rate(grown, "second") == pytest.approx(course(survey, 31, start=30), rel=1e-12)
     scale(grown, "first", 2.0, "again")
     remove(grown, "second")
     grown.train_to(32)
-    assert rate(grown, "first") == pytest.approx(2.0 * course(prospect, 32), rel=1e-12)
+    assert rate(grown, "first") == pytest.approx(2.0 * course(survey, 32), rel=1e-12)
 
 
 def test_with_a_factor_of_0_a_seed_stays_as_it_is(grown: Trainer) -> None:
@@ -166,15 +164,15 @@ def test_with_a_factor_of_0_a_seed_stays_as_it_is(grown: Trainer) -> None:
     assert same
 
 
-def test_a_factor_is_restored_in_another_host_and_taken_back_in_the_same(grown: Trainer, prospect: Prospect) -> None:
+def test_a_factor_is_restored_in_another_host_and_taken_back_in_the_same(grown: Trainer, survey: Survey) -> None:
     before = grown.snapshot()
-    undisturbed = prospect.trainer(RUN, 1, "tolaria", never)
+    undisturbed = survey.trainer(RUN, 1, "tolaria", never)
     undisturbed.become(before)
     scale(grown, "first", 0.25)
     scaled = grown.snapshot()
     grown.train_to(40)
 
-    other = prospect.trainer(RUN, 1, "tolaria", never)
+    other = survey.trainer(RUN, 1, "tolaria", never)
     other.become(scaled)
     other.train_to(40)
     assert other.weights_sha256() == grown.weights_sha256()
