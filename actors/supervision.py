@@ -8,7 +8,7 @@ Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity);
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -125,11 +125,6 @@ class Supervisor:
         self._fence, self._unanswered = 0, list[Restarted]()
         self._verdict: BaseException | None = None
         self.records: list[Restarted] = []
-
-    @property
-    def restarts(self) -> Counter[str]:
-        """How many deaths were answered by a restart, by role."""
-        return Counter(record.role for record in self.records)
 
     def state(self, name: str) -> State:
         """What is known of a child."""

@@ -78,6 +78,11 @@ class Stage:
         return {self.supervisor.state(name) for name in NAMES}
 
 
+def restarts(supervisor: Supervisor) -> Counter[str]:
+    """Number of deaths that were answered by a restart, by role."""
+    return Counter(record.role for record in supervisor.records)
+
+
 def lost(name: str) -> ActorLost:
     return (TrainerRankLost if name in RANKS else ActorLost)(name, "its process is gone")
 
@@ -123,7 +128,7 @@ def test_deaths_of_several_at_once_are_answered_by_one_plan_in_start_order() -> 
     assert stage.settle() == [
         RestartPlan(stop=lives(("rank-2", "rank-0"), 1), start=lives(("emergency", *RANKS, "manager-1"), 2))
     ]
-    assert stage.supervisor.restarts == {"emergency": 1, "tolaria": 1, "kasmina": 1}
+    assert restarts(stage.supervisor) == {"emergency": 1, "tolaria": 1, "kasmina": 1}
 
 
 def test_a_group_that_loses_all_its_children_at_once_dies_once() -> None:
@@ -147,7 +152,7 @@ def test_a_death_counts_once_however_many_callers_see_it_and_when() -> None:
     supervisor.died(life, lost("tamiyo"))
     supervisor.started(life)
     assert (supervisor.take_plan(), supervisor.state("tamiyo")) == (None, State.UP)
-    assert supervisor.restarts == {"tamiyo": 1}
+    assert restarts(supervisor) == {"tamiyo": 1}
 
 
 def test_a_start_that_is_reported_late_makes_no_dead_child_alive() -> None:
@@ -172,7 +177,7 @@ def test_a_death_elsewhere_during_a_restart_adds_its_own_and_disturbs_nothing() 
     assert supervisor.take_plan() == RestartPlan(stop=(), start=(Life("emergency", 2),))
     assert supervisor.starting() == lives(("emergency", "tamiyo"), 2)
     assert stage.settle() == []
-    assert supervisor.restarts == {"tamiyo": 1, "emergency": 1}
+    assert restarts(supervisor) == {"tamiyo": 1, "emergency": 1}
 
 
 def test_a_death_during_the_restart_of_a_group_ends_what_was_begun_and_counts_as_another() -> None:
@@ -230,7 +235,7 @@ def never_stuck(stage: Stage, name: str, times: int) -> None:
 def test_so_many_deaths_are_restarted_and_one_more_stops_the_run(deaths: int) -> None:
     stage, last = Stage(deaths=deaths, without_progress=9), lost("tamiyo")
     never_stuck(stage, "tamiyo", deaths)
-    assert stage.supervisor.restarts["tamiyo"] == deaths
+    assert restarts(stage.supervisor)["tamiyo"] == deaths
     limit = telling(f"death {deaths + 1}", "600 s", "supervision.deaths", f"{deaths}", role="tamiyo")
     with pytest.raises(RestartIntensityExceeded, check=limit) as stopped:
         stage.die("tamiyo", last)
@@ -259,7 +264,7 @@ def test_deaths_that_lie_far_enough_apart_never_end() -> None:
     for _ in range(30):
         stage.clock.move(10.5)
         stage.die("manager-0")
-    assert stage.supervisor.restarts == {"kasmina": 30}
+    assert restarts(stage.supervisor) == {"kasmina": 30}
 
 
 def test_deaths_are_counted_for_each_child_and_for_a_group_as_one() -> None:
@@ -292,7 +297,7 @@ def test_time_alone_is_no_progress() -> None:
 def test_a_later_fence_in_between_is_progress() -> None:
     stage = Stage(deaths=9, without_progress=2)
     never_stuck(stage, "tamiyo", 9)
-    assert stage.supervisor.restarts == {"tamiyo": 9}
+    assert restarts(stage.supervisor) == {"tamiyo": 9}
 
 
 def test_fences_that_a_restore_goes_back_to_are_no_progress() -> None:
@@ -313,7 +318,7 @@ def test_deaths_of_different_children_at_one_fence_are_not_added_up() -> None:
     stage = Stage(without_progress=2)
     for name in ("emergency", "rank-0", "tamiyo", "manager-0", "manager-1"):
         stage.die(name)
-    assert stage.supervisor.restarts.total() == 5
+    assert restarts(stage.supervisor).total() == 5
 
 
 def test_a_run_that_must_stop_hands_out_no_plan_and_answers_every_death_with_the_same_error() -> None:
@@ -411,7 +416,7 @@ def test_a_planned_stop_during_a_restart_ends_what_is_being_started_too_and_star
     assert supervisor.stop() == (*lives(("manager-1", "manager-0"), 1), *ranks, Life("emergency", 1))
     supervisor.started(Life("rank-1", 2))
     assert (supervisor.take_plan(), supervisor.starting(), stage.states()) == (None, (), {State.STOPPED})
-    assert supervisor.restarts == {"tolaria": 1}  # that of tamiyo was not begun
+    assert restarts(supervisor) == {"tolaria": 1}  # that of tamiyo was not begun
 
 
 # -- records of restarts ----------------------------------------------------------------------------------------
