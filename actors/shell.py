@@ -1,7 +1,7 @@
 """The one actor class: it calls the methods of a component's object. It holds no rules of training or growth.
 
-For each message it continues the caller's trace, refuses other generations, calls the method, and answers with the
-process's counters.
+For each message it continues the caller's trace, refuses the message if it is of another generation, calls the method,
+and answers with the result and the process's counters. `ANY_GENERATION` names the methods that are never refused.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Reply:
 class Shell:
     """The actor. Ray makes one in a process; a test may make one without Ray.
 
-    Ray calls `call` and `hand_out` in one thread, and in others where the caller names a concurrency group: `progress`
-    in "watch", `rebind` in "ctl". So those two answer while a method of the component runs.
+    Ray runs `call` and `hand_out` in the actor's working thread, unless the caller names a concurrency group. Callers
+    name "watch" for `progress` and "ctl" for `rebind`, which are other threads: both answer while a method runs.
     """
 
     def __init__(self, spec: ActorSpec) -> None:
@@ -102,7 +102,7 @@ class Shell:
         return beats()
 
     def rebind(self, generation: int) -> Reply:
-        """Take messages of a newer generation from now on, and refuse all others.
+        """From now on take messages of a newer generation, and refuse those of any other.
 
         Raises:
             DependencyViolationError: `generation` is not newer than the present one.
@@ -124,7 +124,8 @@ class Shell:
         return Reply(self._do(method, envelope, arguments), self._counted())
 
     def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
-        """As `call`, with the value beside the reply, so that the caller can pass on a reference to the value alone.
+        """Like `call`, but return the value and the reply separately: the caller can then pass on a reference to the
+        value.
 
         The caller fetches the reply, which raises the method's error, before it passes the reference on.
         """

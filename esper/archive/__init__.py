@@ -1,1 +1,1 @@
-"""A run directory on disk: its files, what they say, whether they are sound and the run can go on. It runs none."""
+"""Reads and checks run directories: their files, their history, and whether a run can be resumed. It runs nothing."""

@@ -1,4 +1,6 @@
-"""Backs up a run: copies its run.json, journals and checkpoints, and verifies the copy. The run is not changed.
+"""Backs up a run: copies its run.json, journals, summary, field reports and checkpoints, and verifies the copy.
+
+Telemetry and the record of fired faults are not copied. The run is not changed.
 
 The copy is a run directory: it can be inspected, resumed and proved like the original.
 """
@@ -33,23 +35,23 @@ def default_place(run_dir: Path) -> Path:
 
 
 def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
-    """Copy a run to a new directory and verify the copy. The run may go on during the copy.
+    """Copy a run to a new directory and verify the copy. The run may be in progress.
 
     Returns:
         The checkpoints that were copied, oldest first. They and the name of the directory are durable.
 
     Raises:
-        RunDirectoryError: there is no run, it has no checkpoint yet, or the place is taken. Nothing was written.
+        RunDirectoryError: there is no run, it has no checkpoint yet, or `to` exists. Nothing was written.
         StoreCorrupt: a journal is damaged. Nothing was written.
-        CheckpointCorrupt: a checkpoint is damaged, of the run or of the copy; the copy was removed.
+        CheckpointCorrupt: a checkpoint of the run or of the copy is damaged; the copy was removed.
         StoreWriteFailed: the copy could not be written; it was removed.
     """
     _commits(run_dir)
     with refusing("to", to):
         if to.resolve().is_relative_to(run_dir.resolve()):
-            raise RunDirectoryError("to", str(to), f"it lies in the run {run_dir}; choose a place outside")
+            raise RunDirectoryError("to", str(to), f"it is inside the run {run_dir}; choose a directory outside")
         if to.exists():
-            raise RunDirectoryError("to", str(to), "it is there already; choose another")
+            raise RunDirectoryError("to", str(to), "it exists already; choose another")
         _make_parent(to.parent)
     draft = to.with_name(f".{to.name}.{os.getpid()}.tmp")
     try:
@@ -76,14 +78,14 @@ def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
     past = read_past(run_dir)
     check_sound(run_dir, past)
     if not past.commits:
-        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to keep")
+        raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is nothing to copy")
     return past.commits
 
 
 def _copy(run_dir: Path, draft: Path) -> None:
     """Copy the journals first, then the checkpoints that they list.
 
-    A listed checkpoint that is missing was dropped by retention while the run went on: copy the journals again.
+    If a listed checkpoint is missing, the run dropped it during the copy: copy the journals again.
     """
     newest = None
     while True:
@@ -93,12 +95,13 @@ def _copy(run_dir: Path, draft: Path) -> None:
         if not missing:
             return
         if commits[-1] == newest:
-            raise CheckpointCorrupt(missing[-1].file, "is missing, and the run has not gone on since it was needed")
+            raise CheckpointCorrupt(missing[-1].file, "is missing, and the run has committed no newer checkpoint since")
         newest = commits[-1]
 
 
 def _copy_words(run_dir: Path, draft: Path) -> None:
-    """Copy everything but the checkpoints. The summary is copied last: a journal that ends with RUN_ENDED needs it."""
+    """Copy everything but the checkpoints. A run writes its summary before RUN_ENDED, so the journals are copied
+    first."""
     _copy_file(run_file(run_dir), run_file(draft))
     for file in journals(run_dir).values():
         _copy_file(file, draft / file.name)

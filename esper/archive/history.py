@@ -100,11 +100,11 @@ def check_sound(path: Path, past: Remains) -> None:
 
 
 def read_past(path: Path) -> Past:
-    """Read a run's journals, without a lock. The run may be going on.
+    """Read a run's journals, without a lock. The run may be in progress.
 
     Raises:
         RunDirectoryError: no run is here, or something else has the name of a file or folder of it.
-        StoreCorrupt: `run.json` or a journal is missing or was not written by esper, the valid length of a journal is
+        StoreCorrupt: `run.json` or a journal is missing or was not written by esper, the valid records of a journal are
             ambiguous, or `summary.json` is not a summary.
     """
     refuse_misplaced(path)
@@ -131,7 +131,7 @@ def settled_past(path: Path) -> Past:
 
 
 def look_at(path: Path) -> Remains:
-    """Read what can be read of a run, without a lock. The run may be going on, or be damaged in any way.
+    """Read what can be read of a run, without a lock. The run may be in progress, or damaged in any way.
 
     Raises:
         RunDirectoryError: the directory holds no file of a run, or the system refuses to read it.
@@ -183,7 +183,7 @@ def _names(folder: Path) -> set[str]:
 
 
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
-    """Every checkpoint that was ever committed, oldest first, dropped ones included."""
+    """Return every checkpoint that was ever committed, oldest first, including dropped ones."""
     return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is RecordKind.CHECKPOINT_COMMITTED]
 
 
@@ -237,7 +237,7 @@ def _no_summary(path: Path) -> list[Damage]:
 
 
 def _newest(path: Path, there: Collection[int], identity: Identity | None) -> int:
-    """Number of the newest journal that must exist. 0 if no file exists that is made after the first journal."""
+    """Return the number of the newest journal that must exist. 0: the run died before it made the first one."""
     newest = max([*there, identity.generation if identity is not None else FIRST_GENERATION])
     later = (checkpoints_folder(path), reports_folder(path), summary_file(path))
     died_early = newest == FIRST_GENERATION and not there and not any(file.exists() for file in later)
@@ -245,7 +245,7 @@ def _newest(path: Path, there: Collection[int], identity: Identity | None) -> in
 
 
 def _missing(path: Path, there: Iterable[int], newest: int) -> list[Damage]:
-    """The first number of each gap in the numbers of the journals."""
+    """Return one damage for each gap in the numbers of the journals."""
     damages, expected = [], FIRST_GENERATION
     for generation in (*there, newest + 1):
         if generation > expected:
@@ -266,7 +266,7 @@ def _read(file: Path) -> tuple[list[Entry], list[Damage]]:
 
 
 def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:
-    """Journals that are shorter than a later generation recorded."""
+    """Return the journals that are shorter than a later generation recorded."""
     sizes = {number: file.stat().st_size for number, file in files.items() if number in valid}
     return [
         Damage(files[number].name, size, f"ends here; {valid[number] - size} more bytes were there")
@@ -276,7 +276,7 @@ def _cut_off(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage
 
 
 def _not_torn(damage: Damage, valid: Mapping[int, int]) -> Damage:
-    """Damage before the length that the next generation recorded: up to there the journal was readable once."""
+    """Return the damage with `torn` False if it is within the recorded length: up to there the journal was readable."""
     lasts = damage.torn and damage.offset is not None and damage.offset < valid.get(generation_of(Path(damage.file)), 0)
     return replace(damage, torn=False) if lasts else damage
 
@@ -302,11 +302,11 @@ def _due(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[
 
 
 def _told(entries: Sequence[Entry]) -> Identity | None:
-    """The content of `run.json` from the journals: each process that ran the run wrote it there."""
+    """Return the content of `run.json` from the journals: each process that ran the run wrote it there, too."""
     bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:
         return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None
-    except ValidationError:  # of another version, as the run.json is that is named as damage
+    except ValidationError:  # written by another version
         return None
 
 
@@ -314,7 +314,7 @@ def _told(entries: Sequence[Entry]) -> Identity | None:
 
 
 def _valid(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
-    """The valid length of an older journal in bytes, as the first later generation recorded it."""
+    """Return the valid length of each older journal in bytes: the smallest that a later generation recorded."""
     valid: dict[int, int] = {}
     for entry in (entry for its_entries in said.values() for entry in its_entries):
         if entry.kind is RecordKind.SUPERSEDED:
@@ -326,7 +326,7 @@ def _valid(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
 def _joined(
     path: Path, said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int], damaged: Collection[str]
 ) -> tuple[list[Entry], list[Damage]]:
-    """The valid records of all journals; and the journals whose first record cannot be read."""
+    """Return the valid records of all journals, and a damage for each journal that leaves them ambiguous."""
     entries: list[Entry] = []
     undecided: list[Damage] = []
     for generation, its_entries in said.items():
@@ -344,12 +344,12 @@ def _joined(
 
 
 def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
-    """The valid records when a run continues from a fence; and, if they are ambiguous, the reason."""
+    """Return the records that stay valid when a run continues from a fence; and, if they are ambiguous, the reason."""
     if fence is None:
         return [entry for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.SIGNAL)], ""
     end, lost = _end_of(entries, fence), ""
     if end is None:
-        lost = f"it goes on from fence {fence}, of which the older journals say nothing"
+        lost = f"it continues from fence {fence}, which the older journals do not contain"
         end = sum(
             1 for _ in takewhile(lambda e: e.kind is not RecordKind.ROUND_ENDED or e.body["fence"] <= fence, entries)
         )
@@ -357,8 +357,8 @@ def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
 
 
 def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
-    """Index of the first record after a fence: after the BEGIN of its checkpoint, or after the COMMIT if BEGIN is
-    damaged."""
+    """Return the index of the first record after a fence: after the BEGIN of its checkpoint, or after the COMMIT if
+    BEGIN is damaged."""
     for kind in (RecordKind.CHECKPOINT_BEGUN, RecordKind.CHECKPOINT_COMMITTED):
         places = [place for place, e in enumerate(entries) if e.kind is kind and e.body["fence"] == fence]
         if places:

@@ -1,4 +1,4 @@
-"""What makes a run this run: `run.json`, the versions installed here, the digests of the task's files."""
+"""`run.json`: the identity of a run, with its config, versions, and digests of its task, network and data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a run, read from its directory without a lock, also while the run goes on. It imports no task."""
+"""Reads the state of a run from its directory, without a lock. The run may be in progress. No task is imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
-    """State, place and seeds of a run: what `esper inspect --json` prints.
+    """Return the state of a run, its fence and its seeds: what `esper inspect --json` prints.
 
     For a damaged run: the readable values, None for the others, and each unreadable place in `damages`.
 
@@ -56,13 +56,13 @@ def inspect_run(path: Path) -> dict[str, Any]:
 
 
 def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
-    """Checkpoints that the journals list and retention did not drop, whose files are missing."""
+    """Return the files of valid checkpoints that are missing."""
     gone = still_kept(path, {one.file for one in commits if not (checkpoints_folder(path) / one.file).exists()})
     return [one.file for one in commits if one.file in gone]
 
 
 def still_kept(path: Path, files: set[str]) -> set[str]:
-    """Those of `checkpoints` that the journals still list now: the run may have gone on."""
+    """Return those of `files` that belong to valid checkpoints now: the run may have dropped some meanwhile."""
     return files & {written.file for written in look_at(path).commits} if files else files
 
 
@@ -71,17 +71,17 @@ STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
 
 
 def _state(path: Path, found: Remains) -> str:
-    """One of finished, failed, interrupted, drained, running, stopped, open, unknown.
+    """Return one of finished, failed, interrupted, drained, running, stopped, open, unknown.
 
-    Stopped: the process of the run is gone. Open: the process is on another machine, so that its state is not known.
-    Unknown: the process is gone, and so is the journal that would show the end of the run.
+    Stopped: the process of the run has ended without a record of it. Open: the process is on another machine, so its
+    state is not known. Unknown: the process has ended, and the journal that would show the end of the run is lost.
     """
     for entry in () if found.newest_lost else reversed(found.entries):
         if entry.kind is RecordKind.RUN_ENDED:
             return "finished"
         if entry.kind is RecordKind.RUN_FAILED:
             return STOPPED_BY.get(entry.body["error"], "failed")
-        if entry.kind is RecordKind.SUPERSEDED:  # the end of an older generation is not that of the run
+        if entry.kind is RecordKind.SUPERSEDED:  # the end of an older generation is not the end of the run
             break
     gone = "unknown" if found.newest_lost else "stopped"
     lease = path / LEASE

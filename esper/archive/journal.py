@@ -1,6 +1,6 @@
 """The run's journal: every decision, judgement, change and measurement, in order, durable before the run acts on it.
 
-One process writes it. A record is a kind and a JSON object. `read` needs no lock and works while the run goes on.
+One process writes it. A record is a kind and a JSON object. `read` needs no lock; the run may be in progress.
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ class Journal(Closing):
     """The journal of a run, open for appending to the file of its newest generation. Several threads may write.
 
     A separate thread appends the records, one by one: Ctrl-C, which interrupts only the main thread, then interrupts
-    the
-    wait for a record and never the write.
+    the wait for a record and never the write.
     """
 
     def __init__(self, run_dir: Path, generation: int) -> None:

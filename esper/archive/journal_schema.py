@@ -111,12 +111,12 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
 
 
 def kept_newest(entry: Entry) -> int:
-    """The number of checkpoints that a run retains, from the record of its start or resume."""
+    """Return the number of checkpoints that a run retains, from the record of its start or resume."""
     return _Begun.model_validate(entry.body).config.checkpoint.keep
 
 
 def misfit(entry: Entry) -> str:
-    """Why a record was not written by this version, in one line. Empty if it was."""
+    """Return, in one line, why this version cannot have written a record. Empty if it can."""
     try:
         SAID.get(entry.kind, _Said).model_validate(entry.body)
     except ValidationError as error:

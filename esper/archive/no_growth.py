@@ -14,7 +14,7 @@ from esper.setup.wording import number, percent
 
 
 def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
-    """Why a run ended without a seed in its network. None if its network has one."""
+    """Return why a run ended without a seed in its network. None if its network has a seed."""
     growth = survey.config.growth
     if any(seed.stage in IN_HOST for seed in seeds):
         return None
@@ -27,7 +27,7 @@ def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -
 
 
 def _best(seeds: Sequence[SeedFate]) -> str:
-    """The seed with the largest z at G2 and its figures, in words. Empty if G2 judged none."""
+    """Return the seed with the largest z at G2 and its figures, in words. Empty if G2 judged no seed."""
     judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
     if not judged:
         return ""

@@ -14,8 +14,7 @@ class Recovery(Message):
     """One recovery; durations in seconds, in the order of the phases.
 
     If another death interrupts a recovery, its unfinished phases are None and the next recovery takes over. An actor
-    that
-    is replaced alone interrupts no training and needs no restore: its work is repeated while the run goes on.
+    that is replaced alone interrupts no training and needs no restore: its work is repeated while training continues.
     """
 
     actors: tuple[str, ...]
@@ -30,7 +29,7 @@ class Recovery(Message):
     generation: int
     """Generation in which the run continued."""
     alone: bool
-    """True if the actors were replaced while all others went on, in the same generation."""
+    """True if the actors were replaced while all others continued, in the same generation."""
     from_memory: bool
     """True if the host's state was still in memory. Else it came from a checkpoint, or was built anew."""
     detect_s: float | None
@@ -38,18 +37,18 @@ class Recovery(Message):
     decide_s: float
     """Until all dead actors were known and a restart was allowed."""
     stop_s: float | None
-    """Until calls in flight had ended and the state for the new actors was read."""
+    """Until the save in flight had ended, the state to restore was read, and the new generation was in the journal."""
     start_s: float | None
-    """Until all new actors were up."""
+    """Until the managers had stopped their work and all new actors were up."""
     restore_s: float | None
     """Until every part of the run was restored to the fence."""
     first_step_s: float | None
-    """Until the first good training step after it. None: no step was left."""
+    """Until the end of the first training step after the restore. None: the run had no step left."""
 
     @property
     def total_s(self) -> float:
-        """From the death (from its notice if its time is unknown) to the first good step; for actors replaced alone,
-        until the new ones were up."""
+        """From the death (from its notice if its time is unknown) to the end of the first step; for actors replaced
+        alone, until the new ones were up."""
         parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
         return sum(part for part in parts if part is not None)
 
@@ -81,11 +80,11 @@ class Stopwatch:
         self._laps[phase], self._last_s, self.ended_at = now - self._last_s, now, time.time()
 
     def alone(self, lost: Lost, fence: int, generation: int) -> Recovery:
-        """The record for actors that were replaced alone."""
+        """Return the record for actors that were replaced alone."""
         return self.recovery(lost, fence, generation, from_memory=True).model_copy(update={"alone": True})
 
     def recovery(self, lost: Lost, fence: int | None, generation: int, *, from_memory: bool) -> Recovery:
-        """The record without the first good step, which is added later."""
+        """Return the record without the time of the first step, which is added later."""
         return Recovery(
             actors=tuple(sorted(lost.roles)),
             error=type(self.error).__name__,

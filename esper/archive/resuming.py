@@ -1,4 +1,4 @@
-"""Whether and how a run can be gone on with: its directory, its task, its config, its versions. It runs nothing."""
+"""Checks whether a run can be resumed, and loads what that needs: directory, history, task, config. It runs nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MAY_CHANGE = frozenset(
     }
 )
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
-"""Config keys that a resumed run may have otherwise, by name and by table: all but `run.epochs` change no bits."""
+"""Config keys, by name and by table, that a resume may change. Only `run.epochs` changes bits."""
 SEALED = (
     "run_id",
     "task_file_sha256",
@@ -50,14 +50,15 @@ SEALED = (
     "hash_seed",
     "text_hash",
 )
-"""What else `run.json` and the journal must say alike; where the task lies may change, if its file is the same."""
+"""Further fields in which `run.json` and the journal must be equal. The path of the task may change: its file may
+not."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class Resumable:
-    """A run that can be gone on with, its directory claimed."""
+    """A run that can be resumed. Its directory is claimed by this process."""
 
     directory: RunDirectory
     past: Past
@@ -70,20 +71,20 @@ class Resumable:
 def resumed(
     run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
 ) -> Iterator[Resumable | Summary]:
-    """Claim a run's directory for as long as the context lasts and find out what it goes on from and with.
+    """Claim a run's directory for the duration of the context, and load everything that a resume needs.
 
-    Of a run that has reached its end, and shall not be longer, it is what it came to.
+    Yields the summary instead if the run has ended and is not made longer.
 
     Args:
-        task: Needed only where `run.json` has no reference to it.
-        settings: Config values by dotted key that shall be other than they were.
+        task: Needed only if `run.json` has no reference to it.
+        settings: New config values by dotted key.
 
     Raises:
-        RunDirectoryError: the directory holds no run, is in use, or its run was made by other versions.
-        TaskError: the task cannot be found, or is not the one that the run began with.
-        ConfigError: a key may not change, or its value is wrong. Nothing was changed, whatever it was.
+        RunDirectoryError: the directory holds no run, is in use, or other versions made its run.
+        TaskError: the task cannot be found, or has changed since the run began.
+        ConfigError: a key may not change, or its value is wrong. Nothing was written.
     """
-    read_past(run_dir)  # before a lock file of ours is put anywhere
+    read_past(run_dir)  # before the lease writes a file into the directory
     with RunDirectory.reopen(run_dir) as directory:
         past = settled_past(run_dir)
         check_sealed(run_dir, past)
@@ -99,7 +100,7 @@ def resumed(
 
 
 def _result(run_dir: Path, ended: Entry) -> Summary:
-    """What a run came to; `summary.json` is written again if it is not there."""
+    """Return the summary of a run that has ended. Write `summary.json` again if it is missing."""
     result = _read(Summary, ended, run_dir)
     if not summary_file(run_dir).exists():
         result.save(run_dir)
@@ -118,7 +119,7 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
             settings[fixed[0]],
             f"it is fixed since the run began, as {before[fixed[0]]!r}{others}; leave it out, or begin a new run",
         )
-    if config.run.round_steps is None:  # else a longer run would have its fences elsewhere
+    if config.run.round_steps is None:  # else the fences of a longer run would be at other steps
         config = config.model_copy(
             update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
         )
@@ -146,7 +147,7 @@ def check_sealed(run_dir: Path, past: Past) -> None:
 
 
 def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
-    """Raises: StoreCorrupt: a record is not the message that its kind says it is."""
+    """Raises: StoreCorrupt: a record does not have the fields of its kind."""
     try:
         return message.model_validate_json(json.dumps(entry.body))
     except ValidationError as error:
@@ -155,7 +156,8 @@ def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
 
 
 def _settled(identity: Identity) -> dict[str, object]:
-    """The config, with the length of a round also where the task chose it: a resume writes it down."""
+    """Return the config by dotted key, with the length of a round even if the task set it: a resume stores it in the
+    config."""
     chosen = identity.config.run.round_steps
     round_steps = chosen if chosen is not None else identity.fence_steps[1]
     return {**flattened(identity.config), "run.round_steps": round_steps}
@@ -166,11 +168,12 @@ def _is_fixed(key: str) -> bool:
 
 
 def check_versions(run_dir: Path, identity: Identity) -> None:
-    """What gives other bits is as it was when the run began: versions, and the order of sets where it was fixed.
+    """Check everything outside the task that changes the bits of a run: the versions, and `PYTHONHASHSEED` if it was
+    set.
 
     Raises:
-        RunDirectoryError: the run was made by other versions than are here.
-        ConfigError: this process was started with another `PYTHONHASHSEED` than the run's.
+        RunDirectoryError: other versions of the packages are installed here.
+        ConfigError: this process has another fixed `PYTHONHASHSEED` than the run.
     """
     now = versions()
     other = {name: made for name, made in identity.versions.items() if now.get(name) != made}
@@ -192,10 +195,10 @@ PUT_BACK = "; put the file back as it was, or begin a new run"
 
 
 def load_same_task(identity: Identity) -> tuple[Task, Reference]:
-    """Load the task that a run was begun with, from its reference. No code of a changed file is run.
+    """Load the task of a run from its reference. No code of a changed file is run.
 
     Raises:
-        TaskError: there is no reference, nothing is there any more, or its file has changed.
+        TaskError: there is no reference, the file does not exist any more, or it has changed.
     """
     if not identity.task:
         raise TaskError("task", "", "run.json does not say where it is; from Python, give the task itself")
@@ -209,7 +212,7 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
 
 
 def _check_same_file(identity: Identity, reference: Reference) -> None:
-    """Raises: TaskError: a task's file, or a module in its folder, is not the one that the run began with."""
+    """Raises: TaskError: a task's file, or a module in its folder, has changed since the run began."""
     if reference.file is not None and file_digest(reference) != identity.task_file_sha256:
         raise TaskError("task", identity.task, f"its file has changed since the run began ({reference.file}){PUT_BACK}")
     if (other := changed_source(reference, identity.task_files)) is not None:

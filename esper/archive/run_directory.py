@@ -25,7 +25,7 @@ WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
 )
-"""Names of all files and folders that a run writes."""
+"""Names that belong to a run. Nothing else may have them. No run writes `report.html` or `emergency` yet."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
 """The names that are folders; all others are files."""
 KINDS = {
@@ -54,7 +54,7 @@ def refusing(field: str, path: Path) -> Iterator[None]:
 
 
 class RunDirectory(Closing):
-    """A new run's directory, claimed for this process until `close`."""
+    """The directory of a new or resumed run, claimed for this process until `close`."""
 
     def __init__(self, path: Path, lease: DirectoryLease) -> None:
         self.path, self._lease = path, lease
@@ -137,7 +137,7 @@ def _refuse_links(field: str, path: Path) -> None:
 
 
 def misplaced(path: Path) -> dict[str, str]:
-    """Names of the run's files and folders that are taken by something else, such as a pipe, with its type in words.
+    """Return names of the run's files and folders that something else has, such as a pipe: name -> its type in words.
 
     Symbolic links are followed: reading a run through them is allowed.
 
@@ -154,14 +154,14 @@ def misplaced(path: Path) -> dict[str, str]:
 
 
 def _kind_of(path: Path) -> str | None:
-    """Type of what is at a path, in words, after symbolic links. None if nothing is there."""
+    """Return the type of the file at a path in words, after symbolic links. None if no file exists."""
     if path.exists():
         return KINDS[stat.S_IFMT(path.stat().st_mode)]
     return f"a symbolic link to {os.readlink(path)}, which leads nowhere," if path.is_symlink() else None
 
 
 def refuse_misplaced(path: Path) -> None:
-    """Raises: RunDirectoryError: a file or folder name of the run is taken by something else; see `misplaced`."""
+    """Raises: RunDirectoryError: something else has the name of a file or folder of the run; see `misplaced`."""
     with refusing("RUN", path):
         found = misplaced(path) if path.is_dir() else {}
     for name, what in found.items():
@@ -179,7 +179,7 @@ def make(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove temporary files of killed writers of `run.json`. Call it with the lease held."""
+    """Remove the temporary files that killed writers left (see `LITTER`). Call it with the lease held."""
     for file in path.iterdir():
         if LITTER.fullmatch(file.name):
             file.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ def _refuse_filled(path: Path) -> None:
 
 
 def no_run(path: Path) -> RunDirectoryError:
-    """The error for a directory without `run.json`."""
+    """Return the error for a directory without `run.json`."""
     if path.is_dir() and journals(path):
         mend = "run.json is missing, a run's journals are here: put it back from a copy (`esper snapshot` makes them)"
         return RunDirectoryError("RUN", shown(path), mend)
@@ -214,17 +214,17 @@ def journal_file(path: Path, generation: int) -> Path:
 
 
 def journals(path: Path) -> dict[int, Path]:
-    """The existing journals by generation, oldest first."""
+    """Return the existing journals by generation, oldest first."""
     return dict(sorted((generation_of(file), file) for file in path.iterdir() if JOURNAL.fullmatch(file.name)))
 
 
 def generation_of(journal: Path) -> int:
-    """The generation in the name of a journal."""
+    """Return the generation in the name of a journal."""
     return int(journal.stem.rpartition("-")[2])
 
 
 def checkpoints_folder(path: Path) -> Path:
-    """Folder of the checkpoints, with the quarantine of those that could not be read."""
+    """Folder of the checkpoints. Its subfolder `quarantine` holds damaged ones."""
     return path / "checkpoints"
 
 

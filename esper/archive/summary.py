@@ -31,9 +31,9 @@ class SeedFate(Message):
 
 
 class Summary(BaseModel):
-    """What a run came to, as `--json`, `summary.json` and the journal have it.
+    """The result of a run, as it is in `--json`, `summary.json` and the journal. Times are in seconds.
 
-    Losses are means over the whole shard; times are in seconds.
+    A loss is that of the whole shard, or a mean over evaluation batches: see docs/figures.md.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,7 +80,7 @@ class Summary(BaseModel):
     """Whether every armed fault has fired. None, and absent from the JSON, if none was armed."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values, for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""
+        """Return plain JSON values, for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""
         return self.model_dump(mode="json", exclude={"fault_fired"} if self.fault_fired is None else None)
 
     def save(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class Summary(BaseModel):
 
 
 def fate(seed: SeedState) -> SeedFate:
-    """The outcome of a seed, from its record."""
+    """Return the outcome of a seed, from its record."""
     return SeedFate(
         seed_id=seed.seed_id,
         slot=seed.slot,
@@ -103,7 +103,7 @@ def fate(seed: SeedState) -> SeedFate:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """An error as JSON values for the journal and `--json`: class, message, cause, notes."""
+    """Return an error as JSON values for the journal and `--json`: class, message, cause, notes."""
     return {
         "error": type(error).__name__,
         "message": text_of(error),

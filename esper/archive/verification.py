@@ -1,4 +1,4 @@
-"""Which checkpoints of a run load. Each is read whole; nothing is changed."""
+"""Verifies the checkpoints of a run: reads each whole file. It changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
-    """Which checkpoints of a run load (see `verify_all`), without those that retention drops meanwhile."""
+    """Return which checkpoints of a run load (see `verify_all`), without those that the run drops meanwhile."""
     found = verify_all(checkpoints_folder(path), commits)
     bad = still_kept(path, {one["file"] for one in found if not one["ok"]})
     return [one for one in found if one["ok"] or one["file"] in bad]

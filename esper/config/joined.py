@@ -30,11 +30,9 @@ MOST_BYTES = 2**20
 class RayConfig(Settings):
     """[ray]"""
 
-    start_deadline_s: Seconds = Field(
-        60.0, description="longest that all actors together may take to start, in seconds"
-    )
+    start_deadline_s: Seconds = Field(60.0, description="time limit in seconds for the start of all actors together")
     collective_timeout_s: Seconds = Field(
-        60.0, description="longest that an actor may show no progress before its process is ended, in seconds"
+        60.0, description="an actor that shows no progress for this many seconds is ended"
     )
 
 
@@ -52,7 +50,7 @@ class RunConfig(Settings):
     supervision: SupervisionConfig = Field(default_factory=SupervisionConfig)
     failure_policy: FailurePolicy = Field(default_factory=FailurePolicy)
     faults: tuple[FaultSpec, ...] = Field(
-        (), strict=False, description="what to break on purpose, see esper.faults; for drills"
+        (), strict=False, description="faults to inject on purpose; see docs/faults.md"
     )
 
 

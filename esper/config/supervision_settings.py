@@ -18,12 +18,10 @@ Reaction = Literal["raise", "restart"]
 class SupervisionConfig(Settings):
     """[supervision]"""
 
-    deaths: int = Field(
-        3, ge=0, description="most deaths of one actor, or of all trainer ranks as one, within within_s; one more stops"
-    )
-    within_s: Seconds = Field(600.0, description="length of that window, which slides, in seconds")
+    deaths: int = Field(3, ge=0, description="most deaths of one actor within within_s seconds; one more stops the run")
+    within_s: Seconds = Field(600.0, description="length in seconds of the sliding window in which deaths are counted")
     without_progress: int = Field(
-        3, ge=1, description="so many deaths of it at one fence, with no later one passed, stop the run too"
+        3, ge=1, description="the run also stops at this many deaths of one actor in a row without a new fence"
     )
 
 
@@ -38,16 +36,26 @@ class FailurePolicy(Settings):
         ConfigError: an unknown class, with the nearest name, or one of `NO_SWITCH`, with the reason.
     """
 
-    ActorLost: Reaction = Field("restart", description="the process of an actor that is no trainer rank is gone")
-    TrainerRankLost: Reaction = Field("restart", description="the process of a trainer rank is gone or hangs")
-    ActorDoubtful: Reaction = Field("raise", description="the connection broke; an end of the process ends the doubt")
-    CallDeadlineExceeded: Reaction = Field("raise", description="no answer in time; the process was ended for it")
-    PolicyDeadlineExceeded: Reaction = Field("raise", description="the policy was too slow; it is asked the same again")
-    PolicyFailed: Reaction = Field(
-        "raise", description="the policy raised, which may be of its process: memory, a file"
+    ActorLost: Reaction = Field("restart", description="the process of an actor other than the trainer ended or hung")
+    TrainerRankLost: Reaction = Field("restart", description="the process of the trainer ended or hung")
+    ActorDoubtful: Reaction = Field(
+        "raise", description="the connection to an actor broke, and its process may still run"
     )
-    SeedBuildFailed: Reaction = Field("raise", description="a blueprint raised, which may be of its process: memory")
-    FaultInjected: Reaction = Field("raise", description="raised on purpose, in place of any error; for drills")
+    CallDeadlineExceeded: Reaction = Field(
+        "raise", description="an actor did not answer in time, and its process was ended"
+    )
+    PolicyDeadlineExceeded: Reaction = Field(
+        "raise", description="a decision took longer than policy.deadline_s; a restart asks again"
+    )
+    PolicyFailed: Reaction = Field(
+        "raise", description="the policy raised an error; its process may be at fault (memory, a file)"
+    )
+    SeedBuildFailed: Reaction = Field(
+        "raise", description="a blueprint raised an error; its process may be at fault (memory)"
+    )
+    FaultInjected: Reaction = Field(
+        "raise", description="a fault raised it on purpose, in place of another error; for drills"
+    )
 
     @model_validator(mode="before")
     @classmethod

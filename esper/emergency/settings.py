@@ -12,4 +12,6 @@ from esper.leyline.base import Settings
 class EmergencyConfig(Settings):
     """[emergency]"""
 
-    capacity: Annotated[int, Field(ge=32)] = Field(1024, description="most signals held; the last 16 places are HALT's")
+    capacity: Annotated[int, Field(ge=32)] = Field(
+        1024, description="most signals in the queue; the last 16 places are for HALT"
+    )

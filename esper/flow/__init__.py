@@ -1,1 +1,2 @@
-"""How a run goes: begin, train, hold at fences, go back, resume, end. The same in one process and on Ray."""
+"""Runs a run: begins, trains, holds fences, goes back, resumes, ends. The code is the same in one process and on
+Ray."""

@@ -16,8 +16,8 @@ class Crew(Protocol):
     """Watches and restarts the processes of a run.
 
     Call order: `mend` at the beginning of each fence, `passed` at its end. After an error of an actor: `lost`, then,
-    in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time; each
-    death is answered once.
+    in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time; they
+    return each death once.
     """
 
     def counted(self, name: str) -> int:
@@ -71,7 +71,7 @@ class Crew(Protocol):
 
 
 class OneProcess:
-    """The `Crew` of a run in one process: no process of it can die alone."""
+    """The `Crew` of a run in one process, none of whose components can die alone."""
 
     def counted(self, name: str) -> int:
         """0: there is no other process."""

@@ -87,12 +87,12 @@ def resume(
     result = esper.resume("runs/my-run", settings={"run.epochs": 12})
     ```
 
-    The place may differ from that of the processes before. A run that has ended is not run again, unless
+    The run may be resumed in another place than before (`on`). A run that has ended is not run again, unless
     `settings` makes it longer: its result is returned, and its network is loaded when it is asked for.
 
     Args:
         run_dir: A run directory, or a snapshot of one.
-        task: The task of the run. Needed only where `run.json` has no reference to it.
+        task: The task of the run. Needed only if `run.json` has no reference to it.
         settings: New values of config keys, by dotted key, such as `run.epochs`; the keys that fix the bits of a run
             are refused.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.

@@ -44,7 +44,7 @@ class Cause(StrEnum):
     ROLLBACK = "rollback"
     """Everything since a checkpoint is taken back."""
     RESUME = "resume"
-    """Another process led the run before. Its generation is already superseded, and every component is new."""
+    """Another process ran the run before. Its generation is already superseded, and every component is new."""
 
 
 class Phase(StrEnum):
@@ -220,8 +220,8 @@ class GoingBack:
         count("esper.rollbacks")
         to = self.memory if tier is Tier.FAST else self._stored(to_fence)
         if to is None:
-            raise RestoreImpossible("memory", "the trainer keeps no checkpoint in its memory")
-        if to.fence is None:
+            raise RestoreImpossible("memory", "the trainer has no checkpoint in its memory")
+        if to.fence is None:  # tier FAST only: `_stored` raises if there is no checkpoint
             raise RestoreImpossible("memory", "no checkpoint was made yet")
         self.at.tally.rollbacks += 1  # first: a death in the restore must not make the policy go back once more
         self.go_back(to, Cause.ROLLBACK)

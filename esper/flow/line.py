@@ -1,6 +1,6 @@
-"""A run as one readable page: the line from a measured round to the next decision, fence by fence.
+"""The loop of a run, in one short file: train a round, hold the fence at its end, and so on to the last fence.
 
-The line uses its components through their ports only, so that it is the same in one process and on Ray.
+The line calls its components through their ports only, so the same code runs in one process and on Ray.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ class Position:
 
     tally: Tally = field(default_factory=Tally)
     level: Level | None = None
-    """The highest emergency level so far; it holds for the rest of the run."""
+    """The highest emergency level so far. It never falls."""
     fence: int | None = None
-    """The last fence that was passed; None: not even fence 0 was."""
+    """The last fence that was passed. None: no fence was passed yet."""
     start: Mapping[str, float] = field(default_factory=dict)
     """Means over the test shard before the first step."""
     view: RegistryView | None = None

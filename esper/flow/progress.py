@@ -1,4 +1,4 @@
-"""The port through which a run reports what happens in it. A follower of a run influences nothing."""
+"""The port through which a run reports its progress. What the follower does changes nothing in the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Proves a run: runs its config again without faults, and compares the result with the run's journal."""
+"""Repeats a run from its config, without faults, and compares the repetition with the run's journal."""
 
 from __future__ import annotations
 
@@ -203,5 +203,5 @@ def _losses(past: Past) -> dict[int, list[float]]:
 
 
 def _weights(past: Past) -> dict[int, int]:
-    """Return the checksum of the weights by fence, of every committed checkpoint, those dropped since included."""
+    """Return fence -> checksum of the weights, of every checkpoint that was committed, including dropped ones."""
     return {written.fence: written.weights_crc32c for written in committed(past.entries)}

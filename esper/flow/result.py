@@ -14,7 +14,7 @@ from esper.task import Task
 
 
 class Result(Summary):
-    """Summary of a run, with its grown network. Losses are means over the whole shard; times are in seconds."""
+    """Summary of a run, with its grown network. Times are in seconds; for losses see docs/figures.md."""
 
     _place: Path = PrivateAttr()
     _task: Task | None = PrivateAttr(None)

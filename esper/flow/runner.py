@@ -1,6 +1,7 @@
 """Begins, resumes and ends a run, in one process or on Ray. Its rounds and fences are in `line.py`.
 
-Everything that happens to a run after its directory was claimed is in its journal.
+From the opening of its journal on, a run journals everything that decides its course, and how it ended. A failure
+before that leaves only `run.json` in its directory.
 """
 
 from __future__ import annotations
@@ -135,7 +136,7 @@ class Conductor:
 
 @dataclass
 class OpenRun:
-    """A run whose directory and journal are open: everything that happens from here on is journaled."""
+    """A run whose directory and journal are open. Whatever its end is, it is journaled."""
 
     conductor: Conductor
     survey: Survey
@@ -149,7 +150,7 @@ class OpenRun:
     past: Past | None
     """Valid history of a run that is resumed; None: the run is new."""
     saved: FenceState | None = None
-    """State to resume from. None for a new run, and from the restore on, so that the memory of the copy is freed."""
+    """State to resume from. None for a new run, and after the restore, so that its memory is freed."""
 
     def run(self) -> Summary:
         """Bring the components up, run the line, and journal how the run ended."""
@@ -192,7 +193,7 @@ class OpenRun:
             self.conductor.progress.found(line)
 
     def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> partial[Summary]:
-        """Run the line across deaths. After an error wait for the save in flight while the trainer is up."""
+        """Run the line to its end, with a restart after each death. After an error, commit the save in flight first."""
 
         def work() -> partial[Summary]:
             if self.saved is not None:

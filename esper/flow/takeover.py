@@ -1,4 +1,4 @@
-"""Takes over a run that is resumed, in an order that gives it exactly one owner at every instant.
+"""Takes over a run that is resumed. The order of the steps ensures that the run has exactly one owner at any moment.
 
 The valid history was read before (`esper.archive.history`). Until SUPERSEDED is durable the run belongs to its last
 owner. Only checkpoints that cannot be restored are moved before that, to quarantine: `sweep` would remove them with the
@@ -52,10 +52,12 @@ def take_over(
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
     journal.supersede(fence)
     faults.point("conductor.supersede")
-    summary_file(path).unlink(missing_ok=True)  # a run that had ended and is now made longer has one
+    summary_file(path).unlink(missing_ok=True)  # exists if the run had ended and is now made longer
     identity.save(path)
     if not past.damaged:  # else the lost record may be the COMMIT of such a file
         told += [f"removed: {file}, which was never committed" for file in checkpoints.sweep()]
     faults.point("conductor.resume")
     journal.write(RecordKind.RUN_RESUMED, identity)
-    return TakenOver(saved, (*told, f"goes on from fence {fence}" if saved is not None else "begins again at fence 0"))
+    return TakenOver(
+        saved, (*told, f"continues from fence {fence}" if saved is not None else "begins again at fence 0")
+    )

@@ -54,45 +54,55 @@ Choices = Annotated[dict[str, Annotated[BlueprintChoice, BeforeValidator(_with_k
 class GrowthConfig(Settings):
     """[growth]"""
 
-    enabled: bool = Field(True, description="false: train the host alone; --no-growth")
+    enabled: bool = Field(True, description="false: train the host without growth, as --no-growth does")
     managers: Annotated[int, Field(ge=1, le=MOST_MANAGERS)] = Field(
-        1, description="processes that incubate; how many there are changes no result"
+        1, description="number of processes that train forks; changes no result"
     )
     blueprints: Choices = Field(
         default_factory=dict,
         description="by slot or pattern: a list of blueprints to try, or { exclude = [...] }; default: all that fit",
     )
     candidates: PositiveInt = Field(18, description="most candidates in one tournament")
-    due_rounds: PositiveInt = Field(1, description="rounds from a tournament's snapshot to its verdict")
-    probe_steps: PositiveInt | None = Field(None, description="optimizer steps of a fork; default: its rounds' length")
-    halving_step: PositiveInt = Field(18, description="after so many steps of a fork the better half goes on")
-    probe_ramp_steps: PositiveInt = Field(20, description="ramp of alpha in a fork")
-    probe_warmup_steps: PositiveInt = Field(10, description="warm-up of a seed's learning rate in a fork")
+    due_rounds: PositiveInt = Field(1, description="rounds between the snapshot of a tournament and its verdict")
+    probe_steps: PositiveInt | None = Field(
+        None, description="optimizer steps of a fork; default: those of due_rounds rounds"
+    )
+    halving_step: PositiveInt = Field(18, description="step of the forks after which only the better half trains on")
+    probe_ramp_steps: PositiveInt = Field(20, description="steps in which alpha rises from 0 to 1 in a fork")
+    probe_warmup_steps: PositiveInt = Field(10, description="steps of warm-up of a seed's learning rate in a fork")
     first_fence: PositiveInt = Field(
-        1, description="first fence that may germinate: where the rate's warm-up has ended"
+        1, description="first fence at which a seed may germinate; set it after the learning rate's warm-up"
     )
-    ramp_steps: PositiveInt = Field(75, description="ramp of alpha in the live host")
-    warmup_steps: PositiveInt = Field(20, description="warm-up of a seed's learning rate in the live host")
-    probation_rounds: PositiveInt = Field(2, description="rounds under watch before a seed is fossilised")
-    embargo_rounds: PositiveInt = Field(2, description="rounds before a pair culled from the host may be tried again")
+    ramp_steps: PositiveInt = Field(75, description="steps in which alpha rises from 0 to 1 in the live host")
+    warmup_steps: PositiveInt = Field(20, description="steps of warm-up of a seed's learning rate in the live host")
+    probation_rounds: PositiveInt = Field(2, description="rounds for which a seed is watched before it is fossilised")
+    embargo_rounds: PositiveInt = Field(
+        2, description="rounds before a (slot, blueprint) pair culled from the host may be tried again"
+    )
     margin: Ratio = Field(0.002, description="G2: least mean gain, as a share of the control's loss")
-    false_pass: Share = Field(0.05, description="G2: chance that any useless seed of the whole run passes")
-    max_tests: PositiveInt = Field(400, description="G2: most candidates judged in a run; it sets how large z must be")
-    min_samples: int = Field(128, ge=2, description="least samples, or groups of samples, that a gate judges on")
-    judge_samples: PositiveInt = Field(
-        128, description="samples, or groups, that a fence draws from a shard to judge on"
+    false_pass: Share = Field(0.05, description="G2: chance that at least one useless seed passes in a whole run")
+    max_tests: PositiveInt = Field(
+        400, description="G2: most candidates judged in a run; it determines the limit for z"
     )
-    group_samples: PositiveInt = Field(2, description="most samples of one group in a fence's slice")
-    harm_z: float = Field(-3.0, lt=0, description="G2 of a replica, G4: z below this is harm")
-    max_loss_variation: Ratio = Field(0.5, description="G2: most scatter of a fork's training loss, over its mean")
+    min_samples: int = Field(128, ge=2, description="least number of samples, or of groups, that a gate needs to judge")
+    judge_samples: PositiveInt = Field(
+        128, description="number of samples, or of groups, that a fence draws from a shard to judge on"
+    )
+    group_samples: PositiveInt = Field(2, description="most samples of one group that a fence draws")
+    harm_z: float = Field(-3.0, lt=0, description="G2 of a replica and G4: z below this counts as harm")
+    max_loss_variation: Ratio = Field(
+        0.5, description="G2: largest scatter of a fork's training loss about its trend, over its mean"
+    )
     max_gradient_norm: Ratio = Field(1e3, description="G1: largest global gradient norm of a seed")
     stack: PositiveInt = Field(6, description="most seeds in one slot")
-    replicas: PositiveInt = Field(6, description="most seeds of one accepted pair in its slot, the winner included")
-    twin: bool = Field(True, description="keep the first tournament's control in training, to judge the live host by")
-    isolate_until: Literal["none", "blended", "fossilized"] = Field(
-        "blended", description="until when a grafted seed's gradient is kept from the host"
+    replicas: PositiveInt = Field(6, description="most seeds of one winning pair, the winner included")
+    twin: bool = Field(
+        True, description="train the control of the first accepted tournament on, as the twin that judges the live host"
     )
-    isolation_audit_steps: PositiveInt = Field(200, description="steps between two audits of isolation")
-    parameter_budget: Ratio = Field(4.0, description="most parameters added, over the host's own")
+    isolate_until: Literal["none", "blended", "fossilized"] = Field(
+        "blended", description="stage until which a seed's gradient does not reach the host"
+    )
+    isolation_audit_steps: PositiveInt = Field(200, description="optimizer steps between two audits of isolation")
+    parameter_budget: Ratio = Field(4.0, description="most parameters of all seeds together, over the host's")
     cost_budget: Ratio = Field(2.0, description="most modelled FLOPs of one seed, over the host's")
     memory_budget: Ratio = Field(4.0, description="most parameter bytes of one seed, over the host's")

@@ -71,7 +71,7 @@ def make_incubator(survey: Survey, key: RunKey, halted: Callable[[], bool] = nev
 
 
 def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
-    """Return Tamiyo with `policy`; None: with the config's policy."""
+    """Return Tamiyo with `policy`. None: a `HeuristicPolicy`, the only kind that `policy.kind` allows."""
     config, growth = survey.config, survey.config.growth
     return Tamiyo(
         policy or HeuristicPolicy(growth.candidates, growth.replicas),

@@ -13,4 +13,6 @@ class TelemetryConfig(Settings):
     """[telemetry]"""
 
     enabled: bool = Field(True, description="write spans and severe events to RUN/telemetry")
-    step_every: Annotated[int, Field(ge=1)] = Field(100, description="one plain step in so many gets a span")
+    step_every: Annotated[int, Field(ge=1)] = Field(
+        100, description="every this many steps, a plain training step gets a span"
+    )

@@ -16,18 +16,18 @@ and resumed on another machine."""
 class TrainConfig(Settings):
     """[run]"""
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="every random number of the run follows from it")
-    epochs: PositiveInt | None = Field(None, description="default: the task's")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="determines every random number of the run")
+    epochs: PositiveInt | None = Field(None, description="passes over the training data; default: the task's")
     batch_size: PositiveInt | None = Field(None, description="samples per optimizer step; default: the task's")
     round_steps: PositiveInt | None = Field(
         None,
-        description="optimizer steps between two decisions; default: the task's, else 15 rounds (60 over 600 steps)",
+        description="optimizer steps of a round; default: the task's, else a 15th of the run (a 60th above 600 steps)",
     )
     threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = Field(
-        1, description="torch threads; part of a run's identity: other counts give other bits"
+        1, description="number of torch threads; another number gives other bits, so it is fixed for a run"
     )
-    device: str = Field("cpu", description="where the host trains, as torch names it")
+    device: str = Field("cpu", description="device of the host, by its name in torch")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest global gradient norm; default: no clipping"
     )
-    dir: str | None = Field(None, description="run directory, absent or empty; default: a new one under runs/")
+    dir: str | None = Field(None, description="run directory; must be absent or empty; default: a new one under runs/")

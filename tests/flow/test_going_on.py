@@ -98,7 +98,7 @@ def test_a_run_that_cannot_be_restored_says_where_its_checkpoints_went(
 def test_where_it_goes_on_is_said(esper: Esper, stopped: Callable[..., Path]) -> None:
     code, out, err = esper("resume", stopped(), "--in-process")
     assert code == 0, err
-    assert "goes on from fence 5" in out
+    assert "continues from fence 5" in out
 
 
 def test_a_checkpoint_that_does_not_load_is_named_where_the_run_goes_on(
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_does_not_load_is_named_where_the_run_goes_on(
     code, out, _ = esper("resume", path, "--in-process")
     assert code == 0
     assert "passed over: fence-5-g1.pt does not load" in out
-    assert "goes on from fence 4" in out
+    assert "continues from fence 4" in out
 
 
 def test_damage_of_a_journal_is_told_to_people_and_as_a_severe_event(
