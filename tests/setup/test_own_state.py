@@ -18,7 +18,7 @@ from esper.errors import Drained, TaskError
 from esper.flow.result import Result
 from esper.setup.survey import survey_of
 from esper.task import Task
-from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
+from esper.testing import Bands, StopAt, TinyHost, telling, tiny_config, tiny_task
 from esper.user_code.attributes import held_by
 from esper.user_code.their_code import marked
 
@@ -203,7 +203,9 @@ def test_extra_state_that_no_checkpoint_can_hold_is_refused() -> None:
         def set_extra_state(self, state: Any) -> None:
             self.calls, self.own = state["calls"], state["own"]
 
-    with pytest.raises(TaskError, match=r"task\.model = '\.own: torch\._C\.Generator': get_extra_state of the"):
+    with pytest.raises(
+        TaskError, check=telling("get_extra_state", field="task.model", value=".own: torch._C.Generator")
+    ):
         survey_of(tiny_task(model=Unplain), tiny_config())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from esper.errors import TaskError
 from esper.setup.survey import survey_of
-from esper.testing import TinyHost, tiny_config, tiny_task
+from esper.testing import TinyHost, telling, tiny_config, tiny_task
 
 
 class Host(TinyHost):
@@ -131,7 +132,7 @@ def test_a_cache_is_no_state(name: str) -> None:
 def test_builds_that_hold_other_numbers_are_refused() -> None:
     own = np.random.default_rng(1)
     unlike = partial(Host, lambda _host, x: x, table=lambda: own.random(8))
-    with pytest.raises(TaskError, match=r"task\.model = 'table'"):
+    with pytest.raises(TaskError, check=telling(field="task.model", value="table")):
         survey_of(tiny_task(model=unlike), tiny_config())
 
 
@@ -184,13 +185,15 @@ class Lookahead(torch.optim.SGD):
 
 @pytest.mark.parametrize("period", [1, 2, 5])
 def test_slow_weights_in_attributes_of_the_optimizer_are_refused(period: int) -> None:
-    with pytest.raises(TaskError, match=r"task\.optimizer = '(slow\[0\]|done)': .*return it from state_dict"):
+    with pytest.raises(
+        TaskError, check=telling("state_dict", field="task.optimizer", value=re.compile(r"^(slow\[0\]|done)$"))
+    ):
         survey_of(tiny_task(optimizer=partial(Lookahead, period=period)), tiny_config())
 
 
 @pytest.mark.parametrize("period", [5, 12])
 def test_what_an_optimizer_does_only_every_few_steps_is_found(period: int) -> None:
-    with pytest.raises(TaskError, match=r"task\.optimizer = 'slow\[0\]'"):
+    with pytest.raises(TaskError, check=telling(field="task.optimizer", value="slow[0]")):
         survey_of(tiny_task(optimizer=partial(HalfKept, period=period)), tiny_config())
 
 
@@ -215,7 +218,7 @@ def with_an_object(optimizer: torch.optim.Optimizer, _total: int) -> Any:
 
 
 def test_a_schedule_with_a_counter_in_a_closure_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"task\.scheduler = 'lr_lambdas\[0\]\.<closure>\.rate\.calls'"):
+    with pytest.raises(TaskError, check=telling(field="task.scheduler", value="lr_lambdas[0].<closure>.rate.calls")):
         survey_of(tiny_task(scheduler=with_a_closure), tiny_config())
 
 

@@ -18,7 +18,7 @@ from esper.leyline.slots import Kind
 from esper.setup.assembly import RunKey, make_trainer
 from esper.setup.survey import Survey, survey_of
 from esper.setup.trial import cheapest_plans
-from esper.testing import Bands, StopAt, TinyHost, tiny_config, tiny_task
+from esper.testing import Bands, StopAt, TinyHost, telling, tiny_config, tiny_task
 
 SHORT = 44
 """Rows of the last evaluation batch of a test shard of 300."""
@@ -41,7 +41,7 @@ class Narrowing(TinyHost):
 
 
 def test_a_slot_with_other_channels_in_a_later_batch_is_refused() -> None:
-    with pytest.raises(TaskError, match=r"slot body = 'output of \(4,\) torch\.float32 in a later batch"):
+    with pytest.raises(TaskError, check=telling("(4,) torch.float32", "(8,) torch.float32", field="slot body")):
         survey(model=Narrowing)
 
 
@@ -138,7 +138,9 @@ def test_a_seed_whose_own_code_fails_is_not_told_as_the_host() -> None:
 
         return Picky(8, 8)
 
-    with pytest.raises(SeedBuildFailed, match=r"blueprint picky at body: forward failed: ValueError\('44 again'\)"):
+    with pytest.raises(
+        SeedBuildFailed, check=telling("ValueError", "'44 again'", blueprint="picky", slot="body", doing="forward")
+    ):
         survey_of(tiny_task(test=Bands(300, key=3)), tiny_config(), registry)
 
 
