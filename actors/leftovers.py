@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 END_WITHIN_S = 2.0
-"""A killed process is gone within milliseconds. The bound is for a folder that another program keeps using."""
+"""A killed process is gone within milliseconds. The bound is for a folder that another program still uses."""
 
 
 def end_users_of(folder: Path) -> None:

@@ -52,7 +52,7 @@ class OwnPath(JobConfig):
     """Workers start with this import path, and with no folder that Ray adds.
 
     Ray puts the working directory and the script's folder in front of every worker's import path. Modules of a project
-    that are named as ours would be found there in place of ours. No public argument prevents that.
+    that are named as ours would be found there instead of ours. No public argument prevents that.
     """
 
     def __init__(self, path: list[str]) -> None:
@@ -70,7 +70,7 @@ def read_environment_again() -> None:
 
 
 def place_of(folder: Path) -> dict[str, Any]:  # Any: beside it stand arguments of other types
-    """The argument of `ray.init` that says where its files lie; the public way is one place for all Rays of a user."""
+    """The argument of `ray.init` that says where its files lie; the public way is one folder for all Rays of a user."""
     return {"_temp_dir": str(folder)}
 
 
@@ -94,7 +94,7 @@ def printing() -> Callable[..., None]:
 
 
 def set_printing(write: Callable[..., None]) -> None:
-    """Have Ray call `write(data, ignore_prefix)` in place of its own function; the lines are `data["lines"]`."""
+    """Have Ray call `write(data, ignore_prefix)` instead of its own function; the lines are `data["lines"]`."""
     worker.print_to_stdstream = write
 
 

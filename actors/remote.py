@@ -99,7 +99,7 @@ class Process:
 
 
 class Remote:
-    """One actor on this machine. It stays the same object when another process takes the actor's place.
+    """One actor on this machine. It stays the same object when another process replaces the actor's.
 
     Any thread may call its methods, but `switch_to`, which `RayCrew` calls under its lock, and `rebind`, in the line's.
     `_counting` guards the counters and the change from one process to the next.

@@ -1,4 +1,4 @@
-"""Named fault points: places where a failure can be injected on purpose. A point costs nothing while none is armed.
+"""Named fault points, at which a failure can be injected on purpose. A point costs nothing while none is armed.
 
 A point is armed only through the run's config (`[[faults]]`), which the journal records. A fault fires at the n-th
 passage of its point in the process with its role, up to `times` in the whole run. Each firing is written to a file of

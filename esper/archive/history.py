@@ -5,7 +5,7 @@ it names the fence from which the run continued, and the length of each older jo
 older writer appends later do not count. A generation whose takeover failed has no SUPERSEDED and takes nothing back.
 
 `read_past` is for resuming: it raises if the valid history is ambiguous. `look_at` is for showing: it returns what can
-be read of a damaged run, and each place that cannot.
+be read of a damaged run, and each damaged part.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Remains:
     commits: tuple[CheckpointWritten, ...]
     """Committed checkpoints that retention has not dropped, oldest first. A file may be missing."""
     damages: tuple[Damage, ...]
-    """Every unreadable place in a journal."""
+    """Every unreadable part of a journal."""
     resumes: int
     """How often the run was resumed."""
     rollbacks: int

@@ -137,7 +137,7 @@ class Journal(Closing):
 
 
 def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
-    """All readable records, in order, and every unreadable place.
+    """All readable records, in order, and every unreadable part of the file.
 
     Raises:
         StoreCorrupt: the file is not a log, or is the journal of another generation under this name.
@@ -153,7 +153,7 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
         except (
             ValueError,
             RecursionError,
-        ) as error:  # an unknown kind or not JSON: reported with its place; reading continues
+        ) as error:  # an unknown kind or not JSON: reported with its offset; reading continues
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors
 

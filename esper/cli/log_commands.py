@@ -1,4 +1,4 @@
-"""`esper log`: shows the records of framed logs and the places that are damaged. It changes and repairs no file.
+"""`esper log`: shows the records of framed logs and the damaged parts. It changes and repairs no file.
 
 Exit codes: 0 undamaged; 1 damaged; 2 no framed log was found.
 """
@@ -49,7 +49,7 @@ class _Counts:
 
 @app.command()
 def dump(path: PathArgument, as_json: JsonOption = False) -> None:
-    """Print every record, and every place that cannot be read."""
+    """Print every record, and every part that cannot be read."""
     files, damaged = [], False
     for log in _logs(path):
         counts, frames = _Counts(), []
@@ -69,7 +69,7 @@ def dump(path: PathArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def verify(path: PathArgument, as_json: JsonOption = False) -> None:
-    """Count the records, and name every place that cannot be read."""
+    """Count the records, and name every part that cannot be read."""
     files, damaged = [], False
     for log in _logs(path):
         counts = _Counts()

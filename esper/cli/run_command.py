@@ -48,10 +48,10 @@ class Signalled(KeyboardInterrupt):
 
 
 def place_of_run(*, in_process: bool) -> InProcess | OnRay:
-    """Return the place of a run: this process, or Ray. Call it before the task is loaded.
+    """Return where to run: in this process, or on Ray. Call it before the task is loaded.
 
     Raises:
-        ConfigError: the package `actors` is not installed, or another of that name is in its place.
+        ConfigError: the package `actors` is not installed, or another package has its name.
     """
     if in_process:
         return InProcess()

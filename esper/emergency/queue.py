@@ -20,7 +20,7 @@ from esper.telemetry.metrics import count
 E = TypeVar("E", bound=BaseException)
 
 HALT_PLACES = 16
-"""Number of places in the queue that only HALT signals may use."""
+"""Number of entries of the queue that only HALT signals may use."""
 REMEMBERED = 4096
 """Number of fully acknowledged signals whose ids are remembered. A publisher repeats a call within a few signals."""
 

@@ -77,7 +77,7 @@ def export(
         fence, generation, task: See `esper.load`.
 
     Raises:
-        ConfigError: the place is taken, lies in the run or cannot be written; a package is missing; or a blueprint
+        ConfigError: the target exists, lies in the run or cannot be written; a package is missing; or a blueprint
             cannot be written down.
         TaskError: the network cannot be traced, or the export gives other outputs than the network.
         StoreWriteFailed: the files could not be written.
@@ -97,7 +97,7 @@ def export(
     return Exported(files, loaded.checkpoint.fence, len(loaded.topology))
 
 
-# -- the place ---------------------------------------------------------------------------------------------------
+# -- the target --------------------------------------------------------------------------------------------------
 
 
 def default_place(run_dir: Path, format: Format) -> Path:

@@ -22,7 +22,7 @@ BringUp = Callable[[Survey, RunKey, Path], AbstractContextManager[Components]]
 
 
 class Launcher(Protocol):
-    """Brings up one run in one kind of place. `esper.flow.entry` calls the methods in the order of this class."""
+    """Brings up one run, in one process or on Ray. `esper.flow.entry` calls the methods in the order of this class."""
 
     conductor_name: ClassVar[str]
     """Name of the conductor's process in fault points."""

@@ -1,4 +1,4 @@
-"""Where a run takes place: the values that `esper.run` and `esper.resume` take as `on`. They start nothing."""
+"""Where a run is executed: the values that `esper.run` and `esper.resume` take as `on`. They start nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InProcess:
-    """The run takes place in the calling process, without Ray.
+    """The run is executed in the calling process, without Ray.
 
     Args:
         policy: Decides what grows, instead of the policy that the config names.
@@ -26,7 +26,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class OnRay:
-    """The run takes place in actors on this machine, with the same bits as a run in one process.
+    """The run is executed by actors on this machine, with the same bits as a run in one process.
 
     It needs the package `actors`, which is installed with esper. `[ray]` in the config has its deadlines.
 

@@ -43,7 +43,7 @@ PLAIN = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of an input: its place, its message, and the value at that place."""
+    """One problem of an input: the path of the field, the message, and the field's value."""
 
     place: tuple[str | int, ...]
     message: str
@@ -51,7 +51,7 @@ class Problem:
     value: object
 
     def __str__(self) -> str:
-        """The place, its parts joined by dots, and the message; the message alone where the whole input is wrong."""
+        """The path of the field, joined by dots, and the message; the message alone where the whole input is wrong."""
         where = ".".join(map(str, self.place))
         return f"{where}: {self.message}" if where else self.message
 
@@ -60,7 +60,7 @@ def first_problem(error: ValidationError, within: str = "") -> Problem:
     """The first of the problems that pydantic found; its message begins with a small letter.
 
     Args:
-        within: The name of the whole input, which becomes the first part of the place.
+        within: The name of the whole input, which becomes the first part of the path.
     """
     first = error.errors(include_url=False)[0]
     return Problem((*filter(None, [within]), *first["loc"]), _in_words(first), first["type"], first["input"])

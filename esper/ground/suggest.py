@@ -13,7 +13,7 @@ LISTED = 8
 
 
 def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """What exists in place of `wrong`: the end of an error's sentence.
+    """The existing names instead of `wrong`: the end of an error's sentence.
 
     Upper and lower case count as equal. Of names with dots, one with the same last part is near, too.
 

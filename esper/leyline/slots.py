@@ -1,4 +1,4 @@
-"""Properties of the places in the host where seeds may grow, as Kasmina's dry run measured them."""
+"""Properties of the modules of the host at which seeds may grow, as Kasmina's dry run measured them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _SNAPSHOT = "host_snapshot"
 
 
 def foreign(value: Any, at: str = "") -> str | None:  # Any: the values that are checked
-    """Return the place and the type of the first value in a nesting that is not plain. None if all are plain.
+    """Return the path and the type of the first value in a nesting that is not plain. None if all are plain.
 
     Plain values are numbers, text, None and dense tensors, in dicts, lists and tuples. Their types must match exactly:
     a subclass would be loaded as its base class or not at all.
@@ -61,7 +61,7 @@ def check_plain(field: str, state: Any, source: str = "its state_dict") -> None:
         source: Name of the function that returned the state, for the message.
 
     Raises:
-        TaskError: a value in it is not plain; the message names its place.
+        TaskError: a value in it is not plain; the message names its path.
     """
     if found := foreign(state):
         raise TaskError(field, found, f"{source} may hold numbers, text and tensors in dicts, lists and tuples only")
@@ -71,7 +71,7 @@ def check_own_state(snapshot: HostSnapshot) -> None:
     """Refuse states of modules and data sets (`get_extra_state`, `state_dict`) that a checkpoint cannot store.
 
     Raises:
-        TaskError: a value in it is not plain; the message names its place.
+        TaskError: a value in it is not plain; the message names its path.
     """
     for path, state in snapshot.modules.items():
         check_plain("task.model", state, f"get_extra_state of {path or 'the model'}")

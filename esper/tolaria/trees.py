@@ -18,7 +18,7 @@ Copies = list[tuple[Tensor, Tensor]]
 
 
 def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: a value of a state dict
-    """Return the same nesting with `each(tensor)` in place of every tensor, and copies of all other values."""
+    """Return the same nesting with `each(tensor)` instead of every tensor, and copies of all other values."""
     if isinstance(value, Tensor):
         return each(value)
     if isinstance(value, dict):
@@ -37,7 +37,7 @@ def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
 
 
 def laid_over(stored: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
-    """Return the nesting of `stored` without its memory: with the tensor of `live` at the same place, or else a clone.
+    """Return the nesting of `stored` without its memory: with the tensor of `live` at the same path, or else a clone.
 
     A tensor of `live` is used if its shape and dtype are equal. It gets its values only when the caller passes `copies`
     to `copy_all`; so the memory of a live optimizer is reused.

@@ -130,10 +130,12 @@ def raise_as_theirs(error: BaseException, doing: str = "") -> None:
 
 
 def exception_in_words(error: BaseException) -> str:
-    """Describe an exception of the user's code in one line: its type, its message, and the place in the user's code."""
+    """Describe an exception of the user's code in one line: its type, its message, and the line of the user's code."""
     message = " ".join(text_of(error).split())
     message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
-    place = "" if isinstance(error, SyntaxError) else _place(error)  # the message of a SyntaxError has its place
+    place = (
+        "" if isinstance(error, SyntaxError) else _place(error)
+    )  # the message of a SyntaxError has its file and line
     return f"it raised {type(error).__name__}{':' if message else ''} {message}".rstrip() + place
 
 

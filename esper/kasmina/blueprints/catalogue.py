@@ -6,7 +6,7 @@ A user's own blueprint is a function with a decorator::
     def my_mixer(spec: SlotSpec) -> nn.Module: ...
 
 The module maps the slot's output [B, ...] to a correction of the same shape and dtype, exactly 0 when it is new, and
-keeps causality where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
+is causal where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Changes an input at one place, and compares outputs before and after. It runs no module."""
+"""Changes an input at one position, and compares outputs before and after. It runs no module."""
 
 from __future__ import annotations
 
