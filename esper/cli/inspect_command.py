@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from esper.archive.history import Damage
+from esper.archive.damage import Damage
 from esper.archive.inspection import inspect_run
 from esper.cli import inspect_view
 from esper.cli.console import PlainConsole

@@ -18,6 +18,8 @@ import esper
 
 MODULES = (
     "esper.archive.journal",
+    "esper.archive.damage",
+    "esper.archive.generations",
     "esper.archive.history",
     "esper.tolaria.checkpoint_file",
     "esper.tolaria.background_save",
@@ -35,6 +37,8 @@ class RunCode:
     """One version of the modules."""
 
     journal: ModuleType
+    damage: ModuleType
+    generations: ModuleType
     history: ModuleType
     checkpoint_file: ModuleType
     background_save: ModuleType
