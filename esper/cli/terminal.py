@@ -266,6 +266,15 @@ def results(result: Summary) -> RenderableType:
     judged = [seed for seed in result.seeds if seed.z is not None]
     joined = sum(seed.stage in IN_HOST for seed in result.seeds)
     tried = f"{len(result.seeds)} seeds were tried, {joined} joined the network"
+    totals = _totals(result)
+    if not result.seeds:
+        return totals
+    first = _judged(judged, tried) if judged else Text(f"{tried}; none was the first of a tournament")
+    return Group(first, totals)
+
+
+def _judged(judged: Sequence[SeedFate], tried: str) -> Table:
+    """Return the table of the seeds that were first of their tournaments."""
     seeds = table(
         *("seed", "slot", "blueprint", "fate", "gain", "z", "parameters"),
         figures=("fate", "gain", "z", "parameters"),
@@ -277,6 +286,11 @@ def results(result: Summary) -> RenderableType:
         fate = seed.stage if seed.stage in IN_HOST else "not kept"
         figures = gain_and_z(seed.gain, seed.z)
         seeds.add_row(*cells(name, seed.slot, seed.blueprint, fate, *figures, f"{seed.parameters:,}"))
+    return seeds
+
+
+def _totals(result: Summary) -> Table:
+    """Return losses, sizes, times and paths of a run."""
     totals = grid()
     totals.add_row("test loss", Text(f"{number(result.start_test_loss)} -> {number(result.test_loss)}", style="bold"))
     if result.twin_test_loss is not None:
@@ -301,9 +315,7 @@ def results(result: Summary) -> RenderableType:
     totals.add_row(*cells("modelled GFLOP", f"{compute} = {number(sum(parts.values()), 2)}"))
     totals.add_row(*cells("weights", f"sha256 {result.weights_sha256[:16]}..."))
     totals.add_row(*cells("run", result.run_dir))
-    if not result.seeds:
-        return totals
-    return Group(seeds, totals) if judged else Group(Text(f"{tried}; none was the first of a tournament"), totals)
+    return totals
 
 
 def _of_replicas(seeds: Sequence[SeedFate]) -> str:
