@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 
 from actors.end_signals import held_back
@@ -47,28 +47,41 @@ def start(
     """
     _refuse_a_second_one()
     done: Future[None] = Future()
-    limit_s, late, again, lost = time.monotonic() + deadline_s, False, False, ""
+    limit_s = time.monotonic() + deadline_s
+    stopped: PlacementUnavailable | StartDeadlineExceeded | None = None
     with held_back() as came:  # before the thread: no signal may come between
         thread = threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True)
         thread.start()
-        while not done.done():
+        while not done.done() and stopped is None:
             wait([done], timeout=LOOK_EVERY_S)
-            late, again = time.monotonic() > limit_s, len(came) > 1 and came[-1][1] - came[0][1] > SAME_REQUEST_S
-            lost = gone()
-            if late or again or lost:
-                _GIVEN_UP.append(thread)
-                give_up()
-                wait([done], timeout=GIVE_UP_WITHIN_S)
-                break
-    failure = done.exception() if done.done() else None  # its processes were ended, if it was given up
-    if lost:
-        raise PlacementUnavailable("ray", f"{lost} while Ray started; its other processes were ended") from failure
-    if late:
-        why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
-        raise StartDeadlineExceeded("ray", why) from failure
-    if again:
-        raise PlacementUnavailable("ray", "it was interrupted; its processes were ended") from failure
+            stopped = _why_to_stop(gone(), came, limit_s, deadline_s)
+        if stopped is not None:
+            _GIVEN_UP.append(thread)
+            give_up()
+            wait([done], timeout=GIVE_UP_WITHIN_S)
+    if stopped is not None:
+        raise stopped from done.exception() if done.done() else None  # its processes were ended
     done.result()
+
+
+def _why_to_stop(
+    lost: str, came: Sequence[tuple[int, float]], limit_s: float, deadline_s: float
+) -> PlacementUnavailable | StartDeadlineExceeded | None:
+    """Return the error with which a start ends now. None: it goes on.
+
+    Args:
+        lost: Says which process has ended; "" if none has.
+        came: The signals so far, each with its time on the monotonic clock.
+        limit_s: Time on that clock at which the deadline ends.
+    """
+    if lost:
+        return PlacementUnavailable("ray", f"{lost} while Ray started; its other processes were ended")
+    if time.monotonic() > limit_s:
+        why = f"it was not up within {deadline_s:g} s (twice ray.start_deadline_s); its processes were ended"
+        return StartDeadlineExceeded("ray", why)
+    if len(came) > 1 and came[-1][1] - came[0][1] > SAME_REQUEST_S:
+        return PlacementUnavailable("ray", "it was interrupted; its processes were ended")
+    return None
 
 
 def _refuse_a_second_one() -> None:

@@ -84,24 +84,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
         with matched.trying(path):
             kinds[path] = _kind(path, training[path], evaluation[path], host.batch)
     _leave_out_repeated(matched, training, evaluation)
-    independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
-    independent_evaluated = _independent(host, evaluation, training=False)
-    matched.check()
-    specs = tuple(
-        SlotSpec(
-            path=path,
-            kind=kinds[path],
-            shape=tuple(output.shape[1:]),
-            dtype=str(output.dtype),
-            device=str(output.device),
-            causal=path in causal,
-            samples_independent=path in independent,
-            samples_independent_evaluated=path in independent_evaluated,
-            autocast=host.autocast.get(path),
-        )
-        for path, output in training.items()
-        if path in host.paths
-    )
+    specs = _specs(host, kinds, training, evaluation)
     return Found(specs, matched.left_out, frozenset(matched.paths) - matched.named)
 
 
@@ -278,6 +261,34 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
         other = f"{shape} {training.dtype} in training, {tuple(evaluation.shape)} {evaluation.dtype} in evaluation"
         raise TaskError(field, f"output of {other}", "name a module that returns the same in both modes")
     return _KINDS[training.dim()]
+
+
+def _specs(
+    host: _Host, kinds: Mapping[str, Kind], training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]
+) -> tuple[SlotSpec, ...]:
+    """Measure what moves each slot's output, and return the slots that could be measured.
+
+    Raises:
+        TaskError: a slot was not moved by any input, or all modules that a pattern matched are left out.
+    """
+    independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
+    independent_evaluated = _independent(host, evaluation, training=False)
+    host.matched.check()
+    return tuple(
+        SlotSpec(
+            path=path,
+            kind=kinds[path],
+            shape=tuple(output.shape[1:]),
+            dtype=str(output.dtype),
+            device=str(output.device),
+            causal=path in causal,
+            samples_independent=path in independent,
+            samples_independent_evaluated=path in independent_evaluated,
+            autocast=host.autocast.get(path),
+        )
+        for path, output in training.items()
+        if path in host.paths
+    )
 
 
 def _batch_size(batch_input: Any) -> int:  # Any: see Forward
