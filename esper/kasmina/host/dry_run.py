@@ -266,11 +266,7 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
 def _specs(
     host: _Host, kinds: Mapping[str, Kind], training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]
 ) -> tuple[SlotSpec, ...]:
-    """Measure what moves each slot's output, and return the slots that could be measured.
-
-    Raises:
-        TaskError: a slot was not moved by any input, or all modules that a pattern matched are left out.
-    """
+    """Return the slots that could be measured. Raises: TaskError: no input moves one, or a pattern has none left."""
     independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
     independent_evaluated = _independent(host, evaluation, training=False)
     host.matched.check()
