@@ -42,7 +42,8 @@ class EmergencyPort(Protocol):
         ...
 
     def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
-        """Some of the signals that a subscriber has not acknowledged, the most urgent first; empty: none is left."""
+        """Return some signals that a subscriber has not acknowledged, the most urgent first; empty if all are
+        acknowledged."""
         ...
 
     def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:

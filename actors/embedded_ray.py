@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine: its start, its environment, its end. It knows nothing of actors and runs.
+"""Starts and ends an embedded Ray on this machine, and sets its environment. It knows nothing of actors and runs.
 
 No setting is left to Ray's defaults, which differ by environment (docs/adr/0004-ray.md).
 """

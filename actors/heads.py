@@ -1,4 +1,4 @@
-"""Tells whether one of Ray's own processes without which nothing goes on has ended. It ends none."""
+"""Detects the end of Ray's two essential processes, the control store and the raylet. It ends no process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Heads:
             self._processes += ((name, pid),)
 
     def gone(self) -> str:
-        """The first of them that has ended, for people; "" if none has."""
+        """Return, in words, the first of them that has ended; "" if both run."""
         return next((f"{name} (process {pid}) has ended" for name, pid in self._processes if not is_alive(pid)), "")
 
     def check(self) -> None:

@@ -50,7 +50,8 @@ def manager(sent: SentSurvey, key: RunKey, word: Path) -> HostedForks:
 
 
 class HostedTrainer:
-    """`LiveHost` in the trainer's process. It fetches snapshots that come as references; all else is the trainer's."""
+    """`LiveHost` in the trainer's process. It fetches snapshots that are passed as references. Every other call goes to
+    the trainer."""
 
     def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
         self._trainer, self._fetch = trainer, fetch

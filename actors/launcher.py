@@ -29,7 +29,7 @@ class RayLauncher:
     conductor_name: ClassVar[str] = CONDUCTOR
 
     def __init__(self, on: OnRay) -> None:
-        """Raises: ConfigError: `embedded` is not a Ray of ours."""
+        """Raises: ConfigError: `embedded` is not an `EmbeddedRay`."""
         if on.embedded is not None and not isinstance(on.embedded, EmbeddedRay):
             raise ConfigError("embedded", on.embedded, "give an actors.embedded_ray.EmbeddedRay, or leave it out")
         self.clock: Clock = SystemClock()

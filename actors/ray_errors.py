@@ -16,12 +16,11 @@ from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExcee
 
 
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
-    """What an exception of Ray says, as an exception of ours whose cause is Ray's; any other exception itself.
+    """Return esper's exception for an exception of Ray, which becomes its cause. Return any other exception unchanged.
 
-    An exception that a method or a constructor of the actor raised is that exception. `ActorLost` says that the
-    process has ended; `ActorDoubtful`, that the connection broke, after which the process may live;
-    `CallDeadlineExceeded`, that the answer is late; `ActorError`, everything else, also an exception that could not be
-    sent.
+    If a method or the constructor of the actor raised an exception, the result is that exception. Otherwise:
+    `ActorLost`: the process has ended. `ActorDoubtful`: the connection broke, and the process may still run.
+    `CallDeadlineExceeded`: the answer is late. `ActorError`: everything else, also an exception that cannot be sent.
     """
     if isinstance(error, RayTaskError):
         cause = relinked(unwrapped(error.cause, role, name))
@@ -37,7 +36,7 @@ def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
 
 
 def loss_of(role: str) -> type[ActorLost]:
-    """The class of an error which says that an actor of this role has died."""
+    """Return the class of error for the death of an actor of this role."""
     return TrainerRankLost if role == "tolaria" else ActorLost
 
 

@@ -34,25 +34,25 @@ NO_END_S = 1_000_000
 """Eleven days; as milliseconds it still fits Ray's 32 bits."""
 
 HEADS = ("gcs_server", "raylet")
-"""Ray's names of its processes without which nothing goes on: the control store and the raylet."""
+"""Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1
 
 
 class Watcher(Protocol):
-    """Who looks after Ray's processes while Ray starts. Called in the thread of the start."""
+    """Watches Ray's processes while Ray starts. Called in the thread of the start."""
 
     def add(self, name: str, pid: int) -> None:
-        """Ray has started a process of its own."""
+        """Record a process that Ray has started."""
 
     def check(self) -> None:
-        """Raises: Exception: a process without which nothing goes on has ended."""
+        """Raises: Exception: an essential process of Ray has ended."""
 
 
 class OwnPath(JobConfig):
     """Workers start with this import path, and with no folder that Ray adds.
 
-    Ray puts the working directory and the script's folder in front of every worker's import path. Modules of a project
-    that are named as ours would be found there instead of ours. No public argument prevents that.
+    Ray puts the working directory and the script's folder in front of every worker's import path. If a project has
+    modules with the names of esper's, Python would find those first. No public argument prevents that.
     """
 
     def __init__(self, path: list[str]) -> None:
@@ -64,51 +64,54 @@ class OwnPath(JobConfig):
 
 
 def read_environment_again() -> None:
-    """Have Ray read its environment: it did so when it was imported, which was before anybody said what holds."""
+    """Make Ray read its environment again. It did so when it was imported, before esper had set its variables."""
     _raylet.Config.initialize("")  # type: ignore[attr-defined]
     _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 
 def place_of(folder: Path) -> dict[str, Any]:  # Any: beside it stand arguments of other types
-    """The argument of `ray.init` that says where its files lie; the public way is one folder for all Rays of a user."""
+    """Return the argument of `ray.init` for the folder of Ray's files. The public way sets one folder for all Rays of a
+    user."""
     return {"_temp_dir": str(folder)}
 
 
 def folder_of_logs() -> Path:
-    """Where the Ray that runs has the output of its processes: what an actor wrote last is read there."""
+    """Return the folder in which the running Ray stores the output of its processes, such as an actor's last output."""
     return Path(worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]  # a Node by now
 
 
 def record_of(actor: ActorHandle[Any]) -> Mapping[str, Any]:  # Any: Ray leaves it untyped
-    """What Ray knows of an actor: `Pid`, 0 until it has a process; `EndTime` in ms, 0 until it has ended.
+    """Return Ray's record of an actor: `Pid`, 0 until it has a process; `EndTime` in ms, 0 until it has ended.
 
-    The public `ray.util.state` asks the dashboard for it, which our Ray does not have.
+    The public `ray.util.state` asks the dashboard for it, which the embedded Ray does not start.
     """
     told: Mapping[str, Any] = state.actors(actor._actor_id.hex())
     return told
 
 
 def printing() -> Callable[..., None]:
-    """The function by which Ray prints what its processes say; `log_to_driver=False` leaves the raylet's own words."""
+    """Return the function with which Ray prints the output of its processes. `log_to_driver=False` would not stop the
+    raylet's output."""
     return worker.print_to_stdstream
 
 
 def set_printing(write: Callable[..., None]) -> None:
-    """Have Ray call `write(data, ignore_prefix)` instead of its own function; the lines are `data["lines"]`."""
+    """Make Ray call `write(data, ignore_prefix)` instead of its own function; the lines are `data["lines"]`."""
     worker.print_to_stdstream = write
 
 
 @contextmanager
 def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
-    """Within the block, which calls `ray.init`, the watcher knows of every process of Ray, and Ray waits for us.
+    """Context for a call of `ray.init`: the watcher sees every process that Ray starts, and the caller ends Ray's
+    waits.
 
     Ray itself would wait 30 s for its raylet, too short on a loaded machine and too long after its death, and would end
     this process 60 s after the death of its control store. Here a wait lasts until the watcher or the caller ends it.
-    Once Ray begins to connect this process, Ray's own limits hold again: it holds the interpreter's lock then, so that
-    nobody could end a wait without end.
+    While Ray connects this process, Ray's own limits hold again: Ray holds the interpreter's lock then, so no Python
+    code could end an endless wait.
 
     Args:
-        limit_s: Until when Ray asks for its raylet, on the monotonic clock.
+        limit_s: Monotonic time until which Ray asks for its raylet.
     """
     start_process, get_node, handler = services.start_ray_process, services.get_node, utils.set_sigterm_handler
     connect: Callable[..., object] = _raylet.CoreWorker  # type: ignore[attr-defined]

@@ -33,7 +33,7 @@ LOOK_EVERY_S = 0.5
 
 
 class Patience:
-    """How long a caller goes on waiting: as long as the actor shows progress, and `limit_s` without any."""
+    """Decides how long a caller waits: as long as the actor shows progress, and `limit_s` seconds without progress."""
 
     def __init__(self, limit_s: float, now_s: float) -> None:
         self._limit_s, self._since_s = limit_s, now_s

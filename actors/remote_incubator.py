@@ -95,7 +95,7 @@ class RemoteIncubator:
         (order, origin), pending = self._began, self._pending
         self._pending = self._began = None
         result, control = pending.result()
-        is_first = self._twin is None  # its control becomes the twin, of which a run has one
+        is_first = self._twin is None  # its control becomes the run's only twin
         self._control = KeptFork(control, origin, order.last_step) if is_first else None
         kept = [control] if self._control is not None else []
         for manager in self._managers.values():
@@ -152,7 +152,8 @@ class RemoteIncubator:
         self._open = []
 
     def close(self) -> None:
-        """Take no more work. What runs goes on until it is done or its manager's process ends; `join` waits for it."""
+        """Take no more work. Running work continues until it is done or its manager's process ends; `join` waits for
+        it."""
         for pool in (self._order, self._work):
             pool.shutdown(wait=False)  # no future is cancelled: a thread that waits for it would wait for ever
 
@@ -244,7 +245,7 @@ class RemoteIncubator:
         return twin.origin
 
     def _ask_the_living(self, method: str, *arguments: object, group: str | None = None) -> None:
-        """Ask every manager that lives. In a dead one nothing runs, and `RayCrew.mend` finds it."""
+        """Ask every living manager. A dead one has nothing to stop, and `RayCrew.mend` replaces it."""
         for manager in self._managers.values():
             with suppress(ActorLost):
                 manager.ask(method, *arguments, group=group)

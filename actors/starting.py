@@ -1,7 +1,7 @@
 """Runs Ray's own start in a thread, so that signals, a deadline and a death can end it. It starts nothing else.
 
 Ray's start may block for minutes where it cannot succeed: without a loopback device it waits for a server that it
-cannot reach, and after a death of its control store for an answer that nobody gives.
+cannot reach, and after the death of its control store it waits for an answer of that store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def start(
     Args:
         give_up: Ends the processes that were started; `begin` fails then, or its thread is left to itself.
         ended: Set once those processes are no longer needed: the system ends them together with the thread.
-        gone: Says which process has ended without which `begin` cannot succeed; "" if none has.
+        gone: Returns, in words, which essential process has ended; "" if all run.
 
     Raises:
         StartDeadlineExceeded: the start was not done in time.
@@ -96,7 +96,7 @@ def _refuse_a_second_one() -> None:
 def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Event) -> None:
     try:
         begin()
-    except BaseException as error:  # also `SystemExit`, which Ray raises: whoever waits gets it
+    except BaseException as error:  # also `SystemExit`, which Ray raises: the waiting thread raises it again
         done.set_exception(error)
     else:
         done.set_result(None)

@@ -3,7 +3,7 @@
 Reports change the states of the children, and `Supervisor.take_plan` computes from the states what has to be done. A
 report that comes twice, late, or during a restart therefore neither loses a restart nor adds one.
 
-Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); the check for progress is ours.
+Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); the check for progress is esper's.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Supervisor:
         """What has to be done now, before anything else is reported; None: nothing.
 
         Raises:
-            BaseException: the run must stop, as `died` or `start_failed` said.
+            BaseException: the run must stop; the error is that of `died` or `start_failed`.
         """
         if self._verdict is not None:
             raise self._verdict

@@ -33,7 +33,7 @@ class TaskSource:
     modules: Mapping[str, str] = field(default_factory=dict)
     """Digest of each module of the task, by its path in the task's folder."""
     pickled: bytes | None = None
-    """Task and blueprints as bytes, where there is no reference."""
+    """Task and blueprints as bytes, if there is no reference."""
     started_in: str = ""
     """The working directory in which the sender's command or call began; the task's code may have left it since."""
 

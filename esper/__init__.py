@@ -1,7 +1,7 @@
 """esper: neural networks that grow while they train, by a runtime that never hides a failure.
 
-`run` trains a `Task` under a `RunConfig`, `InProcess` or `OnRay`; `resume` goes on with its run directory; both return
-a `Result`. `load` gives the grown network of a run directory.
+`run` trains a `Task` under a `RunConfig`, `InProcess` or `OnRay`; `resume` continues a run from its directory; both
+return a `Result`. `load` gives the grown network of a run directory.
 """
 
 from importlib import import_module

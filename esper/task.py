@@ -33,8 +33,8 @@ class Task:
     step. B is the number of samples in a batch; tensors are moved to `run.device` before the model sees them.
 
     Args:
-        model: () -> nn.Module, with the first weights drawn from the seeded global generators. Called anew for the live
-            network, its twin and each fork, in each process; two calls must share nothing.
+        model: () -> nn.Module, with the first weights drawn from the seeded global generators. Called again for the
+            live network, its twin and each fork, in each process; two calls must share nothing.
         slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` stand for a part between two
             dots, and `"*"` alone for every module. The output of a slot is one floating-point tensor, [B, C, H, W],
             [B, T, C] or [B, C], and the slot is called at most once per forward. A module that a pattern matches and
@@ -46,7 +46,7 @@ class Task:
             in a contrastive loss; figures are means over evaluation batches of 256 samples then: see docs/figures.md.
         test: As `train`: measured before the first step and at the end. Default: a tenth of `train`.
         pick: As `train`: candidates are ranked on it. Default: a tenth of `train`.
-        gate: As `train`: the first of a tournament is judged on it. Default: a tenth of `train`. Samples that
+        gate: As `train`: the best candidate of a tournament is judged on it. Default: a tenth of `train`. Samples that
             are taken from `train` for pick, gate and test are never used in training; groups are not split.
         sample_loss: (output, target) -> [B], or -> ([B], [B]): losses, and weights if samples have different weights.
             The weighted mean must be what `loss` returns. Default: derived from a torch loss that has `reduction`.

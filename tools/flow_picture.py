@@ -51,7 +51,7 @@ class Recording:
 
     calls: list[Call] = field(default_factory=list)
     within: bool = False
-    """A recorded call goes on: what it calls itself is not the line's call."""
+    """True while a recorded call runs: the calls that it makes are not calls of the line."""
     thread: int = field(default_factory=threading.get_ident)
     """The line's. The thread that ends a save calls the trainer and the journal, too, at any time."""
 

@@ -19,7 +19,7 @@ FENCE = 6
 
 
 def main() -> None:
-    """Make it, where there is none yet, and write down which weights it goes on to."""
+    """Make the golden run if there is none, and record the weights with which its resumed run ends."""
     os.chdir(ROOT)  # so that no path of this machine gets into it
     if PLACE.exists():
         sys.exit(f"{PLACE} is there already; it is made once")

@@ -23,7 +23,7 @@ HEAVIEST = 8
 
 @dataclass(frozen=True)
 class Part:
-    """One pytest process: how many tests it ran, of which so many failed, in how many seconds, and by test file."""
+    """One pytest process: numbers of tests run and failed, and seconds, in all and by test file."""
 
     name: str
     tests: int
@@ -61,7 +61,7 @@ def machine() -> str:
 
 
 def table(target: str, found: list[Part]) -> str:
-    """What docs/ci.md says of a target."""
+    """Return the text of docs/ci.md about a target."""
     lines = [f"{found[0].ended:%Y-%m-%d}, {machine()}.", "", "| part | tests | minutes |", "|---|---|---|"]
     lines += [
         f"| {part.name} | {part.tests}{f', {part.failed} failed' if part.failed else ''} | {part.seconds / 60:.1f} |"

@@ -1,4 +1,4 @@
-"""Runs the tests of a make target in two pytest processes side by side, and says what each prints and how each ended.
+"""Runs the tests of a make target in two pytest processes side by side, and prints the output and the result of each.
 
 `.parts/TARGET/PART.xml` is pytest's own report of each part, from which `tools/minutes.py` takes the minutes.
 """

@@ -12,8 +12,8 @@ VARIABLE = re.compile(r"RAY_[A-Za-z_]+")
 def private_names(tree: ast.AST, also: Set[str] = frozenset()) -> set[str]:
     """The private names of Ray in a file, and the variables that Ray reads.
 
-    Found are the private parts of what is imported from Ray and of what hangs on an imported name, whatever hangs on a
-    private one, and each name of `also` wherever it stands: on an object, as an argument, as a method.
+    It finds: private parts of names that are imported from Ray; private attributes of imported names; every attribute
+    of a private name; and each name of `also` as an attribute, an argument or a method.
     """
     imported = set(_of_ray(tree))
     names = {part for found in imported for part in found.split(".") if _is_private(part)}

@@ -61,7 +61,7 @@ class Module:
                 yield from (Import(node.lineno, target) for target in self._targets(node))
 
     def places(self) -> Iterator[Import]:
-        """Yield every module of ours that the file names as `module:attribute`."""
+        """Yield every module of this repository that the file names as `module:attribute`."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and (m := PLACE.fullmatch(node.value)):
                 yield Import(node.lineno, m[1])

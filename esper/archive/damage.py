@@ -25,8 +25,8 @@ class Damage:
     """Offset of the unreadable part, in bytes. None: the whole file, so that the valid history is ambiguous."""
     reason: str
     torn: bool = False
-    """True for an incomplete record at the end of a journal: an append that was interrupted or is in progress. No
-    writer was told that it is durable."""
+    """True for an incomplete record at the end of a journal: an append that was interrupted or is in progress. It was
+    never acknowledged to its writer."""
 
     def __str__(self) -> str:
         place = f", byte {self.offset}" if self.offset is not None else ""

@@ -31,7 +31,7 @@ class Recovery(Message):
     alone: bool
     """True if the actors were replaced while all others continued, in the same generation."""
     from_memory: bool
-    """True if the host's state was still in memory. Else it came from a checkpoint, or was built anew."""
+    """True if the host's state was still in memory. Else it was restored from a checkpoint, or built again."""
     detect_s: float | None
     """From the death, by Ray's record, until the run noticed it. None: Ray has no record."""
     decide_s: float

@@ -71,7 +71,7 @@ def load_config(
         tables["faults"] = read.get("faults", [])
     for key, value in (overrides or {}).items():
         table, dot, name = key.partition(".")
-        if not dot or table not in RunConfig.model_fields:  # else the table says what is wrong
+        if not dot or table not in RunConfig.model_fields:  # else the validation of the table names the error
             raise ConfigError(key, value, f"no such key; {_existing(key)}")
         if table == "faults":
             raise ConfigError(key, value, "faults are an array of tables; write [[faults]] in a file, see --faults")

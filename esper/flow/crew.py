@@ -62,7 +62,7 @@ class Crew(Protocol):
         ...
 
     def replaced(self) -> tuple[tuple[Lost, Recovery], ...]:
-        """Return the processes that were restarted since the last call while all others went on."""
+        """Return the processes that were restarted since the last call while all others continued."""
         ...
 
     def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot -> what `LiveHost.snapshot` gives for it
@@ -106,7 +106,7 @@ class OneProcess:
 
 
 class NoInbox:
-    """The `Inbox` of a run in one process, which has no queue of emergency signals: nobody can publish to it."""
+    """The `Inbox` of a run in one process, which has no queue of emergency signals."""
 
     def pending(self) -> tuple[EmergencySignal, ...]:
         """Empty."""

@@ -92,7 +92,7 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
 
 def _check_sound(run_dir: Path, past: Past) -> None:
-    """Raises: StoreCorrupt: the run directory is damaged, which must not be taken for a different result."""
+    """Raises: StoreCorrupt: the run directory is damaged. This must not be reported as a different result."""
     check_sound(run_dir, past)
     for found in verdicts(run_dir, past.commits):
         if not found["ok"]:

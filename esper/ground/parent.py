@@ -33,7 +33,7 @@ class End:
     """How a child ended."""
 
     status: int
-    """As `os.waitstatus_to_exitcode` has it: an exit code, or a negative signal."""
+    """The result of `os.waitstatus_to_exitcode`: an exit code, or a signal number as a negative number."""
     code: int | None = None
     """The exit code that the child announced. None: the child ended before that."""
     run_dir: str | None = None

@@ -1,4 +1,4 @@
-"""Which name an unknown name may stand for: the nearest that exists, or all of them where none is near."""
+"""Suggests existing names for an unknown name: the nearest one, or all of them if none is near."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LISTED = 8
 
 
 def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """The existing names instead of `wrong`: the end of an error's sentence.
+    """Return the end of an error's sentence: the existing names that may be meant by `wrong`.
 
     Upper and lower case count as equal. Of names with dots, one with the same last part is near, too.
 

@@ -34,7 +34,8 @@ ROUNDINGS, LEAST = 2, 1e-6
 relative to the size. A kernel that gathers samples, as in a mixture of experts, rounds differently when it gathers
 others."""
 SHOWN = 50
-"""Changed samples must move by this multiple of the movement that counts as none; else the result is None."""
+"""The outputs of changed samples must move by this multiple of the movement that counts as rounding; else the
+result is None."""
 INPUTS = 100
 """A module is named if unchanged samples move by more than this multiple in its output, compared with its inputs."""
 _KEY = 0x0DD_BA7C4

@@ -1,8 +1,9 @@
 """A rehearsal of the first steps of a run. It finds state that a checkpoint would not hold, and refuses it by name.
 
-A fresh build takes over a trained network's snapshot, and both go on with the same step. Where their bits differ, or
-where an attribute that training changes stays different, forks, twin and resumed runs would train another network.
-Attributes that become equal again once both networks have seen the same batches are caches, which are no state.
+A new build of the network loads the snapshot of a trained one, and both take the same next step. Where their bits
+differ, or where an attribute that training changes stays different, forks, twin and resumed runs would train another
+network. Attributes that become equal again once both networks have seen the same batches are caches, which are no
+state.
 
 Not seen: state that changes for the first time after the third step, the last of the rehearsal
 (`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); and state of data sets that

@@ -46,7 +46,7 @@ def beside_control(gain: float) -> str:
 
 
 def beside_twin(z: float) -> str:
-    """How the network compares with its twin where no limit says that it is worse; `z` is of (twin - network)."""
+    """Return how the network compares with its twin, if no limit shows that it is worse; `z` is of (twin - network)."""
     if math.isnan(z):
         return "the network cannot be compared with its twin"
     if z == 0:

@@ -85,7 +85,7 @@ def from_their_file(error: BaseException) -> bool:
 
 
 def means_more(error: BaseException) -> bool:
-    """Whether the code that catches an exception would take it for something other than a failed call.
+    """Whether the code that catches an exception would mistake it for something other than a failed call.
 
     True for an `EsperError`, for the end of an iteration, and for exceptions that are not an `Exception`.
     """
