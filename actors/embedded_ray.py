@@ -42,7 +42,7 @@ RAY = "ray"
 class EmbeddedRay(Closing):
     """A Ray of our own on this machine. All its processes end with `close`, or with this process.
 
-    Its ports can be reached from other machines, so that it refuses connections without a token, which it draws.
+    Its ports can be reached from other machines, so it refuses connections without a token, which is drawn at random.
     """
 
     def __init__(self, *, slots: int, threads: int = 1, deadline_s: float = 120.0, run_dir: Path | None = None) -> None:

@@ -27,7 +27,7 @@ ENVIRONMENT = {
 }
 """Variables that every process of our Ray has: its defaults differ by environment."""
 TOKEN = "RAY_AUTH_TOKEN"
-"""Variable with the word that lets a process in."""
+"""Variable with the token that a process needs to connect to this Ray."""
 SERVER_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Variable: how long Ray's core looks for a control store that does not answer. Then it ends this process, from C++."""
 NO_END_S = 1_000_000

@@ -163,8 +163,8 @@ class Supervisor:
         """A child did not come up. If it died, that counts as any other death; after any other error it is not retried.
 
         Raises:
-            BaseException: `error`, unchanged, if it is no death, also where `[failure_policy]` would restart for it.
-            RestartIntensityExceeded: as `died` does.
+            BaseException: `error`, unchanged, if it is no death, even if `[failure_policy]` would answer it by a
+            restart. RestartIntensityExceeded: as `died` does.
         """
         if isinstance(error, ActorLost):
             self.died(life, error)

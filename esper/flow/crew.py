@@ -29,7 +29,7 @@ class Crew(Protocol):
         ...
 
     def mend(self) -> None:
-        """Restart every dead process that can be restarted while all others go on.
+        """Restart every dead process that can be restarted while all others continue.
 
         Raises:
             ActorLost: another process has died; the run must go back.

@@ -1,4 +1,4 @@
-"""JSON that every parser accepts: infinities and NaN are null, and are named in words beside it."""
+"""JSON that every parser accepts: infinities and NaN are null, and another key names which they are."""
 
 from __future__ import annotations
 

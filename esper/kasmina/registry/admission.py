@@ -70,7 +70,8 @@ def readmitted(command: Command) -> AdmittedCommand:
 
     No check is repeated: the signature was checked at the admission, and cannot be checked now because a resumed run
     has another key. This gives an attacker no way in: a replay is answered only after its own signature was checked,
-    and in a newer generation the command is never carried out. It only makes another command of the same id be refused.
+    and in a newer generation the command is never carried out. Its only effect is that another command with the same id
+    is refused.
     """
     return AdmittedCommand(command, _SEAL)
 
