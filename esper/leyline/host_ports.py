@@ -68,6 +68,10 @@ class HostEditor(Protocol):
         """Start or stop storing the branches of forward passes, for `audit`."""
         ...
 
+    def calls(self, seed_id: str) -> int:
+        """Return the number of a seed's calls since the last `observations`."""
+        ...
+
     def observations(self) -> tuple[SeedObservation, ...]:
         """Return the observations of each seed since the last call, and start new ones."""
         ...

@@ -20,6 +20,7 @@ from esper.ground.nested import mapped, tensors
 from esper.ground.random_streams import restore_streams, streams
 from esper.kasmina.blueprints.precision import named
 from esper.kasmina.host.perturbation import is_content, perturbing
+from esper.tolaria.compiling import uncompiled
 from esper.tolaria.data import split_pair
 from esper.tolaria.loss import sample_loss, sample_losses
 from esper.tolaria.trainer import Trainer
@@ -100,7 +101,8 @@ def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any:
         return NOT_FOUND_OUT
     before = streams()
     try:
-        return _Look(survey, trainer, batch, before).verdict()
+        with uncompiled(trainer.host):
+            return _Look(survey, trainer, batch, before).verdict()
     except Exception:
         return NOT_FOUND_OUT
     finally:

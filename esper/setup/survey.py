@@ -35,6 +35,7 @@ from esper.setup.rehearsal import Remembered, check_same_build, rehearse, tensor
 from esper.setup.trial import try_backward, try_growth
 from esper.tamiyo.eligibility import GrowthWindow
 from esper.task import Task
+from esper.tolaria.compiling import check_backend
 from esper.tolaria.data import SliceRule, TaskData, split_pair, to_device
 from esper.tolaria.host_building import build_host, call_model
 from esper.tolaria.optim import build_optimizer, build_scheduler, peak_share, stand_ins
@@ -131,8 +132,14 @@ class Survey:
         """Return Kasmina's editor for a host of this task."""
         return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
 
-    def trainer(self, run_id: str, generation: int, role: str, halted: Callable[[], bool]) -> Trainer:
-        """Return a trainer with a fresh host at step 0. It calls `halted` at every step boundary."""
+    def trainer(
+        self, run_id: str, generation: int, role: str, halted: Callable[[], bool], *, eager: bool = False
+    ) -> Trainer:
+        """Return a trainer with a fresh host at step 0. It calls `halted` at every step boundary.
+
+        Args:
+            eager: Do not compile the host, whatever the config says.
+        """
         config = self.config
         settings = TrainerSettings(
             role=role,
@@ -141,6 +148,7 @@ class Survey:
             run_seed=config.run.seed,
             total_steps=self.total_steps,
             device=config.run.device,
+            compile_backend=config.run.compile_backend if config.run.compile and not eager else None,
             clip_norm=config.run.clip_norm,
             peak_share=self.peak_share,
             audit_every=config.growth.isolation_audit_steps,
@@ -191,6 +199,8 @@ def _survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry) -> 
     """Survey in this order, because each step is compared with the state of the user's code before it."""
     check_fields(task)
     _check_device(config.run.device)
+    if config.run.compile:
+        check_backend(config.run.compile_backend)
     data = open_data(task, config)
     fence_steps = fences(task, config, data)
     host = build_host(task, config.run.seed, config.run.device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esper.errors import DivergenceUnrecoverable, TaskError
 from esper.kasmina.blueprints.precision import parameter_dtype
+from esper.kasmina.host.code_path import COMPILED
 from esper.kasmina.host.dry_run import NESTED, kept_as_it_is
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate
@@ -70,7 +71,7 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
     grows = survey.config.growth.enabled
     if grows:
         _try_optimizers(survey)
-    trainer = survey.trainer("", 0, "survey", never)
+    trainer = survey.trainer("", 0, "survey", never, eager=True)
     doing = "with a seed in every slot" if grows else ""
     shapes: dict[str, list[tuple[int, ...]]] = {spec.path: [] for spec in survey.specs}
     with (
@@ -85,7 +86,27 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         except DivergenceUnrecoverable:  # says nothing about shapes: the guard of a run reports it
             return ()
         trainer.try_shards()
+    if grows and survey.config.run.compile:
+        _try_compiled(survey)
     return tuple(path for path, seen in shapes.items() if len(set(seen)) > 1)
+
+
+def _try_compiled(survey: Survey) -> None:
+    """Train a compiled host for some steps with the cheapest candidate in every slot.
+
+    Raises:
+        TaskError: a seed was not called, or was called by a part of the forward that torch could not compile.
+        ConfigError: torch cannot compile the model.
+    """
+    trainer = survey.trainer("", 0, "survey", never)
+    with refused_as_theirs("compiled, with a seed in every slot"):
+        for plan, blob in cheapest_plans(survey):
+            trainer.graft(plan, {plan.weights_digest: blob})
+        trainer.train_to(min(STEPS, survey.total_steps))
+    for seen in trainer.observe(0, {}).seeds:
+        if seen.path != COMPILED:
+            mend = "torch cannot compile the forward around this slot; name another module, or leave run.compile out"
+            raise TaskError(f"slot {seen.slot}", f"called {seen.path}, not compiled", mend)
 
 
 def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) -> None:

@@ -25,7 +25,7 @@ def check_modules(model: nn.Module) -> None:
         raise TaskError("task.model", type(model).__name__, "a scripted module calls no seed; give the module itself")
     for name, module in model.named_modules():
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            mend = "a compiled module does not call a seed that is grafted later; leave torch.compile out"
+            mend = "leave torch.compile out; run.compile=true compiles the model, and again after each graft"
             raise TaskError("task.model", f"{name or type(model).__name__}, compiled", mend)
 
 

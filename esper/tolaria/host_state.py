@@ -19,6 +19,7 @@ from esper.leyline.host_ports import HostEditor
 from esper.leyline.reports import Amendment, GraftPlan, JoinPlan, Weights
 from esper.task import Task
 from esper.tolaria.background_save import Saver
+from esper.tolaria.compiling import compile_host
 from esper.tolaria.modes import modes_of, set_training
 from esper.tolaria.optim import SeedOptimizer, build_optimizer, build_scheduler, reschedule
 from esper.tolaria.optimizer_state import check_steps
@@ -40,6 +41,8 @@ class TrainerSettings:
     total_steps: int
     device: str
     """Device of the host, as torch names it."""
+    compile_backend: str | None
+    """What the host is compiled with, as torch names it. None: the host is not compiled."""
     clip_norm: float | None
     """Largest global gradient norm. None: no clipping."""
     peak_share: float
@@ -75,15 +78,32 @@ class GrownHost:
         """State of stateful data sets after the last training batch; see `TaskData.state`."""
         self._first_step_at: float | None = None
         self._saver = Saver(settings.run_id)
+        self._uncalled: set[str] = set()
+        """Ids of the seeds of a compiled host that were not seen to be called since their graft."""
+        self._recompile()
         self.step = 0
         self.fence = 0
         """Number of the last fence that was reached."""
+
+    # -- the compiled forward ------------------------------------------------------------------------------------
+
+    @property
+    def _compiled(self) -> bool:
+        return self._settings.compile_backend is not None
+
+    def _recompile(self) -> None:
+        """Have the next forward compiled with the present seeds, if the host is compiled."""
+        if self._settings.compile_backend is not None:
+            compile_host(self.host, self._settings.compile_backend)
 
     # -- seeds ---------------------------------------------------------------------------------------------------
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a seed and make its optimizer. Forks call it directly; the live host by `apply`, with checks."""
         self._editor.graft(plan, weights)
+        self._recompile()
+        if self._compiled:
+            self._uncalled.add(plan.seed_id)
         self._weights[plan.weights_digest] = weights[plan.weights_digest]
         self._editor.set_training(True)  # the host's root may be in evaluation mode
         self._editor.set_alphas(self.step)
@@ -112,6 +132,8 @@ class GrownHost:
     def remove(self, seed_id: str) -> None:
         """Detach a seed and delete its optimizer. Forks call it directly; the live host through `apply`."""
         self._editor.remove(seed_id)
+        self._recompile()
+        self._uncalled.discard(seed_id)
         self._seed_optimizers.pop(seed_id, None)
         self._leaks.pop(seed_id, None)
         self._isolated.pop(seed_id, None)
@@ -122,6 +144,8 @@ class GrownHost:
         This trainer must not be used afterwards. The network holds no reference to it.
         """
         self._editor.release()
+        if self._compiled:
+            self.host._compiled_call_impl = None
         return self.host.eval()
 
     # -- tensors -------------------------------------------------------------------------------------------------

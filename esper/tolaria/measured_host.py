@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from esper.errors import IsolationViolation
 from esper.ground.heartbeat import beat
+from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors_kept import tensors_kept
 from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses
 from esper.leyline.host_ports import HostEditor
 from esper.leyline.stages import Stage
 from esper.task import Loss, Task
 from esper.tolaria.companions import depends_on_batch
+from esper.tolaria.compiling import compiling, uncompiled
 from esper.tolaria.data import EVALUATION_BATCH, Slice, TaskData, batch_name, split_pair, to_device
 from esper.tolaria.host_building import call_model
 from esper.tolaria.host_state import GrownHost, TrainerSettings
 from esper.tolaria.loss import batch_loss, sample_loss
 from esper.tolaria.measuring import check_measures, losses_of, means_over
-from esper.tolaria.slot_calls import MOST_SKIPPED, calls_of, not_called
+from esper.tolaria.slot_calls import MOST_SKIPPED, not_called
 from esper.tolaria.task_metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
 from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
+
+T = TypeVar("T")
 
 
 class MeasuredHost(GrownHost):
@@ -48,7 +52,8 @@ class MeasuredHost(GrownHost):
         return to_device(inputs, self._settings.device), to_device(targets, self._settings.device)
 
     def _forward(self, inputs: Any) -> Any:
-        return call_model(self._task, self.host, inputs)
+        with compiling(self._settings.compile_backend):
+            return call_model(self._task, self.host, inputs)
 
     @contextmanager
     def _state_kept(self) -> Iterator[None]:
@@ -192,7 +197,7 @@ class MeasuredHost(GrownHost):
             lambda _module, _args, output: found.append(output.clone())  # a later layer may write into it
         )
         try:
-            with self._state_kept():
+            with uncompiled(self.host), self._state_kept():  # a compiled forward ignores the new hook
                 while not found and step < self.step + MOST_SKIPPED:
                     inputs, _ = self._load(self._data.batch(step))
                     self._forward(inputs)
@@ -214,21 +219,24 @@ class MeasuredHost(GrownHost):
         norms, nonfinite = list[float](), 0
         reachable = set[str]()
         slot = next(plan.slot for plan in self._editor.topology() if plan.seed_id == seed_id)
-        with self._state_kept(), calls_of(self.host.get_submodule(slot)) as calls:
+        with self._state_kept():
             step = self.step
             while len(norms) < batches:
                 if step >= self.step + batches + MOST_SKIPPED:
                     raise not_called(slot, self.step, MOST_SKIPPED)
-                calls.clear()
+                calls = self._editor.calls(seed_id)
                 inputs, targets = self._load(self._data.batch(step))
                 step += 1
-                self._editor.watch(True)
+                self._editor.watch(not self._compiled)
                 loss = batch_loss(self._task.loss, self._forward(inputs), targets)
-                if not calls:
+                if self._editor.calls(seed_id) == calls:
                     continue
-                for found, leaves in self._audited().items():  # evidence for gate G1, which refuses the seed
-                    reachable |= set(leaves) if found == seed_id else set()
+                found = {} if self._compiled else self._audited()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                if self._compiled:  # after the backward pass, because it restores tensors that this pass needs
+                    found = self._audit_eagerly(inputs, self._audited)
+                if seed_id in found:  # evidence for gate G1, which refuses the seed
+                    reachable |= set(found[seed_id])
                 grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
                 nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
                 norms.append(float(torch.nn.utils.get_total_norm(grads)))
@@ -240,6 +248,38 @@ class MeasuredHost(GrownHost):
             norm=max(norms),
             reachable_host_parameters=tuple(sorted(reachable)),
         )
+
+    def _audit_eagerly(self, inputs: Any, audit: Callable[[], T]) -> T:
+        """Make an audit after a forward of its own, which is not compiled and changes no state.
+
+        A compiled forward is one node of the autograd graph, from which every parameter is reachable.
+        """
+        with uncompiled(self.host), self._state_kept(), temporary_rng(self.step, self._devices()):
+            self._editor.watch(True)
+            self._forward(inputs)
+            self._editor.watch(False)
+            return audit()
+
+    def _look_for_calls(self) -> None:
+        """Check that the compiled forward calls the seeds grafted before the last step.
+
+        A slot may be skipped by chance in some steps.
+
+        Raises:
+            TaskError: neither that step nor the forwards of `MOST_SKIPPED` batches after it called a seed.
+        """
+        for step in range(self.step, self.step + MOST_SKIPPED):
+            self._uncalled = {seed_id for seed_id in self._uncalled if not self._editor.calls(seed_id)}
+            if not self._uncalled:
+                return
+            with temporary_rng(step, self._devices()), self._state_kept():
+                inputs, _ = self._load(self._data.batch(step))
+                self._forward(inputs)  # with gradients, because without them torch runs another compiled graph
+        slots = [plan.slot for plan in self._editor.topology() if plan.seed_id in self._uncalled]
+        raise not_called(slots[0], self.step - 1, MOST_SKIPPED)
+
+    def _devices(self) -> set[torch.device]:
+        return {parameter.device for parameter in self.host.parameters()}
 
     def _audited(self) -> dict[str, tuple[str, ...]]:
         """Audit every isolated seed of the last forward pass.

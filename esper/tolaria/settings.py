@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,10 @@ class TrainConfig(Settings):
         1, description="number of torch threads; another number gives other bits, so it is fixed for a run"
     )
     device: str = Field("cpu", description="device of the host, by its name in torch")
+    compile: bool = Field(False, description="whether torch.compile compiles the model; other bits than without")
+    compile_backend: Literal["inductor", "aot_eager", "eager"] = Field(
+        "inductor", description="backend of torch.compile; inductor needs a C++ compiler, the others are no faster"
+    )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest global gradient norm; default: no clipping"
     )

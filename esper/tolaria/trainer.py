@@ -142,11 +142,7 @@ class Trainer(MeasuredHost):
         """Take one optimizer step. Returns the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
-        audited = self._audit_is_due()
-        self._editor.watch(audited)
-        loss = batch_loss(self._task.loss, self._forward(inputs), targets)
-        if audited:
-            self._audit()
+        loss = batch_loss(self._task.loss, self._audited_forward(inputs), targets)
         with their_code("task.model", "the backward pass"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parameters = self._trained_parameters()
@@ -165,10 +161,23 @@ class Trainer(MeasuredHost):
             with their_code("task.scheduler", "scheduler.step"):
                 self._scheduler.step()
         self.step += 1
+        if self._uncalled:
+            self._look_for_calls()
         if self._first_step_at is None:
             self._first_step_at = time.time()
         beat()
         return values
+
+    def _audited_forward(self, inputs: Any) -> Any:
+        """Return the output of a training step's forward. If an audit of isolation is due, make it."""
+        due = self._audit_is_due()
+        if due and self._compiled:
+            self._audit_eagerly(inputs, self._audit)
+        self._editor.watch(due and not self._compiled)
+        output = self._forward(inputs)
+        if due and not self._compiled:
+            self._audit()
+        return output
 
     def _audit_is_due(self) -> bool:
         if not self._isolated.keys() <= self._leaks.keys():

@@ -37,6 +37,8 @@ _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.Ra
 _SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._lru_cache_wrapper)
 _NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
 _KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
+_COMPILED = "_compiled_call_impl"
+"""Attribute of a module with its compiled callable, which esper replaces after a graft."""
 _HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
@@ -286,7 +288,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
         for group in ("_parameters", "_buffers", "_modules"):
             yield from ((f".{name}", item) for name, item in named.get(group, {}).items())
     for name, item in named.items():
-        if name in _HOOKS_OF_TORCH and not item:
+        if (name in _HOOKS_OF_TORCH and not item) or name == _COMPILED:
             continue
         if isinstance(item, dict) and "_hooks" in name:
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:

@@ -18,7 +18,8 @@ from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
 from esper.kasmina.host.attached import PREFIX, Seed, attach
 from esper.kasmina.host.blending import blend_of, check_fits, effective_alpha, effective_target
-from esper.kasmina.host.code_path import asked_path, path_of_this_call
+from esper.kasmina.host.call_record import CallRecord, is_recomputing
+from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.formulas import weight_of
 from esper.kasmina.host.isolation import reachable_parameters
 from esper.leyline.evidence import SeedObservation
@@ -46,13 +47,12 @@ class GraftedSeed(nn.Module):
         self.asked_path = asked_path
         self.watched = False
         self.branch: Tensor | None = None
-        self.calls = 0
         self.shape: tuple[int, ...] | None = None
         self.slot_shape: tuple[int, ...] | None = None
-        self.ran: dict[tuple[str, str, str], None] = {}
-        """Each distinct (dtype, device, code path) of the calls since the last observation, in order of appearance."""
         self.register_buffer("alpha", torch.zeros((), dtype=dtype_of(spec), device=plan.asked_device))
         self.register_buffer("channels", self.blend.vector(plan.blend, spec))
+        self.calls = CallRecord((spec.dtype, str(self.alpha.device), asked_path), self.alpha.device)
+        """The calls since the last observation."""
 
     def forward(self, host: Tensor) -> Tensor:
         """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
@@ -65,10 +65,11 @@ class GraftedSeed(nn.Module):
                 correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
         except Exception as error:  # else it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
-        self.calls += 1
-        self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
-        self.ran[str(correction.dtype), str(correction.device), path_of_this_call(self.module)] = None
-        self.branch = correction if self.watched and self.plan.isolated else None
+        if not is_recomputing():
+            if not (self.watched and self.asked_path == COMPILED):  # such a call serves the audit alone
+                self.calls.add(self.module, correction)
+            self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
+            self.branch = correction if self.watched and self.plan.isolated else None
         check_fits(host, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
@@ -79,14 +80,15 @@ class GraftedSeed(nn.Module):
         dtype, device or path, or tensors of the seed are on another device than its output, all values are listed.
         """
         target = torch.tensor(effective_target(self.plan.blend, self.plan.confidence), dtype=self.alpha.dtype)
-        dtypes, devices, paths = zip(*self.ran, strict=True) if self.ran else ((), (), ())
+        counts = self.calls.take()
+        dtypes, devices, paths = zip(*counts, strict=True) if counts else ((), (), ())
         lying = [str(tensor.device) for tensor in (*self.module.parameters(), *self.module.buffers())]
         found = SeedObservation(
             seed_id=self.plan.seed_id,
             slot=self.plan.slot,
             alpha=float(self.alpha),
             alpha_target=float(target),
-            calls=self.calls,
+            calls=sum(counts.values()),
             output_shape=self.shape,
             slot_shape=self.slot_shape,
             output_dtype=_all_of(dtypes),
@@ -97,7 +99,7 @@ class GraftedSeed(nn.Module):
             asked_path=self.asked_path,
             isolated=self.plan.isolated,
         )
-        self.calls, self.shape, self.slot_shape, self.ran = 0, None, None, {}
+        self.shape = self.slot_shape = None
         return found
 
 
@@ -241,6 +243,13 @@ class SeedEditor:
             leaves = reachable_parameters(branch, foreign)
             if leaves:
                 raise IsolationViolation(seed_id, leaves)
+
+    def calls(self, seed_id: str) -> int:
+        """Return the number of a seed's calls since the last `observations`. Recomputed and watched calls do not count.
+
+        In a host that is not compiled, watched calls count too.
+        """
+        return self._get(seed_id).calls.counts().total()
 
     def observations(self) -> tuple[SeedObservation, ...]:
         """Return what was observed of each seed since the last call, and reset it."""

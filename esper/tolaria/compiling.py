@@ -1,0 +1,84 @@
+"""Compiles a host's forward with `torch.compile`, and compiles it again after its seeds have changed.
+
+A compiled callable ignores hooks that were added after it was made, and so it would never call a new seed. The host
+itself stays: its modules, the names of its tensors and its class are those of the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from esper.errors import ConfigError, in_a_line
+
+MOST_GRAPHS = 64
+"""Most versions of one forward that a compiled host may have: for shapes, modes, with and without gradients."""
+SETTINGS = {
+    "accumulated_recompile_limit": 2**31,  # one process compiles many forks, and each one often: the limit is per host
+    "fail_on_recompile_limit_hit": True,  # torch would run the host eager instead, with a warning
+    "skip_fwd_side_effects_in_bwd_under_checkpoint": True,  # a seed counts the forward, not its recomputation
+}
+"""Settings of torch's compiler in a forward of a compiled host."""
+
+
+def compile_host(host: nn.Module, backend: str) -> None:
+    """Have the next forward of a host compiled, and forget what was compiled of it before.
+
+    Every shape is compiled for itself: with torch's dynamic shapes, the bits of a step would depend on the shapes of
+    the steps before it, and a resumed run would have other bits.
+    """
+    host.compile(backend=backend, dynamic=False, isolate_recompiles=True, recompile_limit=MOST_GRAPHS)
+
+
+@contextmanager
+def compiling(backend: str | None) -> Iterator[None]:
+    """Run the body, a forward of a compiled host, with `SETTINGS`. Without a backend the body runs as it is.
+
+    Raises:
+        ConfigError: torch cannot compile the forward, or it has more than `MOST_GRAPHS` versions.
+    """
+    if backend is None:
+        yield
+        return
+    from torch._dynamo import config
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    try:
+        with config.patch(SETTINGS):
+            yield
+    except FailOnRecompileLimitHit as error:
+        mend = f"the model would be compiled more than {MOST_GRAPHS} times, for inputs of other shapes or other paths"
+        raise ConfigError("run.compile", True, f"{mend}: pad the inputs to a few shapes, or leave it out") from error
+    except TorchDynamoException as error:
+        mend = f"torch cannot compile the model with {backend}: {in_a_line(error)}; leave run.compile out"
+        raise ConfigError("run.compile", True, mend) from error
+
+
+@contextmanager
+def uncompiled(host: nn.Module) -> Iterator[None]:
+    """Run the body with the host's own forward, in which hooks that are added now are called."""
+    compiled = host._compiled_call_impl
+    if compiled is None:
+        yield
+        return
+    host._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        host._compiled_call_impl = compiled
+
+
+def check_backend(name: str) -> None:
+    """Compile and run a small function. Raises: ConfigError: this machine cannot, for want of a C++ compiler, say."""
+    try:
+        torch.compile(_doubled, backend=name, dynamic=False)(torch.ones(2))
+    except Exception as error:  # torch raises any, by backend and machine
+        mend = f"torch cannot compile with it here: {in_a_line(error)}"
+        raise ConfigError("run.compile_backend", name, mend) from error
+
+
+def _doubled(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
