@@ -66,7 +66,7 @@ def _unvouched(run_dir: Path, found: Remains) -> list[dict[str, Any]]:
         return []
     named = {written.file for written in committed(found.entries)}
     files = sorted(file.name for file in checkpoints_folder(run_dir).glob("fence-*.pt") if file.name not in named)
-    reason = "no record that can be read, and counts, says what it should be"
+    reason = "no valid, readable record describes it"
     return [{"file": file, "fence": None, "ok": False, "reason": reason} for file in files]
 
 

@@ -49,7 +49,7 @@ COMMANDS: dict[str, CommandSpec] = {
     ),
     "inspect": CommandSpec(
         "esper.cli.inspect_command:inspect",
-        "Say where a run stands, also while it goes on, and what of it cannot be read.",
+        "Show the state of a run, which may be in progress, and which parts of it cannot be read.",
         only_prints=True,
     ),
     "config": CommandSpec(
@@ -62,7 +62,7 @@ COMMANDS: dict[str, CommandSpec] = {
     ),
     "log": CommandSpec("esper.cli.log_commands:app", "Read framed logs, of a run or any others.", only_prints=True),
     "checkpoint": CommandSpec(
-        "esper.cli.checkpoint_commands:app", "Look at the checkpoints of a run.", only_prints=True
+        "esper.cli.checkpoint_commands:app", "List or verify the checkpoints of a run.", only_prints=True
     ),
 }
 """In the order of the help. Installed packages may add commands; see `esper.user_code.plugins`."""

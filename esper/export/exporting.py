@@ -109,9 +109,9 @@ def default_place(run_dir: Path, format: Format) -> Path:
 def _check_place(run_dir: Path, place: Path, format: Format) -> None:
     """Raises: ConfigError: the path exists, cannot be written, or lies in the run. The test file is removed."""
     if place.resolve().is_relative_to(fixed(run_dir).resolve()):
-        raise ConfigError("to", str(place), f"it lies in the run {run_dir}, which is only read; choose another")
+        raise ConfigError("to", str(place), f"it is inside the run {run_dir}, which is only read; choose another")
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
-        raise ConfigError("to", str(place), "it is there already; nothing is overwritten: choose another")
+        raise ConfigError("to", str(place), "it exists already, and nothing is overwritten: choose another")
     ground = next(folder for folder in place.parents if os.path.lexists(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):

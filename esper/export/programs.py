@@ -105,7 +105,7 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
     """
     with _quiet(), _refused("torch.onnx.export"):
         made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
-    assert made is not None, "torch gives a program where it is told no file"
+    assert made is not None, "torch returns a program if it gets no file"
     data: bytes = made.model_proto.SerializeToString()
     return data
 

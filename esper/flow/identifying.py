@@ -51,7 +51,7 @@ def identify(survey: Survey, run_id: str, generation: int, reference: Reference,
 
 def check_same_task(survey: Survey, began: Identity) -> None:
     """Raises: TaskError: the task's network, data or training differ from those that the run began with."""
-    mend = "go on with the task that the run began with; it must be the same each time it is built"
+    mend = "resume it with the task that the run began with; each build of the task must be the same"
     if began.orders_texts_otherwise:
         mend = f"{mend}; {_how_to_hash_alike(began)}"
     other = began.host_modules_sha256 not in (None, survey.host_modules_sha256)
@@ -65,7 +65,7 @@ def check_same_task(survey: Survey, began: Identity) -> None:
         mend = f"it is trained by {survey.trained_by}, and was by {began.trained_by}; {mend}"
         raise TaskError("task.optimizer", began.task or "given from Python", mend)
     if survey.samples_crc32c != began.samples_crc32c:
-        mend = f"the first samples of a shard are others than the run's were; {mend}"
+        mend = f"the first samples of a shard differ from those of the run; {mend}"
         raise TaskError("task.train", began.task or "given from Python", mend)
     if began.first_loss is not None and not same_loss(survey.first_loss, began):
         mend = f"its first step has a loss of {survey.first_loss!r}, and had {began.first_loss!r}; {mend}"

@@ -106,7 +106,7 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
     if any(body["fence_steps"] != list(past.identity.fence_steps) for body in starts):
         why = "it was given another length on its way, and cannot be repeated in one"
     elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
-        why = f"it ran on {', '.join(other)}, whose bits are others than those of this processor ({cpu_type()})"
+        why = f"it ran on {', '.join(other)}, which may give other bits than this processor ({cpu_type()})"
     elif other := sorted({policy for policy in _policies(past) if policy != HeuristicPolicy.version}):
         why = f"another policy decided it than its config has: {', '.join(other)}"
     elif (lasting_level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:

@@ -97,7 +97,9 @@ class Conductor:
             raise ConfigError("run.epochs", survey.config.run.epochs, mend)
         fitting = tuple(one for one in past.commits if one.fence < len(steps) and steps[one.fence] == one.step)
         if past.commits and not fitting:
-            raise ConfigError("run.epochs", survey.config.run.epochs, "no checkpoint lies at a fence of such a run")
+            raise ConfigError(
+                "run.epochs", survey.config.run.epochs, "no checkpoint is at a fence of a run of this length"
+            )
         past = replace(past, commits=fitting)
         identity = past.identity.model_copy(
             update={

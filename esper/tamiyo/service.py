@@ -64,7 +64,7 @@ class Tamiyo:
         """
         stored = read_state(state, generation)
         if stored.policy != self._policy.version:
-            mend = f"{stored.policy} has decided for this run; go on with that one"
+            mend = f"{stored.policy} has decided for this run; resume it with that policy"
             raise ConfigError("policy", self._policy.version, mend)
         self._past = list(stored.past)
 

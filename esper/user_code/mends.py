@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from esper.user_code.attributes import Held
 
-FACTORY_MEND = "make it in the factory, as it shall be to the end; a value that shall change may be a buffer"
+FACTORY_MEND = "make it in the factory, in its final form; a value that must change may be a buffer"
 _OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
 """Attributes in which torch stores hooks, the names of unsaved buffers, and the parameter groups of an optimizer."""
 
@@ -28,7 +28,7 @@ _EACH = {
 }
 _OF_A_MODEL = {
     **_EACH,
-    "tensor": "register it as a buffer, or compute it anew in each forward",
+    "tensor": "register it as a buffer, or compute it again in each forward",
     "value": "count the steps in a buffer and compute the value from that in each forward, or return it from "
     "get_extra_state and put it back in set_extra_state",
     "container": "register its tensors as buffers; return its other values from get_extra_state",

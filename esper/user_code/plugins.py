@@ -43,7 +43,7 @@ def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.
         raise ConfigError("actors", "", f"the package is not installed; {IN_PROCESS}")
     package = found.module.partition(".")[0]
     if package in OURS and package in sys.modules and not is_ours(package):
-        mend = f"a package of yours stands in the place of esper's own; rename it, or {IN_PROCESS}"
+        mend = f"a package of yours has the name of esper's own; rename it, or {IN_PROCESS}"
         raise ConfigError("actors", str(file_of(sys.modules[package]) or ""), mend)
     sys.path.insert(0, str(ROOT))
     try:

@@ -149,9 +149,7 @@ def test_files_that_no_record_vouches_for_any_more_are_not_passed_over(
         ("fence-5-g2.pt", None, False),
         ("fence-6-g2.pt", None, False),
     ]
-    assert {one["reason"] for one in told["checkpoints"]} == {
-        "no record that can be read, and counts, says what it should be"
-    }
+    assert {one["reason"] for one in told["checkpoints"]} == {"no valid, readable record describes it"}
 
 
 def test_a_save_that_was_not_committed_yet_is_no_damage(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
