@@ -17,7 +17,7 @@ from esper.flow.stopping import Drain
 from esper.flow.tally import Tally
 from esper.leyline.decisions import Decision, Pair
 from esper.leyline.reports import FieldReport
-from esper.leyline.state import RoundState
+from esper.leyline.state import RoundState, SeedState
 from esper.task import Task
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,13 +77,21 @@ def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
 
 
 class ScriptedPolicy:
-    """A policy that returns given answers in turn, and raises those that are exceptions. `asked`: the given states."""
+    """A policy that returns given answers in turn, and raises those that are exceptions. `asked`: the given states.
+
+    Args:
+        logits: The logits on every seed.
+    """
 
     name = "scripted"
     version = "scripted-1"
 
-    def __init__(self, *answers: Any) -> None:  # Any: a Decision, an exception, or a function of (state, eligible)
-        self._answers = list(answers)
+    def __init__(
+        self,
+        *answers: Any,  # Any: a Decision, an exception, or a function of (state, eligible)
+        logits: tuple[float, ...] = (),
+    ) -> None:
+        self._answers, self._logits = list(answers), logits
         self.asked: list[RoundState] = []
 
     def decide(self, state: RoundState, eligible: tuple[Pair, ...], past: tuple[FieldReport, ...]) -> Decision:
@@ -95,6 +103,11 @@ class ScriptedPolicy:
             raise answer
         found: Decision = answer(state, eligible) if callable(answer) else answer
         return found
+
+    def logits(self, state: RoundState, seed: SeedState, past: tuple[FieldReport, ...]) -> tuple[float, ...]:
+        """Return the logits that were given."""
+        del state, seed, past
+        return self._logits
 
 
 class Bands(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):

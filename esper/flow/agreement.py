@@ -81,11 +81,12 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
         _check_equal("stages of seeds", stages, {**dict.fromkeys(stages, str(Stage.DORMANT)), **after})
     for plan in host.topology:
         seed = seeds[plan.seed_id]
-        graft = (seed.graft.ordinal, seed.graft.start_step, seed.graft.blend) if seed.graft is not None else None
-        grafted = (plan.ordinal, plan.start_step, plan.blend)
+        graft = seed.graft
+        recorded = graft and (graft.ordinal, graft.start_step, graft.blend, graft.confidence)
+        grafted = (plan.ordinal, plan.start_step, plan.blend, plan.confidence)
         _check_equal(
             f"graft of seed {plan.seed_id}",
-            (seed.slot, seed.blueprint_id, graft, seed.rate_scale),
+            (seed.slot, seed.blueprint_id, recorded, seed.rate_scale),
             (plan.slot, plan.blueprint_id, grafted, plan.rate_scale),
         )
 

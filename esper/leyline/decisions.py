@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
 
 from esper.leyline.base import Message
-from esper.leyline.commands import Command
+from esper.leyline.commands import MAX_LOGITS, BlendSpec, Command
 
 
 class HoldReason(StrEnum):
@@ -62,12 +65,15 @@ class Decision(Message):
     """The policy's reason to try no pair now (`pairs` is empty then). None: it tries `pairs`."""
     risk: float | None = None
     """The policy's estimate of the risk, 0..1. None: it makes no estimate."""
-    logits: tuple[float, ...] = ()
     rates: tuple[RateScale, ...] = ()
     """Changes of learning rates. They do not depend on whether pairs are tried."""
     go_back_to: int | None = None
     """A fence of `RoundState.checkpoints` to which the whole run goes back; everything since is taken back. `pairs` and
     `rates` are empty then, and `hold` is None. None: the run goes on."""
+    blend: BlendSpec | None = None
+    """The blend of all pairs, for their whole life. Required if there are pairs."""
+    logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
+    """The policy's logits. Only a CONFIDENCE blend uses them."""
 
 
 class Verdict(Message):

@@ -28,7 +28,7 @@ from esper.leyline.incubation import (
 from esper.leyline.reports import FieldReport, GraftPlan, GraftReceipt, HostPlan, Weights
 from esper.leyline.signals import EmergencySignal
 from esper.leyline.stages import Stage
-from esper.leyline.state import RegistryView, RoundState, TrainingState
+from esper.leyline.state import RegistryView, RoundState, SeedState, TrainingState
 
 
 class LiveHost(Protocol):
@@ -115,6 +115,10 @@ class Policy(Protocol):
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
         """Return some of the eligible pairs, or a hold with a reason."""
+        ...
+
+    def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
+        """Return fresh logits on a seed whose next gate is due. Called only for seeds with a CONFIDENCE blend."""
         ...
 
 

@@ -151,11 +151,24 @@ class RatePlan(HostChange):
         return plan.model_copy(update={"rate_scale": self.rate_scale})
 
 
+class ConfidencePlan(HostChange):
+    """Plan to change the confidence of a seed with a CONFIDENCE blend, and perhaps to end its isolation as well."""
+
+    confidence: float
+    """0..1"""
+    joins: bool
+    """True: the plan also does what a `JoinPlan` does. A command gives at most one plan per seed."""
+
+    def amended(self, plan: GraftPlan) -> GraftPlan:
+        """Return the seed's graft plan after this change."""
+        return plan.model_copy(update={"confidence": self.confidence, "isolated": plan.isolated and not self.joins})
+
+
 class RemovePlan(HostChange):
     """Plan to detach a culled seed without a trace."""
 
 
-Amendment = JoinPlan | RatePlan
+Amendment = JoinPlan | RatePlan | ConfidencePlan
 """A change of a seed that stays in the host. The seed's present graft plan shows it, so that a restore repeats it."""
 HostPlan = GraftPlan | Amendment | RemovePlan
 

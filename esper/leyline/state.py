@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esper.leyline.base import Message
+from esper.leyline.commands import BlendSpec
 from esper.leyline.decisions import Pair
 from esper.leyline.signals import Level
 from esper.leyline.slots import SlotSpec
@@ -50,6 +51,9 @@ class SeedState(Message):
     z: float | None
     rate_scale: float = 1.0
     """Factor on the learning rates of the seed's schedule; see `Operation.SCALE_RATE`."""
+    blend: BlendSpec | None = None
+    """The blend that was commanded for the seed. None: a version without this field germinated it, and it was not
+    grafted yet."""
 
 
 class SlotState(Message):

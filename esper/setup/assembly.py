@@ -74,7 +74,7 @@ def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None
     """Return Tamiyo with `policy`. None: a `HeuristicPolicy`, the only kind that `policy.kind` allows."""
     config, growth = survey.config, survey.config.growth
     return Tamiyo(
-        policy or HeuristicPolicy(growth.candidates, growth.replicas),
+        policy or HeuristicPolicy(growth.candidates, growth.replicas, growth.ramp_steps),
         CommandBuilder(key.secret, clock, growth.ramp_steps),
         survey.growth_window,
         config.risk,

@@ -47,18 +47,26 @@ class CommandBuilder:
             Operation.GERMINATE,
             candidates=candidates,
             replica_of=decision.replica_of,
+            blend=decision.blend,
+            confidence_logits=decision.logits if decision.blend is not None and decision.blend.uses_logits else (),
             mesh_host_layers=mesh,
             policy_version=decision.policy_version,
         )
 
-    def advance(self, state: RoundState, seed: SeedState, policy_version: str) -> Command:
+    def advance(
+        self, state: RoundState, seed: SeedState, policy_version: str, logits: tuple[float, ...] = ()
+    ) -> Command:
         """Return the command to judge a seed's next gate: FOSSILIZE for a seed in probation, else ADVANCE.
+
+        Args:
+            logits: The policy's logits on the seed, if its blend uses logits.
 
         Raises:
             DependencyViolationError: the run id is missing (#13).
         """
         operation = Operation.FOSSILIZE if seed.stage is Stage.PROBATIONARY else Operation.ADVANCE
-        blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
+        # Seeds without a recorded blend were germinated by a version that had one mode and repeated it here.
+        blend = seed.blend or BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
         mesh = seed.required_mesh
         if seed.stage is Stage.TRAINING:  # GERMINATE named the layers of all candidates; from here on the seed's count
             own = [p.mesh for p in state.options if (p.slot, p.blueprint_id) == (seed.slot, seed.blueprint_id)]
@@ -68,6 +76,7 @@ class CommandBuilder:
             operation,
             seed_id=seed.seed_id,
             blend=blend if seed.stage is Stage.TRAINING else None,
+            confidence_logits=logits,
             mesh_host_layers=mesh,
             policy_version=policy_version,
         )
@@ -118,6 +127,7 @@ class CommandBuilder:
         candidates: tuple[Candidate, ...] = (),
         replica_of: str | None = None,
         blend: BlendSpec | None = None,
+        confidence_logits: tuple[float, ...] = (),
     ) -> Command:
         _check_run(state, operation)
 
@@ -139,6 +149,7 @@ class CommandBuilder:
             candidates=candidates,
             replica_of=replica_of,
             blend=blend,
+            confidence_logits=confidence_logits,
             mesh_host_layers=mesh_host_layers,
             feature_coverage=coverage(state),
             policy_version=policy_version,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.decisions import Decision, Pair
 from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.reports import FieldReport
@@ -30,13 +31,15 @@ class HeuristicPolicy:
     Args:
         candidates: Most pairs in one tournament.
         replicas: Most seeds of a winning pair in the host, the winner included.
+        ramp_steps: Optimizer steps over which the alpha of a grafted seed rises. A replica has its winner's blend.
     """
 
     name = "heuristic"
     version = "heuristic-1"
 
-    def __init__(self, candidates: int, replicas: int) -> None:
+    def __init__(self, candidates: int, replicas: int, ramp_steps: int) -> None:
         self._candidates, self._replicas = candidates, replicas
+        self._blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=ramp_steps)
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
         """Return a replica of the latest winner if it may have one, else a tournament of the pairs that do not rest."""
@@ -44,15 +47,20 @@ class HeuristicPolicy:
         if winner is not None:
             again = [p for p in eligible if (p.slot, p.blueprint_id) == (winner.slot, winner.blueprint_id)]
             if again and self._may_repeat(state, winner):
-                return self._decision(state, again, replica_of=winner.seed_id)
+                return self._decision(state, again, winner.blend, replica_of=winner.seed_id)
         rest = RETRY_FENCES if winner is None else SETTLED_RETRY_FENCES
         resting = {(r.slot, r.blueprint_id) for r in past if state.fence < r.window_fences[1] + rest}
         fresh = [pair for pair in eligible if (pair.slot, pair.blueprint_id) not in resting]
         if not fresh:
-            return self._decision(state, [], hold="every open pair was tried a short while ago")
+            return self._decision(state, [], None, hold="every open pair was tried a short while ago")
         room = min(self._candidates, state.tests_allowed - state.tests_used)
         chosen = sorted(fresh, key=lambda pair: (pair.risk, pair.slot, pair.blueprint_id))[:room]
-        return self._decision(state, chosen)
+        return self._decision(state, chosen, self._blend)
+
+    def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
+        """Return no logits: this policy computes none, and none of its blends uses them."""
+        del state, seed, past
+        return ()
 
     def _winner(self, state: RoundState) -> SeedState | None:
         """Return the seed in the host that won the latest tournament, replicas excluded. None: no seed did."""
@@ -65,7 +73,13 @@ class HeuristicPolicy:
         return in_host < self._replicas and in_host == len(family)  # a member that is not in the host ends it
 
     def _decision(
-        self, state: RoundState, pairs: Sequence[Pair], *, replica_of: str | None = None, hold: str | None = None
+        self,
+        state: RoundState,
+        pairs: Sequence[Pair],
+        blend: BlendSpec | None,
+        *,
+        replica_of: str | None = None,
+        hold: str | None = None,
     ) -> Decision:
         return Decision(
             decision_id=derive_id(state.run_id, Purpose.DECISION, fence=state.fence, step=state.training.step),
@@ -75,4 +89,5 @@ class HeuristicPolicy:
             pairs=tuple(pairs),
             replica_of=replica_of,
             hold=hold,
+            blend=blend,
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
 from esper import faults
 from esper.errors import (
@@ -17,11 +18,11 @@ from esper.errors import (
     text_of,
 )
 from esper.ground.clock import Clock
-from esper.leyline.commands import Command
+from esper.leyline.commands import MAX_LOGITS, Command
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, Verdict
 from esper.leyline.ports import Policy
 from esper.leyline.reports import FieldReport
-from esper.leyline.state import RoundState
+from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.tamiyo.eligibility import GrowthWindow, eligible
 from esper.tamiyo.policy_state import TamiyoState, read_state
@@ -31,6 +32,8 @@ from esper.telemetry.context import span
 from esper.telemetry.events import Severity, reported
 from esper.telemetry.metrics import count
 from esper.user_code.their_code import their_code
+
+Answer = TypeVar("Answer")
 
 
 class Tamiyo:
@@ -73,9 +76,18 @@ class Tamiyo:
         self._past.append(report)
 
     def advance(self, state: RoundState) -> Command | None:
-        """Return the command for the first seed whose next gate is due, or None. The policy is not asked."""
+        """Return the command for the first seed whose next gate is due, or None.
+
+        The policy is asked only if the seed's blend uses logits.
+
+        Raises:
+            PolicyDeadlineExceeded, PolicyFailed: see `decide`.
+        """
         due = next((seed for seed in state.seeds if seed.due), None)
-        return self._builder.advance(state, due, self._policy.version) if due is not None else None
+        if due is None:
+            return None
+        logits = self._logits(state, due) if due.blend is not None and due.blend.uses_logits else ()
+        return self._builder.advance(state, due, self._policy.version, logits)
 
     def decide(self, state: RoundState) -> Verdict:
         """Return what to germinate at this fence: a command or a hold, and the policy's decision if it was asked.
@@ -92,7 +104,7 @@ class Tamiyo:
             pairs = eligible(state, self._window)
             if isinstance(pairs, Hold):
                 return Verdict(outcome=pairs, decision=None)
-            decision = self._ask(state, pairs)
+            decision = self._decision(state, pairs)
             count("esper.policy.decisions")
             if decision.go_back_to is not None:
                 self._check_nothing_beside(decision)
@@ -107,23 +119,43 @@ class Tamiyo:
             risk = assess(state, decision, self._limits, self._host_flops)
             return Verdict(outcome=risk or self._builder.germinate(state, decision), decision=decision, rates=rates)
 
-    def _ask(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
+    def _decision(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
+        def decide() -> Decision:
+            with their_code(f"policy {self._policy.name}", "decide"):
+                decision = self._policy.decide(state, pairs, tuple(self._past))
+            if not isinstance(decision, Decision):
+                raise TypeError(f"it answered with {type(decision).__name__}, not with a Decision")
+            return decision
+
+        return self._ask(state.fence, decide)
+
+    def _logits(self, state: RoundState, seed: SeedState) -> tuple[float, ...]:
+        def logits() -> tuple[float, ...]:
+            with their_code(f"policy {self._policy.name}", "logits"):
+                found = self._policy.logits(state, seed, tuple(self._past))
+            if not (isinstance(found, tuple) and all(isinstance(value, float) for value in found)):
+                raise TypeError(f"it answered with {found!r:.200}, not with a tuple of floats")
+            if len(found) > MAX_LOGITS:
+                raise ValueError(f"it answered with {len(found)} logits, more than {MAX_LOGITS}")
+            return found
+
+        return self._ask(state.fence, logits)
+
+    def _ask(self, fence: int, question: Callable[[], Answer]) -> Answer:
+        """Return the policy's answer. Raises: as `decide`."""
         start = self._clock.monotonic()
         with span("policy", role="tamiyo") as current:
             try:
-                with their_code(f"policy {self._policy.name}", "decide"):
-                    decision = self._policy.decide(state, pairs, tuple(self._past))
-                if not isinstance(decision, Decision):
-                    raise TypeError(f"it answered with {type(decision).__name__}, not with a Decision")
+                answer = question()
             except TheirCodeRaised as error:
                 self._tell(error)
-                raise PolicyFailed(self._policy.name, state.fence) from error
+                raise PolicyFailed(self._policy.name, fence) from error
             except EsperError as error:
                 self._tell(error)
                 raise
             except Exception as error:
                 self._tell(error)
-                raise PolicyFailed(self._policy.name, state.fence) from error
+                raise PolicyFailed(self._policy.name, fence) from error
             elapsed_s = self._clock.monotonic() - start
             if elapsed_s > self._deadline_s:
                 count("esper.policy.failures")
@@ -131,7 +163,7 @@ class Tamiyo:
                 late = PolicyDeadlineExceeded(elapsed_s, self._deadline_s, span_id)
                 figures = {"elapsed_s": elapsed_s, "deadline_s": self._deadline_s}
                 raise reported(late, "policy_timeout", Severity.CRITICAL, **figures)
-        return decision
+        return answer
 
     def _tell(self, error: Exception) -> None:
         event = "dependency_violation" if isinstance(error, DependencyViolationError) else "policy_failed"

@@ -16,7 +16,7 @@ from esper.errors import DependencyViolationError
 from esper.ground.tensors import from_bytes, state_digest
 from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.leyline.host_ports import HostEditor
-from esper.leyline.reports import Amendment, GraftPlan, JoinPlan, Weights
+from esper.leyline.reports import Amendment, ConfidencePlan, GraftPlan, JoinPlan, RatePlan, Weights
 from esper.task import Task
 from esper.tolaria.background_save import Saver
 from esper.tolaria.compiling import compile_host
@@ -124,10 +124,13 @@ class GrownHost:
             DependencyViolationError: the seed is not in this host; nothing was changed.
         """
         self._editor.amend(change)
-        if isinstance(change, JoinPlan):
-            self._isolated.pop(change.seed_id, None)
-        elif change.seed_id in self._seed_optimizers:
-            self._seed_optimizers[change.seed_id].scale = change.rate_scale
+        match change:
+            case JoinPlan() | ConfidencePlan(joins=True):
+                self._isolated.pop(change.seed_id, None)
+            case RatePlan() if change.seed_id in self._seed_optimizers:
+                self._seed_optimizers[change.seed_id].scale = change.rate_scale
+        if isinstance(change, ConfidencePlan):
+            self._editor.set_alphas(self.step)
 
     def remove(self, seed_id: str) -> None:
         """Detach a seed and delete its optimizer. Forks call it directly; the live host through `apply`."""

@@ -87,7 +87,7 @@ def make_command() -> Callable[..., Command]:
             fields["candidates"] = (Candidate(slot="body", blueprint_id="mlp", seed_id=f"seed-{name}"),)
         elif operation is not Operation.GO_BACK:
             fields["seed_id"] = "seed-1"
-        if operation is Operation.ADVANCE:
+        if operation in (Operation.GERMINATE, Operation.ADVANCE):
             fields["blend"] = BlendSpec(mode="RESIDUAL", ramp_steps=30)
         command = Command(**(fields | changes))
         return command.model_copy(update={"signature": sign(command, key)})

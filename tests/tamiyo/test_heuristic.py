@@ -19,7 +19,7 @@ MakeReport = Callable[..., FieldReport]
 
 
 def decide(state: RoundState, *past: FieldReport, candidates: int = 18, replicas: int = 6) -> Decision:
-    return HeuristicPolicy(candidates, replicas).decide(state, state.options, past)
+    return HeuristicPolicy(candidates, replicas, ramp_steps=30).decide(state, state.options, past)
 
 
 def named(decision: Decision) -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ class Watching:
 
     def __init__(self) -> None:
         self.saw: tuple[FieldReport, ...] = ()
-        self._own = HeuristicPolicy(candidates=2, replicas=2)
+        self._own = HeuristicPolicy(candidates=2, replicas=2, ramp_steps=30)
 
     def decide(self, state: RoundState, eligible: tuple[Pair, ...], past: tuple[FieldReport, ...]) -> Decision:
         self.saw = past

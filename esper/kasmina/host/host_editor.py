@@ -166,7 +166,10 @@ class SeedEditor:
         self._seeds[plan.seed_id] = seed
 
     def amend(self, change: Amendment) -> None:
-        """Change the plan of a seed. From the next forward on, an isolated seed that was joined is not detached."""
+        """Change the plan of a seed. From the next forward on, an isolated seed that was joined is not detached.
+
+        The next `set_alphas` uses a changed confidence.
+        """
         seed = self._get(change.seed_id)
         seed.plan = change.amended(seed.plan)
 

@@ -10,6 +10,16 @@ from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
 
 
+def draw_weights(candidate: Candidate, spec: SlotSpec, blueprint: Blueprint, *, run_seed: int, fence: int) -> bytes:
+    """Return a candidate's initial weights, serialized. They depend on run seed, slot, blueprint and fence alone.
+
+    Raises:
+        SeedBuildFailed: the blueprint's factory raised.
+    """
+    key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
+    return to_bytes(blueprint.build(spec, seed_key=key).state_dict())
+
+
 def plan_seed(
     candidate: Candidate,
     spec: SlotSpec,
@@ -24,16 +34,17 @@ def plan_seed(
     ordinal: int,
     blend: BlendSpec,
     warmup_steps: int,
+    confidence: float | None = None,
 ) -> tuple[GraftPlan, bytes]:
     """Return the plan that attaches a candidate to a fork, and the candidate's serialized weights.
 
-    The weights depend on run seed, slot, blueprint and fence alone, so they can be drawn again for a replay.
+    Args:
+        confidence: Of a CONFIDENCE blend. None: the mode has none.
 
     Raises:
         SeedBuildFailed: the blueprint's factory raised. No host was changed.
     """
-    key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
-    weights = to_bytes(blueprint.build(spec, seed_key=key).state_dict())
+    weights = draw_weights(candidate, spec, blueprint, run_seed=run_seed, fence=fence)
     plan = GraftPlan(
         command_id=command_id,
         run_id=run_id,
@@ -44,6 +55,7 @@ def plan_seed(
         ordinal=ordinal,
         blueprint_id=candidate.blueprint_id,
         blend=blend,
+        confidence=confidence,
         start_step=step,
         isolated=False,
         warmup_steps=warmup_steps,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from esper.errors import DependencyViolationError, StageConflict
 from esper.kasmina.host.blending import check_blend
 from esper.kasmina.registry.ledger import Ledger
-from esper.leyline.commands import MAX_MESH_LAYERS, MAX_RATE_SCALE, Command, CommandKind, Operation
+from esper.leyline.commands import MAX_MESH_LAYERS, MAX_RATE_SCALE, BlendSpec, Command, CommandKind, Operation
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 
 Check = Callable[[Command, Ledger], None]
@@ -45,6 +45,12 @@ def always(command: Command, ledger: Ledger) -> bool:
 def into_host(command: Command, ledger: Ledger) -> bool:
     """The field is used if the command grafts the seed into the host."""
     return command.operation is Operation.ADVANCE and ledger.stages[command.seed_id] is Stage.TRAINING
+
+
+def with_logits(command: Command, ledger: Ledger) -> bool:
+    """The field is used if the command's seeds have a blend that needs the policy's logits."""
+    blend = _blend_of(command, ledger)
+    return blend is not None and blend.uses_logits
 
 
 # -- complete: DependencyViolationError --------------------------------------------------------------------------
@@ -102,11 +108,29 @@ def _mesh(command: Command, ledger: Ledger) -> None:
 
 
 def _blend(command: Command, ledger: Ledger) -> None:
-    if command.blend is None:
-        require(not into_host(command, ledger), command, "blend spec missing")
+    """Check the blend of the command's seeds and the logits that it needs."""
+    births = command.operation is Operation.GERMINATE
+    require(command.blend is not None or not (births or into_host(command, ledger)), command, "blend spec missing")
+    slots = [candidate.slot for candidate in command.candidates] if births else [ledger.pairs[command.seed_id][0]]
+    if (blend := _blend_of(command, ledger)) is not None:
+        named = f"command {command.command_id}"
+        check_blend(blend, [ledger.slots[slot] for slot in slots], command.confidence_logits, named)
+
+
+def _same_blend(command: Command, ledger: Ledger) -> None:
+    """Check that a seed, or a replica of it, does not get another blend than the seed was germinated with."""
+    seed_id = command.replica_of if command.operation is Operation.GERMINATE else command.seed_id
+    if seed_id is None or not (command.operation is Operation.GERMINATE or into_host(command, ledger)):
         return
-    slot, _ = ledger.pairs[command.seed_id]
-    check_blend(command.blend, [ledger.slots[slot]], command.confidence_logits, f"command {command.command_id}")
+    own = ledger.blends[seed_id]
+    require(own in (None, command.blend), command, "another blend than the seed's own", f"{seed_id} has {own}")
+
+
+def _blend_of(command: Command, ledger: Ledger) -> BlendSpec | None:
+    """Return the blend of the command's seeds. None: the seed was germinated without one, and none is given."""
+    if command.operation is Operation.GERMINATE or into_host(command, ledger):
+        return command.blend
+    return ledger.blends[command.seed_id]
 
 
 def _rate_scale(command: Command, ledger: Ledger) -> None:
@@ -176,25 +200,35 @@ def _not_blank(text: str) -> bool:
 
 RULES: Mapping[Operation, Rule] = {
     Operation.GERMINATE: Rule(
-        uses=dict.fromkeys(("candidates", "replica_of", "mesh_host_layers", "fallback_marks"), always),
-        complete=(_candidates, _replica, _mesh),
+        uses={
+            **dict.fromkeys(("candidates", "replica_of", "mesh_host_layers", "fallback_marks", "blend"), always),
+            "confidence_logits": with_logits,
+        },
+        complete=(_candidates, _replica, _mesh, _blend, _same_blend),
         possible=(_new_seeds, _no_tournament, _accepted_original),
     ),
     Operation.ADVANCE: Rule(
-        uses={**dict.fromkeys(("seed_id", "mesh_host_layers", "fallback_marks"), always), "blend": into_host},
-        complete=(_seed, _mesh, _blend),
+        uses={
+            **dict.fromkeys(("seed_id", "mesh_host_layers", "fallback_marks"), always),
+            "blend": into_host,
+            "confidence_logits": with_logits,
+        },
+        complete=(_seed, _mesh, _blend, _same_blend),
         possible=(_stage,),
         stages=(Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING),
     ),
     Operation.FOSSILIZE: Rule(
-        uses=dict.fromkeys(("seed_id", "mesh_host_layers", "fallback_marks"), always),
+        uses={
+            **dict.fromkeys(("seed_id", "mesh_host_layers", "fallback_marks"), always),
+            "confidence_logits": with_logits,
+        },
         complete=(_seed, _mesh, _blend),
         possible=(_stage,),
         stages=(Stage.PROBATIONARY,),
     ),
     Operation.CULL: Rule(
         uses=dict.fromkeys(("seed_id", "mesh_host_layers"), always),
-        complete=(_seed, _mesh, _blend),
+        complete=(_seed, _mesh),
         possible=(_stage,),
         stages=(Stage.TRAINING, *LIVE),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from esper.kasmina.host.blending import next_confidence
 from esper.kasmina.judging import gates
 from esper.kasmina.registry.answers import plan_ids
 from esper.kasmina.registry.culling import cull
@@ -12,7 +13,7 @@ from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.commands import Command
 from esper.leyline.evidence import HostObservation
 from esper.leyline.incubation import Answer
-from esper.leyline.reports import GateReport, JoinPlan, Outcome
+from esper.leyline.reports import ConfidencePlan, GateReport, JoinPlan, Outcome
 from esper.leyline.stages import Stage
 from esper.telemetry.events import Severity, severe
 
@@ -38,12 +39,24 @@ def advance(
         return _fail(records, seed, report, fence, command.command_id)
     after = NEXT[seed.stage]
     step = records.roster.move(seed.seed_id, after, fence, report.gate, command.command_id)
-    plans: tuple[JoinPlan, ...] = ()
-    if JOINED_AT[records.limits.isolate_until] is after:
-        plans = (JoinPlan(seed_id=seed.seed_id, fence=fence, **plan_ids(records.facts, command.command_id)),)
+    plans = _plans(records, command, seed, fence, joins=JOINED_AT[records.limits.isolate_until] is after)
     done = after is Stage.FOSSILIZED
     reports = (records.field_report(seed, Outcome.SUCCESS, (), fence),) if done else ()
     return Answer(transitions=(step,), gates=(report,), plans=plans, field_reports=reports)
+
+
+def _plans(
+    records: RunRecords, command: Command, seed: SeedRecord, fence: int, *, joins: bool
+) -> tuple[JoinPlan | ConfidencePlan, ...]:
+    """Return the plan of a seed that passed its gate: to end its isolation, to change its confidence, or for both."""
+    assert seed.graft is not None, "a seed in the host without its graft"
+    applied = seed.graft.confidence
+    confidence = next_confidence(seed.graft.blend, command.confidence_logits, applied)
+    ids = plan_ids(records.facts, command.command_id)
+    if confidence is not None and confidence != applied:
+        records.roster.set_confidence(seed.seed_id, confidence)
+        return (ConfidencePlan(seed_id=seed.seed_id, fence=fence, confidence=confidence, joins=joins, **ids),)
+    return (JoinPlan(seed_id=seed.seed_id, fence=fence, **ids),) if joins else ()
 
 
 def _judge_interface(

@@ -7,12 +7,13 @@ from datetime import datetime
 from typing import TypedDict
 
 from esper.kasmina.blueprints.catalogue import Blueprint
+from esper.kasmina.host.blending import next_confidence
 from esper.kasmina.incubation.planning import plan_seed
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.kasmina.settings import GrowthConfig
-from esper.leyline.commands import BlendMode, BlendSpec, Candidate, Command
+from esper.leyline.commands import Candidate, Command
 from esper.leyline.ids import Purpose, derive_id
 from esper.leyline.incubation import Answer, CandidateProbe, IncubationOrder
 from esper.leyline.reports import FieldReport, GraftPlan, Outcome
@@ -48,6 +49,7 @@ def record_of(
         command_id=command.command_id,
         policy_version=command.policy_version,
         replica_of=command.replica_of,
+        commanded=command.blend,
         required_mesh=command.mesh_host_layers,
         parameters=probe.parameters if probe is not None else 0,
         parameter_bytes=probe.parameter_bytes if probe is not None else 0,
@@ -95,6 +97,7 @@ def fork_plan(
     Raises:
         SeedBuildFailed: the module could not be built.
     """
+    assert command.blend is not None, "admission requires a blend to germinate"
     return plan_seed(
         candidate,
         roster.specs[candidate.slot],
@@ -106,7 +109,8 @@ def fork_plan(
         fence=fence,
         step=facts.fence_steps[fence],
         ordinal=roster.next_ordinal(candidate.slot),
-        blend=BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=limits.probe_ramp_steps),
+        blend=command.blend.model_copy(update={"ramp_steps": limits.probe_ramp_steps}),
+        confidence=next_confidence(command.blend, command.confidence_logits, None),
         warmup_steps=limits.probe_warmup_steps,
     )
 
@@ -125,6 +129,7 @@ def live_plan(
     Args:
         drawn: The plan of the seed's fork. It may be of an older generation.
     """
+    assert command.blend is not None, "admission requires the blend at the graft"
     return drawn.model_copy(
         update={
             **plan_ids(facts, command.command_id),
@@ -132,6 +137,7 @@ def live_plan(
             "start_step": facts.fence_steps[fence],
             "ordinal": roster.next_ordinal(seed.slot),
             "blend": command.blend,
+            "confidence": next_confidence(command.blend, command.confidence_logits, drawn.confidence),
             "isolated": limits.isolate_until != "none",
             "warmup_steps": limits.warmup_steps,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from esper.leyline.commands import BlendSpec
 from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import Stage
 
@@ -23,6 +24,8 @@ class Ledger:
     pairs: Mapping[str, tuple[str, str]]
     """(slot, blueprint) by seed id, of every seed in `stages`."""
     slots: Mapping[str, SlotSpec]
+    blends: Mapping[str, BlendSpec | None]
+    """Commanded blend by seed id, of every seed in `stages`. None: an earlier version germinated it without one."""
     order_in_flight: str | None
     """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
     checkpoints: tuple[int, ...] = ()

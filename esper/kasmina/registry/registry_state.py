@@ -19,7 +19,7 @@ from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.base import Count, Message
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
-from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan
+from esper.leyline.reports import ConfidencePlan, GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan
 from esper.leyline.stages import Stage
 
 WHERE = "kasmina's state"
@@ -51,6 +51,13 @@ class StoredJoin(Message):
     plan: JoinPlan
 
 
+class StoredConfidence(Message):
+    """A confidence plan with its kind; see `StoredPlan`."""
+
+    kind: Literal["confidence"] = "confidence"
+    plan: ConfidencePlan
+
+
 class StoredRemoval(Message):
     """A removal plan with its kind; see `StoredPlan`."""
 
@@ -65,7 +72,9 @@ class StoredRate(Message):
     plan: RatePlan
 
 
-StoredPlan = Annotated[StoredGraft | StoredJoin | StoredRate | StoredRemoval, Field(discriminator="kind")]
+StoredPlan = Annotated[
+    StoredGraft | StoredJoin | StoredRate | StoredConfidence | StoredRemoval, Field(discriminator="kind")
+]
 """A plan for the host. JoinPlan and RemovePlan have the same fields: JSON without `kind` would not tell them apart."""
 
 
@@ -196,6 +205,8 @@ def _with_kind(plan: HostPlan) -> StoredPlan:
             return StoredJoin(plan=plan)
         case RatePlan():
             return StoredRate(plan=plan)
+        case ConfidencePlan():
+            return StoredConfidence(plan=plan)
         case RemovePlan():
             return StoredRemoval(plan=plan)
 

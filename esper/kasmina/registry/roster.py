@@ -9,6 +9,7 @@ from esper.kasmina.registry.registry_state import RosterState
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
 from esper.kasmina.settings import GrowthConfig
+from esper.leyline.commands import BlendSpec
 from esper.leyline.decisions import Pair
 from esper.leyline.reports import GraftPlan, Transition
 from esper.leyline.slots import SlotSpec
@@ -75,6 +76,13 @@ class Roster:
         self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
         self._ordinals[plan.slot] += 1
 
+    def set_confidence(self, seed_id: str, confidence: float) -> None:
+        """Record the confidence that a plan applies to a seed in the host."""
+        seed = self._seeds[seed_id]
+        assert seed.graft is not None, "only a seed in the host has a confidence to change"
+        graft = seed.graft.model_copy(update={"confidence": confidence})
+        self.enter(seed.model_copy(update={"graft": graft}))
+
     def next_ordinal(self, slot: str) -> int:
         """Return the ordinal of the next seed that is grafted into the slot."""
         return self._ordinals[slot]
@@ -95,6 +103,10 @@ class Roster:
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Return every seed's (slot, blueprint), by seed id."""
         return {seed.seed_id: (seed.slot, seed.blueprint_id) for seed in self._seeds.values()}
+
+    def blends(self) -> dict[str, BlendSpec | None]:
+        """Return every seed's blend, by seed id."""
+        return {seed.seed_id: seed.blend for seed in self._seeds.values()}
 
     def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
         """Return the seeds in some stages, in the order of their GERMINATE commands."""
@@ -175,6 +187,7 @@ class Roster:
             gain=judged.relative_gain if judged is not None else None,
             z=judged.z if judged is not None else None,
             rate_scale=seed.rate_scale,
+            blend=seed.blend,
         )
 
     def _alpha(self, seed: SeedRecord, fence: int) -> float | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from esper.ground.clock import Clock
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
+from esper.kasmina.incubation.planning import draw_weights
 from esper.kasmina.registry.answers import field_report, fork_plan, in_generation
 from esper.kasmina.registry.command_book import CommandBook
 from esper.kasmina.registry.ledger import Ledger
@@ -122,6 +123,7 @@ class RunRecords:
             stages=self.roster.stages(),
             pairs=self.roster.pairs(),
             slots=self.roster.specs,
+            blends=self.roster.blends(),
             order_in_flight=self.order.order_id if self.order is not None else None,
             checkpoints=tuple(sorted(checkpoints)),
         )
@@ -156,5 +158,5 @@ class RunRecords:
         """Draw a plan's weights again, with the seed's pair and the fence of its germination, which fix the bits."""
         seed = self.roster[plan.seed_id]
         candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
-        _, weights = self.fork_plan(self.book[seed.command_id].command, candidate, seed.germinated_fence)
-        return weights
+        spec, blueprint = self.roster.specs[seed.slot], self._blueprints.get(seed.blueprint_id)
+        return draw_weights(candidate, spec, blueprint, run_seed=self.facts.run_seed, fence=seed.germinated_fence)

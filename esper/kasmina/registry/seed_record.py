@@ -45,6 +45,8 @@ class SeedRecord(Message):
     flops: int
     germinated_fence: int
     since_fence: int
+    commanded: BlendSpec | None = None
+    """The blend of the GERMINATE command. None: an earlier version recorded the seed, whose commands had none."""
     stage: Stage = Stage.DORMANT
     graft: Graft | None = None
     """None before the seed is grafted into the live host."""
@@ -59,6 +61,11 @@ class SeedRecord(Message):
     def judged(self) -> PairedLosses | None:
         """The seed's paired losses on the gate shard. None unless it was the first of its tournament."""
         return self.result.gate if self.result is not None else None
+
+    @property
+    def blend(self) -> BlendSpec | None:
+        """The seed's blend for life. None: it is not known before the graft, since no command named it yet."""
+        return self.graft.blend if self.graft is not None else self.commanded
 
     @property
     def start_step(self) -> int:

@@ -37,6 +37,7 @@ def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
         stages={"seed-1": Stage.TRAINING},
         pairs={"seed-1": ("body", "mlp")},
         slots={"body": body_spec},
+        blends={"seed-1": None},
         order_in_flight=None,
         checkpoints=(0, 3, 4),
     )
@@ -285,14 +286,14 @@ SET: dict[str, Any] = {
 
 
 USES = {
-    Operation.GERMINATE: {"candidates", "replica_of", "mesh_host_layers", "fallback_marks"},
+    Operation.GERMINATE: {"candidates", "replica_of", "blend", "mesh_host_layers", "fallback_marks"},
     Operation.ADVANCE: {"seed_id", "blend", "mesh_host_layers", "fallback_marks"},
     Operation.FOSSILIZE: {"seed_id", "mesh_host_layers", "fallback_marks"},
     Operation.CULL: {"seed_id", "mesh_host_layers"},
     Operation.SCALE_RATE: {"seed_id", "rate_scale"},
     Operation.GO_BACK: {"to_fence"},
 }
-"""The fields that each operation uses, written here by hand."""
+"""The fields that each operation uses for a seed with a residual blend, written here by hand."""
 
 
 def test_every_field_that_may_stay_unused_has_a_sound_value():

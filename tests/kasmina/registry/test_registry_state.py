@@ -236,6 +236,7 @@ class Run:
     def signed(self, fence: int, operation: Operation, **fields: Any) -> Command:
         named = f"{fence}/{operation}/{fields.get('seed_id')}"
         mesh = tuple(sorted({c.slot for c in fields.get("candidates") or ()})) or ("body",)
+        blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if operation is Operation.GERMINATE else None
         command = Command(
             command_id=f"command {named}",
             run_id=self.run_id,
@@ -246,7 +247,7 @@ class Run:
             feature_coverage=1.0,
             policy_version="scripted-1",
             nonce=f"nonce {named}",
-            **({"mesh_host_layers": mesh} | fields),
+            **({"mesh_host_layers": mesh, "blend": blend} | fields),
         )
         return command.model_copy(update={"signature": sign(command, self.key)})
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from esper.errors import CommandRejected, EvidenceMissing, SeedBuildFailed, StoreWriteFailed
+from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing, SeedBuildFailed, StoreWriteFailed
 from esper.ground.tensors import blob_digest, from_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
+from esper.kasmina.registry.registry_state import RegistryState
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation
@@ -23,7 +24,7 @@ from esper.leyline.evidence import (
     SeedObservation,
 )
 from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
-from esper.leyline.reports import Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
+from esper.leyline.reports import ConfidencePlan, Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
 from esper.leyline.state import RegistryView
@@ -159,7 +160,7 @@ class Life:
     def advance(self, fence: int, seed_id: str, observation: HostObservation | None = None, **changes: Any) -> Answer:
         stage = self.state(0).stages[seed_id]
         operation = Operation.FOSSILIZE if stage is Stage.PROBATIONARY else Operation.ADVANCE
-        blend = BlendSpec(mode="RESIDUAL", ramp_steps=30) if stage is Stage.TRAINING else None
+        blend = self.seeds(fence)[seed_id].blend if stage is Stage.TRAINING else None
         command = self.order(operation, **({"seed_id": seed_id, "blend": blend} | changes))
         assert self.registry.receive(command, fence) == ()
         return self.registry.carry_out(command.command_id, fence, (), observation or self.observation(fence))
@@ -290,6 +291,43 @@ def test_isolation_ends_where_the_config_says(begin, until, isolated, joined_at)
         answer = life.advance(fence, "a")
         joins = [plan for plan in answer.plans if isinstance(plan, JoinPlan)]
         assert bool(joins) == (answer.transitions[-1].after is joined_at)
+
+
+def test_a_seed_is_grafted_with_the_blend_that_its_fork_had(begin):
+    life = begin(twin=False)
+    blend = BlendSpec(mode="CHANNEL", ramp_steps=30, alpha_target=0.8, schedule="cosine", channels=(0.5,) * 8)
+    born = life.germinate(1, ("a", "mlp"), blend=blend)
+    (forked,) = born.order.plans
+    assert forked.blend == blend.model_copy(update={"ramp_steps": life.growth.probe_ramp_steps})
+    life.registry.conclude(life.result(born, "a"), 2)
+    with pytest.raises(DependencyViolationError, match="another blend than the seed's own"):
+        life.advance(2, "a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
+    assert life.seeds(2)["a"].stage is Stage.TRAINING
+    (graft,) = life.advance(2, "a").plans
+    assert graft.blend == blend
+
+
+def test_a_confidence_follows_the_logits_of_each_command_beyond_the_hysteresis(begin):
+    life = begin(twin=False)
+    half, near, sure = (0.2, 0.0), (0.21, 0.0), (1.2, 0.0)  # confidences 0.5, 0.51 and 0.982
+    blend = BlendSpec(mode="CONFIDENCE", ramp_steps=30)
+    born = life.germinate(1, ("a", "mlp"), blend=blend, confidence_logits=half)
+    assert born.order.plans[0].confidence == 0.5
+    life.registry.conclude(life.result(born, "a"), 2)
+    (graft,) = life.advance(2, "a", confidence_logits=near).plans
+    assert graft.confidence == 0.5
+
+    (raised,) = life.advance(5, "a", life.observation(5, alpha_target=0.5), confidence_logits=sure).plans
+    assert isinstance(raised, ConfidencePlan)
+    assert (raised.confidence, raised.joins) == (pytest.approx(0.982, abs=1e-3), True)
+    assert life.advance(6, "a", confidence_logits=sure).plans == ()
+    (lowered,) = life.advance(8, "a", confidence_logits=half).plans
+    assert (lowered.confidence, lowered.joins) == (0.5, False)
+
+    assert life.seeds(8)["a"].alpha == 0.5
+    stored = RegistryState.model_validate_json(life.registry.state())
+    assert stored.roster.seeds[0].graft.confidence == 0.5
+    assert [plan for one in stored.commands for plan in one.answer.as_given().plans] == [graft, raised, lowered]
 
 
 def test_no_seed_passes_two_stages_at_one_fence(life):
