@@ -104,7 +104,8 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
 
 
 def _last_words(message: str) -> str:
-    """The last output of a process that died before its id was known; Ray's message about the death has the id."""
+    """Return the last output of a process that died before esper knew its id. The id is in Ray's message about the
+    death."""
     pid = re.search(r"^\s*pid: (\d+)$", message, re.MULTILINE)
     return LastWords.in_folder(ray_private.folder_of_logs(), int(pid[1])).read() if pid is not None else ""
 

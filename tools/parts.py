@@ -17,13 +17,13 @@ REPORTS = ROOT / ".parts"
 NOTHING_SELECTED = 5
 """Exit code of a pytest that found no test with the marks."""
 PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
-"""Folders of tests of the command line and of the parts that a run is made of: as long as all other tests."""
+"""Test folders of the first part of `make test`. They take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """What a file in tests/actors names that starts a Ray: a fixture, or the mark."""
 
 
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
-    """What each of the two processes is to run, in words for pytest; together that is every test, and each once.
+    """Return the arguments of pytest for each of the two processes. Together they run every test once.
 
     The parts of `check` are files that start actors and files that do not; the parts of `test` take equally long.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK|placeholder|type: ignore|noqa|pragma: no cover)\b")
 RETRIES = frozenset({"max_restarts", "max_task_retries", "max_retries"})
-"""Ray's own retries run a method again without a word: anything but 0 is a place to look at."""
+"""Ray's own retries run a method again and report nothing, so any value but 0 is listed."""
 CHECKERS = ("raises", "warns", "assert", "check")
 """A call whose name holds one of these makes a test able to fail, as `assert` does."""
 

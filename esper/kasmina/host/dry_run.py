@@ -249,7 +249,11 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
 
 
 def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
-    """Return the slot's kind. Raises: TaskError: the output is not a batch of a kind, or differs between modes."""
+    """Return the slot's kind.
+
+    Raises:
+        TaskError: the output has the layout of no kind of slot, or its layout or dtype differs between the modes.
+    """
     field, shape = f"slot {path}", tuple(training.shape)
     if training.dim() not in _KINDS:
         raise TaskError(field, f"output of shape {shape}", "name a module that returns [B,C,H,W], [B,T,C] or [B,C]")
