@@ -173,6 +173,12 @@ def _stage(command: Command, ledger: Ledger) -> None:
         raise conflict(command, f"seed {command.seed_id}: {command.operation} from {current} is not allowed")
 
 
+def _not_early(command: Command, ledger: Ledger) -> None:
+    earliest = ledger.earliest[command.seed_id]
+    if ledger.fence < earliest:
+        raise conflict(command, f"seed {command.seed_id} may pass to its next stage from fence {earliest} on")
+
+
 def _checkpoint(command: Command, ledger: Ledger) -> None:
     if command.to_fence not in ledger.checkpoints:
         there = ", ".join(map(str, ledger.checkpoints)) or "none"
@@ -214,7 +220,7 @@ RULES: Mapping[Operation, Rule] = {
             "confidence_logits": with_logits,
         },
         complete=(_seed, _mesh, _blend, _same_blend),
-        possible=(_stage,),
+        possible=(_stage, _not_early),
         stages=(Stage.TRAINING, Stage.BLENDING, Stage.SHADOWING),
     ),
     Operation.FOSSILIZE: Rule(
@@ -223,7 +229,7 @@ RULES: Mapping[Operation, Rule] = {
             "confidence_logits": with_logits,
         },
         complete=(_seed, _mesh, _blend),
-        possible=(_stage,),
+        possible=(_stage, _not_early),
         stages=(Stage.PROBATIONARY,),
     ),
     Operation.CULL: Rule(

@@ -20,7 +20,11 @@ class Ledger:
     """Command id by nonce, of every admitted command but those of an older generation that were never carried out."""
     bodies: Mapping[str, bytes]
     """Signed bytes by command id, of the same commands."""
+    fence: int
+    """The present fence."""
     stages: Mapping[str, Stage]
+    earliest: Mapping[str, int]
+    """First fence at which a seed may pass to the next stage, by seed id, of every seed in `stages`."""
     pairs: Mapping[str, tuple[str, str]]
     """(slot, blueprint) by seed id, of every seed in `stages`."""
     slots: Mapping[str, SlotSpec]

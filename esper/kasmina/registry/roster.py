@@ -100,6 +100,17 @@ class Roster:
         """Return every seed's stage, by seed id."""
         return {seed.seed_id: seed.stage for seed in self._seeds.values()}
 
+    def earliest(self) -> dict[str, int]:
+        """Return the first fence at which each seed may pass to its next stage, by seed id.
+
+        No seed passes two stages at one fence, and a seed in probation stays `probation_rounds` under watch.
+        """
+        watched = self._limits.probation_rounds
+        return {
+            seed.seed_id: seed.since_fence + (watched if seed.stage is Stage.PROBATIONARY else 1)
+            for seed in self._seeds.values()
+        }
+
     def pairs(self) -> dict[str, tuple[str, str]]:
         """Return every seed's (slot, blueprint), by seed id."""
         return {seed.seed_id: (seed.slot, seed.blueprint_id) for seed in self._seeds.values()}

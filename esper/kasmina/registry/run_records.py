@@ -108,7 +108,7 @@ class RunRecords:
             step_flops=self.roster.step_flops(),
         )
 
-    def ledger(self, checkpoints: Collection[int] = ()) -> Ledger:
+    def ledger(self, fence: int, checkpoints: Collection[int] = ()) -> Ledger:
         """Return the facts about earlier commands and seeds that the admission of a command needs.
 
         Args:
@@ -120,7 +120,9 @@ class RunRecords:
             generation=self.facts.generation,
             nonces={command.nonce: key for key, command in counted.items()},
             bodies={key: signed_bytes(command) for key, command in counted.items()},
+            fence=fence,
             stages=self.roster.stages(),
+            earliest=self.roster.earliest(),
             pairs=self.roster.pairs(),
             slots=self.roster.specs,
             blends=self.roster.blends(),

@@ -114,7 +114,7 @@ class SeedRegistry:
             SeedBuildFailed: a candidate could not be built; the command was not recorded.
         """
         faults.point("kasmina.receive", round=fence)
-        records, ledger = self._records, self._records.ledger(checkpoints)
+        records, ledger = self._records, self._records.ledger(fence, checkpoints)
         admitted = admit(command, ledger, key=self._key, now=self._clock.now())
         if command.command_id in ledger.bodies:
             return records.book.plans(command.command_id)

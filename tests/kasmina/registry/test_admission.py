@@ -34,7 +34,9 @@ def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
         generation=1,
         nonces={"nonce-0": "command-0"},
         bodies={"command-0": b"what was signed then"},
+        fence=5,
         stages={"seed-1": Stage.TRAINING},
+        earliest={"seed-1": 5},
         pairs={"seed-1": ("body", "mlp")},
         slots={"body": body_spec},
         blends={"seed-1": None},
@@ -152,6 +154,23 @@ def test_an_operation_is_admitted_from_its_stages_alone(refused, make_command, l
     assert error.reason == "stage_conflict"
     assert all(name in error.detail for name in ("seed-1", operation, stage))
     assert (event["name"], event["severity"]) == ("command_rejected", "ERROR")
+
+
+@pytest.mark.parametrize(
+    ("operation", "stage"), [(Operation.ADVANCE, Stage.SHADOWING), (Operation.FOSSILIZE, Stage.PROBATIONARY)]
+)
+def test_a_seed_passes_to_no_further_stage_too_early(refused, make_command, ledger, operation, stage):
+    here = replace(ledger, stages={"seed-1": stage}, earliest={"seed-1": 6})
+    error, event = refused(make_command(operation, name="2", blend=None), StageConflict, ledger=here)
+    assert "seed-1 may pass to its next stage from fence 6 on" in str(error)
+    assert (event["name"], event["severity"]) == ("command_rejected", "ERROR")
+
+
+@pytest.mark.parametrize("operation", [Operation.CULL, Operation.SCALE_RATE])
+def test_a_seed_may_be_culled_or_slowed_at_the_fence_of_its_last_step(make_command, ledger, key, operation):
+    here = replace(ledger, stages={"seed-1": Stage.BLENDING}, earliest={"seed-1": 6})
+    command = make_command(operation, name="2")
+    assert admit(command, here, key=key, now=EPOCH).command == command
 
 
 def test_a_seed_is_germinated_once(refused, make_command):
