@@ -100,6 +100,7 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_remote_incubator.py test_a_closed_incubator_gives_up_what_waits_and_joins_once_its_managers_are_gone: says type: ignore": "a fake",
     "actors/remote_incubator.py RemoteIncubator._ask_the_living: suppress": "`RayCrew.mend` finds it",
     "tests/actors/test_recovery.py Looks.fence: suppress": "there is no actor of this name",
+    "tests/kasmina/test_seed_manager.py Sequence.command: suppress": "a refusal, which must change nothing, is checked below",
     "esper/cli/log_commands.py _is_json: answers (ValueError, RecursionError)": "no JSON; shown as hex",
     "esper/archive/damage.py read_identity: answers RunDirectoryError": "returned as damage",
     "esper/setup/mixing.py find_mixing: answers Exception": "None: the user's code does not take a batch of other content",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
+from esper.kasmina.registry.registry_state import RegistryState, StoredCommand
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign
@@ -118,6 +120,9 @@ class Registry:
             "nonce": f"nonce-{self._commands}",
         }
         return signed(Command(**(fields | changes)))
+
+    def commands(self) -> tuple[StoredCommand, ...]:
+        return RegistryState.model_validate_json(self.asked.state()).commands
 
     def send(self, command: Command, *, alive: bool = True, sound: bool = True) -> Answer:
         """Have a command admitted and carried out."""
@@ -251,14 +256,11 @@ class Sequence:
     def command(self, wish: tuple[Operation, dict[str, Any]], *, alive: bool = True, sound: bool = True) -> None:
         command = self.registry.command(wish[0], **wish[1])
         before = self.registry.asked.state()
-        try:
-            answer = self.registry.send(command, alive=alive, sound=sound)
-        except (CommandRejected, DependencyViolationError):
-            assert self.registry.asked.state() == before
-        except EvidenceMissing:
-            pass
-        else:
-            self._follow(answer)
+        with suppress(CommandRejected, DependencyViolationError, EvidenceMissing):
+            self._follow(self.registry.send(command, alive=alive, sound=sound))
+            return
+        if command.command_id not in {one.command.command_id for one in self.registry.commands()}:
+            assert self.registry.asked.state() == before  # it was refused
 
     def germinate(self, place: int) -> None:
         """Command something possible, so that many sequences get far. So does `onwards`."""
