@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray import _raylet
-from ray._private import services, state, utils, worker
+from ray._private import node, services, state, utils, worker
 from ray.actor import ActorHandle
 from ray.job_config import JobConfig
 
@@ -36,6 +36,8 @@ NO_END_S = 1_000_000
 HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1
+LOOK_ONCE_MS = 1
+"""The shortest wait for a port. Ray takes 100 ms for it, during which no other thread of this process runs."""
 
 
 class Watcher(Protocol):
@@ -106,14 +108,16 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
     waits.
 
     Ray itself would wait 30 s for its raylet, too short on a loaded machine and too long after its death, and would end
-    this process 60 s after the death of its control store. Here a wait lasts until the watcher or the caller ends it.
+    this process 60 s after the death of its control store. It would wait 30 s for the store's port with the
+    interpreter's lock held. Here a wait lasts until the watcher or the caller ends it, and other threads run meanwhile.
     While Ray connects this process, Ray's own limits hold again: Ray holds the interpreter's lock then, so no Python
     code could end an endless wait.
 
     Args:
-        limit_s: Monotonic time until which Ray asks for its raylet.
+        limit_s: Monotonic time until which Ray asks for its control store and its raylet.
     """
     start_process, get_node, handler = services.start_ray_process, services.get_node, utils.set_sigterm_handler
+    wait_for_port: Callable[..., int] = node.wait_for_persisted_port  # type: ignore[attr-defined]
     connect: Callable[..., object] = _raylet.CoreWorker  # type: ignore[attr-defined]
 
     def add(command: Any, process_type: str, *rest: Any, **named: Any) -> Any:  # Any: Ray's
@@ -121,22 +125,16 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
         watcher.add(process_type, made.process.pid)
         return made
 
-    def ask(*which: Any) -> Any:  # Any: Ray's
-        while True:
-            try:
-                return get_node(*which)  # type: ignore[no-untyped-call]
-            except RuntimeError:  # the raylet has not told its server of itself yet
-                watcher.check()
-                if time.monotonic() > limit_s:
-                    raise
-                time.sleep(ASK_AGAIN_S)
+    def look_for_port(*where: Any, **named: Any) -> int:  # Any: Ray's
+        return wait_for_port(*where, **{**named, "timeout_ms": LOOK_ONCE_MS})
 
     def join(*arguments: Any, **named: Any) -> object:  # Any: Ray's
         watcher.check()
         read_environment_again()
         return connect(*arguments, **named)
 
-    services.start_ray_process, services.get_node = add, ask
+    services.start_ray_process, services.get_node = add, _asked_until(limit_s, get_node, watcher)
+    node.wait_for_persisted_port = _asked_until(limit_s, look_for_port, watcher)  # type: ignore[attr-defined]
     utils.set_sigterm_handler = lambda _: None  # Ray's own would leave by `sys.exit`, with nothing said
     _raylet.CoreWorker = join  # type: ignore[attr-defined]
     _look_for_the_server(NO_END_S)
@@ -147,7 +145,24 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
         raise
     finally:
         services.start_ray_process, services.get_node, utils.set_sigterm_handler = start_process, get_node, handler
+        node.wait_for_persisted_port = wait_for_port  # type: ignore[attr-defined]
         _raylet.CoreWorker = connect  # type: ignore[attr-defined]
+
+
+def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:  # Any: Ray's
+    """Repeat `ask` while it raises that a process of Ray is not up yet, at most until `limit_s`."""
+
+    def asked(*which: Any, **named: Any) -> Any:  # Any: Ray's
+        while True:
+            try:
+                return ask(*which, **named)
+            except RuntimeError:  # the process that is asked for is not up yet
+                watcher.check()
+                if time.monotonic() > limit_s:
+                    raise
+                time.sleep(ASK_AGAIN_S)
+
+    return asked
 
 
 def _look_for_the_server(patience_s: int) -> None:

@@ -100,6 +100,10 @@ HOLDS: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: has(node.Node.__init__, "ray._private.services.get_node(", "except RuntimeError"),
         "on a loaded machine Ray gives its raylet up after 30 s",
     ),
+    "wait_for_persisted_port": (
+        lambda: has(node.Node.start_gcs_server, "= wait_for_persisted_port(", "timeout_ms="),
+        "no signal and no deadline ends a start whose control store does not come up, for 30 s",
+    ),
     "CoreWorker": (
         lambda: has(worker.connect, "= ray._raylet.CoreWorker("),
         "Ray connects this process to a raylet that has died, and ends it with exit code 1",
@@ -149,13 +153,14 @@ def test_every_private_name_of_ray_that_is_used_is_held_here() -> None:
 
 
 class Rays:
-    """What Ray's own start calls, in place of Ray: a raylet that is known when it was asked for thrice."""
+    """What Ray's own start calls, in place of Ray: a process of it is known when it was asked for thrice."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, pid: int) -> None:
         self.done, self.patience = list[str](), list[str | None]()
         made = SimpleNamespace(process=SimpleNamespace(pid=pid))
         monkeypatch.setattr(ray_private.services, "start_ray_process", lambda *_: made)
         monkeypatch.setattr(ray_private.services, "get_node", self.get_node)
+        monkeypatch.setattr(ray_private.node, "wait_for_persisted_port", self.port)
         monkeypatch.setattr(ray_private._raylet, "CoreWorker", lambda: self.done.append("connected"))
         monkeypatch.setattr(ray_private, "read_environment_again", self.read)
 
@@ -164,6 +169,10 @@ class Rays:
         if len(self.done) < 3:
             raise RuntimeError("no such node yet")
         return "the node"
+
+    def port(self, folder: str, *, timeout_ms: int = 30_000) -> str:
+        assert timeout_ms < 1000  # Ray holds the interpreter's lock for as long
+        return self.get_node(folder)
 
     def read(self) -> None:
         self.patience.append(os.environ.get(ray_private.SERVER_PATIENCE))
@@ -183,8 +192,25 @@ def test_ray_waits_for_its_raylet_until_our_deadline_and_connects_with_its_own_p
     assert services.get_node == rays.get_node
 
 
-@pytest.mark.parametrize("step", ["asks", "connects"])
-def test_ray_asks_for_no_raylet_that_has_died_and_connects_to_none(
+def test_a_wait_for_the_port_of_the_control_store_leaves_other_threads_their_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rays, wait = Rays(monkeypatch, os.getpid()), ray_private.node.wait_for_persisted_port
+    with ray_private.guarded_start(Heads(), time.monotonic() + 3600.0):
+        assert ray_private.node.wait_for_persisted_port("here", timeout_ms=30_000) == "the node"
+    assert rays.done == ["here", "here", "here"]
+    assert ray_private.node.wait_for_persisted_port == wait
+
+
+STEPS: dict[str, Callable[[], object]] = {
+    "asks for the port": lambda: ray_private.node.wait_for_persisted_port("here"),
+    "asks": lambda: ray_private.services.get_node("here"),
+    "connects": lambda: ray_private._raylet.CoreWorker(),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_ray_asks_for_no_process_that_has_died_and_connects_to_none(
     monkeypatch: pytest.MonkeyPatch, head: subprocess.Popen[bytes], step: str
 ) -> None:
     rays = Rays(monkeypatch, head.pid)
@@ -193,9 +219,9 @@ def test_ray_asks_for_no_raylet_that_has_died_and_connects_to_none(
         with ray_private.guarded_start(Heads(), time.monotonic() + 3600.0):
             ray_private.services.start_ray_process("a command", "raylet")
             head.communicate(b"\n")
-            ray_private.services.get_node("here") if step == "asks" else ray_private._raylet.CoreWorker()
+            STEPS[step]()
 
     with pytest.raises(PlacementUnavailable, check=telling(role="ray")):
         starts()
-    assert rays.done == (["here"] if step == "asks" else [])
+    assert rays.done == ([] if step == "connects" else ["here"])
     assert rays.patience[-1] is None  # as Ray has it
