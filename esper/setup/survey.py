@@ -130,7 +130,9 @@ class Survey:
 
     def editor(self, host: nn.Module) -> SeedEditor:
         """Return Kasmina's editor for a host of this task."""
-        return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints)
+        run = self.config.run
+        backend = run.compile_backend if run.compile else None
+        return SeedEditor(host, {spec.path: spec for spec in self.specs}, self.blueprints, backend)
 
     def trainer(
         self, run_id: str, generation: int, role: str, halted: Callable[[], bool], *, eager: bool = False

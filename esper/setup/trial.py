@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.errors import DivergenceUnrecoverable, TaskError
+from esper.ground.slot_output import part_of
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.host.code_path import COMPILED
 from esper.kasmina.host.dry_run import NESTED, kept_as_it_is
@@ -161,8 +162,9 @@ def _keeps_shape(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
 def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, list[tuple[int, ...]]]) -> Iterator[None]:
     """Record each slot's output shape in `shapes` at every call; refuse an output that its seeds could not take."""
 
-    def look(spec: SlotSpec) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
+    def look(spec: SlotSpec) -> Callable[[nn.Module, object, object], None]:
+        def hook(_module: nn.Module, _args: object, whole: object) -> None:
+            output = part_of(whole)
             if output.is_nested:
                 raise TaskError(f"slot {spec.path}", "a nested tensor in a later batch", NESTED)
             shape = tuple(output.shape[1:])

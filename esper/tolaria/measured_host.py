@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from esper.errors import IsolationViolation
 from esper.ground.heartbeat import beat
+from esper.ground.slot_output import part_of
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors_kept import tensors_kept
 from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses
@@ -194,7 +195,7 @@ class MeasuredHost(GrownHost):
         found: list[Tensor] = []
         step = self.step
         handle = self.host.get_submodule(slot).register_forward_hook(
-            lambda _module, _args, output: found.append(output.clone())  # a later layer may write into it
+            lambda _module, _args, output: found.append(part_of(output).clone())  # a later layer may write into it
         )
         try:
             with uncompiled(self.host), self._state_kept():  # a compiled forward ignores the new hook

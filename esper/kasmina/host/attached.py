@@ -1,4 +1,5 @@
-"""Seeds as registered modules of a finished network, called by forward hooks. Imports only torch and `formulas`.
+"""Seeds as registered modules of a finished network, called by forward hooks. Imports only torch, `formulas` and
+`slot_output`.
 
 In a live host, seeds are not registered modules (see `host_editor.py`), because they are added and removed there. In a
 finished network they are: so they move, switch modes, copy and pickle with it. A forward pass changes no alpha.
@@ -8,9 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
+from esper.ground.slot_output import part_of, with_part
 from esper.kasmina.host.formulas import weight_of
 
 PREFIX = "esper_seeds"
@@ -53,12 +56,13 @@ class SlotHook:
     def __init__(self, seeds: list[Seed]) -> None:
         self.seeds = seeds
 
-    def __call__(self, slot: nn.Module, args: object, output: Tensor) -> Tensor:
-        """Return the slot's output, [B, ...], passed through all seeds, each on the output of the seed before it."""
+    def __call__(self, slot: nn.Module, args: object, output: Any) -> Any:  # Any: as in `slot_output`
+        """Return the slot's output, its part [B, ...] passed through all seeds in the order of their grafts."""
         del slot, args
+        part = part_of(output)
         for seed in self.seeds:
-            output = seed(output)
-        return output
+            part = seed(part)
+        return with_part(output, part)
 
 
 def attach(network: nn.Module, seeds: Iterable[tuple[str, int, Seed]]) -> None:

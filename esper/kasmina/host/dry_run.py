@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.errors import TaskError
 from esper.ground.nested import mapped, tensors
+from esper.ground.slot_output import part_of
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors_kept import tensors_kept
 from esper.kasmina.blueprints.precision import autocast_at
@@ -70,10 +71,10 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
         call: Runs one forward, `(model, batch_input) -> output`.
 
     Raises:
-        TaskError: a slot is not called exactly once per forward in both modes, its output is not one floating tensor of
-            2, 3 or 4 dimensions with one row per sample, or it cannot be measured (not finite, not repeatable, not
-            moved by any input). A module that only a wildcard matched is left out instead; a wildcard whose modules
-            are all left out raises.
+        TaskError: a slot is not called exactly once per forward in both modes; its output (or the first item of a
+            tuple, see `slot_output`) is not a floating tensor of 2, 3 or 4 dimensions with one row per sample; or it
+            cannot be measured (not finite, not repeatable, not moved by any input). A module that only a wildcard
+            matched is left out instead; a wildcard whose modules are all left out raises.
         TaskError: the user's model raised; the message names the input.
     """
     matched = match(model, slots)
@@ -208,7 +209,8 @@ def recording(model: nn.Module, seen: Mapping[str, list[object]], autocast: dict
     """
 
     def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
-        def record(_module: nn.Module, _args: object, output: object) -> None:
+        def record(_module: nn.Module, _args: object, whole: object) -> None:
+            output = part_of(whole)
             seen[path].append(output.detach().clone() if isinstance(output, Tensor) else output)
             if isinstance(output, Tensor) and (cast := autocast_at(output)) is not None:
                 autocast[path] = cast
@@ -238,7 +240,8 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
         raise TaskError(field, f"called {len(outputs)} times by a forward in {mode} mode", mend)
     output = outputs[0]
     if not isinstance(output, Tensor):
-        raise TaskError(field, f"output of type {type(output).__name__}", "name a module that returns a tensor")
+        mend = "name a module that returns a tensor, or a tuple that begins with one"
+        raise TaskError(field, f"output of type {type(output).__name__}", mend)
     if output.is_nested:
         raise TaskError(field, f"a nested tensor in {mode} mode", NESTED)
     if not output.is_floating_point():

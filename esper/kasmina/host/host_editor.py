@@ -7,12 +7,14 @@ The stack is not registered in the host, so the host's modules, names and state 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
+from esper.ground.slot_output import part_of, with_part
 from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
@@ -22,6 +24,7 @@ from esper.kasmina.host.call_record import CallRecord, is_recomputing
 from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.formulas import weight_of
 from esper.kasmina.host.isolation import reachable_parameters
+from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
@@ -124,18 +127,28 @@ class SlotStack(nn.Module):
             output = seed(output)
         return output
 
-    def hook(self, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+    def hook(self, module: nn.Module, args: tuple[object, ...], output: Any) -> Any:  # Any: as in `slot_output`
         """The slot's forward hook. Torch replaces the slot's output by the return value."""
         del module, args
-        result: Tensor = self(output)
-        return result
+        return with_part(output, self(part_of(output)))
 
 
 class SeedEditor:
     """The `HostEditor` of one host. Seeds are in graft order."""
 
-    def __init__(self, host: nn.Module, specs: Mapping[str, SlotSpec], blueprints: BlueprintRegistry) -> None:
-        self._host, self._specs, self._blueprints = host, specs, blueprints
+    def __init__(
+        self,
+        host: nn.Module,
+        specs: Mapping[str, SlotSpec],
+        blueprints: BlueprintRegistry,
+        backend: str | None = None,
+    ) -> None:
+        """Make the editor of a host without seeds.
+
+        Args:
+            backend: What the host is compiled with, if it is compiled.
+        """
+        self._host, self._specs, self._blueprints, self._backend = host, specs, blueprints, backend
         self._stacks: dict[str, tuple[SlotStack, RemovableHandle]] = {}
         self._seeds: dict[str, GraftedSeed] = {}
 
@@ -145,7 +158,7 @@ class SeedEditor:
         Raises:
             DependencyViolationError: the slot is unknown, the seed is grafted already, or its weights are missing in
                 `weights`; the host is unchanged.
-            SeedBuildFailed: the blueprint could not be built.
+            SeedBuildFailed: the seed could not be built, given its weights, or prewarmed; the host is unchanged.
         """
         if plan.slot not in self._specs:
             raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
@@ -155,8 +168,13 @@ class SeedEditor:
             raise DependencyViolationError(f"seed {plan.seed_id}", "weights not given", plan.weights_digest)
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
-        module.load_state_dict(from_bytes(weights[plan.weights_digest]))
-        seed = GraftedSeed(module, plan, spec, asked_path(self._host, plan.slot))
+        try:
+            module.load_state_dict(from_bytes(weights[plan.weights_digest]))
+        except RuntimeError as error:
+            raise SeedBuildFailed(plan.blueprint_id, plan.slot, "load weights") from error
+        path = asked_path(self._host, plan.slot)
+        prewarm(module, spec, plan.blueprint_id, self._backend if path == COMPILED else None)
+        seed = GraftedSeed(module, plan, spec, path)
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()

@@ -94,12 +94,12 @@ class Mixed(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
         self.twice, self.never = nn.Identity(), nn.Linear(8, 8)
-        self.pair, self.chance = Look(lambda x: (x, x)), Look(lambda x: x * next(NOISE))
+        self.pair, self.chance = Look(lambda x: {"x": x}), Look(lambda x: x * next(NOISE))
         self.bias = nn.Embedding(4, 8)
         self.head = nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        h, _ = self.pair(self.twice(self.twice(self.body(x))))
+        h = self.pair(self.twice(self.twice(self.body(x))))["x"]
         return self.head(h + 0 * self.chance(h) + self.bias(torch.arange(4)))
 
 
@@ -107,7 +107,7 @@ LEFT_OUT = {
     "body.1": "its output is that of body",
     "twice": "called 2 times by a forward in training mode",
     "never": "never called by a forward in training mode",
-    "pair": "output of type tuple",
+    "pair": "output of type dict",
     "chance": "two outputs for one input",
     "bias": "no input moves its output",
 }
@@ -351,7 +351,8 @@ def test_a_fused_path_that_bypasses_its_layers_is_found():
 @pytest.mark.parametrize(
     ("see", "why"),
     [
-        (lambda x: (x, x), "output of type tuple"),
+        (lambda x: {"x": x}, "output of type dict"),
+        (lambda x: ("name", x), "output of type str"),
         (lambda x: x.argmax(-1), "output of torch.int64"),
         (lambda x: x.mean(-1), r"output of shape \(4,\)"),
         (lambda x: x[:, :, None, None, None], r"output of shape \(4, 8, 1, 1, 1\)"),
@@ -360,7 +361,17 @@ def test_a_fused_path_that_bypasses_its_layers_is_found():
         (lambda x: torch.ones_like(x), "no input moves its output"),
         (lambda x: x + next(NOISE), "two outputs for one input"),
     ],
-    ids=["tuple", "integers", "one dimension", "five dimensions", "folded batch", "infinite", "constant", "unseeded"],
+    ids=[
+        "dict",
+        "text first",
+        "integers",
+        "one dimension",
+        "five dimensions",
+        "folded batch",
+        "infinite",
+        "constant",
+        "unseeded",
+    ],
 )
 def test_an_output_that_no_seed_could_join_is_refused_with_its_slot(see, why):
     with pytest.raises(TaskError, check=telling(field="slot 0", value=re.compile(why))):
@@ -368,6 +379,12 @@ def test_an_output_that_no_seed_could_join_is_refused_with_its_slot(see, why):
 
 
 NOISE = iter(range(10**6))
+
+
+def test_a_slot_of_a_tuple_is_measured_by_its_first_item():
+    model = nn.Sequential(nn.LSTM(8, 6, batch_first=True), Look(lambda both: both[0].mean(1)))
+    (spec,) = dry_run(model, ["0"], torch.randn(4, 5, 8), call)
+    assert (spec.kind, spec.shape, spec.causal) == (Kind.NTC, (5, 6), True)
 
 
 def test_an_output_that_differs_between_the_modes_is_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -341,6 +341,37 @@ def test_a_seed_follows_the_hosts_mode(host, body_spec, plan):
     torch.testing.assert_close(host.body(X), bare)
 
 
+class Named(NamedTuple):
+    output: Tensor
+    state: Tensor
+
+
+@pytest.mark.parametrize("give", [lambda h: (h, 2 * h), lambda h: Named(h, 2 * h)], ids=["tuple", "named tuple"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_seed_acts_on_the_first_item_of_a_tuple_and_on_no_other(body_spec, plan, give, finished):
+    class Body(nn.Module):
+        def forward(self, h: Tensor) -> Any:
+            return give(h)
+
+    class Host(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Body()
+
+        def forward(self, h: Tensor) -> Any:
+            return self.body(h)
+
+    host = Host()
+    editor = SeedEditor(host, {"body": body_spec}, registry())
+    graft_all(editor, plan("add"))
+    if finished:
+        editor.release()
+    changed = host(X)
+    assert type(changed) is type(give(X))
+    torch.testing.assert_close(changed[0], X + 3)
+    assert torch.equal(changed[1], 2 * X)
+
+
 # -- what is seen of it ------------------------------------------------------------------------------------------
 
 
@@ -433,7 +464,7 @@ def test_a_graft_that_cannot_be_done_leaves_the_host_untouched(host, editor, pla
         )
     assert isinstance(caught.value.__cause__, RuntimeError)
     weights = to_bytes({"weight": torch.zeros(8)})
-    with pytest.raises(RuntimeError, match="unit"):
+    with pytest.raises(SeedBuildFailed, match=r"load weights failed: .*unit"):
         editor.graft(plan(weights_digest=blob_digest(weights)), {blob_digest(weights): weights})
     assert_same(before, state_of(host))
 

@@ -1,0 +1,46 @@
+"""Runs a new seed once before it is attached, so that a seed that cannot run fails there and not in a training step."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+from esper.errors import SeedBuildFailed
+from esper.ground.temporary_rng import temporary_rng
+from esper.kasmina.blueprints.precision import as_slot, dtype_of, named
+from esper.leyline.slots import SlotSpec
+from esper.user_code.their_code import their_code
+
+SAMPLES = 2
+"""Samples of the drawn activations; batch statistics need two."""
+
+
+def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | None) -> None:
+    """Run a forward and a backward pass of a copy of a seed, in training mode, on drawn activations of its slot.
+
+    The seed itself and the global random states are unchanged afterwards.
+
+    Args:
+        module: On the slot's device, with the weights that it is grafted with.
+        backend: What the host is compiled with; the copy is compiled with it, too. None: the host is not compiled.
+
+    Raises:
+        SeedBuildFailed: the seed cannot be compiled or run. `__cause__` is the error.
+    """
+    device = torch.device(spec.device)
+    lower = named(spec.autocast) if spec.autocast is not None else None
+    try:
+        with (
+            their_code(f"blueprint {blueprint}", f"prewarm at {spec.path}"),
+            temporary_rng(0, (device,)),
+            torch.enable_grad(),
+            torch.autocast(device.type, lower, enabled=lower is not None),
+        ):
+            copy = deepcopy(module).train()
+            h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device, requires_grad=True)
+            forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
+            torch.autograd.backward(as_slot(forward(h), h).sum())
+    except Exception as error:
+        raise SeedBuildFailed(blueprint, spec.path, "prewarm") from error

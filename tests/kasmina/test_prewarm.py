@@ -1,0 +1,139 @@
+"""A seed that cannot be built, loaded, compiled or run fails before its graft, and the host stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.errors import SeedBuildFailed
+from esper.ground.tensors import blob_digest, state_digest, to_bytes
+from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry
+from esper.kasmina.host.host_editor import SeedEditor
+from esper.kasmina.host.prewarm import prewarm
+from esper.leyline.commands import BlendSpec
+from esper.leyline.reports import GraftPlan
+from esper.leyline.slots import Kind, SlotSpec
+from esper.testing import TinyHost
+
+
+class Raises(nn.Linear):
+    """A seed that raises in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError(f"no input of {x.dtype}")
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_context: Any, _gradient: Tensor) -> Tensor:
+        raise ValueError("no way back")
+
+
+class RaisesInBackward(nn.Linear):
+    """A seed that raises in its backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _NoGradient.apply(super().forward(x))
+
+
+def plan_of(module: nn.Module, spec: SlotSpec) -> tuple[GraftPlan, dict[str, bytes]]:
+    blob = to_bytes(module.state_dict())
+    plan = GraftPlan(
+        command_id="command-1",
+        run_id="run",
+        generation=1,
+        seed_id="seed-1",
+        fence=1,
+        slot=spec.path,
+        ordinal=0,
+        blueprint_id="planted",
+        blend=BlendSpec(mode="RESIDUAL", ramp_steps=4),
+        start_step=0,
+        isolated=False,
+        warmup_steps=1,
+        asked_device="cpu",
+        weights_digest=blob_digest(blob),
+    )
+    return plan, {plan.weights_digest: blob}
+
+
+def editor_of(host: nn.Module, spec: SlotSpec, factory: Callable[[], nn.Module], backend: str | None) -> SeedEditor:
+    blueprints = BlueprintRegistry()
+    blueprints.add(Blueprint("planted", tuple(Kind), 0.1, lambda _spec: factory()))
+    return SeedEditor(host, {spec.path: spec}, blueprints, backend)
+
+
+def uncompilable(*_: object, **__: object) -> nn.Module:
+    raise RuntimeError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("factory", "weights", "backend", "said"),
+    [
+        (lambda: Raises(8, 8), Raises(8, 8), None, r"prewarm failed: ValueError\(.no input of torch.float32"),
+        (lambda: RaisesInBackward(8, 8), nn.Linear(8, 8), None, r"prewarm failed: ValueError\(.no way back"),
+        (lambda: nn.Linear(7, 8), nn.Linear(7, 8), None, r"prewarm failed: RuntimeError\(.mat1"),
+        (lambda: nn.Linear(8, 8), nn.Linear(8, 9), None, r"load weights failed: RuntimeError\(.Error"),
+        (lambda: nn.Linear(8, 8), nn.Linear(8, 8), "inductor", r"prewarm failed: RuntimeError\(.no compiler"),
+    ],
+    ids=["forward", "backward", "shape", "weights", "compiler"],
+)
+def test_what_cannot_run_raises_at_the_graft_and_leaves_the_host_alone(
+    body_spec, monkeypatch, factory, weights, backend, said
+):
+    host = TinyHost()
+    before, bits = host(torch.ones(2, 8)), state_digest(host.state_dict())
+    if backend is not None:
+        host._compiled_call_impl = host._call_impl
+        monkeypatch.setattr(torch, "compile", uncompilable)
+    editor = editor_of(host, body_spec, factory, backend)
+    plan, blobs = plan_of(weights, body_spec)
+    with pytest.raises(SeedBuildFailed, match=said):
+        editor.graft(plan, blobs)
+    assert (editor.topology(), len(host.body._forward_hooks)) == ((), 0)
+    assert state_digest(host.state_dict()) == bits
+    assert torch.equal(host(torch.ones(2, 8)), before)
+
+
+def test_prewarming_changes_neither_the_seed_nor_the_random_streams_nor_gradients(body_spec):
+    seed = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 8)).eval()
+    bits, drawn = state_digest(seed.state_dict()), torch.get_rng_state()
+    prewarm(seed, body_spec, "planted", None)
+    assert state_digest(seed.state_dict()) == bits
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not seed.training
+    assert all(parameter.grad is None for parameter in seed.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "autocast"), [("torch.float64", None), ("torch.bfloat16", "torch.bfloat16")])
+def test_a_seed_is_prewarmed_in_the_precision_of_its_slot(body_spec, dtype, autocast):
+    seen: list[tuple[torch.dtype, bool]] = []
+
+    class Looks(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((x.dtype, torch.is_autocast_enabled("cpu")))
+            return super().forward(x)
+
+    spec = body_spec.model_copy(update={"dtype": dtype, "autocast": autocast})
+    prewarm(Looks(8, 8).to(torch.float64 if autocast is None else torch.float32), spec, "planted", None)
+    assert seen == [(getattr(torch, dtype.removeprefix("torch.")), autocast is not None)]
+
+
+@pytest.mark.slow
+def test_a_seed_of_a_compiled_host_is_compiled_before_its_graft(body_spec):
+    from torch._dynamo.utils import counters
+
+    host = TinyHost()
+    host.compile(backend="eager")
+    editor = editor_of(host, body_spec, lambda: nn.Linear(8, 8), "eager")
+    before = counters["stats"]["unique_graphs"]
+    editor.graft(*plan_of(nn.Linear(8, 8), body_spec))
+    assert counters["stats"]["unique_graphs"] == before + 1
