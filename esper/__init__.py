@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from esper.flow.places import InProcess, OnRay
     from esper.flow.result import Result
     from esper.kasmina.blueprints.catalogue import blueprint
+    from esper.kasmina.blueprints.fallbacks import fell_back
     from esper.leyline.slots import Kind, SlotSpec
     from esper.task import Task
 
@@ -26,6 +27,7 @@ __all__ = [
     "SlotSpec",
     "Task",
     "blueprint",
+    "fell_back",
     "load",
     "resume",
     "run",
@@ -40,6 +42,7 @@ _LATER = {
     "SlotSpec": "esper.leyline.slots",
     "Task": "esper.task",
     "blueprint": "esper.kasmina.blueprints.catalogue",
+    "fell_back": "esper.kasmina.blueprints.fallbacks",
     "load": "esper.export.loading",
     "resume": "esper.flow.entry",
     "run": "esper.flow.entry",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated
 
@@ -59,14 +60,20 @@ class PerformanceStatus(StrEnum):
 
 
 class Marks(Message):
-    """Fallbacks of a seed, which every gate checks first."""
+    """Fallbacks of a seed, which every gate but G5 checks first."""
 
-    recorded_stage: Stage
-    evidence_stage: Stage
     command_fallbacks: tuple[str, ...] = ()
     """`fallback_marks` of the command; empty if no command requested the judgement."""
     evidence_fallbacks: tuple[str, ...] | None = None
-    """Differences between the requested and the actual execution during the measurement; None: not observed."""
+    """What the seed told of its fallbacks during the measurement, and each difference between the requested and the
+    actual execution that the gate does not judge otherwise. None: the seed was not observed running."""
+
+
+class Stages(Message):
+    """The stage of a seed in the live host, as recorded now and as it was when its evidence was measured."""
+
+    recorded: Stage
+    measured: Stage
 
 
 class SanityProbe(Message):
@@ -84,13 +91,14 @@ class SanityProbe(Message):
     """Largest relative change of the output before a perturbed position. None: the slot is not causal."""
     sample_leak: float | None
     """Largest relative change of the output for an unperturbed sample. None: the host itself mixes samples."""
+    told: tuple[str, ...] = ()
+    """The fallbacks that the module told while it was built and measured."""
 
 
 class SanityEvidence(Message):
     """Evidence for G0."""
 
     marks: Marks
-    ids: dict[str, str]
     blueprint_known: bool
     probe: SanityProbe | None
     """None: the blueprint is not known."""
@@ -151,8 +159,6 @@ class SeedObservation(Message):
     calls: Annotated[int, Field(ge=0)]
     output_shape: tuple[int, ...] | None
     """Shape of the output of the last call."""
-    slot_shape: tuple[int, ...] | None = None
-    """Shape of the slot's output for one sample, in the last call."""
     output_dtype: str | None
     """Type of the output in all calls; if calls differed, the types joined by "and". `device` and `path` likewise."""
     device: str | None
@@ -166,12 +172,19 @@ class SeedObservation(Message):
     """Code path of the host at the slot."""
     isolated: bool
     """True if the seed's input is detached, so that its isolation can be audited."""
+    told: tuple[str, ...] = ()
+    """The fallbacks that the seed's module told; see `fell_back`."""
+    parameter_bytes: int
+    """Bytes of the seed's parameters now."""
     isolation_leaks: tuple[str, ...] | None = None
     """Host parameters that the seed's gradient reaches, by the audits. None: no audit was made."""
 
     @property
-    def fallbacks(self) -> tuple[str, ...] | None:
-        """Return each difference between actual and requested execution. None: the seed was not observed running."""
+    def differences(self) -> Mapping[str, str] | None:
+        """Return each difference between actual and requested execution, by "dtype", "device" or "path".
+
+        None: the seed was not observed running.
+        """
         if self.output_dtype is None or self.device is None or self.path is None:
             return None
         ran = (
@@ -179,7 +192,15 @@ class SeedObservation(Message):
             ("device", _device(self.device), _device(self.asked_device)),
             ("path", self.path, self.asked_path),
         )
-        return tuple(f"{what} {seen}, asked {asked}" for what, seen, asked in ran if seen != asked)
+        return {what: f"{what} {seen}, asked {asked}" for what, seen, asked in ran if seen != asked}
+
+    @property
+    def fallbacks(self) -> tuple[str, ...] | None:
+        """Return what the seed told, and its `differences`. None: it told nothing and was not observed running."""
+        found = self.differences
+        if found is None:
+            return self.told or None
+        return (*self.told, *found.values())
 
 
 def _device(name: str) -> str:
@@ -199,6 +220,7 @@ class InterfaceEvidence(Message):
     """Evidence for G3."""
 
     marks: Marks
+    stages: Stages
     alpha: float
     alpha_target: float
     output_shape: tuple[int, ...] | None
@@ -217,6 +239,7 @@ class ImpactEvidence(Message):
     """Evidence for G4."""
 
     marks: Marks
+    stages: Stages
     status: PerformanceStatus | None
     twin_kept: bool
     twin_zs: tuple[float, ...] | None

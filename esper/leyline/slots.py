@@ -43,6 +43,18 @@ class SlotSpec(Message):
         """Index of the channels in the shape of one sample's output."""
         return 0 if self.kind is Kind.NCHW else -1
 
+    def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape that a sample's output should have: the slot's layout and channels, the other sizes as seen.
+
+        Args:
+            shape: The shape that one sample's output had. With another layout, no size is taken from it.
+        """
+        if len(shape) != len(self.shape):
+            return self.shape
+        sizes = list(shape)
+        sizes[self._channel] = self.channels
+        return tuple(sizes)
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether one sample's output has this layout and as many channels. Lengths, heights and widths may vary."""
-        return len(shape) == len(self.shape) and shape[self._channel] == self.channels
+        return shape == self.expected(shape)

@@ -143,7 +143,7 @@ class Registry:
                 alpha_target=1.0,
                 calls=3,
                 output_shape=(8,) if sound else (7,),
-                slot_shape=(8,),
+                parameter_bytes=200,
                 output_dtype="torch.float32",
                 device="cpu",
                 path="eager",

@@ -7,6 +7,8 @@ A user's own blueprint is a function with a decorator::
 
 The module maps the slot's output [B, ...] to a correction of the same shape and dtype, exactly 0 when it is new, and
 is causal where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
+
+A factory or a module that cannot compute as planned calls `esper.fell_back`, and the gates refuse the seed.
 """
 
 from __future__ import annotations

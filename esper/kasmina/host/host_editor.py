@@ -17,6 +17,7 @@ from esper.errors import DependencyViolationError, IsolationViolation, SeedBuild
 from esper.ground.slot_output import part_of, with_part
 from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
+from esper.kasmina.blueprints.fallbacks import Told
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
 from esper.kasmina.host.attached import PREFIX, Seed, attach
 from esper.kasmina.host.blending import blend_of, check_fits, effective_alpha, effective_target
@@ -51,11 +52,11 @@ class GraftedSeed(nn.Module):
         self.watched = False
         self.branch: Tensor | None = None
         self.shape: tuple[int, ...] | None = None
-        self.slot_shape: tuple[int, ...] | None = None
         self.register_buffer("alpha", torch.zeros((), dtype=dtype_of(spec), device=plan.asked_device))
         self.register_buffer("channels", self.blend.vector(plan.blend, spec))
         self.calls = CallRecord((spec.dtype, str(self.alpha.device), asked_path), self.alpha.device)
         """The calls since the last observation."""
+        self.told = Told(module)
 
     def forward(self, host: Tensor) -> Tensor:
         """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
@@ -71,7 +72,7 @@ class GraftedSeed(nn.Module):
         if not is_recomputing():
             if not (self.watched and self.asked_path == COMPILED):  # such a call serves the audit alone
                 self.calls.add(self.module, correction)
-            self.shape, self.slot_shape = tuple(correction.shape[1:]), tuple(host.shape[1:])
+            self.shape = tuple(correction.shape[1:])
             self.branch = correction if self.watched and self.plan.isolated else None
         check_fits(host, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
@@ -93,7 +94,6 @@ class GraftedSeed(nn.Module):
             alpha_target=float(target),
             calls=sum(counts.values()),
             output_shape=self.shape,
-            slot_shape=self.slot_shape,
             output_dtype=_all_of(dtypes),
             device=_all_of((*devices, *lying)) if devices else None,
             path=_all_of(paths),
@@ -101,8 +101,10 @@ class GraftedSeed(nn.Module):
             asked_device=self.plan.asked_device,
             asked_path=self.asked_path,
             isolated=self.plan.isolated,
+            told=self.told.take(),
+            parameter_bytes=sum(p.numel() * p.element_size() for p in self.module.parameters()),
         )
-        self.shape = self.slot_shape = None
+        self.shape = None
         return found
 
 

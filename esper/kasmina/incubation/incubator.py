@@ -129,6 +129,7 @@ class Incubator:
             output_dtype=seen.dtype,
             causality_leak=seen.causality_leak,
             sample_leak=seen.sample_leak,
+            told=seen.told,
         )
         if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
             return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=None)

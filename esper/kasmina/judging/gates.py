@@ -22,6 +22,7 @@ from esper.leyline.evidence import (
     SanityEvidence,
     SeedObservation,
     StabilityEvidence,
+    Stages,
 )
 from esper.leyline.reports import Check, Gate, GateReport
 
@@ -39,12 +40,10 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
     Raises:
         EvidenceMissing: a known blueprint in a known slot was not probed.
     """
-    if (marked := _marked(Gate.G0, evidence.marks, seed_id, fence)) is not None:
-        return marked
-    missing = tuple(name for name, value in sorted(evidence.ids.items()) if not value)
+    if (failed := _failed(Gate.G0, _marks(evidence.marks), seed_id, fence)) is not None:
+        return failed
     checks = [
         *_marks(evidence.marks),
-        Check(name="missing_ids", reason="missing_id", measured=missing, equals=()),
         Check(name="blueprint_known", reason="unknown_blueprint", measured=evidence.blueprint_known, equals=True),
     ]
     if not evidence.blueprint_known:
@@ -76,8 +75,8 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     Raises:
         EvidenceMissing: no backward pass was made, or the code path of the probe was not recorded.
     """
-    if (marked := _marked(Gate.G1, evidence.marks, seed_id, fence)) is not None:
-        return marked
+    if (failed := _failed(Gate.G1, _marks(evidence.marks), seed_id, fence)) is not None:
+        return failed
     probe = _need("G1", "gradient probe", evidence.probe)
     _need("G1", "code path, device and dtype of the probe", evidence.marks.evidence_fallbacks)
     if probe.batches < 1:
@@ -107,8 +106,8 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         EvidenceMissing: a seed whose fork trained to the end has no rank; the first of a tournament was not tested, or
             was tested on too few pairs.
     """
-    if (marked := _marked(Gate.G2, evidence.marks, seed_id, fence)) is not None:
-        return marked
+    if (failed := _failed(Gate.G2, _marks(evidence.marks), seed_id, fence)) is not None:
+        return failed
     steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
     checks = [*_marks(evidence.marks), steps]
     if evidence.rank is None and not steps.passed:  # its fork was dropped early, so it has no losses to test
@@ -137,15 +136,17 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
     Raises:
         EvidenceMissing: no call of the seed was recorded since the last fence.
     """
-    if (marked := _marked(Gate.G3, evidence.marks, seed_id, fence)) is not None:
-        return marked
+    first = [*_marks(evidence.marks), _same_stage(evidence.stages)]
+    if (failed := _failed(Gate.G3, first, seed_id, fence)) is not None:
+        return failed
+    _need("G3", "code path of the seed", evidence.marks.evidence_fallbacks)
     shape = _need("G3", "output shape", evidence.output_shape)
     expected = _need("G3", "slot shape", evidence.expected_shape)
     dtype = _need("G3", "output dtype", evidence.output_dtype)
     device = _need("G3", "device", evidence.device)
     broken = "interface_broken"
     checks = [
-        *_marks(evidence.marks),
+        *first,
         Check(name="alpha", reason="alpha_short", measured=evidence.alpha, at_least=evidence.alpha_target),
         Check(name="output_shape", reason=broken, measured=shape, equals=expected),
         Check(name="output_dtype", reason=broken, measured=dtype, equals=evidence.expected_dtype),
@@ -169,12 +170,13 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
     Raises:
         EvidenceMissing: the performance was not measured, or the host was not compared with an existing twin.
     """
-    if (marked := _marked(Gate.G4, evidence.marks, seed_id, fence)) is not None:
-        return marked
+    first = [*_marks(evidence.marks), _same_stage(evidence.stages)]
+    if (failed := _failed(Gate.G4, first, seed_id, fence)) is not None:
+        return failed
     status = _need("G4", "performance status", evidence.status)
     reason = "fallback_status" if status is PerformanceStatus.FALLBACK else f"performance_{status}"
     checks = [
-        *_marks(evidence.marks),
+        *first,
         Check(name="performance_status", reason=reason, measured=str(status), among=("nominal", "healthy")),
         *_isolation(evidence.isolation_leaks),
         Check(name="cost_ratio", reason="cost_exceeded", measured=evidence.cost_ratio, at_most=evidence.cost_budget),
@@ -232,20 +234,26 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
     return PerformanceStatus.HEALTHY if cost_ratio <= budget else PerformanceStatus.DEGRADED
 
 
-def _marked(gate: Gate, marks: Marks, seed_id: str, fence: int) -> GateReport | None:
-    """Return the report of a failed mark (a fallback, or a wrong stage), else None. Marks are judged first: a fallback
-    fails the gate even if other evidence is missing."""
-    report = _report(gate, seed_id, fence, _marks(marks))
+def _failed(gate: Gate, first: list[Check], seed_id: str, fence: int) -> GateReport | None:
+    """Return the report of the checks that are judged first (fallbacks and stage) if one of them fails, else None.
+
+    They fail the gate even if other evidence is missing.
+    """
+    report = _report(gate, seed_id, fence, first)
     return None if report.passed else report
 
 
 def _marks(marks: Marks) -> list[Check]:
     requested, used = marks.command_fallbacks, marks.evidence_fallbacks
-    taken_at, stands_at = str(marks.evidence_stage), str(marks.recorded_stage)
     checks = [Check(name="command_fallbacks", reason="fallback_requested", measured=requested, equals=())]
     if used is not None:
         checks.append(Check(name="evidence_fallbacks", reason="fallback_used", measured=used, equals=()))
-    return [*checks, Check(name="evidence_stage", reason="stage_mismatch", measured=taken_at, equals=stands_at)]
+    return checks
+
+
+def _same_stage(stages: Stages) -> Check:
+    measured, recorded = str(stages.measured), str(stages.recorded)
+    return Check(name="evidence_stage", reason="stage_mismatch", measured=measured, equals=recorded)
 
 
 def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:

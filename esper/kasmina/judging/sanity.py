@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError, EvidenceMissing, SeedBuildFailed
 from esper.ground.temporary_rng import temporary_rng
+from esper.kasmina.blueprints.fallbacks import fallbacks_told
 from esper.kasmina.blueprints.precision import as_slot, named
 from esper.kasmina.host.perturbation import with_noise
 from esper.leyline.slots import SlotSpec
@@ -45,6 +46,8 @@ class SeedSanity:
     """Largest movement before a perturbed position over the largest output. None: slot not causal, or wrong shape."""
     sample_leak: float | None
     """Largest movement of another sample over the largest output. None: the host mixes samples, or wrong shape."""
+    told: tuple[str, ...]
+    """The fallbacks that the seed told while it was built, and while shape and dtype were measured."""
 
 
 def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: str) -> SeedSanity:
@@ -78,7 +81,8 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
 
 def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
     parameters, slot_shape = list(module.parameters()), tuple(h.shape[1:])
-    shape, dtype = _interface(module, spec, h)
+    told = dict.fromkeys(fallbacks_told(module))
+    shape, dtype = _interface(module, spec, h, told)
     causality = sample = None
     if shape == slot_shape:
         runs = [_forward(_with_random_parameters(module), training) for training in MODES]
@@ -94,6 +98,7 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
         parameters_finite=all(bool(p.isfinite().all()) for p in parameters),
         causality_leak=causality,
         sample_leak=sample,
+        told=tuple(told),
     )
 
 
@@ -102,8 +107,11 @@ def _must_keep_samples_apart(spec: SlotSpec, training: bool) -> bool:
     return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
 
-def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int, ...], str]:
+def _interface(module: nn.Module, spec: SlotSpec, h: Tensor, told: dict[str, None]) -> tuple[tuple[int, ...], str]:
     """Return shape and dtype of one sample's output, measured in both modes: those that do not fit the slot, if any.
+
+    Args:
+        told: The fallbacks that the seed tells are added.
 
     Raises:
         TypeError: the output is not a tensor.
@@ -111,7 +119,7 @@ def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int,
     """
     found = []
     for training in MODES:
-        output = _forward(module, training, spec.autocast)(h)
+        output = _forward(module, training, spec.autocast, told)(h)
         if not isinstance(output, Tensor):
             raise TypeError(f"the output is a {type(output).__name__}, not a tensor")
         if output.shape[:1] != h.shape[:1]:
@@ -120,20 +128,27 @@ def _interface(module: nn.Module, spec: SlotSpec, h: Tensor) -> tuple[tuple[int,
     return next((seen for seen in found if seen != (tuple(h.shape[1:]), spec.dtype)), found[0])
 
 
-def _forward(module: nn.Module, training: bool, autocast: str | None = None) -> Forward:
+def _forward(
+    module: nn.Module, training: bool, autocast: str | None = None, told: dict[str, None] | None = None
+) -> Forward:
     """Return a function that runs one forward of a new copy, from the same random state in each call.
 
     The copy is new in each call, so that no state (batch statistics, for example) passes from call to call.
 
     Args:
         autocast: Dtype to which the host's autocast casts at the slot. None: the host uses no autocast there.
+        told: The fallbacks that the copy tells are added. None: they do not count, as in double precision, in which no
+            seed is asked to run.
     """
 
     def forward(h: Tensor) -> Tensor:
         lower = named(autocast) if autocast is not None else None
         context = torch.autocast(h.device.type, lower, enabled=lower is not None)
         with temporary_rng(0, (h.device,)), torch.no_grad(), context:
-            output: Tensor = deepcopy(module).train(training)(h.clone())
+            copy = deepcopy(module).train(training)
+            output: Tensor = copy(h.clone())
+            if told is not None:
+                told.update(dict.fromkeys(fallbacks_told(copy)))
             return as_slot(output, h)
 
     return forward

@@ -62,7 +62,7 @@ def _plans(
 def _judge_interface(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
 ) -> GateReport:
-    evidence = interface_evidence(command, seed, records.roster.specs[seed.slot], observation)
+    evidence = interface_evidence(command, seed, records.roster.specs[seed.slot], observation, fence)
     missing = gates.missing_layers(evidence)
     if missing:
         severe(
@@ -80,7 +80,7 @@ def _judge_impact(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
 ) -> GateReport:
     facts, limits = records.facts, records.limits
-    evidence = impact_evidence(command, seed, observation, facts, limits, twin_kept=records.twin_kept)
+    evidence = impact_evidence(command, seed, observation, fence, facts, limits, twin_kept=records.twin_kept)
     return gates.impact_gate(evidence, limits, seed.seed_id, fence)
 
 

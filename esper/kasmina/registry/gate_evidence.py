@@ -18,10 +18,10 @@ from esper.leyline.evidence import (
     SanityEvidence,
     SeedObservation,
     StabilityEvidence,
+    Stages,
 )
 from esper.leyline.incubation import CandidateProbe, ForkResult
 from esper.leyline.slots import SlotSpec
-from esper.leyline.stages import Stage
 
 
 def sanity_evidence(
@@ -35,13 +35,7 @@ def sanity_evidence(
     """Return the evidence for G0: the candidate's measurements from before its training."""
     probe = measured.sanity if measured is not None else None
     return SanityEvidence(
-        marks=_marks(command, _recorded(roster, candidate), Stage.DORMANT),
-        ids={
-            "command": command.command_id,
-            "seed": candidate.seed_id,
-            "slot": candidate.slot,
-            "blueprint": candidate.blueprint_id,
-        },
+        marks=_marks(command, probe.told if probe is not None else None),
         blueprint_known=roster.known(candidate.slot, candidate.blueprint_id),
         probe=probe,
         spec=roster.specs.get(candidate.slot),
@@ -52,25 +46,19 @@ def sanity_evidence(
     )
 
 
-def gradient_evidence(
-    command: Command, candidate: Candidate, measured: CandidateProbe | None, roster: Roster
-) -> GradientEvidence:
-    """Return the evidence for G1: the backward passes of the candidate's probe.
-
-    G0 and G1 are judged together, before the candidate has a record; so both expect the stage DORMANT.
-    """
+def gradient_evidence(command: Command, measured: CandidateProbe | None) -> GradientEvidence:
+    """Return the evidence for G1: the backward passes of the candidate's probe."""
     fallbacks = measured.fallbacks if measured is not None else None
-    marks = _marks(command, _recorded(roster, candidate), Stage.DORMANT, fallbacks)
-    return GradientEvidence(marks=marks, probe=measured.gradient if measured is not None else None)
+    return GradientEvidence(marks=_marks(command, fallbacks), probe=measured.gradient if measured is not None else None)
 
 
 def stability_evidence(
-    command: Command | None, seed: SeedRecord, fork: ForkResult, winner: SeedRecord | None, fence: int
+    command: Command | None, fork: ForkResult, winner: SeedRecord | None, fence: int
 ) -> StabilityEvidence:
     """Return the evidence for G2: a fork compared with its control. For a replica also the evidence of the winner."""
     carried = winner.judged if winner is not None else None
     return StabilityEvidence(
-        marks=_marks(command, seed.stage, Stage.TRAINING, fork.fallbacks),
+        marks=_marks(command, fork.fallbacks),
         steps=fork.steps,
         required_steps=fork.required_steps,
         rank=fork.rank,
@@ -83,20 +71,25 @@ def stability_evidence(
 
 
 def interface_evidence(
-    command: Command, seed: SeedRecord, spec: SlotSpec, observation: HostObservation
+    command: Command, seed: SeedRecord, spec: SlotSpec, observation: HostObservation, fence: int
 ) -> InterfaceEvidence:
     """Return the evidence for G3: the trainer's observation of the seed.
 
+    A dtype or a device other than planned is no mark here: the gate judges both as parts of the interface.
+
     Raises:
-        EvidenceMissing: the seed was not observed, or is isolated and was never audited.
+        EvidenceMissing: the seed was not observed at this fence, or is isolated and was never audited.
     """
-    seen = find_seed("G3", seed, observation)
+    seen = find_seed("G3", seed, observation, fence)
+    ran = seen.differences
+    path = (*seen.told, *(text for what, text in ran.items() if what == "path")) if ran is not None else seen.told
     return InterfaceEvidence(
-        marks=_marks(command, seed.stage, seen.stage, seen.fallbacks),
+        marks=_marks(command, path if ran is not None or path else None),
+        stages=_stages("G3", seed, seen),
         alpha=seen.alpha,
         alpha_target=seen.alpha_target,
         output_shape=seen.output_shape,
-        expected_shape=seen.slot_shape,
+        expected_shape=spec.expected(seen.output_shape) if seen.output_shape is not None else None,
         output_dtype=seen.output_dtype,
         expected_dtype=spec.dtype,
         device=seen.device,
@@ -111,6 +104,7 @@ def impact_evidence(
     command: Command,
     seed: SeedRecord,
     observation: HostObservation,
+    fence: int,
     facts: RunFacts,
     limits: GrowthConfig,
     *,
@@ -118,40 +112,40 @@ def impact_evidence(
 ) -> ImpactEvidence:
     """Return the evidence for G4: the seed's cost, how it runs, and the comparison of the host with its twin.
 
+    Another dtype, device or code path than asked is no mark here: it makes the performance status `fallback`.
+
     Raises:
-        EvidenceMissing: the seed was not observed, was not called since the last fence, or is isolated and was never
-            audited.
+        EvidenceMissing: the seed was not observed at this fence, was not called since the last fence, or is isolated
+            and was never audited.
     """
-    seen = find_seed("G4", seed, observation)
+    seen = find_seed("G4", seed, observation, fence)
     cost_ratio = seed.flops / facts.host_flops
     return ImpactEvidence(
-        marks=_marks(command, seed.stage, seen.stage),
+        marks=_marks(command, seen.told),
+        stages=_stages("G4", seed, seen),
         status=performance_status(seen, cost_ratio, limits.cost_budget),
         twin_kept=twin_kept,
         twin_zs=seed.twin_zs if twin_kept else None,
         cost_ratio=cost_ratio,
         cost_budget=limits.cost_budget,
-        memory_ratio=seed.parameter_bytes / facts.host_bytes,
+        memory_ratio=seen.parameter_bytes / facts.host_bytes,
         memory_budget=limits.memory_budget,
         isolation_leaks=_leaks("G4", seen),
     )
 
 
-def find_seed(gate: str, seed: SeedRecord, observation: HostObservation) -> SeedObservation:
-    """Return the trainer's observation of one seed.
+def find_seed(gate: str, seed: SeedRecord, observation: HostObservation, fence: int) -> SeedObservation:
+    """Return the trainer's observation of one seed at a fence.
 
     Raises:
-        EvidenceMissing: the trainer observed no such seed.
+        EvidenceMissing: the observation is of another fence, or the trainer observed no such seed.
     """
+    if observation.fence != fence:
+        raise EvidenceMissing(gate, "observation of the host", f"that of fence {observation.fence}", f"fence {fence}")
     for seen in observation.seeds:
         if seen.seed_id == seed.seed_id:
             return seen
     raise EvidenceMissing(gate, "observation of the seed", None, seed.seed_id)
-
-
-def _recorded(roster: Roster, candidate: Candidate) -> Stage:
-    """Return the stage in a candidate's record, or DORMANT if it has no record yet."""
-    return next((stage for seed_id, stage in roster.stages().items() if seed_id == candidate.seed_id), Stage.DORMANT)
 
 
 def _leaks(gate: str, seen: SeedObservation) -> tuple[str, ...] | None:
@@ -160,12 +154,12 @@ def _leaks(gate: str, seen: SeedObservation) -> tuple[str, ...] | None:
     return seen.isolation_leaks
 
 
-def _marks(
-    command: Command | None, recorded: Stage, evidence: Stage | None, fallbacks: tuple[str, ...] | None = None
-) -> Marks:
-    if evidence is None:
-        raise EvidenceMissing("every gate", "stage at which the evidence was taken", None, str(recorded))
+def _stages(gate: str, seed: SeedRecord, seen: SeedObservation) -> Stages:
+    if seen.stage is None:
+        raise EvidenceMissing(gate, "stage at which the seed was observed", None, str(seed.stage))
+    return Stages(recorded=seed.stage, measured=seen.stage)
+
+
+def _marks(command: Command | None, fallbacks: tuple[str, ...] | None) -> Marks:
     asked = command.fallback_marks if command is not None else ()
-    return Marks(
-        recorded_stage=recorded, evidence_stage=evidence, command_fallbacks=asked, evidence_fallbacks=fallbacks
-    )
+    return Marks(command_fallbacks=asked, evidence_fallbacks=fallbacks)

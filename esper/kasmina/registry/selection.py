@@ -68,7 +68,7 @@ def _judge(records: RunRecords, command: Command | None, seed: SeedRecord, fence
     if seed.result is None:
         raise EvidenceMissing("G2", "result of the seed's incubation", None, "a concluded tournament")
     winner = records.roster[seed.replica_of] if seed.replica_of is not None else None
-    evidence = stability_evidence(command, seed, seed.result, winner, fence)
+    evidence = stability_evidence(command, seed.result, winner, fence)
     return gates.stability_gate(evidence, records.limits, seed.seed_id, fence)
 
 

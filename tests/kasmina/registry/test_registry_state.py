@@ -287,7 +287,7 @@ class Run:
                 alpha_target=1.0,
                 calls=3,
                 output_shape=(7,) if seed.seed_id in BROKEN else (8,),
-                slot_shape=(8,),
+                parameter_bytes=400,
                 output_dtype="torch.float32",
                 device="cpu",
                 path="eager",

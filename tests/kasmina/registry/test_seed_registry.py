@@ -139,7 +139,7 @@ class Life:
                         "alpha_target": 1.0,
                         "calls": 3,
                         "output_shape": (8,),
-                        "slot_shape": (8,),
+                        "parameter_bytes": 400,
                         "output_dtype": "torch.float32",
                         "device": "cpu",
                         "path": "eager",
@@ -491,11 +491,18 @@ def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
     assert life.state(0).step_flops == 1_000
 
 
-def test_a_slot_may_have_another_length_at_each_fence_if_its_seeds_have_it_too(life):
-    life.win(1, "a")
-    answer = life.advance(5, "a", life.observation(5, output_shape=(7,), slot_shape=(7,)))
-    assert failed(answer) == []
-    assert life.stage("a") is Stage.SHADOWING
+@pytest.mark.parametrize(
+    ("shape", "reasons"), [((5, 8), []), ((6, 7), ["interface_broken"]), ((8,), ["interface_broken"])], ids=str
+)
+def test_a_slot_may_have_another_length_at_each_fence_and_no_other_channels(
+    make_command, body_spec, run_id, key, shape, reasons
+):
+    spec = body_spec.model_copy(update={"kind": Kind.NTC, "shape": (6, 8)})
+    life = Life(make_command, spec, run_id, key, BLUEPRINTS)
+    seen = CLEAN.model_copy(update={"output_shape": (6, 8), "slot_shape": (6, 8)})
+    life.win(1, "a", probes={"a": CandidateProbe(seed_id="a", sanity=seen, gradient=ALIVE, fallbacks=())})
+    answer = life.advance(5, "a", life.observation(5, output_shape=shape))
+    assert [reason for report in answer.gates for reason in report.reasons] == reasons
 
 
 def test_a_seed_that_left_something_behind_stays_in_its_reset(life, told):
@@ -685,9 +692,7 @@ def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, t
         life.registry.carry_out(command.command_id, 6, (), life.observation(6, seed_id="b"))
     with pytest.raises(
         EvidenceMissing,
-        check=telling(
-            gate="every gate", evidence="stage at which the evidence was taken", measured=None, required="SHADOWING"
-        ),
+        check=telling(gate="G4", evidence="stage at which the seed was observed", measured=None, required="SHADOWING"),
     ):
         life.registry.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
     with pytest.raises(
