@@ -230,14 +230,14 @@ class IllegalTransition(EsperError):
 
 
 class IsolationViolation(EsperError):
-    """The autograd graph of an isolated seed's branch reaches host parameters, named in `leaves`."""
+    """An isolated seed reaches what is not its own, named in `leaves`: parameters, shared memory, written tensors."""
 
     def __init__(self, seed_id: str, leaves: Sequence[str]) -> None:
         super().__init__(seed_id, tuple(leaves))
         self.seed_id, self.leaves = seed_id, tuple(leaves)
 
     def __str__(self) -> str:
-        return f"seed {self.seed_id}: its gradient reaches host parameters {', '.join(self.leaves)}"
+        return f"seed {self.seed_id}: not isolated from {', '.join(self.leaves)} (gradient, memory or change in place)"
 
 
 def _why(cause: BaseException | None) -> str:

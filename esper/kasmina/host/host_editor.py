@@ -6,7 +6,7 @@ The stack is not registered in the host, so the host's modules, names and state 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from esper.kasmina.host.blending import blend_of, check_fits, effective_alpha, e
 from esper.kasmina.host.call_record import CallRecord, is_recomputing
 from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.formulas import weight_of
-from esper.kasmina.host.isolation import reachable_parameters
+from esper.kasmina.host.isolation import reachable_parameters, sharing_memory, versions
 from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
@@ -43,14 +43,29 @@ class GraftedSeed(nn.Module):
     channels: Tensor | None
     """The vector of CHANNEL, broadcastable to one sample. None for other modes."""
 
-    def __init__(self, module: nn.Module, plan: GraftPlan, spec: SlotSpec, asked_path: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: GraftPlan,
+        spec: SlotSpec,
+        asked_path: str,
+        foreign: Callable[[], Mapping[str, Tensor]],
+    ) -> None:
+        """Make a seed that is not attached yet.
+
+        Args:
+            foreign: Returns the tensors of the host, by name.
+        """
         super().__init__()
+        self.foreign = foreign
         self.module = module
         self.blend = blend_of(plan.blend)
         self.plan = plan
         self.asked_path = asked_path
         self.watched = False
         self.branch: Tensor | None = None
+        self.written: tuple[str, ...] = ()
+        """Tensors of the host that the last watched call changed in place."""
         self.shape: tuple[int, ...] | None = None
         self.register_buffer("alpha", torch.zeros((), dtype=dtype_of(spec), device=plan.asked_device))
         self.register_buffer("channels", self.blend.vector(plan.blend, spec))
@@ -64,6 +79,7 @@ class GraftedSeed(nn.Module):
         Raises:
             SeedBuildFailed: the seed's own forward raised.
         """
+        before = versions(self._untouchable(host)) if self.watched else {}
         try:
             with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
                 correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
@@ -74,8 +90,14 @@ class GraftedSeed(nn.Module):
                 self.calls.add(self.module, correction)
             self.shape = tuple(correction.shape[1:])
             self.branch = correction if self.watched and self.plan.isolated else None
+            if self.watched:
+                after = versions(self._untouchable(host))
+                self.written = tuple(name for name, version in before.items() if after[name] != version)
         check_fits(host, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
+
+    def _untouchable(self, host: Tensor) -> dict[str, Tensor]:
+        return {f"output of {self.plan.slot}": host, **self.foreign()}
 
     def observe(self) -> SeedObservation:
         """Return the observation since the last call of `observe`, and reset it.
@@ -114,6 +136,11 @@ def _all_of(values: Sequence[str]) -> str | None:
 
 def _finished(seed: GraftedSeed) -> Seed:
     return Seed(seed.module, seed.alpha, seed.blend.formula, seed.channels)
+
+
+def _prefix(seed: GraftedSeed) -> str:
+    """Return the first part of the names of a seed's tensors."""
+    return f"{PREFIX}.{seed.plan.slot}.{seed.plan.ordinal}."
 
 
 class SlotStack(nn.Module):
@@ -161,6 +188,7 @@ class SeedEditor:
             DependencyViolationError: the slot is unknown, the seed is grafted already, or its weights are missing in
                 `weights`; the host is unchanged.
             SeedBuildFailed: the seed could not be built, given its weights, or prewarmed; the host is unchanged.
+            IsolationViolation: a tensor of the seed is one of the host or of another seed; the host is unchanged.
         """
         if plan.slot not in self._specs:
             raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
@@ -170,13 +198,16 @@ class SeedEditor:
             raise DependencyViolationError(f"seed {plan.seed_id}", "weights not given", plan.weights_digest)
         spec = self._specs[plan.slot]
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        own = [*module.parameters(), *module.buffers()]
+        if shared := sharing_memory(own, {**self.tensors(), **self._host_tensors()}):
+            raise IsolationViolation(plan.seed_id, shared)  # loading the seed's weights would overwrite the host's
         try:
             module.load_state_dict(from_bytes(weights[plan.weights_digest]))
         except RuntimeError as error:
             raise SeedBuildFailed(plan.blueprint_id, plan.slot, "load weights") from error
         path = asked_path(self._host, plan.slot)
         prewarm(module, spec, plan.blueprint_id, self._backend if path == COMPILED else None)
-        seed = GraftedSeed(module, plan, spec, path)
+        seed = GraftedSeed(module, plan, spec, path, self._host_tensors)
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()
@@ -230,7 +261,7 @@ class SeedEditor:
         """Return all tensors of all seeds, by names without the run's id: slot, ordinal, and name in the seed."""
         found: dict[str, Tensor] = {}
         for seed in self._seeds.values():
-            prefix = f"{PREFIX}.{seed.plan.slot}.{seed.plan.ordinal}."
+            prefix = _prefix(seed)
             found |= {prefix + name: p for name, p in seed.named_parameters()}
             found |= {prefix + name: b for name, b in seed.named_buffers()}
         return found
@@ -250,22 +281,31 @@ class SeedEditor:
         return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.branch is not None)
 
     def audit(self) -> None:
-        """Check by the autograd graph that no stored branch reaches a foreign parameter. Drops the branches.
+        """Check that no isolated seed reached the host or another seed in its last watched call. Drops the branches.
 
         Raises:
-            IsolationViolation: a parameter of the host or of another seed is reachable.
+            IsolationViolation: a parameter of the host or of another seed is reachable by the autograd graph; a tensor
+                of the seed shares the memory of a foreign tensor; or the call changed a tensor of the host in place.
         """
-        host = dict(self._host.named_parameters())
         for seed_id, seed in self._seeds.items():
             branch, seed.branch = seed.branch, None
             if branch is None:
                 continue
-            own = {id(p) for p in seed.parameters()}
-            others = {name: p for name, p in self.tensors().items() if isinstance(p, nn.Parameter) and id(p) not in own}
-            foreign = others | host  # the host comes last: a host parameter that a seed also registers stays foreign
-            leaves = reachable_parameters(branch, foreign)
-            if leaves:
-                raise IsolationViolation(seed_id, leaves)
+            foreign = self._foreign_to(seed)
+            parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
+            own = [*seed.parameters(), *seed.buffers()]
+            found = {*reachable_parameters(branch, parameters), *sharing_memory(own, foreign), *seed.written}
+            if found:
+                raise IsolationViolation(seed_id, sorted(found))
+
+    def _host_tensors(self) -> dict[str, Tensor]:
+        return {**dict(self._host.named_parameters()), **dict(self._host.named_buffers())}
+
+    def _foreign_to(self, seed: GraftedSeed) -> dict[str, Tensor]:
+        """Return the tensors of the host and of the other seeds. One that the seed registers too is foreign."""
+        own = _prefix(seed)
+        others = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(own)}
+        return others | self._host_tensors()
 
     def calls(self, seed_id: str) -> int:
         """Return the number of a seed's calls since the last `observations`. Recomputed and watched calls do not count.

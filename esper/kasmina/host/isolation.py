@@ -1,9 +1,10 @@
-"""Finds the host parameters that a seed's gradient can reach, by a walk over the autograd graph."""
+"""Finds what of the host a seed touches: by its gradient, by shared memory, or by a change in place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,3 +33,21 @@ def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter])
     if branch.is_leaf and id(branch) in names:
         found.add(names[id(branch)])
     return tuple(sorted(found))
+
+
+def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of the foreign tensors that lie in the same memory as an own tensor.
+
+    The autograd graph does not show this: two parameters over the same memory are two leaves.
+    """
+    places = {_place(tensor) for tensor in own if tensor.numel()}
+    return tuple(sorted(name for name, tensor in foreign.items() if tensor.numel() and _place(tensor) in places))
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of changes in place that each tensor has had, by name."""
+    return {name: tensor._version for name, tensor in tensors.items() if not tensor.is_inference()}

@@ -40,7 +40,10 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
         ):
             copy = deepcopy(module).train()
             h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device, requires_grad=True)
+            given = h.detach().clone()
             forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
             torch.autograd.backward(as_slot(forward(h), h).sum())
+            if not torch.equal(h, given):
+                raise ValueError("it changes its input, an activation of the host; let it work on a copy")
     except Exception as error:
         raise SeedBuildFailed(blueprint, spec.path, "prewarm") from error

@@ -538,16 +538,8 @@ def closed_over(host: nn.Module) -> nn.Module:
     return Cheat(Add(), lambda: host.body.weight)
 
 
-def registered(host: nn.Module) -> nn.Module:
-    """The cheat that calls the host's own weight its own."""
-    made = Cheat(Add(), lambda: host.body.weight)
-    made.borrowed = host.body.weight
-    return made
-
-
-@pytest.mark.parametrize("cheat", [closed_over, registered])
-def test_the_audit_catches_a_seed_that_reaches_for_a_host_parameter(host, body_spec, plan, cheat):
-    blueprints = registry(cheat=lambda: cheat(host))
+def test_the_audit_catches_a_seed_that_reaches_for_a_host_parameter(host, body_spec, plan):
+    blueprints = registry(cheat=lambda: closed_over(host))
     editor = SeedEditor(host, {"body": body_spec}, blueprints)
     graft_all(editor, plan("cheat", blueprints=blueprints))
     editor.watch(True)
