@@ -44,7 +44,7 @@ COLOURS = {
     Stage.SHADOWING: "magenta",
     Stage.PROBATIONARY: "blue",
     Stage.FOSSILIZED: "green",
-    Stage.TERMINATED: "green",
+    Stage.TERMINATED: "red",
 }
 
 

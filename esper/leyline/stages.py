@@ -19,10 +19,11 @@ class Stage(StrEnum):
     EMBARGOED = "EMBARGOED"
     RESETTING = "RESETTING"
     TERMINATED = "TERMINATED"
+    """A culled seed left something behind (G5 failed). Its slot takes no further seed."""
 
 
 LIVE = (Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY)
 """Stages of a seed that is grafted into the live host and can still be removed."""
 
-IN_HOST = (*LIVE, Stage.FOSSILIZED, Stage.TERMINATED)
+IN_HOST = (*LIVE, Stage.FOSSILIZED)
 """Stages of a seed that is active in the live host."""

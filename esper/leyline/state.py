@@ -64,6 +64,8 @@ class SlotState(Message):
     """Number of seeds of this slot that are in the host."""
     embargoed: tuple[str, ...]
     """Blueprints that may not be tried here at this fence."""
+    closed: bool = False
+    """True if a culled seed left something behind here: the slot takes no further seed."""
 
 
 class RegistryFacts(Message):

@@ -38,9 +38,11 @@ def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold
         return _hold(state, HoldReason.NO_OPEN_SLOT, "a tournament is in flight", None, None)
     if state.tests_used >= state.tests_allowed:
         return _hold(state, HoldReason.BUDGET_SPENT, "tests of the run", state.tests_used, state.tests_allowed)
-    slots = {slot.spec.path: slot for slot in state.slots if slot.occupied < window.stack}
+    slots = {slot.spec.path: slot for slot in state.slots if slot.occupied < window.stack and not slot.closed}
     if not slots:
-        return _hold(state, HoldReason.NO_OPEN_SLOT, "every slot is full", len(state.slots), None)
+        failed = any(slot.closed for slot in state.slots)
+        detail = "every slot is full, or closed by a reset that failed" if failed else "every slot is full"
+        return _hold(state, HoldReason.NO_OPEN_SLOT, detail, len(state.slots), None)
     bearable = [pair for pair in state.options if not over_seed_budgets(pair, window)]
     if not bearable:
         detail = "no pair is within both growth.memory_budget and growth.cost_budget"

@@ -45,7 +45,7 @@ MAY_FOLLOW = {
     Stage.FOSSILIZED: set(),
     Stage.CULLED: {Stage.EMBARGOED},
     Stage.EMBARGOED: {Stage.RESETTING},
-    Stage.RESETTING: {Stage.DORMANT},
+    Stage.RESETTING: {Stage.DORMANT, Stage.TERMINATED},
     Stage.TERMINATED: set(),
 }
 """The stages that a command or a fence may bring, written here by hand."""

@@ -64,6 +64,10 @@ def test_full_slots_hold(make_state: Callable[..., RoundState], make_slot: Calla
     assert isinstance(full, Hold)
     assert (full.reason, full.detail, full.measured) == (HoldReason.NO_OPEN_SLOT, "every slot is full", 1)
     assert len(ids(eligible(make_state(slots=(make_slot(occupied=2),)), WINDOW))) == 2
+    unclean = make_slot().model_copy(update={"closed": True})
+    closed = eligible(make_state(slots=(unclean,)), WINDOW)
+    assert isinstance(closed, Hold)
+    assert closed.detail == "every slot is full, or closed by a reset that failed"
 
 
 def test_embargoes_hold(make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState]) -> None:

@@ -156,6 +156,12 @@ def _new_seeds(command: Command, ledger: Ledger) -> None:
         raise conflict(command, f"seed {known[0]} exists already")
 
 
+def _open_slots(command: Command, ledger: Ledger) -> None:
+    closed = [candidate.slot for candidate in command.candidates if candidate.slot in ledger.closed]
+    if closed:
+        raise conflict(command, f"slot {closed[0]} takes no further seed: the reset of an earlier one failed there")
+
+
 def _no_tournament(command: Command, ledger: Ledger) -> None:
     if ledger.order_in_flight is not None:
         raise conflict(command, f"the tournament of {ledger.order_in_flight} has not ended")
@@ -211,7 +217,7 @@ RULES: Mapping[Operation, Rule] = {
             "confidence_logits": with_logits,
         },
         complete=(_candidates, _replica, _mesh, _blend, _same_blend),
-        possible=(_new_seeds, _no_tournament, _accepted_original),
+        possible=(_new_seeds, _open_slots, _no_tournament, _accepted_original),
     ),
     Operation.ADVANCE: Rule(
         uses={

@@ -36,7 +36,9 @@ def cull(
 
 
 def reset(records: RunRecords, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
-    """Judge G5 for every seed whose embargo has ended. A seed that passes becomes DORMANT; else it stays RESETTING.
+    """Judge G5 for every seed whose embargo has ended. A seed that passes becomes DORMANT, else TERMINATED.
+
+    The slot of a TERMINATED seed takes no further seed, since the seed left something behind there.
 
     Args:
         probes: Seed id -> comparison of its slot with an unseeded host.
@@ -52,7 +54,7 @@ def reset(records: RunRecords, probes: Mapping[str, ResetProbe], fence: int) -> 
     for seed, report in judged:
         steps = [records.roster.move(seed.seed_id, Stage.RESETTING, fence, "embargo over", seed.command_id)]
         records.judged(report, seed)
-        if report.passed:
-            steps.append(records.roster.move(seed.seed_id, Stage.DORMANT, fence, Gate.G5, seed.command_id))
+        end = Stage.DORMANT if report.passed else Stage.TERMINATED
+        steps.append(records.roster.move(seed.seed_id, end, fence, Gate.G5, seed.command_id))
         answer = joined(answer, Answer(transitions=tuple(steps), gates=(report,)))
     return answer

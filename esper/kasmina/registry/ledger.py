@@ -30,6 +30,8 @@ class Ledger:
     slots: Mapping[str, SlotSpec]
     blends: Mapping[str, BlendSpec | None]
     """Commanded blend by seed id, of every seed in `stages`. None: an earlier version germinated it without one."""
+    closed: frozenset[str]
+    """The slots that take no further seed."""
     order_in_flight: str | None
     """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
     checkpoints: tuple[int, ...] = ()

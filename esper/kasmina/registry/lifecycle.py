@@ -6,16 +6,16 @@ from esper.errors import IllegalTransition
 from esper.leyline.stages import Stage
 
 EDGES: dict[Stage, tuple[Stage, ...]] = {
-    Stage.DORMANT: (Stage.GERMINATED, Stage.TERMINATED),
+    Stage.DORMANT: (Stage.GERMINATED,),
     Stage.GERMINATED: (Stage.TRAINING, Stage.CULLED),
     Stage.TRAINING: (Stage.BLENDING, Stage.CULLED),
     Stage.BLENDING: (Stage.SHADOWING, Stage.CULLED),
     Stage.SHADOWING: (Stage.PROBATIONARY, Stage.CULLED),
     Stage.PROBATIONARY: (Stage.FOSSILIZED, Stage.CULLED),
-    Stage.FOSSILIZED: (Stage.TERMINATED,),
+    Stage.FOSSILIZED: (),
     Stage.CULLED: (Stage.EMBARGOED,),
     Stage.EMBARGOED: (Stage.RESETTING,),
-    Stage.RESETTING: (Stage.DORMANT,),
+    Stage.RESETTING: (Stage.DORMANT, Stage.TERMINATED),
     Stage.TERMINATED: (),
 }
 

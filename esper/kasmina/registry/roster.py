@@ -119,6 +119,10 @@ class Roster:
         """Return every seed's blend, by seed id."""
         return {seed.seed_id: seed.blend for seed in self._seeds.values()}
 
+    def closed(self) -> frozenset[str]:
+        """Return the slots that take no further seed: a culled seed left something behind there."""
+        return frozenset(seed.slot for seed in self.having((Stage.TERMINATED,)))
+
     def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
         """Return the seeds in some stages, in the order of their GERMINATE commands."""
         wanted = set(stages)
@@ -178,7 +182,8 @@ class Roster:
     def _slot_state(self, spec: SlotSpec, fence: int) -> SlotState:
         bound = {s.blueprint_id for s in self.having((Stage.EMBARGOED,)) if s.slot == spec.path and s.bound(fence)}
         occupied = sum(seed.slot == spec.path for seed in self.having(IN_HOST))
-        return SlotState(spec=spec, occupied=occupied, embargoed=tuple(sorted(bound)))
+        closed = spec.path in self.closed()
+        return SlotState(spec=spec, occupied=occupied, embargoed=tuple(sorted(bound)), closed=closed)
 
     def _seed_state(self, seed: SeedRecord, fence: int) -> SeedState:
         judged = seed.judged

@@ -126,6 +126,7 @@ class RunRecords:
             pairs=self.roster.pairs(),
             slots=self.roster.specs,
             blends=self.roster.blends(),
+            closed=self.roster.closed(),
             order_in_flight=self.order.order_id if self.order is not None else None,
             checkpoints=tuple(sorted(checkpoints)),
         )

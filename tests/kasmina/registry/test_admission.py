@@ -40,6 +40,7 @@ def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
         pairs={"seed-1": ("body", "mlp")},
         slots={"body": body_spec},
         blends={"seed-1": None},
+        closed=frozenset(),
         order_in_flight=None,
         checkpoints=(0, 3, 4),
     )
@@ -184,6 +185,11 @@ def test_a_seed_is_germinated_once(refused, make_command):
 def test_nothing_germinates_while_a_tournament_is_in_flight(refused, make_command, ledger):
     error, _ = refused(make_command(name="2"), StageConflict, ledger=replace(ledger, order_in_flight="command-0"))
     assert "command-0" in error.detail
+
+
+def test_a_slot_that_an_earlier_seed_left_unclean_takes_no_further_seed(refused, make_command, ledger):
+    error, _ = refused(make_command(name="2"), StageConflict, ledger=replace(ledger, closed=frozenset({"body"})))
+    assert "slot body takes no further seed" in str(error)
 
 
 @pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in IN_HOST])

@@ -15,13 +15,11 @@ from esper.leyline.stages import IN_HOST, LIVE, Stage
 
 WRITTEN = """
 DORMANT -> GERMINATED
-DORMANT -> TERMINATED
 GERMINATED -> TRAINING
 TRAINING -> BLENDING
 BLENDING -> SHADOWING
 SHADOWING -> PROBATIONARY
 PROBATIONARY -> FOSSILIZED
-FOSSILIZED -> TERMINATED
 GERMINATED -> CULLED
 TRAINING -> CULLED
 BLENDING -> CULLED
@@ -30,6 +28,7 @@ PROBATIONARY -> CULLED
 CULLED -> EMBARGOED
 EMBARGOED -> RESETTING
 RESETTING -> DORMANT
+RESETTING -> TERMINATED
 """
 
 
@@ -94,4 +93,4 @@ def test_no_walk_reaches_a_stage_but_along_the_table_and_a_refused_step_changes_
         assert visited[entered - 3 : entered] == [Stage.DORMANT, Stage.GERMINATED, Stage.TRAINING]
     if Stage.FOSSILIZED in visited:
         end = visited.index(Stage.FOSSILIZED)
-        assert tuple(visited[end - 3 : end + 1]) == IN_HOST[:4]
+        assert tuple(visited[end - 3 : end + 1]) == IN_HOST

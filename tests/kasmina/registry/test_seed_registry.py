@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing, SeedBuildFailed, StoreWriteFailed
+from esper.errors import (
+    CommandRejected,
+    DependencyViolationError,
+    EvidenceMissing,
+    SeedBuildFailed,
+    StageConflict,
+    StoreWriteFailed,
+)
 from esper.ground.tensors import blob_digest, from_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.registry.registry_state import RegistryState
@@ -505,13 +512,21 @@ def test_a_slot_may_have_another_length_at_each_fence_and_no_other_channels(
     assert [reason for report in answer.gates for reason in report.reasons] == reasons
 
 
-def test_a_seed_that_left_something_behind_stays_in_its_reset(life, told):
+def test_a_seed_that_left_something_behind_is_terminated_and_closes_its_slot(life, told):
     life.win(1, "a")
     life.advance(5, "a", life.observation(5, output_shape=(7,)))
     answer = life.registry.reset({"a": SPOTLESS.model_copy(update={"hooks_left": 1})}, 7)
     assert failed(answer) == [(Gate.G5, ("reset_incomplete",))]
-    assert life.stage("a") is Stage.RESETTING
+    assert life.stage("a") is Stage.TERMINATED
+    assert [(step.before, step.after) for step in answer.transitions] == [
+        (Stage.EMBARGOED, Stage.RESETTING),
+        (Stage.RESETTING, Stage.TERMINATED),
+    ]
     assert told()[-1]["fields"]["hooks_left"] == 1
+    (slot,) = life.state(7).slots
+    assert slot.closed
+    with pytest.raises(StageConflict, match="slot body takes no further seed"):
+        life.germinate(7, ("b", "mlp"))
 
 
 def test_a_host_worse_than_its_twin_sheds_all_that_is_not_fossilised_newest_first(life):
