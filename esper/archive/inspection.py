@@ -98,12 +98,19 @@ def _state(path: Path, found: Remains) -> str:
 
 
 def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return what the journal has of each seed; `blend` is its report of the last round that it was in the host."""
     seeds: dict[str, dict[str, Any]] = {}
     for entry in entries:
         body = entry.body
         if entry.kind is RecordKind.TRANSITION:
-            seed = seeds.setdefault(body["seed_id"], {"seed_id": body["seed_id"], "gain": None, "z": None})
+            new = {"seed_id": body["seed_id"], "gain": None, "z": None, "blend": None}
+            seed = seeds.setdefault(body["seed_id"], new)
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
+        elif entry.kind is RecordKind.ROUND_ENDED and "blends" in body:  # earlier versions reported none
+            for report in body["blends"]:
+                if report["seed_id"] in seeds:
+                    blend = {name: report[name] for name in ("mode", "mean", "p95", "clamped")}
+                    seeds[report["seed_id"]]["blend"] = blend
         elif entry.kind is RecordKind.INCUBATION_ENDED:
             for fork in body["forks"]:
                 if fork["gate"] is not None and fork["seed_id"] in seeds:

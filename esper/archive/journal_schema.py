@@ -28,10 +28,20 @@ class _Fenced(_Said):
     fence: Count
 
 
+class _Blend(_Said):
+    seed_id: str
+    mode: str
+    mean: float
+    p95: float
+    clamped: float | None
+
+
 class _Round(_Fenced):
     step: Count
     train_loss: float
     losses: list[float]
+    blends: list[_Blend] = []
+    """Empty in the records of versions that did not report them."""
 
 
 class _Failed(_Fenced):

@@ -41,12 +41,18 @@ def losses(found: Mapping[str, Any]) -> Table:
 
 def seeds(found: Mapping[str, Any]) -> Table:
     """Return a table of the seeds that G2 judged, are in the network or still train. `beaten` counts the others."""
-    shown = table("seed", "slot", "blueprint", "stage", "gain", "z", figures=("stage", "gain", "z"))
+    shown = table("seed", "slot", "blueprint", "blend", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:
         if not _beaten(seed):
             figures = gain_and_z(seed["gain"], seed["z"])
-            shown.add_row(*cells(seed["seed_id"][:8], seed["slot"], seed["blueprint"], seed["stage"], *figures))
+            blend = _blend(seed["blend"])
+            shown.add_row(*cells(seed["seed_id"][:8], seed["slot"], seed["blueprint"], blend, seed["stage"], *figures))
     return shown
+
+
+def _blend(report: Mapping[str, Any] | None) -> str:
+    """Return a seed's mode, with the mean of alpha in its last round; empty if it was in no round."""
+    return f"{report['mode']} {report['mean']:.2f}" if report is not None else ""
 
 
 def beaten(found: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses, SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.stages import Stage
+from esper.leyline.state import BlendReport
 
 
 class HostEditor(Protocol):
@@ -34,6 +35,10 @@ class HostEditor(Protocol):
 
     def set_alphas(self, step: int) -> None:
         """Set every seed's alpha for optimizer step `step`."""
+        ...
+
+    def blend_reports(self) -> tuple[BlendReport, ...]:
+        """Return a summary of the alphas that were set for each seed since the last call."""
         ...
 
     def topology(self) -> tuple[GraftPlan, ...]:

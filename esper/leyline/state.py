@@ -10,6 +10,20 @@ from esper.leyline.slots import SlotSpec
 from esper.leyline.stages import Stage
 
 
+class BlendReport(Message):
+    """How a seed in the host was blended in the steps of a round: the effective alpha, 0..1, without unit."""
+
+    seed_id: str
+    mode: str
+    """Name of a `BlendMode`."""
+    mean: float
+    """Mean over the steps, and for CHANNEL over the channels too."""
+    p95: float
+    """95th percentile of the same values, by nearest rank."""
+    clamped: float | None
+    """Share of the steps at which a bound changed alpha. None: the mode does not clamp."""
+
+
 class TrainingState(Message):
     """The trainer's measurements of the round that ended at `fence`. None: no round has ended yet."""
 
@@ -27,6 +41,8 @@ class TrainingState(Message):
     parameters: int
     host_parameters: int
     """Parameters of the host without its seeds."""
+    blends: tuple[BlendReport, ...] = ()
+    """One for each seed in the host, in graft order."""
 
 
 class SeedState(Message):

@@ -237,6 +237,7 @@ class GrownHost:
         self._receipts, self._leaks = dict(snapshot.receipts), dict(snapshot.leaks)
         self._weights = dict(snapshot.weights)
         self._editor.observations()
+        self._editor.blend_reports()
         self._set_mode(training=True)
 
     def try_update(self) -> None:

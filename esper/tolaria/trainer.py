@@ -97,7 +97,11 @@ class Trainer(MeasuredHost):
         check_process(self._settings.role)
         if self._unkept is not None:
             self._unkept.check(fence)
-        return self._state(fence, mean, tuple(losses), max(norms), best)
+        state = self._state(fence, mean, tuple(losses), max(norms), best)
+        for report in state.blends:
+            with span("seed blend", role=self._settings.role, fence=fence, **report.model_dump()):
+                pass  # the span exists for its attributes
+        return state
 
     def first_step_at(self) -> float | None:
         """Return the Unix time at the end of the first step since construction or restore. None before that step."""
@@ -212,6 +216,7 @@ class Trainer(MeasuredHost):
             best_train_loss=best,
             parameters=self.parameter_count(),
             host_parameters=sum(p.numel() for p in self.host.parameters()),
+            blends=self._editor.blend_reports(),
         )
 
     # -- changing the host at a fence ----------------------------------------------------------------------------

@@ -299,8 +299,10 @@ def test_inspect_tells_the_same_seeds_as_the_result(esper: Esper) -> None:
     assert (found["state"], found["fence"], found["steps"], found["total_steps"]) == ("finished", 16, 320, 320)
     assert found["level"] is None
     same = ("seed_id", "slot", "blueprint", "stage", "gain", "z")
-    assert found["seeds"] == [{key: seed[key] for key in found["seeds"][0]} for seed in result["seeds"]]
-    assert set(found["seeds"][0]) == set(same)
+    blends = [seed.pop("blend") for seed in found["seeds"]]
+    assert found["seeds"] == [{key: seed[key] for key in same} for seed in result["seeds"]]
+    ended = {"mode": "RESIDUAL", "mean": 1.0, "p95": 1.0, "clamped": None}
+    assert [ended if seed["stage"] == "FOSSILIZED" else None for seed in found["seeds"]] == blends
     code, out, _ = esper("inspect", "here")
     assert code == 0
     assert "here: finished, fence 16, step 320/320" in out

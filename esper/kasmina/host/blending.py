@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,29 +169,36 @@ def _problems(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float
     yield from blend.problems(spec, slots, logits)
 
 
-def effective_alpha(step: int, start: int, spec: BlendSpec, confidence: float | None) -> float:
-    """Return the alpha with which a seed is blended at an optimizer step; the vector of CHANNEL is not in it."""
+class Alpha(NamedTuple):
+    """The alpha with which a seed is blended at an optimizer step; the vector of CHANNEL is not in it."""
+
+    effective: float
+    clamped: bool | None
+    """True if a bound changed it. None: the mode does not clamp."""
+
+
+def blend_alpha(step: int, start: int, spec: BlendSpec, confidence: float | None) -> Alpha:
+    """Return the alpha of a seed at an optimizer step.
+
+    Args:
+        start: First step of the seed's ramp.
+        confidence: The applied confidence. None: the mode has none.
+    """
     return _effective(alpha_at(step, start, spec), spec, confidence)
 
 
-def effective_target(spec: BlendSpec, confidence: float | None) -> float:
-    """Return the effective alpha at the end of the ramp."""
+def target_alpha(spec: BlendSpec, confidence: float | None) -> Alpha:
+    """Return the alpha of a seed at the end of its ramp."""
     return _effective(spec.alpha_target, spec, confidence)
 
 
-def is_clamped(step: int, start: int, spec: BlendSpec, confidence: float | None) -> bool | None:
-    """Return whether a bound changes the effective alpha at an optimizer step. None: the mode does not clamp."""
-    blend = blend_of(spec)
-    if blend.bounds(spec) is None:
-        return None
-    alpha = alpha_at(step, start, spec)
-    return _effective(alpha, spec, confidence) != blend.unclamped(alpha, confidence)
-
-
-def _effective(alpha: float, spec: BlendSpec, confidence: float | None) -> float:
+def _effective(alpha: float, spec: BlendSpec, confidence: float | None) -> Alpha:
     blend = blend_of(spec)
     free, bounds = blend.unclamped(alpha, confidence), blend.bounds(spec)
-    return free if bounds is None else min(max(free, bounds[0]), bounds[1])
+    if bounds is None:
+        return Alpha(free, None)
+    effective = min(max(free, bounds[0]), bounds[1])
+    return Alpha(effective, effective != free)
 
 
 def next_confidence(spec: BlendSpec, logits: Sequence[float], applied: float | None) -> float | None:

@@ -19,8 +19,9 @@ from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.blueprints.fallbacks import Told
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
+from esper.kasmina.host.alpha_record import AlphaRecord
 from esper.kasmina.host.attached import PREFIX, Seed, attach
-from esper.kasmina.host.blending import blend_of, check_fits, effective_alpha, effective_target
+from esper.kasmina.host.blending import blend_alpha, blend_of, check_fits, target_alpha
 from esper.kasmina.host.call_record import CallRecord, is_recomputing
 from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.formulas import weight_of
@@ -29,6 +30,7 @@ from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
+from esper.leyline.state import BlendReport
 from esper.user_code.their_code import their_code
 
 
@@ -72,6 +74,8 @@ class GraftedSeed(nn.Module):
         self.calls = CallRecord((spec.dtype, str(self.alpha.device), asked_path), self.alpha.device)
         """The calls since the last observation."""
         self.told = Told(module)
+        self.alphas = AlphaRecord()
+        """The alphas that were set since the last report."""
 
     def forward(self, host: Tensor) -> Tensor:
         """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
@@ -105,7 +109,7 @@ class GraftedSeed(nn.Module):
         Alpha and its target are rounded to the buffer's dtype, so that they can be compared. If calls differed in
         dtype, device or path, or tensors of the seed are on another device than its output, all values are listed.
         """
-        target = torch.tensor(effective_target(self.plan.blend, self.plan.confidence), dtype=self.alpha.dtype)
+        target = torch.tensor(target_alpha(self.plan.blend, self.plan.confidence).effective, dtype=self.alpha.dtype)
         counts = self.calls.take()
         dtypes, devices, paths = zip(*counts, strict=True) if counts else ((), (), ())
         lying = [str(tensor.device) for tensor in (*self.module.parameters(), *self.module.buffers())]
@@ -246,7 +250,14 @@ class SeedEditor:
         """Set every seed's alpha for optimizer step `step`."""
         for seed in self._seeds.values():
             plan = seed.plan
-            seed.alpha.fill_(effective_alpha(step, plan.start_step, plan.blend, plan.confidence))
+            alpha = blend_alpha(step, plan.start_step, plan.blend, plan.confidence)
+            seed.alpha.fill_(alpha.effective)
+            seed.alphas.add(step, alpha)
+
+    def blend_reports(self) -> tuple[BlendReport, ...]:
+        """Return the alphas that were set for each seed since the last call, summarized."""
+        reports = [seed.alphas.take(seed.plan) for seed in self._seeds.values()]
+        return tuple(report for report in reports if report is not None)
 
     def topology(self) -> tuple[GraftPlan, ...]:
         """Return the plans that rebuild the present seeds, in graft order, with later changes (`amend`) applied."""

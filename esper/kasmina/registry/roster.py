@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from esper.kasmina.host.blending import effective_alpha
+from esper.kasmina.host.blending import blend_alpha
 from esper.kasmina.registry.registry_state import RosterState
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import Graft, SeedRecord
@@ -210,7 +210,7 @@ class Roster:
         if seed.graft is None or seed.stage not in IN_HOST:
             return None
         step = self._facts.fence_steps[fence] - 1
-        return effective_alpha(step, seed.start_step, seed.graft.blend, seed.graft.confidence)
+        return blend_alpha(step, seed.start_step, seed.graft.blend, seed.graft.confidence).effective
 
     def _disturbed(self, fence: int) -> bool:
         return self._removed_at is not None and fence == self._removed_at + 1

@@ -11,19 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esper.errors import DependencyViolationError
+from esper.kasmina.host.alpha_record import AlphaRecord
 from esper.kasmina.host.blending import (
     BLENDS,
+    blend_alpha,
     blend_of,
     check_fits,
-    effective_alpha,
-    effective_target,
-    is_clamped,
     next_confidence,
+    target_alpha,
 )
 from esper.kasmina.host.formulas import weight_of
 from esper.kasmina.host.schedules import SCHEDULES, alpha_at
 from esper.leyline.commands import BlendMode, BlendSchedule, BlendSpec
+from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.state import BlendReport
 from esper.testing import telling
 
 SHAPES = {Kind.NCHW: (4, 2, 3), Kind.NTC: (3, 4), Kind.NC: (4,)}
@@ -83,7 +85,7 @@ def test_every_mode_is_its_formula_and_stays_between_host_and_seed(blend, kind, 
     h, s = (torch.tensor(values[:size], dtype=torch.float64).view(2, *SHAPES[kind]) for values in (host, seed))
     confidence = next_confidence(blend, logits, None)
     target = blend.model_copy(update={"alpha_target": alpha})
-    effective = effective_target(target, confidence)
+    effective = target_alpha(target, confidence).effective
 
     found = blended(blend, slot_of(kind, "torch.float64"), h, s, effective)
 
@@ -213,10 +215,10 @@ def test_alpha_never_leaves_its_range_never_falls_and_reaches_its_target_exactly
 
 def test_the_effective_alpha_of_a_confident_blend_is_clamped_and_says_so():
     blend = spec("CONFIDENCE", low=0.2, high=0.6)
-    found = [(effective_alpha(step, 0, blend, 1.0), is_clamped(step, 0, blend, 1.0)) for step in range(4)]
+    found = [(*blend_alpha(step, 0, blend, 1.0),) for step in range(4)]
     assert found == [(0.25, False), (0.5, False), (0.6, True), (0.6, True)]
-    assert (effective_target(blend, 1.0), effective_alpha(0, 0, blend, 0.1)) == (0.6, 0.2)
-    assert [is_clamped(3, 0, spec(mode), None) for mode in ("RESIDUAL", "CONVEX", "CHANNEL")] == [None] * 3
+    assert (target_alpha(blend, 1.0).effective, blend_alpha(0, 0, blend, 0.1).effective) == (0.6, 0.2)
+    assert [blend_alpha(3, 0, spec(mode), None).clamped for mode in ("RESIDUAL", "CONVEX", "CHANNEL")] == [None] * 3
 
 
 def test_the_vector_of_a_channel_blend_lies_along_the_channels():
@@ -226,3 +228,47 @@ def test_the_vector_of_a_channel_blend_lies_along_the_channels():
         found = blended(blend, slot_of(kind), host, seed, 1.0)[0]
         last = found.movedim(0, -1) if kind is Kind.NCHW else found
         assert torch.equal(last, torch.tensor([0.0, 0.0, 1.0, 1.0]).expand_as(last))
+
+
+# -- reports -----------------------------------------------------------------------------------------------------
+
+
+def report(blend: BlendSpec, confidence: float | None, steps: range) -> BlendReport:
+    record, ids = AlphaRecord(), {"command_id": "c", "run_id": "r", "generation": 1, "seed_id": "s", "fence": 0}
+    plan = GraftPlan(
+        **ids,
+        slot="body",
+        ordinal=0,
+        blueprint_id="mlp",
+        blend=blend,
+        start_step=0,
+        isolated=False,
+        warmup_steps=1,
+        asked_device="cpu",
+        weights_digest="",
+        confidence=confidence,
+    )
+    for step in (*steps, steps[-1]):  # the first step of a round is set at the fence, and again when it runs
+        record.add(step, blend_alpha(step, 0, blend, confidence))
+    found = record.take(plan)
+    assert record.take(plan) is None
+    assert found is not None
+    return found
+
+
+def test_a_round_is_reported_by_mean_95th_percentile_and_clamped_share():
+    ramp = report(spec("RESIDUAL", ramp_steps=20), None, range(20))
+    assert (ramp.mode, ramp.mean, ramp.p95, ramp.clamped) == ("RESIDUAL", pytest.approx(0.525), 0.95, None)
+    held = report(spec("CHANNEL", ramp_steps=1, channels=(0.0, 0.5, 0.5, 1.0)), None, range(5, 9))
+    assert (held.mean, held.p95, held.clamped) == (0.5, 1.0, None)
+    sure = report(spec("CONFIDENCE", ramp_steps=4, low=0.2, high=0.6), 1.0, range(4))
+    assert (sure.mean, sure.p95, sure.clamped) == (pytest.approx((0.25 + 0.5 + 0.6 + 0.6) / 4), 0.6, 0.5)
+
+
+@given(st.lists(SHARE, min_size=1, max_size=8), st.integers(1, 9), st.integers(1, 40))
+def test_a_report_is_that_of_all_values_one_by_one(vector, ramp, steps):
+    blend = spec("CHANNEL", ramp_steps=ramp, channels=tuple(vector))
+    found = report(blend, None, range(steps))
+    each = sorted(min(1.0, (step + 1) / ramp) * value for step in range(steps) for value in vector)
+    assert found.mean == pytest.approx(sum(each) / len(each))
+    assert found.p95 == pytest.approx(each[math.ceil(95 * len(each) / 100) - 1])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from esper.errors import DependencyViolationError
-from esper.kasmina.host.blending import BLENDS, Blend, Problem, blend_of, check_blend, effective_target, next_confidence
+from esper.kasmina.host.blending import BLENDS, Blend, Problem, blend_of, check_blend, next_confidence, target_alpha
 from esper.kasmina.host.formulas import weight_of
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.slots import Kind, SlotSpec
@@ -91,7 +91,7 @@ def test_the_double_is_what_it_stands_for(lacking: str) -> None:
 
     def blended(spec: BlendSpec, logits: tuple[float, ...]) -> torch.Tensor:
         quarter = spec.model_copy(update={"alpha_target": 0.25})
-        alpha = torch.tensor(effective_target(quarter, next_confidence(quarter, logits, None)))
+        alpha = torch.tensor(target_alpha(quarter, next_confidence(quarter, logits, None)).effective)
         return blend_of(spec).formula(host, seed, weight_of(alpha, blend_of(spec).vector(spec, BODY), host))
 
     assert torch.equal(blended(*LACKING[lacking]), convex)
