@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from esper.config.joined import load_config
 from esper.ground.random_streams import generator
+from esper.leyline.reports import GraftPlan
 from esper.setup.survey import Survey, survey_of
 from esper.tolaria.host_building import build_host
+from esper.tolaria.optim import seed_rate
 from esper.user_code.task_reference import load_task
 
 
@@ -44,14 +47,17 @@ class BareLoop:
     def train(self, steps: int) -> None:
         """Go on for so many steps."""
         for batch in self._batches[self._step : self._step + steps]:
-            inputs, targets = default_collate(self._samples.__getitems__(batch))
-            loss = self._loss(self.host(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            self._scheduler.step()
-            loss.item()  # whoever trains looks at the loss
-        self._step += steps
+            self._update(batch)
+            self._step += 1
+
+    def _update(self, batch: list[int]) -> None:
+        inputs, targets = default_collate(self._samples.__getitems__(batch))
+        loss = self._loss(self.host(inputs), targets)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._scheduler.step()
+        loss.item()  # whoever trains looks at the loss
 
     def state(self) -> dict[str, Any]:
         """What it can go on from."""
@@ -64,6 +70,54 @@ class BareLoop:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
         self._step = state["step"]
+
+
+class SeedByHand(nn.Module):
+    """A slot's module with a residual seed after it, as a user would write it: `h + alpha * seed(h)`."""
+
+    alpha: Tensor
+
+    def __init__(self, slot: nn.Module, seed: nn.Module, *, isolated: bool) -> None:
+        super().__init__()
+        self.slot, self.seed, self.isolated = slot, seed, isolated
+        self.register_buffer("alpha", torch.zeros(()))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the slot's output with the seed in it, [B, ...]."""
+        h: Tensor = self.slot(*inputs)
+        corrected: Tensor = h + self.alpha * self.seed(h.detach() if self.isolated else h)
+        return corrected
+
+
+class LoopWithSeed(BareLoop):
+    """The bare loop, whose model has a seed from some step on, with an optimizer and rates of its own."""
+
+    def __init__(self, survey: Survey) -> None:
+        super().__init__(survey)
+        self._total, self._make_optimizer, self._peak = survey.total_steps, survey.task.optimizer, survey.peak_share
+        self.host_parameters = list(self.host.parameters())
+        self._by_hand: SeedByHand | None = None
+
+    def insert(self, plan: GraftPlan, seed: nn.Module) -> None:
+        """Put a module with its weights behind the slot of a plan, from this step on."""
+        self._plan, self.seed = plan, seed
+        self._of_seed = self._make_optimizer([weight for _, weight in sorted(seed.named_parameters())])
+        self._rate = self._peak * self._of_seed.param_groups[0]["lr"]
+        self._by_hand = SeedByHand(self.host.get_submodule(plan.slot), seed, isolated=plan.isolated)
+        self.host.set_submodule(plan.slot, self._by_hand)
+
+    def _update(self, batch: list[int]) -> None:
+        if self._by_hand is None:
+            super()._update(batch)
+            return
+        age, plan = self._step - self._plan.start_step, self._plan
+        self._by_hand.alpha.fill_(min(1.0, (age + 1) / plan.blend.ramp_steps))
+        super()._update(batch)
+        self._of_seed.param_groups[0]["lr"] = self._rate * seed_rate(
+            self._step, plan.start_step, self._total, plan.warmup_steps
+        )
+        self._of_seed.step()
+        self._of_seed.zero_grad()
 
 
 class Neighbour:

@@ -140,7 +140,7 @@ class TaskData:
         epoch, place = divmod(step, self.steps_per_epoch)
         start = epoch * self.epoch_samples + place * self.batch_size
         seed_process(self._run_seed, "step", step)
-        return self._load("train", [self._sample_at(start + i) for i in range(self.batch_size)])
+        return self._load("train", self._samples_from(start, self.batch_size))
 
     def probe(self, shard: str, indices: Sequence[int]) -> Any:
         """Load some samples of a shard, collated. Seeds this process first, with a seed of probes only."""
@@ -202,13 +202,19 @@ class TaskData:
             seed_process(self._run_seed, "evaluate", shard, place * EVALUATION_BATCH)
             yield self._load(shard, _evaluation_part(indices, place))
 
-    def _sample_at(self, position: int) -> int:
-        """Return the training sample at a position of an endless sequence of keyed permutations, one per lap."""
-        lap, place = divmod(position, len(self.shards["train"]))
+    def _samples_from(self, position: int, count: int) -> list[int]:
+        """Return training samples from a position of an endless sequence of keyed permutations, one per lap."""
+        found: list[int] = []
+        while len(found) < count:
+            lap, place = divmod(position + len(found), len(self.shards["train"]))
+            found += self._order_of(lap)[place : place + count - len(found)].tolist()
+        return found
+
+    def _order_of(self, lap: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         if lap not in self._orders:
             order = generator(self._run_seed, "order", lap).permutation(self.shards["train"].indices)
             self._orders = {k: v for k, v in self._orders.items() if k == lap - 1} | {lap: order}
-        return int(self._orders[lap][place])
+        return self._orders[lap]
 
     def _load(self, shard: str, indices: Sequence[int]) -> Any:
         return self._batch(self._items(shard, indices))

@@ -171,5 +171,6 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
     device and dtype, which costs 2 % of the step of a small host.
     """
     norms = torch._foreach_norm(gradients)
-    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    device = norms[0].device
+    total: Tensor = torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in norms]))
     return total
