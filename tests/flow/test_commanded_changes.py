@@ -29,7 +29,7 @@ class Meddling(HeuristicPolicy):
     version = "meddling-1"
 
     def __init__(self, meddle: Callable[[RoundState, Decision], Decision]) -> None:
-        super().__init__(GROWTH.candidates, GROWTH.replicas)
+        super().__init__(GROWTH.candidates, GROWTH.replicas, GROWTH.ramp_steps)
         self._meddle = meddle
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:

@@ -82,12 +82,12 @@ def check_that_a_policy_fails_aloud(policy: Policy, state: RoundState) -> None:
 
 
 def test_the_heuristic_fails_aloud(make_state: MakeState) -> None:
-    check_that_a_policy_fails_aloud(HeuristicPolicy(4, 2), make_state())
+    check_that_a_policy_fails_aloud(HeuristicPolicy(4, 2, ramp_steps=30), make_state())
 
 
 def test_a_policy_that_answers_pause_is_found(make_state: MakeState) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"DID NOT RAISE .*OSError"):
-        check_that_a_policy_fails_aloud(PausingPolicy(HeuristicPolicy(4, 2)), make_state())
+        check_that_a_policy_fails_aloud(PausingPolicy(HeuristicPolicy(4, 2, ramp_steps=30)), make_state())
 
 
 # -- the service -------------------------------------------------------------------------------------------------
