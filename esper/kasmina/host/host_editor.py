@@ -7,6 +7,7 @@ The stack is not registered in the host, so the host's modules, names and state 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,18 @@ from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import BlendReport
 from esper.user_code.their_code import their_code
+
+
+@dataclass
+class LastCall:
+    """What a seed stores of its last call. It is no module: an attribute of a module takes ten times as long to set."""
+
+    branch: Tensor | None = None
+    """The output, if the seed is isolated and watched."""
+    written: tuple[str, ...] = ()
+    """Tensors of the host that a watched call changed in place."""
+    shape: tuple[int, ...] | None = None
+    """Shape of the output for one sample. None: not called since the last observation."""
 
 
 class GraftedSeed(nn.Module):
@@ -65,10 +78,7 @@ class GraftedSeed(nn.Module):
         self.plan = plan
         self.asked_path = asked_path
         self.watched = False
-        self.branch: Tensor | None = None
-        self.written: tuple[str, ...] = ()
-        """Tensors of the host that the last watched call changed in place."""
-        self.shape: tuple[int, ...] | None = None
+        self.last = LastCall()
         self.register_buffer("alpha", torch.zeros((), dtype=dtype_of(spec), device=plan.asked_device))
         self.register_buffer("channels", self.blend.vector(plan.blend, spec))
         self.calls = CallRecord((spec.dtype, str(self.alpha.device), asked_path), self.alpha.device)
@@ -92,11 +102,11 @@ class GraftedSeed(nn.Module):
         if not is_recomputing():
             if not (self.watched and self.asked_path == COMPILED):  # such a call serves the audit alone
                 self.calls.add(self.module, correction)
-            self.shape = tuple(correction.shape[1:])
-            self.branch = correction if self.watched and self.plan.isolated else None
+            self.last.shape = tuple(correction.shape[1:])
+            self.last.branch = correction if self.watched and self.plan.isolated else None
             if self.watched:
                 after = versions(self._untouchable(host))
-                self.written = tuple(name for name, version in before.items() if after[name] != version)
+                self.last.written = tuple(name for name, version in before.items() if after[name] != version)
         check_fits(host, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
@@ -119,7 +129,7 @@ class GraftedSeed(nn.Module):
             alpha=float(self.alpha),
             alpha_target=float(target),
             calls=sum(counts.values()),
-            output_shape=self.shape,
+            output_shape=self.last.shape,
             output_dtype=_all_of(dtypes),
             device=_all_of((*devices, *lying)) if devices else None,
             path=_all_of(paths),
@@ -130,7 +140,7 @@ class GraftedSeed(nn.Module):
             told=self.told.take(),
             parameter_bytes=sum(p.numel() * p.element_size() for p in self.module.parameters()),
         )
-        self.shape = None
+        self.last.shape = None
         return found
 
 
@@ -289,7 +299,7 @@ class SeedEditor:
 
     def watched(self) -> tuple[str, ...]:
         """Return the ids of the isolated seeds with a stored branch. A slot that the host skipped leaves none."""
-        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.branch is not None)
+        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.branch is not None)
 
     def audit(self) -> None:
         """Check that no isolated seed reached the host or another seed in its last watched call. Drops the branches.
@@ -299,13 +309,13 @@ class SeedEditor:
                 of the seed shares the memory of a foreign tensor; or the call changed a tensor of the host in place.
         """
         for seed_id, seed in self._seeds.items():
-            branch, seed.branch = seed.branch, None
+            branch, seed.last.branch = seed.last.branch, None
             if branch is None:
                 continue
             foreign = self._foreign_to(seed)
             parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
             own = [*seed.parameters(), *seed.buffers()]
-            found = {*reachable_parameters(branch, parameters), *sharing_memory(own, foreign), *seed.written}
+            found = {*reachable_parameters(branch, parameters), *sharing_memory(own, foreign), *seed.last.written}
             if found:
                 raise IsolationViolation(seed_id, sorted(found))
 
