@@ -72,7 +72,7 @@ def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dic
     for one in (trainer, grown):
         one.watch(survey.changing)
     bare, by_hand = BareLoop(survey), LoopWithSeed(survey)
-    plan, weights = _plan(survey, survey.fence_steps[GRAFTED_AT])
+    plan, weights = seed_plan(survey, survey.fence_steps[GRAFTED_AT])
     seed = survey.blueprints.get(BLUEPRINT).build(_spec(survey), seed_key=0)
     seed.load_state_dict(from_bytes(weights))
 
@@ -98,7 +98,7 @@ def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dic
     return found
 
 
-def _plan(survey: Survey, step: int) -> tuple[GraftPlan, bytes]:
+def seed_plan(survey: Survey, step: int) -> tuple[GraftPlan, bytes]:
     growth = survey.config.growth
     plan, weights = plan_seed(
         Candidate(slot=SLOT, blueprint_id=BLUEPRINT, seed_id="seed-1"),

@@ -1,0 +1,133 @@
+"""What growth costs at a fence, apart from training and forward passes: admission, gates, and the graft of a seed.
+
+Whole runs of a small task in one process, with default telemetry and a journal on disk. Their calls are timed where
+they are made. A fence with a graft is compared with a fence of the same runs at which no seed was due: the time in
+which the seeds of the live host are observed, commanded, judged, journaled and changed. The graft itself, which builds
+and tries the seed's module, is measured on the transformer of the text task as well. CPU seconds stand beside wall
+seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from _common import Outcome, Row, Spread, main, scratch
+from step_overhead import RUN_ID, TASK, seed_plan
+
+from esper import run
+from esper.config.joined import load_config
+from esper.flow.growth import Growth
+from esper.kasmina.registry import seed_registry
+from esper.kasmina.registry.seed_registry import SeedRegistry
+from esper.leyline.reports import GraftPlan
+from esper.setup.survey import survey_of
+from esper.telemetry import Telemetry, use
+from esper.testing import tiny_config, tiny_task
+from esper.tolaria.trainer import Trainer, never
+from esper.user_code.process_state import process_state
+from esper.user_code.task_reference import load_task
+
+ADMISSION_S, GATE_S, GRAFT_S = 200e-6, 1e-3, 50e-3
+RUNS_OF_A_REPETITION = 2
+
+
+@dataclass
+class Calls:
+    """Calls of one function: wall and CPU seconds of each, and what `of` returned for it."""
+
+    wall_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    found: list[Any] = field(default_factory=list)
+
+    def spreads(self, chosen: Callable[[Any], bool] = lambda _: True) -> tuple[Spread, Spread]:
+        """Wall and CPU seconds of the chosen calls."""
+        at = [place for place, found in enumerate(self.found) if chosen(found)]
+        return Spread(tuple(self.wall_s[i] for i in at)), Spread(tuple(self.cpu_s[i] for i in at))
+
+
+@contextmanager
+def timed(owner: Any, name: str, of: Callable[[Sequence[Any], Any], Any] = lambda *_: None) -> Iterator[Calls]:
+    """Time every call of a function or method while the block runs. `of` gets the call's arguments and result."""
+    calls, original = Calls(), getattr(owner, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = original(*arguments, **named)
+        calls.wall_s.append(time.perf_counter() - wall)
+        calls.cpu_s.append(time.process_time() - cpu)
+        calls.found.append(of(arguments, result))
+        return result
+
+    setattr(owner, name, call)
+    try:
+        yield calls
+    finally:
+        setattr(owner, name, original)
+
+
+def measure(repetitions: int) -> Outcome:
+    """The first run is warm-up."""
+    with process_state(1), scratch() as folder:
+        _run(folder / "warm-up", seed=0)
+        with ExitStack() as stack:
+            admit = stack.enter_context(timed(seed_registry, "admit"))
+            judge = stack.enter_context(timed(SeedRegistry, "carry_out", lambda _, answer: len(answer.gates)))
+            apply = stack.enter_context(timed(Trainer, "apply", lambda given, _: type(given[1])))
+            fence = stack.enter_context(timed(Growth, "_advance", lambda *_: _taken(apply)))
+            for number in range(RUNS_OF_A_REPETITION * repetitions):
+                _run(folder / str(number), seed=number)
+        text = _text_grafts(folder, 5 * repetitions)
+    with_graft, without = fence.spreads(lambda kinds: GraftPlan in kinds), fence.spreads(lambda kinds: not kinds)
+    judged = judge.spreads(lambda gates: gates == 1)
+    rows: list[Row] = []
+    for kind, clock in enumerate(("wall", "CPU")):
+        admission, gate, graft = admit.spreads()[kind].median, judged[kind].median, text[kind].median
+        more = with_graft[kind].median - without[kind].median
+        rows += [
+            _row(f"admission of a command, {clock} (s)", admission, ADMISSION_S, clock),
+            _row(f"a command with one gate, judged and answered, {clock} (s)", gate, GATE_S, clock),
+            _row(f"a fence with a graft over one without, {clock} (s more)", more, GRAFT_S, clock),
+            _row(f"a graft in the text task's trainer, {clock} (s)", graft, GRAFT_S, clock),
+        ]
+    named = {"admission": admit.spreads(), "a command with one gate": judged}
+    named |= {"seeds of a fence with a graft": with_graft, "of a fence without": without, "graft, text": text}
+    return Outcome(rows, {f"{name}, {('wall', 'CPU')[i]} s": found[i] for name, found in named.items() for i in (0, 1)})
+
+
+def _run(path: Any, *, seed: int) -> None:
+    run(tiny_task(), tiny_config(run__dir=str(path), run__seed=seed))
+
+
+def _taken(apply: Calls) -> Sequence[type]:
+    """The kinds of the plans applied since the last call."""
+    kinds, apply.found = tuple(apply.found), []
+    return kinds
+
+
+def _text_grafts(folder: Any, times: int) -> tuple[Spread, Spread]:
+    """Graft and remove one seed in the trainer of the text task, again and again."""
+    survey = survey_of(load_task(TASK)[0], load_config())
+    with Telemetry.start(folder / "text", "tolaria", RUN_ID) as telemetry, use(telemetry):
+        trainer = survey.trainer(RUN_ID, 1, "tolaria", never)
+        trainer.train_to(2)
+        plan, weights = seed_plan(survey, trainer.step)
+        with timed(Trainer, "apply") as calls:
+            for number in range(times + 1):
+                again = plan.model_copy(update={"command_id": f"command-{number}"})
+                trainer.apply(again, {plan.weights_digest: weights})
+                trainer.remove(plan.seed_id)
+    return Spread(tuple(calls.wall_s[1:])), Spread(tuple(calls.cpu_s[1:]))
+
+
+def _row(measure: str, value: float, limit: float, clock: str) -> Row:
+    if clock == "CPU":
+        return Row.told(measure, value, limit)
+    return Row.judged(measure, value, limit, f"<= {limit * 1e3:g} ms", value <= limit)
+
+
+if __name__ == "__main__":
+    main("graft", __doc__, measure)
