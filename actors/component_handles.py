@@ -32,8 +32,9 @@ def tolaria_handle(remote: Remote) -> LiveHost:
 
 
 def tamiyo_handle(remote: Remote, deadline_s: float) -> Decider:
-    """The handle of the policy's actor. `decide` raises PolicyDeadlineExceeded after `deadline_s`."""
-    return handle(Decider, remote, decide=decision_within(deadline_s))
+    """The handle of the policy's actor. `decide` and `advance` raise PolicyDeadlineExceeded after `deadline_s`."""
+    within = decision_within(deadline_s)
+    return handle(Decider, remote, decide=within, advance=within)
 
 
 def kasmina_handle(remote: Remote) -> Registrar:
@@ -114,14 +115,14 @@ def in_group(group: str) -> Delivery:
 
 
 def decision_within(deadline_s: float) -> Delivery:
-    """For `Decider.decide`: wait no longer than `deadline_s`; then the actor's process is killed, whatever it is doing.
+    """For methods of `Decider`: wait no longer than `deadline_s`; then kill the actor's process, whatever it is doing.
 
     The delivery raises PolicyDeadlineExceeded from the CallDeadlineExceeded of the call.
     """
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
         (state,) = arguments
-        assert isinstance(state, RoundState), "`decide` is given the state of a round"
+        assert isinstance(state, RoundState), "the policy is given the state of a round"
         start = time.monotonic()
         with span("await tamiyo", role="conductor", fence=state.fence) as current:
             try:

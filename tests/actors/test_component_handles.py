@@ -83,6 +83,7 @@ WAYS = dict.fromkeys(((port, name) for port in PORTS for name in methods_of(port
     (LiveHost, "snapshot"): "reference",
     (LiveHost, "saved"): "ask in save",
     (Decider, "decide"): "ask within 2.5 s",
+    (Decider, "advance"): "ask within 2.5 s",
     (EmergencyPort, "publish"): "ask in ctl",
 }
 """How each method is sent."""

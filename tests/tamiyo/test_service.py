@@ -14,7 +14,7 @@ from esper.errors import (
     PolicyDeadlineExceeded,
     PolicyFailed,
 )
-from esper.leyline.commands import Command, CommandKind, Operation, sign
+from esper.leyline.commands import BlendSpec, Command, CommandKind, Operation, sign
 from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, RateScale
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import Stage
@@ -145,6 +145,50 @@ def test_going_back_is_decided_alone(
     with pytest.raises(DependencyViolationError, match="other choices beside going back"):
         Components(decision).tamiyo.decide(make_state())
     assert told() == ["dependency_violation"]
+
+
+# -- blends ------------------------------------------------------------------------------------------------------
+
+CONFIDENT = BlendSpec(mode="CONFIDENCE", ramp_steps=9)
+
+
+@pytest.mark.parametrize(("mode", "carried"), [("CONFIDENCE", (2.0, 1.0)), ("CONVEX", ()), ("CROSSFADE", ())])
+def test_a_command_to_germinate_carries_the_decided_blend_and_logits_where_the_mode_uses_them(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], mode: str, carried: Any
+) -> None:
+    blend = BlendSpec(mode=mode, ramp_steps=9)
+    command = Components(make_decision(make_pair("mlp"), blend=blend, logits=(2.0, 1.0))).tamiyo.decide(make_state())
+    assert isinstance(command.outcome, Command)
+    assert (command.outcome.blend, command.outcome.confidence_logits) == (blend, carried)
+
+
+@pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING, Stage.PROBATIONARY])
+def test_the_policy_is_asked_for_logits_on_a_due_seed_whose_blend_uses_them(
+    make_state: MakeState, make_seed: Callable[..., SeedState], stage: Stage
+) -> None:
+    policy = ScriptedPolicy(logits=(3.0, 1.0))
+    for blend, carried in ((CONFIDENT, (3.0, 1.0)), (BlendSpec(mode="CONVEX", ramp_steps=9), ())):
+        state = make_state(seeds=(make_seed(stage=stage, due=True, blend=blend),))
+        command = Components(policy=policy).tamiyo.advance(state)
+        assert command is not None
+        assert command.confidence_logits == carried
+        assert command.blend == (blend if stage is Stage.TRAINING else None)
+
+
+@pytest.mark.parametrize("answer", [[1.0, 2.0], (1, 2), (1.0,) * 5000, RuntimeError("no logits today")])
+def test_a_policy_that_has_no_logits_in_their_form_has_failed(
+    make_state: MakeState, make_seed: Callable[..., SeedState], telemetry: Telemetry, told: Told, answer: Any
+) -> None:
+    class Failing(ScriptedPolicy):
+        def logits(self, *_: Any) -> Any:
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    state = make_state(seeds=(make_seed(stage=Stage.BLENDING, due=True, blend=CONFIDENT),))
+    with pytest.raises(PolicyFailed):
+        Components(policy=Failing()).tamiyo.advance(state)
+    assert (told(), failures(telemetry)) == (["policy_failed"], 1)
 
 
 # -- failures ----------------------------------------------------------------------------------------------------

@@ -15,9 +15,9 @@ from esper.ground.tensors import blob_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.incubation.planning import plan_seed
-from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate
 from esper.leyline.host_ports import HostEditor
-from esper.leyline.reports import GraftPlan, JoinPlan
+from esper.leyline.reports import ConfidencePlan, GraftPlan, JoinPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost, telling
 
@@ -574,3 +574,54 @@ def test_without_a_watched_forward_there_is_nothing_to_audit_and_nothing_is_kept
     with pytest.raises(IsolationViolation):
         editor.audit()
     editor.audit()  # the branch that was audited is not held on to
+
+
+BLENDED: dict[str, tuple[dict[str, Any], float | None]] = {
+    "RESIDUAL": ({}, None),
+    "CONVEX": ({}, None),
+    "CHANNEL": ({"channels": (0.5,) * 8}, None),
+    "CONFIDENCE": ({}, 0.5),
+}
+"""Fields of a blend of each mode, and its confidence."""
+
+
+@pytest.mark.parametrize("mode", BlendMode)
+def test_a_thousand_alphas_compile_a_host_no_second_time(host, editor, plan, mode):
+    fields, confidence = BLENDED[mode]
+    blend = BlendSpec(mode=mode, ramp_steps=1000, **fields)
+    editor.graft(plan("add", blend=blend, confidence=confidence), DRAWN)
+    compiled, made = torch.compile(host, backend="eager"), torch._dynamo.utils.counters["stats"]
+    for step in (0, 1):  # the second call compiles again: the seed has noted the shape of the first
+        editor.set_alphas(step)
+        compiled(X)
+    before, outputs = made["unique_graphs"], []
+    for step in range(2, 1000):
+        editor.set_alphas(step)
+        outputs.append(compiled(X))
+    assert made["unique_graphs"] == before > 0
+    assert not torch.equal(outputs[0], outputs[-1])
+
+
+def test_a_changed_confidence_is_in_the_plan_at_once_and_in_alpha_from_the_next_step_on(editor, plan):
+    sure = plan("add", blend=BlendSpec(mode="CONFIDENCE", ramp_steps=1, low=0.1), confidence=0.5)
+    editor.graft(sure, DRAWN)
+    editor.set_alphas(0)
+    assert editor.observations()[0].alpha == editor.observations()[0].alpha_target == 0.5
+    ids = {"command_id": "c", "run_id": RUN, "generation": 1, "fence": 3}
+    editor.amend(ConfidencePlan(seed_id=sure.seed_id, confidence=0.75, joins=False, **ids))
+    assert editor.topology() == (sure.model_copy(update={"confidence": 0.75}),)
+    editor.set_alphas(1)
+    assert editor.observations()[0].alpha == 0.75
+    editor.amend(ConfidencePlan(seed_id=sure.seed_id, confidence=0.0, joins=True, **ids))
+    editor.set_alphas(2)
+    (seen,) = editor.observations()
+    assert (seen.alpha, seen.alpha_target, seen.isolated) == (pytest.approx(0.1), pytest.approx(0.1), False)
+    assert [one.mean for one in editor.blend_reports()] == [pytest.approx((0.5 + 0.75 + 0.1) / 3)]
+
+
+def test_a_blend_of_a_mode_that_is_not_known_is_refused_and_the_host_is_unchanged(host, editor, plan):
+    before = state_of(host)
+    with pytest.raises(DependencyViolationError, match="blend mode not known"):
+        editor.graft(plan("add", blend=BlendSpec(mode="CROSSFADE", ramp_steps=1)), DRAWN)
+    assert editor.topology() == ()
+    assert str(state_of(host)) == str(before)

@@ -1,0 +1,112 @@
+"""A registry in a real actor refuses each incomplete blend with its typed error, and is as it was. One launch."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from actors.actor_process import await_ready, spawn
+from actors.component_handles import kasmina_handle
+from actors.embedded_ray import EmbeddedRay
+from actors.hosted_components import kasmina
+from actors.remote import Remote
+from actors.shell import ActorSpec
+from actors.task_transport import SentSurvey
+from esper.errors import DependencyViolationError
+from esper.ground.clock import SystemClock
+from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign
+from esper.leyline.ports import Registrar
+from esper.setup.assembly import RunKey
+from esper.setup.survey import survey_of
+from esper.telemetry.events import LOG
+from esper.testing import tiny_config, tiny_task
+from esper.user_code.task_reference import Reference
+
+pytestmark = pytest.mark.slow
+KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"a key of a test's own, 32 bytes.")
+V = (0.5,) * 8
+
+REFUSED: dict[str, tuple[dict[str, Any] | None, tuple[float, ...]]] = {
+    "channels missing": ({"mode": "CHANNEL"}, ()),
+    "channels of another length": ({"mode": "CHANNEL", "channels": V[:7]}, ()),
+    "channels outside [0, 1]": ({"mode": "CHANNEL", "channels": (*V[:7], math.nan)}, ()),
+    "confidence_logits missing": ({"mode": "CONFIDENCE"}, (1.0,)),
+    "confidence_logits not finite": ({"mode": "CONFIDENCE"}, (1.0, math.inf)),
+    "confidence_logits given, not used by GERMINATE": ({"mode": "CONVEX"}, (1.0, 2.0)),
+    "blend mode not known": ({"mode": "CROSSFADE"}, ()),
+    "alpha_target outside [0, 1]": ({"mode": "CONVEX", "alpha_target": math.nan}, ()),
+    "blend spec missing": (None, ()),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("telemetry")
+
+
+@pytest.fixture(scope="module")
+def registrar(embedded: EmbeddedRay, folder: Path) -> Iterator[Registrar]:
+    del embedded
+    sent = SentSurvey.of(survey_of(tiny_task(), tiny_config()), Reference())
+    spec = ActorSpec(
+        role="kasmina",
+        name="kasmina",
+        run_id=KEY.run_id,
+        generation=1,
+        cpus=0.0,
+        gpus=0.0,
+        threads=1,
+        telemetry_folder=folder,
+        build=kasmina,
+        arguments=(sent, KEY),
+    )
+    began_s, actor = time.monotonic(), spawn(spec)
+    yield kasmina_handle(Remote(spec, actor, await_ready(spec, actor, began_s, 200.0), patience_s=100.0))
+    ray.kill(actor)
+
+
+@pytest.fixture
+def command() -> Callable[..., Command]:
+    def make(name: str, blend: BlendSpec | None, logits: tuple[float, ...]) -> Command:
+        made = Command(
+            command_id=name,
+            run_id=KEY.run_id,
+            generation=1,
+            issued_at=SystemClock().now(),
+            issued_by="tamiyo",
+            operation=Operation.GERMINATE,
+            candidates=(Candidate(slot="body", blueprint_id="mlp", seed_id="seed-1"),),
+            blend=blend,
+            confidence_logits=logits,
+            mesh_host_layers=("body",),
+            feature_coverage=1.0,
+            policy_version="scripted-1",
+            nonce=f"nonce of {name}",
+        )
+        return made.model_copy(update={"signature": sign(made, KEY.secret)})
+
+    return make
+
+
+def test_each_incomplete_blend_is_refused_in_the_actor_and_changes_nothing_there(
+    registrar: Registrar, command: Callable[..., Command], folder: Path
+) -> None:
+    before = registrar.state()
+    for missing, (fields, logits) in REFUSED.items():
+        blend = BlendSpec(ramp_steps=30, **fields) if fields is not None else None
+        with pytest.raises(DependencyViolationError) as caught:
+            registrar.receive(command(missing, blend, logits), 1)
+        assert caught.value.missing == missing
+        assert registrar.state() == before
+    told = [json.loads(line) for log in folder.rglob(LOG) for line in log.read_text().splitlines()]
+    assert [event["fields"]["missing"] for event in told] == list(REFUSED)
+    assert {event["name"] for event in told} == {"command_validation_failed"}
+    plans = registrar.receive(command("sound", BlendSpec(mode="CHANNEL", ramp_steps=30, channels=V), ()), 1).plans
+    assert [plan.blend.channels for plan in plans] == [V]
