@@ -181,6 +181,8 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_zoo_on_actors.py test_a_task_of_the_zoo_ends_on_actors_with_the_bits_of_one_process: pytest.mark.filterwarnings": "torch's own",
     "tests/tolaria/test_compiling.py : ignores warnings": "torch's own, as it compiles",
     "tests/tolaria/test_compiling.py : pytest.mark.filterwarnings": "torch's own, as it compiles",
+    "tests/zoo/test_hosts.py : ignores warnings": "torch's own, at what users write",
+    "tests/zoo/test_hosts.py : pytest.mark.filterwarnings": "torch's own, at what users write",
     "tests/zoo/test_zoo.py : ignores warnings": "torch's own, at what users write",
     "tests/zoo/test_zoo.py : pytest.mark.filterwarnings": "torch's own, at what users write",
     "esper/cli/output.py _Stream.flush: answers (OSError, ValueError)": "said once on the other stream; it is only output",

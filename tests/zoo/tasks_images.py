@@ -73,6 +73,34 @@ def residual_with_groups() -> Task:
     return _task(lambda: Pictures(Residual(), Residual()), slots=["body.*"])
 
 
+def resnet() -> Task:
+    class Block(nn.Module):
+        def __init__(self, before: int, after: int, stride: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+            self.bn1, self.relu = nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+            self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+            out += self.downsample(x)
+            return self.relu(out)
+
+    class ResNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(1, CHANNELS, 3, 1, 1)
+            self.layer1, self.layer2 = Block(CHANNELS, CHANNELS, 1), Block(CHANNELS, 2 * CHANNELS, 2)
+            self.fc = nn.Linear(2 * CHANNELS, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer2(self.layer1(self.conv1(x)))
+            return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+    return _task(ResNet, slots=["layer*", "layer1.conv2"])
+
+
 def segmentation_with_a_skip() -> Task:
     class Skipping(nn.Module):
         def __init__(self) -> None:

@@ -306,6 +306,15 @@ def autocast_inside_the_forward() -> Task:
     return _task(Cast)
 
 
+def autocast_around_the_forward() -> Task:
+    def call(model: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = model(x)
+        return scores.float()
+
+    return _task(Rows, input_output=call)
+
+
 def a_gradient_inside_the_forward() -> Task:
     class Sloped(Rows):
         def forward(self, x: Tensor) -> Tensor:

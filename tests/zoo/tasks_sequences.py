@@ -120,6 +120,20 @@ def classifying_with_a_gru() -> Task:
     return _task(Last, F.cross_entropy, _first, ragged=False, slots=["body", "words"])
 
 
+def an_lstm_and_attention_that_return_tuples() -> Task:
+    class Attended(Pooled):
+        def __init__(self) -> None:
+            super().__init__(nn.LSTM(CHANNELS, CHANNELS, 2, batch_first=True, dropout=0.1))
+            self.attention = nn.MultiheadAttention(CHANNELS, 2, batch_first=True)
+
+        def forward(self, words: Tensor) -> Tensor:
+            hidden, (last, _) = self.body(self.words(words))
+            attended, _ = self.attention(hidden, hidden, hidden)
+            return self.pool(attended + last[-1][:, None], words)
+
+    return _task(Attended, F.cross_entropy, _first, ragged=False, slots=["body", "attention"])
+
+
 def _encoder(**options: Any) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(CHANNELS, 2, 16, dropout=0.1, batch_first=True)
     return nn.TransformerEncoder(layer, 2, **options)

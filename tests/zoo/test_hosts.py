@@ -1,0 +1,188 @@
+"""Twelve hosts of four kinds, none built for esper: seeds of every blend grow in them, and leave no trace."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from esper import InProcess, resume, run
+from esper.errors import Drained
+from esper.ground.nested import tensors
+from esper.ground.temporary_rng import temporary_rng
+from esper.ground.tensors import state_digest
+from esper.ground.tensors_kept import tensors_kept
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS
+from esper.kasmina.host.blending import blend_of
+from esper.kasmina.host.dry_run import dry_run
+from esper.kasmina.host.host_editor import SeedEditor
+from esper.kasmina.incubation.planning import plan_seed
+from esper.leyline.commands import BlendMode, BlendSpec, Candidate
+from esper.leyline.decisions import Decision, Pair
+from esper.leyline.reports import FieldReport
+from esper.leyline.slots import SlotSpec
+from esper.leyline.state import RoundState, SeedState
+from esper.setup.survey import open_data
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.task import Task
+from esper.testing import StopAt
+from esper.tolaria.data import split_pair
+from esper.tolaria.host_building import build_host, call_model
+from esper.user_code.task_reference import load_task
+
+ZOO = runpy.run_path(str(Path(__file__).parent / "zoo.py"))
+RUNNING, config = ZOO["RUNNING"], ZOO["config"]
+
+CONVOLUTIONS = ("resnet", "residual_with_groups", "segmentation_with_a_skip")
+ATTENTION = ("transformer_with_a_padding_mask", "patches_with_attention", "language_model_with_tied_words")
+RECURRENT = ("an_lstm_and_attention_that_return_tuples", "tagging_with_an_lstm", "classifying_with_a_gru")
+ROWS = ("batch_norm_and_dropout", "recomputed_in_the_backward_pass", "autocast_around_the_forward")
+HOSTS = (*CONVOLUTIONS, *ATTENTION, *RECURRENT, *ROWS)
+QUICK = (CONVOLUTIONS[0], RECURRENT[0])
+"""Those of `make test`; all others are marked slow."""
+LOGITS = (2.0, 0.5)
+"""Of the policy, for CONFIDENCE."""
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, at what users write
+
+
+def blend_with(mode: BlendMode, ramp_steps: int) -> BlendSpec:
+    """A sound blend of a mode. One group of channels fits every slot."""
+    vector = {"channels": (0.5,), "channel_groups": 1} if mode is BlendMode.CHANNEL else {}
+    return BlendSpec(mode=mode, ramp_steps=ramp_steps, **vector)
+
+
+# -- graft, then reset -------------------------------------------------------------------------------------------
+
+
+@cache
+def measured(name: str) -> tuple[Task, Any, tuple[SlotSpec, ...]]:
+    """A task, the inputs of its first batch, and its slots."""
+    task, _ = load_task(RUNNING[name])
+    inputs, _ = split_pair(open_data(task, config(Path("unused"))).batch(0))
+    host = build_host(task, 0, "cpu")
+    return task, inputs, dry_run(host, task.slots, inputs, lambda model, x: call_model(task, model, x)).specs
+
+
+def forwards(task: Task, host: nn.Module, inputs: Any) -> list[Tensor]:
+    """What the host gives in both modes, and the gradients of its parameters; its own tensors stay as they are."""
+    found: list[Tensor] = []
+    for training in (True, False):
+        host.train(training)
+        with temporary_rng(0), tensors_kept(host), torch.set_grad_enabled(training):
+            outputs = list(tensors(call_model(task, host, inputs)))
+            found += [output.detach().clone() for output in outputs]
+            if training:
+                sum(output.float().square().sum() for output in outputs).backward()
+    found += [p.grad for p in host.parameters() if p.grad is not None]
+    host.zero_grad(set_to_none=True)
+    return found
+
+
+def appearance(host: nn.Module) -> tuple[Any, ...]:
+    """Names, flags, hooks and modes of a host, and the bits of its state."""
+    modules = [
+        (name, type(module), len(module._forward_hooks), module.training) for name, module in host.named_modules()
+    ]
+    flags = [(name, parameter.requires_grad) for name, parameter in host.named_parameters()]
+    return modules, flags, list(host.state_dict()), state_digest(dict(host.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HOSTS]
+)
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_seeds_that_are_grafted_and_removed_in_any_order_leave_the_host_as_it_was(name, data):
+    task, inputs, specs = measured(name)
+    host = build_host(task, 0, "cpu")
+    editor = SeedEditor(host, {spec.path: spec for spec in specs}, BLUEPRINTS)
+    before, looks = forwards(task, host, inputs), appearance(host)
+    count = data.draw(st.integers(1, 3))
+    for number in range(count):
+        spec = data.draw(st.sampled_from(specs))
+        blueprint = data.draw(st.sampled_from([made.name for made in BLUEPRINTS.for_kind(spec.kind)]))
+        blend = blend_with(data.draw(st.sampled_from(BlendMode)), ramp_steps=1)
+        plan, blob = plan_seed(
+            Candidate(slot=spec.path, blueprint_id=blueprint, seed_id=f"seed-{number}"),
+            spec,
+            BLUEPRINTS.get(blueprint),
+            run_id="run",
+            generation=1,
+            command_id="command",
+            run_seed=0,
+            fence=0,
+            step=0,
+            ordinal=number,
+            blend=blend,
+            warmup_steps=1,
+            confidence=blend_of(blend).confidence(blend, LOGITS),
+        )
+        plan = plan.model_copy(update={"isolated": data.draw(st.booleans())})
+        editor.graft(plan, {plan.weights_digest: blob})
+        with torch.no_grad():
+            for parameter in editor.parameters_of(plan.seed_id):
+                parameter.add_(0.1)  # a new seed is zero and would change nothing
+    editor.set_alphas(1)
+    seeded = forwards(task, host, inputs)
+    assert not same(seeded, before)
+    for number in data.draw(st.permutations(range(count))):
+        editor.remove(f"seed-{number}")
+    assert appearance(host) == looks
+    assert same(forwards(task, host, inputs), before)
+
+
+def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# -- grow, stop, resume ------------------------------------------------------------------------------------------
+
+
+class Blended(HeuristicPolicy):
+    """The heuristic policy with another blend, and with logits if the blend uses them."""
+
+    def __init__(self, blend: BlendSpec) -> None:
+        super().__init__(3, 2, blend.ramp_steps)
+        self._blend = blend
+        self._logits = LOGITS if blend.uses_logits else ()
+
+    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
+        return super().decide(state, eligible, past).model_copy(update={"logits": self._logits})
+
+    def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
+        del state, seed, past
+        return self._logits
+
+
+IN_CHECK = {("resnet", "CONVEX"), (ATTENTION[0], "CHANNEL"), (RECURRENT[0], "CONFIDENCE")}
+"""One mode for each of three kinds; the zoo runs every host with RESIDUAL."""
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=pytest.mark.slow if (name, mode) in IN_CHECK else pytest.mark.torture)
+        for name in HOSTS
+        for mode in BlendMode
+        if mode is not BlendMode.RESIDUAL
+    ],
+)
+def test_a_host_grows_with_every_blend_and_ends_with_the_same_bits_after_a_stop(name, mode, tmp_path) -> None:
+    task, reference = load_task(RUNNING[name])
+    on = InProcess(policy=Blended(blend_with(mode, ramp_steps=4)))
+    whole = run(task, config(tmp_path / "whole"), reference=reference, on=on)
+    watch = StopAt(3)
+    with pytest.raises(Drained):
+        run(task, config(tmp_path / "run"), drain=watch.drain, progress=watch, reference=reference, on=on)
+    again = resume(tmp_path / "run", on=on)
+    assert (again.weights_sha256, again.test_loss) == (whole.weights_sha256, whole.test_loss)
+    assert whole.seeds
