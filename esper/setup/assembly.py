@@ -71,12 +71,15 @@ def make_incubator(survey: Survey, key: RunKey, halted: Callable[[], bool] = nev
 
 
 def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
-    """Return Tamiyo with `policy`. None: a `HeuristicPolicy`, the only kind that `policy.kind` allows."""
+    """Return Tamiyo with `policy`, which may choose any ramp.
+
+    None: a `HeuristicPolicy`, the only kind that `policy.kind` allows; its ramps take `growth.ramp_steps`.
+    """
     config, growth = survey.config, survey.config.growth
     return Tamiyo(
         policy or HeuristicPolicy(growth.candidates, growth.replicas, growth.ramp_steps),
         CommandBuilder(key.secret, clock, growth.ramp_steps),
-        survey.growth_window,
+        survey.growth_window(growth.ramp_steps if policy is None else 1),
         config.risk,
         host_flops=survey.host_flops,
         deadline_s=config.policy.deadline_s,

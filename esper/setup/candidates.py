@@ -65,7 +65,7 @@ def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, An
 def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
     if pair in tried:
         return FIRST
-    if budgets := over_budgets(pair, survey.growth_window, survey.parameter_budget):
+    if budgets := over_budgets(pair, survey.growth_window(survey.config.growth.ramp_steps), survey.parameter_budget):
         return f"over {', '.join(budgets)}"
     return QUEUED if survey.can_grow else NONE
 

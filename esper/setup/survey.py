@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
@@ -95,23 +94,27 @@ class Survey:
 
     @property
     def fences_to_fossil(self) -> int:
-        """Number of fences from germination to the earliest fence at which a seed can be fossilised."""
-        growth = self.config.growth
-        ramp = math.ceil(growth.ramp_steps / self.fence_steps[1])
-        return growth.due_rounds + ramp + 1 + growth.probation_rounds
+        """Number of fences from germination to the earliest at which a seed of the heuristic can be fossilised."""
+        ramp = self.config.growth.ramp_steps
+        return self.growth_window(ramp).fences_to_fossil(ramp)
 
     @property
     def last_germination(self) -> int:
-        """Last fence at which germinating makes sense; may lie before the first."""
+        """Last fence at which the heuristic may germinate; it may lie before the first fence."""
         return len(self.fence_steps) - 1 - self.fences_to_fossil
 
-    @property
-    def growth_window(self) -> GrowthWindow:
-        """When germinating makes sense, and how large a seed may be."""
+    def growth_window(self, shortest_ramp: int) -> GrowthWindow:
+        """Return when germinating makes sense, and how large a seed may be.
+
+        Args:
+            shortest_ramp: Length of the shortest ramp that the policy may choose, in optimizer steps.
+        """
         growth = self.config.growth
         return GrowthWindow(
             first_fence=growth.first_fence,
-            fences_to_fossil=self.fences_to_fossil,
+            round_steps=self.fence_steps[1],
+            fences_beside_ramp=growth.due_rounds + 1 + growth.probation_rounds,
+            shortest_ramp=shortest_ramp,
             stack=growth.stack,
             seed_parameters=int(growth.memory_budget * self.host_parameters),
             seed_flops=int(growth.cost_budget * self.host_flops),
@@ -119,7 +122,7 @@ class Survey:
 
     @property
     def can_grow(self) -> bool:
-        """Growth is on, and some fence comes early enough to germinate at."""
+        """Growth is on, and some fence comes early enough for a seed of the heuristic to germinate."""
         growth = self.config.growth
         return growth.enabled and growth.first_fence <= self.last_germination
 

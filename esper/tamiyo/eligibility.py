@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from esper.leyline.decisions import Hold, HoldReason, Pair
@@ -14,8 +15,12 @@ class GrowthWindow:
     """The first fence that may germinate, and the limits of a single seed."""
 
     first_fence: int
-    fences_to_fossil: int
-    """Least number of fences from a seed's germination to its fossilisation."""
+    round_steps: int
+    """Optimizer steps of a round."""
+    fences_beside_ramp: int
+    """Least number of fences from a seed's germination to its fossilisation, without those of its ramp."""
+    shortest_ramp: int
+    """Length of the shortest ramp that the policy may choose, in optimizer steps."""
     stack: int
     """Most seeds in one slot."""
     seed_parameters: int
@@ -23,15 +28,26 @@ class GrowthWindow:
     seed_flops: int
     """Most modelled FLOPs of one seed, forward and backward on one batch."""
 
+    def fences_to_fossil(self, ramp_steps: int) -> int:
+        """Return the least number of fences from the germination of a seed with such a ramp to its fossilisation."""
+        return self.fences_beside_ramp + math.ceil(ramp_steps / self.round_steps)
+
+    def over(self, state: RoundState, ramp_steps: int) -> Hold | None:
+        """Return a hold if a seed with such a ramp, germinated now, could not be fossilised before the run's end."""
+        last = state.last_fence - self.fences_to_fossil(ramp_steps)
+        if state.fence <= last:
+            return None
+        detail = f"a seed with a ramp of {ramp_steps} steps could not be fossilised before the end"
+        return _hold(state, HoldReason.GROWTH_OVER, detail, state.fence, last)
+
 
 def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold:
-    """Return every eligible pair, in the order of the dry run, or a hold. For a hold the policy is not asked."""
+    """Return every eligible pair, in the order of the dry run, or a hold. For a hold the policy is not called."""
     fence = state.fence
     if fence < window.first_fence:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "slots open later", fence, window.first_fence)
-    if fence + window.fences_to_fossil > state.last_fence:
-        last = state.last_fence - window.fences_to_fossil
-        return _hold(state, HoldReason.GROWTH_OVER, "a seed could not be fossilised before the end", fence, last)
+    if over := window.over(state, window.shortest_ramp):
+        return over
     if state.level is not None and state.level >= Level.CONSERVATIVE:
         return _hold(state, HoldReason.RISK, "emergency level", state.level, Level.CONSERVATIVE)
     if state.incubating:

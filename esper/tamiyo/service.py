@@ -90,7 +90,10 @@ class Tamiyo:
         return self._builder.advance(state, due, self._policy.version, logits)
 
     def decide(self, state: RoundState) -> Verdict:
-        """Return what to germinate at this fence: a command or a hold, and the policy's decision if it was asked.
+        """Return what to germinate at this fence: a command or a hold, and the policy's decision if it was called.
+
+        The policy is not called where `eligible` returns a hold. Its choice of pairs becomes a hold if their ramp is
+        too long for the fences that are left, or if a figure is beyond its limit of risk.
 
         Raises:
             NoSeedCandidates: eligible pairs exist, and the policy chose no eligible pair (#14).
@@ -116,8 +119,12 @@ class Tamiyo:
                 return Verdict(outcome=hold, decision=decision, rates=rates)
             self._check(decision, pairs)
             decision = milder(decision, self._limits, self._host_flops)
-            risk = assess(state, decision, self._limits, self._host_flops)
-            return Verdict(outcome=risk or self._builder.germinate(state, decision), decision=decision, rates=rates)
+            limit = self._over(state, decision) or assess(state, decision, self._limits, self._host_flops)
+            return Verdict(outcome=limit or self._builder.germinate(state, decision), decision=decision, rates=rates)
+
+    def _over(self, state: RoundState, decision: Decision) -> Hold | None:
+        """Return a hold if the ramp that the policy chose is too long for the fences that are left."""
+        return self._window.over(state, decision.blend.ramp_steps) if decision.blend is not None else None
 
     def _decision(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
         def decide() -> Decision:

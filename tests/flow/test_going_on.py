@@ -197,7 +197,7 @@ def test_a_run_that_another_policy_decided_is_not_proved_to_be_another(tmp_path:
     (tmp_path / "mine.py").write_text(TASK)
     path = tmp_path / "run"
     task, reference = load_task(f"{tmp_path}/mine.py:task")
-    run(task, tiny_config(run__dir=str(path)), reference=reference, on=InProcess(policy=Other(2, 0)))
+    run(task, tiny_config(run__dir=str(path)), reference=reference, on=InProcess(policy=Other(2, 0, ramp_steps=30)))
     code, _, err = esper("prove", path)
     assert (code, "another policy decided it" in err) == (2, True)
 

@@ -37,10 +37,13 @@ def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
         generation=1,
         nonces={},
         bodies={},
+        fence=5,
         stages={"seed-1": Stage.TRAINING},
+        earliest={"seed-1": 5},
         pairs={"seed-1": ("body", "mlp")},
         slots={"body": body_spec, "image": image, "wide": wide},
         blends={"seed-1": None},
+        closed=frozenset(),
         order_in_flight=None,
     )
 

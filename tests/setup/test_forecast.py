@@ -132,21 +132,21 @@ def test_what_a_star_leaves_out_is_in_the_plan_and_in_the_heading_of_a_run() -> 
     found = survey_of(tiny_task(slots=["*"], model=Around), tiny_config(growth__enabled=False))
     assert [slot["path"] for slot in forecast(found)["slots"]] == ["body", "head"]
     assert forecast(found)["left_out"] == [
-        {"slot": "pair", "why": "output of type tuple"},
-        {"slot": "same", "why": "output of type tuple"},
+        {"slot": "pair", "why": "output of type list"},
+        {"slot": "same", "why": "output of type list"},
     ]
-    assert "  no slot, output of type tuple: pair, same" in heading(found, None)
+    assert "  no slot, output of type list: pair, same" in heading(found, None)
 
 
 class Twofold(torch.nn.Module):
-    """[B, 8] -> twice [B, 8]."""
+    """[B, 8] -> a list of twice [B, 8]."""
 
-    def forward(self, x_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x_BC, x_BC
+    def forward(self, x_BC: torch.Tensor) -> list[torch.Tensor]:
+        return [x_BC, x_BC]
 
 
 class Around(TinyHost):
-    """A host two of whose modules return pairs."""
+    """A host two of whose modules return lists."""
 
     def __init__(self) -> None:
         super().__init__()

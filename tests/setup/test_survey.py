@@ -14,9 +14,16 @@ from scipy import stats
 
 from esper import run
 from esper.errors import ConfigError, TaskError
+from esper.leyline.commands import Command
+from esper.leyline.decisions import Hold, HoldReason
+from esper.leyline.ids import new_run_id
+from esper.leyline.ports import Policy
+from esper.leyline.state import RoundState
+from esper.setup.assembly import RunKey, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.forecast import forecast
 from esper.setup.survey import Survey, survey_of
-from esper.testing import Bands, TinyHost, telling, tiny_config, tiny_task
+from esper.tamiyo.heuristic import HeuristicPolicy
+from esper.testing import Bands, FakeClock, TinyHost, telling, tiny_config, tiny_task
 
 
 def survey(task: dict[str, Any] | None = None, **overrides: Any) -> Survey:
@@ -47,6 +54,20 @@ def test_the_last_germination_leaves_time_to_become_a_fossil() -> None:
     assert found.can_grow
     assert not survey(run__epochs=3).can_grow
     assert not survey(growth__enabled=False).can_grow
+
+
+@pytest.mark.parametrize(
+    ("policy", "last"),
+    [pytest.param(None, 10, id="of the config"), pytest.param(HeuristicPolicy(1, 1, 20), 11, id="own")],
+)
+def test_the_last_germination_follows_the_ramp_of_the_policy(policy: Policy | None, last: int) -> None:
+    found, key, clock = survey(), RunKey(new_run_id(), 1, b"key"), FakeClock()
+    tamiyo, kasmina = make_tamiyo(found, key, clock, policy), make_kasmina(found, key, clock)
+    training = make_trainer(found, key).untrained()
+    verdicts = [tamiyo.decide(RoundState.of(kasmina.view(fence), training, None)).outcome for fence in (last, last + 1)]
+    assert isinstance(verdicts[0], Command)
+    assert isinstance(verdicts[1], Hold)
+    assert (verdicts[1].reason, verdicts[1].limit) == (HoldReason.GROWTH_OVER, last)
 
 
 def test_sizes_are_those_of_the_host_alone() -> None:

@@ -12,7 +12,18 @@ from esper.leyline.decisions import Hold, HoldReason, Pair
 from esper.leyline.state import RoundState, SlotState
 from esper.tamiyo.eligibility import GrowthWindow, eligible
 
-WINDOW = GrowthWindow(first_fence=2, fences_to_fossil=7, stack=3, seed_parameters=10**9, seed_flops=10**12)
+WINDOW = GrowthWindow(
+    first_fence=2,
+    round_steps=25,
+    fences_beside_ramp=4,
+    shortest_ramp=75,
+    stack=3,
+    seed_parameters=10**9,
+    seed_flops=10**12,
+)
+
+
+OVER = "a seed with a ramp of 75 steps could not be fossilised before the end"
 
 
 def ids(found: tuple[Pair, ...] | Hold) -> list[tuple[str, str]]:
@@ -30,7 +41,7 @@ def test_every_pair_of_an_open_slot_is_eligible_in_the_order_of_the_dry_run(make
     ("changes", "reason", "detail", "measured", "limit"),
     [
         ({"fence": 1}, HoldReason.NO_OPEN_SLOT, "slots open later", 1, 2),
-        ({"fence": 34}, HoldReason.GROWTH_OVER, "a seed could not be fossilised before the end", 34, 33),
+        ({"fence": 34}, HoldReason.GROWTH_OVER, OVER, 34, 33),
         ({"incubating": True}, HoldReason.NO_OPEN_SLOT, "a tournament is in flight", None, None),
         ({"tests_used": 400}, HoldReason.BUDGET_SPENT, "tests of the run", 400, 400),
         ({"added_parameters": 901}, HoldReason.BUDGET_SPENT, "parameters left for the smallest seed", 100, 99),

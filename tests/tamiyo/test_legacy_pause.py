@@ -123,7 +123,15 @@ FAULTS: dict[str, type[EsperError]] = {
 def check_that_a_service_fails_aloud(service: type[Tamiyo], fault: str, state: RoundState) -> None:
     """The failure of a policy is raised by its class, and never becomes a hold."""
     clock = FakeClock()
-    window = GrowthWindow(first_fence=1, fences_to_fossil=7, stack=3, seed_parameters=10**9, seed_flops=10**12)
+    window = GrowthWindow(
+        first_fence=1,
+        round_steps=25,
+        fences_beside_ramp=4,
+        shortest_ramp=75,
+        stack=3,
+        seed_parameters=10**9,
+        seed_flops=10**12,
+    )
     builder = CommandBuilder(b"key", clock, ramp_steps=75)
     policy = Faulty(fault, clock)
     tamiyo = service(policy, builder, window, RiskConfig(), host_flops=10_000, deadline_s=5.0, clock=clock)

@@ -39,7 +39,15 @@ class Components:
         self.tamiyo = Tamiyo(
             self.policy,
             CommandBuilder(b"key", self.clock, ramp_steps=75),
-            GrowthWindow(first_fence=1, fences_to_fossil=7, stack=3, seed_parameters=10**9, seed_flops=10**12),
+            GrowthWindow(
+                first_fence=1,
+                round_steps=25,
+                fences_beside_ramp=4,
+                shortest_ramp=75,
+                stack=3,
+                seed_parameters=10**9,
+                seed_flops=10**12,
+            ),
             RiskConfig(),
             host_flops=10_000,
             deadline_s=5.0,
@@ -112,6 +120,21 @@ def test_a_risk_over_its_limit_holds_what_the_policy_decided(
 
     assert verdict.outcome == Hold(fence=5, reason=HoldReason.RISK, detail="policy risk", measured=0.99, limit=0.98)
     assert verdict.decision == decision
+
+
+@pytest.mark.parametrize(("ramp_steps", "last"), [(75, 33), (76, 32), (1000, -4)])
+def test_a_ramp_that_does_not_fit_the_fences_left_holds_what_the_policy_decided(
+    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], ramp_steps: int, last: int
+) -> None:
+    decision = make_decision(make_pair("mlp"), blend=BlendSpec(mode="CONVEX", ramp_steps=ramp_steps))
+    verdict = Components(decision).tamiyo.decide(make_state(fence=33))
+
+    assert verdict.decision == decision
+    if isinstance(verdict.outcome, Hold):
+        assert (verdict.outcome.reason, verdict.outcome.measured) == (HoldReason.GROWTH_OVER, 33)
+        assert verdict.outcome.limit == last
+    else:
+        assert last == 33
 
 
 @pytest.mark.parametrize(("pairs", "changes"), [(1, {}), (1, {"risk": 0.99}), (0, {"hold": "let it settle"})])

@@ -47,7 +47,15 @@ def fresh_tamiyo(policy: Watching | None = None) -> Tamiyo:
     return Tamiyo(
         policy or Watching(),
         CommandBuilder(b"key", clock, ramp_steps=75),
-        GrowthWindow(first_fence=1, fences_to_fossil=7, stack=3, seed_parameters=10**9, seed_flops=10**12),
+        GrowthWindow(
+            first_fence=1,
+            round_steps=25,
+            fences_beside_ramp=4,
+            shortest_ramp=75,
+            stack=3,
+            seed_parameters=10**9,
+            seed_flops=10**12,
+        ),
         RiskConfig(),
         host_flops=10_000,
         deadline_s=5.0,
