@@ -205,7 +205,7 @@ def folders_that_are_no_packages(modules: list[Module]) -> set[str]:
 
 def names_of_several_files(modules: list[Module]) -> set[str]:
     counted = Counter(module.name.rpartition(".")[2] for module in modules if not module.is_package)
-    return {name for name, times in counted.items() if times > 1} - {"settings", "cli"}
+    return {name for name, times in counted.items() if times > 1} - {"settings"}
 
 
 WHOLE_TREE_RULES = (

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from esper.cli.main import exit_code
-from esper.config.joined import load_config
+from esper.config.joined import RunConfig, load_config
+from esper.leyline.commands import BlendMode
 from esper.setup.fences import fences
 from esper.setup.survey import survey_of
 from esper.setup.wording import percent
@@ -54,6 +55,21 @@ def test_the_steps_from_which_a_run_can_grow_are_those_of_the_defaults() -> None
         return replace(survey, fence_steps=fences(task, config, data)).can_grow
 
     assert [steps for steps in range(1, 2000) if can_grow(steps)] == list(range(int(said[1]), 2000))
+
+
+def settings_in(text: str) -> set[str]:
+    """Return the config keys of six letters or more, and the blend modes, that a text has; the last letter is free."""
+    tables = [field.annotation for field in RunConfig.model_fields.values()]
+    keys = {key for table in tables for key in getattr(table, "model_fields", ())}
+    names = {key.replace("_", " ") for key in keys if len(key) >= 6} | {mode.lower() for mode in BlendMode} | {"blends"}
+    assert {"compile", "residual"} <= names
+    return {name for name in names if re.search(rf"\b{name[:-1]}", " ".join(text.lower().split()))}
+
+
+def test_no_setting_is_in_the_list_of_what_is_missing() -> None:
+    missing = (ROOT / "README.md").read_text("utf-8").partition("The following is not there yet")[2]
+    assert settings_in("Compilation by config, blending modes other than residual") == {"compile", "blends", "residual"}
+    assert settings_in(missing) == set()
 
 
 @pytest.mark.slow

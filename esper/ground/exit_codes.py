@@ -13,4 +13,4 @@ EMERGENCY = 4
 INTERRUPTED = 128 + 2
 """By SIGINT."""
 DRAINED = 128 + 15
-"""SIGTERM ended the run at a fence."""
+"""SIGTERM or SIGHUP ended the run at a fence."""

@@ -45,7 +45,7 @@ class Operation(StrEnum):
     FOSSILIZE = "FOSSILIZE"
     CULL = "CULL"
     SCALE_RATE = "SCALE_RATE"
-    """Kind OPTIMIZER: multiply the learning rates of a seed's optimizer by `rate_scale`, from this fence on."""
+    """Kind OPTIMIZER: set the factor on the learning rates of a seed's schedule to `rate_scale`, from this fence on."""
     GO_BACK = "GO_BACK"
     """Kind ROLLBACK: restore the run as it was at the fence `to_fence`, and train on from there."""
 
@@ -62,6 +62,10 @@ class BlendMode(StrEnum):
     CONFIDENCE = "CONFIDENCE"
     """(1 - e) h + e s, with e = clamp(a c, low, high) and c = sigmoid(gain (top1 - top2 - threshold)), where top1 and
     top2 are the two largest logits of the policy"""
+
+
+USE_LOGITS = frozenset({BlendMode.CONFIDENCE})
+"""Modes whose commands must carry `confidence_logits`."""
 
 
 class BlendSchedule(StrEnum):
@@ -104,7 +108,7 @@ class BlendSpec(GrownMessage):
     @property
     def uses_logits(self) -> bool:
         """Whether every command for a seed with this blend must carry `confidence_logits`."""
-        return self.mode == BlendMode.CONFIDENCE
+        return self.mode in USE_LOGITS
 
 
 class Candidate(Message):

@@ -66,10 +66,12 @@ class Decision(Message):
     risk: float | None = None
     """The policy's estimate of the risk, 0..1. None: it makes no estimate."""
     rates: tuple[RateScale, ...] = ()
-    """Changes of learning rates. They do not depend on whether pairs are tried."""
+    """Changes of learning rates. They are made whether or not pairs are tried, but only at a fence at which the policy
+    is called: see `esper.tamiyo.eligibility.eligible`."""
     go_back_to: int | None = None
     """A fence of `RoundState.checkpoints` to which the whole run goes back; everything since is taken back. `pairs` and
-    `rates` are empty then, and `hold` is None. None: the run goes on."""
+    `rates` are empty then, and `hold` is None. None: the run goes on. Decided only at a fence at which the policy is
+    called, as `rates`."""
     blend: BlendSpec | None = None
     """The blend of all pairs, for their whole life. Required if there are pairs."""
     logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()

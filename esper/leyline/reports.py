@@ -143,9 +143,10 @@ class JoinPlan(HostChange):
 
 
 class RatePlan(HostChange):
-    """Plan to multiply the learning rates of a seed's optimizer by a factor, from here on."""
+    """Plan to set the factor on the learning rates of a seed's schedule, from here on."""
 
     rate_scale: float
+    """It replaces an earlier factor."""
 
     def amended(self, plan: GraftPlan) -> GraftPlan:
         """Return the seed's graft plan after this change."""

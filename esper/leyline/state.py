@@ -110,7 +110,7 @@ class RegistryFacts(Message):
 class RegistryView(RegistryFacts):
     """The registry's state at a fence, in one message for the fence loop.
 
-    A view is valid until the registry changes. Every call that changes the registry returns the view after it.
+    A view is valid until a call changes it. Each such call returns the view after it; see the port `Registrar`.
     """
 
     due: bool

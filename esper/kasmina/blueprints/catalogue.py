@@ -5,8 +5,9 @@ A user's own blueprint is a function with a decorator::
     @blueprint("my_mixer", kinds=(Kind.NTC,), risk=0.3)
     def my_mixer(spec: SlotSpec) -> nn.Module: ...
 
-The module maps the slot's output [B, ...] to a correction of the same shape and dtype, exactly 0 when it is new, and
-is causal where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
+The module maps the slot's output [B, ...] to an output of the same shape and dtype. Such an output is a correction,
+exactly 0 when it is new, for the blend mode RESIDUAL; the other modes replace a part of the slot's output by it. The
+module is causal where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
 
 A factory or a module that cannot compute as planned calls `esper.fell_back`, and the gates refuse the seed.
 """

@@ -1,6 +1,7 @@
 """The table of blend modes: for each, what admission checks, the formula, and the effective alpha.
 
-No other code distinguishes between modes. A mode never replaces another: what a mode needs and lacks is an error.
+No other code distinguishes between modes; `USE_LOGITS` of `esper.leyline.commands` names those that need logits. A mode
+never replaces another: what a mode needs and lacks is an error.
 """
 
 from __future__ import annotations

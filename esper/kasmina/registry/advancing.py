@@ -7,7 +7,7 @@ from esper.kasmina.judging import gates
 from esper.kasmina.registry.answers import plan_ids
 from esper.kasmina.registry.culling import cull
 from esper.kasmina.registry.gate_evidence import impact_evidence, interface_evidence
-from esper.kasmina.registry.lifecycle import NEXT
+from esper.kasmina.registry.lifecycle import STAGE_AFTER
 from esper.kasmina.registry.run_records import RunRecords
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.commands import Command
@@ -37,7 +37,7 @@ def advance(
     records.judged(report, seed)
     if not report.passed:
         return _fail(records, seed, report, fence, command.command_id)
-    after = NEXT[seed.stage]
+    after = STAGE_AFTER[seed.stage]
     step = records.roster.move(seed.seed_id, after, fence, report.gate, command.command_id)
     plans = _plans(records, command, seed, fence, joins=JOINED_AT[records.limits.isolate_until] is after)
     done = after is Stage.FOSSILIZED

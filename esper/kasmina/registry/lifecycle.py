@@ -19,7 +19,7 @@ EDGES: dict[Stage, tuple[Stage, ...]] = {
     Stage.TERMINATED: (),
 }
 
-NEXT: dict[Stage, Stage] = {
+STAGE_AFTER: dict[Stage, Stage] = {
     Stage.TRAINING: Stage.BLENDING,
     Stage.BLENDING: Stage.SHADOWING,
     Stage.SHADOWING: Stage.PROBATIONARY,

@@ -1,7 +1,7 @@
 """The `Registrar` port of Kasmina: the registry of seeds with few calls. The answer to a change contains its results.
 
-On Ray each call is a blocking message to another process. So at a fence only `view` is a pure query: every other call
-changes the registry, and its answer contains what the caller needs next: plans, weights and, mostly, the new view.
+On Ray each call is a blocking message to another process. So the answer to a change contains what the caller needs
+next: plans, weights and, if the call changes the view, the new view.
 """
 
 from __future__ import annotations

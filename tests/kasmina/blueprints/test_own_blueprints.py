@@ -43,10 +43,10 @@ def test_the_page_is_a_task_that_runs_with_its_own_blueprint_and_is_loaded_twice
     task, reference = load_task(f"{tmp_path / 'my_task.py'}:task")
     told = forecast(survey_of(task, config))
     assert {one["blueprint"]: one["place"] for one in told["candidates"]} == dict.fromkeys(
-        ("gate", "low_rank"), "first tournament"
+        ("channel_gate", "low_rank"), "first tournament"
     )
     result = run(task, config, reference=reference)
-    assert "gate" in {seed.blueprint for seed in result.seeds}
+    assert "channel_gate" in {seed.blueprint for seed in result.seeds}
     assert result.network is not None
     for _ in range(2):  # each imports the file anew, and its blueprint with it
         points = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))

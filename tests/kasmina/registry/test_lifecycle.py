@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.errors import IllegalTransition
-from esper.kasmina.registry.lifecycle import EDGES, NEXT, check_edge
+from esper.kasmina.registry.lifecycle import EDGES, STAGE_AFTER, check_edge
 from esper.kasmina.registry.seed_record import SeedRecord
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 
@@ -56,8 +56,8 @@ def test_the_table_is_the_written_one():
 
 
 def test_a_gate_that_passes_lets_a_seed_go_one_edge_further():
-    assert all(after in EDGES[before] for before, after in NEXT.items())
-    assert set(LIVE) <= set(NEXT)
+    assert all(after in EDGES[before] for before, after in STAGE_AFTER.items())
+    assert set(LIVE) <= set(STAGE_AFTER)
 
 
 @given(st.sampled_from(Stage), st.sampled_from(Stage))
