@@ -15,6 +15,7 @@ import torch
 
 from esper.cli.main import exit_code
 from esper.config.joined import RunConfig, load_config
+from esper.leyline.base import Settings
 from esper.leyline.commands import BlendMode
 from esper.setup.fences import fences
 from esper.setup.survey import survey_of
@@ -60,7 +61,9 @@ def test_the_steps_from_which_a_run_can_grow_are_those_of_the_defaults() -> None
 def settings_in(text: str) -> set[str]:
     """Return the config keys of six letters or more, and the blend modes, that a text has; the last letter is free."""
     tables = [field.annotation for field in RunConfig.model_fields.values()]
-    keys = {key for table in tables for key in getattr(table, "model_fields", ())}
+    keys = {
+        key for table in tables if isinstance(table, type) and issubclass(table, Settings) for key in table.model_fields
+    }
     names = {key.replace("_", " ") for key in keys if len(key) >= 6} | {mode.lower() for mode in BlendMode} | {"blends"}
     assert {"compile", "residual"} <= names
     return {name for name in names if re.search(rf"\b{name[:-1]}", " ".join(text.lower().split()))}
