@@ -83,6 +83,13 @@ def test_an_epoch_is_a_slice_of_the_order_and_slices_make_up_the_lap() -> None:
     assert sorted(seen(sliced, range(10))) == list(range(100))
 
 
+def test_a_batch_over_the_end_of_a_lap_has_the_last_samples_of_one_and_the_first_of_the_next() -> None:
+    data = make_data(batch_size=15, epoch_samples=30)
+    samples = seen(data, range(20))  # the seventh batch, for one, has samples 90 to 104 of the sequence
+    for lap in range(3):
+        assert sorted(samples[100 * lap : 100 * lap + 100]) == list(range(100))
+
+
 def test_an_epoch_of_a_slice_leaves_out_only_its_own_rest() -> None:
     sliced, whole = make_data(batch_size=20, epoch_samples=50), make_data(batch_size=10)
     order = seen(whole, range(10))
