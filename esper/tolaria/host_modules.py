@@ -13,8 +13,8 @@ def check_modules(model: nn.Module) -> None:
     """Refuse a newly built model that cannot be trained, copied and grown.
 
     Raises:
-        TaskError: the model has no trainable parameter; a module is compiled or scripted; or a tensor is lazy, on the
-            meta device, not dense, or has elements that share memory.
+        TaskError: the model has no trainable parameter; a module is compiled, scripted or wrapped to run in parallel;
+            or a tensor is lazy, on the meta device, not dense, or has elements that share memory.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TaskError("task.model", type(model).__name__, "leave requires_grad on for the parameters to train")
@@ -24,6 +24,9 @@ def check_modules(model: nn.Module) -> None:
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise TaskError("task.model", type(model).__name__, "a scripted module calls no seed; give the module itself")
     for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            mend = f"it calls copies of {name or 'the model'} that have no seeds; give the module that it wraps"
+            raise TaskError("task.model", type(module).__name__, mend)
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             mend = "leave torch.compile out; run.compile=true compiles the model, and again after each graft"
             raise TaskError("task.model", f"{name or type(model).__name__}, compiled", mend)

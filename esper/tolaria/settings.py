@@ -28,8 +28,9 @@ class TrainConfig(Settings):
     )
     device: str = Field("cpu", description="device of the host, by its name in torch")
     compile: bool = Field(False, description="whether torch.compile compiles the model; other bits than without")
-    compile_backend: Literal["inductor", "aot_eager", "eager"] = Field(
-        "inductor", description="backend of torch.compile; inductor needs a C++ compiler, the others are no faster"
+    compile_backend: Literal["inductor", "aot_eager"] = Field(
+        "inductor",
+        description="backend of torch.compile; inductor needs a C++ compiler, aot_eager is no faster",
     )
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest global gradient norm; default: no clipping"

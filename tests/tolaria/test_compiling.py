@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from esper import resume, run
@@ -146,7 +147,7 @@ def test_a_part_of_a_compiled_host_that_runs_eager_is_a_fallback(trainer, survey
 
 @pytest.mark.slow
 def test_a_slot_that_a_compiled_forward_calls_eager_is_refused_or_left_out(make_survey):
-    compiled = {"run__compile": True, "run__compile_backend": "eager"}
+    compiled = {"run__compile": True, "run__compile_backend": "aot_eager"}
     mend = "torch cannot compile the forward around this slot; name another module, or leave run.compile out"
     with pytest.raises(TaskError, match=re.escape(f"slot body = 'called eager, not compiled': {mend}")):
         make_survey(model=Eager, **compiled)
@@ -175,7 +176,23 @@ def test_what_torch_cannot_compile_with_is_told_before_anything_else(make_survey
         make_survey(run__compile=True)
 
 
-@pytest.mark.slow
+class Recomputing(TinyHost):
+    """Its slot is called again in the backward pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False))
+
+
+@pytest.mark.parametrize("backend", [None, pytest.param("aot_eager", marks=pytest.mark.slow)])
+def test_the_recomputation_of_a_checkpoint_counts_as_no_call(trainer, survey, make_plan, drawn, backend):
+    live = trainer(backend, model=Recomputing)
+    live.graft(make_plan(survey, step=0, isolated=True), drawn)
+    live.train_to(3)
+    (seen,) = live.observe(1, {}).seeds
+    assert (seen.calls, seen.fallbacks, seen.isolation_leaks) == (3, (), ())
+
+
+@pytest.mark.torture
 def test_a_compiled_run_grows_and_ends_with_the_same_bits_after_a_stop(tmp_path: Path) -> None:
     def config(name: str) -> Any:
         return tiny_config(run__dir=str(tmp_path / name), run__compile=True, growth__candidates=2)

@@ -129,6 +129,13 @@ def a_compiled_model() -> Task:
     return _task(lambda: torch.compile(Net()))
 
 
+@refused(
+    r"task\.model = 'DataParallel': it calls copies of the model that have no seeds; give the module that it wraps"
+)
+def a_model_in_data_parallel() -> Task:
+    return _task(lambda: nn.DataParallel(Net()))
+
+
 @refused(r"task\.model = 'body\.weight': it lies on the meta device")
 def a_model_without_values() -> Task:
     return _task(lambda: Net().to("meta"))
