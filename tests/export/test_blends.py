@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from esper.export.network_file import network_file
+from esper.export.programs import export_bytes, onnx_bytes, play_export, play_onnx, trace
 from esper.ground.tensors import blob_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.host.host_editor import SeedEditor
@@ -48,11 +49,8 @@ SPEC = SlotSpec(
 )
 
 
-@pytest.mark.parametrize("mode", BlendMode)
-def test_a_finished_network_has_the_live_hosts_bits(mode: BlendMode) -> None:
-    torch.manual_seed(0)
-    host, x = Convolutions(), torch.randn(6, 3, 5, 5)
-    bare = copy.deepcopy(host)
+def grown(mode: BlendMode, host: nn.Module) -> tuple[SeedEditor, GraftPlan]:
+    """Graft a seed into a host, with alpha on its way to the target."""
     module = BLUEPRINTS.get("conv3").build(SPEC, seed_key=1)
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -1, 1)
@@ -77,6 +75,15 @@ def test_a_finished_network_has_the_live_hosts_bits(mode: BlendMode) -> None:
     editor = SeedEditor(host.eval(), {"body": SPEC}, BLUEPRINTS)
     editor.graft(plan, {plan.weights_digest: blob})
     editor.set_alphas(2)
+    return editor, plan
+
+
+@pytest.mark.parametrize("mode", BlendMode)
+def test_a_finished_network_has_the_live_hosts_bits(mode: BlendMode) -> None:
+    torch.manual_seed(0)
+    host, x = Convolutions(), torch.randn(6, 3, 5, 5)
+    bare = copy.deepcopy(host)
+    editor, plan = grown(mode, host)
     live = host(x)
     editor.release()
 
@@ -87,3 +94,16 @@ def test_a_finished_network_has_the_live_hosts_bits(mode: BlendMode) -> None:
     assert torch.equal(host(x), live)
     assert torch.equal(made(x), live)
     assert not torch.allclose(live, bare.eval()(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", BlendMode)
+def test_a_program_of_a_finished_network_gives_its_outputs(mode: BlendMode) -> None:
+    torch.manual_seed(0)
+    host, x = Convolutions(), torch.randn(6, 3, 5, 5)
+    editor, _ = grown(mode, host)
+    editor.release()
+    program = trace(host, x, len(x))
+    torch.testing.assert_close(play_export(export_bytes(program))(x[:2]), host(x[:2]))
+    (output,) = play_onnx(onnx_bytes(program))(x[:2])
+    torch.testing.assert_close(torch.from_numpy(output), host(x[:2]).detach())
