@@ -346,6 +346,26 @@ def test_what_was_taken_back_is_counted_also_after_a_death_and_nothing_else_is(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("breaks", ["revive", "restore"])
+def test_a_death_on_the_way_back_to_an_older_fence_does_not_bring_the_later_one_back(
+    line: Line, undisturbed: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    line.begin()
+    while line.passed < 6:
+        line.round()
+    with monkeypatch.context() as patch:
+        broken = line.components.crew if breaks == "revive" else line.components.kasmina
+        patch.setattr(type(broken), breaks, dead)
+        with pytest.raises(ActorLost):
+            line.back.roll_back(Tier.FULL, 5)
+    dies(line, "manager-0", "kasmina")
+    assert (line.passed, line.tally.rollbacks) == (5, 1)
+    assert to_the_end(line) == undisturbed.weights_sha256
+    past = read_past(tmp_path / "run")
+    assert [e.body["fence"] for e in past.entries if e.kind is RecordKind.ROUND_ENDED] == list(range(1, LAST + 1))
+
+
+@pytest.mark.slow
 def test_two_copies_of_a_host_are_held_beside_what_is_alive_and_one_for_a_tournament(line: Line) -> None:
     def snapshots() -> int:
         gc.collect()
