@@ -59,7 +59,14 @@ def graphs() -> int:
     return int(counters["stats"]["unique_graphs"])
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "eager",
+        pytest.param("aot_eager", marks=pytest.mark.slow),
+        pytest.param("inductor", marks=pytest.mark.torture),
+    ],
+)
 def test_a_compiled_host_calls_its_seeds_from_the_step_after_the_graft_to_that_of_the_removal(
     trainer, survey, make_plan, drawn, backend
 ):

@@ -22,12 +22,12 @@ from esper.ground.tensors import state_digest
 from esper.ground.tensors_kept import tensors_kept
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.host.blending import blend_of
-from esper.kasmina.host.dry_run import dry_run
+from esper.kasmina.host.dry_run import Found, dry_run
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate
 from esper.leyline.decisions import Decision, Pair
-from esper.leyline.reports import FieldReport
+from esper.leyline.reports import FieldReport, GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import RoundState, SeedState
 from esper.setup.survey import open_data
@@ -64,12 +64,13 @@ def blend_with(mode: BlendMode, ramp_steps: int) -> BlendSpec:
 
 
 @cache
-def measured(name: str) -> tuple[Task, Any, tuple[SlotSpec, ...]]:
-    """A task, the inputs of its first batch, and its slots."""
+def measured(name: str, everywhere: bool = False) -> tuple[Task, Any, Found]:
+    """A task, the inputs of its first batch, and its slots; or all slots that it could have."""
     task, _ = load_task(RUNNING[name])
     inputs, _ = split_pair(open_data(task, config(Path("unused"))).batch(0))
     host = build_host(task, 0, "cpu")
-    return task, inputs, dry_run(host, task.slots, inputs, lambda model, x: call_model(task, model, x)).specs
+    slots = ["*"] if everywhere else task.slots
+    return task, inputs, dry_run(host, slots, inputs, lambda model, x: call_model(task, model, x))
 
 
 def forwards(task: Task, host: nn.Module, inputs: Any) -> list[Tensor]:
@@ -96,14 +97,32 @@ def appearance(host: nn.Module) -> tuple[Any, ...]:
     return modules, flags, list(host.state_dict()), state_digest(dict(host.state_dict()))
 
 
+def planned(spec: SlotSpec, blueprint: str, number: int, blend: BlendSpec) -> tuple[GraftPlan, bytes]:
+    return plan_seed(
+        Candidate(slot=spec.path, blueprint_id=blueprint, seed_id=f"seed-{number}"),
+        spec,
+        BLUEPRINTS.get(blueprint),
+        run_id="run",
+        generation=1,
+        command_id="command",
+        run_seed=0,
+        fence=0,
+        step=0,
+        ordinal=number,
+        blend=blend,
+        warmup_steps=1,
+        confidence=blend_of(blend).confidence(blend, LOGITS),
+    )
+
+
 @pytest.mark.parametrize(
     "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in HOSTS]
 )
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_seeds_that_are_grafted_and_removed_in_any_order_leave_the_host_as_it_was(name, data):
-    task, inputs, specs = measured(name)
-    host = build_host(task, 0, "cpu")
+    task, inputs, found = measured(name)
+    specs, host = found.specs, build_host(task, 0, "cpu")
     editor = SeedEditor(host, {spec.path: spec for spec in specs}, BLUEPRINTS)
     before, looks = forwards(task, host, inputs), appearance(host)
     count = data.draw(st.integers(1, 3))
@@ -111,21 +130,7 @@ def test_seeds_that_are_grafted_and_removed_in_any_order_leave_the_host_as_it_wa
         spec = data.draw(st.sampled_from(specs))
         blueprint = data.draw(st.sampled_from([made.name for made in BLUEPRINTS.for_kind(spec.kind)]))
         blend = blend_with(data.draw(st.sampled_from(BlendMode)), ramp_steps=1)
-        plan, blob = plan_seed(
-            Candidate(slot=spec.path, blueprint_id=blueprint, seed_id=f"seed-{number}"),
-            spec,
-            BLUEPRINTS.get(blueprint),
-            run_id="run",
-            generation=1,
-            command_id="command",
-            run_seed=0,
-            fence=0,
-            step=0,
-            ordinal=number,
-            blend=blend,
-            warmup_steps=1,
-            confidence=blend_of(blend).confidence(blend, LOGITS),
-        )
+        plan, blob = planned(spec, blueprint, number, blend)
         plan = plan.model_copy(update={"isolated": data.draw(st.booleans())})
         editor.graft(plan, {plan.weights_digest: blob})
         with torch.no_grad():
@@ -142,6 +147,38 @@ def test_seeds_that_are_grafted_and_removed_in_any_order_leave_the_host_as_it_wa
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# -- which modules are slots -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "why"),
+    [
+        ("resnet", "layer1.relu", "called 2 times by a forward in training mode"),
+        ("resnet", "layer1.downsample.1", "its output is that of layer1.downsample"),
+        (ATTENTION[0], "body.layers", "never called by a forward in training mode"),
+        (ATTENTION[0], "body.layers.0.self_attn.out_proj", "never called by a forward in training mode"),
+        ("tagging_with_an_lstm", "lstm", "output of type PackedSequence"),
+        ("language_model_with_tied_words", "places", "output of shape (5, 8) for 16 samples"),
+    ],
+)
+def test_what_cannot_be_a_slot_is_told_with_the_reason(name, path, why):
+    _, _, found = measured(name, everywhere=True)
+    assert found.left_out[path] == why
+
+
+@pytest.mark.parametrize("name", [ATTENTION[0], RECURRENT[0]])
+def test_a_seed_in_any_slot_is_called_once_in_each_mode_also_where_torch_has_a_fused_path(name):
+    task, inputs, found = measured(name, everywhere=True)
+    host = build_host(task, 0, "cpu")
+    editor = SeedEditor(host, {spec.path: spec for spec in found.specs}, BLUEPRINTS)
+    for number, spec in enumerate(found.specs):
+        plan, blob = planned(spec, "norm", number, blend_with(BlendMode.RESIDUAL, 1))
+        editor.graft(plan, {plan.weights_digest: blob})
+        forwards(task, host, inputs)
+        assert editor.calls(plan.seed_id) == 2, spec.path
+        editor.remove(plan.seed_id)
 
 
 # -- grow, stop, resume ------------------------------------------------------------------------------------------
