@@ -36,7 +36,7 @@ class PairedLosses(Message):
     sd: float
     """Sample standard deviation (n - 1)."""
     z: float
-    """`mean / sqrt(sd^2 / count)`; 0 if sd is 0, which is no evidence of an improvement."""
+    """`mean / sqrt(sd^2 / count)`; 0 if sd is 0 (no difference is no improvement)."""
     control_mean: float
 
     @property
@@ -60,18 +60,17 @@ class PerformanceStatus(StrEnum):
 
 
 class Marks(Message):
-    """Evidence of fallbacks of a seed. Every gate except G5 checks it first."""
+    """Fallbacks of a seed, which gates check first."""
 
     command_fallbacks: tuple[str, ...] = ()
     """`fallback_marks` of the command; empty if no command requested the judgement."""
     evidence_fallbacks: tuple[str, ...] | None = None
-    """Fallbacks that the seed reported during the measurement, and each difference between requested and actual
-    execution that no other check of the gate judges. None: the seed was not observed running.
-    """
+    """What the seed told of its fallbacks during the measurement, and each difference between the requested and the
+    actual execution that the gate does not judge otherwise. None: the seed was not observed running."""
 
 
 class Stages(Message):
-    """The stage of a seed in the live host: as recorded now, and as recorded when its evidence was measured."""
+    """The stage of a seed in the live host, as recorded now and as it was when its evidence was measured."""
 
     recorded: Stage
     measured: Stage
@@ -93,7 +92,7 @@ class SanityProbe(Message):
     sample_leak: float | None
     """Largest relative change of the output for an unperturbed sample. None: the host itself mixes samples."""
     told: tuple[str, ...] = ()
-    """The fallbacks that the module reported while it was built and measured."""
+    """The fallbacks that the module told while it was built and measured."""
 
 
 class SanityEvidence(Message):
@@ -106,7 +105,7 @@ class SanityEvidence(Message):
     spec: SlotSpec | None
     """None: the slot is not known."""
     added_parameters: int
-    """Number of parameters of this seed and of all seeds in the host, together."""
+    """Parameters of this seed and of all seeds in the host, together."""
     parameter_budget: int
     memory_ratio: float | None
     """Parameter bytes of the seed over those of the host. None: there is no probe."""
@@ -125,9 +124,10 @@ class GradientProbe(Message):
 
 
 class GradientEvidence(Message):
-    """Evidence for G1."""
+    """Evidence for G1. G0 has judged the fallback marks of the command, which is the same."""
 
-    marks: Marks
+    fallbacks: tuple[str, ...] | None
+    """As `evidence_fallbacks` in `Marks`."""
     probe: GradientProbe | None
 
 
@@ -141,9 +141,7 @@ class StabilityEvidence(Message):
     """Rank in its tournament by mean paired gain on the pick shard, 1 is best. None: dropped at the halving."""
     pairs: PairedLosses | None
     loss_variation: float | None
-    """Noise of the fork's training loss in the second half of its training: standard deviation about a fitted line,
-    divided by the mean loss.
-    """
+    """Standard deviation, about a straight line, of the fork's training loss in its second half, over the mean."""
     carried: PairedLosses | None = None
     """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
     carried_from: str | None = None
@@ -176,7 +174,7 @@ class SeedObservation(Message):
     isolated: bool
     """True if the seed's input is detached, so that its isolation can be audited."""
     told: tuple[str, ...] = ()
-    """The fallbacks that the seed's module reported; see `fell_back`."""
+    """The fallbacks that the seed's module told; see `fell_back`."""
     parameter_bytes: int
     """Bytes of the seed's parameters now."""
     isolation_leaks: tuple[str, ...] | None = None
@@ -199,9 +197,7 @@ class SeedObservation(Message):
 
     @property
     def fallbacks(self) -> tuple[str, ...] | None:
-        """Return the fallbacks that the seed reported, and its `differences`. None: the seed reported none and was not
-        observed running.
-        """
+        """Return what the seed told, and its `differences`. None: it told nothing and was not observed running."""
         found = self.differences
         if found is None:
             return self.told or None
@@ -237,7 +233,7 @@ class InterfaceEvidence(Message):
     required_mesh: tuple[str, ...]
     registered_layers: tuple[str, ...]
     isolation_leaks: tuple[str, ...] | None = None
-    """Parameters that the seed's gradient reaches in the live host. None: the seed was never isolated."""
+    """Host parameters that the seed's gradient reaches in the live host. None: the seed was never isolated."""
 
 
 class ImpactEvidence(Message):
@@ -256,7 +252,7 @@ class ImpactEvidence(Message):
     """Parameter bytes of the seed over those of the host."""
     memory_budget: float
     isolation_leaks: tuple[str, ...] | None
-    """Parameter bytes of the seed over those of the host, as in `InterfaceEvidence`."""
+    """As in `InterfaceEvidence`."""
 
 
 class ResetProbe(Message):
@@ -276,6 +272,6 @@ class ResetProbe(Message):
 
 
 class ResetEvidence(Message):
-    """Evidence for G5. It has no `Marks`, since no command requests this judgement and no seed runs."""
+    """Evidence for G5. It has no `Marks`, since no command requests it and no seed runs."""
 
     probe: ResetProbe | None

@@ -42,9 +42,7 @@ class HostEditor(Protocol):
         ...
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the current plans of all grafted seeds, in graft order. Applied to a fresh host, they give the present
-        host.
-        """
+        """Return the current plans of all grafted seeds, in graft order: they rebuild the present host."""
         ...
 
     def parameters_of(self, seed_id: str) -> Sequence[Any]:  # Any: torch.nn.Parameter
@@ -52,7 +50,7 @@ class HostEditor(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Any]:  # Any: torch.Tensor
-        """Return all parameters and buffers of all seeds by name. The names do not depend on the run's id."""
+        """Return all parameters and buffers of all seeds, by names that do not depend on the run's id."""
         ...
 
     def set_training(self, training: bool) -> None:
@@ -85,8 +83,9 @@ class HostEditor(Protocol):
 
 
 class Fork(Protocol):
-    """A copy of the host in training: a control, a seeded fork, or the twin. The fork may be in any process. Call
-    order: `graft`, if there is a candidate, before all other methods.
+    """A copy of the host in training: a control, a seeded fork, or the twin. It may be in any process.
+
+    Call order: `graft`, if there is a candidate, before all other methods.
     """
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
@@ -98,7 +97,7 @@ class Fork(Protocol):
         ...
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return the losses on the slice of a shard that belongs to a fence."""
+        """Losses on the slice of a shard that belongs to a fence."""
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
@@ -106,11 +105,11 @@ class Fork(Protocol):
         ...
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Return the mean loss ("loss") and the metrics over a whole shard."""
+        """Mean loss ("loss") and metrics over a whole shard."""
         ...
 
     def weights_sha256(self) -> str:
-        """Return the digest of all weights and buffers."""
+        """Digest of all weights and buffers."""
         ...
 
     def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference; opaque to the caller
@@ -119,14 +118,14 @@ class Fork(Protocol):
 
 
 class ProbedFork(Fork, Protocol):
-    """A fork in this process. It measures candidates one after the other: `graft`, measure, `remove`."""
+    """A fork in this process, on which candidates are measured one after the other: `graft`, measure, `remove`."""
 
     def remove(self, seed_id: str) -> None:
         """Detach a candidate, so that another can be grafted."""
         ...
 
     def activation(self, slot: str) -> Any:  # Any: torch.Tensor
-        """Return the output of the slot, seeds included, on the next training batch. The host is not changed."""
+        """Return the slot's output, seeds included, on the next training batch. The host is not changed."""
         ...
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:

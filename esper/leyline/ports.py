@@ -1,5 +1,6 @@
-"""Ports: the interfaces through which the line (the loop over fences) calls the components, and Tamiyo its policy. In
-one process the components have these methods; across processes, handles of remote components have them.
+"""Ports of the line: the interfaces by which it calls the components at a fence, and Tamiyo its policy.
+
+In one process the components themselves have these methods, across processes their handles.
 
 `Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
 """
@@ -48,7 +49,7 @@ class LiveHost(Protocol):
         ...
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return the losses on the slice of a shard that belongs to a fence."""
+        """Losses on the slice of a shard that belongs to a fence."""
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
@@ -56,9 +57,7 @@ class LiveHost(Protocol):
         ...
 
     def snapshot(self) -> Any:  # Any: as `Fork.snapshot`, or a reference to it
-        """Return the whole state that the host's further training depends on, for the incubation. Other callers must
-        not look into it.
-        """
+        """Return the whole state that the host's further training depends on, for the incubation; opaque to others."""
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
@@ -70,11 +69,11 @@ class LiveHost(Protocol):
         ...
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Return the mean loss ("loss") and the metrics over a whole shard."""
+        """Mean loss ("loss") and metrics over a whole shard."""
         ...
 
     def weights_sha256(self) -> str:
-        """Return the digest of all weights and buffers."""
+        """Digest of all weights and buffers."""
         ...
 
     def parameter_count(self) -> int:
@@ -115,13 +114,11 @@ class Policy(Protocol):
     version: str
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return some of the eligible pairs, or a hold with a reason; and perhaps changes of learning rates or a fence
-        to go back to.
-        """
+        """Return some of the eligible pairs, or a hold with a reason."""
         ...
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
-        """Return the policy's logits for a seed whose next gate is due. Called only if its blend is CONFIDENCE."""
+        """Return fresh logits on a seed whose next gate is due. Called only for seeds with a CONFIDENCE blend."""
         ...
 
 
@@ -133,7 +130,7 @@ class Decider(Protocol):
     """
 
     def remember(self, report: FieldReport) -> None:
-        """Store a field report for later states that the policy receives."""
+        """Add a field report to the past that the policy gets."""
         ...
 
     def advance(self, state: RoundState) -> Command | None:
@@ -145,7 +142,7 @@ class Decider(Protocol):
         ...
 
     def state(self) -> str:
-        """Return the state on which later decisions depend, as text."""
+        """Return the state on which further decisions depend, as text."""
         ...
 
     def restore(self, state: str, generation: int) -> None:
@@ -231,7 +228,7 @@ class Inbox(Protocol):
         ...
 
     def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """Remove signals from the queue. The caller has made them durable."""
+        """Remove signals from the queue: they are durable elsewhere."""
         ...
 
     def close(self) -> None:

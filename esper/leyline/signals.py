@@ -1,4 +1,4 @@
-"""Types of emergency signals, which any part of a run may send."""
+"""Emergency signals, which any part of a run may send. Types only."""
 
 from __future__ import annotations
 

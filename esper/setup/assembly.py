@@ -1,4 +1,4 @@
-"""Builds each component of a run from its survey, in the same way in one process and on Ray."""
+"""Builds each component of a run from its survey, in the same way in one process and on Ray. It runs none."""
 
 from __future__ import annotations
 

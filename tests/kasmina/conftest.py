@@ -1,19 +1,34 @@
-"""What tests of Kasmina share: commands as Tamiyo signs them, and what was said while a test ran. It tests nothing."""
+"""What tests of Kasmina share: signed commands, events, and runs whose components are wrapped. It tests nothing."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import esper
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
+from esper.archive.run_directory import telemetry_folder
+from esper.config.joined import RunConfig
+from esper.errors import Drained
+from esper.flow.result import Result
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint
 from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign
+from esper.leyline.reports import GateReport, Transition
 from esper.leyline.slots import Kind, SlotSpec
+from esper.setup import assembly
+from esper.task import Task
 from esper.telemetry import Telemetry, use
 from esper.telemetry.events import LOG
-from esper.testing import EPOCH
+from esper.telemetry.metrics import Counters
+from esper.testing import EPOCH, StopAt
 
 KEY = b"a key of a test's own, 32 bytes."
 RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
@@ -93,3 +108,132 @@ def make_command() -> Callable[..., Command]:
         return command.model_copy(update={"signature": sign(command, key)})
 
     return make
+
+
+# -- runs whose components are wrapped -------------------------------------------------------------------------------
+
+
+@dataclass
+class Lived:
+    """A run in this process, to its end, to a drain or to its error."""
+
+    directory: Path
+    result: Result | None = None
+    error: Any = None
+    """The error that ended it, a drain included. Any: a test knows which."""
+    counted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Every count, name and labels, in order. An event counts as it is written, a transition as it is made."""
+    _past: Any = None
+
+    @property
+    def _entries(self) -> Any:
+        if self._past is None:
+            self._past = read_past(self.directory).entries
+        return self._past
+
+    def _bodies(self, kind: RecordKind) -> list[str]:
+        return [json.dumps(entry.body) for entry in self._entries if entry.kind is kind]
+
+    @property
+    def gates(self) -> list[GateReport]:
+        return [GateReport.model_validate_json(body) for body in self._bodies(RecordKind.GATE)]
+
+    @property
+    def transitions(self) -> list[Transition]:
+        return [Transition.model_validate_json(body) for body in self._bodies(RecordKind.TRANSITION)]
+
+    @property
+    def commands(self) -> list[Command]:
+        return [Command.model_validate_json(body) for body in self._bodies(RecordKind.COMMAND)]
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        log = telemetry_folder(self.directory) / LOG
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def total(self, name: str, **labels: Any) -> int:
+        """How often something was counted with these labels."""
+        return sum(name == one and labels.items() <= told.items() for one, told in self.counted)
+
+
+@pytest.fixture
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lived]:
+    """Run a task in this process.
+
+    `blueprints` are all that there are. `wrap` maps a method of a component, as "trainer.observe", to a function that
+    is called in its stead with the method and its arguments. `commanded` may change each command of Tamiyo, which is
+    then signed again: a function of (command, its place among all commands) that returns the changed fields. The run is
+    drained at fence `stop`, or ends with the error `raising`, or is made to its end.
+    """
+
+    def run(
+        task: Task,
+        config: RunConfig,
+        *,
+        blueprints: tuple[Blueprint, ...],
+        wrap: Mapping[str, Callable[..., Any]] | None = None,
+        commanded: Callable[[Command, int], dict[str, Any]] = lambda _command, _place: {},
+        stop: int | None = None,
+        raising: type[Exception] | None = None,
+        run_dir: str = "run",
+    ) -> Lived:
+        lived = Lived(tmp_path / run_dir)
+        names = {made.name: made for made in blueprints}
+        counted = Counters.add
+        with monkeypatch.context() as patch:
+            patch.setattr(BLUEPRINTS, "_blueprints", names)
+
+            def note(self: Counters, name: str, amount: int = 1, **labels: Any) -> None:
+                lived.counted += [(name, labels)] * amount
+                counted(self, name, amount, **labels)
+
+            patch.setattr(Counters, "add", note)
+            _wrap(patch, wrap or {}, commanded)
+            config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(lived.directory)})})
+            watch = StopAt(stop if stop is not None else -1)
+            expected = raising or (Drained if stop is not None else None)
+            with pytest.raises(expected) if expected is not None else nullcontext() as caught:
+                lived.result = esper.run(task, config, progress=watch, drain=watch.drain)
+            lived.error = caught.value if caught is not None else None
+        return lived
+
+    return run
+
+
+def _wrap(
+    patch: pytest.MonkeyPatch,
+    wrap: Mapping[str, Callable[..., Any]],
+    commanded: Callable[[Command, int], dict[str, Any]],
+) -> None:
+    sent: list[Command] = []
+
+    def changed(secret: bytes, command: Command) -> Command:
+        command = command.model_copy(update=commanded(command, len(sent)))
+        sent.append(command.model_copy(update={"signature": sign(command, secret)}))
+        return sent[-1]
+
+    def make(component: str, *arguments: Any) -> Any:
+        made = getattr(assembly, f"make_{component}")(*arguments)
+        for name, instead in wrap.items():
+            if name.startswith(f"{component}."):
+                method = name.partition(".")[2]
+                patch.setattr(made, method, partial(instead, getattr(made, method)))
+        if component == "tamiyo":
+            advance, decide, secret = made.advance, made.decide, arguments[1].secret
+
+            def advance_changed(state: Any) -> Command | None:
+                command = advance(state)
+                return changed(secret, command) if command is not None else None
+
+            def decide_changed(state: Any) -> Any:
+                verdict = decide(state)
+                if not isinstance(verdict.outcome, Command):
+                    return verdict
+                return verdict.model_copy(update={"outcome": changed(secret, verdict.outcome)})
+
+            patch.setattr(made, "advance", advance_changed)
+            patch.setattr(made, "decide", decide_changed)
+        return made
+
+    for component in ("tamiyo", "kasmina", "incubator", "trainer"):
+        patch.setattr(f"esper.flow.in_process.make_{component}", partial(make, component))

@@ -42,7 +42,9 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             h = torch.randn(SAMPLES, *spec.shape, dtype=dtype_of(spec), device=device, requires_grad=True)
             given = h.detach().clone()
             forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
-            torch.autograd.backward(as_slot(forward(h), h).sum())
+            output = as_slot(forward(h), h)
+            if output.requires_grad:  # else the seed has no gradient, which gate G1 refuses
+                torch.autograd.backward(output.sum())
             if not torch.equal(h, given):
                 raise ValueError("it changes its input, an activation of the host; let it work on a copy")
     except Exception as error:

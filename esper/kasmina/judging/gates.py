@@ -75,15 +75,16 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     Raises:
         EvidenceMissing: no backward pass was made, or the code path of the probe was not recorded.
     """
-    if (failed := _failed(Gate.G1, _marks(evidence.marks), seed_id, fence)) is not None:
+    first = _told(evidence.fallbacks)
+    if (failed := _failed(Gate.G1, first, seed_id, fence)) is not None:
         return failed
     probe = _need("G1", "gradient probe", evidence.probe)
-    _need("G1", "code path, device and dtype of the probe", evidence.marks.evidence_fallbacks)
+    _need("G1", "code path, device and dtype of the probe", evidence.fallbacks)
     if probe.batches < 1:
         raise EvidenceMissing("G1", "probe batches", probe.batches, 1)
     leaves = probe.reachable_host_parameters
     checks = [
-        *_marks(evidence.marks),
+        *first,
         Check(name="nonfinite_gradients", reason="gradient_nonfinite", measured=probe.nonfinite, at_most=0),
         Check(name="reachable_host_parameters", reason="isolation_violated", measured=leaves, equals=()),
     ]
@@ -244,11 +245,16 @@ def _failed(gate: Gate, first: list[Check], seed_id: str, fence: int) -> GateRep
 
 
 def _marks(marks: Marks) -> list[Check]:
-    requested, used = marks.command_fallbacks, marks.evidence_fallbacks
-    checks = [Check(name="command_fallbacks", reason="fallback_requested", measured=requested, equals=())]
-    if used is not None:
-        checks.append(Check(name="evidence_fallbacks", reason="fallback_used", measured=used, equals=()))
-    return checks
+    requested = marks.command_fallbacks
+    check = Check(name="command_fallbacks", reason="fallback_requested", measured=requested, equals=())
+    return [check, *_told(marks.evidence_fallbacks)]
+
+
+def _told(fallbacks: tuple[str, ...] | None) -> list[Check]:
+    """Return the check of the fallbacks in the evidence. None: the seed was not observed running."""
+    if fallbacks is None:
+        return []
+    return [Check(name="evidence_fallbacks", reason="fallback_used", measured=fallbacks, equals=())]
 
 
 def _same_stage(stages: Stages) -> Check:

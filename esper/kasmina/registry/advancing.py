@@ -63,17 +63,17 @@ def _judge_interface(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
 ) -> GateReport:
     evidence = interface_evidence(command, seed, records.roster.specs[seed.slot], observation, fence)
-    missing = gates.missing_layers(evidence)
-    if missing:
+    report = gates.interface_gate(evidence, seed.seed_id, fence)
+    if "mesh_incomplete" in report.reasons:
         severe(
             "mesh_coverage_missing",
             Severity.ERROR,
             seed_id=seed.seed_id,
-            missing=list(missing),
+            missing=list(gates.missing_layers(evidence)),
             required=list(seed.required_mesh),
             available=list(observation.registered_layers),
         )
-    return gates.interface_gate(evidence, seed.seed_id, fence)
+    return report
 
 
 def _judge_impact(

@@ -46,10 +46,11 @@ def sanity_evidence(
     )
 
 
-def gradient_evidence(command: Command, measured: CandidateProbe | None) -> GradientEvidence:
+def gradient_evidence(measured: CandidateProbe | None) -> GradientEvidence:
     """Return the evidence for G1: the backward passes of the candidate's probe."""
-    fallbacks = measured.fallbacks if measured is not None else None
-    return GradientEvidence(marks=_marks(command, fallbacks), probe=measured.gradient if measured is not None else None)
+    if measured is None:
+        return GradientEvidence(fallbacks=None, probe=None)
+    return GradientEvidence(fallbacks=measured.fallbacks, probe=measured.gradient)
 
 
 def stability_evidence(

@@ -46,7 +46,7 @@ def _judge(
     first = gates.sanity_gate(sanity, candidate.seed_id, fence)
     if not first.passed:
         return (first,)
-    gradient = gradient_evidence(command, measured)
+    gradient = gradient_evidence(measured)
     return first, gates.gradient_gate(gradient, records.limits, candidate.seed_id, fence)
 
 
