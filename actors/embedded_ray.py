@@ -32,7 +32,10 @@ from esper.ground.closing import Closing, noted_on
 from esper.user_code.import_paths import ROOT, is_installed
 
 STUCK_AFTER_S = 40.0
-"""Ray's core ends this process, without a message, 60 s after the last answer of its control store."""
+"""Time from the death of Ray's server or raylet until a process that still waits in Ray's code reports it and ends.
+
+Ray's core would end the process without a message, 60 s after the last answer of its server.
+"""
 
 
 RAY = "ray"

@@ -30,7 +30,7 @@ from esper.ground.closing import at_the_end, noted_on
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.workplace import fixed
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
-from esper.kasmina.host.rebuilt import state_of, structure_digest
+from esper.kasmina.host.rebuilt import structure_digest, whole_state
 from esper.setup.survey import open_data
 from esper.task import Task
 from esper.tolaria.data import Slice, split_pair
@@ -208,7 +208,7 @@ def _write_torch(loaded: Loaded, run: str, batches: list[Any], place: Path) -> t
         draft = _draft(place)
         with at_the_end(lambda: remove_folder(draft), "removing the draft"):
             make_folders(draft)
-            write_stream(draft / "network.pt", lambda stream: torch.save(state_of(loaded.network), stream))
+            write_stream(draft / "network.pt", lambda stream: torch.save(whole_state(loaded.network), stream))
             atomic_write(draft / "network.py", text.encode())
             _check_outputs(loaded, batches, play_torch(draft / "network.py", loaded), 0.0)
             _publish(draft, place)

@@ -191,8 +191,8 @@ class OpenRun:
         trial = TrialRestore(self.survey, self.key, self.past)
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
         self.saved = taken.saved
-        for line in taken.told:
-            self.conductor.progress.found(line)
+        for message in taken.told:
+            self.conductor.progress.found(message)
 
     def _to_the_end(self, line: Line, wall_s: Callable[[], float]) -> partial[Summary]:
         """Run the line to its end, with a restart after each death. After an error, commit the save in flight first."""

@@ -32,7 +32,7 @@ class RunKey:
 def make_trainer(survey: Survey, key: RunKey, halted: Callable[[], bool] = never) -> Trainer:
     """Return a trainer with the live host at step 0. It calls `halted` at every step boundary."""
     trainer = survey.trainer(key.run_id, key.generation, "tolaria", halted)
-    trainer.watch(survey.changing)
+    trainer.refuse_unkept(survey.changing)
     return trainer
 
 

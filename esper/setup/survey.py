@@ -16,7 +16,8 @@ from esper.errors import ConfigError, TaskError, in_a_line
 from esper.ground.nested import tensors
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors import state_crc32c
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, flop_counter
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
+from esper.kasmina.blueprints.flops import flop_counter
 from esper.kasmina.host.attached import check_names
 from esper.kasmina.host.dry_run import dry_run
 from esper.kasmina.host.host_editor import SeedEditor
@@ -284,8 +285,8 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
         as_built: State of `host` before its first step: a second host of the task must have the same.
     """
     task, config = survey.task, survey.config
-    stage = replace(survey, data=cast(TaskData, Remembered(survey.data)))
-    fresh = partial(stage.trainer, "", 0, "tolaria", never)
+    draft = replace(survey, data=cast(TaskData, Remembered(survey.data)))
+    fresh = partial(draft.trainer, "", 0, "tolaria", never)
     training = fresh()
     check_same_build(host, as_built, training.host)
     same_bits = config.run.device == "cpu"
@@ -295,15 +296,15 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
     if config.growth.enabled:
         judging.sample_losses("gate", 0)
     judging.try_shards()
-    stage = replace(stage, loss_depends_on_batch=judging.loss_depends_on_batch())
-    mixing = find_mixing(stage, judging if first_loss is None else training, stage.data.batch(0))
+    draft = replace(draft, loss_depends_on_batch=judging.loss_depends_on_batch())
+    mixing = find_mixing(draft, judging if first_loss is None else training, draft.data.batch(0))
     refuse_changes("task", "training or measuring")
     return replace(
         survey,
         first_loss=first_loss,
         rehearsed_crc32c=rehearsed,
         changing=joined(changing, practised),
-        loss_depends_on_batch=stage.loss_depends_on_batch,
+        loss_depends_on_batch=draft.loss_depends_on_batch,
         mixing=mixing,
     )
 

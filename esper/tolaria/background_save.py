@@ -156,6 +156,8 @@ def checkpoint_of(
         "step": copied.step,
         "generation": copied.generation,
         "trainer": to_plain(snapshot),
+        # "rooms" are the states of Kasmina, Tamiyo and the line; "nursery" is the tournament in flight and the twin.
+        # The keys are older than these names, and stay because older checkpoints have them.
         "rooms": dict(states),
         "nursery": plain_incubation(incubation),
     }

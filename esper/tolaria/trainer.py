@@ -59,9 +59,9 @@ class Trainer(MeasuredHost):
         self._round: int | None = None
         """Fence at which the present round ends; only for fault points. None before the first round."""
         self._unkept: Unkept | None = None
-        """Finds changes of state that no checkpoint stores. None until `watch` is called."""
+        """Finds changes of state that no checkpoint stores. None until `refuse_unkept` is called."""
 
-    def watch(self, changing: Changing) -> None:
+    def refuse_unkept(self, changing: Changing) -> None:
         """Refuse at every later fence a change of state that no checkpoint stores. Call it before the first step.
 
         Args:

@@ -14,7 +14,7 @@ from esper.export.programs import export_bytes, onnx_bytes, play_export, play_on
 from esper.ground.tensors import blob_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.host.host_editor import SeedEditor
-from esper.kasmina.host.rebuilt import state_of, structure_digest
+from esper.kasmina.host.rebuilt import structure_digest, whole_state
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
@@ -89,7 +89,7 @@ def test_a_finished_network_has_the_live_hosts_bits(mode: BlendMode) -> None:
 
     scope: dict[str, Any] = {"__name__": "network", "__file__": "network.py"}
     exec(network_file("a-run", 1, [plan], {"body": SPEC}, BLUEPRINTS, ""), scope)
-    made = scope["rebuild"](Convolutions, scope["SEEDS"], state_of(host), structure_digest(bare))
+    made = scope["rebuild"](Convolutions, scope["SEEDS"], whole_state(host), structure_digest(bare))
 
     assert torch.equal(host(x), live)
     assert torch.equal(made(x), live)

@@ -35,7 +35,7 @@ from esper.ground.tensors import state_digest
 from esper.kasmina.blueprints.nc import mlp
 from esper.kasmina.host.attached import Seed, attach, check_names
 from esper.kasmina.host.formulas import residual
-from esper.kasmina.host.rebuilt import state_of, structure_digest
+from esper.kasmina.host.rebuilt import structure_digest, whole_state
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.stages import IN_HOST
@@ -166,7 +166,10 @@ def test_modes_types_and_gradients_reach_the_seeds(grown_host: Get) -> None:
     grown = grown_host("images")
     network = esper.load(grown.ended)
     seeds = [module for module in network.modules() if isinstance(module, Seed)]
-    assert all(seed.training for seed in network.train().modules())
+    assert seeds
+    assert not any(module.training for seed in seeds for module in seed.modules())
+    network.train()
+    assert all(module.training for seed in seeds for module in seed.modules())
     network(grown.inputs).sum().backward()
     assert all(p.grad is not None for seed in seeds for p in seed.parameters())
     assert network.double().eval()(grown.inputs.double()).dtype is torch.float64
@@ -235,7 +238,7 @@ def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn
     assert len([module for module in network.modules() if isinstance(module, Seed)]) == len(survey.options) > 2
     scope: dict[str, Any] = {"__name__": "network"}
     exec(text, scope)
-    rebuilt = scope["rebuild"](model, scope["SEEDS"], state_of(network), scope["MODULES"])
+    rebuilt = scope["rebuild"](model, scope["SEEDS"], whole_state(network), scope["MODULES"])
     assert torch.equal(outputs(rebuilt, inputs), live)
 
 

@@ -29,7 +29,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Con
     Args:
         model: The factory of the host.
         seeds: In the order in which they were grafted.
-        state: The result of `state_of` for the grown network.
+        state: The result of `whole_state` for the grown network.
         modules: The result of `structure_digest` for the host.
 
     Raises:
@@ -56,7 +56,7 @@ def _empty(
     return Seed(make().to(dtype), torch.zeros((), dtype=alpha), formula, vector)
 
 
-def state_of(network: nn.Module) -> dict[str, Any]:  # Any: see Content
+def whole_state(network: nn.Module) -> dict[str, Any]:  # Any: see Content
     """Return a network's state dict plus its non-persistent buffers. The tensors are not copied."""
     state: dict[str, Any] = network.state_dict()
     state.update({name: buffer.detach() for name, buffer in network.named_buffers() if name not in state})

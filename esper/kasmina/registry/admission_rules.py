@@ -12,7 +12,7 @@ from esper.kasmina.registry.ledger import Ledger
 from esper.leyline.commands import MAX_MESH_LAYERS, MAX_RATE_SCALE, BlendSpec, Command, CommandKind, Operation
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 
-Check = Callable[[Command, Ledger], None]
+Requirement = Callable[[Command, Ledger], None]
 """Raises if the command cannot be admitted."""
 When = Callable[[Command, Ledger], bool]
 """Returns whether the operation uses a field. Called after the operation's `complete` checks."""
@@ -24,9 +24,9 @@ class Rule:
 
     uses: Mapping[str, When]
     """Field of `OPTIONAL` -> when the operation uses it. Another field must be at its default."""
-    complete: tuple[Check, ...]
+    complete: tuple[Requirement, ...]
     """Raise a DependencyViolationError if a field is missing or malformed."""
-    possible: tuple[Check, ...]
+    possible: tuple[Requirement, ...]
     """Raise a StageConflict if the registry does not allow the operation now. Called last."""
     kind: CommandKind = CommandKind.SEED
     stages: tuple[Stage, ...] = ()

@@ -27,7 +27,7 @@ WHERE = "kasmina's state"
 
 
 class RosterState(Message):
-    """The state of a `Roster`."""
+    """What a `Roster` records of seeds and slots."""
 
     seeds: tuple[SeedRecord, ...]
     """In the order of their GERMINATE commands."""

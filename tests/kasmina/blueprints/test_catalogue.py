@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from esper.errors import ConfigError, SeedBuildFailed
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, CORRECTED_FLOPS, Blueprint, BlueprintRegistry, blueprint
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, blueprint
+from esper.kasmina.blueprints.flops import CORRECTED_FLOPS
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import telling
 
