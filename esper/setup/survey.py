@@ -26,6 +26,7 @@ from esper.kasmina.incubation.choices import chosen
 from esper.kasmina.judging.statistics import z_limit
 from esper.leyline.decisions import Pair
 from esper.leyline.slots import SlotSpec
+from esper.setup.broadcasting import broadcasts_refused
 from esper.setup.draws import rehearse_draws
 from esper.setup.fences import fences
 from esper.setup.habits import check_fields
@@ -190,6 +191,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
 
 
 @told_with_settings()
+@broadcasts_refused()
 @refused_as_theirs()
 def survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry = BLUEPRINTS) -> Survey:
     """Resolve and measure a task under a config. The random streams of the caller are unchanged.

@@ -57,6 +57,7 @@ def sample_loss(task: Task) -> Loss:
 
     def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)
+        _check_not_broadcast(losses, output, target)
         weights = target_weights(task.loss, target)
         if weights is not None and weights.shape == losses.shape:
             return by_target(losses, weights)
@@ -68,6 +69,28 @@ def sample_loss(task: Task) -> Loss:
         return elements.mean(dim=1), elements.new_full((len(elements),), elements.shape[1])
 
     return per_sample
+
+
+def _check_not_broadcast(losses: Tensor, output: Any, target: Any) -> None:
+    """Refuse losses of elements that pair each sample with every target: [B, B] of an output [B, 1] and a target [B].
+
+    Raises:
+        TaskError: the losses have the shape to which torch broadcasts output and target, and neither has that shape.
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or losses.shape in (output.shape, target.shape):
+        return
+    try:
+        broadcast = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped in torch
+    except RuntimeError:  # these shapes cannot be broadcast, as scores [B, C] and classes [B]
+        return
+    if losses.shape == broadcast:
+        raise broadcast_refused(str(list(output.shape)), str(list(target.shape)))
+
+
+def broadcast_refused(output: str, target: str) -> TaskError:
+    """Return the error for a loss of an output and a target of different shapes, which torch broadcasts."""
+    mend = "torch broadcasts them, so samples meet the targets of others; give both the same shape"
+    return TaskError("task.loss", f"output {output}, target {target}", f"{mend}, such as target.reshape(output.shape)")
 
 
 def _reduction(loss: Loss) -> object:

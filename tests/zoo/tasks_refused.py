@@ -280,6 +280,37 @@ class Scaled(nn.Module):
         return F.cross_entropy(output * self.scale, target)
 
 
+def _one_number(loss: Any, **changes: Any) -> Task:
+    """A task whose output is [B, 1] and whose target is [B]."""
+    shards = {
+        name: TensorDataset(_points(key=key).tensors[0], _points(key=key).tensors[0][:, 0].sign())
+        for key, name in enumerate(("train", "pick", "gate", "valid", "test"))
+    }
+    return _task(_changed(lambda self, x: self.head(self.body(x))[:, :1]), loss=loss, **(shards | changes))
+
+
+BROADCAST = r"task\.loss = 'output \[16, 1\], target \[16\]': .*give both the same shape"
+
+
+@refused(BROADCAST)
+def a_loss_of_torch_that_warns_of_a_broadcast() -> Task:
+    return _one_number(nn.MSELoss())
+
+
+@refused(BROADCAST)
+def a_loss_of_her_own_in_which_torch_warns_of_a_broadcast() -> Task:
+    each = F.huber_loss
+    return _one_number(
+        lambda output, target: each(output, target),
+        sample_loss=lambda output, target: each(output, target, reduction="none").mean(dim=1),
+    )
+
+
+@refused(BROADCAST.replace("16", r"\d+"))
+def a_loss_of_torch_that_broadcasts_without_a_warning() -> Task:
+    return _one_number(F.poisson_nll_loss)
+
+
 @refused(r"task\.loss = 'scale': a parameter of the loss is never trained: put it into the model")
 def a_loss_with_a_parameter() -> Task:
     return _task(loss=Scaled(), sample_loss=partial(F.cross_entropy, reduction="none"))
