@@ -13,6 +13,7 @@ from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.risk import coverage
 from esper.telemetry.context import traceparent
+from esper.telemetry.events import Severity, reported
 
 ISSUER = "tamiyo"
 
@@ -161,4 +162,6 @@ class CommandBuilder:
 
 def _check_run(state: RoundState, operation: Operation) -> None:
     if not state.run_id:
-        raise DependencyViolationError(f"command {operation}", "run id missing")
+        error = DependencyViolationError(f"command {operation}", "run id missing")
+        told = {"subject": error.subject, "missing": error.missing}
+        raise reported(error, "dependency_violation", Severity.ERROR, **told)

@@ -133,12 +133,17 @@ def test_a_seed_needs_its_tournaments_mesh_until_it_is_accepted_and_then_its_own
 
 
 def test_a_state_without_a_run_id_makes_no_command(
-    builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed, decision: Decision
+    builder: CommandBuilder,
+    make_state: MakeState,
+    make_seed: MakeSeed,
+    decision: Decision,
+    told: Callable[[], list[str]],
 ) -> None:
     with pytest.raises(DependencyViolationError, check=telling(subject="command GERMINATE", missing="run id missing")):
         builder.germinate(make_state(run_id=""), decision)
     with pytest.raises(DependencyViolationError, check=telling(subject="command ADVANCE", missing="run id missing")):
         builder.advance(make_state(run_id=""), make_seed(stage=Stage.BLENDING), "v")
+    assert told() == ["dependency_violation"] * 2
 
 
 def test_a_command_carries_the_trace_it_was_made_in(
