@@ -85,7 +85,7 @@ def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
 def _copy(run_dir: Path, draft: Path) -> None:
     """Copy the journals first, then the checkpoints that they list.
 
-    If a listed checkpoint is missing, the run dropped it during the copy: copy the journals again.
+    If a listed checkpoint is missing, the run dropped it during the copy; then the journals are copied again.
     """
     newest = None
     while True:

@@ -1,4 +1,4 @@
-"""What can be read of each file of a run directory, and what cannot."""
+"""Reads each file of a run directory as far as possible, and describes what cannot be read."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def read_journal(file: Path) -> tuple[list[Entry], list[Damage]]:
     Raises:
         StoreCorrupt: the file is not a journal.
     """
-    size = file.stat().st_size if file.exists() else 0  # before the reading: the file may grow
+    size = file.stat().st_size if file.exists() else 0  # get the size before reading: the file may grow
     entries, errors = read(file)
     damages = [Damage(file.name, e.offset, e.reason, torn=e.offset + e.length >= size) for e in errors]
     misfits = {entry.offset: reason for entry in entries if (reason := misfit(entry))}

@@ -1,4 +1,4 @@
-"""Which records of the journals of several generations count: those that no later generation took back."""
+"""Selects the valid records in the journals of several generations: those that no later generation took back."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 
 
 def retained(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[CheckpointWritten]:
-    """Checkpoints that retention leaves: that of fence 0, and the newest of those that were valid when it last dropped
-    some."""
+    """Checkpoints that retention does not drop: that of fence 0, and the newest of those that were valid at the last
+    drop.
+    """
     due: list[CheckpointWritten] = []
     keep = 1
     for generation, its_entries in said.items():

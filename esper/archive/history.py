@@ -47,7 +47,7 @@ class Remains:
     """The readable history of a run. For display only: no decision may depend on it."""
 
     identity: Identity | None
-    """From `run.json`; from the journals if that cannot be read."""
+    """Read from `run.json`; from the journals if that file cannot be read."""
     generation: int
     """Number of the newest generation. 0: the run died before its first journal was made."""
     entries: tuple[Entry, ...]
@@ -66,7 +66,7 @@ class Remains:
 
     @property
     def damaged(self) -> bool:
-        """Whether more is lost than an incomplete last record."""
+        """Whether anything but an incomplete last record of a journal is unreadable."""
         return any(not damage.torn for damage in self.damages)
 
 
@@ -102,7 +102,7 @@ def read_past(path: Path) -> Past:
 
 
 def settled_past(path: Path) -> Past:
-    """Like `read_past`, and sync the journals first, so that all that is returned is durable even if its writer was
+    """Like `read_past`, but sync the journals first, so that all returned records are durable even if their writer was
     killed.
 
     Raises:
@@ -144,7 +144,9 @@ def _look_at(path: Path) -> Remains:
     damages = [as_recorded(damage, valid) for damage in damages]
     damages += cut_short({number: files[number] for number in said}, valid)
     entries, undecided = joined_entries(path, said, valid, {damage.file for damage in damages if not damage.torn})
-    did = [{entry.kind for entry in its_entries} for its_entries in said.values()]  # also those taken back
+    did = [
+        {entry.kind for entry in its_entries} for its_entries in said.values()
+    ]  # records that were taken back count here too
     commits, newest_lost = committed(entries), newest > 0 and newest not in said
     in_doubt = any(not damage.torn for damage in (*damages, *undecided))
     due = commits[-1:] if in_doubt else retained(said, valid)
@@ -190,7 +192,7 @@ def level(entries: Iterable[Entry]) -> Level | None:
 
 
 def _told(entries: Sequence[Entry]) -> Identity | None:
-    """Return the content of `run.json` from the journals: each process that ran the run wrote it there, too."""
+    """Return the content of `run.json` from the journals: each process that ran the run wrote it there as well."""
     bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:
         return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None

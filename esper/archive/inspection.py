@@ -62,7 +62,9 @@ def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
 
 
 def still_kept(path: Path, files: set[str]) -> set[str]:
-    """Return those of `files` that belong to valid checkpoints now: the run may have dropped some meanwhile."""
+    """Return those of `files` that still belong to valid checkpoints: the run may have dropped some since `files` was
+    read.
+    """
     return files & {written.file for written in look_at(path).commits} if files else files
 
 

@@ -123,7 +123,7 @@ class Journal(Closing):
         self._log.append_many(records)
 
     def _open_next(self, from_fence: int | None) -> None:
-        """In one step: no other thread's record can come before SUPERSEDED."""
+        """Open the file and append SUPERSEDED in one job of the writing thread, so that no other record comes first."""
         self._log.close()
         self._ends[self.generation] = self._log.size_bytes
         self.generation += 1

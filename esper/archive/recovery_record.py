@@ -1,4 +1,4 @@
-"""Durations of a recovery from a death, phase by phase. It measures; `esper.flow.going_back` recovers."""
+"""Durations of a recovery from a death, phase by phase. The recovery itself is in `esper.flow.going_back`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recovery(Message):
     from_memory: bool
     """True if the host's state was still in memory. Else it was restored from a checkpoint, or built again."""
     detect_s: float | None
-    """From the death, by Ray's record, until the run noticed it. None: Ray has no record."""
+    """From the death, whose time Ray records, until the run noticed it. None: Ray has no record."""
     decide_s: float
     """Until all dead actors were known and a restart was allowed."""
     stop_s: float | None
@@ -47,8 +47,9 @@ class Recovery(Message):
 
     @property
     def total_s(self) -> float:
-        """From the death (from its notice if its time is unknown) to the end of the first step; for actors replaced
-        alone, until the new ones were up."""
+        """From the death (if its time is unknown, from the moment the run noticed it) to the end of the first step; for
+        actors replaced alone, until the new ones were up.
+        """
         parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
         return sum(part for part in parts if part is not None)
 
@@ -72,7 +73,7 @@ class Stopwatch:
     _last_s: float = field(default_factory=time.monotonic)
     _laps: dict[str, float] = field(default_factory=dict)
     ended_at: float = 0.0
-    """Wall time of the last lap, for comparison with times of other processes."""
+    """Wall time at the end of the last phase, for comparison with times of other processes."""
 
     def lap(self, phase: str) -> None:
         """Record the end of a phase."""

@@ -1,4 +1,4 @@
-"""Checks whether a run can be resumed, and loads what that needs: directory, history, task, config. It runs nothing."""
+"""Checks whether a run can be resumed, and loads its directory, history, task and config. It runs nothing."""
 
 from __future__ import annotations
 
@@ -50,8 +50,9 @@ SEALED = (
     "hash_seed",
     "text_hash",
 )
-"""Further fields in which `run.json` and the journal must be equal. The path of the task may change: its file may
-not."""
+"""Further fields in which `run.json` and the journal must be equal. The path of the task's file may differ; its content
+may not.
+"""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -73,7 +74,7 @@ def resumed(
 ) -> Iterator[Resumable | Summary]:
     """Claim a run's directory for the duration of the context, and load everything that a resume needs.
 
-    Yields the summary instead if the run has ended and is not made longer.
+    Yields the run, or its summary if it has ended and is not made longer.
 
     Args:
         task: Needed only if `run.json` has no reference to it.
@@ -201,10 +202,12 @@ def load_same_task(identity: Identity) -> tuple[Task, Reference]:
         TaskError: there is no reference, the file does not exist any more, or it has changed.
     """
     if not identity.task:
-        raise TaskError("task", "", "run.json does not say where it is; from Python, give the task itself")
+        raise TaskError(
+            "task", "", "run.json has no reference to it; from Python, give it to esper.resume or esper.load"
+        )
     located = locate(identity.task, identity.started_in)
     if located.file is None and identity.task_file_sha256 is not None:
-        raise TaskError("task", identity.task, "its module is not on the import path; run in the folder that it is in")
+        raise TaskError("task", identity.task, "its module is not on the import path; run in the folder of the module")
     _check_same_file(identity, located)
     task, reference = import_task(located)
     _check_same_file(identity, reference)

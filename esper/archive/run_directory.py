@@ -27,7 +27,7 @@ WRITTEN = re.compile(
 )
 """Names that belong to a run. Nothing else may have them. No run writes `report.html` or `emergency` yet."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
-"""The names that are folders; all others are files."""
+"""Those names of `NAMES` that are folders; all others are files."""
 KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",
@@ -137,7 +137,8 @@ def _refuse_links(field: str, path: Path) -> None:
 
 
 def misplaced(path: Path) -> dict[str, str]:
-    """Return names of the run's files and folders that something else has, such as a pipe: name -> its type in words.
+    """Return the run's names that belong to something of another type, such as a pipe: name -> the type found, in
+    words.
 
     Symbolic links are followed: reading a run through them is allowed.
 
@@ -149,7 +150,7 @@ def misplaced(path: Path) -> dict[str, str]:
         if WRITTEN.fullmatch(entry.name):
             wanted, there = "a folder" if entry.name in FOLDERS else "a file", _kind_of(entry)
             if there not in (None, wanted):
-                found[entry.name] = f"is {there} and has to be {wanted}; move it away and put back what the run wrote"
+                found[entry.name] = f"is {there} and has to be {wanted}; move it away and put back the run's own"
     return found
 
 
@@ -161,7 +162,7 @@ def _kind_of(path: Path) -> str | None:
 
 
 def refuse_misplaced(path: Path) -> None:
-    """Raises: RunDirectoryError: something else has the name of a file or folder of the run; see `misplaced`."""
+    """Raises: RunDirectoryError: a name of the run belongs to something of another type; see `misplaced`."""
     with refusing("RUN", path):
         found = misplaced(path) if path.is_dir() else {}
     for name, what in found.items():

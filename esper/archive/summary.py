@@ -31,9 +31,8 @@ class SeedFate(Message):
 
 
 class Summary(BaseModel):
-    """The result of a run, as it is in `--json`, `summary.json` and the journal. Times are in seconds.
-
-    A loss is that of the whole shard, or a mean over evaluation batches: see docs/figures.md.
+    """The result of a run, as `--json`, `summary.json` and the journal show it. Times are in seconds. A loss is
+    computed over the whole shard, or is a mean over evaluation batches: see docs/figures.md.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -46,7 +46,7 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 @app.command()
 def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
-    """Check that every checkpoint of a run is to the bit what was written, and loads."""
+    """Check that every checkpoint of a run has exactly the bytes that were written, and loads."""
     from esper.archive.verification import verdicts  # imported here: it loads torch, which `list` does not need
 
     found = look_at(run_dir)

@@ -15,7 +15,7 @@ class CommandSpec(NamedTuple):
     """`module:attribute` of its function, or of the typer app that has its sub-commands."""
     help: str
     only_prints: bool = False
-    """True if printing is the only effect of the command: it fails if its output cannot be written."""
+    """True if printing is the only effect of the command. Such a command fails if its output cannot be written."""
     loads_task: bool = False
     """True if the command runs code of the user: `PYTHONHASHSEED` is set first (docs/adr/0007-hash-seed.md)."""
 
@@ -28,13 +28,13 @@ COMMANDS: dict[str, CommandSpec] = {
     ),
     "plan": CommandSpec(
         "esper.cli.task_commands:plan",
-        "Say what a run would try and cost, without running it.",
+        "Print what a run would try and cost, without running it.",
         only_prints=True,
         loads_task=True,
     ),
     "resume": CommandSpec(
         "esper.cli.task_commands:resume",
-        "Go on with a run from its last fence: the same bits as if it had never stopped.",
+        "Resume a run from its last fence, with the same bits as if it had never stopped.",
         loads_task=True,
     ),
     "snapshot": CommandSpec(
@@ -65,7 +65,7 @@ COMMANDS: dict[str, CommandSpec] = {
         "esper.cli.checkpoint_commands:app", "List or verify the checkpoints of a run.", only_prints=True
     ),
 }
-"""In the order of the help. Installed packages may add commands; see `esper.user_code.plugins`."""
+"""The commands, in the order of the help. Installed packages may add commands; see `esper.user_code.plugins`."""
 
 
 def only_prints(words: list[str]) -> bool:

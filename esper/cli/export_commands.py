@@ -21,11 +21,12 @@ FormatOption = Annotated[
 ToOption = Annotated[
     Path | None, typer.Option("--to", metavar="DIR|FILE", help="a folder for torch, else a file; default: beside RUN")
 ]
-FenceOption = Annotated[int | None, typer.Option("--fence", help="a fence that is kept; default: the last one")]
+FenceOption = Annotated[int | None, typer.Option("--fence", help="a fence with a checkpoint; default: the last one")]
 GenerationOption = Annotated[
     int | None,
     typer.Option(
-        "--generation", help="as this generation left it: 1 is the first; each resume or restart of the run begins one"
+        "--generation",
+        help="the last checkpoint of this generation: 1 is the first; each resume or restart of the run begins one",
     ),
 ]
 

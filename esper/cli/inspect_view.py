@@ -40,7 +40,9 @@ def losses(found: Mapping[str, Any]) -> Table:
 
 
 def seeds(found: Mapping[str, Any]) -> Table:
-    """Return a table of the seeds that G2 judged, are in the network or still train. `beaten` counts the others."""
+    """Return a table of the seeds that G2 judged, that are in the network, or that still train. The function `beaten`
+    counts the others.
+    """
     shown = table("seed", "slot", "blueprint", "blend", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:
         if not _beaten(seed):

@@ -45,7 +45,8 @@ def print_json(found: dict[str, Any]) -> None:
 class _Stream:
     """A text stream whose `write` and `flush` never raise.
 
-    Characters that its encoding lacks are written as escapes. After the first failed write it drops everything.
+    Characters that the stream's encoding lacks are written as escapes. After the first failed write it drops
+    everything.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
@@ -81,7 +82,7 @@ class _Stream:
         _point_at_nothing(self._stream)
         other = sys.stderr if self._name == "output" else sys.stdout
         if self._name == "output" and isinstance(other, _Stream):
-            print(f"esper: standard output is not shown any more: {error}", file=other)
+            print(f"esper: writing to standard output failed, so its text is dropped from now on: {error}", file=other)
 
 
 def output_lost() -> bool:

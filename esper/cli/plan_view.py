@@ -57,7 +57,7 @@ def _range(rows: Sequence[Mapping[str, Any]], name: str, show: Callable[[Any], s
 
 
 def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
-    """Describe the place of a candidate in the run; if nothing can germinate, with the reason."""
+    """Describe the place of a candidate in the run; if nothing can germinate, give the reason."""
     if place == NONE:
         return "none: the run is too short (see below)" if found["why_nothing_grows"] else "none: growth is off"
     return place.replace("growth.", "")
@@ -78,14 +78,16 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """Return notes if the loss of a sample depends on the others of its batch, by the loss or by the network."""
+    """Return notes if the loss of a sample depends on other samples of its batch, because of the loss or of the
+    network.
+    """
     means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
     notes = []
     if found["loss_depends_on_batch"]:
-        notes.append(f"the loss of a sample depends on the others of its batch: {means}")
+        notes.append(f"the loss of a sample depends on the other samples of its batch: {means}")
     if found["network_mixes_samples"]:
         by = f"{found['mixed_by']} mixes the samples of a batch, in evaluation too"
-        notes.append(f"{by}: {means}, and the output for a sample is another in another batch")
+        notes.append(f"{by}: {means}, and its output for a sample depends on the other samples of the batch")
     return notes
 
 

@@ -44,7 +44,7 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Signalled(KeyboardInterrupt):
-    """Raised if a signal arrives while a run starts. Its text is the name of the signal."""
+    """Raised if a signal arrives while a run starts. The text of the exception is the name of the signal."""
 
 
 def place_of_run(*, in_process: bool) -> InProcess | OnRay:
@@ -85,7 +85,7 @@ def execute_resume(
         parent.tell(run_dir=shown(begun))
     with _watched(as_json, begun) as (progress, drain):
         result = resume(run_dir, None, settings, on=on, broken=broken, progress=progress, drain=drain)
-        if progress.path is None:  # the run had ended before, so that no view was opened
+        if progress.path is None:  # the run had already ended, so that no view was opened
             progress.ended(result)
         return result
 
@@ -110,7 +110,7 @@ def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Termina
     except KeyboardInterrupt as interrupt:
         terminal.close()
         place = terminal.path or begun
-        kept = f"; what was kept: {resume_command(Path(shown(place)))}" if place is not None else ""
+        kept = f"; to resume it: {resume_command(Path(shown(place)))}" if place is not None else ""
         raise typer.Exit(complain(f"interrupted{kept}", INTERRUPTED)) from interrupt
     except Exception as error:
         terminal.close()
@@ -230,7 +230,7 @@ def say_end(end: End, *, as_json: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         if stream.isatty():
             print(SHOW_CURSOR, end="", file=stream)
-    why = end.reason or f"its process {end.how} before it could say why: a process of Ray died, or the system ended it"
+    why = end.reason or f"its process {end.how} without a report: a process of Ray died, or the system ended it"
     say_failure(ActorLost("conductor", why), Path(end.run_dir) if end.run_dir else None, as_json=as_json)
     return STRICT_FAILURE
 

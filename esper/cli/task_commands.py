@@ -63,7 +63,7 @@ def plan(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would try and cost, without running it."""
+    """Print what a run would try and cost, without running it."""
     resolved = _config(config, settings, seed=seed)
     loaded, _ = load_task(task)
     with process_state(resolved.run.threads):
@@ -87,7 +87,7 @@ def resume(
     faults: FaultsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with a run from its last fence: the same bits as if it had never stopped."""
+    """Resume a run from its last fence, with the same bits as if it had never stopped."""
     overrides = parse_overrides(settings or [])
     result = execute_resume(run_dir, overrides, faults, in_process=in_process, as_json=as_json)
     if as_json:

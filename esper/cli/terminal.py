@@ -77,7 +77,7 @@ class Terminal:
         self._console.print(Text(f"  {what}"), soft_wrap=True)
 
     def working(self, what: str) -> None:
-        """Show the current activity beside a spinner. Plain output leaves it out; it shows only results."""
+        """Show the current activity beside a spinner. Plain output shows only results, not the activity."""
         if self._live is not None:
             self._live.update(Group(*self._view, Spinner("dots", Text(what, style="dim"))), refresh=True)
 
@@ -170,7 +170,7 @@ def _rows(state: RoundState) -> list[Text]:
 
 
 def standing(seeds: list[SeedState]) -> Text:
-    """Return the seeds of one slot in the host: blueprint, stage, number of equal ones, and alpha while it ramps."""
+    """Return the seeds of one slot in the host: blueprint, stage, number of equal seeds, and alpha during its ramp."""
     text, last = Text(), ""
     inside = [seed for seed in seeds if seed.stage in IN_HOST]
     for (blueprint, shown), alike in groupby(inside, key=lambda seed: (seed.blueprint_id, _stage(seed))):
@@ -322,7 +322,7 @@ def _of_replicas(seeds: Sequence[SeedFate]) -> str:
     """Return the end of a caption; empty unless the table has a replica that is not better than its control."""
     if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
         return ""
-    return "; a replica need not beat its control: it is kept as long as it is not shown harmful (docs/growth.md)"
+    return "; a replica need not beat its control: it stays unless it is shown to be harmful (docs/growth.md)"
 
 
 def _not_finite(result: Summary) -> list[tuple[str, float]]:
@@ -334,9 +334,9 @@ def _not_finite(result: Summary) -> list[tuple[str, float]]:
 
 def _recovered(recovery: Recovery) -> str:
     if recovery.alone:
-        until = "its successor was up; training went on"
+        until = "its replacement was up; training continued meanwhile"
     elif recovery.restore_s is None:
-        until = "another death broke it off"
+        until = "another death interrupted the recovery"
     else:
-        until = "the next good step" if recovery.first_step_s is not None else "all stood at a fence again"
+        until = "the next good step" if recovery.first_step_s is not None else "all components were at a fence again"
     return f"{', '.join(recovery.actors)} ({recovery.error}), {number(recovery.total_s, 1)} s until {until}"

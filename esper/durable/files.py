@@ -21,7 +21,7 @@ from esper.errors import RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.ground.closing import at_the_end, noted_on
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Error numbers of a full disk or an exhausted quota."""
+"""Error numbers that mean a full disk or an exhausted quota."""
 
 
 class Disk:
@@ -31,7 +31,9 @@ class Disk:
         """Open a regular file. For writing, a symbolic link is refused: its target may be any file of the user."""
         if flags & (os.O_RDWR | os.O_WRONLY):
             flags |= os.O_NOFOLLOW
-        descriptor = os.open(path, flags | os.O_NONBLOCK, 0o666)  # else opening a pipe of this name would block
+        descriptor = os.open(
+            path, flags | os.O_NONBLOCK, 0o666
+        )  # without this flag, opening a pipe of this name would block
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "it is no regular file", str(path))

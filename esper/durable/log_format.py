@@ -29,7 +29,9 @@ _FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
 _FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
 FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
 _SEARCH_BYTES, _SEARCH_MOST_BYTES = 2**12, 2**20
-"""Bytes per read in the search for a frame: few at first, since most damage is short, then more, up to the second."""
+"""Bytes per read in the search for a frame: the first number at the beginning, since most damage is short, then more,
+up to the second number.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,8 @@ def walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
 def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -> tuple[Frame | str, int]:
     """Read the frame at `offset`. Return it, or the reason why it is unreadable, and the offset to continue from.
 
-    A length is used only if the header's checksum is right; `size` then bounds the allocation. Whatever the file has,
-    each byte is checked a bounded number of times.
+    A length is used only if the header's checksum is right; `size` then bounds the allocation. Each byte is checked a
+    bounded number of times, whatever the content of the file.
     """
     file.seek(offset)
     fields, sealed = file.read(_FRAME_FIELDS.size), file.read(_CRC.size)

@@ -18,7 +18,9 @@ from esper.errors import StoreCorrupt, StoreWriteFailed
 ALGORITHM = "crc32c"
 
 _CHUNK_BYTES = 2**20
-"""Small enough to be still in the CPU cache for the write after the checksum, and to let other threads run."""
+"""Bytes per piece. A piece is still in the CPU cache when it is written after its checksum, and other threads run in
+between.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +86,14 @@ class _Writer(io.RawIOBase):
     def run(self, descriptor: int, produce: Callable[[BinaryIO], None]) -> None:
         self._descriptor = descriptor
         try:
-            produce(cast(BinaryIO, self))  # it has all methods that a producer may use; io's types do not show that
+            produce(cast(BinaryIO, self))  # it has all methods that a producer may use, but is no type of `io`
         except Exception:
             if self._failure is None:
                 raise
             raise self._failure from None  # `torch.save` raises this error, or another one made from it
         finally:
             self.close()
-        if self._failure is not None:  # the producer took no notice
+        if self._failure is not None:  # the producer ignored the error
             raise self._failure
 
     def writable(self) -> bool:

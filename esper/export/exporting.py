@@ -38,7 +38,9 @@ from esper.tolaria.host_building import call_model
 from esper.user_code.their_code import refused_as_theirs
 
 ROWS = (3, 5)
-"""Samples in the traced batch and in a second one, of another size, since a program must work for every batch size."""
+"""Number of samples in the traced batch and in a second batch of another size: a program must work for every batch
+size.
+"""
 
 
 class Format(StrEnum):
@@ -115,7 +117,7 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
     ground = next(folder for folder in place.parents if os.path.lexists(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
-            pass  # same length as a draft's name: finds a name that is too long
+            pass  # as long as the name of a draft, to detect a name that is too long
     except OSError as error:
         if error.errno not in FULL:  # a full disk is reported later, by the write
             mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
@@ -167,7 +169,7 @@ class CalledAs(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         """Return the output by the task's `input_output`. Not called for a task without it."""
-        assert self._call is not None, "else the network is called itself"
+        assert self._call is not None, "without it the network is called directly"
         return self._call(self.network, inputs)
 
 
@@ -179,8 +181,8 @@ def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: fl
             found = pytree.tree_leaves(play(inputs))
         worst = max([0.0, *map(_difference, expected, found)]) if len(found) == len(expected) else float("inf")
         if not worst <= tolerance:
-            what = f"what was made of it gives other outputs, by {worst:.1e} of the largest; at most {tolerance:.0e}"
-            raise TaskError("task.model", type(loaded.network).__name__, f"{what} is let pass")
+            what = f"the export gives other outputs: off by {worst:.1e} of the largest, {tolerance:.0e}"
+            raise TaskError("task.model", type(loaded.network).__name__, f"{what} is allowed")
 
 
 def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever the user's model gives

@@ -66,9 +66,9 @@ def load(
         run_dir: A run directory, or a snapshot of one.
         task: The task of the run. Needed only if `run.json` has no reference to it; only its `model` is used.
         fence: A fence whose checkpoint still exists. Default: the last one.
-        generation: The network as this generation of the run left it: the first process of a run is generation 1, and
-            each resume or restart of the whole run begins the next one. With `fence`: that fence, if the checkpoint is
-            of this generation. Work that a later generation took back is not found.
+        generation: Number of the generation whose last checkpoint is loaded: the first process of a run is generation
+        1, and each resume or restart of the whole run begins the next one. With `fence`: that fence, if the checkpoint
+        is of this generation. Checkpoints that a later generation took back are not found.
 
     Raises:
         RunDirectoryError: no run is here, or it has no checkpoint yet.
@@ -100,7 +100,7 @@ def load_grown(
     load_extra_states(network, snapshot.modules)
     if state_crc32c(tensors) != checkpoint.weights_crc32c:
         file = checkpoints_folder(run_dir) / checkpoint.file
-        raise CheckpointCorrupt(str(file), "its weights are not those that its record was made of")
+        raise CheckpointCorrupt(str(file), "its weights are not those from which its record was made")
     return Loaded(network.eval(), task, identity, checkpoint, snapshot.topology)
 
 
@@ -137,7 +137,7 @@ def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None
         if not found:
             of = f" of generation {generation}" if field == "fence" and generation is not None else ""
             kept = ", ".join(map(str, there))
-            raise ConfigError(field, wanted, f"no checkpoint of it is kept; there are those{of} of {field} {kept}")
+            raise ConfigError(field, wanted, f"no such checkpoint exists; the run has those{of} of {field} {kept}")
     return found[-1]
 
 
@@ -184,7 +184,7 @@ def _load_checked(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mappi
 
 
 def _check_modules(network: nn.Module, identity: Identity, modules: str) -> None:
-    """Raises: TaskError: a module has another class or other settings than in the run, with equal tensors perhaps."""
+    """Raises: TaskError: a module has another class or other settings than in the run; the tensors are equal."""
     same_torch = identity.versions["torch"] == versions()["torch"]  # other versions may print settings differently
     if same_torch and identity.host_modules_sha256 not in (None, modules):
         raise _other(network, "a module has another class, or a setting such as a stride differs")

@@ -18,7 +18,7 @@ from esper.errors import ConfigError, TaskError
 from esper.ground.temporary_rng import temporary_rng
 from esper.user_code.their_code import exception_in_words
 
-MEND = "the forward cannot become a program so: change that place, or use --format torch, which takes any network"
+MEND = "torch cannot convert the forward; change the code that its error names, or use --format torch"
 
 Play = Callable[[Any], Any]
 """A loaded program, as a function of its inputs."""

@@ -1,2 +1,1 @@
-"""Runs a run: begins, trains, holds fences, goes back, resumes, ends. The code is the same in one process and on
-Ray."""
+"""Executes a run: start, rounds, fences, restores, resume, end. The code is the same in one process and on Ray."""

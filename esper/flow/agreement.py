@@ -1,7 +1,5 @@
-"""Checks that the parts of a checkpoint agree with each other, with its record and with the journal.
-
-It loads no checkpoint. All parts were written from the same state at the same fence, so that a figure that occurs in
-two of them must be equal in both.
+"""Checks that the parts of a checkpoint agree with each other, with the checkpoint's record and with the journal. All
+parts were written from the same state at the same fence, so a figure that occurs in two parts must be equal in both.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
 
 
 class HostCopy(Enum):
-    """Where the state of the host is, for a `FenceState` without a snapshot of it."""
+    """The place of the host's state, for a `FenceState` without a snapshot of the host."""
 
     IN_MEMORY = auto()
     """In a copy in the memory of the live trainer."""
@@ -43,7 +43,7 @@ class HostCopy(Enum):
 
 @dataclass(frozen=True)
 class FenceState:
-    """Everything that determines the rest of a run, as of a fence."""
+    """Everything at a fence that determines the rest of a run."""
 
     fence: int | None
     """None: the state before fence 0."""
@@ -54,7 +54,7 @@ class FenceState:
 
 
 Trial = Callable[[CheckpointWritten, FenceState], None]
-"""Raises if a run cannot be resumed from this checkpoint. Changes no state of the run."""
+"""A function that raises if a run cannot be resumed from a checkpoint. It changes no state of the run."""
 
 
 def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
@@ -119,7 +119,8 @@ class Checkpoints(Closing):
             in_flight.result()
 
     def give_up(self) -> None:
-        """Wait for the end of the save in flight of a trainer that died. It was committed, or it never will be.
+        """Wait for the end of the save in flight of a trainer that died. Afterwards the save is committed, or never
+        will be.
 
         Raises:
             StoreWriteFailed: it could not be written to disk.
@@ -179,7 +180,7 @@ class Checkpoints(Closing):
     def fences(self) -> tuple[int, ...]:
         """The fences whose checkpoint can be loaded once the save in flight has ended, in ascending order.
 
-        It does not depend on how far the thread of that save is.
+        The result does not depend on the progress of that save.
         """
         fences = {written.fence for written in self._committed}
         if self._in_flight is not None and self._begun is not None:

@@ -21,11 +21,11 @@ class Crew(Protocol):
     """
 
     def counted(self, name: str) -> int:
-        """Total of a counter in every process but the conductor's own."""
+        """Return the total of a counter over all processes except the conductor's."""
         ...
 
     def passed(self, fence: int) -> None:
-        """Called when the run has passed a fence."""
+        """Record that the run has passed a fence."""
         ...
 
     def mend(self) -> None:
@@ -41,7 +41,7 @@ class Crew(Protocol):
         """Return the processes that have died, after a call of one of them raised `error`. Call `revive` next.
 
         Args:
-            fence: The last one that the run passed; None: it passed none.
+            fence: The last fence that the run passed; None: it passed none.
 
         Raises:
             EsperError: `error` itself, if no restart answers it.
@@ -71,7 +71,7 @@ class Crew(Protocol):
 
 
 class OneProcess:
-    """The `Crew` of a run in one process, none of whose components can die alone."""
+    """The `Crew` of a run in one process, where no component can die alone."""
 
     def counted(self, name: str) -> int:
         """0: there is no other process."""

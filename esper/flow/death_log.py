@@ -57,8 +57,8 @@ class DeathLog:
         """Journal the last recovery again with the seconds to its first step, once that step was taken.
 
         Args:
-            first_step_at: -> Unix time of the trainer's first step, None before it. Called only while that step is
-                awaited.
+            first_step_at: Function that returns the Unix time of the trainer's first step, None before it. Called only
+            while that step is awaited.
         """
         if self._stepless is not None and (at := first_step_at()) is not None:
             place, over_at = self._stepless

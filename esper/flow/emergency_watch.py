@@ -14,7 +14,9 @@ from esper.leyline.ports import Inbox
 from esper.leyline.signals import EmergencySignal, Level
 
 SIGNALS_AT_A_FENCE = 4096
-"""Most signals read at one fence: a queue that fills faster than it is read must not hold the run there."""
+"""Largest number of signals that are read at one fence, so that a queue that fills faster than it is read cannot stop
+the run.
+"""
 
 
 @dataclass
@@ -44,7 +46,9 @@ class SignalWatch:
 
     @contextmanager
     def explaining_halts(self) -> Iterator[None]:
-        """Raise a trainer's `EmergencyStop` again with its signal's id and reason: the trainer knows the level only."""
+        """Raise a trainer's `EmergencyStop` again, with the id and the reason of the signal: the trainer reads only the
+        level.
+        """
         try:
             yield
         except EmergencyStop as stop:
@@ -57,7 +61,7 @@ class SignalWatch:
         try:
             return self._take(SIGNALS_AT_A_FENCE)
         except ActorError as gone:  # the run stops anyway; only the reason is missing
-            stop.add_note(f"the emergency queue could not be asked why: {gone}")
+            stop.add_note(f"the reason could not be read from the emergency queue: {gone}")
             return None
 
     def _take(self, most: float) -> EmergencySignal | None:

@@ -50,10 +50,10 @@ def run(
         config: Settings of the run; None: all defaults. Its `run.dir` is absent or empty; by default a new directory
             under `runs/`.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`. Both give the same bits.
-        reference: The place of the task's code, for `run.json`; each actor loads the task from there. None:
-            `esper.resume` and `esper.load` need the task again, and on Ray it must be picklable by value.
-        progress: Follows the run, to show it to people; by default nothing is shown.
-        drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
+        reference: The place of the task's code. It is stored in `run.json`, and each actor loads the task from it.
+        None: `esper.resume` and `esper.load` need the task as an argument, and on Ray the task must be picklable by
+        value. progress: Receives the progress of the run, to show it to people; by default nothing is shown. drain:
+        `drain.ask()`, in a signal handler for example, ends the run at its next fence.
 
     Returns:
         The result; on Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
@@ -61,7 +61,7 @@ def run(
     Raises:
         ConfigError: an input is wrong; nothing was written. TaskError, a subclass: the wrong input is the task.
         Drained: `drain` asked for the end.
-        EsperError: the run failed; its directory has the journal and the checkpoints up to there.
+        EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
     if config is not None and not isinstance(config, RunConfig):
         raise ConfigError("config", type(config).__name__, "give an esper.RunConfig")
@@ -87,8 +87,9 @@ def resume(
     result = esper.resume("runs/my-run", settings={"run.epochs": 12})
     ```
 
-    The run may be resumed in another place than before (`on`). A run that has ended is not run again, unless
-    `settings` makes it longer: its result is returned, and its network is loaded when it is asked for.
+    The run may be resumed elsewhere than before: in this process instead of on Ray, or the reverse (`on`). A run that
+    has ended is not run again, unless `settings` makes it longer: its result is returned, and its network is loaded
+    when it is asked for.
 
     Args:
         run_dir: A run directory, or a snapshot of one.
@@ -96,14 +97,14 @@ def resume(
         settings: New values of config keys, by dotted key, such as `run.epochs`; the keys that fix the bits of a run
             are refused.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.
-        broken: A TOML file of `[[faults]]` to inject; None: no fault, whatever was set before.
-        progress: Follows the run, to show it to people; by default nothing is shown.
+        broken: A TOML file of `[[faults]]` to inject; None: no fault is injected, even if the run began with faults.
+        progress: Receives the progress of the run, to show it to people; by default nothing is shown.
         drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
 
     Raises:
         ConfigError: the run cannot be resumed with these arguments; nothing was changed.
         Drained: `drain` asked for the end.
-        EsperError: the run failed; its directory has the journal and the checkpoints up to there.
+        EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
     used, run_dir = _launcher(on), Path(run_dir)
     with resumed(run_dir, task, settings or {}, broken) as found:

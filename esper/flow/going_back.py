@@ -59,7 +59,7 @@ class Phase(StrEnum):
     SUPERSEDED = "superseded"
     """The journal has a new generation: records of the old one after that fence are not valid."""
     REVIVED = "revived"
-    """Every process is up and refuses messages of older generations. At most some components are restored yet."""
+    """Every process is up and refuses messages of older generations. Some components may be restored already."""
 
 
 NEXT: Mapping[Phase, frozenset[Phase]] = {
@@ -91,7 +91,7 @@ class GoingBack:
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase. `NEXT` must allow it after the present one."""
-        assert phase in NEXT[self.phase], f"no way leads from {self.phase} to {phase}"
+        assert phase in NEXT[self.phase], f"the phase cannot change from {self.phase} to {phase}"
         self.phase = phase
 
     # -- the states to restore -----------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class GoingBack:
         """
         with self.at.tally.checkpoint():
             states = self._component_states()
-            self.memory = None  # it has a copy of the twin: free it before the next is made
+            self.memory = None  # it has a copy of the twin, which is freed before the next copy is made
             saved = FenceState(fence, HostCopy.IN_MEMORY, states, self.components.incubator.state(fence))
             self.checkpoints.begin(self.components.trainer, fence, saved.states, saved.incubation)
             self.memory = saved
@@ -165,7 +165,7 @@ class GoingBack:
             ActorLost: another process died during the restore.
         """
         watch = Stopwatch(error)
-        self.deaths.tell()  # a recovery that this error interrupted is journaled even if `lost` raises
+        self.deaths.tell()  # before `lost`, which may raise: a recovery that this error interrupted must be journaled
         lost = self.components.crew.lost(error, self.at.fence)
         self.deaths.tell()
         with span("esper recover", role="conductor", fence=self.at.fence):
@@ -305,7 +305,7 @@ class GoingBack:
         trainer = self.components.trainer
         if saved.host is HostCopy.IN_MEMORY:
             if trainer.roll_back(generation) is None:
-                raise RestoreImpossible("memory", f"the trainer keeps nothing of fence {saved.fence}")
+                raise RestoreImpossible("memory", f"the trainer has no copy of fence {saved.fence}")
             return trainer.snapshot()
         self.memory = None
         host = trainer.snapshot() if saved.host is HostCopy.AS_BUILT else self.components.crew.shared(saved.host)

@@ -1,4 +1,4 @@
-"""What identifies a run: written when it begins, and compared with the task that a resume is given."""
+"""The identity of a run: written when the run begins, and compared with the task at a resume."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class InProcessLauncher:
         self._trainer: Trainer | None = None
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
-        """The same under every config."""
+        """Return the same fault points under every config."""
         del config
         return ONE_PROCESS
 
@@ -47,7 +47,7 @@ class InProcessLauncher:
         return self._bring_up
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
-        """The live host itself, taken out of its trainer; the run directory is not read."""
+        """Return the live host itself, taken out of its trainer; the run directory is not read."""
         del path, task, fence
         assert self._trainer is not None, "asked for after the run"
         return self._trainer.release()

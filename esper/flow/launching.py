@@ -1,4 +1,6 @@
-"""The port that brings a run up: `esper.flow.in_process` does it in this process, `actors.launcher` on Ray."""
+"""The port for starting the components of a run. `esper.flow.in_process` implements it for one process,
+`actors.launcher` for Ray.
+"""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
         "give the start more time: esper resume {run} --set ray.start_deadline_s=SECONDS (300, say)",
     ),
     (errors.PlacementUnavailable, "give the actors what they lack, then esper resume {run}"),
-    (errors.RestartIntensityExceeded, "mend what the actor died of, then esper resume {run}"),
+    (errors.RestartIntensityExceeded, "remove the cause of the actor's death, then esper resume {run}"),
     (errors.EmergencyStop, "once the reason is dealt with: esper resume {run}"),
     (EsperError, RESUME),
     (OSError, "mend what the system refused, then esper resume {run}"),

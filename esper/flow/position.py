@@ -1,4 +1,6 @@
-"""Progress of a run beside its components: fence, tally, emergency level. It is saved and restored with them."""
+"""The part of a run's state that belongs to no component: fence, tally, emergency level. It is saved and restored with
+the components.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The port through which a run reports its progress. What the follower does changes nothing in the run."""
+"""The port through which a run reports its progress. Implementations must not change the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esper.setup.survey import Survey
 
 
 class Progress(Protocol):
-    """Follows one run."""
+    """Receives the progress of one run."""
 
     def started(self, survey: Survey, path: Path) -> None:
         """The run begins."""
@@ -25,7 +25,7 @@ class Progress(Protocol):
         ...
 
     def working(self, what: str) -> None:
-        """A step begins that takes a while."""
+        """An activity begins that takes a while."""
         ...
 
     def fence(self, state: RoundState, tally: Tally) -> None:

@@ -41,9 +41,9 @@ class Divergence:
     fence: int
     step: int | None
     recorded: float | None
-    """Loss or checksum of the weights in the run; None: the run has none there."""
+    """Loss or checksum of the weights in the run; None: the run recorded none at this place."""
     repeated: float | None
-    """The same in the repetition."""
+    """Loss or checksum of the weights in the repetition; None: it recorded none."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
 
     Raises:
         RunDirectoryError: the directory has no run, no round of it was finished, or it cannot be repeated here: other
-        versions, another processor, a length that was changed by a resume, another policy, an emergency signal; or the
-        results differ and sets of texts have another order here.
-        StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
-        TaskError: the task cannot be found, or differs from the task that the run began with.
+        versions, another processor, a length that was changed by a resume, another policy, or an emergency signal. Or
+        the results differ, and sets of texts have another order in this process. StoreCorrupt: a journal or a
+        checkpoint is damaged; nothing was compared. TaskError: the task cannot be found, or differs from the task that
+        the run began with.
     """
     past = read_past(run_dir)
     _check_sound(run_dir, past)
@@ -104,13 +104,13 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
     starts = [entry.body for entry in past.entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     why = ""
     if any(body["fence_steps"] != list(past.identity.fence_steps) for body in starts):
-        why = "it was given another length on its way, and cannot be repeated in one"
+        why = "a resume changed its length, and esper proves only runs of one length"
     elif other := sorted({body["cpu"] for body in starts} - {cpu_type()}):
         why = f"it ran on {', '.join(other)}, which may give other bits than this processor ({cpu_type()})"
     elif other := sorted({policy for policy in _policies(past) if policy != HeuristicPolicy.version}):
-        why = f"another policy decided it than its config has: {', '.join(other)}"
+        why = f"a policy other than the config's made its decisions: {', '.join(other)}"
     elif (lasting_level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
-        why = "an emergency signal held its growth back, and that comes from outside"
+        why = "an emergency signal stopped its growth, and a repetition receives no signals"
     if why:
         raise RunDirectoryError("RUN", str(run_dir), why)
 
@@ -155,7 +155,7 @@ class _Until:
         """Raises: RunDirectoryError: the survey's steps give other weights, and sets of texts another order."""
         other = survey.rehearsed_crc32c != self.began.rehearsed_crc32c
         if other and self.began.orders_texts_otherwise:
-            raise _no_proof(self.run_dir, self.began, "after the same first steps it has other weights here")
+            raise _no_proof(self.run_dir, self.began, "after the same first steps its weights differ here")
         self.shown.started(survey, path)
 
     def found(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What `esper.run` and `esper.resume` return: the summary of a run that reached its end, and its network."""
+"""The value that `esper.run` and `esper.resume` return: the summary of a run that reached its end, and its network."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Conductor:
 
         Raises:
             ConfigError: the directory cannot be used; nothing was written.
-            EsperError: the run failed; its directory has the journal and the checkpoints up to there.
+            EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
         check_environment()
         wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
@@ -87,7 +87,7 @@ class Conductor:
             TaskError: the task's network or data differ from those that the run began with.
             ConfigError: the run was given another length, which moves its fences or has no fence at a checkpoint.
             RestoreImpossible: checkpoints were committed and none of them loads.
-            EsperError: the run failed; its directory has the journal and the checkpoints up to there.
+            EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
         check_environment()
         check_same_task(survey, past.identity)
@@ -138,7 +138,7 @@ class Conductor:
 
 @dataclass
 class OpenRun:
-    """A run whose directory and journal are open. Whatever its end is, it is journaled."""
+    """A run whose directory and journal are open. Its end, of any kind, is journaled."""
 
     conductor: Conductor
     survey: Survey

@@ -1,4 +1,4 @@
-"""Counts and measured seconds of a run so far. What was not measured is absent, never made up."""
+"""Counts and measured seconds of a run so far. A value that was not measured is absent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from esper.leyline.base import Message
 from esper.setup.growth_log import GrowthLog
 
 Amount = Annotated[int, Field(ge=0, le=10**30)]
-"""A count. The limit is far above that of any run, and far below the largest float, so that sums convert to float."""
+"""A count. The limit is far above the counts of any run, and far below the largest float, so that sums convert to
+float.
+"""
 Elapsed = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Seconds."""
 
@@ -31,7 +33,7 @@ class TallyState(Message):
     checkpoint_s: Elapsed
     rollbacks: Amount
     growth: GrowthLog = GrowthLog()
-    """Empty in a state that was stored by a version without it."""
+    """Empty in a state that a version without this field stored."""
 
 
 class Tally:

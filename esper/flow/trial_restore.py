@@ -1,6 +1,7 @@
 """Tries a checkpoint before a run is taken over: restores every part of it into fresh components, then discards them.
 
-Checksums show that a file has the bytes that were written. Only the components can show that they can read them.
+Checksums show that a file has the bytes that were written. Whether the components can read these bytes shows only such
+a trial.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class TrialRestore:
             Exception: the exception of a part of the task, raised while it loaded its state or in that step.
         """
         with temporary_rng(0):
-            Context().run(self._try, written, saved)  # without telemetry: events here are not events of the run
+            Context().run(
+                self._try, written, saved
+            )  # without telemetry, since events of the trial are not events of the run
 
     def _try(self, written: CheckpointWritten, saved: FenceState) -> None:
         line = LineState.of(saved)

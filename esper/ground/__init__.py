@@ -1,1 +1,1 @@
-"""What every room may use: clocks, tensors as bytes, random streams, paths, words for wrong input."""
+"""Helpers that every room may use: clocks, tensors as bytes, random streams, paths, messages about wrong input."""

@@ -1,4 +1,4 @@
-"""The one clock: wall time for timestamps that people read, monotonic time for durations."""
+"""The clock of esper: wall time for timestamps that people read, monotonic time for durations."""
 
 from __future__ import annotations
 

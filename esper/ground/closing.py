@@ -12,10 +12,10 @@ from esper.errors import text_of
 
 @contextmanager
 def noted_on(first: BaseException | None, doing: str) -> Iterator[None]:
-    """Around the handling of `first`: an exception in the block becomes a note on `first` and goes no further.
+    """Context for the handling of `first`: an exception in the block becomes a note on `first` and is not raised.
 
     Args:
-        first: None if nothing has failed; then an exception in the block is raised.
+        first: The first failure. None: nothing has failed, and an exception in the block is raised.
         doing: The action, for the note: "closing the journal".
     """
     try:
@@ -44,7 +44,7 @@ class Closing:
 
     def close(self) -> None:
         """Release all resources. May be called twice."""
-        raise AssertionError("a class that is closed says how")
+        raise AssertionError("a subclass must define `close`")
 
     def __enter__(self) -> Self:
         return self

@@ -24,7 +24,9 @@ def hash_seed() -> int | None:
 
 
 def _given() -> int | None:
-    """The variable's number when the process started. None: it was not set. `python -R`, `-I` and `-E` ignore it."""
+    """Number in `PYTHONHASHSEED` when the process started. None: the variable was not set. `python -R`, `-I` and `-E`
+    ignore it.
+    """
     return int(_AT_START) if _AT_START is not None and _AT_START.isdigit() else None
 
 
@@ -43,15 +45,17 @@ def _secret_of(seed: int) -> bytes:
 
 
 def text_hash() -> int:
-    """Hash of a fixed string. Where it is equal, processes of one Python version iterate over sets of strings alike."""
+    """Hash of a fixed string. Processes of one Python version with equal hashes iterate over sets of strings in the
+    same order.
+    """
     return hash("esper")
 
 
 def fix_hash_seed() -> None:
     """Start this program again with a fixed seed, unless the user has fixed one. Call it before anything else.
 
-    The process keeps its id, directory, open streams and ignored signals. A Python that does not obey the variable
-    (`-I`, `-E`, `-R`) cannot be given a seed and goes on as it is.
+    The process keeps its id, directory, open streams and ignored signals. A Python that ignores the variable (`-I`,
+    `-E`, `-R`) cannot be given a seed, and the process continues without one.
     """
     if _given() is None and not sys.flags.ignore_environment and sys.executable:
         os.environ[VARIABLE] = str(OURS)

@@ -1,4 +1,6 @@
-"""A count that goes up with every piece of work this process finishes, so that others can tell busy from stuck."""
+"""A count that goes up with every piece of work this process finishes, so that other processes can tell a busy process
+from a stuck one.
+"""
 
 from __future__ import annotations
 

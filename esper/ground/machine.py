@@ -9,7 +9,7 @@ from pathlib import Path
 
 def cpu_type() -> str:
     """The processor's model and the vector instructions that torch uses on it. Another CPU type may change results."""
-    import torch  # here: a command that only looks at processes does without it
+    import torch  # imported here, so that a command that only looks at processes need not load torch
 
     told = Path("/proc/cpuinfo")  # Linux has it
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
@@ -30,7 +30,7 @@ def process_began(pid: int) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """True while a process runs, also if it belongs to a user whose files in /proc are hidden."""
+    """Whether a process runs. Works also if the system hides the files of the process in /proc from this user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,5 @@
-"""Splits a command line into a parent that waits and a child that works; the parent speaks if the child cannot.
+"""Splits a command line into a parent that waits and a child that works. The parent reports the end of a child that
+could not report it.
 
 A process can end from within C (Ray's core calls `_exit(1)` once a process of Ray is gone) or by the system (SIGKILL
 for lack of memory). No Python runs then, and the exit code is not one that esper chose. See docs/adr/0004-ray.md.
@@ -39,7 +40,7 @@ class End:
     run_dir: str | None = None
     """The directory of the run that the child had begun."""
     reason: str | None = None
-    """The child's reason for leaving, if it could send one."""
+    """The reason that the child gave for its end, if it could send one."""
 
     @property
     def how(self) -> str:
@@ -73,8 +74,10 @@ def split() -> End | None:
     parent = os.getpid()
     signal.signal(
         signal.SIGCHLD, signal.SIG_DFL
-    )  # if it were ignored, as a program may inherit, no child is waited for
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})  # none is lost before `_wait`
+    )  # SIGCHLD may be inherited as ignored; then no child could be waited for
+    mask = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD}
+    )  # so that no signal is lost before `_wait`
     child = os.fork()
     if child == 0:
         _pipe = writing
@@ -91,7 +94,7 @@ def split() -> End | None:
 
 
 def die_of(number: int) -> NoReturn:
-    """End this process by a signal, as a process without any handler would end."""
+    """End this process by a signal, as if it had no handler."""
     signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     signal.raise_signal(number)

@@ -67,7 +67,9 @@ def first_problem(error: ValidationError, within: str = "") -> Problem:
 
 
 def _in_words(first: Any) -> str:  # Any: an `ErrorDetails` of pydantic's core
-    """What the input must be; of a kind that is not in `PLAIN`, pydantic's or the validator's own message."""
+    """Return what the input must be. For a kind of problem that is not in `PLAIN`, this is the message of pydantic or
+    of the validator.
+    """
     if first["type"] in PLAIN:
         figures = first["ctx"].items() if "ctx" in first else ()
         return PLAIN[first["type"]].format(**{name: _figure(value) for name, value in figures})

@@ -23,7 +23,7 @@ def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
 
 
 def generator(run_seed: int, purpose: str, *place: int | str) -> np.random.Generator:
-    """A separate numpy generator for one use."""
+    """Return a new numpy generator for one use."""
     return np.random.Generator(np.random.Philox(key=stream_key(run_seed, purpose, *place)))
 
 

@@ -6,10 +6,14 @@ import difflib
 from collections.abc import Callable, Iterable
 
 ALIKE = 0.6
-"""`difflib`'s ratio from which two names count as near; 1 for equal names. Two typing errors in six letters pass."""
+"""`difflib`'s ratio from which two names count as near; 1 for equal names. With 0.6, two typing errors in six letters
+pass.
+"""
 
 LISTED = 8
-"""Most names that a message lists. Of more names, it lists the first ones and says how many are left."""
+"""Largest number of names that a message lists. Of more names it lists the first ones and gives the number of the
+others.
+"""
 
 
 def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
@@ -35,7 +39,7 @@ def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] 
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:
-    """The name of `known` that is most like `wrong`; None where none is like it."""
+    """Return the name in `known` that is nearest to `wrong`; None if no name is near."""
     by_folded = {name.casefold(): name for name in known}
     folded = wrong.casefold()
     found = difflib.get_close_matches(folded, by_folded, n=1, cutoff=ALIKE)

@@ -16,8 +16,8 @@ def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[No
     """Restore the model's submodules, parameters and buffers, with their values, at the end of the block.
 
     A forward may change a parameter in place (a moving average, a codebook), put another tensor into a buffer's place,
-    of another shape perhaps, or register something. A module in which that has happened gets its other attributes back,
-    too: they may say how long its buffer is.
+    of another shape perhaps, or register something. If a module's tensor was replaced or resized, the other attributes
+    of the module are restored too: one of them may be the length of the buffer.
 
     Args:
         others: Tensors outside of the model that get their values back, too.

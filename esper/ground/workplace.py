@@ -29,7 +29,7 @@ def from_here() -> Iterator[None]:
     """Fix the base of relative paths to the working directory for a block. An outer block's base stays in force."""
     try:
         token = _began.set(_began.get() or _Workplace(workplace()))
-    except ConfigError:  # code that needs the folder raises
+    except ConfigError:  # code that needs the folder raises the error
         yield
         return
     try:
@@ -57,7 +57,7 @@ def fixed(path: Path) -> Path:
     """The absolute form of `path`. `shown` returns `path` for it until the outermost block ends.
 
     Raises:
-        ConfigError: it is relative, and the working directory cannot be used.
+        ConfigError: the path is relative, and the working directory cannot be used.
     """
     absolute = path if path.is_absolute() else workplace() / path
     if (began := _began.get()) is not None:

@@ -217,7 +217,7 @@ def test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_
     started.ended_with(130)
     err = (tmp_path / "err").read_text()
     assert "Traceback" not in err
-    assert "esper: interrupted; what was kept: esper resume" in err
+    assert "esper: interrupted; to resume it: esper resume" in err
     assert read(started.run_dir / "journal-1.log")[0][-1].kind is RecordKind.RUN_FAILED
 
 

@@ -220,7 +220,7 @@ def test_a_halt_stops_the_run_also_when_its_reason_is_lost(run_here: Any, local:
         run_here(tiny_task(loss=AtStep(29, publish_and_die)), growth__enabled=False)
     assert (stop.value.step, stop.value.reason, stop.value.signal_id) == (29, "", "")
     assert stop.value.__notes__ == [
-        "the emergency queue could not be asked why: emergency: killed",
+        "the reason could not be read from the emergency queue: emergency: killed",
         "a second failure, while journaling what the emergency queue holds: ActorLost: emergency: killed",
     ]
 

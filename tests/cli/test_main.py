@@ -332,7 +332,7 @@ def test_a_model_that_fails_while_it_trains_is_a_strict_failure_that_says_what_i
 def test_an_interrupt_is_one_line_that_says_where_the_journal_is(esper: Esper) -> None:
     code, out, err = esper("run", "t.py:interrupting", "--run-dir", "here", "--no-growth", "--json")
     assert (code, out) == (130, "")
-    assert err.splitlines()[-1] == "esper: interrupted; what was kept: esper resume here"
+    assert err.splitlines()[-1] == "esper: interrupted; to resume it: esper resume here"
     assert "Traceback" not in err
     assert esper("inspect", "here")[1].startswith("here: interrupted, fence")
 
@@ -356,7 +356,7 @@ def test_ctrl_c_ends_a_real_process_with_130(folder: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert err == "esper: interrupted; what was kept: esper resume here\n"
+    assert err == "esper: interrupted; to resume it: esper resume here\n"
 
 
 def test_inspect_says_running_while_a_run_goes_on(

@@ -126,7 +126,7 @@ def test_a_run_goes_on_without_its_output(
         monkeypatch.setattr(sys, "stderr", told)
         assert exit_code([*RUN, "--run-dir", "run"]) == 0
     assert json.loads(Path("run/summary.json").read_bytes())["steps"] == 32
-    said = "" if way is no_file else "esper: standard output is not shown any more: "
+    said = "" if way is no_file else "esper: writing to standard output failed, so its text is dropped from now on: "
     assert re.fullmatch(f"{said}[^\n]*\n?", told.getvalue())
 
 
@@ -208,7 +208,9 @@ def test_a_real_process_whose_reader_left_ends_as_the_run_does() -> None:
     words = [sys.executable, "-c", ENTRY, *RUN, "--run-dir", "run"]
     ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
-    assert re.fullmatch(rb"esper: standard output is not shown any more: .*Broken pipe\n", ended.stderr)
+    assert re.fullmatch(
+        rb"esper: writing to standard output failed, so its text is dropped from now on: .*Broken pipe\n", ended.stderr
+    )
     assert ended.returncode == 0
 
 

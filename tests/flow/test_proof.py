@@ -211,7 +211,7 @@ def test_a_run_of_other_versions_is_refused_before_anything_runs(stopped: Path) 
 @pytest.mark.slow
 def test_a_run_that_was_given_another_length_is_refused(stopped: Path) -> None:
     resume(stopped, settings={"run.epochs": 12})
-    with pytest.raises(RunDirectoryError, match="another length on its way"):
+    with pytest.raises(RunDirectoryError, match="a resume changed its length"):
         prove(stopped, Quiet())
 
 
@@ -231,7 +231,7 @@ def test_a_run_that_nobody_can_find_the_task_of_is_refused(tmp_path: Path) -> No
     ("kind", "change", "told"),
     [
         (RecordKind.RUN_STARTED, {"cpu": "an abacus"}, "it ran on an abacus"),
-        (RecordKind.SIGNAL, {"level": 3}, "an emergency signal held its growth back"),
+        (RecordKind.SIGNAL, {"level": 3}, "an emergency signal stopped its growth"),
     ],
 )
 def test_what_cannot_be_repeated_here_is_refused_and_not_told_as_another_course(
@@ -273,6 +273,6 @@ def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
         with pytest.raises(RunDirectoryError, match=r"another course here at fence 1, and a set of texts has another"):
             prove(tmp_path / "run", Quiet())
     monkeypatch.setenv("SCALE", "1.5")
-    with pytest.raises(RunDirectoryError, match="after the same first steps it has other weights here, and a set"):
+    with pytest.raises(RunDirectoryError, match="after the same first steps its weights differ here, and a set"):
         prove(tmp_path / "run", watch := Watching())
     assert watch.last == -1

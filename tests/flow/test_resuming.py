@@ -288,7 +288,7 @@ def test_a_task_that_was_built_in_place_must_be_given(tmp_path: Path) -> None:
     watch = StopAt(1)
     with pytest.raises(Drained):
         run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), drain=watch.drain, progress=watch)
-    refused(tmp_path / "run", TaskError, r"run\.json does not say where it is")
+    refused(tmp_path / "run", TaskError, r"run\.json has no reference to it")
 
 
 class Unbiased(TinyHost):
