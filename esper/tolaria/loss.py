@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import itertools
 import math
 from typing import Any
 
@@ -79,10 +80,8 @@ def _check_not_broadcast(losses: Tensor, output: Any, target: Any) -> None:
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or losses.shape in (output.shape, target.shape):
         return
-    try:
-        broadcast = torch.broadcast_shapes(output.shape, target.shape)  # type: ignore[no-untyped-call]  # untyped in torch
-    except RuntimeError:  # these shapes cannot be broadcast, as scores [B, C] and classes [B]
-        return
+    sizes = itertools.zip_longest(reversed(output.shape), reversed(target.shape), fillvalue=1)
+    broadcast = tuple(max(pair) for pair in sizes)[::-1]
     if losses.shape == broadcast:
         raise broadcast_refused(str(list(output.shape)), str(list(target.shape)))
 
