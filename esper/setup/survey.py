@@ -31,6 +31,7 @@ from esper.setup.draws import rehearse_draws
 from esper.setup.fences import fences
 from esper.setup.habits import check_fields
 from esper.setup.mixing import NOT_FOUND_OUT, Mixing, find_mixing
+from esper.setup.own_children import check_children
 from esper.setup.practice import practise
 from esper.setup.rehearsal import Remembered, check_same_build, rehearse, tensors_of
 from esper.setup.trial import try_backward, try_growth
@@ -299,6 +300,8 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
         judging.sample_losses("gate", 0)
     judging.try_shards()
     draft = replace(draft, loss_depends_on_batch=judging.loss_depends_on_batch())
+    if config.growth.enabled:
+        check_children(judging, draft.data.batch(0), draft.data.batch_size)
     mixing = find_mixing(draft, judging if first_loss is None else training, draft.data.batch(0))
     refuse_changes("task", "training or measuring")
     return replace(

@@ -43,16 +43,16 @@ class Images(nn.Module):
         return self.head(h_BCHW.mean(dim=(2, 3)))
 
 
-class Rows(nn.Module):
-    """[B, 8] -> [B, 4], a perceptron with dropout; slots of kind NC, one of them inside another."""
+class Rows(nn.Sequential):
+    """[B, 8] -> [B, 4], a perceptron with dropout; slots of kind NC, one of them inside another.
+
+    Its forward pass is that of `nn.Sequential`, which calls each child.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 8))
         self.head = nn.Linear(8, 4)
-
-    def forward(self, x_BC: Tensor) -> Tensor:
-        return self.head(self.body(x_BC))
 
 
 SLOTS = {Tokens: ["layers.*"], Images: ["stem", "body"], Rows: ["body", "body.0"]}

@@ -229,7 +229,7 @@ def test_the_name_of_a_run_and_of_a_module_is_text_and_never_python(key: str) ->
 def test_a_file_holds_the_definitions_that_its_network_uses_and_no_others() -> None:
     scope = written([plan(slot(Kind.NC), 0, "mlp")], [slot(Kind.NC)])
     defined = {name for name, value in scope.items() if isinstance(value, type) and value.__module__ == "network"}
-    assert defined == {"SquaredReLU", "Seed", "SlotHook"}
+    assert defined == {"SquaredReLU", "Seed", "SeedHolder", "SlotHook"}
     assert not {"conv3", "low_rank", "Attention"} & scope.keys()
 
 

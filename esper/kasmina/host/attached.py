@@ -65,6 +65,24 @@ class SlotHook:
         return with_part(output, part)
 
 
+class SeedHolder(nn.Module):
+    """The parent of all seeds of a network. It is no layer of the network, so a forward pass must not call it.
+
+    The forward pass of `nn.Sequential` calls each of its children. In such a network this module, its last child, is
+    the identity. Another network that calls each of its children would compute something else than without seeds.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.passes = type(network).forward is nn.Sequential.forward
+
+    def forward(self, value: Any) -> Any:  # Any: the output of the layer before it
+        """Return the argument. Raises: TypeError: the network is not called as `nn.Sequential` is."""
+        if not self.passes:
+            raise TypeError(f"the network calls each of its children, also {PREFIX!r}, which is no layer")
+        return value
+
+
 def attach(network: nn.Module, seeds: Iterable[tuple[str, int, Seed]]) -> None:
     """Register seeds in a network that has no seeds, and hook them to their slots.
 
@@ -104,7 +122,8 @@ def check_names(network: nn.Module, slots: Collection[str]) -> None:
 
 
 def register(network: nn.Module, path: list[str], seed: Seed) -> None:
-    """Register a seed at a path of names below a network. Missing modules on the path are added, empty.
+    """Register a seed at a path of names below a network. Missing modules on the path are added: first a `SeedHolder`,
+    below it empty modules.
 
     With slots `a` and `a.0`, the first seed of `a` and the parent of the seeds of `a.0` have the same path. Then the
     seed of `a` is that parent: it takes over children that are registered already.
@@ -112,7 +131,7 @@ def register(network: nn.Module, path: list[str], seed: Seed) -> None:
     place = network
     for name in path[:-1]:
         if name not in place._modules:
-            place.add_module(name, nn.Module())
+            place.add_module(name, SeedHolder(network) if place is network else nn.Module())
         place = place.get_submodule(name)
     if path[-1] in place._modules:
         for name, child in place.get_submodule(path[-1]).named_children():
