@@ -1,4 +1,4 @@
-"""A registry in a real actor refuses each incomplete blend with its typed error, and is as it was. One launch."""
+"""A registry in a real actor refuses incomplete blends and meshes, and culls for a fallback mark. One launch."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from esper.errors import DependencyViolationError
 from esper.ground.clock import SystemClock
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation, sign
 from esper.leyline.ports import Registrar
+from esper.leyline.reports import Gate
 from esper.setup.assembly import RunKey
 from esper.setup.survey import survey_of
 from esper.telemetry.events import LOG
@@ -74,7 +75,7 @@ def registrar(embedded: EmbeddedRay, folder: Path) -> Iterator[Registrar]:
 
 @pytest.fixture
 def command() -> Callable[..., Command]:
-    def make(name: str, blend: BlendSpec | None, logits: tuple[float, ...]) -> Command:
+    def make(name: str, blend: BlendSpec | None, logits: tuple[float, ...], **changes: Any) -> Command:
         made = Command(
             command_id=name,
             run_id=KEY.run_id,
@@ -89,7 +90,7 @@ def command() -> Callable[..., Command]:
             feature_coverage=1.0,
             policy_version="scripted-1",
             nonce=f"nonce of {name}",
-        )
+        ).model_copy(update=changes)
         return made.model_copy(update={"signature": sign(made, KEY.secret)})
 
     return make
@@ -108,5 +109,30 @@ def test_each_incomplete_blend_is_refused_in_the_actor_and_changes_nothing_there
     told = [json.loads(line) for log in folder.rglob(LOG) for line in log.read_text().splitlines()]
     assert [event["fields"]["missing"] for event in told] == list(REFUSED)
     assert {event["name"] for event in told} == {"command_validation_failed"}
+    with pytest.raises(DependencyViolationError) as caught:
+        registrar.receive(
+            command("without a mesh", BlendSpec(mode="CONVEX", ramp_steps=30), (), mesh_host_layers=()), 1
+        )
+    assert caught.value.missing == "mesh_host_layers missing"
+    assert registrar.state() == before
     plans = registrar.receive(command("sound", BlendSpec(mode="CHANNEL", ramp_steps=30, channels=V), ()), 1).plans
     assert [plan.blend.channels for plan in plans] == [V]
+
+
+def test_a_fallback_mark_in_a_command_stops_its_candidates_at_g0_in_the_actor(
+    registrar: Registrar, command: Callable[..., Command], folder: Path
+) -> None:
+    marked = command(
+        "marked",
+        BlendSpec(mode="CONVEX", ramp_steps=30),
+        (),
+        candidates=(Candidate(slot="body", blueprint_id="mlp", seed_id="seed-2"),),
+        fallback_marks=("rule of thumb",),
+    )
+    registrar.receive(marked, 1)
+    answer = registrar.carry_out("marked", 1, ()).answer
+    assert [(report.gate, report.reasons) for report in answer.gates] == [(Gate.G0, ("fallback_requested",))]
+    assert (answer.order, answer.transitions) == (None, ())
+    told = [json.loads(line) for log in folder.rglob(LOG) for line in log.read_text().splitlines()]
+    assert [event["name"] for event in told[-2:]] == ["tamiyo_fallback_requested", "gate_failure"]
+    assert {event["severity"] for event in told[-2:]} == {"CRITICAL"}
