@@ -75,7 +75,7 @@ ALLOWED: dict[str, str] = {
     "esper/export/programs.py _refused: ignores warnings": "what torch says while it tries; the outputs of the program are compared",
     "esper/export/loading.py _read: answers CheckpointCorrupt": "raised, unless the run has gone on and dropped it",
     "tests/export/test_loading.py test_a_copy_and_a_pickle_are_the_network_and_stand_alone: pickle.loads": "own",
-    "esper/archive/history.py _look_at: answers StoreCorrupt": "returned as damage",
+    "esper/archive/history.py _readable: answers StoreCorrupt": "returned as damage",
     "esper/archive/generations.py as_recorded: .get with a default": "nobody has taken over from it",
     "esper/archive/inspection.py _state: .get with a default": "by any other error it has failed",
     "esper/archive/inspection.py _state: errors='replace'": "a holder that is none of ours is nobody",

@@ -11,7 +11,7 @@ be read of a damaged run, and each damaged part.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +126,7 @@ def look_at(path: Path) -> Remains:
 
 
 def _look_at(path: Path) -> Remains:
+    """As `look_at`, but an error of the system is raised as it is."""
     if not path.is_dir() or not (run_file(path).exists() or checkpoints_folder(path).is_dir() or journals(path)):
         raise RunDirectoryError("RUN", str(path), "no run is here (no run.json, no journal, no checkpoints)")
     identity, damages = read_identity(path)  # read before the journals, whose content can only be newer
@@ -133,15 +134,9 @@ def _look_at(path: Path) -> Remains:
     newest = newest_generation(path, files, identity)
     damages += missing_journals(path, files, newest)
     strange = {name: Damage(name, None, what) for name, what in misplaced(path).items()}
-    said: dict[int, list[Entry]] = {}
-    for generation, file in files.items():
-        try:
-            said[generation], damaged = read_journal(file)
-            damages += damaged
-        except StoreCorrupt as error:
-            damages.append(Damage(file.name, None, error.reason))
+    said, unread = _readable(files)
     valid = valid_lengths(said)
-    damages = [as_recorded(damage, valid) for damage in damages]
+    damages = [as_recorded(damage, valid) for damage in (*damages, *unread)]
     damages += cut_short({number: files[number] for number in said}, valid)
     entries, undecided = joined_entries(path, said, valid, {damage.file for damage in damages if not damage.torn})
     did = [
@@ -149,9 +144,7 @@ def _look_at(path: Path) -> Remains:
     ]  # records that were taken back count here too
     commits, newest_lost = committed(entries), newest > 0 and newest not in said
     in_doubt = any(not damage.torn for damage in (*damages, *undecided))
-    due = commits[-1:] if in_doubt else retained(said, valid)
-    put_aside = _names(checkpoints_folder(path) / QUARANTINE) - {one.file for one in due[-1:]}
-    there = _names(checkpoints_folder(path)) | ({one.file for one in due if not newest_lost} - put_aside)
+    there = _expected(path, commits[-1:] if in_doubt else retained(said, valid), newest_lost=newest_lost)
     return Remains(
         identity if identity is not None else _told(entries),
         newest,
@@ -163,6 +156,30 @@ def _look_at(path: Path) -> Remains:
         sum(_restarts(entry) for its_entries in said.values() for entry in its_entries),
         newest_lost,
     )
+
+
+def _readable(files: Mapping[int, Path]) -> tuple[dict[int, list[Entry]], list[Damage]]:
+    """Return the readable records of the journals by generation, and the damages. An unreadable one has no key."""
+    said: dict[int, list[Entry]] = {}
+    damages: list[Damage] = []
+    for generation, file in files.items():
+        try:
+            said[generation], damaged = read_journal(file)
+            damages += damaged
+        except StoreCorrupt as error:
+            damages.append(Damage(file.name, None, error.reason))
+    return said, damages
+
+
+def _expected(path: Path, due: Sequence[CheckpointWritten], *, newest_lost: bool) -> set[str]:
+    """Return the names of the checkpoint files that exist or should exist.
+
+    Args:
+        due: The checkpoints that retention keeps, oldest first.
+        newest_lost: The newest journal cannot be read, so that a file of `due` may have been removed since.
+    """
+    put_aside = _names(checkpoints_folder(path) / QUARANTINE) - {one.file for one in due[-1:]}
+    return _names(checkpoints_folder(path)) | ({one.file for one in due if not newest_lost} - put_aside)
 
 
 def _names(folder: Path) -> set[str]:

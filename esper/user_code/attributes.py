@@ -220,25 +220,28 @@ def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
         yield from ((f"[{place}]", item) for place, item in enumerate(value))
     elif isinstance(value, np.ndarray):
         yield from ((f"[{place}]", item) for place, item in enumerate(value.flat))
-    elif isinstance(value, types.FunctionType):
-        yield from _of_function(value)
-        return
-    elif isinstance(value, types.MethodType):
-        yield ".__self__", value.__self__
-        yield ".__func__", value.__func__
-        return
     elif isinstance(value, functools.partial):
         yield from ((".func", value.func), (".args", value.args), (".keywords", value.keywords))
-    elif isinstance(value, types.GeneratorType) and value.gi_frame is not None:
-        yield ".gi_frame", (value.gi_frame.f_lasti, dict(value.gi_frame.f_locals))
-        return
-    elif type(value).__module__ in ("builtins", "itertools") and isinstance(value, Iterator):
-        yield from ((f".<state {place}>", item) for place, item in enumerate(_iterator_state(value)))
+    elif (parts := _of_code(value)) is not None:
+        yield from parts
         return
     if isinstance(value, type):
         yield from _of_class(value)
     elif not isinstance(value, types.ModuleType) and _may_open(value) and opens(value):
         yield from _attributes(value)
+
+
+def _of_code(value: Any) -> Iterable[tuple[str, object]] | None:
+    """Return the parts of a function, a method, a generator or an iterator of Python's. None: it is another value."""
+    if isinstance(value, types.FunctionType):
+        return _of_function(value)
+    if isinstance(value, types.MethodType):
+        return (".__self__", value.__self__), (".__func__", value.__func__)
+    if isinstance(value, types.GeneratorType) and value.gi_frame is not None:
+        return ((".gi_frame", (value.gi_frame.f_lasti, dict(value.gi_frame.f_locals))),)
+    if type(value).__module__ in ("builtins", "itertools") and isinstance(value, Iterator):
+        return ((f".<state {place}>", item) for place, item in enumerate(_iterator_state(value)))
+    return None
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
