@@ -35,6 +35,9 @@ NESTED = (
     " build it with enable_nested_tensor=False"
 )
 
+WITHOUT_GRADIENTS = object()
+"""Stands for the output of a module that a forward in training mode called while gradients were off."""
+
 MOST_KEYS = 50
 """Number of random streams that are tried to find a forward that skips no slot."""
 ALIKE = 10
@@ -141,7 +144,7 @@ class _Host:
         with (
             extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
-            recording(self.model, seen, self.autocast),
+            recording(self.model, seen, self.autocast, gradients=training),
             temporary_rng(key, devices),
             torch.set_grad_enabled(training),
             refused_as_theirs(doing),
@@ -199,18 +202,23 @@ def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def recording(model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str]) -> Iterator[None]:
+def recording(
+    model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str], *, gradients: bool
+) -> Iterator[None]:
     """Run the body with hooks that append a copy of every output of the modules at the paths in `seen` to `seen`.
 
     The copy is made at once, before a later layer may write into the output.
 
     Args:
         autocast: Filled with path -> dtype for each slot at which autocast is on.
+        gradients: Record `WITHOUT_GRADIENTS` for a module that is called while gradients are off.
     """
 
     def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _args: object, whole: object) -> None:
             output = part_of(whole)
+            if gradients and not torch.is_grad_enabled():
+                output = WITHOUT_GRADIENTS
             seen[path].append(output.detach().clone() if isinstance(output, Tensor) else output)
             if isinstance(output, Tensor) and (cast := autocast_at(output)) is not None:
                 autocast[path] = cast
@@ -239,6 +247,9 @@ def _only_output(path: str, outputs: list[object], mode: str) -> Tensor:
         mend = "a slot is called exactly once; name a module around all its uses"
         raise TaskError(field, f"called {len(outputs)} times by a forward in {mode} mode", mend)
     output = outputs[0]
+    if output is WITHOUT_GRADIENTS:
+        mend = "no seed could learn there: checkpoint with use_reentrant=False, or name a module outside of no_grad"
+        raise TaskError(field, f"called without gradients by a forward in {mode} mode", mend)
     if not isinstance(output, Tensor):
         mend = "name a module that returns a tensor, or a tuple that begins with one"
         raise TaskError(field, f"output of type {type(output).__name__}", mend)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -385,6 +387,28 @@ def test_a_slot_of_a_tuple_is_measured_by_its_first_item():
     model = nn.Sequential(nn.LSTM(8, 6, batch_first=True), Look(lambda both: both[0].mean(1)))
     (spec,) = dry_run(model, ["0"], torch.randn(4, 5, 8), call)
     assert (spec.kind, spec.shape, spec.causal) == (Kind.NTC, (5, 6), True)
+
+
+def test_a_slot_that_is_called_without_gradients_in_training_is_refused():
+    class Frozen(nn.Module):
+        def __init__(self, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+            super().__init__()
+            self.stem, self.body, self.call = nn.Linear(8, 8), nn.Linear(8, 8), call
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.call(self.body, self.stem(x))
+
+    def without(body: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return body(x)
+
+    def recomputed(body: nn.Module, x: Tensor) -> Tensor:
+        return torch.utils.checkpoint.checkpoint(body, x, use_reentrant=True)
+
+    told = telling(field="slot body", value="called without gradients by a forward in training mode")
+    for way in (without, recomputed):
+        with pytest.raises(TaskError, check=told):
+            dry_run(Frozen(way), ["body"], ROWS, call)
 
 
 def test_an_output_that_differs_between_the_modes_is_refused():
