@@ -1,4 +1,6 @@
-"""Starts actors side by side and waits until each is up. It decides neither which ones nor whether to try again."""
+"""Starts actors side by side and waits until each is up. The caller decides which actors are started and whether a
+start is repeated.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ class ActorStart:
     """
 
     def __init__(self, config: RayConfig, supervisor: Supervisor, look: Callable[[], None]) -> None:
-        """`supervisor` is told the outcome of each start. `look` raises if no actor can come up any more."""
+        """`supervisor` receives the outcome of each start. `look` raises if no actor can come up any more."""
         self._config, self._supervisor, self._look = config, supervisor, look
         self._begun: list[ActorHandle[Shell]] = []
         """Actors whose start has begun and has not ended."""

@@ -45,7 +45,9 @@ def fault_points(config: RunConfig) -> dict[str, set[str]]:
 
 
 def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None) -> BringUp:
-    """How `esper.flow.runner.Conductor` brings up a run of what is sent: on `embedded`, or on a Ray of its own."""
+    """Return the function with which `esper.flow.runner.Conductor` starts the components: on `embedded`, or on a new
+    Ray.
+    """
 
     @contextmanager
     def up(survey: Survey, key: RunKey, path: Path) -> Iterator[Components]:

@@ -1,4 +1,6 @@
-"""What the emergency actor holds: the queue of signals and its word. It imports no torch, so that it starts quickly."""
+"""The object of the emergency actor: the queue of signals, and the emergency word. It imports no torch, so that it
+starts quickly.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ class EmergencyDesk:
 
     def __init__(self, queue: EmergencyQueue, word: EmergencyWord, generation: int) -> None:
         self._queue, self._word, self._generation = queue, word, generation
-        before = word.read()  # the level and count that a desk before this one wrote stay, though its queue is lost
+        before = word.read()  # an earlier desk's level and count stay in the word, though its queue is lost
         self._level, self._count = before.level, before.count
         self._lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""Starts and ends an embedded Ray on this machine, and sets its environment. It knows nothing of actors and runs.
+"""Starts and ends an embedded Ray on this machine, and sets its environment. It starts no actor and no run.
 
 No setting is left to Ray's defaults, which differ by environment (docs/adr/0004-ray.md).
 """
@@ -43,7 +43,7 @@ RAY = "ray"
 
 
 class EmbeddedRay(Closing):
-    """A Ray of our own on this machine. All its processes end with `close`, or with this process.
+    """A Ray instance that esper starts on this machine. All its processes end with `close`, or with this process.
 
     Its ports can be reached from other machines, so it refuses connections without a token, which is drawn at random.
     """
@@ -102,7 +102,7 @@ class EmbeddedRay(Closing):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 job_config=ray_private.OwnPath([] if is_installed(ROOT) else [str(ROOT)]),
-                **ray_private.place_of(self.folder / "ray"),  # open to everybody; the folder around it is not
+                **ray_private.place_of(self.folder / "ray"),  # readable for everybody, but the folder around it is not
             )
 
     def close(self) -> None:

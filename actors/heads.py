@@ -8,21 +8,23 @@ from esper.ground.machine import is_alive
 
 
 class Heads:
-    """The control store and the raylet of one Ray, from the moment at which Ray starts them. Any thread may ask."""
+    """The control store and the raylet of one Ray, from the moment at which Ray starts them. Any thread may call the
+    methods.
+    """
 
     def __init__(self) -> None:
         self._processes: tuple[tuple[str, int], ...] = ()
 
     def add(self, name: str, pid: int) -> None:
-        """Ray has started a process; only the heads among them are recorded."""
+        """Record a process that Ray has started, if it is one of the two."""
         if name in HEADS:
             self._processes += ((name, pid),)
 
     def gone(self) -> str:
-        """Return, in words, the first of them that has ended; "" if both run."""
+        """Return a description of the first of the two that has ended; "" if both run."""
         return next((f"{name} (process {pid}) has ended" for name, pid in self._processes if not is_alive(pid)), "")
 
     def check(self) -> None:
-        """Raises: PlacementUnavailable: one of them has ended while Ray starts."""
+        """Raises: PlacementUnavailable: the control store or the raylet has ended while Ray starts."""
         if gone := self.gone():
             raise PlacementUnavailable("ray", f"{gone} while Ray started")

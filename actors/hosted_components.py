@@ -45,7 +45,9 @@ def kasmina(sent: SentSurvey, key: RunKey) -> KasminaRegistrar:
 
 
 def manager(sent: SentSurvey, key: RunKey, word: Path) -> HostedForks:
-    """Make a manager, which incubates. Its forks read the emergency word at every step, as the trainer does."""
+    """Make a manager, the process in which forks train. Its forks read the emergency word at every step, as the trainer
+    does.
+    """
     return HostedForks(sent, key, EmergencyWord.attach(word).halted)
 
 
@@ -125,7 +127,7 @@ class HostedForks:
         return self._forks[name].weights_sha256()
 
     def abandon(self, yes: bool) -> None:
-        """True: every fork stops at its next training step, from now on until False is given."""
+        """Stop every fork at its next training step, until the method is called with False."""
         self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot

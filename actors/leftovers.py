@@ -1,4 +1,4 @@
-"""Ends the processes that use a folder, as those of a Ray do whose start was cut short. It starts none."""
+"""Ends the processes that use a folder, for example those of a Ray whose start was interrupted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def end_users_of(folder: Path) -> None:
     limit = time.monotonic() + END_WITHIN_S
     while (users := [pid for pid in _processes() if _uses(pid, folder)]) and time.monotonic() < limit:
         for pid in users:
-            with suppress(ProcessLookupError):  # it ended by itself
+            with suppress(ProcessLookupError):  # the process ended by itself
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 

@@ -1,4 +1,4 @@
-"""Reads the last output of a process that has ended. It knows the files, and nothing of the process."""
+"""Reads the last output of a process that has ended. It reads only files, and needs no running process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LINES, BYTES = 20, 8192
-"""How much is read of each file: enough for the end of a traceback, and short enough for a person."""
+"""Bytes that are read of each file: enough for the end of a traceback, and short enough for a message."""
 
 
 class LastWords:

@@ -45,16 +45,16 @@ class RayCrew:
     """
 
     def __init__(self, actors: RunActors, look: Callable[[], None]) -> None:
-        """Start nothing yet. `look` raises if a process of Ray itself has died."""
+        """Start no actor yet. `look` raises if a process of Ray itself has died."""
         config = actors.config
         self.remotes: dict[str, Remote] = {}
-        """By the actor's name. Each stays the same object when its actor is replaced."""
+        """Actor by its name. The object stays the same when the actor's process is replaced."""
         self._actors, self._look = actors, look
         self._supervisor = Supervisor(actors.children(), config.supervision, config.failure_policy, SystemClock())
         self._start = ActorStart(config.ray, self._supervisor, look)
         self._changing = threading.RLock()
         self._whole = True
-        """The whole run is being started, taken back or ended: no actor is replaced alone."""
+        """True while the whole run is started, restored or ended; then no actor is replaced alone."""
         self._generation, self._fence = actors.key.generation, 0
         self._died_starting = deque[ActorLost]()
         self._replaced = deque[tuple[Lost, Recovery]]()
@@ -62,7 +62,7 @@ class RayCrew:
 
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
-        """Actors whose state can be made again while all others go on: the managers and the spare."""
+        """Actors whose state can be rebuilt while all other actors continue: the managers and the spare."""
         return tuple(
             self.remotes[name] for name in (*manager_names(self._actors.config), SPARE) if name in self.remotes
         )
@@ -154,7 +154,7 @@ class RayCrew:
     # -- all others go on --------------------------------------------------------------------------------------------
 
     def replace_alone(self, death: ActorLost) -> None:
-        """Replace one dead actor while all others go on. Does nothing if it was replaced already. Any thread.
+        """Replace one dead actor while all other actors continue. Does nothing if it was replaced already. Any thread.
 
         Raises:
             ActorLost: `death`: no restart answers it, or the whole run is being taken back or ended.
@@ -223,7 +223,7 @@ class RayCrew:
     # -- what the line asks ------------------------------------------------------------------------------------------
 
     def counted(self, name: str) -> int:
-        """See `Crew`: as the actors last reported it."""
+        """See `Crew`. The value is the one that the actors last reported."""
         return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
 
     def died_starting(self) -> tuple[ActorLost, ...]:
@@ -258,5 +258,5 @@ class RayCrew:
 
 
 def _emptied(records: deque[T]) -> tuple[T, ...]:
-    """Take all that is there; another thread may add to it meanwhile."""
+    """Remove and return all items; another thread may add items meanwhile."""
     return tuple(records.popleft() for _ in range(len(records)))

@@ -1,4 +1,4 @@
-"""Translates Ray's exceptions into ours, once, where the answer of an actor arrives. It decides nothing else."""
+"""Translates Ray's exceptions into esper's, once, where the answer of an actor arrives."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""One actor as its callers see it: each wait for an answer ends, and a death is reported with what is known of it.
-
-It knows nothing of what the actor does.
+"""A handle of one actor for its callers. Each wait for an answer ends, and a death is reported with its known causes
+and the last output. The handle does not depend on the component.
 """
 
 from __future__ import annotations
@@ -61,13 +60,13 @@ class Process:
     """Start time by the system's count, see `process_began`; None: it had ended when it was looked at first."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """Why a caller ended the process. It is the cause of the death that every other caller sees."""
+    """The reason for which a caller ended the process. All other callers see it as the cause of the death."""
     counters: dict[str, int] = field(default_factory=dict)
-    """Its counters at its last answer."""
+    """The counters of the process at its last answer."""
 
     @property
     def is_there(self) -> bool:
-        """The process has not ended."""
+        """Whether the process has not ended."""
         return self.began is not None and process_began(self.pid) == self.began
 
     def end(self) -> None:
@@ -84,7 +83,7 @@ class Process:
         if not self.gone_soon():  # Ray asks the process to exit, and a stopped process does not
             try:
                 os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it ended between the two lines
+            except ProcessLookupError:  # the process ended between the two lines
                 return
             self.gone_soon()
 
@@ -114,7 +113,7 @@ class Remote:
         patience_s: float,
         look: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take an actor that is up.
+        """Make the handle of an actor that is up.
 
         Args:
             patience_s: Seconds without progress after which a caller that waits kills the process.
@@ -130,7 +129,7 @@ class Remote:
         return self.process.pid
 
     def switch_to(self, next: Remote) -> None:
-        """Send all calls to the process of `next` from now on. Those that hold this object need not know.
+        """Send all calls to the process of `next` from now on. Holders of this object need no change.
 
         `next` gets the old process in exchange, so that ending `next` cannot end the process in use.
         """
@@ -263,7 +262,9 @@ class Remote:
         raise found from (here.ended if isinstance(found, ActorLost) and here.ended else found.__cause__)
 
     def _progress(self, here: Process) -> int | None:
-        """Work done, as the actor's watching thread counts it; None if even that thread does not answer in time."""
+        """Return the actor's progress counter, read by its watching thread; None if even that thread does not answer in
+        time.
+        """
         try:
             watched: Any = here.actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))

@@ -22,13 +22,13 @@ class RemoteFork:
     """
 
     def __init__(self, manager: Remote, name: str, snapshot: SnapshotRef) -> None:
-        """Send nothing yet. `snapshot` is what the fork will be made of."""
+        """Send nothing yet. The fork will be made from `snapshot`."""
         self.manager, self.name, self.process = manager, name, manager.process
         self._snapshot: SnapshotRef | None = snapshot
 
     @property
     def is_lost(self) -> bool:
-        """The process of the fork was replaced by another."""
+        """Record that the fork's process was replaced."""
         return self.process is not self.manager.process
 
     @property
@@ -107,5 +107,5 @@ class KeptFork:
 
 
 def weights_of(plans: Sequence[GraftPlan], weights: Weights) -> dict[str, bytes]:
-    """The weights of these plans only, so that a process is sent no others."""
+    """Return the weights of these plans only, so that no other weights are sent."""
     return {plan.weights_digest: weights[plan.weights_digest] for plan in plans}

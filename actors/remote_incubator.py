@@ -144,7 +144,7 @@ class RemoteIncubator:
         """Give up the tournament in flight and every fork, the twin too. Returns when nothing of them runs any more."""
         if self._undone():
             self._ask_the_living("abandon", True, group="ctl")
-            while running := self._undone():  # what runs may still start more
+            while running := self._undone():  # running work may still start more work
                 wait(running)
             self._ask_the_living("abandon", False, group="ctl")
         self._pending = self._began = self._control = self._twin = self._twin_ahead = None
@@ -152,10 +152,10 @@ class RemoteIncubator:
         self._open = []
 
     def close(self) -> None:
-        """Take no more work. Running work continues until it is done or its manager's process ends; `join` waits for
+        """Accept no more work. Running work continues until it is done or its manager's process ends; `join` waits for
         it."""
         for pool in (self._order, self._work):
-            pool.shutdown(wait=False)  # no future is cancelled: a thread that waits for it would wait for ever
+            pool.shutdown(wait=False)  # no future is cancelled, since a thread that waits for it would wait forever
 
     def join(self) -> None:
         """Wait until nothing runs any more. Call it after `close`, when the managers' processes have ended."""

@@ -1,4 +1,4 @@
-"""Which actors a run has, and with what each is started. It starts, restarts and ends none of them."""
+"""The actors of a run, and the arguments with which each is started. It starts none of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 SPARE = "tamiyo-spare"
-"""Name of the actor that is started in advance to replace the policy's. It is asked nothing before it does."""
+"""Name of the actor that is started in advance to replace the policy's. Until then it is not called."""
 
 STRATEGIES = {
     "emergency": Strategy.ONE_FOR_ONE,
@@ -66,7 +66,7 @@ class RunActors:
         return [ChildSpec(name, role, role, STRATEGIES[role]) for name, role in actor_roles(self.config).items()]
 
     def specs(self, generation: int) -> dict[str, ActorSpec]:
-        """With what each actor of the run is started in a generation, by the actor's name."""
+        """Return the arguments with which each actor of the run is started in a generation, by the actor's name."""
         key = replace(self.key, generation=generation)
         without_secret = replace(key, secret=b"")  # only those that sign or check commands have the secret
         incubates = (hosted_components.manager, (self.sent, without_secret, self.word))

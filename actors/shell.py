@@ -38,12 +38,14 @@ TOLD_TO_ANY_GENERATION = frozenset({"saved"})
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """All that an actor is started with. It is small and picklable; after a restart only its generation differs."""
+    """The arguments with which an actor is started. It is small and picklable; after a restart only its generation
+    differs.
+    """
 
     role: str
     """tolaria, tamiyo, kasmina or emergency."""
     name: str
-    """One of a run's, such as `manager-1`."""
+    """Name of the actor in its run, such as `manager-1`."""
     run_id: str
     generation: int
     cpus: float
@@ -63,7 +65,7 @@ SnapshotRef = list["ray.ObjectRef[Any]"]  # Any: a HostSnapshot
 
 @dataclass(frozen=True)
 class Envelope:
-    """Sent with every message."""
+    """Part of every message."""
 
     generation: int
     traceparent: str
@@ -102,7 +104,7 @@ class Shell:
         return beats()
 
     def rebind(self, generation: int) -> Reply:
-        """From now on take messages of a newer generation, and refuse those of any other.
+        """Accept messages of a newer generation from now on, and refuse those of all other generations.
 
         Raises:
             DependencyViolationError: `generation` is not newer than the present one.

@@ -19,7 +19,7 @@ GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
 _GIVEN_UP: list[threading.Thread] = []
-"""Threads of starts that were given up. Most end at once; one that is in Ray's code may stay."""
+"""Threads of starts that were given up. A thread inside Ray's code may continue; all others end at once."""
 
 
 def start(
@@ -49,7 +49,7 @@ def start(
     done: Future[None] = Future()
     limit_s = time.monotonic() + deadline_s
     stopped: PlacementUnavailable | StartDeadlineExceeded | None = None
-    with held_back() as came:  # before the thread: no signal may come between
+    with held_back() as came:  # before the thread starts, so that no signal is lost
         thread = threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True)
         thread.start()
         while not done.done() and stopped is None:

@@ -37,7 +37,7 @@ class ChildSpec:
 
 
 class State(StrEnum):
-    """What is known of a child."""
+    """State of a child's process, as far as it is known."""
 
     STARTING = "starting"  # its process may be running or not
     UP = "up"
@@ -62,7 +62,7 @@ class RestartPlan:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A death that was answered by a restart. Of a group that restarts together, the first death.
+    """A death that was followed by a restart; in a group that restarts together, the first death.
 
     `incarnation` is that of the process which died, and `fence` the last one that the run had passed.
     """
@@ -77,7 +77,9 @@ class Restarted:
 
 @dataclass(eq=False)
 class _Unit:
-    """What restarts together: a child, or a group. From a death to the next start, further deaths do not count."""
+    """A unit that restarts as a whole: a child, or a group. Between a death and the next start, further deaths in it do
+    not count.
+    """
 
     name: str
     incarnation: int = 0
@@ -104,7 +106,8 @@ class _Unit:
 
 
 class Supervisor:
-    """The children of a run. At first all are due to be started. One thread at a time: `RayCrew` holds its lock.
+    """The children of a run. At first all are due to be started. One thread at a time may call it; `RayCrew` ensures
+    that with a lock.
 
     Call order: `take_plan`, then `started` or `start_failed` for each start of the plan; `died` at any time; then
     `take_plan` again, until it returns None. Once the run must stop, `take_plan` and every report of a death raise the
@@ -131,7 +134,7 @@ class Supervisor:
         return self._states[name]
 
     def lives(self) -> tuple[Life, ...]:
-        """The present process of every child."""
+        """Return the present process of every child."""
         return tuple(map(self._life, self._states))
 
     def starting(self) -> tuple[Life, ...]:
@@ -155,7 +158,7 @@ class Supervisor:
         return RestartPlan(stop, tuple(map(self._life, due))) if due else None
 
     def started(self, life: Life) -> None:
-        """A child is up."""
+        """Record that a child is up."""
         if self._is_current(life) and self._states[life.name] is State.STARTING:
             self._states[life.name] = State.UP
 

@@ -119,7 +119,7 @@ class SentSurvey:
 
 
 def _from_anywhere(reference: Reference) -> Reference:
-    """The same reference, which also a process in another directory can resolve."""
+    """Return the reference in a form that a process in another directory can resolve too."""
     place, _, attribute = reference.text.rpartition(":")
     by_file = place.endswith(".py") and reference.file is not None
     return replace(reference, text=f"{reference.file}:{attribute}") if by_file else reference

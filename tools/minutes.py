@@ -1,6 +1,6 @@
 """Writes into docs/ci.md how long each part of `make test` and `make check` took, from pytest's own reports.
 
-Run it after them: `make minutes`. A target whose reports are not there keeps the table that it has.
+Run it after them: `make minutes`. The table of a target without reports is not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from parts import REPORTS, ROOT
 
 DOCS = ROOT / "docs" / "ci.md"
 HEAVIEST = 8
-"""So many test files are named in each table."""
+"""Number of test files that each table names."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def read(report: Path) -> Part:
     """A report of pytest's.
 
     Raises:
-        ElementTree.ParseError: it is no whole report.
+        ElementTree.ParseError: the report is incomplete.
     """
     (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
     by_file = defaultdict[str, float](float)

@@ -19,7 +19,7 @@ NOTHING_SELECTED = 5
 PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
 """Test folders of the first part of `make test`. They take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
-"""What a file in tests/actors names that starts a Ray: a fixture, or the mark."""
+"""Names in a file of tests/actors that show that it starts Ray: a fixture, or the mark."""
 
 
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
@@ -51,7 +51,7 @@ def starts(file: Path) -> bool:
 def start(target: str, part: str, words: list[str], options: list[str]) -> subprocess.Popen[str]:
     """Begin a pytest, whose output comes by a pipe."""
     report = REPORTS / target / f"{part}.xml"
-    report.unlink(missing_ok=True)  # that of an earlier run must not pass for this one's
+    report.unlink(missing_ok=True)  # a report of an earlier run must not count as this run's
     command = [sys.executable, "-u", "-m", "pytest", "-q", *words, *options, f"--junitxml={report}"]
     return subprocess.Popen(
         [*command, "-o", f"cache_dir=.pytest_cache/{part}"],
@@ -83,7 +83,7 @@ def run(target: str, options: list[str]) -> dict[str, int]:
 
 
 def passed(codes: dict[str, int]) -> bool:
-    """No part failed, and at least one had a test with the marks."""
+    """Whether no part failed and at least one had a test with the marks."""
     return 0 in codes.values() and set(codes.values()) <= {0, NOTHING_SELECTED}
 
 

@@ -1,4 +1,4 @@
-"""Finds what a source file names of Ray that Ray does not promise: private names, and environment variables."""
+"""Finds the names in a source file that Ray may change without notice: private names, and environment variables."""
 
 from __future__ import annotations
 

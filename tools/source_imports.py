@@ -102,7 +102,8 @@ class Module:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for name, target in self._bound(node).items():
                     head = name.partition(".")[0]
-                    if head not in found or not _can_import(found[head]):  # two of one name: the worse
+                    # of two imports of one name, the one that can import counts
+                    if head not in found or not _can_import(found[head]):
                         found[head] = _as_loader(target) if name == head else head
         return found
 

@@ -1,4 +1,4 @@
-"""Lists the places in Python source where a failure may hide. It judges none of them and changes nothing.
+"""Lists the places in Python source where a failure may hide. It changes nothing.
 
 Usage: strictness.py PATH...   (files or folders; prints one line per place)
 """
@@ -18,7 +18,7 @@ MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK|placeholder|type: ignore|noqa|pragma
 RETRIES = frozenset({"max_restarts", "max_task_retries", "max_retries"})
 """Ray's own retries run a method again and report nothing, so any value but 0 is listed."""
 CHECKERS = ("raises", "warns", "assert", "check")
-"""A call whose name holds one of these makes a test able to fail, as `assert` does."""
+"""Parts of names of calls that can fail a test, as `assert` can."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _can_fail(node: ast.AST) -> bool:
 
 
 def _call(node: ast.Call, is_test: bool) -> Iterator[str]:
-    """What is worth a look in one call, by its name and by its arguments."""
+    """Return why a call should be reviewed, from its name and its arguments."""
     name = ast.unparse(node.func)
     last = name.rpartition(".")[2]
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg}

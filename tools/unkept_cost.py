@@ -1,4 +1,4 @@
-"""Prints what a fence's search for state that no checkpoint holds costs, in CPU time, as a share of a whole round."""
+"""Prints the CPU time of a fence's search for state that no checkpoint stores, as a share of a whole round."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def print_a_suspect() -> None:
-    """What a fence takes to let a memo pass that only a sample of task.test has changed: the most that one can take."""
+    """Measure the longest possible search of a fence: for a cache that only a sample of task.test has changed."""
     confirm, rounds = Stopwatch(Unkept, "_confirm"), Stopwatch(Trainer, "run_round")
     shards = {"train": Bands(1024, 1), "test": Bands(64, 3)}
     for bands in shards.values():

@@ -39,7 +39,7 @@ class EmergencyQueue:
     """Holds published signals until all subscribers have acknowledged them.
 
     Args:
-        capacity: Most signals held at once, including the `HALT_PLACES`.
+        capacity: Largest number of signals in the queue, including the `HALT_PLACES`.
     """
 
     def __init__(self, capacity: int, subscribers: Sequence[str]) -> None:

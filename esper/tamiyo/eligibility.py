@@ -22,11 +22,11 @@ class GrowthWindow:
     shortest_ramp: int
     """Length of the shortest ramp that the policy may choose, in optimizer steps."""
     stack: int
-    """Most seeds in one slot."""
+    """Largest number of seeds in one slot."""
     seed_parameters: int
-    """Most parameters of one seed."""
+    """Largest number of parameters of one seed."""
     seed_flops: int
-    """Most modelled FLOPs of one seed, forward and backward on one batch."""
+    """Largest modelled FLOPs of one seed, forward and backward on one batch."""
 
     def fences_to_fossil(self, ramp_steps: int) -> int:
         """Return the least number of fences from the germination of a seed with such a ramp to its fossilisation."""

@@ -29,8 +29,8 @@ class HeuristicPolicy:
     """Holds a tournament first, then repeats its winner.
 
     Args:
-        candidates: Most pairs in one tournament.
-        replicas: Most seeds of a winning pair in the host, the winner included.
+        candidates: Largest number of pairs in one tournament.
+        replicas: Largest number of seeds of a winning pair in the host, the winner included.
         ramp_steps: Optimizer steps over which the alpha of a grafted seed rises. A replica has its winner's blend.
     """
 

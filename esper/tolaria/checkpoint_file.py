@@ -78,7 +78,7 @@ def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK
         with open_verified(path, length, crc, algorithm, disk=disk) as file:
             return _checked(mapped(file))
     except MemoryError:
-        raise  # the machine is at fault; the file may be intact
+        raise  # an error of the machine; the file may be intact
     except StoreCorrupt as error:
         raise CheckpointCorrupt(str(path), error.reason) from error
     except Exception as error:  # torch raises a dozen classes for unreadable files

@@ -15,7 +15,9 @@ from torch import nn
 from esper.errors import ConfigError, in_a_line
 
 MOST_GRAPHS = 64
-"""Most versions of one forward that a compiled host may have: for shapes, modes, with and without gradients."""
+"""Largest number of compiled versions of one forward. Each shape, each mode, and with or without gradients needs a
+version.
+"""
 SETTINGS = {
     "accumulated_recompile_limit": 2**31,  # one process compiles many forks, and each one often: the limit is per host
     "fail_on_recompile_limit_hit": True,  # torch would run the host eager instead, with a warning

@@ -95,7 +95,7 @@ class TaskData:
         self.made_with = self.state()
         """State of each stateful data set before the first draw; see `state`."""
         self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
-        """Lap over the training samples -> their order in it; at most two laps, because a batch may span two."""
+        """Epoch -> order of the training samples in it. At most two epochs are stored, because a batch may span two."""
         self._groups = {name: self.shards[name].groups() for name in JUDGING}
 
     @property
@@ -203,7 +203,7 @@ class TaskData:
             yield self._load(shard, _evaluation_part(indices, place))
 
     def _samples_from(self, position: int, count: int) -> list[int]:
-        """Return training samples from a position of an endless sequence of keyed permutations, one per lap."""
+        """Return training samples from a position of an endless sequence of keyed permutations, one per epoch."""
         found: list[int] = []
         while len(found) < count:
             lap, place = divmod(position + len(found), len(self.shards["train"]))

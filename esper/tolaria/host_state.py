@@ -258,7 +258,7 @@ class GrownHost:
                 self._scheduler.step()
 
     def _is_changed(self, plan: GraftPlan) -> bool:
-        """Whether a seed's parameters differ from its initial weights. False if every step so far skipped the slot."""
+        """Whether a seed's parameters differ from its initial weights. False if no step so far called the slot."""
         grafted = from_bytes(self._weights[plan.weights_digest]).values()
         now = [parameter.detach().cpu() for parameter in self._editor.parameters_of(plan.seed_id)]
         return not all(any(torch.equal(one, was.to(one.dtype)) for was in grafted) for one in now)

@@ -190,7 +190,7 @@ class MeasuredHost(GrownHost):
         The host's state is restored afterwards.
 
         Raises:
-            TaskError: `MOST_SKIPPED` batches in a row skipped the slot.
+            TaskError: in `MOST_SKIPPED` consecutive batches the host did not call the slot.
         """
         found: list[Tensor] = []
         step = self.step
@@ -215,7 +215,7 @@ class MeasuredHost(GrownHost):
         Gradients are deleted and the host's state is restored afterwards.
 
         Raises:
-            TaskError: too many batches skipped the slot; see `MOST_SKIPPED`.
+            TaskError: in too many batches the host did not call the slot; see `MOST_SKIPPED`.
         """
         norms, nonfinite = list[float](), 0
         reachable = set[str]()

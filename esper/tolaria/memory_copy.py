@@ -25,7 +25,9 @@ class HeldSnapshot:
 
 
 class MemoryCopy:
-    """Holds at most one snapshot, on the devices of the host. Memory of the previous one is reused where it fits."""
+    """Memory for at most one snapshot, on the devices of the host. The tensors of the previous snapshot are reused if
+    their form is equal.
+    """
 
     def __init__(self) -> None:
         self._memory: list[tuple[_Form, Tensor]] = []

@@ -31,7 +31,7 @@ class HostSnapshot:
     total_steps: int
     """Length of the run, in steps. A resume with another length changes the schedule from this step on."""
     topology: tuple[GraftPlan, ...]
-    """Grafts in graft order, as their plans stand now. They tell which seeds are isolated."""
+    """Grafts in graft order, as their plans stand now. They show which seeds are isolated."""
     tensors: dict[str, Tensor]
     """Parameters and buffers of host and seeds by name, including buffers that `state_dict` leaves out."""
     optimizer: dict[str, Any]
