@@ -34,6 +34,11 @@ class RayConfig(Settings):
     collective_timeout_s: Seconds = Field(
         60.0, description="an actor that shows no progress for this many seconds is ended"
     )
+    command_key_file: str | None = Field(
+        None,
+        min_length=1,
+        description="file of mode 0600 with the key that signs commands, at least 32 bytes; not set: a random key",
+    )
 
 
 class RunConfig(Settings):

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from esper.archive.identity import Identity
 from esper.errors import TaskError
+from esper.flow.command_key import without_key_file, word_without_key_file
 from esper.ground.hash_seed import VARIABLE, hash_seed, text_hash
 from esper.ground.installed_versions import versions
 from esper.ground.machine import cpu_type
@@ -29,7 +30,7 @@ def identify(survey: Survey, run_id: str, generation: int, reference: Reference,
         task=reference.text,
         task_file_sha256=file_digest(reference),
         started_at=now,
-        config=survey.config,
+        config=without_key_file(survey.config),
         total_steps=survey.total_steps,
         fence_steps=survey.fence_steps,
         slots=survey.specs,
@@ -39,7 +40,7 @@ def identify(survey: Survey, run_id: str, generation: int, reference: Reference,
         host_modules_sha256=survey.host_modules_sha256,
         samples_crc32c=survey.samples_crc32c,
         trained_by=survey.trained_by,
-        argv=tuple(word.encode("utf-8", "backslashreplace").decode() for word in sys.argv),  # for people
+        argv=tuple(_shown(word) for word in sys.argv),
         started_in=str(workplace()) if reference.text else "",
         task_files=source_digests(reference),
         first_loss=survey.first_loss,
@@ -47,6 +48,11 @@ def identify(survey: Survey, run_id: str, generation: int, reference: Reference,
         hash_seed=hash_seed(),
         text_hash=text_hash(),
     )
+
+
+def _shown(word: str) -> str:
+    """Return a word of the command line as `run.json` shows it to people."""
+    return word_without_key_file(word).encode("utf-8", "backslashreplace").decode()
 
 
 def check_same_task(survey: Survey, began: Identity) -> None:

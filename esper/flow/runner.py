@@ -6,7 +6,6 @@ before that leaves only `run.json` in its directory.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from esper.archive.summary import Summary, failure
 from esper.errors import ConfigError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
+from esper.flow.command_key import command_key, without_key_file
 from esper.flow.crew import Components
 from esper.flow.going_back import Cause
 from esper.flow.identifying import check_same_task, identify
@@ -70,15 +70,16 @@ class Conductor:
         """Claim a run directory and run from fence 0.
 
         Raises:
-            ConfigError: the directory cannot be used; nothing was written.
+            ConfigError: the directory or the key file cannot be used; nothing was written.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
         check_environment()
+        secret = command_key(survey.config)
         wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
         with RunDirectory.create(wanted, self.clock.now()) as directory:
             run_id, now = new_run_id(), self.clock.now()
             identity = identify(survey, run_id, FIRST_GENERATION, self.reference, now)
-            return self._run(survey, directory.path, identity, None)
+            return self._run(survey, directory.path, identity, None, secret)
 
     def resume(self, survey: Survey, directory: RunDirectory, past: Past) -> Summary:
         """Resume a run from its last committed checkpoint, in a new generation; from fence 0 if it has none.
@@ -90,6 +91,7 @@ class Conductor:
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
         check_environment()
+        secret = command_key(survey.config)
         check_same_task(survey, past.identity)
         steps, before = survey.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:
@@ -104,17 +106,17 @@ class Conductor:
         identity = past.identity.model_copy(
             update={
                 "generation": past.generation + 1,
-                "config": survey.config,
+                "config": without_key_file(survey.config),
                 "total_steps": survey.total_steps,
                 "fence_steps": survey.fence_steps,
                 "cpu": cpu_type(),
             }
         )
-        return self._run(survey, directory.path, identity, past)
+        return self._run(survey, directory.path, identity, past, secret)
 
-    def _run(self, survey: Survey, path: Path, identity: Identity, past: Past | None) -> Summary:
+    def _run(self, survey: Survey, path: Path, identity: Identity, past: Past | None, secret: bytes) -> Summary:
         config, committed = survey.config, past.commits if past is not None else ()
-        key = RunKey(identity.run_id, identity.generation, secrets.token_bytes(32))
+        key = RunKey(identity.run_id, identity.generation, secret)
         if past is None:
             identity.save(path)  # first: from here on the directory holds a run that can be resumed
         self.progress.started(survey, path)  # before anything else can fail, so that the failure names the run
