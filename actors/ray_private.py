@@ -61,7 +61,7 @@ class OwnPath(JobConfig):
         super().__init__(_py_driver_sys_path=path)
 
     def _runtime_env_has_working_dir(self) -> bool:
-        """Ray adds neither folder for a job that has one, and asks this for nothing else."""
+        """Ray adds neither folder to a job with a working directory, and calls this method only for that decision."""
         return True
 
 

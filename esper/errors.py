@@ -62,11 +62,13 @@ class EsperError(Exception):
     """Process id of that actor at that time; 0 if there was none."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the cause, too, which `BaseException` drops. The state holds it, so that a chain may be a loop."""
+        """Pickle the cause too, which `BaseException` drops. The cause is part of the state, so that a chain of causes
+        may be a loop.
+        """
         return _rebuild, (type(self), self.args), (dict(self.__dict__), self.__cause__)
 
     def __setstate__(self, state: tuple[dict[str, object], BaseException | None] | dict[str, object] | None) -> None:
-        """Restore fields, notes and cause from the state of `__reduce__`."""
+        """Restore fields, notes and cause from the state that `__reduce__` pickled."""
         if isinstance(state, tuple):
             fields, self.__cause__ = state
             self.__dict__.update(fields)
@@ -75,7 +77,7 @@ class EsperError(Exception):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, its cause, the cause of that and so on, each once, even if the chain is a loop.
+    """Yield the error, its cause, the cause of that cause and so on, each once, even if the chain of causes is a loop.
 
     `raise error from error` makes a loop. All code that follows causes uses this function.
     """
@@ -99,7 +101,7 @@ def all_notes(error: BaseException) -> tuple[str, ...]:
 
 
 def text_of(value: object) -> str:
-    """Return `str(value)`, or a text on the failure if the user's code raises in it. Raises only for Ctrl-C."""
+    """Return `str(value)`; if the user's `__str__` raises, a text about the exception. Only Ctrl-C is passed on."""
     return _written(str, value)
 
 
@@ -127,7 +129,7 @@ def _written(write: Callable[[object], str], value: object) -> str:
 
 
 LONGEST_VALUE, LONGEST_MEND = 300, 2000
-"""Most characters of a value and of a mend in a message, which should fit in one readable line."""
+"""Largest number of characters of a value and of a mend in a message, so that the message is one line."""
 
 
 def shortened(value: object) -> str:
@@ -175,11 +177,11 @@ class DependencyViolationError(EsperError):
 
 
 class NoSeedCandidates(DependencyViolationError):
-    """Eligible (slot, blueprint) pairs exist, but the policy returned no pair and no hold with a reason (#14)."""
+    """Eligible (slot, blueprint) pairs exist, but the policy returned no pair and no hold with a reason."""
 
 
 class FieldReportInvalid(DependencyViolationError):
-    """A field report lacks a required value, for example `issued_at` (#12). It was not stored."""
+    """A field report lacks a required value, for example `issued_at`. The report was not stored."""
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------
@@ -208,25 +210,27 @@ class StageConflict(CommandRejected):
 
 
 class EvidenceMissing(EsperError):
-    """A gate cannot judge because a value was not measured. It neither failed nor passed; nothing was changed."""
+    """A gate cannot judge because a value was not measured. The gate neither failed nor passed; nothing was changed."""
 
     def __init__(self, gate: str, evidence: str, measured: object = None, required: object = None) -> None:
         super().__init__(gate, evidence, measured, required)
         self.gate, self.evidence, self.measured, self.required = gate, evidence, measured, required
 
     def __str__(self) -> str:
-        return f"{self.gate} cannot judge: {self.evidence} measured {self.measured!r}, required {self.required!r}"
+        return f"{self.gate} cannot judge: {self.evidence}: measured {self.measured!r}, required {self.required!r}"
 
 
 class IllegalTransition(EsperError):
-    """The lifecycle table has no such transition. A bug of esper, not a wrong input; the seed's stage is unchanged."""
+    """The lifecycle table lacks the requested transition: a bug of esper, not a wrong input. The seed's stage is
+    unchanged.
+    """
 
     def __init__(self, seed_id: str, current: str, requested: str) -> None:
         super().__init__(seed_id, current, requested)
         self.seed_id, self.current, self.requested = seed_id, current, requested
 
     def __str__(self) -> str:
-        return f"seed {self.seed_id}: there is no edge {self.current} -> {self.requested}"
+        return f"seed {self.seed_id}: the lifecycle has no transition {self.current} -> {self.requested}"
 
 
 class IsolationViolation(EsperError):
@@ -304,8 +308,8 @@ class ProcessStateChanged(EsperError):
 class TheirCodeRaised(EsperError):
     """A call of the user's code raised an `EsperError`, or an exception such as `SystemExit` or `StopIteration`.
 
-    The original, which is the cause, was not handled by its usual meaning. Retrying fails the same way: the user's code
-    must raise another class of exception.
+    The original exception is the cause; it did not have its usual effect, such as the end of the process. Retrying
+    fails the same way: the user's code must raise another class of exception.
     """
 
     def __init__(self, field: str, call: str, what: str) -> None:
@@ -317,9 +321,8 @@ class TheirCodeRaised(EsperError):
 
 
 class StateNotKept(EsperError):
-    """Training changed state that no checkpoint saves. The fence was not committed; the fence before it was.
-
-    Retrying fails the same way: `attribute` of `holder` is the state, and `mend` is how to change the user's code.
+    """Training changed state that no checkpoint saves: `attribute` of `holder`; `mend` is how to change the user's
+    code. The fence was not committed; the fence before it was. Retrying fails the same way.
     """
 
     def __init__(self, holder: str, attribute: str, fence: int, mend: str) -> None:
@@ -398,7 +401,7 @@ class RestoreImpossible(EsperError):
 
 
 class RollbackDeadlineExceeded(EsperError):
-    """A rollback took longer than its budget. All was restored. Times in seconds. No run rolls back yet."""
+    """A rollback took longer than its budget. All was restored. Times in seconds."""
 
     def __init__(self, tier: str, elapsed_s: float, budget_s: float) -> None:
         super().__init__(tier, elapsed_s, budget_s)
@@ -435,7 +438,7 @@ class ActorDoubtful(ActorError):
 
 
 class CallDeadlineExceeded(ActorError):
-    """The actor answered neither the call nor, in time, the liveness check. Its process was ended."""
+    """The actor answered neither the call nor the liveness check within their deadlines. Its process was ended."""
 
 
 class PlacementUnavailable(ActorError):
@@ -495,7 +498,7 @@ class Drained(EsperError):
 
 
 class CannotBeWritten(EsperError):
-    """A definition cannot be written as source that works alone; `reason` names it and the obstacle."""
+    """A class or function cannot be written as source that works alone; `reason` names it and the obstacle."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

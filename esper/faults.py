@@ -1,8 +1,9 @@
-"""Named fault points, at which a failure can be injected on purpose. A point costs nothing while none is armed.
+"""Named fault points, at which a failure can be injected on purpose. A point without an armed fault costs almost
+nothing.
 
-A point is armed only through the run's config (`[[faults]]`), which the journal records. A fault fires at the n-th
-passage of its point in the process with its role, up to `times` in the whole run. Each firing is written to a file of
-the run before it happens, so that a restarted process does not fail again by the same fault.
+A point is armed only through the run's config (`[[faults]]`), which the journal records. A fault fires when a process
+with its role passes its point for the n-th time, and at following passages up to `times` in the whole run. Each firing
+is recorded in a file of the run before it happens, so that a restarted process does not fire the same fault again.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ POINTS = {
     "tolaria.start": NOTHING,
     "tolaria.step": ROUND_AND_STEP,
 }
-"""Fault point -> its moment: `round`, `step`, both or none. The part before the dot is the role that passes it."""
+"""Fault point -> what it knows when it is passed: `round`, `step`, both or neither. The part before the dot is the role
+of the process that passes it.
+"""
 
 
 class Fault(StrEnum):
@@ -85,15 +88,19 @@ class FaultSpec(Settings):
     rank: Annotated[int, Field(ge=0)] | None = None
     """Rank of the trainer; there is only rank 0."""
     round: Annotated[int, Field(ge=0)] | None = None
-    """Count only passages in the round that ends at this fence, or at the fence itself. None: in any."""
+    """Count only passages in the round that ends at this fence, or at the fence itself. None: in any round."""
     step: Annotated[int, Field(ge=0)] | None = None
-    """Count only passages before this optimizer step of the run, from 0. None: before any."""
+    """Count only passages directly before this optimizer step of the run, from 0. None: before any step."""
     generation: Annotated[int, Field(ge=1)] | None = None
-    """Fire only in processes that were started in this generation of the run, such as restarted ones. None: in any."""
+    """Fire only in processes that were started in this generation of the run; a restart begins a generation. None: in
+    any.
+    """
     passage: Annotated[int, Field(ge=1)] = 1
     """Number of the counted passage at which the fault fires first, from 1 in each process."""
     times: Annotated[int, Field(ge=1)] = 1
-    """Number of firings in the whole run: it fires at the following counted passages until that number."""
+    """Number of firings in the whole run. After the first firing, the fault fires at each counted passage until this
+    number.
+    """
     error: str = "FaultInjected"
     """For `raise`: a class of esper.errors that can be made from two texts, or FaultInjected."""
     seconds: Seconds = 1.0
@@ -130,7 +137,7 @@ class Firings:
         try:
             return tuple(Firing.model_validate_json(line) for line in read_small(self._path).splitlines())
         except ValidationError as error:
-            raise StoreCorrupt(str(self._path), "holds a line that is no firing of a fault") from error
+            raise StoreCorrupt(str(self._path), "has a line that is not the record of a fired fault") from error
 
     def claim(self, firing: Firing, times: int) -> bool:
         """Record a firing and return true, unless the fault has already fired `times` times in the run.
@@ -165,7 +172,7 @@ class _Armed:
         self.index, self.spec, self.actor, self.passages = index, spec, actor, 0
 
     def due(self) -> Firing | None:
-        """Return the firing of this passage, to be claimed. None: too few passages counted so far."""
+        """Return the firing of this passage, which must be claimed first. None: too few passages counted so far."""
         if self.passages < self.spec.passage:
             return None
         spec = self.spec
@@ -199,9 +206,11 @@ def check(specs: Sequence[FaultSpec], passed: Mapping[str, Collection[str]] | No
         for name in ("round", "step"):
             if getattr(spec, name) is not None and name not in POINTS[spec.point]:
                 known = [point for point, knows in POINTS.items() if name in knows]
-                raise ConfigError(f"faults.{name}", getattr(spec, name), f"only known at {', '.join(known)}")
+                raise ConfigError(
+                    f"faults.{name}", getattr(spec, name), f"only these points know it: {', '.join(known)}"
+                )
         if spec.rank not in (None, 0) or (spec.rank is not None and not spec.point.startswith("tolaria.")):
-            raise ConfigError("faults.rank", spec.rank, "only points of tolaria have a rank, and the one there is is 0")
+            raise ConfigError("faults.rank", spec.rank, "only points of tolaria have a rank, and the only rank is 0")
         if passed is not None:
             _check_passed(spec, passed)
         if spec.fault is Fault.RAISE:
@@ -217,7 +226,9 @@ def _check_passed(spec: FaultSpec, passed: Mapping[str, Collection[str]]) -> Non
     if spec.role is not None and spec.role not in passed:
         raise ConfigError("faults.role", spec.role, f"no such actor; {existing_names(spec.role, passed)}")
     if spec.role is not None and spec.role not in passing:
-        raise ConfigError("faults.role", spec.role, f"it does not pass {spec.point}; who does: {', '.join(passing)}")
+        raise ConfigError(
+            "faults.role", spec.role, f"it does not pass {spec.point}; these pass it: {', '.join(passing)}"
+        )
 
 
 def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
@@ -251,7 +262,7 @@ def armed(specs: Sequence[FaultSpec], actor: str, record: Path) -> Iterator[None
 
 
 def fired() -> int:
-    """Return how often armed faults have fired in this process."""
+    """Return the number of firings in this process."""
     return _firings.here()
 
 
@@ -263,7 +274,7 @@ def point(name: str, *, round: int | None = None, step: int | None = None) -> No
 
 def _pass(name: str, round: int | None, step: int | None) -> None:
     group = [armed for armed in _armed.get(name, ()) if armed.spec.counts(round, step)]
-    for armed in group:  # each counts the passage, even if an earlier one raises
+    for armed in group:  # each fault counts the passage, even if an earlier fault raises
         armed.passages += 1
     for armed in group:
         firing = armed.due()
@@ -281,7 +292,9 @@ def _fire(spec: FaultSpec) -> None:
     elif spec.fault is Fault.KILL:
         os.kill(os.getpid(), signal.SIGKILL)
     elif spec.fault is Fault.STOP:
-        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # `os.kill` may let this thread run on
+        signal.pthread_kill(
+            threading.get_ident(), signal.SIGSTOP
+        )  # this thread may continue for a moment after `os.kill`
     elif spec.fault is Fault.HANG_C:
         ctypes.PyDLL(None).sleep(1 << 20)  # PyDLL, unlike CDLL, does not release the interpreter's lock
     else:

@@ -1,4 +1,4 @@
-"""Small tasks and fakes for tests of esper and of the code of its users. Only tests import this module."""
+"""Small tasks and fakes for tests of esper and of the code of its users. Only tests may import this module."""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def fail_with(error: BaseException, cause: BaseException | None = None) -> NoRet
 def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
     """Return a `check` for `pytest.raises`: the error has fields of these values, and its text contains the names.
 
-    A field is compared by `==`, or searched for an `re.Pattern`. A name is what a message must tell whatever its
-    wording: a figure, a path, a key, a part of an API. An error with a `mend` must have one. Raises `AssertionError`.
+    A field is compared by `==`, or searched for an `re.Pattern`. A name is a text that the message must contain
+    whatever its wording: a figure, a path, a key, a part of an API. If the class of the error has a `mend`, it must not
+    be empty. Raises `AssertionError`.
     """
 
     def check(error: BaseException) -> bool:
@@ -70,14 +71,15 @@ def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
             assert same, f"{type(error).__name__}.{field} is {found!r}, expected {wanted!r}"
         text = str(error)
         assert not (left_out := [name for name in names if name not in text]), f"{left_out} not in: {text}"
-        assert vars(error).get("mend") != "", f"{type(error).__name__} tells no mend: {text}"
+        assert vars(error).get("mend") != "", f"{type(error).__name__} has no mend: {text}"
         return True
 
     return check
 
 
 class ScriptedPolicy:
-    """A policy that returns given answers in turn, and raises those that are exceptions. `asked`: the given states.
+    """A policy that returns given answers in turn, and raises those that are exceptions. `asked` has the states that it
+    received.
 
     Args:
         logits: The logits on every seed.
@@ -134,7 +136,7 @@ class TinyHost(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Return class scores, [B, 4]."""
+        """Return class scores of shape [B, 4]."""
         scores: Tensor = self.head(self.body(x_BC))
         return scores
 
@@ -190,7 +192,7 @@ class StopAt(Quiet):
         self.drain, self._fence = Drain(), fence
 
     def fence(self, state: RoundState, tally: Tally) -> None:
-        """Request the drain if this is the fence."""
+        """Ask for a stop at the given fence."""
         del tally
         if state.fence == self._fence:
             self.drain.ask()

@@ -107,7 +107,7 @@ class Journal(Closing):
             from_fence: The last fence that counts. None: no record of older generations counts.
 
         Raises:
-            StoreWriteFailed: the older generation still owns the run.
+            StoreWriteFailed: the record could not be written; the older generation still owns the run.
         """
         self._writer.submit(self._supersede, from_fence).result()
 

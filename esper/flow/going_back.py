@@ -243,7 +243,7 @@ class GoingBack:
         """Restore the whole run to a fence, in one transaction over all components.
 
         Args:
-            to: The state to restore. None: that before fence 0, in which every component is once it has been started.
+            to: The state to restore. None: the state before fence 0, which every component has right after its start.
             lap: Called with the name of each part of the restore when it ends: stop, start, restore.
 
         Raises:

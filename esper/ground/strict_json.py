@@ -8,18 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NAMED = "not_finite"
-"""Key of the object that names them: nested like the values, with "nan", "inf" or "-inf" where the null is."""
+"""Key of an object with the figures that are not finite: nested like the values, with "nan", "inf" or "-inf" at the
+place of each null.
+"""
 
 
 def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
-    """An object as JSON text. A figure that is not finite is null, and `not_finite` says which one it was."""
+    """Return an object as JSON text. A figure that is not finite becomes null; the key `not_finite` gives its value."""
     named = not_finite(found)
     whole = {**_without(found), NAMED: named} if named else found
     return json.dumps(whole, indent=indent, allow_nan=False)
 
 
 def not_finite(found: Any) -> Any:  # Any: JSON values
-    """The infinite and NaN values among nested JSON values, nested alike, in words. An empty dict if there are none."""
+    """Return the infinite and NaN values among nested JSON values as text, in the same nesting; empty if there are
+    none.
+    """
     if isinstance(found, float):
         return {} if math.isfinite(found) else str(found)
     if isinstance(found, Mapping):

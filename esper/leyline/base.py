@@ -21,9 +21,8 @@ class Message(BaseModel):
 
 
 class GrownMessage(Message):
-    """A message that later versions gave more fields. The JSON leaves each of them out if it is at its default.
-
-    So the JSON of a message that uses no later field is the same in all versions, and with it every digest of it.
+    """A message to which later versions added fields. The JSON leaves out each added field that has its default. So a
+    message that uses no added field has the same JSON and the same digest in all versions.
     """
 
     LATER: ClassVar[frozenset[str]]
@@ -38,19 +37,21 @@ class GrownMessage(Message):
 
 
 LARGEST_INT = 2**53 - 1
-"""Largest integer up to which a JSON reader that stores numbers as floats is exact."""
+"""Largest integer in a config. A JSON reader that stores numbers as floats reads integers exactly up to this one."""
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
-"""Bounds of floats in the config: products and quotients of them with counts, sizes and each other are finite."""
+"""Bounds of floats in the config. Within them, products and quotients of two floats, or of a float and a count or size,
+are finite.
+"""
 Count = Annotated[int, Field(ge=0)]
-"""How many of something."""
+"""A number of objects, 0 or more."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
 """A waiting time in seconds, at most three years: the timeouts of Python and Ray overflow at some hundred years."""
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8, as JSON needs; the name of a file may have other bytes."""
+    """Whether a text can be written as UTF-8, which JSON needs. A file name may contain bytes that are not UTF-8."""
     return not any("\ud800" <= one <= "\udfff" for one in text)
 
 

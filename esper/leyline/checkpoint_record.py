@@ -24,7 +24,7 @@ class StateCopied(Message):
 
 
 class CheckpointWritten(Message):
-    """Record of a durable checkpoint file with a new name. The checkpoint is valid once the journal has this record."""
+    """Record of a new checkpoint file that is durable. The checkpoint is valid once the journal has this record."""
 
     file: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
     """File name in the checkpoints folder; never a path."""

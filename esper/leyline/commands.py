@@ -1,6 +1,6 @@
 """Signed commands from Tamiyo to Kasmina. Types and bounds only; `kasmina.registry.admission` checks the commands.
 
-Kasmina refuses a command that lacks a required field with a `DependencyViolationError`. Such fields have an empty
+Kasmina refuses a command that lacks a required field with a `DependencyViolationError`. Required fields have an empty
 default here, so that a command without them can be built and reaches that check.
 """
 
@@ -17,11 +17,11 @@ from esper.leyline.base import GrownMessage, Message
 
 MAX_MESH_LAYERS = 128
 MAX_CHANNELS = 4096
-"""Most entries of the vector of CHANNEL."""
+"""Largest number of entries of the vector v of the mode CHANNEL."""
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
 MAX_RATE_SCALE = 16.0
-"""Largest `rate_scale`. A wrong unit would be far above it."""
+"""Largest allowed `rate_scale`. A value in a wrong unit would be far larger."""
 
 ShortText = Annotated[str, Field(max_length=512)]
 
@@ -30,11 +30,11 @@ class CommandKind(StrEnum):
     """What a command changes."""
 
     SEED = "SEED"
-    """The stage of seeds."""
+    """Changes the stage of seeds."""
     OPTIMIZER = "OPTIMIZER"
-    """The optimizer of one seed."""
+    """Changes the optimizer of one seed."""
     ROLLBACK = "ROLLBACK"
-    """The whole run."""
+    """Changes the state of the whole run."""
 
 
 class Operation(StrEnum):
@@ -79,7 +79,7 @@ class BlendSchedule(StrEnum):
 class BlendSpec(GrownMessage):
     """Blend settings of a seed.
 
-    Admission checks the values, so that an incomplete spec can be built and is refused there. A field that the mode
+    An incomplete spec can be built; admission checks the values and refuses it. A field that the mode
     does not use must have its default.
     """
 
@@ -132,7 +132,9 @@ class Command(Message):
     seed_id: ShortText = ""
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] = ()
     replica_of: ShortText | None = None
-    """Id of the accepted seed that the only candidate repeats; that seed's G2 evidence is used. None: not a replica."""
+    """For a replica, which is then the only candidate: id of the accepted seed that it repeats, whose G2 evidence is
+    used. None: no candidate is a replica.
+    """
     blend: BlendSpec | None = None
     rate_scale: float | None = None
     """Factor on the learning rates that the seed's schedule gives. It replaces an earlier factor. None: not given."""
@@ -142,7 +144,7 @@ class Command(Message):
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     """Logits of the policy from which the confidence of a CONFIDENCE blend is computed. Empty for other modes."""
     fallback_marks: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
-    """Not empty if something other than the policy made this decision; then a gate culls the seed."""
+    """Reasons why something other than the policy made this decision. If not empty, the next gate culls the seed."""
     feature_coverage: Annotated[float, Field(ge=0.0, le=1.0)]
     policy_version: ShortText
     nonce: ShortText

@@ -22,7 +22,7 @@ class HoldReason(StrEnum):
 
 
 class Hold(Message):
-    """No seed germinates at this fence: the reason, the deciding value, and its limit if there is one."""
+    """An answer that no seed germinates at this fence: the reason, the deciding value, and its limit, if any."""
 
     fence: int
     reason: HoldReason
@@ -32,7 +32,7 @@ class Hold(Message):
 
 
 class Pair(Message):
-    """A blueprint that may be tried in a slot, with its measurements from the dry run."""
+    """A slot and a blueprint that may be tried in it, with measurements from the dry run."""
 
     slot: str
     blueprint_id: str

@@ -36,7 +36,7 @@ class PairedLosses(Message):
     sd: float
     """Sample standard deviation (n - 1)."""
     z: float
-    """`mean / sqrt(sd^2 / count)`; 0 if sd is 0 (no difference is no improvement)."""
+    """`mean / sqrt(sd^2 / count)`; 0 if sd is 0, which is no evidence of an improvement."""
     control_mean: float
 
     @property
@@ -60,17 +60,18 @@ class PerformanceStatus(StrEnum):
 
 
 class Marks(Message):
-    """Fallbacks of a seed, which gates check first."""
+    """Evidence of fallbacks of a seed, which gates check first."""
 
     command_fallbacks: tuple[str, ...] = ()
     """`fallback_marks` of the command; empty if no command requested the judgement."""
     evidence_fallbacks: tuple[str, ...] | None = None
-    """What the seed told of its fallbacks during the measurement, and each difference between the requested and the
-    actual execution that the gate does not judge otherwise. None: the seed was not observed running."""
+    """Fallbacks that the seed reported during the measurement, and each difference between requested and actual
+    execution that no other check of the gate judges. None: the seed was not observed running.
+    """
 
 
 class Stages(Message):
-    """The stage of a seed in the live host, as recorded now and as it was when its evidence was measured."""
+    """The stage of a seed in the live host: as recorded now, and as recorded when its evidence was measured."""
 
     recorded: Stage
     measured: Stage
@@ -92,7 +93,7 @@ class SanityProbe(Message):
     sample_leak: float | None
     """Largest relative change of the output for an unperturbed sample. None: the host itself mixes samples."""
     told: tuple[str, ...] = ()
-    """The fallbacks that the module told while it was built and measured."""
+    """The fallbacks that the module reported while it was built and measured."""
 
 
 class SanityEvidence(Message):
@@ -105,7 +106,7 @@ class SanityEvidence(Message):
     spec: SlotSpec | None
     """None: the slot is not known."""
     added_parameters: int
-    """Parameters of this seed and of all seeds in the host, together."""
+    """Number of parameters of this seed and of all seeds in the host, together."""
     parameter_budget: int
     memory_ratio: float | None
     """Parameter bytes of the seed over those of the host. None: there is no probe."""
@@ -141,7 +142,9 @@ class StabilityEvidence(Message):
     """Rank in its tournament by mean paired gain on the pick shard, 1 is best. None: dropped at the halving."""
     pairs: PairedLosses | None
     loss_variation: float | None
-    """Standard deviation, about a straight line, of the fork's training loss in its second half, over the mean."""
+    """Noise of the fork's training loss in the second half of its training: standard deviation about a fitted line,
+    divided by the mean loss.
+    """
     carried: PairedLosses | None = None
     """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
     carried_from: str | None = None
@@ -174,7 +177,7 @@ class SeedObservation(Message):
     isolated: bool
     """True if the seed's input is detached, so that its isolation can be audited."""
     told: tuple[str, ...] = ()
-    """The fallbacks that the seed's module told; see `fell_back`."""
+    """The fallbacks that the seed's module reported; see `fell_back`."""
     parameter_bytes: int
     """Bytes of the seed's parameters now."""
     isolation_leaks: tuple[str, ...] | None = None
@@ -197,7 +200,9 @@ class SeedObservation(Message):
 
     @property
     def fallbacks(self) -> tuple[str, ...] | None:
-        """Return what the seed told, and its `differences`. None: it told nothing and was not observed running."""
+        """Return the fallbacks that the seed reported, and its `differences`. None: the seed reported none and was not
+        observed running.
+        """
         found = self.differences
         if found is None:
             return self.told or None
@@ -233,7 +238,7 @@ class InterfaceEvidence(Message):
     required_mesh: tuple[str, ...]
     registered_layers: tuple[str, ...]
     isolation_leaks: tuple[str, ...] | None = None
-    """Host parameters that the seed's gradient reaches in the live host. None: the seed was never isolated."""
+    """Parameters that the seed's gradient reaches in the live host. None: the seed was never isolated."""
 
 
 class ImpactEvidence(Message):
@@ -252,7 +257,7 @@ class ImpactEvidence(Message):
     """Parameter bytes of the seed over those of the host."""
     memory_budget: float
     isolation_leaks: tuple[str, ...] | None
-    """As in `InterfaceEvidence`."""
+    """Parameter bytes of the seed over those of the host, as in `InterfaceEvidence`."""
 
 
 class ResetProbe(Message):
@@ -272,6 +277,6 @@ class ResetProbe(Message):
 
 
 class ResetEvidence(Message):
-    """Evidence for G5. It has no `Marks`, since no command requests it and no seed runs."""
+    """Evidence for G5. It has no `Marks`, since no command requests this judgement and no seed runs."""
 
     probe: ResetProbe | None

@@ -42,7 +42,9 @@ class HostEditor(Protocol):
         ...
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the current plans of all grafted seeds, in graft order: they rebuild the present host."""
+        """Return the current plans of all grafted seeds, in graft order. Applied to a fresh host, they give the present
+        host.
+        """
         ...
 
     def parameters_of(self, seed_id: str) -> Sequence[Any]:  # Any: torch.nn.Parameter
@@ -50,7 +52,7 @@ class HostEditor(Protocol):
         ...
 
     def tensors(self) -> Mapping[str, Any]:  # Any: torch.Tensor
-        """Return all parameters and buffers of all seeds, by names that do not depend on the run's id."""
+        """Return all parameters and buffers of all seeds by name. The names do not depend on the run's id."""
         ...
 
     def set_training(self, training: bool) -> None:
@@ -83,9 +85,8 @@ class HostEditor(Protocol):
 
 
 class Fork(Protocol):
-    """A copy of the host in training: a control, a seeded fork, or the twin. It may be in any process.
-
-    Call order: `graft`, if there is a candidate, before all other methods.
+    """A copy of the host in training: a control, a seeded fork, or the twin. The fork may be in any process. Call
+    order: `graft`, if there is a candidate, before all other methods.
     """
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
@@ -97,7 +98,7 @@ class Fork(Protocol):
         ...
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Losses on the slice of a shard that belongs to a fence."""
+        """Return the losses on the slice of a shard that belongs to a fence."""
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
@@ -105,11 +106,11 @@ class Fork(Protocol):
         ...
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Mean loss ("loss") and metrics over a whole shard."""
+        """Return the mean loss ("loss") and the metrics over a whole shard."""
         ...
 
     def weights_sha256(self) -> str:
-        """Digest of all weights and buffers."""
+        """Return the digest of all weights and buffers."""
         ...
 
     def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference; opaque to the caller
@@ -118,14 +119,14 @@ class Fork(Protocol):
 
 
 class ProbedFork(Fork, Protocol):
-    """A fork in this process, on which candidates are measured one after the other: `graft`, measure, `remove`."""
+    """A fork in this process. It measures candidates one after the other: `graft`, measure, `remove`."""
 
     def remove(self, seed_id: str) -> None:
         """Detach a candidate, so that another can be grafted."""
         ...
 
     def activation(self, slot: str) -> Any:  # Any: torch.Tensor
-        """Return the slot's output, seeds included, on the next training batch. The host is not changed."""
+        """Return the output of the slot, seeds included, on the next training batch. The host is not changed."""
         ...
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:

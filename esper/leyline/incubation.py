@@ -1,4 +1,4 @@
-"""An incubation: its order and its result. It trains forks of the host, each with one candidate, and a control."""
+"""The order and the result of an incubation, which trains forks of the host, each with one candidate, and a control."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class IncubationOrder(Message):
     first_step: int
     last_step: int
     halving_step: int | None
-    """Step after which only the better half is trained on. None: all forks are trained to the end."""
+    """Step after which only the better half of the forks continues. None: all forks are trained to the end."""
     plans: tuple[GraftPlan, ...]
     """The graft of each candidate, one per fork."""
     batch_size: int
@@ -61,7 +61,7 @@ class ForkResult(Message):
 
 
 class IncubationResult(Message):
-    """All forks of one order."""
+    """The results of all forks of one order."""
 
     order_id: str
     generation: int
@@ -74,7 +74,7 @@ class IncubationResult(Message):
 
 
 class Answer(Message):
-    """Result of an operation of Kasmina: all that other components have to carry out or record, in order."""
+    """Result of an operation of Kasmina: everything that other components must carry out or record, in order."""
 
     transitions: tuple[Transition, ...] = ()
     gates: tuple[GateReport, ...] = ()
@@ -119,7 +119,7 @@ class Compared(Message):
 
     losses: PairedLosses
     flops: int
-    """Modelled FLOPs of measuring both."""
+    """Modelled FLOPs of measuring host and twin."""
 
 
 class TwinReport(Message):

@@ -1,6 +1,5 @@
-"""Ports of the line: the interfaces by which it calls the components at a fence, and Tamiyo its policy.
-
-In one process the components themselves have these methods, across processes their handles.
+"""Ports: the interfaces through which the line (the loop over fences) calls the components, and Tamiyo its policy. In
+one process the components have these methods; across processes, handles of remote components have them.
 
 `Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
 """
@@ -49,7 +48,7 @@ class LiveHost(Protocol):
         ...
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Losses on the slice of a shard that belongs to a fence."""
+        """Return the losses on the slice of a shard that belongs to a fence."""
         ...
 
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
@@ -57,7 +56,9 @@ class LiveHost(Protocol):
         ...
 
     def snapshot(self) -> Any:  # Any: as `Fork.snapshot`, or a reference to it
-        """Return the whole state that the host's further training depends on, for the incubation; opaque to others."""
+        """Return the whole state that the host's further training depends on, for the incubation. Other callers must
+        not look into it.
+        """
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
@@ -69,11 +70,11 @@ class LiveHost(Protocol):
         ...
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Mean loss ("loss") and metrics over a whole shard."""
+        """Return the mean loss ("loss") and the metrics over a whole shard."""
         ...
 
     def weights_sha256(self) -> str:
-        """Digest of all weights and buffers."""
+        """Return the digest of all weights and buffers."""
         ...
 
     def parameter_count(self) -> int:
@@ -114,11 +115,13 @@ class Policy(Protocol):
     version: str
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return some of the eligible pairs, or a hold with a reason."""
+        """Return some of the eligible pairs, or a hold with a reason; and perhaps changes of learning rates or a fence
+        to go back to.
+        """
         ...
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
-        """Return fresh logits on a seed whose next gate is due. Called only for seeds with a CONFIDENCE blend."""
+        """Return the policy's logits for a seed whose next gate is due. Called only if its blend is CONFIDENCE."""
         ...
 
 
@@ -130,7 +133,7 @@ class Decider(Protocol):
     """
 
     def remember(self, report: FieldReport) -> None:
-        """Add a field report to the past that the policy gets."""
+        """Store a field report for later states that the policy receives."""
         ...
 
     def advance(self, state: RoundState) -> Command | None:
@@ -142,7 +145,7 @@ class Decider(Protocol):
         ...
 
     def state(self) -> str:
-        """Return the state on which further decisions depend, as text."""
+        """Return the state on which later decisions depend, as text."""
         ...
 
     def restore(self, state: str, generation: int) -> None:
@@ -228,7 +231,7 @@ class Inbox(Protocol):
         ...
 
     def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """Remove signals from the queue: they are durable elsewhere."""
+        """Remove signals from the queue. The caller has made them durable."""
         ...
 
     def close(self) -> None:

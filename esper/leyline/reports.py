@@ -16,7 +16,7 @@ Measured = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
 
 
 Figure = Annotated[float, Strict(False)]
-"""A float that may be read from JSON, where nan and infinity are text, which strict validation would refuse."""
+"""A float. In JSON, nan and infinity are text; strict validation would refuse text for a float."""
 
 
 class Gate(StrEnum):
@@ -31,7 +31,7 @@ class Gate(StrEnum):
 
 
 class Check(Message):
-    """One measured value and its limits; `reason` is the name of a failure."""
+    """One measured value and its limits; `reason` is the name of the failure if the value is outside them."""
 
     name: str
     reason: str
@@ -60,7 +60,7 @@ class Check(Message):
 
 
 class GateReport(Message):
-    """The result of a gate: a value, never an exception."""
+    """The result of a gate. A failed gate gives this value, not an exception."""
 
     gate: Gate
     seed_id: str
@@ -120,7 +120,8 @@ class GraftPlan(GrownMessage, HostChange):
     """Steps over which the seed's learning rate rises; then it follows a cosine to the end of the run."""
     asked_device: str
     weights: Literal[""] = ""
-    """Always empty, for compatibility: checkpoints store the plan as JSON, and the first versions wrote this key."""
+    """Always empty. The key remains because the first versions wrote it into checkpoints, which store the plan as JSON.
+    """
     weights_digest: str
     """SHA-256 of the seed's initial weights in the form of `esper.ground.tensors.to_bytes`."""
     confidence: float | None = None
@@ -170,7 +171,9 @@ class RemovePlan(HostChange):
 
 
 Amendment = JoinPlan | RatePlan | ConfidencePlan
-"""A change of a seed that stays in the host. The seed's present graft plan shows it, so that a restore repeats it."""
+"""A change of a seed that stays in the host. The seed's graft plan is updated with the change, so that a restore
+repeats it.
+"""
 HostPlan = GraftPlan | Amendment | RemovePlan
 
 

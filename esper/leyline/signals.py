@@ -1,4 +1,4 @@
-"""Emergency signals, which any part of a run may send. Types only."""
+"""Types of emergency signals, which any part of a run may send."""
 
 from __future__ import annotations
 

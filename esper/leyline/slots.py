@@ -29,7 +29,9 @@ class SlotSpec(Message):
     samples_independent: bool
     """True if, in training mode, no sample changes the output of another."""
     samples_independent_evaluated: bool = False
-    """The same in evaluation mode, where batch norm does not mix samples. False: not measured, or not independent."""
+    """True if, in evaluation mode, no sample changes the output of another (batch norm mixes no samples then). False:
+    not measured, or not independent.
+    """
     autocast: str | None = None
     """Type of the host's autocast around the call of the slot. None: no autocast."""
 
@@ -44,10 +46,12 @@ class SlotSpec(Message):
         return 0 if self.kind is Kind.NCHW else -1
 
     def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that a sample's output should have: the slot's layout and channels, the other sizes as seen.
+        """Return the shape that a sample's output should have: the slot's layout and number of channels, and the other
+        sizes of `shape`.
 
         Args:
-            shape: The shape that one sample's output had. With another layout, no size is taken from it.
+            shape: The shape that one sample's output had. If it has another number of dimensions, the slot's own sizes
+            are used.
         """
         if len(shape) != len(self.shape):
             return self.shape

@@ -1,4 +1,4 @@
-"""The measured state of a run at one fence: the input of decisions."""
+"""Types of the measured state of a run at one fence, the input of decisions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class SeedState(Message):
     slot: str
     blueprint_id: str
     ordinal: int | None
-    """Number of the seed in its slot's history, given at the graft. None before the graft."""
+    """Position of the seed among all seeds that were grafted into its slot, assigned at the graft. None before the
+    graft.
+    """
     stage: Stage
     alpha: float | None
     """Alpha at the last optimizer step. None: the seed is not in the host."""
@@ -79,9 +81,9 @@ class SlotState(Message):
     occupied: int
     """Number of seeds of this slot that are in the host."""
     embargoed: tuple[str, ...]
-    """Blueprints that may not be tried here at this fence."""
+    """Blueprints that may not be tried in this slot at this fence."""
     closed: bool = False
-    """True if a culled seed left something behind here: the slot takes no further seed."""
+    """True if a culled seed left a trace in the host: no further seed is grafted into the slot."""
 
 
 class RegistryFacts(Message):
@@ -148,6 +150,8 @@ class RoundState(RegistryFacts):
         checkpoints: tuple[int, ...] = (),
         rollbacks: int = 0,
     ) -> RoundState:
-        """Join the registry's facts, the trainer's measurements, the emergency level and the facts of the line."""
+        """Join the registry's facts, the trainer's measurements, the emergency level, and the checkpoints and returns
+        of the run.
+        """
         facts = {name: getattr(view, name) for name in RegistryFacts.model_fields}
         return cls(training=training, level=level, checkpoints=checkpoints, rollbacks=rollbacks, **facts)

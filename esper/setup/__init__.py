@@ -1,1 +1,1 @@
-"""From a task and a config to what a run will be: survey, forecast, and the components built. It runs nothing."""
+"""Prepares a run from a task and a config: survey, forecast, and the components. It trains throwaway networks only."""

@@ -1,4 +1,4 @@
-"""Builds each component of a run from its survey, in the same way in one process and on Ray. It runs none."""
+"""Builds each component of a run from its survey, in the same way in one process and on Ray."""
 
 from __future__ import annotations
 

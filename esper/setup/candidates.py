@@ -18,18 +18,16 @@ from esper.setup.survey import Survey
 from esper.tamiyo.eligibility import over_budgets
 
 MOST_MORE_EPOCHS = 1000
-"""Most additional epochs that are tried in the search for a run that is long enough."""
+"""Largest number of additional epochs in the search for a run that is long enough."""
 
-NO_SETTING = "no one of run.epochs, run.round_steps and growth.ramp_steps is enough alone: change several"
+NO_SETTING = "changing only one of run.epochs, run.round_steps and growth.ramp_steps is not enough: change several"
 
 FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
 
 def first_tournament(survey: Survey) -> tuple[Pair, ...] | Hold:
-    """Return the pairs that the run's policy and risk limits put into the first tournament; or the reason for none.
-
-    Raises:
-        EsperError: the policy fails.
+    """Return the pairs that the policy and the risk limits select for the first tournament; or the policy's hold.
+    Raises: EsperError: the policy failed.
     """
     key, clock = RunKey(new_run_id(), 0, b"plan"), SystemClock()
     training = make_trainer(survey, key).untrained()
@@ -45,8 +43,8 @@ def first_tournament(survey: Survey) -> tuple[Pair, ...] | Hold:
 def candidate_rows(survey: Survey, tried: tuple[Pair, ...]) -> list[dict[str, Any]]:
     """Return every candidate with its size, its cost, and its place in a run, as JSON values.
 
-    `place` is `over` and the keys of the budgets that it exceeds, `NONE` where no candidate can germinate, `FIRST`, or
-    `QUEUED` (a later tournament may try it).
+    `place` is one of: `over` with the keys of the budgets that the candidate exceeds; `NONE` if no candidate of the run
+    can germinate; `FIRST`; `QUEUED` (a later tournament may try the candidate).
     """
     return [
         {
@@ -71,7 +69,9 @@ def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
 
 
 def why_nothing_grows(survey: Survey) -> str | None:
-    """Return why no seed can germinate in a run of this length, with the mend; None if a seed can, or growth is off."""
+    """Return why no seed can germinate in a run of this length, and how to change that. None: a seed can germinate, or
+    growth is off.
+    """
     growth = survey.config.growth
     if survey.can_grow or not growth.enabled:
         return None

@@ -16,7 +16,7 @@ SAMPLES = 256
 """Number of samples that are drawn twice from each data set, at random indices that are the same in every survey.
 All samples of a smaller data set are drawn. Other samples are not checked."""
 LOT = 32
-"""Number of samples in one such batch."""
+"""Number of samples in one batch of these checks."""
 COLLATE_MEND = "draw from the seeded global generators (random, numpy.random, torch), not from one of its own"
 MEND = (
     "draw from the seeded global generators, cache nothing random, or give the data set state_dict and load_state_dict"
@@ -26,10 +26,12 @@ MEND = (
 def rehearse_draws(task: Task, data: TaskData) -> None:
     """Draw samples of every data set twice, in the same order and under the same random streams, and compare them.
 
-    A cache of values that depend on the index alone passes: the second drawing returns the same and changes nothing.
+    A cache of values that depend only on the index passes: the second drawing returns the same samples and changes
+    nothing.
 
     Raises:
-        TaskError: a data set has state that later samples depend on; the attribute is named where one holds it.
+        TaskError: a data set has state on which later samples depend. The error names the attribute, if an attribute
+        has this state.
     """
     for name, state in data.made_with.items():
         check_plain(f"task.{name}", state)
@@ -51,15 +53,15 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
     own = _generator(shared, now)
     if first != second and not changed and (own or now == shared) and _collates_otherwise(data, name, lots):
         what = own or "two batches of the same samples"
-        raise TaskError("task.collate", what, f"it makes other batches of them each time: {COLLATE_MEND}")
-    check_shared(shared, now)  # first: what the data set shares with others would be blamed on an attribute
+        raise TaskError("task.collate", what, f"it makes different batches of the same samples: {COLLATE_MEND}")
+    check_shared(shared, now)  # first: else shared state would be reported as an attribute
     if first != second:
         blamed = changed or different(fresh, once)
-        what = path_in_words(blamed[0]) if blamed else "no attribute that could be read"
+        what = path_in_words(blamed[0]) if blamed else "no attribute that esper can read"
         raise TaskError(
             field,
             what,
-            f"a second draw of the same samples gives other samples, or leaves the random streams elsewhere: {MEND}",
+            f"drawing the same indices again gives other samples, or uses another amount of random numbers: {MEND}",
         )
     generators = [path for path in different(fresh, once) if path in once and once[path].kind == "generator"]
     if blamed := changed or generators:
@@ -87,7 +89,9 @@ def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
 
 
 def _drawn(data: TaskData, name: str, lots: list[list[int]]) -> list[tuple[Held, Held]]:
-    """Return digests of each batch and of the streams after it. A data set's state passes from batch to batch."""
+    """Return a digest of each batch and of the random streams after it. State of the data set is not reset between
+    batches.
+    """
     found: list[tuple[Held, Held]] = []
     state: dict[str, Any] = data.made_with
     for lot in lots:

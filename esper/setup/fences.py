@@ -11,7 +11,7 @@ from esper.tolaria.data import TaskData
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 MOST_ROUNDS = 1_000_000
-"""Most rounds of a run: the steps of all fences are in one journal record, whose limit is 64 MiB."""
+"""Largest number of rounds of a run: one journal record, of at most 64 MiB, has the steps of all fences."""
 
 
 def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
         field = "run.round_steps" if config.run.round_steps else "task.round_steps"
         raise ConfigError(field, length, f"the whole run has only {total} steps; use {total} or less")
     if total > length * MOST_ROUNDS:
-        mend = f"{total} steps would be {math.ceil(total / length)} rounds; {MOST_ROUNDS} are the most: use longer ones"
+        mend = f"{total} steps would be {math.ceil(total / length)} rounds, the limit is {MOST_ROUNDS}: use longer ones"
         raise ConfigError("run.round_steps", length, mend)
     return (*range(0, total, length), total)
 

@@ -1,5 +1,6 @@
-"""What a run would try, cost and wait for, as `esper plan` prints it. Compute is modelled from the dry run; seconds
-are measured on throwaway networks, because modelled FLOPs say little about small kernels. It changes nothing.
+"""Forecasts what a run would try and cost, and how long it would wait; `esper plan` prints it. Compute is modelled from
+the dry run. Seconds are measured on throwaway networks, because small kernels take longer than their modelled FLOPs
+suggest.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from esper.setup.survey import Survey
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
-"""Every third candidate is probed, since a probe takes long; its seconds stand for the other two."""
+"""Every third candidate is probed, since a probe takes long. The other two are assumed to take as long."""
 
 
 def forecast(survey: Survey) -> dict[str, Any]:
@@ -73,7 +74,9 @@ def _twin_steps(survey: Survey) -> int:
 
 
 def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
-    """Return the FLOPs of probes, heats and evaluations, if the cheaper half of the seeds reaches the second heat."""
+    """Return the FLOPs of probes, heats and evaluations of a tournament, on the assumption that the cheaper half of the
+    seeds reaches the second heat.
+    """
     step, heats = survey.host_flops, _heats(survey, len(seeds))
     if not seeds:
         return 0.0
@@ -87,7 +90,9 @@ def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
 
 
 def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
-    """Return the steps of each heat of a first tournament between `seeds` seeds: two heats if it is halved."""
+    """Return the steps of each heat of a first tournament between `seeds` seeds: two heats if only half of them
+    continue.
+    """
     growth, length = survey.config.growth, _incubating_steps(survey)
     steps = min(length, growth.probe_steps or length)
     if seeds > 2 and growth.halving_step < steps:
@@ -107,7 +112,7 @@ def _incubating_steps(survey: Survey) -> int:
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds that one network takes the process that trains it."""
+    """Measured seconds of one network."""
 
     making_s: float
     step_s: float
@@ -121,7 +126,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds that networks of a task take on this machine while nothing else runs."""
+    """Seconds of a task's networks, measured on this machine while nothing else ran."""
 
     host: Work
     forks: tuple[Work, ...]
@@ -131,7 +136,7 @@ class Timings:
 
     @property
     def fork(self) -> Work:
-        """A fork with the average seconds of all candidates."""
+        """The average of all candidates' forks."""
         return Work(
             statistics.fmean(work.making_s for work in self.forks),
             statistics.fmean(work.step_s for work in self.forks),
@@ -166,7 +171,9 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
 
 
 def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
-    """Return the seconds until all (number, seconds) are done, each by manager `number % managers`, in sequence."""
+    """Return the seconds until all pieces, (number, seconds), are done. Manager `number % managers` does each piece,
+    one after the other.
+    """
     loads = [0.0] * managers
     for number, seconds in pieces:
         loads[number % managers] += seconds
@@ -179,7 +186,9 @@ def probes_s(measured: Timings, count: int, managers: int) -> float:
 
 
 def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
-    """Return the seconds of a first tournament. Average candidates stand for the unknown half in the second heat."""
+    """Return the seconds of a first tournament. Which half reaches the second heat is unknown, so its forks count with
+    the average seconds.
+    """
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
     kept = [measured.host, *[measured.fork] * math.ceil(len(measured.forks) / 2)]
@@ -191,8 +200,8 @@ def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> floa
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
     """Return the seconds of the first replica's incubation, while its control and the twin are trained as well.
 
-    The control has one seed by then and the replica's fork two. Forks are numbered on from the first tournament's,
-    whose control, number 0, is the twin.
+    The control has one seed by then and the replica's fork two. The numbers of these forks follow those of the first
+    tournament, whose control has number 0 and is the twin.
     """
     one, host = measured.fork, measured.host
     two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)
@@ -227,7 +236,7 @@ def measure(survey: Survey) -> Timings:
         for step in range(min(WARM_UP_STEPS + TIMED_STEPS, survey.total_steps)):
             fork.train_to(snapshot.step + step + 1)
             moments.append(time.perf_counter())
-        if survey.config.growth.enabled:  # else there may be no samples to judge on
+        if survey.config.growth.enabled:  # without an expected tournament the judging shards may be empty
             fork.sample_losses("pick", fence)
         evaluation_s = time.perf_counter() - moments[-1]
         steps = [after - before for before, after in pairwise(moments)]
@@ -242,7 +251,7 @@ def measure(survey: Survey) -> Timings:
 
 
 def _first_plans(survey: Survey, key: RunKey, training: TrainingState) -> Received | None:
-    """Return the plans of the forks of a run's first tournament; None if its policy holds."""
+    """Return the plans of the forks of a run's first tournament; None if the policy tries no pair."""
     fence, clock = survey.config.growth.first_fence, SystemClock()
     kasmina = make_kasmina(survey, key, clock)
     state = RoundState.of(kasmina.view(fence), training, None)

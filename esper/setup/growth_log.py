@@ -11,7 +11,7 @@ from esper.setup.wording import beside_limit
 
 
 class Refusal(Message):
-    """One reason of a gate to refuse seeds, and the number of seeds that it refused."""
+    """One reason for which a gate refused seeds, and the number of these seeds."""
 
     gate: Gate
     reason: str
@@ -21,13 +21,13 @@ class Refusal(Message):
 
 
 class HoldCount(Message):
-    """One reason to try no new seed, and the number of fences at which it held."""
+    """One reason to try no new seed, and the number of fences at which it applied."""
 
     reason: HoldReason
     detail: str
     count: int
     figures: str
-    """The figures at the latest of these fences; empty where the reason has none."""
+    """The figures at the latest of these fences; empty if the reason has no figures."""
 
 
 class GrowthLog(Message):
@@ -43,7 +43,7 @@ class GrowthLog(Message):
         return self.model_copy(update={"tournaments": self.tournaments + 1})
 
     def judged(self, report: GateReport) -> GrowthLog:
-        """Return the log with a gate's report; a report of a seed that passed changes nothing."""
+        """Return the log with a gate's report added. A report of a passed gate changes nothing."""
         failed = next((check for check in report.checks if not check.passed), None)
         if failed is None:
             return self
@@ -69,9 +69,9 @@ class GrowthLog(Message):
 
 
 RELATIVE = ("outperformed", "not_enough_steps")
-"""Reasons of G2 for the losers of a tournament, which do not explain why no seed stayed in the network."""
+"""Reasons that G2 gives for every loser of a tournament; they do not explain why the winner did not stay."""
 PASSING = ("slots open later", "a tournament is in flight")
-"""Reasons to hold that occur in every run, so that they explain nothing."""
+"""Reasons to hold that occur in every run and therefore explain nothing."""
 
 
 def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
@@ -79,7 +79,7 @@ def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
 
     Args:
         tried: Number of seeds that were requested.
-        best: The seed that came nearest at G2, with its figures; empty where G2 judged none.
+        best: The seed that came nearest to the limits of G2, with its figures; empty if G2 judged no seed.
         needed: The limits of G2.
     """
     parts = []

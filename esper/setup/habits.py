@@ -1,4 +1,4 @@
-"""Checks the types of a task's fields, with a mend for each usual PyTorch mistake. It calls no code of the user."""
+"""Checks the types of a task's fields, and gives advice for common PyTorch mistakes. It calls no code of the user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from esper.tolaria.data import SHARD_NAMES
 
 
 def check_fields(task: Task) -> None:
-    """Check that every field of a task has a value of the type that it needs.
+    """Check that every field of a task has a value of the required type.
 
     Raises:
         TaskError: `task` is no Task, or a field of it holds a value of another type, such as a module where a
@@ -66,7 +66,7 @@ WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "slots": (_is_paths, 'give a list of paths of modules, such as ["blocks.0"]'),
     "metrics": (_is_names, "give a dict: name -> function (output, target) -> number or tensor; {} for none"),
 }
-"""Field of a task -> (check of its value, mend). A field whose default is None may also be None."""
+"""Field of a task -> (check of its value, advice). A field with the default None may also be None."""
 
 
 def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
@@ -86,7 +86,9 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
 
 
 def _made(task: Task) -> Iterator[tuple[str, object, str]]:
-    """Yield fields that hold an object instead of the function that makes it, or a class instead of an instance."""
+    """Yield fields that have an object where a function that makes it is needed, or a class where an instance is
+    needed.
+    """
     if isinstance(task.model, nn.Module):
         name = type(task.model).__name__
         yield "task.model", f"a {name}", f"give the function that builds it, such as `lambda: {name}(...)`"

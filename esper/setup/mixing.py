@@ -1,8 +1,8 @@
 """Finds out whether a network mixes the samples of a batch in evaluation mode, and which module does.
 
-It refuses nothing. Half of the samples get other content; the batch size stays, so that every kernel rounds as before.
-If figures of the other half move, the network mixes samples, by batch statistics or attention over the batch for
-example.
+It refuses nothing. The inputs of half of the samples are changed; the batch size is not, so that every kernel rounds as
+before. If losses or outputs of the unchanged half move, the network mixes samples, for example by batch statistics or
+by attention over the batch.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from esper.setup.survey import Survey
 
 SHARE = 1e-3
-"""Largest movement of an unchanged sample that counts as none, relative to the movement of the changed samples."""
+"""Movements of unchanged samples up to this share of the movement of the changed samples are ignored."""
 ROUNDINGS, LEAST = 2, 1e-6
-"""Movement that also counts as none: ROUNDINGS times the epsilon of the coarsest type in use, at least LEAST,
-relative to the size. A kernel that gathers samples, as in a mixture of experts, rounds differently when it gathers
-others."""
+"""Movements up to ROUNDINGS times the epsilon of the coarsest type in use, and at least LEAST, relative to the size of
+the values, are ignored as rounding. A kernel that gathers samples, as in a mixture of experts, rounds differently when
+it gathers other samples.
+"""
 SHOWN = 50
-"""The outputs of changed samples must move by this multiple of the movement that counts as rounding; else the
-result is None."""
+"""The outputs of changed samples must move by this multiple of the rounding limit; else the result is None."""
 INPUTS = 100
-"""A module is named if unchanged samples move by more than this multiple in its output, compared with its inputs."""
+"""A module is named as the one that mixes if unchanged samples move this many times more in its output than in its
+inputs.
+"""
 _KEY = 0x0DD_BA7C4
 
 
@@ -48,7 +50,7 @@ class Mixing(NamedTuple):
     mixes: bool | None
     """None: inconclusive."""
     module: str | None = None
-    """Path and class of the module that mixes; of nested modules, the inner one."""
+    """Path and class of the module that mixes; the innermost one if modules are nested."""
 
 
 NOT_FOUND_OUT = Mixing(None)
@@ -59,7 +61,7 @@ class Rows:
     """One number for each sample of a batch."""
 
     values: Tensor
-    """[B], double precision; [1] where a tensor has no row per sample."""
+    """[B], double precision; [1] if the tensor has no row per sample."""
     size: float
     """The magnitude to which a movement is compared."""
 
@@ -76,15 +78,16 @@ class Rows:
     def shift(self, after: Rows, unchanged: Tensor) -> float:
         """Return the largest movement of a sample in `unchanged`, relative to the size.
 
-        Infinite for a tensor without a row per sample that has moved at all: its samples may be mixed.
+        Infinite if a tensor without a row per sample moved: its samples may be mixed.
         """
         if len(self.values) == len(after.values) == len(unchanged):
             return float((after.values - self.values).abs()[unchanged].max()) / max(self.size, LEAST)
         return 0.0 if torch.equal(self.values, after.values) else math.inf
 
 
-def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any: as the task's collate makes it
-    """Change half of the samples of a batch, in four ways, and look at the losses of the other half.
+def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any: a batch of the task's collate
+    """Change half of the samples of a batch, for each of four choices of the half, and compare the losses of the other
+    half.
 
     If the losses are inconclusive, or the loss itself mixes samples, the rows of the outputs are compared instead. The
     random streams of the caller are unchanged.
@@ -133,7 +136,9 @@ class _Look:
         return Mixing(False if all(one is False for one in found) else None)
 
     def _evaluated(self, unchanged: Tensor | None) -> list[Rows]:
-        """Return losses and outputs of a batch, with other content in all but `unchanged` samples (None: in none)."""
+        """Return losses and outputs of a batch in which all samples but the `unchanged` ones were changed. `unchanged`
+        None: no sample was changed.
+        """
         inputs, targets = split_pair(self.batch)
         samples = self.survey.data.batch_size
         given = mapped(torch.clone, inputs)
@@ -155,7 +160,9 @@ class _Look:
         return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
 
     def _module(self, unchanged: Tensor, rounding: float) -> str:
-        """Return the first module to return whose output depends on other samples while its inputs do not."""
+        """Return the module whose output depends on other samples while its inputs do not; of several, the first that
+        returned.
+        """
         host, calls = self.trainer.host, list[list[_Call]]()
         for change in (None, unchanged):
             with _recorded(host, len(unchanged)) as made:
@@ -169,7 +176,9 @@ class _Look:
 
 
 def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
-    """Return the first conclusive verdict: of the losses if there is one, else of an output; None if there is none."""
+    """Return the first conclusive verdict: from the losses if they are conclusive, else from an output. None: no
+    verdict is conclusive.
+    """
     return next((verdict for verdict in verdicts if verdict is not None), None)
 
 
@@ -201,7 +210,9 @@ class _Call:
     returned: Sequence[Rows]
 
     def mixes(self, other: _Call, unchanged: Tensor, rounding: float) -> bool:
-        """Return whether this call and the `other`, with other content, show that the module mixes samples."""
+        """Return whether this call and the `other` call, whose samples were changed, show that the module mixes
+        samples.
+        """
         given = list(zip(self.given, other.given, strict=False))
         returned = list(zip(self.returned, other.returned, strict=False))
         mixed = [one.shift(after, unchanged) for one, after in returned if one.verdict(after, unchanged, rounding)]

@@ -1,7 +1,7 @@
-"""A check that `state_dict` of an optimizer and of a scheduler holds all their state, on copies of the parameters.
+"""Checks, on copies of the parameters, that the state dicts of optimizer and scheduler contain their whole state.
 
-It takes more steps than `rehearsal.py`, whose steps need forward passes, and so it finds state that an optimizer
-uses only every few steps, such as slow weights that are mixed in every tenth step.
+Its steps need no forward pass, so it takes more of them than `rehearsal.py`. So it finds state that an optimizer uses
+only every few steps, such as slow weights that are mixed in every tenth step.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from esper.user_code.mends import mend_of
 STEPS = 13
 """Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
 MOST_ELEMENTS = 1_000_000
-"""Most elements that are copied. Of a larger host only the smallest parameters are copied."""
+"""Largest number of elements that are copied. Of a larger host only the smallest parameters are copied."""
 
 
 class _Pair:
-    """An optimizer and its scheduler over copies of parameters. The gradients depend on the step alone."""
+    """An optimizer and its scheduler over copies of parameters. The gradients depend only on the step."""
 
     def __init__(self, task: Task, values: Sequence[Tensor], total_steps: int) -> None:
         self.parameters = [nn.Parameter(value.clone()) for value in values]
@@ -62,14 +62,14 @@ class _Pair:
 
 
 def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
-    """Load the state of a used optimizer into a fresh one, step both with the same gradients, and compare them.
+    """Load the state of a used optimizer into a new one, step both with the same gradients, and compare them.
 
     Returns:
         The attributes of optimizer and scheduler that the steps changed. All of them were restored.
 
     Raises:
-        TaskError: the optimizer or the scheduler has state that its state dict does not hold; the state is named. Or
-            a fresh one cannot load the state of a used one.
+        TaskError: the optimizer or the scheduler has state that its state dict does not hold; the state is named. Or a
+        new optimizer or scheduler cannot load the state of a used one.
     """
     steps, values = min(STEPS, total_steps // 2), _smallest(host)
     first, second = (_Pair(task, values, total_steps) for _ in range(2))
@@ -85,7 +85,7 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
     blame_unkept(made, restored, first.attributes(), second.attributes())
     if other:
         blame_attribute(made, before, restored)
-        found = f"other bits in parameter {path_in_words(other[0])}"
+        found = f"different bits in parameter {path_in_words(other[0])}"
         raise TaskError("task.optimizer", found, f"{OTHER_BITS}: {mend_of('task.optimizer', '')}")
     return changed_between(made, first.attributes())
 

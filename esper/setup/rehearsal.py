@@ -1,9 +1,10 @@
-"""A rehearsal of the first steps of a run. It finds state that a checkpoint would not hold, and refuses it by name.
-
-A new build of the network loads the snapshot of a trained one, and both take the same next step. Where their bits
-differ, or where an attribute that training changes stays different, forks, twin and resumed runs would train another
-network. Attributes that become equal again once both networks have seen the same batches are caches, which are no
+"""Rehearses the first steps of a run, to find and refuse state that a checkpoint would not save. The error names the
 state.
+
+A new build of the network loads the snapshot of a trained one, and both take the same next step. If their bits differ,
+or an attribute that training changes stays different, then forks, the twin and resumed runs would train differently
+from the original. An attribute that becomes equal again once both networks have seen the same batches is a cache, and
+is accepted.
 
 Not seen: state that changes for the first time after the third step, the last of the rehearsal
 (`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); and state of data sets that
@@ -36,9 +37,9 @@ from esper.user_code.shared_state import check_shared, kinds_of, shared_by
 from esper.user_code.their_code import raise_as_theirs
 
 STEPS_BEFORE = 2
-"""Steps before the snapshot: after them an optimizer has its state, and lazy set-up of a first step is done."""
+"""Steps before the snapshot: after them the optimizer has its state, and set-up in the first step is done."""
 
-OTHER_BITS = "a restored network trains to other bits"
+OTHER_BITS = "a restored network trains to different bits"
 NO_ATTRIBUTE = (
     "a step depends on something that is in no attribute (a file, a clock, the system's entropy): make it a buffer, "
     "or draw from the seeded global generators"
@@ -46,7 +47,7 @@ NO_ATTRIBUTE = (
 
 
 class Remembered:
-    """Stands in for `TaskData`: each training batch is loaded once, and every later call returns a copy of it.
+    """A replacement for `TaskData` that loads each training batch once; every later call returns a copy of the batch.
 
     The random streams are set to their state after the first loading, so that both networks see the same streams.
     """
@@ -80,7 +81,7 @@ class Rehearsed(NamedTuple):
 
 @dataclass(frozen=True)
 class _Course:
-    """Losses and state of a network after one more step from a snapshot."""
+    """Losses and state of a network one step after a snapshot."""
 
     losses: tuple[float, ...]
     saved: Held
@@ -95,7 +96,8 @@ def tensors_of(host: nn.Module) -> dict[str, Tensor]:
 
 
 def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
-    """Check that two builds share no tensor and are equal: forks, the twin and the live host are separate builds.
+    """Check that two builds of the network share no tensor and are equal, since forks, the twin and the live host are
+    separate builds.
 
     Args:
         made: State of the first build when it was made; a forward pass may have changed it since.
@@ -123,13 +125,12 @@ def rehearse(
         total_steps: Steps of the run. The rehearsal takes no more.
         same_bits: The device promises the same bits.
 
-    Returns:
-        Results of the steps. If training diverged, nothing was compared.
+    Returns: Losses, checksum and changed attributes. If training diverged, nothing was compared.
 
     Raises:
         TaskError: training changes state that no snapshot stores; the error names the object and the attribute.
     """
-    no_telemetry = Context()  # the caller's records are about the caller's run
+    no_telemetry = Context()  # the rehearsal must not count in the caller's telemetry
     try:
         return no_telemetry.run(_rehearse, task, first, make, total_steps, same_bits)
     except DivergenceUnrecoverable:
@@ -162,9 +163,9 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
 
 
 def refuse_rebuilt(built: Build, host: nn.Module) -> None:
-    """Raises: TaskError: training has registered, replaced or reshaped something; no snapshot can be loaded then."""
+    """Raises: TaskError: training has registered, replaced or reshaped a tensor, so that no snapshot can be loaded."""
     for name, mend in rebuilt(built, build_of(host)):
-        raise TaskError("task.model", name, f"training changes it, so that no fresh build can take it over: {mend}")
+        raise TaskError("task.model", name, f"training changes it, so that a new build cannot load its state: {mend}")
 
 
 def _attributes(trainer: Trainer) -> dict[str, Held]:
@@ -188,14 +189,14 @@ def taking_over() -> Iterator[None]:
     """Context of the code that loads the state of a trained network into a fresh build.
 
     Raises:
-        TaskError: the fresh build cannot load the state. If a call of the user's code raised, the error names the call.
+        TaskError: the new build cannot load the state. If a call of the user's code raised, the error names the call.
     """
     try:
         yield
     except DependencyViolationError as error:
         if error.__cause__ is not None:
             raise_as_theirs(error.__cause__, "in a fresh build, with the state of a trained network")
-        mend = "make every tensor in the factory, so that a fresh build has what a trained network has"
+        mend = "make every tensor in the factory, so that a new build has the tensors of a trained network"
         raise TaskError("task", f"{error}", f"its state cannot be restored into a fresh build: {mend}") from error
 
 
@@ -204,7 +205,8 @@ def blame_unkept(
 ) -> None:
     """Raise for an attribute that a restore did not set and that stayed different after both took the same step.
 
-    Numbers and names that differ between two builds, and that training leaves alone, may be times or ids.
+    Numbers and names that differ between two builds and that training does not change may be times or ids, and are
+    accepted.
 
     Raises:
         TaskError: training has changed the attribute, or two builds computed or drew other values for it.
@@ -221,7 +223,9 @@ def blame_unkept(
             leaf = made[field].get(path)
             if leaf is not None and leaf.is_random_or_numeric:
                 raise TaskError(
-                    field, path_in_words(path), f"two builds gave it other values: {mend_of(field, path, made[field])}"
+                    field,
+                    path_in_words(path),
+                    f"two builds gave it different values: {mend_of(field, path, made[field])}",
                 )
 
 
@@ -240,5 +244,5 @@ def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: di
 def _where(one: _Course, other: _Course) -> str:
     """Return the first difference between the results of two networks."""
     if found := different(one.saved, other.saved):
-        return f"other bits in {path_in_words(found[0])}"
+        return f"different bits in {path_in_words(found[0])}"
     return f"losses {one.losses} and {other.losses}"

@@ -70,13 +70,15 @@ class Survey:
     host_crc32c: int
     """Checksum of the host's tensors before the first step."""
     host_modules_sha256: str
-    """Digest of the names, classes and settings of its modules; see `esper.kasmina.host.rebuilt.structure_digest`."""
+    """Digest of the names, classes and settings of the host's modules; see
+    `esper.kasmina.host.rebuilt.structure_digest`.
+    """
     samples_crc32c: int
-    """Checksum of the first training batch, and of the first batch of every other shard."""
+    """Checksum over the first batch of every shard."""
     trained_by: str
-    """Classes of its optimizer, with the names of its hyperparameters, and of its scheduler."""
+    """Class of the optimizer with the names of its hyperparameters, and class of the scheduler."""
     peak_share: float
-    """Peak learning rate of a seed, relative to the rate with which the task's optimizer is made."""
+    """Peak learning rate of a seed, relative to the initial rate of the task's optimizer."""
     varying: tuple[str, ...] = ()
     """Slots whose length, height or width differed between the batches of the trial."""
     loss_depends_on_batch: bool | None = None
@@ -86,7 +88,7 @@ class Survey:
     first_loss: float | None = None
     """Loss of the first training step; None before the rehearsal, or if it diverged."""
     changing: Changing = field(default_factory=dict)
-    """Attributes that the survey's steps changed and no checkpoint must store; checks at the fences leave them out."""
+    """Attributes that the survey's steps changed and that need no checkpoint. The checks at the fences skip them."""
     rehearsed_crc32c: int | None = None
     """Checksum of the weights after the rehearsal's last step; None until then, or if it diverged."""
 
@@ -103,11 +105,11 @@ class Survey:
 
     @property
     def last_germination(self) -> int:
-        """Last fence at which the heuristic may germinate; it may lie before the first fence."""
+        """Last fence at which a seed of the heuristic can germinate and still be fossilised; it may lie before fence 0."""
         return len(self.fence_steps) - 1 - self.fences_to_fossil
 
     def growth_window(self, shortest_ramp: int) -> GrowthWindow:
-        """Return when germinating makes sense, and how large a seed may be.
+        """Return the fences at which a seed may germinate, and the largest allowed seed.
 
         Args:
             shortest_ramp: Length of the shortest ramp that the policy may choose, in optimizer steps.
@@ -125,13 +127,13 @@ class Survey:
 
     @property
     def can_grow(self) -> bool:
-        """Growth is on, and some fence comes early enough for a seed of the heuristic to germinate."""
+        """Whether growth is on, and some fence is early enough for a seed of the heuristic to germinate."""
         growth = self.config.growth
         return growth.enabled and growth.first_fence <= self.last_germination
 
     @property
     def parameter_budget(self) -> int:
-        """Most parameters that all seeds together may add."""
+        """Largest number of parameters that all seeds together may add."""
         return int(self.config.growth.parameter_budget * self.host_parameters)
 
     def editor(self, host: nn.Module) -> SeedEditor:
@@ -165,19 +167,21 @@ class Survey:
         return Trainer(self.task, settings, self.data, self.editor, halted)
 
     def g2_limit(self) -> float:
-        """Value that the z of a seed must exceed at G2, on one slice of the gate shard."""
+        """Limit that the z of a seed must exceed at G2, where z is measured on one slice of the gate shard."""
         growth = self.config.growth
         return z_limit(growth.false_pass, growth.max_tests, self.judged_units)
 
     @property
     def judged_units(self) -> int:
-        """Samples, or groups where samples are correlated, in one slice of the gate shard: as many at every fence."""
+        """Number of samples in one slice of the gate shard, or of groups if samples are correlated. It is equal at all
+        fences.
+        """
         part = self.data.slice("gate", 0)
         return len(part.indices) if part.groups is None else len(set(part.groups))
 
 
 def open_data(task: Task, config: RunConfig) -> TaskData:
-    """Return the task's data as this config draws from it. It is the same in every process.
+    """Return the task's data, divided and drawn as the config sets. The result is the same in every process.
 
     Raises:
         ConfigError, TaskError: the data cannot serve the config.
@@ -198,14 +202,14 @@ def survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry = BLU
     """Resolve and measure a task under a config. The random streams of the caller are unchanged.
 
     Raises:
-        ConfigError, TaskError: something in them is wrong; nothing was written.
+        ConfigError, TaskError: the task or the config is wrong; nothing was written.
     """
     with temporary_rng(0):
         return _survey_of(task, config, blueprints)
 
 
 def _survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry) -> Survey:
-    """Survey in this order, because each step is compared with the state of the user's code before it."""
+    """Survey the task. The order matters: each step is compared with the state of the user's code before that step."""
     check_fields(task)
     _check_device(config.run.device)
     if config.run.compile:
@@ -235,7 +239,7 @@ def _measured(
     fence_steps: tuple[int, ...],
     host: nn.Module,
 ) -> tuple[Survey, frozenset[str]]:
-    """Return the survey that one batch shows, and the slots that may be left out if they fail later."""
+    """Return the survey from one batch, and the slots that may be left out if a later check of them fails."""
     parameters = list(host.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     host_crc32c, host_modules_sha256 = state_crc32c(tensors_of(host)), structure_digest(host)
@@ -270,13 +274,14 @@ def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int: 
     """Modelled FLOPs of one optimizer step.
 
     Raises:
-        TaskError: there are none, or the forward pass, the loss or the backward pass failed.
+        TaskError: the model has no matrix product or convolution, or the forward pass, the loss or the backward pass
+        failed.
     """
     with flop_counter() as counter:
         try_backward(task, host, inputs, targets)
     refuse_changes("task.model", "a forward pass with the loss")
     if counter.get_total_flops() == 0:
-        mend = "seeds are weighed by matrix products and convolutions, and it has none; give a model that has one"
+        mend = "the cost of seeds is counted in matrix products and convolutions; give a model that has one"
         raise TaskError("task.model", type(host).__name__, mend)
     return int(counter.get_total_flops())
 
@@ -315,14 +320,14 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
 
 
 def _tried(survey: Survey, optional: frozenset[str]) -> Survey:
-    """Return the survey after a trial of growth. Slots that a pattern matched and that fail there are left out.
+    """Return the survey after a trial of growth. A slot that only a pattern names is left out if the trial of it fails.
 
     Raises:
-        TaskError: the error of the trial, if it names no such slot, or the last slot.
+        TaskError: the trial failed at a slot that is named in full, at the last slot, or for another reason.
     """
     while True:
         try:
-            no_telemetry = Context()  # the caller's records are about the caller's run
+            no_telemetry = Context()  # the trial must not count in the caller's telemetry
             return replace(survey, varying=no_telemetry.run(try_growth, survey))
         except TaskError as error:
             path = error.field.removeprefix("slot ")
@@ -349,13 +354,15 @@ def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) ->
 
 def _check_device(name: str) -> None:
     try:
-        (torch.ones(1, device=name) + 1).tolist()  # a device that holds no values, as "meta" does, refuses this
-    except (RuntimeError, AssertionError, ImportError) as error:  # torch raises any, by build and device
+        (torch.ones(1, device=name) + 1).tolist()  # fails on a device without values ("meta")
+    except (RuntimeError, AssertionError, ImportError) as error:  # which one depends on torch's build
         raise ConfigError("run.device", name, f"torch cannot use it: {in_a_line(error)}") from error
 
 
 def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
-    """Raises: TaskError: the grown network could not be exported, because modules of it have the seeds' names."""
+    """Raises: TaskError: the grown network could not be exported, because a module of the host has the name that the
+    seeds need.
+    """
     try:
         check_names(host, [spec.path for spec in specs])
     except ValueError as error:

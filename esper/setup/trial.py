@@ -1,4 +1,4 @@
-"""A trial of a task before its run: a backward pass, and steps with a seed in every slot. It changes nothing."""
+"""Tries a task before its run: a backward pass, and steps with a seed in every slot. It changes nothing."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ STEPS = 3
 """Number of training steps: more than one, because lengths may differ between batches."""
 
 
-def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: whatever the task batches
+def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: a batch of the task
     """Run a forward and a backward pass of the host without seeds. Its tensors are restored; the gradients stay.
 
     Raises:
-        TaskError: the loss is not finite or has no gradient, or the gradients are not what training can use.
+        TaskError: the loss is not finite or has no gradient, or training cannot use the gradients.
     """
     with kept_as_it_is(host, training=True):
         loss = batch_loss(task.loss, call_model(task, host, inputs), targets)
@@ -84,7 +84,7 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         try:
             trainer.train_to(min(STEPS, survey.total_steps))
             _look_for_calls(trainer, shapes)
-        except DivergenceUnrecoverable:  # says nothing about shapes: the guard of a run reports it
+        except DivergenceUnrecoverable:  # not about shapes: the guard of a run reports it
             return ()
         trainer.try_shards()
     if grows and survey.config.run.compile:
@@ -125,7 +125,8 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
 
 
 def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
-    """Yield one plan for each slot, with its weights: of the candidate with the fewest FLOPs, at full strength at once.
+    """Yield one plan for each slot, with its weights: the candidate with the fewest FLOPs, with alpha at its target
+    from the first step.
 
     Candidates that change the shape are left out; gate G0 refuses each of them by name.
     """
@@ -188,7 +189,8 @@ def _try_optimizers(survey: Survey) -> None:
     """Step the task's optimizer over the parameters of each kind of seed.
 
     Raises:
-        TaskError: it refuses them: some optimizers take matrices only, or only parameters whose names they know.
+        TaskError: the optimizer refuses the parameters: some optimizers accept only matrices, or only parameters with
+        known names.
     """
     specs = {spec.path: spec for spec in survey.specs}
     kinds: dict[tuple[str, str, tuple[int, ...]], Pair] = {}

@@ -1,4 +1,4 @@
-"""Finds parameters that a loss depends on and that no optimizer trains, after one forward pass. It changes nothing."""
+"""Finds parameters on which the loss depends and that no optimizer trains. It changes nothing."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ REENTRANT = "None of the inputs have requires_grad=True"
 
 
 def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
-    """Check that the loss reaches no trainable parameter outside the model.
+    """Check that the loss depends on no trainable parameter outside the model.
 
     Args:
-        loss: Of one batch, with its graph.
+        loss: Loss of one batch, with its graph.
 
     Raises:
-        TaskError: it reaches a parameter of the loss, or of an object that the model does not register.
+        TaskError: the loss depends on a parameter of `task.loss`, or of an object that the model does not register.
     """
     own = {id(parameter) for parameter in model.parameters()}
     foreign = [parameter for parameter in _reached(loss) if id(parameter) not in own]
     if not foreign:
         return
-    mend = "put it into the model, which alone is trained and kept, or freeze it with requires_grad_(False)"
+    mend = "put it into the model, since only the model is trained and saved, or freeze it with requires_grad_(False)"
     if isinstance(task.loss, nn.Module):
         for name, parameter in task.loss.named_parameters():
             if any(parameter is one for one in foreign):
@@ -41,7 +41,7 @@ def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
 def _reached(loss: Tensor) -> list[nn.Parameter]:
     """Return the parameters to which a backward pass from `loss` would give gradients."""
     found: list[nn.Parameter] = []
-    seen: set[Any] = set()  # Any: torch types no node fully
+    seen: set[Any] = set()  # Any: torch does not type its graph nodes
     left: list[Any] = [loss.grad_fn]
     while left:
         node = left.pop()
@@ -65,5 +65,5 @@ def refuse_reentrant() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     if any(REENTRANT in str(one.message) for one in said):
-        mend = "it passes no gradient where its input needs none; call it with use_reentrant=False"
+        mend = "it passes on no gradient if its input requires none; call it with use_reentrant=False"
         raise TaskError("task.model", "torch.utils.checkpoint with use_reentrant=True", mend)

@@ -1,4 +1,4 @@
-"""Words for figures: their direction and their size. It measures nothing, and claims no more than the figures show."""
+"""Text for figures: direction and size of a difference. The text claims only what the figures show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
 
 
 def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
-    """Return a share, 1 for the whole, as a percentage."""
+    """Return a share as a percentage; 1 becomes 100 %."""
     if math.isfinite(share) and not math.isfinite(100 * share):
         return f"{100 * Decimal(share):{'+' if signed else ''}.2g}%"
     return f"{number(100 * share, decimals, signed=signed)}%"
@@ -29,14 +29,16 @@ def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
 def growing(test_loss: float, twin_test_loss: float) -> str:
     """Return in words how growing changed the test loss, compared with the twin."""
     if math.isnan(test_loss) or math.isnan(twin_test_loss):
-        return "what growing did cannot be said: a loss is not a number"
+        return "the effect of growing is unknown: a loss is not a number"
     if test_loss == twin_test_loss:
         return "growing made no difference"
     return f"growing made it {_far(test_loss - twin_test_loss, twin_test_loss)}{_way(twin_test_loss - test_loss)}"
 
 
 def beside_control(gain: float) -> str:
-    """How a seed compares with its control; `gain` is the share of the control's loss that the seed took away."""
+    """Return in words how a seed compares with its control; `gain` is the share of the control's loss that the seed
+    removed.
+    """
     if math.isnan(gain):
         return "cannot be compared with its control"
     if gain == 0:
@@ -65,7 +67,7 @@ def beside_limit(check: Check) -> str:
 
 
 def a_second(rate: float) -> str:
-    """A rate per second as text."""
+    """Return a rate per second as text."""
     return number(rate, 0 if rate >= 10 else 1)
 
 
@@ -91,7 +93,7 @@ def _order(left: float, right: float) -> tuple[bool, bool]:
 
 
 def gain_and_z(gain: float | None, z: float | None) -> tuple[str, str]:
-    """The figures of G2 as columns of a table; empty where a seed was never judged there."""
+    """Return the figures of G2 as columns of a table; empty for a seed that G2 did not judge."""
     return (
         "" if gain is None else percent(gain, 2, signed=True),
         "" if z is None else number(z, 1, signed=True),

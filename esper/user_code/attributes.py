@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 MOST = 20_000
-"""Most values that are read from one object; reading them takes about 50 ms."""
+"""Largest number of values that are read from one object; reading them takes about 50 ms."""
 WHOLE_BYTES = 64 * 2**20
-"""Largest array that is read whole, in bytes; of a larger one, `PIECES` pieces at equal distances are read."""
+"""Largest size, in bytes, of an array that is read whole. Of a larger array, `PIECES` pieces at equal distances are
+read.
+"""
 PIECES, PIECE_BYTES = 256, 64 * 2**10
 """Number and length of the pieces: 16 MiB together."""
 
@@ -54,7 +56,9 @@ class Leaf(NamedTuple):
 
     @property
     def is_random_or_numeric(self) -> bool:
-        """Whether the value is a tensor, an array or a source of random numbers, not a name, a time or a counter."""
+        """Whether the value is a tensor, an array or a source of random numbers. False for scalars such as names, times
+        and counters.
+        """
         return self.kind in ("Tensor", "ndarray", "generator")
 
 
@@ -66,7 +70,7 @@ Opens = Callable[[object], bool]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of an object is read."""
+    """Limits on how much of an object is read."""
 
     values: int = MOST
     whole_bytes: int = WHOLE_BYTES
@@ -85,14 +89,13 @@ def held_by(
     """Return the digests of all values in an object. The search is breadth first, so each value has its shortest path.
 
     Args:
-        unread: Ids of objects that are not read; a mapping gives the leaf to report for each (None: no leaf).
-        opens: Returns whether the attributes of an object are read.
-        start: The path of the object itself.
-        skip: Paths at which nothing is read.
+        unread: Ids of objects that are not read. A mapping gives the leaf that is reported in place of each object
+        (None: no leaf). opens: Returns whether the attributes of an object are read. start: The path of the object
+        itself. skip: Paths at which nothing is read.
     """
     found: Held = {}
     seen: dict[int, str] = {}
-    alive = []  # keeps objects alive: Python may give the id of a freed object to another
+    alive = []  # keeps objects alive, because Python may give the id of a freed object to another one
     marks = unread if isinstance(unread, Mapping) else dict.fromkeys(unread)
     queue: deque[tuple[str, Any]] = deque([(start, value)])
     while queue and len(found) < limits.values:
@@ -134,8 +137,8 @@ def path_in_words(path: str) -> str:
 # -- single values -----------------------------------------------------------------------------------------------
 
 
-def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: whatever an attribute holds
-    """Return the digest of a value that is read whole. None: its parts have to be read."""
+def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an attribute
+    """Return the digest of a value without parts. None: the value has parts, which must be read."""
     kind: Any = type(value)
     if kind in _SCALARS:
         return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
@@ -173,7 +176,7 @@ def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
     plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
-    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # `view(uint8)` needs this
+    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # `view(uint8)` needs a dimension
     return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
 
 
@@ -255,9 +258,8 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, object]]:
-    """Yield values that instances share, for example a counter of calls, or a variable that a method closes over.
-
-    Methods without such values and attributes that Python adds are left out.
+    """Yield values that all instances share, for example a counter of calls, or a variable in the closure of a method.
+    Left out: attributes that Python adds, and methods without such values.
     """
     for name, item in vars(kind).items():
         method = item.__func__ if isinstance(item, staticmethod | classmethod) else item
@@ -269,7 +271,9 @@ def _of_class(kind: type) -> Iterator[tuple[str, object]]:
 
 
 def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
-    """Return the state by which a built-in iterator is copied, without advancing it. Empty if it has no such state."""
+    """Return the state from which `copy` would rebuild a built-in iterator, without advancing it. Empty if it has no
+    such state.
+    """
     if isinstance(value, map | filter | zip | enumerate | reversed) or type(value).__module__ == "itertools":
         state = value.__reduce__()
         return state[1:] if isinstance(state, tuple) else ()
@@ -295,7 +299,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
             continue
         if isinstance(item, dict) and "_hooks" in name:
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
-                yield f".{name}", hooks  # without the keys: torch numbers hooks across the whole process
+                yield f".{name}", hooks  # the keys are left out: torch numbers hooks across the whole process
         elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
             yield f".{name}", item
     kind: Any = type(value)

@@ -23,7 +23,7 @@ def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimiz
 def extra_states(model: nn.Module) -> dict[str, Any]:
     """Return the extra state of each module that overrides `get_extra_state`, by module path.
 
-    It is not a copy: it may share tensors with the module.
+    The states are not copied: they may share tensors with the modules.
     """
     found = {}
     for path, module in _keepers(model).items():

@@ -92,7 +92,7 @@ def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
 def _top(name: str, first: Path) -> ModuleSpec | None:
     loaded = sys.modules.get(name)
     if loaded is not None:
-        return loaded.__spec__  # an import takes it, whatever else lies on the path
+        return loaded.__spec__  # an import finds a built-in module first, whatever is on the path
     return PathFinder.find_spec(name, [str(first), *sys.path]) or _asked(name, None)
 
 
@@ -121,7 +121,7 @@ def file_of(module: ModuleType) -> Path | None:
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """Whether a module's file, or a folder of a package without a file, lies in a folder or below."""
+    """Whether a module lies in a folder or below: its file, or for a package without a file, one of its folders."""
     file = file_of(module)
     if file is not None:
         return file.is_relative_to(folder)
@@ -145,12 +145,12 @@ class Hidden:
 
 
 def hidden_module(name: str, folder: Path) -> Hidden | None:
-    """Return the module in a folder that is hidden because a module from elsewhere is loaded under the same name."""
+    """Return the module in a folder that is hidden because a module of the same name was loaded from another place."""
     loaded = sys.modules.get(name)
     if not isinstance(loaded, ModuleType) or _lies_in(loaded, folder):
         return None
     spec = PathFinder.find_spec(name, [str(folder)])
-    if spec is None or not (spec.has_location or name in OURS):  # any package goes before a folder without __init__.py
+    if spec is None or not (spec.has_location or name in OURS):  # any package precedes a folder without __init__.py
         return None
     beside = Path(spec.origin) if spec.has_location and spec.origin is not None else folder / name
     return Hidden(name, beside, _told(name, loaded))
@@ -164,7 +164,7 @@ def _told(name: str, loaded: ModuleType) -> str:
 
 
 def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None) -> Iterator[Hidden]:
-    """Yield each import in `files` that finds another module than that of the same name in `folder`.
+    """Yield each import in `files` that finds a module outside `folder`, although `folder` has a module of that name.
 
     Args:
         task_file: Skipped: esper loads a task's file under a special name (`TASK_FILE`), so no import refers to it.

@@ -1,4 +1,4 @@
-"""Advice for state that no checkpoint saves, by the object that has it and by the kind of its value."""
+"""Advice for state that no checkpoint saves, by the object that has the state and by the kind of the value."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 
 from esper.user_code.attributes import Held
 
-FACTORY_MEND = "make it in the factory, in its final form; a value that must change may be a buffer"
+FACTORY_MEND = "make it in the factory, with its final value; a value that must change may be a buffer"
 _OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
 """Attributes in which torch stores hooks, the names of unsaved buffers, and the parameter groups of an optimizer."""
 
 _ITERATOR = ".<state "
-"""Part of a path: what follows is the state of an iterator; see `esper.user_code.attributes`."""
+"""Part of a path. The part after it is the state of an iterator; see `esper.user_code.attributes`."""
 _KINDS = {
     "generator": {"generator"},
     "tensor": {"Tensor", "ndarray"},
@@ -23,7 +23,7 @@ _KINDS = {
 """Kind in the tables below -> the values of `Leaf.kind` that belong to it."""
 
 _EACH = {
-    "iterator": "an iterator cannot be kept: count the steps in a buffer and compute the item from that number",
+    "iterator": "an iterator cannot be saved: count the steps in a buffer and compute the item from that number",
     "generator": "draw from the seeded global generators (torch.rand without generator=, random, numpy.random)",
 }
 _OF_A_MODEL = {

@@ -40,7 +40,7 @@ def _flushes_denormals() -> bool:
 
 
 def _put_device(device: torch.device) -> None:
-    torch.set_default_device(None if device == CPU else device)  # any other value than None slows down torch calls
+    torch.set_default_device(None if device == CPU else device)  # a value other than None slows down every torch call
 
 
 def _attribute(module: Any, name: str, ours: Any) -> Setting:
@@ -60,7 +60,7 @@ def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours
             return CONTRADICTED
 
     def write(value: Any) -> None:
-        if value != CONTRADICTED:  # else skip: the newer settings are restored later and contradict it again
+        if value != CONTRADICTED:  # else skip: restored later, the newer settings contradict it again
             put(value)
 
     return Setting(name, read, write, ours)
@@ -174,14 +174,16 @@ SETTINGS = (
         True,
     ),
 )
-"""In the order in which they are set: a setting that changes others comes before them."""
+"""All settings, in the order in which they are set: a setting that changes others comes before them."""
 MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
-"""Settings of the type and device of new tensors: tensors made before a change may not fit those made after it."""
+"""Settings of the default type and device of new tensors. If they change, tensors made before and after may not fit
+together.
+"""
 
 
 @dataclass
 class _Process:
-    """The values that esper has set in this process, and the values before that."""
+    """The values that esper has set in this process, and the earlier values."""
 
     expected: dict[str, Any] | None = None
     """Values that esper has set. None: esper has set no value, so nothing is checked."""

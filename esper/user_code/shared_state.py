@@ -14,15 +14,15 @@ from esper.user_code.mends import shared_mend_of
 from esper.user_code.own_modules import Modules, data_of, globals_of, is_users_class, reached_by
 
 FUNCTIONS = ("loss", "sample_loss", "collate", "input_output", "optimizer", "scheduler", "group")
-WHY = "every call changes it, and live network, forks and twin share it"
+WHY = "every call changes it, and the live network, the forks and the twin share it"
 
 
 def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = None) -> dict[str, Held]:
-    """Return the digests of the task's functions, metrics and classes and of the user's modules, by the name of each.
+    """Return the digests of the task's functions, metrics and classes, and of the user's modules, by name.
 
     Args:
-        kinds: Classes of the user's objects (see `kinds_of`). Those defined in a function are in no module's globals.
-        modules: The result of `reached_by`; None: computed here.
+        kinds: Classes of the user's objects (see `kinds_of`). They are passed here because classes defined in a
+        function are in no module's globals. modules: The result of `reached_by`; None: computed here.
     """
     modules = reached_by(task) if modules is None else modules
     functions = {f"task.{name}": getattr(task, name) for name in FUNCTIONS}
@@ -36,7 +36,9 @@ def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = 
 
 
 def _in_words(module: str) -> str:
-    """Return the name of a module for messages: the file name for a task's file, which is loaded under another name."""
+    """Return the name of a module for messages. For a task's file, which is loaded under a special name, it is the file
+    name.
+    """
     return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
 
 
@@ -46,7 +48,7 @@ def _is_global(kind: type, modules: Modules) -> bool:
 
 
 def kinds_of(*parts: object) -> list[type]:
-    """Return the user's classes, bases included, of some objects and of the submodules of those that are modules."""
+    """Return the user's classes, bases included, of some objects and of their submodules."""
     objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
     kinds = {kind: None for one in objects for kind in type(one).__mro__}
     return [kind for kind in kinds if is_users_class(kind)]

@@ -46,7 +46,7 @@ class Reference:
     folder: Path | None = None
     """Folder whose modules, subfolders included, belong to the task. None: only the module of the task does."""
     goes_first: bool = False
-    """True if the folder is put at the front of the import path."""
+    """Whether the folder is put at the front of the import path."""
 
     def modules(self) -> dict[str, Path]:
         """Return name and file of each loaded module in the folder of the task."""
@@ -92,7 +92,7 @@ def locate(text: str, started_in: str = "") -> Reference:
         found = (_locate_module(text, place, attribute, base) for base in bases)
         return next((reference for reference in found if reference.file is not None), Reference(text))
     except OSError as error:
-        raise TaskError("TASK", text, f"cannot be looked for: {error.strerror} ({error.filename})") from error
+        raise TaskError("TASK", text, f"the search for it failed: {error.strerror} ({error.filename})") from error
 
 
 def _parts(text: str) -> tuple[str, str]:
@@ -121,7 +121,7 @@ def _locate_module(text: str, name: str, attribute: str, base: Path) -> Referenc
         return Reference(text, file)
     other = hidden_module(name.partition(".")[0], base)
     if other is not None:
-        mend = f"{other.beside} is not what an import of {other.name!r} finds: {other.found} is; rename yours"
+        mend = f"an import of {other.name!r} finds {other.found}, not {other.beside}; rename yours"
         raise TaskError(
             "TASK", text, mend + (f" or give its path, {other.beside}:{attribute}" if "." not in name else "")
         )
@@ -190,8 +190,8 @@ def _called(found: object, reference: Reference) -> Task:
     with _told_with_hint(reference):
         task = found()
     if isinstance(task, Coroutine):
-        task.close()  # else Python warns that it was never awaited
-        raise TaskError("TASK", reference.text, "it is an async function; take the word async away")
+        task.close()  # without this Python warns that the coroutine was never awaited
+        raise TaskError("TASK", reference.text, "it is an async function; remove the word async")
     if not isinstance(task, Task):
         raise TaskError(
             "TASK", reference.text, f"it returned a value of type {type(task).__name__}; return an esper.Task"

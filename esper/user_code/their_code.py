@@ -1,6 +1,6 @@
 """Marks exceptions of the user's code with the call that raised them, and reports them. It never swallows an exception.
 
-An exception that esper or Python would not take for a failed call is replaced by `TheirCodeRaised`, with the original
+An exception that esper or Python would not treat as a failed call is replaced by `TheirCodeRaised`, with the original
 as its cause: an `EsperError`, `StopIteration`, or `SystemExit` and other exceptions that are not an `Exception`.
 """
 
@@ -16,11 +16,11 @@ from esper.user_code.import_paths import is_installed, is_of_esper
 
 _TASKS = Path(__file__).parents[1] / "tasks"
 _LONGEST = 400
-"""Most characters of the user's exception message that a message of esper repeats."""
+"""Largest number of characters that a message of esper repeats from the user's exception."""
 
 
 class Call(str):
-    """A note on an exception: the call of the user's code that raised it, and the field of the task to blame."""
+    """A note on an exception: the call of the user's code that raised it, and the task's field with this code."""
 
     field: str
     call: str
@@ -69,9 +69,9 @@ class TheirCode:
 
 their_code = TheirCode  # lower case: used like a function in `with` statements
 any_of_their_code = TheirCode("task", "")
-"""A context for code that may call the user's code somewhere: the traceback gives the name of the function.
-
-It has no state, so it may be nested."""
+"""A context for code that may call the user's code at several places; the name of the function comes from the
+traceback. The context has no state, so it may be nested.
+"""
 
 
 def marked(error: BaseException) -> Call | None:
@@ -80,12 +80,12 @@ def marked(error: BaseException) -> Call | None:
 
 
 def from_their_file(error: BaseException) -> bool:
-    """Whether a call of the user's code raised it and the traceback has a frame in a file of the user."""
+    """Whether a call of the user's code raised the exception, and its traceback has a frame in a file of the user."""
     return marked(error) is not None and any(_is_theirs(frame) for frame in _frames(error))
 
 
 def means_more(error: BaseException) -> bool:
-    """Whether the code that catches an exception would mistake it for something other than a failed call.
+    """Whether code that catches the exception would treat it as something other than a failed call.
 
     True for an `EsperError`, for the end of an iteration, and for exceptions that are not an `Exception`.
     """
@@ -97,7 +97,7 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
     """Raise an exception of the user's code as a `TaskError`. For use before a run has written anything.
 
     Args:
-        doing: What the dry run did at that moment that the user's training would not do; added to the name of the call.
+        doing: What esper did during the call that the user's own training would not do; added to the name of the call.
 
     Raises:
         TaskError: names the field, the call, the exception, and its file and line. The exception is its cause.
@@ -140,7 +140,7 @@ def exception_in_words(error: BaseException) -> str:
 
 
 def _takes_note(error: BaseException, note: Call) -> bool:
-    """Add a note; return whether that worked. A class may refuse attributes, as a frozen dataclass does."""
+    """Add a note; return whether that worked. Some exceptions refuse attributes, as frozen dataclasses do."""
     try:
         error.__traceback__ = error.__traceback__
         error.add_note(note)
@@ -150,13 +150,15 @@ def _takes_note(error: BaseException, note: Call) -> bool:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether the innermost frame of the traceback is in a file of esper, even if the user's code called it."""
+    """Whether the innermost frame of the traceback is in a file of esper, even if the user's code called esper."""
     frames = _frames(error)
     return bool(frames) and is_of_esper(Path(_file(frames[-1])))
 
 
 def _place(error: BaseException) -> str:
-    """Return file and line of the innermost frame of the user, else of the innermost frame after the last of esper."""
+    """Return file and line of the user's innermost frame; if there is none, of the innermost frame after esper's last
+    one.
+    """
     frames = _frames(error)
     theirs = [frame for frame in frames if _is_theirs(frame)] or _below_ours(frames)
     return f" ({_file(theirs[-1])}, line {theirs[-1].tb_lineno})" if theirs else ""

@@ -84,7 +84,7 @@ HIDDEN = {
     "cache": partial(Train, cached_noise, cache=dict),
     "drawn": partial(Train, counted, drawn=int),
     "last": partial(Train, mixed_with_the_last, last=lambda: torch.zeros(8)),
-    "no attribute that could be read": partial(Train, unseeded),
+    "no attribute that esper can read": partial(Train, unseeded),
 }
 
 

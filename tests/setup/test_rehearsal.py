@@ -81,7 +81,7 @@ HIDDEN_IN_THE_MODEL = {
     "calls   ": (partial(Host, stop_after_a_hundred, calls=int), "or return it from get_extra_state"),
     "own[0]": (partial(Host, draw, own=lambda: [torch.Generator()]), "draw from the seeded global generators"),
     "own": (partial(Host, draw_numpy, own=lambda: np.random.default_rng(1)), "draw from the seeded global generators"),
-    "steps": (partial(Host, advance, steps=itertools.count), "an iterator cannot be kept: count the steps in a buffer"),
+    "steps": (partial(Host, advance, steps=itertools.count), "an iterator cannot be saved: count the steps"),
     "means[0]": (partial(Host, average, means=lambda: [torch.zeros(8)]), "register it as a buffer"),
     "ready": (partial(Host, start_with_the_first_batch, ready=bool), "or return it from get_extra_state"),
 }

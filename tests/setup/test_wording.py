@@ -61,7 +61,7 @@ def test_growing_is_called_better_only_where_the_loss_is_lower(loss: float, twin
     assert ("worse" in told) == (loss > twin)
     assert "-" not in told.replace("e-", "").replace("E-", "")  # the word alone says which way
     if math.isnan(loss) or math.isnan(twin):
-        assert told == "what growing did cannot be said: a loss is not a number"
+        assert told == "the effect of growing is unknown: a loss is not a number"
 
 
 def test_what_growing_did_is_told_with_its_size() -> None:

@@ -61,7 +61,7 @@ class Matched:
         self._repeated.add(path)
 
     def check(self) -> None:
-        """Raises: TaskError: a pattern matched no slot, and none of its modules was left out as a repetition."""
+        """Raises: TaskError: a pattern matched no slot, although none of its modules repeats another slot's output."""
         for pattern, paths in self.by_pattern.items():
             if paths <= self.left_out.keys() - self._repeated:
                 first = next(path for path in self.left_out if path in paths)

@@ -71,7 +71,7 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
         mend = "a slot must give the same number of channels and the same type in every step"
         raise DependencyViolationError(f"slot {spec.path}", planned, f"got {tuple(h.shape)} {h.dtype}; {mend}")
     if any(_must_keep_samples_apart(spec, training) for training in MODES) and len(h) < 2:
-        raise EvidenceMissing("G0", "sample independence, by samples", len(h), 2)
+        raise EvidenceMissing("G0", "samples in the batch that tests independence", len(h), 2)
     try:
         with their_code(f"blueprint {blueprint}", f"forward at {spec.path}"):
             return _probe(module, spec, h)

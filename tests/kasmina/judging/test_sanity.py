@@ -238,7 +238,8 @@ def test_an_output_that_cannot_be_measured_is_a_failure_not_a_clean_bill(see, wh
 
 def test_one_sample_alone_says_nothing_about_independence():
     with pytest.raises(
-        EvidenceMissing, check=telling(gate="G0", evidence="sample independence, by samples", measured=1, required=2)
+        EvidenceMissing,
+        check=telling(gate="G0", evidence="samples in the batch that tests independence", measured=1, required=2),
     ):
         probe(nn.Linear(8, 8), make_spec(Kind.NC), samples=1)
 
