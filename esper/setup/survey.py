@@ -105,7 +105,7 @@ class Survey:
 
     @property
     def last_germination(self) -> int:
-        """Last fence at which a seed of the heuristic can germinate and still be fossilised; it may lie before fence 0."""
+        """Last fence at which a seed of the heuristic can germinate and be fossilised; it may lie before fence 0."""
         return len(self.fence_steps) - 1 - self.fences_to_fossil
 
     def growth_window(self, shortest_ramp: int) -> GrowthWindow:
