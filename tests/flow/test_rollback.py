@@ -234,7 +234,7 @@ def dies(line: Line, name: str, role: str) -> None:
 
         def revive(self, generation: int) -> None:
             if role == "tolaria":
-                key = RunKey(line.view.run_id, generation, bytes(32))
+                key = RunKey(line.components.kasmina.view(0).run_id, generation, bytes(32))
                 line.components.trainer = make_trainer(survey_of(tiny_task(), tiny_config()), key)
 
     line.components.crew = Mortal()
