@@ -18,7 +18,9 @@ Reaction = Literal["raise", "restart"]
 class SupervisionConfig(Settings):
     """[supervision]"""
 
-    deaths: int = Field(3, ge=0, description="most deaths of one actor within within_s seconds; one more stops the run")
+    deaths: int = Field(
+        3, ge=0, description="largest number of deaths of one actor within within_s seconds; one more stops the run"
+    )
     within_s: Seconds = Field(600.0, description="length in seconds of the sliding window in which deaths are counted")
     without_progress: int = Field(
         3, ge=1, description="the run also stops at this many deaths of one actor in a row without a new fence"

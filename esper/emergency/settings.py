@@ -13,5 +13,5 @@ class EmergencyConfig(Settings):
     """[emergency]"""
 
     capacity: Annotated[int, Field(ge=32)] = Field(
-        1024, description="most signals in the queue; the last 16 places are for HALT"
+        1024, description="largest number of signals in the queue; the last 16 places are for HALT"
     )

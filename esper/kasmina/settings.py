@@ -62,7 +62,7 @@ class GrowthConfig(Settings):
         default_factory=dict,
         description="by slot or pattern: a list of blueprints to try, or { exclude = [...] }; default: all that fit",
     )
-    candidates: PositiveInt = Field(18, description="most candidates in one tournament")
+    candidates: PositiveInt = Field(18, description="largest number of candidates in one tournament")
     due_rounds: PositiveInt = Field(1, description="rounds between the snapshot of a tournament and its verdict")
     probe_steps: PositiveInt | None = Field(
         None, description="optimizer steps of a fork; default: those of due_rounds rounds"
@@ -82,20 +82,20 @@ class GrowthConfig(Settings):
     margin: Ratio = Field(0.002, description="G2: least mean gain, as a share of the control's loss")
     false_pass: Share = Field(0.05, description="G2: chance that at least one useless seed passes in a whole run")
     max_tests: PositiveInt = Field(
-        400, description="G2: most candidates judged in a run; it determines the limit for z"
+        400, description="G2: largest number of candidates judged in a run; it determines the limit for z"
     )
     min_samples: int = Field(128, ge=2, description="least number of samples, or of groups, that a gate needs to judge")
     judge_samples: PositiveInt = Field(
         128, description="number of samples, or of groups, that a fence draws from a shard to judge on"
     )
-    group_samples: PositiveInt = Field(2, description="most samples of one group that a fence draws")
+    group_samples: PositiveInt = Field(2, description="largest number of samples of one group that a fence draws")
     harm_z: float = Field(-3.0, lt=0, description="G2 of a replica and G4: z below this counts as harm")
     max_loss_variation: Ratio = Field(
         0.5, description="G2: largest scatter of a fork's training loss about its trend, over its mean"
     )
     max_gradient_norm: Ratio = Field(1e3, description="G1: largest global gradient norm of a seed")
-    stack: PositiveInt = Field(6, description="most seeds in one slot")
-    replicas: PositiveInt = Field(6, description="most seeds of one winning pair, the winner included")
+    stack: PositiveInt = Field(6, description="largest number of seeds in one slot")
+    replicas: PositiveInt = Field(6, description="largest number of seeds of one winning pair, the winner included")
     twin: bool = Field(
         True, description="train the control of the first accepted tournament on, as the twin that judges the live host"
     )
@@ -103,6 +103,8 @@ class GrowthConfig(Settings):
         "blended", description="stage until which a seed's gradient does not reach the host"
     )
     isolation_audit_steps: PositiveInt = Field(200, description="optimizer steps between two audits of isolation")
-    parameter_budget: Ratio = Field(4.0, description="most parameters of all seeds together, over the host's")
-    cost_budget: Ratio = Field(2.0, description="most modelled FLOPs of one seed, over the host's")
-    memory_budget: Ratio = Field(4.0, description="most parameter bytes of one seed, over the host's")
+    parameter_budget: Ratio = Field(
+        4.0, description="largest number of parameters of all seeds together, over the host's"
+    )
+    cost_budget: Ratio = Field(2.0, description="largest modelled FLOPs of one seed, over the host's")
+    memory_budget: Ratio = Field(4.0, description="largest number of parameter bytes of one seed, over the host's")
