@@ -57,11 +57,16 @@ class Summary(BaseModel):
     incubator_gflops: float
     twin_gflops: float
     steps_per_s: float
+    training_s: float | None = None
+    """Seconds of the rounds of the whole run. None in a summary of an older version, like `fences_s`."""
+    fences_s: float | None = None
+    """Seconds of the fences of the whole run, the waits and checkpoints included."""
     fence_wait_s: float
+    """Seconds of the whole run that the trainer waited at fences for the copies."""
     checkpoint_s: float
-    """Seconds that training waited at fences for checkpoints."""
+    """Seconds of the whole run that training waited at fences for checkpoints."""
     wall_s: float
-    """Wall time of the process that finished the run."""
+    """Wall time of the process that finished the run: less than the whole run if the run was resumed."""
     resumes: int
     restarts: int
     rollbacks: int

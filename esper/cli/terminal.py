@@ -305,9 +305,7 @@ def _totals(result: Summary) -> Table:
         totals.add_row(*cells("no figure", f"{name} is {value}: {mend}"))
     totals.add_row(*cells("parameters", f"{result.params_start:,} -> {result.params_end:,}"))
     totals.add_row(*cells("steps", f"{result.steps}, {a_second(result.steps_per_s)} a second between decisions"))
-    totals.add_row(
-        *cells("time", f"{number(result.wall_s, 1)} s, of which the trainer waited {number(result.fence_wait_s, 1)} s")
-    )
+    totals.add_row(*cells("time", _time(result)))
     for recovery in result.recoveries:
         totals.add_row(*cells("recovered", _recovered(recovery)))
     parts = {"trainer": result.trainer_gflops, "incubation": result.incubator_gflops, "twin": result.twin_gflops}
@@ -316,6 +314,17 @@ def _totals(result: Summary) -> Table:
     totals.add_row(*cells("weights", f"sha256 {result.weights_sha256[:16]}..."))
     totals.add_row(*cells("run", result.run_dir))
     return totals
+
+
+def _time(result: Summary) -> str:
+    """Return the seconds of the whole run, with the part that the trainer waited, and those of the last process."""
+    waited = f"the trainer waited {number(result.fence_wait_s, 1)} s"
+    if result.training_s is None or result.fences_s is None:
+        whole = f"in the whole run {waited}"
+    else:
+        whole = f"{number(result.training_s + result.fences_s, 1)} s of rounds and fences, of which {waited}"
+    process = "the process that ended it" if result.resumes else "with start and end"
+    return f"{whole}; {process}: {number(result.wall_s, 1)} s"
 
 
 def _of_replicas(seeds: Sequence[SeedFate]) -> str:

@@ -79,6 +79,8 @@ def _cost(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summar
         incubator_gflops=tally.incubator_flops / 1e9,
         twin_gflops=twin.steps * survey.host_flops / 1e9 if twin is not None else 0.0,
         steps_per_s=tally.steps_per_s,
+        training_s=tally.training_s,
+        fences_s=tally.fences_s,
         fence_wait_s=tally.fence_wait_s,
         checkpoint_s=tally.checkpoint_s,
     )

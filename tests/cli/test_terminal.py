@@ -93,7 +93,7 @@ def test_what_happens_fits_one_line_of_a_terminal(plain: Seen) -> None:
 def test_a_reason_to_hold_is_told_once(plain: Seen) -> None:
     holds = [line for line in plain.lines if "nothing new is tried" in line]
     assert len(holds) == len(set(holds)) == 2
-    assert holds[1].endswith("a seed could not be fossilised before the end")
+    assert holds[1].endswith("could not be fossilised before the end")
 
 
 def test_a_run_without_growth_says_so_and_needs_no_table_of_seeds(tmp_path: Path) -> None:
@@ -334,3 +334,16 @@ def test_a_figure_that_is_not_finite_is_said_in_every_place(plain: Seen, tmp_pat
     assert json.loads((tmp_path / "summary.json").read_text()) == plain.result.as_json()
     journal = json.loads(json.dumps(result.as_json()))  # as the journal writes and reads it
     assert math.isnan(Result.model_validate_json(json.dumps(journal)).test_metrics["a.b"])
+
+
+def test_the_time_and_the_wait_are_those_of_the_whole_run_also_after_a_resume(plain: Seen) -> None:
+    result, whole_s = plain.result, 21.0
+    assert (result.training_s or 0) > 0
+    assert result.fence_wait_s <= (result.fences_s or 0)
+    seconds = {"training_s": 4.0, "fences_s": whole_s - 4.0, "fence_wait_s": 15.0, "wall_s": 6.5, "resumes": 1}
+    shown = console(width=200)
+    shown.print(results(result.model_copy(update=seconds)))
+    shown.print(results(result.model_copy(update=seconds | {"training_s": None, "fences_s": None})))
+    said = shown.export_text()
+    assert "21.0 s of rounds and fences, of which the trainer waited 15.0 s; the process that ended it: 6.5 s" in said
+    assert "in the whole run the trainer waited 15.0 s; the process that ended it: 6.5 s" in said  # an older version

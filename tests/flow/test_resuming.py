@@ -64,7 +64,9 @@ def files(path: Path) -> dict[str, bytes]:
 
 def same(result: Result, whole: Result) -> None:
     """All that a run's course decides is equal; only what was measured with a clock may differ."""
-    timed = {"run_dir", "trace_id", "steps_per_s", "fence_wait_s", "checkpoint_s", "wall_s", "resumes", "seeds", "task"}
+    timed = {"run_dir", "trace_id", "resumes", "seeds", "task"} | {
+        name for name in Result.model_fields if name[-2:] == "_s"
+    }
     one, other = result.as_json(), whole.as_json()
     assert {key: value for key, value in one.items() if key not in timed} == {
         key: value for key, value in other.items() if key not in timed
