@@ -15,7 +15,8 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def held_back() -> Iterator[list[tuple[int, float]]]:
-    """Within the block, signals that ask for an end are recorded with their monotonic times; after it they are raised.
+    """Within the block, signals that ask for an end are recorded with their monotonic times; after the block they are
+    raised.
 
     In a thread other than the main one nothing is recorded: only the main thread has handlers.
     """

@@ -34,7 +34,7 @@ T = TypeVar("T")
 class RayCrew:
     """See `Crew` for the call order. `start` comes before all of it, `end` after.
 
-    `replace_alone` may be called in any thread, all other methods in one, the line's.
+    Any thread may call `replace_alone`; only the line's thread may call the other methods.
 
     `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process that each of them
     asks, and `_start`. `_died_starting` and `_replaced` are filled while it is held, and emptied by the line's thread

@@ -1,4 +1,4 @@
-"""Everything of Ray that Ray does not promise: private names and environment variables. No other file names any.
+"""Everything of Ray that Ray does not promise: private names and environment variables. No other file uses such a name.
 
 Each is here with the reason why nothing public does. Where a newer Ray has changed, `tests/actors/test_ray_private.py`
 says what broke.

@@ -83,7 +83,7 @@ class RemoteFork:
 
 @dataclass
 class KeptFork:
-    """A fork without a seed that outlives its tournament, and how it is made again if its manager dies."""
+    """A fork without a seed that outlives its tournament. If its manager dies, the fork is made again."""
 
     fork: RemoteFork
     origin: SnapshotRef | None

@@ -96,7 +96,7 @@ class Module:
 
     @cached_property
     def _aliases(self) -> dict[str, str]:
-        """Local name -> what it stands for, by the imports of the file."""
+        """Return local name -> the module or object that the file's imports bind to it."""
         found = {name: name for name in ("__import__", "exec", "eval", "__builtins__")}
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import | ast.ImportFrom):

@@ -148,5 +148,5 @@ def _verify(file: BinaryIO, path: Path, length: int, crc: int) -> None:
 
 
 def _extend(crc: int, data: memoryview) -> int:
-    """Continue a checksum. The library takes no memoryview; a numpy array of it makes no copy."""
+    """Continue a checksum. The library does not accept a memoryview; a numpy array over it copies nothing."""
     return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))

@@ -74,6 +74,6 @@ def without_key_file(config: RunConfig) -> RunConfig:
 
 
 def word_without_key_file(word: str) -> str:
-    """Return a word of a command line as the run directory may show it."""
+    """Return a word of a command line in the form in which it may be written into the run directory."""
     before, named, _ = word.partition(FIELD)
     return f"{before}{FIELD}=..." if named else word

@@ -116,7 +116,9 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
 
 
 def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
-    """Return the error for a repetition that differs while sets of texts have another order here."""
+    """Return the error for a repetition that differs and whose process iterates over sets of texts in another order
+    than the run.
+    """
     seed = began.hash_seed
     mend = f"start this command with {VARIABLE}={seed}" if seed is not None else f"no {VARIABLE} was set when it began"
     why = f"{found}, and a set of texts has another order than when it began ({mend}): sort it where the order matters"

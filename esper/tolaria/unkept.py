@@ -126,7 +126,8 @@ def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing:
         if held != after[field]:
             paths = different(held, after[field])
             if max(len(held), len(after[field])) >= (DATA_LIMITS.values if field in _DATA else MOST):
-                # values beyond the limit were not read: a path on one side only may be there on the other, too
+                # values beyond the limit were not read, so a path that only one side has may exist on the other side
+                # too
                 paths = [path for path in paths if path in held and path in after[field]]
             found[field] = [path for path in paths if not _is_allowed(path, _at(changing, field))]
     return {field: _without_root(paths) for field, paths in found.items() if paths}

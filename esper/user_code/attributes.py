@@ -176,7 +176,9 @@ def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type == "meta":
         return shape
     plain = tensor.detach() if tensor.is_cpu else tensor.detach().cpu()
-    plain = plain.resolve_conj().resolve_neg().contiguous().reshape(-1)  # `view(uint8)` needs a dimension
+    plain = (
+        plain.resolve_conj().resolve_neg().contiguous().reshape(-1)
+    )  # `view(uint8)` fails on a tensor without dimensions
     return hash((shape, _bytes(plain.view(torch.uint8).numpy(), whole_bytes)))
 
 
