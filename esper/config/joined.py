@@ -6,16 +6,16 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, model_validator
 
 from esper.config.checkpoint_settings import CheckpointConfig
 from esper.config.supervision_settings import FailurePolicy, SupervisionConfig
 from esper.emergency.settings import EmergencyConfig
 from esper.errors import ConfigError, shortened
 from esper.faults import FaultSpec, check
-from esper.ground.problems import first_problem
+from esper.ground.problems import Problem, problems
 from esper.ground.suggest import existing_names, listed, nearest
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.base import Seconds, Settings
@@ -42,7 +42,16 @@ class RayConfig(Settings):
 
 
 class RunConfig(Settings):
-    """All settings of a run, with defaults; frozen."""
+    """All settings of a run, with defaults; frozen. `esper config` prints each of them.
+
+    ```python
+    esper.RunConfig(run={"epochs": 3, "dir": "runs/first"}, growth={"margin": 0.05})
+    esper.RunConfig(**{"run.epochs": 3, "growth.margin": 0.05})  # by dotted key, as in `--set` and `esper.resume`
+    ```
+
+    Raises:
+        ConfigError: a key does not exist, or its value is wrong.
+    """
 
     run: TrainConfig = Field(default_factory=TrainConfig)
     growth: GrowthConfig = Field(default_factory=GrowthConfig)
@@ -57,6 +66,21 @@ class RunConfig(Settings):
     faults: tuple[FaultSpec, ...] = Field(
         (), strict=False, description="faults to inject on purpose; see docs/faults.md"
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, given: Any, check_tables: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        """Take tables and dotted keys from Python. JSON is of a run directory; its reader reports what is wrong there.
+
+        Raises:
+            ConfigError: a key does not exist, or its value is wrong.
+        """
+        if info.mode != "python":
+            return check_tables(given)
+        try:
+            return check_tables(_tables(given) if isinstance(given, dict) else given)
+        except ValidationError as error:
+            raise _explain(error) from error
 
 
 def load_config(
@@ -75,21 +99,35 @@ def load_config(
             raise ConfigError("--faults", str(faults), f"write [[faults]]; {stray[0]!r} does not belong here")
         tables["faults"] = read.get("faults", [])
     for key, value in (overrides or {}).items():
-        table, dot, name = key.partition(".")
-        if not dot or table not in RunConfig.model_fields:  # else the validation of the table names the error
+        if not _is_dotted(key):
             raise ConfigError(key, value, f"no such key; {_existing(key)}")
-        if table == "faults":
+        if key.startswith("faults."):
             raise ConfigError(key, value, "faults are an array of tables; write [[faults]] in a file, see --faults")
-        entry = tables.setdefault(table, {})
-        if not isinstance(entry, dict):
-            raise ConfigError(table, entry, f"this is a table; write it as [{table}]")
-        entry[name] = value
-    try:
-        config = RunConfig.model_validate(tables)
-    except ValidationError as error:
-        raise _explain(error) from error
+    config = RunConfig.model_validate({**tables, **(overrides or {})})
     check(config.faults)
     return config
+
+
+def _is_dotted(key: str) -> bool:
+    """Whether a key is that of a table and of an entry in it. The entry may be unknown: the table's check says so."""
+    table, dot, _ = key.partition(".")
+    return bool(dot) and table in RunConfig.model_fields
+
+
+def _tables(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of a config that is given by tables, by dotted keys, or by both. A dotted key goes first.
+
+    Raises:
+        ConfigError: a dotted key belongs to a table whose value is not a dict.
+    """
+    tables = {key: value for key, value in given.items() if not _is_dotted(key)}
+    for key in filter(_is_dotted, given):
+        table, _, name = key.partition(".")
+        entries = tables.setdefault(table, {})
+        if not isinstance(entries, dict):
+            raise ConfigError(table, entries, f"this is a table; write it as [{table}], in Python as a dict")
+        tables[table] = {**entries, name: given[key]}
+    return tables
 
 
 def flattened(config: RunConfig) -> dict[str, Any]:
@@ -201,9 +239,14 @@ def _existing(key: str) -> str:
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    """The first problem, in one line."""
-    first = first_problem(error)
-    key = ".".join([part for part in first.place if isinstance(part, str)][:2])
-    if first.kind == "extra_forbidden":
-        return ConfigError(key, first.value, f"no such key; {_existing(key)}")
-    return ConfigError(key, first.value, first.message)
+    """The first problem, and the other keys that have one, in one line."""
+    first, *more = problems(error)
+    key = _key_of(first)
+    mend = f"no such key; {_existing(key)}" if first.kind == "extra_forbidden" else first.message
+    others = {_key_of(one) for one in more} - {key}
+    return ConfigError(key, first.value, f"{mend}; also wrong: {listed(sorted(others))}" if others else mend)
+
+
+def _key_of(problem: Problem) -> str:
+    """The dotted key of a problem, without places inside its value."""
+    return ".".join([part for part in problem.place if isinstance(part, str)][:2])

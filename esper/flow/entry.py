@@ -42,7 +42,7 @@ def run(
     """Train a task's network and let it grow.
 
     ```python
-    result = esper.run(task, esper.RunConfig(), on=esper.OnRay())
+    result = esper.run(task, esper.RunConfig(run={"epochs": 3}), on=esper.OnRay())
     print(result.test_loss, result.network)
     ```
 
@@ -64,7 +64,9 @@ def run(
         EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """
     if config is not None and not isinstance(config, RunConfig):
-        raise ConfigError("config", type(config).__name__, "give an esper.RunConfig")
+        raise ConfigError(
+            "config", type(config).__name__, 'give an esper.RunConfig, such as esper.RunConfig(run={"epochs": 3})'
+        )
     used, reference = _launcher(on), reference or Reference()
     job = _Job(task, config or RunConfig(), reference)
     return _carry_out(job, used, progress, drain, lambda conductor, survey: conductor.begin(survey))

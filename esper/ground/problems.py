@@ -62,8 +62,15 @@ def first_problem(error: ValidationError, within: str = "") -> Problem:
     Args:
         within: The name of the whole input, which becomes the first part of the path.
     """
-    first = error.errors(include_url=False)[0]
-    return Problem((*filter(None, [within]), *first["loc"]), _in_words(first), first["type"], first["input"])
+    return problems(error, within)[0]
+
+
+def problems(error: ValidationError, within: str = "") -> list[Problem]:
+    """All problems that pydantic found, at least one; arguments as in `first_problem`."""
+    return [
+        Problem((*filter(None, [within]), *one["loc"]), _in_words(one), one["type"], one["input"])
+        for one in error.errors(include_url=False)
+    ]
 
 
 def _in_words(first: Any) -> str:  # Any: an `ErrorDetails` of pydantic's core

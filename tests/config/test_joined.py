@@ -284,3 +284,42 @@ def test_a_config_cannot_be_changed_after_it_was_made() -> None:
 
 def test_the_printed_config_is_plain_toml() -> None:
     assert tomllib.loads(as_toml(RunConfig()))["run"]["seed"] == 0
+
+
+# -- from Python -------------------------------------------------------------------------------------------------
+
+
+def test_a_config_from_python_takes_tables_and_dotted_keys() -> None:
+    dotted: dict[str, Any] = {"run.epochs": 3, "growth.margin": 0.5}
+    table: dict[str, Any] = {"epochs": 3}
+    assert RunConfig(run=table, **{"growth.margin": 0.5}) == RunConfig(**dotted) == load_config(None, dotted)
+    assert table == {"epochs": 3}
+    assert RunConfig(run=table | {"epochs": 2}, **{"run.epochs": 3}).run.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"run": {"sed": 3}}, "run.sed = 3: no such key; the nearest is run.seed"),
+        ({"run.sed": 3}, "run.sed = 3: no such key; the nearest is run.seed"),
+        ({"epochs": 3}, "epochs = 3: no such key; the nearest is run.epochs"),
+        ({"run": {"epochs": "two"}}, "run.epochs = 'two': must be a whole number"),
+        ({"run": 3}, "run = 3: must be a table"),
+        ({"run": RunConfig().run, "run.epochs": 2}, "this is a table; write it as [run], in Python as a dict"),
+        (
+            {"growth": {"margin": "x", "stack": -1, "twn": 1}, "run": {"epochs": 0}},
+            "run.epochs = 0: must be 1 or more; also wrong: growth.margin, growth.stack and growth.twn",
+        ),
+    ],
+)
+def test_a_wrong_config_from_python_is_told_as_on_the_command_line(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig(**given)
+    assert str(caught.value).endswith(told)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_a_run_directory_stays_a_matter_of_its_reader() -> None:
+    assert RunConfig.model_validate_json(RunConfig().model_dump_json()) == RunConfig()
+    with pytest.raises(ValidationError):
+        RunConfig.model_validate_json('{"run": {"sed": 3}}')

@@ -85,3 +85,7 @@ def test_a_run_that_has_ended_gives_its_network_to_whoever_has_its_task(
     assert given.network is given.network
     with pytest.raises(TaskError, check=telling("run.json", field="task", value="")):
         _ = missing.network
+
+
+def test_the_names_that_python_lists_are_the_public_ones() -> None:
+    assert {name for name in dir(esper) if not name.startswith("_")} == set(esper.__all__)
