@@ -25,7 +25,20 @@ def python(code: str, folder: Path) -> str:
 
 def test_every_public_name_is_there_and_none_is_a_module() -> None:
     assert sorted(esper.__all__) == sorted(
-        ["InProcess", "Kind", "OnRay", "Result", "RunConfig", "SlotSpec", "Task", "blueprint", "load", "resume", "run"]
+        [
+            "InProcess",
+            "Kind",
+            "OnRay",
+            "Result",
+            "RunConfig",
+            "SlotSpec",
+            "Task",
+            "blueprint",
+            "fell_back",
+            "load",
+            "resume",
+            "run",
+        ]
     )
     for name in esper.__all__:
         assert callable(getattr(esper, name))
