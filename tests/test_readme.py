@@ -79,7 +79,7 @@ def test_no_setting_is_in_the_list_of_what_is_missing() -> None:
 def test_the_network_of_readme_is_trained_loaded_and_exported_as_it_stands_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, load, build = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    task, load, build, whole = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     (tmp_path / "my_task.py").write_text(task, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -91,6 +91,9 @@ def test_the_network_of_readme_is_trained_loaded_and_exported_as_it_stands_there
     scope: dict[str, Any] = {}
     exec(load, scope)
     exec(build, scope)
+    begun: dict[str, Any] = {"__name__": "__main__"}
+    exec(whole.replace('"epochs": 3', '"epochs": 1'), begun)
+    assert (begun["result"].run_dir, begun["config"].run.epochs) == ("runs/from-python", 1)
     for name in ("my_task", "network"):
         del sys.modules[name]
     points = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
