@@ -65,7 +65,7 @@ def main() -> None:
             ended = in_child(as_json="--json" in words)
         if ended is not None:
             os._exit(ended)
-    with guarded():
+    with guarded(goes_on=not only_prints(words)):
         code = _answered(lambda: _add_commands(words)) or exit_code(words)
     parent.tell(code=code)
     sys.exit(code)
@@ -73,7 +73,7 @@ def main() -> None:
 
 def exit_code(arguments: list[str]) -> int:
     """Run one command line and return its exit code. An error is printed in one line on standard error."""
-    with guarded(), from_here():
+    with guarded(goes_on=not only_prints(arguments)), from_here():
         code = _answered(lambda: typer.main.get_command(app).main(arguments, prog_name="esper", standalone_mode=False))
         return STRICT_FAILURE if code == DONE and only_prints(arguments) and output_lost() else code
 

@@ -49,8 +49,8 @@ class _Stream:
     everything.
     """
 
-    def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name, self._mute = stream, name, False
+    def __init__(self, stream: TextIO, name: str, *, goes_on: bool) -> None:
+        self._stream, self._name, self._mute, self._goes_on = stream, name, False, goes_on
         self.lost = False
         """True if a write failed for another reason than a reader that closed its pipe."""
 
@@ -81,8 +81,14 @@ class _Stream:
         self.lost = not isinstance(error, BrokenPipeError)
         _point_at_nothing(self._stream)
         other = sys.stderr if self._name == "output" else sys.stdout
-        if self._name == "output" and isinstance(other, _Stream):
-            print(f"esper: writing to standard output failed, so its text is dropped from now on: {error}", file=other)
+        if self._name == "output" and isinstance(other, _Stream) and (self.lost or self._goes_on):
+            why = "its reader is gone" if isinstance(error, BrokenPipeError) else reason(error)
+            print(f"esper: standard output is dropped from now on: {why}; the command goes on", file=other)
+
+
+def reason(error: Exception) -> str:
+    """Return why a write failed, in the words of the system, without its number."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def output_lost() -> bool:
@@ -109,14 +115,22 @@ def _point_at_nothing(stream: TextIO) -> None:
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Within the block, writing to standard output and standard error never raises."""
+def guarded(*, goes_on: bool = True) -> Iterator[None]:
+    """Within the block, writing to standard output and standard error never raises.
+
+    Args:
+        goes_on: Whether the command does more than print. If so, a line on standard error says when a reader has closed
+            the pipe.
+    """
     if isinstance(sys.stdout, _Stream):
         yield
         return
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w", encoding="utf-8") as nothing:
-        out, err = _Stream(before[0] or nothing, "output"), _Stream(before[1] or nothing, "error")
+        out, err = (
+            _Stream(before[0] or nothing, "output", goes_on=goes_on),
+            _Stream(before[1] or nothing, "error", goes_on=goes_on),
+        )
         sys.stdout, sys.stderr = cast("TextIO", out), cast("TextIO", err)
         try:
             yield

@@ -85,7 +85,9 @@ def load_grown(
 ) -> Loaded:
     """Like `load`; return the network with its task, its run and its checkpoint."""
     if task is not None and not isinstance(task, Task):
-        raise TaskError("task", type(task).__name__, "give an esper.Task")
+        raise TaskError(
+            "task", type(task).__name__, "give an esper.Task; where a function returns it, call that function"
+        )
     past, checkpoint, content = _read(run_dir, fence, generation)
     identity = past.identity
     if task is None:

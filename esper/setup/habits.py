@@ -24,7 +24,9 @@ def check_fields(task: Task) -> None:
             function that builds it is needed.
     """
     if not isinstance(task, Task):
-        raise TaskError("task", type(task).__name__, "give an esper.Task")
+        raise TaskError(
+            "task", type(task).__name__, "give an esper.Task; where a function returns it, call that function"
+        )
     for field, value, mend in _faults(task):
         raise TaskError(field, value, mend)
     if not task.slots:

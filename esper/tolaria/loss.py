@@ -52,7 +52,7 @@ def sample_loss(task: Task) -> Loss:
     unreduced = _unreduced(task.loss)
     if unreduced is None:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
-        raise TaskError("task.sample_loss", None, f"the loss {name} has no `reduction`; give {WANTED}")
+        raise TaskError("task.sample_loss", None, f"the function or class {name!r} has no `reduction`; give {WANTED}")
 
     batchmean = _reduction(task.loss) == "batchmean"  # torch's KL divergence: the sum / number of samples
 

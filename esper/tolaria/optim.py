@@ -152,7 +152,7 @@ def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRSch
     """
     if task.scheduler is None:
         return None
-    with their_code("task.scheduler", "the scheduler factory"):
+    with their_code("task.scheduler", f"the scheduler factory, called with (optimizer, {total_steps})"):
         scheduler = task.scheduler(optimizer, total_steps)
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         raise TaskError("task.scheduler", type(scheduler).__name__, "give a torch scheduler that steps once a step")
