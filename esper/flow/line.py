@@ -94,7 +94,7 @@ class Line:
         steps = self.fence_steps[fence] - self.fence_steps[fence - 1]
         self.progress.working(f"round {fence}: {steps} steps")
         if self.view.has_twin:
-            with self.tally.waiting():
+            with self.tally.fence(), self.tally.waiting():
                 self.components.incubator.advance_twin(self.fence_steps[fence])
         with self.tally.training(steps, self.view.step_flops):
             training = self.components.trainer.run_round(fence, self.fence_steps[fence])

@@ -70,14 +70,14 @@ class Tally:
 
     @contextmanager
     def fence(self) -> Iterator[None]:
-        """Time everything that happens between two rounds."""
+        """Time a part of what happens between the rounds of the live host."""
         start = time.monotonic()
         yield
         self.fences_s += time.monotonic() - start
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time the part of a fence in which the trainer waits for an incubation or for the twin."""
+        """Time the trainer's wait for an incubation or for the twin. Call it within `fence`."""
         start = time.monotonic()
         yield
         self.fence_wait_s += time.monotonic() - start

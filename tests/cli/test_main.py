@@ -59,13 +59,13 @@ class Twice(TinyHost):
     def forward(self, x): return self.head(self.body(self.body(x)))
 def twice(): return tiny_task(model=Twice)
 class Pair(nn.Module):
-    def forward(self, x): return x, x
-class Tuple(TinyHost):
+    def forward(self, x): return {"both": (x, x)}
+class InADict(TinyHost):
     def __init__(self):
         super().__init__()
         self.pair = Pair()
-    def forward(self, x): return super().forward(self.pair(x)[0])
-def no_tensor(): return tiny_task(model=Tuple, slots=["pair"])
+    def forward(self, x): return super().forward(self.pair(x)["both"][0])
+def no_tensor(): return tiny_task(model=InADict, slots=["pair"])
 
 class Fragile(TinyHost):
     def __init__(self):
@@ -138,7 +138,7 @@ def growing() -> list[str]:
         (["t.py:badslot"], "the nearest is 'body'"),
         (["t.py:never"], "never called by a forward in training mode"),
         (["t.py:twice"], "called 2 times by a forward"),
-        (["t.py:no_tensor"], "output of type tuple"),
+        (["t.py:no_tensor"], "output of type dict"),
         (["t.py:slotless"], "name at least one module"),
         (["t.py:frozen"], "leave requires_grad on"),
         (["t.py:optimizer_name"], "give a function"),
@@ -157,7 +157,7 @@ def growing() -> list[str]:
         (["t.py:task", "--set", "run.round_steps=9999"], "the whole run has only 320 steps"),
         (["t.py:task", "--set", "growth.judge_samples=5"], "growth.min_samples = 128"),
         (["t.py:task", "--set", "run.device=meta"], "run.device = 'meta': torch cannot use it"),
-        (["t.py:task", "--set", "run.epochs=99999999999", "--set", "run.round_steps=1"], "1000000 are the most"),
+        (["t.py:task", "--set", "run.epochs=99999999999", "--set", "run.round_steps=1"], "the limit is 1000000"),
         (["t.py:task", "--seed", "2", "--set", "run.seed=1"], "run.seed = 2: given twice, before as 1; give it once"),
         (["t.py:task", "--seed", "x"], "valid integer"),
         (["t.py:task", "--seed", "-1"], "must be 0 or more"),
