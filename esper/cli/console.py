@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -13,11 +14,18 @@ NARROWEST = 20
 """Smallest width of the console, in columns: with a width near 0 (COLUMNS=0) rich shows no text."""
 
 
+WIDE = 160
+"""Width of the console where the output is no terminal and COLUMNS is not set, in columns. In rich's 80 a table breaks
+names in two."""
+
+
 class PlainConsole(Console):
     """A console that prints every text literally: no markup, no emoji codes, no control sequences."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+        if not self.is_terminal and "COLUMNS" not in os.environ:
+            self.width = WIDE
         if self.width < NARROWEST:
             self.width = NARROWEST
 

@@ -91,6 +91,15 @@ def _add_commands(words: list[str]) -> None:
             entry.load()(app)
 
 
+def _setting_of(option: str | None) -> str:
+    """Return how to give an unknown option that is the last part of a config key, such as `--epochs`. Else ""."""
+    from esper.config.joined import config_keys  # not at the top: only this error needs it
+
+    name = (option or "").lstrip("-").replace("-", "_")
+    found = [key for key in config_keys() if name and key.endswith(f".{name}")]
+    return f" Give a setting by its key: {' or '.join(f'--set {key}=VALUE' for key in found)}." if found else ""
+
+
 def _answered(do: Callable[[], object]) -> int:
     """Call `do` and return its exit code; print an error that it raises."""
     try:
@@ -100,7 +109,8 @@ def _answered(do: Callable[[], object]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # a private class of typer; its message is the help text
             say(error.format_message(), error=True)
             return WRONG_INPUT
-        return complain(error.format_message().replace("Value error, ", ""), WRONG_INPUT)  # the prefix is pydantic's
+        told = error.format_message().replace("Value error, ", "")  # the prefix is pydantic's
+        return complain(told + _setting_of(vars(error).get("option_name")), WRONG_INPUT)
     except ConfigError as error:
         return complain(str(error), WRONG_INPUT)
     except EsperError as error:

@@ -218,7 +218,8 @@ def _read(option: str, file: Path) -> dict[str, Any]:
         raise ConfigError(option, str(file), f"no TOML: {error}") from error
 
 
-def _keys() -> list[str]:
+def config_keys() -> list[str]:
+    """Return every key of a config, `table.name`, in the order of the tables."""
     return [
         f"{table}.{name}" for table, value in RunConfig() if isinstance(value, BaseModel) for name in _fields(value)
     ]
@@ -231,10 +232,10 @@ def _fields(table: BaseModel) -> Sequence[str]:
 def _existing(key: str) -> str:
     """The mend for an unknown key: the nearest key, else the keys of its table, else the tables."""
     table, dot, _ = key.partition(".")
-    near = nearest(key, _keys()) if dot else nearest(key, [*RunConfig.model_fields, *_keys()])
+    near = nearest(key, config_keys()) if dot else nearest(key, [*RunConfig.model_fields, *config_keys()])
     if near is not None:
         return f"the nearest is {near}"
-    mine = [known for known in _keys() if known.startswith(f"{table}.")]
+    mine = [known for known in config_keys() if known.startswith(f"{table}.")]
     return existing_names(key, mine) if mine else f"the tables are {listed(RunConfig.model_fields)}"
 
 

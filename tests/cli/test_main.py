@@ -149,6 +149,7 @@ def growing() -> list[str]:
         (["t.py:odd_sample_loss"], "one loss per sample"),
         (["t.py:same_model"], "two calls returned the same parameter"),
         (["t.py:other_weights"], "head.weight"),
+        (["t.py:task", "--epochs", "3"], "--set run.epochs=VALUE"),
         (["t.py:task", "--set", "run.sed=1"], "the nearest is run.seed"),
         (["t.py:task", "--set", "run.seed=x"], "must be a whole number"),
         (["t.py:task", "--set", "run.seed"], "use table.key=value"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.table import Table
 
 from esper.cli.command_table import only_prints
 from esper.cli.console import PlainConsole, can_redraw
@@ -280,3 +281,13 @@ def test_a_console_is_made_in_one_place() -> None:
         if re.search(r"\bConsole\(|\brich\.print\b|markup=True|from_markup", path.read_text(encoding="utf-8"))
     }
     assert made == set()
+
+
+def test_a_console_that_is_no_terminal_breaks_no_name_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    table, name = Table(*"abcdef"), "depthwise_separable/replica"
+    table.add_row(*[name] * 5, "1")
+    console = PlainConsole()
+    with console.capture() as shown:
+        console.print(table)
+    assert shown.get().count(name) == 5
