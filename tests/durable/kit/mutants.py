@@ -280,7 +280,7 @@ MUTANTS = (
     Mutant(
         "streams: an error that the producer catches is ignored",
         "streams",
-        "        if self._failure is not None:  # the producer took no notice\n            raise self._failure\n",
+        "        if self._failure is not None:  # the producer ignored the error\n            raise self._failure\n",
         "",
     ),
     Mutant("streams: the length is not checked", "streams", "    if found != length:\n", "    if False:\n"),
