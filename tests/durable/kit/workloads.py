@@ -332,7 +332,7 @@ def _go_on_saves(code: Code, disk: CrashDisk, promises: Promises) -> None:
             demand(file.read() == state[name], f"{name} was verified and is not what was read")
 
 
-_LOG = frozenset({"files", "log"})
+_LOG = frozenset({"files", "log", "log_format"})
 WORKLOADS = (
     Workload("log", _LOG, _run_log, _go_on_log),
     # A kill between a sync that failed and the truncation that answers it is beyond the promise: docs/durability.md.
