@@ -340,7 +340,7 @@ def test_the_comparison_of_a_late_table_shows_progress_at_each_forward_and_hears
     survey = survey_of(task, tiny_config(growth__enabled=False))
     last = survey.total_steps // 2  # sample 500 is in the first epoch
     trainer = survey.trainer("", 0, "tolaria", lambda: halts and trainer.step == last)
-    trainer.watch(survey.changing)
+    trainer.refuse_unkept(survey.changing)
     seen.clear()
     if halts:
         with pytest.raises(EmergencyStop):

@@ -79,7 +79,7 @@ def test_a_plan_says_that_samples_depend_on_each_other() -> None:
     found = forecast(survey_of(task, tiny_config()))
     assert (found["loss_depends_on_batch"], found["network_mixes_samples"]) == (True, True)
     by_loss, by_network = plan_view.lines(found)[:2]
-    assert "the loss of a sample depends on the others" in by_loss
+    assert "docs/figures.md" in by_loss
     assert by_network.startswith("norm (BatchNorm1d) mixes the samples of a batch, in evaluation too: ")
     assert all("means over evaluation batches of 256 samples" in said for said in (by_loss, by_network))
     plain = forecast(survey_of(tiny_task(), tiny_config()))
