@@ -27,6 +27,9 @@ from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
 """Wait for the end of a process that was killed. Ray asks a process to exit, which takes a running one milliseconds."""
+DEAD_WITHIN_S = 30.0
+"""Longest wait for the end of a process after SIGKILL. The system ends it at once, unless the machine is busy or the
+process is in a call that nothing can interrupt."""
 LOOK_EVERY_S = 0.5
 """Interval at which a waiting caller asks the actor for its progress. Shorter costs the actor; longer delays errors."""
 
@@ -85,11 +88,11 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:  # the process ended between the two lines
                 return
-            self.gone_soon()
+            self.gone_soon(DEAD_WITHIN_S)
 
-    def gone_soon(self) -> bool:
-        """Whether the process ends within `GONE_WITHIN_S`."""
-        limit = time.monotonic() + GONE_WITHIN_S
+    def gone_soon(self, within_s: float = GONE_WITHIN_S) -> bool:
+        """Whether the process ends within some seconds."""
+        limit = time.monotonic() + within_s
         while self.is_there:
             if time.monotonic() > limit:
                 return False
