@@ -70,7 +70,7 @@ def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dic
     """Train four networks from the first step to the last. Returns the seconds of a step in each measured round."""
     trainer, grown = (survey.trainer(RUN_ID, 1, "tolaria", halted) for _ in range(2))
     for one in (trainer, grown):
-        one.watch(survey.changing)
+        one.refuse_unkept(survey.changing)
     bare, by_hand = BareLoop(survey), LoopWithSeed(survey)
     plan, weights = seed_plan(survey, survey.fence_steps[GRAFTED_AT])
     seed = survey.blueprints.get(BLUEPRINT).build(_spec(survey), seed_key=0)
