@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from esper import InProcess, resume, run
 from esper.errors import Drained
 from esper.ground.nested import tensors
+from esper.ground.slot_output import part_of, with_part
 from esper.ground.temporary_rng import temporary_rng
 from esper.ground.tensors import state_digest
 from esper.ground.tensors_kept import tensors_kept
@@ -27,15 +28,17 @@ from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.incubation.planning import plan_seed
 from esper.leyline.commands import BlendMode, BlendSpec, Candidate
 from esper.leyline.decisions import Decision, Pair
+from esper.leyline.evidence import ResetProbe
 from esper.leyline.reports import FieldReport, GraftPlan
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import RoundState, SeedState
-from esper.setup.survey import open_data
+from esper.setup.survey import open_data, survey_of
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.task import Task
 from esper.testing import StopAt
 from esper.tolaria.data import split_pair
 from esper.tolaria.host_building import build_host, call_model
+from esper.tolaria.trainer import never
 from esper.user_code.task_reference import load_task
 
 ZOO = runpy.run_path(str(Path(__file__).parent / "zoo.py"))
@@ -147,6 +150,38 @@ def test_seeds_that_are_grafted_and_removed_in_any_order_leave_the_host_as_it_wa
 
 def same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
     return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+NEVER_SEEDED = ResetProbe(
+    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
+)
+SAMPLE = {CONVOLUTIONS[0], ATTENTION[0], RECURRENT[0], ROWS[0]}
+"""One host of each kind."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.torture) for name in HOSTS]
+)
+def test_a_host_whose_trained_seeds_are_removed_equals_one_that_never_had_them(name):
+    task, _, found = measured(name)
+    survey = survey_of(task, config(Path("unused")))
+    live, places = survey.trainer("run", 1, "tolaria", never), {}
+    for number, mode in enumerate(BlendMode):
+        spec = found.specs[number % len(found.specs)]
+        plan, blob = planned(spec, BLUEPRINTS.for_kind(spec.kind)[0].name, number, blend_with(mode, ramp_steps=1))
+        live.graft(plan, {plan.weights_digest: blob})
+        places[plan.seed_id] = spec.path
+    live.train_to(2)
+    kept = found.specs[-1].path if len(found.specs) > 1 else ""  # where there are several slots, seeds of one stay
+    slots = {seed_id: slot for seed_id, slot in places.items() if slot != kept}
+    for seed_id in slots:
+        live.remove(seed_id)
+    assert live.compare_with_unseeded(slots) == dict.fromkeys(slots, NEVER_SEEDED)
+
+    seed_id, slot = next(iter(slots.items()))
+    live.host.get_submodule(slot).register_forward_hook(lambda _module, _args, h: with_part(h, part_of(h) + 0.01))
+    (probe,) = live.compare_with_unseeded({seed_id: slot}).values()
+    assert probe == NEVER_SEEDED.model_copy(update={"hooks_left": 1, "output_equal": False})
 
 
 # -- which modules are slots -------------------------------------------------------------------------------------
