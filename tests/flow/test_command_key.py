@@ -45,7 +45,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: write(path, b""), "it is empty; make a key with"),
     "blank": (lambda path: write(path, b" \n"), "it is empty"),
     "short": (lambda path: write(path, b"k" * 31 + b"\n"), "it has 31 bytes, and a key needs at least 32"),
-    "long": (lambda path: write(path, b"k" * 4097), "it has more than 4096 bytes, so it is not a key"),
+    "long": (lambda path: write(path, b"k" * 4097), "it has more than 4096 bytes, which is too long; make a key with"),
 }
 
 
