@@ -1,1 +1,1 @@
-"""Kasmina grows the host: slots, blueprints, admission, lifecycle, gates. Tamiyo chooses what to try."""
+"""Kasmina grows the host: slots, blueprints, admission, lifecycle, gates. Tamiyo chooses the seeds to try."""

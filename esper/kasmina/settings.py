@@ -1,4 +1,4 @@
-"""Settings of growth: limits and sizes. Tamiyo chooses what to try within them."""
+"""Settings of growth: limits and sizes. Tamiyo chooses seeds within them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, Strict
 from esper.leyline.base import PositiveInt, Settings
 
 MOST_MANAGERS = 512
-"""Upper limit of `growth.managers`. Each manager is a process: many more exhaust a machine before any deadline."""
+"""Upper limit of `growth.managers`. Each manager is a process. Many more processes exhaust a machine."""
 Share = Annotated[float, Field(gt=0, lt=1)]
 Ratio = Annotated[float, Field(gt=0)]
 
@@ -32,11 +32,11 @@ def _table(value: object) -> object:
 
 
 def _with_key(value: object) -> object:
-    """Return a choice with its key written out: a bare list of names becomes `only`.
+    """Return a choice in full: a bare list of names becomes `only`.
 
     Raises:
-        ValueError: the value is neither a list of names nor a table with exactly one of `only` and `exclude`, or the
-            list is empty.
+        ValueError: the value is not a list of names or a table with exactly one of `only` and `exclude`, or the list is
+            empty.
     """
     if isinstance(value, BlueprintChoice):
         return value

@@ -1,1 +1,1 @@
-"""Tamiyo decides what to grow: eligible pairs, the policy's choice, the limits of risk, and signed commands."""
+"""Tamiyo decides what to grow: finds eligible pairs, calls the policy, applies limits of risk, and signs commands."""

@@ -1,4 +1,4 @@
-"""Builds signed commands from decisions. Ids are derived from the run, fence and step; a missing run id is an error."""
+"""Builds signed commands from decisions. Ids are derived from the run's id, the fence and the step."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ class CommandBuilder:
         """Return the command to judge a seed's next gate: FOSSILIZE for a seed in probation, else ADVANCE.
 
         Args:
-            logits: The policy's logits on the seed, if its blend uses logits.
+            logits: The policy's logits for the seed, if its blend uses logits.
 
         Raises:
             DependencyViolationError: the run id is missing (#13).
         """
         operation = Operation.FOSSILIZE if seed.stage is Stage.PROBATIONARY else Operation.ADVANCE
-        # Seeds without a recorded blend were germinated by a version that had one mode and repeated it here.
+        # A seed without a recorded blend is from an earlier version of esper, with RESIDUAL as its only mode.
         blend = seed.blend or BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=self.ramp_steps)
         mesh = seed.required_mesh
-        if seed.stage is Stage.TRAINING:  # GERMINATE named the layers of all candidates; from here on the seed's count
+        if seed.stage is Stage.TRAINING:  # GERMINATE named the layers of all candidates; this command names the seed's
             own = [p.mesh for p in state.options if (p.slot, p.blueprint_id) == (seed.slot, seed.blueprint_id)]
             mesh = own[0] if own else mesh
         return self._build(
@@ -83,7 +83,7 @@ class CommandBuilder:
         )
 
     def scale_rates(self, state: RoundState, decision: Decision) -> tuple[Command, ...]:
-        """Return a command for each change of rates of a decision, in its order.
+        """Return a command for each change of a learning rate in a decision, in the decision's order.
 
         Raises:
             DependencyViolationError: the run id is missing (#13).

@@ -1,4 +1,7 @@
-"""Finds the (slot, blueprint) pairs that may be germinated at a fence, or the measured reason why there are none."""
+"""Finds the (slot, blueprint) pairs that may be germinated at a fence.
+
+If there are none, returns the measured reason.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from esper.leyline.state import RoundState
 
 @dataclass(frozen=True)
 class GrowthWindow:
-    """The first fence that may germinate, and the limits of a single seed."""
+    """The first fence at which seeds may germinate, and the limits of a single seed."""
 
     first_fence: int
     round_steps: int
     """Optimizer steps of a round."""
     fences_beside_ramp: int
-    """Least number of fences from a seed's germination to its fossilisation, without those of its ramp."""
+    """Least number of fences from a seed's germination to its fossilisation, without the fences of its ramp."""
     shortest_ramp: int
     """Length of the shortest ramp that the policy may choose, in optimizer steps."""
     stack: int
@@ -29,11 +32,11 @@ class GrowthWindow:
     """Largest modelled FLOPs of one seed, forward and backward on one batch."""
 
     def fences_to_fossil(self, ramp_steps: int) -> int:
-        """Return the least number of fences from the germination of a seed with such a ramp to its fossilisation."""
+        """Return the least number of fences from germination to fossilisation of a seed with a ramp of `ramp_steps`."""
         return self.fences_beside_ramp + math.ceil(ramp_steps / self.round_steps)
 
     def over(self, state: RoundState, ramp_steps: int) -> Hold | None:
-        """Return a hold if a seed with such a ramp, germinated now, could not be fossilised before the run's end."""
+        """Return a hold if a seed that germinates now with this ramp could not be fossilised before the run's end."""
         last = state.last_fence - self.fences_to_fossil(ramp_steps)
         if state.fence <= last:
             return None
@@ -42,7 +45,7 @@ class GrowthWindow:
 
 
 def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold:
-    """Return every eligible pair, in the order of the dry run, or a hold. For a hold the policy is not called."""
+    """Return every eligible pair, in the order of the dry run, or a hold. If it is a hold, the policy is not called."""
     fence = state.fence
     if fence < window.first_fence:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "slots open later", fence, window.first_fence)

@@ -1,7 +1,7 @@
-"""The store of field reports: log segments with framed records. No report is lost after `append` returned; damaged
-records are skipped.
+"""The store of field reports: log segments with framed records. After `append` returned, the report is durable.
 
-The store is for people and for later runs. The policy does not read it: its view of the past is in `TamiyoState`.
+Damaged records are skipped. The store is for people and for later runs. The policy does not read it, but the reports in
+`TamiyoState`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from esper.telemetry.events import Severity, reported, severe
 from esper.telemetry.metrics import count
 
 KIND = 1
-"""Kind number of a field report's frame. The store has only this kind."""
+"""Kind number of a field report's frame. The store has no other kind."""
 SEGMENT = re.compile(r"reports-(\d+)\.log")
 
 
 @dataclass(frozen=True)
 class UnreadEntry:
-    """Bytes of a segment without a readable report: file, offset and length in bytes, and the reason."""
+    """Bytes of a segment that are not a readable report: file, offset and length in bytes, and the reason."""
 
     file: Path
     offset: int
@@ -46,11 +46,11 @@ class LoadedReports:
 class FieldReportStore(Closing):
     """Appends reports. Each report is durable when `append` returns.
 
-    If the newest segment is not a readable log, it is left unchanged for inspection, and a new segment is started.
+    If the newest segment is not a readable log, it is left unchanged for inspection, and reports go into a new segment.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open the store; make its folder if needed. Raises: StoreWriteFailed: it cannot be written."""
+        """Open the store; make its folder if needed. Raises: StoreWriteFailed: the store cannot be written."""
         make_folders(folder)
         last = max(map(_number, _segments(folder)), default=1)
         try:
@@ -76,7 +76,7 @@ def parse_report(payload: bytes | str) -> FieldReport:
     """Return the field report in a JSON text.
 
     Raises:
-        FieldReportInvalid: a required value is missing or wrong, for example `issued_at` (#12).
+        FieldReportInvalid: a required value, for example `issued_at`, is missing or wrong (#12).
     """
     try:
         return FieldReport.model_validate_json(payload)
@@ -89,14 +89,14 @@ def parse_report(payload: bytes | str) -> FieldReport:
 def load_reports(folder: Path) -> LoadedReports:
     """Return every readable report of a store. Damaged or invalid entries are skipped, counted and listed (#11).
 
-    After a restart from a fence, a run repeats its reports with the same ids. The last report of an id is returned.
+    After a restart, a run writes some reports again, with the same ids. The last report of each id is returned.
     """
     reports: dict[str, FieldReport] = {}
     errors: list[UnreadEntry] = []
     for segment in sorted(_segments(folder), key=_number):
         try:
             found = scan(segment)
-        except StoreCorrupt as damage:  # the whole segment is one unreadable entry; the other segments are still read
+        except StoreCorrupt as damage:  # the segment becomes one unreadable entry; the other segments are still read
             errors.append(UnreadEntry(segment, 0, segment.stat().st_size, damage.reason))
             continue
         damaged = [*found.errors, *([found.torn_tail] if found.torn_tail is not None else [])]
@@ -105,7 +105,7 @@ def load_reports(folder: Path) -> LoadedReports:
             try:
                 report = parse_report(frame.payload)
                 reports[report.report_id] = report
-            except FieldReportInvalid as invalid:  # reported and counted; one bad entry must not hide the others
+            except FieldReportInvalid as invalid:  # the error is reported and counted; the other entries are still read
                 errors.append(UnreadEntry(segment, frame.offset, len(frame.payload), str(invalid)))
     for _ in errors:
         count("esper.load.errors", store="field_reports")

@@ -1,9 +1,9 @@
 """The default policy: a tournament over the eligible pairs, then replicas of its winner.
 
-Incubation selects a good pair, and more seeds of that pair help as well: six of them give most of the gain of a grown
-network (docs/growth.md). So the winner is repeated until a replica fails, its slot is full, or `growth.replicas` is
-reached; then comes the next tournament. A tried pair rests for some fences before it may enter a tournament again: a
-pair that did not help a young host may help an older one.
+Incubation selects a good pair. More seeds of that pair help, too: six seeds bring most of the gain of a grown network
+(docs/growth.md). So the policy repeats the winner until a replica fails, its slot is full, or `growth.replicas` is
+reached. Then it starts the next tournament. A pair that was tried rests for some fences before it may enter a
+tournament again. It may then help, because the host has trained longer.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
-"""Number of fences for which a tried pair rests: while the host has no accepted seed, and afterwards.
+"""Number of fences for which a tried pair rests: first while the host has no accepted seed, second afterwards.
 
-Measured on run seeds 1-3 of the text task: after a winner and its replicas, a rest of 3 fences accepted no further
-seed and cost 1.6 to 1.9 times the incubation. Without a winner, trying again is the only way to grow.
+Measured with run seeds 1-3 on the text task: if the rest stays 3 fences after a winner and its replicas, no further
+seed is accepted, and the incubation costs 1.6 to 1.9 times as much. Without a winner, only another try can grow the
+host.
 """
 
 
 class HeuristicPolicy:
-    """Holds a tournament first, then repeats its winner.
+    """Starts a tournament first, then repeats its winner.
 
     Args:
         candidates: Largest number of pairs in one tournament.
         replicas: Largest number of seeds of a winning pair in the host, the winner included.
-        ramp_steps: Optimizer steps over which the alpha of a grafted seed rises. A replica has its winner's blend.
+        ramp_steps: Optimizer steps over which the alpha of a grafted seed rises. A replica gets the winner's blend.
     """
 
     name = "heuristic"
@@ -42,7 +43,7 @@ class HeuristicPolicy:
         self._blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=ramp_steps)
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return a replica of the latest winner if it may have one, else a tournament of the pairs that do not rest."""
+        """Return a replica of the latest winner if it is allowed, else a tournament of the pairs that do not rest."""
         winner = self._winner(state)
         if winner is not None:
             again = [p for p in eligible if (p.slot, p.blueprint_id) == (winner.slot, winner.blueprint_id)]
@@ -58,19 +59,19 @@ class HeuristicPolicy:
         return self._decision(state, chosen, self._blend)
 
     def logits(self, state: RoundState, seed: SeedState, past: Sequence[FieldReport]) -> tuple[float, ...]:
-        """Return no logits: this policy computes none, and none of its blends uses them."""
+        """Return no logits, because no blend of this policy uses logits."""
         del state, seed, past
         return ()
 
     def _winner(self, state: RoundState) -> SeedState | None:
-        """Return the seed in the host that won the latest tournament, replicas excluded. None: no seed did."""
+        """Return the latest winner of a tournament that is in the host, replicas excluded. None: there is no winner."""
         won = [s for s in state.seeds if s.stage in IN_HOST and s.replica_of is None]
         return won[-1] if won else None  # seeds are in the order of their GERMINATE commands
 
     def _may_repeat(self, state: RoundState, winner: SeedState) -> bool:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
-        return in_host < self._replicas and in_host == len(family)  # a member that is not in the host ends it
+        return in_host < self._replicas and in_host == len(family)  # a member that failed ends it
 
     def _decision(
         self,

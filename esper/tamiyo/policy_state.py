@@ -14,10 +14,10 @@ WHERE = "tamiyo's state"
 
 
 class TamiyoState(Message):
-    """The state of a `Tamiyo`: all that its decisions depend on. A policy with other state would need a field here."""
+    """The state of a `Tamiyo`. The policy's decisions depend on it. A policy with further state needs a field here."""
 
     policy: str
-    """Version of the policy. `Tamiyo.restore` refuses another version: it would decide differently."""
+    """Version of the policy. `Tamiyo.restore` refuses another version, because its decisions may differ."""
     past: tuple[FieldReport, ...]
     """The field reports that the policy sees, oldest first."""
 
@@ -26,7 +26,7 @@ def read_state(text: str, generation: int) -> TamiyoState:
     """Parse the text that `Tamiyo.state` returned.
 
     Raises:
-        StoreCorrupt: the text is not such a state, or has a report of a generation after `generation`.
+        StoreCorrupt: the text is not such a state, or it has a report of a generation after `generation`.
     """
     try:
         state = TamiyoState.model_validate_json(text)

@@ -1,7 +1,7 @@
-"""The limits of risk, applied after the policy: shortens a tournament that costs too much, or turns a decision into a
-hold that names the figure and its limit.
+"""The limits of risk, applied after the policy. A tournament that costs too much is shortened.
 
-A figure that was not measured is not compared with its limit; it lowers the coverage, which has a limit too.
+If a figure is beyond its limit, the decision becomes a hold that names both. A figure that was not measured is not
+compared with its limit. It lowers the coverage, which also has a limit.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ def coverage(state: RoundState) -> float:
 
 
 def loss_spike(state: RoundState) -> float | None:
-    """Return the rise of the round's mean loss over the best before it, as a share of that. None before two rounds."""
+    """Return the rise of the round's mean loss over the best earlier round's, as a share. None before two rounds."""
     now, best = state.training.train_loss, state.training.best_train_loss
     return None if now is None or best is None else (now - best) / abs(best) if best else None
 
 
 def cost_ratio(decision: Decision, host_flops: int) -> float:
-    """Return the modelled FLOPs of the decision's forks and their control, over those of the host."""
+    """Return the modelled FLOPs of the decision's forks and their control, over the FLOPs of the host."""
     return (len(decision.pairs) + 1) + sum(pair.flops for pair in decision.pairs) / host_flops
 
 
 def milder(decision: Decision, limits: RiskConfig, host_flops: int) -> Decision:
-    """Return the decision without its last pairs, so that the modelled cost is within its limit; one pair stays."""
+    """Return the decision with its last pairs removed until the modelled cost is within its limit.
+
+    One pair always stays.
+    """
     while len(decision.pairs) > 1 and cost_ratio(decision, host_flops) > limits.max_cost_ratio:
         decision = decision.model_copy(update={"pairs": decision.pairs[:-1]})
     return decision

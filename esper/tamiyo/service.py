@@ -1,4 +1,4 @@
-"""Tamiyo's service: eligibility, policy, risk, command, in this order. A failing policy raises; it gives no hold."""
+"""Tamiyo's service: eligibility, policy, risk, command, in this order. If the policy fails, an error is raised."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 
 
 class Tamiyo:
-    """Decides for one run. It stores the field reports that the policy sees."""
+    """Decides for one run, and stores the field reports that the policy sees."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Tamiyo:
         self._past: list[FieldReport] = []
 
     def state(self) -> str:
-        """Return all that later decisions depend on, as JSON: the policy's version and its field reports."""
+        """Return the state as JSON: the policy's version and its field reports."""
         return TamiyoState(policy=self._policy.version, past=tuple(self._past)).model_dump_json()
 
     def restore(self, state: str, generation: int) -> None:
-        """Replace the present state by `state`. The generation of commands comes from the round state, not from here.
+        """Replace the present state by `state`. `generation` is used only for a check of `state`.
 
         Raises:
-            StoreCorrupt: the text is not a state up to this generation; nothing was changed.
+            StoreCorrupt: the text is not a state, or it is of a later generation; nothing was changed.
             ConfigError: the state is of another policy or version; nothing was changed.
         """
         stored = read_state(state, generation)
@@ -76,9 +76,9 @@ class Tamiyo:
         self._past.append(report)
 
     def advance(self, state: RoundState) -> Command | None:
-        """Return the command for the first seed whose next gate is due, or None.
+        """Return the command for the first seed whose next gate is due. None: no gate is due.
 
-        The policy is asked only if the seed's blend uses logits.
+        The policy is called only if the seed's blend uses logits.
 
         Raises:
             PolicyDeadlineExceeded, PolicyFailed: see `decide`.
@@ -90,16 +90,16 @@ class Tamiyo:
         return self._builder.advance(state, due, self._policy.version, logits)
 
     def decide(self, state: RoundState) -> Verdict:
-        """Return what to germinate at this fence: a command or a hold, and the policy's decision if it was called.
+        """Return a command or a hold for this fence, and the policy's decision if the policy was called.
 
-        The policy is not called where `eligible` returns a hold. Its choice of pairs becomes a hold if their ramp is
-        too long for the fences that are left, or if a figure is beyond its limit of risk.
+        The policy is not called if `eligible` returns a hold. The policy's choice of pairs becomes a hold if the ramp
+        is too long for the fences that are left, or if a figure is beyond its limit of risk.
 
         Raises:
-            NoSeedCandidates: eligible pairs exist, and the policy chose no eligible pair (#14).
-            DependencyViolationError: the policy chose a pair that is not eligible, returned a risk or logit that is
-                not finite, or asked for other changes beside going back.
-            PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. It is not interrupted.
+            NoSeedCandidates: there are eligible pairs, and the policy chose none of them (#14).
+            DependencyViolationError: the policy chose a pair that is not eligible; it returned a risk or logit that is
+                not finite; or its decision to go back contains other changes.
+            PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. The call is not interrupted.
             PolicyFailed: the policy raised; its error is the cause (#15).
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
@@ -123,7 +123,7 @@ class Tamiyo:
             return Verdict(outcome=limit or self._builder.germinate(state, decision), decision=decision, rates=rates)
 
     def _over(self, state: RoundState, decision: Decision) -> Hold | None:
-        """Return a hold if the ramp that the policy chose is too long for the fences that are left."""
+        """Return a hold if the policy's ramp is too long for the fences that are left."""
         return self._window.over(state, decision.blend.ramp_steps) if decision.blend is not None else None
 
     def _decision(self, state: RoundState, pairs: tuple[Pair, ...]) -> Decision:
@@ -149,7 +149,7 @@ class Tamiyo:
         return self._ask(state.fence, logits)
 
     def _ask(self, fence: int, question: Callable[[], Answer]) -> Answer:
-        """Return the policy's answer. Raises: as `decide`."""
+        """Return the policy's answer. Raises: PolicyFailed, PolicyDeadlineExceeded: see `decide`."""
         start = self._clock.monotonic()
         with span("policy", role="tamiyo") as current:
             try:
@@ -178,7 +178,7 @@ class Tamiyo:
         count("esper.policy.failures")
 
     def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
-        stray = [pair for pair in decision.pairs if pair not in pairs]  # all fields are compared, figures included
+        stray = [pair for pair in decision.pairs if pair not in pairs]  # pairs are compared by all fields
         if len(stray) == len(decision.pairs):
             count("esper.policy.failures")
             none = NoSeedCandidates(
@@ -193,7 +193,7 @@ class Tamiyo:
             self._refuse("a figure that is not finite", f"risk {decision.risk}, logits {decision.logits}")
 
     def _check_nothing_beside(self, decision: Decision) -> None:
-        """Raises: DependencyViolationError: a decision to go back also asks for a change, which would be undone."""
+        """Raises: DependencyViolationError: a decision to go back contains a change, which the return would undo."""
         if decision.pairs or decision.rates or decision.hold:
             self._refuse("other choices beside going back", f"to fence {decision.go_back_to}")
 

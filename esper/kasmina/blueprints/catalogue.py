@@ -5,11 +5,12 @@ A user's own blueprint is a function with a decorator::
     @blueprint("my_mixer", kinds=(Kind.NTC,), risk=0.3)
     def my_mixer(spec: SlotSpec) -> nn.Module: ...
 
-The module maps the slot's output [B, ...] to an output of the same shape and dtype. Such an output is a correction,
-exactly 0 when it is new, for the blend mode RESIDUAL; the other modes replace a part of the slot's output by it. The
-module is causal where `spec.causal`; see `seed_modules.py`. `esper.kasmina.judging.sanity` measures these properties.
+The module maps the slot's output [B, ...] to an output of the same shape and dtype. The blend mode RESIDUAL adds this
+output to the slot's output, so it must be exactly 0 in a new module. The other modes replace a part of the slot's
+output by it. If `spec.causal`, the module must be causal; see `seed_modules.py`. `esper.kasmina.judging.sanity`
+measures these properties.
 
-A factory or a module that cannot compute as planned calls `esper.fell_back`, and the gates refuse the seed.
+A factory or a module that cannot compute as planned calls `esper.fell_back`. The gates then refuse the seed.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from esper.user_code.their_code import their_code
 
 Factory = Callable[[SlotSpec], nn.Module]
 Mesh = Callable[[str], tuple[str, ...]]
-"""Slot path -> paths of the host layers that a seed there depends on."""
+"""Slot path -> paths of the host layers on which a seed in that slot depends."""
 
 
 def slot_alone(slot: str) -> tuple[str, ...]:
-    """Return the mesh of a seed that depends on its slot only."""
+    """Return the mesh of a seed that depends on no host layer other than its slot."""
     return (slot,)
 
 
@@ -52,7 +53,7 @@ class Blueprint:
     name: str
     kinds: tuple[Kind, ...]
     risk: float
-    """0 (harmless) to 1, no unit: a prior estimate, which the policy weighs."""
+    """0 (harmless) to 1, no unit: an estimate by the author. The default policy tries low risks first."""
     factory: Factory
     mesh: Mesh = slot_alone
 
@@ -65,9 +66,9 @@ class Blueprint:
             raise ConfigError(f"blueprint.{self.name}.risk", self.risk, "give a number from 0 to 1")
 
     def build(self, spec: SlotSpec, seed_key: int) -> nn.Module:
-        """Return a new module on the slot's device, in its `parameter_dtype`. The same key gives the same bits.
+        """Return a new module on the slot's device, in its `parameter_dtype`.
 
-        The global random states are unchanged afterwards.
+        The same key always returns the same bits. The global random states are unchanged afterwards.
 
         Args:
             seed_key: Seed of the random numbers, 0 to 2^64 - 1.
@@ -79,7 +80,7 @@ class Blueprint:
             return self._make(spec, torch.device("cpu")).to(spec.device)
 
     def parameters(self, spec: SlotSpec) -> int:
-        """Return the number of parameters of a seed in this slot. No memory is allocated (meta device).
+        """Return the number of parameters of a seed in this slot. The meta device is used: no memory is allocated.
 
         Raises:
             SeedBuildFailed: the factory does not run on the meta device.
@@ -90,8 +91,8 @@ class Blueprint:
     def flops(self, spec: SlotSpec, batch: int) -> int:
         """Return the modelled FLOPs of forward and backward for `batch` samples, including the gradient of the input.
 
-        Counts multiplications and additions of matrix products and convolutions, like torch; other operations count 0.
-        Only shapes are used (meta device), so the number is the same on every machine.
+        Counts multiplications and additions of matrix products and convolutions, like torch. Other operations count 0.
+        The meta device is used: the number is the same on every machine.
 
         Raises:
             SeedBuildFailed: the module does not run on the meta device.
@@ -123,7 +124,7 @@ class Blueprint:
 
 
 class BlueprintRegistry:
-    """Blueprints by name. A name belongs to the function that registered it first; no entry is ever removed."""
+    """Blueprints by name. A name belongs to the function that registered it first. No entry is ever removed."""
 
     def __init__(self) -> None:
         self._blueprints: dict[str, Blueprint] = {}
@@ -132,10 +133,10 @@ class BlueprintRegistry:
         return name in self._blueprints
 
     def add(self, blueprint: Blueprint) -> None:
-        """Add a blueprint. If its file was imported again, the same function replaces its earlier version.
+        """Add a blueprint. If a file is imported again, its function replaces the earlier version of the same function.
 
         Raises:
-            ConfigError: another function has the name; its blueprint stays.
+            ConfigError: another function has registered this name.
         """
         older = self._blueprints.get(blueprint.name)
         if older is not None and (_place(older.factory) is None or _place(older.factory) != _place(blueprint.factory)):
@@ -169,7 +170,7 @@ def blueprint(
     mesh: Mesh = slot_alone,
     registry: BlueprintRegistry = BLUEPRINTS,
 ) -> Callable[[Factory], Factory]:
-    """Register the decorated factory in `registry`; the function itself is returned unchanged.
+    """Register the decorated factory in `registry`. The decorated function is returned unchanged.
 
     Raises:
         ConfigError: the name is taken, or the blueprint is not well formed.
@@ -183,10 +184,10 @@ def blueprint(
 
 
 def _place(factory: Factory) -> tuple[str, str] | None:
-    """Return file and name of a function. None for a callable object or a lambda: several may have the same."""
+    """Return file and name of a function. None for a callable object or a lambda: they do not identify it."""
     if not isinstance(factory, FunctionType) or factory.__name__ == "<lambda>":
         return None
-    notebook = factory.__module__ == "__main__"  # each run of a notebook cell has another file name
+    notebook = factory.__module__ == "__main__"  # each run of a notebook cell gets a new file name
     return "__main__" if notebook else factory.__code__.co_filename, factory.__qualname__
 
 
@@ -195,7 +196,7 @@ def _place(factory: Factory) -> tuple[str, str] | None:
 
 @dataclass(frozen=True)
 class Called:
-    """A factory that calls a known function with known arguments, so that `esper export` can write it as code."""
+    """A factory that calls a known function with known arguments. So `esper export` can write the call as code."""
 
     call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
     """Slot -> a top-level function of a Python module, and its arguments: numbers and flags."""

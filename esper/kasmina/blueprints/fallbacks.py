@@ -1,6 +1,6 @@
-"""How a seed's module tells that it fell back: that it does not compute as its blueprint planned.
+"""Reports of seeds that do not compute as their blueprints planned. A report of this kind is called a fallback.
 
-A fallback is never hidden. Each gate reads what was told since the last fence, and refuses the seed.
+A gate refuses a seed that has reported a fallback since the last fence.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ _TOLD = "_fallbacks_told"
 
 
 def fell_back(module: nn.Module, why: str) -> None:
-    """Tell that a seed does not compute as planned: its fast kernel is missing, or it works at a lower precision.
+    """Report that a seed does not compute as planned, for example because its fast kernel is missing.
 
-    Call it in a blueprint's factory, or in the constructor or the forward of a module of the seed. Outside a run, in a
-    finished network for example, it has no effect.
+    Call this function in a blueprint's factory, or in the constructor or the forward of a module of the seed. Outside a
+    run, for example in a finished network, a call has no effect.
 
     Args:
         module: The module that fell back: the seed itself, or one of its submodules.
-        why: What happened instead; it is shown as the reason of the refusal.
+        why: The reason of the fallback. The refusal of the seed shows it.
 
     Raises:
         ValueError: `why` is blank.
@@ -33,7 +33,7 @@ def fell_back(module: nn.Module, why: str) -> None:
 
 
 def fallbacks_told(seed: nn.Module) -> tuple[str, ...]:
-    """Return the reasons that a seed and its submodules have told, each once, in the order of the modules."""
+    """Return the fallbacks that a seed and its submodules have reported, each once, in the order of the modules."""
     return tuple(dict.fromkeys(why for module in seed.modules() for why in _told_by(module)))
 
 
@@ -45,16 +45,19 @@ def _told_by(module: nn.Module) -> tuple[str, ...]:
 
 
 class Told:
-    """What one seed told since it was built and since the last `take`."""
+    """The fallbacks of one seed: those of its construction, and those since the last `take`."""
 
     def __init__(self, seed: nn.Module) -> None:
-        """Begin with a seed that was just built, and has not run."""
+        """Make the record of a seed that has been built and has not run."""
         self._seed = seed
         self._when_built = defaultdict[nn.Module, tuple[str, ...]](tuple)
         self._when_built.update((module, _told_by(module)) for module in seed.modules())
 
     def take(self) -> tuple[str, ...]:
-        """Return what was told when the seed was built and since the last call. Only the former is told again."""
+        """Return the fallbacks of the construction and those since the last call.
+
+        The next call repeats only the former.
+        """
         found = fallbacks_told(self._seed)
         for module in self._seed.modules():
             if _told_by(module):

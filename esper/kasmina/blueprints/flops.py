@@ -1,4 +1,4 @@
-"""Counts the modelled FLOPs of a piece of code, by torch's counter with corrected counts for some operations."""
+"""Counts the modelled FLOPs of code with torch's counter. Some of torch's counts are corrected."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def _conv_backward_flops(
     wanted: list[bool],
     **_: object,
 ) -> int:
-    """Count each wanted gradient (of input, of weight) like a forward pass.
+    """Count the gradient of the input and the gradient of the weight, if wanted, like a forward pass each.
 
-    torch's own formula (2.13) ignores `groups`: it counts the backward of a depthwise convolution over 32 channels as
-    33 forward passes, not 2.
+    torch's formula (2.13) ignores `groups`: for a depthwise convolution over 32 channels it counts the backward as 33
+    forward passes, not as 2.
     """
     return conv_flop_count(x, w, grad_out, transposed) * (wanted[0] + wanted[1])
 
 
 def _cpu_attention_flops(query: list[int], key: list[int], value: list[int], *_: object, **__: object) -> int:
-    """Count the CPU's attention kernel, which torch's counter does not know."""
+    """Count the CPU's attention kernel. Torch's counter does not include it."""
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
@@ -67,7 +67,10 @@ CORRECTED_FLOPS = {
 
 
 class _Untracked(ModuleTracker):
-    """Replaces torch's module tracker, whose hooks forbid `torch.autograd.grad` in a forward. Installs no hooks."""
+    """Replaces torch's module tracker and installs no hooks.
+
+    Torch's hooks forbid `torch.autograd.grad` in a forward.
+    """
 
     def __init__(self) -> None:
         self.parents = {"Global"}
@@ -81,7 +84,7 @@ class _Untracked(ModuleTracker):
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return a context that counts the FLOPs of its body, with `CORRECTED_FLOPS`. It gives only the total."""
+    """Return a context that counts the FLOPs of its body, with `CORRECTED_FLOPS`. Only the total is valid."""
     counter = FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS)
     counter.mod_tracker = _Untracked()
     return counter

@@ -1,4 +1,4 @@
-"""Seeds that act on the last axis only, for [B, C] and [B, T, C]. They mix neither samples nor positions."""
+"""Seeds for [B, C] and [B, T, C] that act on the last axis only: samples and positions stay separate."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def low_rank(channels: int) -> nn.Module:
 
 
 def mlp(channels: int, ratio: int = 4, *mix: nn.Module) -> nn.Module:
-    """s = W2 relu(W1 mix(LN(x)))^2, with `ratio * channels` hidden channels. Only `mix` may act along other axes.
+    """s = W2 relu(W1 mix(LN(x)))^2, with `ratio * channels` hidden channels. `mix` may act along other axes, too.
 
     Source: pre-norm, Xiong et al., arXiv:2002.04745; the activation as in `SquaredReLU`.
     """

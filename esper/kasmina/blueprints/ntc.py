@@ -15,7 +15,7 @@ from esper.kasmina.blueprints.seed_modules import zeroed
 class TimeConv(nn.Module):
     """Depthwise convolution over time. The output has the length T of the input.
 
-    Padded on the left only if `causal`, else on both sides (`kernel` must be odd).
+    If `causal`, the input is padded on the left only. Else it is padded on both sides, and `kernel` must be odd.
     Source: causal padding, van den Oord et al., WaveNet, arXiv:1609.03499.
     """
 
@@ -63,7 +63,7 @@ class GatedConv(nn.Module):
 
 
 class TokenShift(nn.Module):
-    """x[t] + mix * (x[t-1] - x[t]) with a learned `mix` per channel, initially spread over 0..1. x before t = 0 is 0.
+    """x[t] + mix * (x[t-1] - x[t]) with a learned `mix` per channel, initially spread over 0..1. x[-1] is 0.
 
     Source: Peng et al., RWKV, arXiv:2305.13048, sec. 3.1. It is causal in every slot.
     """
@@ -85,7 +85,7 @@ def token_shift(channels: int) -> nn.Module:
 class Attention(nn.Module):
     """Multi-head self-attention on LN(x), with 4, 2 or 1 heads, masked where `causal`.
 
-    It encodes no positions; the host does. Source: Vaswani et al., arXiv:1706.03762.
+    It does not encode positions, because the host does. Source: Vaswani et al., arXiv:1706.03762.
     """
 
     def __init__(self, channels: int, causal: bool) -> None:
@@ -107,8 +107,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """s = a + mlp(x + a) with a = attention(x): a whole pre-norm transformer block as a correction.
 
-    Both branches end in a zeroed layer, so s is 0 initially, and both have a gradient.
-    Source: Vaswani et al., arXiv:1706.03762; pre-norm, Xiong et al., arXiv:2002.04745.
+    Both branches end in a zeroed layer, so s is 0 initially. Both have a gradient. Source: Vaswani et al.,
+    arXiv:1706.03762; pre-norm, Xiong et al., arXiv:2002.04745.
     """
 
     def __init__(self, channels: int, causal: bool) -> None:

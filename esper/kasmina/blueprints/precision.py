@@ -19,7 +19,7 @@ def parameter_dtype(spec: SlotSpec) -> torch.dtype:
 
 
 def named(name: str) -> torch.dtype:
-    """Return the dtype of a name such as "torch.float32". Raises: TypeError: the name is not a dtype's."""
+    """Return the dtype with a name such as "torch.float32". Raises: TypeError: no dtype has the name."""
     dtype = getattr(torch, name.removeprefix("torch."))
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{name} is not a dtype")
@@ -33,7 +33,7 @@ def autocast_at(tensor: Tensor) -> str | None:
 
 
 def as_slot(correction: Tensor, host: Tensor) -> Tensor:
-    """Under autocast, return a seed's output in the dtype of its slot's output. Else return it unchanged."""
+    """Return a seed's output; under autocast, in the dtype of its slot's output."""
     if isinstance(correction, Tensor) and torch.is_autocast_enabled(host.device.type):
         return correction.to(host.dtype)
     return correction

@@ -1,1 +1,1 @@
-"""The host network: its slots, and seeds attached to it, blended in and removed."""
+"""The host network: finds its slots, and attaches, blends and removes seeds."""

@@ -22,7 +22,7 @@ class AlphaRecord:
         self._alphas[step] = alpha
 
     def take(self, plan: GraftPlan) -> BlendReport | None:
-        """Return the summary of all recorded steps, and forget them. None: no step was recorded.
+        """Return the summary of all recorded steps, and delete the record. None: no step was recorded.
 
         For CHANNEL, the summarized values are alpha times each entry of the vector, at each step.
         """
@@ -42,7 +42,7 @@ class AlphaRecord:
 
 
 def _percentile(values: np.ndarray, counts: np.ndarray) -> float:
-    """Return the smallest value v so that at least `PERCENT` percent of all values are at most v.
+    """Return the smallest value v for which at least `PERCENT` percent of all values are at most v.
 
     Args:
         counts: How often each value occurs.

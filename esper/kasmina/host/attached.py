@@ -1,8 +1,8 @@
-"""Seeds as registered modules of a finished network, called by forward hooks. Imports only torch, `formulas` and
-`slot_output`.
+"""Seeds as registered modules of a finished network, called by forward hooks.
 
-In a live host, seeds are not registered modules (see `host_editor.py`), because they are added and removed there. In a
-finished network they are: so they move, switch modes, copy and pickle with it. A forward pass changes no alpha.
+Imports only torch, `formulas` and `slot_output`. A live host does not register seeds as modules (see `host_editor.py`),
+because they are added and removed there. A finished network registers them, so that they are moved, copied and pickled
+with it and switch modes with it. A forward pass changes no alpha.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREFIX = "esper_seeds"
 class Seed(nn.Module):
     """A slot's output with the seed blended in by a formula of `formulas.py`, such as `h + alpha * module(h)`.
 
-    `alpha` is a rank-0 buffer. `channels` is a buffer that is multiplied with it, or None.
+    `alpha` is a buffer of rank 0. `channels` is a buffer by which alpha is multiplied, or None.
     """
 
     alpha: Tensor
@@ -43,8 +43,8 @@ class Seed(nn.Module):
         self.register_buffer("channels", channels)
 
     def forward(self, host: Tensor) -> Tensor:
-        """Return the blended output, [B, ...]; same shape. Raises: ValueError: the correction has another shape."""
-        correction: Tensor = self.module(host).to(host.dtype)  # autocast may have chosen another dtype for it
+        """Return the blended output, [B, ...]. Raises: ValueError: the seed's output has another shape than `host`."""
+        correction: Tensor = self.module(host).to(host.dtype)  # autocast may change the dtype
         if correction.shape != host.shape:
             raise ValueError(f"a seed's output has shape {tuple(correction.shape)}, its slot's {tuple(host.shape)}")
         return self.formula(host, correction, weight_of(self.alpha, self.channels, host))
@@ -57,7 +57,7 @@ class SlotHook:
         self.seeds = seeds
 
     def __call__(self, slot: nn.Module, args: object, output: Any) -> Any:  # Any: as in `slot_output`
-        """Return the slot's output, its part [B, ...] passed through all seeds in the order of their grafts."""
+        """Return the slot's output with all seeds blended into its part [B, ...], in the order of their grafts."""
         del slot, args
         part = part_of(output)
         for seed in self.seeds:
@@ -66,10 +66,10 @@ class SlotHook:
 
 
 class SeedHolder(nn.Module):
-    """The parent of all seeds of a network. It is no layer of the network, so a forward pass must not call it.
+    """The parent of all seeds of a network. It is not a layer, so a forward pass must not call it.
 
-    The forward pass of `nn.Sequential` calls each of its children. In such a network this module, its last child, is
-    the identity. Another network that calls each of its children would compute something else than without seeds.
+    The forward pass of `nn.Sequential` calls each of its children. This module is then the last child, and returns its
+    argument. In any other network a call is an error, because it would change the output.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -77,7 +77,7 @@ class SeedHolder(nn.Module):
         self.passes = type(network).forward is nn.Sequential.forward
 
     def forward(self, value: Any) -> Any:  # Any: the output of the layer before it
-        """Return the argument. Raises: TypeError: the network is not called as `nn.Sequential` is."""
+        """Return the argument. Raises: TypeError: the network's forward is not that of `nn.Sequential`."""
         if not self.passes:
             raise TypeError(f"the network calls each of its children, also {PREFIX!r}, which is no layer")
         return value
@@ -107,7 +107,7 @@ def check_names(network: nn.Module, slots: Collection[str]) -> None:
     """Check that seeds in these slots can be registered in a network without a collision of names.
 
     Raises:
-        ValueError: the network has no module at a slot, has a module called `esper_seeds`, or a slot's path is also
+        ValueError: the network has no module at a slot; it has a module called `esper_seeds`; or a slot's path is also
             the path of a part of a seed in another slot (`<slot>.<ordinal>.module`).
     """
     known = dict(network.named_modules(remove_duplicate=False))
@@ -122,11 +122,11 @@ def check_names(network: nn.Module, slots: Collection[str]) -> None:
 
 
 def register(network: nn.Module, path: list[str], seed: Seed) -> None:
-    """Register a seed at a path of names below a network. Missing modules on the path are added: first a `SeedHolder`,
-    below it empty modules.
+    """Register a seed at a path of names below a network.
 
-    With slots `a` and `a.0`, the first seed of `a` and the parent of the seeds of `a.0` have the same path. Then the
-    seed of `a` is that parent: it takes over children that are registered already.
+    Missing modules on the path are added: a `SeedHolder` as the first, empty modules below it. If `a` and `a.0` are
+    slots, the first seed of `a` and the parent of the seeds of `a.0` have the same path. The seed of `a` then is also
+    the parent: children that are registered already become its children.
     """
     place = network
     for name in path[:-1]:

@@ -1,7 +1,7 @@
-"""The table of blend modes: for each, what admission checks, the formula, and the effective alpha.
+"""The table of blend modes. A row has the checks of admission, the formula, and the effective alpha.
 
-No other code distinguishes between modes; `USE_LOGITS` of `esper.leyline.commands` names those that need logits. A mode
-never replaces another: what a mode needs and lacks is an error.
+No other code distinguishes between modes, except that `USE_LOGITS` of `esper.leyline.commands` names the modes that
+need logits. If an input of a mode is missing, that is an error: no other mode replaces it.
 """
 
 from __future__ import annotations
@@ -22,33 +22,36 @@ from esper.leyline.commands import MAX_CHANNELS, BlendMode, BlendSpec
 from esper.leyline.slots import Kind, SlotSpec
 
 HYSTERESIS = 0.02
-"""Change of a seed's confidence, 0..1, that is too small to be applied to the live host."""
+"""Largest change of a seed's confidence (0..1) that is not applied to the live host."""
 
 Problem = tuple[str, str]
-"""What is missing or wrong, and the value with its limit."""
+"""What is missing or wrong, and the value or its limit."""
 
 
 @dataclass(frozen=True)
 class Blend:
-    """One mode. This class is a mode that has only alpha; the classes below it add a vector or a confidence."""
+    """A mode whose weight is alpha alone. Its subclasses add a vector or a confidence."""
 
     formula: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(host, seed, weight) -> blended output; see `formulas.py`."""
     fields: frozenset[str] = frozenset()
-    """Fields of a `BlendSpec` that this mode uses, beside those that every mode uses."""
+    """Fields of a `BlendSpec` that this mode uses and other modes do not."""
 
     def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
-        """Yield what admission must refuse in the fields of this mode and in the logits of its command."""
+        """Yield each reason to refuse the fields of this mode or the logits of its command."""
         del blend, slots, logits
         return ()
 
     def vector(self, blend: BlendSpec, slot: SlotSpec) -> Tensor | None:
-        """Return the vector over the channels, broadcastable to one sample of the slot's output. None: it has none."""
+        """Return the vector over the channels, broadcastable to one sample of the slot's output.
+
+        None: the mode has no vector.
+        """
         del blend, slot
         return None
 
     def confidence(self, blend: BlendSpec, logits: Sequence[float]) -> float | None:
-        """Return the confidence, 0..1, that follows from logits. None: the mode has none."""
+        """Return the confidence, 0..1, computed from logits. None: the mode has no confidence."""
         del blend, logits
         return None
 
@@ -74,7 +77,7 @@ class ChannelBlend(Blend):
             yield "channels missing", "CHANNEL needs one value per channel, or per group of channels"
         if length > MAX_CHANNELS:
             yield "channels too long", f"{length} over {MAX_CHANNELS}; give channel_groups and a value per group"
-        if strange := [value for value in blend.channels if not 0.0 <= value <= 1.0]:  # nan is not either
+        if strange := [value for value in blend.channels if not 0.0 <= value <= 1.0]:  # true for nan, too
             yield "channels outside [0, 1]", str(strange[0])
         for slot in slots:
             wanted, what = slot.channels, "channels"
@@ -161,7 +164,7 @@ def _problems(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float
         yield "blend mode not known", f"{spec.mode!r}; there are {', '.join(BLENDS)}"
     if spec.schedule not in SCHEDULES:
         yield "blend schedule not known", f"{spec.schedule!r}; there are {', '.join(SCHEDULES)}"
-    if not 0.0 <= spec.alpha_target <= 1.0:  # nan is not either
+    if not 0.0 <= spec.alpha_target <= 1.0:  # true for nan, too
         yield "alpha_target outside [0, 1]", str(spec.alpha_target)
     blend = blend_of(spec)
     fields = BlendSpec.model_fields

@@ -1,7 +1,7 @@
-"""Records the calls of a seed: how many, and on which dtype, device and code path each ran.
+"""Records the number of calls of a seed, by dtype, device and code path.
 
-A compiled callable must not count in Python: torch compiles it again when a number that it has read changes. So a
-compiled call adds to a tensor, as a part of the compiled graph, and the number shows that this graph ran.
+A compiled call is not counted in Python, because torch would compile again whenever the count changes. Instead, the
+compiled graph adds 1 to a tensor. So the count also shows that the compiled graph ran.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class CallRecord:
         """Make an empty record.
 
         Args:
-            expected: The usual kind of call. A compiled call of another kind compiles its callable once more.
+            expected: The usual kind of call. If a compiled call is of another kind, torch compiles once more.
             device: Device of the seed.
         """
         self._eager = Counter[Ran]()
@@ -41,11 +41,11 @@ class CallRecord:
         self._compiled[ran].add_(1)
 
     def counts(self) -> Counter[Ran]:
-        """Return the number of calls of each kind that occurred."""
+        """Return the number of calls of each kind."""
         return self._eager + Counter({ran: int(count) for ran, count in self._compiled.items()})
 
     def take(self) -> Counter[Ran]:
-        """Return `counts` and begin at 0 again."""
+        """Return `counts`, and set all counts to 0."""
         found = self.counts()
         self._eager = Counter()
         for count in self._compiled.values():
@@ -54,5 +54,5 @@ class CallRecord:
 
 
 def is_recomputing() -> bool:
-    """Return whether a backward pass is running: gradient checkpointing calls modules again in it."""
+    """Return whether a backward pass is running. Gradient checkpointing calls modules again in a backward pass."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

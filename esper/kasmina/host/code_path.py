@@ -9,7 +9,7 @@ EAGER, COMPILED = "eager", "compiled"
 
 
 def asked_path(host: nn.Module, slot: str) -> str:
-    """Return the expected path at one module of a host: compiled if that module or a module around it is compiled."""
+    """Return the expected path of a module: compiled if it or a module that contains it is compiled."""
     steps = slot.split(".")
     around = [host, *(host.get_submodule(".".join(steps[:end])) for end in range(1, len(steps) + 1))]
     return COMPILED if any(map(is_compiled, around)) else EAGER

@@ -1,4 +1,4 @@
-"""Finds the slots of the user's model and measures them by forward passes on one batch. The model is unchanged."""
+"""Finds the slots of the user's model and measures them by forward passes on one batch. The model is not changed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.mends import mend_of
 from esper.user_code.their_code import refused_as_theirs
 
-Forward = Callable[[nn.Module, Any], Any]  # Any: inputs and outputs are whatever the user's model takes and gives
+Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model chooses the types of inputs and outputs
 
 TOLERANCE = 1e-5
-"""Largest movement of an output, relative to its largest entry, that counts as rounding. Single precision rounds to
-about 1e-7; the rest is margin."""
+"""Largest movement of an output, relative to its largest entry, that counts as rounding. It is 100 times the rounding
+of single precision, about 1e-7."""
 
 NESTED = (
     "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
@@ -36,12 +36,12 @@ NESTED = (
 )
 
 WITHOUT_GRADIENTS = object()
-"""Stands for the output of a module that a forward in training mode called while gradients were off."""
+"""Marks a call in training mode while gradients were off. It replaces the output."""
 
 MOST_KEYS = 50
 """Number of random streams that are tried to find a forward that skips no slot."""
 ALIKE = 10
-"""Number of forwards, each with other random numbers, that must skip the same slots to count as not random."""
+"""Number of forwards with different random numbers. If all skip the same slots, the skipping is not random."""
 
 _KINDS = {4: Kind.NCHW, 3: Kind.NTC, 2: Kind.NC}
 
@@ -52,32 +52,34 @@ class Found:
 
     specs: tuple[SlotSpec, ...]
     left_out: Mapping[str, str]
-    """Path of a module that a pattern matched and that cannot be a slot -> the reason."""
+    """Path of a matched module that cannot be a slot -> the reason."""
     optional: frozenset[str]
-    """Paths of the slots that only a pattern matched. They may be left out if they fail later."""
+    """Paths of the slots that only a wildcard matched. They may be left out if a later check fails."""
 
 
 def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forward) -> Found:
-    """Measure every slot on one batch: with gradients in the modes of `model`, and without in evaluation mode.
+    """Measure every slot on one batch.
 
-    The model's parameters, buffers, modes, hooks and attributes, the input and all global random states are restored
-    after each forward. The model is not copied, because modules with weight norm cannot be copied.
+    Each forward runs in the modes of `model` with gradients, and in evaluation mode without gradients. The model's
+    parameters, buffers, modes, hooks and attributes, the input and all global random states are restored after each
+    forward. The model is not copied, because modules with weight norm cannot be copied.
 
-    Causality is measured in evaluation mode, where no dropout hides a movement. A slot is causal only if that was
-    *shown*: a change of the input at t moved the output at or after t, and no change moved it before t. Sample
-    independence is measured in both modes, because batch norm mixes samples in training mode only.
+    Causality is measured in evaluation mode, where no dropout hides a movement. A slot counts as causal only if a
+    change of the input at t moved the output at or after t, and no change moved it before t. Sample independence is
+    measured in both modes, because batch norm mixes samples in training mode only.
 
     Args:
-        model: In the modes in which it trains. A module that is frozen in evaluation mode stays so.
-        slots: Paths or patterns, see `slot_patterns.match`.
-        batch_input: Input of `call`: a tensor, or tuples, lists, mappings of tensors; batch first, two samples or more.
+        model: In the modes in which it trains. A module in evaluation mode stays in it.
+        slots: Paths or patterns; see `slot_patterns.match`.
+        batch_input: Input of `call`: a tensor, or tuples, lists or mappings of tensors. Batch first, two samples or
+        more.
         call: Runs one forward, `(model, batch_input) -> output`.
 
     Raises:
         TaskError: a slot is not called exactly once per forward in both modes; its output (or the first item of a
-            tuple, see `slot_output`) is not a floating tensor of 2, 3 or 4 dimensions with one row per sample; or it
-            cannot be measured (not finite, not repeatable, not moved by any input). A module that only a wildcard
-            matched is left out instead; a wildcard whose modules are all left out raises.
+            tuple, see `slot_output`) is not a floating tensor of 2, 3 or 4 dimensions with one row per sample; or the
+            output cannot be measured (not finite, not repeatable, not moved by any input). If only a wildcard matched
+            the module, it is left out, and the error is raised only if all modules of the wildcard are left out.
         TaskError: the user's model raised; the message names the input.
     """
     matched = match(model, slots)
@@ -94,7 +96,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
 
 @dataclass(frozen=True)
 class _Host:
-    """The model with the arguments of its forwards. Each run returns the slots' outputs."""
+    """The model with the arguments of its forwards."""
 
     model: nn.Module
     matched: Matched
@@ -102,17 +104,17 @@ class _Host:
     call: Forward
     batch: int
     autocast: dict[str, str] = field(default_factory=dict)
-    """Path -> dtype to which the model's autocast casts at that slot. Filled by the forwards."""
+    """Path -> dtype to which the model's autocast casts at that slot. Each forward adds to it."""
     key: int = 0
     """Seed of the random state from which each forward begins."""
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of the slots. A path that only a pattern matched is dropped when it fails a check."""
+        """Paths of the slots. If only a wildcard matched a path, it is dropped when a check fails."""
         return self.matched.paths
 
     def run(self, *, training: bool, change: Change = unchanged) -> dict[str, Tensor]:
-        """Return the slots' outputs by path, for the input with `change` applied to a copy of each of its tensors."""
+        """Return the slots' outputs by path. `change` is applied to a copy of each tensor of the input."""
         seen = self._record(self.key, training, change)
         mode = "training" if training else "evaluation"
         outputs = {}
@@ -122,10 +124,10 @@ class _Host:
         return outputs
 
     def with_most_calls(self) -> _Host:
-        """Return this host with the random seed (`key`) with which a forward in training mode calls the most slots.
+        """Return this host with the random seed (`key`) for which a forward in training mode calls the most slots.
 
-        A model may skip layers at random. The search ends when a forward calls every slot, when `ALIKE` forwards skip
-        the same slots (then the skipping is not random), or after `MOST_KEYS` forwards.
+        A model may skip layers at random. The search ends when a forward calls every slot, when the first `ALIKE`
+        forwards skip the same slots (the skipping is then not random), or after `MOST_KEYS` forwards.
         """
         called: list[set[str]] = []
         for key in range(MOST_KEYS):
@@ -164,7 +166,7 @@ class _Host:
         return outputs
 
     def _blame_attribute(self, training: bool) -> None:
-        """Raises: TaskError: one more forward changes state of the model that no checkpoint saves."""
+        """Run one more forward. Raises: TaskError: it changed state of the model that no checkpoint saves."""
         before = held_by(self.model)
         self.run(training=training)
         after = held_by(self.model)
@@ -174,7 +176,10 @@ class _Host:
 
 
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
-    """Of modules with the same output in both modes, select those named without wildcard, else the outermost."""
+    """Of modules with the same output in both modes, leave out all but one.
+
+    Modules named without a wildcard stay; if there are none, the outermost stays.
+    """
     kept: list[str] = sorted(matched.named & set(matched.paths))
     for path in matched.paths:
         if path in matched.named:
@@ -188,7 +193,7 @@ def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evalua
 
 @contextmanager
 def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Run the body in the model's own modes, or in evaluation mode. Then restore tensors, modes and attributes."""
+    """Run the body in the model's present modes, or in evaluation mode. Then restore tensors, modes and attributes."""
     attributes = {module: dict(vars(module)) for module in model.modules()}
     with tensors_kept(model):
         try:
@@ -205,12 +210,12 @@ def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
 def recording(
     model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str], *, gradients: bool
 ) -> Iterator[None]:
-    """Run the body with hooks that append a copy of every output of the modules at the paths in `seen` to `seen`.
+    """Run the body with hooks on the modules at the paths in `seen`. They append a copy of every output to `seen`.
 
-    The copy is made at once, before a later layer may write into the output.
+    The hook copies the output at once, because a later layer may write into it.
 
     Args:
-        autocast: Filled with path -> dtype for each slot at which autocast is on.
+        autocast: Path -> dtype. Each slot at which autocast is on is added.
         gradients: Record `WITHOUT_GRADIENTS` for a module that is called while gradients are off.
     """
 
@@ -266,7 +271,7 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
     """Return the slot's kind.
 
     Raises:
-        TaskError: the output has the layout of no kind of slot, or its layout or dtype differs between the modes.
+        TaskError: the layout of the output fits no kind of slot, or the layout or dtype differs between the modes.
     """
     field, shape = f"slot {path}", tuple(training.shape)
     if training.dim() not in _KINDS:
@@ -284,7 +289,11 @@ def _kind(path: str, training: Tensor, evaluation: Tensor, batch: int) -> Kind:
 def _specs(
     host: _Host, kinds: Mapping[str, Kind], training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]
 ) -> tuple[SlotSpec, ...]:
-    """Return the slots that could be measured. Raises: TaskError: no input moves one, or a pattern has none left."""
+    """Return the slots that could be measured.
+
+    Raises:
+        TaskError: no input moves a slot, or a pattern has no slot left.
+    """
     independent, causal = _independent(host, training, training=True), _causal(host, evaluation)
     independent_evaluated = _independent(host, evaluation, training=False)
     host.matched.check()
@@ -317,12 +326,12 @@ def _batch_size(batch_input: Any) -> int:  # Any: see Forward
 
 
 def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -> set[str]:
-    """Return the slots at which no sample's output moved when another sample was changed, in one mode.
+    """Return the slots at which a change of one sample moved no other sample's output, in one mode.
 
     Three samples (first, middle, last) are changed, one at a time.
 
     Raises:
-        TaskError: no output of a slot moved at all, so nothing was shown.
+        TaskError: no output of a slot moved, so the slot cannot be judged.
     """
     mixed, alive = set(), set()
     for i in sorted({0, host.batch // 2, host.batch - 1}):
@@ -342,9 +351,10 @@ def _independent(host: _Host, before: Mapping[str, Tensor], *, training: bool) -
 
 
 def _causal(host: _Host, before: Mapping[str, Tensor]) -> set[str]:
-    """Return the NTC slots whose output moved at or after a changed position and never before it, in evaluation mode.
+    """Return the NTC slots whose output moved only at or after changed positions, in evaluation mode.
 
-    Up to five positions are changed, one at a time, in every input whose second dimension is the slot's length.
+    Up to five positions are changed, one at a time, in every input whose second dimension is the slot's length. A slot
+    that never moved is not in the result.
     """
     leaking, alive = set(), set()
     sequences = {path: before[path] for path in host.paths if before[path].dim() == 3}

@@ -1,7 +1,7 @@
-"""Attaches seeds to a host by forward hooks, and detaches them without a trace, as the registry's plans request.
+"""Attaches seeds to a host by forward hooks, and removes them completely, as the registry's plans say.
 
-A slot without seeds has no hook. The seeds of a slot are in a `SlotStack`, which the hook calls with the slot's output.
-The stack is not registered in the host, so the host's modules, names and state dict do not change.
+A slot without seeds has no hook. The hook of a slot calls a `SlotStack` with the seeds of the slot. The stack is not
+registered in the host, so the host's modules, names and state dict do not change.
 """
 
 from __future__ import annotations
@@ -37,12 +37,15 @@ from esper.user_code.their_code import their_code
 
 @dataclass
 class LastCall:
-    """What a seed stores of its last call. It is no module: an attribute of a module takes ten times as long to set."""
+    """The data of a seed's last call.
+
+    Not a module, because it takes ten times as long to set an attribute of a module.
+    """
 
     branch: Tensor | None = None
-    """The output, if the seed is isolated and watched."""
+    """The seed's output. None unless the seed is isolated and watched."""
     written: tuple[str, ...] = ()
-    """Tensors of the host that a watched call changed in place."""
+    """Names of the host's tensors that a watched call changed in place."""
     shape: tuple[int, ...] | None = None
     """Shape of the output for one sample. None: not called since the last observation."""
 
@@ -50,7 +53,7 @@ class LastCall:
 class GraftedSeed(nn.Module):
     """A seed at its slot, with the blend of its plan. While the seed is isolated, its input is detached from the graph.
 
-    Alpha and the vector of CHANNEL are buffers: a change of their values does not compile a compiled host again.
+    Alpha and the vector of CHANNEL are buffers, so that torch does not compile a host again when their values change.
     """
 
     alpha: Tensor
@@ -69,7 +72,7 @@ class GraftedSeed(nn.Module):
         """Make a seed that is not attached yet.
 
         Args:
-            foreign: Returns the tensors of the host, by name.
+            foreign: Function that returns the tensors of the host, by name.
         """
         super().__init__()
         self.foreign = foreign
@@ -97,10 +100,10 @@ class GraftedSeed(nn.Module):
         try:
             with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
                 correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
-        except Exception as error:  # else it would be reported as an error of the host
+        except Exception as error:  # otherwise it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         if not is_recomputing():
-            if not (self.watched and self.asked_path == COMPILED):  # such a call serves the audit alone
+            if not (self.watched and self.asked_path == COMPILED):  # else the call serves the audit only
                 self.calls.add(self.module, correction)
             self.last.shape = tuple(correction.shape[1:])
             self.last.branch = correction if self.watched and self.plan.isolated else None
@@ -117,7 +120,7 @@ class GraftedSeed(nn.Module):
         """Return the observation since the last call of `observe`, and reset it.
 
         Alpha and its target are rounded to the buffer's dtype, so that they can be compared. If calls differed in
-        dtype, device or path, or tensors of the seed are on another device than its output, all values are listed.
+        dtype, device or path, all values are listed. The devices of the seed's tensors are listed, too.
         """
         target = torch.tensor(target_alpha(self.plan.blend, self.plan.confidence).effective, dtype=self.alpha.dtype)
         counts = self.calls.take()
@@ -158,7 +161,10 @@ def _prefix(seed: GraftedSeed) -> str:
 
 
 class SlotStack(nn.Module):
-    """The seeds of one slot, in graft order, with the slot's hook. Each acts on the output of the seed before it."""
+    """The seeds of one slot, in graft order, with the slot's hook.
+
+    Each seed acts on the output of the seed before it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +177,7 @@ class SlotStack(nn.Module):
         return output
 
     def hook(self, module: nn.Module, args: tuple[object, ...], output: Any) -> Any:  # Any: as in `slot_output`
-        """The slot's forward hook. Torch replaces the slot's output by the return value."""
+        """Return the slot's output with the seeds blended in. This is the forward hook of the slot."""
         del module, args
         return with_part(output, self(part_of(output)))
 
@@ -189,19 +195,19 @@ class SeedEditor:
         """Make the editor of a host without seeds.
 
         Args:
-            backend: What the host is compiled with, if it is compiled.
+            backend: The backend of `torch.compile` for the host. None: the host is not compiled.
         """
         self._host, self._specs, self._blueprints, self._backend = host, specs, blueprints, backend
         self._stacks: dict[str, tuple[SlotStack, RemovableHandle]] = {}
         self._seeds: dict[str, GraftedSeed] = {}
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed, with the weights that the plan's digest names.
+        """Attach a seed with the weights of the plan's digest.
 
         Raises:
-            DependencyViolationError: the slot is unknown, the seed is grafted already, or its weights are missing in
-                `weights`; the host is unchanged.
-            SeedBuildFailed: the seed could not be built, given its weights, or prewarmed; the host is unchanged.
+            DependencyViolationError: the slot is unknown, the seed is grafted already, or `weights` lacks its weights;
+                the host is unchanged.
+            SeedBuildFailed: the seed could not be built, loaded with its weights, or prewarmed; the host is unchanged.
             IsolationViolation: a tensor of the seed is one of the host or of another seed; the host is unchanged.
         """
         if plan.slot not in self._specs:
@@ -231,7 +237,7 @@ class SeedEditor:
         self._seeds[plan.seed_id] = seed
 
     def amend(self, change: Amendment) -> None:
-        """Change the plan of a seed. From the next forward on, an isolated seed that was joined is not detached.
+        """Change the plan of a seed. If the change ends the seed's isolation, this applies from the next forward on.
 
         The next `set_alphas` uses a changed confidence.
         """
@@ -239,7 +245,7 @@ class SeedEditor:
         seed.plan = change.amended(seed.plan)
 
     def remove(self, seed_id: str) -> None:
-        """Detach a seed. With the last seed of a slot, also remove the slot's hook."""
+        """Remove a seed. If it was the last seed of its slot, remove the slot's hook, too."""
         seed = self._get(seed_id)
         del self._seeds[seed_id]
         stack, handle = self._stacks[seed.plan.slot]
@@ -249,7 +255,10 @@ class SeedEditor:
             del self._stacks[seed.plan.slot]
 
     def release(self) -> None:
-        """Register every seed in the host as an ordinary module, with the same tensors. Ends the use of this editor."""
+        """Register every seed in the host as an ordinary module, with the same tensors.
+
+        This is the editor's last call.
+        """
         for _, handle in self._stacks.values():
             handle.remove()
         grafted = self._seeds.values()
@@ -270,7 +279,7 @@ class SeedEditor:
         return tuple(report for report in reports if report is not None)
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the plans that rebuild the present seeds, in graft order, with later changes (`amend`) applied."""
+        """Return the plans of the present seeds, in graft order, with later changes (`amend`) applied."""
         return tuple(seed.plan for seed in self._seeds.values())
 
     def parameters_of(self, seed_id: str) -> Sequence[nn.Parameter]:
@@ -279,7 +288,10 @@ class SeedEditor:
         return [parameter for _, parameter in named if parameter.requires_grad]
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return all tensors of all seeds, by names without the run's id: slot, ordinal, and name in the seed."""
+        """Return all tensors of all seeds.
+
+        A name has the slot, the ordinal, and the name in the seed, but no run id.
+        """
         found: dict[str, Tensor] = {}
         for seed in self._seeds.values():
             prefix = _prefix(seed)
@@ -293,16 +305,18 @@ class SeedEditor:
             seed.train(training)
 
     def watch(self, on: bool) -> None:
-        """Start or stop storing the branches (outputs of isolated seeds) of forward passes, for `audit`."""
+        """Start or stop storing the branches (outputs of isolated seeds) for `audit`."""
         for seed in self._seeds.values():
             seed.watched = on
 
     def watched(self) -> tuple[str, ...]:
-        """Return the ids of the isolated seeds with a stored branch. A slot that the host skipped leaves none."""
+        """Return the ids of the isolated seeds with a stored branch. A seed in a skipped slot has no branch."""
         return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.branch is not None)
 
     def audit(self) -> None:
-        """Check that no isolated seed reached the host or another seed in its last watched call. Drops the branches.
+        """Check that no isolated seed reached the host or another seed in its last watched call.
+
+        The branches are deleted.
 
         Raises:
             IsolationViolation: a parameter of the host or of another seed is reachable by the autograd graph; a tensor
@@ -323,15 +337,18 @@ class SeedEditor:
         return {**dict(self._host.named_parameters()), **dict(self._host.named_buffers())}
 
     def _foreign_to(self, seed: GraftedSeed) -> dict[str, Tensor]:
-        """Return the tensors of the host and of the other seeds. One that the seed registers too is foreign."""
+        """Return the tensors of the host and of the other seeds.
+
+        A tensor that the seed shares with them is included.
+        """
         own = _prefix(seed)
         others = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(own)}
         return others | self._host_tensors()
 
     def calls(self, seed_id: str) -> int:
-        """Return the number of a seed's calls since the last `observations`. Recomputed and watched calls do not count.
+        """Return the number of a seed's calls since the last `observations`. Recomputed calls do not count.
 
-        In a host that is not compiled, watched calls count too.
+        Watched calls count only if the host is not compiled at the seed's slot.
         """
         return self._get(seed_id).calls.counts().total()
 

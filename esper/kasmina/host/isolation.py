@@ -1,4 +1,4 @@
-"""Finds what of the host a seed touches: by its gradient, by shared memory, or by a change in place."""
+"""Finds the tensors of the host that a seed reaches by its gradient, shares, or changes in place."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
     """Return the names of the parameters whose gradient a backward pass from `branch` would change.
 
-    The result is exact: the walk follows every edge of the graph to the leaves, and `backward` follows the same edges.
+    The result is exact, because the search follows the same edges of the graph as `backward`.
 
     Args:
         branch: Output of a seed, with its autograd graph.
@@ -36,7 +36,7 @@ def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter])
 
 
 def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the names of the foreign tensors that lie in the same memory as an own tensor.
+    """Return the names of the foreign tensors that share memory with an own tensor.
 
     The autograd graph does not show this: two parameters over the same memory are two leaves.
     """
@@ -49,5 +49,5 @@ def _place(tensor: Tensor) -> tuple[torch.device, int]:
 
 
 def versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the number of changes in place that each tensor has had, by name."""
+    """Return the number of changes in place of each tensor, by name."""
     return {name: tensor._version for name, tensor in tensors.items() if not tensor.is_inference()}

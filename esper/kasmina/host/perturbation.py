@@ -10,19 +10,19 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 _NOISE_KEY = 0x5EED_0B5E_55ED_CA5E
-"""Seed of the noise. Not a common number such as 0 or 42: data drawn with the same seed would equal the noise, and
-x + x after a normalization is no change."""
+"""Seed of the noise. Not a common number, for example 0 or 42, because data drawn with the same seed would equal the
+noise. After a normalization, x + x equals x."""
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """Return x: the empty change."""
+    """Return x."""
     return x
 
 
 def other_content(x: Tensor) -> Tensor:
-    """Return other content for a batch x, within the range of values in x, which the model can process.
+    """Return other content for a batch x. The values stay within the range of x, so that the model can process them.
 
-    An integer becomes the next larger integer that occurs in x (the largest becomes the smallest). A floating number
+    An integer becomes the next larger integer that occurs in x; the largest becomes the smallest. A floating number
     moves a random part of the way to the same entry of another sample.
     """
     if not x.is_floating_point():
@@ -31,7 +31,7 @@ def other_content(x: Tensor) -> Tensor:
     share = torch.rand(x.shape, generator=torch.Generator().manual_seed(_NOISE_KEY)).to(x)
     target = x.roll(1, dims=0)
     between = x + share * (target - x)
-    return torch.where(between.isnan(), target, between)  # -inf + inf, in an additive mask
+    return torch.where(between.isnan(), target, between)  # nan is -inf + inf, from an additive mask
 
 
 def with_noise(x: Tensor) -> Tensor:
@@ -42,7 +42,9 @@ def with_noise(x: Tensor) -> Tensor:
 
 
 def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> Change:
-    """Return a change, in place and at `where`, of tensors whose first dimensions are `leading`. Others stay unchanged.
+    """Return a change, in place and at `where`, of tensors with the first dimensions `leading`.
+
+    Other tensors are unchanged.
 
     Args:
         where: One index for each dimension in `leading`: a slice or a boolean tensor.
@@ -57,10 +59,13 @@ def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> C
 
 
 def is_content(x: Tensor, leading: tuple[int, ...]) -> bool:
-    """Return whether x holds numbers and its first dimensions are `leading`. Booleans are masks, not content."""
+    """Return whether x contains numbers and has the first dimensions `leading`. Booleans are masks, not content."""
     return x.dtype != torch.bool and tuple(x.shape[: len(leading)]) == leading
 
 
 def moved(before: Tensor, after: Tensor, tolerance: float) -> Tensor:
-    """Return booleans: the entries of finite outputs that moved by more than `tolerance` times the largest entry."""
+    """Return booleans: True for an entry that moved by more than `tolerance` times the largest entry.
+
+    Outputs are finite.
+    """
     return (after - before).abs() > tolerance * before.abs().max()

@@ -1,4 +1,4 @@
-"""Runs a new seed once before it is attached, so that a seed that cannot run fails there and not in a training step."""
+"""Runs a new seed once before it is attached. So a seed that cannot run fails here, not in a training step."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from esper.leyline.slots import SlotSpec
 from esper.user_code.their_code import their_code
 
 SAMPLES = 2
-"""Samples of the drawn activations; batch statistics need two."""
+"""Number of samples of the drawn activations. Batch statistics need two."""
 
 
 def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | None) -> None:
-    """Run a forward and a backward pass of a copy of a seed, in training mode, on drawn activations of its slot.
+    """Run a forward and a backward pass of a copy of a seed, in training mode, on random activations of its slot.
 
     The seed itself and the global random states are unchanged afterwards.
 
     Args:
-        module: On the slot's device, with the weights that it is grafted with.
-        backend: What the host is compiled with; the copy is compiled with it, too. None: the host is not compiled.
+        module: The seed, on the slot's device, with its weights.
+        backend: The backend of `torch.compile` for the host, used for the copy, too. None: the host is not compiled.
 
     Raises:
         SeedBuildFailed: the seed cannot be compiled or run. `__cause__` is the error.
@@ -43,7 +43,7 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             given = h.detach().clone()
             forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
             output = as_slot(forward(h), h)
-            if output.requires_grad:  # else the seed has no gradient, which gate G1 refuses
+            if output.requires_grad:  # a seed without a gradient is refused by gate G1
                 torch.autograd.backward(output.sum())
             if not torch.equal(h, given):
                 raise ValueError("it changes its input, an activation of the host; let it work on a copy")

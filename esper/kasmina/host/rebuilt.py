@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from esper.kasmina.host.attached import Seed, attach
 
-Content = Mapping[str, Any]  # Any: tensors, and what `get_extra_state` gave
+Content = Mapping[str, Any]  # Any: tensors and results of `get_extra_state`
 Formula = Callable[[Tensor, Tensor, Tensor], Tensor]
 How = tuple[Callable[[], nn.Module], torch.dtype, torch.dtype, Formula, tuple[int, ...] | None]
 """Factory of a seed's module, dtype of its parameters, dtype of its alpha, formula of its blend, and shape of the
-vector over the channels. None: its blend has no vector."""
+vector over the channels (None: no vector)."""
 Grafted = tuple[str, int, How]
-"""Slot, ordinal, and how the seed is made."""
+"""Slot, ordinal, and the parts of the seed."""
 
 
 def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Content, modules: str) -> nn.Module:
-    """Return the grown network, in evaluation mode: `model()` with the seeds and the state.
+    """Return the grown network: `model()` with the seeds and the state, in evaluation mode.
 
     Args:
         model: The factory of the host.
@@ -51,7 +51,7 @@ def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Con
 def _empty(
     make: Callable[[], nn.Module], dtype: torch.dtype, alpha: torch.dtype, formula: Formula, shape: Sequence[int] | None
 ) -> Seed:
-    """Return a seed with zeros as its alpha and its vector, which are filled later."""
+    """Return a seed with zeros as alpha and vector. `fill` sets both."""
     vector = torch.zeros(shape, dtype=alpha) if shape is not None else None
     return Seed(make().to(dtype), torch.zeros((), dtype=alpha), formula, vector)
 

@@ -1,4 +1,4 @@
-"""Schedules of alpha: how it rises from 0 to its target over the ramp of a seed. No torch, no state."""
+"""Schedules of alpha over the ramp of a seed, from 0 to its target."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from esper.leyline.commands import BlendSchedule, BlendSpec
 
 STEEPNESS = 12.0
-"""Width of the part of the logistic function that SIGMOID uses: from -6 to 6."""
+"""SIGMOID uses the logistic function from -6 to 6: this is the width."""
 
 
 def sigmoid(x: float) -> float:
-    """Return the logistic function of x, which may be infinite. No intermediate value overflows."""
+    """Return the logistic function of x. x may be infinite. No intermediate value overflows."""
     if x >= 0:
         return 1 / (1 + math.exp(-x))
     return math.exp(x) / (1 + math.exp(x))
@@ -27,7 +27,7 @@ def _cosine(progress: float) -> float:
 
 
 def _sigmoid(progress: float) -> float:
-    """A logistic function, moved and stretched so that it begins at 0 and ends at 1 exactly."""
+    """Return a logistic function, moved and stretched so that it begins at exactly 0 and ends at exactly 1."""
     least, most = sigmoid(-STEEPNESS / 2), sigmoid(STEEPNESS / 2)
     return (sigmoid(STEEPNESS * (progress - 0.5)) - least) / (most - least)
 
@@ -43,7 +43,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
 def alpha_at(step: int, start: int, blend: BlendSpec) -> float:
     """Return the scheduled alpha of a seed at an optimizer step, from 0 to `blend.alpha_target`.
 
-    Step `start` is the first of the ramp: alpha there is the share `1 / ramp_steps` of the ramp, not 0.
+    Step `start` is the first of the ramp. Its progress is `1 / ramp_steps`, not 0.
 
     Source: docs/growth.md.
     """

@@ -1,4 +1,4 @@
-"""Finds the modules that `task.slots` names, and records the modules matched by a pattern that cannot be slots."""
+"""Finds the modules that `task.slots` names, and records the matched modules that cannot be slots."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ WILD = frozenset("*?[")
 
 @dataclass
 class Matched:
-    """The matched modules, by path. A module named without a wildcard must be a slot; others may be left out."""
+    """The matched modules, by path. A module named without a wildcard must be a slot; other modules may be left out."""
 
     by_pattern: Mapping[str, frozenset[str]]
     """Pattern or path, as in `task.slots` -> the paths that it matches."""
     order: tuple[str, ...]
     """All matched paths, each once, in the order of `named_modules`."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Path -> the reason why it is not a slot, in the order of discovery."""
+    """Path -> the reason why the module is not a slot, in the order of discovery."""
     _repeated: set[str] = field(default_factory=set)
     _mends: dict[str, str] = field(default_factory=dict)
 
@@ -42,7 +42,9 @@ class Matched:
 
     @contextmanager
     def trying(self, path: str) -> Iterator[None]:
-        """Wrap a check of one module. If it raises a TaskError and only a pattern matched the module, leave it out.
+        """Wrap a check of one module.
+
+        If the check raises a TaskError and only a wildcard matched the module, leave it out.
 
         Raises:
             TaskError: the check's error, if the module was named without a wildcard.
@@ -56,12 +58,16 @@ class Matched:
             self._mends[path] = error.mend
 
     def same_as(self, path: str, other: str) -> None:
-        """Leave out a module with the same output as another slot; a container has the output of its last module."""
+        """Leave out a module with the same output as another slot, for example a container of one module."""
         self.left_out[path] = f"its output is that of {other}"
         self._repeated.add(path)
 
     def check(self) -> None:
-        """Raises: TaskError: a pattern matched no slot, although none of its modules repeats another slot's output."""
+        """Check that each pattern has a slot, or repeats the output of a slot.
+
+        Raises:
+            TaskError: a pattern has neither.
+        """
         for pattern, paths in self.by_pattern.items():
             if paths <= self.left_out.keys() - self._repeated:
                 first = next(path for path in self.left_out if path in paths)

@@ -1,1 +1,1 @@
-"""Incubation: candidates planned from blueprints, and trained on forks of the host beside a control."""
+"""Incubation: plans candidates from blueprints, and trains them on forks of the host beside a control."""

@@ -18,11 +18,13 @@ FIELD = "growth.blueprints"
 def chosen(
     specs: Sequence[SlotSpec], choices: Mapping[str, BlueprintChoice], registry: BlueprintRegistry
 ) -> dict[str, tuple[Blueprint, ...]]:
-    """Return the blueprints of each slot, by path: those of the slot's kind that every matching choice allows.
+    """Return the blueprints of each slot, by path.
+
+    A blueprint must fit the slot's kind, and every matching choice must allow it.
 
     Raises:
-        ConfigError: a choice matches no slot, names a blueprint that is not registered or fits none of its slots, or
-            leaves no blueprint for a slot.
+        ConfigError: a choice matches no slot; it names a blueprint that is not registered or fits none of its slots; or
+            no blueprint is left for a slot.
     """
     for pattern, choice in choices.items():
         _check(pattern, choice, specs, registry)

@@ -1,6 +1,6 @@
 """Incubation: trains forks (copies of the host with one candidate each) and a control (a copy without a candidate).
 
-Forks are ranked by the mean paired gain on the pick shard. The gates judge whether a seed may continue.
+Forks are ranked by the mean paired gain on the pick shard. Gates decide whether a seed may continue.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROBE_BATCHES = 2
 
 @dataclass
 class _Entry(Generic[F]):
-    """A fork of a tournament, or its control, with its results so far."""
+    """A fork or the control of a tournament, with its results so far."""
 
     fork: F
     plan: GraftPlan | None = None
@@ -46,12 +46,12 @@ class _Entry(Generic[F]):
     diverged: bool = False
 
     def train_and_measure(self, step: int, fence: int) -> SampleLosses:
-        """Train up to a step. Return the losses on the fence's slice of the pick shard.
+        """Train up to a step. Return the losses on the pick shard's slice for the fence.
 
-        A fork with a candidate that diverges stops there and gets no rank: a bad candidate must not end the run.
+        A fork that diverges stops and gets no rank: a bad candidate must not end the run.
 
         Raises:
-            DivergenceUnrecoverable: the control diverged, so no candidate can be the reason.
+            DivergenceUnrecoverable: the control diverged. No candidate can be the cause.
         """
         try:
             self.losses += self.fork.train_to(step)
@@ -67,22 +67,25 @@ class _Entry(Generic[F]):
         return found
 
     def place(self) -> tuple[bool, float, str, str]:
-        """Sort key: the best mean gain first, not-a-number last. Equal gains are ordered by (slot, blueprint)."""
+        """Return the sort key: the best mean gain first, not-a-number last.
+
+        Equal gains are ordered by (slot, blueprint).
+        """
         assert self.pick is not None, "ranked before it was measured"
         assert self.plan is not None, "the control has no rank"
         return math.isnan(self.pick.mean), -self.pick.mean, self.plan.slot, self.plan.blueprint_id
 
     def flops(self, order: IncubationOrder) -> float:
-        """Modelled FLOPs of the fork's steps and evaluations. A forward pass counts as a third of a step."""
+        """Return the modelled FLOPs of the fork's steps and evaluations. A forward pass counts as a third of a step."""
         passes = len(self.losses) + self.evaluated / order.batch_size / 3
         return passes * (order.base_flops + self.seed_flops)
 
 
 class Incubator:
-    """Runs tournaments, one at a time, and holds the twin. It works on forks, never on the live host.
+    """Runs tournaments, one at a time, and trains the twin. It works on forks, never on the live host.
 
-    Call order: `begin` with an order at one fence, `collect` at the order's due fence. A `restore` in between gives the
-    order up, and the caller begins it again.
+    Call order: `begin` with an order at one fence, `collect` at the order's due fence. A `restore` in between drops the
+    order. The caller then calls `begin` again.
     """
 
     def __init__(
@@ -90,7 +93,7 @@ class Incubator:
     ) -> None:
         self._fork, self._specs, self._blueprints = fork, specs, blueprints
         self._pending: tuple[IncubationOrder, Weights, Any] | None = None  # Any: a snapshot, see leyline's ports
-        self._control: Fork | None = None  # of the last tournament, until `keep_twin` or the next `collect`
+        self._control: Fork | None = None  # the control of the last tournament, until `keep_twin` or the next `collect`
         self._twin: Fork | None = None
         self._twin_steps = 0
 
@@ -100,7 +103,7 @@ class Incubator:
         weights: Weights,
         snapshot: Any,  # Any: see leyline's ports
     ) -> tuple[CandidateProbe, ...]:
-        """Measure candidates before they train, on a separate fork that is discarded afterwards.
+        """Measure candidates before they train, on a separate fork. The fork is discarded afterwards.
 
         Raises:
             SeedBuildFailed: a candidate's module cannot be built or run.
@@ -161,11 +164,11 @@ class Incubator:
         self._twin, self._control = self._control, None
 
     def advance_twin(self, step: int) -> None:
-        """Train the twin up to an optimizer step of the run, without any seed, on the same batches."""
+        """Train the twin up to an optimizer step of the run, without seeds, on the same batches."""
         self._twin_steps += len(self.twin.train_to(step))
 
     def twin_losses(self, fence: int) -> SampleLosses:
-        """Return the twin's losses on this fence's slice of the gate shard."""
+        """Return the twin's losses on the gate shard's slice for this fence."""
         return self.twin.sample_losses("gate", fence)
 
     def twin_report(self) -> TwinReport:
@@ -174,16 +177,17 @@ class Incubator:
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see leyline's ports
-        """Return the state for a checkpoint: the twin, and the snapshot from which the order in flight began.
+        """Return the state for a checkpoint: the twin, and the snapshot from which the pending order began.
 
-        That snapshot (`origin`) is None without an order, or if the order began at this fence, whose host is saved.
+        The snapshot (`origin`) is None if no order is pending, or if it began at this fence: the checkpoint has that
+        host.
         """
         origin = self._pending[2] if self._pending is not None and self._pending[0].fence != fence else None
         twin = self._twin.snapshot() if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
-        """Replace the twin by that of `state`, if any. The order in flight is given up."""
+        """Replace the twin by the twin in `state`, if any. The pending order is dropped."""
         self._pending = self._control = None
         self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
         self._twin_steps = state["twin_steps"]
@@ -199,7 +203,7 @@ class Together(Protocol):
     """Runs independent pieces of work and returns their results in the order of the pieces."""
 
     def __call__(self, pieces: Sequence[Callable[[], T]], /) -> list[T]:
-        """Return all results. Raises the first error of a piece, if any."""
+        """Return all results. If a piece raises, raise the first error."""
         ...
 
 
@@ -211,10 +215,10 @@ def one_by_one(pieces: Sequence[Callable[[], T]]) -> list[T]:
 def run_tournament(
     order: IncubationOrder, weights: Weights, fork: ForkFactory[F], snapshot: Any, together: Together = one_by_one
 ) -> tuple[IncubationResult, F]:
-    """Train the control and every fork, drop the worse half at the halving step, rank the rest, test the first.
+    """Train the control and all forks, drop the worse half at the halving step, rank the rest, and test the best fork.
 
     Args:
-        together: May run pieces in parallel. Results do not depend on it.
+        together: Function that runs independent pieces, perhaps in parallel. It changes no result.
 
     Returns:
         The result, and the control at `order.last_step`.
@@ -246,7 +250,7 @@ def run_tournament(
 def _train_and_order(
     control: _Entry[F], entries: list[_Entry[F]], step: int, fence: int, together: Together
 ) -> list[_Entry[F]]:
-    """Train all up to `step` and compare each fork with the control on the pick shard.
+    """Train the control and all forks up to `step`, and compare each fork with the control on the pick shard.
 
     Returns:
         The forks that did not diverge, best first.
@@ -274,7 +278,7 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
 
 
 def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
-    """Return the ways in which a seed's calls in its fork differed from its plan (dtype, device, code path).
+    """Return the differences of a seed's calls in its fork from its plan (dtype, device, code path).
 
     None: no call of the seed was recorded.
     """
@@ -286,8 +290,8 @@ def loss_variation(losses: list[float]) -> float:
     """Return the scatter of a fork's training losses in its second half, as a share of their mean.
 
     Scatter is the standard deviation about a straight line, so that a fast falling loss does not count as unstable. It
-    is not compared with the control's scatter: a control at chance level hardly scatters, and next to it every seed
-    that learns would count as unstable.
+    is not compared with the control's scatter: the loss of a control at chance level hardly varies, so every seed that
+    learns would count as unstable.
     """
     late = np.asarray(losses[len(losses) // 2 :])
     steps = np.arange(len(late))

@@ -1,4 +1,4 @@
-"""Makes the graft plan of a candidate: builds its module and draws its weights, before any host is changed."""
+"""Makes the graft plan of a candidate: builds its module and draws its weights. No host is changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from esper.leyline.slots import SlotSpec
 
 
 def draw_weights(candidate: Candidate, spec: SlotSpec, blueprint: Blueprint, *, run_seed: int, fence: int) -> bytes:
-    """Return a candidate's initial weights, serialized. They depend on run seed, slot, blueprint and fence alone.
+    """Return a candidate's initial weights, serialized. They depend only on run seed, slot, blueprint and fence.
 
     Raises:
         SeedBuildFailed: the blueprint's factory raised.
@@ -39,7 +39,7 @@ def plan_seed(
     """Return the plan that attaches a candidate to a fork, and the candidate's serialized weights.
 
     Args:
-        confidence: Of a CONFIDENCE blend. None: the mode has none.
+        confidence: The confidence of a CONFIDENCE blend. None: the mode has no confidence.
 
     Raises:
         SeedBuildFailed: the blueprint's factory raised. No host was changed.

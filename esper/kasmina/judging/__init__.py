@@ -1,1 +1,1 @@
-"""The gates G0-G5 and the statistics that they use. They read evidence and touch no network."""
+"""The gates G0-G5 and their statistics. Gates read evidence and run no network."""

@@ -1,7 +1,7 @@
-"""The gates G0-G5: functions from evidence to a report. They use no clock, no I/O and no state.
+"""The gates G0-G5. Each is a function from evidence to a report, without clock, I/O or state.
 
-A seed that fails a gate gives a report with `passed` False, not an exception. Evidence that was not measured raises
-`EvidenceMissing`: the gate neither passes nor fails.
+If a seed fails a gate, the report has `passed` False. If evidence was not measured, the gate raises `EvidenceMissing`
+and returns no report.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from esper.leyline.reports import Check, Gate, GateReport
 T = TypeVar("T")
 
 LEAK_LIMIT = 1e-9
-"""Largest relative movement of an output, without unit, that still counts as rounding in double precision."""
+"""Largest relative movement of an output that counts as rounding in double precision. No unit."""
 
 
 def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
-    """Judge G0: is the blueprint known, does its output fit the slot and the budgets, and does no output leak?
+    """Judge G0: is the blueprint known, and is the seed of the slot's shape, within the budgets, and without leaks?
 
     A leak is an output that depends on a later position of a causal slot, or on another sample.
 
@@ -70,7 +70,7 @@ def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateRepor
 
 
 def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
-    """Judge G1: is the seed's gradient finite, not zero and bounded, and can it reach no parameter of the host?
+    """Judge G1: is the seed's gradient finite, not zero and bounded, and does it stay out of the host's parameters?
 
     Raises:
         EvidenceMissing: no backward pass was made, or the code path of the probe was not recorded.
@@ -100,18 +100,17 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
 def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
     """Judge G2: does the seeded fork beat its control on samples not used for ranking, and train steadily?
 
-    The gain of a replica is judged by the evidence of the winner that it repeats. By its own evidence it must only not
-    be harmful.
+    A replica repeats a winner. Its gain is judged by the winner's evidence; its own evidence must show no harm.
 
     Raises:
-        EvidenceMissing: a seed whose fork trained to the end has no rank; the first of a tournament was not tested, or
-            was tested on too few pairs.
+        EvidenceMissing: a seed whose fork trained to the end has no rank; or the first of a tournament was not tested,
+            or on too few pairs.
     """
     if (failed := _failed(Gate.G2, _marks(evidence.marks), seed_id, fence)) is not None:
         return failed
     steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
     checks = [*_marks(evidence.marks), steps]
-    if evidence.rank is None and not steps.passed:  # its fork was dropped early, so it has no losses to test
+    if evidence.rank is None and not steps.passed:  # its fork was dropped early, so there are no losses to test
         return _report(Gate.G2, seed_id, fence, checks)
     rank = Check(
         name="rank",
@@ -164,12 +163,13 @@ def missing_layers(evidence: InterfaceEvidence) -> tuple[str, ...]:
 
 
 def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:
-    """Judge G4: does the seed run as planned, isolated and within its budgets, and is the host not worse than its twin?
+    """Judge G4: does the seed run as planned, isolated and within its budgets, and is the host as good as its twin?
 
-    Without a twin (`twin_kept` False) there is no causal evidence: the report has a note, and the rest is judged.
+    Without a twin (`twin_kept` False) there is no causal evidence. The gate then judges the rest, and the report has a
+    note.
 
     Raises:
-        EvidenceMissing: the performance was not measured, or the host was not compared with an existing twin.
+        EvidenceMissing: the performance was not measured, or a twin exists and the host was not compared with it.
     """
     first = [*_marks(evidence.marks), _same_stage(evidence.stages)]
     if (failed := _failed(Gate.G4, first, seed_id, fence)) is not None:
@@ -198,7 +198,7 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
 
 
 def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
-    """Judge G5: is every part of a removed seed gone, and is the slot bit-identical to that of a host without the seed?
+    """Judge G5: is every part of a removed seed gone, and is its slot bit-identical to the slot of an unseeded host?
 
     Raises:
         EvidenceMissing: the host was not compared with an unseeded one.
@@ -217,11 +217,12 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
 
 
 def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) -> PerformanceStatus:
-    """Rate how a live seed runs: FALLBACK if on another dtype, device or code path than planned; else by its cost.
+    """Rate a live seed: FALLBACK if its dtype, device or code path is not as planned; else by its cost.
 
     Args:
         cost_ratio: Modelled FLOPs of the seed over those of the host.
-        budget: Limit of `cost_ratio`. NOMINAL: at most half of it. HEALTHY: at most all of it. DEGRADED: above it.
+        budget: Limit of `cost_ratio`. NOMINAL: at most half the limit. HEALTHY: at most the limit. DEGRADED: above the
+        limit.
 
     Raises:
         EvidenceMissing: no call of the seed was recorded since the last fence.
@@ -236,9 +237,9 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
 
 
 def _failed(gate: Gate, first: list[Check], seed_id: str, fence: int) -> GateReport | None:
-    """Return the report of the checks that are judged first (fallbacks and stage) if one of them fails, else None.
+    """Return a failed report if a check of fallbacks or of the stage fails, else None.
 
-    They fail the gate even if other evidence is missing.
+    These checks come first: they fail the gate even if other evidence is missing.
     """
     report = _report(gate, seed_id, fence, first)
     return None if report.passed else report
@@ -251,7 +252,7 @@ def _marks(marks: Marks) -> list[Check]:
 
 
 def _told(fallbacks: tuple[str, ...] | None) -> list[Check]:
-    """Return the check of the fallbacks in the evidence. None: the seed was not observed running."""
+    """Return the check of the fallbacks in the evidence. `fallbacks` is None if no call of the seed was observed."""
     if fallbacks is None:
         return []
     return [Check(name="evidence_fallbacks", reason="fallback_used", measured=fallbacks, equals=())]
@@ -263,7 +264,7 @@ def _same_stage(stages: Stages) -> Check:
 
 
 def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
-    """Return the check of isolation. None in `leaks`: the seed was never isolated, so there is nothing to check."""
+    """Return the check of isolation. `leaks` is None if the seed was never isolated. It is then not checked."""
     if leaks is None:
         return []
     return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]

@@ -1,7 +1,8 @@
-"""Measures shape, causality and sample independence of a seed. The gate G0 judges the result.
+"""Measures shape, causality and sample independence of a seed for the gate G0.
 
-A seed that reads the answer (a later position, or another sample) appears to learn well. The last layer of a new seed
-is zero, which would hide such a leak. So leaks are measured on a double-precision copy with random parameters.
+If a seed reads a later position or another sample, it can read the answer and appears to learn well. This is a leak.
+The last layer of a new seed is zero, which would hide a leak. So leaks are measured on a double-precision copy with
+random parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MODES = (True, False)
 SAMPLES = 4
 """Number of samples of the batch that are perturbed, one at a time."""
 COPIES = 64
-"""Number of positions that are perturbed in one forward, each in a separate copy. It bounds the memory for long T."""
+"""Number of positions that are perturbed in one forward, each in a separate copy. This bounds the memory for long T."""
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -35,7 +36,7 @@ class SeedSanity:
     """The measurements of one seed."""
 
     shape: tuple[int, ...]
-    """Shape of one sample's output. If the two modes differ, the shape of the mode that does not fit the slot."""
+    """Shape of one sample's output. If the two modes differ, this is the shape that does not fit the slot."""
     slot_shape: tuple[int, ...]
     """Shape of one sample of the slot's output, which is the seed's input."""
     dtype: str
@@ -47,11 +48,11 @@ class SeedSanity:
     sample_leak: float | None
     """Largest movement of another sample over the largest output. None: the host mixes samples, or wrong shape."""
     told: tuple[str, ...]
-    """The fallbacks that the seed told while it was built, and while shape and dtype were measured."""
+    """The fallbacks that the seed reported while it was built, and while shape and dtype were measured."""
 
 
 def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: str) -> SeedSanity:
-    """Run copies of a seed on the slot's own activations, in training and in evaluation mode.
+    """Run copies of a seed on activations of its slot, in training and in evaluation mode.
 
     The module and all global random states are unchanged afterwards. Each forward starts from the same random state, so
     dropout causes no difference. Mixing through batch statistics shows in training mode.
@@ -103,15 +104,15 @@ def _probe(module: nn.Module, spec: SlotSpec, h: Tensor) -> SeedSanity:
 
 
 def _must_keep_samples_apart(spec: SlotSpec, training: bool) -> bool:
-    """Whether samples are independent in the host in this mode, so that the seed must do the same."""
+    """Return whether samples are independent in the host in this mode. A seed must then not mix them."""
     return spec.samples_independent or (not training and spec.samples_independent_evaluated)
 
 
 def _interface(module: nn.Module, spec: SlotSpec, h: Tensor, told: dict[str, None]) -> tuple[tuple[int, ...], str]:
-    """Return shape and dtype of one sample's output, measured in both modes: those that do not fit the slot, if any.
+    """Return shape and dtype of one sample's output. If the output of a mode does not fit the slot, return that mode's.
 
     Args:
-        told: The fallbacks that the seed tells are added.
+        told: The seed's fallbacks are added to it.
 
     Raises:
         TypeError: the output is not a tensor.
@@ -131,14 +132,14 @@ def _interface(module: nn.Module, spec: SlotSpec, h: Tensor, told: dict[str, Non
 def _forward(
     module: nn.Module, training: bool, autocast: str | None = None, told: dict[str, None] | None = None
 ) -> Forward:
-    """Return a function that runs one forward of a new copy, from the same random state in each call.
+    """Return a function that runs one forward of a new copy. Each call begins with the same random state.
 
     The copy is new in each call, so that no state (batch statistics, for example) passes from call to call.
 
     Args:
         autocast: Dtype to which the host's autocast casts at the slot. None: the host uses no autocast there.
-        told: The fallbacks that the copy tells are added. None: they do not count, as in double precision, in which no
-            seed is asked to run.
+        told: The copy's fallbacks are added to it. None: fallbacks do not count, because the copy runs in double
+            precision, which no plan requires.
     """
 
     def forward(h: Tensor) -> Tensor:

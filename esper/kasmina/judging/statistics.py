@@ -1,4 +1,4 @@
-"""Paired comparison of two networks on the same samples, and the limit of z for many comparisons. Pure functions."""
+"""Paired comparison of two networks on the same samples, and the limit of z for many comparisons."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from esper.leyline.evidence import PairedLosses, SampleLosses
 
 
 def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
-    """`d_i = control_i - seeded_i` over the same samples, averaged per group where samples are correlated.
+    """Compare two networks by `d_i = control_i - seeded_i` over the same samples.
 
-    `z = mean(d) / sqrt(var(d) / n)`, var with n - 1. If all d are equal, the spread is 0 and z is 0 by definition, so
-    that two identical networks do not pass as an improvement.
+    If the losses have groups, d is averaged per group. `z = mean(d) / sqrt(var(d) / n)`, var with n - 1. If all d are
+    equal, z is 0 by definition, so that two identical networks do not pass as an improvement.
 
     Raises:
-        EvidenceMissing: the losses are not of the same samples, or there are fewer than two.
+        EvidenceMissing: the samples differ, or there are fewer than two.
 
     Source: Student 1908, "The probable error of a mean" (paired differences).
     """
@@ -33,7 +33,7 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     count = len(d)
     with np.errstate(invalid="ignore"):  # a loss that is not finite gives a z of not-a-number, which passes no limit
         mean = float(d.mean())
-        sd = float(d.std(ddof=1)) if d.min() != d.max() else 0.0  # for equal numbers, std gives a rounding error
+        sd = float(d.std(ddof=1)) if d.min() != d.max() else 0.0  # for equal numbers, std returns a rounding error
     return PairedLosses(
         shard=control.shard,
         fence=control.fence,
@@ -47,20 +47,20 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
 
 
 def z_limit(false_pass: float, tests: int, count: int) -> float:
-    """Return the limit that z must exceed. The chance that any of `tests` useless seeds passes is at most `false_pass`.
+    """Return the limit that z must exceed. A useless seed passes with a chance of at most `false_pass / tests`.
 
-    Student's t quantile of `1 - false_pass / tests` with `count - 1` degrees of freedom: z divides by a spread that was
-    estimated from the same `count` samples or groups. The normal quantile would ignore that: at 14 samples and 400
-    tests about 10 times as many useless seeds exceed it. Exact for normal
-    differences; `docs/growth.md` covers other distributions.
+    The limit is Student's t quantile of `1 - false_pass / tests` with `count - 1` degrees of freedom, because the
+    spread in z is estimated from the same `count` samples or groups. The normal quantile ignores that: at 14 samples
+    and 400 tests about 10 times as many useless seeds exceed it. The limit is exact for normal differences.
+    `docs/growth.md` covers other distributions.
 
     Args:
         false_pass: Between 0 and 1.
         tests: 1 or more.
-        count: Samples, or groups of samples, that z is computed from.
+        count: Number of samples, or of groups of samples, from which z is computed.
 
     Raises:
-        EvidenceMissing: `count` is below 2, so that z has no spread to divide by.
+        EvidenceMissing: `count` is below 2: no spread can be estimated.
 
     Source: Student 1908; Bonferroni's inequality (Dunn 1961, doi:10.1080/01621459.1961.10482090).
     """

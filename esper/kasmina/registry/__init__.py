@@ -1,1 +1,1 @@
-"""The registry of seeds: every seed's stage, the commands that were admitted, and the gates' judgements."""
+"""The registry of seeds: every seed's stage, the admitted commands, and the judgements of the gates."""

@@ -1,7 +1,7 @@
-"""Admission of commands: refuses a command that is not authentic, fresh, complete and possible. It changes no state.
+"""Admission of commands: refuses a command unless it is authentic, fresh, complete and possible. No state changes.
 
-Only `admit` makes an `AdmittedCommand`; `readmitted` makes it again from a checkpoint. The object itself is the proof
-of admission, so it never leaves Kasmina's process.
+`admit` makes an `AdmittedCommand`. After a restore, `readmitted` makes it from a checkpoint. An `AdmittedCommand`
+proves the admission, so it never leaves Kasmina's process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from esper.telemetry.metrics import count
 STALE_S = 60.0
 """Largest age of a command, in seconds by its `issued_at`."""
 FUTURE_S = 5.0
-"""Largest lead of `issued_at` over this process's clock, in seconds."""
+"""Largest time, in seconds, by which `issued_at` may be later than this process's clock."""
 
 _SEAL = object()
 
@@ -31,7 +31,7 @@ class AdmittedCommand:
     """A command that `admit` accepted, in this process or before a restore."""
 
     command: Command
-    seal: InitVar[object]  # not a field: `dataclasses.replace` could copy it to another command
+    seal: InitVar[object]  # not a field, because `dataclasses.replace` would copy a field to another command
 
     def __post_init__(self, seal: object) -> None:
         if seal is not _SEAL:
@@ -39,14 +39,14 @@ class AdmittedCommand:
 
 
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:
-    """Accept a command, or refuse it.
+    """Admit a command, or raise.
 
-    A replay (a known id with the same signed bytes) in the same generation is accepted without the further checks: the
-    caller returns the recorded answer.
+    A replay has a known id and the same signed bytes. In the same generation, only its signature is checked. The caller
+    then returns the recorded answer.
 
     Raises:
-        CommandRejected: not authentic, not fresh, a known nonce or id with another body, or of another run or
-            generation.
+        CommandRejected: the command is not authentic or not fresh, its nonce or id is known from another command, or it
+            is of another run or generation.
         StageConflict: the operation is not allowed in the seed's stage.
         DependencyViolationError: a required id, mesh, blend or number is missing or malformed, or the command has a
             field that its operation does not use.
@@ -66,18 +66,18 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
 
 
 def readmitted(command: Command) -> AdmittedCommand:
-    """Return a command from a checkpoint as admitted. The caller has verified the checkpoint's checksum.
+    """Return a command from a checkpoint as admitted. The caller must have verified the checkpoint's checksum.
 
-    No check is repeated: the signature was checked at the admission, and cannot be checked now because a resumed run
-    has another key. This gives an attacker no way in: a replay is answered only after its own signature was checked,
-    and in a newer generation the command is never carried out. Its only effect is that another command with the same id
-    is refused.
+    No check is repeated. The signature was checked at the first admission. It cannot be checked now, because a resumed
+    run has a new key. This is safe, because a replay is answered only after its signature was checked, and because a
+    command of an older generation is never carried out. The command only has the effect that another command with the
+    same id is refused.
     """
     return AdmittedCommand(command, _SEAL)
 
 
 def check_generation(admitted: AdmittedCommand, generation: int) -> Command:
-    """Return the admitted command, if it is of this generation.
+    """Return the admitted command if it is of this generation.
 
     Raises:
         CommandRejected: the command is of another generation.
@@ -119,7 +119,7 @@ def _fresh(command: Command, ledger: Ledger, now: datetime) -> None:
 
 
 def _report(refusal: EsperError, command: Command) -> None:
-    """Report a refusal before it is raised: one severe event and one count."""
+    """Emit a severe event and a count for a refusal, before it is raised."""
     if isinstance(refusal, CommandRejected):
         severity = Severity.ERROR if isinstance(refusal, StageConflict) else Severity.CRITICAL
         reported(refusal, "command_rejected", severity, command_id=command.command_id, reason=refusal.reason)

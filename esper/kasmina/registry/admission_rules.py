@@ -1,4 +1,7 @@
-"""The rules of admission: in which stages each operation is allowed, which fields it uses, and what is checked."""
+"""The rules of admission.
+
+A rule has the stages in which an operation is allowed, the fields that it uses, and checks.
+"""
 
 from __future__ import annotations
 
@@ -15,40 +18,41 @@ from esper.leyline.stages import IN_HOST, LIVE, Stage
 Requirement = Callable[[Command, Ledger], None]
 """Raises if the command cannot be admitted."""
 When = Callable[[Command, Ledger], bool]
-"""Returns whether the operation uses a field. Called after the operation's `complete` checks."""
+"""Returns whether the operation uses a field. It is called after the operation's `complete` checks."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What admission asks of the commands of one operation."""
+    """The rule for the commands of one operation."""
 
     uses: Mapping[str, When]
-    """Field of `OPTIONAL` -> when the operation uses it. Another field must be at its default."""
+    """Field of `OPTIONAL` -> when the operation uses it. A field of `OPTIONAL` that is not used must have its
+    default."""
     complete: tuple[Requirement, ...]
-    """Raise a DependencyViolationError if a field is missing or malformed."""
+    """Each raises a DependencyViolationError if a field is missing or malformed."""
     possible: tuple[Requirement, ...]
-    """Raise a StageConflict if the registry does not allow the operation now. Called last."""
+    """Each raises a StageConflict if the registry does not allow the operation now. These checks come last."""
     kind: CommandKind = CommandKind.SEED
     stages: tuple[Stage, ...] = ()
-    """Stages of the seed `seed_id` in which the operation is allowed. Empty: the operation names no existing seed."""
+    """Stages of the seed `seed_id` in which the operation is allowed. Empty if the operation names no existing seed."""
 
 
 # -- when a field is used ----------------------------------------------------------------------------------------
 
 
 def always(command: Command, ledger: Ledger) -> bool:
-    """The operation always uses the field."""
+    """Return True: the operation always uses the field."""
     del command, ledger
     return True
 
 
 def into_host(command: Command, ledger: Ledger) -> bool:
-    """The field is used if the command grafts the seed into the host."""
+    """Return whether the command grafts the seed into the host, and so uses the field."""
     return command.operation is Operation.ADVANCE and ledger.stages[command.seed_id] is Stage.TRAINING
 
 
 def with_logits(command: Command, ledger: Ledger) -> bool:
-    """The field is used if the command's seeds have a blend that needs the policy's logits."""
+    """Return whether the blend of the command's seeds needs the policy's logits, and so the field is used."""
     blend = _blend_of(command, ledger)
     return blend is not None and blend.uses_logits
 
@@ -57,7 +61,7 @@ def with_logits(command: Command, ledger: Ledger) -> bool:
 
 
 def check_ids(command: Command, ledger: Ledger) -> None:
-    """Check the fields that every command has."""
+    """Check the fields that every command needs."""
     del ledger
     require(_not_blank(command.command_id), command, "command id missing")
     require(_not_blank(command.run_id), command, "run id missing")
@@ -118,7 +122,7 @@ def _blend(command: Command, ledger: Ledger) -> None:
 
 
 def _same_blend(command: Command, ledger: Ledger) -> None:
-    """Check that a seed, or a replica of it, does not get another blend than the seed was germinated with."""
+    """Check that a seed, or a replica of it, gets the blend with which the seed was germinated."""
     seed_id = command.replica_of if command.operation is Operation.GERMINATE else command.seed_id
     if seed_id is None or not (command.operation is Operation.GERMINATE or into_host(command, ledger)):
         return
@@ -127,7 +131,7 @@ def _same_blend(command: Command, ledger: Ledger) -> None:
 
 
 def _blend_of(command: Command, ledger: Ledger) -> BlendSpec | None:
-    """Return the blend of the command's seeds. None: the seed was germinated without one, and none is given."""
+    """Return the blend of the command's seeds. None: neither the seed nor the command has a blend."""
     if command.operation is Operation.GERMINATE or into_host(command, ledger):
         return command.blend
     return ledger.blends[command.seed_id]
@@ -272,7 +276,7 @@ OPTIONAL = frozenset(
         "fallback_marks",
     }
 )
-"""Fields of a command that may stay at their default, and must stay so unless the operation uses them."""
+"""Fields of a command that may have their default. They must have it unless the operation uses them."""
 _DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
 
 
@@ -280,8 +284,8 @@ def check_rule(command: Command, ledger: Ledger) -> None:
     """Check a command by the rule of its operation.
 
     Raises:
-        DependencyViolationError: a field is missing or malformed, or is set and not used by the operation: it would be
-            ignored, so the issuer meant something else.
+        DependencyViolationError: a field is missing or malformed, or a field is set that the operation does not use. To
+            ignore the latter would hide a mistake of the issuer.
         StageConflict: the registry does not allow the operation now.
     """
     rule = RULES[command.operation]

@@ -1,4 +1,4 @@
-"""The gates G3 and G4 of a seed in the live host, and what follows when one passes or fails."""
+"""The gates G3 and G4 of a seed in the live host, and the changes that follow from them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from esper.leyline.stages import Stage
 from esper.telemetry.events import Severity, severe
 
 JOINED_AT = {"none": None, "blended": Stage.SHADOWING, "fossilized": Stage.FOSSILIZED}
-"""`growth.isolate_until` -> the stage at whose start a seed's isolation ends. None: seeds are never isolated."""
+"""`growth.isolate_until` -> stage in which a seed's isolation ends, at its start. None: seeds are never isolated."""
 
 
 def advance(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, observation: HostObservation
 ) -> Answer:
-    """Judge the next gate of a seed in the live host. If it passes, move the seed one stage on; else cull it.
+    """Judge the next gate of a seed in the live host.
+
+    If it passes, move the seed to its next stage; else cull the seed.
 
     Args:
         observation: The trainer's observation at this fence.
@@ -48,7 +50,7 @@ def advance(
 def _plans(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, *, joins: bool
 ) -> tuple[JoinPlan | ConfidencePlan, ...]:
-    """Return the plan of a seed that passed its gate: to end its isolation, to change its confidence, or for both."""
+    """Return the plan of a seed that passed its gate: it ends the isolation, changes the confidence, or both."""
     assert seed.graft is not None, "a seed in the host without its graft"
     applied = seed.graft.confidence
     confidence = next_confidence(seed.graft.blend, command.confidence_logits, applied)
@@ -87,8 +89,8 @@ def _judge_impact(
 def _fail(records: RunRecords, seed: SeedRecord, report: GateReport, fence: int, command_id: str) -> Answer:
     """Cull a live seed that failed its gate.
 
-    If the host is worse than its twin, cull every seed that is not fossilised: the comparison does not show which
-    of them does the harm.
+    If the host is worse than its twin, cull every live seed that is not fossilised, because the comparison does not
+    show which seed does the harm.
     """
     failed = records.roster.newest_first() if "worse_than_twin" in report.reasons else [seed]
     answer = cull(records, failed, fence, report.gate, report.reasons, command_id)

@@ -1,4 +1,4 @@
-"""Builds the messages in a registry's answers: records, plans, orders and reports. The registry decides which."""
+"""Builds the messages in the registry's answers: records, plans, orders and reports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from esper.leyline.reports import FieldReport, GraftPlan, Outcome
 
 
 class PlanIds(TypedDict):
-    """The identifying fields that every kind of plan has."""
+    """The fields that identify the command of a plan. Every kind of plan has them."""
 
     command_id: str
     run_id: str
@@ -38,7 +38,7 @@ def record_of(
     """Return the first record of a candidate, at stage DORMANT.
 
     Args:
-        measured: None if the blueprint is unknown in this slot: the sizes are then 0, and G0 refuses the candidate.
+        measured: None: the blueprint is unknown in this slot. The sizes are then 0, and G0 refuses the candidate.
     """
     probe = measured.sanity if measured is not None else None
     pair = roster.options.get((candidate.slot, candidate.blueprint_id))
@@ -62,7 +62,10 @@ def record_of(
 def make_order(
     command: Command, fence: int, plans: Sequence[GraftPlan], roster: Roster, facts: RunFacts, limits: GrowthConfig
 ) -> IncubationOrder:
-    """Return the order to incubate candidates that passed G0 and G1. For two candidates or fewer: no halving."""
+    """Return the order to incubate candidates that passed G0 and G1.
+
+    An order for one or two candidates has no halving.
+    """
     due = fence + limits.due_rounds
     first, last = facts.fence_steps[fence], facts.fence_steps[due]
     if limits.probe_steps is not None:
@@ -127,7 +130,7 @@ def live_plan(
     """Return the plan for the live host: the same initial weights as in the fork, with the command's ramp.
 
     Args:
-        drawn: The plan of the seed's fork. It may be of an older generation.
+        drawn: The plan of the seed's fork, perhaps of an older generation.
     """
     assert command.blend is not None, "admission requires the blend at the graft"
     return drawn.model_copy(
@@ -147,7 +150,7 @@ def live_plan(
 def field_report(
     facts: RunFacts, seed: SeedRecord, outcome: Outcome, reasons: tuple[str, ...], fence: int, now: datetime
 ) -> FieldReport:
-    """Return the outcome of a seed as a field report, which the policy reads."""
+    """Return the outcome of a seed as a field report for the policy."""
     judged, step = seed.judged, facts.fence_steps[fence]
     return FieldReport(
         report_id=derive_id(facts.run_id, Purpose.REPORT, fence=fence, step=step, slot=seed.seed_id),
@@ -169,7 +172,7 @@ def field_report(
 
 
 def in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
-    """Return the same order with another generation number, also in its plans."""
+    """Return the order with another generation number, in its plans, too."""
     plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
     return order.model_copy(update={"generation": generation, "plans": plans})
 

@@ -1,7 +1,7 @@
-"""Stores every admitted command with its plans and its answer, for replays and for checkpoints.
+"""Stores every admitted command with its plans and its answer, for replays and checkpoints.
 
-Weights of plans are stored once, by digest, as long as a host may still need them. For a later replay they are drawn
-again from the same random stream, and the digest is compared.
+Weights of plans are stored once, by digest, as long as a host may need them. If a later replay needs them, they are
+drawn again from the same random stream, and the digest is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CommandBook:
     """The admitted commands of one run by id, in the order of admission."""
 
     def __init__(self, draw: Callable[[GraftPlan], bytes]) -> None:
-        """Args: draw: Draws the weights of a plan again, with the same bits as when its seed was germinated."""
+        """Args: draw: Draws the weights of a plan again, with the bits that they had when the seed was germinated."""
         self._draw = draw
         self._admitted: dict[str, AdmittedCommand] = {}
         self._plans: dict[str, tuple[GraftPlan, ...]] = {}
@@ -54,10 +54,10 @@ class CommandBook:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def counted(self, generation: int) -> dict[str, Command]:
-        """Return the commands that admission must know of, by id.
+        """Return the commands that admission needs, by id.
 
-        A command of an older generation that was never carried out has changed nothing. After a restore, Tamiyo
-        issues it again with the same id and nonce, which must not be refused as known: so it is left out here.
+        A command of an older generation that was never carried out is left out, because it has changed nothing. After a
+        restore, Tamiyo issues the command again with the same id and nonce, and admission must accept it.
         """
         return {
             key: admitted.command
@@ -69,7 +69,10 @@ class CommandBook:
         return self._admitted[command_id]
 
     def enter(self, admitted: AdmittedCommand, plans: Sequence[GraftPlan], weights: Weights, generation: int) -> None:
-        """Add a command of this generation. First drop those that `counted` leaves out: this may be its repetition."""
+        """Add a command of this generation.
+
+        First drop the commands that `counted` leaves out: one may have the same id.
+        """
         for forgotten in self._admitted.keys() - self.counted(generation).keys():
             del self._admitted[forgotten], self._plans[forgotten]
         command_id = admitted.command.command_id
@@ -96,11 +99,12 @@ class CommandBook:
         return self._answers.get(command_id)
 
     def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
-        """Return the weights of some plans, by digest. They are drawn again if they are no longer stored.
+        """Return the weights of some plans, by digest. Weights that are no longer stored are drawn again.
 
         Raises:
             SeedBuildFailed: weights had to be drawn again, and the factory raised.
-            DependencyViolationError: weights drawn again have another digest. That can happen on another machine.
+            DependencyViolationError: weights that were drawn again have another digest. This can happen on another
+                machine.
         """
         return {plan.weights_digest: self._stored_or_drawn(plan) for plan in plans}
 
@@ -114,6 +118,6 @@ class CommandBook:
         return weights
 
     def forget_weights(self, order: IncubationOrder | None, seeds: Iterable[SeedRecord]) -> None:
-        """Drop the weights that only a replay could need; see `needed_weights`."""
+        """Drop the weights that no host needs; see `needed_weights`. A replay draws them again."""
         needed = needed_weights(self._plans, self._answers, order, seeds)
         self._weights = {digest: blob for digest, blob in self._weights.items() if digest in needed}

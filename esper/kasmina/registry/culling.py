@@ -1,4 +1,4 @@
-"""The end of a seed: its cull, and G5 of its slot once the embargo is over."""
+"""The end of a seed: its cull, and the gate G5 of its slot after the embargo."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from esper.leyline.stages import LIVE, Stage
 def cull(
     records: RunRecords, seeds: Sequence[SeedRecord], fence: int, cause: str, reasons: tuple[str, ...], command_id: str
 ) -> Answer:
-    """Cull seeds, each with its field report. The plans remove those that are in the live host.
+    """Cull seeds. The answer has a field report of each seed, and plans that remove the seeds in the live host.
 
     Args:
-        cause: Cause in the transitions: "command", or the gate that failed.
+        cause: The cause in the transitions: "command", or the gate that failed.
         reasons: Reasons in the field reports.
     """
     outcome = Outcome.REGRESSION if "worse_than_twin" in reasons else Outcome.ABORTED
@@ -36,15 +36,15 @@ def cull(
 
 
 def reset(records: RunRecords, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
-    """Judge G5 for every seed whose embargo has ended. A seed that passes becomes DORMANT, else TERMINATED.
+    """Judge G5 for every seed whose embargo has ended. If it passes, the seed becomes DORMANT, else TERMINATED.
 
-    The slot of a TERMINATED seed takes no further seed, since the seed left something behind there.
+    The slot of a TERMINATED seed is closed for further seeds, because parts of the seed are left in it.
 
     Args:
         probes: Seed id -> comparison of its slot with an unseeded host.
 
     Raises:
-        EvidenceMissing: a seed's slot was not compared with an unseeded host; nothing was changed.
+        EvidenceMissing: a slot was not compared with an unseeded host; nothing was changed.
     """
     judged = []
     for seed in records.roster.resetting(fence):

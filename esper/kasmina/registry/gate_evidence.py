@@ -32,7 +32,7 @@ def sanity_evidence(
     facts: RunFacts,
     limits: GrowthConfig,
 ) -> SanityEvidence:
-    """Return the evidence for G0: the candidate's measurements from before its training."""
+    """Return the evidence for G0: measurements of the candidate before its training."""
     probe = measured.sanity if measured is not None else None
     return SanityEvidence(
         marks=_marks(command, probe.told if probe is not None else None),
@@ -56,7 +56,7 @@ def gradient_evidence(measured: CandidateProbe | None) -> GradientEvidence:
 def stability_evidence(
     command: Command | None, fork: ForkResult, winner: SeedRecord | None, fence: int
 ) -> StabilityEvidence:
-    """Return the evidence for G2: a fork compared with its control. For a replica also the evidence of the winner."""
+    """Return the evidence for G2: a fork compared with its control. For a replica, the winner's evidence is added."""
     carried = winner.judged if winner is not None else None
     return StabilityEvidence(
         marks=_marks(command, fork.fallbacks),
@@ -76,10 +76,10 @@ def interface_evidence(
 ) -> InterfaceEvidence:
     """Return the evidence for G3: the trainer's observation of the seed.
 
-    A dtype or a device other than planned is no mark here: the gate judges both as parts of the interface.
+    If dtype or device are not as planned, that is not a mark here: the gate judges both as parts of the interface.
 
     Raises:
-        EvidenceMissing: the seed was not observed at this fence, or is isolated and was never audited.
+        EvidenceMissing: the seed was not observed at this fence, or it is isolated and was never audited.
     """
     seen = find_seed("G3", seed, observation, fence)
     ran = seen.differences
@@ -113,11 +113,11 @@ def impact_evidence(
 ) -> ImpactEvidence:
     """Return the evidence for G4: the seed's cost, how it runs, and the comparison of the host with its twin.
 
-    Another dtype, device or code path than asked is no mark here: it makes the performance status `fallback`.
+    If dtype, device or code path are not as planned, that is not a mark here: the performance status is `fallback`.
 
     Raises:
-        EvidenceMissing: the seed was not observed at this fence, was not called since the last fence, or is isolated
-            and was never audited.
+        EvidenceMissing: the seed was not observed at this fence, it was not called since the last fence, or it is
+            isolated and was never audited.
     """
     seen = find_seed("G4", seed, observation, fence)
     cost_ratio = seed.flops / facts.host_flops
@@ -139,7 +139,7 @@ def find_seed(gate: str, seed: SeedRecord, observation: HostObservation, fence: 
     """Return the trainer's observation of one seed at a fence.
 
     Raises:
-        EvidenceMissing: the observation is of another fence, or the trainer observed no such seed.
+        EvidenceMissing: the observation is of another fence, or has no such seed.
     """
     if observation.fence != fence:
         raise EvidenceMissing(gate, "observation of the host", f"that of fence {observation.fence}", f"fence {fence}")

@@ -1,4 +1,4 @@
-"""GERMINATE: the gates G0 and G1 of new candidates, and the order to incubate those that pass."""
+"""GERMINATE: the gates G0 and G1 of new candidates, and the order to incubate the candidates that pass."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from esper.leyline.stages import Stage
 
 
 def germinate(records: RunRecords, command: Command, fence: int, probes: Mapping[str, CandidateProbe]) -> Answer:
-    """Judge G0 and G1 of a command's candidates, and order a tournament of those that passed both.
+    """Judge G0 and G1 of a command's candidates, and order a tournament of the candidates that passed both.
 
-    All are judged before any record changes, so that missing evidence changes nothing.
+    All candidates are judged before any record changes, so that missing evidence changes nothing.
 
     Args:
         probes: Seed id -> measurements of the candidate before its training.
@@ -51,7 +51,10 @@ def _judge(
 
 
 def _settle(records: RunRecords, seed_id: str, reports: Sequence[GateReport], fence: int) -> Answer:
-    """Record the judgements of G0 and G1, and move the seed: TRAINING; culled (G1 failed); DORMANT (G0 failed)."""
+    """Record the judgements, and move the seed to TRAINING. If G1 failed, cull the seed.
+
+    If G0 failed, it stays DORMANT.
+    """
     roster, seed = records.roster, records.roster[seed_id]
     for report in reports:
         records.judged(report, seed)

@@ -1,4 +1,4 @@
-"""The facts about earlier commands and seeds that admission needs. It decides nothing."""
+"""The facts about earlier commands and seeds that admission needs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from esper.leyline.stages import Stage
 
 @dataclass(frozen=True)
 class Ledger:
-    """The facts about earlier commands and seeds that admission needs; a view, not a copy."""
+    """The facts that admission reads. The mappings are not copies of the registry's records."""
 
     run_id: str
     generation: int
     nonces: Mapping[str, str]
-    """Command id by nonce, of every admitted command but those of an older generation that were never carried out."""
+    """Command id by nonce, of every admitted command. Commands of an older generation count only if they were carried
+    out."""
     bodies: Mapping[str, bytes]
-    """Signed bytes by command id, of the same commands."""
+    """Signed bytes by command id, of the commands in `nonces`."""
     fence: int
     """The present fence."""
     stages: Mapping[str, Stage]
@@ -29,9 +30,9 @@ class Ledger:
     """(slot, blueprint) by seed id, of every seed in `stages`."""
     slots: Mapping[str, SlotSpec]
     blends: Mapping[str, BlendSpec | None]
-    """Commanded blend by seed id, of every seed in `stages`. None: an earlier version germinated it without one."""
+    """Commanded blend by seed id, of every seed in `stages`. None: an earlier version of esper recorded no blend."""
     closed: frozenset[str]
-    """The slots that take no further seed."""
+    """The slots that are closed for further seeds."""
     order_in_flight: str | None
     """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
     checkpoints: tuple[int, ...] = ()

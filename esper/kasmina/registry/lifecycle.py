@@ -1,4 +1,4 @@
-"""The table of a seed's lifecycle: the stages that may follow each stage."""
+"""The lifecycle of a seed: the stages that may follow each stage."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ STAGE_AFTER: dict[Stage, Stage] = {
 
 
 def check_edge(seed_id: str, current: Stage, requested: Stage) -> Stage:
-    """Return the requested stage, if it may follow the current one.
+    """Return the requested stage if it may follow the current stage.
 
     Raises:
-        IllegalTransition: it may not. That is a bug of esper: admission refuses such commands earlier.
+        IllegalTransition: it may not follow. This is a bug of esper, because admission refuses commands that would
+            cause it.
     """
     if requested not in EDGES[current]:
         raise IllegalTransition(seed_id, current, requested)

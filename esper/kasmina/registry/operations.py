@@ -1,4 +1,4 @@
-"""The table of operations: what each command of Tamiyo does to the records, once admission has accepted it."""
+"""The table of operations: a function for each, which applies an admitted command of Tamiyo to the records."""
 
 from __future__ import annotations
 
@@ -62,4 +62,4 @@ OPERATIONS: Mapping[Operation, Callable[[RunRecords, Command, int, Measured], An
     Operation.CULL: _cull,
     Operation.SCALE_RATE: _scale_rate,
 }
-"""Operation -> the function that carries it out at a fence. Admission has checked the command by its rule."""
+"""Operation -> the function that carries it out at a fence."""

@@ -1,7 +1,7 @@
-"""The `Registrar` port of Kasmina: the registry of seeds with few calls. The answer to a change contains its results.
+"""The `Registrar` port of Kasmina: the registry of seeds, with few calls.
 
-On Ray each call is a blocking message to another process. So the answer to a change contains what the caller needs
-next: plans, weights and, if the call changes the view, the new view.
+On Ray each call is a blocking message to another process. So the answer to a change contains everything that the caller
+needs next: plans, weights and, if the call changes the view, the new view.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The state of Kasmina's registry in a checkpoint, as JSON: all that its future answers depend on.
+"""The state of Kasmina's registry in a checkpoint, as JSON. All its future answers depend on this state.
 
-Weights are stored once, by digest, and only as long as a host may still need them: until the command is carried out,
-its tournament has ended, and the winner has been judged. For a later replay of the command they are drawn again from
-the same random stream, and the digest is compared.
+Weights are stored once, by digest, as long as a host may need them: until the command is carried out, its tournament
+has ended, and the winner has been judged. If a later replay needs them, they are drawn again from the same random
+stream, and the digest is checked.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ WHERE = "kasmina's state"
 
 
 class RosterState(Message):
-    """What a `Roster` records of seeds and slots."""
+    """The records of a `Roster`."""
 
     seeds: tuple[SeedRecord, ...]
     """In the order of their GERMINATE commands."""
     ordinals: dict[str, Count]
     """Slot path -> ordinal of the next seed that is grafted there."""
     removed_at: Count | None
-    """The last fence at which a seed was removed from the host. None: no seed was."""
+    """The last fence at which a seed was removed from the host. None: no seed was removed."""
 
 
 class StoredGraft(Message):
@@ -75,7 +75,7 @@ class StoredRate(Message):
 StoredPlan = Annotated[
     StoredGraft | StoredJoin | StoredRate | StoredConfidence | StoredRemoval, Field(discriminator="kind")
 ]
-"""A plan for the host. JoinPlan and RemovePlan have the same fields: JSON without `kind` would not tell them apart."""
+"""A plan for the host. JoinPlan and RemovePlan have the same fields, so JSON needs `kind` to distinguish them."""
 
 
 class StoredAnswer(Message):
@@ -107,12 +107,11 @@ class StoredCommand(Message):
 
 
 class RegistryState(Message):
-    """The state of a `SeedRegistry`: all that its answers depend on.
+    """The state of a `SeedRegistry`. All its answers depend on this state and on the arguments of its start.
 
-    Stored: every seed's record, every admitted command (so that its id or nonce is not accepted for another command),
-    answers for replays, the order in flight, and counts. Not stored: the arguments of each start of the process (facts,
-    limits, slots, options, blueprints, key, clock), and weights that no host needs any more. Commands and answers grow
-    by some kilobytes per tournament; weights do not grow.
+    Admitted commands are stored so that their ids and nonces are refused for other commands. Answers are stored for
+    replays. The arguments of a start (facts, limits, slots, options, blueprints, key, clock) are not stored, nor are
+    weights that no host needs. Each tournament adds some kilobytes of commands and answers.
     """
 
     run_id: str
@@ -123,14 +122,14 @@ class RegistryState(Message):
     order: IncubationOrder | None
     """The order whose tournament is running. None: no tournament is running."""
     weights: dict[str, bytes]
-    """SHA-256 -> weights, of every plan that may still be measured, attached to a fork or grafted."""
+    """SHA-256 -> weights, of every plan that may yet be measured, attached to a fork or grafted."""
     tests_used: Count
     violations: Count
     twin_kept: bool
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
-        """Return the state. Raises: ValueError: a part refers to an id or a digest that another part lacks."""
+        """Return the state. Raises: ValueError: an id or a digest is named but missing, or is listed twice."""
         seeds = [seed.seed_id for seed in self.roster.seeds]
         ids = [kept.command.command_id for kept in self.commands]
         _check_unique("seed", seeds)
@@ -159,13 +158,13 @@ def needed_weights(
     order: IncubationOrder | None,
     seeds: Iterable[SeedRecord],
 ) -> set[str]:
-    """Return the digests of the weights that a host may still need.
+    """Return the digests of the weights that a host may need.
 
     Args:
         plans: Plans of candidates, by command id.
         answered: Ids of the commands that were carried out.
-        order: The order in flight. After a restart its tournament begins again, so all its weights are needed.
-        seeds: All seeds. The weights of a seed in TRAINING are needed: it may have won, and is then grafted.
+        order: The order in flight. All its weights are needed, because its tournament begins again after a restart.
+        seeds: All seeds. The weights of a seed in TRAINING are needed, because it may be grafted.
     """
     training = {seed.seed_id for seed in seeds if seed.stage is Stage.TRAINING}
     waiting = {
@@ -181,8 +180,8 @@ def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str
     """Parse the text that `SeedRegistry.state` returned.
 
     Raises:
-        StoreCorrupt: the text is not such a state, is inconsistent, or belongs to another run, to other slots, or to a
-            generation after `generation`.
+        StoreCorrupt: the text is not such a state, it is inconsistent, or it belongs to another run, to other slots, or
+            to a generation after `generation`.
     """
     try:
         state = RegistryState.model_validate_json(text)

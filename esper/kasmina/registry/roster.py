@@ -1,4 +1,4 @@
-"""Kasmina's records of the seeds and slots of one run, and the queries on them. The gates judge; the roster records."""
+"""Kasmina's records of the seeds and slots of one run, with queries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.telemetry.context import span
 
 
 class Roster:
-    """All seeds that a GERMINATE command ever named, by id, in the order of the commands."""
+    """All seeds of the run's GERMINATE commands, by id, in the order of the commands."""
 
     def __init__(
         self, facts: RunFacts, limits: GrowthConfig, specs: Sequence[SlotSpec], options: Sequence[Pair]
@@ -39,7 +39,7 @@ class Roster:
         return RosterState(seeds=seeds, ordinals=dict(self._ordinals), removed_at=self._removed_at)
 
     def restore(self, state: RosterState) -> None:
-        """Replace all records. `state` must have the same slots."""
+        """Replace all records. `state` must have the slots of this roster."""
         self._seeds = {seed.seed_id: seed for seed in state.seeds}
         self._ordinals = {slot: state.ordinals[slot] for slot in self.specs}
         self._removed_at = state.removed_at
@@ -61,7 +61,7 @@ class Roster:
         return step
 
     def retire(self, seed_id: str, fence: int, cause: str, command_id: str) -> list[Transition]:
-        """Cull a seed. If it was in the host, its pair gets an embargo; otherwise its reset is due from now on."""
+        """Cull a seed. If it was in the host, its pair gets an embargo. Otherwise its reset is due now."""
         live = self._seeds[seed_id].stage in LIVE
         if live:
             self._removed_at = fence
@@ -71,7 +71,7 @@ class Roster:
         return steps
 
     def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
-        """Record that `plan` put a seed into the live host. Also advances the slot's next ordinal."""
+        """Record that `plan` grafted a seed into the live host, and count up the slot's next ordinal."""
         graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend, confidence=plan.confidence)
         self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
         self._ordinals[plan.slot] += 1
@@ -103,7 +103,7 @@ class Roster:
     def earliest(self) -> dict[str, int]:
         """Return the first fence at which each seed may pass to its next stage, by seed id.
 
-        No seed passes two stages at one fence, and a seed in probation stays `probation_rounds` under watch.
+        A seed stays in each stage for at least one fence, and in probation for `probation_rounds`.
         """
         watched = self._limits.probation_rounds
         return {
@@ -120,7 +120,7 @@ class Roster:
         return {seed.seed_id: seed.blend for seed in self._seeds.values()}
 
     def closed(self) -> frozenset[str]:
-        """Return the slots that take no further seed: a culled seed left something behind there."""
+        """Return the slots that are closed for further seeds, because parts of a culled seed are left in them."""
         return frozenset(seed.slot for seed in self.having((Stage.TERMINATED,)))
 
     def having(self, stages: Iterable[Stage]) -> list[SeedRecord]:
@@ -129,10 +129,10 @@ class Roster:
         return [seed for seed in self._seeds.values() if seed.stage in wanted]
 
     def newest_first(self) -> list[SeedRecord]:
-        """Return the seeds that are in the host but not fossilised, the last grafted first.
+        """Return the seeds that are in the host and not fossilised, the last grafted first.
 
-        Seeds grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order: they depend
-        on the run's id, and two runs with the same random seed must give the same results.
+        Seeds that were grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order:
+        they depend on the run's id, and two runs with the same random seed must have the same results.
         """
 
         def grafted(seed: SeedRecord) -> tuple[int, str, int]:
@@ -218,14 +218,16 @@ class Roster:
     # -- the twin ------------------------------------------------------------------------------------------------
 
     def shadowed(self) -> list[SeedRecord]:
-        """Return the seeds at their target alpha that are not yet fossilised: those that the twin comparison judges."""
+        """Return the seeds at their target alpha that are not fossilised.
+
+        The comparison with the twin judges these seeds.
+        """
         return self.having((Stage.SHADOWING, Stage.PROBATIONARY))
 
     def compared(self, z: float, fence: int) -> None:
         """Record one fence's z of (twin - live) for every shadowed seed.
 
-        Skipped at the fence after a removal: the host's loss there shows the effect of the removed seed, not of those
-        that stay.
+        The fence after a removal is skipped, because the host's loss then shows the effect of the removed seed.
         """
         if self._disturbed(fence):
             return

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Identity, length and sizes of one run. Only `generation` changes, when the run is restored."""
+    """Identity, length and sizes of one run. `generation` changes when the run is restored. The rest is constant."""
 
     run_id: str
     generation: int

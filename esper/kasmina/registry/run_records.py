@@ -1,4 +1,4 @@
-"""All that Kasmina's registry has recorded of one run; its answers depend on these records and its inputs alone."""
+"""All records of Kasmina's registry of one run. The registry's answers depend only on them and on its inputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from esper.leyline.state import RegistryView
 
 
 class RunRecords:
-    """Seeds, commands, the order in flight and counts of one run, beside the constants that they are read with."""
+    """Seeds, commands, the order in flight and counts of one run, with the constants of the run."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class RunRecords:
         self.order: IncubationOrder | None = None
         """The order whose tournament is running. None: no tournament is running."""
         self.tests_used = 0
-        """Number of candidates that were ever incubated."""
+        """Number of candidates that were incubated in the whole run."""
         self.violations = 0
         """Number of judgements that found a seed's gradient in host parameters."""
         self.twin_kept = False
@@ -52,7 +52,7 @@ class RunRecords:
     # -- state for a checkpoint ----------------------------------------------------------------------------------
 
     def state(self) -> str:
-        """Return the records as JSON; see `RegistryState`. Drop weights that no host needs."""
+        """Drop the weights that no host needs, and return the records as JSON; see `RegistryState`."""
         self.forget_weights()
         commands, weights = self.book.state()
         return RegistryState(
@@ -86,7 +86,7 @@ class RunRecords:
     # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """Return the view of the registry at a fence: all that growth needs to choose its next step."""
+        """Return the view of the registry at a fence. Growth chooses its next step by it."""
         return RegistryView(
             run_id=self.facts.run_id,
             generation=self.facts.generation,
@@ -154,11 +154,11 @@ class RunRecords:
         return fork_plan(command, candidate, blueprint, fence, self.roster, self.facts, self.limits)
 
     def forget_weights(self) -> None:
-        """Drop the weights that no host needs any more. They are drawn again if a replay asks for them."""
+        """Drop the weights that no host needs any more. If a replay needs them, they are drawn again."""
         self.book.forget_weights(self.order, self.roster.having((Stage.TRAINING,)))
 
     def _draw_weights_again(self, plan: GraftPlan) -> bytes:
-        """Draw a plan's weights again, with the seed's pair and the fence of its germination, which fix the bits."""
+        """Draw a plan's weights again. The seed's pair and the fence of its germination determine the bits."""
         seed = self.roster[plan.seed_id]
         candidate = Candidate(slot=seed.slot, blueprint_id=seed.blueprint_id, seed_id=seed.seed_id)
         spec, blueprint = self.roster.specs[seed.slot], self._blueprints.get(seed.blueprint_id)

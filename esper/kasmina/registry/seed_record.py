@@ -1,4 +1,4 @@
-"""Kasmina's record of a seed, and the events that a gate's judgement emits."""
+"""Kasmina's record of a seed, and the events of a gate's judgement."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CRITICAL_REASONS = frozenset(
 
 
 class Graft(Message):
-    """How a seed is attached to the live host, as far as later decisions need it. The host holds the seed's weights."""
+    """The facts of a seed's graft into the live host that later decisions need. The weights are in the host."""
 
     ordinal: int
-    """Number of the seed among all that were ever grafted into its slot, from 0."""
+    """Number of the seed among all seeds that were ever grafted into its slot, from 0."""
     start_step: int
     """The first optimizer step in which the seed takes part."""
     blend: BlendSpec
     confidence: float | None = None
-    """The applied confidence of a CONFIDENCE blend, 0..1. None: the mode has none."""
+    """The applied confidence of a CONFIDENCE blend, 0..1. None: the mode has no confidence."""
 
 
 class SeedRecord(Message):
-    """The history of one seed. Immutable: a change replaces the record. A checkpoint contains it whole."""
+    """The history of one seed. The record is immutable: a change replaces it. A checkpoint contains all of it."""
 
     seed_id: str
     slot: str
@@ -46,25 +46,25 @@ class SeedRecord(Message):
     germinated_fence: int
     since_fence: int
     commanded: BlendSpec | None = None
-    """The blend of the GERMINATE command. None: an earlier version recorded the seed, whose commands had none."""
+    """The blend of the GERMINATE command. None: the command was of an earlier version of esper, without a blend."""
     stage: Stage = Stage.DORMANT
     graft: Graft | None = None
     """None before the seed is grafted into the live host."""
     result: ForkResult | None = None
     twin_zs: tuple[float, ...] = ()
-    """z of (twin - live) at each fence since alpha reached its target."""
+    """z of (twin loss - live loss) at each fence since alpha reached its target."""
     embargo_until: int = 0
     rate_scale: float = 1.0
     """Factor on the learning rates of the seed's optimizer."""
 
     @property
     def judged(self) -> PairedLosses | None:
-        """The seed's paired losses on the gate shard. None unless it was the first of its tournament."""
+        """The seed's paired losses on the gate shard. None: it was not the first of its tournament."""
         return self.result.gate if self.result is not None else None
 
     @property
     def blend(self) -> BlendSpec | None:
-        """The seed's blend for life. None: it is not known before the graft, since no command named it yet."""
+        """The seed's blend. None: the GERMINATE command had no blend, and the seed is not grafted yet."""
         return self.graft.blend if self.graft is not None else self.commanded
 
     @property

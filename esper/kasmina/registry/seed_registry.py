@@ -1,7 +1,7 @@
-"""Kasmina's registry of seeds: admits commands, carries out their operations, and returns plans and orders.
+"""Kasmina's registry of seeds: admits commands, carries them out on its records, and returns plans and orders.
 
-It holds no host: its inputs are commands and evidence, its outputs plans and orders. Its answers depend on its inputs
-and its records alone; the clock only decides whether a command is fresh, and stamps field reports.
+It has no host. Its answers depend only on its inputs and its records. The clock decides whether a command is fresh, and
+dates field reports.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class SeedRegistry:
     # -- state for a checkpoint ----------------------------------------------------------------------------------
 
     def state(self) -> str:
-        """Return all that later answers depend on, as JSON; see `RegistryState`. Drop weights that no host needs."""
+        """Drop the weights that no host needs, and return the registry's state as JSON; see `RegistryState`."""
         return self._records.state()
 
     def restore(self, state: str, generation: int) -> None:
         """Replace the present state by `state`, in `generation`.
 
-        Afterwards commands and results of an older generation are refused, and new plans have the new number. `order`
-        then returns the order in flight, which begins again from its first step. Within the same generation, replays
-        are still answered.
+        Afterwards, commands and results of an older generation are refused, and new plans have the new generation. The
+        order in flight, if any, must begin again from its first step. Replays within the same generation are still
+        answered.
 
         Raises:
             StoreCorrupt: the text is not a state of this run up to this generation; nothing was changed.
@@ -72,18 +72,18 @@ class SeedRegistry:
     def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
         """Return the weights of plans that this registry made, by digest.
 
-        Weights of the last change are stored until the next command or the next `state`. After that, weights that no
-        host needs are drawn again.
+        Weights are stored until the next command or the next `state`, or longer if a host needs them. Later they are
+        drawn again.
 
         Raises:
-            SeedBuildFailed, DependencyViolationError: they could not be drawn again with the same bits.
+            SeedBuildFailed, DependencyViolationError: the weights could not be drawn again with the same bits.
         """
         return self._records.book.weights_of(plans)
 
     # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """Return the view of the registry at a fence: all that growth needs to choose its next step."""
+        """Return the view of the registry at a fence. Growth chooses its next step by it."""
         return self._records.view(fence)
 
     def probe_flops(self, plans: Sequence[GraftPlan]) -> int:
@@ -93,7 +93,7 @@ class SeedRegistry:
         return PROBE_BATCHES * (len(plans) * roster.step_flops() + seeds)
 
     def comparison_flops(self, live: SampleLosses) -> int:
-        """Return the modelled FLOPs of a twin comparison: a forward pass of each host, counted as a third of a step."""
+        """Return the modelled FLOPs of a twin comparison. The forward pass of each host counts as a third of a step."""
         facts = self._records.facts
         passes = len(live.losses) / facts.batch_size / 3
         return round(passes * (self._records.roster.step_flops() + facts.host_flops))
@@ -101,13 +101,14 @@ class SeedRegistry:
     # -- commands ------------------------------------------------------------------------------------------------
 
     def receive(self, command: Command, fence: int, checkpoints: Collection[int] = ()) -> tuple[GraftPlan, ...]:
-        """Admit a command and record it with the plans of its candidates. No seed and no host is changed yet.
+        """Admit a command and record it with the plans of its candidates. No seed and no host changes.
 
         Args:
-            checkpoints: The fences to which a command may take the run back. Only the line knows them.
+            checkpoints: The fences to which a command may take the run back. The line passes them.
 
         Returns:
-            For GERMINATE, the plans of the candidates that must be measured on a fork before `carry_out`. Else none.
+            For GERMINATE, the plans of the candidates. They must be measured on a fork before `carry_out`. Else no
+                plans.
 
         Raises:
             CommandRejected, DependencyViolationError: the command was refused.
@@ -129,7 +130,7 @@ class SeedRegistry:
     def carry_out(
         self, command_id: str, fence: int, probes: Sequence[CandidateProbe], observation: HostObservation | None
     ) -> Answer:
-        """Carry out a command after `receive`, as far as the gates pass. A repeated call returns the same answer.
+        """Carry out a command after `receive`. A repeated call returns the same answer.
 
         Args:
             probes: Measurements of the plans that `receive` returned.
@@ -157,7 +158,7 @@ class SeedRegistry:
         return conclude(self._records, result, fence)
 
     def compare(self, live: SampleLosses, twin: SampleLosses) -> PairedLosses:
-        """Compare live host and twin at this fence, and record z for every shadowed seed (alpha at its target)."""
+        """Compare live host and twin at this fence, and record z for every seed that `Roster.shadowed` returns."""
         pairs = paired(twin, live)
         self._records.roster.compared(pairs.z, live.fence)
         return pairs

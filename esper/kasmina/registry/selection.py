@@ -1,4 +1,4 @@
-"""The end of a tournament: G2 of the first, which is grafted into the live host if it passes, and of the others."""
+"""The end of a tournament: the gate G2 of every seed. If the first passes, it is grafted into the live host."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from esper.leyline.stages import Stage
 
 
 def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answer:
-    """Record a tournament's results. The first waits for a command to judge its G2; the others fail G2 now.
+    """Record a tournament's results. The others than the first fail G2 now. G2 of the first is judged by a command.
 
-    The losers are judged before any record changes, so that missing evidence changes nothing.
+    The losers are judged before any record changes, so that missing evidence changes no record.
 
     Raises:
-        EvidenceMissing: this is not the result of the order in flight; nothing was changed.
+        EvidenceMissing: the result is not of the order in flight; nothing was changed.
     """
     _check_result(records, result)
     seeds = [records.roster[fork.seed_id].model_copy(update={"result": fork}) for fork in result.forks]
@@ -37,7 +37,7 @@ def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answe
 
 
 def graft(records: RunRecords, command: Command, seed: SeedRecord, fence: int) -> Answer:
-    """Judge G2 of the first of a tournament. If it passes, graft it into the live host; else cull it.
+    """Judge G2 of the first seed of a tournament. If G2 passes, graft the seed into the live host; else cull it.
 
     Raises:
         EvidenceMissing: the gate could not judge; nothing was changed.
