@@ -1,1 +1,1 @@
-"""Executes a run: start, rounds, fences, restores, resume, end. The code is the same in one process and on Ray."""
+"""Executes a run from its start or resume to its end. The code is the same in one process and on Ray."""

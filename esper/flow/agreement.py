@@ -1,5 +1,5 @@
 """Checks that the parts of a checkpoint agree with each other, with the checkpoint's record and with the journal. All
-parts were written from the same state at the same fence, so a figure that occurs in two parts must be equal in both.
+parts were written at the same fence, so a figure that is in two parts must be equal in both.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_agreement(
 
 
 def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Entry]) -> None:
-    """Check that the host has applied exactly Kasmina's plans, and that its topology is their result."""
+    """Check that the host has applied Kasmina's plans and no others, and that its topology is their result."""
     given = [plan for one in registry.commands if one.answer is not None for plan in one.answer.as_given().plans]
     _check_equal("plans that were applied", _by_id(plan for plan, _ in host.receipts.values()), _by_id(given))
     receipts = {key: receipt.model_dump(mode="json") for key, (_, receipt) in host.receipts.items()}
@@ -56,7 +56,7 @@ def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Ent
 
 
 def _topology_after(plans: Iterable[HostPlan]) -> list[GraftPlan]:
-    """Return the topology of a host without seeds to which some plans were applied, in this order."""
+    """Return the topology of a host that began without seeds, after some plans were applied in this order."""
     topology: dict[str, GraftPlan] = {}
     for plan in plans:
         if isinstance(plan, GraftPlan):
@@ -90,7 +90,8 @@ def _check_stages(host: HostSnapshot, registry: RegistryState, told: Sequence[En
 
 
 def _check_forks(written: CheckpointWritten, saved: FenceState, registry: RegistryState) -> None:
-    """Check the twin's step and seeds, and that an origin is stored exactly if an earlier fence began the order."""
+    """Check the twin's step and seeds. Check also that an origin is stored if, and only if, the order in flight began
+    at an earlier fence."""
     twin, origin, steps = saved.incubation["twin"], saved.incubation["origin"], saved.incubation["twin_steps"]
     _check_equal("a twin is kept", twin is not None, registry.twin_kept)
     _check_equal("twin_steps is a number of steps", type(steps) is int and 0 <= steps <= written.step, True)
@@ -102,7 +103,8 @@ def _check_forks(written: CheckpointWritten, saved: FenceState, registry: Regist
 
 
 def _until(written: CheckpointWritten, entries: Sequence[Entry]) -> list[Entry]:
-    """Return the journal entries before this save began; none if the journal has no record of its beginning."""
+    """Return the journal entries before the beginning of this save. Empty: the journal has no record of that
+    beginning."""
     begun = list(takewhile(lambda entry: not _begins(entry, written), entries))
     return begun if len(begun) < len(entries) else []
 

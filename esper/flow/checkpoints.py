@@ -1,7 +1,7 @@
-"""Makes, commits, drops and loads the checkpoints of a run. It copies no weights.
+"""Makes, commits, drops and loads the checkpoints of a run.
 
-The trainer writes a checkpoint file in the background; the conductor, the only writer of the journal, commits it. A
-checkpoint is valid from its COMMIT on, and only then is the oldest dropped (see docs/durability.md).
+The trainer writes a checkpoint file in the background. The conductor, which is the only writer of the journal, commits
+it. A checkpoint is valid from its COMMIT on. The oldest checkpoint is dropped only after that (see docs/durability.md).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _LEFT = re.compile(r"fence-\d+-g\d+\.pt|\.fence-\d+-g\d+\.pt\.[0-9a-f]+\.tmp")
 
 
 class HostCopy(Enum):
-    """The place of the host's state, for a `FenceState` without a snapshot of the host."""
+    """The place of the host's state, if a `FenceState` has no snapshot of the host."""
 
     IN_MEMORY = auto()
-    """In a copy in the memory of the live trainer."""
+    """The state is a copy in the memory of the live trainer."""
     AS_BUILT = auto()
-    """In the trainer itself, which has not changed since it was built."""
+    """The state is the present state of the trainer, which has not changed since it was built."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class FenceState:
     """None: the state before fence 0."""
     host: Any  # Any: a HostCopy, or a HostSnapshot that was read from disk
     states: Mapping[str, str]
-    """Component (line, kasmina, tamiyo) -> its state as text."""
+    """The state of each component (line, kasmina, tamiyo) as text."""
     incubation: Mapping[str, Any]  # Any: see `Incubation.state`
 
 
 Trial = Callable[[CheckpointWritten, FenceState], None]
-"""A function that raises if a run cannot be resumed from a checkpoint. It changes no state of the run."""
+"""A function that raises if a run cannot be resumed from a checkpoint. It does not change the run."""
 
 
 def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
@@ -63,7 +63,7 @@ def _state_of(written: CheckpointWritten, content: Content) -> FenceState:
 
 
 class Checkpoints(Closing):
-    """The checkpoints of one run, over all its generations. At most one save is in flight."""
+    """The checkpoints of one run, from all its generations. At most one save is in flight."""
 
     def __init__(
         self,
@@ -75,14 +75,14 @@ class Checkpoints(Closing):
         run_id: str | None = None,
         disk: Disk = DISK,
     ) -> None:
-        """`run_id`: The run that a loaded checkpoint must belong to; None accepts any run."""
+        """`run_id`: id of the run that a loaded checkpoint must have. None: any run."""
         make_folders(folder, disk=disk)
         self._folder, self._journal, self.config, self._disk = folder, journal, config, disk
         self._committed, self._run_id = list(committed), run_id
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._in_flight: Future[None] | None = None
         self._begun: int | None = None
-        """Fence of the save in flight, or of the last save that ended."""
+        """Fence of the save that began last. It may still be in flight."""
 
     def due(self, fence: int, last_fence: int) -> bool:
         """Return whether a checkpoint is made at this fence. The first and the last fence always get one."""
@@ -119,8 +119,8 @@ class Checkpoints(Closing):
             in_flight.result()
 
     def give_up(self) -> None:
-        """Wait for the end of the save in flight of a trainer that died. Afterwards the save is committed, or never
-        will be.
+        """Wait for the end of the save in flight after its trainer died. When this returns, the save is committed, or
+        it never will be.
 
         Raises:
             StoreWriteFailed: it could not be written to disk.
@@ -129,11 +129,12 @@ class Checkpoints(Closing):
             self.settle()
 
     def close(self) -> None:
-        """Wait for a save in flight, whose error `settle` raises. No save may begin afterwards."""
+        """Wait for a save in flight. Its error is not raised here but by `settle`. No save may begin afterwards."""
         self._pool.shutdown(wait=True)
 
     def load_latest(self, trial: Trial | None = None) -> FenceState:
-        """Return the last committed checkpoint that loads and passes the trial. Later ones are moved to quarantine.
+        """Return the last committed checkpoint that loads and passes the trial. Later checkpoints are moved to
+        quarantine.
 
         Raises:
             RestoreImpossible: no checkpoint loads.
@@ -150,7 +151,7 @@ class Checkpoints(Closing):
         return _state_of(written, content)
 
     def load(self, fence: int) -> FenceState:
-        """Return the committed checkpoint of one fence. Those of later fences no longer count.
+        """Return the committed checkpoint of one fence. Checkpoints of later fences are no longer valid.
 
         Raises:
             RestoreImpossible: it does not load.
@@ -162,7 +163,8 @@ class Checkpoints(Closing):
         return _state_of(written, content)
 
     def sweep(self) -> tuple[str, ...]:
-        """Remove the files of earlier saves that were never committed, were taken back, or are incomplete.
+        """Remove files of earlier saves that are incomplete, were never committed, or belong to fences that were taken
+        back.
 
         Returns:
             The names of the removed files.
@@ -178,9 +180,9 @@ class Checkpoints(Closing):
 
     @property
     def fences(self) -> tuple[int, ...]:
-        """The fences whose checkpoint can be loaded once the save in flight has ended, in ascending order.
+        """The fences whose checkpoint can be loaded after the save in flight has ended, in ascending order.
 
-        The result does not depend on the progress of that save.
+        The progress of that save does not change the result.
         """
         fences = {written.fence for written in self._committed}
         if self._in_flight is not None and self._begun is not None:
@@ -190,7 +192,7 @@ class Checkpoints(Closing):
 
     @property
     def committed(self) -> tuple[CheckpointWritten, ...]:
-        """Committed checkpoints that were not dropped, oldest first."""
+        """Committed checkpoints that were not dropped, the oldest first."""
         return tuple(self._committed)
 
     def _commit(self, trainer: LiveHost) -> None:
@@ -202,7 +204,8 @@ class Checkpoints(Closing):
             self._drop_old()
 
     def _drop_old(self) -> None:
-        """Unlink all but the newest `keep` and that of fence 0, which a restore tries if no other loads."""
+        """Unlink all checkpoints but the newest `keep` and that of fence 0. A restore uses that of fence 0 if no other
+        loads."""
         old = self._committed[: -self.config.keep]
         dropped = [written for written in old if written.fence != 0]
         self._remove([self._folder / written.file for written in dropped])

@@ -1,4 +1,4 @@
-"""The key that signs the commands of a run: random for each run, or read from a file that several machines share.
+"""The key that signs the commands of a run. It is random, or read from a file that several machines share.
 
 Neither the key nor the path of its file is written to the run directory.
 """
@@ -13,12 +13,14 @@ from esper.ground.secret_file import read_secret
 
 FIELD = "ray.command_key_file"
 LEAST_BYTES, MOST_BYTES = 32, 4096
-"""A key of fewer bytes than a SHA-256 can be guessed more easily than the signature. A larger file is not a key."""
+"""Bounds of the length of a key. A key shorter than a SHA-256 is easier to guess than the signature. A file beyond the
+upper bound is no key."""
 MAKE = "make a key with: (umask 077; openssl rand -hex 32 > FILE)"
 
 
 def command_key(config: RunConfig) -> bytes:
-    """Return the key of a run: the content of `ray.command_key_file` without white space at its ends, else random.
+    """Return the key of a run. It is the content of `ray.command_key_file` without white space at its ends; without
+    this setting it is random.
 
     Raises:
         ConfigError: the file is missing, unreadable, a symbolic link or not a regular file; it belongs to another user;
@@ -36,11 +38,11 @@ def _read(path: str) -> bytes:
 
 
 def without_key_file(config: RunConfig) -> RunConfig:
-    """Return the config as the run directory may show it."""
+    """Return the config without the path of the key file, for the run directory."""
     return config.model_copy(update={"ray": config.ray.model_copy(update={"command_key_file": None})})
 
 
 def word_without_key_file(word: str) -> str:
-    """Return a word of a command line in the form in which it may be written into the run directory."""
+    """Return a word of a command line without the path of the key file, for the run directory."""
     before, named, _ = word.partition(FIELD)
     return f"{before}{FIELD}=..." if named else word

@@ -1,4 +1,5 @@
-"""The components of a run, and the port that watches and restarts their processes (no-ops in one process)."""
+"""The components of a run, and the port that watches and restarts their processes. In one process that port does
+nothing."""
 
 from __future__ import annotations
 
@@ -15,13 +16,13 @@ from esper.leyline.signals import EmergencySignal
 class Crew(Protocol):
     """Watches and restarts the processes of a run.
 
-    Call order: `mend` at the beginning of each fence, `passed` at its end. After an error of an actor: `lost`, then,
-    in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time; they
-    return each death once.
+    Call order: `mend` at the beginning of each fence, `passed` at its end. After an error of an actor: `lost` first;
+    then, in the next generation of the journal, `revive`. `died_starting` and `replaced` may be called at any time;
+    they return each death once.
     """
 
     def counted(self, name: str) -> int:
-        """Return the total of a counter over all processes except the conductor's."""
+        """Return the sum of a counter over all processes except the conductor's."""
         ...
 
     def passed(self, fence: int) -> None:
@@ -32,16 +33,16 @@ class Crew(Protocol):
         """Restart every dead process that can be restarted while all others continue.
 
         Raises:
-            ActorLost: another process has died; the run must go back.
+            ActorLost: a process that cannot be restarted alone has died; the run must go back.
             RestartIntensityExceeded: one process died too often.
         """
         ...
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
-        """Return the processes that have died, after a call of one of them raised `error`. Call `revive` next.
+        """Return the processes that have died. Call it after a call of a process raised `error`, and `revive` next.
 
         Args:
-            fence: The last fence that the run passed; None: it passed none.
+            fence: The last fence that the run passed. None: it has passed no fence.
 
         Raises:
             EsperError: `error` itself, if no restart answers it.
@@ -50,7 +51,7 @@ class Crew(Protocol):
         ...
 
     def revive(self, generation: int) -> None:
-        """Restart every dead process. From then on every process refuses messages of generations before this one.
+        """Restart every dead process. Afterwards every process refuses messages of earlier generations.
 
         Raises:
             EsperError: a process did not come up.
@@ -58,7 +59,8 @@ class Crew(Protocol):
         ...
 
     def died_starting(self) -> tuple[ActorError, ...]:
-        """Return the deaths, since the last call, of processes that were starting. Each process was started again."""
+        """Return the deaths of processes that died while they started, since the last call. Each of these processes was
+        started again."""
         ...
 
     def replaced(self) -> tuple[tuple[Lost, Recovery], ...]:
@@ -66,7 +68,8 @@ class Crew(Protocol):
         ...
 
     def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot -> what `LiveHost.snapshot` gives for it
-        """Make a snapshot passable between components: itself in one process, an object reference on Ray."""
+        """Return a snapshot in the form in which components pass it on. In one process it is the snapshot, on Ray an
+        object reference."""
         ...
 
 
@@ -121,7 +124,7 @@ class NoInbox:
 
 @dataclass
 class Components:
-    """The components of a run as the line calls them: the objects themselves, or handles of their processes."""
+    """The components of a run as the line calls them. They are plain objects in one process, and handles on Ray."""
 
     trainer: LiveHost
     tamiyo: Decider

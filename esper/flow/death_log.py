@@ -1,4 +1,4 @@
-"""Journals and counts the deaths of processes that were restarted, and the seconds that each restart took."""
+"""Journals the deaths of processes that were restarted, counts them, and journals the seconds of each restart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esper.telemetry.metrics import count
 
 @dataclass
 class DeathLog:
-    """Deaths and restarts in one run since this process began or resumed it."""
+    """Deaths and restarts since this process began or resumed the run."""
 
     crew: Crew
     journal: Journal
@@ -25,11 +25,11 @@ class DeathLog:
     _noted: tuple[Lost, Recovery] | None = None
     """Most recent recovery of the whole run that is not journaled yet."""
     _stepless: tuple[int, float] | None = None
-    """Index in `recoveries` of the full-run recovery whose first step is awaited, and the Unix time at which it
-    ended. None: no first step is awaited."""
+    """A recovery of the whole run after which no step has ended yet: its index in `recoveries`, and the Unix time at
+    which it ended. None: there is no such recovery."""
 
     def note(self, lost: Lost, recovery: Recovery) -> None:
-        """Store a recovery of the whole run, complete or interrupted. The next `tell` journals it."""
+        """Store a recovery of the whole run, which may have been interrupted. The next `tell` journals it."""
         self._noted = lost, recovery
 
     def tell(self) -> None:
@@ -50,15 +50,17 @@ class DeathLog:
                 count("esper.actor.restarts", role=role)
 
     def await_first_step(self, over_at: float) -> None:
-        """Await the first step after the last journaled recovery, which ended at `over_at` (Unix time)."""
+        """Remember that the first step after the last journaled recovery is still to come. The recovery ended at
+        `over_at` (Unix time)."""
         self._stepless = len(self.recoveries) - 1, over_at
 
     def time_first_step(self, first_step_at: Callable[[], float | None]) -> None:
-        """Journal the last recovery again with the seconds to its first step, once that step was taken.
+        """When the first step after the last recovery has ended, journal the recovery again, with the seconds to that
+        step.
 
         Args:
-            first_step_at: Function that returns the Unix time of the trainer's first step, None before it. Called only
-            while that step is awaited.
+            first_step_at: Returns the Unix time at which the trainer's first step ended; None before that. Called only
+                as long as that time is unknown.
         """
         if self._stepless is not None and (at := first_step_at()) is not None:
             place, over_at = self._stepless

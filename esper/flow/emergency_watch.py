@@ -1,4 +1,4 @@
-"""Reads emergency signals for the line: journals each signal first, then acknowledges it to the queue."""
+"""Reads emergency signals for the line. Each signal is journaled first and then acknowledged to the queue."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from esper.leyline.ports import Inbox
 from esper.leyline.signals import EmergencySignal, Level
 
 SIGNALS_AT_A_FENCE = 4096
-"""Largest number of signals that are read at one fence, so that a queue that fills faster than it is read cannot stop
-the run.
+"""Largest number of signals that are read at one fence. Without this limit, a queue that fills faster than it is read
+would stop the run.
 """
 
 
@@ -28,7 +28,7 @@ class SignalWatch:
     at: Position
 
     def hear(self, step: int) -> None:
-        """Read the signals that wait at a fence. `step`: the optimizer step of the fence.
+        """Read the signals in the queue at a fence. `step`: the optimizer step of the fence.
 
         Raises:
             EmergencyStop: one of them is a HALT.
@@ -37,17 +37,17 @@ class SignalWatch:
             raise EmergencyStop(halt.reason, halt.signal_id, step)
 
     def hear_out(self) -> None:
-        """Close the queue and journal every signal that it holds. Call it last, before the run ends.
+        """Close the queue and journal every signal in it. Call it last, before the run ends.
 
-        A HALT among them comes too late to stop anything; the journal has it.
+        A HALT in the queue is journaled, too; it comes too late to stop the run.
         """
         self.inbox.close()
         self._take(math.inf)
 
     @contextmanager
     def explaining_halts(self) -> Iterator[None]:
-        """Raise a trainer's `EmergencyStop` again, with the id and the reason of the signal: the trainer reads only the
-        level.
+        """Raise a trainer's `EmergencyStop` again, with the id and the reason of the signal. The trainer does not know
+        them, because it reads only the level.
         """
         try:
             yield
@@ -60,15 +60,15 @@ class SignalWatch:
     def _why(self, stop: EmergencyStop) -> EmergencySignal | None:
         try:
             return self._take(SIGNALS_AT_A_FENCE)
-        except ActorError as gone:  # the run stops anyway; only the reason is missing
+        except ActorError as gone:  # the run stops anyway, without the reason
             stop.add_note(f"the reason could not be read from the emergency queue: {gone}")
             return None
 
     def _take(self, most: float) -> EmergencySignal | None:
-        """Journal the signals that wait, batch by batch; acknowledge each batch when its records are durable.
+        """Journal the signals in the queue, batch by batch. Acknowledge each batch when its records are durable.
 
         Args:
-            most: Number of signals after which the rest waits for the next call.
+            most: Largest number of signals to read. The next call reads the rest.
 
         Returns:
             The first HALT among them, or None.

@@ -51,12 +51,13 @@ def run(
             under `runs/`.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`. Both give the same bits.
         reference: The place of the task's code. It is stored in `run.json`, and each actor loads the task from it.
-        None: `esper.resume` and `esper.load` need the task as an argument, and on Ray the task must be picklable by
-        value. progress: Receives the progress of the run, to show it to people; by default nothing is shown. drain:
-        `drain.ask()`, in a signal handler for example, ends the run at its next fence.
+            None: `esper.resume` and `esper.load` then need the task as an argument, and on Ray the task must be
+            picklable.
+        progress: Receives the progress of the run, to show it to people. By default nothing is shown.
+        drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
 
     Returns:
-        The result; on Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
+        The result. On Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
 
     Raises:
         ConfigError: an input is wrong; nothing was written. TaskError, a subclass: the wrong input is the task.
@@ -90,8 +91,8 @@ def resume(
     ```
 
     The run may be resumed elsewhere than before: in this process instead of on Ray, or the reverse (`on`). A run that
-    has ended is not run again, unless `settings` makes it longer: its result is returned, and its network is loaded
-    when it is asked for.
+    has ended is not run again, unless `settings` makes it longer. Its result is returned; the network is loaded on
+    first use of `result.network`.
 
     Args:
         run_dir: A run directory, or a snapshot of one.
@@ -100,7 +101,7 @@ def resume(
             are refused.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.
         broken: A TOML file of `[[faults]]` to inject; None: no fault is injected, even if the run began with faults.
-        progress: Receives the progress of the run, to show it to people; by default nothing is shown.
+        progress: Receives the progress of the run, to show it to people. By default nothing is shown.
         drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
 
     Raises:
@@ -153,7 +154,7 @@ def _carry_out(
 
 
 def _launcher(on: InProcess | OnRay) -> Launcher:
-    """Raises: ConfigError: `on` is no place of a run, or the package that it needs is not installed."""
+    """Raises: ConfigError: `on` is neither `InProcess` nor `OnRay`, or the package `actors` is not installed."""
     if isinstance(on, InProcess):
         return InProcessLauncher(on)
     if isinstance(on, OnRay):

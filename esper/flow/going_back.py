@@ -1,6 +1,6 @@
 """Restores a whole run to an earlier fence: after a death, for a rollback, and when a run is resumed.
 
-The states to restore are stored here, too: in memory at every checkpoint, and on disk by `esper.flow.checkpoints`.
+It also stores the states to restore. Each checkpoint is stored in memory here, and on disk by `esper.flow.checkpoints`.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ class Cause(StrEnum):
     ROLLBACK = "rollback"
     """Everything since a checkpoint is taken back."""
     RESUME = "resume"
-    """Another process ran the run before. Its generation is already superseded, and every component is new."""
+    """Another process executed the run before. Its generation is already superseded, and every component is new."""
 
 
 class Phase(StrEnum):
-    """Progress of a restore. A round runs in phase GOING_ON only."""
+    """Progress of a restore. Only in the phase GOING_ON can a round run."""
 
     STARTED = "started"
-    """Every component is in its initial state: fence 0 must be held, or the components must be restored."""
+    """Every component is in its initial state. Fence 0 is held next, or the components are restored."""
     GOING_ON = "going on"
     """Every component is at the last fence, or in the round after it."""
     DECIDED = "decided"
     """The fence to restore is known."""
     SUPERSEDED = "superseded"
-    """The journal has a new generation: records of the old one after that fence are not valid."""
+    """The journal has a new generation. Records of the old generation after that fence are not valid any more."""
     REVIVED = "revived"
     """Every process is up and refuses messages of older generations. Some components may be restored already."""
 
@@ -69,12 +69,13 @@ NEXT: Mapping[Phase, frozenset[Phase]] = {
     Phase.SUPERSEDED: frozenset({Phase.REVIVED, Phase.DECIDED}),
     Phase.REVIVED: frozenset({Phase.GOING_ON, Phase.STARTED, Phase.DECIDED}),
 }
-"""Phase -> the phases that may follow it. A death in any phase interrupts a restore; the next begins with DECIDED."""
+"""The phases that may follow each phase. A death interrupts a restore in any phase; the next restore begins with
+DECIDED."""
 
 
 @dataclass
 class GoingBack:
-    """Stores the states that a run can go back to, and restores them in all components."""
+    """Stores the states to which a run can go back, and restores them in all components."""
 
     components: Components
     journal: Journal
@@ -84,10 +85,10 @@ class GoingBack:
     at: Position
     phase: Phase = Phase.STARTED
     memory: FenceState | None = None
-    """State of the last checkpoint, with its host in the trainer's memory. None: none was stored yet, a new one is
-    being stored (a death then restores from disk), or the trainer died."""
+    """State of the last checkpoint, with the host in the trainer's memory. None: no checkpoint was made yet, a new
+    state is being stored, or the trainer died. A death then restores from disk."""
     beginning: FenceState | None = None
-    """The state before fence 0. None: it was not stored yet, and every component is still in it."""
+    """The state before fence 0. None: it was not stored yet, and is still the state of every component."""
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase. `NEXT` must allow it after the present one."""
@@ -110,7 +111,7 @@ class GoingBack:
         """
         with self.at.tally.checkpoint():
             states = self._component_states()
-            self.memory = None  # it has a copy of the twin, which is freed before the next copy is made
+            self.memory = None  # `memory` has a copy of the twin; it is freed before the next copy is made
             saved = FenceState(fence, HostCopy.IN_MEMORY, states, self.components.incubator.state(fence))
             self.checkpoints.begin(self.components.trainer, fence, saved.states, saved.incubation)
             self.memory = saved
@@ -127,9 +128,10 @@ class GoingBack:
         }
 
     def _last(self) -> FenceState | None:
-        """Return the state in memory if its trainer is alive; else the last checkpoint that loads, or the beginning.
+        """Return the state in memory if its trainer is alive. Otherwise return the last checkpoint that loads, or the
+        state before fence 0.
 
-        None: no state was stored yet, and every component is in its initial state.
+        None: no state was stored yet, so every component is in its initial state.
         """
         if self.memory is not None:
             return self.memory
@@ -139,7 +141,7 @@ class GoingBack:
     # -- restores after a death, and rollbacks -------------------------------------------------------------------
 
     def outlive(self, work: Callable[[], T]) -> T:
-        """Call `work` until it returns. After each death restore the run to a fence and call it again.
+        """Call `work` until it returns. After each death, restore the run to a fence and call `work` again.
 
         Raises:
             EsperError: the error of `work`, if it is not a death that a restart can mend; or a process did not come up.
@@ -165,7 +167,8 @@ class GoingBack:
             ActorLost: another process died during the restore.
         """
         watch = Stopwatch(error)
-        self.deaths.tell()  # before `lost`, which may raise: a recovery that this error interrupted must be journaled
+        # this comes before `lost`, which may raise: the recovery that this error interrupted must be journaled
+        self.deaths.tell()
         lost = self.components.crew.lost(error, self.at.fence)
         self.deaths.tell()
         with span("esper recover", role="conductor", fence=self.at.fence):
@@ -183,7 +186,7 @@ class GoingBack:
             self.deaths.await_first_step(watch.ended_at)
 
     def _trainer_is_gone(self) -> None:
-        """Drop the state in the memory of the trainer that died. The new trainer is in its initial state."""
+        """Drop the state that was in the memory of the trainer that died. The new trainer is in its initial state."""
         self.memory = None
         if self.beginning is not None:
             self.beginning = replace(self.beginning, host=HostCopy.AS_BUILT)
@@ -207,11 +210,12 @@ class GoingBack:
         """Restore a checkpoint without a death.
 
         Args:
-            to_fence: Fence of the checkpoint; for the fast tier, that of the copy in memory. None: the last one.
+            to_fence: Fence of the checkpoint. For the fast tier it must be the fence of the copy in memory. None: the
+                last checkpoint.
 
         Raises:
-            RollbackDeadlineExceeded: it took longer than its limit. Everything was restored nevertheless.
-            RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer's memory holds none.
+            RollbackDeadlineExceeded: the rollback took longer than its limit. Everything was restored nevertheless.
+            RestoreImpossible: no checkpoint was made yet; or, for the fast tier, the trainer's memory has no copy.
         """
         limits, began_s = self.checkpoints.config, time.monotonic()
         budget_s = limits.fast_rollback_s if tier is Tier.FAST else limits.full_rollback_s
@@ -221,9 +225,10 @@ class GoingBack:
         to = self.memory if tier is Tier.FAST else self._stored(to_fence)
         if to is None:
             raise RestoreImpossible("memory", "the trainer has no checkpoint in its memory")
-        if to.fence is None:  # tier FAST only: `_stored` raises if there is no checkpoint
+        if to.fence is None:  # only for the tier FAST: for FULL `_stored` raises
             raise RestoreImpossible("memory", "no checkpoint was made yet")
-        self.at.tally.rollbacks += 1  # first: a death in the restore must not make the policy go back once more
+        # counted before the restore: after a death in it the policy must not go back once more
+        self.at.tally.rollbacks += 1
         self.go_back(to, Cause.ROLLBACK)
         elapsed_s = time.monotonic() - began_s
         self.journal.write(RecordKind.ROLLED_BACK, tier=tier, fence=to.fence, seconds=elapsed_s)
@@ -231,8 +236,8 @@ class GoingBack:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
     def _stored(self, fence: int | None) -> FenceState:
-        """Load the checkpoint of a fence, or the last one. Drop the copy in memory, which may be of a later fence: a
-        death in the restore must not bring it back."""
+        """Load the checkpoint of a fence, or the last one. Drop the copy in memory, because it may be of a later fence,
+        and a death in the restore would restore it."""
         to = self.checkpoints.load_latest() if fence is None else self.checkpoints.load(fence)
         self.memory = None
         return to
@@ -244,7 +249,7 @@ class GoingBack:
 
         Args:
             to: The state to restore. None: the state before fence 0, which every component has right after its start.
-            lap: Called with the name of each part of the restore when it ends: stop, start, restore.
+            lap: Called at the end of each part of the restore, with the name of the part: stop, start, restore.
 
         Raises:
             StoreCorrupt: a component cannot read its part of `to`.
@@ -272,12 +277,12 @@ class GoingBack:
         lap("restore")
 
     def _restore(self, saved: FenceState) -> None:
-        """Restore every component, in the generation of the journal: the host, Kasmina, Tamiyo, and incubation last.
+        """Restore every component in the generation of the journal: host, Kasmina, Tamiyo, incubation, in this order.
 
-        The host comes first because its state in memory may be missing: this must be found before any other component
-        changes. Incubation comes last because it starts to work at once: on the order that Kasmina returns after the
-        restore, from a snapshot of the restored host if that order began at this fence. Tamiyo comes before it because
-        a component that refuses its state must not leave processes at work that would have to be stopped again.
+        The host comes first because its state in memory may be missing, which must be found before another component
+        changes. Incubation comes last because it starts to work at once, on the order that the restored Kasmina
+        returns. If that order began at this fence, incubation needs a snapshot of the restored host. Tamiyo comes
+        before incubation because, if Tamiyo refuses its state, no process is then at work.
         """
         generation, began_s, components = self.journal.generation, time.monotonic(), self.components
         with span("esper restore", role="conductor", fence=saved.fence, generation=generation):
@@ -290,7 +295,7 @@ class GoingBack:
             components.incubator.restore({**saved.incubation, **forks})
             view = components.kasmina.view(saved.fence) if saved.fence is not None else None
             again = components.kasmina.order() if view is not None and view.incubating else None
-            if again is not None:  # the incubation is repeated from its first step
+            if again is not None:  # this repeats the incubation from its first step
                 origin = forks["origin"] if forks["origin"] is not None else host
                 components.incubator.begin(again.order, again.weights, origin)
             if self.memory is None:
@@ -301,7 +306,7 @@ class GoingBack:
         self.journal.write(RecordKind.RESTORED, fence=saved.fence, seconds=time.monotonic() - began_s)
 
     def _restore_host(self, saved: FenceState, generation: int) -> Any:  # Any: from LiveHost.snapshot
-        """Restore the host. Returns a snapshot of it."""
+        """Restore the host, and return a snapshot of it."""
         trainer = self.components.trainer
         if saved.host is HostCopy.IN_MEMORY:
             if trainer.roll_back(generation) is None:
@@ -313,7 +318,7 @@ class GoingBack:
         return host
 
     def _shared_forks(self, saved: FenceState) -> dict[str, Any]:  # Any: from LiveHost.snapshot
-        """Return the snapshots of forks in a form that components can pass on. Those from disk are converted."""
+        """Return the snapshots of forks in a form that components can pass on. Snapshots from disk are converted."""
         forks = {name: saved.incubation[name] for name in ("twin", "origin")}
         if isinstance(saved.host, HostCopy):
             return forks

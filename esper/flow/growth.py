@@ -1,4 +1,4 @@
-"""Growth at a fence: a tournament ends, seeds move on or are removed, and another tournament begins.
+"""Growth at a fence: a tournament ends, seeds enter their next stage or are removed, and another tournament begins.
 
 Each change is requested from Kasmina, journaled, and applied by the trainer before the next request.
 """
@@ -29,16 +29,15 @@ class Growth:
     at: Position
 
     def hold(self, fence: int, training: TrainingState) -> Command | None:
-        """Do the growth work that is due at a fence, then let Tamiyo decide what to try next.
+        """Conclude, advance and remove what is due at a fence. Then let Tamiyo decide what to try next.
 
-        Call it once per fence, after `at.view` was set to Kasmina's view of that fence. Each step stores the resulting
-        view there.
+        Call it once per fence, after `at.view` was set to Kasmina's view of that fence. Each step updates `at.view`.
 
         Args:
             training: What the trainer measured in the round that ended at this fence.
 
         Returns:
-            Tamiyo's command to go back to an earlier fence, not yet sent. None: the run goes on.
+            Tamiyo's command to go back to an earlier fence. It is not sent yet. None: the run continues.
         """
         self._conclude(fence)
         self._compare_with_twin(fence)
@@ -68,7 +67,8 @@ class Growth:
             self.journal.write(RecordKind.TWIN_COMPARED, compared.losses)
 
     def _advance(self, fence: int, training: TrainingState) -> None:
-        """Let Kasmina judge the next gate of each due seed, one at a time: a verdict may remove other seeds."""
+        """Let Kasmina judge the next gate of each due seed. Seeds are judged one at a time, because a verdict may
+        remove other seeds."""
         observation = self.components.trainer.observe(fence, self.at.registry.stages)
         while (command := self.components.tamiyo.advance(self.at.round_state(training))) is not None:
             self._take(self.components.kasmina.advance(self._sent(command), fence, observation))
@@ -105,7 +105,8 @@ class Growth:
             self.components.incubator.begin(changed.answer.order, changed.weights, snapshot)
 
     def _sent(self, command: Command) -> Command:
-        """Journal a command and return it. Kasmina gets it only then, so that a restart can find it in the journal."""
+        """Journal a command and return it. A command is journaled before Kasmina gets it, so that the journal has every
+        command that took effect."""
         self.journal.write(RecordKind.COMMAND, command)
         return command
 

@@ -1,4 +1,4 @@
-"""The identity of a run: written when the run begins, and compared with the task at a resume."""
+"""The identity of a run. It is written when the run begins. A resume compares it with the task."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from esper.user_code.source_digests import file_digest, source_digests
 from esper.user_code.task_reference import Reference
 
 ROUNDING = 1e-3
-"""Largest relative difference at which two losses count as the same where equal bits are not promised: on another
-type of processor, or on device cuda."""
+"""Largest relative difference of two losses that count as the same if equal bits are not promised. They are not
+promised on another type of processor, or on device cuda."""
 
 
 def identify(survey: Survey, run_id: str, generation: int, reference: Reference, now: datetime) -> Identity:
@@ -84,7 +84,8 @@ def check_same_task(survey: Survey, began: Identity) -> None:
 def _same_rehearsal(survey: Survey, began: Identity) -> bool:
     """Return whether the rehearsal gave the same weights as when the run began.
 
-    True where they cannot be compared: equal bits are not promised, or the length differs (another schedule).
+    True if the weights cannot be compared, because equal bits are not promised, or because a run of another length has
+    another schedule.
     """
     promised = began.config.run.device == "cpu" and began.cpu == cpu_type()
     if began.rehearsed_crc32c is None or not promised or survey.total_steps != began.total_steps:
@@ -93,7 +94,7 @@ def _same_rehearsal(survey: Survey, began: Identity) -> bool:
 
 
 def _how_to_hash_alike(began: Identity) -> str:
-    """Return what to do where sets of texts have another order than in the process that began the run."""
+    """Return what a user can do if sets of texts have another order than in the process that began the run."""
     start = f"start it with {VARIABLE}={began.hash_seed}" if began.hash_seed is not None else f"no {VARIABLE} was set"
     return f"a set of texts has another order here ({start}): sort it where the order matters"
 
@@ -101,7 +102,7 @@ def _how_to_hash_alike(began: Identity) -> str:
 def same_loss(now: float | None, began: Identity) -> bool:
     """Return whether two first losses are the same.
 
-    To the bit where equal bits are promised (on device cpu and the same type of processor), else within `ROUNDING`.
+    They are compared to the bit on device cpu and the same type of processor, else within `ROUNDING`.
     """
     before = began.first_loss
     if now is None or before is None or (began.config.run.device == "cpu" and began.cpu == cpu_type()):

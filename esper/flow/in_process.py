@@ -1,4 +1,4 @@
-"""One run in this process, without Ray: its four components are plain objects, which `line.py` calls."""
+"""One run in this process, without Ray. Its four components are plain objects, which `line.py` calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from esper.user_code.task_reference import Reference
 
 STARTS = ("kasmina.start", "tamiyo.start", "tolaria.start")
 ONE_PROCESS = {"": {point for point in faults.POINTS if not point.startswith("emergency.") and point not in STARTS}}
-"""Fault points of a run in one process, by the name of the process, which is empty."""
+"""Fault points of a run in one process. The key is the name of the process, which is empty."""
 
 
 class InProcessLauncher:
@@ -47,7 +47,7 @@ class InProcessLauncher:
         return self._bring_up
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
-        """Return the live host itself, taken out of its trainer; the run directory is not read."""
+        """Take the live host out of its trainer and return it. The run directory is not read."""
         del path, task, fence
         assert self._trainer is not None, "asked for after the run"
         return self._trainer.release()

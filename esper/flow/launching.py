@@ -20,7 +20,7 @@ from esper.task import Task
 from esper.user_code.task_reference import Reference
 
 BringUp = Callable[[Survey, RunKey, Path], AbstractContextManager[Components]]
-"""(survey, key, run directory) -> the components, up for as long as the context lasts."""
+"""A function of survey, key and run directory. It returns a context in which the components are up."""
 
 
 class Launcher(Protocol):
@@ -31,7 +31,7 @@ class Launcher(Protocol):
     clock: Clock
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
-        """The fault points that each process of a run with this config passes, by its name."""
+        """Return the fault points that each process of a run with this config passes, by the name of the process."""
         ...
 
     def prepare(self, survey: Survey, reference: Reference) -> BringUp:
@@ -43,13 +43,13 @@ class Launcher(Protocol):
         ...
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
-        """The grown network of a run that has ended, in evaluation mode.
+        """Return the grown network of a run that has ended, in evaluation mode.
 
         Args:
             path: The run directory, absolute.
             fence: The last fence of the run.
 
         Raises:
-            CheckpointCorrupt: the checkpoint from which it is loaded does not load.
+            CheckpointCorrupt: the checkpoint of that fence does not load.
         """
         ...

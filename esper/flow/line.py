@@ -1,4 +1,4 @@
-"""The loop of a run, in one short file: train a round, hold the fence at its end, and so on to the last fence.
+"""The loop of a run: train a round, hold the fence at its end, and repeat this up to the last fence.
 
 The line calls its components through their ports only, so the same code runs in one process and on Ray.
 """
@@ -29,7 +29,7 @@ from esper.telemetry.context import span, trace_id
 class Line:
     """One run, fence by fence.
 
-    Call order: `begin` once, and again after the run went back; then `round`, or `train` and `hold`, for each fence.
+    Call order: `begin` at the start and after the run went back; then, for each fence, `round`, or `train` and `hold`.
     """
 
     components: Components
@@ -55,7 +55,7 @@ class Line:
         """Do all rounds from the last fence to the end of the run.
 
         Raises:
-            Drained: a stop was requested; the run ends at a fence, and its checkpoint is committed.
+            Drained: a stop was requested. The run ends at a fence whose checkpoint is committed.
             EmergencyStop: a HALT was published.
         """
         self.begin()
@@ -65,7 +65,7 @@ class Line:
         self._hear(self.last)
 
     def begin(self) -> None:
-        """Hold fence 0, unless the run is beyond it."""
+        """Hold fence 0, unless the run has passed it."""
         self.deaths.tell()
         if self.back.phase is Phase.STARTED:
             self._drained(0)
@@ -84,10 +84,10 @@ class Line:
             self.hold(fence, self.train(fence))
 
     def train(self, fence: int) -> TrainingState:
-        """Train the live host and its twin from the last fence to this one. `hold` is called next, with the result.
+        """Train the live host and its twin from the last fence to this one. Call `hold` next, with the result.
 
         Raises:
-            EsperError: the round failed. The run must go back to a fence before the next call.
+            EsperError: the round failed. The run must go back to an earlier fence before the next call.
         """
         assert fence == self.passed + 1, f"fence {fence} does not follow fence {self.passed}"
         assert self.back.phase is Phase.GOING_ON, f"no round runs in phase {self.back.phase}"
@@ -102,16 +102,16 @@ class Line:
         return training
 
     def hold(self, fence: int, training: TrainingState) -> None:
-        """Hold a fence: read signals, let the network grow, and store the state of the run where a checkpoint is due.
+        """Hold a fence: read signals, let the network grow, and store the state of the run if a checkpoint is due.
 
-        If Tamiyo commands so, the run goes back instead: the fence is not passed, and `passed` is an earlier one.
+        If Tamiyo commands the run to go back, this fence is not passed, and `passed` is an earlier fence.
 
         Args:
             training: What `train` returned for this fence.
 
         Raises:
             EmergencyStop: a HALT was published.
-            EsperError: a component failed. The run must go back to a fence before the next call.
+            EsperError: a component failed. The run must go back to an earlier fence before the next call.
         """
         with self.tally.fence():
             self._hear(fence)
@@ -124,7 +124,8 @@ class Line:
         self._pass(fence)
 
     def _hear(self, fence: int) -> None:
-        """Restart dead processes that can be restarted alone, then read signals. Raises: EmergencyStop, ActorLost."""
+        """Restart the dead processes that can be restarted alone. Then read signals. Raises: EmergencyStop,
+        ActorLost."""
         self.components.crew.mend()
         self.deaths.tell()
         self.watch.hear(self.fence_steps[fence])
@@ -166,5 +167,5 @@ class Line:
 
     @property
     def view(self) -> RegistryView:
-        """Kasmina's registry as it is now."""
+        """Kasmina's present registry."""
         return self.at.registry

@@ -1,6 +1,6 @@
-"""What a user can do after a failure: one table, by the class of the error. It reads no file.
+"""The next step of a user after a failure, by the class of the error.
 
-The table names `esper resume` only where the same state does not fail in the same way again.
+The table names `esper resume` only if a resume would not fail in the same way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TAKEN = frozenset({errno.ENOENT, errno.ESTALE})
 """Error numbers of a file or folder that was removed or replaced."""
 
 CLOCK = frozenset({"stale", "future"})
-"""Reasons to refuse a command that follow from a clock that jumped, or a machine that slept."""
+"""Reasons of a refused command whose cause is a clock that jumped, or a machine that slept."""
 
 STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (errors.RunDirectoryError, "make the directory usable, then esper resume {run}"),
@@ -58,11 +58,12 @@ STEPS: tuple[tuple[type[BaseException], str], ...] = (
     (MemoryError, "make memory free or give more, then esper resume {run}"),
     (Exception, "mend the task's code and begin a new run; this one would fail in the same way"),
 )
-"""(class of error, what to do next). The first class that matches is used; `{run}` is the run directory, quoted."""
+"""Classes of errors with their next steps. The first class that matches is used. `{run}` becomes the run directory,
+quoted for a shell."""
 
 
 def next_step(error: Exception, run_dir: Path | None) -> str:
-    """Return the next step after `error` ended a run in `run_dir`; None: the run had not begun."""
+    """Return the next step after `error` ended a run in `run_dir`. `run_dir` is None if the run had not begun."""
     if run_dir is None:
         return "mend the cause and run again"
     step = next(step for kind, step in STEPS if isinstance(error, kind))
@@ -79,5 +80,5 @@ def next_step(error: Exception, run_dir: Path | None) -> str:
 
 
 def resume_command(run_dir: Path) -> str:
-    """The command that resumes a run, as a shell reads it."""
+    """Return the command that resumes a run, quoted for a shell."""
     return RESUME.format(run=shlex.quote(str(run_dir)))

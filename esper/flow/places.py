@@ -1,4 +1,4 @@
-"""Where a run is executed: the values that `esper.run` and `esper.resume` take as `on`. They start nothing."""
+"""The places in which a run can be executed: values of the argument `on` of `esper.run` and `esper.resume`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class InProcess:
     """The run is executed in the calling process, without Ray.
 
     Args:
-        policy: Decides what grows, instead of the policy that the config names.
-        clock: Source of the times in the records of the run; by default the clock of the machine. It changes no
+        policy: Replaces the policy that the config names.
+        clock: Source of the times in the records of the run. By default it is the clock of the machine. It changes no
             weights.
     """
 
@@ -31,8 +31,8 @@ class OnRay:
     It needs the package `actors`, which is installed with esper. `[ray]` in the config has its deadlines.
 
     Args:
-        embedded: An `actors.embedded_ray.EmbeddedRay` that is already up, and stays up after the run. By default the
-        run starts a Ray instance and ends it.
+        embedded: An `actors.embedded_ray.EmbeddedRay` that is already up. It stays up after the run. By default the run
+            starts a Ray instance and ends it.
     """
 
     embedded: object | None = None

@@ -1,5 +1,5 @@
-"""The part of a run's state that belongs to no component: fence, tally, emergency level. It is saved and restored with
-the components.
+"""The state of a run that belongs to no component: fence, tally, emergency level. It is saved and restored with the
+components.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 COMPONENTS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
-"""Parts that the state of a fence must have, beside the host: of the components, and of incubation."""
+"""Parts that the state of a fence must have beside the host. The first are of the components, the second of
+incubation."""
 
 
 class LineState(Message):
@@ -30,10 +31,10 @@ class LineState(Message):
 
     @classmethod
     def of(cls, saved: FenceState) -> LineState:
-        """The line's part of the state of a fence.
+        """Return the line's part of the state of a fence.
 
         Raises:
-            StoreCorrupt: it does not parse, or the part of another component or of a fork is missing.
+            StoreCorrupt: the part does not parse, or a part of another component or of incubation is missing.
         """
         lacking = sorted((COMPONENTS - saved.states.keys()) | (FORKS - saved.incubation.keys()))
         if lacking:
@@ -56,23 +57,24 @@ class Position:
     start: Mapping[str, float] = field(default_factory=dict)
     """Means over the test shard before the first step."""
     view: RegistryView | None = None
-    """Kasmina's registry as it is now; None: no fence was held yet."""
+    """Kasmina's present registry. None: no fence was held yet."""
     checkpoints: tuple[int, ...] = ()
-    """The fences that the run can go back to."""
+    """The fences to which the run can go back."""
 
     @property
     def registry(self) -> RegistryView:
-        """Kasmina's registry as it is now. Valid after a fence was held."""
+        """Kasmina's present registry. Valid after a fence was held."""
         assert self.view is not None, "no fence was held yet"
         return self.view
 
     def round_state(self, training: TrainingState) -> RoundState:
-        """Return the input of Tamiyo: the registry as it is now, the measured round, and the facts of this class."""
+        """Return the input of Tamiyo. It joins the present registry, the measured round, and the facts of this
+        class."""
         rollbacks, checkpoints = self.tally.rollbacks, self.checkpoints
         return RoundState.of(self.registry, training, self.level, checkpoints=checkpoints, rollbacks=rollbacks)
 
     def state(self) -> str:
-        """The line's part of a checkpoint, as text."""
+        """Return the line's part of a checkpoint, as text."""
         return LineState(tally=self.tally.state(), level=self.level, start=dict(self.start)).model_dump_json()
 
     def become(self, fence: int | None, own: LineState, view: RegistryView | None) -> None:

@@ -1,4 +1,4 @@
-"""The port through which a run reports its progress. Implementations must not change the run."""
+"""The port through which a run reports its progress. An implementation must not change the run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Progress(Protocol):
         ...
 
     def found(self, what: str) -> None:
-        """A finding about the earlier part of a run that is resumed."""
+        """A resume found something to report, such as damage."""
         ...
 
     def working(self, what: str) -> None:
-        """An activity begins that takes a while."""
+        """A longer activity begins."""
         ...
 
     def fence(self, state: RoundState, tally: Tally) -> None:

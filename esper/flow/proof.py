@@ -41,14 +41,14 @@ class Divergence:
     fence: int
     step: int | None
     recorded: float | None
-    """Loss or checksum of the weights in the run; None: the run recorded none at this place."""
+    """Loss or checksum of the weights in the run. None: the run has no record of it."""
     repeated: float | None
-    """Loss or checksum of the weights in the repetition; None: it recorded none."""
+    """Loss or checksum of the weights in the repetition. None: the repetition has no record of it."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How far a run was compared, and its first difference."""
+    """The extent of a comparison, and the first difference."""
 
     steps: int
     fences: int
@@ -58,19 +58,20 @@ class Proof:
     divergence: Divergence | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the proof as JSON values."""
         return {"same": self.divergence is None, **asdict(self)}
 
 
 def prove(run_dir: Path, progress: Progress) -> Proof:
-    """Run the config of `run_dir` again, in this process and without faults, and compare as far as the run got.
+    """Run the config of `run_dir` again, in this process and without faults. Compare it with the run, up to the run's
+    last fence.
 
     Raises:
-        RunDirectoryError: the directory has no run, no round of it was finished, or it cannot be repeated here: other
-        versions, another processor, a length that was changed by a resume, another policy, or an emergency signal. Or
-        the results differ, and sets of texts have another order in this process. StoreCorrupt: a journal or a
-        checkpoint is damaged; nothing was compared. TaskError: the task cannot be found, or differs from the task that
-        the run began with.
+        RunDirectoryError: the directory has no run, no round was finished, or the run cannot be repeated here. Reasons
+            are other versions, another processor, a length that a resume changed, another policy, and an emergency
+            signal. The error is also raised if the results differ and sets of texts have another order in this process.
+        StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
+        TaskError: the task cannot be found, or is not the task of the run.
     """
     past = read_past(run_dir)
     _check_sound(run_dir, past)
@@ -116,8 +117,8 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
 
 
 def _no_proof(run_dir: Path, began: Identity, found: str) -> RunDirectoryError:
-    """Return the error for a repetition that differs and whose process iterates over sets of texts in another order
-    than the run.
+    """Return the error for a repetition that differs, if its process iterates over sets of texts in another order than
+    the run.
     """
     seed = began.hash_seed
     mend = f"start this command with {VARIABLE}={seed}" if seed is not None else f"no {VARIABLE} was set when it began"
@@ -133,7 +134,8 @@ def _policies(past: Past) -> Iterator[str]:
 
 
 def _undisturbed(past: Past, place: Path) -> RunConfig:
-    """Return the run's config without faults, with a checkpoint at every fence: a stop may have made one at any."""
+    """Return the run's config without faults, with a checkpoint at every fence, because a stop of the run may have made
+    a checkpoint at any fence."""
     config = past.identity.config
     own = {
         "run": config.run.model_copy(update={"dir": str(place)}),
@@ -154,7 +156,7 @@ class _Until:
     drain: Drain = field(default_factory=Drain)
 
     def started(self, survey: Survey, path: Path) -> None:
-        """Raises: RunDirectoryError: the survey's steps give other weights, and sets of texts another order."""
+        """Raises: RunDirectoryError: the survey's steps give other weights, and sets of texts have another order."""
         other = survey.rehearsed_crc32c != self.began.rehearsed_crc32c
         if other and self.began.orders_texts_otherwise:
             raise _no_proof(self.run_dir, self.began, "after the same first steps its weights differ here")
@@ -205,5 +207,5 @@ def _losses(past: Past) -> dict[int, list[float]]:
 
 
 def _weights(past: Past) -> dict[int, int]:
-    """Return fence -> checksum of the weights, of every checkpoint that was committed, including dropped ones."""
+    """Return the checksum of the weights of every checkpoint that was ever committed, by fence."""
     return {written.fence: written.weights_crc32c for written in committed(past.entries)}

@@ -1,4 +1,5 @@
-"""The value that `esper.run` and `esper.resume` return: the summary of a run that reached its end, and its network."""
+"""The value that `esper.run` and `esper.resume` return. It is the summary of a run that reached its end, with the
+network."""
 
 from __future__ import annotations
 
@@ -22,12 +23,12 @@ class Result(Summary):
 
     @classmethod
     def of(cls, summary: Summary, place: Path, *, network: nn.Module | None = None, task: Task | None = None) -> Self:
-        """The result of a run.
+        """Return the result of a run.
 
         Args:
             place: The run directory, absolute.
-            network: The grown network; None: it is loaded from `place` when it is first asked for.
-            task: The task of the run, for that load; None: it is found by its reference in `run.json`.
+            network: The grown network. None: it is loaded from `place` on first use.
+            task: The task of the run, to load the network. None: the task is found by its reference in `run.json`.
         """
         result = cls(**dict(summary))
         result._place, result._task, result._network = place, task, network
@@ -35,13 +36,13 @@ class Result(Summary):
 
     @property
     def network(self) -> nn.Module:
-        """The grown network as `esper.load` gives it: an ordinary module in evaluation mode that contains its seeds.
+        """The grown network, as `esper.load` returns it: an ordinary module in evaluation mode that contains its seeds.
 
-        It is never None. `esper.resume` of a run that had already ended loads it here, on first use.
+        It is never None. If the run had ended before `esper.resume`, the network is loaded here, on first use.
 
         Raises:
-            Exception: as `esper.load`, if it is loaded here: a TaskError where the task is neither given to
-                `esper.resume` nor found by its reference.
+            Exception: as `esper.load`, if the network is loaded here. One of them is TaskError: the task was not given
+                to `esper.resume`, and not found by its reference.
         """
         if self._network is None:
             self._network = load(self._place, task=self._task, fence=self.rounds)

@@ -1,7 +1,7 @@
 """Begins, resumes and ends a run, in one process or on Ray. Its rounds and fences are in `line.py`.
 
-From the opening of its journal on, a run journals everything that decides its course, and how it ended. A failure
-before that leaves only `run.json` in its directory.
+Once its journal is open, a run journals everything that decides its course, and its end. If it fails before that, its
+directory has only `run.json`.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from esper.user_code.their_code import any_of_their_code
 
 @dataclass(frozen=True)
 class Conductor:
-    """Leads a run: brings up its components, reports its progress, and takes requests to stop it."""
+    """Executes a run: brings up its components, reports its progress, and accepts requests to stop."""
 
     name: str
-    """Name of its process in fault points."""
+    """Name of the conductor's process in fault points."""
     bring_up: BringUp
     reference: Reference
     progress: Progress
@@ -82,11 +82,12 @@ class Conductor:
             return self._run(survey, directory.path, identity, None, secret)
 
     def resume(self, survey: Survey, directory: RunDirectory, past: Past) -> Summary:
-        """Resume a run from its last committed checkpoint, in a new generation; from fence 0 if it has none.
+        """Resume a run from its last committed checkpoint, in a new generation. Without a checkpoint it begins again at
+        fence 0.
 
         Raises:
             TaskError: the task's network or data differ from those that the run began with.
-            ConfigError: the run was given another length, which moves its fences or has no fence at a checkpoint.
+            ConfigError: the run has a new length that moves its fences, or that has no fence at a checkpoint.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
@@ -118,8 +119,8 @@ class Conductor:
         config, committed = survey.config, past.commits if past is not None else ()
         key = RunKey(identity.run_id, identity.generation, secret)
         if past is None:
-            identity.save(path)  # first: from here on the directory holds a run that can be resumed
-        self.progress.started(survey, path)  # before anything else can fail, so that the failure names the run
+            identity.save(path)  # written first: with it the directory has a run that can be resumed
+        self.progress.started(survey, path)  # this comes before anything that can fail, so that a failure names the run
         with ExitStack() as stack:
             telemetry = stack.enter_context(
                 Telemetry.start(telemetry_folder(path) if config.telemetry.enabled else None, "conductor", key.run_id)
@@ -140,7 +141,7 @@ class Conductor:
 
 @dataclass
 class OpenRun:
-    """A run whose directory and journal are open. Its end, of any kind, is journaled."""
+    """A run whose directory and journal are open. Every end of it is journaled."""
 
     conductor: Conductor
     survey: Survey
@@ -154,7 +155,7 @@ class OpenRun:
     past: Past | None
     """Valid history of a run that is resumed; None: the run is new."""
     saved: FenceState | None = None
-    """State to resume from. None for a new run, and after the restore, so that its memory is freed."""
+    """State to resume from. None: the run is new, or the state was restored and its memory is freed."""
 
     def run(self) -> Summary:
         """Bring the components up, run the line, and journal how the run ended."""
@@ -172,7 +173,7 @@ class OpenRun:
             summary = ended(**self._faults())
             summary.save(self.path)
         except BaseException as error:
-            self.checkpoints.close()  # the components are down: no COMMIT may follow the record below
+            self.checkpoints.close()  # the components are down now, so no COMMIT can follow the record below
             fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
@@ -183,7 +184,7 @@ class OpenRun:
         return summary
 
     def _take_over(self) -> None:
-        """Take over a run that is resumed. A new run needs nothing."""
+        """Take over a run that is resumed. For a new run, do nothing."""
         if self.past is None:
             return
         if self.identity.cpu != self.past.identity.cpu:
@@ -226,13 +227,14 @@ class OpenRun:
         return saved
 
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
-        """Return the summary, read from components that are up. `fault_fired` is added after they are down."""
+        """Return the summary, while the components are up. `fault_fired` is added when they are down."""
         faults.point("conductor.end")
         fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.components.crew.counted("esper.fallbacks")
         return summarise(line, self.survey, self.path, self.identity.task, self.past, fallbacks, wall_s)
 
     def _faults(self) -> dict[str, Any]:
-        """Journal the faults that fired. Returns `fault_fired`: whether all armed ones did; {} if none was armed."""
+        """Journal the faults that fired. Return `fault_fired`, which is True if all armed faults fired. Return {} if no
+        fault was armed."""
         armed = self.survey.config.faults
         if not armed:
             return {}

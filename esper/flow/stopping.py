@@ -1,4 +1,4 @@
-"""Requests that a run stop: at its next fence, or at once while it is starting and has no fence yet."""
+"""Requests to stop a run. It stops at its next fence, or at once if it is still starting."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from esper.errors import Drained
 
 SAME_REQUEST_S = 1.0
-"""Seconds within which a repeated signal counts as the same request to end."""
+"""A signal that is repeated within this time, in seconds, counts as the same request to end."""
 
 
 @dataclass
 class Drain:
-    """A request that a run stop at its next fence."""
+    """A request to stop a run at its next fence."""
 
     requested: bool = False
     _interruptible: bool = False
-    """True while the run is starting: a request raises KeyboardInterrupt."""
+    """True while the run is starting. A request then raises KeyboardInterrupt."""
     _interrupted: bool = False
-    """True after a request raised, to tell its KeyboardInterrupt from one of the user's Ctrl-C."""
+    """True after a request raised KeyboardInterrupt. It distinguishes this exception from that of the user's Ctrl-C."""
 
     def ask(self) -> None:
         """Request a stop at the next fence. Safe in a signal handler.
 
         Raises:
-            KeyboardInterrupt: the run is starting, in this thread; `starting` turns it into `Drained`.
+            KeyboardInterrupt: the run is starting, in this thread. `starting` turns the exception into `Drained`.
         """
         first, self.requested = not self.requested, True
         if first and self._interruptible:
@@ -35,7 +35,7 @@ class Drain:
 
     @contextmanager
     def starting(self) -> Iterator[None]:
-        """Context of everything that happens before the first fence: a request ends it at once.
+        """Return the context for the start of a run, before its first fence. A request ends the block at once.
 
         Raises:
             Drained: a stop was requested, before the block or inside it.
@@ -46,7 +46,7 @@ class Drain:
                 raise Drained(0)
             yield
         except KeyboardInterrupt as interrupt:
-            if not self._interrupted:  # not from `ask`: the user pressed Ctrl-C
+            if not self._interrupted:  # not raised by `ask`: the user pressed Ctrl-C
                 raise
             raise Drained(0) from interrupt
         finally:

@@ -1,4 +1,4 @@
-"""The summary of a run that reached its end: its network measured for the last time, and what the run cost."""
+"""The summary of a run that reached its end: the last measurements of its network, and the cost of the run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from esper.setup.survey import Survey
 def summarise(
     line: Line, survey: Survey, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
 ) -> partial[Summary]:
-    """Return the summary of a run that reached its end, but for `fault_fired`.
+    """Return the summary of a run that reached its end, without `fault_fired`.
 
     Args:
-        past: Valid history up to this process; None: this process began the run.
-        wall_s: Seconds that this process took.
+        past: Valid history before this process. None: this process began the run.
+        wall_s: Duration of the run in this process, in seconds.
     """
     twin = line.components.incubator.twin_report() if line.view.has_twin else None
     network = _network(line, survey, twin)
@@ -43,7 +43,7 @@ def summarise(
 
 
 def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:
-    """Return what the run made: the network's losses, sizes and digests, and the fates of the seeds."""
+    """Return the losses, sizes and digests of the network, and the fates of the seeds."""
     trainer, growth = line.components.trainer, line.tally.growth
     end = trainer.shard_means("test")
     seeds = tuple(fate(seed) for seed in line.view.seeds)
@@ -65,7 +65,7 @@ def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Sum
 
 
 def _cost(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:
-    """Return how long the run was and what it cost: settings, steps, modelled GFLOPs and seconds."""
+    """Return the length and cost of the run: settings, steps, modelled GFLOPs and seconds."""
     tally, config = line.tally, survey.config
     assert tally.steps_per_s is not None, "a run has at least one round"
     return partial(

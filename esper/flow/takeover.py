@@ -1,8 +1,8 @@
-"""Takes over a run that is resumed. The order of the steps ensures that the run has exactly one owner at any moment.
+"""Takes over a run that is resumed. The order of the steps ensures that the run has one owner at any moment.
 
-The valid history was read before (`esper.archive.history`). Until SUPERSEDED is durable the run belongs to its last
-owner. Only checkpoints that cannot be restored are moved before that, to quarantine: `sweep` would remove them with the
-other files that are no longer valid.
+`esper.archive.history` has read the valid history before. Until SUPERSEDED is durable, the run belongs to its last
+owner. One change is made before that: checkpoints that cannot be restored are moved to quarantine, because `sweep`
+would remove them with the other invalid files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TakenOver:
     """State that a run resumes from, and the findings of the takeover."""
 
     saved: FenceState | None
-    """None: no checkpoint was ever committed, and the run begins again at fence 0."""
+    """None: no checkpoint was ever committed, so the run begins again at fence 0."""
     told: tuple[str, ...]
     """Findings to show to people, one line each."""
 
@@ -37,7 +37,7 @@ def take_over(
     identity: Identity,
     trial: Trial | None = None,
 ) -> TakenOver:
-    """Make a new generation the valid one, from the last checkpoint that loads and passes the trial.
+    """Begin a new valid generation at the last checkpoint that loads and passes the trial.
 
     Raises:
         RestoreImpossible: checkpoints were committed, and none of them loads.
@@ -52,9 +52,9 @@ def take_over(
     told += [f"passed over: {written.file} does not load" for written in past.commits[len(checkpoints.committed) :]]
     journal.supersede(fence)
     faults.point("conductor.supersede")
-    summary_file(path).unlink(missing_ok=True)  # exists if the run had ended and is now made longer
+    summary_file(path).unlink(missing_ok=True)  # the file exists if the run had ended and is now made longer
     identity.save(path)
-    if not past.damaged:  # else the lost record may be the COMMIT of such a file
+    if not past.damaged:  # if records were lost, the COMMIT of a swept file could be among them
         told += [f"removed: {file}, which was never committed" for file in checkpoints.sweep()]
     faults.point("conductor.resume")
     journal.write(RecordKind.RUN_RESUMED, identity)

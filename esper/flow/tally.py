@@ -13,8 +13,8 @@ from esper.leyline.base import Message
 from esper.setup.growth_log import GrowthLog
 
 Amount = Annotated[int, Field(ge=0, le=10**30)]
-"""A count. The limit is far above the counts of any run, and far below the largest float, so that sums convert to
-float.
+"""A count. The limit is far above the counts of any run. It is far below the largest float, so that sums can be
+converted to float.
 """
 Elapsed = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """Seconds."""
@@ -33,7 +33,7 @@ class TallyState(Message):
     checkpoint_s: Elapsed
     rollbacks: Amount
     growth: GrowthLog = GrowthLog()
-    """Empty in a state that a version without this field stored."""
+    """Empty if the state was stored by a version without this field."""
 
 
 class Tally:
@@ -70,7 +70,7 @@ class Tally:
 
     @contextmanager
     def fence(self) -> Iterator[None]:
-        """Time a part of what happens between the rounds of the live host."""
+        """Time a part of the work between the rounds of the live host."""
         start = time.monotonic()
         yield
         self.fences_s += time.monotonic() - start
@@ -91,5 +91,5 @@ class Tally:
 
     @property
     def steps_per_s(self) -> float | None:
-        """Trainer steps per second between fences; None before the first round."""
+        """Trainer steps per second between fences. None before the first round."""
         return self.steps / self.training_s if self.training_s else None

@@ -1,7 +1,7 @@
-"""Tries a checkpoint before a run is taken over: restores every part of it into fresh components, then discards them.
+"""Tries a checkpoint before a run is taken over. It restores every part of the checkpoint into fresh components, then
+discards them.
 
-Checksums show that a file has the bytes that were written. Whether the components can read these bytes shows only such
-a trial.
+Checksums show that a file has the bytes that were written. Only a trial shows that the components can read these bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from esper.tamiyo.policy_state import read_state
 
 @dataclass(frozen=True)
 class TrialRestore:
-    """Tries the checkpoints of one run in components of this process, which take no step of the run."""
+    """Tries the checkpoints of one run in components of this process. These components take no step of the run."""
 
     survey: Survey
     key: RunKey
@@ -34,13 +34,14 @@ class TrialRestore:
         """Restore a checkpoint and let its optimizers take a step.
 
         Raises:
-            StoreCorrupt, DependencyViolationError: a part of it cannot be read, or contradicts another.
-            Exception: the exception of a part of the task, raised while it loaded its state or in that step.
+            StoreCorrupt, DependencyViolationError: a part of the checkpoint cannot be read, or contradicts another
+                part.
+            Exception: an exception of the user's code, raised while its state was loaded or in that step.
         """
         with temporary_rng(0):
             Context().run(
                 self._try, written, saved
-            )  # without telemetry, since events of the trial are not events of the run
+            )  # without telemetry, because events of the trial are not events of the run
 
     def _try(self, written: CheckpointWritten, saved: FenceState) -> None:
         line = LineState.of(saved)

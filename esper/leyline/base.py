@@ -21,8 +21,8 @@ class Message(BaseModel):
 
 
 class GrownMessage(Message):
-    """A message to which later versions added fields. The JSON leaves out each added field that has its default. So a
-    message that uses no added field has the same JSON and the same digest in all versions.
+    """A message to which later versions added fields. An added field that has its default is left out of the JSON. So
+    the JSON and the digest of a message change only if an added field is used.
     """
 
     LATER: ClassVar[frozenset[str]]
@@ -37,21 +37,22 @@ class GrownMessage(Message):
 
 
 LARGEST_INT = 2**53 - 1
-"""Largest integer in a config. A JSON reader that stores numbers as floats reads integers exactly up to this one."""
+"""Largest integer in a config. JSON readers that store numbers as floats represent every integer up to it exactly."""
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
 """Bounds of floats in the config. Within them, products and quotients of two floats, or of a float and a count or size,
 are finite.
 """
 Count = Annotated[int, Field(ge=0)]
-"""A number of objects, 0 or more."""
+"""A count, 0 or more."""
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
-"""A waiting time in seconds, at most three years: the timeouts of Python and Ray overflow at some hundred years."""
+"""A waiting time in seconds, at most three years. The timeouts of Python and Ray overflow at a few hundred years."""
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be written as UTF-8, which JSON needs. A file name may contain bytes that are not UTF-8."""
+    """Return whether a text can be written as UTF-8, as JSON requires. A file name may contain bytes that are not
+    UTF-8."""
     return not any("\ud800" <= one <= "\udfff" for one in text)
 
 

@@ -1,4 +1,4 @@
-"""Records of a saved state, in memory or on disk. A checkpoint file is verified against the checksum in its record."""
+"""Records of a saved state, in memory or on disk. The checksum in a record verifies the checkpoint file."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ class CheckpointWritten(Message):
     weights_crc32c: Count
     """CRC32C of all tensors of host and seeds; see `esper.ground.tensors.state_crc32c`."""
     topology_digest: str
-    """SHA-256 of the grafted seeds and their settings, without ids: equal in two runs with the same growth."""
+    """SHA-256 of the grafted seeds and their settings, without ids. It is equal in two runs with the same growth."""
     seconds: float
     """Duration from the copy in memory to the synced file."""

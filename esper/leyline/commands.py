@@ -1,7 +1,7 @@
 """Signed commands from Tamiyo to Kasmina. Types and bounds only; `kasmina.registry.admission` checks the commands.
 
-Kasmina refuses a command that lacks a required field with a `DependencyViolationError`. Required fields have an empty
-default here, so that a command without them can be built and reaches that check.
+If a command lacks a required field, Kasmina refuses it with a `DependencyViolationError`. Here such a field has an
+empty default, so that a command without it can be built and reaches that check.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from esper.leyline.base import GrownMessage, Message
 
 MAX_MESH_LAYERS = 128
 MAX_CHANNELS = 4096
-"""Largest number of entries of the vector v of the mode CHANNEL."""
+"""Largest number of entries of the vector v in the mode CHANNEL."""
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
 MAX_RATE_SCALE = 16.0
@@ -45,7 +45,7 @@ class Operation(StrEnum):
     FOSSILIZE = "FOSSILIZE"
     CULL = "CULL"
     SCALE_RATE = "SCALE_RATE"
-    """Kind OPTIMIZER: set the factor on the learning rates of a seed's schedule to `rate_scale`, from this fence on."""
+    """Kind OPTIMIZER: from this fence on, multiply the learning rates of a seed's schedule by `rate_scale`."""
     GO_BACK = "GO_BACK"
     """Kind ROLLBACK: restore the run as it was at the fence `to_fence`, and train on from there."""
 
@@ -58,10 +58,10 @@ class BlendMode(StrEnum):
     CONVEX = "CONVEX"
     """(1 - a) h + a s"""
     CHANNEL = "CHANNEL"
-    """(1 - a v) h + a v s, with a vector v, which has one entry per channel or per group of channels"""
+    """(1 - a v) h + a v s. The vector v has one entry per channel, or per group of channels"""
     CONFIDENCE = "CONFIDENCE"
-    """(1 - e) h + e s, with e = clamp(a c, low, high) and c = sigmoid(gain (top1 - top2 - threshold)), where top1 and
-    top2 are the two largest logits of the policy"""
+    """(1 - e) h + e s, with e = clamp(a c, low, high) and c = sigmoid(gain (top1 - top2 - threshold)). top1 and top2
+    are the two largest logits of the policy"""
 
 
 USE_LOGITS = frozenset({BlendMode.CONFIDENCE})
@@ -79,8 +79,7 @@ class BlendSchedule(StrEnum):
 class BlendSpec(GrownMessage):
     """Blend settings of a seed.
 
-    An incomplete spec can be built; admission checks the values and refuses it. A field that the mode
-    does not use must have its default.
+    An incomplete spec can be built; admission refuses it. A field that the mode does not use must have its default.
     """
 
     LATER: ClassVar = frozenset({"schedule", "channels", "channel_groups", "gain", "threshold", "low", "high"})
@@ -99,7 +98,7 @@ class BlendSpec(GrownMessage):
     gain: float = 4.0
     """CONFIDENCE: steepness of the sigmoid."""
     threshold: float = 0.2
-    """CONFIDENCE: lead of the largest logit over the second at which the confidence is 1/2."""
+    """CONFIDENCE: difference of the two largest logits at which the confidence is 1/2."""
     low: float = 0.0
     """CONFIDENCE: least effective alpha."""
     high: float = 1.0
@@ -132,19 +131,20 @@ class Command(Message):
     seed_id: ShortText = ""
     candidates: Annotated[tuple[Candidate, ...], Field(max_length=MAX_CANDIDATES)] = ()
     replica_of: ShortText | None = None
-    """For a replica, which is then the only candidate: id of the accepted seed that it repeats, whose G2 evidence is
-    used. None: no candidate is a replica.
+    """Id of the accepted seed that a replica repeats. G2 uses the evidence of that seed. A command for a replica has no
+    other candidate. None: no candidate is a replica.
     """
     blend: BlendSpec | None = None
     rate_scale: float | None = None
-    """Factor on the learning rates that the seed's schedule gives. It replaces an earlier factor. None: not given."""
+    """Factor on the learning rates of the seed's schedule. It replaces an earlier factor. None: the command sets no
+    factor."""
     to_fence: int | None = None
-    """A fence before the present one that has a checkpoint. None: not given."""
+    """Fence to go back to: an earlier fence that has a checkpoint. None: the command does not go back."""
     mesh_host_layers: tuple[ShortText, ...] = ()
     confidence_logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     """Logits of the policy from which the confidence of a CONFIDENCE blend is computed. Empty for other modes."""
     fallback_marks: Annotated[tuple[ShortText, ...], Field(max_length=16)] = ()
-    """Reasons why something other than the policy made this decision. If not empty, the next gate culls the seed."""
+    """Reasons why this decision was not made by the policy. If there is any, the next gate culls the seed."""
     feature_coverage: Annotated[float, Field(ge=0.0, le=1.0)]
     policy_version: ShortText
     nonce: ShortText

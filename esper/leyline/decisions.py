@@ -22,7 +22,8 @@ class HoldReason(StrEnum):
 
 
 class Hold(Message):
-    """An answer that no seed germinates at this fence: the reason, the deciding value, and its limit, if any."""
+    """The answer that no seed germinates at this fence. It has the reason, the value that decided, and its limit, if
+    there is any."""
 
     fence: int
     reason: HoldReason
@@ -53,7 +54,8 @@ class RateScale(Message):
 
 
 class Decision(Message):
-    """The policy's answer to a round: pairs to try together, or a hold with a reason; and changes of rates."""
+    """The policy's answer at a fence: pairs to try in one tournament, or a hold with its reason. It may also change
+    learning rates."""
 
     decision_id: str
     fence: int
@@ -62,24 +64,23 @@ class Decision(Message):
     pairs: tuple[Pair, ...]
     replica_of: str | None = None
     hold: str | None = None
-    """The policy's reason to try no pair now (`pairs` is empty then). None: it tries `pairs`."""
+    """The policy's reason to try no pair now; `pairs` is then empty. None: the policy tries `pairs`."""
     risk: float | None = None
-    """The policy's estimate of the risk, 0..1. None: it makes no estimate."""
+    """The policy's estimate of the risk, 0..1. None: the policy estimates no risk."""
     rates: tuple[RateScale, ...] = ()
-    """Changes of learning rates. They are made whether or not pairs are tried, but only at a fence at which the policy
-    is called: see `esper.tamiyo.eligibility.eligible`."""
+    """Changes of learning rates. They are made also if no pair is tried. The policy is not called at every fence: see
+    `esper.tamiyo.eligibility.eligible`."""
     go_back_to: int | None = None
-    """A fence of `RoundState.checkpoints` to which the whole run goes back; everything since is taken back. `pairs` and
-    `rates` are empty then, and `hold` is None. None: the run goes on. Decided only at a fence at which the policy is
-    called, as `rates`."""
+    """A fence of `RoundState.checkpoints` to which the whole run goes back. `pairs` and `rates` are then empty, and
+    `hold` is None. None: the run continues."""
     blend: BlendSpec | None = None
-    """The blend of all pairs, for their whole life. Required if there are pairs."""
+    """The blend of all seeds of `pairs`, for their whole life. Required if there are pairs."""
     logits: Annotated[tuple[float, ...], Field(max_length=MAX_LOGITS)] = ()
     """The policy's logits. Only a CONFIDENCE blend uses them."""
 
 
 class Verdict(Message):
-    """Result of one fence: a command to carry out, or a hold; and the policy's decision, if the policy was called."""
+    """Tamiyo's answer at one fence: a command or a hold, and the policy's decision, if the policy was called."""
 
     outcome: Command | Hold
     decision: Decision | None

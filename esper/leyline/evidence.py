@@ -41,9 +41,9 @@ class PairedLosses(Message):
 
     @property
     def relative_gain(self) -> float:
-        """`mean / |control_mean|`: the share of the control's loss that the seed removed.
+        """Return `mean / |control_mean|`, the share of the control's loss that the seed removed.
 
-        If the control's loss is 0: 0 without a difference, else infinite.
+        If the control's loss is 0, the gain is 0 for a mean of 0, else infinite.
         """
         if self.control_mean == 0:
             return math.copysign(math.inf, self.mean) if self.mean else 0.0
@@ -60,18 +60,19 @@ class PerformanceStatus(StrEnum):
 
 
 class Marks(Message):
-    """Evidence of fallbacks of a seed, which gates check first."""
+    """Fallbacks of a seed. Each gate checks them first."""
 
     command_fallbacks: tuple[str, ...] = ()
-    """`fallback_marks` of the command; empty if no command requested the judgement."""
+    """`fallback_marks` of the command that requested the judgement. Empty: no command did."""
     evidence_fallbacks: tuple[str, ...] | None = None
-    """Fallbacks that the seed reported during the measurement, and each difference between requested and actual
-    execution that no other check of the gate judges. None: the seed was not observed running.
+    """Fallbacks that the seed reported during the measurement. They include differences between requested and actual
+    execution, but not those that another check of the gate judges. None: no call of the seed was observed.
     """
 
 
 class Stages(Message):
-    """The stage of a seed in the live host: as recorded now, and as recorded when its evidence was measured."""
+    """Two stages of a seed in the live host: the one recorded now, and the one recorded when its evidence was
+    measured."""
 
     recorded: Stage
     measured: Stage
@@ -89,9 +90,11 @@ class SanityProbe(Message):
     """Shape of the module's input for one sample, which is the slot's output."""
     output_dtype: str
     causality_leak: float | None
-    """Largest relative change of the output before a perturbed position. None: the slot is not causal."""
+    """Largest relative change of the output at positions before a perturbed input position. None: the slot is not
+    causal."""
     sample_leak: float | None
-    """Largest relative change of the output for an unperturbed sample. None: the host itself mixes samples."""
+    """Largest relative change of the output for a sample whose input was not perturbed, while other samples were. None:
+    the host itself mixes samples."""
     told: tuple[str, ...] = ()
     """The fallbacks that the module reported while it was built and measured."""
 
@@ -125,7 +128,7 @@ class GradientProbe(Message):
 
 
 class GradientEvidence(Message):
-    """Evidence for G1. G0 has judged the fallback marks of the command, which is the same."""
+    """Evidence for G1. It has no fallback marks of the command, because G0 has judged them."""
 
     fallbacks: tuple[str, ...] | None
     """As `evidence_fallbacks` in `Marks`."""
@@ -142,8 +145,8 @@ class StabilityEvidence(Message):
     """Rank in its tournament by mean paired gain on the pick shard, 1 is best. None: dropped at the halving."""
     pairs: PairedLosses | None
     loss_variation: float | None
-    """Noise of the fork's training loss in the second half of its training: standard deviation about a fitted line,
-    divided by the mean loss.
+    """Noise of the training loss in the second half of the fork's training: its standard deviation about a fitted line,
+    divided by its mean.
     """
     carried: PairedLosses | None = None
     """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
@@ -164,7 +167,8 @@ class SeedObservation(Message):
     output_shape: tuple[int, ...] | None
     """Shape of the output of the last call."""
     output_dtype: str | None
-    """Type of the output in all calls; if calls differed, the types joined by "and". `device` and `path` likewise."""
+    """Type of the output in all calls. If calls differed, the types are joined by "and". The same holds for `device`
+    and `path`."""
     device: str | None
     """Device of the output and of the seed's tensors."""
     path: str | None
@@ -181,13 +185,13 @@ class SeedObservation(Message):
     parameter_bytes: int
     """Bytes of the seed's parameters now."""
     isolation_leaks: tuple[str, ...] | None = None
-    """Host parameters that the seed's gradient reaches, by the audits. None: no audit was made."""
+    """Host parameters that the seed's gradient reaches. The audits found them. None: no audit was made."""
 
     @property
     def differences(self) -> Mapping[str, str] | None:
-        """Return each difference between actual and requested execution, by "dtype", "device" or "path".
+        """Return the differences between actual and requested execution, by "dtype", "device" or "path".
 
-        None: the seed was not observed running.
+        None: no call of the seed was observed.
         """
         if self.output_dtype is None or self.device is None or self.path is None:
             return None
@@ -200,8 +204,8 @@ class SeedObservation(Message):
 
     @property
     def fallbacks(self) -> tuple[str, ...] | None:
-        """Return the fallbacks that the seed reported, and its `differences`. None: the seed reported none and was not
-        observed running.
+        """Return the fallbacks that the seed reported, and its `differences`. None: it reported nothing, and no call of
+        it was observed.
         """
         found = self.differences
         if found is None:
@@ -238,7 +242,7 @@ class InterfaceEvidence(Message):
     required_mesh: tuple[str, ...]
     registered_layers: tuple[str, ...]
     isolation_leaks: tuple[str, ...] | None = None
-    """Parameters that the seed's gradient reaches in the live host. None: the seed was never isolated."""
+    """Host parameters that the seed's gradient reaches. None: the seed was never isolated."""
 
 
 class ImpactEvidence(Message):
@@ -249,7 +253,8 @@ class ImpactEvidence(Message):
     status: PerformanceStatus | None
     twin_kept: bool
     twin_zs: tuple[float, ...] | None
-    """z of (twin - live) at each fence since the seed's alpha reached its target. None: there is no twin."""
+    """z of the loss difference (twin - live), at each fence since the seed's alpha reached its target. None: there is
+    no twin."""
     cost_ratio: float
     """Modelled FLOPs of the seed over those of the host."""
     cost_budget: float
@@ -257,7 +262,7 @@ class ImpactEvidence(Message):
     """Parameter bytes of the seed over those of the host."""
     memory_budget: float
     isolation_leaks: tuple[str, ...] | None
-    """Parameter bytes of the seed over those of the host, as in `InterfaceEvidence`."""
+    """As in `InterfaceEvidence`."""
 
 
 class ResetProbe(Message):

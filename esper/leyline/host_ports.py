@@ -1,6 +1,8 @@
-"""Ports within one process that trains a host: Kasmina edits Tolaria's host, and measures on Tolaria's forks.
+"""Ports inside a process that trains a host. Through them Kasmina edits Tolaria's host, and measures on Tolaria's
+forks.
 
-`Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
+Types of torch are written `Any`, because this room may not import torch. The exact types are in the rooms that use the
+ports.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from esper.leyline.state import BlendReport
 
 
 class HostEditor(Protocol):
-    """Kasmina's part in the trainer process: attaches seeds to one host and detaches them without a trace."""
+    """Attaches seeds to one host, and detaches them without a trace. Kasmina implements it, Tolaria calls it."""
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a seed. The caller has verified that its weights have the plan's digest."""
         ...
 
     def amend(self, change: Amendment) -> None:
-        """Change a seed that stays in the host. Its plan in `topology` shows the change."""
+        """Change a seed that stays in the host. `topology` then returns its changed plan."""
         ...
 
     def remove(self, seed_id: str) -> None:
@@ -38,12 +40,12 @@ class HostEditor(Protocol):
         ...
 
     def blend_reports(self) -> tuple[BlendReport, ...]:
-        """Return a summary of the alphas that were set for each seed since the last call."""
+        """Return, for each seed, a summary of the alphas that were set since the last call."""
         ...
 
     def topology(self) -> tuple[GraftPlan, ...]:
-        """Return the current plans of all grafted seeds, in graft order. Applied to a fresh host, they give the present
-        host.
+        """Return the current plans of all grafted seeds, in graft order. A fresh host to which they are applied has the
+        same seeds as this host.
         """
         ...
 
@@ -68,7 +70,8 @@ class HostEditor(Protocol):
         ...
 
     def watched(self) -> tuple[str, ...]:
-        """Return the ids of the isolated seeds whose last branch is stored. A slot that was not called has none."""
+        """Return the ids of the isolated seeds whose branch of the last forward pass is stored. A seed whose slot was
+        not called has no branch."""
         ...
 
     def watch(self, on: bool) -> None:
@@ -80,13 +83,13 @@ class HostEditor(Protocol):
         ...
 
     def observations(self) -> tuple[SeedObservation, ...]:
-        """Return the observations of each seed since the last call, and start new ones."""
+        """Return each seed's observation since the last call. The next observations begin now."""
         ...
 
 
 class Fork(Protocol):
-    """A copy of the host in training: a control, a seeded fork, or the twin. The fork may be in any process. Call
-    order: `graft`, if there is a candidate, before all other methods.
+    """A copy of the host in training, in this or another process: a control, a fork with a candidate, or the twin.
+    `graft` attaches a candidate and must be called before every other method.
     """
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
@@ -94,7 +97,7 @@ class Fork(Protocol):
         ...
 
     def train_to(self, step: int) -> tuple[float, ...]:
-        """Train up to optimizer step `step` (of the run); returns the loss of each step."""
+        """Train up to optimizer step `step` of the run. Return the loss of each step."""
         ...
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
@@ -114,15 +117,16 @@ class Fork(Protocol):
         ...
 
     def snapshot(self) -> Any:  # Any: a HostSnapshot of Tolaria, or a reference; opaque to the caller
-        """Return the whole state that the fork's further training depends on."""
+        """Return the whole state on which the fork's further training depends."""
         ...
 
 
 class ProbedFork(Fork, Protocol):
-    """A fork in this process. It measures candidates one after the other: `graft`, measure, `remove`."""
+    """A fork in this process that measures candidates one after the other. Call order for each: `graft`, the
+    measurements, `remove`."""
 
     def remove(self, seed_id: str) -> None:
-        """Detach a candidate, so that another can be grafted."""
+        """Detach the candidate, so that the next can be grafted."""
         ...
 
     def activation(self, slot: str) -> Any:  # Any: torch.Tensor
@@ -138,7 +142,7 @@ AnyFork = TypeVar("AnyFork", bound=Fork, covariant=True)
 
 
 class ForkFactory(Protocol[AnyFork]):
-    """Makes forks from snapshots."""
+    """A function that makes forks from snapshots."""
 
     def __call__(self, snapshot: Any) -> AnyFork:  # Any: as `Fork.snapshot`
         ...

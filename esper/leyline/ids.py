@@ -1,4 +1,5 @@
-"""Ids that are derived from the objects they name, so that a repeated step makes the same ids."""
+"""Ids of the objects of a run. They are derived from the object's place in the run, so a repeated step makes the same
+ids."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ class Purpose(StrEnum):
 
 
 def new_run_id() -> str:
-    """Return a random id for a run. Weights, names, order and random streams must not depend on it."""
+    """Return a random id for a run. Weights, names, the order of work and random streams must not depend on the id."""
     return str(uuid.uuid4())
 
 

@@ -1,4 +1,5 @@
-"""The order and the result of an incubation, which trains forks of the host, each with one candidate, and a control."""
+"""The order and the result of an incubation. An incubation trains one fork of the host for each candidate, and a
+control without a candidate."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from esper.leyline.state import RegistryView
 
 
 class IncubationOrder(Message):
-    """Order to train a control and one fork per plan from the snapshot of `fence`; the result is due at `due_fence`."""
+    """Order to train a control and one fork per plan. Each starts from the snapshot of `fence`. The result is due at
+    `due_fence`."""
 
     order_id: str
-    """Id of the command that requested it."""
+    """Id of the command that requested the incubation."""
     generation: int
     fence: int
     due_fence: int
@@ -38,7 +40,7 @@ class CandidateProbe(Message):
     gradient: GradientProbe | None
     """Evidence for G1. None: the output does not fit the slot, so the candidate was not grafted."""
     fallbacks: tuple[str, ...] | None = None
-    """Differences between requested and actual execution in the backward passes. None: it did not run."""
+    """Differences between requested and actual execution in the backward passes. None: the candidate did not run."""
 
 
 class ForkResult(Message):
@@ -50,14 +52,15 @@ class ForkResult(Message):
     required_steps: int
     """Optimizer steps of the control."""
     rank: int | None
-    """Rank by mean paired gain on the pick shard among the forks trained to the end. None: dropped at the halving."""
+    """Rank among the forks that were trained to the end, by mean paired gain on the pick shard. None: the fork was
+    dropped at the halving."""
     pick: PairedLosses
-    """Losses on the pick shard at the end, or at the halving for a fork that was dropped there."""
+    """Losses on the pick shard, at the end of the fork's training."""
     gate: PairedLosses | None
-    """Losses on the gate shard. Measured only for the first of the tournament; None for others."""
+    """Losses on the gate shard. They are measured only for the fork of rank 1. None for the others."""
     loss_variation: float | None
     fallbacks: tuple[str, ...] | None = None
-    """Differences between requested and actual execution in the fork. Measured only for the first of the tournament."""
+    """Differences between requested and actual execution in the fork. They are measured only for the fork of rank 1."""
 
 
 class IncubationResult(Message):
@@ -74,7 +77,8 @@ class IncubationResult(Message):
 
 
 class Answer(Message):
-    """Result of an operation of Kasmina: everything that other components must carry out or record, in order."""
+    """Result of an operation of Kasmina. It contains everything that other components must carry out or record, in
+    order."""
 
     transitions: tuple[Transition, ...] = ()
     gates: tuple[GateReport, ...] = ()
@@ -82,7 +86,7 @@ class Answer(Message):
     order: IncubationOrder | None = None
     field_reports: tuple[FieldReport, ...] = ()
     keep_twin: bool = False
-    """True if the control of the incubation that just ended becomes the run's twin."""
+    """True if the control of the last incubation becomes the run's twin."""
 
 
 class InFlight(Message):
@@ -97,11 +101,12 @@ class Received(Message):
     """Kasmina's reply to an admitted command."""
 
     plans: tuple[GraftPlan, ...]
-    """Plans of the candidates to measure on a fork before the command is carried out. Empty unless GERMINATE."""
+    """Plans of the candidates that must be measured on a fork before the command is carried out. Empty for all
+    operations but GERMINATE."""
     weights: dict[str, bytes]
     """Weights of these plans; see `esper.leyline.reports.Weights`."""
     flops: int
-    """Modelled FLOPs of measuring them."""
+    """Modelled FLOPs of these measurements."""
 
 
 class Changed(Message):
@@ -111,7 +116,7 @@ class Changed(Message):
     view: RegistryView
     """The registry after the change."""
     weights: dict[str, bytes]
-    """Weights of the answer's grafts and of its order's plans; see `esper.leyline.reports.Weights`."""
+    """Weights for the graft plans of the answer and of its order; see `esper.leyline.reports.Weights`."""
 
 
 class Compared(Message):
@@ -126,6 +131,6 @@ class TwinReport(Message):
     """Report on the twin: the host's training without growth."""
 
     steps: int
-    """Optimizer steps since it became the twin."""
+    """Optimizer steps since the control became the twin."""
     test_loss: float
     weights_sha256: str

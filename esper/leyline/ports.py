@@ -1,7 +1,9 @@
-"""Ports: the interfaces through which the line (the loop over fences) calls the components, and Tamiyo its policy. In
-one process the components have these methods; across processes, handles of remote components have them.
+"""Ports: the interfaces through which the line, which is the loop over fences, calls the components. Through one more
+port Tamiyo calls its policy. In one process the components implement the ports. On Ray the handles of the components
+do.
 
-`Any` stands where torch's types would: this room may not name torch. The rooms on both sides give the exact type.
+Types of torch are written `Any`, because this room may not import torch. The exact types are in the rooms that use the
+ports.
 """
 
 from __future__ import annotations
@@ -35,8 +37,7 @@ class LiveHost(Protocol):
 
     Call order of a round: `run_round`; at the fence after it `sample_losses` and `observe`, each at most once, then
     `apply` for each plan, and `save` last. `saved` follows each `save`, before the next one. `roll_back` and `restore`
-    are called between fences, when every process is running; `first_step_at` refers to the time since the last of these
-    calls.
+    are called between fences, when every process is running.
     """
 
     def untrained(self) -> TrainingState:
@@ -56,8 +57,8 @@ class LiveHost(Protocol):
         ...
 
     def snapshot(self) -> Any:  # Any: as `Fork.snapshot`, or a reference to it
-        """Return the whole state that the host's further training depends on, for the incubation. Other callers must
-        not look into it.
+        """Return the whole state on which the host's further training depends. Only the incubation may read its
+        content.
         """
         ...
 
@@ -82,7 +83,8 @@ class LiveHost(Protocol):
         ...
 
     def first_step_at(self) -> float | None:
-        """Return the Unix time of the end of the first step since the host was made or restored. None: no step yet."""
+        """Return the Unix time at which the first step ended since the host was built or restored. None: no step has
+        ended since."""
         ...
 
     def save(
@@ -100,7 +102,8 @@ class LiveHost(Protocol):
         ...
 
     def roll_back(self, generation: int) -> StateCopied | None:
-        """Restore the state last copied by `copy_state` or `save`, in a newer generation. None: there is no copy."""
+        """Restore the copy that `copy_state` or `save` made last, in a newer generation. Return None if there is no
+        copy."""
         ...
 
     def restore(self, snapshot: Any, generation: int) -> None:  # Any: as `snapshot`
@@ -109,14 +112,14 @@ class LiveHost(Protocol):
 
 
 class Policy(Protocol):
-    """Decides which seeds to try. A pure function of its arguments."""
+    """Decides which seeds to try. Its answers depend only on the arguments."""
 
     name: str
     version: str
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return some of the eligible pairs, or a hold with a reason; and perhaps changes of learning rates or a fence
-        to go back to.
+        """Return the pairs to try, from the eligible ones, or a hold with its reason. The decision may also change
+        learning rates, or name a fence to go back to.
         """
         ...
 
@@ -128,12 +131,12 @@ class Policy(Protocol):
 class Decider(Protocol):
     """Tamiyo's port.
 
-    Call order at a fence: `advance` until it returns None, then `decide` once; both get the state after all earlier
-    changes. `remember` is called for each field report, before the next of these. `state` comes last.
+    Call order at a fence: `advance` until it returns None, then `decide` once, `state` last. The argument of each call
+    is the state after all earlier changes. A field report is given to `remember` before the next call.
     """
 
     def remember(self, report: FieldReport) -> None:
-        """Store a field report for later states that the policy receives."""
+        """Store a field report, which later decisions of the policy use."""
         ...
 
     def advance(self, state: RoundState) -> Command | None:
@@ -158,12 +161,12 @@ class Registrar(Protocol):
 
     Call order at a fence: `view` once, first. Then `conclude` if the view's `due` is set, `compare` if its
     `compares_with_twin` is set, `advance` for each seed that is due, `reset` if it has `resetting` seeds, and `receive`
-    and `carry_out` for the command that germinates. `compare` and `receive` do not change the view; each other call
-    returns the view after it, so that `view` is not called again at this fence. `state` comes last, for the checkpoint.
-    A command is journaled before it is sent. `permit` replaces `receive` if the command is to go back; the next
-    call is then `restore`.
+    and `carry_out` for the command that germinates. `compare` and `receive` do not change the view. Each other call
+    returns the new view, so that `view` is called once per fence. `state` comes last, for the checkpoint. A command is
+    journaled before it is sent. A command to go back is sent by `permit` instead of `receive`; the next call is then
+    `restore`.
 
-    After `restore`, which is called between fences, `order` returns the tournament that must be begun again.
+    `restore` is called between fences. After it, `order` returns the tournament that must be begun again.
     """
 
     def view(self, fence: int) -> RegistryView:
@@ -219,7 +222,8 @@ class Registrar(Protocol):
         ...
 
     def order(self) -> InFlight | None:
-        """Return the order in flight, to be begun again after a restore. None: there is no tournament in flight."""
+        """Return the order of the tournament in flight, which begins again after a restore. None: there is no such
+        tournament."""
         ...
 
 
@@ -235,17 +239,17 @@ class Inbox(Protocol):
         ...
 
     def close(self) -> None:
-        """Refuse new signals from now on; `pending` still returns those that were accepted before."""
+        """Refuse new signals from now on. `pending` still returns signals that were accepted before."""
         ...
 
 
 class Incubation(Protocol):
     """The port of Kasmina's incubation: forks of the live host, and the twin.
 
-    Call order of a tournament: `probe_candidates`, `begin` at the same fence, `collect` at the fence at which it is
-    due, and `keep_twin` before the next `begin`, if its control becomes the twin. The twin is trained by `advance_twin`
-    once a round, before `twin_losses` of that fence. `state` is called at a fence, after all of these; `restore`
-    between fences, before the `begin` of an order that was in flight.
+    Call order of a tournament: `probe_candidates` and `begin` at one fence; `collect` at the fence at which the result
+    is due; then `keep_twin`, if the control becomes the twin, before the next `begin`. `advance_twin` trains the twin
+    once a round, before `twin_losses` at the fence. `state` is called last at a fence. `restore` is called between
+    fences; the order that was in flight then begins again by `begin`.
     """
 
     def probe_candidates(
@@ -258,7 +262,7 @@ class Incubation(Protocol):
         ...
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: Any) -> None:  # Any: from LiveHost.snapshot
-        """Accept an order. It may run in the background; `collect` waits for it."""
+        """Begin an order. It may run in the background; `collect` waits for it."""
         ...
 
     def collect(self) -> IncubationResult:
@@ -270,7 +274,8 @@ class Incubation(Protocol):
         ...
 
     def advance_twin(self, step: int) -> None:
-        """Train the twin up to an optimizer step, perhaps in the background; `twin_losses` and `twin_report` wait."""
+        """Train the twin up to an optimizer step. It may train in the background; `twin_losses` and `twin_report` wait
+        for it."""
         ...
 
     def twin_losses(self, fence: int) -> SampleLosses:
@@ -282,10 +287,12 @@ class Incubation(Protocol):
         ...
 
     def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots
-        """Return `twin`: its snapshot or None; `twin_steps`; `origin`: the snapshot from which the tournament in flight
-        began, None if it began at this fence or there is no tournament."""
+        """Return a dict with three keys. `twin`: the snapshot of the twin, or None. `twin_steps`: its number of steps.
+        `origin`: the snapshot from which the tournament in flight began; None if it began at this fence, or if there is
+        none."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`
-        """Restore the twin of `state`, if it has one. A tournament in flight is abandoned; `begin` begins it again."""
+        """Restore the twin of `state`, if there is one. A tournament in flight is abandoned; the caller begins it again
+        by `begin`."""
         ...

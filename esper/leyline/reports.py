@@ -16,7 +16,7 @@ Measured = bool | int | float | str | tuple[str, ...] | tuple[int, ...] | None
 
 
 Figure = Annotated[float, Strict(False)]
-"""A float. In JSON, nan and infinity are text; strict validation would refuse text for a float."""
+"""A float that may be nan or infinite. In JSON these values are text, which strict validation would refuse."""
 
 
 class Gate(StrEnum):
@@ -31,7 +31,7 @@ class Gate(StrEnum):
 
 
 class Check(Message):
-    """One measured value and its limits; `reason` is the name of the failure if the value is outside them."""
+    """One measured value and its limits. `reason` names the failure of a value outside the limits."""
 
     name: str
     reason: str
@@ -44,7 +44,7 @@ class Check(Message):
 
     @property
     def passed(self) -> bool:
-        """Whether the value is within every limit; nan is within no limit."""
+        """Return whether the value is within every limit. nan is within no limit."""
         if self.among is not None:
             return self.measured in self.among
         if self.at_least is None and self.above is None and self.at_most is None:
@@ -60,23 +60,23 @@ class Check(Message):
 
 
 class GateReport(Message):
-    """The result of a gate. A failed gate gives this value, not an exception."""
+    """The result of a gate. A gate that fails returns a report, too; it raises nothing."""
 
     gate: Gate
     seed_id: str
     fence: int
     checks: tuple[Check, ...]
     notes: tuple[str, ...] = ()
-    """Notes for the reader of the report on evidence that this run does not collect."""
+    """Notes to the reader about evidence that this run does not collect."""
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
+        """Return whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The reasons of failed checks, in the order of the checks; empty if the gate passed."""
+        """Return the reasons of the failed checks, in the order of the checks. Empty: the gate passed."""
         return tuple(dict.fromkeys(check.reason for check in self.checks if not check.passed))
 
 
@@ -95,7 +95,7 @@ class Transition(Message):
 
 
 class HostChange(Message):
-    """A change of the host, to be applied once, at a fence, on every rank."""
+    """A change of the host. Every rank applies it once, at a fence."""
 
     command_id: str
     run_id: str
@@ -114,10 +114,10 @@ class GraftPlan(GrownMessage, HostChange):
     blueprint_id: str
     blend: BlendSpec
     start_step: int
-    """First optimizer step with the seed; its ramp and its learning rate start there."""
+    """First optimizer step with the seed. The ramp of alpha and the seed's learning rate start there."""
     isolated: bool
     warmup_steps: int
-    """Steps over which the seed's learning rate rises; then it follows a cosine to the end of the run."""
+    """Steps over which the seed's learning rate warms up."""
     asked_device: str
     weights: Literal[""] = ""
     """Always empty. The key remains because the first versions wrote it into checkpoints, which store the plan as JSON.
@@ -125,17 +125,17 @@ class GraftPlan(GrownMessage, HostChange):
     weights_digest: str
     """SHA-256 of the seed's initial weights in the form of `esper.ground.tensors.to_bytes`."""
     confidence: float | None = None
-    """Confidence of a CONFIDENCE blend, 0..1, from the command's logits. None: the mode has none."""
+    """Confidence of a CONFIDENCE blend, 0..1, computed from the command's logits. None: the blend has another mode."""
     rate_scale: float = 1.0
-    """Factor on the learning rates that the seed's schedule gives."""
+    """Factor on the learning rates of the seed's schedule."""
 
 
 Weights = Mapping[str, bytes]
-"""Initial weights of seeds in the form of `esper.ground.tensors.to_bytes`, by their SHA-256 in hex."""
+"""Initial weights of seeds as made by `esper.ground.tensors.to_bytes`. The key is their SHA-256 in hex."""
 
 
 class JoinPlan(HostChange):
-    """Plan to end a seed's isolation: from here on its gradient reaches the host."""
+    """Plan to end a seed's isolation. Afterwards its gradient reaches the host."""
 
     def amended(self, plan: GraftPlan) -> GraftPlan:
         """Return the seed's graft plan after this change."""
@@ -143,10 +143,10 @@ class JoinPlan(HostChange):
 
 
 class RatePlan(HostChange):
-    """Plan to set the factor on the learning rates of a seed's schedule, from here on."""
+    """Plan to set the factor on the learning rates of a seed's schedule."""
 
     rate_scale: float
-    """It replaces an earlier factor."""
+    """The new factor. It replaces an earlier one."""
 
     def amended(self, plan: GraftPlan) -> GraftPlan:
         """Return the seed's graft plan after this change."""
@@ -154,12 +154,12 @@ class RatePlan(HostChange):
 
 
 class ConfidencePlan(HostChange):
-    """Plan to change the confidence of a seed with a CONFIDENCE blend, and perhaps to end its isolation as well."""
+    """Plan to change the confidence of a seed with a CONFIDENCE blend. It may end the seed's isolation as well."""
 
     confidence: float
     """0..1"""
     joins: bool
-    """True: the plan also does what a `JoinPlan` does. A command gives at most one plan per seed."""
+    """True: the plan also ends the seed's isolation, because a command leads to at most one plan per seed."""
 
     def amended(self, plan: GraftPlan) -> GraftPlan:
         """Return the seed's graft plan after this change."""
@@ -171,7 +171,7 @@ class RemovePlan(HostChange):
 
 
 Amendment = JoinPlan | RatePlan | ConfidencePlan
-"""A change of a seed that stays in the host. The seed's graft plan is updated with the change, so that a restore
+"""A change of a seed that stays in the host. The change is also made in the seed's graft plan, so that a restore
 repeats it.
 """
 HostPlan = GraftPlan | Amendment | RemovePlan
@@ -198,7 +198,7 @@ class Outcome(StrEnum):
 
 
 class FieldReport(Message):
-    """Result of a command for one seed, an input of later decisions of the policy."""
+    """Result of a command for one seed. Later decisions of the policy use it."""
 
     report_id: str
     command_id: str
@@ -213,7 +213,7 @@ class FieldReport(Message):
     """Relative gain over the control fork at G2. None: not measured."""
     z: Figure | None
     pick_gain: Figure | None
-    """Relative gain over the control fork on the pick shard, the ranking of its tournament. None: not measured."""
+    """Relative gain over the control fork on the pick shard. It ranks the forks of a tournament. None: not measured."""
     window_fences: tuple[int, int]
     """First and last fence of the observation."""
     issued_at: AwareDatetime

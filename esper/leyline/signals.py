@@ -27,7 +27,7 @@ class EmergencySignal(Message):
     generation: Annotated[int, Field(ge=0)]
     level: Level
     origin: Annotated[str, Field(max_length=512)]
-    """Role that sends the signal."""
+    """Role of the process that sends the signal."""
     reason: Annotated[str, Field(max_length=4096)]
     issued_at: AwareDatetime
     traceparent: str = ""

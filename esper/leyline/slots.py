@@ -1,4 +1,4 @@
-"""Properties of the modules of the host at which seeds may grow, as Kasmina's dry run measured them."""
+"""Slots: modules of the host at which seeds may grow. Kasmina's dry run measures their properties."""
 
 from __future__ import annotations
 
@@ -25,15 +25,13 @@ class SlotSpec(Message):
     dtype: str
     device: str
     causal: bool
-    """True if the input at position t changes no output before t. Always False for other kinds than NTC."""
+    """True if the input at position t changes no output before t. False for every kind but NTC."""
     samples_independent: bool
     """True if, in training mode, no sample changes the output of another."""
     samples_independent_evaluated: bool = False
-    """True if, in evaluation mode, no sample changes the output of another (batch norm mixes no samples then). False:
-    not measured, or not independent.
-    """
+    """True if, in evaluation mode, no sample changes the output of another. False: not independent, or not measured."""
     autocast: str | None = None
-    """Type of the host's autocast around the call of the slot. None: no autocast."""
+    """Type of the host's autocast when the slot is called. None: autocast is off."""
 
     @property
     def channels(self) -> int:
@@ -46,12 +44,12 @@ class SlotSpec(Message):
         return 0 if self.kind is Kind.NCHW else -1
 
     def expected(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that a sample's output should have: the slot's layout and number of channels, and the other
-        sizes of `shape`.
+        """Return the shape that one sample's output should have. Layout and number of channels are the slot's, the
+        other sizes are those of `shape`.
 
         Args:
-            shape: The shape that one sample's output had. If it has another number of dimensions, the slot's own sizes
-            are used.
+            shape: The shape that one sample's output had. If its number of dimensions is not that of the slot, all
+                sizes are the slot's.
         """
         if len(shape) != len(self.shape):
             return self.shape
@@ -60,5 +58,6 @@ class SlotSpec(Message):
         return tuple(sizes)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether one sample's output has this layout and as many channels. Lengths, heights and widths may vary."""
+        """Return whether one sample's output has this layout and number of channels. Lengths, heights and widths may
+        vary."""
         return shape == self.expected(shape)

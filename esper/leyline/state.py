@@ -1,4 +1,4 @@
-"""Types of the measured state of a run at one fence, the input of decisions."""
+"""Types of the measured state of a run at one fence. Decisions depend on that state."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from esper.leyline.stages import Stage
 
 
 class BlendReport(Message):
-    """How a seed in the host was blended in the steps of a round: the effective alpha, 0..1, without unit."""
+    """The effective alpha of a seed in the host, in the steps of one round. Values are in 0..1."""
 
     seed_id: str
     mode: str
     """Name of a `BlendMode`."""
     mean: float
-    """Mean over the steps, and for CHANNEL over the channels too."""
+    """Mean over the steps. For CHANNEL it is the mean over the channels, too."""
     p95: float
     """95th percentile of the same values, by nearest rank."""
     clamped: float | None
@@ -25,7 +25,7 @@ class BlendReport(Message):
 
 
 class TrainingState(Message):
-    """The trainer's measurements of the round that ended at `fence`. None: no round has ended yet."""
+    """The trainer's measurements of the round that ended at `fence`. Fields are None if no round has ended yet."""
 
     fence: int
     step: int
@@ -42,7 +42,7 @@ class TrainingState(Message):
     host_parameters: int
     """Parameters of the host without its seeds."""
     blends: tuple[BlendReport, ...] = ()
-    """One for each seed in the host, in graft order."""
+    """One report for each seed in the host, in graft order."""
 
 
 class SeedState(Message):
@@ -52,9 +52,7 @@ class SeedState(Message):
     slot: str
     blueprint_id: str
     ordinal: int | None
-    """Position of the seed among all seeds that were grafted into its slot, assigned at the graft. None before the
-    graft.
-    """
+    """Position of the seed among all seeds that were grafted into its slot. None: it was not grafted."""
     stage: Stage
     alpha: float | None
     """Alpha at the last optimizer step. None: the seed is not in the host."""
@@ -70,8 +68,8 @@ class SeedState(Message):
     rate_scale: float = 1.0
     """Factor on the learning rates of the seed's schedule; see `Operation.SCALE_RATE`."""
     blend: BlendSpec | None = None
-    """The blend that was commanded for the seed. None: a version without this field germinated it, and it was not
-    grafted yet."""
+    """The blend that was commanded for the seed. None: the seed was germinated by a version without this field, and was
+    never grafted."""
 
 
 class SlotState(Message):
@@ -87,7 +85,7 @@ class SlotState(Message):
 
 
 class RegistryFacts(Message):
-    """The registry's facts at one fence that decisions may use."""
+    """Facts of the registry at one fence. Decisions use them."""
 
     run_id: str
     generation: int
@@ -97,7 +95,7 @@ class RegistryFacts(Message):
     seeds: tuple[SeedState, ...]
     """All seeds, in the order in which they were requested."""
     options: tuple[Pair, ...]
-    """Every (slot, blueprint) pair that the dry run allows, open or not."""
+    """Every (slot, blueprint) pair that the dry run allows. Some may be closed at this fence."""
     incubating: bool
     """True if a tournament is in flight."""
     added_parameters: int
@@ -108,15 +106,15 @@ class RegistryFacts(Message):
 
 
 class RegistryView(RegistryFacts):
-    """The registry's state at a fence, in one message for the fence loop.
+    """The registry's state at a fence, in one message.
 
-    A view is valid until a call changes it. Each such call returns the view after it; see the port `Registrar`.
+    A view is valid until a call changes the registry. That call returns the new view; see the port `Registrar`.
     """
 
     due: bool
     """True if the tournament in flight must be concluded at this fence."""
     resetting: dict[str, str]
-    """Seed id -> slot of every culled seed whose embargo is over, so that its G5 is due."""
+    """Seed id -> slot of every culled seed whose embargo is over. G5 is due for these seeds."""
     has_twin: bool
     compares_with_twin: bool
     """True if a seed must be compared with the twin at this fence."""
@@ -138,7 +136,8 @@ class RoundState(RegistryFacts):
     checkpoints: tuple[int, ...] = ()
     """The fences that the run can go back to, in ascending order."""
     rollbacks: int = 0
-    """How often the run went back. Without it, a policy would decide the same at the same fence again and again."""
+    """How often the run went back. A policy that ignored this count would decide the same at the same fence again and
+    again."""
 
     @classmethod
     def of(
@@ -150,8 +149,8 @@ class RoundState(RegistryFacts):
         checkpoints: tuple[int, ...] = (),
         rollbacks: int = 0,
     ) -> RoundState:
-        """Join the registry's facts, the trainer's measurements, the emergency level, and the checkpoints and returns
-        of the run.
+        """Join the registry's facts, the trainer's measurements, the emergency level, the checkpoints and the number of
+        rollbacks.
         """
         facts = {name: getattr(view, name) for name in RegistryFacts.model_fields}
         return cls(training=training, level=level, checkpoints=checkpoints, rollbacks=rollbacks, **facts)
