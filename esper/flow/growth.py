@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from esper.archive.journal import Journal, RecordKind
+from esper.errors import IsolationViolation
 from esper.flow.crew import Components
 from esper.flow.position import Position
 from esper.flow.progress import Progress
 from esper.leyline.commands import Command, Operation
 from esper.leyline.decisions import Hold
 from esper.leyline.incubation import Changed
+from esper.leyline.reports import HostPlan, Weights
 from esper.leyline.state import TrainingState
 from esper.tamiyo.field_reports import FieldReportStore
 
@@ -122,9 +124,19 @@ class Growth:
         if answer.keep_twin:
             self.components.incubator.keep_twin()
         for plan in answer.plans:
-            self.journal.write(RecordKind.PLAN_APPLIED, self.components.trainer.apply(plan, changed.weights))
+            self._apply(plan, changed.weights)
         for report in answer.field_reports:
             self.store.append(report)
             self.journal.write(RecordKind.FIELD_REPORT, report)
             self.components.tamiyo.remember(report)
         self.progress.answer(answer)
+
+    def _apply(self, plan: HostPlan, weights: Weights) -> None:
+        """Apply a plan to the live host. If its seed shares memory there, it is not attached, and Kasmina culls it."""
+        try:
+            receipt = self.components.trainer.apply(plan, weights)
+        except IsolationViolation as violation:
+            culled = self.components.kasmina.not_attached(violation.seed_id, violation.leaves, plan.fence)
+            self._take(culled)
+        else:
+            self.journal.write(RecordKind.PLAN_APPLIED, receipt)

@@ -120,11 +120,13 @@ class GradientProbe(Message):
     """Measurements from backward passes through one isolated seed, one per probe batch, without an update."""
 
     batches: int
+    """Number of backward passes. 0: the seed shares memory that is not its own, so it was not attached to a host."""
     nonfinite: int
     """Number of entries of the seed's gradients that are not finite."""
     norm: float
     """Largest global norm of the seed's gradients over the batches."""
     reachable_host_parameters: tuple[str, ...]
+    """Host parameters that the seed's gradient reaches, and tensors whose memory the seed shares."""
 
 
 class GradientEvidence(Message):
@@ -148,6 +150,8 @@ class StabilityEvidence(Message):
     """Noise of the training loss in the second half of the fork's training: its standard deviation about a fitted line,
     divided by its mean.
     """
+    leaks: tuple[str, ...] = ()
+    """As in `ForkResult`."""
     carried: PairedLosses | None = None
     """For a replica: the G2 evidence of the seed that it repeats. None: not a replica."""
     carried_from: str | None = None

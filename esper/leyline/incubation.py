@@ -3,7 +3,9 @@ control without a candidate."""
 
 from __future__ import annotations
 
-from esper.leyline.base import Message
+from typing import ClassVar
+
+from esper.leyline.base import GrownMessage, Message
 from esper.leyline.evidence import GradientProbe, PairedLosses, SanityProbe
 from esper.leyline.reports import FieldReport, GateReport, GraftPlan, HostPlan, Transition
 from esper.leyline.state import RegistryView
@@ -43,8 +45,10 @@ class CandidateProbe(Message):
     """Differences between requested and actual execution in the backward passes. None: the candidate did not run."""
 
 
-class ForkResult(Message):
+class ForkResult(GrownMessage):
     """Result of one seeded fork, compared with the control."""
+
+    LATER: ClassVar = frozenset({"leaks"})
 
     seed_id: str
     steps: int
@@ -52,15 +56,18 @@ class ForkResult(Message):
     required_steps: int
     """Optimizer steps of the control."""
     rank: int | None
-    """Rank among the forks that were trained to the end, by mean paired gain on the pick shard. None: the fork was
-    dropped at the halving."""
-    pick: PairedLosses
-    """Losses on the pick shard, at the end of the fork's training."""
+    """Rank among the forks that were trained to the end, by mean paired gain on the pick shard. None: the fork was not
+    trained to the end."""
+    pick: PairedLosses | None
+    """Losses on the pick shard, at the end of the fork's training. None: the candidate was not attached; see `leaks`.
+    """
     gate: PairedLosses | None
     """Losses on the gate shard. They are measured only for the fork of rank 1. None for the others."""
     loss_variation: float | None
     fallbacks: tuple[str, ...] | None = None
     """Differences between requested and actual execution in the fork. They are measured only for the fork of rank 1."""
+    leaks: tuple[str, ...] = ()
+    """Tensors of the fork whose memory the candidate shares. If not empty, the candidate was not attached."""
 
 
 class IncubationResult(Message):

@@ -63,7 +63,11 @@ class LiveHost(Protocol):
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
-        """Apply a plan, once. Only a graft reads its weights."""
+        """Apply a plan, once. Only a graft reads its weights.
+
+        Raises:
+            IsolationViolation: a seed that should be grafted shares memory with the host; the host was not changed.
+        """
         ...
 
     def compare_with_unseeded(self, seeds: Mapping[str, str]) -> Mapping[str, ResetProbe]:
@@ -161,10 +165,10 @@ class Registrar(Protocol):
 
     Call order at a fence: `view` once, first. Then `conclude` if the view's `due` is set, `compare` if its
     `compares_with_twin` is set, `advance` for each seed that is due, `reset` if it has `resetting` seeds, and `receive`
-    and `carry_out` for the command that germinates. `compare` and `receive` do not change the view. Each other call
-    returns the new view, so that `view` is called once per fence. `state` comes last, for the checkpoint. A command is
-    journaled before it is sent. A command to go back is sent by `permit` instead of `receive`; the next call is then
-    `restore`.
+    and `carry_out` for the command that germinates. `not_attached` follows a call whose answer grafts a seed that the
+    live host refuses. `compare` and `receive` do not change the view. Each other call returns the new view, so that
+    `view` is called once per fence. `state` comes last, for the checkpoint. A command is journaled before it is sent. A
+    command to go back is sent by `permit` instead of `receive`; the next call is then `restore`.
 
     `restore` is called between fences. After it, `order` returns the tournament that must be begun again.
     """
@@ -178,6 +182,14 @@ class Registrar(Protocol):
 
         Args:
             observation: Observation of the live host at this fence. None for a command that no gate judges.
+        """
+        ...
+
+    def not_attached(self, seed_id: str, leaks: tuple[str, ...], fence: int) -> Changed:
+        """Cull a seed that the last answer grafts, and that the live host did not attach: its isolation is violated.
+
+        Args:
+            leaks: The tensors whose memory the seed shares.
         """
         ...
 

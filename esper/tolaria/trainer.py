@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from esper import faults
-from esper.errors import DependencyViolationError, EmergencyStop
+from esper.errors import DependencyViolationError, EmergencyStop, IsolationViolation
 from esper.ground.heartbeat import beat
 from esper.leyline.evidence import ResetProbe
 from esper.leyline.host_ports import HostEditor
@@ -227,6 +227,7 @@ class Trainer(MeasuredHost):
         Raises:
             DependencyViolationError: the plan fails `check_plan`, or a different plan was applied under the same
                 command id and seed id. The host is not changed.
+            IsolationViolation: the seed shares memory with the host or with another seed. The host is not changed.
         """
         faults.point("tolaria.apply")
         with span("trainer apply", role="tolaria", kind=type(plan).__name__, seed_id=plan.seed_id):
@@ -240,7 +241,12 @@ class Trainer(MeasuredHost):
                     error = DependencyViolationError(what, missing)
                     raise reported(error, "dependency_violation", Severity.ERROR, subject=what, missing=missing)
                 return receipt
-            self._change(plan, weights)
+            try:
+                self._change(plan, weights)
+            except IsolationViolation as violation:
+                leaves = list(violation.leaves)
+                severe("isolation_violated", Severity.CRITICAL, seed_id=violation.seed_id, leaves=leaves)
+                raise
             receipt = GraftReceipt(
                 command_id=plan.command_id,
                 seed_id=plan.seed_id,

@@ -56,10 +56,15 @@ class Host(nn.Module):
 
     weight: ClassVar[nn.Parameter]
     """The weight of "body" in the last host that was run, within the reach of a seed."""
+    lends: ClassVar[bool] = False
+    lent: ClassVar[nn.Parameter | None] = None
+    """See `lending`."""
 
     def __init__(self, at: int = 10**6, change: Callable[[Layer, Tensor], Tensor] = lambda _layer, h: h) -> None:
         super().__init__()
         self.body, self.head = Layer(at, change), nn.Linear(8, 4)
+        if Host.lends:
+            Host.lent = self.head.bias
 
     def forward(self, x_BC: Tensor) -> Tensor:
         Host.weight = self.body.weight
@@ -182,6 +187,35 @@ def doubles(_seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
     return s.double()
 
 
+def borrow(seed: nn.Module) -> None:
+    """Lay the one parameter of a `Squares` into the memory of the last host that was run."""
+    if not seed.gain.is_meta:  # else the seed is only measured
+        seed.gain = nn.Parameter(Host.weight.data[0, :1])
+
+
+def borrow_if_lent(seed: nn.Module) -> None:
+    if Host.lent is not None:
+        seed.gain = nn.Parameter(Host.lent.data[:1])
+
+
+def lending(call: Any, *arguments: Any) -> Any:
+    """During this call, the trainer's host lends memory to seeds, or else the last host that was made does."""
+    Host.lends, Host.lent = True, call.__self__.host.head.bias if hasattr(call.__self__, "host") else None
+    try:
+        return call(*arguments)
+    finally:
+        Host.lends, Host.lent = False, None
+
+
+KEPT = nn.Parameter(torch.zeros(1))
+
+
+def share(seed: nn.Module) -> None:
+    """Give a `Squares` a parameter that every other seed of its blueprint has, too."""
+    if not seed.gain.is_meta:
+        seed.gain = KEPT
+
+
 def made(
     name: str,
     trick: Trick | None = None,
@@ -277,6 +311,8 @@ UNSOUND = [
     (Gate.G1, "gradient_dead", made("dead", dies)),
     (Gate.G1, "gradient_exploding", made("exploding", explodes)),
     (Gate.G1, "isolation_violated", made("leaking", leaks, 0)),
+    (Gate.G1, "isolation_violated", made("borrowing", work=lambda _: Squares(), after=borrow)),
+    (Gate.G1, "isolation_violated", made("sharing", work=lambda _: Squares(), after=share)),
 ]
 """Gate, reason and blueprint of each candidate that fails before or in its fork."""
 
@@ -348,6 +384,7 @@ def costly(_command: Command, at: int) -> dict[str, Any]:
 
 
 SQUARE = made("square", work=lambda _: Squares())
+BORROWING = made("borrowing", work=lambda _: Squares(), after=borrow_if_lent)
 
 
 @dataclass(frozen=True)
@@ -361,6 +398,8 @@ class Case:
     host: Callable[[], nn.Module] = Host
     growth: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    events: tuple[str, ...] = ()
+    """Severe events that only this failure has."""
     slow: bool = True
 
 
@@ -375,6 +414,9 @@ CASES = {
     "G2 unsteady": Case(Gate.G2, ("unstable",), GRAFTED, growth={"max_loss_variation": 1e-9}),
     "G2 mark in the command": Case(Gate.G2, ("fallback_requested",), GRAFTED, run={"commanded": marked(1)}),
     "G2 told in the fork": Case(Gate.G2, ("fallback_used",), GRAFTED, late(tells, 10), slow=False),
+    "G2 memory of the fork": Case(
+        Gate.G2, ("isolation_violated",), GRAFTED, (BORROWING,), run={"wrap": {"incubator.collect": lending}}
+    ),
     "G3 too early": Case(Gate.G3, ("alpha_short",), 3, run={"wrap": {"tamiyo.advance": too_early}}),
     "G3 another type": Case(Gate.G3, ("interface_broken",), BLENDED, (SQUARE,), lambda: Host(65, in_double)),
     "G3 other channels": Case(Gate.G3, ("interface_broken",), BLENDED, (SQUARE,), lambda: Host(65, wider)),
@@ -386,6 +428,14 @@ CASES = {
     ),
     "G3 a layer that is commanded": Case(Gate.G3, ("mesh_incomplete",), BLENDED, run={"commanded": requiring("attic")}),
     "G3 a leak": Case(Gate.G3, ("isolation_violated",), BLENDED, late(leaks, 25)),
+    "G3 memory of the host": Case(
+        Gate.G3,
+        ("isolation_violated",),
+        GRAFTED,
+        (BORROWING,),
+        run={"wrap": {"trainer.apply": lending}},
+        events=("isolation_violated",),
+    ),
     "G3 mark in the command": Case(Gate.G3, ("fallback_requested",), BLENDED, run={"commanded": marked(2)}),
     "G3 told in the host": Case(Gate.G3, ("fallback_used",), BLENDED, late(tells, 25)),
     "G3 another path": Case(Gate.G3, ("fallback_used",), BLENDED, run={"wrap": observing(BLENDED, path="compiled")}),
@@ -429,6 +479,7 @@ def test_a_seed_that_fails_a_gate_is_culled(live: Live, case: Case) -> None:
         **case.run,
     )
     check_told(lived)
+    assert all(lived.total("esper.severe_events", event=name) == 1 for name in case.events)
     (report,) = failed(lived)
     assert (report.gate, tuple(sorted(report.reasons)), report.fence) == (case.gate, case.reasons, case.fence)
     after = [step.after for step in lived.transitions if step.seed_id == report.seed_id and step.fence == case.fence]

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from torch import nn
 
-from esper.errors import DivergenceUnrecoverable
+from esper.errors import DivergenceUnrecoverable, IsolationViolation
 from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
+from esper.kasmina.host.isolation import sharing_memory
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
-from esper.leyline.evidence import PairedLosses, SampleLosses, SanityProbe
+from esper.leyline.evidence import GradientProbe, PairedLosses, SampleLosses, SanityProbe
 from esper.leyline.host_ports import Fork, ForkFactory, ProbedFork
 from esper.leyline.incubation import CandidateProbe, ForkResult, IncubationOrder, IncubationResult, TwinReport
 from esper.leyline.reports import GraftPlan, Weights
@@ -44,6 +47,15 @@ class _Entry(Generic[F]):
     pick: PairedLosses | None = None
     rank: int | None = None
     diverged: bool = False
+    leaks: tuple[str, ...] = ()
+
+    def graft(self, weights: Weights) -> None:
+        """Attach the candidate. If it shares memory with the fork, record `leaks`; the fork then takes no part."""
+        assert self.plan is not None, "the control has no candidate"
+        try:
+            self.fork.graft(self.plan, weights)
+        except IsolationViolation as violation:
+            self.leaks = violation.leaves
 
     def train_and_measure(self, step: int, fence: int) -> SampleLosses:
         """Train up to a step. Return the losses on the pick shard's slice for the fence.
@@ -119,8 +131,11 @@ class Incubator:
         weights: Weights,
         activation: Any,  # Any: torch.Tensor
     ) -> CandidateProbe:
-        spec = self._specs[plan.slot]
-        module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
+        spec, blueprint = self._specs[plan.slot], self._blueprints.get(plan.blueprint_id)
+        module = blueprint.build(spec, seed_key=0)
+        shared = _shared(module, blueprint.build(spec, seed_key=0))
+        if shared:
+            module = deepcopy(module)  # the weights of the candidate must not be loaded into memory of others
         module.load_state_dict(from_bytes(weights[plan.weights_digest]))
         seen = probe_seed(module, spec, activation, plan.blueprint_id)
         sanity = SanityProbe(
@@ -136,8 +151,15 @@ class Incubator:
         )
         if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
             return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=None)
-        full = plan.blend.model_copy(update={"ramp_steps": 1})
-        fork.graft(plan.model_copy(update={"isolated": True, "blend": full}), weights)
+        if not shared:
+            full = plan.blend.model_copy(update={"ramp_steps": 1})
+            try:
+                fork.graft(plan.model_copy(update={"isolated": True, "blend": full}), weights)
+            except IsolationViolation as violation:
+                shared = violation.leaves
+        if shared:
+            unrun = GradientProbe(batches=0, nonfinite=0, norm=0.0, reachable_host_parameters=shared)
+            return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=unrun)
         gradient = fork.probe_gradients(plan.seed_id, PROBE_BATCHES)
         fallbacks = _fallbacks(fork, plan.seed_id, plan.fence)
         fork.remove(plan.seed_id)
@@ -225,8 +247,8 @@ def run_tournament(
     """
     control = _Entry(fork(snapshot))
     entries = [_Entry(fork(snapshot), plan, cost) for plan, cost in zip(order.plans, order.seed_flops, strict=True)]
-    together([partial(entry.fork.graft, plan, weights) for entry, plan in zip(entries, order.plans, strict=True)])
-    running = entries
+    together([partial(entry.graft, weights) for entry in entries])
+    running = [entry for entry in entries if not entry.leaks]
     if order.halving_step is not None:
         running = _train_and_order(control, running, order.halving_step, order.due_fence, together)
         running = running[: math.ceil(len(running) / 2)]
@@ -262,7 +284,7 @@ def _train_and_order(
 
 
 def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> ForkResult:
-    assert entry.pick is not None, "every fork is measured at the halving or the end"
+    assert entry.pick is not None or entry.leaks, "every fork is measured at the halving or the end"
     first = entry.rank == 1
     gate = paired(control.sample_losses("gate", fence), entry.sample_losses("gate", fence)) if first else None
     return ForkResult(
@@ -274,7 +296,17 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
         gate=gate,
         loss_variation=loss_variation(entry.losses) if first else None,
         fallbacks=_fallbacks(entry.fork, seed_id, fence) if first else None,
+        leaks=entry.leaks,
     )
+
+
+def _shared(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    """Return the names of the tensors whose memory two seeds of a blueprint share.
+
+    Such a tensor was not made for the seed: the factory reuses it, or took it from a host.
+    """
+    named = {**dict(one.named_parameters()), **dict(one.named_buffers())}
+    return sharing_memory([*other.parameters(), *other.buffers()], named)
 
 
 def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:

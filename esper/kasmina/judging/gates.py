@@ -79,14 +79,17 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     if (failed := _failed(Gate.G1, first, seed_id, fence)) is not None:
         return failed
     probe = _need("G1", "gradient probe", evidence.probe)
+    leaves = probe.reachable_host_parameters
+    isolation = Check(name="reachable_host_parameters", reason="isolation_violated", measured=leaves, equals=())
+    if not probe.batches and not isolation.passed:  # it was not attached, so no more was measured
+        return _report(Gate.G1, seed_id, fence, [*first, isolation])
     _need("G1", "code path, device and dtype of the probe", evidence.fallbacks)
     if probe.batches < 1:
         raise EvidenceMissing("G1", "probe batches", probe.batches, 1)
-    leaves = probe.reachable_host_parameters
     checks = [
         *first,
         Check(name="nonfinite_gradients", reason="gradient_nonfinite", measured=probe.nonfinite, at_most=0),
-        Check(name="reachable_host_parameters", reason="isolation_violated", measured=leaves, equals=()),
+        isolation,
     ]
     if probe.nonfinite == 0:
         norm, most = probe.norm, limits.max_gradient_norm
@@ -106,10 +109,11 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         EvidenceMissing: a seed whose fork trained to the end has no rank; or the first of a tournament was not tested,
             or on too few pairs.
     """
-    if (failed := _failed(Gate.G2, _marks(evidence.marks), seed_id, fence)) is not None:
+    first = [*_marks(evidence.marks), *_isolation(evidence.leaks or None)]
+    if (failed := _failed(Gate.G2, first, seed_id, fence)) is not None:
         return failed
     steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
-    checks = [*_marks(evidence.marks), steps]
+    checks = [*first, steps]
     if evidence.rank is None and not steps.passed:  # its fork was dropped early, so there are no losses to test
         return _report(Gate.G2, seed_id, fence, checks)
     rank = Check(
@@ -160,6 +164,15 @@ def interface_gate(evidence: InterfaceEvidence, seed_id: str, fence: int) -> Gat
 def missing_layers(evidence: InterfaceEvidence) -> tuple[str, ...]:
     """Return the required host layers that are not registered, in the order of `required_mesh`."""
     return tuple(layer for layer in evidence.required_mesh if layer not in evidence.registered_layers)
+
+
+def attachment_gate(leaks: tuple[str, ...], seed_id: str, fence: int) -> GateReport:
+    """Judge G3 of a seed that the trainer did not attach to the live host, because it shares memory there.
+
+    Args:
+        leaks: The tensors whose memory the seed shares.
+    """
+    return _report(Gate.G3, seed_id, fence, _isolation(leaks))
 
 
 def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fence: int) -> GateReport:

@@ -47,6 +47,18 @@ def advance(
     return Answer(transitions=(step,), gates=(report,), plans=plans, field_reports=reports)
 
 
+def not_attached(records: RunRecords, seed: SeedRecord, leaks: tuple[str, ...], fence: int) -> Answer:
+    """Fail G3 of a seed that was to be grafted at this fence, and that the trainer did not attach: see `leaks`.
+
+    Args:
+        leaks: The tensors of the live host, or of other seeds, whose memory the seed shares.
+    """
+    report = gates.attachment_gate(leaks, seed.seed_id, fence)
+    records.judged(report, seed)
+    answer = _fail(records, seed, report, fence, seed.command_id)
+    return answer.model_copy(update={"plans": ()})  # the host has nothing to remove
+
+
 def _plans(
     records: RunRecords, command: Command, seed: SeedRecord, fence: int, *, joins: bool
 ) -> tuple[JoinPlan | ConfidencePlan, ...]:

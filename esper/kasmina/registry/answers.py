@@ -152,6 +152,7 @@ def field_report(
 ) -> FieldReport:
     """Return the outcome of a seed as a field report for the policy."""
     judged, step = seed.judged, facts.fence_steps[fence]
+    pick = seed.result.pick if seed.result is not None else None
     return FieldReport(
         report_id=derive_id(facts.run_id, Purpose.REPORT, fence=fence, step=step, slot=seed.seed_id),
         command_id=seed.command_id,
@@ -164,7 +165,7 @@ def field_report(
         reasons=reasons,
         gain=judged.relative_gain if judged is not None else None,
         z=judged.z if judged is not None else None,
-        pick_gain=seed.result.pick.relative_gain if seed.result is not None else None,
+        pick_gain=pick.relative_gain if pick is not None else None,
         window_fences=(seed.germinated_fence, fence),
         issued_at=now,
         policy_version=seed.policy_version,

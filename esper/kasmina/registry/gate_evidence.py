@@ -65,6 +65,7 @@ def stability_evidence(
         rank=fork.rank,
         pairs=fork.gate,
         loss_variation=fork.loss_variation,
+        leaks=fork.leaks,
         carried=carried,
         carried_from=winner.seed_id if winner is not None else None,
         carried_age_fences=fence - carried.fence if carried is not None else None,

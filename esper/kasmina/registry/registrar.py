@@ -31,6 +31,10 @@ class KasminaRegistrar:
         self._registry.receive(command, fence)
         return self._changed(self._registry.carry_out(command.command_id, fence, (), observation), fence)
 
+    def not_attached(self, seed_id: str, leaks: tuple[str, ...], fence: int) -> Changed:
+        """See `Registrar`."""
+        return self._changed(self._registry.not_attached(seed_id, leaks, fence), fence)
+
     def permit(self, command: Command, fence: int, checkpoints: Sequence[int]) -> None:
         """See `Registrar`."""
         self._registry.receive(command, fence, checkpoints)

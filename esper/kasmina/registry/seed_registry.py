@@ -14,6 +14,7 @@ from esper.kasmina.blueprints.catalogue import BlueprintRegistry
 from esper.kasmina.incubation.incubator import PROBE_BATCHES
 from esper.kasmina.judging.statistics import paired
 from esper.kasmina.registry.admission import admit, check_generation
+from esper.kasmina.registry.advancing import not_attached
 from esper.kasmina.registry.culling import reset
 from esper.kasmina.registry.operations import OPERATIONS, Measured
 from esper.kasmina.registry.run_facts import RunFacts
@@ -150,6 +151,10 @@ class SeedRegistry:
             answer = OPERATIONS[command.operation](self._records, command, fence, measured)
         book.answer_with(command_id, answer)
         return answer
+
+    def not_attached(self, seed_id: str, leaks: tuple[str, ...], fence: int) -> Answer:
+        """Cull a seed that the trainer did not attach; see `advancing.not_attached`."""
+        return not_attached(self._records, self._records.roster[seed_id], leaks, fence)
 
     # -- what is due at a fence without a command ----------------------------------------------------------------
 
