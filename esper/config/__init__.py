@@ -1,1 +1,2 @@
-"""The whole config of a run: the tables of all rooms joined, and those that belong to none. It imports no torch."""
+"""The whole config of a run. It joins the tables of all rooms, and has the tables that belong to no room. It imports no
+torch."""

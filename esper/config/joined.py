@@ -1,4 +1,4 @@
-"""The whole config: the tables of all rooms, read from TOML files with `table.key=value` overrides, and checked."""
+"""The whole config of a run. It is read from a TOML file, changed by `table.key=value` overrides, and checked."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from esper.telemetry.settings import TelemetryConfig
 from esper.tolaria.settings import TrainConfig
 
 MOST_BYTES = 2**20
-"""Largest size of a config file in bytes; the whole default config has some kilobytes."""
+"""Largest size of a config file in bytes. The whole default config has a few kilobytes."""
 
 
 class RayConfig(Settings):
@@ -70,7 +70,8 @@ class RunConfig(Settings):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls, given: Any, check_tables: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
-        """Take tables and dotted keys from Python. JSON is of a run directory; its reader reports what is wrong there.
+        """Accept tables and dotted keys from Python. JSON comes from a run directory, whose reader reports errors in
+        it.
 
         Raises:
             ConfigError: a key does not exist, or its value is wrong.
@@ -86,10 +87,10 @@ class RunConfig(Settings):
 def load_config(
     file: Path | None = None, overrides: Mapping[str, Any] | None = None, faults: Path | None = None
 ) -> RunConfig:
-    """Load a config file (or none), apply overrides by dotted key, and add the faults of another file.
+    """Load a config file, if there is one; apply overrides by dotted key; and add the faults of another file.
 
     Raises:
-        ConfigError: naming the key, its value and the mend; nothing is ignored.
+        ConfigError: a key or value is wrong. The error names the key, the value and the mend.
     """
     tables = _read("--config", file) if file is not None else {}
     if faults is not None:
@@ -109,13 +110,15 @@ def load_config(
 
 
 def _is_dotted(key: str) -> bool:
-    """Whether a key is that of a table and of an entry in it. The entry may be unknown: the table's check says so."""
+    """Return whether a key consists of a known table and an entry. The entry may be unknown; the check of the table
+    reports that."""
     table, dot, _ = key.partition(".")
     return bool(dot) and table in RunConfig.model_fields
 
 
 def _tables(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables of a config that is given by tables, by dotted keys, or by both. A dotted key goes first.
+    """Return the tables of a config that is given by tables, by dotted keys, or by both. A dotted key replaces the
+    entry of a table.
 
     Raises:
         ConfigError: a dotted key belongs to a table whose value is not a dict.
@@ -131,13 +134,13 @@ def _tables(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flattened(config: RunConfig) -> dict[str, Any]:
-    """All values of all tables, by dotted key."""
+    """Return all values of all tables, by dotted key."""
     tables = ((name, value) for name, value in config if isinstance(value, BaseModel))
     return {f"{table}.{name}": getattr(value, name) for table, value in tables for name in _fields(value)}
 
 
 def parse_overrides(texts: Iterable[str]) -> dict[str, Any]:
-    """The values of all `--set`, by dotted key.
+    """Return the values of all `--set` options, by dotted key.
 
     Raises:
         ConfigError: a text cannot be read, or a key is given twice.
@@ -157,7 +160,7 @@ def add_override(overrides: dict[str, Any], key: str, value: object) -> None:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Parse `table.key=value`: the value as TOML, or as a string if it is not TOML.
+    """Parse `table.key=value`. The value is read as TOML; if it is not TOML, it is a string.
 
     Raises:
         ConfigError: there is no `=`, or more than one line.
@@ -171,12 +174,12 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:  # a bare word: `--set growth.isolate_until=none`
         return key.strip(), raw.strip()
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or thousands of brackets
         raise ConfigError("--set", text, f"the value cannot be read: {error}") from error
 
 
 def as_toml(config: RunConfig) -> str:
-    """A whole config as commented TOML that `load_config` reads back."""
+    """Return a whole config as commented TOML, which `load_config` can read."""
     lines: list[str] = []
     for table, value in ((name, value) for name, value in config if isinstance(value, BaseModel)):
         lines += [f"[{table}]"]
@@ -191,7 +194,7 @@ def as_toml(config: RunConfig) -> str:
 
 
 def _toml(value: object) -> str:
-    """A value as TOML, in a line: numbers and texts as JSON has them, but for the pairs of escapes that it may use."""
+    """Return a value as TOML, in one line. Numbers and texts are written as in JSON."""
     if isinstance(value, BaseModel):
         return _toml(value.model_dump(exclude_none=True))
     if isinstance(value, dict):
@@ -214,7 +217,8 @@ def _read(option: str, file: Path) -> dict[str, Any]:
         return tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError(option, str(file), f"cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # not TOML or UTF-8, or numbers or nesting that Python cannot read
+    # the file is not TOML or not UTF-8, or Python cannot read its numbers or nesting
+    except (ValueError, RecursionError) as error:
         raise ConfigError(option, str(file), f"no TOML: {error}") from error
 
 
@@ -230,7 +234,8 @@ def _fields(table: BaseModel) -> Sequence[str]:
 
 
 def _existing(key: str) -> str:
-    """The mend for an unknown key: the nearest key, else the keys of its table, else the tables."""
+    """Return the mend for an unknown key. It names the nearest key, or else the keys of its table, or else the
+    tables."""
     table, dot, _ = key.partition(".")
     near = nearest(key, config_keys()) if dot else nearest(key, [*RunConfig.model_fields, *config_keys()])
     if near is not None:
@@ -240,7 +245,7 @@ def _existing(key: str) -> str:
 
 
 def _explain(error: ValidationError) -> ConfigError:
-    """The first problem, and the other keys that have one, in one line."""
+    """Return the first problem and the keys of the other problems, in one line."""
     first, *more = problems(error)
     key = _key_of(first)
     mend = f"no such key; {_existing(key)}" if first.kind == "extra_forbidden" else first.message
@@ -249,5 +254,5 @@ def _explain(error: ValidationError) -> ConfigError:
 
 
 def _key_of(problem: Problem) -> str:
-    """The dotted key of a problem, without places inside its value."""
+    """Return the dotted key of a problem, without the place inside its value."""
     return ".".join([part for part in problem.place if isinstance(part, str)][:2])

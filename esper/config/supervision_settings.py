@@ -1,4 +1,4 @@
-"""Settings of supervision: how often actors may be restarted, and which errors restart the actor that raised them."""
+"""Settings of supervision: the limits of restarts, and the errors that restart the actor that raised them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class SupervisionConfig(Settings):
 
 
 class FailurePolicy(Settings):
-    """[failure_policy]: class of an error that an actor raised -> "raise" or "restart".
+    """[failure_policy]. The key is the class of an error that an actor raised, the value "raise" or "restart".
 
     "raise": the caller gets the error, unchanged. "restart": the actor is ended if it still runs, and started again, as
-    often as `[supervision]` allows. A setting holds for one class, not for its subclasses in esper; a class of the
-    user follows the nearest class of esper above it.
+    often as `[supervision]` allows. A setting is for one class, not for its subclasses in esper. A class of the user
+    has the setting of its nearest base class in esper.
 
     Raises:
-        ConfigError: an unknown class, with the nearest name, or one of `NO_SWITCH`, with the reason.
+        ConfigError: the class is unknown, or is in `NO_SWITCH`. The error has the nearest name, or the reason.
     """
 
     ActorLost: Reaction = Field("restart", description="the process of an actor other than the trainer ended or hung")
@@ -71,12 +71,13 @@ class FailurePolicy(Settings):
         return given
 
     def restarts(self, error: BaseException) -> bool:
-        """Whether `error` restarts the actor that raised it. Never for `NO_SWITCH` or an error of no esper class."""
+        """Return whether `error` restarts the actor that raised it. False for classes in `NO_SWITCH` and classes
+        outside esper."""
         ours = next((cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__), "")
         return ours in type(self).model_fields and getattr(self, ours) == "restart"
 
     def declared(self) -> dict[str, Reaction]:
-        """The settings that differ from the default, by class name."""
+        """Return the settings that differ from the default, by class name."""
         default = FailurePolicy()
         return {name: answer for name, answer in self if answer != getattr(default, name)}
 
@@ -114,4 +115,4 @@ NO_SWITCH = {
     "StateNotKept": "the code of the task has state that no checkpoint keeps, and would have it again",
     "CannotBeWritten": "`esper export` raises it, which runs without actors",
 }
-"""Class of errors that cannot be switched to restart -> the reason."""
+"""Classes of errors that cannot be set to "restart", with the reason."""

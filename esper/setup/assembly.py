@@ -22,7 +22,7 @@ from esper.tolaria.trainer import Trainer, never
 
 @dataclass(frozen=True)
 class RunKey:
-    """What the components of one run share: its id, its generation, and the secret that signs its commands."""
+    """Values that all components of a run share: its id, its generation, and the secret that signs its commands."""
 
     run_id: str
     generation: int
@@ -54,7 +54,8 @@ def make_kasmina(survey: Survey, key: RunKey, clock: Clock) -> KasminaRegistrar:
 
 
 def make_fork_factory(survey: Survey, key: RunKey, halted: Callable[[], bool] = never) -> ForkFactory[ProbedFork]:
-    """Return a function that makes forks of snapshots in this process. They call `halted` at every step boundary."""
+    """Return a function that makes forks of snapshots in this process. Each fork calls `halted` at every step
+    boundary."""
 
     def fork(snapshot: HostSnapshot) -> ProbedFork:
         trainer = survey.trainer(key.run_id, key.generation, "kasmina", halted)
@@ -73,7 +74,7 @@ def make_incubator(survey: Survey, key: RunKey, halted: Callable[[], bool] = nev
 def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None = None) -> Tamiyo:
     """Return Tamiyo with `policy`, which may choose any ramp.
 
-    None: a `HeuristicPolicy`, the only kind that `policy.kind` allows; its ramps take `growth.ramp_steps`.
+    None: a `HeuristicPolicy`, whose ramps take `growth.ramp_steps`.
     """
     config, growth = survey.config, survey.config.growth
     return Tamiyo(

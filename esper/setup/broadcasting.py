@@ -1,4 +1,4 @@
-"""Refuses a task whose loss got an output and a target of different shapes and warned that torch broadcasts them."""
+"""Refuses a task if torch warns that its loss broadcasts an output and a target of different shapes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ WARNED = r"Using a target size .* that is different to the input size .* due to 
 """Pattern of the warning of torch's losses, such as `mse_loss`, `l1_loss` and `huber_loss`."""
 
 _SIZES = re.compile(r"torch\.Size\((\[[^]]*\])\)")
-"""The shapes in that warning: first that of the target, then that of the input, which is the output of the model."""
+"""The two shapes in that warning. The first is the target's, the second the model output's."""
 
 
 @contextmanager
 def broadcasts_refused() -> Iterator[None]:
-    """Within the block, a loss of torch that would warn of a broadcast raises the warning, and so gives no value.
+    """Make a broadcast in a loss of torch an error within the block.
 
     Raises:
-        TaskError: a loss warned; the text names both shapes.
+        TaskError: a loss of torch broadcasts. The error names both shapes.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=WARNED, category=UserWarning)

@@ -1,4 +1,4 @@
-"""The place of each candidate in a planned run, and the reason why a run of this length cannot grow."""
+"""The place of each candidate in a planned run, and the reason if the run is too short to grow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esper.setup.survey import Survey
 from esper.tamiyo.eligibility import over_budgets
 
 MOST_MORE_EPOCHS = 1000
-"""Largest number of additional epochs in the search for a run that is long enough."""
+"""Largest number of additional epochs that is tried in the search for a run that is long enough."""
 
 NO_SETTING = "changing only one of run.epochs, run.round_steps and growth.ramp_steps is not enough: change several"
 
@@ -26,7 +26,7 @@ FIRST, QUEUED, NONE = "first tournament", "queued", "nothing grows"
 
 
 def first_tournament(survey: Survey) -> tuple[Pair, ...] | Hold:
-    """Return the pairs that the policy and the risk limits select for the first tournament; or the policy's hold.
+    """Return the pairs that the policy and the risk limits select for the first tournament, or the policy's hold.
     Raises: EsperError: the policy failed.
     """
     key, clock = RunKey(new_run_id(), 0, b"plan"), SystemClock()
@@ -69,8 +69,8 @@ def _place(survey: Survey, pair: Pair, tried: tuple[Pair, ...]) -> str:
 
 
 def why_nothing_grows(survey: Survey) -> str | None:
-    """Return why no seed can germinate in a run of this length, and how to change that. None: a seed can germinate, or
-    growth is off.
+    """Return why no seed can germinate in a run of this length, and how to change that. Return None if a seed can
+    germinate, or if growth is off.
     """
     growth = survey.config.growth
     if survey.can_grow or not growth.enabled:
@@ -87,7 +87,7 @@ def why_nothing_grows(survey: Survey) -> str | None:
 
 
 def settings_that_suffice(survey: Survey) -> list[str]:
-    """Return settings as KEY=VALUE: for each key the smallest change with which a seed can germinate in the run."""
+    """Return settings as KEY=VALUE. Each is the smallest change of its key with which a seed can germinate."""
     epochs = survey.config.run.epochs or survey.task.epochs
     tried = (
         ("run", "epochs", range(epochs + 1, epochs + MOST_MORE_EPOCHS)),
@@ -100,7 +100,7 @@ def settings_that_suffice(survey: Survey) -> list[str]:
 
 
 def _first_enough(survey: Survey, table: str, key: str, values: Iterable[int]) -> Iterator[int]:
-    """Yield the first of the values with which a seed can germinate; nothing if no value is enough."""
+    """Yield the first value with which a seed can germinate. Yield nothing if there is no such value."""
     for value in values:
         section = getattr(survey.config, table).model_copy(update={key: value})
         config = survey.config.model_copy(update={table: section})

@@ -1,4 +1,4 @@
-"""Checks before a run that every data set returns the same samples again under the same random streams."""
+"""Checks before a run that every data set returns the same samples again if the random streams are the same."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MEND = (
 
 
 def rehearse_draws(task: Task, data: TaskData) -> None:
-    """Draw samples of every data set twice, in the same order and under the same random streams, and compare them.
+    """Draw samples of every data set twice, in the same order and with the same random streams, and compare them.
 
-    A cache of values that depend only on the index passes: the second drawing returns the same samples and changes
-    nothing.
+    A cache of values that depend only on the index passes, because the second drawing returns the same samples and
+    changes nothing.
 
     Raises:
-        TaskError: a data set has state on which later samples depend. The error names the attribute, if an attribute
-        has this state.
+        TaskError: a data set has state on which later samples depend. If the state is in an attribute, the error names
+            it.
     """
     for name, state in data.made_with.items():
         check_plain(f"task.{name}", state)
@@ -54,7 +54,7 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
     if first != second and not changed and (own or now == shared) and _collates_otherwise(data, name, lots):
         what = own or "two batches of the same samples"
         raise TaskError("task.collate", what, f"it makes different batches of the same samples: {COLLATE_MEND}")
-    check_shared(shared, now)  # first: else shared state would be reported as an attribute
+    check_shared(shared, now)  # checked first, because shared state would otherwise be reported as an attribute
     if first != second:
         blamed = changed or different(fresh, once)
         what = path_in_words(blamed[0]) if blamed else "no attribute that esper can read"
@@ -80,7 +80,8 @@ def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> boo
 
 
 def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
-    """Return the first random generator among shared objects that drawing has changed; empty if there is none."""
+    """Return the first random generator among the shared objects that drawing has changed. Return an empty text if
+    there is none."""
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
             if path in held and held[path].kind == "generator":
@@ -89,7 +90,7 @@ def _generator(before: dict[str, Held], after: dict[str, Held]) -> str:
 
 
 def _drawn(data: TaskData, name: str, lots: list[list[int]]) -> list[tuple[Held, Held]]:
-    """Return a digest of each batch and of the random streams after it. State of the data set is not reset between
+    """Return a digest of each batch and of the random streams after it. The state of the data set is not reset between
     batches.
     """
     found: list[tuple[Held, Held]] = []

@@ -11,7 +11,8 @@ from esper.tolaria.data import TaskData
 
 SHORT_RUN_STEPS, SHORT_RUN_ROUNDS, LONG_RUN_ROUNDS = 600, 15, 60
 MOST_ROUNDS = 1_000_000
-"""Largest number of rounds of a run: one journal record, of at most 64 MiB, has the steps of all fences."""
+"""Largest number of rounds of a run. One journal record has the steps of all fences, and a record has at most 64
+MiB."""
 
 
 def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
@@ -19,7 +20,7 @@ def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
 
     Raises:
         TaskError: a number of the task is less than 1.
-        ConfigError: rounds are longer than the run, or more than `MOST_ROUNDS`.
+        ConfigError: a round is longer than the run, or the run has more than `MOST_ROUNDS` rounds.
     """
     for name in ("epochs", "round_steps"):
         value = getattr(task, name)

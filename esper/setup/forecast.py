@@ -1,6 +1,6 @@
-"""Forecasts what a run would try and cost, and how long it would wait; `esper plan` prints it. Compute is modelled from
-the dry run. Seconds are measured on throwaway networks, because small kernels take longer than their modelled FLOPs
-suggest.
+"""Forecasts the candidates, the cost and the waits of a run. `esper plan` prints the forecast. Compute is modelled from
+the dry run. Seconds are measured on networks that are discarded afterwards, because small kernels take longer than
+their modelled FLOPs suggest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from esper.setup.survey import Survey
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 6
 TIMED_PROBES_EVERY = 3
-"""Every third candidate is probed, since a probe takes long. The other two are assumed to take as long."""
+"""Every third candidate is probed. The others are assumed to take as long, because probing all would take too much
+time."""
 
 
 def forecast(survey: Survey) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def forecast(survey: Survey) -> dict[str, Any]:
 
 
 def _twin_steps(survey: Survey) -> int:
-    """Return the steps of a twin that starts when the first tournament ends; 0 if the run has no twin."""
+    """Return the steps of a twin that starts when the first tournament ends. Return 0 if the run has no twin."""
     growth = survey.config.growth
     if not (growth.twin and survey.can_grow):
         return 0
@@ -74,8 +75,8 @@ def _twin_steps(survey: Survey) -> int:
 
 
 def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
-    """Return the FLOPs of probes, heats and evaluations of a tournament, on the assumption that the cheaper half of the
-    seeds reaches the second heat.
+    """Return the FLOPs of probes, heats and evaluations of a tournament. The cheaper half of the seeds is assumed to
+    reach the second heat.
     """
     step, heats = survey.host_flops, _heats(survey, len(seeds))
     if not seeds:
@@ -90,8 +91,8 @@ def _tournament_flops(survey: Survey, seeds: list[int]) -> float:
 
 
 def _heats(survey: Survey, seeds: int) -> tuple[int, ...]:
-    """Return the steps of each heat of a first tournament between `seeds` seeds: two heats if only half of them
-    continue.
+    """Return the steps of each heat of a first tournament between `seeds` seeds. There are two heats if half of the
+    seeds are dropped.
     """
     growth, length = survey.config.growth, _incubating_steps(survey)
     steps = min(length, growth.probe_steps or length)
@@ -126,17 +127,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of a task's networks, measured on this machine while nothing else ran."""
+    """Seconds of a task's networks, measured on this machine."""
 
     host: Work
     forks: tuple[Work, ...]
-    """Forks of the first tournament, one per candidate; empty if no seed can germinate."""
+    """Forks of the first tournament, one per candidate. Empty: no seed can germinate."""
     probe_s: float
     """Seconds to measure one candidate for G0 and G1."""
 
     @property
     def fork(self) -> Work:
-        """The average of all candidates' forks."""
+        """The average over the forks of all candidates."""
         return Work(
             statistics.fmean(work.making_s for work in self.forks),
             statistics.fmean(work.step_s for work in self.forks),
@@ -145,9 +146,9 @@ class Timings:
 
 
 def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
-    """Return how long the trainer waits for Kasmina's managers; values are None if no seed can germinate.
+    """Return the seconds that the trainer waits for Kasmina's managers. Values are None if no seed can germinate.
 
-    Assumes one core for each process.
+    Each process is assumed to have a core.
     """
     growth, steps = survey.config.growth, _incubating_steps(survey)
     heats, count = _heats(survey, len(measured.forks)), len(measured.forks)
@@ -171,8 +172,8 @@ def foretell_waits(survey: Survey, measured: Timings) -> dict[str, Any]:
 
 
 def busiest(pieces: Iterable[tuple[int, float]], managers: int) -> float:
-    """Return the seconds until all pieces, (number, seconds), are done. Manager `number % managers` does each piece,
-    one after the other.
+    """Return the seconds until all pieces of work are done. A piece is (number, seconds). Manager `number % managers`
+    does it; a manager does its pieces one after the other.
     """
     loads = [0.0] * managers
     for number, seconds in pieces:
@@ -186,22 +187,23 @@ def probes_s(measured: Timings, count: int, managers: int) -> float:
 
 
 def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
-    """Return the seconds of a first tournament. Which half reaches the second heat is unknown, so its forks count with
-    the average seconds.
+    """Return the seconds of a first tournament. The forks of the second heat count with the average seconds, because it
+    is not known which they are.
     """
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)
     kept = [measured.host, *[measured.fork] * math.ceil(len(measured.forks) / 2)]
     for steps in heats[1:]:
         whole += busiest([(number, work.heat(steps)) for number, work in enumerate(kept)], managers)
-    return whole + measured.host.evaluation_s + measured.fork.evaluation_s  # on the gate shard, one after the other
+    # evaluated on the gate shard, one after the other
+    return whole + measured.host.evaluation_s + measured.fork.evaluation_s
 
 
 def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> float:
-    """Return the seconds of the first replica's incubation, while its control and the twin are trained as well.
+    """Return the seconds of the first replica's incubation. Its control and the twin are trained at the same time.
 
-    The control has one seed by then and the replica's fork two. The numbers of these forks follow those of the first
-    tournament, whose control has number 0 and is the twin.
+    The control has one seed then, and the replica's fork has two. The twin has number 0, because it is the control of
+    the first tournament. The numbers of the other forks follow those of that tournament.
     """
     one, host = measured.fork, measured.host
     two = Work(one.making_s, 2 * one.step_s - host.step_s, 2 * one.evaluation_s - host.evaluation_s)
@@ -216,7 +218,8 @@ def replica_s(measured: Timings, steps: int, managers: int, *, twin: bool) -> fl
 
 
 def measure(survey: Survey) -> Timings:
-    """Time a few steps of the host and of a fork with each candidate of a first tournament, on throwaway networks.
+    """Time a few steps of the host, and of a fork with each candidate of a first tournament. The networks are
+    discarded.
 
     Raises:
         EsperError: the error with which a run would fail at the start of its first tournament.
@@ -225,7 +228,8 @@ def measure(survey: Survey) -> Timings:
     trainer, make = make_trainer(survey, key), make_fork_factory(survey, key)
     first = _first_plans(survey, key, trainer.untrained()) if survey.can_grow else None
     plans, weights = (first.plans, first.weights) if first is not None else ((), {})
-    snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)  # untrained; forks begin there
+    # an untrained host, from which the forks begin
+    snapshot = replace(trainer.snapshot(), step=plans[0].start_step if plans else 0)
 
     def work(plan: GraftPlan | None) -> Work:
         start = time.perf_counter()
@@ -242,7 +246,7 @@ def measure(survey: Survey) -> Timings:
         steps = [after - before for before, after in pairwise(moments)]
         return Work(moments[0] - start, statistics.median(steps[WARM_UP_STEPS:] or steps), evaluation_s)
 
-    work(None)  # the first steps of a process are slow
+    work(None)  # not timed, because the first steps of a process are slow
     host, forks = work(None), tuple(map(work, plans))
     some = plans[::TIMED_PROBES_EVERY]
     start = time.perf_counter()
@@ -251,7 +255,7 @@ def measure(survey: Survey) -> Timings:
 
 
 def _first_plans(survey: Survey, key: RunKey, training: TrainingState) -> Received | None:
-    """Return the plans of the forks of a run's first tournament; None if the policy tries no pair."""
+    """Return the plans of the forks of a run's first tournament. Return None if the policy tries no pair."""
     fence, clock = survey.config.growth.first_fence, SystemClock()
     kasmina = make_kasmina(survey, key, clock)
     state = RoundState.of(kasmina.view(fence), training, None)

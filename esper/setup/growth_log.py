@@ -1,4 +1,4 @@
-"""Counts of what growth tried and which gates refused it, and the sentence that explains a run without seeds."""
+"""Counts of tournaments, refusals and holds, and the sentence that explains a run without seeds."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from esper.setup.wording import beside_limit
 
 
 class Refusal(Message):
-    """One reason for which a gate refused seeds, and the number of these seeds."""
+    """One reason of a gate to refuse seeds, and the number of seeds that it refused for this reason."""
 
     gate: Gate
     reason: str
     count: int
     figures: str
-    """The measured value beside its limit, for the latest of these seeds."""
+    """The measured value of the last of these seeds, beside its limit."""
 
 
 class HoldCount(Message):
@@ -27,11 +27,11 @@ class HoldCount(Message):
     detail: str
     count: int
     figures: str
-    """The figures at the latest of these fences; empty if the reason has no figures."""
+    """The figures at the last of these fences. Empty: the reason has no figures."""
 
 
 class GrowthLog(Message):
-    """Counts of a run so far. It is immutable: each method returns a log with one more event."""
+    """Counts of a run so far. A log is immutable; each method returns a new log with one more event."""
 
     tournaments: int = 0
     """Tournaments that ended."""
@@ -69,17 +69,17 @@ class GrowthLog(Message):
 
 
 RELATIVE = ("outperformed", "not_enough_steps")
-"""Reasons that G2 gives for every loser of a tournament; they do not explain why the winner did not stay."""
+"""Reasons that G2 reports for every loser of a tournament. They do not explain why the winner did not stay."""
 PASSING = ("slots open later", "a tournament is in flight")
-"""Reasons to hold that occur in every run and therefore explain nothing."""
+"""Reasons to hold that occur in every run. They explain nothing."""
 
 
 def none_stayed(log: GrowthLog, tried: int, best: str, needed: str) -> str:
-    """Return one sentence that explains why a run that could grow ended without any seed in its network.
+    """Return one sentence that explains why a run ended without a seed in its network, although it could grow.
 
     Args:
         tried: Number of seeds that were requested.
-        best: The seed that came nearest to the limits of G2, with its figures; empty if G2 judged no seed.
+        best: The seed nearest to the limits of G2, with its figures. Empty: G2 judged no seed.
         needed: The limits of G2.
     """
     parts = []

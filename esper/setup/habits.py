@@ -20,8 +20,8 @@ def check_fields(task: Task) -> None:
     """Check that every field of a task has a value of the required type.
 
     Raises:
-        TaskError: `task` is no Task, or a field of it holds a value of another type, such as a module where a
-            function that builds it is needed.
+        TaskError: `task` is not a Task, or a field has a value of a wrong type, such as a module in place of a function
+            that builds it.
     """
     if not isinstance(task, Task):
         raise TaskError(
@@ -68,7 +68,7 @@ WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
     "slots": (_is_paths, 'give a list of paths of modules, such as ["blocks.0"]'),
     "metrics": (_is_names, "give a dict: name -> function (output, target) -> number or tensor; {} for none"),
 }
-"""Field of a task -> (check of its value, advice). A field with the default None may also be None."""
+"""The check and the advice for each field of a task. A field with the default None may also be None."""
 
 
 def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
@@ -88,9 +88,7 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
 
 
 def _made(task: Task) -> Iterator[tuple[str, object, str]]:
-    """Yield fields that have an object where a function that makes it is needed, or a class where an instance is
-    needed.
-    """
+    """Yield the fields that have an object in place of a function that makes it, or a class in place of an instance."""
     if isinstance(task.model, nn.Module):
         name = type(task.model).__name__
         yield "task.model", f"a {name}", f"give the function that builds it, such as `lambda: {name}(...)`"

@@ -1,8 +1,8 @@
-"""Finds out whether a network mixes the samples of a batch in evaluation mode, and which module does.
+"""Tests whether a network mixes the samples of a batch in evaluation mode, and finds the module that does.
 
-It refuses nothing. The inputs of half of the samples are changed; the batch size is not, so that every kernel rounds as
-before. If losses or outputs of the unchanged half move, the network mixes samples, for example by batch statistics or
-by attention over the batch.
+It refuses nothing. The test changes the inputs of half of the samples. The batch size stays the same, so that every
+kernel rounds as before. If losses or outputs of the unchanged half move, the network mixes samples, for example by
+batch statistics or by attention over the batch.
 """
 
 from __future__ import annotations
@@ -29,18 +29,16 @@ if TYPE_CHECKING:
     from esper.setup.survey import Survey
 
 SHARE = 1e-3
-"""Movements of unchanged samples up to this share of the movement of the changed samples are ignored."""
+"""A movement of unchanged samples is ignored up to this share of the movement of the changed samples."""
 ROUNDINGS, LEAST = 2, 1e-6
-"""Movements up to ROUNDINGS times the epsilon of the coarsest type in use, and at least LEAST, relative to the size of
-the values, are ignored as rounding. A kernel that gathers samples, as in a mixture of experts, rounds differently when
-it gathers other samples.
+"""A relative movement is ignored as rounding up to ROUNDINGS times the epsilon of the coarsest type in use, or up to
+LEAST if that is larger. A kernel that gathers samples, as in a mixture of experts, rounds differently if it gathers
+other samples.
 """
 SHOWN = 50
-"""The outputs of changed samples must move by this multiple of the rounding limit; else the result is None."""
+"""The outputs of changed samples must move by this multiple of the rounding limit. Otherwise the result is None."""
 INPUTS = 100
-"""A module is named as the one that mixes if unchanged samples move this many times more in its output than in its
-inputs.
-"""
+"""A module counts as mixing if unchanged samples move this many times more in its output than in its inputs."""
 _KEY = 0x0DD_BA7C4
 
 
@@ -50,7 +48,7 @@ class Mixing(NamedTuple):
     mixes: bool | None
     """None: inconclusive."""
     module: str | None = None
-    """Path and class of the module that mixes; the innermost one if modules are nested."""
+    """Path and class of the module that mixes. Of nested modules it is the innermost."""
 
 
 NOT_FOUND_OUT = Mixing(None)
@@ -61,12 +59,13 @@ class Rows:
     """One number for each sample of a batch."""
 
     values: Tensor
-    """[B], double precision; [1] if the tensor has no row per sample."""
+    """[B], double precision. [1] if the tensor has no row per sample."""
     size: float
-    """The magnitude to which a movement is compared."""
+    """The magnitude with which a movement is compared."""
 
     def verdict(self, after: Rows, unchanged: Tensor, rounding: float) -> bool | None:
-        """Return whether `unchanged`, booleans [B], moved although only the others were changed. None: inconclusive."""
+        """Return whether the samples `unchanged` (booleans [B]) moved although only other samples were changed. None:
+        inconclusive."""
         if len(self.values) != len(unchanged) or len(after.values) != len(unchanged):
             return None
         shift, none = (after.values - self.values).abs(), max(ROUNDINGS * rounding, LEAST) * self.size
@@ -78,7 +77,7 @@ class Rows:
     def shift(self, after: Rows, unchanged: Tensor) -> float:
         """Return the largest movement of a sample in `unchanged`, relative to the size.
 
-        Infinite if a tensor without a row per sample moved: its samples may be mixed.
+        It is infinite if a tensor without a row per sample moved, because its samples may be mixed.
         """
         if len(self.values) == len(after.values) == len(unchanged):
             return float((after.values - self.values).abs()[unchanged].max()) / max(self.size, LEAST)
@@ -93,7 +92,7 @@ def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any:
     random streams of the caller are unchanged.
 
     Args:
-        trainer: Its network has trained for some steps: a last layer that begins at zero would hide everything.
+        trainer: Its network has trained for some steps, because a last layer that begins at zero would hide a mixture.
         batch: A training batch of `survey.data.batch_size` samples.
 
     Returns:
@@ -123,7 +122,7 @@ class _Look:
     """States of the random streams before each forward pass."""
 
     def verdict(self) -> Mixing:
-        """Return whether the network mixes samples, and which module does."""
+        """Return whether the network mixes samples, and the module that does."""
         base, rounding = self._evaluated(None), self._rounding()
         found = []
         for unchanged in _halves(self.survey.data.batch_size):
@@ -136,8 +135,8 @@ class _Look:
         return Mixing(False if all(one is False for one in found) else None)
 
     def _evaluated(self, unchanged: Tensor | None) -> list[Rows]:
-        """Return losses and outputs of a batch in which all samples but the `unchanged` ones were changed. `unchanged`
-        None: no sample was changed.
+        """Return losses and outputs of a batch in which all samples but `unchanged` were changed. If it is None, no
+        sample was changed.
         """
         inputs, targets = split_pair(self.batch)
         samples = self.survey.data.batch_size
@@ -160,8 +159,8 @@ class _Look:
         return max(torch.finfo(dtype).eps for dtype in {torch.float32, *own, *map(named, names)})
 
     def _module(self, unchanged: Tensor, rounding: float) -> str:
-        """Return the module whose output depends on other samples while its inputs do not; of several, the first that
-        returned.
+        """Return the module whose output depends on other samples although its inputs do not. Of several modules it is
+        the first that returned.
         """
         host, calls = self.trainer.host, list[list[_Call]]()
         for change in (None, unchanged):
@@ -176,8 +175,8 @@ class _Look:
 
 
 def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
-    """Return the first conclusive verdict: from the losses if they are conclusive, else from an output. None: no
-    verdict is conclusive.
+    """Return the verdict from the losses if it is conclusive, else the first conclusive verdict from an output. None:
+    there is none.
     """
     return next((verdict for verdict in verdicts if verdict is not None), None)
 
@@ -210,9 +209,8 @@ class _Call:
     returned: Sequence[Rows]
 
     def mixes(self, other: _Call, unchanged: Tensor, rounding: float) -> bool:
-        """Return whether this call and the `other` call, whose samples were changed, show that the module mixes
-        samples.
-        """
+        """Return whether the module mixes samples. `other` is a call whose samples were changed, but not those
+        `unchanged`."""
         given = list(zip(self.given, other.given, strict=False))
         returned = list(zip(self.returned, other.returned, strict=False))
         mixed = [one.shift(after, unchanged) for one, after in returned if one.verdict(after, unchanged, rounding)]

@@ -1,4 +1,4 @@
-"""Refuses a network that calls each of its own children, because a finished network has its seeds among them."""
+"""Refuses a network that calls each of its children, because the seeds of a finished network are among them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MEND = (
 
 
 def check_children(trainer: Trainer, batch: Any, samples: int) -> None:  # Any: a batch of the task
-    """Run a forward pass in evaluation mode while the host has a child of the name that seeds need; see `SeedHolder`.
+    """Run a forward pass in evaluation mode while the host has a child with the name of the seeds; see `SeedHolder`.
 
     The host is unchanged afterwards.
 
@@ -25,7 +25,7 @@ def check_children(trainer: Trainer, batch: Any, samples: int) -> None:  # Any: 
         batch: A batch of `samples` samples.
 
     Raises:
-        TaskError: the forward pass called that child, or failed. `nn.Sequential` itself may call it.
+        TaskError: the forward pass called that child, or failed. Only `nn.Sequential` may call it.
     """
     host = trainer.host
     holder = SeedHolder(host)

@@ -1,7 +1,7 @@
 """Checks, on copies of the parameters, that the state dicts of optimizer and scheduler contain their whole state.
 
-Its steps need no forward pass, so it takes more of them than `rehearsal.py`. So it finds state that an optimizer uses
-only every few steps, such as slow weights that are mixed in every tenth step.
+Its steps need no forward pass, so it takes more steps than `rehearsal.py`. Therefore it finds state that acts only
+every few steps, such as slow weights that are mixed in every tenth step.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.mends import mend_of
 
 STEPS = 13
-"""Steps before and after the restore: usual periods of slow weights are 5, 6 and 10 steps."""
+"""Steps before and after the restore. It is larger than usual periods of slow weights: 5, 6 and 10 steps."""
 MOST_ELEMENTS = 1_000_000
-"""Largest number of elements that are copied. Of a larger host only the smallest parameters are copied."""
+"""Largest number of elements that are copied. If a host is larger, only its smallest parameters are copied."""
 
 
 class _Pair:
@@ -46,7 +46,7 @@ class _Pair:
                 self.scheduler.step()
 
     def take_over(self, other: _Pair) -> None:
-        """Load the other pair's parameters and states, as a restored network does."""
+        """Load the parameters and states of another pair, as a restore does."""
         with torch.no_grad():
             for mine, its in zip(self.parameters, other.parameters, strict=True):
                 mine.copy_(its)
@@ -68,8 +68,8 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
         The attributes of optimizer and scheduler that the steps changed. All of them were restored.
 
     Raises:
-        TaskError: the optimizer or the scheduler has state that its state dict does not hold; the state is named. Or a
-        new optimizer or scheduler cannot load the state of a used one.
+        TaskError: the optimizer or the scheduler has state that is not in its state dict, which the error names; or a
+            new optimizer or scheduler cannot load the state of a used one.
     """
     steps, values = min(STEPS, total_steps // 2), _smallest(host)
     first, second = (_Pair(task, values, total_steps) for _ in range(2))
@@ -91,7 +91,8 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
 
 
 def _smallest(host: nn.Module) -> list[Tensor]:
-    """Return the values of the trained parameters in order, without the largest ones beyond `MOST_ELEMENTS`."""
+    """Return the values of the trained parameters, in order. The largest parameters are left out, if all have more than
+    `MOST_ELEMENTS` elements."""
     trained = [parameter.detach() for parameter in host.parameters() if parameter.requires_grad]
     room = MOST_ELEMENTS
     chosen: set[int] = set()

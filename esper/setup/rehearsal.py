@@ -1,14 +1,12 @@
-"""Rehearses the first steps of a run, to find and refuse state that a checkpoint would not save. The error names the
-state.
+"""Rehearses the first steps of a run, to refuse state that a checkpoint would not save. The error names the state.
 
-A new build of the network loads the snapshot of a trained one, and both take the same next step. If their bits differ,
-or an attribute that training changes stays different, then forks, the twin and resumed runs would train differently
-from the original. An attribute that becomes equal again once both networks have seen the same batches is a cache, and
-is accepted.
+A new build of the network loads the snapshot of a trained one, and both take the same next step. Afterwards their bits
+and their attributes must be equal, because otherwise forks, the twin and resumed runs would train differently from the
+original. A cache is accepted: an attribute that is equal again when both networks have seen the same batches.
 
-Not seen: state that changes for the first time after the third step, the last of the rehearsal
-(`esper.tolaria.unkept` finds it at the fences of the run, where it is an attribute); and state of data sets that
-changes only with samples which were not drawn (`esper.setup.draws` and these steps draw).
+The rehearsal ends with the third step. It does not find state that changes later for the first time;
+`esper.tolaria.unkept` finds such attributes at the fences. Nor does it find state of data sets that changes only with
+samples that neither these steps nor `esper.setup.draws` draw.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ from esper.user_code.shared_state import check_shared, kinds_of, shared_by
 from esper.user_code.their_code import raise_as_theirs
 
 STEPS_BEFORE = 2
-"""Steps before the snapshot: after them the optimizer has its state, and set-up in the first step is done."""
+"""Steps before the snapshot. After them the optimizer has its state, and any set-up in the first step is done."""
 
 OTHER_BITS = "a restored network trains to different bits"
 NO_ATTRIBUTE = (
@@ -49,7 +47,8 @@ NO_ATTRIBUTE = (
 class Remembered:
     """A replacement for `TaskData` that loads each training batch once; every later call returns a copy of the batch.
 
-    The random streams are set to their state after the first loading, so that both networks see the same streams.
+    A later call sets the random streams to their state after the first loading, so that both networks see the same
+    streams.
     """
 
     def __init__(self, data: TaskData) -> None:
@@ -60,7 +59,7 @@ class Remembered:
         return getattr(self._data, name)
 
     def batch(self, step: int) -> Any:  # Any: see `TaskData.batch`
-        """See `TaskData.batch`; the caller may change the batch that it gets."""
+        """See `TaskData.batch`. The caller may change the batch."""
         if step not in self._batches:
             self._batches[step] = self._data.batch(step), streams()
         batch, left = self._batches[step]
@@ -69,14 +68,15 @@ class Remembered:
 
 
 class Rehearsed(NamedTuple):
-    """Results of the first steps of a run. Empty if training diverged, which the guard of the run handles."""
+    """Results of the first steps of a run. Empty if training diverged."""
 
     first_loss: float | None
     """Loss of step 0."""
     weights_crc32c: int | None
     """Checksum of all tensors after the last step of the rehearsal."""
     changing: Changing
-    """Attributes of model, optimizer and scheduler changed before the snapshot: restored ones and caches."""
+    """Attributes of model, optimizer and scheduler that changed before the snapshot. Each is restored, or is a
+    cache."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +87,20 @@ class _Course:
     saved: Held
     """Everything that a snapshot stores."""
     attributes: dict[str, Held]
-    """Attributes after both networks have seen the same batches in the same order."""
+    """Attributes when both networks have seen the same batches in the same order."""
 
 
 def tensors_of(host: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, including those that `state_dict` leaves out."""
+    """Return parameters and buffers by name. Those that `state_dict` leaves out are included."""
     return {**dict(host.named_parameters()), **dict(host.named_buffers())}
 
 
 def check_same_build(first: nn.Module, made: Held, second: nn.Module) -> None:
-    """Check that two builds of the network share no tensor and are equal, since forks, the twin and the live host are
+    """Check that two builds of the network share no tensor and are equal. Forks, the twin and the live host are
     separate builds.
 
     Args:
-        made: State of the first build when it was made; a forward pass may have changed it since.
+        made: State of the first build when it was built. A forward pass may have changed the build since.
 
     Raises:
         TaskError: two builds share a tensor, or differ.
@@ -163,7 +163,7 @@ def _rehearse(task: Task, first: Trainer, make: Callable[[], Trainer], total_ste
 
 
 def refuse_rebuilt(built: Build, host: nn.Module) -> None:
-    """Raises: TaskError: training has registered, replaced or reshaped a tensor, so that no snapshot can be loaded."""
+    """Raises: TaskError: training registered, replaced or reshaped a tensor, so no snapshot can be loaded."""
     for name, mend in rebuilt(built, build_of(host)):
         raise TaskError("task.model", name, f"training changes it, so that a new build cannot load its state: {mend}")
 
@@ -186,7 +186,7 @@ def _go_on(trainer: Trainer, step: int) -> _Course:
 
 @contextmanager
 def taking_over() -> Iterator[None]:
-    """Context of the code that loads the state of a trained network into a fresh build.
+    """Return a context for the code that loads the state of a trained network into a new build.
 
     Raises:
         TaskError: the new build cannot load the state. If a call of the user's code raised, the error names the call.
@@ -203,13 +203,14 @@ def taking_over() -> Iterator[None]:
 def blame_unkept(
     made: dict[str, Held], restored: dict[str, list[str]], now: dict[str, Held], repeated: dict[str, Held]
 ) -> None:
-    """Raise for an attribute that a restore did not set and that stayed different after both took the same step.
+    """Raise for an attribute that the restore did not set and that still differed after both networks took the same
+    step.
 
-    Numbers and names that differ between two builds and that training does not change may be times or ids, and are
-    accepted.
+    Numbers and names are accepted if they differ between two builds and training does not change them: they may be
+    times or ids.
 
     Raises:
-        TaskError: training has changed the attribute, or two builds computed or drew other values for it.
+        TaskError: training changed the attribute, or two builds have other values of it.
     """
     for field, paths in restored.items():
         stuck = set(different(now[field], repeated[field]))
@@ -230,7 +231,7 @@ def blame_unkept(
 
 
 def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: dict[str, list[str]]) -> None:
-    """Raises: TaskError: training has changed an attribute, and restoring did not bring it back."""
+    """Raises: TaskError: training changed an attribute, and the restore did not set it back."""
     for field, paths in restored.items():
         for path in paths:
             if made[field].get(path) != before[field].get(path):

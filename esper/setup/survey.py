@@ -1,4 +1,5 @@
-"""Measures a task before its run: sizes, slots, candidates, cost. It trains throwaway networks only."""
+"""Measures a task before its run: sizes, slots, candidates, cost. It trains only networks that are discarded
+afterwards."""
 
 from __future__ import annotations
 
@@ -52,14 +53,14 @@ from esper.user_code.their_code import refused_as_theirs
 
 @dataclass(frozen=True)
 class Survey:
-    """A task and a config, resolved against each other and measured by a dry run."""
+    """A task and a config, with everything that a dry run measured."""
 
     task: Task
     config: RunConfig
     data: TaskData
     specs: tuple[SlotSpec, ...]
     left_out: Mapping[str, str]
-    """Modules that a pattern of `task.slots` matched and that cannot be slots, by path, with the reason."""
+    """Modules that match a pattern of `task.slots` but cannot be slots. The key is the path, the value the reason."""
     options: tuple[Pair, ...]
     blueprints: BlueprintRegistry
     fence_steps: tuple[int, ...]
@@ -76,21 +77,21 @@ class Survey:
     samples_crc32c: int
     """Checksum over the first batch of every shard."""
     trained_by: str
-    """Class of the optimizer with the names of its hyperparameters, and class of the scheduler."""
+    """The class of the optimizer, the names of its hyperparameters, and the class of the scheduler."""
     peak_share: float
     """Peak learning rate of a seed, relative to the initial rate of the task's optimizer."""
     varying: tuple[str, ...] = ()
-    """Slots whose length, height or width differed between the batches of the trial."""
+    """Slots whose output had other lengths, heights or widths in other batches of the trial."""
     loss_depends_on_batch: bool | None = None
-    """Whether the loss of a sample depends on the others of its batch; None: inconclusive."""
+    """Whether the loss of a sample depends on the other samples of its batch. None: inconclusive."""
     mixing: Mixing = NOT_FOUND_OUT
-    """Whether the network mixes the samples of a batch in evaluation mode, and which module does."""
+    """Whether the network mixes the samples of a batch in evaluation mode, and the module that does."""
     first_loss: float | None = None
-    """Loss of the first training step; None before the rehearsal, or if it diverged."""
+    """Loss of the first training step. None before the rehearsal, or if it diverged."""
     changing: Changing = field(default_factory=dict)
-    """Attributes that the survey's steps changed and that need no checkpoint. The checks at the fences skip them."""
+    """Attributes that the survey's steps changed and accepted. The checks at the fences skip them."""
     rehearsed_crc32c: int | None = None
-    """Checksum of the weights after the rehearsal's last step; None until then, or if it diverged."""
+    """Checksum of the weights after the rehearsal's last step. None before the rehearsal, or if it diverged."""
 
     @property
     def total_steps(self) -> int:
@@ -99,13 +100,14 @@ class Survey:
 
     @property
     def fences_to_fossil(self) -> int:
-        """Number of fences from germination to the earliest at which a seed of the heuristic can be fossilised."""
+        """Smallest number of fences from the germination of a seed of the heuristic to its fossilisation."""
         ramp = self.config.growth.ramp_steps
         return self.growth_window(ramp).fences_to_fossil(ramp)
 
     @property
     def last_germination(self) -> int:
-        """Last fence at which a seed of the heuristic can germinate and be fossilised; it may lie before fence 0."""
+        """Last fence at which a seed of the heuristic can germinate and still be fossilised. It is below 0 if there is
+        no such fence."""
         return len(self.fence_steps) - 1 - self.fences_to_fossil
 
     def growth_window(self, shortest_ramp: int) -> GrowthWindow:
@@ -127,7 +129,7 @@ class Survey:
 
     @property
     def can_grow(self) -> bool:
-        """Whether growth is on, and some fence is early enough for a seed of the heuristic to germinate."""
+        """Whether growth is on, and a seed of the heuristic can germinate at some fence."""
         growth = self.config.growth
         return growth.enabled and growth.first_fence <= self.last_germination
 
@@ -167,24 +169,24 @@ class Survey:
         return Trainer(self.task, settings, self.data, self.editor, halted)
 
     def g2_limit(self) -> float:
-        """Limit that the z of a seed must exceed at G2, where z is measured on one slice of the gate shard."""
+        """Limit that the z of a seed must exceed at G2. z is measured on one slice of the gate shard."""
         growth = self.config.growth
         return z_limit(growth.false_pass, growth.max_tests, self.judged_units)
 
     @property
     def judged_units(self) -> int:
-        """Number of samples in one slice of the gate shard, or of groups if samples are correlated. It is equal at all
-        fences.
+        """Number of samples in one slice of the gate shard, or of groups if samples are correlated. It is the same at
+        all fences.
         """
         part = self.data.slice("gate", 0)
         return len(part.indices) if part.groups is None else len(set(part.groups))
 
 
 def open_data(task: Task, config: RunConfig) -> TaskData:
-    """Return the task's data, divided and drawn as the config sets. The result is the same in every process.
+    """Return the task's data, divided into shards by the config. The result is the same in every process.
 
     Raises:
-        ConfigError, TaskError: the data cannot serve the config.
+        ConfigError, TaskError: the data does not suffice for the config.
     """
     growth, run = config.growth, config.run
     if growth.enabled and growth.judge_samples < growth.min_samples:
@@ -199,7 +201,7 @@ def open_data(task: Task, config: RunConfig) -> TaskData:
 @broadcasts_refused()
 @refused_as_theirs()
 def survey_of(task: Task, config: RunConfig, blueprints: BlueprintRegistry = BLUEPRINTS) -> Survey:
-    """Resolve and measure a task under a config. The random streams of the caller are unchanged.
+    """Check and measure a task with a config. The random streams of the caller are unchanged.
 
     Raises:
         ConfigError, TaskError: the task or the config is wrong; nothing was written.
@@ -239,7 +241,7 @@ def _measured(
     fence_steps: tuple[int, ...],
     host: nn.Module,
 ) -> tuple[Survey, frozenset[str]]:
-    """Return the survey from one batch, and the slots that may be left out if a later check of them fails."""
+    """Return the survey of one batch, and the slots that may be left out if a later check of them fails."""
     parameters = list(host.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     host_crc32c, host_modules_sha256 = state_crc32c(tensors_of(host)), structure_digest(host)
@@ -271,11 +273,11 @@ def _measured(
 
 
 def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: whatever the task's batches are
-    """Modelled FLOPs of one optimizer step.
+    """Return the modelled FLOPs of one optimizer step.
 
     Raises:
         TaskError: the model has no matrix product or convolution, or the forward pass, the loss or the backward pass
-        failed.
+            failed.
     """
     with flop_counter() as counter:
         try_backward(task, host, inputs, targets)
@@ -287,10 +289,10 @@ def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int: 
 
 
 def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
-    """Return the survey after some training steps and one evaluation of each shard.
+    """Return the survey with the results of some training steps and of one evaluation of each shard.
 
     Args:
-        as_built: State of `host` before its first step: a second host of the task must have the same.
+        as_built: State of `host` before its first step. A second host of the task must have the same state.
     """
     task, config = survey.task, survey.config
     draft = replace(survey, data=cast(TaskData, Remembered(survey.data)))
@@ -320,10 +322,11 @@ def _rehearsed(survey: Survey, host: nn.Module, as_built: Held) -> Survey:
 
 
 def _tried(survey: Survey, optional: frozenset[str]) -> Survey:
-    """Return the survey after a trial of growth. A slot that only a pattern names is left out if the trial of it fails.
+    """Return the survey with the results of a trial of growth. If the trial of a slot fails, the slot is left out,
+    unless `task.slots` names it in full.
 
     Raises:
-        TaskError: the trial failed at a slot that is named in full, at the last slot, or for another reason.
+        TaskError: the trial failed at a slot that `task.slots` names in full, at the last slot, or at no slot.
     """
     while True:
         try:
@@ -355,14 +358,12 @@ def _trained_by(task: Task, parameters: list[nn.Parameter], total_steps: int) ->
 def _check_device(name: str) -> None:
     try:
         (torch.ones(1, device=name) + 1).tolist()  # fails on a device without values ("meta")
-    except (RuntimeError, AssertionError, ImportError) as error:  # which one depends on torch's build
+    except (RuntimeError, AssertionError, ImportError) as error:  # the class depends on torch's build
         raise ConfigError("run.device", name, f"torch cannot use it: {in_a_line(error)}") from error
 
 
 def _check_names(host: nn.Module, specs: tuple[SlotSpec, ...]) -> None:
-    """Raises: TaskError: the grown network could not be exported, because a module of the host has the name that the
-    seeds need.
-    """
+    """Raises: TaskError: a module of the host has the name of the seeds, so the grown network could not be exported."""
     try:
         check_names(host, [spec.path for spec in specs])
     except ValueError as error:

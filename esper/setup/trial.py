@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from esper.setup.survey import Survey
 
 STEPS = 3
-"""Number of training steps: more than one, because lengths may differ between batches."""
+"""Number of training steps. It is more than one, because lengths may differ between batches."""
 
 
 def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None:  # Any: a batch of the task
-    """Run a forward and a backward pass of the host without seeds. Its tensors are restored; the gradients stay.
+    """Run a forward and a backward pass of the host without seeds. Its tensors are restored, its gradients are not.
 
     Raises:
         TaskError: the loss is not finite or has no gradient, or training cannot use the gradients.
@@ -57,16 +57,17 @@ def try_backward(task: Task, host: nn.Module, inputs: Any, targets: Any) -> None
 
 
 def try_growth(survey: Survey) -> tuple[str, ...]:
-    """Train a throwaway host for a few steps with the cheapest candidate in every slot, and evaluate it on each shard.
+    """Train a host for a few steps with the cheapest candidate in every slot, evaluate it on each shard, and discard
+    it.
 
-    Without growth the host is tried alone.
+    Without growth the host has no candidates.
 
     Returns:
-        Slots whose lengths, heights or widths differed between batches.
+        Slots whose output had other lengths, heights or widths in other batches.
 
     Raises:
-        TaskError: the task's own code raised; a slot's output has other channels or another type in a later batch; or
-            no training batch called a slot.
+        TaskError: the user's code raised; a slot's output has other channels or another type in a later batch; or no
+            training batch called a slot.
         SeedBuildFailed: a candidate cannot be built.
     """
     grows = survey.config.growth.enabled
@@ -84,7 +85,7 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         try:
             trainer.train_to(min(STEPS, survey.total_steps))
             _look_for_calls(trainer, shapes)
-        except DivergenceUnrecoverable:  # not about shapes: the guard of a run reports it
+        except DivergenceUnrecoverable:  # accepted here, because it is not about shapes; the guard of a run reports it
             return ()
         trainer.try_shards()
     if grows and survey.config.run.compile:
@@ -125,10 +126,10 @@ def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) 
 
 
 def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
-    """Yield one plan for each slot, with its weights: the candidate with the fewest FLOPs, with alpha at its target
-    from the first step.
+    """Yield one plan for each slot, with its weights. The candidate is that with the fewest FLOPs, and its alpha is at
+    the target from the first step.
 
-    Candidates that change the shape are left out; gate G0 refuses each of them by name.
+    Candidates that change the shape are left out, because gate G0 refuses them.
     """
     for spec in survey.specs:
         there = [pair for pair in survey.options if pair.slot == spec.path and _keeps_shape(survey, pair, spec)]
@@ -161,7 +162,8 @@ def _keeps_shape(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
 
 @contextmanager
 def _watching(host: nn.Module, specs: tuple[SlotSpec, ...], shapes: dict[str, list[tuple[int, ...]]]) -> Iterator[None]:
-    """Record each slot's output shape in `shapes` at every call; refuse an output that its seeds could not take."""
+    """Record the output shape of each slot at every call, in `shapes`. Refuse an output that the seeds of the slot
+    could not take."""
 
     def look(spec: SlotSpec) -> Callable[[nn.Module, object, object], None]:
         def hook(_module: nn.Module, _args: object, whole: object) -> None:
@@ -189,8 +191,8 @@ def _try_optimizers(survey: Survey) -> None:
     """Step the task's optimizer over the parameters of each kind of seed.
 
     Raises:
-        TaskError: the optimizer refuses the parameters: some optimizers accept only matrices, or only parameters with
-        known names.
+        TaskError: the optimizer refuses the parameters. Some optimizers accept only matrices, or only parameters with
+            known names.
     """
     specs = {spec.path: spec for spec in survey.specs}
     kinds: dict[tuple[str, str, tuple[int, ...]], Pair] = {}

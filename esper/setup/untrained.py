@@ -1,4 +1,4 @@
-"""Finds parameters on which the loss depends and that no optimizer trains. It changes nothing."""
+"""Finds parameters that the loss depends on but no optimizer trains. It changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from esper.errors import TaskError
 from esper.task import Task
 
 REENTRANT = "None of the inputs have requires_grad=True"
-"""Torch's warning where torch.utils.checkpoint with use_reentrant=True cuts the gradients off."""
+"""Warning of torch that torch.utils.checkpoint with use_reentrant=True cuts off the gradients."""
 
 
 def check_parts(task: Task, model: nn.Module, loss: Tensor) -> None:
@@ -56,7 +56,7 @@ def _reached(loss: Tensor) -> list[nn.Parameter]:
 
 @contextmanager
 def refuse_reentrant() -> Iterator[None]:
-    """Context of a forward pass of a model whose loss has no gradient.
+    """Return a context for a forward pass of a model whose loss has no gradient.
 
     Raises:
         TaskError: torch warned that a reentrant checkpoint cuts the gradients off.

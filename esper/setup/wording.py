@@ -1,4 +1,4 @@
-"""Text for figures: direction and size of a difference. The text claims only what the figures show."""
+"""Words for figures, such as the direction and size of a difference."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LARGEST_IN_FULL = 1e6
 
 
 def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
-    """Return `value` with `decimals` decimals; with an exponent if it is huge, or if only zeros would be shown."""
+    """Return `value` with `decimals` decimals. It has an exponent if it is huge, or if only zeros would be shown."""
     sign = "+" if signed else ""
     fixed = f"{value:{sign},.{decimals}f}"
     vanished = value != 0 and math.isfinite(value) and float(fixed.replace(",", "")) == 0
@@ -20,7 +20,7 @@ def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
 
 
 def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:
-    """Return a share as a percentage; 1 becomes 100 %."""
+    """Return a share as a percentage. 1 is 100 %."""
     if math.isfinite(share) and not math.isfinite(100 * share):
         return f"{100 * Decimal(share):{'+' if signed else ''}.2g}%"
     return f"{number(100 * share, decimals, signed=signed)}%"
@@ -36,7 +36,7 @@ def growing(test_loss: float, twin_test_loss: float) -> str:
 
 
 def beside_control(gain: float) -> str:
-    """Return in words how a seed compares with its control; `gain` is the share of the control's loss that the seed
+    """Return in words how a seed compares with its control. `gain` is the share of the control's loss that the seed
     removed.
     """
     if math.isnan(gain):
@@ -48,7 +48,8 @@ def beside_control(gain: float) -> str:
 
 
 def beside_twin(z: float) -> str:
-    """Return how the network compares with its twin, if no limit shows that it is worse; `z` is of (twin - network)."""
+    """Return in words how the network compares with its twin, for a network that no limit shows to be worse. `z` is
+    that of (twin - network)."""
     if math.isnan(z):
         return "the network cannot be compared with its twin"
     if z == 0:
@@ -57,7 +58,7 @@ def beside_twin(z: float) -> str:
 
 
 def beside_limit(check: Check) -> str:
-    """Return a measured value and its limit, with as many digits as show which is larger."""
+    """Return a measured value and its limit, with enough digits to show which is larger."""
     name = check.name.removeprefix("own_").removeprefix("twin_")
     for word, limit in (("above", check.above), ("at least", check.at_least), ("at most", check.at_most)):
         if limit is not None and isinstance(check.measured, int | float):
@@ -93,7 +94,7 @@ def _order(left: float, right: float) -> tuple[bool, bool]:
 
 
 def gain_and_z(gain: float | None, z: float | None) -> tuple[str, str]:
-    """Return the figures of G2 as columns of a table; empty for a seed that G2 did not judge."""
+    """Return the figures of G2 as columns of a table. The columns are empty if G2 did not judge the seed."""
     return (
         "" if gain is None else percent(gain, 2, signed=True),
         "" if z is None else number(z, 1, signed=True),
