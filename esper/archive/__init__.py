@@ -1,1 +1,1 @@
-"""Reads and checks run directories: their files, their history, and whether a run can be resumed. It runs nothing."""
+"""Reads run directories, and checks their files, their history, and whether a run can be resumed. It runs nothing."""

@@ -1,8 +1,8 @@
-"""Backs up a run: copies its run.json, journals, summary, field reports and checkpoints, and verifies the copy.
+"""Backs up a run. It copies run.json, journals, summary, field reports and checkpoints, and verifies the copy.
 
 Telemetry and the record of fired faults are not copied. The run is not changed.
 
-The copy is a run directory: it can be inspected, resumed and proved like the original.
+The copy is a run directory, which can be inspected, resumed and proved like the original.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def default_place(run_dir: Path) -> Path:
-    """The default path of a copy: in the run's parent folder, named after the run and its last checkpoint."""
+    """Return the default path of a copy. It is in the run's parent folder, and its name has the names of the run and of
+    its last checkpoint."""
     return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
 
 
@@ -38,13 +39,13 @@ def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
     """Copy a run to a new directory and verify the copy. The run may be in progress.
 
     Returns:
-        The checkpoints that were copied, oldest first. They and the name of the directory are durable.
+        The checkpoints that were copied, the oldest first. These files and the name of the directory are durable.
 
     Raises:
-        RunDirectoryError: there is no run, it has no checkpoint yet, or `to` exists. Nothing was written.
+        RunDirectoryError: there is no run, the run has no checkpoint, or `to` exists. Nothing was written.
         StoreCorrupt: a journal is damaged. Nothing was written.
-        CheckpointCorrupt: a checkpoint of the run or of the copy is damaged; the copy was removed.
-        StoreWriteFailed: the copy could not be written; it was removed.
+        CheckpointCorrupt: a checkpoint of the run or of the copy is damaged. The copy was removed.
+        StoreWriteFailed: the copy could not be written. It was removed.
     """
     _commits(run_dir)
     with refusing("to", to):
@@ -68,7 +69,7 @@ def take(run_dir: Path, to: Path) -> tuple[CheckpointWritten, ...]:
 
 
 def _make_parent(folder: Path) -> None:
-    """Raises: OSError: nothing can be written there."""
+    """Raises: OSError: the system refuses to make it."""
     make(folder)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
@@ -83,9 +84,9 @@ def _commits(run_dir: Path) -> tuple[CheckpointWritten, ...]:
 
 
 def _copy(run_dir: Path, draft: Path) -> None:
-    """Copy the journals first, then the checkpoints that they list.
+    """Copy the journals, then the checkpoints that they list.
 
-    If a listed checkpoint is missing, the run dropped it during the copy; then the journals are copied again.
+    If a listed checkpoint is missing, the run has dropped it during the copy, and the journals are copied again.
     """
     newest = None
     while True:
@@ -100,8 +101,8 @@ def _copy(run_dir: Path, draft: Path) -> None:
 
 
 def _copy_words(run_dir: Path, draft: Path) -> None:
-    """Copy everything but the checkpoints. A run writes its summary before RUN_ENDED, so the journals are copied
-    first."""
+    """Copy everything but the checkpoints. The journals are copied first, because a run writes its summary before
+    RUN_ENDED."""
     _copy_file(run_file(run_dir), run_file(draft))
     for file in journals(run_dir).values():
         _copy_file(file, draft / file.name)
@@ -114,7 +115,7 @@ def _copy_words(run_dir: Path, draft: Path) -> None:
 
 
 def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:
-    """Copy a checkpoint. Returns without a copy if retention has dropped it."""
+    """Copy a checkpoint. Do nothing if the run has dropped it."""
     try:
         _copy_file(checkpoints_folder(run_dir) / written.file, checkpoints_folder(draft) / written.file)
     except FileNotFoundError:
@@ -123,7 +124,7 @@ def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:
 
 
 def _copy_file(source: Path, copy: Path) -> None:
-    """Raises: FileNotFoundError: the source is gone. StoreCorrupt: it cannot be read. OSError: the copy failed."""
+    """Raises: FileNotFoundError: the source was removed. StoreCorrupt: it cannot be read. OSError: the copy failed."""
     try:
         descriptor = DISK.open(source, os.O_RDONLY)
     except OSError as error:

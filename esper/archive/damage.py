@@ -1,4 +1,4 @@
-"""Reads each file of a run directory as far as possible, and describes what cannot be read."""
+"""Reads each file of a run directory as far as possible, and describes the unreadable parts."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ class Damage:
     file: str
     """Name of the file in the run directory."""
     offset: int | None
-    """Offset of the unreadable part, in bytes. None: the whole file, so that the valid history is ambiguous."""
+    """Offset of the unreadable part, in bytes. None: the whole file is unreadable, which makes the valid history
+    ambiguous."""
     reason: str
     torn: bool = False
-    """True for an incomplete record at the end of a journal: an append that was interrupted or is in progress. It was
-    never acknowledged to its writer."""
+    """True for an incomplete record at the end of a journal. Its append was interrupted, or is in progress, and was
+    never acknowledged."""
 
     def __str__(self) -> str:
         place = f", byte {self.offset}" if self.offset is not None else ""
@@ -47,7 +48,8 @@ def read_identity(path: Path) -> tuple[Identity | None, list[Damage]]:
 
 
 def damage_of_summary(path: Path) -> list[Damage]:
-    """Damage if `summary.json` exists and is not a summary. No part of the valid history depends on that file."""
+    """Return the damage if `summary.json` exists and is not a summary. The valid history does not depend on this
+    file."""
     file = summary_file(path)
     if not file.exists():
         return []
@@ -55,7 +57,7 @@ def damage_of_summary(path: Path) -> list[Damage]:
         content = json.loads(read_small(file))
     except OSError as error:
         return [Damage(file.name, None, f"cannot be read: {error.strerror}")]
-    except (ValueError, RecursionError, StoreCorrupt):  # not JSON, nested too deeply, or too large
+    except (ValueError, RecursionError, StoreCorrupt):  # the file is not JSON, is nested too deeply, or is too large
         content = None
     if isinstance(content, dict) and "weights_sha256" in content:
         return []
@@ -64,7 +66,7 @@ def damage_of_summary(path: Path) -> list[Damage]:
 
 
 def newest_generation(path: Path, there: Collection[int], identity: Identity | None) -> int:
-    """Return the number of the newest journal that must exist. 0: the run died before it made the first one."""
+    """Return the number of the newest journal that must exist. 0: the run died before it made a journal."""
     newest = max([*there, identity.generation if identity is not None else FIRST_GENERATION])
     later = (checkpoints_folder(path), reports_folder(path), summary_file(path))
     died_early = newest == FIRST_GENERATION and not there and not any(file.exists() for file in later)
@@ -89,7 +91,7 @@ def read_journal(file: Path) -> tuple[list[Entry], list[Damage]]:
     Raises:
         StoreCorrupt: the file is not a journal.
     """
-    size = file.stat().st_size if file.exists() else 0  # get the size before reading: the file may grow
+    size = file.stat().st_size if file.exists() else 0  # the size is read first, because the file may grow
     entries, errors = read(file)
     damages = [Damage(file.name, e.offset, e.reason, torn=e.offset + e.length >= size) for e in errors]
     misfits = {entry.offset: reason for entry in entries if (reason := misfit(entry))}

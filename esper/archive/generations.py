@@ -1,4 +1,5 @@
-"""Selects the valid records in the journals of several generations: those that no later generation took back."""
+"""Selects the valid records in the journals of several generations. A record is valid if no later generation took it
+back."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 
 
 def retained(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[CheckpointWritten]:
-    """Checkpoints that retention does not drop: that of fence 0, and the newest of those that were valid at the last
-    drop.
+    """Return the checkpoints that retention does not drop. These are that of fence 0, and the newest that were valid at
+    the last drop.
     """
     due: list[CheckpointWritten] = []
     keep = 1
@@ -36,7 +37,7 @@ def retained(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> l
 
 
 def cut_short(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damage]:
-    """Return the journals that are shorter than a later generation recorded."""
+    """Return a damage for each journal that is shorter than a later generation recorded."""
     sizes = {number: file.stat().st_size for number, file in files.items() if number in valid}
     return [
         Damage(files[number].name, size, f"ends here; {valid[number] - size} more bytes were there")
@@ -46,13 +47,14 @@ def cut_short(files: Mapping[int, Path], valid: Mapping[int, int]) -> list[Damag
 
 
 def as_recorded(damage: Damage, valid: Mapping[int, int]) -> Damage:
-    """Return the damage with `torn` False if it is within the recorded length: up to there the journal was readable."""
+    """Return the damage. Within the recorded length `torn` becomes False, because the journal was readable up to
+    there."""
     lasts = damage.torn and damage.offset is not None and damage.offset < valid.get(generation_of(Path(damage.file)), 0)
     return replace(damage, torn=False) if lasts else damage
 
 
 def valid_lengths(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
-    """Return the valid length of each older journal in bytes: the smallest that a later generation recorded."""
+    """Return the valid length of each older journal in bytes. It is the smallest that a later generation recorded."""
     valid: dict[int, int] = {}
     for entry in (entry for its_entries in said.values() for entry in its_entries):
         if entry.kind is RecordKind.SUPERSEDED:
@@ -64,14 +66,15 @@ def valid_lengths(said: Mapping[int, Sequence[Entry]]) -> dict[int, int]:
 def joined_entries(
     path: Path, said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int], damaged: Collection[str]
 ) -> tuple[list[Entry], list[Damage]]:
-    """Return the valid records of all journals, and a damage for each journal that leaves them ambiguous."""
+    """Return the valid records of all journals, and a damage for each journal that makes them ambiguous."""
     entries: list[Entry] = []
     undecided: list[Damage] = []
     for generation, its_entries in said.items():
         name, lost = journal_file(path, generation).name, ""
         counted = [e for e in its_entries if generation not in valid or e.end <= valid[generation]]
         place = next((place for place, entry in enumerate(counted) if entry.kind is RecordKind.SUPERSEDED), None)
-        if place is not None:  # the first generation has no SUPERSEDED, nor has one whose takeover failed
+        # the first generation has no SUPERSEDED; a generation whose takeover failed has none either
+        if place is not None:
             entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])
             counted = counted[place:]
         elif generation > FIRST_GENERATION and counted and name in damaged:
@@ -82,7 +85,7 @@ def joined_entries(
 
 
 def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
-    """Return the records that stay valid when a run continues from a fence; and, if they are ambiguous, the reason."""
+    """Return the records that stay valid if a run continues from a fence, and the reason if they are ambiguous."""
     if fence is None:
         return [entry for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.SIGNAL)], ""
     end, lost = _end_of(entries, fence), ""
@@ -95,8 +98,8 @@ def _up_to(entries: list[Entry], fence: int | None) -> tuple[list[Entry], str]:
 
 
 def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
-    """Return the index of the first record after a fence: after the BEGIN of its checkpoint, or after the COMMIT if
-    BEGIN is damaged."""
+    """Return the index of the first record after a fence. A fence ends at the BEGIN of its checkpoint, or at the COMMIT
+    if BEGIN is damaged."""
     for kind in (RecordKind.CHECKPOINT_BEGUN, RecordKind.CHECKPOINT_COMMITTED):
         places = [place for place, e in enumerate(entries) if e.kind is kind and e.body["fence"] == fence]
         if places:
@@ -105,9 +108,9 @@ def _end_of(entries: Sequence[Entry], fence: int) -> int | None:
 
 
 def _stays(entry: Entry, fence: int) -> bool:
-    """Whether a record stays valid although the run went back to an earlier fence.
+    """Return whether a record stays valid although the run went back to an earlier fence.
 
-    A COMMIT may be written late. A signal came from outside the run, so going back does not undo it.
+    The COMMIT of an earlier fence may be written late. A signal came from outside the run, so it stays valid.
     """
     committed_late = entry.kind is RecordKind.CHECKPOINT_COMMITTED and entry.body["fence"] <= fence
     return committed_late or entry.kind is RecordKind.SIGNAL

@@ -1,11 +1,11 @@
-"""The valid history of a run: the records of all its journals, without those that a later generation took back.
+"""The valid history of a run: the records of all its journals, without records that a later generation took back.
 
-Each generation of a run has its own journal. After the first generation, the first record of a journal is SUPERSEDED:
-it names the fence from which the run continued, and the length of each older journal at that moment. Records that an
-older writer appends later do not count. A generation whose takeover failed has no SUPERSEDED and takes nothing back.
+Each generation of a run has its own journal. After the first generation, the first record of a journal is SUPERSEDED.
+It names the fence from which the run continued, and the length of each older journal at that moment. Records that an
+older writer appends later are not valid. A generation whose takeover failed has no SUPERSEDED and takes nothing back.
 
-`read_past` is for resuming: it raises if the valid history is ambiguous. `look_at` is for showing: it returns what can
-be read of a damaged run, and each damaged part.
+A resume uses `read_past`, which raises if the valid history is ambiguous. `esper inspect` uses `look_at`, which returns
+the readable history of a damaged run, and each damaged part.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ from esper.leyline.signals import Level
 
 @dataclass(frozen=True)
 class Remains:
-    """The readable history of a run. For display only: no decision may depend on it."""
+    """The readable history of a run. It is for display; no decision may depend on it."""
 
     identity: Identity | None
-    """Read from `run.json`; from the journals if that file cannot be read."""
+    """Read from `run.json`, or from the journals if that file cannot be read."""
     generation: int
-    """Number of the newest generation. 0: the run died before its first journal was made."""
+    """Number of the newest generation. 0: the run died before it made a journal."""
     entries: tuple[Entry, ...]
     """The valid records, in order."""
     commits: tuple[CheckpointWritten, ...]
-    """Committed checkpoints that retention has not dropped, oldest first. A file may be missing."""
+    """Committed checkpoints that retention has not dropped, the oldest first. The file of a checkpoint may be
+    missing."""
     damages: tuple[Damage, ...]
     """Every unreadable part of a journal."""
     resumes: int
@@ -62,23 +63,23 @@ class Remains:
     restarts: int
     """How often actors were restarted."""
     newest_lost: bool
-    """True if no record of the newest journal can be read: its progress and its end are unknown."""
+    """True if no record of the newest journal can be read. Its progress and its end are then unknown."""
 
     @property
     def damaged(self) -> bool:
-        """Whether anything but an incomplete last record of a journal is unreadable."""
+        """Whether a journal has damage other than an incomplete last record."""
         return any(not damage.torn for damage in self.damages)
 
 
 @dataclass(frozen=True)
 class Past(Remains):
-    """The history of a run whose valid records are certain."""
+    """The history of a run, whose valid records are certain."""
 
     identity: Identity
 
 
 def check_sound(path: Path, past: Remains) -> None:
-    """Raises: StoreCorrupt: a journal is damaged beyond an incomplete last record."""
+    """Raises: StoreCorrupt: a journal has damage other than an incomplete last record."""
     for damage in past.damages:
         if not damage.torn:
             raise StoreCorrupt(str(path / damage.file), f"byte {damage.offset}: {damage.reason}")
@@ -88,7 +89,7 @@ def read_past(path: Path) -> Past:
     """Read a run's journals, without a lock. The run may be in progress.
 
     Raises:
-        RunDirectoryError: no run is here, or something else has the name of a file or folder of it.
+        RunDirectoryError: no run is here, or a file or folder of the run has a wrong type.
         StoreCorrupt: `run.json` or a journal is missing or was not written by esper, the valid records of a journal are
             ambiguous, or `summary.json` is not a summary.
     """
@@ -102,7 +103,7 @@ def read_past(path: Path) -> Past:
 
 
 def settled_past(path: Path) -> Past:
-    """Like `read_past`, but sync the journals first, so that all returned records are durable even if their writer was
+    """Like `read_past`, but sync the journals first. So all returned records are durable, even if their writer was
     killed.
 
     Raises:
@@ -116,20 +117,20 @@ def settled_past(path: Path) -> Past:
 
 
 def look_at(path: Path) -> Remains:
-    """Read what can be read of a run, without a lock. The run may be in progress, or damaged in any way.
+    """Read a run as far as possible, without a lock. The run may be in progress, or damaged in any way.
 
     Raises:
-        RunDirectoryError: the directory holds no file of a run, or the system refuses to read it.
+        RunDirectoryError: the directory has no file of a run, or the system refuses to read it.
     """
     with refusing("RUN", path):
         return _look_at(path)
 
 
 def _look_at(path: Path) -> Remains:
-    """As `look_at`, but an error of the system is raised as it is."""
+    """Like `look_at`, but raise errors of the system unchanged."""
     if not path.is_dir() or not (run_file(path).exists() or checkpoints_folder(path).is_dir() or journals(path)):
         raise RunDirectoryError("RUN", str(path), "no run is here (no run.json, no journal, no checkpoints)")
-    identity, damages = read_identity(path)  # read before the journals, whose content can only be newer
+    identity, damages = read_identity(path)  # read before the journals, so that the journals are not older
     files = journals(path)
     newest = newest_generation(path, files, identity)
     damages += missing_journals(path, files, newest)
@@ -141,7 +142,7 @@ def _look_at(path: Path) -> Remains:
     entries, undecided = joined_entries(path, said, valid, {damage.file for damage in damages if not damage.torn})
     did = [
         {entry.kind for entry in its_entries} for its_entries in said.values()
-    ]  # records that were taken back count here too
+    ]  # records that were taken back count here, too
     commits, newest_lost = committed(entries), newest > 0 and newest not in said
     in_doubt = any(not damage.torn for damage in (*damages, *undecided))
     there = _expected(path, commits[-1:] if in_doubt else retained(said, valid), newest_lost=newest_lost)
@@ -159,7 +160,7 @@ def _look_at(path: Path) -> Remains:
 
 
 def _readable(files: Mapping[int, Path]) -> tuple[dict[int, list[Entry]], list[Damage]]:
-    """Return the readable records of the journals by generation, and the damages. An unreadable one has no key."""
+    """Return the readable records of the journals by generation, and the damages. An unreadable journal has no key."""
     said: dict[int, list[Entry]] = {}
     damages: list[Damage] = []
     for generation, file in files.items():
@@ -175,8 +176,8 @@ def _expected(path: Path, due: Sequence[CheckpointWritten], *, newest_lost: bool
     """Return the names of the checkpoint files that exist or should exist.
 
     Args:
-        due: The checkpoints that retention keeps, oldest first.
-        newest_lost: The newest journal cannot be read, so that a file of `due` may have been removed since.
+        due: The checkpoints that retention keeps, the oldest first.
+        newest_lost: The newest journal cannot be read, so a file of `due` may have been removed since.
     """
     put_aside = _names(checkpoints_folder(path) / QUARANTINE) - {one.file for one in due[-1:]}
     return _names(checkpoints_folder(path)) | ({one.file for one in due if not newest_lost} - put_aside)
@@ -187,29 +188,30 @@ def _names(folder: Path) -> set[str]:
 
 
 def committed(entries: Iterable[Entry]) -> list[CheckpointWritten]:
-    """Return every checkpoint that was ever committed, oldest first, including dropped ones."""
+    """Return every checkpoint that was ever committed, the oldest first."""
     return [CheckpointWritten.model_validate(e.body) for e in entries if e.kind is RecordKind.CHECKPOINT_COMMITTED]
 
 
 def _restarts(entry: Entry) -> int:
-    """How many restarts of actors a record counts."""
+    """Return the number of restarts of actors in a record."""
     if entry.kind is RecordKind.ACTOR_RESTARTED:
         return len(entry.body["actors"])
     return int(entry.kind is RecordKind.DIED_STARTING)
 
 
 def lasting_level(entries: Iterable[Entry]) -> Level | None:
-    """The emergency level that still applies. A HALT does not outlive the run that it ended: a resume is deliberate."""
+    """Return the emergency level that still applies. A HALT applies only to the run that it ended, because a resume is
+    deliberate."""
     return level(e for e in entries if e.kind is not RecordKind.SIGNAL or e.body["level"] < Level.HALT)
 
 
 def level(entries: Iterable[Entry]) -> Level | None:
-    """The highest emergency level in the journal. None: there was no signal."""
+    """Return the highest emergency level in the journal. None: there was no signal."""
     return max((Level(entry.body["level"]) for entry in entries if entry.kind is RecordKind.SIGNAL), default=None)
 
 
 def _told(entries: Sequence[Entry]) -> Identity | None:
-    """Return the content of `run.json` from the journals: each process that ran the run wrote it there as well."""
+    """Return the content of `run.json` from the journals. Each process that executed the run wrote it there, too."""
     bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:
         return Identity.model_validate_json(json.dumps(bodies[-1])) if bodies else None

@@ -1,4 +1,4 @@
-"""`run.json`: the identity of a run, with its config, versions, and digests of its task, network and data."""
+"""`run.json`, the identity of a run. It has the config, the versions, and digests of task, network and data."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Identity(Message):
     config: RunConfig
     total_steps: Annotated[int, Field(ge=1)]
     fence_steps: Annotated[tuple[int, ...], Field(min_length=2)]
-    """Optimizer step of each fence, rising, from 0 to the last step."""
+    """Optimizer step of each fence, in ascending order, from 0 to the last step."""
     slots: tuple[SlotSpec, ...]
     versions: dict[str, str]
     cpu: str
-    """CPU type of the machine of this generation; another type may change the bits of a run."""
+    """CPU type of the machine of this generation. Another type may change the bits of a run."""
     host_crc32c: int
     """CRC32C of the host's tensors before the first step."""
     host_modules_sha256: str | None = None
@@ -47,9 +47,10 @@ class Identity(Message):
     trained_by: str
     argv: tuple[str, ...]
     started_in: str = ""
-    """Working directory of the run; the relative path of a task is looked for there first. Empty: not known."""
+    """Working directory of the run. A relative path of a task is looked up there first. Empty: not known."""
     task_files: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of each module that was loaded from the task's folder, by its path in it. Empty in older runs."""
+    """SHA-256 of each module that was loaded from the task's folder, by its path in that folder. Empty in older
+    runs."""
     first_loss: float | None = None
     """Loss of the first training step. None in older runs."""
     rehearsed_crc32c: int | None = None
@@ -57,11 +58,11 @@ class Identity(Message):
     hash_seed: int | None = None
     """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None
-    """`hash` of a fixed text in that process: a different value means a different order of sets. None in older runs."""
+    """`hash` of a fixed text in that process. Another value means another order of sets. None in older runs."""
 
     @property
     def orders_texts_otherwise(self) -> bool:
-        """True if a set of texts may have another order in this process than in the one that began the run."""
+        """True if a set of texts may have another order in this process than in the process that began the run."""
         return self.text_hash not in (None, text_hash())
 
     @model_validator(mode="after")
@@ -82,7 +83,7 @@ def load_identity(path: Path) -> Identity:
 
     Raises:
         RunDirectoryError: there is no `run.json`, or another version of esper wrote it.
-        StoreCorrupt: esper did not write it, or it is damaged.
+        StoreCorrupt: the file is damaged, or esper did not write it.
     """
     file = run_file(path)
     with refusing("RUN", path):
@@ -100,7 +101,7 @@ def load_identity(path: Path) -> Identity:
 
 def _refuse_other_version(path: Path) -> None:
     """Raises: RunDirectoryError: another version of esper wrote the unreadable `run.json`."""
-    with suppress(ValueError, RecursionError):  # not JSON, or nested too deeply
+    with suppress(ValueError, RecursionError):  # the file is not JSON, or is nested too deeply
         told = json.loads(read_small(run_file(path)))
         made = told.get("versions", {}) if isinstance(told, dict) else {}
         name = VERSIONED[0]

@@ -17,13 +17,13 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
 
 AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
-"""Fields of the result; None until the run has ended."""
+"""Fields of the result. They are None until the run has ended."""
 
 
 def inspect_run(path: Path) -> dict[str, Any]:
-    """Return the state of a run, its fence and its seeds: what `esper inspect --json` prints.
+    """Return the state of a run, its fence and its seeds, as `esper inspect --json` prints them.
 
-    For a damaged run: the readable values, None for the others, and each unreadable place in `damages`.
+    For a damaged run, values that cannot be read are None, and `damages` has each unreadable place.
 
     Raises:
         RunDirectoryError: the directory holds no file of a run.
@@ -62,21 +62,19 @@ def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:
 
 
 def still_kept(path: Path, files: set[str]) -> set[str]:
-    """Return those of `files` that still belong to valid checkpoints: the run may have dropped some since `files` was
-    read.
-    """
+    """Return the files that still belong to valid checkpoints. The run may have dropped some since `files` was read."""
     return files & {written.file for written in look_at(path).commits} if files else files
 
 
 STOPPED_BY = {"KeyboardInterrupt": "interrupted", "Drained": "drained"}
-"""Error that ended a run on request -> the state that is shown."""
+"""The state that is shown for each error that ends a run on request."""
 
 
 def _state(path: Path, found: Remains) -> str:
     """Return one of finished, failed, interrupted, drained, running, stopped, open, unknown.
 
-    Stopped: the process of the run has ended without a record of it. Open: the process is on another machine, so its
-    state is not known. Unknown: the process has ended, and the journal that would show the end of the run is lost.
+    "stopped": the process of the run ended without a record of its end. "open": the process is on another machine, so
+    its state is not known. "unknown": the process has ended, and the journal that would show how is lost.
     """
     for entry in () if found.newest_lost else reversed(found.entries):
         if entry.kind is RecordKind.RUN_ENDED:
@@ -100,7 +98,8 @@ def _state(path: Path, found: Remains) -> str:
 
 
 def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return what the journal has of each seed; `blend` is its report of the last round that it was in the host."""
+    """Return the records of each seed in the journal. `blend` is the report of the last round in which the seed was in
+    the host."""
     seeds: dict[str, dict[str, Any]] = {}
     for entry in entries:
         body = entry.body
@@ -108,7 +107,7 @@ def _seeds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
             new = {"seed_id": body["seed_id"], "gain": None, "z": None, "blend": None}
             seed = seeds.setdefault(body["seed_id"], new)
             seed |= {"slot": body["slot"], "blueprint": body["blueprint_id"], "stage": body["after"]}
-        elif entry.kind is RecordKind.ROUND_ENDED and "blends" in body:  # earlier versions reported none
+        elif entry.kind is RecordKind.ROUND_ENDED and "blends" in body:  # earlier versions did not report blends
             for report in body["blends"]:
                 if report["seed_id"] in seeds:
                     blend = {name: report[name] for name in ("mode", "mean", "p95", "clamped")}

@@ -1,6 +1,7 @@
-"""The run's journal: every decision, judgement, change and measurement, in order, durable before the run acts on it.
+"""The journal of a run. It records every decision, judgement, change and measurement, in order.
 
-One process writes it. A record is a kind and a JSON object. `read` needs no lock; the run may be in progress.
+A record is durable before the run acts on it. One process writes the journal. A record is a kind and a JSON object.
+`read` needs no lock, so the run may be in progress.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class RecordKind(IntEnum):
 
 
 FIRST_GENERATION = 1
-"""The generation of a new run. Each resume, restart or rollback adds 1."""
+"""The generation of a new run. Each resume, restart of the whole run and rollback adds 1."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Entry:
 class Journal(Closing):
     """The journal of a run, open for appending to the file of its newest generation. Several threads may write.
 
-    A separate thread appends the records, one by one: Ctrl-C, which interrupts only the main thread, then interrupts
-    the wait for a record and never the write.
+    One more thread appends the records, one by one. Ctrl-C interrupts only the main thread, so it never interrupts an
+    append.
     """
 
     def __init__(self, run_dir: Path, generation: int) -> None:
@@ -97,17 +98,17 @@ class Journal(Closing):
         self._writer.submit(self._append, appended).result()
 
     def begin_generation(self, from_fence: int | None) -> None:
-        """Begin the next generation: open its file, and supersede the present generation there."""
+        """Begin the next generation. Open its file, and supersede the present generation there."""
         self._writer.submit(self._open_next, from_fence).result()
 
     def supersede(self, from_fence: int | None) -> None:
-        """Record in this generation that the records of all older ones after a fence no longer count.
+        """Record in this generation that records of older generations after a fence are not valid any more.
 
         Args:
-            from_fence: The last fence that counts. None: no record of older generations counts.
+            from_fence: The last valid fence. None: no record of older generations is valid.
 
         Raises:
-            StoreWriteFailed: the record could not be written; the older generation still owns the run.
+            StoreWriteFailed: the record could not be written. The older generation still owns the run.
         """
         self._writer.submit(self._supersede, from_fence).result()
 
@@ -131,13 +132,13 @@ class Journal(Closing):
         self._supersede(from_fence)
 
     def close(self) -> None:
-        """Close the file once pending records are written."""
+        """Write the pending records, then close the file."""
         self._writer.shutdown(wait=True)
         self._log.close()
 
 
 def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
-    """All readable records, in order, and every unreadable part of the file.
+    """Return all readable records, in order, and every unreadable part of the file.
 
     Raises:
         StoreCorrupt: the file is not a log, or is the journal of another generation under this name.
@@ -153,7 +154,7 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
         except (
             ValueError,
             RecursionError,
-        ) as error:  # an unknown kind or not JSON: reported with its offset; reading continues
+        ) as error:
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors
 

@@ -1,6 +1,6 @@
-"""The fields that readers need of each kind of journal record.
+"""The fields that readers need, for each kind of journal record.
 
-A record without them has a valid checksum but was not written by this version: it is reported as damage.
+A record without them is reported as damage, because this version cannot have written it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class _Round(_Fenced):
     train_loss: float
     losses: list[float]
     blends: list[_Blend] = []
-    """Empty in the records of versions that did not report them."""
+    """Empty in records of versions that did not report blends."""
 
 
 class _Failed(_Fenced):
@@ -117,7 +117,7 @@ SAID: Mapping[RecordKind, type[BaseModel]] = {
     RecordKind.SUPERSEDED: _Superseded,
     RecordKind.ACTOR_RESTARTED: _Restarted,
 }
-"""Kind -> the fields that readers need. Records of other kinds must only be JSON objects."""
+"""The fields that readers need, by kind of record. Any JSON object is a valid record of the other kinds."""
 
 
 def kept_newest(entry: Entry) -> int:
@@ -126,7 +126,7 @@ def kept_newest(entry: Entry) -> int:
 
 
 def misfit(entry: Entry) -> str:
-    """Return, in one line, why this version cannot have written a record. Empty if it can."""
+    """Return, in one line, why this version cannot have written a record. Return an empty text if it can."""
     try:
         SAID.get(entry.kind, _Said).model_validate(entry.body)
     except ValidationError as error:

@@ -14,7 +14,7 @@ from esper.setup.wording import number, percent
 
 
 def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -> str | None:
-    """Return why a run ended without a seed in its network. None if its network has a seed."""
+    """Return why a run ended without a seed in its network. Return None if its network has a seed."""
     growth = survey.config.growth
     if any(seed.stage in IN_HOST for seed in seeds):
         return None
@@ -27,7 +27,8 @@ def why_none_stayed(survey: Survey, log: GrowthLog, seeds: Sequence[SeedFate]) -
 
 
 def _best(seeds: Sequence[SeedFate]) -> str:
-    """Return the seed with the largest z at G2 and its figures, in words. Empty if G2 judged no seed."""
+    """Return in words the seed with the largest z at G2, with its figures. Return an empty text if G2 judged no
+    seed."""
     judged = [(seed.z, seed) for seed in seeds if seed.z is not None and not math.isnan(seed.z)]
     if not judged:
         return ""

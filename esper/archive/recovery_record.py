@@ -1,4 +1,4 @@
-"""Durations of a recovery from a death, phase by phase. The recovery itself is in `esper.flow.going_back`."""
+"""Durations of the phases of a recovery from a death. `esper.flow.going_back` makes recoveries."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from esper.leyline.base import Message
 
 
 class Recovery(Message):
-    """One recovery; durations in seconds, in the order of the phases.
+    """One recovery. Durations are in seconds, in the order of the phases.
 
-    If another death interrupts a recovery, its unfinished phases are None and the next recovery takes over. An actor
-    that is replaced alone interrupts no training and needs no restore: its work is repeated while training continues.
+    If another death interrupts a recovery, its unfinished phases are None, and the next recovery takes over. An actor
+    that is replaced alone needs no restore; its work is repeated while training continues.
     """
 
     actors: tuple[str, ...]
@@ -24,16 +24,16 @@ class Recovery(Message):
     notes: tuple[str, ...]
     """Last output of the dead processes, and other notes on their errors."""
     fence: int | None
-    """Fence that the run went back to. None: before fence 0. For actors replaced alone: the last fence that was
-    passed."""
+    """Fence to which the run went back. None: before fence 0. For actors that were replaced alone, it is the last fence
+    that was passed."""
     generation: int
     """Generation in which the run continued."""
     alone: bool
     """True if the actors were replaced while all others continued, in the same generation."""
     from_memory: bool
-    """True if the host's state was still in memory. Else it was restored from a checkpoint, or built again."""
+    """True if the host was restored from memory. False if it was restored from a checkpoint, or built again."""
     detect_s: float | None
-    """From the death, whose time Ray records, until the run noticed it. None: Ray has no record."""
+    """From the death until the run noticed it. Ray records the time of the death. None: Ray has no record."""
     decide_s: float
     """Until all dead actors were known and a restart was allowed."""
     stop_s: float | None
@@ -43,12 +43,13 @@ class Recovery(Message):
     restore_s: float | None
     """Until every part of the run was restored to the fence."""
     first_step_s: float | None
-    """Until the end of the first training step after the restore. None: the run had no step left."""
+    """Until the end of the first training step after the restore. None: no step followed."""
 
     @property
     def total_s(self) -> float:
-        """From the death (if its time is unknown, from the moment the run noticed it) to the end of the first step; for
-        actors replaced alone, until the new ones were up.
+        """Seconds from the death to the end of the first step. If the time of the death is unknown, they count from the
+        moment at which the run noticed it. For actors that were replaced alone, they count until the new actors were
+        up.
         """
         parts = (self.detect_s, self.decide_s, self.stop_s, self.start_s, self.restore_s, self.first_step_s)
         return sum(part for part in parts if part is not None)
@@ -56,7 +57,7 @@ class Recovery(Message):
 
 @dataclass(frozen=True)
 class Lost:
-    """Role of each dead actor by name, and the Unix time of the first death, if known."""
+    """The role of each dead actor, by name, and the Unix time of the first death, if it is known."""
 
     roles: Mapping[str, str]
     died_at: float | None
@@ -73,7 +74,7 @@ class Stopwatch:
     _last_s: float = field(default_factory=time.monotonic)
     _laps: dict[str, float] = field(default_factory=dict)
     ended_at: float = 0.0
-    """Wall time at the end of the last phase, for comparison with times of other processes."""
+    """Unix time at the end of the last phase, for comparison with times of other processes."""
 
     def lap(self, phase: str) -> None:
         """Record the end of a phase."""
@@ -85,7 +86,7 @@ class Stopwatch:
         return self.recovery(lost, fence, generation, from_memory=True).model_copy(update={"alone": True})
 
     def recovery(self, lost: Lost, fence: int | None, generation: int, *, from_memory: bool) -> Recovery:
-        """Return the record without the time of the first step, which is added later."""
+        """Return the record. The time of the first step is added later."""
         return Recovery(
             actors=tuple(sorted(lost.roles)),
             error=type(self.error).__name__,

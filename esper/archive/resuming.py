@@ -35,7 +35,7 @@ MAY_CHANGE = frozenset(
     }
 )
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
-"""Config keys, by name and by table, that a resume may change. Only `run.epochs` changes bits."""
+"""Tables and keys of the config that a resume may change. Of these only `run.epochs` changes bits."""
 SEALED = (
     "run_id",
     "task_file_sha256",
@@ -50,9 +50,7 @@ SEALED = (
     "hash_seed",
     "text_hash",
 )
-"""Further fields in which `run.json` and the journal must be equal. The path of the task's file may differ; its content
-may not.
-"""
+"""Further fields that must be equal in `run.json` and the journal. The path of the task's file may differ."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -72,20 +70,20 @@ class Resumable:
 def resumed(
     run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
 ) -> Iterator[Resumable | Summary]:
-    """Claim a run's directory for the duration of the context, and load everything that a resume needs.
+    """Return a context that claims a run's directory and loads everything that a resume needs.
 
-    Yields the run, or its summary if it has ended and is not made longer.
+    It yields the run. If the run has ended and is not made longer, it yields the summary.
 
     Args:
         task: Needed only if `run.json` has no reference to it.
         settings: New config values by dotted key.
 
     Raises:
-        RunDirectoryError: the directory holds no run, is in use, or other versions made its run.
+        RunDirectoryError: the directory has no run, is in use, or has a run of other versions.
         TaskError: the task cannot be found, or has changed since the run began.
-        ConfigError: a key may not change, or its value is wrong. Nothing was written.
+        ConfigError: a key may not be changed, or its value is wrong. Nothing was written.
     """
-    read_past(run_dir)  # before the lease writes a file into the directory
+    read_past(run_dir)  # checked before the lease writes a file into the directory
     with RunDirectory.reopen(run_dir) as directory:
         past = settled_past(run_dir)
         check_sealed(run_dir, past)
@@ -120,7 +118,7 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
             settings[fixed[0]],
             f"it is fixed since the run began, as {before[fixed[0]]!r}{others}; leave it out, or begin a new run",
         )
-    if config.run.round_steps is None:  # else the fences of a longer run would be at other steps
+    if config.run.round_steps is None:  # otherwise the fences of a longer run would be at other steps
         config = config.model_copy(
             update={"run": config.run.model_copy(update={"round_steps": identity.fence_steps[1]})}
         )
@@ -128,7 +126,7 @@ def _config(identity: Identity, settings: Mapping[str, object], broken: Path | N
 
 
 def check_sealed(run_dir: Path, past: Past) -> None:
-    """Raises: StoreCorrupt: a value that never changes in a run differs between `run.json` and the journal."""
+    """Raises: StoreCorrupt: `run.json` and the journal have different values of a field that never changes in a run."""
     starts = [entry for entry in past.entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     if not starts:
         return
@@ -157,8 +155,8 @@ def _read(message: type[M], entry: Entry, run_dir: Path) -> M:
 
 
 def _settled(identity: Identity) -> dict[str, object]:
-    """Return the config by dotted key, with the length of a round even if the task set it: a resume stores it in the
-    config."""
+    """Return the config by dotted key. It has the length of a round even if the task set it, because a resume stores
+    the length in the config."""
     chosen = identity.config.run.round_steps
     round_steps = chosen if chosen is not None else identity.fence_steps[1]
     return {**flattened(identity.config), "run.round_steps": round_steps}
@@ -169,8 +167,7 @@ def _is_fixed(key: str) -> bool:
 
 
 def check_versions(run_dir: Path, identity: Identity) -> None:
-    """Check everything outside the task that changes the bits of a run: the versions, and `PYTHONHASHSEED` if it was
-    set.
+    """Check the versions, and `PYTHONHASHSEED` if it was set. Both change the bits of a run.
 
     Raises:
         RunDirectoryError: other versions of the packages are installed here.
@@ -196,10 +193,10 @@ PUT_BACK = "; put the file back as it was, or begin a new run"
 
 
 def load_same_task(identity: Identity) -> tuple[Task, Reference]:
-    """Load the task of a run from its reference. No code of a changed file is run.
+    """Load the task of a run from its reference. The code of a changed file is not executed.
 
     Raises:
-        TaskError: there is no reference, the file does not exist any more, or it has changed.
+        TaskError: there is no reference, or the file was removed or changed.
     """
     if not identity.task:
         raise TaskError(

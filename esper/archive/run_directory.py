@@ -1,4 +1,5 @@
-"""The run directory: the path of each file, and the lease that lets one process write. It reads no content."""
+"""The run directory: the path of each file, and the lease that gives one process the right to write. It reads no
+content."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ DEFAULT_PARENT = Path("runs")
 LEASE = "lease"
 JOURNAL = re.compile(r"journal-\d+\.log")
 LITTER = re.compile(r"\.(run\.json|summary\.json|journal-\d+\.log)\.[0-9a-f]+\.tmp")
-"""Temporary files of a writer that was killed."""
+"""Names of temporary files that a killed writer may leave."""
 WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
 )
-"""Names that belong to a run. Nothing else may have them. No run writes `report.html` or `emergency` yet."""
+"""Names of the files and folders of a run. `report.html` and `emergency` are not written yet."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
-"""Those names of `NAMES` that are folders; all others are files."""
+"""The names of folders. The other names are those of files."""
 KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",
@@ -36,12 +37,12 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-"""File type in a mode -> its name in words."""
+"""The name of each file type of a mode."""
 
 
 @contextmanager
 def refusing(field: str, path: Path) -> Iterator[None]:
-    """Turn the system's refusal to use a directory that the user named into a RunDirectoryError.
+    """Return a context that turns errors of the system about the user's directory into RunDirectoryError.
 
     Raises:
         RunDirectoryError: the system refuses the access.
@@ -61,11 +62,11 @@ class RunDirectory(Closing):
 
     @classmethod
     def create(cls, path: Path | None, now: datetime) -> RunDirectory:
-        """Claim an absent or empty directory; by default a new one under `runs/`.
+        """Claim an absent or empty directory. By default it is a new directory under `runs/`.
 
         Raises:
             RunDirectoryError: the directory is in use, not empty, not a directory, or not writable. Nothing in it was
-            changed.
+                changed.
         """
         if path is None:
             path = DEFAULT_PARENT / f"{now:%Y%m%d-%H%M%S}-{os.getpid()}"
@@ -78,7 +79,7 @@ class RunDirectory(Closing):
             _refuse_links("run.dir", path)
             lease = DirectoryLease(path)
             if not (path / LEASE).exists():
-                _refuse_filled(path)  # before esper writes a file into the user's directory
+                _refuse_filled(path)  # checked before esper writes a file into the user's directory
             lease.acquire()
             try:
                 _refuse_filled(path)
@@ -99,7 +100,8 @@ class RunDirectory(Closing):
         """Claim the directory of a run that is resumed.
 
         Raises:
-            RunDirectoryError: it holds no run, is not writable, or is in use; the message names the process.
+            RunDirectoryError: the directory has no run, is not writable, or is in use. The message names the process
+                that uses it.
         """
         path = fixed(path)
         _refuse_name("RUN", path)
@@ -123,13 +125,13 @@ class RunDirectory(Closing):
 
 
 def _refuse_name(field: str, path: Path) -> None:
-    """Raises: RunDirectoryError: the path is not UTF-8, so that the JSON result could not name it."""
+    """Raises: RunDirectoryError: the path is not UTF-8, so JSON cannot contain it."""
     if not is_utf8(str(path)):
         raise RunDirectoryError(field, shown(path), "its name is not UTF-8; choose or give it another")
 
 
 def _refuse_links(field: str, path: Path) -> None:
-    """Raises: RunDirectoryError: a name that a run writes to is a symbolic link."""
+    """Raises: RunDirectoryError: a file or folder of the run is a symbolic link."""
     for entry in path.iterdir():
         if WRITTEN.fullmatch(entry.name) and entry.is_symlink():
             mend = f"{entry.name} is a symbolic link to {os.readlink(entry)}; put the file or folder itself there"
@@ -137,10 +139,9 @@ def _refuse_links(field: str, path: Path) -> None:
 
 
 def misplaced(path: Path) -> dict[str, str]:
-    """Return the run's names that belong to something of another type, such as a pipe: name -> the type found, in
-    words.
+    """Return the files and folders of a run that have another type, such as a pipe, with the found type in words.
 
-    Symbolic links are followed: reading a run through them is allowed.
+    Symbolic links are followed, because a run may be read through them.
 
     Raises:
         OSError: the system refuses to look.
@@ -155,14 +156,14 @@ def misplaced(path: Path) -> dict[str, str]:
 
 
 def _kind_of(path: Path) -> str | None:
-    """Return the type of the file at a path in words, after symbolic links. None if no file exists."""
+    """Return the type of the file at a path in words. Symbolic links are followed. Return None if no file exists."""
     if path.exists():
         return KINDS[stat.S_IFMT(path.stat().st_mode)]
     return f"a symbolic link to {os.readlink(path)}, which leads nowhere," if path.is_symlink() else None
 
 
 def refuse_misplaced(path: Path) -> None:
-    """Raises: RunDirectoryError: a name of the run belongs to something of another type; see `misplaced`."""
+    """Raises: RunDirectoryError: a file or folder of the run has another type; see `misplaced`."""
     with refusing("RUN", path):
         found = misplaced(path) if path.is_dir() else {}
     for name, what in found.items():
@@ -170,7 +171,7 @@ def refuse_misplaced(path: Path) -> None:
 
 
 def make(path: Path) -> None:
-    """Make a folder durably if it does not exist. Raises: OSError: the system refused."""
+    """Make a folder, durably, if it does not exist. Raises: OSError: the system refused."""
     try:
         make_folders(path)
     except StoreWriteFailed as error:
@@ -200,22 +201,22 @@ def no_run(path: Path) -> RunDirectoryError:
 
 
 def run_file(path: Path) -> Path:
-    """Path of `run.json`, the identity of the run."""
+    """Return the path of `run.json`, the identity of the run."""
     return path / "run.json"
 
 
 def summary_file(path: Path) -> Path:
-    """Path of `summary.json`, the result of the run."""
+    """Return the path of `summary.json`, the result of the run."""
     return path / "summary.json"
 
 
 def journal_file(path: Path, generation: int) -> Path:
-    """Path of the journal of one generation."""
+    """Return the path of the journal of one generation."""
     return path / f"journal-{generation}.log"
 
 
 def journals(path: Path) -> dict[int, Path]:
-    """Return the existing journals by generation, oldest first."""
+    """Return the existing journals by generation, the oldest first."""
     return dict(sorted((generation_of(file), file) for file in path.iterdir() if JOURNAL.fullmatch(file.name)))
 
 
@@ -225,20 +226,20 @@ def generation_of(journal: Path) -> int:
 
 
 def checkpoints_folder(path: Path) -> Path:
-    """Folder of the checkpoints. Its subfolder `quarantine` holds damaged ones."""
+    """Return the folder of the checkpoints. Its subfolder `quarantine` is for damaged checkpoints."""
     return path / "checkpoints"
 
 
 def telemetry_folder(path: Path) -> Path:
-    """Folder of spans and severe events."""
+    """Return the folder of spans and severe events."""
     return path / "telemetry"
 
 
 def reports_folder(path: Path) -> Path:
-    """Folder of the field reports."""
+    """Return the folder of the field reports."""
     return path / "field_reports"
 
 
 def faults_file(path: Path, generation: int) -> Path:
-    """Path of the record of faults that fired since a generation began. It exists only if faults were armed."""
+    """Return the path of the record of faults that fired in a generation. The file exists only if faults were armed."""
     return path / f"faults-{generation}.jsonl"

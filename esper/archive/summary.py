@@ -1,4 +1,4 @@
-"""The result of a run and of each seed. A value that was not measured is absent, never invented."""
+"""The result of a run and of each seed. A value that was not measured is absent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from esper.setup.growth_log import GrowthLog
 
 
 class SeedFate(Message):
-    """The outcome of one seed. `gain` and `z` are those of gate G2; None if G2 never judged it."""
+    """The outcome of one seed. `gain` and `z` are those of gate G2. They are None if G2 did not judge the seed."""
 
     seed_id: str
     slot: str
@@ -31,8 +31,8 @@ class SeedFate(Message):
 
 
 class Summary(BaseModel):
-    """The result of a run, as `--json`, `summary.json` and the journal show it. Times are in seconds. A loss is
-    computed over the whole shard, or is a mean over evaluation batches: see docs/figures.md.
+    """The result of a run, as in `--json`, `summary.json` and the journal. Times are in seconds. A loss is computed
+    over the whole shard, or is a mean over evaluation batches: see docs/figures.md.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -48,7 +48,7 @@ class Summary(BaseModel):
     valid_loss: float
     start_test_loss: float
     twin_test_loss: float | None
-    """Test loss of the twin: the host without seeds. None if the run had no twin."""
+    """Test loss of the twin, the host without seeds. None if the run had no twin."""
     test_metrics: dict[str, float]
     params_start: int
     params_end: int
@@ -58,15 +58,15 @@ class Summary(BaseModel):
     twin_gflops: float
     steps_per_s: float
     training_s: float | None = None
-    """Seconds of the rounds of the whole run. None in a summary of an older version, like `fences_s`."""
+    """Seconds of the rounds of the whole run. None in a summary of an older version."""
     fences_s: float | None = None
-    """Seconds of the fences of the whole run, the waits and checkpoints included."""
+    """Seconds of the fences of the whole run, with waits and checkpoints. None in a summary of an older version."""
     fence_wait_s: float
-    """Seconds of the whole run that the trainer waited at fences for the copies."""
+    """Seconds in which the trainer waited at fences for forks and twin, in the whole run."""
     checkpoint_s: float
-    """Seconds of the whole run that training waited at fences for checkpoints."""
+    """Seconds in which training waited at fences for checkpoints, in the whole run."""
     wall_s: float
-    """Wall time of the process that finished the run: less than the whole run if the run was resumed."""
+    """Wall time of the process that finished the run. If the run was resumed, the whole run took longer."""
     resumes: int
     restarts: int
     rollbacks: int
@@ -75,25 +75,25 @@ class Summary(BaseModel):
     twin_weights_sha256: str | None
     trace_id: str
     growth: GrowthLog = GrowthLog()
-    """Counts of what growth tried and which gates refused it."""
+    """Counts of tournaments, refusals and holds."""
     why_none_stayed: str | None = None
-    """A sentence if no seed is in the network at the end, else None."""
+    """The reason why the network has no seed at the end, in a sentence. None: it has seeds."""
     recoveries: tuple[Recovery, ...] = ()
     """Recoveries from deaths of actors, in the process that finished the run."""
     fault_fired: bool | None = None
-    """Whether every armed fault has fired. None, and absent from the JSON, if none was armed."""
+    """Whether every armed fault has fired. None: no fault was armed; the JSON has no such field then."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON values, for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""
+        """Return JSON values for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""
         return self.model_dump(mode="json", exclude={"fault_fired"} if self.fault_fired is None else None)
 
     def save(self, path: Path) -> None:
-        """Write `summary.json`, atomically; see `esper.ground.strict_json` for infinite figures and NaN."""
+        """Write `summary.json`, atomically. For infinite figures and NaN see `esper.ground.strict_json`."""
         atomic_write(summary_file(path), strict_json(self.as_json(), indent=1).encode())
 
 
 def fate(seed: SeedState) -> SeedFate:
-    """Return the outcome of a seed, from its record."""
+    """Return the outcome of a recorded seed."""
     return SeedFate(
         seed_id=seed.seed_id,
         slot=seed.slot,

@@ -1,4 +1,4 @@
-"""Verifies the checkpoints of a run: reads each whole file. It changes nothing."""
+"""Verifies the checkpoints of a run by reading each whole file. It changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def verdicts(path: Path, commits: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
-    """Return which checkpoints of a run load (see `verify_all`), without those that the run drops meanwhile."""
+    """Return the verdict of `verify_all` for each checkpoint of a run. Checkpoints that the run drops meanwhile are
+    left out."""
     found = verify_all(checkpoints_folder(path), commits)
     bad = still_kept(path, {one["file"] for one in found if not one["ok"]})
     return [one for one in found if one["ok"] or one["file"] in bad]

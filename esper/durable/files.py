@@ -28,7 +28,8 @@ class Disk:
     """The system calls of this room, one per method. All raise `OSError` as the system does."""
 
     def open(self, path: Path, flags: int) -> int:
-        """Open a regular file. For writing, a symbolic link is refused: its target may be any file of the user."""
+        """Open a regular file. For writing, a symbolic link is refused, because its target may be any file of the
+        user."""
         if flags & (os.O_RDWR | os.O_WRONLY):
             flags |= os.O_NOFOLLOW
         descriptor = os.open(
@@ -47,7 +48,7 @@ class Disk:
         return path.exists()
 
     def size_of(self, descriptor: int, path: Path) -> int:
-        """Return the size in bytes of the open file, after a check that `path` still names this file.
+        """Check that `path` still names the open file, and return its size in bytes.
 
         Raises:
             FileNotFoundError: the file was removed, moved or replaced since it was opened.
@@ -61,7 +62,8 @@ class Disk:
         return os.listdir(folder)
 
     def lock(self, descriptor: int) -> None:
-        """Take the exclusive lock or raise `BlockingIOError` at once. The system releases it if the process dies."""
+        """Take the exclusive lock, or raise `BlockingIOError` at once. The system releases the lock when the process
+        ends."""
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def unlock(self, descriptor: int) -> None:
@@ -69,7 +71,7 @@ class Disk:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
-        """Write at `offset`; may write less than all of `data`. Returns bytes written."""
+        """Write at `offset`. Return the number of bytes written, which may be less than all of `data`."""
         return os.pwrite(descriptor, data, offset)
 
     def truncate(self, descriptor: int, length: int) -> None:
@@ -109,10 +111,10 @@ DISK = Disk()
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview, offset: int, disk: Disk) -> None:
-    """Write all of `data` at `offset`, looping over short writes. Not durable before a sync.
+    """Write all of `data` at `offset`. Short writes are continued. The data is not durable before a sync.
 
     Raises:
-        OSError: the system refused; any prefix of `data` may have been written.
+        OSError: the system refused. Any prefix of `data` may have been written.
     """
     rest = memoryview(data)
     while rest:
@@ -127,7 +129,7 @@ def read_small(path: Path, *, limit_bytes: int = 2**24) -> bytes:
 
     Raises:
         OSError: the system refused, or it is not a regular file.
-        StoreCorrupt: it is larger than `limit_bytes`; no more than that was read.
+        StoreCorrupt: the file is larger than `limit_bytes`. No more than that was read.
     """
     descriptor = DISK.open(path, os.O_RDONLY)
     with DISK.reader(descriptor, owned=True) as file:
@@ -141,7 +143,7 @@ def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
     """Make the names in the folder `path` durable.
 
     Raises:
-        StoreWriteFailed: the sync failed; a crash may undo earlier creations and removals of names.
+        StoreWriteFailed: the sync failed. A crash may undo earlier creations and removals of names.
     """
     try:
         disk.sync_folder(path)
@@ -150,10 +152,11 @@ def sync_folder(path: Path, *, disk: Disk = DISK) -> None:
 
 
 def sync_file(path: Path, *, disk: Disk = DISK) -> None:
-    """Make the content of a file durable. It may be only in the kernel's cache if its writer was killed before a sync.
+    """Make the content of a file durable. If its writer was killed before a sync, the content may be only in the
+    kernel's cache.
 
     Raises:
-        StoreWriteFailed: the sync failed; a crash may lose the content.
+        StoreWriteFailed: the sync failed. A crash may lose the content.
     """
     try:
         descriptor = disk.open(path, os.O_RDWR)
@@ -181,7 +184,7 @@ def make_folders(path: Path, *, disk: Disk = DISK) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder and its contents, if it exists. Raises: OSError: a part of it is left."""
+    """Remove a folder and its contents, if it exists. Raises: OSError: a part of the folder could not be removed."""
     if path.exists():
         shutil.rmtree(path)
 
@@ -190,11 +193,11 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = 
     """Write `data` to the file `path`, durably. A crash at any moment leaves the whole old file or the whole new file.
 
     Args:
-        replace: If false, an existing `path` is an error, with the cause `FileExistsError`, and is not changed.
+        replace: If false and `path` exists, the error has the cause `FileExistsError`, and `path` is not changed.
 
     Raises:
-        StoreWriteFailed: `path` is the old file, or the new one if only the sync of the folder failed. No temporary
-            file is left unless its removal failed.
+        StoreWriteFailed: `path` is the old file. It is the new file if only the sync of the folder failed. A temporary
+            file is left only if its removal failed.
     """
     place = disk.rename if replace else disk.link
     try:
@@ -207,10 +210,11 @@ def publish(path: Path, fill: Callable[[int], None], place: Callable[[Path, Path
     """Write a temporary file with `fill(descriptor)`, sync it, and move it to `path` with `place(temporary, path)`.
 
     Raises:
-        OSError: the system refused, see `atomic_write`.
-        Exception: an exception of `fill` is passed on; `path` is not changed.
+        OSError: the system refused; see `atomic_write`.
+        Exception: `fill` raised it. `path` is not changed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # the same folder: a rename is atomic
+    # in the same folder, because a rename is atomic there
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     with at_the_end(lambda: disk.unlink(temporary), "removing the temporary file"):
         _fill_synced(temporary, fill, disk)
         place(temporary, path)
@@ -225,10 +229,10 @@ def _fill_synced(path: Path, fill: Callable[[int], None], disk: Disk) -> None:
 
 
 class DirectoryLease:
-    """The exclusive right to write in a folder: a lock on its file `lease`, which names the holder.
+    """The exclusive right to write in a folder. It is a lock on the file `lease`, which names the process that has it.
 
-    The system releases the lock when its process ends, so a lease is never stale. The file is never removed: otherwise
-    two processes could have locks on two files of the same name. `what` is the name of the folder in errors.
+    The system releases the lock when that process ends, so a lease is never stale. The file is never removed, because
+    otherwise two processes could lock two files of the same name. `what` is the name of the folder in errors.
     """
 
     def __init__(self, folder: Path, *, what: str = "run directory", disk: Disk = DISK) -> None:
@@ -236,11 +240,11 @@ class DirectoryLease:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lease or fail at once. It must not be called again before `release`.
+        """Take the lease, or fail at once. It must not be called again before `release`.
 
         Raises:
-            RunDirectoryError: another process has it (the error has its pid and host), or the folder is missing or not
-                writable.
+            RunDirectoryError: another process has the lease, whose pid and host are in the error; or the folder is
+                missing or not writable.
         """
         assert self._descriptor is None, "acquire() was called twice"
         path = self._folder / "lease"
@@ -270,10 +274,10 @@ class DirectoryLease:
         write_all(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0, self._disk)
 
     def release(self) -> None:
-        """Release the lease. Without a lease this does nothing.
+        """Release the lease, if there is one.
 
         Raises:
-            StoreWriteFailed: the system refused; it releases the lock when the process ends.
+            StoreWriteFailed: the system refused. It releases the lock when the process ends.
         """
         if self._descriptor is None:
             return

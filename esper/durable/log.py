@@ -1,4 +1,4 @@
-"""A log of records in an append-only file, whose undamaged records can be read even if other parts are damaged."""
+"""A log of records in an append-only file. Undamaged records can be read even if other parts are damaged."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ from esper.ground.workplace import fixed
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The content of a log: its records, the damage between them, and the damage after the last record.
+    """The content of a log: its records, the damage between them, and the torn tail.
 
-    A torn tail is an incomplete record that an interrupted append left; damage to the last record looks the same.
+    A torn tail is an incomplete record that an interrupted append left at the end. Damage to the last record looks the
+    same.
     """
 
     epoch: int
@@ -40,12 +41,12 @@ class Scan:
 
 
 class FramedLog(Closing):
-    """A log open for appending, by one thread of one process. Make it by `FramedLog.open`.
+    """A log that one thread of one process has open for appending. `FramedLog.open` makes it.
 
     Attributes:
         path: Absolute path of the file.
-        errors: Damage between records, found when the log was opened. It is left in the file.
-        torn_tail: Damage after the last good record, cut off when the log was opened. None: there was none.
+        errors: Damage between records that was found when the log was opened. It is still in the file.
+        torn_tail: Damage after the last good record. It was cut off when the log was opened. None: there was no damage.
     """
 
     def __init__(self, path: Path, descriptor: int, first: int, disk: Disk) -> None:
@@ -59,19 +60,20 @@ class FramedLog(Closing):
 
     @classmethod
     def open(cls, path: Path, *, epoch: int = 0, first: int = 0, disk: Disk = DISK) -> Self:
-        """Create the log `path`, or reopen it after its last good record. All its records are durable on return.
+        """Create the log `path`, or reopen it for appending after its last good record. All its records are durable on
+        return.
 
         Args:
             epoch: Number written when the log is created. To reopen the log, pass the same number.
-            first: Sequence number of the next record if the log holds none.
+            first: Sequence number of the next record if the log is empty.
 
         Raises:
-            RunDirectoryError: another writer has the log open, or its epoch differs. It was not changed.
-            StoreCorrupt: the file is not a log that this program can read. It was not changed.
+            RunDirectoryError: another writer has the log open, or its epoch differs. The log was not changed.
+            StoreCorrupt: the file is not a log that this program can read. The file was not changed.
             StoreWriteFailed: the file could not be created, locked, repaired or synced.
             ConfigError: the path is relative, and the working directory cannot be used.
         """
-        path = fixed(path)  # the working directory may change while the log is open
+        path = fixed(path)  # made absolute, because the working directory may change while the log is open
         try:
             if not disk.exists(path):
                 _create(path, epoch, disk)
@@ -92,20 +94,22 @@ class FramedLog(Closing):
         """Append one record. It is durable on return.
 
         Args:
-            kind: 0..65535, with a meaning that the caller defines.
+            kind: A number 0..65535, whose meaning the caller defines.
 
         Returns:
-            The record's sequence number: `first` for the first record of the log, then rising by 1.
+            The record's sequence number. The first record of the log has the number `first`, each further record one
+            more.
 
         Raises:
-            StoreWriteFailed: the record was not acknowledged and was removed from the file. The log stays usable,
-                unless the sync or that removal failed: then every later append raises this error. Also raised if
-                another program removed, replaced or changed the file since the last append; then nothing was written.
+            StoreWriteFailed: the record was not acknowledged, and was removed from the file. The log stays usable,
+                unless the sync or that removal failed; then every later append raises this error. It is also raised if
+                another program removed, replaced or changed the file since the last append. Then nothing was written.
         """
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Append `(kind, payload)` records with one sync. Durable on return; a crash before that may leave any of them.
+        """Append `(kind, payload)` records with one sync. They are durable on return. After a crash before that, any of
+        them may be there.
 
         Returns:
             Their sequence numbers.
@@ -132,7 +136,7 @@ class FramedLog(Closing):
         return self._end
 
     def close(self) -> None:
-        """Close the log and release its lock. Closing it again does nothing."""
+        """Close the log and release its lock. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -152,7 +156,8 @@ class FramedLog(Closing):
             raise StoreWriteFailed(str(self.path), "lock") from error
 
     def _recover(self, epoch: int) -> None:
-        """Find the end of the last good record, cut off the rest, and sync what a killed writer did not sync."""
+        """Find the end of the last good record, cut off the rest, and sync records that a killed writer may have left
+        unsynced."""
         with _reading(self.path), self._disk.reader(self._descriptor) as file:
             self._salt, found_epoch = read_header(file, self.path)
             if found_epoch != epoch:
@@ -194,7 +199,8 @@ class FramedLog(Closing):
             syncing = True
             self._disk.fdatasync(self._descriptor)
             self._end, self._next = self._end + len(data), self._next + len(records)
-        except BaseException as error:  # an interrupt, too, must not leave an incomplete frame before the next record
+        # also after an interrupt, no incomplete frame may be left before the next record
+        except BaseException as error:
             self._take_back(error, syncing)
             raise
 
@@ -207,9 +213,9 @@ class FramedLog(Closing):
             )
 
     def _take_back(self, error: BaseException, syncing: bool) -> None:
-        """Cut the file back to its last good record. If that may not be durable, refuse all later records.
+        """Cut the file back to its last good record. If the cut may not be durable, refuse all later records.
 
-        The kernel may drop the dirty pages of a failed sync and report success for the next, so a sync is not retried.
+        A failed sync is not repeated, because the kernel may drop its dirty pages and report success for the next sync.
         """
         if syncing:
             self._failure = error
@@ -223,7 +229,7 @@ class FramedLog(Closing):
 
 
 def scan(path: Path, *, disk: Disk = DISK) -> Scan:
-    """Read a whole log, without a lock or a change. An append in progress looks like a torn tail.
+    """Read a whole log. It is neither locked nor changed. An append in progress looks like a torn tail.
 
     Raises:
         StoreCorrupt: the file is missing, unreadable, or not a log that this program can read.
@@ -238,10 +244,10 @@ def scan(path: Path, *, disk: Disk = DISK) -> Scan:
 
 
 def iterate(path: Path, *, disk: Disk = DISK) -> Iterator[Frame | LoadError]:
-    """Read a log record by record, in the order of the file. A `LoadError` that comes last is the torn tail.
+    """Read a log record by record, in the order of the file. A `LoadError` as the last item is the torn tail.
 
     Raises:
-        StoreCorrupt: as by `scan`; raised at the first item, or at the frame that this program cannot read.
+        StoreCorrupt: as by `scan`. It is raised at the first item, or at the frame that this program cannot read.
     """
     with _opened(path, disk) as file:
         salt, _ = read_header(file, path)
@@ -269,5 +275,6 @@ def _create(path: Path, epoch: int, disk: Disk) -> None:
     try:
         atomic_write(path, image([], epoch=epoch), replace=False, disk=disk)
     except StoreWriteFailed as error:
-        if not isinstance(error.__cause__, FileExistsError):  # else another process made it; the lock decides
+        # if it exists, another process made it, and the lock decides
+        if not isinstance(error.__cause__, FileExistsError):
             raise

@@ -1,12 +1,12 @@
-"""The bytes of a framed log: how records are written into a file, and found again in a damaged one.
+"""The bytes of a framed log. Records can be found again even in a damaged file.
 
     file    header frame*
     header  magic 8 | version 2 | salt 8 | epoch 8 | CRC32 4                                   big-endian, no padding
     frame   magic 4 | version 2 | kind 2 | length 4 | sequence 8 | CRC32 4 | payload | CRC32 4
 
 The first CRC of a frame covers its header; the second continues over the payload. Both start from the file's random
-salt and the frame's offset, so a copy of a frame, of another file or inside a payload of this file, is never read as a
-record: CRCs of equal bytes with different start values always differ (files under 4 GiB).
+salt and the frame's offset. So a frame that was copied from another file, or into a payload, is never read as a record,
+because CRCs of equal bytes with different start values always differ (in files under 4 GiB).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
 _FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
 FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
 _SEARCH_BYTES, _SEARCH_MOST_BYTES = 2**12, 2**20
-"""Bytes per read in the search for a frame: the first number at the beginning, since most damage is short, then more,
-up to the second number.
+"""Smallest and largest number of bytes per read in the search for a frame. Reads begin small, because most damage is
+short, and grow.
 """
 
 
@@ -51,7 +51,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class LoadError:
-    """An unreadable part of the file, in bytes; `reason` is the error at its beginning."""
+    """An unreadable part of the file. Offsets are in bytes. `reason` is the error at its beginning."""
 
     offset: int
     length: int
@@ -59,7 +59,7 @@ class LoadError:
 
 
 def read_header(file: BinaryIO, path: Path) -> tuple[int, int]:
-    """Returns salt and epoch."""
+    """Return salt and epoch."""
     fields, header_crc = file.read(_FILE_FIELDS.size), file.read(_CRC.size)
     if not fields.startswith(_FILE_MAGIC):
         raise StoreCorrupt(str(path), "is not a framed log: the magic is missing")
@@ -72,7 +72,7 @@ def read_header(file: BinaryIO, path: Path) -> tuple[int, int]:
 
 
 def walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
-    """Yield the records, and one `LoadError` for each unreadable part before, between and after them."""
+    """Yield the records, and a `LoadError` for each unreadable part before, between and after them."""
     offset, size = FILE_HEADER_BYTES, file.seek(0, os.SEEK_END)
     damage: tuple[int, str] | None = None
     while offset < size:
@@ -90,10 +90,11 @@ def walk(file: BinaryIO, path: Path, salt: int) -> Iterator[Frame | LoadError]:
 
 
 def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -> tuple[Frame | str, int]:
-    """Read the frame at `offset`. Return it, or the reason why it is unreadable, and the offset to continue from.
+    """Read the frame at `offset`. Return the frame or the reason why it is unreadable, and the offset at which reading
+    continues.
 
-    A length is used only if the header's checksum is right; `size` then bounds the allocation. Each byte is checked a
-    bounded number of times, whatever the content of the file.
+    A length is used only if the checksum of the header is right. It is then compared with `size`, before memory is
+    allocated.
     """
     file.seek(offset)
     fields, sealed = file.read(_FRAME_FIELDS.size), file.read(_CRC.size)
@@ -105,7 +106,7 @@ def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -
     header_crc = crc32(fields, _seed(salt, offset))
     if sealed != _CRC.pack(header_crc):
         return "the checksum of the frame header is wrong", _next_magic(file, offset + 1, size)
-    if version != _VERSION:  # not damage: skipping it, or cutting it off as a torn tail, would lose good records
+    if version != _VERSION:  # not damage: to skip it, or to cut it off as a torn tail, would lose good records
         raise StoreCorrupt(str(path), f"frame version {version} at byte {offset}; this program reads {_VERSION}")
     end = _end_of(offset, length)
     if length > PAYLOAD_LIMIT_BYTES:
@@ -120,7 +121,7 @@ def _read_frame(file: BinaryIO, path: Path, offset: int, size: int, salt: int) -
 
 
 def _next_magic(file: BinaryIO, start: int, size: int) -> int:
-    """Returns the offset of the first frame magic at or after `start`, or `size` if there is none."""
+    """Return the offset of the first frame magic at or after `start`. Return `size` if there is none."""
     file.seek(start)
     window, step = b"", _SEARCH_BYTES
     while chunk := file.read(step):
@@ -146,7 +147,7 @@ def _seed(salt: int, offset: int) -> int:
 
 
 def image(frames: Iterable[Frame], *, epoch: int) -> bytes:
-    """Return the bytes of a log file with these frames: a new salt, and unchanged sequence numbers."""
+    """Return the bytes of a log file with these frames. It has a new salt; the sequence numbers are unchanged."""
     salt = secrets.randbits(64)
     fields = _FILE_FIELDS.pack(_FILE_MAGIC, _VERSION, salt, epoch)
     data = bytearray(fields + _CRC.pack(crc32(fields)))

@@ -1,4 +1,4 @@
-"""One long log as a folder of framed logs, so that old records can be removed. The caller decides which are old.
+"""One long log as a folder of framed logs, so that old records can be removed.
 
 FOLDER/00000000000000000000.log     a framed log, named by the sequence number of its first record
 FOLDER/00000000000000000042.log     records are appended to the last; all others are closed and no longer grow
@@ -24,9 +24,9 @@ _LITTER = re.compile(r"\.[0-9]{20}\.log\.[0-9a-f]{16}\.tmp")
 
 
 class SegmentedLog(Closing):
-    """A log in segments, open for appending by one thread of one process. Make it by `SegmentedLog.open`.
+    """A log in segments that one thread of one process has open for appending. `SegmentedLog.open` makes it.
 
-    After a write failure that cannot be repaired it refuses all records, like `FramedLog`: close it and open it again.
+    After a write failure that cannot be repaired, it refuses all records until it is closed and opened again.
     """
 
     def __init__(
@@ -39,7 +39,8 @@ class SegmentedLog(Closing):
 
     @classmethod
     def open(cls, folder: Path, *, limit_bytes: int, epoch: int = 0, disk: Disk = DISK) -> Self:
-        """Open the log in `folder`, which must exist, or create it there. All its records are durable on return.
+        """Open the log in `folder`, or create it there. The folder must exist. All records of the log are durable on
+        return.
 
         Args:
             limit_bytes: A segment that has grown to this size is closed before the next append.
@@ -69,11 +70,11 @@ class SegmentedLog(Closing):
         return self._active.next_sequence
 
     def append(self, kind: int, payload: bytes) -> int:
-        """Like `FramedLog.append`, into the last segment or, if that is full, into a new one."""
+        """Like `FramedLog.append`. If the last segment is full, the record is appended to a new segment."""
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Like `FramedLog.append_many`; the records of one call are in one segment."""
+        """Like `FramedLog.append_many`. All records of one call are in one segment."""
         self._check_writable()
         if self._active.size_bytes >= self._limit_bytes:
             self.rotate()
@@ -84,7 +85,8 @@ class SegmentedLog(Closing):
 
         Raises:
             StoreWriteFailed: the new segment could not be begun. If its file exists nevertheless, the log refuses
-                records until it is opened again: another record in the old segment would have a number of the new one.
+                records until it is opened again, because a record in the old segment would have a number of the new
+                segment.
         """
         self._check_writable()
         path = _segment(self.folder, self.next_sequence)
@@ -101,13 +103,13 @@ class SegmentedLog(Closing):
         ended.close()
 
     def expire(self, before: int) -> list[Path]:
-        """Remove every closed segment whose records all have numbers below `before`. Durable on return.
+        """Remove every closed segment whose records all have numbers below `before`. The removal is durable on return.
 
         Returns:
-            The removed segments, oldest first.
+            The removed segments, the oldest first.
 
         Raises:
-            StoreWriteFailed: some or all of them may be removed.
+            StoreWriteFailed: some or all of these segments may be removed.
         """
         present = segments(self.folder, disk=self._disk)
         old = [path for path, following in pairwise(present) if _first(following) <= before]
@@ -115,17 +117,19 @@ class SegmentedLog(Closing):
         return old
 
     def rewrite(self, keep: Callable[[Frame], bool]) -> list[Path]:
-        """Drop the records for which `keep` returns false. The others have unchanged numbers. Durable on return.
+        """Drop the records for which `keep` returns false. The other records keep their numbers. The change is durable
+        on return.
 
-        The last segment is closed first. The closed segments are replaced one after the other, each whole: after a
-        crash some are old and the rest new. A segment without records is removed.
+        The last segment is closed first. The closed segments are replaced one after the other, each as a whole. After a
+        crash, some segments are old and the rest are new. A segment without records is removed.
 
         Returns:
-            The damaged segments. They are not changed, so that damaged records can still be examined by hand.
+            The damaged segments. They are not changed, so that people can still examine them.
 
         Raises:
-            StoreCorrupt: a segment cannot be read; those before it are rewritten.
-            StoreWriteFailed: a segment could not be replaced; those before it are rewritten, it and the rest unchanged.
+            StoreCorrupt: a segment cannot be read. The segments before it are rewritten.
+            StoreWriteFailed: a segment could not be replaced. The segments before it are rewritten, the others are
+                unchanged.
         """
         self.rotate()
         damaged = []
@@ -140,14 +144,14 @@ class SegmentedLog(Closing):
         return damaged
 
     def close(self) -> None:
-        """Close the log and its last segment and release the lock. Closing it again does nothing."""
+        """Close the log and its last segment, and release the lock. A second call does nothing."""
         with at_the_end(self._lease.release, "giving the lease back"):
             self._active.close()
 
     def _check_writable(self) -> None:
         if self._failure is not None:
             raise StoreWriteFailed(str(self.folder), "append after a failed change of segments") from self._failure
-        self._active.append_many([])  # writes nothing; raises if the segment takes no more records
+        self._active.append_many([])  # this writes nothing, and raises if the segment refuses records
 
     def _rewrite(self, path: Path, frames: list[Frame], epoch: int, keep: Callable[[Frame], bool]) -> None:
         kept = [frame for frame in frames if keep(frame)]
@@ -158,7 +162,7 @@ class SegmentedLog(Closing):
 
 
 def segments(folder: Path, *, disk: Disk = DISK) -> list[Path]:
-    """Return the segments in `folder`, oldest first; other files are left out.
+    """Return the segments in `folder`, the oldest first. Other files are left out.
 
     Raises:
         StoreCorrupt: the folder cannot be read.
@@ -170,10 +174,10 @@ def segments(folder: Path, *, disk: Disk = DISK) -> list[Path]:
 
 
 def iterate_segments(folder: Path, *, disk: Disk = DISK) -> Iterator[tuple[Path, Frame | LoadError]]:
-    """Read a segmented log record by record, each with its segment, without a lock or a change.
+    """Read a segmented log record by record, each with its segment. The log is neither locked nor changed.
 
     Raises:
-        StoreCorrupt: a segment or the folder cannot be read; raised at the first item, or at that segment.
+        StoreCorrupt: a segment or the folder cannot be read. It is raised at the first item, or at that segment.
     """
     for path in segments(folder, disk=disk):
         for found in iterate(path, disk=disk):
@@ -189,7 +193,7 @@ def _first(path: Path) -> int:
 
 
 def _remove(paths: Sequence[Path], disk: Disk) -> None:
-    """Remove segments of one folder, durably."""
+    """Remove segments of a folder, durably."""
     if not paths:
         return
     try:

@@ -18,14 +18,14 @@ from esper.errors import StoreCorrupt, StoreWriteFailed
 ALGORITHM = "crc32c"
 
 _CHUNK_BYTES = 2**20
-"""Bytes per piece. A piece is still in the CPU cache when it is written after its checksum, and other threads run in
-between.
+"""Bytes per piece. A piece is small enough that it is still in the CPU cache when it is written after its checksum.
+Other threads can run between two pieces.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Arguments of `open_verified` for a file: length in bytes, checksum, and its algorithm."""
+    """Arguments of `open_verified` for a file: its length in bytes, its checksum, and the algorithm."""
 
     length: int
     crc: int
@@ -33,16 +33,16 @@ class Written:
 
 
 def write_stream(path: Path, produce: Callable[[BinaryIO], None], *, disk: Disk = DISK) -> Written:
-    """Make a new file `path` from the output of `produce`, durably. After a crash it is whole or does not exist.
+    """Make a new file `path` from the output of `produce`, durably. After a crash the file is whole, or does not exist.
 
     Args:
-        produce: Called with a file that supports sequential writes and flush. It takes any buffer without a copy;
-            `torch.save` can write to it. It must not be used after `produce` returns.
+        produce: Called with a file that supports sequential writes and flush, so that `torch.save` can write to it. The
+            file must not be used after `produce` returns.
 
     Raises:
         StoreWriteFailed: the file could not be written, or `path` exists (the cause is `FileExistsError`). `path` is
             unchanged unless only the sync of the folder failed.
-        Exception: raised by `produce`; `path` is unchanged.
+        Exception: `produce` raised it. `path` is unchanged.
     """
     writer = _Writer(disk)
     try:
@@ -53,7 +53,7 @@ def write_stream(path: Path, produce: Callable[[BinaryIO], None], *, disk: Disk 
 
 
 def open_verified(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK) -> BinaryIO:
-    """Open `path` after a check of length and checksum. The returned file is the checked one, at its start.
+    """Check length and checksum of `path`, and return the same open file, at its start.
 
     Args:
         length, crc, algorithm: From the `Written` that `write_stream` returned.
@@ -86,11 +86,11 @@ class _Writer(io.RawIOBase):
     def run(self, descriptor: int, produce: Callable[[BinaryIO], None]) -> None:
         self._descriptor = descriptor
         try:
-            produce(cast(BinaryIO, self))  # it has all methods that a producer may use, but is no type of `io`
+            produce(cast(BinaryIO, self))  # it has all methods that a producer may use, but is not a type of `io`
         except Exception:
             if self._failure is None:
                 raise
-            raise self._failure from None  # `torch.save` raises this error, or another one made from it
+            raise self._failure from None  # `torch.save` raises this error, or another error made from it
         finally:
             self.close()
         if self._failure is not None:  # the producer ignored the error
@@ -102,8 +102,8 @@ class _Writer(io.RawIOBase):
     def tell(self) -> int:
         return self.length
 
-    def write(self, data: Any, /) -> int:  # Any: an object with a buffer; Python 3.11 has no type for that
-        """Write all of `data`. Unlike `os.write`, it never writes only a part."""
+    def write(self, data: Any, /) -> int:  # Any: an object with a buffer, for which Python 3.11 has no type
+        """Write all of `data`."""
         whole = memoryview(data).cast("B")
         if self._failure is not None:
             raise self._failure
@@ -127,7 +127,7 @@ def _open(path: Path, disk: Disk) -> BinaryIO:
     descriptor = disk.open(path, os.O_RDONLY)
     try:
         return disk.reader(descriptor, owned=True)
-    except OSError:  # a folder: the descriptor must be closed here
+    except OSError:  # `path` may be a folder; the descriptor must be closed here
         disk.close(descriptor)
         raise
 
@@ -148,5 +148,5 @@ def _verify(file: BinaryIO, path: Path, length: int, crc: int) -> None:
 
 
 def _extend(crc: int, data: memoryview) -> int:
-    """Continue a checksum. The library does not accept a memoryview; a numpy array over it copies nothing."""
+    """Continue a checksum. The library accepts no memoryview, but it accepts a numpy array over the same memory."""
     return int(google_crc32c.extend(crc, np.frombuffer(data, np.uint8)))
