@@ -11,6 +11,7 @@ from typing import Protocol
 
 from esper import faults
 from esper.emergency.queue import EmergencyQueue
+from esper.emergency.schedule import Subscriber
 from esper.emergency.word import EmergencyWord
 from esper.leyline.signals import EmergencySignal, Level
 
@@ -59,7 +60,9 @@ class EmergencyPort(Protocol):
 
 def emergency(capacity: int, word: Path, generation: int) -> EmergencyDesk:
     """Make the emergency actor's object: the queue, and the only writer of the word in the file `word`."""
-    return EmergencyDesk(EmergencyQueue(capacity, (CONDUCTOR,)), EmergencyWord.attach(word), generation)
+    subscribers = (Subscriber(CONDUCTOR, capped=False, attempts=None),)
+    queue = EmergencyQueue.open(word.with_name("queue"), capacity=capacity, subscribers=subscribers)
+    return EmergencyDesk(queue, EmergencyWord.attach(word), generation)
 
 
 class EmergencyDesk:
@@ -93,15 +96,14 @@ class EmergencyDesk:
         """See `EmergencyPort`."""
         faults.point("emergency.pending")
         with self._lock:
-            return self._queue.pending(subscriber)
+            return tuple(delivery.signal for delivery in self._queue.due(subscriber))
 
     def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
         """See `EmergencyPort`."""
         with self._lock:
-            for signal_id in signal_ids:
-                self._queue.acknowledge(subscriber, signal_id)
+            self._queue.acknowledge(subscriber, signal_ids)
 
     def close(self) -> None:
         """See `EmergencyPort`."""
         with self._lock:
-            self._queue.close()
+            self._queue.close_to_publishers()

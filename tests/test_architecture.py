@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("user_code", "errors task leyline ground"),
     ("tasks", "errors task"),
     ("emergency.settings", "leyline"),
-    ("emergency", "errors leyline ground telemetry"),
+    ("emergency", "errors leyline ground durable telemetry"),
     ("kasmina.settings", "leyline"),
     ("kasmina.blueprints", "errors leyline ground user_code"),
     ("kasmina.host", "errors leyline ground user_code kasmina.blueprints"),

@@ -55,7 +55,7 @@ class FramedLog(Closing):
         self.torn_tail: LoadError | None = None
         self._disk, self._descriptor = disk, descriptor
         self._salt, self._end, self._next = 0, FILE_HEADER_BYTES, first
-        self._closed = False
+        self._closed = self._unsynced = False
         self._failure: BaseException | None = None
 
     @classmethod
@@ -117,10 +117,40 @@ class FramedLog(Closing):
         Raises:
             StoreWriteFailed: as by `append`, for all of `records`.
         """
+        return self._append(records, synced=True)
+
+    def append_unsynced(self, kind: int, payload: bytes) -> int:
+        """Append one record without a sync. Another process can read it on return, even if this one is killed.
+
+        A crash of the system may lose or damage it, until another record was appended durably, `sync` returned, or the
+        log was opened again. If it is damaged and a later record is whole, it is reported as damage between records.
+
+        Returns:
+            Its sequence number.
+
+        Raises:
+            StoreWriteFailed: the record was removed from the file. The log stays usable, unless that failed.
+        """
+        return self._append([(kind, payload)], synced=False)[0]
+
+    def sync(self) -> None:
+        """Make all records durable. If they are, this does nothing.
+
+        Raises:
+            StoreWriteFailed: records that were appended without a sync may be lost. The log takes no more records.
+        """
+        try:
+            self._check_writable([])
+            if self._unsynced:
+                self._commit([], synced=True)
+        except (OSError, ValueError) as error:
+            raise StoreWriteFailed(str(self.path), "sync") from error
+
+    def _append(self, records: Sequence[tuple[int, bytes]], *, synced: bool) -> range:
         try:
             self._check_writable(records)
             if records:
-                self._commit(records)
+                self._commit(records, synced=synced)
         except (OSError, ValueError) as error:
             raise StoreWriteFailed(str(self.path), "append") from error
         return range(self._next - len(records), self._next)
@@ -188,7 +218,7 @@ class FramedLog(Closing):
             if len(payload) > PAYLOAD_LIMIT_BYTES:
                 raise ValueError(f"a payload of {len(payload)} bytes is over the limit of {PAYLOAD_LIMIT_BYTES}")
 
-    def _commit(self, records: Sequence[tuple[int, bytes]]) -> None:
+    def _commit(self, records: Sequence[tuple[int, bytes]], *, synced: bool) -> None:
         data = bytearray()
         for sequence, (kind, payload) in enumerate(records, self._next):
             data += encode(kind, payload, sequence, self._end + len(data), self._salt)
@@ -196,8 +226,10 @@ class FramedLog(Closing):
         self._check_untouched()
         try:
             write_all(self._descriptor, data, self._end, self._disk)
-            syncing = True
-            self._disk.fdatasync(self._descriptor)
+            syncing = synced
+            if synced:
+                self._disk.fdatasync(self._descriptor)
+            self._unsynced = not synced
             self._end, self._next = self._end + len(data), self._next + len(records)
         # also after an interrupt, no incomplete frame may be left before the next record
         except BaseException as error:

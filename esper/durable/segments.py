@@ -69,6 +69,11 @@ class SegmentedLog(Closing):
         """The sequence number that the next record will have."""
         return self._active.next_sequence
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the last segment."""
+        return self._active.size_bytes
+
     def append(self, kind: int, payload: bytes) -> int:
         """Like `FramedLog.append`. If the last segment is full, the record is appended to a new segment."""
         return self.append_many([(kind, payload)])[0]
@@ -80,8 +85,17 @@ class SegmentedLog(Closing):
             self.rotate()
         return self._active.append_many(records)
 
+    def append_unsynced(self, kind: int, payload: bytes) -> int:
+        """Like `FramedLog.append_unsynced`, into the last segment or, if that is full, into a new one."""
+        self._check_writable()
+        if self._active.size_bytes >= self._limit_bytes:
+            self.rotate()
+        return self._active.append_unsynced(kind, payload)
+
     def rotate(self) -> None:
         """Close the last segment and begin a new one. If the last segment has no record, nothing is done.
+
+        All records of the closed segment are durable then.
 
         Raises:
             StoreWriteFailed: the new segment could not be begun. If its file exists nevertheless, the log refuses
@@ -93,6 +107,7 @@ class SegmentedLog(Closing):
         if path == self._active.path:
             return
         ended = self._active
+        ended.sync()
         try:
             self._active = FramedLog.open(path, epoch=self._epoch, first=_first(path), disk=self._disk)
         except StoreWriteFailed as error:

@@ -1,115 +1,451 @@
-"""The queue of emergency signals: bounded, ordered by level and age, acknowledged per subscriber.
+"""The queue of emergency signals: durable, bounded, ordered by level and age, acknowledged per subscriber.
 
-The queue is in memory only. An accepted signal is held until every subscriber has acknowledged it or the process ends.
-A refused signal raises. The ids of the last 4,096 fully acknowledged signals are remembered, so that a repeated publish
-is not delivered again. The queue has no locks: one thread at a time may call it.
+An accepted signal is on the disk before `publish` returns. It has a place in the queue until every subscriber has
+acknowledged it, or an operator drops it. A refused signal raises. The queue has no locks: one thread at a time may call
+it; the lease of its folder keeps other processes out.
 """
 
 from __future__ import annotations
 
-import hashlib
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self, TypeVar
 
-from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable
+from esper.durable.files import DISK, FULL, Disk, make_folders
+from esper.durable.segments import SegmentedLog
+from esper.emergency.queue_state import HeldSignal, QueueState, in_order
+from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, Damage, read_queue, refuse_oversize
+from esper.emergency.records import Acknowledged, Attempt, Dead, Dropped, Put, Record, Rejected, Retry, Revived
+from esper.emergency.reserve import NAME, Reserve
+from esper.emergency.schedule import CAP_WINDOW_S, Schedule, Subscriber
+from esper.errors import (
+    DependencyViolationError,
+    EmergencyQueueFull,
+    EmergencyUnavailable,
+    StoreWriteFailed,
+)
+from esper.ground.clock import Clock, SystemClock
+from esper.ground.closing import Closing, noted_on
 from esper.leyline.signals import EmergencySignal, Level
-from esper.telemetry.events import Severity, reported
+from esper.telemetry.events import Severity, severe
 from esper.telemetry.metrics import count
 
 E = TypeVar("E", bound=BaseException)
 
 HALT_PLACES = 16
-"""Number of entries of the queue that only HALT signals may use."""
-REMEMBERED = 4096
-"""Number of fully acknowledged signals whose ids are remembered. A publisher repeats a call within a few signals."""
+"""Number of places of the queue that only HALT signals may use."""
+LOG_BYTES = 2**20
+"""Size of the log below which it is never compacted."""
+_REASON_CHARACTERS = 1000
+"""Longest reason of a retry, dead letter or drop; the rest is cut off."""
+_DAMAGE_TOLD = 16
+"""Number of damaged places that are severe events each. The rest is one event with their number."""
 
 
-@dataclass
-class _Held:
-    """A signal that some subscriber has not acknowledged. `order` is its number among all accepted signals."""
+@dataclass(frozen=True)
+class Delivery:
+    """A signal that a subscriber should get. `attempts` were made before."""
 
     signal: EmergencySignal
-    order: int
-    waiting: set[str] = field(default_factory=set)
-    """Subscribers that have not acknowledged the signal."""
+    attempts: int
 
 
-class EmergencyQueue:
-    """Holds published signals until all subscribers have acknowledged them.
+@dataclass(frozen=True)
+class DeadLetter:
+    """A delivery that was given up after its last attempt. Its signal keeps its place in the queue."""
 
-    Args:
-        capacity: Largest number of signals in the queue, including the `HALT_PLACES`.
+    signal: EmergencySignal
+    subscriber: str
+    attempts: int
+    why: str
+
+
+class EmergencyQueue(Closing):
+    """Holds published signals until all subscribers have acknowledged them. Make it by `EmergencyQueue.open`.
+
+    After a failed sync the queue accepts and acknowledges nothing more: close it, and open it again.
+
+    Attributes:
+        damage: Unreadable parts of the log, found when it was opened. The readable records are in use.
     """
 
-    def __init__(self, capacity: int, subscribers: Sequence[str]) -> None:
-        self._capacity, self._subscribers = capacity, tuple(subscribers)
-        self._held: dict[str, _Held] = {}
-        self._delivered: dict[str, bytes] = {}
-        """Id -> SHA-256 of the last fully acknowledged signals, oldest first; at most `REMEMBERED`."""
-        self._count = 0
-        self._closed = False
+    def __init__(
+        self,
+        log: SegmentedLog,
+        reserve: Reserve,
+        state: QueueState,
+        subscribers: Sequence[Subscriber],
+        *,
+        capacity: int,
+        cap_per_minute: int,
+        clock: Clock,
+        draw: random.Random,
+    ) -> None:
+        self.damage: tuple[Damage, ...] = ()
+        self._log, self._reserve, self._state = log, reserve, state
+        self._subscribers = {one.name: one for one in subscribers}
+        self._capacity, self._clock, self._draw = capacity, clock, draw
+        self._schedules = {one.name: Schedule(cap_per_minute if one.capped else None) for one in subscribers}
+        self._compact_at = LOG_BYTES
+        self._owed_bytes = sum(self._owed(held.signal) for held in state.held.values())
+        """Bytes of the records that will acknowledge all held signals."""
+        self._takes = True
 
-    def _rejected(self, signal: EmergencySignal, error: E) -> E:
-        held = {"signal_id": signal.signal_id, "held": len(self._held)}
-        return reported(error, "emergency_signal_rejected", Severity.CRITICAL, **held)
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        capacity: int,
+        subscribers: Sequence[Subscriber],
+        clock: Clock | None = None,
+        draw: random.Random | None = None,
+        cap_per_minute: int = 60,
+        disk: Disk = DISK,
+    ) -> Self:
+        """Open the queue in `folder`, or create both. What was in flight is due again.
 
-    def publish(self, signal: EmergencySignal) -> int:
-        """Accept a signal, once per id. Returns the number of signals ever accepted.
+        Deliveries to subscribers that are not in `subscribers` any more are dropped, and each is a severe event.
+
+        Args:
+            capacity: Largest number of signals in the queue, including the `HALT_PLACES`.
+            clock: None: the machine's.
+            draw: Source of the waits after failed attempts. None: the system's.
+            cap_per_minute: Largest number of attempts within a minute for each capped subscriber.
 
         Raises:
-            EmergencyUnavailable: the queue is closed; the signal was not accepted.
-            EmergencyQueueFull: the queue is full; the signal was not accepted.
-            DependencyViolationError: a different signal has the same id; this signal was not accepted.
+            RunDirectoryError: another process owns the queue.
+            StoreCorrupt: the folder holds something else than a queue of esper.
+            StoreWriteFailed: the folder or the log could not be created, locked, repaired or synced.
         """
-        if (known := self._known(signal.signal_id)) is not None:
-            if known != _digest(signal):
-                raise self._rejected(
-                    signal, DependencyViolationError(f"signal {signal.signal_id}", "another body under a known id")
-                )
-            return self._count
-        if self._closed:
-            count("esper.signal.rejected")
-            raise self._rejected(signal, EmergencyUnavailable(signal.signal_id))
+        assert HALT_PLACES <= capacity <= MOST_CAPACITY, "see EmergencyConfig"
+        make_folders(folder, disk=disk)
+        refuse_oversize(folder, disk)
+        log = SegmentedLog.open(folder, limit_bytes=MOST_LOG_BYTES, disk=disk)
+        try:
+            found = read_queue(folder, cap=cap_per_minute, disk=disk)
+            queue = cls(
+                log,
+                Reserve.open(folder / NAME, disk=disk),
+                found.state,
+                subscribers,
+                capacity=capacity,
+                cap_per_minute=cap_per_minute,
+                clock=clock or SystemClock(),
+                draw=draw or random.SystemRandom(),
+            )
+            queue._begin(found.damage)
+        except BaseException as error:
+            with noted_on(error, "closing the log of the queue"):
+                log.close()
+            raise
+        return queue
+
+    # -- publishers ---------------------------------------------------------------------------------------------------
+
+    def publish(self, signal: EmergencySignal) -> int:
+        """Accept a signal, once per id. It is durable on return. Returns the number of signals ever accepted.
+
+        Raises:
+            EmergencyUnavailable: the queue is closed to publishers; the signal was not accepted.
+            EmergencyQueueFull: the queue is full; the signal was not accepted.
+            DependencyViolationError: the signal's checksum is missing or wrong, or a different signal has the same id;
+                this signal was not accepted.
+            StoreWriteFailed: the signal is not durable and was not accepted.
+        """
+        if signal.checksum != signal.content_sha256():
+            what = "its checksum does not fit its content" if signal.checksum else "it has no checksum"
+            raise self._refused(signal, DependencyViolationError(f"signal {signal.signal_id}", what))
+        known = self._state.checksum(signal.signal_id)
+        if known is not None:
+            if known != signal.checksum:
+                what = "another body under a known id"
+                raise self._refused(signal, DependencyViolationError(f"signal {signal.signal_id}", what))
+            return self._state.published
+        if not self._takes:
+            raise self._refused(signal, EmergencyUnavailable(signal.signal_id))
         room = self._capacity if signal.level is Level.HALT else self._capacity - HALT_PLACES
-        if len(self._held) >= room:
-            count("esper.signal.rejected")
-            raise self._rejected(signal, EmergencyQueueFull(signal.signal_id, self._capacity))
-        self._count += 1
-        self._held[signal.signal_id] = _Held(signal, self._count, set(self._subscribers))
+        if len(self._state.held) >= room:
+            raise self._refused(signal, EmergencyQueueFull(signal.signal_id, self._capacity))
+        self._accept(signal)
         count("esper.signal.published")
-        return self._count
+        return self._state.published
 
-    def pending(self, subscriber: str, most: int = 64) -> tuple[EmergencySignal, ...]:
-        """Return up to `most` signals that a subscriber has not acknowledged: highest level first, then oldest."""
-        waiting = [held for held in self._held.values() if subscriber in held.waiting]
-        waiting.sort(key=lambda held: (-held.signal.level, held.order))
-        return tuple(held.signal for held in waiting[:most])
+    def reject(self, signal_id: str, why: str) -> None:
+        """Record that something was not accepted as a signal, for example a file; count it; report a severe event.
 
-    def acknowledge(self, subscriber: str, signal_id: str) -> None:
-        """Record that a subscriber has handled a signal. A repeated call changes nothing."""
-        held = self._held.get(signal_id)
-        if held is None or subscriber not in held.waiting:
+        Raises:
+            StoreWriteFailed: the record is not durable; it was counted and reported nevertheless.
+        """
+        try:
+            self._write(Rejected(signal_id=signal_id, why=why[:_REASON_CHARACTERS]))
+        finally:
+            count("esper.signal.rejected")
+            held = len(self._state.held)
+            severe("emergency_signal_rejected", Severity.CRITICAL, signal_id=signal_id, why=why, held=held)
+
+    def close_to_publishers(self) -> None:
+        """Refuse new signals from now on. Held signals are still delivered."""
+        self._takes = False
+
+    # -- subscribers --------------------------------------------------------------------------------------------------
+
+    def due(self, subscriber: str, most: int = 64) -> tuple[Delivery, ...]:
+        """Return at most `most` signals that may be sent to a subscriber now: by level, then age.
+
+        What the cap does not allow yet stays in the queue. The answer is the same until a delivery is attempted, fails
+        or is acknowledged.
+        """
+        ids = self._schedules[subscriber].due(self._clock.monotonic(), most)
+        held = [self._state.held[signal_id] for signal_id in ids]
+        return tuple(Delivery(one.signal, one.waiting[subscriber].attempts) for one in held)
+
+    def next_due_s(self, subscriber: str) -> float | None:
+        """Return the seconds until `due` returns something, 0 if it does now. None: nothing waits for it."""
+        now = self._clock.monotonic()
+        at = self._schedules[subscriber].next_due(now)
+        return None if at is None else max(0.0, at - now)
+
+    def attempt(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """Record that signals are about to be sent. They are in flight until `acknowledge`, `failed` or a reopening.
+
+        A crash may lose the record; the signals may then be sent once more than is counted.
+
+        Raises:
+            StoreWriteFailed: the log takes no more records. A full disk does not raise.
+        """
+        ids = self._waiting(subscriber, signal_ids)
+        if not ids:
             return
-        held.waiting.remove(subscriber)
-        count("esper.signal.delivered")
-        if not held.waiting:
-            del self._held[signal_id]
-            self._delivered[signal_id] = _digest(held.signal)
-            if len(self._delivered) > REMEMBERED:
-                del self._delivered[next(iter(self._delivered))]
+        self._write_unsynced(Attempt(subscriber=subscriber, ids=ids, at=self._unix_s()))
+        for signal_id in ids:
+            self._schedules[subscriber].remove(signal_id)
+            level = self._state.held[signal_id].signal.level
+            self._schedules[subscriber].count_attempt(level, self._clock.monotonic())
+
+    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """Record that a subscriber has made signals durable. A repeated call changes nothing. Durable on return.
+
+        Raises:
+            StoreWriteFailed: nothing was acknowledged.
+        """
+        ids = self._waiting(subscriber, signal_ids)
+        if not ids:
+            return
+        self._write(Acknowledged(subscriber=subscriber, ids=ids), ends=ids)
+        for _ in ids:
+            count("esper.signal.delivered")
+
+    def failed(self, subscriber: str, signal_id: str, why: str) -> float | None:
+        """Record that an attempt failed.
+
+        Returns:
+            Seconds until the next attempt. None: there is none; the delivery is a dead letter, or has ended before.
+
+        Raises:
+            StoreWriteFailed: the dead letter is not durable; the signal stays in flight.
+        """
+        found, receiver = self._state.delivery(subscriber, signal_id), self._subscribers[subscriber]
+        if found is None or found.dead is not None:
+            return None
+        schedule, why = self._schedules[subscriber], why[:_REASON_CHARACTERS]
+        attempts = found.attempts + (1 if schedule.waits_for(signal_id) else 0)
+        told = {"signal_id": signal_id, "subscriber": subscriber, "attempts": attempts, "why": why}
+        if receiver.attempts is not None and attempts >= receiver.attempts:
+            self._write(Dead(subscriber=subscriber, signal_id=signal_id, attempts=attempts, why=why), last_resort=True)
+            schedule.remove(signal_id)
+            count("esper.signal.dead_lettered")
+            severe("emergency_signal_dead_lettered", Severity.CRITICAL, **told)
+            return None
+        wait_s = receiver.wait_s(attempts, self._draw)
+        ready_at = self._unix_s() + wait_s
+        self._write_unsynced(
+            Retry(subscriber=subscriber, signal_id=signal_id, attempts=attempts, ready_at=ready_at, why=why)
+        )
+        held = self._state.held[signal_id]
+        schedule.add(held.signal, held.order, self._clock.monotonic() + wait_s)
+        count("esper.signal.retried")
+        severe("emergency_signal_retried", Severity.WARNING, **told, wait_s=wait_s)
+        return wait_s
+
+    # -- operators ----------------------------------------------------------------------------------------------------
+
+    def outstanding(self) -> tuple[HeldSignal, ...]:
+        """Return copies of what has a place in the queue: by level, then by age."""
+        return tuple(replace(one, waiting=dict(one.waiting)) for one in in_order(self._state.held.values()))
+
+    def dead_letters(self) -> tuple[DeadLetter, ...]:
+        """Return the deliveries that were given up: by level, then by age of their signals."""
+        return tuple(
+            DeadLetter(one.signal, subscriber, found.attempts, found.dead)
+            for one in in_order(self._state.held.values())
+            for subscriber, found in one.waiting.items()
+            if found.dead is not None
+        )
+
+    def retry(self, signal_ids: Sequence[str]) -> tuple[str, ...]:
+        """Make the dead letters of signals due again, without a wait. Durable on return.
+
+        Returns:
+            The ids that had dead letters.
+
+        Raises:
+            StoreWriteFailed: nothing was changed.
+        """
+        wanted = set(signal_ids)
+        dead = [letter for letter in self.dead_letters() if letter.signal.signal_id in wanted]
+        ids = tuple(dict.fromkeys(letter.signal.signal_id for letter in dead))
+        if not ids:
+            return ()
+        self._write(Revived(ids=ids))
+        for letter in dead:
+            order = self._state.held[letter.signal.signal_id].order
+            self._schedules[letter.subscriber].add(letter.signal, order, self._clock.monotonic())
+        return ids
+
+    def drop(self, signal_ids: Sequence[str], why: str) -> tuple[str, ...]:
+        """Remove signals from the queue, though subscribers have not got them. Durable on return.
+
+        Returns:
+            The ids that were in the queue.
+
+        Raises:
+            StoreWriteFailed: nothing was dropped.
+        """
+        ids = tuple(dict.fromkeys(one for one in signal_ids if one in self._state.held))
+        if ids:
+            self._drop("", ids, why)
+        return ids
 
     def close(self) -> None:
-        """Refuse new signals from now on. Held signals are still delivered."""
-        self._closed = True
-
-    def _known(self, signal_id: str) -> bytes | None:
-        held = self._held.get(signal_id)
-        return _digest(held.signal) if held is not None else self._delivered.get(signal_id)
+        """Close the log and release the lease. Closing it again does nothing."""
+        self._log.close()
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._state.held)
+
+    # -- inside -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, damage: tuple[Damage, ...]) -> None:
+        """Report the damage, forget subscribers of the past, and plan what waits."""
+        self.damage = damage
+        self._tell_damage()
+        for name, ids in self._strangers().items():
+            self._drop(name, ids, "the subscriber is not configured any more")
+        now, unix_s = self._clock.monotonic(), self._unix_s()
+        for name, schedule in self._schedules.items():
+            for held in self._state.held.values():
+                found = held.waiting.get(name)
+                if found is not None and found.dead is None:
+                    wait_s = min(max(0.0, found.ready_at - unix_s), self._subscribers[name].most_s)
+                    schedule.add(held.signal, held.order, now + wait_s)
+            ages = [max(0.0, unix_s - at) for at in self._state.attempts_of(name)]
+            schedule.begin_window([now - age for age in ages if age < CAP_WINDOW_S])
+
+    def _tell_damage(self) -> None:
+        for found in self.damage[:_DAMAGE_TOLD]:
+            count("esper.load.errors")
+            told = {"file": str(found.file), "offset": found.offset, "length": found.length, "reason": found.reason}
+            severe("emergency_queue_damaged", Severity.ERROR, **told)
+        if (more := len(self.damage) - _DAMAGE_TOLD) > 0:
+            severe("emergency_queue_damaged", Severity.ERROR, more=more)
+
+    def _strangers(self) -> dict[str, tuple[str, ...]]:
+        """Return the subscribers that signals wait for and that the queue does not have -> ids of these signals."""
+        found: dict[str, list[str]] = {}
+        for signal_id, held in self._state.held.items():
+            for name in held.waiting.keys() - self._subscribers.keys():
+                found.setdefault(name, []).append(signal_id)
+        return {name: tuple(ids) for name, ids in sorted(found.items())}
+
+    def _waiting(self, subscriber: str, signal_ids: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the ids, each once, that the subscriber is waited for."""
+        known = [one for one in signal_ids if self._state.delivery(subscriber, one) is not None]
+        return tuple(dict.fromkeys(known))
+
+    def _accept(self, signal: EmergencySignal) -> None:
+        owed = self._owed(signal)
+        self._reserve.grow(self._owed_bytes + owed)
+        order = self._state.published + 1
+        self._write(Put(order=order, to=tuple(self._subscribers), signal=signal))
+        self._owed_bytes += owed
+        for schedule in self._schedules.values():
+            schedule.add(signal, order, self._clock.monotonic())
+
+    def _refused(self, signal: EmergencySignal, error: E) -> E:
+        with noted_on(error, "recording the refusal"):
+            self.reject(signal.signal_id, str(error))
+        return error
+
+    def _drop(self, subscriber: str, ids: tuple[str, ...], why: str) -> None:
+        why = why[:_REASON_CHARACTERS]
+        self._write(Dropped(subscriber=subscriber, ids=ids, why=why), ends=ids)
+        for signal_id in ids:
+            count("esper.signal.dropped")
+            severe("emergency_signal_dropped", Severity.CRITICAL, signal_id=signal_id, subscriber=subscriber, why=why)
+
+    def _write(self, record: Record, *, ends: tuple[str, ...] = (), last_resort: bool = False) -> None:
+        """Make a record durable, then change the state. Where it may end signals, the reserve is used if needed."""
+        before = [self._state.held[one].signal for one in ends]
+        self._compact()
+        self._append(record, last_resort=last_resort or bool(ends))
+        self._state.apply(record)
+        for signal in before:
+            for name, schedule in self._schedules.items():
+                if self._state.delivery(name, signal.signal_id) is None:
+                    schedule.remove(signal.signal_id)
+            if signal.signal_id not in self._state.held:
+                self._owed_bytes -= self._owed(signal)
+
+    def _append(self, record: Record, *, last_resort: bool) -> None:
+        try:
+            self._log.append(*record.encoded())
+        except StoreWriteFailed as error:
+            if not (last_resort and _is_full(error) and self._reserve.give_up()):
+                raise
+            severe("emergency_queue_disk_full", Severity.ERROR, doing="the reserve was given up")
+            self._log.append(*record.encoded())
+
+    def _write_unsynced(self, record: Record) -> None:
+        """Append a record whose loss costs only a repetition, then change the state. A full disk does not stop it."""
+        try:
+            self._compact()
+            self._log.append_unsynced(*record.encoded())
+        except StoreWriteFailed as error:
+            if not _is_full(error):
+                raise
+            severe("emergency_queue_disk_full", Severity.ERROR, doing=f"a record was left out: {error}")
+        self._state.apply(record)
+
+    def _compact(self) -> None:
+        """Replace a log that has grown large by one that has the same state."""
+        if self._log.size_bytes < self._compact_at:
+            return
+        try:
+            self._log.rotate()
+            numbers = self._log.append_many([record.encoded() for record in self._state.records()])
+            self._log.expire(numbers[0])
+        except StoreWriteFailed as error:
+            if not _is_full(error):
+                raise
+            severe("emergency_queue_disk_full", Severity.ERROR, doing=f"compaction: {error}")
+            self._compact_at = self._log.size_bytes + LOG_BYTES
+            return
+        self._compact_at = max(LOG_BYTES, self._log.size_bytes * 3 // 2)
+
+    def _owed(self, signal: EmergencySignal) -> int:
+        """Return the bytes of the records that acknowledge a signal one by one."""
+        frame_bytes = 28
+        return sum(
+            frame_bytes + len(Acknowledged(subscriber=name, ids=(signal.signal_id,)).encoded()[1])
+            for name in self._subscribers
+        )
+
+    def _unix_s(self) -> float:
+        return self._clock.now().timestamp()
 
 
-def _digest(signal: EmergencySignal) -> bytes:
-    return hashlib.sha256(signal.model_dump_json().encode()).digest()
+def _is_full(error: StoreWriteFailed) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL

@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+from collections.abc import Mapping
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, model_validator
 
-from esper.leyline.base import Message
+from esper.leyline.base import LARGEST_INT, GrownMessage, is_utf8
+
+MOST_BYTES = 24 * 2**10
+"""Largest size of a signal as JSON, in bytes."""
+
+MOST_TEXT = 512
+"""Largest number of characters of an attribute's text."""
+
+
+def _bounded(value: str | int | float | bool) -> str | int | float | bool:
+    """Raises: ValueError: the value of an attribute is too long, too large, not finite, or not UTF-8."""
+    if isinstance(value, str) and len(value) > MOST_TEXT:
+        raise ValueError(f"use at most {MOST_TEXT} characters")
+    if isinstance(value, str) and not is_utf8(value):
+        raise ValueError("it is not UTF-8 text")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("use a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST_INT:
+        raise ValueError(f"use at most {LARGEST_INT}")
+    return value
+
+
+AttributeName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Attribute = Annotated[str | int | float | bool, AfterValidator(_bounded)]
 
 
 class Level(IntEnum):
@@ -19,15 +46,42 @@ class Level(IntEnum):
     HALT = 4
 
 
-class EmergencySignal(Message):
-    """One signal. A repeated `signal_id` is the same signal and has no further effect."""
+class EmergencySignal(GrownMessage):
+    """One signal; make it by `sealed`. A repeated `signal_id` is the same signal and has no further effect."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"attributes", "monotonic_ns", "checksum"})
 
     signal_id: Annotated[str, Field(min_length=1, max_length=512)]
-    run_id: str
+    run_id: Annotated[str, Field(max_length=512)]
     generation: Annotated[int, Field(ge=0)]
     level: Level
     origin: Annotated[str, Field(max_length=512)]
     """Role of the process that sends the signal."""
     reason: Annotated[str, Field(max_length=4096)]
     issued_at: AwareDatetime
-    traceparent: str = ""
+    traceparent: Annotated[str, Field(max_length=512)] = ""
+    attributes: Annotated[Mapping[AttributeName, Attribute], Field(max_length=32)] = {}
+    """Details for people and for receivers outside the run; esper does not interpret them."""
+    monotonic_ns: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Monotonic clock of the sender's machine when the signal was made, in nanoseconds. 0: not known."""
+    checksum: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    """SHA-256 of all other fields, in hexadecimal. Empty: the signal was not made by `sealed`."""
+
+    @classmethod
+    def sealed(cls, **fields: Any) -> Self:  # Any: the fields of the class
+        """Make a signal from all its fields but `checksum`, which is computed. Raises: ValidationError."""
+        made = cls(**fields)
+        return made.model_copy(update={"checksum": made.content_sha256()})
+
+    def content_sha256(self) -> str:
+        """Return the SHA-256 of all fields but `checksum`, in hexadecimal."""
+        content = json.loads(self.model_dump_json(exclude={"checksum"}))
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        """Raises: ValueError: the signal is larger than `MOST_BYTES`."""
+        size = len(self.model_dump_json())
+        if size > MOST_BYTES:
+            raise ValueError(f"the signal has {size} bytes as JSON; use at most {MOST_BYTES}")
+        return self

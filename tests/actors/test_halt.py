@@ -48,7 +48,7 @@ from esper.user_code.task_reference import Reference
 
 
 def signal(level: Level, signal_id: str = "signal-1", reason: str = "the room is on fire") -> EmergencySignal:
-    return EmergencySignal(
+    return EmergencySignal.sealed(
         signal_id=signal_id,
         run_id="run",
         generation=1,

@@ -18,6 +18,7 @@ from actors.desk import CONDUCTOR, EmergencyDesk
 from actors.hosted_components import HostedForks
 from actors.task_transport import SentSurvey
 from esper.emergency.queue import EmergencyQueue
+from esper.emergency.schedule import Subscriber
 from esper.emergency.word import EmergencyWord, WordState
 from esper.errors import EmergencyQueueFull, EmergencyStop, TaskError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
@@ -42,7 +43,7 @@ def word(tmp_path: Path) -> Any:
 
 
 def signal(signal_id: str, level: Level) -> EmergencySignal:
-    return EmergencySignal(
+    return EmergencySignal.sealed(
         signal_id=signal_id, run_id="run", generation=1, level=level, origin="test", reason="why", issued_at=EPOCH
     )
 
@@ -66,9 +67,10 @@ def test_a_signal_shows_in_the_word_when_it_is_taken_and_the_level_never_falls(w
 
 
 def test_a_signal_that_is_not_taken_does_not_show(word: EmergencyWord) -> None:
-    desk = EmergencyDesk(EmergencyQueue(16, (CONDUCTOR,)), word, 1)
-    with pytest.raises(EmergencyQueueFull):
-        desk.publish(signal("a", Level.CONSERVATIVE))
+    with EmergencyQueue.open(word.path.parent, capacity=16, subscribers=(Subscriber(CONDUCTOR),)) as queue:
+        desk = EmergencyDesk(queue, word, 1)
+        with pytest.raises(EmergencyQueueFull):
+            desk.publish(signal("a", Level.CONSERVATIVE))
     assert word.read() == WordState(None, 0, 0)
 
 
@@ -95,21 +97,21 @@ def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: Emergenc
 def test_signals_may_be_published_while_others_are_read(word: EmergencyWord) -> None:
     desk = desks.emergency(1024, word.path, generation=1)
     published = threading.Thread(
-        target=lambda: [desk.publish(signal(f"s{number}", Level.NOTICE)) for number in range(1000)]
+        target=lambda: [desk.publish(signal(f"s{number}", Level.NOTICE)) for number in range(100)]
     )
     heard: list[str] = []
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
         published.start()
-        while len(heard) < 1000:
+        while len(heard) < 100:
             found = [waiting.signal_id for waiting in desk.pending(CONDUCTOR)]
             desk.acknowledge(CONDUCTOR, found)
             heard += found
         published.join()
     finally:
         sys.setswitchinterval(before)
-    assert heard == [f"s{number}" for number in range(1000)]
+    assert heard == [f"s{number}" for number in range(100)]
 
 
 # -- the trainer -------------------------------------------------------------------------------------------------

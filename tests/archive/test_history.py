@@ -41,7 +41,7 @@ def flip_records(file: Path, kind: RecordKind, fence: int | None = None) -> None
 
 
 def signal(said: Level) -> EmergencySignal:
-    return EmergencySignal(
+    return EmergencySignal.sealed(
         signal_id=said.name, run_id="r", generation=1, level=said, origin="operator", reason="", issued_at=EPOCH
     )
 

@@ -101,7 +101,7 @@ def test_the_level_is_the_highest_that_was_heard(stopped: Path) -> None:
     with Journal(stopped, 1) as journal:
         for said in (Level.NOTICE, Level.CONSERVATIVE, Level.ELEVATED):
             told = {"signal_id": said.name, "run_id": "r", "generation": 1, "origin": "operator", "reason": ""}
-            journal.write(RecordKind.SIGNAL, EmergencySignal(level=said, issued_at=EPOCH, **told))
+            journal.write(RecordKind.SIGNAL, EmergencySignal.sealed(level=said, issued_at=EPOCH, **told))
     assert inspect_run(stopped)["level"] == "CONSERVATIVE"
 
 

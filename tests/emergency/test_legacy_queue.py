@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from queues import CONDUCTOR, QuickDisk, signal
 
 from esper.emergency.queue import EmergencyQueue
 from esper.errors import EmergencyQueueFull
 from esper.leyline.signals import EmergencySignal, Level
-from esper.testing import EPOCH
 
-CAPACITY, READER = 24, "conductor"
+CAPACITY = 24
 
 
 class ClearsAtTheCap(EmergencyQueue):
@@ -21,7 +21,7 @@ class ClearsAtTheCap(EmergencyQueue):
         try:
             return super().publish(signal)
         except EmergencyQueueFull:
-            self._held.clear()
+            self._state.held.clear()
             return super().publish(signal)
 
 
@@ -30,48 +30,46 @@ class RefusesAndClears(EmergencyQueue):
 
     def publish(self, signal: EmergencySignal) -> int:
         if len(self) == CAPACITY:
-            self._held.clear()
+            self._state.held.clear()
             raise EmergencyQueueFull(signal.signal_id, CAPACITY)
         return super().publish(signal)
 
 
 def halt(number: int) -> EmergencySignal:
-    return EmergencySignal(
-        signal_id=f"s{number}",
-        run_id="run",
-        generation=1,
-        level=Level.HALT,
-        origin="test",
-        reason="why",
-        issued_at=EPOCH,
-    )
+    return signal(f"s{number}", Level.HALT)
 
 
-def check_that_no_signal_is_lost(make: Callable[[int, tuple[str, ...]], EmergencyQueue]) -> None:
+def made(kind: type[EmergencyQueue], folder: Path) -> EmergencyQueue:
+    return kind.open(folder, capacity=CAPACITY, subscribers=(CONDUCTOR,), disk=QuickDisk())
+
+
+def check_that_no_signal_is_lost(queue: EmergencyQueue) -> None:
     """A full queue refuses, and every signal that it has accepted is pending."""
-    queue, accepted = make(CAPACITY, (READER,)), [halt(number) for number in range(CAPACITY)]
-    for signal in accepted:
-        queue.publish(signal)
+    accepted = [halt(number) for number in range(CAPACITY)]
+    for one in accepted:
+        queue.publish(one)
     with pytest.raises(EmergencyQueueFull):
         queue.publish(halt(CAPACITY))
-    assert list(queue.pending(READER)) == accepted, "accepted signals are gone"
+    assert [one.signal for one in queue.outstanding()] == accepted, "accepted signals are gone"
 
 
-def test_a_full_queue_refuses_and_loses_nothing() -> None:
-    check_that_no_signal_is_lost(EmergencyQueue)
+def test_a_full_queue_refuses_and_loses_nothing(tmp_path: Path) -> None:
+    check_that_no_signal_is_lost(made(EmergencyQueue, tmp_path))
 
 
 @pytest.mark.parametrize(
     ("legacy", "found"),
     [(ClearsAtTheCap, "DID NOT RAISE .*EmergencyQueueFull"), (RefusesAndClears, "accepted signals are gone")],
 )
-def test_a_queue_that_loses_signals_at_its_cap_is_found(legacy: type[EmergencyQueue], found: str) -> None:
+def test_a_queue_that_loses_signals_at_its_cap_is_found(
+    legacy: type[EmergencyQueue], found: str, tmp_path: Path
+) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception), match=found):
-        check_that_no_signal_is_lost(legacy)
+        check_that_no_signal_is_lost(made(legacy, tmp_path))
 
 
-def test_the_double_is_what_it_stands_for() -> None:
-    queue = ClearsAtTheCap(CAPACITY, (READER,))
+def test_the_double_is_what_it_stands_for(tmp_path: Path) -> None:
+    queue = made(ClearsAtTheCap, tmp_path)
     for number in range(CAPACITY + 1):
         queue.publish(halt(number))
-    assert queue.pending(READER) == (halt(CAPACITY),)
+    assert [one.signal for one in queue.outstanding()] == [halt(CAPACITY)]

@@ -450,7 +450,7 @@ def test_resumes_are_counted_whatever_broke_them_off(stopped: Callable[..., Path
 
 
 def signal(level: Level) -> EmergencySignal:
-    return EmergencySignal(
+    return EmergencySignal.sealed(
         signal_id="a", run_id="r", generation=1, level=level, origin="test", reason="smoke", issued_at=EPOCH
     )
 

@@ -121,7 +121,10 @@ class CrashDisk(Disk):
 
     def exists(self, path: Path) -> bool:
         self._live()
-        return path.name in self.names_seen
+        return path == FOLDER or path.name in self.names_seen
+
+    def make_folder(self, path: Path) -> None:
+        assert path == FOLDER
 
     def size_of(self, descriptor: int, path: Path) -> int:
         if self.names_seen.get(path.name) is not self._inode(descriptor):

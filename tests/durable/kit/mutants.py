@@ -88,19 +88,24 @@ MUTANTS = (
         "        break\n",
     ),
     # -- the log: appending
-    Mutant("log: an append is not synced", "log", "            self._disk.fdatasync(self._descriptor)\n", ""),
+    Mutant(
+        "log: an append is not synced",
+        "log",
+        "            if synced:\n                self._disk.fdatasync(self._descriptor)\n",
+        "",
+    ),
     Mutant(
         "log: an append is synced before it is written",
         "log",
-        "            write_all(self._descriptor, data, self._end, self._disk)\n            syncing = True\n"
-        "            self._disk.fdatasync(self._descriptor)\n",
+        "            write_all(self._descriptor, data, self._end, self._disk)\n            syncing = synced\n"
+        "            if synced:\n                self._disk.fdatasync(self._descriptor)\n",
         "            self._disk.fdatasync(self._descriptor)\n"
         "            write_all(self._descriptor, data, self._end, self._disk)\n",
     ),
     Mutant(
         "log: every second append is acknowledged unsynced",
         "log",
-        "            self._disk.fdatasync(self._descriptor)\n",
+        "            if synced:\n                self._disk.fdatasync(self._descriptor)\n",
         "            if self._next % 2:\n                self._disk.fdatasync(self._descriptor)\n",
     ),
     Mutant(
@@ -130,7 +135,7 @@ MUTANTS = (
     Mutant(
         "log: a failed sync is repeated",
         "log",
-        "            self._disk.fdatasync(self._descriptor)\n",
+        "            if synced:\n                self._disk.fdatasync(self._descriptor)\n",
         "            try:\n                self._disk.fdatasync(self._descriptor)\n            except OSError:\n"
         "                self._disk.fdatasync(self._descriptor)\n",
     ),

@@ -1,0 +1,121 @@
+"""Reads the log of the emergency queue, damaged or not, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from esper.durable.files import DISK, Disk
+from esper.durable.log import iterate
+from esper.durable.log_format import LoadError
+from esper.durable.segments import segments
+from esper.emergency.queue_state import HeldSignal, QueueState, in_order
+from esper.emergency.records import Record, Unreadable, decoded
+from esper.errors import StoreCorrupt
+from esper.ground.closing import at_the_end
+
+MOST_LOG_BYTES = 256 * 2**20
+"""Largest size of a log. A log that esper wrote is smaller: it is compacted, and a queue has a largest capacity."""
+MOST_SEGMENTS = 1000
+MOST_CAPACITY = 4096
+"""Largest capacity of a queue. A log with more waiting signals was not written by esper."""
+_READINGS = 5
+"""A reader without a lock begins again so often if the owner replaces the files that it reads."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """An unreadable part of a segment. `offset` and `length` are in bytes; a length of 0 is the whole file."""
+
+    file: Path
+    offset: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class QueueContents:
+    """What a log says, and the damage in it."""
+
+    state: QueueState
+    damage: tuple[Damage, ...]
+
+    def waiting(self) -> tuple[HeldSignal, ...]:
+        """Return the signals with a place in the queue: by level, then by age."""
+        return tuple(in_order(self.state.held.values()))
+
+
+def read_queue(folder: Path, *, cap: int = 0, disk: Disk = DISK) -> QueueContents:
+    """Read a queue without a lock or a change; its owner may be at work. An append in progress looks like damage.
+
+    Args:
+        cap: As in `QueueState`.
+
+    Raises:
+        StoreCorrupt: the folder or a segment cannot be read, or it is larger than any log of esper.
+    """
+    for _ in range(_READINGS - 1):
+        try:
+            return _read(folder, cap, disk)
+        except StoreCorrupt as error:
+            if not isinstance(error.__cause__, FileNotFoundError) or not disk.exists(folder):
+                raise
+    return _read(folder, cap, disk)
+
+
+def _read(folder: Path, cap: int, disk: Disk) -> QueueContents:
+    refuse_oversize(folder, disk)
+    state, damage = QueueState(cap), list[Damage]()
+    for found in _records(folder, disk):
+        if isinstance(found, Damage):
+            damage.append(found)
+            continue
+        state.apply(found)
+        if len(state.held) > MOST_CAPACITY:
+            raise StoreCorrupt(str(folder), f"more than {MOST_CAPACITY} signals wait in it: esper did not write it")
+    return QueueContents(state, tuple(damage))
+
+
+def refuse_oversize(folder: Path, disk: Disk) -> None:
+    """Raises: StoreCorrupt: the folder cannot be read, or it holds more than any log of esper."""
+    paths = segments(folder, disk=disk)
+    if len(paths) > MOST_SEGMENTS:
+        raise StoreCorrupt(str(folder), f"it holds {len(paths)} segments; esper writes at most {MOST_SEGMENTS}")
+    size = sum(_size(path, disk) for path in paths)
+    if size > MOST_LOG_BYTES:
+        raise StoreCorrupt(str(folder), f"it holds {size} bytes of segments; esper writes at most {MOST_LOG_BYTES}")
+
+
+def _size(path: Path, disk: Disk) -> int:
+    try:
+        descriptor = disk.open(path, os.O_RDONLY)
+        with at_the_end(lambda: disk.close(descriptor), "closing the segment"):
+            return disk.size_of(descriptor, path)
+    except OSError as error:
+        if error.errno == errno.ENOENT:  # the owner has removed it since
+            return 0
+        raise StoreCorrupt(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
+def _records(folder: Path, disk: Disk) -> Iterator[Record | Damage]:
+    paths = segments(folder, disk=disk)
+    for path in paths:
+        try:
+            yield from _of_segment(path, disk)
+        except StoreCorrupt as error:
+            if path == paths[-1] or isinstance(error.__cause__, OSError):
+                raise
+            yield Damage(path, 0, 0, error.reason)  # the header of an older segment
+
+
+def _of_segment(path: Path, disk: Disk) -> Iterator[Record | Damage]:
+    for found in iterate(path, disk=disk):
+        if isinstance(found, LoadError):
+            yield Damage(path, found.offset, found.length, found.reason)
+        elif isinstance(record := decoded(found.kind, found.payload), Unreadable):
+            yield Damage(path, found.offset, found.end - found.offset, record.reason)
+        else:
+            yield record

@@ -1,0 +1,79 @@
+"""Room on the disk that is held back, so that signals can be acknowledged after the disk became full."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from esper.durable.files import DISK, Disk, write_all
+from esper.errors import StoreWriteFailed
+from esper.ground.closing import at_the_end, noted_on
+
+NAME = "reserve"
+_STEP_BYTES = 64 * 2**10
+"""The file grows by so much at once: a growth costs a sync."""
+
+
+class Reserve:
+    """A file of zeros whose blocks are given up when the disk is full. Another program may take them then.
+
+    Only the owner of the folder's lease may use it.
+    """
+
+    def __init__(self, path: Path, size_bytes: int, disk: Disk) -> None:
+        self._path, self._size, self._disk = path, size_bytes, disk
+
+    @classmethod
+    def open(cls, path: Path, *, disk: Disk = DISK) -> Self:
+        """Find what is held back; create the file if it is missing. Raises: StoreWriteFailed."""
+        try:
+            descriptor = disk.open(path, os.O_RDWR | os.O_CREAT)
+            with at_the_end(lambda: disk.close(descriptor), "closing the reserve"):
+                return cls(path, disk.size_of(descriptor, path), disk)
+        except OSError as error:
+            raise StoreWriteFailed(str(path), "opening the reserve") from error
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that are held back."""
+        return self._size
+
+    def grow(self, needed_bytes: int) -> None:
+        """Hold back at least so much. Raises: StoreWriteFailed: nothing more is held back than before."""
+        if needed_bytes <= self._size:
+            return
+        size = -(-needed_bytes // _STEP_BYTES) * _STEP_BYTES
+        try:
+            descriptor = self._disk.open(self._path, os.O_RDWR | os.O_CREAT)
+            with at_the_end(lambda: self._disk.close(descriptor), "closing the reserve"):
+                self._extend(descriptor, size)
+        except OSError as error:
+            raise StoreWriteFailed(str(self._path), "holding back room for acknowledgements") from error
+        self._size = size
+
+    def _extend(self, descriptor: int, size: int) -> None:
+        try:
+            write_all(descriptor, bytes(size - self._size), self._size, self._disk)
+            self._disk.fsync(descriptor)
+        except OSError as error:
+            with noted_on(error, "taking the growth back"):
+                self._disk.truncate(descriptor, self._size)
+            raise
+
+    def give_up(self) -> bool:
+        """Free the blocks. Returns false if there were none.
+
+        Raises:
+            StoreWriteFailed: the system refused.
+        """
+        if self._size == 0:
+            return False
+        try:
+            descriptor = self._disk.open(self._path, os.O_RDWR)
+            with at_the_end(lambda: self._disk.close(descriptor), "closing the reserve"):
+                self._disk.truncate(descriptor, 0)
+        except OSError as error:
+            raise StoreWriteFailed(str(self._path), "giving up the reserve") from error
+        self._size = 0
+        return True

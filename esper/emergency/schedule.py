@@ -1,0 +1,136 @@
+"""When a subscriber gets which signal: by level and age, after the wait of a failed attempt, and under the cap."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esper.leyline.signals import EmergencySignal, Level
+
+CAP_WINDOW_S = 60.0
+"""Length of the sliding window of the cap, in seconds."""
+
+_Place = tuple[int, int, str]
+"""Minus the level, order, id: signals in the order in which they are sent."""
+
+
+@dataclass(frozen=True)
+class Subscriber:
+    """A receiver of signals.
+
+    Attributes:
+        capped: Whether at most `cap_per_minute` attempts are made within a minute. HALT is never capped.
+        attempts: Failed attempts after which a delivery becomes a dead letter. None: it never does.
+        first_s: Longest wait after the first failed attempt, in seconds. It doubles with each further one.
+        most_s: Longest wait after any attempt, in seconds.
+    """
+
+    name: str
+    capped: bool = True
+    attempts: int | None = 8
+    first_s: float = 1.0
+    most_s: float = 60.0
+
+    def wait_s(self, attempts: int, draw: random.Random) -> float:
+        """Return the wait after `attempts` failed attempts: drawn between 0 and the longest ("full jitter").
+
+        Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+        """
+        longest = min(self.most_s, self.first_s * 2.0 ** min(attempts - 1, 60))
+        return draw.uniform(0.0, longest)
+
+
+class Schedule:
+    """The deliveries that one subscriber waits for. Times are seconds of one monotonic clock.
+
+    Args:
+        cap: Attempts within `CAP_WINDOW_S`. None: no limit.
+    """
+
+    def __init__(self, cap: int | None) -> None:
+        self._cap = cap
+        self._ready: list[_Place] = []
+        """What may be sent now, in order."""
+        self._later: list[tuple[float, _Place]] = []
+        """A heap of what waits, by the time at which it becomes ready. Some entries may not be valid any more."""
+        self._times: dict[str, tuple[float | None, _Place]] = {}
+        """Id -> the time in `_later`, None if it is in `_ready`; and its place. Ids in flight are not here."""
+        self._window: deque[float] = deque(maxlen=cap)
+        """Times of the last attempts that count for the cap, the oldest first."""
+
+    def add(self, signal: EmergencySignal, order: int, ready: float) -> None:
+        """Wait for a delivery: it may be attempted from `ready` on."""
+        self.remove(signal.signal_id)
+        place = (-int(signal.level), order, signal.signal_id)
+        heapq.heappush(self._later, (ready, place))
+        self._times[signal.signal_id] = ready, place
+
+    def remove(self, signal_id: str) -> None:
+        """Wait for a delivery no longer: it ended, or it is in flight."""
+        if signal_id in self._times:
+            later, place = self._times.pop(signal_id)
+            if later is None:
+                del self._ready[bisect_left(self._ready, place)]
+
+    def waits_for(self, signal_id: str) -> bool:
+        """Return whether a delivery waits. One in flight does not."""
+        return signal_id in self._times
+
+    def begin_window(self, attempts: Sequence[float]) -> None:
+        """Set the times of the attempts that count for the cap, the oldest first."""
+        self._window.clear()
+        if self._cap is not None:
+            self._window.extend(attempts)
+
+    def count_attempt(self, level: Level, at: float) -> None:
+        """Count an attempt for the cap. A HALT does not count."""
+        if self._cap is not None and level is not Level.HALT:
+            self._window.append(at)
+
+    def due(self, now: float, most: int) -> list[str]:
+        """Return the ids of at most `most` deliveries that may be attempted now, in order. Nothing changes."""
+        self._advance(now)
+        room = most if self._cap is None else min(most, self._cap - self._used(now))
+        halts = bisect_left(self._ready, (-int(Level.HALT) + 1, 0, ""))
+        first = self._ready[: min(halts, most)]
+        rest = self._ready[halts : halts + max(0, min(room, most - len(first)))]
+        return [signal_id for _, _, signal_id in (*first, *rest)]
+
+    def next_due(self, now: float) -> float | None:
+        """Return the time from which `due` returns something. None: no delivery waits."""
+        self._advance(now)
+        free = self._free_from(now)
+        times = [now if -place[0] == Level.HALT else max(now, free) for place in self._ready[:1]]
+        for ready, place in self._later:
+            if self._times.get(place[2]) == (ready, place):
+                times.append(ready if -place[0] == Level.HALT else max(ready, free))
+        return min(times, default=None)
+
+    def _advance(self, now: float) -> None:
+        """Move what has become ready to `_ready`."""
+        while self._later and self._later[0][0] <= now:
+            ready, place = heapq.heappop(self._later)
+            if self._times.get(place[2]) == (ready, place):
+                insort(self._ready, place)
+                self._times[place[2]] = None, place
+        if len(self._later) > 2 * len(self._times) + 64:
+            self._later = [
+                (ready, place) for ready, place in self._later if self._times.get(place[2]) == (ready, place)
+            ]
+            heapq.heapify(self._later)
+
+    def _used(self, now: float) -> int:
+        """Return the number of counted attempts in the window that ends now."""
+        while self._window and self._window[0] <= now - CAP_WINDOW_S:
+            self._window.popleft()
+        return len(self._window)
+
+    def _free_from(self, now: float) -> float:
+        """Return the time from which the cap allows an attempt."""
+        if self._cap is None or self._used(now) < self._cap:
+            return now
+        return self._window[0] + CAP_WINDOW_S
