@@ -16,6 +16,7 @@ from esper.ground.closing import Closing
 from esper.leyline.signals import Level
 
 _SIZE = mmap.PAGESIZE
+_HALT = int(Level.HALT)
 _LEVEL_BITS, _GENERATION_BITS = 8, 24
 """The word from its low bits: level (0: no level), generation, count in the other 32."""
 
@@ -65,7 +66,7 @@ class EmergencyWord(Closing):
 
     def halted(self) -> bool:
         """Return whether the level is HALT. Trainers call this at every step."""
-        return self._view[0] & 0xFF == Level.HALT
+        return self._view[0] & 0xFF == _HALT
 
     def read(self) -> WordState:
         """Return the content of the word."""

@@ -29,7 +29,11 @@ def generator(run_seed: int, purpose: str, *place: int | str) -> np.random.Gener
 
 def seed_process(run_seed: int, purpose: str, *place: int | str) -> None:
     """Seed python's, numpy's and torch's global generators of this process for one use; CUDA's where it is in use."""
-    key = stream_key(run_seed, purpose, *place)
+    seed_by(stream_key(run_seed, purpose, *place))
+
+
+def seed_by(key: int) -> None:
+    """Seed the global generators of this process with a key that `stream_key` returned; CUDA's where it is in use."""
     seed_on_cpu(key)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.manual_seed_all(key)

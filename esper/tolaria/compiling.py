@@ -36,15 +36,12 @@ def compile_host(host: nn.Module, backend: str) -> None:
 
 
 @contextmanager
-def compiling(backend: str | None) -> Iterator[None]:
-    """Run the body, a forward of a compiled host, with `SETTINGS`. Without a backend the body runs as it is.
+def compiling(backend: str) -> Iterator[None]:
+    """Run the body, a forward of a compiled host, with `SETTINGS`.
 
     Raises:
         ConfigError: torch cannot compile the forward, or it has more than `MOST_GRAPHS` versions.
     """
-    if backend is None:
-        yield
-        return
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 

@@ -19,9 +19,10 @@ from torch.utils.data import default_collate
 
 from esper.errors import DependencyViolationError, TaskError
 from esper.ground.nested import mapped
-from esper.ground.random_streams import generator, seed_process
+from esper.ground.random_streams import generator, seed_by, seed_process
 from esper.task import Samples, Task
 from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check_judging, check_test, split_off
+from esper.tolaria.training_order import TrainingOrder
 from esper.tolaria.trees import copied
 from esper.user_code.extra_state import state_of
 from esper.user_code.their_code import their_code
@@ -94,14 +95,13 @@ class TaskData:
         self._stateful = stateful(self.shards)
         self.made_with = self.state()
         """State of each stateful data set before the first draw; see `state`."""
-        self._orders: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
-        """Epoch -> order of the training samples in it. At most two epochs are stored, because a batch may span two."""
+        self._order = TrainingOrder(run_seed, self.shards["train"].indices, self.epoch_samples, batch_size)
         self._groups = {name: self.shards[name].groups() for name in JUDGING}
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of full batches in an epoch. The samples of an incomplete last batch are not used in that epoch."""
-        return self.epoch_samples // self.batch_size
+        return self._order.steps_per_epoch
 
     def state(self) -> dict[str, Any]:
         """Return a copy of the present state of each stateful data set, by the name of the first shard that uses it."""
@@ -137,10 +137,9 @@ class TaskData:
 
         The step continues with the random streams as the loading leaves them, equally in the live host and in forks.
         """
-        epoch, place = divmod(step, self.steps_per_epoch)
-        start = epoch * self.epoch_samples + place * self.batch_size
-        seed_process(self._run_seed, "step", step)
-        return self._load("train", self._samples_from(start, self.batch_size))
+        key, indices = self._order.draw(step)
+        seed_by(key)
+        return self._load("train", indices)
 
     def probe(self, shard: str, indices: Sequence[int]) -> Any:
         """Load some samples of a shard, collated. Seeds this process first, with a seed of probes only."""
@@ -202,20 +201,6 @@ class TaskData:
             seed_process(self._run_seed, "evaluate", shard, place * EVALUATION_BATCH)
             yield self._load(shard, _evaluation_part(indices, place))
 
-    def _samples_from(self, position: int, count: int) -> list[int]:
-        """Return training samples from a position of an endless sequence of keyed permutations, one per epoch."""
-        found: list[int] = []
-        while len(found) < count:
-            lap, place = divmod(position + len(found), len(self.shards["train"]))
-            found += self._order_of(lap)[place : place + count - len(found)].tolist()
-        return found
-
-    def _order_of(self, lap: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        if lap not in self._orders:
-            order = generator(self._run_seed, "order", lap).permutation(self.shards["train"].indices)
-            self._orders = {k: v for k, v in self._orders.items() if k == lap - 1} | {lap: order}
-        return self._orders[lap]
-
     def _load(self, shard: str, indices: Sequence[int]) -> Any:
         return self._batch(self._items(shard, indices))
 
@@ -264,9 +249,10 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def to_device(batch: Any, device: str) -> Any:
+def to_device(batch: Any, device: str | torch.device) -> Any:
     """Move every tensor of a nested batch to a device. Other values are not changed."""
-    return mapped(lambda tensor: tensor.to(device), batch)
+    there = torch.device(device)
+    return mapped(lambda tensor: tensor if tensor.device == there else tensor.to(there), batch)
 
 
 def split_pair(batch: Any) -> tuple[Any, Any]:

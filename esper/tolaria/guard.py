@@ -15,8 +15,9 @@ def check_finite(step: int, loss: float, gradient_norm: float) -> None:
     Raises:
         DivergenceUnrecoverable: the loss or the gradient norm is not finite. The step has not updated any parameter.
     """
-    for what, value in (("loss", loss), ("gradient_norm", gradient_norm)):
-        if not math.isfinite(value):
-            count("esper.guard.trips")
-            error = DivergenceUnrecoverable(step, what, value)
-            raise reported(error, "guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return
+    what, value = ("gradient_norm", gradient_norm) if math.isfinite(loss) else ("loss", loss)
+    count("esper.guard.trips")
+    error = DivergenceUnrecoverable(step, what, value)
+    raise reported(error, "guard_tripped", Severity.CRITICAL, step=step, what=what, value=str(value))

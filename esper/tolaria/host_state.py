@@ -154,8 +154,10 @@ class GrownHost:
     # -- tensors -------------------------------------------------------------------------------------------------
 
     def _trained_parameters(self) -> list[nn.Parameter]:
-        optimizers = [self._optimizer, *(o.optimizer for o in self._seed_optimizers.values())]
-        return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        found = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for seed in self._seed_optimizers.values():
+            found += [p for group in seed.optimizer.param_groups for p in group["params"]]
+        return found
 
     def weights_sha256(self) -> str:
         """Return the SHA-256 of the tensors in the host's state dict and of its seeds' tensors, buffers included."""

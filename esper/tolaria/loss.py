@@ -176,6 +176,8 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 def _check_devices(output: Any, target: Any) -> None:
     """Refuse outputs if none is on the device of a target. Single outputs, such as lengths, may be elsewhere."""
+    if isinstance(output, Tensor) and isinstance(target, Tensor) and output.device == target.device:
+        return  # the usual case, and this runs in every training step
     outputs, targets = ({str(tensor.device) for tensor in tensors(value)} for value in (output, target))
     if outputs and targets and outputs.isdisjoint(targets):
         seen, beside = ", ".join(sorted(outputs)), ", ".join(sorted(targets))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -42,7 +42,7 @@ class MeasuredHost(GrownHost):
         self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor, data: TaskData
     ) -> None:
         super().__init__(task, settings, host, editor)
-        self._data = data
+        self._data, self._device = data, torch.device(settings.device)
         self._data_state = data.made_with
         self._sample_loss: Loss = sample_loss(task)
 
@@ -50,10 +50,13 @@ class MeasuredHost(GrownHost):
 
     def _load(self, batch: Any) -> tuple[Any, Any]:
         inputs, targets = split_pair(batch)
-        return to_device(inputs, self._settings.device), to_device(targets, self._settings.device)
+        return to_device(inputs, self._device), to_device(targets, self._device)
 
     def _forward(self, inputs: Any) -> Any:
-        with compiling(self._settings.compile_backend):
+        backend = self._settings.compile_backend
+        if backend is None:
+            return call_model(self._task, self.host, inputs)
+        with compiling(backend):
             return call_model(self._task, self.host, inputs)
 
     @contextmanager
@@ -228,8 +231,8 @@ class MeasuredHost(GrownHost):
                 calls = self._editor.calls(seed_id)
                 inputs, targets = self._load(self._data.batch(step))
                 step += 1
-                self._editor.watch(not self._compiled)
-                loss = batch_loss(self._task.loss, self._forward(inputs), targets)
+                with nullcontext() if self._compiled else self._watching():
+                    loss = batch_loss(self._task.loss, self._forward(inputs), targets)
                 if self._editor.calls(seed_id) == calls:
                     continue
                 found = {} if self._compiled else self._audited()
@@ -256,10 +259,18 @@ class MeasuredHost(GrownHost):
         A compiled forward is one node of the autograd graph, from which every parameter is reachable.
         """
         with uncompiled(self.host), self._state_kept(), temporary_rng(self.step, self._devices()):
-            self._editor.watch(True)
-            self._forward(inputs)
-            self._editor.watch(False)
+            with self._watching():
+                self._forward(inputs)
             return audit()
+
+    @contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Have the forward passes of the block store what `audit` needs; others are faster without."""
+        self._editor.watch(True)
+        try:
+            yield
+        finally:
+            self._editor.watch(False)
 
     def _look_for_calls(self) -> None:
         """Check that the compiled forward calls the seeds grafted before the last step.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from esper.errors import TaskError
 from esper.task import Task
 from esper.user_code.their_code import their_code
+
+_device_of = attrgetter("device")
 
 FLOOR = 0.1
 """Final learning rate of a seed's schedule, as a share of its peak."""
@@ -171,6 +174,7 @@ def global_norm(gradients: list[Tensor]) -> Tensor:
     device and dtype, which costs 2 % of the step of a small host.
     """
     norms = torch._foreach_norm(gradients)
-    device = norms[0].device
-    total: Tensor = torch.linalg.vector_norm(torch.stack([n if n.device == device else n.to(device) for n in norms]))
+    if len(set(map(_device_of, norms))) > 1:
+        norms = tuple(norm.to(norms[0].device) for norm in norms)
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total

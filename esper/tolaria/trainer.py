@@ -35,6 +35,10 @@ from esper.tolaria.unkept import Changing, Unkept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
 
+BACKWARD = their_code("task.model", "the backward pass")
+OPTIMIZER_STEP = their_code("task.optimizer", "optimizer.step")
+SCHEDULER_STEP = their_code("task.scheduler", "scheduler.step")
+
 
 def never() -> bool:
     """Return False: the `halted` of a trainer that no emergency can stop."""
@@ -147,22 +151,22 @@ class Trainer(MeasuredHost):
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
         loss = batch_loss(self._task.loss, self._audited_forward(inputs), targets)
-        with their_code("task.model", "the backward pass"):
+        with BACKWARD:
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         parameters = self._trained_parameters()
-        norm = global_norm([p.grad for p in parameters if p.grad is not None])
+        norm = global_norm([gradient for p in parameters if (gradient := p.grad) is not None])
         values = loss.item(), norm.item()
         check_finite(self.step, *values)
         if self._settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
-        with their_code("task.optimizer", "optimizer.step"):
+        with OPTIMIZER_STEP:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         for optimizer in self._seed_optimizers.values():
             optimizer.step(self.step)
             optimizer.optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:
-            with their_code("task.scheduler", "scheduler.step"):
+            with SCHEDULER_STEP:
                 self._scheduler.step()
         self.step += 1
         if self._uncalled:
@@ -174,16 +178,19 @@ class Trainer(MeasuredHost):
 
     def _audited_forward(self, inputs: Any) -> Any:
         """Return the output of a training step's forward. If an audit of isolation is due, make it."""
-        due = self._audit_is_due()
-        if due and self._compiled:
+        if not self._audit_is_due():
+            return self._forward(inputs)
+        if self._compiled:
             self._audit_eagerly(inputs, self._audit)
-        self._editor.watch(due and not self._compiled)
-        output = self._forward(inputs)
-        if due and not self._compiled:
-            self._audit()
+            return self._forward(inputs)
+        with self._watching():
+            output = self._forward(inputs)
+        self._audit()
         return output
 
     def _audit_is_due(self) -> bool:
+        if not self._isolated:
+            return False
         if not self._isolated.keys() <= self._leaks.keys():
             return True  # an isolated seed was never audited
         return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
@@ -198,6 +205,8 @@ class Trainer(MeasuredHost):
 
     def _next_batch(self) -> Any:  # Any: the type that the task's collate function returns
         """Load the batch of the present step. The new state of stateful data sets is stored for the step after it."""
+        if not (self._data.made_with or self._data_state):  # no data set has a state
+            return self._data.batch(self.step)
         with self._data.at(self._data_state):
             batch = self._data.batch(self.step)
             self._data_state = self._data.state()

@@ -22,6 +22,7 @@ from esper.errors import (
 from esper.ground.random_streams import generator, seed_process
 from esper.ground.tensors import state_digest
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
+from esper.kasmina.host import host_editor
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
@@ -537,6 +538,22 @@ def test_a_leak_in_the_live_host_is_told_once_and_seen_until_it_is_judged(
     (later,) = live.observe(2, {"seed-1": Stage.BLENDING}).seeds
     assert later.isolation_leaks == ("head.weight",)
     assert told() == ["isolation_violated"]
+
+
+def test_only_the_forwards_of_audits_and_probes_are_watched(
+    make_survey: MakeSurvey, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
+) -> None:
+    survey, looked = leaking(make_survey), list[int]()
+    live = live_trainer(survey)
+    plan = make_plan(survey, step=0, isolated=True)
+    live.apply(plan, drawn)
+    monkeypatch.setattr(host_editor, "versions", lambda _: looked.append(live.step) or {})
+    live.probe_gradients("seed-1", 1)
+    live.train_to(6)
+    live.apply(same_command(plan, JoinPlan, "command-2"), {})
+    live.train_to(10)
+
+    assert looked == [0, 0, 0, 0, 4, 4]  # before and after the forward: of the probe, and of the audits at 0 and 4
 
 
 # -- after a removal ---------------------------------------------------------------------------------------------
