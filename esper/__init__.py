@@ -1,7 +1,7 @@
 """esper: neural networks that grow while they train, by a runtime that never hides a failure.
 
 `run` trains a `Task` under a `RunConfig`, `InProcess` or `OnRay`; `resume` continues a run from its directory; both
-return a `Result`. `load` gives the grown network of a run directory.
+return a `Result`. `load` returns the grown network of a run directory.
 """
 
 from importlib import import_module
@@ -47,7 +47,7 @@ _LATER = {
     "resume": "esper.flow.entry",
     "run": "esper.flow.entry",
 }
-"""Public name -> module that has it, imported when the name is asked for."""
+"""The module of each public name. It is imported on first use of the name."""
 
 
 def __getattr__(name: str) -> Any:  # Any: whatever the module has
@@ -57,5 +57,5 @@ def __getattr__(name: str) -> Any:  # Any: whatever the module has
 
 
 def __dir__() -> list[str]:
-    """The public names, loaded or not, and what every module has."""
+    """Return the public names, loaded or not, and the names that every module has."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

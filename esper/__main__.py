@@ -1,4 +1,5 @@
-"""Where the command line begins, as `esper` and as `python -m esper`: the order of sets is fixed before all else."""
+"""The start of the command line, as `esper` and as `python -m esper`. It fixes the order of sets before anything
+else."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ from esper.ground.hash_seed import fix_hash_seed
 
 
 def main() -> None:
-    """Entry point: run the command line and leave with its exit code."""
+    """Entry point: run the command line and exit with its code."""
     if may_load_task(sys.argv[1:]):
         fix_hash_seed()
-    from esper.cli.main import main as command_line  # after a restart by `fix_hash_seed`: it is imported once
+    from esper.cli.main import main as command_line  # imported after `fix_hash_seed`, which may start the program again
 
     command_line()
 

@@ -54,16 +54,16 @@ def _rebuild(cls: type[EsperError], args: tuple[object, ...]) -> EsperError:
 
 
 class EsperError(Exception):
-    """Base class of all errors of esper. An `except EsperError` catches all of them and no other exception."""
+    """Base class of all errors of esper. `except EsperError` catches them and no other exception."""
 
     actor = ""
-    """Name of the called actor in which the error arose; empty if there was none."""
+    """Name of the called actor in which the error arose. Empty: it arose in no actor."""
     process = 0
-    """Process id of that actor at that time; 0 if there was none."""
+    """Process id of that actor at that time. 0: it arose in no actor."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the cause too, which `BaseException` drops. The cause is part of the state, so that a chain of causes
-        may be a loop.
+        """Pickle the error with its cause, which `BaseException` drops. The cause is part of the state, so that a chain
+        of causes may be a loop.
         """
         return _rebuild, (type(self), self.args), (dict(self.__dict__), self.__cause__)
 
@@ -77,7 +77,7 @@ class EsperError(Exception):
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, its cause, the cause of that cause and so on, each once, even if the chain of causes is a loop.
+    """Yield the error, its cause, the cause of that cause and so on. Each is yielded once, even if the chain is a loop.
 
     `raise error from error` makes a loop. All code that follows causes uses this function.
     """
@@ -90,18 +90,19 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def notes_of(error: BaseException) -> tuple[object, ...]:
-    """Return the notes of an error; empty if other code replaced them by another type. Does not raise."""
+    """Return the notes of an error. Empty if other code replaced them by another type. It never raises."""
     notes = error.__dict__.get("__notes__")
     return tuple(notes) if isinstance(notes, list | tuple) else ()
 
 
 def all_notes(error: BaseException) -> tuple[str, ...]:
-    """Return the notes of an error and of all its causes, nearest first."""
+    """Return the notes of an error and of all its causes, those of the error first."""
     return tuple(text_of(note) for one in causes(error) for note in notes_of(one))
 
 
 def text_of(value: object) -> str:
-    """Return `str(value)`; if the user's `__str__` raises, a text about the exception. Only Ctrl-C is passed on."""
+    """Return `str(value)`. If the user's `__str__` raises, return a text about the exception. Only Ctrl-C is passed
+    on."""
     return _written(str, value)
 
 
@@ -111,7 +112,7 @@ def repr_of(value: object) -> str:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return the class of an error and the first line of its text; only the class if there is no text."""
+    """Return the class of an error and the first line of its text. Return only the class if there is no text."""
     lines = text_of(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
@@ -121,7 +122,7 @@ def _written(write: Callable[[object], str], value: object) -> str:
         return write(value)
     except KeyboardInterrupt:
         raise
-    except BaseException as broken:  # the user's code may raise `SystemExit` here as well
+    except BaseException as broken:  # the user's code may raise `SystemExit` here, too
         return f"<{type(value).__name__}: its text raised {type(broken).__name__}>"
 
 
@@ -133,13 +134,13 @@ LONGEST_VALUE, LONGEST_MEND = 300, 2000
 
 
 def shortened(value: object) -> str:
-    """Return the `repr` of a value; a long text is cut and its length added."""
+    """Return the `repr` of a value. A long text is cut, and its length is added."""
     text = repr_of(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... ({len(text)} characters)"
 
 
 class ConfigError(EsperError):
-    """An input is wrong: `field` has a wrong value, and `mend` is how to correct it. Nothing was started or written."""
+    """An input is wrong. `field` has a wrong value; `mend` tells how to correct it. Nothing was started or written."""
 
     def __init__(self, field: str, value: object, mend: str) -> None:
         super().__init__(field, value, mend)
@@ -156,7 +157,7 @@ class TaskError(ConfigError):
 
 
 class RunDirectoryError(ConfigError):
-    """The run directory is in use, not empty, not writable, or holds no run. Nothing in it was changed."""
+    """The run directory is in use, not empty or not writable, or has no run. Nothing in it was changed."""
 
 
 # -- what must be there is not -----------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class RunDirectoryError(ConfigError):
 class DependencyViolationError(EsperError):
     """A required object of `subject` is missing or malformed. The host is unchanged, and no default was used.
 
-    Retrying fails the same way: the producer has to supply `missing`.
+    A retry fails in the same way; the producer has to supply `missing`.
     """
 
     def __init__(self, subject: str, missing: str, detail: str = "") -> None:
@@ -203,7 +204,8 @@ class CommandRejected(EsperError):
 
 
 class StageConflict(CommandRejected):
-    """The seed cannot take the commanded step from its recorded stage. Take a fresh state and decide again."""
+    """The seed's recorded stage does not allow the commanded step. A policy must decide again from the present
+    state."""
 
 
 # -- judging and changing the host -------------------------------------------------------------------------------
@@ -221,7 +223,7 @@ class EvidenceMissing(EsperError):
 
 
 class IllegalTransition(EsperError):
-    """The lifecycle table lacks the requested transition: a bug of esper, not a wrong input. The seed's stage is
+    """The lifecycle table does not have the requested transition. This is a bug of esper. The seed's stage is
     unchanged.
     """
 
@@ -234,7 +236,8 @@ class IllegalTransition(EsperError):
 
 
 class IsolationViolation(EsperError):
-    """An isolated seed reaches what is not its own, named in `leaves`: parameters, shared memory, written tensors."""
+    """An isolated seed reaches parameters or memory of the host or of another seed, or changes its input. `leaves` has
+    the names."""
 
     def __init__(self, seed_id: str, leaves: Sequence[str]) -> None:
         super().__init__(seed_id, tuple(leaves))
@@ -245,12 +248,13 @@ class IsolationViolation(EsperError):
 
 
 def _why(cause: BaseException | None) -> str:
-    """Return a cause as text: its `repr`, or for a `TheirCodeRaised` the description of the user's exception."""
+    """Return a cause as text. It is its `repr`; for a `TheirCodeRaised` it is the description of the user's
+    exception."""
     return cause.what if isinstance(cause, TheirCodeRaised) else repr_of(cause)
 
 
 class SeedBuildFailed(EsperError):
-    """A blueprint's factory or its module raised. The original error is the cause; the host is unchanged."""
+    """A blueprint's factory or its module raised. The original error is the cause. The host is unchanged."""
 
     def __init__(self, blueprint: str, slot: str, doing: str) -> None:
         super().__init__(blueprint, slot, doing)
@@ -275,7 +279,7 @@ class PolicyFailed(EsperError):
 
 
 class PolicyDeadlineExceeded(EsperError):
-    """The policy took longer than its deadline; its answer, if any, was discarded. Times in seconds."""
+    """The policy took longer than its deadline. An answer that came later was discarded. Times are in seconds."""
 
     def __init__(self, elapsed_s: float, deadline_s: float, span_id: str) -> None:
         super().__init__(elapsed_s, deadline_s, span_id)
@@ -291,7 +295,7 @@ class PolicyDeadlineExceeded(EsperError):
 class ProcessStateChanged(EsperError):
     """A process-wide setting changed during the run. Results computed since then may have other bits.
 
-    Retrying fails the same way: the user's code must not change the setting, or must restore it before it returns.
+    A retry fails in the same way. The user's code must not change the setting, or must restore it before it returns.
     """
 
     def __init__(self, setting: str, expected: str, found: str, where: str) -> None:
@@ -308,8 +312,8 @@ class ProcessStateChanged(EsperError):
 class TheirCodeRaised(EsperError):
     """A call of the user's code raised an `EsperError`, or an exception such as `SystemExit` or `StopIteration`.
 
-    The original exception is the cause; it did not have its usual effect, such as the end of the process. Retrying
-    fails the same way: the user's code must raise another class of exception.
+    The original exception is the cause. It did not have its usual effect, such as the end of the process. A retry fails
+    in the same way; the user's code must raise another class of exception.
     """
 
     def __init__(self, field: str, call: str, what: str) -> None:
@@ -321,8 +325,8 @@ class TheirCodeRaised(EsperError):
 
 
 class StateNotKept(EsperError):
-    """Training changed state that no checkpoint saves: `attribute` of `holder`; `mend` is how to change the user's
-    code. The fence was not committed; the fence before it was. Retrying fails the same way.
+    """Training changed state that no checkpoint saves: `attribute` of `holder`. `mend` tells how to change the user's
+    code. The fence was not committed; the fence before it was. A retry fails in the same way.
     """
 
     def __init__(self, holder: str, attribute: str, fence: int, mend: str) -> None:
@@ -346,7 +350,7 @@ class LossDeviceMismatch(EsperError):
 
 
 class DivergenceUnrecoverable(EsperError):
-    """Training diverged, and there is no live seed to remove; `what` was not finite at `step`."""
+    """Training diverged, and there is no live seed to remove. `what` was not finite at `step`."""
 
     def __init__(self, step: int, what: str, value: float) -> None:
         super().__init__(step, what, value)
@@ -360,7 +364,7 @@ class DivergenceUnrecoverable(EsperError):
 
 
 class StoreWriteFailed(EsperError):
-    """Bytes could not be made durable. Earlier acknowledged writes are safe; this write was not acknowledged."""
+    """Bytes could not be made durable. This write was not acknowledged; earlier acknowledged writes are durable."""
 
     def __init__(self, path: str, doing: str) -> None:
         super().__init__(path, doing)
@@ -382,7 +386,8 @@ class StoreCorrupt(EsperError):
 
 
 class CheckpointCorrupt(StoreCorrupt):
-    """A checkpoint did not load; no part of it was used. Retrying fails the same way: use an earlier checkpoint."""
+    """A checkpoint did not load, and no part of it was used. A retry fails in the same way; use an earlier
+    checkpoint."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(file, reason)
@@ -390,7 +395,7 @@ class CheckpointCorrupt(StoreCorrupt):
 
 
 class RestoreImpossible(EsperError):
-    """No state can be restored from `folder`, which may be "memory"; `why` lists what was tried."""
+    """No state can be restored from `folder`, which may be "memory". `why` lists the attempts."""
 
     def __init__(self, folder: str, why: str) -> None:
         super().__init__(folder, why)
@@ -401,7 +406,7 @@ class RestoreImpossible(EsperError):
 
 
 class RollbackDeadlineExceeded(EsperError):
-    """A rollback took longer than its budget. All was restored. Times in seconds."""
+    """A rollback took longer than its budget. Everything was restored. Times are in seconds."""
 
     def __init__(self, tier: str, elapsed_s: float, budget_s: float) -> None:
         super().__init__(tier, elapsed_s, budget_s)
@@ -415,7 +420,7 @@ class RollbackDeadlineExceeded(EsperError):
 
 
 class ActorError(EsperError):
-    """A failure between processes; `role` is the name of the called actor."""
+    """A failure between processes. `role` is the name of the called actor."""
 
     def __init__(self, role: str, detail: str) -> None:
         super().__init__(role, detail)
@@ -430,11 +435,11 @@ class ActorLost(ActorError):
 
 
 class TrainerRankLost(ActorLost):
-    """The process of a trainer rank has ended or hangs; the live host of this generation is lost."""
+    """The process of a trainer rank has ended or hangs. The live host of this generation is lost."""
 
 
 class ActorDoubtful(ActorError):
-    """The connection broke: it is unknown whether the call took effect, so it must not simply be repeated."""
+    """The connection broke. It is unknown whether the call took effect, so the call must not be repeated."""
 
 
 class CallDeadlineExceeded(ActorError):
@@ -442,7 +447,7 @@ class CallDeadlineExceeded(ActorError):
 
 
 class PlacementUnavailable(ActorError):
-    """The actor was not ready within its start deadline; `detail` has the requested and the available resources."""
+    """The actor was not ready within its start deadline. `detail` has the requested and the available resources."""
 
 
 class StartDeadlineExceeded(PlacementUnavailable):
@@ -450,7 +455,7 @@ class StartDeadlineExceeded(PlacementUnavailable):
 
 
 class RestartIntensityExceeded(ActorError):
-    """An actor died too often in a period, or repeatedly at one fence. The run stops; the last death is the cause."""
+    """An actor died too often in a period, or repeatedly at one fence. The run stops. The last death is the cause."""
 
 
 class EmergencyStop(EsperError):
@@ -465,7 +470,7 @@ class EmergencyStop(EsperError):
 
 
 class EmergencyQueueFull(EsperError):
-    """The emergency queue is full; this signal was refused. No signal in the queue was dropped."""
+    """The emergency queue is full, and this signal was refused. No signal in the queue was dropped."""
 
     def __init__(self, signal_id: str, capacity: int) -> None:
         super().__init__(signal_id, capacity)
@@ -476,7 +481,7 @@ class EmergencyQueueFull(EsperError):
 
 
 class EmergencyUnavailable(EsperError):
-    """The run is ending and accepts no signal; this signal was refused. Earlier accepted signals were delivered."""
+    """The run is ending, and this signal was refused. Signals that were accepted before were delivered."""
 
     def __init__(self, signal_id: str) -> None:
         super().__init__(signal_id)
@@ -487,7 +492,7 @@ class EmergencyUnavailable(EsperError):
 
 
 class Drained(EsperError):
-    """The run ended at a fence on request (SIGTERM). All work up to this fence is saved."""
+    """The run ended at a fence on request, for example by SIGTERM. All work up to this fence is saved."""
 
     def __init__(self, fence: int) -> None:
         super().__init__(fence)
@@ -498,7 +503,8 @@ class Drained(EsperError):
 
 
 class CannotBeWritten(EsperError):
-    """A class or function cannot be written as source that works alone; `reason` names it and the obstacle."""
+    """A class or function cannot be written as source that works alone. `reason` names the definition and the
+    obstacle."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -1,9 +1,9 @@
-"""Named fault points, at which a failure can be injected on purpose. A point without an armed fault costs almost
-nothing.
+"""Named fault points, at which a failure can be injected on purpose. A point without an armed fault takes almost no
+time.
 
-A point is armed only through the run's config (`[[faults]]`), which the journal records. A fault fires when a process
-with its role passes its point for the n-th time, and at following passages up to `times` in the whole run. Each firing
-is recorded in a file of the run before it happens, so that a restarted process does not fire the same fault again.
+Only the run's config (`[[faults]]`) arms a point; the journal records the config. A fault fires when a process with its
+role passes its point for the n-th time. It fires again at the next passages, up to `times` in the whole run. Each
+firing is recorded in a file of the run before it happens, so that a restarted process does not fire it again.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ POINTS = {
     "tolaria.start": NOTHING,
     "tolaria.step": ROUND_AND_STEP,
 }
-"""Fault point -> what it knows when it is passed: `round`, `step`, both or neither. The part before the dot is the role
-of the process that passes it.
+"""The values that each fault point knows: `round`, `step`, both or neither. The part of the name before the dot is the
+role of the process that passes the point.
 """
 
 
 class Fault(StrEnum):
-    """What happens when a point fires."""
+    """The failure that a fault injects."""
 
     RAISE = "raise"
     DELAY = "delay"
@@ -84,35 +84,36 @@ class FaultSpec(Settings):
     point: str
     fault: Fault
     role: str | None = None
-    """Name of the actor (`manager-1`), if several pass the point. None: the first that passes."""
+    """Name of the actor, such as `manager-1`, if several actors pass the point. None: any actor."""
     rank: Annotated[int, Field(ge=0)] | None = None
-    """Rank of the trainer; there is only rank 0."""
+    """Rank of the trainer. The only rank is 0."""
     round: Annotated[int, Field(ge=0)] | None = None
-    """Count only passages in the round that ends at this fence, or at the fence itself. None: in any round."""
+    """Count only passages in the round that ends at this fence, or at the fence. None: in any round."""
     step: Annotated[int, Field(ge=0)] | None = None
-    """Count only passages directly before this optimizer step of the run, from 0. None: before any step."""
+    """Count only passages before this optimizer step of the run, from 0. None: before any step."""
     generation: Annotated[int, Field(ge=1)] | None = None
-    """Fire only in processes that were started in this generation of the run; a restart begins a generation. None: in
-    any.
+    """Fire only in processes that were started in this generation of the run. A restart begins a generation. None: in
+    any process.
     """
     passage: Annotated[int, Field(ge=1)] = 1
-    """Number of the counted passage at which the fault fires first, from 1 in each process."""
+    """Number of the counted passage at which the fault fires first. Each process counts from 1."""
     times: Annotated[int, Field(ge=1)] = 1
-    """Number of firings in the whole run. After the first firing, the fault fires at each counted passage until this
-    number.
+    """Number of firings in the whole run. After the first, the fault fires at each counted passage until this number is
+    reached.
     """
     error: str = "FaultInjected"
-    """For `raise`: a class of esper.errors that can be made from two texts, or FaultInjected."""
+    """For `raise`: a class of `esper.errors` that can be made from two texts."""
     seconds: Seconds = 1.0
     """Duration of `delay`."""
 
     def counts(self, round: int | None, step: int | None) -> bool:
-        """Whether a passage at this round and step counts."""
+        """Return whether a passage at this round and step counts."""
         return self.round in (None, round) and self.step in (None, step)
 
 
 class Firing(BaseModel):
-    """Record of one firing, written before it happens. `fault_index` is the fault's position in the config, from 0."""
+    """Record of one firing. It is written before the fault fires. `fault_index` is the fault's position in the config,
+    from 0."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -125,7 +126,7 @@ class Firing(BaseModel):
 
 
 class Firings:
-    """The firings of a run, in a file shared by its processes; without a file, the firings of this process."""
+    """The firings of a run, in a file that its processes share. Without a file, the firings of this process."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path, self._here = path, list[Firing]()
@@ -140,10 +141,10 @@ class Firings:
             raise StoreCorrupt(str(self._path), "has a line that is not the record of a fired fault") from error
 
     def claim(self, firing: Firing, times: int) -> bool:
-        """Record a firing and return true, unless the fault has already fired `times` times in the run.
+        """Record a firing and return True. If the fault has already fired `times` times in the run, return False.
 
         Raises:
-            StoreWriteFailed: it cannot be recorded; the fault does not fire.
+            StoreWriteFailed: the firing cannot be recorded. The fault does not fire.
         """
         if self._path is None:
             return self._claim(firing, times)
@@ -172,7 +173,8 @@ class _Armed:
         self.index, self.spec, self.actor, self.passages = index, spec, actor, 0
 
     def due(self) -> Firing | None:
-        """Return the firing of this passage, which must be claimed first. None: too few passages counted so far."""
+        """Return the firing of this passage, which the caller must claim. None: too few passages have counted so
+        far."""
         if self.passages < self.spec.passage:
             return None
         spec = self.spec
@@ -194,11 +196,11 @@ def check(specs: Sequence[FaultSpec], passed: Mapping[str, Collection[str]] | No
     """Refuse faults that could never fire.
 
     Args:
-        passed: Name of each process of the run -> the points that it passes. None: not known yet.
+        passed: The points that each process of the run passes, by its name. None: not known yet.
 
     Raises:
-        ConfigError: an unknown point or role (the error names the nearest); a point that no process passes; a round or
-            step for a point that does not know it; an error class that does not exist or cannot be made.
+        ConfigError: a point or role does not exist (the error names the nearest); no process passes a point; a fault
+            has a round or step that its point does not know; or an error class does not exist or cannot be made.
     """
     for spec in specs:
         if spec.point not in POINTS:
@@ -232,11 +234,11 @@ def _check_passed(spec: FaultSpec, passed: Mapping[str, Collection[str]]) -> Non
 
 
 def arm(specs: Sequence[FaultSpec], actor: str = "", record: Path | None = None, generation: int | None = None) -> None:
-    """Arm faults in this process and disarm all earlier ones; an empty list disarms all.
+    """Arm faults in this process and disarm all others. An empty list disarms all.
 
     Args:
-        actor: Name of this process; faults for another name are left out.
-        record: File of the firings of the whole run. None: firings are counted in this process alone.
+        actor: Name of this process. Faults for another name are left out.
+        record: File of the firings of the whole run. None: firings are counted in this process only.
         generation: Generation in which this process is started. None: faults of all generations are armed.
 
     Raises:
@@ -267,7 +269,7 @@ def fired() -> int:
 
 
 def point(name: str, *, round: int | None = None, step: int | None = None) -> None:
-    """Pass a fault point. Does nothing unless the point is armed."""
+    """Pass a fault point. If no fault is armed there, do nothing."""
     if _armed:
         _pass(name, round, step)
 

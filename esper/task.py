@@ -1,4 +1,4 @@
-"""The task, defined by the user: a model, its slots, data and loss. This module only holds them."""
+"""The task that a user defines: a model, its slots, data and loss."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 Loss = Callable[[Any, Any], Tensor]
-"""(output, target) -> scalar mean; for `sample_loss`: losses [B], or losses [B] and weights [B]."""
+"""(output, target) -> the scalar mean. For `sample_loss`: losses [B], or losses [B] and weights [B]."""
 
 
 class Samples(Protocol):
-    """A map-style data set of (input, target). It may carry `group_of(index) -> int` for correlated samples."""
+    """A map-style data set of (input, target). It may have a method `group_of(index) -> int` for correlated samples."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...  # any input of the collate function
@@ -26,43 +26,43 @@ def _adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A training problem: a model, its slots, data, and loss. A run changes no field.
+    """A training problem: a model, its slots, data, and loss. A run changes no field of it.
 
     For each batch of training the calls are, in this order: `train[i]` for each sample, `collate(samples)`, the model
     (or `input_output(model, input)`), `loss(output, target)`, the backward pass, the optimizer's step, the scheduler's
     step. B is the number of samples in a batch; tensors are moved to `run.device` before the model sees them.
 
     Args:
-        model: () -> nn.Module, with the first weights drawn from the seeded global generators. Called again for the
-            live network, its twin and each fork, in each process; two calls must share nothing.
+        model: () -> nn.Module. The first weights are drawn from the seeded global generators. The function is called
+            for the live network, its twin and each fork, in each process. Two calls must share no object.
         slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` stand for a part between two
-            dots, and `"*"` alone for every module. The output of a slot is one floating-point tensor, [B, C, H, W],
-            [B, T, C] or [B, C], and the slot is called at most once per forward. A module that a pattern matches and
-            that is not such a slot is left out; a named module that is not such a slot is refused.
+            dots, and `"*"` alone for every module. A forward calls a slot at most once. Its output is one
+            floating-point tensor: [B, C, H, W], [B, T, C] or [B, C]. If a module cannot be a slot, it is left out if
+            only a pattern matches it, and refused if it is named.
         train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). Random numbers must come from the
             seeded global generators.
-        valid: As `train`. Its loss is measured at the end of a run and decides nothing.
-        loss: (output, target) -> scalar tensor, the mean over the batch. Samples may depend on each other in it, as
-            in a contrastive loss; figures are means over evaluation batches of 256 samples then: see docs/figures.md.
-        test: As `train`: measured before the first step and at the end. Default: a tenth of `train`.
-        pick: As `train`: candidates are ranked on it. Default: a tenth of `train`.
-        gate: As `train`: the best candidate of a tournament is judged on it. Default: a tenth of `train`. Samples that
-            are taken from `train` for pick, gate and test are never used in training; groups are not split.
-        sample_loss: (output, target) -> [B], or -> ([B], [B]): losses, and weights if samples have different weights.
-            The weighted mean must be what `loss` returns. Default: derived from a torch loss that has `reduction`.
-        metrics: By name, (output, target) -> a number, a tensor or an array; see docs/figures.md. Measured on test at
-            the end. Default: none.
+        valid: As `train`. Its loss is measured at the end of a run. No decision depends on it.
+        loss: (output, target) -> scalar tensor, the mean over the batch. Samples may depend on each other in it, as in
+            a contrastive loss. Figures are then means over evaluation batches of 256 samples; see docs/figures.md.
+        test: As `train`. Its loss is measured before the first step and at the end. Default: a tenth of `train`.
+        pick: As `train`. Candidates are ranked on it. Default: a tenth of `train`.
+        gate: As `train`. The best candidate of a tournament is judged on it. Default: a tenth of `train`. Samples that
+            are taken from `train` for pick, gate and test are never used in training. Groups are not split.
+        sample_loss: (output, target) -> losses [B], or (losses [B], weights [B]) if samples have different weights. The
+            weighted mean must be what `loss` returns. Default: derived from a torch loss that has `reduction`.
+        metrics: Functions (output, target) -> a number, a tensor or an array, by name; see docs/figures.md. They are
+            measured on test at the end. Default: none.
         batch_size: Samples of an optimizer step. Default: 64; `run.batch_size` overrides it.
         epochs: Default: 8; `run.epochs` overrides it.
-        epoch_samples: Samples of an epoch. Each epoch continues in the shuffled order of `train` where the last ended.
-            Default: all of `train`. Samples beyond the last full batch are left out of the epoch.
+        epoch_samples: Samples of an epoch. An epoch continues in the shuffled order of `train` where the last epoch
+            ended. Default: all of `train`. Samples beyond the last full batch are left out of the epoch.
         round_steps: Optimizer steps between two decisions on growth. Default: 15 rounds in a run of up to 600 steps, 60
             in a longer one; `run.round_steps` overrides it.
-        group: index of a sample -> int, equal for correlated samples (for example lines of one file). Gates then count
-            groups instead of samples, and need 128 groups in pick and in gate (`growth.min_samples`). Not needed for a
-            data set with a method `group_of`. Default: no groups.
-        optimizer: (parameters) -> torch.optim.Optimizer. Called for the network and again for each seed, whose learning
-            rate esper sets: a warm-up, then a cosine to a tenth. Default: AdamW with lr 3e-3.
+        group: Index of a sample -> int, which is equal for correlated samples, such as lines of one file. Gates then
+            count groups instead of samples, and need 128 groups in pick and in gate (`growth.min_samples`). Not needed
+            for a data set with a method `group_of`. Default: no groups.
+        optimizer: (parameters) -> torch.optim.Optimizer. Called for the network, and again for each seed. esper sets
+            the learning rate of a seed: a warm-up, times a cosine that falls to a tenth. Default: AdamW with lr 3e-3.
         scheduler: (optimizer, steps of the run) -> scheduler, stepped once after each optimizer step. Default: none.
         collate: (list of samples) -> (input, target), batch first. Default: torch's `default_collate`.
         input_output: (model, input) -> output, for a model that is not called as `model(input)`, or returns more than

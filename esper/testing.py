@@ -1,4 +1,4 @@
-"""Small tasks and fakes for tests of esper and of the code of its users. Only tests may import this module."""
+"""Small tasks and fakes, for tests of esper and of its users' code. Only tests may import this module."""
 
 from __future__ import annotations
 
@@ -38,30 +38,33 @@ class FakeClock:
         return self.seconds
 
     def move(self, seconds: float) -> None:
-        """Move the time by some seconds, forwards or backwards."""
+        """Move the time by some seconds. A negative number moves it backwards."""
         self.seconds += seconds
 
 
 def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
-    """Wait for another process or thread until `happened` returns a true value. An exception of it ends the wait.
+    """Wait until `happened` returns a true value, because of another process or thread. An exception in `happened` ends
+    the wait.
 
-    There is no time limit, since durations on a busy machine prove nothing. A test's general time limit ends a hang.
+    There is no time limit here, because durations on a busy machine prove nothing. The general time limit of the test
+    ends a hang.
     """
     while not happened():
         time.sleep(every_s)
 
 
 def fail_with(error: BaseException, cause: BaseException | None = None) -> NoReturn:
-    """Raise an error from a frame in a file of esper, as esper does."""
+    """Raise an error from a frame in a file of esper."""
     raise error from cause
 
 
 def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
-    """Return a `check` for `pytest.raises`: the error has fields of these values, and its text contains the names.
+    """Return a `check` for `pytest.raises`. It checks that the error has fields with these values, and that its text
+    contains the names.
 
-    A field is compared by `==`, or searched for an `re.Pattern`. A name is a text that the message must contain
-    whatever its wording: a figure, a path, a key, a part of an API. If the class of the error has a `mend`, it must not
-    be empty. Raises `AssertionError`.
+    A field is compared by `==`; if the value is an `re.Pattern`, the field is searched for it. A name is a text that
+    the message must contain in any wording: a figure, a path, a key, a part of an API. If the error has a field `mend`,
+    it must not be empty. Raises `AssertionError`.
     """
 
     def check(error: BaseException) -> bool:
@@ -78,11 +81,11 @@ def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
 
 
 class ScriptedPolicy:
-    """A policy that returns given answers in turn, and raises those that are exceptions. `asked` has the states that it
-    received.
+    """A policy that returns given answers in turn. An answer that is an exception is raised. `asked` has the states
+    that the policy received.
 
     Args:
-        logits: The logits on every seed.
+        logits: The logits for every seed.
     """
 
     name = "scripted"
@@ -107,13 +110,14 @@ class ScriptedPolicy:
         return found
 
     def logits(self, state: RoundState, seed: SeedState, past: tuple[FieldReport, ...]) -> tuple[float, ...]:
-        """Return the logits that were given."""
+        """Return the given logits."""
         del state, seed, past
         return self._logits
 
 
 class Bands(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Points [C] in four classes, by whether x0 and x1 are far from 0. No linear host can separate them."""
+    """Points [C] in four classes. The class depends on whether x0 is far from 0, and whether x1 is. No linear host can
+    separate the classes."""
 
     def __init__(self, count: int, key: int, channels: int = 8) -> None:
         self.inputs = torch.randn(count, channels, generator=torch.Generator().manual_seed(key))
@@ -142,7 +146,8 @@ class TinyHost(nn.Module):
 
 
 def tiny_task(**changes: Any) -> Task:  # Any: values of fields of Task
-    """Return a task that a seed improves and that trains in about a second: 320 steps of 32 samples in 16 rounds."""
+    """Return a task that trains in about a second, and that a seed improves. It has 320 steps of 32 samples, in 16
+    rounds."""
     fields: dict[str, Any] = {
         "model": TinyHost,
         "slots": ["body"],
@@ -161,9 +166,9 @@ def tiny_task(**changes: Any) -> Task:  # Any: values of fields of Task
 
 
 def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted key with "__" for the dot
-    """Return a config for `tiny_task`: short ramps, long deadlines, and budgets for a seed larger than the tiny host.
+    """Return a config for `tiny_task`. Ramps are short, and the budgets allow a seed that is larger than the tiny host.
 
-    A busy machine meets all its deadlines; a test of a deadline sets a shorter one.
+    Deadlines are so long that a busy machine meets them. A test of a deadline sets a shorter one.
     """
     keys = {
         "policy.deadline_s": 60.0,
@@ -186,7 +191,7 @@ def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted 
 
 
 class StopAt(Quiet):
-    """Progress that requests a drain at a given fence."""
+    """A `Progress` that requests a stop at a given fence."""
 
     def __init__(self, fence: int) -> None:
         self.drain, self._fence = Drain(), fence

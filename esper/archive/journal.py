@@ -151,10 +151,7 @@ def read(path: Path) -> tuple[list[Entry], list[LoadError]]:
     for frame in found.frames:
         try:
             entries.append(Entry(RecordKind(frame.kind), json.loads(frame.payload), frame.offset, frame.end))
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, or a kind that this version does not know
             errors.append(LoadError(frame.offset, len(frame.payload), f"no journal record: {error}"))
     return entries, errors
 

@@ -1,7 +1,7 @@
-"""`esper checkpoint`: shows a run's checkpoints and whether they load. It changes nothing and imports no task.
+"""`esper checkpoint`: lists or verifies the checkpoints of a run. It changes nothing and imports no task.
 
-Exit codes: 0 every checkpoint is good; 1 a checkpoint is missing or does not load, or a part of the run cannot be
-read; 2 the folder holds no run.
+Exit codes: 0 every checkpoint is good; 1 a checkpoint is missing or does not load, or a part of the run cannot be read;
+2 the folder has no run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ app = typer.Typer(help=COMMANDS["checkpoint"].help, add_completion=False, no_arg
 
 @app.command("list")
 def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
-    """Show the checkpoints from which a run can be resumed, oldest first."""
+    """Show the checkpoints from which a run can be resumed, the oldest first."""
     found = look_at(run_dir)
     gone = missing(run_dir, found.commits)
     if as_json:
@@ -46,8 +46,8 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 @app.command()
 def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
-    """Check that every checkpoint of a run has exactly the bytes that were written, and loads."""
-    from esper.archive.verification import verdicts  # imported here: it loads torch, which `list` does not need
+    """Check that every checkpoint of a run has the bytes that were written, and loads."""
+    from esper.archive.verification import verdicts  # imported here because it loads torch, which `list` does not need
 
     found = look_at(run_dir)
     checkpoints = [*verdicts(run_dir, found.commits), *_unvouched(run_dir, found)]

@@ -1,6 +1,6 @@
-"""The table of the commands of `esper`: module, help text and flags of each. It imports no command.
+"""The table of the commands of `esper`, with module, help text and flags of each. It imports no command.
 
-`esper --help` prints this table; only the module of the command that the command line names is loaded.
+`esper --help` prints this table. Of the commands, only the one on the command line is imported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class CommandSpec(NamedTuple):
-    """One row of the table: a command whose module need not be loaded."""
+    """One row of the table. It describes a command whose module is not loaded yet."""
 
     place: str
     """`module:attribute` of its function, or of the typer app that has its sub-commands."""
@@ -17,7 +17,7 @@ class CommandSpec(NamedTuple):
     only_prints: bool = False
     """True if printing is the only effect of the command. Such a command fails if its output cannot be written."""
     loads_task: bool = False
-    """True if the command runs code of the user: `PYTHONHASHSEED` is set first (docs/adr/0007-hash-seed.md)."""
+    """True if the command runs code of the user. `PYTHONHASHSEED` is then set first (docs/adr/0007-hash-seed.md)."""
 
 
 COMMANDS: dict[str, CommandSpec] = {
@@ -69,13 +69,15 @@ COMMANDS: dict[str, CommandSpec] = {
 
 
 def only_prints(words: list[str]) -> bool:
-    """Whether printing is the only effect of a command line; also true for options without a command (`--version`)."""
+    """Return whether printing is the only effect of a command line. It is also true for options without a command
+    (`--version`)."""
     if not words or words[0].startswith("-"):
         return True
     return words[0] in COMMANDS and COMMANDS[words[0]].only_prints
 
 
 def may_load_task(words: list[str]) -> bool:
-    """Whether a command line may run code of the user. True for the command of a package, whose effects are unknown."""
-    name = next((word for word in words if not word.startswith("-")), None)  # `esper -- run` runs, too
+    """Return whether a command line may run code of the user. True for the command of a package, because its effects
+    are unknown."""
+    name = next((word for word in words if not word.startswith("-")), None)  # `esper -- run` is the command `run`, too
     return name is not None and (name not in COMMANDS or COMMANDS[name].loads_task)

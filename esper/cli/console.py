@@ -11,16 +11,16 @@ from rich.segment import Segment
 from esper.cli.output import printable
 
 NARROWEST = 20
-"""Smallest width of the console, in columns: with a width near 0 (COLUMNS=0) rich shows no text."""
+"""Smallest width of the console, in columns. With a width near 0 (COLUMNS=0) rich would show no text."""
 
 
 WIDE = 160
-"""Width of the console where the output is no terminal and COLUMNS is not set, in columns. In rich's 80 a table breaks
-names in two."""
+"""Width of the console in columns, if the output is no terminal and COLUMNS is not set. With 80, the default of rich,
+tables would break names in two."""
 
 
 class PlainConsole(Console):
-    """A console that prints every text literally: no markup, no emoji codes, no control sequences."""
+    """A console that prints every text literally. It interprets no markup, emoji codes or control sequences."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -36,5 +36,6 @@ class PlainConsole(Console):
 
 
 def can_redraw(console: Console) -> bool:
-    """Whether the output is a terminal that can redraw lines: not TERM=dumb, not a file with FORCE_COLOR."""
+    """Whether the output is a terminal that can redraw lines. A file with FORCE_COLOR and a terminal with TERM=dumb
+    cannot."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()

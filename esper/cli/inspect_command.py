@@ -16,7 +16,7 @@ from esper.ground.exit_codes import CHECK_FAILED, DONE
 
 
 def inspect(run_dir: RunArgument, as_json: JsonOption = False) -> int:
-    """Print the state of a run. Returns `CHECK_FAILED` if a part of it is missing or unreadable."""
+    """Print the state of a run. Return `CHECK_FAILED` if a part of it is missing or unreadable."""
     found = inspect_run(run_dir)
     if as_json:
         print_json(found)

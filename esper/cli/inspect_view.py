@@ -27,7 +27,8 @@ def place(found: Mapping[str, Any]) -> str:
 
 
 def losses(found: Mapping[str, Any]) -> Table:
-    """Return test losses of a finished run, and why no seed stayed in it; a table without rows until the run ends."""
+    """Return a table of the test losses of a finished run, and the reason if no seed stayed in it. It has no rows until
+    the run has ended."""
     shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
     if end is not None:
         start = found["start_test_loss"]
@@ -40,8 +41,8 @@ def losses(found: Mapping[str, Any]) -> Table:
 
 
 def seeds(found: Mapping[str, Any]) -> Table:
-    """Return a table of the seeds that G2 judged, that are in the network, or that still train. The function `beaten`
-    counts the others.
+    """Return a table of the seeds that G2 judged, that are in the network, or that still train. `beaten` counts the
+    other seeds.
     """
     shown = table("seed", "slot", "blueprint", "blend", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:
@@ -53,12 +54,14 @@ def seeds(found: Mapping[str, Any]) -> Table:
 
 
 def _blend(report: Mapping[str, Any] | None) -> str:
-    """Return a seed's mode, with the mean of alpha in its last round; empty if it was in no round."""
+    """Return a seed's blend mode, with the mean of alpha in its last round. Return an empty text if it was in no
+    round."""
     return f"{report['mode']} {report['mean']:.2f}" if report is not None else ""
 
 
 def beaten(found: Mapping[str, Any]) -> str:
-    """Return the number of seeds that the table of `seeds` leaves out, by slot; empty if it has all seeds."""
+    """Return the number of seeds that the table of `seeds` leaves out, by slot. Return an empty text if it leaves out
+    no seed."""
     slots = Counter(seed["slot"] for seed in found["seeds"] if _beaten(seed))
     if not slots:
         return ""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Unloaded(TyperCommand):
-    """A placeholder in the list of commands: it has a name and a help text, and cannot run."""
+    """A placeholder in the list of commands. It has a name and a help text, and cannot run."""
 
     def __init__(self, name: str, spec: CommandSpec) -> None:
         super().__init__(name=name, help=spec.help)
@@ -45,6 +45,6 @@ class LazyGroup(TyperGroup):
     def resolve_command(
         self, ctx: _click.Context, args: list[str]
     ) -> tuple[str | None, _click.Command | None, list[str]]:
-        """Return name, loaded command and the words after it."""
+        """Return the name, the loaded command, and the words after it."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, Unloaded) else command, rest

@@ -105,10 +105,11 @@ def _logs(path: Path) -> list[Path]:
 
 
 def _read(log: Path, *, named: bool) -> Iterator[Frame | LoadError]:
-    """Read a log. A file found in a folder that is not a framed log counts as damage, so that the others are shown.
+    """Read a log. A file that was found in a folder and is not a framed log counts as damage, so that other logs are
+    still shown.
 
     Raises:
-        ConfigError: the command line named the file (`named`), and it is not a framed log that this program can read.
+        ConfigError: the file is not a framed log that this program can read, and the command line named it (`named`).
     """
     try:
         yield from iterate(log)
@@ -140,13 +141,14 @@ def _damage(error: LoadError) -> str:
 
 
 def _payload(payload: bytes) -> str:
-    """Return a payload as text: one-line JSON unchanged, any other as hex, so that no byte is lost."""
+    """Return a payload as text. One line of JSON is unchanged. Any other payload becomes hex, so that no byte is
+    lost."""
     return json.dumps(json.loads(payload)) if _is_json(payload) else payload.hex()
 
 
 def _is_json(payload: bytes) -> bool:
     try:
         json.loads(payload.decode())
-    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested too deeply
+    except (ValueError, RecursionError):  # the payload is not UTF-8, is not JSON, or is nested too deeply
         return False
     return True

@@ -1,4 +1,4 @@
-"""The entry point of `esper`: dispatches a command line, prints an error in one line, and returns an exit code."""
+"""The entry point of `esper`. It dispatches a command line, prints an error in one line, and returns an exit code."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def common(
     ] = False,
 ) -> None:
     """Options of `esper` without a command."""
-    del version  # its callback prints the version
+    del version  # the callback of this option prints the version
 
 
 def main() -> None:
     """Entry point: run the command line and exit with its code.
 
-    A run on actors is a child process. If the child dies without a report, its parent prints how it ended.
+    A run on actors is a child process. If the child dies without a report, its parent reports the death.
     """
     hold_standard_descriptors()
     words = sys.argv[1:]
@@ -79,7 +79,7 @@ def exit_code(arguments: list[str]) -> int:
 
 
 def _add_commands(words: list[str]) -> None:
-    """Add the commands of installed packages, unless the words name one of esper's own.
+    """Add the commands of installed packages, unless the words name a command of esper.
 
     Raises:
         TaskError: a package raised.
@@ -92,8 +92,9 @@ def _add_commands(words: list[str]) -> None:
 
 
 def _setting_of(option: str | None) -> str:
-    """Return how to give an unknown option that is the last part of a config key, such as `--epochs`. Else ""."""
-    from esper.config.joined import config_keys  # not at the top: only this error needs it
+    """Return a hint for an unknown option that is the last part of a config key, such as `--epochs`. Return "" for
+    other options."""
+    from esper.config.joined import config_keys  # imported here because only this error needs it
 
     name = (option or "").lstrip("-").replace("-", "_")
     found = [key for key in config_keys() if name and key.endswith(f".{name}")]
@@ -101,15 +102,15 @@ def _setting_of(option: str | None) -> str:
 
 
 def _answered(do: Callable[[], object]) -> int:
-    """Call `do` and return its exit code; print an error that it raises."""
+    """Call `do` and return its exit code. Print an error that it raises."""
     try:
         with any_of_their_code:
             answer = do()
     except typer.exceptions.TyperException as error:
-        if type(error).__name__ == "NoArgsIsHelpError":  # a private class of typer; its message is the help text
+        if type(error).__name__ == "NoArgsIsHelpError":  # a private class of typer, whose message is the help text
             say(error.format_message(), error=True)
             return WRONG_INPUT
-        told = error.format_message().replace("Value error, ", "")  # the prefix is pydantic's
+        told = error.format_message().replace("Value error, ", "")  # pydantic adds this prefix
         return complain(told + _setting_of(vars(error).get("option_name")), WRONG_INPUT)
     except ConfigError as error:
         return complain(str(error), WRONG_INPUT)
@@ -117,7 +118,7 @@ def _answered(do: Callable[[], object]) -> int:
         return complain(f"{type(error).__name__}: {error}", STRICT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         return complain("interrupted", INTERRUPTED)
-    except Exception as error:  # the user's code, or a bug of esper: the traceback helps most
+    except Exception as error:  # an error of the user's code or a bug of esper, for which the traceback helps most
         traceback.print_exception(error)
         return complain(f"{type(error).__name__}: {text_of(error)}", STRICT_FAILURE)
     return answer if isinstance(answer, int) else DONE

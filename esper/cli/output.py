@@ -1,4 +1,4 @@
-"""Text output of the command line. No text is parsed as markup, and a failing output never ends a run."""
+"""Text output of the command line. No text is parsed as markup. A failure of the output never ends a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TextIO, cast
 from esper.ground.strict_json import strict_json
 
 SHOWN_CONTROLS = frozenset("\n\t")
-"""Control characters that are printed as they are; all others are escaped, because they can control the terminal."""
+"""Control characters that are printed unchanged. All others are escaped, because they can control the terminal."""
 
 
 def printable(text: str) -> str:
@@ -38,7 +38,7 @@ def complain(text: str, code: int) -> int:
 
 
 def print_json(found: dict[str, Any]) -> None:
-    """Print one JSON object as the last output; see `esper.ground.strict_json` for numbers that are not finite."""
+    """Print one JSON object as the last output. For numbers that are not finite see `esper.ground.strict_json`."""
     print(strict_json(found))
 
 
@@ -52,13 +52,13 @@ class _Stream:
     def __init__(self, stream: TextIO, name: str, *, goes_on: bool) -> None:
         self._stream, self._name, self._mute, self._goes_on = stream, name, False, goes_on
         self.lost = False
-        """True if a write failed for another reason than a reader that closed its pipe."""
+        """True if a write failed. A reader that closed its pipe does not count."""
 
     def __getattr__(self, name: str) -> Any:  # Any: an attribute of the stream
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text; drop it after an earlier failure."""
+        """Write a text. After a failure, drop it."""
         if not self._mute:
             encoding = self._stream.encoding or "utf-8"
             try:
@@ -68,7 +68,7 @@ class _Stream:
         return len(text)
 
     def flush(self) -> None:
-        """Flush; do nothing after an earlier failure."""
+        """Flush. After a failure, do nothing."""
         if not self._mute:
             try:
                 self._stream.flush()
@@ -76,7 +76,7 @@ class _Stream:
                 self._silence(error)
 
     def _silence(self, error: Exception) -> None:
-        """Drop all later text. If this is standard output, report that once on standard error."""
+        """Drop all later text. If this is standard output, report the failure once on standard error."""
         self._mute = True
         self.lost = not isinstance(error, BrokenPipeError)
         _point_at_nothing(self._stream)
@@ -87,14 +87,14 @@ class _Stream:
 
 
 def reason(error: Exception) -> str:
-    """Return why a write failed, in the words of the system, without its number."""
+    """Return the system's words for a failed write, without the error number."""
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def output_lost() -> bool:
-    """Whether standard output is guarded and a part of it could not be written.
+    """Return whether a part of guarded standard output could not be written.
 
-    Output after a reader closed its pipe, as `head` does, counts as written.
+    Output counts as written if its reader has closed the pipe, as `head` does.
     """
     out: object = sys.stdout
     if not isinstance(out, _Stream):
@@ -104,10 +104,10 @@ def output_lost() -> bool:
 
 
 def _point_at_nothing(stream: TextIO) -> None:
-    """Redirect a stream's file to /dev/null, so that flushing its buffer at the end of the interpreter cannot fail."""
+    """Redirect a stream's file to /dev/null, so that the flush at the end of the interpreter cannot fail."""
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # not a file, or closed
+    except (OSError, ValueError):  # the stream is not a file, or is closed
         return
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, number)
@@ -119,7 +119,7 @@ def guarded(*, goes_on: bool = True) -> Iterator[None]:
     """Within the block, writing to standard output and standard error never raises.
 
     Args:
-        goes_on: Whether the command does more than print. If so, a line on standard error says when a reader has closed
+        goes_on: Whether the command does more than print. If so, a line on standard error reports a reader that closed
             the pipe.
     """
     if isinstance(sys.stdout, _Stream):
@@ -141,9 +141,9 @@ def guarded(*, goes_on: bool = True) -> Iterator[None]:
 
 
 def hold_standard_descriptors() -> None:
-    """Open /dev/null in the place of each standard descriptor that is closed.
+    """Open /dev/null for each standard descriptor that is closed.
 
-    Otherwise the next opened file, for example a journal, gets the free number 1, and `print` would write into it.
+    Otherwise the next opened file, for example a journal, would get the free number 1, and `print` would write into it.
     """
     for number in (0, 1, 2):
         try:

@@ -18,9 +18,10 @@ FIGURES = ("parameters", "cost / host", "risk")
 
 
 def candidates(found: Mapping[str, Any]) -> Table:
-    """Return a table of all candidates: size, cost, and place in the run. Only the first row of a slot has its name.
+    """Return a table of all candidates with size, cost, and place in the run. Only the first row of a slot has the name
+    of the slot.
 
-    If nothing can germinate, the candidates of a slot that have the same place share a row.
+    If nothing can germinate, candidates of a slot that have the same place share a row.
     """
     shown, last = table("slot", "blueprint", "parameters", "cost / host", "risk", "in a run", figures=FIGURES), ""
     for rows in _together(found):
@@ -50,26 +51,27 @@ def _together(found: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 
 def _range(rows: Sequence[Mapping[str, Any]], name: str, show: Callable[[Any], str]) -> str:
-    """Return a number that all rows share, or the smallest and the largest."""
+    """Return the number of all rows if it is the same, else the smallest and the largest."""
     figures = [row[name] for row in rows]
     least, largest = show(min(figures)), show(max(figures))
     return least if least == largest else f"{least} to {largest}"
 
 
 def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
-    """Describe the place of a candidate in the run; if nothing can germinate, give the reason."""
+    """Describe the place of a candidate in the run. If nothing can germinate, it is the reason."""
     if place == NONE:
         return "none: the run is too short (see below)" if found["why_nothing_grows"] else "none: growth is off"
     return place.replace("growth.", "")
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """Return lines on the fences at which seeds can germinate, the cost of a tournament, and the wait for it."""
+    """Return lines about the fences at which seeds can germinate, the cost of a tournament, and the wait for it."""
     return [*padding(found), *companions(found), _germination(found), _compute(found), _waits(found)]
 
 
 def padding(found: Mapping[str, Any]) -> list[str]:
-    """Return a warning for slots whose length differs between batches: their seeds treat padding as content."""
+    """Return a warning about slots whose length differs between batches, because their seeds treat padding as
+    content."""
     padded = [slot["path"] for slot in found["slots"] if slot["varies"] and slot["kind"] == Kind.NTC]
     if not padded:
         return []
@@ -78,7 +80,7 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """Return notes if the loss of a sample depends on other samples of its batch, because of the loss or of the
+    """Return notes about a loss of a sample that depends on other samples of its batch. The cause is the loss or the
     network.
     """
     means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"
@@ -112,7 +114,7 @@ def _compute(found: Mapping[str, Any]) -> str:
 
 
 def _waits(found: Mapping[str, Any]) -> str:
-    """Return a line of measured times: seconds per step, and seconds that the trainer waits."""
+    """Return a line of measured times: the time of a step, and the seconds that the trainer waits."""
     said = f"measured: {number(1e3 * found['step_s'], 1)} ms a step of the host"
     if found["fence_wait_first_s"] is None:
         return said

@@ -44,18 +44,18 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 class Signalled(KeyboardInterrupt):
-    """Raised if a signal arrives while a run starts. The text of the exception is the name of the signal."""
+    """Raised if a signal arrives while a run starts. Its text is the name of the signal."""
 
 
 def place_of_run(*, in_process: bool) -> InProcess | OnRay:
-    """Return where to run: in this process, or on Ray. Call it before the task is loaded.
+    """Return the place of the run: this process, or Ray. Call it before the task is loaded.
 
     Raises:
         ConfigError: the package `actors` is not installed, or another package has its name.
     """
     if in_process:
         return InProcess()
-    launcher("ray")  # imported now, from esper's folder: the task's project may have a package with this name
+    launcher("ray")  # imported now, from esper's folder, because the task's project may have a package of the same name
     return OnRay()
 
 
@@ -63,8 +63,8 @@ def execute(on: InProcess | OnRay, task: Task, config: RunConfig, reference: Ref
     """Run to the end, or exit with the code of the failure.
 
     Raises:
-        ConfigError: an input is wrong; nothing was written.
-        typer.Exit: the run did not reach its end; the reason was printed.
+        ConfigError: an input is wrong; nothing was written. typer.Exit: the run did not reach its end. The reason was
+            printed.
     """
     with _watched(as_json) as (progress, drain):
         return run(task, config, on=on, reference=reference, progress=progress, drain=drain)
@@ -76,8 +76,8 @@ def execute_resume(
     """Resume a run to its end, or exit with the code of the failure.
 
     Raises:
-        ConfigError: the run cannot be resumed with these settings; nothing was changed.
-        typer.Exit: the run did not reach its end; the reason was printed.
+        ConfigError: the run cannot be resumed with these settings; nothing was changed. typer.Exit: the run did not
+            reach its end. The reason was printed.
     """
     on = place_of_run(in_process=in_process)
     begun = fixed(run_dir) if run_file(fixed(run_dir)).is_file() else None
@@ -85,7 +85,7 @@ def execute_resume(
         parent.tell(run_dir=shown(begun))
     with _watched(as_json, begun) as (progress, drain):
         result = resume(run_dir, None, settings, on=on, broken=broken, progress=progress, drain=drain)
-        if progress.path is None:  # the run had already ended, so that no view was opened
+        if progress.path is None:  # the run had already ended, so no view was opened
             progress.ended(result)
         return result
 
@@ -95,7 +95,7 @@ def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Termina
     """Show a run, handle signals, and report a failure before the process exits.
 
     Args:
-        begun: The directory of a resumed run. None: a new run, which gets a directory when it starts.
+        begun: The directory of a resumed run. None: the run is new, and gets a directory when it starts.
     """
     terminal, drain = Terminal(PlainConsole(stderr=as_json)), Drain()
     try:
@@ -104,7 +104,7 @@ def _watched(as_json: bool, begun: Path | None = None) -> Iterator[tuple[Termina
     except ConfigError as error:
         if terminal.path is None:
             raise
-        terminal.close()  # after the start, a ConfigError (found by an actor) is a failure of the run
+        terminal.close()  # after the start, a ConfigError comes from an actor, and is a failure of the run
         say_failure(error, terminal.path, as_json=as_json)
         raise typer.Exit(STRICT_FAILURE) from error
     except KeyboardInterrupt as interrupt:
@@ -143,10 +143,11 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _signals(drain: Drain) -> Iterator[None]:
-    """Within the block, SIGTERM and SIGHUP ask the run to end at the next fence, and Ctrl-C interrupts it.
+    """Within the block, SIGTERM and SIGHUP request an end of the run at the next fence, and Ctrl-C interrupts it.
 
-    A second Ctrl-C within `SAME_REQUEST_S` is ignored, so that it does not disturb the cleanup. A later one interrupts
-    again, because other code may have swallowed the first. A SIGHUP that was ignored before (`nohup`) stays ignored.
+    A second Ctrl-C within `SAME_REQUEST_S` is ignored, so that it does not disturb the cleanup. A later Ctrl-C
+    interrupts again, because other code may have swallowed the first interrupt. A SIGHUP that was ignored before
+    (`nohup`) stays ignored.
     """
     last_s = -math.inf
 
@@ -179,7 +180,7 @@ def _signals(drain: Drain) -> Iterator[None]:
 
 
 def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> None:
-    """Print the error, its cause, its trace id, the files that are left, and the next step."""
+    """Print the error, its cause, its trace id, the files that it left, and the next step."""
     facts, last, kept = failure(error), None, "nothing was written"
     if run_dir is not None:
         kept = "nothing that can be read"
@@ -198,7 +199,8 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
     notes = list(all_notes(error))
     if last is not None and "fault_fired" in last.body:
         told["fault_fired"] = last.body["fault_fired"]
-    if not isinstance(error, EsperError):  # the user's code, or a bug: the traceback, notes included, helps most
+    # an error of the user's code, or a bug, for which the traceback and its notes help most
+    if not isinstance(error, EsperError):
         traceback.print_exception(error)
     elif notes:
         say(*notes, error=True)
@@ -210,7 +212,8 @@ def say_failure(error: Exception, run_dir: Path | None, *, as_json: bool) -> Non
 
 
 def in_child(*, as_json: bool) -> int | None:
-    """Fork a child process for the command. Returns None in the child; in the parent, the exit code of the child."""
+    """Fork a child process for the command. Return None in the child. In the parent, return the exit code of the
+    child."""
     try:
         end = parent.split()
     except OSError as error:
@@ -222,7 +225,7 @@ def in_child(*, as_json: bool) -> int | None:
 
 
 def say_end(end: End, *, as_json: bool) -> int:
-    """Report the end of a child process that died without a report; return the exit code of the command line."""
+    """Report the end of a child process that died without a report. Return the exit code of the command line."""
     if end.code is not None:
         return end.code
     if -end.status in parent.ENDING:
@@ -236,7 +239,7 @@ def say_end(end: End, *, as_json: bool) -> int:
 
 
 def _kept(run_dir: Path, found: Remains) -> str:
-    """Describe what a failed run has left on disk."""
+    """Describe the files that a failed run left on disk."""
     if not found.entries:
         return "run.json; the run had not begun"
     there = [str(one.fence) for one in found.commits if (checkpoints_folder(run_dir) / one.file).exists()]
@@ -247,5 +250,5 @@ def _kept(run_dir: Path, found: Remains) -> str:
 
 
 def _tells(entry: Entry, facts: dict[str, Any]) -> bool:
-    """Whether a record is the journal's report of this failure."""
+    """Return whether a record is the journal's report of this failure."""
     return entry.kind is RecordKind.RUN_FAILED and entry.body.items() >= facts.items()

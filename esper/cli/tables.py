@@ -13,7 +13,7 @@ def table(*headers: str, figures: Sequence[str] = (), title: str | None = None, 
     """Return a table with a line under its headers.
 
     Args:
-        figures: Headers of columns of numbers and short words, which never wrap; all others do.
+        figures: Headers of columns that never wrap, because they have numbers or short words.
     """
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", caption=caption)
     made.caption_justify = "left"
@@ -31,5 +31,5 @@ def grid() -> Table:
 
 
 def cells(*texts: str) -> list[Text]:
-    """Return texts as cells; they are not parsed as markup."""
+    """Return texts as cells that are not parsed as markup."""
     return [Text(text) for text in texts]

@@ -1,4 +1,4 @@
-"""The commands that run a task's code: run, plan, resume, prove."""
+"""The commands that run the code of a task: run, plan, resume, prove."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ COLOURS = {
 
 
 class Terminal:
-    """A live view on a terminal; plain lines if the output is not a terminal."""
+    """A live view on a terminal. If the output is not a terminal, it prints plain lines."""
 
     def __init__(self, console: Console, *, live: bool | None = None) -> None:
         self._console = console
@@ -77,7 +77,7 @@ class Terminal:
         self._console.print(Text(f"  {what}"), soft_wrap=True)
 
     def working(self, what: str) -> None:
-        """Show the current activity beside a spinner. Plain output shows only results, not the activity."""
+        """Show the current activity beside a spinner. Plain output does not show it."""
         if self._live is not None:
             self._live.update(Group(*self._view, Spinner("dots", Text(what, style="dim"))), refresh=True)
 
@@ -98,13 +98,14 @@ class Terminal:
             self._console.print(line, soft_wrap=True)
 
     def hold(self, hold: Hold) -> None:
-        """Print why nothing germinates, once for each reason."""
+        """Print the reason why nothing germinates. Each reason is printed once."""
         if hold.fence and (self._hold is None or (hold.reason, hold.detail) != (self._hold.reason, self._hold.detail)):
             self._say(hold.fence, f"nothing new is tried: {hold.detail}")
         self._hold = hold
 
     def answer(self, answer: Answer) -> None:
-        """Print which seeds were grafted, fossilised, not accepted or culled from the host, and why."""
+        """Print the seeds that were grafted, fossilised, not accepted or culled from the host, with the figures that
+        decided."""
         if answer.order is not None:
             self._hold = None
         told = {report.seed_id: report for report in answer.gates}
@@ -170,7 +171,8 @@ def _rows(state: RoundState) -> list[Text]:
 
 
 def standing(seeds: list[SeedState]) -> Text:
-    """Return the seeds of one slot in the host: blueprint, stage, number of equal seeds, and alpha during its ramp."""
+    """Return the seeds of one slot in the host, with blueprint, stage, number of equal seeds, and alpha during its
+    ramp."""
     text, last = Text(), ""
     inside = [seed for seed in seeds if seed.stage in IN_HOST]
     for (blueprint, shown), alike in groupby(inside, key=lambda seed: (seed.blueprint_id, _stage(seed))):
@@ -195,7 +197,7 @@ def _name(seed: SeedState) -> str:
 
 
 def _news(step: Transition, report: GateReport | None, *, replica: bool) -> str:
-    """Return the message for a transition; empty for a transition that is not shown."""
+    """Return the message for a transition. It is empty if the transition is not shown."""
     checks = {check.name: check for check in report.checks} if report is not None else {}
     if step.after is Stage.BLENDING:
         if replica:
@@ -223,7 +225,7 @@ def _twin(checks: Mapping[str, Check]) -> str:
 
 
 def heading(survey: Survey, path: Path | None) -> list[str]:
-    """Return a few lines on what a run will do."""
+    """Return a few lines about the plan of a run."""
     growth, run, shards = survey.config.growth, survey.config.run, survey.data.shards
     sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
     threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
@@ -254,7 +256,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
 
 
 def left_out(modules: Mapping[str, str]) -> list[str]:
-    """Return the modules that match a pattern but are not slots, a line for each reason."""
+    """Return a line for each reason why modules that match a pattern are not slots."""
     paths: dict[str, list[str]] = {}
     for path, why in modules.items():
         paths.setdefault(why, []).append(path)
@@ -317,7 +319,7 @@ def _totals(result: Summary) -> Table:
 
 
 def _time(result: Summary) -> str:
-    """Return the seconds of the whole run, with the part that the trainer waited, and those of the last process."""
+    """Return the seconds of the whole run, the seconds that the trainer waited, and the seconds of the last process."""
     waited = f"the trainer waited {number(result.fence_wait_s, 1)} s"
     if result.training_s is None or result.fences_s is None:
         whole = f"in the whole run {waited}"
@@ -328,7 +330,7 @@ def _time(result: Summary) -> str:
 
 
 def _of_replicas(seeds: Sequence[SeedFate]) -> str:
-    """Return the end of a caption; empty unless the table has a replica that is not better than its control."""
+    """Return the end of a caption. It is empty if no replica in the table is worse than its control."""
     if not any(seed.replica_of and seed.stage in IN_HOST and not (seed.gain or 0.0) > 0 for seed in seeds):
         return ""
     return "; a replica need not beat its control: it stays unless it is shown to be harmful (docs/growth.md)"

@@ -1,1 +1,1 @@
-"""The grown network out of a run: loaded as a module, or written as a file for use without esper."""
+"""Loads the grown network of a run as a module, or writes it as a file for use without esper."""

@@ -1,7 +1,7 @@
-"""Writes Python definitions as text, with every definition that they use, so that the text needs only imports.
+"""Writes Python definitions as text, with every definition that they use.
 
-It reads source and evaluates no code. Definitions of esper and of the modules in `own` are written out; names that they
-use from other modules are imported.
+It reads source and evaluates no code. Definitions of esper and of the modules in `own` are written into the text. Names
+from other modules are imported.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FUTURE = "from __future__ import annotations\n"
 
 @dataclass(frozen=True)
 class Source:
-    """The source of a module, and its top-level statements by the names that they bind."""
+    """The source of a module, with its top-level statements by the names that they bind."""
 
     name: str
     lines: list[str]
@@ -53,25 +53,25 @@ class Source:
 
 @dataclass
 class Definitions:
-    """Definitions in the order in which they can be evaluated, and the imports that they need."""
+    """Definitions in an order in which they can be evaluated, with the imports that they need."""
 
     own: frozenset[str] = frozenset()
-    """Modules whose definitions are written out, in addition to those of esper."""
+    """Modules whose definitions are written into the text, in addition to those of esper."""
     texts: list[str] = field(default_factory=list)
     _modules: set[str] = field(default_factory=set)
     """Imports of whole modules: `torch`, `numpy as np`."""
     _names: dict[str, set[str]] = field(default_factory=dict)
-    """Module -> the names that are imported from it."""
+    """The imported names of each module."""
     _sources: dict[str, Source] = field(default_factory=dict)
     _taken: dict[str, str] = field(default_factory=dict)
-    """Name in the file -> its origin: the module that defines it, or the path of an import."""
+    """Origin of each name in the text: the module that defines it, or the path of an import."""
 
     def add(self, module: str, name: str) -> None:
         """Add the top-level definition of `name` in a module, after the definitions that it uses.
 
         Raises:
-            CannotBeWritten: the name, or one that it uses, is not defined at the top of a module whose source can be
-                read; or two definitions have the same name.
+            CannotBeWritten: the name, or a name that it uses, is not defined at the top level of a module with readable
+                source; or two definitions have the same name.
         """
         source = self._source(module)
         if name not in source.nodes:
@@ -87,11 +87,11 @@ class Definitions:
             self._define(source, node)
 
     def has(self, module: str, name: str) -> bool:
-        """Whether the definition of this name in this module was added."""
+        """Return whether the definition of this name in this module was added."""
         return self._taken.get(name) == module
 
     def free(self, name: str) -> str:
-        """Return a name that is not used in the file: `name`, with `_network` appended as often as needed."""
+        """Return a name that is not used in the text: `name`, with `_network` appended as often as needed."""
         while name in self._taken:
             name += "_network"
         return name
@@ -108,7 +108,7 @@ class Definitions:
         self._names.setdefault(module, set()).add(f"{name} as {alias}" if alias else name)
 
     def import_module(self, module: str, alias: str | None = None) -> None:
-        """Add an import of a module as a whole. Raises: CannotBeWritten: the name is taken."""
+        """Add an import of a whole module. Raises: CannotBeWritten: the name is taken."""
         if alias is None:
             self._claim(module.partition(".")[0], module.partition(".")[0])
         else:
@@ -124,7 +124,7 @@ class Definitions:
         return module in self.own or module.partition(".")[0] == "esper"
 
     def _claim(self, name: str, by: str) -> bool:
-        """Reserve a name. Returns: True if it is new. Raises: CannotBeWritten: another definition has it."""
+        """Reserve a name. Returns: True if it is new. Raises: CannotBeWritten: another definition has the name."""
         if name in self._taken and self._taken[name] != by:
             raise CannotBeWritten(f"{self._taken[name]} and {by} both define {name!r}; rename yours")
         new = name not in self._taken
@@ -204,7 +204,8 @@ def _annotations(text: str) -> set[str]:
 
 
 def _used(text: str) -> set[str]:
-    """Return the global names that a definition uses, except in annotations, which are never evaluated."""
+    """Return the global names that a definition uses. Names in annotations are left out, because annotations are never
+    evaluated."""
 
     def of(table: symtable.SymbolTable) -> Iterator[str]:
         for symbol in table.get_symbols():

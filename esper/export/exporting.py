@@ -1,7 +1,7 @@
-"""Exports the grown network of a run to a file that works without esper: plain torch, `torch.export` or ONNX.
+"""Exports the grown network of a run to a file for use without esper: plain torch, `torch.export` or ONNX.
 
-The export is written under a temporary name and renamed after a check: on two batches it must give the outputs of the
-run's network. No file is overwritten, and a failed export leaves no file.
+The export is written under a temporary name, checked, and then renamed. The check compares its outputs on two batches
+with those of the run's network. No file is overwritten, and a failed export leaves no file.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from esper.tolaria.host_building import call_model
 from esper.user_code.their_code import refused_as_theirs
 
 ROWS = (3, 5)
-"""Number of samples in the traced batch and in a second batch of another size: a program must work for every batch
-size.
+"""Number of samples in the traced batch, and in a second batch. The sizes differ because a program must work for every
+batch size.
 """
 
 
@@ -75,15 +75,16 @@ def export(
     """Write the grown network of a run to a new file or folder. The run is only read.
 
     Args:
-        to: For `torch` a folder, absent or empty; else a file. By default in the run's parent folder.
+        to: For `torch` a folder, which is absent or empty. For other formats a file. By default it is in the run's
+            parent folder.
         fence, generation, task: See `esper.load`.
 
     Raises:
-        ConfigError: the target exists, lies in the run or cannot be written; a package is missing; or a blueprint
-            cannot be written down.
+        ConfigError: the target exists, is inside the run or cannot be written; a package is missing; or a blueprint
+            cannot be written as source.
         TaskError: the network cannot be traced, or the export gives other outputs than the network.
         StoreWriteFailed: the files could not be written.
-        Exception: as `esper.load`. No file is left after any of these errors.
+        Exception: as `esper.load`. None of these errors leaves a file.
     """
     run_dir = Path(run_dir)
     place = fixed(Path(to)) if to is not None else default_place(run_dir, format)
@@ -103,13 +104,13 @@ def export(
 
 
 def default_place(run_dir: Path, format: Format) -> Path:
-    """Return the default path of an export: in the run's parent folder, named after the run."""
+    """Return the default path of an export. It is in the run's parent folder and has the name of the run."""
     run_dir = fixed(run_dir).resolve()
     return run_dir.with_name(f"{run_dir.name}-network{SUFFIX[format]}")
 
 
 def _check_place(run_dir: Path, place: Path, format: Format) -> None:
-    """Raises: ConfigError: the path exists, cannot be written, or lies in the run. The test file is removed."""
+    """Raises: ConfigError: the path exists, cannot be written, or is inside the run. The test file is removed."""
     if place.resolve().is_relative_to(fixed(run_dir).resolve()):
         raise ConfigError("to", str(place), f"it is inside the run {run_dir}, which is only read; choose another")
     if os.path.lexists(place) and not (format is Format.TORCH and place.is_dir() and not any(place.iterdir())):
@@ -117,21 +118,21 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
     ground = next(folder for folder in place.parents if os.path.lexists(folder))
     try:
         with tempfile.NamedTemporaryFile(dir=ground, prefix=f".{place.name}.", suffix="-probing.tmp"):
-            pass  # as long as the name of a draft, to detect a name that is too long
+            pass  # as long as the name of a draft, so that a name that is too long is refused here
     except OSError as error:
-        if error.errno not in FULL:  # a full disk is reported later, by the write
+        if error.errno not in FULL:  # not an error here; the write reports a full disk
             mend = f"it cannot be made in {ground} ({error.strerror}); choose another"
             raise ConfigError("to", str(place), mend) from error
 
 
 def _draft(place: Path) -> Path:
-    """Return a new name in the same folder, for the export until it is checked."""
+    """Return a new name in the same folder. The export has it until it is checked."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
 
 
 @contextmanager
 def _folder_of(place: Path) -> Iterator[Path]:
-    """Make the parent folders of a path; if the block raises, remove the new ones that are empty."""
+    """Make the parent folders of a path. If the block raises, remove the new folders that are empty."""
     new = [folder for folder in place.parents if not folder.exists()]
     try:
         make_folders(place.parent)
@@ -148,7 +149,7 @@ def _folder_of(place: Path) -> Iterator[Path]:
 
 
 def _inputs(loaded: Loaded) -> list[Any]:  # Any: whatever the user's model takes
-    """Return inputs of two batch sizes (`ROWS`), made of the first validation samples."""
+    """Return inputs of two batch sizes (`ROWS`) from the first validation samples."""
     found = []
     with temporary_rng(0), refused_as_theirs():
         data = open_data(loaded.task, loaded.identity.config)
@@ -168,13 +169,13 @@ class CalledAs(nn.Module):
         self.network, self._call = network, task.input_output
 
     def forward(self, inputs: Any) -> Any:
-        """Return the output by the task's `input_output`. Not called for a task without it."""
+        """Return the output of the task's `input_output`. Not called if the task has none."""
         assert self._call is not None, "without it the network is called directly"
         return self._call(self.network, inputs)
 
 
 def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: float) -> None:
-    """Raises: TaskError: `play` gives other outputs than the network for one of the batches."""
+    """Raises: TaskError: the outputs of `play` and of the network differ for one of the batches."""
     for inputs in batches:
         with temporary_rng(0), refused_as_theirs(), torch.no_grad():
             expected = pytree.tree_leaves(call_model(loaded.task, loaded.network, inputs))
@@ -186,7 +187,7 @@ def _check_outputs(loaded: Loaded, batches: list[Any], play: Play, tolerance: fl
 
 
 def _difference(expected: Any, found: Any) -> float:  # Any: leaves of whatever the user's model gives
-    """Return the largest difference over the largest absolute value; 0 only if the outputs are equal."""
+    """Return the largest difference, divided by the largest absolute value. It is 0 only if the outputs are equal."""
     if not isinstance(expected, Tensor):
         return 0.0 if expected == found else float("inf")
     found = torch.as_tensor(found)
@@ -228,7 +229,7 @@ def _publish(draft: Path, place: Path) -> None:
 def play_torch(file: Path, loaded: Loaded) -> Play:
     """Run the exported file and return the network that it builds, called in the same way as its task."""
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
-    exec(compile(file.read_bytes(), str(file), "exec"), scope)  # text that this process just wrote
+    exec(compile(file.read_bytes(), str(file), "exec"), scope)  # this process has just written the text
     (build,) = scope["__all__"]
     rebuilt = scope[build](lambda: build_network(loaded.task, loaded.identity))
     return lambda inputs: call_model(loaded.task, rebuilt, inputs)
@@ -239,17 +240,17 @@ def play_torch(file: Path, loaded: Loaded) -> Play:
 
 @dataclass(frozen=True)
 class Program:
-    """One program format: how it is written and loaded, and the allowed difference of its outputs."""
+    """One program format: its writer, its loader, and the allowed difference of its outputs."""
 
     make: Callable[[torch.export.ExportedProgram], bytes]
     play: Callable[[bytes], Play]
     tolerance: float
-    """Largest allowed difference of an output, over its largest absolute value."""
+    """Largest allowed difference of an output, divided by its largest absolute value."""
 
 
 PROGRAMS = {
-    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # the kernels of torch, as in the network
-    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # other kernels, which sum in another order
+    Format.EXPORT: Program(export_bytes, play_export, 1e-6),  # the same kernels of torch as in the network
+    Format.ONNX: Program(onnx_bytes, play_onnx, 1e-4),  # other kernels than torch, which sum in another order
 }
 
 

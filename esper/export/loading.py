@@ -1,6 +1,6 @@
-"""Loads the grown network of a run from its checkpoints, verified, as an ordinary module. The run is only read.
+"""Loads the grown network of a run from a verified checkpoint, as an ordinary module. The run is only read.
 
-It takes no lock: from a run in progress it reads the last committed fence.
+No lock is taken. If the run is in progress, its last committed fence is loaded.
 """
 
 from __future__ import annotations
@@ -59,23 +59,23 @@ def load(
 ) -> nn.Module:
     """Load the grown network of a run, on the CPU and in evaluation mode, with the same bits as in its trainer.
 
-    The seeds are submodules, under the names that the run used: the network can be moved, copied, saved and trained
+    The seeds are submodules, under the names that the run used. The network can be moved, copied, saved and trained
     like any module, and called by many threads. The run is only read, and may be in progress.
 
     Args:
         run_dir: A run directory, or a snapshot of one.
-        task: The task of the run. Needed only if `run.json` has no reference to it; only its `model` is used.
+        task: The task of the run. Needed only if `run.json` has no reference to it. Only its `model` is used.
         fence: A fence whose checkpoint still exists. Default: the last one.
-        generation: Number of the generation whose last checkpoint is loaded: the first process of a run is generation
-        1, and each resume or restart of the whole run begins the next one. With `fence`: that fence, if the checkpoint
-        is of this generation. Checkpoints that a later generation took back are not found.
+        generation: Number of the generation whose last checkpoint is loaded. A run begins with generation 1; each
+            resume and each restart of the whole run begins the next. With `fence`, the checkpoint of that fence must be
+            of this generation. Checkpoints that a later generation took back are not found.
 
     Raises:
         RunDirectoryError: no run is here, or it has no checkpoint yet.
         ConfigError: no checkpoint of `fence` or `generation` exists, or a blueprint of the run is not registered here.
         TaskError: the task is missing, has changed, or its `model` builds another network than the run's.
-        CheckpointCorrupt: the checkpoint is damaged. An earlier one is loaded only if `fence` names it.
-        StoreCorrupt: `run.json` is damaged, or the journal is and no `fence` was given.
+        CheckpointCorrupt: the checkpoint is damaged. An earlier checkpoint is loaded only if `fence` names it.
+        StoreCorrupt: `run.json` is damaged, or the journal is damaged and no `fence` was given.
     """
     return load_grown(Path(run_dir), task, fence, generation).network
 
@@ -83,7 +83,7 @@ def load(
 def load_grown(
     run_dir: Path, task: Task | None = None, fence: int | None = None, generation: int | None = None
 ) -> Loaded:
-    """Like `load`; return the network with its task, its run and its checkpoint."""
+    """Like `load`, but return the network with its task, its run and its checkpoint."""
     if task is not None and not isinstance(task, Task):
         raise TaskError(
             "task", type(task).__name__, "give an esper.Task; where a function returns it, call that function"
@@ -110,7 +110,8 @@ def load_grown(
 
 
 def _read(run_dir: Path, fence: int | None, generation: int | None) -> tuple[Past, CheckpointWritten, dict[str, Any]]:
-    """Return the history of the run, and a checkpoint: its record and its verified content, with memory-mapped tensors.
+    """Return the history of the run, and the record and verified content of a checkpoint. Its tensors are
+    memory-mapped.
 
     A run in progress may drop a checkpoint after the journal was read. Then the journal is read again.
     """
@@ -131,7 +132,7 @@ def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None
     if not past.commits:
         raise RunDirectoryError("RUN", str(run_dir), "it has no checkpoint yet; there is no network to load")
     if fence is None:
-        check_sound(run_dir, past)  # unreadable records could be those of later checkpoints
+        check_sound(run_dir, past)  # the unreadable records may be of later checkpoints
     found = list(past.commits)
     for field, wanted in (("generation", generation), ("fence", fence)):
         there = sorted({getattr(one, field) for one in found})
@@ -149,10 +150,10 @@ def _chosen(run_dir: Path, past: Past, fence: int | None, generation: int | None
 def _grow(
     network: nn.Module, identity: Identity, topology: tuple[GraftPlan, ...], blueprints: BlueprintRegistry
 ) -> None:
-    """Attach a run's seeds to its host. Their tensors are filled later, from the checkpoint.
+    """Attach a run's seeds to its host. Their tensors are filled from the checkpoint later.
 
     Raises:
-        TaskError: the host has no module where a seed belongs.
+        TaskError: the host has no module at the slot of a seed.
         ConfigError: a blueprint is not registered here.
     """
     specs = {spec.path: spec.model_copy(update={"device": "cpu"}) for spec in identity.slots}
@@ -172,7 +173,7 @@ def build_network(task: Task, identity: Identity) -> nn.Module:
     """Build the host of a run with its task, on the CPU. The caller's random generators are unchanged afterwards.
 
     Raises:
-        TaskError: the user's factory raised, or gave something that is not a network.
+        TaskError: the user's factory raised, or did not return a network.
     """
     with temporary_rng(0), refused_as_theirs():
         return build_host(task, identity.config.run.seed, "cpu")
@@ -186,8 +187,10 @@ def _load_checked(network: nn.Module, tensors: Mapping[str, Tensor], kept: Mappi
 
 
 def _check_modules(network: nn.Module, identity: Identity, modules: str) -> None:
-    """Raises: TaskError: a module has another class or other settings than in the run; the tensors are equal."""
-    same_torch = identity.versions["torch"] == versions()["torch"]  # other versions may print settings differently
+    """Raises: TaskError: a module has another class or other settings than in the run, although the tensors are
+    equal."""
+    # not compared, because other versions may print settings differently
+    same_torch = identity.versions["torch"] == versions()["torch"]
     if same_torch and identity.host_modules_sha256 not in (None, modules):
         raise _other(network, "a module has another class, or a setting such as a stride differs")
 

@@ -1,6 +1,6 @@
-"""Writes the text of `network.py`: definitions that rebuild a grown network with torch and without esper.
+"""Writes the text of `network.py`, which rebuilds a grown network with torch and without esper.
 
-Names that users choose, such as that of a run or a module, enter the text as literals made by `ascii`.
+Names that users choose, such as that of a run or a module, are in the text as literals made by `ascii`.
 """
 
 from __future__ import annotations
@@ -58,13 +58,14 @@ def network_file(
 ) -> str:
     """Return the text of a Python file that rebuilds a grown network around its host's factory.
 
-    The function is `build`, or `build_network` if a definition of the user is named `build`; `__all__` has its name.
+    The function is `build`, or `build_network` if a definition of the user has the name `build`. `__all__` has its
+    name.
 
     Args:
         modules: `structure_digest` of the host.
 
     Raises:
-        ConfigError: a blueprint of the user cannot be written as source; the error names it and the reason.
+        ConfigError: a blueprint of the user cannot be written as source. The error names the blueprint and the reason.
     """
     made = [blueprints.get(plan.blueprint_id) for plan in topology]
     wanted = Definitions(frozenset(one.factory.__module__ for one in made if _is_function(one)))
@@ -91,7 +92,7 @@ def network_file(
 
 
 def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
-    """Return the expression that makes a seed's module; add the definitions that it needs to `wanted`."""
+    """Return the expression that makes a seed's module. Add the definitions that it needs to `wanted`."""
     factory = blueprint.factory
     if isinstance(factory, Called):
         function, arguments = factory.call(spec)
@@ -109,6 +110,6 @@ def _call(wanted: Definitions, blueprint: Blueprint, spec: SlotSpec) -> str:
 
 
 def _is_function(blueprint: Blueprint) -> bool:
-    """Whether the blueprint's factory is a top-level function or class of a module."""
+    """Return whether the blueprint's factory is a top-level function or class of a module."""
     factory = blueprint.factory
     return isinstance(factory, FunctionType | type) and factory.__qualname__.isidentifier()

@@ -1,4 +1,5 @@
-"""Converts a network to a program that runs without its Python code: `torch.export` or ONNX. It writes no file."""
+"""Converts a network to a program of `torch.export` or ONNX, which runs without the Python code of the network. It
+writes no file."""
 
 from __future__ import annotations
 
@@ -21,17 +22,17 @@ from esper.user_code.their_code import exception_in_words
 MEND = "torch cannot convert the forward; change the code that its error names, or use --format torch"
 
 Play = Callable[[Any], Any]
-"""A loaded program, as a function of its inputs."""
+"""A loaded program as a function of its inputs."""
 
 
 def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedProgram:  # Any: the inputs of a model
     """Trace a network as a program for batches of any size.
 
     Args:
-        inputs: One batch of `rows` samples. In a tensor whose first dimension is `rows`, that is the batch dimension.
+        inputs: One batch of `rows` samples. If the first dimension of a tensor is `rows`, it is the batch dimension.
 
     Raises:
-        TaskError: torch cannot trace it, or only for one batch size; torch's exception is the cause.
+        TaskError: torch cannot trace the network for every batch size. torch's exception is the cause.
     """
     batch = torch.export.Dim("batch")
 
@@ -45,10 +46,10 @@ def trace(network: nn.Module, inputs: Any, rows: int) -> torch.export.ExportedPr
 
 @contextmanager
 def _refused(call: str) -> Iterator[None]:
-    """Raise exceptions of the block, which makes or loads a program, as a `TaskError`, and hide torch's warnings.
+    """Turn exceptions of the block, which makes or loads a program, into a `TaskError`, and hide torch's warnings.
 
     Raises:
-        TaskError: the block raised; that exception is the cause.
+        TaskError: the block raised. That exception is the cause.
     """
     try:
         with warnings.catch_warnings():
@@ -73,8 +74,8 @@ def play_export(data: bytes) -> Play:
     """Load an exported program from the bytes of its file.
 
     Raises:
-        TaskError: torch cannot read the file that it wrote, now or at the first call. Torch writes module names into
-            Python source without escapes, so a quote or a backslash in a name breaks it.
+        TaskError: torch cannot read the file that it wrote, now or at the first call. For example, torch writes module
+            names into Python source without escapes, so a quote or a backslash in a name breaks the source.
     """
     with _refused("torch.export.load"):
         module = torch.export.load(io.BytesIO(data)).module()
@@ -90,7 +91,7 @@ def play_export(data: bytes) -> Play:
 
 
 def check_onnx() -> None:
-    """Raises: ConfigError: the packages of the extra are not installed."""
+    """Raises: ConfigError: the packages of the extra `onnx` are not installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         mend = f"needs {' and '.join(missing)}; install the extra: pip install 'esper-runtime[onnx]'"
@@ -101,7 +102,7 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
     """Return the bytes of an ONNX file, weights included.
 
     Raises:
-        TaskError: torch cannot convert the program to ONNX; torch's exception is the cause.
+        TaskError: torch cannot convert the program to ONNX. torch's exception is the cause.
     """
     with _quiet(), _refused("torch.onnx.export"):
         made = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
@@ -111,7 +112,8 @@ def onnx_bytes(program: torch.export.ExportedProgram) -> bytes:
 
 
 def play_onnx(data: bytes) -> Play:
-    """Load an ONNX file for ONNX's reference evaluator. Raises: TaskError: the file is not valid, or cannot be run."""
+    """Load an ONNX file into the reference evaluator of ONNX. Raises: TaskError: the file is not valid, or cannot be
+    run."""
     import onnx
     from onnx.reference import ReferenceEvaluator
 

@@ -1,1 +1,1 @@
-"""Helpers that every room may use: clocks, tensors as bytes, random streams, paths, messages about wrong input."""
+"""Helpers that every room may import: clocks, tensors as bytes, random streams, paths, messages about wrong input."""

@@ -1,4 +1,4 @@
-"""The clock of esper: wall time for timestamps that people read, monotonic time for durations."""
+"""The clock of esper. Timestamps use wall time, durations use monotonic time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ class Clock(Protocol):
     """A source of time. Tests pass a fake one."""
 
     def now(self) -> datetime:
-        """Wall time, UTC, time-zone aware."""
+        """Return the wall time in UTC, time-zone aware."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds from an unstated origin; never goes back."""
+        """Return seconds since an unspecified moment. They never decrease."""
         ...
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of the machine."""
 
     def now(self) -> datetime:
-        """Wall time, UTC, time-zone aware."""
+        """Return the wall time in UTC, time-zone aware."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds from an unstated origin; never goes back."""
+        """Return seconds since an unspecified moment. They never decrease."""
         return time.monotonic()

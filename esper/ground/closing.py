@@ -1,4 +1,5 @@
-"""Keeps the first failure as the reported one: a later failure, in closing or reporting, becomes a note on it."""
+"""Makes the first failure the reported failure. A later failure, in closing or reporting, becomes a note on the
+first."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from esper.errors import text_of
 
 @contextmanager
 def noted_on(first: BaseException | None, doing: str) -> Iterator[None]:
-    """Context for the handling of `first`: an exception in the block becomes a note on `first` and is not raised.
+    """Return a context for the handling of `first`. An exception in the block becomes a note on `first` and is not
+    raised.
 
     Args:
-        first: The first failure. None: nothing has failed, and an exception in the block is raised.
-        doing: The action, for the note: "closing the journal".
+        first: The first failure. None: nothing has failed, so an exception in the block is raised.
+        doing: The action in words for the note, such as "closing the journal".
     """
     try:
         yield
@@ -29,7 +31,8 @@ def noted_on(first: BaseException | None, doing: str) -> Iterator[None]:
 
 @contextmanager
 def at_the_end(close: Callable[[], None], doing: str) -> Iterator[None]:
-    """Call `close` when the block ends. If the block raised, a failure of `close` becomes a note on its exception."""
+    """Return a context that calls `close` at its end. If the block raised, a failure of `close` becomes a note on its
+    exception."""
     try:
         yield
     except BaseException as error:
@@ -40,7 +43,7 @@ def at_the_end(close: Callable[[], None], doing: str) -> Iterator[None]:
 
 
 class Closing:
-    """A context manager that calls `close` at its end. A failing `close` does not replace the block's exception."""
+    """A context manager that calls `close` at its end. A failure of `close` does not replace the block's exception."""
 
     def close(self) -> None:
         """Release all resources. May be called twice."""

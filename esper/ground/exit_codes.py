@@ -4,13 +4,13 @@ from __future__ import annotations
 
 DONE = 0
 CHECK_FAILED = 1
-"""A check failed: the command worked, and what it examined is not in order."""
+"""The command worked, and its check failed."""
 WRONG_INPUT = 2
 STRICT_FAILURE = 3
-"""A run failed, or a command whose only product is its output could not write to standard output."""
+"""A run failed, or a command whose only effect is its output could not write it."""
 EMERGENCY = 4
 """An emergency signal stopped the run."""
 INTERRUPTED = 128 + 2
-"""By SIGINT."""
+"""SIGINT interrupted the command."""
 DRAINED = 128 + 15
 """SIGTERM or SIGHUP ended the run at a fence."""

@@ -1,4 +1,4 @@
-"""Fixes the order in which Python iterates over sets of strings, so that all processes of a run have the same.
+"""Fixes the order in which Python iterates over sets of strings. All processes of a run then have the same order.
 
 Python mixes a random secret into the hash of strings in each process, unless `PYTHONHASHSEED` is set at its start.
 """
@@ -11,32 +11,32 @@ import sys
 
 VARIABLE = "PYTHONHASHSEED"
 OURS = 0
-"""Hash seed of the processes that esper starts if the user has set none."""
+"""Hash seed of processes that esper starts, if the user has set no seed."""
 _AT_START = os.environ.get(VARIABLE)
-"""Later changes have no effect on this process."""
+"""The variable at the start of the process. Later changes have no effect on the process."""
 SECRET_BYTES = 24
 
 
 def hash_seed() -> int | None:
-    """The hash seed of this process. None: it is random and cannot be passed to another process."""
+    """Return the hash seed of this process. None: it is random and cannot be passed to another process."""
     given = _given()
     return given if given is not None and _secret() == _secret_of(given) else None
 
 
 def _given() -> int | None:
-    """Number in `PYTHONHASHSEED` when the process started. None: the variable was not set. `python -R`, `-I` and `-E`
-    ignore it.
+    """Return the number in `PYTHONHASHSEED` when the process started. None: the variable was not set. `python -R`, `-I`
+    and `-E` ignore the variable.
     """
     return int(_AT_START) if _AT_START is not None and _AT_START.isdigit() else None
 
 
 def _secret() -> bytes:
-    """The secret that Python mixes into the hash of strings in this process."""
+    """Return the secret that Python mixes into the hash of strings in this process."""
     return bytes((ctypes.c_ubyte * SECRET_BYTES).in_dll(ctypes.pythonapi, "_Py_HashSecret"))
 
 
 def _secret_of(seed: int) -> bytes:
-    """The secret that a seed gives: zeros for 0, else the bytes of a generator, as in CPython's bootstrap_hash.c."""
+    """Return the secret of a seed: zeros for 0, else the bytes of a generator. Source: bootstrap_hash.c of CPython."""
     secret, state = bytearray(), seed
     while seed and len(secret) < SECRET_BYTES:
         state = (state * 214013 + 2531011) % 2**32
@@ -45,14 +45,14 @@ def _secret_of(seed: int) -> bytes:
 
 
 def text_hash() -> int:
-    """Hash of a fixed string. Processes of one Python version with equal hashes iterate over sets of strings in the
-    same order.
+    """Return the hash of a fixed string. Two processes of one Python version with equal hashes iterate over sets of
+    strings in the same order.
     """
     return hash("esper")
 
 
 def fix_hash_seed() -> None:
-    """Start this program again with a fixed seed, unless the user has fixed one. Call it before anything else.
+    """Start this program again with a fixed seed, unless the user has fixed a seed. Call it before anything else.
 
     The process keeps its id, directory, open streams and ignored signals. A Python that ignores the variable (`-I`,
     `-E`, `-R`) cannot be given a seed, and the process continues without one.
@@ -63,6 +63,6 @@ def fix_hash_seed() -> None:
 
 
 def seed_for_actors() -> int:
-    """The hash seed of processes that this one starts."""
+    """Return the hash seed for processes that this process starts."""
     own = hash_seed()
     return own if own is not None else OURS

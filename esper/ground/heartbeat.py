@@ -1,5 +1,5 @@
-"""A count that goes up with every piece of work this process finishes, so that other processes can tell a busy process
-from a stuck one.
+"""A count of the pieces of work that this process has finished. It shows other processes whether a process is busy or
+stuck.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ def beat() -> None:
 
 
 def beats() -> int:
-    """Pieces of work finished since the process began."""
+    """Return the number of pieces of work that were finished since the process began."""
     return _beats

@@ -1,4 +1,4 @@
-"""Installed versions of Python and of the packages that the bits of a run may depend on."""
+"""Installed versions of Python and of packages on which the bits of a run may depend."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ VERSIONED = ("esper-runtime", "torch", "numpy", "pydantic", "scipy", "openteleme
 
 
 def versions() -> dict[str, str]:
-    """Name -> version, of Python and of each package of `VERSIONED`."""
+    """Return the version of Python and of each package of `VERSIONED`, by name."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in VERSIONED}}

@@ -1,4 +1,4 @@
-"""Facts about this machine: its processor, on which the bits of a run depend, and which processes run."""
+"""Facts about this machine: its type of processor, on which the bits of a run depend, and its processes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from pathlib import Path
 
 
 def cpu_type() -> str:
-    """The processor's model and the vector instructions that torch uses on it. Another CPU type may change results."""
-    import torch  # imported here, so that a command that only looks at processes need not load torch
+    """Return the model of the processor and the vector instructions that torch uses on it. Another CPU type may change
+    results."""
+    import torch  # imported here, so that code that only looks at processes does not load torch
 
-    told = Path("/proc/cpuinfo")  # Linux has it
+    told = Path("/proc/cpuinfo")  # this file exists on Linux
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
     return f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def process_began(pid: int) -> int | None:
-    """Start time of a process, in clock ticks since boot. None: the process has ended, or is a zombie.
+    """Return the start time of a process, in clock ticks since boot. None: the process has ended, or is a zombie.
 
-    The process id alone does not identify a process, because the system reuses ids; together with this time it does.
+    A process id together with the start time identifies a process. The id alone does not, because the system reuses
+    ids.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -30,11 +32,11 @@ def process_began(pid: int) -> int | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs. Works also if the system hides the files of the process in /proc from this user."""
+    """Return whether a process runs. It works also if the system hides the process's files in /proc from this user."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # the process belongs to another user
         return True
     return process_began(pid) is not None

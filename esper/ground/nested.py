@@ -1,6 +1,6 @@
 """Functions over nested batches: tensors in tuples, lists, mappings and dataclasses of any class.
 
-State dicts are walked by `esper.tolaria.trees`.
+For state dicts see `esper.tolaria.trees`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: a batch is whatever the user's model takes
-    """A copy of `value`, of the same classes, in which every tensor is replaced by `change(tensor)`."""
+    """Return a copy of `value`, of the same classes, in which every tensor is replaced by `change(tensor)`."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -30,7 +30,7 @@ def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: a bat
 
 
 def tensors(value: Any) -> Iterator[Tensor]:  # Any: see `mapped`
-    """Every tensor that `mapped` would reach, in order."""
+    """Yield every tensor that `mapped` would replace, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | tuple | list):
@@ -70,7 +70,7 @@ def _is_record(value: object) -> bool:
 
 
 def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass of whatever class
-    """A copy of a dataclass instance with the given fields replaced."""
+    """Return a copy of a dataclass instance with the given fields replaced."""
     found = copy.copy(shape)
     for field in dataclasses.fields(shape):
         object.__setattr__(found, field.name, part(field.name))  # it may be frozen
@@ -78,7 +78,7 @@ def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass 
 
 
 def _mapping(shape: Mapping[Any, Any], items: dict[Any, Any]) -> Mapping[Any, Any]:
-    """A copy of a mapping with the given items, of its class; a dict where that class has no item assignment."""
+    """Return a mapping of the same class with the given items. If that class has no item assignment, return a dict."""
     if type(shape) is dict or not isinstance(shape, MutableMapping):
         return items
     found = copy.copy(shape)

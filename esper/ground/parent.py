@@ -1,8 +1,8 @@
-"""Splits a command line into a parent that waits and a child that works. The parent reports the end of a child that
-could not report it.
+"""Splits a command line into a parent that waits and a child that works. If the child could not report its end, the
+parent reports it.
 
-A process can end from within C (Ray's core calls `_exit(1)` once a process of Ray is gone) or by the system (SIGKILL
-for lack of memory). No Python runs then, and the exit code is not one that esper chose. See docs/adr/0004-ray.md.
+Code in C can end a process: Ray's core calls `_exit(1)` if a process of Ray has died. The system can end it, too: by
+SIGKILL for lack of memory. Then no Python code runs, and esper does not choose the exit code. See docs/adr/0004-ray.md.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a process to end. A child that has no handler yet is ended by them."""
+"""Signals that request an end. They end a child that has no handler yet."""
 PASSED_ON = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that the parent sends on to the child. A terminal sends its own to both already."""
+"""Signals that the parent sends on to the child. Signals of a terminal are not sent on, because both processes receive
+them."""
 FROM_KERNEL = 128
-"""`si_code` of a signal that a terminal sent."""
+"""`si_code` of a signal from a terminal."""
 PR_SET_PDEATHSIG = 1
 MOST_BYTES = 65536
-"""Capacity of a pipe; more than any child writes."""
+"""Capacity of a pipe. It is more than any child writes."""
 
 _pipe: int | None = None
-"""In a child: the end of the pipe to the parent that is written to."""
+"""In a child, the writable end of the pipe to the parent. None in other processes."""
 
 
 @dataclass(frozen=True)
@@ -34,50 +35,51 @@ class End:
     """How a child ended."""
 
     status: int
-    """The result of `os.waitstatus_to_exitcode`: an exit code, or a signal number as a negative number."""
+    """The result of `os.waitstatus_to_exitcode`: an exit code, or the negative number of a signal."""
     code: int | None = None
-    """The exit code that the child announced. None: the child ended before that."""
+    """The exit code that the child announced. None: the child announced no code."""
     run_dir: str | None = None
-    """The directory of the run that the child had begun."""
+    """The directory of the run that the child began. None: it began no run."""
     reason: str | None = None
-    """The reason that the child gave for its end, if it could send one."""
+    """The reason for its end that the child sent. None: it sent no reason."""
 
     @property
     def how(self) -> str:
-        """For people: "ended with exit code 1", "was killed by SIGKILL"."""
+        """The end in words, such as "ended with exit code 1" or "was killed by SIGKILL"."""
         if self.status >= 0:
             return f"ended with exit code {self.status}"
         return f"was killed by {signal.Signals(-self.status).name}"
 
 
 def is_there() -> bool:
-    """True in a child whose parent reports its end."""
+    """Return True in a child whose parent reports its end."""
     return _pipe is not None
 
 
 def tell(**facts: object) -> None:
-    """Send fields of `End` to the parent. Does nothing in a process that `split` did not make."""
+    """Send fields of `End` to the parent. Do nothing in a process that `split` did not make."""
     if _pipe is not None:
         os.write(_pipe, (json.dumps(facts) + "\n").encode())
 
 
 def split() -> End | None:
-    """Fork. Return None in the child at once; in the parent, return how the child ended, once it has.
+    """Fork. In the child, return None at once. In the parent, wait for the end of the child and return it.
 
-    The parent passes signals on to the child; if the parent is killed, so is the child. Call it before threads start.
+    The parent passes signals on to the child. If the parent is killed, the system kills the child. Call it before
+    threads start.
 
     Raises:
-        OSError: the system refuses another pipe or process. The signals of `PASSED_ON` are blocked then.
+        OSError: the system refuses another pipe or process. The signals of `PASSED_ON` are then blocked.
     """
     global _pipe
     reading, writing = os.pipe()
     parent = os.getpid()
     signal.signal(
         signal.SIGCHLD, signal.SIG_DFL
-    )  # SIGCHLD may be inherited as ignored; then no child could be waited for
+    )  # SIGCHLD may be inherited as ignored, and then no child could be waited for
     mask = signal.pthread_sigmask(
         signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD}
-    )  # so that no signal is lost before `_wait`
+    )  # blocked, so that no signal is lost before `_wait`
     child = os.fork()
     if child == 0:
         _pipe = writing
@@ -94,11 +96,11 @@ def split() -> End | None:
 
 
 def die_of(number: int) -> NoReturn:
-    """End this process by a signal, as if it had no handler."""
+    """End this process by a signal, as if the process had no handler."""
     signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     signal.raise_signal(number)
-    os._exit(128 + number)  # the signal was ignored: this process is the first of a container
+    os._exit(128 + number)  # the signal was ignored, because this process is the first of a container
 
 
 def _wait(child: int) -> int:
@@ -112,7 +114,7 @@ def _wait(child: int) -> int:
 
 
 def _die_with(parent: int) -> None:
-    """Have the system kill this process when its parent ends."""
+    """Let the system kill this process when its parent ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

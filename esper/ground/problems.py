@@ -1,4 +1,4 @@
-"""The first problem that pydantic found in an input, in plain words, as part of one line of text."""
+"""The problems that pydantic found in an input, in plain words, for a message of one line."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ PLAIN = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
 }
-"""pydantic's name of a kind of problem -> what the input must be. pydantic fills in the figures in braces."""
+"""What the input must be, by pydantic's name of a kind of problem. pydantic fills in the figures in braces."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem of an input: the path of the field, the message, and the field's value."""
+    """One problem of an input. It has the path of the field, the message, and the value of the field."""
 
     place: tuple[str | int, ...]
     message: str
@@ -51,22 +51,23 @@ class Problem:
     value: object
 
     def __str__(self) -> str:
-        """The path of the field, joined by dots, and the message; the message alone where the whole input is wrong."""
+        """Return the path of the field, joined by dots, and the message. If the whole input is wrong, return the
+        message alone."""
         where = ".".join(map(str, self.place))
         return f"{where}: {self.message}" if where else self.message
 
 
 def first_problem(error: ValidationError, within: str = "") -> Problem:
-    """The first of the problems that pydantic found; its message begins with a small letter.
+    """Return the first problem that pydantic found. Its message begins with a small letter.
 
     Args:
-        within: The name of the whole input, which becomes the first part of the path.
+        within: The name of the whole input. It becomes the first part of the path.
     """
     return problems(error, within)[0]
 
 
 def problems(error: ValidationError, within: str = "") -> list[Problem]:
-    """All problems that pydantic found, at least one; arguments as in `first_problem`."""
+    """Return all problems that pydantic found, at least one. The arguments are those of `first_problem`."""
     return [
         Problem((*filter(None, [within]), *one["loc"]), _in_words(one), one["type"], one["input"])
         for one in error.errors(include_url=False)
@@ -74,8 +75,8 @@ def problems(error: ValidationError, within: str = "") -> list[Problem]:
 
 
 def _in_words(first: Any) -> str:  # Any: an `ErrorDetails` of pydantic's core
-    """Return what the input must be. For a kind of problem that is not in `PLAIN`, this is the message of pydantic or
-    of the validator.
+    """Return what the input must be. If the kind of problem is not in `PLAIN`, it is the message of pydantic or of the
+    validator.
     """
     if first["type"] in PLAIN:
         figures = first["ctx"].items() if "ctx" in first else ()
@@ -85,5 +86,5 @@ def _in_words(first: Any) -> str:  # Any: an `ErrorDetails` of pydantic's core
 
 
 def _figure(value: object) -> object:
-    """A whole number without the `.0` of a float."""
+    """Return a whole number without the `.0` of a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,4 +1,4 @@
-"""Keyed random streams: every random number of a run follows from (run seed, purpose, place), and from nothing else."""
+"""Keyed random streams. Every random number of a run depends only on run seed, purpose and place."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 
 def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
-    """A 63-bit key for one use of randomness.
+    """Return a 63-bit key for one use of randomness.
 
-    Two different (purpose, place) never share a stream by design: the key is a cryptographic hash of them.
+    Two uses with another purpose or place never share a stream by design, because the key is a cryptographic hash of
+    both.
 
     Source: SHA-256 as a counter-mode key derivation (the idea of Salmon et al. 2011, doi:10.1145/2063384.2063405).
     """
@@ -28,12 +29,13 @@ def generator(run_seed: int, purpose: str, *place: int | str) -> np.random.Gener
 
 
 def seed_process(run_seed: int, purpose: str, *place: int | str) -> None:
-    """Seed python's, numpy's and torch's global generators of this process for one use; CUDA's where it is in use."""
+    """Seed the global generators of python, numpy and torch in this process for one use. Those of CUDA are seeded if
+    CUDA is in use."""
     seed_by(stream_key(run_seed, purpose, *place))
 
 
 def seed_by(key: int) -> None:
-    """Seed the global generators of this process with a key that `stream_key` returned; CUDA's where it is in use."""
+    """Seed the same generators with a key that `stream_key` returned."""
     seed_on_cpu(key)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.cuda.manual_seed_all(key)
@@ -42,8 +44,8 @@ def seed_by(key: int) -> None:
 def seed_on_cpu(key: int) -> None:
     """Seed the global generators of python, numpy and torch's CPU with one key.
 
-    torch's default generator is seeded directly: `torch.manual_seed` also looks for accelerators and costs a hundred
-    times as much.
+    torch's default generator is seeded directly, because `torch.manual_seed` also looks for accelerators and takes a
+    hundred times as long.
     """
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
@@ -55,7 +57,7 @@ Streams = tuple[Any, Any, Tensor]
 
 
 def streams() -> Streams:
-    """The states of the global CPU generators of this process."""
+    """Return the states of the global CPU generators of this process."""
     return random.getstate(), np.random.get_state(), torch.default_generator.get_state()
 
 

@@ -12,12 +12,13 @@ MODE = 0o600
 
 
 def read_secret(field: str, path: str, *, most_bytes: int, make: str) -> bytes:
-    """Return the content of the file without white space at its ends; at least one byte. No error shows the content.
+    """Return the content of the file without white space at its ends. It has at least one byte. No error shows the
+    content.
 
     Args:
         field: Config key of the path, for errors.
         most_bytes: A larger file is refused.
-        make: Advice on how to write the file, for errors: "make a key with: ...".
+        make: Advice on how to write the file, for errors, such as "make a key with: ...".
 
     Raises:
         ConfigError: the file is missing, unreadable, a symbolic link or not a regular file; it belongs to another user;

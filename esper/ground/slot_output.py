@@ -1,7 +1,7 @@
-"""The part of a slot's output that its seeds act on: the output itself, or the first item of a tuple. Imports nothing.
+"""The part of a slot's output on which its seeds act: the whole output, or the first item of a tuple.
 
-A recurrent module returns its outputs over time and its last state, an attention module its outputs and its weights.
-The seeds act on the outputs; the other items pass unchanged.
+A recurrent module returns its outputs over time and its last state. An attention module returns its outputs and its
+weights. Seeds act on the outputs; the other items are unchanged.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Any
 
 
 def part_of(output: Any) -> Any:  # Any: whatever a module of the user returns
-    """Return the part of a slot's output that seeds act on."""
+    """Return the part of a slot's output on which seeds act."""
     return output[0] if isinstance(output, tuple) and output else output
 
 
 def with_part(output: Any, part: Any) -> Any:  # Any: as above
-    """Return a slot's output with another part in the place of `part_of(output)`; named tuples keep their class."""
+    """Return a slot's output with another part in the place of `part_of(output)`. A named tuple is returned in its
+    class."""
     if not isinstance(output, tuple):
         return part
     items = (part, *output[1:])

@@ -1,4 +1,5 @@
-"""JSON that every parser accepts: infinities and NaN are null, and another key names which they are."""
+"""JSON that every parser accepts. Infinities and NaN become null; the key `not_finite` has "nan", "inf" or "-inf" for
+each null."""
 
 from __future__ import annotations
 
@@ -8,21 +9,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NAMED = "not_finite"
-"""Key of an object with the figures that are not finite: nested like the values, with "nan", "inf" or "-inf" at the
+"""Key with the figures that are not finite. Its value is nested like the object, with "nan", "inf" or "-inf" in the
 place of each null.
 """
 
 
 def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
-    """Return an object as JSON text. A figure that is not finite becomes null; the key `not_finite` gives its value."""
+    """Return an object as JSON text. A figure that is not finite becomes null; see `NAMED`."""
     named = not_finite(found)
     whole = {**_without(found), NAMED: named} if named else found
     return json.dumps(whole, indent=indent, allow_nan=False)
 
 
 def not_finite(found: Any) -> Any:  # Any: JSON values
-    """Return the infinite and NaN values among nested JSON values as text, in the same nesting; empty if there are
-    none.
+    """Return "nan", "inf" or "-inf" for each infinite and NaN value among nested JSON values, in the same nesting.
+    Empty: all values are finite.
     """
     if isinstance(found, float):
         return {} if math.isfinite(found) else str(found)

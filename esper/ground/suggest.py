@@ -1,4 +1,4 @@
-"""Suggests existing names for an unknown name: the nearest one, or all of them if none is near."""
+"""Suggests existing names for an unknown name. It suggests the nearest name, or all names if none is near."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import difflib
 from collections.abc import Callable, Iterable
 
 ALIKE = 0.6
-"""`difflib`'s ratio from which two names count as near; 1 for equal names. With 0.6, two typing errors in six letters
-pass.
+"""Smallest `difflib` ratio of two names that count as near. The ratio of equal names is 1. With 0.6, two errors in six
+letters are near.
 """
 
 LISTED = 8
-"""Largest number of names that a message lists. Of more names it lists the first ones and gives the number of the
+"""Largest number of names that a message lists. If there are more, it lists the first names and the number of the
 others.
 """
 
 
 def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """Return the end of an error's sentence: the existing names that may be meant by `wrong`.
+    """Return the end of an error's sentence, with the existing names that `wrong` may mean.
 
-    Upper and lower case count as equal. Of names with dots, one with the same last part is near, too.
+    Upper and lower case do not matter. A name with dots is also near if its last part is the same.
 
     Args:
         wrong: The name that does not exist.
-        known: The names that exist, in the order in which they are to be listed.
-        show: Writes a name; `repr` for names that users choose, which may hold any character.
+        known: The names that exist, in the order of the list.
+        show: Returns a name as text. Use `repr` for names that users choose, because these may contain any character.
 
     Returns:
         "the nearest is NAME", "there are NAME, NAME and 3 more", "there is only NAME" or "there is none".
@@ -39,7 +39,7 @@ def existing_names(wrong: str, known: Iterable[str], show: Callable[[str], str] 
 
 
 def nearest(wrong: str, known: Iterable[str]) -> str | None:
-    """Return the name in `known` that is nearest to `wrong`; None if no name is near."""
+    """Return the name in `known` that is nearest to `wrong`. Return None if no name is near."""
     by_folded = {name.casefold(): name for name in known}
     folded = wrong.casefold()
     found = difflib.get_close_matches(folded, by_folded, n=1, cutoff=ALIKE)
@@ -50,7 +50,7 @@ def nearest(wrong: str, known: Iterable[str]) -> str | None:
 
 
 def listed(names: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """The names in one line; of many, the first `LISTED` and how many more there are."""
+    """Return the names in one line. If there are many, return the first `LISTED` and the number of the others."""
     every = [show(name) for name in names]
     shown, more = every[:LISTED], len(every) - LISTED
     if more > 0:

@@ -14,7 +14,7 @@ from esper.ground.random_streams import restore_streams, seed_on_cpu, streams
 def temporary_rng(key: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
     """Seed the global generators of python, numpy and torch (CPU, and CUDA for `devices`) with `key`.
 
-    Afterwards all of them are in the state they had before, also when the body raised.
+    At the end of the block their states are restored, also if the block raised.
     """
     cuda = sorted({device.index for device in devices if device.type == "cuda"})
     before = streams()

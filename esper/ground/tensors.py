@@ -12,25 +12,27 @@ from torch import Tensor
 
 
 def to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Named tensors as one blob that `from_bytes` reads back bit for bit."""
+    """Return named tensors as one blob. `from_bytes` restores them bit for bit."""
     buffer = io.BytesIO()
     torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, buffer)
     return buffer.getvalue()
 
 
 def from_bytes(blob: bytes) -> dict[str, Tensor]:
-    """The tensors of a blob whose digest the caller has verified. Weights-only: no code in it can run."""
+    """Return the tensors of a blob whose digest the caller has verified. Loading is weights-only, so no code in the
+    blob can run."""
     loaded: dict[str, Tensor] = torch.load(io.BytesIO(blob), weights_only=True)
     return loaded
 
 
 def blob_digest(blob: bytes) -> str:
-    """SHA-256 of a blob, in hex."""
+    """Return the SHA-256 of a blob, in hex."""
     return hashlib.sha256(blob).hexdigest()
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, over sorted (name, dtype, shape, bytes): equal if and only if every bit is."""
+    """Return the SHA-256, in hex, over sorted (name, dtype, shape, bytes). Two digests are equal only if every bit is
+    equal."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -41,7 +43,8 @@ def state_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def state_crc32c(tensors: Mapping[str, Tensor]) -> int:
-    """CRC32C over sorted names and bytes: detects a difference at the speed of memory; not safe against an attacker."""
+    """Return the CRC32C over sorted names and bytes. It detects a difference at the speed of memory. It is not safe
+    against an attacker."""
     crc = 0
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Restores parameters and buffers, values and objects, after forward passes that must not change a model."""
+"""Restores parameters and buffers after forward passes that must not change a model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _GROUPS = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
-    """Restore the model's submodules, parameters and buffers, with their values, at the end of the block.
+    """At the end of the block, restore the model's submodules, parameters and buffers, with their values.
 
-    A forward may change a parameter in place (a moving average, a codebook), put another tensor into a buffer's place,
-    of another shape perhaps, or register something. If a module's tensor was replaced or resized, the other attributes
-    of the module are restored too: one of them may be the length of the buffer.
+    A forward may change a parameter in place (a moving average, a codebook), register something, or replace a buffer by
+    a tensor of another shape. If a tensor of a module was replaced or resized, the other attributes of the module are
+    restored, too, because one of them may be the length of the buffer.
 
     Args:
-        others: Tensors outside of the model that get their values back, too.
+        others: Tensors outside the model whose values are restored, too.
     """
     modules = list(model.modules())
     registered = [(module, name, dict(vars(module)[name])) for module in modules for name in _GROUPS]
@@ -42,7 +42,7 @@ def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[No
 
 
 def _kinds(module: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype] | None]:
-    """Shape and type of each buffer of a module itself, without those of its submodules."""
+    """Return shape and type of each buffer of a module, without buffers of its submodules."""
     return {name: None if one is None else (one.shape, one.dtype) for name, one in module._buffers.items()}
 
 
@@ -51,5 +51,5 @@ def _put_back(tensor: Tensor, value: Tensor) -> None:
     shares_elements = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     if tensor.shape == value.shape and not shares_elements:
         tensor.copy_(value)
-    else:  # `resize_` changed it in place, or `expand` made it
+    else:  # `resize_` changed the tensor in place, or `expand` made it
         tensor.data = value

@@ -1,4 +1,5 @@
-"""The base of relative paths: the working directory in which a command or call began, even if it changes later."""
+"""The base of relative paths. It is the working directory in which a command or call began, even if it changes
+later."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class _Workplace:
 
     folder: Path
     given: dict[Path, Path] = field(default_factory=dict)
-    """Absolute path -> the path as the user gave it."""
+    """The path that the user gave, by absolute path."""
 
 
 _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=None)
@@ -26,10 +27,11 @@ _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=No
 
 @contextmanager
 def from_here() -> Iterator[None]:
-    """Fix the base of relative paths to the working directory for a block. An outer block's base stays in force."""
+    """Within the block, the base of relative paths is the present working directory. In a nested block it is that of
+    the outer block."""
     try:
         token = _began.set(_began.get() or _Workplace(workplace()))
-    except ConfigError:  # code that needs the folder raises the error
+    except ConfigError:  # the code that needs the folder raises the error
         yield
         return
     try:
@@ -39,10 +41,10 @@ def from_here() -> Iterator[None]:
 
 
 def workplace() -> Path:
-    """The base of relative paths.
+    """Return the base of relative paths.
 
     Raises:
-        ConfigError: the working directory was deleted, or this user may not look at it.
+        ConfigError: the working directory was deleted, or this user may not read it.
     """
     if (began := _began.get()) is not None:
         return began.folder
@@ -54,7 +56,7 @@ def workplace() -> Path:
 
 
 def fixed(path: Path) -> Path:
-    """The absolute form of `path`. `shown` returns `path` for it until the outermost block ends.
+    """Return the absolute form of `path`. Until the outermost block ends, `shown` turns it back into `path`.
 
     Raises:
         ConfigError: the path is relative, and the working directory cannot be used.
@@ -66,6 +68,6 @@ def fixed(path: Path) -> Path:
 
 
 def shown(path: Path) -> str:
-    """A path as it was given to `fixed`, or unchanged if it was not given there."""
+    """Return the path that was given to `fixed`. Return other paths unchanged."""
     began = _began.get()
     return str(began.given[path] if began is not None and path in began.given else path)
