@@ -68,8 +68,7 @@ class Decision(Message):
     risk: float | None = None
     """The policy's estimate of the risk, 0..1. None: the policy estimates no risk."""
     rates: tuple[RateScale, ...] = ()
-    """Changes of learning rates. They are made also if no pair is tried. The policy is not called at every fence: see
-    `esper.tamiyo.eligibility.eligible`."""
+    """Changes of learning rates. They are made also if no pair is tried."""
     go_back_to: int | None = None
     """A fence of `RoundState.checkpoints` to which the whole run goes back. `pairs` and `rates` are then empty, and
     `hold` is None. None: the run continues."""
@@ -80,7 +79,7 @@ class Decision(Message):
 
 
 class Verdict(Message):
-    """Tamiyo's answer at one fence: a command or a hold, and the policy's decision, if the policy was called."""
+    """Tamiyo's answer at one fence: a command or a hold, and the policy's decision, unless it has no effect."""
 
     outcome: Command | Hold
     decision: Decision | None

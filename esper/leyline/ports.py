@@ -124,6 +124,9 @@ class Policy(Protocol):
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
         """Return the pairs to try, from the eligible ones, or a hold with its reason. The decision may also change
         learning rates, or name a fence to go back to.
+
+        The method is called at every fence of a run that grows. `eligible` is empty if no seed may germinate there. A
+        decision that then changes no rate and does not go back has no effect.
         """
         ...
 

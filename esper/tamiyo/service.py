@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
@@ -24,6 +23,7 @@ from esper.leyline.ports import Policy
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
+from esper.tamiyo.decision_checks import malformed, unsound
 from esper.tamiyo.eligibility import GrowthWindow, eligible
 from esper.tamiyo.policy_state import TamiyoState, read_state
 from esper.tamiyo.risk import assess, milder
@@ -92,32 +92,38 @@ class Tamiyo:
     def decide(self, state: RoundState) -> Verdict:
         """Return a command or a hold for this fence, and the policy's decision if the policy was called.
 
-        The policy is not called if `eligible` returns a hold. The policy's choice of pairs becomes a hold if the ramp
-        is too long for the fences that are left, or if a figure is beyond its limit of risk.
+        The policy is called at every fence. If `eligible` returns a hold, the policy gets no pairs, the hold is the
+        outcome unless the run goes back, and a decision that changes nothing is not recorded. The policy's choice of
+        pairs becomes a hold if the ramp is too long for the fences that are left, or if a figure is beyond its limit of
+        risk.
 
         Raises:
             NoSeedCandidates: there are eligible pairs, and the policy chose none of them (#14).
-            DependencyViolationError: the policy chose a pair that is not eligible; it returned a risk or logit that is
-                not finite; or its decision to go back contains other changes.
+            DependencyViolationError: the policy chose a pair that is not eligible, or its decision is malformed or
+                contradicts itself; see `esper.tamiyo.decision_checks`.
             PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. The call is not interrupted.
             PolicyFailed: the policy raised; its error is the cause (#15).
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
             faults.point("tamiyo.decide", round=state.fence)
-            pairs = eligible(state, self._window)
-            if isinstance(pairs, Hold):
-                return Verdict(outcome=pairs, decision=None)
+            found = eligible(state, self._window)
+            pairs = () if isinstance(found, Hold) else found
             decision = self._decision(state, pairs)
+            goes_back = decision.go_back_to is not None
+            if not goes_back and not decision.hold and (pairs or decision.pairs):
+                self._check_pairs(decision, pairs)
+            if isinstance(found, Hold) and not goes_back and not decision.rates:
+                return Verdict(outcome=found, decision=None)
             count("esper.policy.decisions")
-            if decision.go_back_to is not None:
-                self._check_nothing_beside(decision)
+            if goes_back:
                 return Verdict(outcome=self._builder.go_back(state, decision), decision=decision)
             rates = self._builder.scale_rates(state, decision)
+            if isinstance(found, Hold):
+                return Verdict(outcome=found, decision=decision, rates=rates)
             if decision.hold:
                 reason = HoldReason.POLICY_CHOICE
                 hold = Hold(fence=state.fence, reason=reason, detail=decision.hold)
                 return Verdict(outcome=hold, decision=decision, rates=rates)
-            self._check(decision, pairs)
             decision = milder(decision, self._limits, self._host_flops)
             limit = self._over(state, decision) or assess(state, decision, self._limits, self._host_flops)
             return Verdict(outcome=limit or self._builder.germinate(state, decision), decision=decision, rates=rates)
@@ -134,7 +140,11 @@ class Tamiyo:
                 raise TypeError(f"it answered with {type(decision).__name__}, not with a Decision")
             return decision
 
-        return self._ask(state.fence, decide)
+        decision = self._ask(state.fence, decide)
+        problem = malformed(decision) or unsound(decision, state)
+        if problem is not None:
+            self._refuse(*problem)
+        return decision
 
     def _logits(self, state: RoundState, seed: SeedState) -> tuple[float, ...]:
         def logits() -> tuple[float, ...]:
@@ -177,9 +187,9 @@ class Tamiyo:
         reported(error, event, Severity.CRITICAL, error=type(error).__name__, message=text_of(error))
         count("esper.policy.failures")
 
-    def _check(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
+    def _check_pairs(self, decision: Decision, pairs: tuple[Pair, ...]) -> None:
         stray = [pair for pair in decision.pairs if pair not in pairs]  # pairs are compared by all fields
-        if len(stray) == len(decision.pairs):
+        if pairs and len(stray) == len(decision.pairs):
             count("esper.policy.failures")
             none = NoSeedCandidates(
                 f"policy {self._policy.name}", "none of the eligible pairs", f"{len(pairs)} are open"
@@ -188,14 +198,6 @@ class Tamiyo:
             raise reported(none, "policy_no_candidates", Severity.CRITICAL, **asked)
         if stray:
             self._refuse("a pair that is not eligible", f"{stray[0].blueprint_id} at {stray[0].slot}")
-        figures = [value for value in (decision.risk, *decision.logits) if value is not None]
-        if not all(map(math.isfinite, figures)):
-            self._refuse("a figure that is not finite", f"risk {decision.risk}, logits {decision.logits}")
-
-    def _check_nothing_beside(self, decision: Decision) -> None:
-        """Raises: DependencyViolationError: a decision to go back contains a change, which the return would undo."""
-        if decision.pairs or decision.rates or decision.hold:
-            self._refuse("other choices beside going back", f"to fence {decision.go_back_to}")
 
     def _refuse(self, missing: str, detail: str) -> NoReturn:
         error = DependencyViolationError(f"policy {self._policy.name}", missing, detail)

@@ -36,11 +36,13 @@ class Meddling(HeuristicPolicy):
         return self._meddle(state, super().decide(state, eligible, past))
 
 
-def going_back(choose: Callable[[tuple[int, ...]], int]) -> Meddling:
-    """Goes back once, the first time that it is asked from fence 5 on, to one of the fences with a checkpoint."""
+def going_back(
+    choose: Callable[[tuple[int, ...]], int], when: Callable[[RoundState], bool] = lambda state: state.fence >= 5
+) -> Meddling:
+    """Goes back once, the first time that `when` is true, to one of the fences with a checkpoint."""
 
     def meddle(state: RoundState, decision: Decision) -> Decision:
-        if state.rollbacks or state.fence < 5:
+        if state.rollbacks or not when(state):
             return decision
         return decision.model_copy(update={"pairs": (), "hold": None, "go_back_to": choose(state.checkpoints)})
 
@@ -48,18 +50,25 @@ def going_back(choose: Callable[[tuple[int, ...]], int]) -> Meddling:
 
 
 @pytest.mark.parametrize(
-    ("choose", "tier"),
+    ("policy", "tier"),
     [
-        pytest.param(lambda fences: fences[-1], "fast", id="the last"),
-        pytest.param(lambda fences: fences[-2], "full", id="the one before", marks=pytest.mark.slow),
-        pytest.param(lambda fences: fences[0], "full", id="the first", marks=pytest.mark.slow),
+        pytest.param(going_back(lambda fences: fences[-1], lambda state: state.fence == 13), "fast", id="the last"),
+        pytest.param(going_back(lambda fences: fences[-2]), "full", id="the one before", marks=pytest.mark.slow),
+        pytest.param(going_back(lambda fences: fences[0]), "full", id="the first", marks=pytest.mark.slow),
+        pytest.param(
+            going_back(lambda fences: fences[-1], lambda state: state.fence == state.last_fence),
+            "fast",
+            id="at the end",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_that_its_policy_takes_back_ends_with_the_bits_of_one_that_was_not(
-    tmp_path: Path, undisturbed: Result, choose: Callable[[tuple[int, ...]], int], tier: str
+    tmp_path: Path, undisturbed: Result, policy: Meddling, tier: str
 ) -> None:
+    """At a fence with open pairs, and at fences at which it is too late for another seed."""
     run_dir = tmp_path / "run"
-    result = esper.run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=going_back(choose)))
+    result = esper.run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=policy))
     assert result.weights_sha256 == undisturbed.weights_sha256
     assert result.rollbacks == 1
     past = read_past(run_dir)
@@ -85,7 +94,7 @@ def test_a_fence_without_a_checkpoint_is_refused_and_the_run_can_be_resumed(
 
 
 def slowing(factor: float) -> Meddling:
-    """Scales the rates of the first seed in the host, each time that it is asked."""
+    """Scales the rates of the first seed in the host, at every fence."""
 
     def meddle(state: RoundState, decision: Decision) -> Decision:
         first = [seed.seed_id for seed in state.seeds if seed.stage in IN_HOST][:1]
@@ -101,8 +110,13 @@ def test_a_rate_that_the_policy_scaled_lasts_over_a_stop_and_a_resume(tmp_path: 
         return esper.run(tiny_task(), config, on=InProcess(policy=slowing(factor)))
 
     whole = run("whole", 0.5)
-    scaled = [entry.body for entry in read_past(tmp_path / "whole").entries if entry.kind is RecordKind.COMMAND]
-    assert any(command["operation"] == "SCALE_RATE" for command in scaled)
+    entries = read_past(tmp_path / "whole").entries
+    commands = [entry.body for entry in entries if entry.kind is RecordKind.COMMAND]
+    moves = [entry.body for entry in entries if entry.kind is RecordKind.TRANSITION]
+    grafted = next(move["fence"] for move in moves if move["after"] == "BLENDING")
+    assert (
+        sum(command["operation"] == "SCALE_RATE" for command in commands) == 17 - grafted
+    )  # at every fence from there to the end
     assert whole.weights_sha256 != undisturbed.weights_sha256 == run("unscaled", 1.0).weights_sha256
 
     stop = StopAt(11)

@@ -15,8 +15,9 @@ from esper.errors import (
     PolicyFailed,
 )
 from esper.leyline.commands import BlendSpec, Command, CommandKind, Operation, sign
-from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, RateScale
+from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, RateScale, Verdict
 from esper.leyline.reports import FieldReport
+from esper.leyline.signals import Level
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
@@ -94,13 +95,43 @@ def test_the_policy_sees_the_state_the_open_pairs_and_the_whole_past(
     assert components.policy.saw == (state, state.options, reports)
 
 
-def test_where_nothing_is_open_the_policy_is_not_asked(make_state: MakeState) -> None:
-    components = Components()
-    verdict = components.tamiyo.decide(make_state(tests_used=400))
+CLOSED: dict[str, dict[str, Any]] = {
+    "every test is used": {"tests_used": 400},
+    "a tournament is in flight": {"incubating": True},
+    "before the first fence": {"fence": 0},
+    "near the end": {"last_fence": 6},
+    "every slot is full": {"slots": ()},
+    "an emergency": {"level": Level.CONSERVATIVE},
+}
 
-    assert isinstance(verdict.outcome, Hold)
-    assert (verdict.outcome.reason, verdict.decision) == (HoldReason.BUDGET_SPENT, None)
-    assert components.policy.asked == []
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_where_nothing_is_open_the_policy_is_asked_without_pairs(
+    make_state: MakeState, make_decision: MakeDecision, closed: str, telemetry: Telemetry
+) -> None:
+    state = make_state(**CLOSED[closed])
+
+    def answer(seen: RoundState, eligible: tuple[Pair, ...]) -> Decision:
+        assert (seen, eligible) == (state, ())
+        return make_decision(fence=state.fence, **change)
+
+    def decide() -> Verdict:
+        return Components(answer).tamiyo.decide(state)
+
+    change: dict[str, Any] = {"hold": "let it settle"}
+    held = decide()
+    assert isinstance(held.outcome, Hold)
+    assert held.outcome.reason is not HoldReason.POLICY_CHOICE
+    assert (held.decision, held.rates, telemetry.counters.total("esper.policy.decisions")) == (None, (), 0)
+
+    change = {"rates": (RateScale(seed_id="seed-1", scale=0.5),)}
+    scaled = decide()
+    assert (scaled.outcome, [command.rate_scale for command in scaled.rates]) == (held.outcome, [0.5])
+
+    change = {"go_back_to": 0}
+    back = decide().outcome
+    assert isinstance(back, Command)
+    assert (back.operation, back.to_fence) == (Operation.GO_BACK, 0)
 
 
 def test_a_policys_own_hold_keeps_its_reason(make_state: MakeState, make_decision: MakeDecision, told: Told) -> None:
@@ -126,7 +157,7 @@ def test_a_risk_over_its_limit_holds_what_the_policy_decided(
 def test_a_ramp_that_does_not_fit_the_fences_left_holds_what_the_policy_decided(
     make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], ramp_steps: int, last: int
 ) -> None:
-    decision = make_decision(make_pair("mlp"), blend=BlendSpec(mode="CONVEX", ramp_steps=ramp_steps))
+    decision = make_decision(make_pair("mlp"), fence=33, blend=BlendSpec(mode="CONVEX", ramp_steps=ramp_steps))
     verdict = Components(decision).tamiyo.decide(make_state(fence=33))
 
     assert verdict.decision == decision
@@ -276,6 +307,50 @@ def test_a_figure_that_is_not_finite_is_an_error_and_not_a_pass(
     ):
         Components(make_decision(make_pair("mlp"), **figures)).tamiyo.decide(make_state())
     assert told() == ["dependency_violation"]
+
+
+RAMP = BlendSpec(mode="RESIDUAL", ramp_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({"pairs": None}, "a malformed decision"),
+        ({"blend": {"mode": "RESIDUAL"}}, "a malformed decision"),
+        (
+            {"blend": BlendSpec(mode="RESIDUAL", ramp_steps=1).model_copy(update={"ramp_steps": 0})},
+            "a malformed decision",
+        ),
+        (
+            {"blend": BlendSpec(mode="RESIDUAL", ramp_steps=1).model_copy(update={"ramp_steps": 2.5})},
+            "a malformed decision",
+        ),
+        ({"rates": ("seed-1",)}, "a malformed decision"),
+        ({"go_back_to": 1.5}, "a malformed decision"),
+        ({"more": 1}, "a malformed decision"),
+        ({"fence": 99}, "a decision for another fence"),
+        ({"risk": 5.0}, "a risk outside [0, 1]"),
+        ({"hold": "let it settle", "risk": float("nan")}, "a figure that is not finite"),
+        ({"hold": "let it settle"}, "both pairs and a hold"),
+        ({"go_back_to": 1}, "other choices beside going back"),
+        ({"rates": (RateScale(seed_id="s", scale=0.5), RateScale(seed_id="s", scale=2.0))}, "two rates for one seed"),
+    ],
+    ids=str,
+)
+def test_a_decision_that_was_not_checked_when_it_was_made_is_checked_before_it_counts(
+    make_state: MakeState,
+    make_decision: MakeDecision,
+    make_pair: Callable[..., Pair],
+    telemetry: Telemetry,
+    told: Told,
+    changes: dict[str, Any],
+    missing: str,
+) -> None:
+    decision = make_decision(make_pair("mlp")).model_copy(update=changes)
+    with pytest.raises(DependencyViolationError, check=telling(subject="policy scripted", missing=missing)):
+        Components(decision).tamiyo.decide(make_state())
+    assert told() == ["dependency_violation"]
+    assert (failures(telemetry), telemetry.counters.total("esper.policy.decisions")) == (1, 0)
 
 
 def test_a_policys_own_error_is_the_cause_of_its_failure(
