@@ -36,6 +36,7 @@
     ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
     ├── EmergencyQueueFull              the queue is full; the signal was refused
     ├── EmergencyUnavailable            the run is ending and accepts no signal
+    ├── SinkFailed                      a sink did not confirm a signal, which stays in the queue
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
     ├── CannotBeWritten                 `esper export` cannot write a class or function as source
     └── FaultInjected                   a fault that was armed on purpose
@@ -489,6 +490,17 @@ class EmergencyUnavailable(EsperError):
 
     def __str__(self) -> str:
         return f"signal {self.signal_id}: the run is ending and takes no signal any more"
+
+
+class SinkFailed(EsperError):
+    """A sink did not confirm a signal; its receiver may have it nevertheless. The queue keeps it and sends it again."""
+
+    def __init__(self, sink: str, why: str) -> None:
+        super().__init__(sink, why)
+        self.sink, self.why = sink, why
+
+    def __str__(self) -> str:
+        return f"sink {self.sink}: {self.why}"
 
 
 class Drained(EsperError):

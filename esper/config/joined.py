@@ -200,6 +200,8 @@ def _toml(value: object) -> str:
     if isinstance(value, dict):
         entries = ", ".join(f"{_toml(key)} = {_toml(one)}" for key, one in value.items())
         return f"{{ {entries} }}" if entries else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
@@ -247,8 +249,11 @@ def _existing(key: str) -> str:
 def _explain(error: ValidationError) -> ConfigError:
     """Return the first problem and the keys of the other problems, in one line."""
     first, *more = problems(error)
-    key = _key_of(first)
-    mend = f"no such key; {_existing(key)}" if first.kind == "extra_forbidden" else first.message
+    key, inner = _key_of(first), first.place[2:]
+    if first.kind == "extra_forbidden" and not inner:
+        mend = f"no such key; {_existing(key)}"
+    else:
+        mend = f"{'.'.join(map(str, inner))}: {first.message}" if inner else first.message
     others = {_key_of(one) for one in more} - {key}
     return ConfigError(key, first.value, f"{mend}; also wrong: {listed(sorted(others))}" if others else mend)
 

@@ -109,6 +109,7 @@ NO_SWITCH = {
     "EmergencyStop": "the run was stopped on purpose",
     "EmergencyQueueFull": "a restart would drop the signals that are held",
     "EmergencyUnavailable": "the run has ended, and a restart would not change that",
+    "SinkFailed": "the queue keeps the signal and sends it again, without any restart",
     "Drained": "the run was asked to end",
     "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
     "TheirCodeRaised": "the user's code raised it, and does so again",

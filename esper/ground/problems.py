@@ -22,6 +22,8 @@ PLAIN = {
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "missing": "is missing",
+    "union_tag_invalid": "{discriminator} must be {expected_tags}",
+    "union_tag_not_found": "{discriminator} is missing",
     "extra_forbidden": "is not known",
     "model_type": "must be a table",
     "model_attributes_type": "must be a table",

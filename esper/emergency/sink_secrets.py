@@ -1,0 +1,74 @@
+"""The address and the token of a webhook, read from files or environment variables. No error shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from esper.emergency.settings import WebhookSinkConfig
+from esper.errors import ConfigError
+from esper.ground.secret_file import read_secret
+
+MOST_BYTES = 8192
+"""Largest size of an address or token in bytes. Servers refuse longer ones."""
+MAKE = "write it with: (umask 077; cat > FILE)"
+
+
+def read_address(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str:
+    """Return the address of a webhook.
+
+    Raises:
+        ConfigError: it is missing, not safe, or not an address that can be used.
+    """
+    address = _read(sink.name, "url", sink.url_file, sink.url_env, environment)
+    assert address is not None, "the settings have one place for it"
+    if mend := _wrong_address(address):
+        raise ConfigError(*_place(sink.name, "url", sink.url_file, sink.url_env), mend)
+    return address
+
+
+def read_token(sink: WebhookSinkConfig, environment: Mapping[str, str]) -> str | None:
+    """Return the token of a webhook. None: it has none. Raises: ConfigError, as `read_address`."""
+    token = _read(sink.name, "token", sink.token_file, sink.token_env, environment)
+    if token is not None and not _is_one_word(token):
+        mend = "its content is no token: use visible ASCII characters without spaces, in one line"
+        raise ConfigError(*_place(sink.name, "token", sink.token_file, sink.token_env), mend)
+    return token
+
+
+def _place(sink: str, key: str, file: str | None, variable: str | None) -> tuple[str, str | None]:
+    """Return the config key of the place of a secret, and the place."""
+    suffix = "env" if file is None else "file"
+    return f"emergency.sinks.{sink}.{key}_{suffix}", variable if file is None else file
+
+
+def _read(sink: str, key: str, file: str | None, variable: str | None, environment: Mapping[str, str]) -> str | None:
+    field, _ = _place(sink, key, file, variable)
+    if file is not None:
+        content = read_secret(field, file, most_bytes=MOST_BYTES, make=MAKE)
+        return content.decode("latin-1")  # every byte is a character; what is not ASCII is refused later
+    if variable is None:
+        return None
+    if variable not in environment or not environment[variable].strip():
+        raise ConfigError(field, variable, f"set this environment variable, or use {key}_file")
+    return environment[variable].strip()
+
+
+def _is_one_word(text: str) -> bool:
+    return text.isascii() and text.isprintable() and " " not in text
+
+
+def _wrong_address(address: str) -> str:
+    """Return how to correct an address; empty if it is usable. The address is not in the answer."""
+    try:
+        parts = urlsplit(address)
+        host, port, has_user = parts.hostname, parts.port, parts.username is not None
+    except ValueError:
+        host, port, has_user, parts = None, None, False, urlsplit("")
+    if not _is_one_word(address) or len(address) > MOST_BYTES or parts.scheme not in ("http", "https") or not host:
+        return "its content is no address: give https://HOST/PATH in one line"
+    if port == 0:
+        return "the port in the address is 0"
+    if has_user:
+        return "the address has a user name: leave it out, and give a password as token_file"
+    return ""

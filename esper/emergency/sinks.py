@@ -1,0 +1,56 @@
+"""The port of a sink, which sends signals out of the run, and the sinks of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from esper.emergency.file_sink import FileSink
+from esper.emergency.settings import FileSinkConfig, SinkConfig
+from esper.leyline.signals import EmergencySignal
+
+DEFAULT_FILE = "signals.jsonl"
+"""File of a file sink without a path, in `RUN/emergency/`."""
+
+
+class Sink(Protocol):
+    """Sends signals to people or programs outside of the run. One call at a time.
+
+    Attributes:
+        name: Name of the subscriber that the sink is in the queue.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def send(self, signal: EmergencySignal) -> None:
+        """Send a signal. It may have been sent before: the receiver knows it by its `signal_id`.
+
+        Returns only if the receiver has confirmed the signal. If the call is cancelled, the receiver may have it.
+
+        Raises:
+            SinkFailed: the receiver did not confirm it; it may have it nevertheless.
+        """
+        ...
+
+
+def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping[str, str]) -> tuple[Sink, ...]:
+    """Make the sinks of a config, in its order. Addresses and tokens are read now; no connection is made.
+
+    Args:
+        folder: `RUN/emergency`. It need not exist yet.
+        environment: Where the variables are that `url_env` and `token_env` name.
+
+    Raises:
+        ConfigError: a file or variable of a secret is missing, not safe or of no use. The error does not show it.
+    """
+    return tuple(_make(config, folder, environment) for config in configs)
+
+
+def _make(config: SinkConfig, folder: Path, environment: Mapping[str, str]) -> Sink:
+    if isinstance(config, FileSinkConfig):
+        return FileSink(config.name, Path(config.path or folder / DEFAULT_FILE), config.total_s)
+    from esper.emergency.webhook import WebhookSink  # imported here: httpx takes 0.1 s, and few runs have a webhook
+
+    return WebhookSink(config, environment)

@@ -1,0 +1,123 @@
+"""The webhook: sends each signal by an HTTP POST request, and confirms it when the server has answered with a 2xx code.
+
+The address and the token are secrets. No error has the text of an exception of httpx, and httpx logs nothing here:
+both may show them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import version
+from urllib.parse import quote
+
+import httpx
+
+from esper.emergency.settings import WebhookSinkConfig
+from esper.emergency.sink_secrets import read_address, read_token
+from esper.emergency.wire import as_json
+from esper.errors import SinkFailed, causes
+from esper.leyline.signals import EmergencySignal
+
+MOST_ANSWER_BYTES = 65_536
+"""A longer answer is not read to its end."""
+LOGGERS = ("httpx", "httpcore.connection", "httpcore.http11", "httpcore.http2", "httpcore.proxy", "httpcore.socks")
+"""Every logger of httpx 0.28 and httpcore 1.0."""
+
+
+class WebhookSink:
+    """A `Sink` that posts to one address. Each signal has a connection of its own, so that none is used when stale.
+
+    The header `Idempotency-Key` has the id of the signal, percent-encoded where HTTP allows no such character.
+
+    Raises:
+        ConfigError: the address or the token cannot be read or used.
+    """
+
+    def __init__(self, config: WebhookSinkConfig, environment: Mapping[str, str]) -> None:
+        self.name = config.name
+        self._config = config
+        self._address, token = read_address(config, environment), read_token(config, environment)
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",  # a small compressed answer may be a large one
+            "User-Agent": f"esper/{version('esper-runtime')}",
+            **({} if token is None else {"Authorization": f"Bearer {token}"}),
+        }
+        self._tls = httpx.create_ssl_context()
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(_not_ours)
+
+    async def send(self, signal: EmergencySignal) -> None:
+        """See `Sink`. Redirects are not followed: they would show the signal and the token to another server."""
+        with _unlogged():
+            why = await self._failure(signal)
+        if why:  # raised out here, so that it has no context: an exception of httpx may show a secret
+            raise SinkFailed(self.name, why)
+
+    async def _failure(self, signal: EmergencySignal) -> str:
+        """Send a signal. Returns why it is not confirmed; empty if it is."""
+        try:
+            async with asyncio.timeout(self._config.total_s):
+                return _refused(await self._post(signal))
+        except TimeoutError:
+            return f"no complete answer within {self._config.total_s:g} s"
+        except Exception as error:  # a server must not be able to stop a run with an answer that httpx does not expect
+            return self._in_words(error)
+
+    async def _post(self, signal: EmergencySignal) -> int:
+        """Send a signal, read the answer up to `MOST_ANSWER_BYTES`, and return its status code."""
+        headers = {**self._headers, "Idempotency-Key": quote(signal.signal_id, safe="-._~:/@+=,;!*()[]{}|")}
+        limits = httpx.Timeout(self._config.read_s, connect=self._config.connect_s)
+        async with (
+            httpx.AsyncClient(verify=self._tls, timeout=limits, follow_redirects=False) as client,
+            client.stream("POST", self._address, headers=headers, content=as_json(signal)) as answer,
+        ):
+            read = 0
+            async for part in answer.aiter_raw():
+                read += len(part)
+                if read > MOST_ANSWER_BYTES:
+                    break
+            return answer.status_code
+
+    def _in_words(self, error: Exception) -> str:
+        match error:
+            case httpx.ConnectTimeout():
+                return f"no connection within {self._config.connect_s:g} s"
+            case httpx.TimeoutException():
+                return f"nothing was sent or received for {self._config.read_s:g} s"
+            case httpx.RemoteProtocolError() | httpx.ReadError():
+                return "the server closed the connection before its answer was complete, or its answer is not HTTP"
+        for found in (one for cause in causes(error) for one in (cause, cause.__context__)):
+            if isinstance(found, ssl.SSLError):
+                return f"no secure connection: {found.reason}"
+        return f"the server cannot be reached ({type(error).__name__})"
+
+
+def _refused(status: int) -> str:
+    """Return why an answer of this status confirms nothing; empty if it confirms the signal."""
+    if 200 <= status < 300:
+        return ""
+    return f"the server answered {status}" + (" (redirects are not followed)" if 300 <= status < 400 else "")
+
+
+_sending: ContextVar[bool] = ContextVar("esper_webhook_sends", default=False)
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    """Filter of loggers: drop what is logged while a webhook sends. Other users of httpx are not affected."""
+    del record
+    return not _sending.get()
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    token = _sending.set(True)
+    try:
+        yield
+    finally:
+        _sending.reset(token)

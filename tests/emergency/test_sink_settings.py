@@ -1,0 +1,67 @@
+"""The sinks of a config: what is refused, in which words, and that no error shows a secret."""
+
+from __future__ import annotations
+
+import tomllib
+from typing import Any
+
+import pytest
+
+from esper.config.joined import RunConfig, as_toml, load_config
+from esper.errors import ConfigError
+from esper.testing import telling
+
+SECRET = "https://hooks.example/T0/B0/secret"
+WEBHOOK = {"name": "hook", "kind": "webhook", "url_file": "/x"}
+
+
+@pytest.mark.parametrize(
+    ("sink", "field", "named"),
+    [
+        ({"name": "a", "kind": "fil"}, "emergency.sinks", ("kind", "file", "webhook")),
+        ({"name": "a"}, "emergency.sinks", ("kind", "missing")),
+        ({"name": "a", "kind": ["file"]}, "emergency.sinks", ("kind",)),
+        ({"name": "a b", "kind": "file"}, "emergency.sinks", ("name", "pattern")),
+        ({"name": "conductor", "kind": "file"}, "emergency.sinks", ("conductor", "taken")),
+        ({"name": "a", "kind": "file", "path": "here.jsonl"}, "emergency.sinks", ("path", "absolute")),
+        ({"name": "a", "kind": "file", "url_file": "/x"}, "emergency.sinks[0].url_file", ("no such key",)),
+        ({"name": "a", "kind": "webhook"}, "emergency.sinks", ("url_file", "url_env")),
+        ({**WEBHOOK, "url_env": "X"}, "emergency.sinks", ("url_file", "url_env")),
+        ({**WEBHOOK, "token_file": "/y", "token_env": "Y"}, "emergency.sinks", ("token_file", "token_env")),
+        ({**WEBHOOK, "total_s": 0.0}, "emergency.sinks", ("total_s", "above 0")),
+        ({**WEBHOOK, "total": 1.0}, "emergency.sinks[0].total", ("total_s",)),
+        ({**WEBHOOK, "url_env": "A=B"}, "emergency.sinks", ("url_env", "pattern")),
+        (7, "emergency.sinks", ("table",)),
+    ],
+)
+def test_a_sink_that_cannot_be_used_is_refused_by_name(sink: Any, field: str, named: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, check=telling(*named, field=field)):
+        RunConfig(emergency={"sinks": [sink]})
+
+
+@pytest.mark.parametrize("kind", ["webhook", "file", "webhok", None])
+@pytest.mark.parametrize("key", ["url", "token", "urlfile", "header"])
+def test_a_secret_in_the_config_is_refused_and_not_shown(kind: str | None, key: str) -> None:
+    sink = {"name": "hook", "kind": kind, key: SECRET, "url_file": "/x"}
+    with pytest.raises(ConfigError, check=telling(value="...")) as refused:
+        RunConfig(emergency={"sinks": [sink]})
+    assert "secret" not in str(refused.value).replace("it is a secret", "")
+
+
+def test_two_sinks_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, check=telling("hook", "taken", field="emergency.sinks")):
+        RunConfig(emergency={"sinks": [WEBHOOK, WEBHOOK]})
+
+
+def test_waits_that_shrink_are_refused() -> None:
+    with pytest.raises(ConfigError, check=telling("first_retry_s", field="emergency.longest_retry_s", value=1.0)):
+        RunConfig(emergency={"first_retry_s": 9.0, "longest_retry_s": 1.0})
+
+
+def test_sinks_survive_toml_json_and_the_command_line() -> None:
+    config = RunConfig(emergency={"sinks": [{"name": "log", "kind": "file", "path": "/a/ü.jsonl"}, WEBHOOK]})
+    assert RunConfig.model_validate(tomllib.loads(as_toml(config))) == config
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+    (first, second) = config.emergency.sinks
+    assert (first.name, second.name, second.kind) == ("log", "hook", "webhook")
+    assert load_config(overrides={"emergency.sinks": [WEBHOOK]}).emergency.sinks == (second,)
