@@ -1,1 +1,1 @@
-"""Built-in tasks on real data that needs no download. Each module has `task()`; its import reads no data."""
+"""Built-in tasks on real data that needs no download. `task()` of a module builds its task and reads the data."""

@@ -1,6 +1,6 @@
 """Task of scikit-learn's handwritten digits: the data, its split, and a small network.
 
-The data has no other source: without scikit-learn the task cannot be built.
+Without scikit-learn the task cannot be built, because its data comes from there.
 
     B batch   C channel   H, W height and width   K class
 """
@@ -17,17 +17,17 @@ from esper.errors import TaskError
 from esper.task import Task
 
 CLASSES = 10
-BRIGHTEST = 16.0  # a pixel counts the dark ones, 0..16, in a 4x4 square of the scan
+BRIGHTEST = 16.0  # a pixel is the number of dark points, 0..16, in a 4x4 square of the scan
 SIZES = {"pick": 200, "gate": 400, "valid": 200, "test": 400}  # the rest, 597, is for training
 SPLIT_KEY = 0
 BATCH, EPOCHS, EPOCH_SAMPLES = 32, 25, 576  # 25 x 18 = 450 steps: 15 rounds of 30
 
 
 def load_images() -> tuple[Tensor, Tensor]:
-    """Images [1797, 1, 8, 8], float32, 0..1, and their digits [1797], int64.
+    """Return images [1797, 1, 8, 8], float32, 0..1, and their digits [1797], int64.
 
     Raises:
-        TaskError: scikit-learn, or something that it needs, is not installed.
+        TaskError: scikit-learn or one of its dependencies is not installed.
 
     Source: Alpaydin and Kaynak 1998, doi:10.24432/C50P49 (test part), as packed by scikit-learn.
     """
@@ -40,7 +40,10 @@ def load_images() -> tuple[Tensor, Tensor]:
 
 
 def split(images: Tensor, digits: Tensor) -> dict[str, TensorDataset]:
-    """Divide the samples among `train` and the shards of `SIZES` by a fixed permutation; no sample is in two."""
+    """Divide the samples among `train` and the shards of `SIZES` by a fixed permutation.
+
+    No two shards share a sample.
+    """
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(SPLIT_KEY))
     sizes = {"train": len(images) - sum(SIZES.values()), **SIZES}
     parts = zip(sizes, torch.split(order, list(sizes.values())), strict=True)
@@ -48,9 +51,9 @@ def split(images: Tensor, digits: Tensor) -> dict[str, TensorDataset]:
 
 
 class DigitReader(nn.Module):
-    """Images [B, 1, 8, 8] -> logits [B, K]. Small on purpose: it is meant to grow.
+    """Images [B, 1, 8, 8] -> logits [B, K]. The network is small on purpose, because a run grows it.
 
-    Grows at two feature maps, [B, C, 4, 4] and [B, 2C, 2, 2], and at the vector [B, 2C] before the head.
+    Its slots are two feature maps, [B, C, 4, 4] and [B, 2C, 2, 2], and the vector [B, 2C] before the head.
     """
 
     def __init__(self, channels: int = 4) -> None:
@@ -74,12 +77,12 @@ def _stage(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 def accuracy(logits_BK: Tensor, digits_B: Tensor) -> Tensor:
-    """Share of samples read correctly, 0..1: scalar."""
+    """Return the share of correctly read samples, 0..1, as a scalar tensor."""
     return (logits_BK.argmax(dim=1) == digits_B).float().mean()
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam at the best rate of a sweep for the small host."""
+    """Return Adam with the best learning rate of a sweep for the host without seeds."""
     return torch.optim.Adam(parameters, lr=1e-2)
 
 

@@ -1,7 +1,7 @@
 """Task of a character model of the running Python's standard library: its text, its split, and a transformer.
 
-The corpus is read when `task()` is called and never written anywhere. Sources go to a shard by a hash of their
-path, so a file stays in its shard on every machine and under every Python version that has it.
+The corpus is read when `task()` is called and never written. A hash of a file's path selects its shard, so a file is in
+the same shard on every machine and in every Python version.
 
     B batch   T position in the window   V symbol   C channel   N window
 """
@@ -26,22 +26,22 @@ from esper.errors import TaskError
 from esper.task import Task
 
 ALPHABET = "\n" + string.digits + string.ascii_letters + string.punctuation + " "
-"""Newline and the 95 printable characters of ASCII. All other characters, tab too, are the symbol `OTHER`."""
+"""Newline and the 95 printable characters of ASCII. All other characters, for example tabs, are the symbol `OTHER`."""
 OTHER = len(ALPHABET)
 VOCABULARY = len(ALPHABET) + 1  # 97
 CONTEXT = 64
 STRIDE = CONTEXT + 1  # inputs and targets overlap in all but one character
 
 SHARES = {"train": 0.38, "pick": 0.25, "gate": 0.25, "valid": 0.06, "test": 0.06}
-"""Share of the files in each shard. Half of them is for judging seeds, since gates count files, not windows."""
-EVALUATED = 2_048  # windows of validation and test: a whole evaluation takes about a second
+"""Share of the files in each shard. Half of the files are for judging seeds, because a gate needs many files."""
+EVALUATED = 2_048  # windows of validation and test: an evaluation of a whole shard takes about a second
 BATCH, EPOCHS, EPOCH_SAMPLES = 16, 8, 1_200  # 600 steps
 LEAST_FILES = {"train": 1, "pick": 140, "gate": 140, "valid": 1, "test": 1}  # a fence draws 128 from pick and gate
 LEAST_WINDOWS = {"train": EPOCH_SAMPLES, "pick": 140, "gate": 140, "valid": EVALUATED, "test": EVALUATED}
 WARM_UP_STEPS, FLOOR = 40, 0.1
 
 _SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_CONTINUATION = bytes(range(0x80, 0xC0))  # deleted, so that a character of any length in UTF-8 is one symbol
+_CONTINUATION = bytes(range(0x80, 0xC0))  # deleted, so that every character in UTF-8 becomes one symbol
 _SYMBOLS = bytes(ALPHABET.index(c) if (c := chr(byte)) in ALPHABET else OTHER for byte in range(256))
 
 
@@ -50,7 +50,7 @@ _SYMBOLS = bytes(ALPHABET.index(c) if (c := chr(byte)) in ALPHABET else OTHER fo
 
 @dataclass(frozen=True)
 class Corpus:
-    """Encoded sources by path relative to their root, in order of path, and the paths of those that are not UTF-8."""
+    """Encoded sources by path relative to their root, in order of path, and the paths of files that are not UTF-8."""
 
     sources: Mapping[str, bytes]
     left_out: tuple[str, ...]
@@ -78,7 +78,7 @@ def read_corpus(root: Path) -> Corpus:
 
 
 def _source_paths(root: Path) -> list[str]:
-    def refuse(error: OSError) -> None:  # else os.walk skips unreadable folders silently
+    def refuse(error: OSError) -> None:  # without it, os.walk skips unreadable folders silently
         raise error
 
     paths = []
@@ -97,11 +97,11 @@ def encode(text: bytes) -> bytes:
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
-    """Non-overlapping windows, each of one file. A sample is (input [T], target [T]), int64, one character apart.
+    """Non-overlapping windows of files. A sample is (input [T], target [T]), int64; the target is one character later.
 
     Args:
         symbols_NT: uint8, T = 65.
-        files_N: int64, number of the file that each window was cut from.
+        files_N: int64, number of each window's file.
     """
 
     def __init__(self, symbols_NT: Tensor, files_N: Tensor) -> None:
@@ -119,7 +119,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
         return list(zip(windows_BT[:, :-1].unbind(), windows_BT[:, 1:].unbind(), strict=True))
 
     def group_of(self, index: int) -> int:
-        """Return the number of the window's file in the sorted corpus: windows of one file are correlated."""
+        """Return the number of the window's file in the sorted corpus. Windows of one file are correlated."""
         return int(self.files_N[index])
 
     def sample(self, count: int, key: int) -> Windows:
@@ -140,10 +140,10 @@ def shard_of(path: str) -> str:
 
 
 def split(corpus: Corpus) -> dict[str, Windows]:
-    """Cut every source into windows and put them into the shard of its path; incomplete windows are left out.
+    """Cut every source into windows and put them into the shard of its path. Incomplete windows are left out.
 
     Raises:
-        TaskError: a shard has too few files or windows for the gates or the headline protocol.
+        TaskError: a shard has too few files or windows for the gates or the evaluation.
     """
     cut: dict[str, dict[int, bytes]] = {name: {} for name in SHARES}
     for number, (path, symbols) in enumerate(corpus.sources.items()):
@@ -171,7 +171,7 @@ def _windows(files: Mapping[int, bytes]) -> Windows:
 
 
 class Embedding(nn.Module):
-    """Symbol plus learned position: [B, T] -> [B, T, C]."""
+    """Embedding of the symbol plus a learned embedding of the position: [B, T] -> [B, T, C]."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class CausalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention, then a four times wider GELU MLP, both residual: [B, T, C] -> [B, T, C].
+    """Pre-norm attention, then an MLP with 4C hidden channels and GELU, both residual: [B, T, C] -> [B, T, C].
 
     Source: Xiong et al. 2020, arXiv:2002.04745 (pre-LN).
     """
@@ -222,7 +222,10 @@ class Block(nn.Module):
 
 
 class CharTransformer(nn.Module):
-    """Symbols [B, T] -> logits of the next symbol [B, T, V]. Small on purpose: it is meant to grow."""
+    """Symbols [B, T] -> logits of the next symbol [B, T, V].
+
+    The network is small on purpose, because a run grows it.
+    """
 
     def __init__(self, channels: int = 32, blocks: int = 1, heads: int = 4) -> None:
         super().__init__()
@@ -240,22 +243,22 @@ class CharTransformer(nn.Module):
 
 
 def sample_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross entropy in nats per character, averaged over each window: [B]."""
+    """Return the cross entropy in nats per character, averaged over each window: [B]."""
     return nn.functional.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none").mean(dim=1)
 
 
 def loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross entropy in nats per character, averaged over all: scalar."""
+    """Return the cross entropy in nats per character, averaged over all windows, as a scalar tensor."""
     return nn.functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
 
 def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam at the best rate of a sweep for the small host."""
+    """Return Adam with the best learning rate of a sweep for the host without seeds."""
     return torch.optim.Adam(parameters, lr=8e-3)
 
 
 def warm_up_then_cosine(optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
-    """Scale the rate linearly up to 1 over the first 40 steps, then by a half cosine to 0.1 at `total_steps`."""
+    """Scale the rate linearly up to 1 over the first 40 steps, then down by a half cosine to 0.1 at `total_steps`."""
 
     def scale(step: int) -> float:
         if step < WARM_UP_STEPS:
@@ -270,7 +273,7 @@ def task() -> Task:
     """Read the library of the running Python and build the task.
 
     Raises:
-        TaskError: the library cannot be read, or is too small to be split.
+        TaskError: the library cannot be read, or it is too small to be split.
     """
     shards = split(read_corpus(Path(sysconfig.get_path("stdlib"))))
     return Task(

@@ -1,6 +1,6 @@
-"""The current telemetry, role and span, in this process and across processes. It writes no file.
+"""The current telemetry, role and span. A role is the name of the component that does the work, for example "kasmina".
 
-A new thread has no current telemetry, role or span: run its target in `contextvars.copy_context()` to pass them on.
+A new thread has no current telemetry, role or span. To pass them on, run the thread in `contextvars.copy_context()`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def current() -> Telemetry | None:
 
 
 def current_role() -> str:
-    """Return the role of the innermost span that has a role, else of the telemetry; "" if there is no telemetry."""
+    """Return the current role: that of the innermost span with a role, else that of the telemetry. "": no telemetry."""
     scope = _scope.get()
     return scope.role if scope is not None else ""
 
@@ -54,14 +54,14 @@ def use(telemetry: Telemetry) -> Iterator[Telemetry]:
 
 @contextmanager
 def span(name: str, /, role: str | None = None, **attributes: object) -> Iterator[Span]:
-    """Run the block as a span. An exception of the block is recorded on the span and passed on unchanged.
+    """Run the block as a span. An exception of the block is recorded on the span and raised unchanged.
 
-    Without telemetry, or if it is disabled, the yielded span records nothing; the surrounding trace stays current.
+    If telemetry is absent or disabled, the yielded span records nothing, and the surrounding trace stays current.
 
     Args:
         name: Name of the operation, without ids.
-        role: Role that runs it (`esper.role`). None: the role of the surrounding span, else of the process.
-        attributes: Values of any type; a type that OpenTelemetry does not support is recorded as text.
+        role: Role of the span, its attribute `esper.role`. None: the current role.
+        attributes: Values of any type. Types that OpenTelemetry does not support are recorded as text.
     """
     scope = _scope.get()
     if scope is None or not scope.telemetry.enabled:
@@ -77,15 +77,15 @@ def span(name: str, /, role: str | None = None, **attributes: object) -> Iterato
     ):
         try:
             yield opened
-        except GeneratorExit:  # a generator closed early by its reader is not a failure
+        except GeneratorExit:  # a reader may close a generator early; this is not a failure
             raise
-        except BaseException as error:  # interrupts too: the trace must show how the work ended
+        except BaseException as error:  # also for interrupts: the trace must show how the work ended
             _record(opened, error)
             raise
 
 
 def traceparent() -> str:
-    """Return the current span as a W3C traceparent, to be sent in a message; "" if there is no span."""
+    """Return the current span as a W3C traceparent, to be sent in a message. "": there is no span."""
     carrier: dict[str, str] = {}
     _w3c.inject(carrier)
     return carrier["traceparent"] if carrier else ""
@@ -96,7 +96,7 @@ def continue_from(traceparent: str) -> Iterator[None]:
     """Make the sender's span the parent of the spans of this block.
 
     Args:
-        traceparent: The text from `traceparent()`. "": the sender had no span, and nothing is changed.
+        traceparent: The text from `traceparent()`. "": the sender had no span; the block keeps the present parent.
 
     Raises:
         DependencyViolationError: the text is neither empty nor a W3C traceparent. The block did not run.
@@ -112,13 +112,13 @@ def continue_from(traceparent: str) -> Iterator[None]:
 
 
 def trace_id() -> str:
-    """Return the id of the current trace, 32 hex digits; "" if there is no trace."""
+    """Return the id of the current trace, 32 hex digits. "": there is no trace."""
     here = trace.get_current_span().get_span_context()
     return trace.format_trace_id(here.trace_id) if here.is_valid else ""
 
 
 def span_id() -> str:
-    """Return the id of the current span, 16 hex digits; "" if there is no span."""
+    """Return the id of the current span, 16 hex digits. "": there is no span."""
     here = trace.get_current_span().get_span_context()
     return trace.format_span_id(here.span_id) if here.is_valid else ""
 
@@ -149,7 +149,7 @@ def _scoped(telemetry: Telemetry, role: str) -> Iterator[None]:
 
 
 def _record(failed: Span, error: BaseException) -> None:
-    """Mark the span as failed by `error`, with the error's public fields. It must not raise, else it hides `error`."""
+    """Mark the span as failed by `error`, with the error's public fields. If this raised, `error` would be hidden."""
     if not failed.is_recording():
         return
     kind, message = type(error), text_of(error)

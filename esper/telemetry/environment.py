@@ -1,4 +1,4 @@
-"""Checks the OTEL_* variables: each is obeyed, or refused by name before a run begins.
+"""Checks the OTEL_* variables. A variable that esper does not support is refused before a run begins.
 
 An empty variable counts as not set. Source: https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/
 """
@@ -13,12 +13,12 @@ from esper.ground.suggest import nearest
 
 PREFIX = "OTEL_"
 FOR_OTHERS = ("OTEL_PYTHON_", "OTEL_INSTRUMENTATION_")
-"""Prefixes of variables for the automatic instrumentation of Python programs, which esper ignores.
+"""Prefixes of variables for the automatic instrumentation of Python programs. Esper ignores these variables.
 
-Except the few that OpenTelemetry's SDK reads in every program: these have a check in `CHECKS`.
+The exceptions are a few that OpenTelemetry's SDK reads in every program. They have a check in `CHECKS`.
 """
 CONTEXT = "OTEL_PYTHON_CONTEXT"
-"""Variable that OpenTelemetry reads when it is imported."""
+"""Name of the variable that OpenTelemetry reads when it is imported."""
 
 SAMPLERS = (
     "always_on",
@@ -36,7 +36,7 @@ class TelemetryEnvironment:
     """Values that esper reads. OpenTelemetry's SDK reads the sampler, the limits and the resource itself."""
 
     disabled: bool
-    """True: no spans, whatever the other variables are."""
+    """True: no spans are written, for any values of the other variables."""
     traces: bool
     """True: spans are written."""
 
@@ -82,7 +82,7 @@ def wrong_context(value: str) -> ConfigError:
 
 
 def _context(_name: str, value: str) -> None:
-    if value != "contextvars_context":  # case and spaces matter: OpenTelemetry looks up the exact text
+    if value != "contextvars_context":  # OpenTelemetry looks up the exact text, with case and spaces
         raise wrong_context(value)
 
 

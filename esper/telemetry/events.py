@@ -1,4 +1,4 @@
-"""Reports severe events, on the span, in the log and in the counter. The caller decides what is severe."""
+"""Reports severe events on the span, in the log and in the counter. The caller decides which events are severe."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.telemetry.file_exporter import append_line, open_for_append
 E = TypeVar("E", bound=BaseException)
 
 LOG = "severe-events.jsonl"
-"""Name of the log in the telemetry's directory; all processes of a run share it."""
+"""Name of the log in the telemetry's directory. All processes of a run write to it."""
 
 NAMES = frozenset(
     {
@@ -67,16 +67,16 @@ class Severity(StrEnum):
 def severe(name: str, /, severity: Severity, **fields: object) -> None:
     """Report a severe event. On return it is counted, added to the current span, and written to the log.
 
-    Report an event before acting on it. Without telemetry only the name is checked; with telemetry that writes no files
-    the event is counted.
+    A caller reports an event before it acts on the event. Without telemetry, only the name is checked. If the telemetry
+    writes no files, the event is not logged.
 
     Args:
         name: One of `NAMES`.
         severity: Severity of the event.
-        fields: Details for a reader; values of other types than JSON's are written as text.
+        fields: Details for a reader. Values that JSON does not support are written as text.
 
     Raises:
-        ValueError: `name` is not in the table; a bug of the caller. Nothing was reported.
+        ValueError: `name` is not in `NAMES`, by a bug of the caller. Nothing was reported.
         StoreWriteFailed: the log cannot be written. The event was counted and is on the span.
     """
     if name not in NAMES:
@@ -103,7 +103,7 @@ def reported(error: E, name: str, /, severity: Severity, **fields: object) -> E:
     """Report the severe event of an error that is about to be raised: `raise reported(Error(...), "name", ...)`.
 
     Returns:
-        The error. If the event could not be reported, the error has a note on that.
+        The error. If the report failed, the error has a note about the failure.
     """
     with noted_on(error, f"saying {name}"):
         severe(name, severity, **fields)

@@ -1,6 +1,7 @@
-"""Writes ended spans as OTLP-JSON lines to one file. A lost span is counted and logged; it never raises into the run.
+"""Writes ended spans as OTLP-JSON lines to one file.
 
-Format: https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/ (each line one TracesData, here of one
+If a span is lost, that is counted and logged, and the run continues. Format:
+https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/ (each line is one TracesData, here with one
 ResourceSpans) and https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding (ids in hex, 64-bit integers as
 text, enums as numbers).
 """
@@ -29,7 +30,7 @@ _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200  # SpanFlags of opentelemetry/proto/tr
 
 
 class FileSpanExporter(SpanExporter):
-    """Appends each span to `path` by `os.write` before `export` returns, so that it outlives a SIGKILL.
+    """Appends each span to `path` by `os.write` before `export` returns. After that, a SIGKILL does not lose the span.
 
     Raises:
         OSError: the file cannot be opened.
@@ -41,21 +42,21 @@ class FileSpanExporter(SpanExporter):
         self._failed_before = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Write the spans in order. On a failure the rest of them are lost and counted in `esper.spans.lost`."""
+        """Write the spans in order. After a failure, the remaining spans are lost and counted in `esper.spans.lost`."""
         written = 0
         try:
             for span in spans:
                 append_line(self._descriptor, json.dumps(traces_data(span), separators=(",", ":"), allow_nan=False))
                 written += 1
-        except Exception as error:  # telemetry must not stop training; the loss is counted and logged
+        except Exception as error:  # telemetry must not stop training; the lost spans are counted and logged
             self._lose(len(spans) - written, error)
             return SpanExportResult.FAILURE
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
-        """Close the file. Later spans are lost, and counted. May be called twice."""
+        """Close the file. Later spans are lost and counted. A second call has no effect."""
         if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1  # a closed number may become another file's
+            descriptor, self._descriptor = self._descriptor, -1  # the system may give the closed number to another file
             os.close(descriptor)
 
     def _lose(self, spans: int, error: Exception) -> None:
@@ -66,15 +67,19 @@ class FileSpanExporter(SpanExporter):
 
 
 def open_for_append(path: Path) -> int:
-    """Open a file for appends that are safe with other writers. Raises: OSError, also if `path` is a symbolic link."""
+    """Open a file so that several processes can append to it.
+
+    Raises:
+        OSError: for example, `path` is a symbolic link.
+    """
     return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
 
 
 def append_line(descriptor: int, line: str) -> None:
-    """Append one line. It starts on a new line even if an earlier failure left an incomplete line at the end.
+    """Append one line. If an earlier failure left an incomplete line at the end, that line is ended first.
 
     Raises:
-        OSError: the line was not written, or only in part.
+        OSError: the line was not written, or only a part of it.
     """
     size = os.fstat(descriptor).st_size
     torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
@@ -142,7 +147,7 @@ def _attributes(attributes: Attributes) -> list[dict[str, object]]:
 
 
 def _value(value: AnyValue) -> dict[str, object]:
-    """Return a value as an OTLP AnyValue; an integer beyond 64 bits, for which OTLP has no type, as text."""
+    """Return a value as an OTLP AnyValue. An integer beyond 64 bits becomes text, because OTLP has no type for it."""
     match value:
         case None:
             return {}

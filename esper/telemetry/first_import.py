@@ -1,8 +1,8 @@
-"""Imports OpenTelemetry before any other file of this room, so that a wrong variable is reported in one line.
+"""Imports OpenTelemetry before the other files of this package do, so that a wrong variable is reported in one line.
 
-OpenTelemetry reads OTEL_PYTHON_CONTEXT when it is imported. For an unknown value it logs a traceback and uses its
-default. The import of esper must not fail for that, since most of esper writes no telemetry; a run is refused later,
-by `esper.telemetry.setup.check_environment`.
+OpenTelemetry reads OTEL_PYTHON_CONTEXT when it is imported. If the value is unknown, OpenTelemetry logs a traceback and
+uses its default. The import of esper must not fail then, because most of esper writes no telemetry. Later,
+`esper.telemetry.setup.check_environment` refuses a run.
 """
 
 from __future__ import annotations

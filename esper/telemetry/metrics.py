@@ -1,4 +1,4 @@
-"""Counters of one process. All of them exist from the start, at 0."""
+"""Counters of one process. Every counter exists from the start, at 0."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from esper.telemetry.context import current
 
 Label = str | int | bool
 Labels = tuple[tuple[str, str], ...]
-"""Labels of one series: (name, value) pairs, sorted by name. (): the series without labels."""
+"""Labels of one series: (name, value) pairs, sorted by name. Empty for the series without labels."""
 
 NAMES = frozenset(
     {
@@ -37,17 +37,19 @@ NAMES = frozenset(
 
 
 class Counters:
-    """Monotonic counters by name and labels. Safe to share between threads; never reset."""
+    """Monotonic counters by name and labels. Threads may share them. They are never reset."""
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._series: dict[str, dict[Labels, int]] = {name: {(): 0} for name in sorted(NAMES)}
 
     def add(self, name: str, amount: int = 1, /, **labels: Label) -> None:
-        """Add `amount` to the series of `name` with exactly these labels. Never use an id: each value makes a series.
+        """Add `amount` to the series of `name` with exactly these labels.
+
+        A label must not be an id: each value makes a series.
 
         Raises:
-            ValueError: `name` is not in the table, or `amount` is negative; a bug of the caller. Nothing was counted.
+            ValueError: `name` is not in `NAMES`, or `amount` is negative, by a bug of the caller. Nothing was counted.
         """
         known(name)
         if amount < 0:
@@ -58,7 +60,7 @@ class Counters:
             series[key] = series.get(key, 0) + amount
 
     def total(self, name: str, /, **labels: Label) -> int:
-        """Return the sum over all series of `name` that have these labels, with or without others.
+        """Return the sum over all series of `name` that have at least these labels.
 
         Raises:
             ValueError: `name` is not in the table.
@@ -74,7 +76,7 @@ class Counters:
 
 
 def count(name: str, /, **labels: Label) -> None:
-    """Add 1 in the telemetry in use. Without telemetry only the name is checked.
+    """Add 1 to a counter of the current telemetry. Without telemetry, only the name is checked.
 
     Raises:
         ValueError: `name` is not in the table.
@@ -85,7 +87,7 @@ def count(name: str, /, **labels: Label) -> None:
 
 
 def known(name: str) -> None:
-    """Raises: ValueError: no counter has this name."""
+    """Check a counter's name. Raises: ValueError: no counter has this name."""
     if name not in NAMES:
         raise ValueError(f"no counter is named {name!r}: add it to esper/telemetry/metrics.py or mend the name")
 

@@ -1,6 +1,7 @@
-"""Starts and closes the telemetry of one run in one process; the only file of this room that reads the environment.
+"""Starts and closes the telemetry of one run in one process.
 
-Each run has a separate tracer provider, never OpenTelemetry's global one, so that one process can have several runs.
+Each run has a separate tracer provider. OpenTelemetry's global provider is not used, because a process may have several
+runs.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from esper.telemetry.metrics import Counters
 
 
 def check_environment() -> TelemetryEnvironment:
-    """Check and read this process's OTEL_* variables. Raises: ConfigError: a variable cannot be obeyed."""
+    """Check and read this process's OTEL_* variables. Raises: ConfigError: a variable is not supported."""
     return read_environment(os.environ)
 
 
 @dataclass(frozen=True)
 class Telemetry(Closing):
-    """The telemetry of one run in one process. Made by `start`, ended by `close` or the end of a `with`."""
+    """The telemetry of one run in one process. `start` makes it. `close` or the end of a `with` ends it."""
 
     directory: Path | None
-    """Folder of the span file and the severe-event log. None: no files are written, and only the counters work."""
+    """Folder of the span file and the severe-event log. None: no files are written; only the counters work."""
     role: str
     run_id: str
     counters: Counters
@@ -47,18 +48,18 @@ class Telemetry(Closing):
 
     @classmethod
     def start(cls, directory: Path | None, role: str, run_id: str = "") -> Telemetry:
-        """Open `directory/spans-<role>-<pid>.jsonl`, making the directory if it does not exist.
+        """Open `directory/spans-<role>-<pid>.jsonl`. Make the directory if it does not exist.
 
-        A span is written when it ends, so that it survives a SIGKILL. The OTEL_* variables are obeyed (see
-        `environment`), except that severe events are always logged, since they are the record of failures.
+        A span is written when it ends, and is not lost by a later SIGKILL. The OTEL_* variables apply (see
+        `environment`), but severe events are always logged, because they are the record of failures.
 
         Args:
-            directory: None for telemetry that writes nothing.
-            role: Role of this process: conductor, tolaria, tamiyo, kasmina, emergency.
-            run_id: Resource attribute `esper.run_id`; "" leaves it out.
+            directory: None: the telemetry writes nothing.
+            role: Name of the component in this process: conductor, tolaria, tamiyo, kasmina or emergency.
+            run_id: Resource attribute `esper.run_id`. "": the attribute is left out.
 
         Raises:
-            ConfigError: an OTEL_* variable cannot be obeyed. Nothing was started.
+            ConfigError: an OTEL_* variable is not supported. Nothing was started.
             StoreWriteFailed: the directory or the file cannot be made. Nothing was started.
         """
         counters, asked = Counters(), check_environment()
@@ -72,19 +73,22 @@ class Telemetry(Closing):
             exporter = FileSpanExporter(path, counters)
         except OSError as error:
             raise StoreWriteFailed(str(path), "opening the span file") from error
-        # no buffer, so nothing has to be flushed at exit
+        # spans are not buffered, so nothing has to be flushed at exit
         provider = TracerProvider(resource=_resource(role, run_id), id_generator=_OsIds(), shutdown_on_exit=False)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         return cls(directory, role, run_id, counters, provider.get_tracer("esper"), provider)
 
     def close(self) -> None:
-        """Flush and close the span file. A span that ends later is not written. May be called twice."""
+        """Flush and close the span file. A span that ends later is not written. A second call has no effect."""
         if self._provider is not None:
             self._provider.shutdown()
 
 
 class _OsIds(IdGenerator):
-    """Ids from the operating system. The SDK's generator uses `random`: tracing would change the bits of a run."""
+    """Ids from the operating system.
+
+    With the SDK's generator, which uses `random`, tracing would change the bits of a run.
+    """
 
     def generate_span_id(self) -> int:
         return int.from_bytes(os.urandom(8)) or self.generate_span_id()  # 0 is not a valid id
@@ -97,7 +101,7 @@ class _OsIds(IdGenerator):
 
 
 def _resource(role: str, run_id: str) -> Resource:
-    """Return the resource attributes. The environment overrides the service name, but not the role or the run."""
+    """Return the resource attributes. The environment may override the service name, but not the role or the run id."""
     ours: dict[str, AnyValue] = {"process.pid": os.getpid(), "esper.role": role}
     if run_id:
         ours["esper.run_id"] = run_id

@@ -1,3 +1,4 @@
-"""The training room: the host and its seeds, their optimizers, data and losses, snapshots and checkpoints. It applies
-plans and never changes a seed's stage.
+"""Tolaria trains the host and its seeds: optimizers, data, losses, snapshots and checkpoints.
+
+It applies plans to the host. Kasmina decides the stages of seeds.
 """

@@ -1,4 +1,4 @@
-"""Writes checkpoints in a background thread while training continues, one at a time. The caller decides when."""
+"""Writes checkpoints in a background thread while training continues, one at a time."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from esper.tolaria.snapshot_codec import plain_incubation, to_plain, topology_di
 SYNC_EVERY_BYTES = 256 * 2**20
 """Bytes between two syncs. A slow disk takes seconds for this amount."""
 WRITE_BACK_EVERY_BYTES = 8 * 2**20
-"""Bytes between two requests to the system to start writing to the disk."""
+"""Number of bytes after which the system is asked to start writing to the disk."""
 
 
 class Saver:
-    """The memory copy of one host's state, and the thread that writes it. After a failed save, every later method call
-    raises its error.
+    """The memory copy of one host's state, and the thread that writes the copy.
 
-    All methods must be called from one thread, except `saved`, which may be called from another.
+    After a failed save, every later method call raises the error of the save. Only `saved` may be called from another
+    thread than the other methods.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -39,14 +39,14 @@ class Saver:
 
     @property
     def held(self) -> HeldSnapshot | None:
-        """The state that was last copied. None if there is none."""
+        """The state that was last copied. None: no state was copied."""
         return self._copy.held
 
     def copy_state(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
-        """Wait for the save in flight, which reads the memory copy, and copy the state over it.
+        """Wait for the end of the running save, which reads the memory copy. Then copy the state over the memory copy.
 
         Raises:
-            Exception: the error of that save. The memory copy is not changed.
+            Exception: the error of the running save. The memory copy is not changed.
         """
         if self._writing is not None:
             self._writing.result()
@@ -60,7 +60,9 @@ class Saver:
         states: Mapping[str, str],
         incubation: Mapping[str, Any],  # Any: see `plain_incubation`
     ) -> None:
-        """Copy the state in memory and start writing the copy. Blocks for the copy only, unless a save is in flight.
+        """Copy the state in memory and start writing the copy.
+
+        Returns after the copy, but waits first for a running save.
 
         Raises:
             Exception: the error of the previous save. No write was started.
@@ -69,40 +71,40 @@ class Saver:
         context, texts, beside = copy_context(), dict(states), dict(incubation)
         executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing = executor.submit(context.run, _write, path, self._run_id, held, texts, beside)
-        executor.shutdown(wait=False)  # the thread ends after this one job
+        executor.shutdown(wait=False)  # the thread ends after this job
 
     def saved(self) -> CheckpointWritten:
-        """Wait until the last save is durable and return its record.
+        """Wait until the last save is durable, and return the record of it.
 
         Raises:
-            StoreWriteFailed: the save could not be made durable.
+            StoreWriteFailed: the file could not be made durable.
         """
         writing = self._writing
         assert writing is not None, "no save was begun"
         return writing.result()
 
     def check(self) -> None:
-        """Raise the error of a finished save, if it failed. Does not wait."""
+        """If the last save has failed, raise its error. If it is still running, return."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
 
 
 class SavingDisk(Disk):
-    """System calls for writing one large file, with a heartbeat after each write, so that a supervisor sees progress.
+    """System calls for writing one large file. A heartbeat after each write shows progress to the supervisor.
 
-    The disk starts to write each piece while the next one is copied and checksummed, instead of all pieces at the final
-    sync. That one sync might take longer than a supervisor waits for a heartbeat, so there are several.
+    The disk starts to write a piece while the next piece is copied and checksummed. The file is synced several times,
+    because a single sync might take longer than the supervisor waits for a heartbeat.
     """
 
     def __init__(self) -> None:
         self._handed_over, self._unsynced = 0, 0
 
     def write(self, descriptor: int, data: memoryview, offset: int) -> int:
-        """Write; request write-back or sync once enough bytes have been written since the last; see `Disk`."""
+        """Write data; see `Disk`. After enough bytes, start write-back or sync the file."""
         written = super().write(descriptor, data, offset)
         self._unsynced += written
         gathered = offset + written - self._handed_over
-        if gathered >= WRITE_BACK_EVERY_BYTES:  # DONTNEED starts the write-back and does not wait
+        if gathered >= WRITE_BACK_EVERY_BYTES:  # DONTNEED starts write-back and does not wait for its end
             os.posix_fadvise(descriptor, self._handed_over, gathered, os.POSIX_FADV_DONTNEED)
             self._handed_over += gathered
         if self._unsynced >= SYNC_EVERY_BYTES:
@@ -143,7 +145,7 @@ def checkpoint_of(
     """Return the whole content of one checkpoint, as plain values.
 
     Args:
-        states: Name of a component -> its state as text.
+        states: Name of a component -> state of the component, as text.
         incubation: Plain values and snapshots of other hosts.
 
     Raises:
@@ -157,7 +159,7 @@ def checkpoint_of(
         "generation": copied.generation,
         "trainer": to_plain(snapshot),
         # "rooms" are the states of Kasmina, Tamiyo and the line; "nursery" is the tournament in flight and the twin.
-        # The keys are older than these names, and stay because older checkpoints have them.
+        # The keys do not change, because older checkpoints have them.
         "rooms": dict(states),
         "nursery": plain_incubation(incubation),
     }

@@ -1,7 +1,7 @@
-"""Writes a checkpoint to one file with a checksum, and loads it only if the checksum is correct. No retention here.
+"""Writes a checkpoint to one file with a checksum, and loads it only if the checksum is correct.
 
-Loading is always weights-only: no code in a file can run. A file is opened once, so that the verified bytes are the
-loaded bytes, even if the name is given to another file meanwhile.
+Loading is always weights-only: no code in a file can run. A file is opened once, so the loaded bytes are the verified
+bytes, even if another file gets the name meanwhile.
 """
 
 from __future__ import annotations
@@ -46,16 +46,19 @@ _KINDS = {
 
 
 def save(path: Path, content: Mapping[str, Any], *, disk: Disk = DISK) -> Written:  # Any: plain values
-    """Write plain values to a new file and make it durable. The name must never have been used before.
+    """Write plain values to a new file and make it durable. The file name must be new.
 
     Raises:
-        StoreWriteFailed: the file could not be made durable, or the name is taken; that file is not changed.
+        StoreWriteFailed: the file could not be made durable; or a file with the name exists, and is not changed.
     """
     return write_stream(path, lambda stream: _save_unsummed(dict(content), stream), disk=disk)
 
 
 def _save_unsummed(content: dict[str, Any], stream: BinaryIO) -> None:
-    """Write torch's format without torch's checksums: its reader ignores them, and they take a fifth of the time."""
+    """Write torch's format without torch's checksums.
+
+    Torch's reader ignores them, and they take a fifth of the time.
+    """
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -65,13 +68,14 @@ def _save_unsummed(content: dict[str, Any], stream: BinaryIO) -> None:
 
 
 def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK) -> dict[str, Any]:
-    """Load a file after verifying length and checksum. Its tensors are memory-mapped, on the CPU, and read when used.
+    """Load a file after verifying length and checksum.
 
-    torch can map a path only, so the path is the descriptor under /proc: that opens the verified file itself. Without a
-    map, the whole model would be copied once more than needed, as the tensors are copied into live ones anyway.
+    Its tensors are memory-mapped on the CPU, and read when they are used. torch can only map a path. The path of the
+    descriptor under /proc opens the verified file itself. Without a map, the whole model would be copied once more than
+    needed.
 
     Raises:
-        CheckpointCorrupt: the file is damaged, missing or not a checkpoint; with its path and the reason.
+        CheckpointCorrupt: the file is damaged, missing or not a checkpoint. The error has the path and the reason.
         MemoryError: the system cannot map the file; see `mapped`.
     """
     try:
@@ -81,12 +85,12 @@ def load(path: Path, length: int, crc: int, algorithm: str, *, disk: Disk = DISK
         raise  # an error of the machine; the file may be intact
     except StoreCorrupt as error:
         raise CheckpointCorrupt(str(path), error.reason) from error
-    except Exception as error:  # torch raises a dozen classes for unreadable files
+    except Exception as error:  # torch raises many classes of errors for unreadable files
         raise CheckpointCorrupt(str(path), f"does not load: {in_a_line(error)}") from error
 
 
 def mapped(file: BinaryIO) -> Any:  # Any: the content of the file
-    """Raises: MemoryError: the system has no address space to map the file, or no /proc."""
+    """Load a memory-mapped file. Raises: MemoryError: the system has no address space to map the file, or no /proc."""
     try:
         return torch.load(f"/proc/self/fd/{file.fileno()}", map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
@@ -98,7 +102,11 @@ def mapped(file: BinaryIO) -> Any:  # Any: the content of the file
 
 
 def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
-    """Raises: StoreCorrupt: the values are not a checkpoint of this format, or contradict each other."""
+    """Return the values of a file.
+
+    Raises:
+        StoreCorrupt: they are not a checkpoint of this format, or contradict each other.
+    """
     if type(content) is not dict or "format" not in content:
         raise StoreCorrupt("checkpoint", "holds something other than a checkpoint")
     if content["format"] != FORMAT:
@@ -111,7 +119,7 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
             raise StoreCorrupt("checkpoint", f"holds a tensor on device {tensor.device} of layout {tensor.layout}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
-    host = from_plain(content["trainer"])  # this also checks that it can be built; callers build it again
+    host = from_plain(content["trainer"])  # this checks the values; callers make the snapshot again
     incubation_of(content["nursery"])
     _check_equal("trainer", {"fence": host.fence, "step": host.step}, content)
     if not all(type(name) is type(state) is str for name, state in content["rooms"].items()):
@@ -120,7 +128,11 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
 
 
 def _check_equal(part: str, found: Mapping[str, object], wanted: Mapping[str, Any]) -> None:  # Any: plain values
-    """Raises: StoreCorrupt: values in a part of a checkpoint differ from the values outside of it."""
+    """Compare values in a part of a checkpoint with the values outside of the part.
+
+    Raises:
+        StoreCorrupt: they differ.
+    """
     for name, value in found.items():
         if value != wanted[name]:
             raise StoreCorrupt("checkpoint", f"{part} is of {name} {value}, not {wanted[name]}")
@@ -157,7 +169,7 @@ def load_written(
 
 
 def verify_all(folder: Path, written: Sequence[CheckpointWritten]) -> list[dict[str, Any]]:
-    """Return {file, fence, ok, reason} for each record: whether its checkpoint loads, else why not. Changes no file."""
+    """Return {file, fence, ok, reason} for each record. `ok` is True if its checkpoint loads. Changes no file."""
     return [_verdict(folder, one) for one in written]
 
 
@@ -171,7 +183,7 @@ def _verdict(folder: Path, written: CheckpointWritten) -> dict[str, Any]:
 
 
 MACHINES = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM})
-"""Error numbers that do not mean a damaged file: it may be readable later, or by another user."""
+"""Error numbers that do not mean that the file is damaged: later, or for another user, it may be readable."""
 
 
 Content = dict[str, Any]
@@ -179,7 +191,7 @@ Content = dict[str, Any]
 
 
 def accept(written: CheckpointWritten, content: Content) -> None:
-    """Accept every checkpoint: the default trial."""
+    """Accept every checkpoint. This is the default trial."""
 
 
 def restore_latest(
@@ -191,23 +203,25 @@ def restore_latest(
 ) -> tuple[CheckpointWritten, Content]:
     """Return the last checkpoint that loads and passes the trial.
 
-    Each rejected checkpoint after it is reported as a severe event. A damaged file is moved to `quarantine/`; a file
-    with a read error of the disk is not moved.
+    Each rejected later checkpoint is reported as a severe event. A damaged file is moved to `quarantine/`, unless the
+    disk could not read it.
 
-    A file that does not load is damaged. A failed trial alone does not prove damage: the user's code, a library, a
-    setting or the machine may be at fault. The file counts as damaged only if an earlier checkpoint passes and a second
-    trial of this one fails. A checkpoint of step 0 is no such proof, since no optimizer has a state there.
+    A file that does not load is damaged. A failed trial alone does not prove damage, because the user's code, a
+    library, a setting or the machine may be the cause. After a failed trial, the file counts as damaged only if an
+    earlier checkpoint passes its trial and a second trial of the file fails. The earlier checkpoint must be after step
+    0, because at step 0 no optimizer has a state.
 
     Args:
         commits: Records of the committed checkpoints, oldest first.
-        run_id: Id of the run that they must belong to. None: any run.
-        trial: Raises if the run cannot continue from these values. It must not change the file.
+        run_id: Id of the run of the checkpoints. None: any run.
+        trial: Raises if the run cannot continue from the values of a checkpoint. It must not change the file.
 
     Raises:
-        RestoreImpossible: no checkpoint loads, or none after step 0 passes the trial. Files that load are not moved.
-        CheckpointCorrupt: the system refused to open or read a file for a reason in `MACHINES`. It is not moved.
+        RestoreImpossible: no checkpoint loads, or no checkpoint after step 0 passes the trial. Files that load are not
+            moved.
+        CheckpointCorrupt: the system refused to open or read a file for a reason in `MACHINES`. The file is not moved.
         MemoryError, torch.OutOfMemoryError, torch.AcceleratorError: the machine failed while a file was mapped or
-            tried; also any error that has one of these as its cause.
+            tried. An error with one of these classes among its causes is raised as well.
         StoreWriteFailed: a damaged file cannot be moved.
         Exception: the error of the user's code, if no checkpoint after step 0 passes the trial.
     """
@@ -234,7 +248,7 @@ def restore_latest(
 
 
 class _Tried:
-    """One checkpoint that loads, and the error of its last trial."""
+    """A checkpoint that loads, and the error of its last trial."""
 
     def __init__(
         self,
@@ -247,7 +261,7 @@ class _Tried:
         self.error: CheckpointCorrupt | None = None
 
     def passes(self) -> bool:
-        """Run the trial. Returns whether it passed; if not, `error` is set.
+        """Run the trial, and return whether it passed. If it failed, set `error`.
 
         Raises:
             CheckpointCorrupt, Exception: the machine failed; see `restore_latest`.
@@ -267,10 +281,10 @@ class _Tried:
 
 
 def _first_that_passes(doubted: Sequence[_Tried], passed: _Tried) -> tuple[CheckpointWritten, Content]:
-    """Run the trials of later checkpoints again, after an earlier one passed. Those that fail again are rejected.
+    """Run the trials of later checkpoints again, after an earlier checkpoint passed. Reject each that fails again.
 
     Returns:
-        The newest checkpoint that passes now: its file was not the cause of its first failure.
+        The newest checkpoint that passes now.
     """
     for one in doubted:
         if one.passes():
@@ -281,7 +295,10 @@ def _first_that_passes(doubted: Sequence[_Tried], passed: _Tried) -> tuple[Check
 
 
 def _all_failed(folder: Path, doubted: Sequence[_Tried]) -> Exception:
-    """Return the error if all checkpoints after step 0 fail the trial: the user's own error, if there is one."""
+    """Return the error for the case that all checkpoints after step 0 fail the trial.
+
+    A user's error takes precedence.
+    """
     errors = [one.error for one in doubted if one.error is not None]
     theirs = next((found for error in errors if (found := _user_error(error)) is not None), None)
     if theirs is not None:
@@ -294,20 +311,23 @@ def _all_failed(folder: Path, doubted: Sequence[_Tried]) -> Exception:
 
 
 def _is_of_the_machine(error: BaseException) -> bool:
-    """Whether memory or an accelerator failed, so that the values of the trial may be intact."""
+    """Return whether memory or an accelerator failed. The values may then be intact."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # torch has no class for this error
 
 
 def _user_error(error: CheckpointCorrupt) -> Exception | None:
-    """Return the error of the user's code or settings that made a trial fail. None if there is none in the causes."""
+    """Return the error of the user's code or settings that made a trial fail.
+
+    None: the causes contain no such error.
+    """
     found = [one for one in causes(error) if isinstance(one, ConfigError | TaskError) or from_their_file(one)]
     return found[-1] if found and isinstance(found[-1], Exception) else None
 
 
 def _reject(folder: Path, written: CheckpointWritten, error: CheckpointCorrupt) -> str:
-    """Report a damaged checkpoint, and quarantine it unless the disk cannot read it: then the move might fail as well.
+    """Report a damaged checkpoint, and move it to quarantine. If the disk cannot read the file, it is not moved.
 
     Returns:
         File name and reason, for the message.
@@ -319,16 +339,16 @@ def _reject(folder: Path, written: CheckpointWritten, error: CheckpointCorrupt) 
 
 
 def _trouble(error: CheckpointCorrupt) -> int | None:
-    """Return the error number of a failed read. None if the read succeeded or the file is missing."""
+    """Return the error number of a failed read. None: no read failed, or the file is missing."""
     system = next((one for one in causes(error) if isinstance(one, OSError)), None)
     return system.errno if system is not None and not isinstance(system, FileNotFoundError) else None
 
 
 def _quarantine(path: Path) -> None:
-    """Move a file to `quarantine/`, under a name that is free there. Returns without a move if the file is missing.
+    """Move a file to `quarantine/`, under a name that is free there. A missing file is ignored.
 
     Raises:
-        StoreWriteFailed: the file was not moved, or a crash may undo the move.
+        StoreWriteFailed: the file was not moved, or the move is not durable.
     """
     if not (path.exists() or path.is_symlink()):
         return

@@ -12,15 +12,15 @@ from esper.tolaria.loss import sample_losses
 from esper.tolaria.task_metrics import Seen
 
 ROUNDING = 1e-3
-"""Relative tolerance: losses that differ by less, as a share of their value or of the mean absolute loss, count as
-equal. Sums over different numbers of rows are rounded differently. With a contrastive loss, half of the batch changes
-each loss by far more."""
+"""Relative tolerance. Losses count as equal if they differ by less than this share of their value or of the mean
+absolute loss. Rounding differs if a sum has another number of rows. A contrastive loss changes by far more in half of
+the batch."""
 
 
 def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:
     """Compare the losses of a batch's samples with their losses in the two halves of the batch.
 
-    A contrastive loss differs there, because it compares each sample with the others of its batch. Every call of
+    A contrastive loss compares each sample with the other samples of its batch, so it differs in a half. Every call of
     `measure` gets copies, and the random streams are restored afterwards.
 
     Returns:

@@ -1,7 +1,7 @@
 """Compiles a host's forward with `torch.compile`, and compiles it again after its seeds have changed.
 
-A compiled callable ignores hooks that were added after it was made, and so it would never call a new seed. The host
-itself stays: its modules, the names of its tensors and its class are those of the user.
+A compiled forward ignores hooks that are added later, so it would never call a new seed. Compilation does not change
+the host's modules, the names of its tensors, or its class.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import nn
 from esper.errors import ConfigError, in_a_line
 
 MOST_GRAPHS = 64
-"""Largest number of compiled versions of one forward. Each shape, each mode, and with or without gradients needs a
+"""Largest number of compiled versions of one forward. Each combination of shape, mode, and gradients on or off needs a
 version.
 """
 SETTINGS = {
-    "accumulated_recompile_limit": 2**31,  # one process compiles many forks, and each one often: the limit is per host
-    "fail_on_recompile_limit_hit": True,  # torch would run the host eager instead, with a warning
-    "skip_fwd_side_effects_in_bwd_under_checkpoint": True,  # a seed counts the forward, not its recomputation
+    "accumulated_recompile_limit": 2**31,  # no limit per process, which compiles many forks
+    "fail_on_recompile_limit_hit": True,  # otherwise torch would warn and run the host eagerly
+    "skip_fwd_side_effects_in_bwd_under_checkpoint": True,  # a seed must not count a recomputed forward
 }
-"""Settings of torch's compiler in a forward of a compiled host."""
+"""Settings of torch's compiler during a forward of a compiled host."""
 
 
 def compile_host(host: nn.Module, backend: str) -> None:
-    """Have the next forward of a host compiled, and forget what was compiled of it before.
+    """Let the next forward of a host be compiled. Earlier compiled versions of it are discarded.
 
-    Every shape is compiled for itself: with torch's dynamic shapes, the bits of a step would depend on the shapes of
-    the steps before it, and a resumed run would have other bits.
+    Every shape is compiled separately. With torch's dynamic shapes, the bits of a step would depend on the shapes of
+    earlier steps, and a resumed run would have other bits.
     """
     host.compile(backend=backend, dynamic=False, isolate_recompiles=True, recompile_limit=MOST_GRAPHS)
 
@@ -40,7 +40,7 @@ def compiling(backend: str) -> Iterator[None]:
     """Run the body, a forward of a compiled host, with `SETTINGS`.
 
     Raises:
-        ConfigError: torch cannot compile the forward, or it has more than `MOST_GRAPHS` versions.
+        ConfigError: torch cannot compile the forward, or the forward has more than `MOST_GRAPHS` versions.
     """
     from torch._dynamo import config
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
@@ -58,7 +58,7 @@ def compiling(backend: str) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(host: nn.Module) -> Iterator[None]:
-    """Run the body with the host's own forward, in which hooks that are added now are called."""
+    """Run the body with the host's forward as it is without compilation. It calls new hooks."""
     compiled = host._compiled_call_impl
     if compiled is None:
         yield
@@ -71,10 +71,10 @@ def uncompiled(host: nn.Module) -> Iterator[None]:
 
 
 def check_backend(name: str) -> None:
-    """Compile and run a small function. Raises: ConfigError: this machine cannot, for want of a C++ compiler, say."""
+    """Compile and run a small function. Raises: ConfigError: it fails, for example without a C++ compiler."""
     try:
         torch.compile(_doubled, backend=name, dynamic=False)(torch.ones(2))
-    except Exception as error:  # torch raises any, by backend and machine
+    except Exception as error:  # the class of the error depends on backend and machine
         mend = f"torch cannot compile with it here: {in_a_line(error)}"
         raise ConfigError("run.compile_backend", name, mend) from error
 

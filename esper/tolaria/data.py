@@ -1,6 +1,6 @@
-"""Decides which samples are used when: shards, training order, slices of fences.
+"""Selects samples: shards, the order of training, and the slices on which fences judge.
 
-The shards follow from the task alone; order and slices also from the run seed.
+The shards depend on the task only. Order and slices also depend on the run seed.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ from esper.user_code.their_code import their_code
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
 EVALUATION_BATCH = 256
-"""Samples per forward pass of evaluation. Another value changes the bits of measured losses."""
+"""Number of samples per forward pass of evaluation. Another value changes the bits of measured losses."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Some samples of a data set, by index."""
+    """A named selection of samples of a data set."""
 
     name: str
     samples: Samples
     indices: np.ndarray[Any, np.dtype[np.int64]]
     group_of: Callable[[int], int] | None
-    """Index of a sample -> its group of correlated samples. None if all samples are independent."""
+    """Index of a sample -> number of its group. Samples of a group are correlated. None: all samples are
+    independent."""
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -55,7 +56,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Slice:
-    """The samples of one shard on which one fence judges."""
+    """The samples of a shard on which a fence judges."""
 
     shard: str
     fence: int
@@ -66,16 +67,16 @@ class Slice:
 
 @dataclass(frozen=True)
 class SliceRule:
-    """How a fence draws its slice: `units` samples, or `units` groups with at most `per_group` samples of each."""
+    """The size of a slice: `units` samples, or `units` groups with at most `per_group` samples of each group."""
 
     units: int
     per_group: int
     minimum: int
-    """Smallest number of samples, or groups, of a judging shard. 0 without growth."""
+    """Smallest allowed number of samples, or of groups, in a judging shard. 0 without growth."""
 
 
 class TaskData:
-    """The shards of a task, and all draws from them."""
+    """The shards of a task. All samples are loaded through this class."""
 
     def __init__(self, task: Task, run_seed: int, batch_size: int, rule: SliceRule) -> None:
         if batch_size < 1:
@@ -100,7 +101,7 @@ class TaskData:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full batches in an epoch. The samples of an incomplete last batch are not used in that epoch."""
+        """Number of full batches in an epoch. An incomplete last batch is not used."""
         return self._order.steps_per_epoch
 
     def state(self) -> dict[str, Any]:
@@ -109,12 +110,12 @@ class TaskData:
 
     @contextmanager
     def at(self, state: Mapping[str, Any]) -> Iterator[None]:
-        """Load a state into the stateful data sets for the block. Afterwards the state `made_with` is loaded again.
+        """Load a state into the stateful data sets for the block. Afterwards, load the state `made_with`.
 
-        All hosts in a process draw from the same data set objects, so each host stores its own state of them.
+        All hosts in a process load from the same data set objects, so each host stores a separate state of them.
 
         Raises:
-            DependencyViolationError: `state` is not of the same stateful data sets. Nothing was changed.
+            DependencyViolationError: `state` is of other stateful data sets. Nothing was changed.
             Exception: the error of a data set, marked as an error of the user's code.
         """
         self._load_state(state)
@@ -133,33 +134,33 @@ class TaskData:
                 one.load_state_dict(kept)
 
     def batch(self, step: int) -> Any:
-        """Load the collated batch of an optimizer step. Seeds this process by (run seed, step) first.
+        """Seed this process by (run seed, step), and load the collated batch of the optimizer step.
 
-        The step continues with the random streams as the loading leaves them, equally in the live host and in forks.
+        After the loading, the step continues with the random streams, in the live host and in forks.
         """
         key, indices = self._order.draw(step)
         seed_by(key)
         return self._load("train", indices)
 
     def probe(self, shard: str, indices: Sequence[int]) -> Any:
-        """Load some samples of a shard, collated. Seeds this process first, with a seed of probes only."""
+        """Seed this process for a probe, and load some samples of a shard, collated."""
         seed_process(self._run_seed, "probe", shard, *indices)
         return self._load(shard, indices)
 
     def samples(self, shard: str, indices: Sequence[int]) -> list[Any]:
-        """Load the samples that `probe` collates, with the same seed, without collating them."""
+        """Load the samples of `probe` with the same seed, not collated."""
         seed_process(self._run_seed, "probe", shard, *indices)
         return self._items(shard, indices)
 
     def collated(self, samples: list[Any]) -> Any:
-        """Collate samples. Seeds this process first, with the same seed on each call."""
+        """Seed this process, with the same seed on each call, and collate samples."""
         seed_process(self._run_seed, "probe")
         return self._batch(samples)
 
     def slice(self, shard: str, fence: int) -> Slice:
-        """Draw the samples of `shard` on which fence `fence` judges, keyed by run seed, shard and fence only.
+        """Draw the samples of `shard` on which fence `fence` judges. They depend only on run seed, shard and fence.
 
-        Every network that is judged at a fence gets the same slice. Fences draw independently of each other.
+        All networks that are judged at a fence get the same slice. The draws of fences are independent.
         """
         draw = generator(self._run_seed, "slice", shard, fence)
         chosen, groups = self.shards[shard], self._groups[shard]
@@ -182,7 +183,9 @@ class TaskData:
         yield from self._batches(shard, [int(i) for i in self.shards[shard].indices])
 
     def tried(self, shard: str) -> Iterator[tuple[str, int, Any]]:
-        """Yield the first and the last batch of `whole`, and, with more than two, a batch of evenly spaced samples.
+        """Yield the first and the last batch of `whole`.
+
+        If there are more than two, also yield a batch of evenly spaced samples.
 
         Returns:
             (name for messages, number of samples, batch) of each.
@@ -216,7 +219,7 @@ class TaskData:
 
 
 def batch_name(place: int, of: str) -> str:
-    """Return the name of an evaluation batch in messages. The first one is batch 1."""
+    """Return the name of an evaluation batch for messages. The first batch is batch 1."""
     return f"batch {place + 1} of {of}"
 
 
@@ -225,10 +228,12 @@ def _evaluation_part(indices: Sequence[int], place: int) -> Sequence[int]:
 
 
 def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set with the two methods
-    """Return the data sets that have a state (`state_dict`), without duplicates, by the first shard that uses them.
+    """Return the data sets that have a state (`state_dict`), without duplicates.
+
+    The key is the first shard of a data set.
 
     Raises:
-        TaskError: a data set has one of `state_dict` and `load_state_dict` without the other.
+        TaskError: a data set has only one of `state_dict` and `load_state_dict`.
     """
     found: dict[str, Any] = {}
     for name, shard in shards.items():
@@ -297,9 +302,9 @@ def _resolve_shards(task: Task) -> dict[str, Shard]:
 
 
 def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
-    """Split `train` into the missing shards and the rest for training. Returns name -> indices.
+    """Split `train` into the missing shards and the rest for training. Return name -> indices.
 
-    The units of the split are whole groups. The split is the same for every run seed.
+    The split never divides a group. It is the same for every run seed.
     """
     if not missing:
         return {}
@@ -317,7 +322,7 @@ def _split_off(task: Task, missing: list[str]) -> dict[str, np.ndarray[Any, np.d
 
 
 def _grouping(task: Task, samples: Samples) -> Callable[[int], int] | None:
-    own = getattr(samples, "group_of", None)  # the data set's own groups take precedence
+    own = getattr(samples, "group_of", None)  # groups of the data set take precedence over those of the task
     return own if own is not None else task.group
 
 

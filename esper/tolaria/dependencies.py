@@ -1,4 +1,4 @@
-"""Checks that a plan is complete and addressed to this host, before it is applied. It changes nothing."""
+"""Checks that a plan is complete and addressed to this host, before it is applied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_plan(plan: HostPlan, weights: Weights, *, run_id: str, generation: int
 
     Raises:
         DependencyViolationError: an id is missing; the plan is for another run or generation; its slot is not in this
-            host; or its weights are absent or do not have the digest in the plan.
+            host; or its weights are absent or have another digest than the plan.
     """
     what = f"plan for seed {plan.seed_id or '?'}"
     checks = [

@@ -10,10 +10,12 @@ from esper.telemetry.metrics import count
 
 
 def check_finite(step: int, loss: float, gradient_norm: float) -> None:
-    """Refuse a step whose loss or gradient norm is not finite. Call it after the backward pass, before the update.
+    """Refuse a step with a loss or gradient norm that is not finite.
+
+    Call it after the backward pass, before the update.
 
     Raises:
-        DivergenceUnrecoverable: the loss or the gradient norm is not finite. The step has not updated any parameter.
+        DivergenceUnrecoverable: the loss or the gradient norm is not finite. No parameter was updated.
     """
     if math.isfinite(loss) and math.isfinite(gradient_norm):
         return

@@ -1,4 +1,4 @@
-"""The user's network as a host: how it is built, called, and what names it has."""
+"""Builds the user's network as a host, calls it, and lists its names."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from esper.user_code.their_code import their_code
 def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     """Build the task's model on the device, in training mode. Its weights depend on the run seed only.
 
-    Submodules that the factory froze stay in evaluation mode; see `esper.tolaria.modes`.
+    If the factory froze submodules, they stay in evaluation mode; see `esper.tolaria.modes`.
 
     Raises:
-        TaskError: the factory did not return a module, its state dict holds a value that is not a tensor, or
-            `check_modules` refuses it.
+        TaskError: the factory did not return a module; the state dict has a value that is not a tensor; or
+            `check_modules` refuses the model.
     """
     seed_process(run_seed, "model")
     with their_code("task.model", "the model factory"):
@@ -42,12 +42,15 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
 
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
-    """Return the model's output for a batch of inputs, through `task.input_output` if the task has it."""
+    """Return the model's output for a batch of inputs. If the task has `input_output`, it makes the call."""
     with their_code("task.model", "a forward in training mode" if model.training else "a forward in evaluation mode"):
         return model(inputs) if task.input_output is None else task.input_output(model, inputs)
 
 
 def names_of(host: nn.Module) -> tuple[list[str], list[str], list[str]]:
-    """Return the names of modules, tensors and state dict entries. Non-persistent buffers are only in the second."""
+    """Return the names of modules, of tensors, and of state dict entries.
+
+    The tensors include non-persistent buffers.
+    """
     tensors = [*dict(host.named_parameters()), *dict(host.named_buffers())]
     return [name for name, _ in host.named_modules()], tensors, list(state_of("task.model", host))

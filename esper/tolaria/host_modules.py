@@ -14,7 +14,7 @@ def check_modules(model: nn.Module) -> None:
 
     Raises:
         TaskError: the model has no trainable parameter; a module is compiled, scripted or wrapped to run in parallel;
-            or a tensor is lazy, on the meta device, not dense, or has elements that share memory.
+            or a tensor is lazy, on the meta device, not dense, or its elements share memory.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TaskError("task.model", type(model).__name__, "leave requires_grad on for the parameters to train")
@@ -46,7 +46,10 @@ def _fault(tensor: Tensor) -> str | None:
 
 
 def has_overlap(tensor: Tensor) -> bool:
-    """Return whether elements share memory (stride 0, as after `expand`), which makes in-place copies impossible."""
+    """Return whether elements share memory (stride 0, as after `expand`).
+
+    A tensor cannot be copied into such memory.
+    """
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
@@ -54,7 +57,7 @@ def check_gradients(model: nn.Module) -> None:
     """Refuse a model whose gradients, after a backward pass, cannot be clipped and summed.
 
     Raises:
-        TaskError: no trainable parameter has a gradient, or one has a sparse gradient.
+        TaskError: no trainable parameter has a gradient, or a gradient is sparse.
     """
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if not gradients:

@@ -1,4 +1,4 @@
-"""One host with its seeds and their optimizers: grafts and removes seeds, takes and loads snapshots. No training."""
+"""One host with its seeds and their optimizers: grafts and removes seeds, makes and loads snapshots."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class TrainerSettings:
     """Settings of a trainer beside its task."""
 
     role: str
-    """Role in spans, fault points and checks: "tolaria" for the live host, "kasmina" for forks and the twin."""
+    """Name of the component in spans, fault points and checks: "tolaria" for the live host, "kasmina" for forks and the
+    twin."""
     run_id: str
     generation: int
     run_seed: int
@@ -42,48 +43,51 @@ class TrainerSettings:
     device: str
     """Device of the host, as torch names it."""
     compile_backend: str | None
-    """What the host is compiled with, as torch names it. None: the host is not compiled."""
+    """Backend of `torch.compile` for the host, as torch names it. None: the host is not compiled."""
     clip_norm: float | None
     """Largest global gradient norm. None: no clipping."""
     peak_share: float
-    """Peak learning rate of a seed, divided by the rate that the task's optimizer is made with; see
+    """Peak learning rate of a seed, divided by the first learning rate of the task's optimizer; see
     `esper.tolaria.optim.peak_share`."""
     audit_every: int
     """Steps between two audits of isolation in the live host."""
     trace_every: int
-    """Steps between two steps that get a span. A failed step always gets one."""
+    """Number of steps from one step with a span to the next. A failed step always gets a span."""
 
 
 class GrownHost:
-    """All state that a host's training depends on, in one class, so that a snapshot cannot miss a part of it."""
+    """All state on which a host's training depends. It is in one class, so that no part is missing in a snapshot."""
 
     def __init__(self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor) -> None:
         self._task, self._settings = task, settings
         self.host, self._editor = host, editor
         self._modes = modes_of(host)
-        """Training mode of each module. Set after evaluation and before a round, as forwards may change modes."""
+        """Training mode of each module. The modes are set after evaluation and before a round, because forwards may
+        change them."""
         self._host_parameters = [p for p in host.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(task, self._host_parameters)
         self._scheduler = build_scheduler(task, self._optimizer, settings.total_steps)
         self._seed_optimizers: dict[str, SeedOptimizer] = {}
         self._receipts: Receipts = {}
         self._weights: dict[str, bytes] = {}
-        """Digest -> initial weights of every seed that was ever grafted. Checkpoints store them with the receipts."""
+        """Digest -> initial weights of every seed that was ever grafted. Checkpoints store these weights with the
+        receipts."""
         self._leaks: dict[str, tuple[str, ...]] = {}
-        """Seed id -> host parameters that its gradient reached; empty if audits found none; absent before an audit."""
+        """Seed id -> host parameters that the seed's gradient reached. Empty: audits found none. Absent: not audited
+        yet."""
         self._isolated: dict[str, int] = {}
-        """Seed id -> first step, of each isolated seed."""
+        """Seed id -> first step of the seed, for each isolated seed."""
         self._best_round: float | None = None
         self._data_state: dict[str, Any] = {}
         """State of stateful data sets after the last training batch; see `TaskData.state`."""
         self._first_step_at: float | None = None
         self._saver = Saver(settings.run_id)
         self._uncalled: set[str] = set()
-        """Ids of the seeds of a compiled host that were not seen to be called since their graft."""
+        """Ids of the seeds of a compiled host without an observed call since their graft."""
         self._recompile()
         self.step = 0
         self.fence = 0
-        """Number of the last fence that was reached."""
+        """Number of the last fence that the host reached."""
 
     # -- the compiled forward ------------------------------------------------------------------------------------
 
@@ -92,14 +96,17 @@ class GrownHost:
         return self._settings.compile_backend is not None
 
     def _recompile(self) -> None:
-        """Have the next forward compiled with the present seeds, if the host is compiled."""
+        """If the host is compiled, let its next forward be compiled with the present seeds."""
         if self._settings.compile_backend is not None:
             compile_host(self.host, self._settings.compile_backend)
 
     # -- seeds ---------------------------------------------------------------------------------------------------
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed and make its optimizer. Forks call it directly; the live host by `apply`, with checks."""
+        """Attach a seed and make its optimizer.
+
+        For a fork it is called directly; for the live host by `apply`, with checks.
+        """
         self._editor.graft(plan, weights)
         self._recompile()
         if self._compiled:
@@ -110,7 +117,7 @@ class GrownHost:
         if plan.isolated:
             self._isolated[plan.seed_id] = plan.start_step
         parameters = self._editor.parameters_of(plan.seed_id)
-        if parameters:  # torch makes no optimizer without parameters; G1 refuses such a seed
+        if parameters:  # torch makes no optimizer without parameters; G1 refuses a seed without parameters
             total = self._settings.total_steps
             peak = self._settings.peak_share
             optimizer = SeedOptimizer(self._task, parameters, plan.start_step, total, plan.warmup_steps, peak)
@@ -133,7 +140,7 @@ class GrownHost:
             self._editor.set_alphas(self.step)
 
     def remove(self, seed_id: str) -> None:
-        """Detach a seed and delete its optimizer. Forks call it directly; the live host through `apply`."""
+        """Remove a seed and delete its optimizer. For a fork it is called directly; for the live host by `apply`."""
         self._editor.remove(seed_id)
         self._recompile()
         self._uncalled.discard(seed_id)
@@ -144,7 +151,7 @@ class GrownHost:
     def release(self) -> nn.Module:
         """Return the host as an ordinary network in evaluation mode, with its seeds as submodules.
 
-        This trainer must not be used afterwards. The network holds no reference to it.
+        This trainer must not be used afterwards. The network has no reference to the trainer.
         """
         self._editor.release()
         if self._compiled:
@@ -181,14 +188,14 @@ class GrownHost:
         self._editor.set_training(training)
 
     def parts(self) -> dict[str, object]:
-        """Return field of the task -> object that it made: model, optimizer and, if the task has one, scheduler."""
+        """Return field of the task -> object that it made: the model, the optimizer and, if any, the scheduler."""
         made = {"task.model": self.host, "task.optimizer": self._optimizer}
         return made if self._scheduler is None else {**made, "task.scheduler": self._scheduler}
 
     # -- copies --------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> HostSnapshot:
-        """Return a copy of all state that this host's training depends on."""
+        """Return a copy of all state on which this host's training depends."""
         return self._view().copied()
 
     def _view(self) -> HostSnapshot:
@@ -211,14 +218,14 @@ class GrownHost:
         )
 
     def become(self, snapshot: HostSnapshot) -> None:
-        """Load a snapshot, whatever the present state is. The snapshot is not changed, now or later.
+        """Replace the present state by a snapshot. Neither this call nor later training changes the snapshot.
 
-        Topology comes first: the tensors and optimizers of seeds must exist before their states are loaded. Counts of
-        seed observations and the gradients of a failed step are deleted.
+        The topology is restored first, because seeds and their optimizers must exist before states are loaded into
+        them. Counts of seed observations and gradients of a failed step are deleted.
 
         Raises:
-            DependencyViolationError: the snapshot is of another network or task. Nothing was changed if already the
-                tensors of the host itself differ; otherwise the state is invalid.
+            DependencyViolationError: the snapshot is of another network or task. If the host's tensors differ, nothing
+                was changed. In other cases the state of this host is invalid.
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
@@ -243,12 +250,12 @@ class GrownHost:
         self._set_mode(training=True)
 
     def try_update(self) -> None:
-        """Check a restored state: step every optimizer once on gradients of ones, and the scheduler once.
+        """Check a restored state by one step of every optimizer, on gradients of ones, and of the scheduler.
 
-        The step changes the weights: the host must not be used afterwards until `become` loads a snapshot.
+        The step changes the weights. Afterwards the host must not be used until `become` loads a snapshot.
 
         Raises:
-            DependencyViolationError: the state of an optimizer could not come from its steps; see `check_steps`.
+            DependencyViolationError: an optimizer could not have produced its state; see `check_steps`.
             Exception: the error of a step.
         """
         check_steps(self._optimizer, self.step, stepped=self.step > 0)
@@ -260,22 +267,23 @@ class GrownHost:
                 self._scheduler.step()
 
     def _is_changed(self, plan: GraftPlan) -> bool:
-        """Whether a seed's parameters differ from its initial weights. False if no step so far called the slot."""
+        """Return whether a seed's parameters differ from its initial weights. False if no step called the slot."""
         grafted = from_bytes(self._weights[plan.weights_digest]).values()
         now = [parameter.detach().cpu() for parameter in self._editor.parameters_of(plan.seed_id)]
         return not all(any(torch.equal(one, was.to(one.dtype)) for was in grafted) for one in now)
 
     def _restore_schedule(self, snapshot: HostSnapshot) -> None:
-        """Load the scheduler's state. If the run has another length now, use the schedule of that length."""
+        """Load the scheduler's state. If the run's length has changed, use the schedule of the new length."""
         load_scheduler(self._scheduler, snapshot.scheduler)
         if self._scheduler is not None and snapshot.total_steps != self._settings.total_steps:
             total = self._settings.total_steps
             reschedule(self._task, self._host_parameters, self._optimizer, self._scheduler, self.step, total)
 
     def _regrow(self, topology: Sequence[GraftPlan], weights: Weights) -> None:
-        """Remove and graft seeds until the topology is `topology`.
+        """Remove and graft seeds so that the topology becomes `topology`.
 
-        Seeds after the first difference are removed and grafted again, since the order in a stack is the graft order.
+        All seeds after the first difference are removed and grafted again, because a stack has its seeds in graft
+        order.
         """
         now = self._editor.topology()
         same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(now, topology, strict=False))))
@@ -285,10 +293,10 @@ class GrownHost:
             self.graft(plan, weights)
 
     def restore(self, snapshot: HostSnapshot, generation: int) -> None:
-        """Load a snapshot and continue in a new generation: plans of older generations are refused from now on.
+        """Load a snapshot and continue in a new generation. Plans of older generations are then refused.
 
         Raises:
-            DependencyViolationError: `generation` is older than this trainer's; or see `become`.
+            DependencyViolationError: `generation` is older than this trainer's, or `become` raised it.
         """
         self._refuse_below(self._settings.generation, generation)
         self.become(snapshot)
@@ -302,13 +310,15 @@ class GrownHost:
         """Copy the present state into memory, over the previous copy. Call it after `observe` at that fence.
 
         Raises:
-            StoreWriteFailed: the save in flight failed. It is awaited first, because it reads that memory.
+            StoreWriteFailed: the running save failed. This call waits for it first, because it reads the memory.
         """
         self.fence = fence
         return self._saver.copy_state(self._view(), self._settings.generation).record
 
     def roll_back(self, generation: int) -> StateCopied | None:
-        """Load the state that `copy_state` or `save` last copied, in a new generation. Return None if there is none.
+        """Load the last state that `copy_state` or `save` copied, in a new generation.
+
+        Return None if no state was copied.
 
         Raises:
             DependencyViolationError: the generation is not newer than this trainer's. Nothing was changed.
@@ -321,16 +331,16 @@ class GrownHost:
         return held.record.model_copy(update={"generation": generation, "seconds": time.monotonic() - start})
 
     def save(self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]) -> None:
-        """Copy the present state and start writing it, with the states of other components, to a new file.
+        """Copy the present state, and start writing the copy and the states of other components to a new file.
 
-        The name of the file must never have been used before.
+        The file name must be new.
 
-        Training may continue. If the write fails, the next step raises its error. If another save is in flight, this
-        call waits for it.
+        Training may continue after this call. If the write fails, the next step raises the error. If another save is
+        running, this call waits for its end.
 
         Args:
-            states: The state of the other components as text, by name.
-            incubation: Plain values and snapshots of other hosts, which must not change until `saved` returns.
+            states: Name of another component -> state of the component, as text.
+            incubation: Plain values and snapshots of other hosts. They must not change until `saved` returns.
 
         Raises:
             StoreWriteFailed: the previous save failed. No write was started.
@@ -338,7 +348,7 @@ class GrownHost:
         self._saver.save(path, self._view(), self._settings.generation, states, incubation)
 
     def saved(self) -> CheckpointWritten:
-        """Wait until the last save is durable and return its record. May be called from another thread.
+        """Wait until the last save is durable, and return the record of it. May be called from another thread.
 
         Raises:
             StoreWriteFailed: the save failed.

@@ -1,4 +1,4 @@
-"""The loss of a batch, and the losses of its samples. No tensor is moved: outputs and targets must be on one device."""
+"""The loss of a batch, and the losses of its samples. Outputs and targets must be on one device."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
 
 
 def sample_loss(task: Task) -> Loss:
-    """Return the function of sample losses: `task.sample_loss`, or one derived from a torch loss that has `reduction`.
+    """Return the function of sample losses: `task.sample_loss`, else a function made of `task.loss` with `reduction`.
 
-    That function returns losses [B], or (losses [B], weights [B]) if the weights of samples may differ; see
+    The function returns losses [B], or (losses [B], weights [B]) if the weights of samples may differ; see
     `sample_losses`.
 
     Raises:
-        TaskError: the task has no `sample_loss`, and its loss has no `reduction`, or another one than
-            "mean" and "batchmean".
+        TaskError: the task has no `sample_loss`, and its loss has no `reduction`, or a reduction other than "mean" and
+            "batchmean".
     """
     if task.sample_loss is not None:
         return task.sample_loss
@@ -54,7 +54,7 @@ def sample_loss(task: Task) -> Loss:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
         raise TaskError("task.sample_loss", None, f"the function or class {name!r} has no `reduction`; give {WANTED}")
 
-    batchmean = _reduction(task.loss) == "batchmean"  # torch's KL divergence: the sum / number of samples
+    batchmean = _reduction(task.loss) == "batchmean"  # for torch's KL divergence: the sum over the number of samples
 
     def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)
@@ -73,10 +73,10 @@ def sample_loss(task: Task) -> Loss:
 
 
 def _check_not_broadcast(losses: Tensor, output: Any, target: Any) -> None:
-    """Refuse losses of elements that pair each sample with every target: [B, B] of an output [B, 1] and a target [B].
+    """Refuse losses in which each sample meets every target: for example [B, B] for an output [B, 1] and a target [B].
 
     Raises:
-        TaskError: the losses have the shape to which torch broadcasts output and target, and neither has that shape.
+        TaskError: torch broadcasts output and target, and the losses have the resulting shape.
     """
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or losses.shape in (output.shape, target.shape):
         return
@@ -93,7 +93,7 @@ def broadcast_refused(output: str, target: str) -> TaskError:
 
 
 def _reduction(loss: Loss) -> object:
-    """Return the reduction that a torch loss was made with. "mean" if none was given."""
+    """Return the reduction of a torch loss. "mean" if none was given."""
     while isinstance(loss, functools.partial):
         if "reduction" in loss.keywords:
             return loss.keywords["reduction"]
@@ -144,17 +144,17 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
 
 
 def check_mean(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
-    """Refuse a task whose loss of a batch is not the weighted mean of its sample losses.
+    """Refuse a task if its loss of a batch is not the weighted mean of its sample losses.
 
-    Otherwise a run would report and judge by another number than the one that it trains on. The tolerance for rounding
-    is the square root of the dtype's precision times the mean absolute loss, so that losses of both signs may cancel.
+    Otherwise a run would train on one loss, and report and judge by another. The tolerance is the square root of the
+    dtype's precision times the mean absolute loss. So it stays large enough if losses of both signs cancel.
 
     Args:
         found: Losses and weights of the samples.
         batch: Name of the batch, for messages.
 
     Raises:
-        TaskError: the two differ by more than the tolerance.
+        TaskError: the loss and the mean differ by more than the tolerance.
     """
     loss = batch_loss(task.loss, output, target)
     value, mean, tolerance = loss.item(), found.mean(), torch.finfo(loss.dtype).eps ** 0.5
@@ -175,7 +175,7 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 
 def _check_devices(output: Any, target: Any) -> None:
-    """Refuse outputs if none is on the device of a target. Single outputs, such as lengths, may be elsewhere."""
+    """Refuse outputs if no output is on the device of a target. Some, such as lengths, may be on another device."""
     if isinstance(output, Tensor) and isinstance(target, Tensor) and output.device == target.device:
         return  # the usual case, and this runs in every training step
     outputs, targets = ({str(tensor.device) for tensor in tensors(value)} for value in (output, target))

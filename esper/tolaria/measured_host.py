@@ -1,4 +1,7 @@
-"""One host and its data: measures losses, gradients and the evidence on seeds, and leaves the host as it was."""
+"""One host and its data: measures losses, gradients and the evidence on seeds.
+
+The host's state is restored each time.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ T = TypeVar("T")
 
 
 class MeasuredHost(GrownHost):
-    """A grown host and the task's data. It measures; nothing here takes an optimizer step."""
+    """A grown host and the task's data. It measures, and takes no optimizer step."""
 
     def __init__(
         self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor, data: TaskData
@@ -61,9 +64,9 @@ class MeasuredHost(GrownHost):
 
     @contextmanager
     def _state_kept(self) -> Iterator[None]:
-        """Restore after the block all that forward passes change: parameters, buffers, and extra states of modules.
+        """Restore after the block what forward passes change: parameters, buffers, and extra states of modules.
 
-        Inside, stateful data sets continue from their state in training; that state itself is not changed.
+        In the block, stateful data sets continue from their state in training. That state is not changed.
         """
         seeds = self._editor.tensors().values()
         with tensors_kept(self.host, seeds), self._data.at(self._data_state), extra_states_kept(self.host):
@@ -99,7 +102,7 @@ class MeasuredHost(GrownHost):
     # -- the task's loss and metrics -----------------------------------------------------------------------------
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
-        """Return the share of each sample in the loss of a fence's slice of a shard. Their mean is that loss."""
+        """Return each sample's share of the loss of a shard's slice for a fence. The mean of the shares is the loss."""
         part: Slice = self._data.slice(shard, fence)
         with self._evaluating():
             where = f"the samples of task.{shard} at fence {fence}"
@@ -109,7 +112,7 @@ class MeasuredHost(GrownHost):
         return SampleLosses(shard=shard, fence=fence, losses=tuple(shares.tolist()), groups=part.groups)
 
     def shard_means(self, shard: str) -> dict[str, float]:
-        """Return the task's loss over a whole shard, as "loss", and each of the task's metrics over it, by name."""
+        """Return the task's loss over a whole shard, as "loss", and the task's metrics over the shard, by name."""
         with self._evaluating():
             batches = self._outputs_of(self._data.whole(shard), len(self._data.shards[shard]), f"task.{shard}")
             return means_over(batches, self._task, self._sample_loss)
@@ -141,7 +144,7 @@ class MeasuredHost(GrownHost):
             return self._look("a batch", samples, batch)
 
     def glance(self, step: int) -> Tensor:
-        """Run one forward pass in training mode on a training step's batch. Returns its loss.
+        """Run one forward pass in training mode on a training step's batch, and return the loss.
 
         The host's state is restored afterwards.
         """
@@ -169,10 +172,10 @@ class MeasuredHost(GrownHost):
     def observe(self, fence: int, stages: Mapping[str, Stage]) -> HostObservation:
         """Return the evidence on seeds and layers of the live host at a fence, for the policy.
 
-        The counts of seeds start again with this call: see `HostEditor.observations`.
+        This call sets the counts of seeds to 0; see `HostEditor.observations`.
 
         Args:
-            stages: Seed id -> stage, as recorded now.
+            stages: Seed id -> present stage of the seed.
         """
         seeds = tuple(
             seen.model_copy(
@@ -183,17 +186,17 @@ class MeasuredHost(GrownHost):
         return HostObservation(fence=fence, registered_layers=tuple(sorted(self._layers())), seeds=seeds)
 
     def _layers(self) -> frozenset[str]:
-        """Return the module paths of the host at this moment. The model's code may have added or deleted modules."""
+        """Return the present module paths of the host. The model's code may have added or deleted modules."""
         return frozenset(name for name, _ in self.host.named_modules(remove_duplicate=False) if name)
 
     @torch.no_grad()
     def activation(self, slot: str) -> Tensor:
-        """Return the slot's output, seeds included, on the next training batch that calls it, in training mode.
+        """Return the slot's output, seeds included, in training mode, for the next training batch that calls the slot.
 
         The host's state is restored afterwards.
 
         Raises:
-            TaskError: in `MOST_SKIPPED` consecutive batches the host did not call the slot.
+            TaskError: the host did not call the slot in `MOST_SKIPPED` consecutive batches.
         """
         found: list[Tensor] = []
         step = self.step
@@ -213,12 +216,12 @@ class MeasuredHost(GrownHost):
         return found[0]
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:
-        """Measure a seed's gradients on the next `batches` training batches that call its slot, without an update.
+        """Measure a seed's gradients on the next `batches` training batches that call its slot.
 
-        Gradients are deleted and the host's state is restored afterwards.
+        No parameter is updated. Gradients are deleted and the host's state is restored afterwards.
 
         Raises:
-            TaskError: in too many batches the host did not call the slot; see `MOST_SKIPPED`.
+            TaskError: the host did not call the slot in too many batches; see `MOST_SKIPPED`.
         """
         norms, nonfinite = list[float](), 0
         reachable = set[str]()
@@ -237,9 +240,9 @@ class MeasuredHost(GrownHost):
                     continue
                 found = {} if self._compiled else self._audited()
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                if self._compiled:  # after the backward pass, because it restores tensors that this pass needs
+                if self._compiled:  # after the backward pass, because the audit overwrites tensors that this pass needs
                     found = self._audit_eagerly(inputs, self._audited)
-                if seed_id in found:  # evidence for gate G1, which refuses the seed
+                if seed_id in found:  # evidence by which gate G1 refuses the seed
                     reachable |= set(found[seed_id])
                 grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
                 nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
@@ -254,9 +257,9 @@ class MeasuredHost(GrownHost):
         )
 
     def _audit_eagerly(self, inputs: Any, audit: Callable[[], T]) -> T:
-        """Make an audit after a forward of its own, which is not compiled and changes no state.
+        """Make an audit after an additional forward that is not compiled and changes no state.
 
-        A compiled forward is one node of the autograd graph, from which every parameter is reachable.
+        A compiled forward is a single node of the autograd graph. From that node every parameter is reachable.
         """
         with uncompiled(self.host), self._state_kept(), temporary_rng(self.step, self._devices()):
             with self._watching():
@@ -273,12 +276,12 @@ class MeasuredHost(GrownHost):
             self._editor.watch(False)
 
     def _look_for_calls(self) -> None:
-        """Check that the compiled forward calls the seeds grafted before the last step.
+        """Check that the compiled forward calls the seeds that were grafted before the last step.
 
         A slot may be skipped by chance in some steps.
 
         Raises:
-            TaskError: neither that step nor the forwards of `MOST_SKIPPED` batches after it called a seed.
+            TaskError: neither the last step nor a forward of the next `MOST_SKIPPED` batches called a seed.
         """
         for step in range(self.step, self.step + MOST_SKIPPED):
             self._uncalled = {seed_id for seed_id in self._uncalled if not self._editor.calls(seed_id)}
@@ -286,7 +289,7 @@ class MeasuredHost(GrownHost):
                 return
             with temporary_rng(step, self._devices()), self._state_kept():
                 inputs, _ = self._load(self._data.batch(step))
-                self._forward(inputs)  # with gradients, because without them torch runs another compiled graph
+                self._forward(inputs)  # with gradients on, because torch runs another compiled graph if they are off
         slots = [plan.slot for plan in self._editor.topology() if plan.seed_id in self._uncalled]
         raise not_called(slots[0], self.step - 1, MOST_SKIPPED)
 
@@ -297,13 +300,14 @@ class MeasuredHost(GrownHost):
         """Audit every isolated seed of the last forward pass.
 
         Returns:
-            Seed id -> host parameters that its gradient reaches, only for seeds that violate their isolation.
+            Seed id -> host parameters that the seed's gradient reaches. Only seeds that violate their isolation are
+                included.
         """
         found: dict[str, tuple[str, ...]] = {}
         while True:
             try:
                 self._editor.audit()
-            except IsolationViolation as violation:  # the next call continues with the seeds after this one
+            except IsolationViolation as violation:  # the next call continues with the seeds after this seed
                 found[violation.seed_id] = violation.leaves
             else:
                 return found

@@ -12,9 +12,9 @@ from esper.tolaria.weighing import Weighted
 
 
 def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
-    """Return the losses of a batch's samples, after checking that their mean is the task's loss of the batch.
+    """Return the losses of a batch's samples. Check that their mean is the task's loss of the batch.
 
-    Both functions get the same random numbers and equal tensors: `task.loss` gets copies, and the random streams
+    Both functions get the same random numbers and equal tensors. `task.loss` gets copies, and the random streams
     continue as if it had not been called.
 
     Raises:
@@ -31,11 +31,11 @@ def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
 
 
 def means_over(batches: Iterable[Seen], task: Task, sample_loss: Loss) -> dict[str, float]:
-    """Return the joint loss of all samples, as "loss", and each metric over all of them, by name; see `Metric`.
+    """Return the joint loss of all samples, as "loss", and each metric over all samples, by name; see `Metric`.
 
     Raises:
-        TaskError: the losses of a batch do not match `task.loss`; a metric did not return real numbers; or a metric
-            needs all batches joined and they cannot be joined.
+        TaskError: the losses of a batch do not match `task.loss`; a metric did not return real numbers; or the batches
+            cannot be joined for a metric that needs all batches at once.
     """
     losses: list[Weighted] = []
     figures = [Metric(name, metric) for name, metric in task.metrics.items()]
@@ -51,10 +51,10 @@ def means_over(batches: Iterable[Seen], task: Task, sample_loss: Loss) -> dict[s
 
 
 def check_measures(task: Task, sample_loss: Loss, shard: str, some: Sequence[Seen], samples: int) -> None:
-    """Refuse a task whose loss or metrics cannot be computed over a whole shard, from a few of its batches.
+    """Refuse a task if its loss or metrics cannot be computed over a whole shard. Only a few batches are tried.
 
     Args:
-        some: One or several evaluation batches of the shard, starting with its first one.
+        some: Evaluation batches of the shard, at least one. The first of them is the first of the shard.
         samples: Number of samples in the whole shard.
 
     Raises:

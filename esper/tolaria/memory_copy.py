@@ -1,4 +1,4 @@
-"""Memory for one snapshot, allocated once and reused: filled at each fence, read back for a rollback."""
+"""Memory for one snapshot. It is filled at each fence, and a rollback loads from it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class HeldSnapshot:
 
 
 class MemoryCopy:
-    """Memory for at most one snapshot, on the devices of the host. The tensors of the previous snapshot are reused if
-    their form is equal.
+    """Memory for one snapshot, on the devices of the host.
+
+    A tensor of the previous snapshot is reused if a new tensor has the same form.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class MemoryCopy:
         self.held: HeldSnapshot | None = None
 
     def copy_state(self, live: HostSnapshot, generation: int) -> HeldSnapshot:
-        """Copy a state over the snapshot held before. If the copy fails, none is held.
+        """Copy a state over the previous snapshot. If the copy fails, `held` is None.
 
         Args:
             live: A view of the host that shares its tensors.
@@ -63,9 +64,9 @@ def _form(tensor: Tensor) -> _Form:
 
 
 def _allocated(wanted: list[Tensor], memory: list[tuple[_Form, Tensor]]) -> list[tuple[_Form, Tensor]]:
-    """Return memory for each wanted tensor: from `memory` if the form is equal, else new. The rest is released."""
+    """Return memory for each wanted tensor: from `memory` if a form is equal, else new. Unused memory is released."""
     there: defaultdict[_Form, list[Tensor]] = defaultdict(list)
-    for form, tensor in reversed(memory):  # reversed, as `pop` takes the last: equal topologies reuse in equal order
+    for form, tensor in reversed(memory):  # reversed, because `pop` removes the last
         there[form].append(tensor)
     memory.clear()
     found = []

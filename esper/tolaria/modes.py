@@ -1,7 +1,7 @@
-"""Training and evaluation modes of submodules, by module path: sets them; modules that the task froze stay frozen.
+"""Sets the training and evaluation modes of submodules. A module that the task froze stays frozen.
 
-A task freezes a layer in two ways: its factory puts the layer into evaluation mode (`model.bn.eval()`), or its model
-overrides `train()` so that the layer never leaves it. Both hold during the whole run.
+A task can freeze a layer in two ways: its factory puts the layer into evaluation mode (`model.bn.eval()`), or its model
+overrides `train()` so that the layer stays in evaluation mode. A layer that is frozen stays so for the whole run.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Modes = Mapping[str, bool]
 
 
 def modes_of(model: nn.Module) -> dict[str, bool]:
-    """Return the present mode of every module. A module with several paths is listed under the first."""
+    """Return the present mode of every module. A module with several paths is listed under the first path."""
     return {path: module.training for path, module in model.named_modules()}
 
 
 def begin_training(model: nn.Module) -> None:
-    """Put a model that its factory has just made into training mode, except the modules that the factory froze.
+    """Put a new model into training mode, except the modules that its factory froze.
 
-    If every module is in evaluation mode, no module counts as frozen: many loaders of pretrained weights return such
-    models.
+    If every module is in evaluation mode, no module counts as frozen, because many loaders of pretrained weights return
+    a whole model in evaluation mode.
     """
     made = modes_of(model)
     model.train()
@@ -33,9 +33,9 @@ def begin_training(model: nn.Module) -> None:
 
 
 def restore_modes(model: nn.Module, modes: Modes) -> None:
-    """Put every module into its mode in `modes`, parents first. `train()` is called only if the mode differs.
+    """Put every module into its mode in `modes`, parents first.
 
-    A module that is not in `modes` is not changed.
+    A module's `train()` is called only if its mode differs. A module that is not in `modes` is not changed.
     """
     for path, module in model.named_modules():
         if path in modes and module.training != modes[path]:
@@ -43,7 +43,7 @@ def restore_modes(model: nn.Module, modes: Modes) -> None:
 
 
 def set_training(model: nn.Module, modes: Modes, *, training: bool) -> None:
-    """Put a model into evaluation mode, or back into `modes`, its modes in training.
+    """Put a model into evaluation mode, or into `modes`, its modes in training.
 
     `model.train()` is always called, because a model may override it, for example to merge weights.
     """

@@ -1,8 +1,7 @@
-"""The optimizers and schedulers of one host: the task's optimizer for the host, and a separate one for each seed.
+"""The optimizers and schedulers of one host: an optimizer for the host, and a separate optimizer for each seed.
 
-A seed's optimizer is made by the task's factory as well. Because it is separate, growth changes neither the moments nor
-the scheduler of the host's optimizer, and a culled seed's state is deleted with the seed
-(docs/adr/0003-one-optimizer-per-seed.md).
+The task's factory makes all of them. Because they are separate, growth changes neither the moments nor the scheduler of
+the host's optimizer, and a culled seed's state is deleted with the seed (docs/adr/0003-one-optimizer-per-seed.md).
 """
 
 from __future__ import annotations
@@ -33,22 +32,22 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     It is the product of a linear warm-up over `warmup` steps from `start` and a cosine from 1 at `start` to `FLOOR` at
     the run's last step.
 
-    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a restart per seed: docs/growth.md.
+    Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a new start for each seed: docs/growth.md.
     """
     age = step - start
-    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, like alpha
+    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, as alpha is
     course = age / max(1, total - start)
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 
 
 def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> float:
-    """Return the highest rate that the task's scheduler reaches, divided by the rate that the optimizer is made with.
+    """Return the highest learning rate of the task's scheduler, divided by the optimizer's first learning rate.
 
-    The rate that the optimizer is made with may not be the rate of training: a scheduler may multiply a rate of 1.0 by
-    at most 0.002, or raise a small rate 25-fold. The peak rate of a seed is scaled by the same share.
+    The two may differ much: a scheduler may multiply a rate of 1.0 by 0.002 at most, or raise a small rate 25-fold. The
+    peak learning rate of a seed is scaled by the same share.
 
     Args:
-        parameters: The host's parameters. The optimizer is made over copies of them.
+        parameters: The host's parameters. The optimizer gets copies.
 
     Raises:
         TaskError: see `build_optimizer` and `build_scheduler`.
@@ -59,7 +58,7 @@ def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
     if scheduler is None:
         return 1.0
     highest = float(optimizer.param_groups[0]["lr"])
-    optimizer.step()  # torch warns if the scheduler steps first; without gradients it changes nothing
+    optimizer.step()  # torch warns if the scheduler steps first; without gradients this step changes nothing
     for _ in range(total_steps - 1):
         with their_code("task.scheduler", "scheduler.step"):
             scheduler.step()
@@ -70,10 +69,10 @@ def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
 def reschedule(
     task: Task, parameters: Sequence[nn.Parameter], optimizer: Optimizer, scheduler: LRScheduler, step: int, total: int
 ) -> None:
-    """Set an optimizer's hyperparameters and its scheduler to step `step` of the schedule for a run of `total` steps.
+    """Set an optimizer and its scheduler to step `step` of the schedule for a run of `total` steps.
 
-    The state of a scheduler may contain its length, so it cannot be changed to another length. Instead, a new scheduler
-    is stepped `step` times and its state is copied.
+    A scheduler's state may contain the length of its schedule, so it cannot be loaded into a schedule of another
+    length. Instead, a new scheduler takes `step` steps, and its state is copied.
 
     Args:
         parameters: Parameters of the optimizer, without gradients.
@@ -122,8 +121,8 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
     """Make the task's optimizer over some parameters.
 
     Raises:
-        TaskError: there is no parameter; or the factory did not return an optimizer, or returned one whose `step` needs
-            arguments, that holds other parameters, or that has a group without a learning rate.
+        TaskError: there is no parameter; the factory did not return an optimizer; the optimizer's `step` needs
+            arguments; the optimizer has other parameters; or a group has no learning rate.
     """
     if not parameters:
         raise TaskError("task.model", "no trainable parameter", "leave requires_grad on for the parameters to train")
@@ -150,8 +149,8 @@ def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRSch
     """Make the task's scheduler for an optimizer and a run of `total_steps` steps. None if the task has no scheduler.
 
     Raises:
-        TaskError: the factory did not return a torch scheduler, or returned a `ReduceLROnPlateau`, which steps on a
-            measured value.
+        TaskError: the factory did not return a torch scheduler, or returned a `ReduceLROnPlateau`, which needs a
+            measured value for each step.
     """
     if task.scheduler is None:
         return None
@@ -163,15 +162,18 @@ def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRSch
 
 
 def stand_ins(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-    """Return copies of parameters for trying an optimizer. Shapes are equal: some optimizers refuse certain shapes."""
+    """Return copies of parameters, to try an optimizer.
+
+    The shapes are equal, because some optimizers refuse certain shapes.
+    """
     return [nn.Parameter(parameter.detach().clone()) for parameter in parameters]
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of all gradients together, a scalar on the device of the first gradient.
 
-    For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. That function groups by
-    device and dtype, which costs 2 % of the step of a small host.
+    For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. The latter groups
+    gradients by device and dtype, which takes 2 % of the step of a small host.
     """
     norms = torch._foreach_norm(gradients)
     if len(set(map(_device_of, norms))) > 1:

@@ -1,4 +1,4 @@
-"""Checks whether a stored optimizer state is one that this optimizer could have produced. It loads no state."""
+"""Checks whether an optimizer could have produced a stored state."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ Kinds = dict[Any, dict[str, object]]
 def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
     """Compare the groups of a stored state with those of the optimizer that will load it.
 
-    torch's `load_state_dict` compares only their number and sizes: it accepts permuted parameters, a group without its
-    hyperparameters, and a learning rate that is text.
+    torch's `load_state_dict` compares only the number and sizes of the groups: it accepts permuted parameters, a group
+    without hyperparameters, and a learning rate that is text.
 
     Raises:
         DependencyViolationError: a group has other parameters, or a hyperparameter is missing or has another type.
     """
     live = state_of("task.optimizer", optimizer).get("param_groups")
     if live is None:
-        return  # an optimizer of the user that stores its groups elsewhere
+        return  # an optimizer of the user that stores its groups under another name
     groups = stored.get("param_groups")
     if type(groups) is not list or len(groups) != len(live) or not all(type(group) is dict for group in groups):
         raise _refused(optimizer, f"param_groups are not {len(live)} groups")
     for number, (group, own) in enumerate(zip(groups, live, strict=True)):
         if group.get("params") != own.get("params"):
             raise _refused(optimizer, f"group {number} has the parameters {group.get('params')}")
-        for name in optimizer.defaults.keys() & own.keys():  # Adafactor has a default that is in none of its groups
+        for name in optimizer.defaults.keys() & own.keys():  # Adafactor's groups lack one of its defaults
             if name not in group or not _alike(group[name], own[name]):
                 raise _refused(optimizer, f"group {number} has {name} = {group.get(name)!r}, here {own.get(name)!r}")
 
 
 def _alike(stored: Any, live: Any) -> bool:  # Any: a hyperparameter
-    """Whether two hyperparameters have the same type. `stored` may be infinite or NaN only if `live` is, too."""
+    """Return whether two hyperparameters have the same type. `stored` may be infinite or NaN only if `live` is, too."""
     if live is None or stored is None:
         return live is None
     if isinstance(live, Tensor):
@@ -55,14 +55,15 @@ def _alike(stored: Any, live: Any) -> bool:  # Any: a hyperparameter
 
 
 def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
-    """Take one step on gradients of ones, and compare the types and shapes of the state before and after it.
+    """Take one step on gradients of ones, and compare the types and shapes of the state before and after the step.
 
-    A step of an optimizer from torch.optim never changes them. Other optimizers may: for these the check is only that
-    the step succeeds.
+    A step of an optimizer from torch.optim never changes types or shapes. Other optimizers may change them, so for
+    these only errors of the step are found.
 
     Args:
-        updates: Number of calls of `step` so far. The step count of a parameter is lower if it had no gradient at some.
-        stepped: True if a step has changed a parameter, so that a state must exist.
+        updates: Number of calls of `step` so far. A parameter's step count is lower if some calls had no gradient for
+            it.
+        stepped: True if a step has changed a parameter. Then a state must exist.
 
     Raises:
         DependencyViolationError: a type or shape changed, a step count is not in 0 to `updates`, or `stepped` is True
@@ -95,7 +96,7 @@ def _step(optimizer: Optimizer) -> None:
 
 
 def is_torchs(part: object) -> bool:
-    """Return whether an optimizer or scheduler is of a class from torch.optim, whose behaviour is known."""
+    """Return whether the class of an optimizer or scheduler is from torch.optim."""
     return type(part).__module__.startswith("torch.optim.")
 
 

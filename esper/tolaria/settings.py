@@ -1,4 +1,4 @@
-"""The settings of training: seed, length, threads, device. The task's values apply where a key is absent."""
+"""The settings of training: seed, length, threads, device. If a key is absent, the task's value applies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import Field
 from esper.leyline.base import PositiveInt, Settings
 
 MOST_THREADS = 512
-"""Largest allowed number of torch threads. A fixed bound, not the cores of this machine, because a run may be inspected
-and resumed on another machine."""
+"""Largest allowed number of torch threads. It does not depend on the machine's cores, because a run may be resumed on
+another machine."""
 
 
 class TrainConfig(Settings):

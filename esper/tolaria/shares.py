@@ -1,4 +1,4 @@
-"""Refuses data sets that are too small for judging, testing or one batch. Each message names the remedies."""
+"""Refuses data sets that are too small for judging, testing or one batch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from esper.errors import ConfigError, TaskError
 from esper.task import Task
 
 SPLIT_SHARE = 0.1
-"""Share of `train` that is split off for each of pick, gate and test, if the task does not give that data set."""
+"""Share of `train` that becomes the shard pick, gate or test if the task does not have that data set."""
 JUDGING = ("pick", "gate")
 """Shards on which candidates are judged. Not used without growth."""
 
 
 @dataclass(frozen=True)
 class Units:
-    """Size of a shard, in the independent units of judging."""
+    """Size of a shard in independent units."""
 
     count: int
     what: str
@@ -35,12 +35,13 @@ def check_judging(task: Task, judging: Mapping[str, Units], train: Callable[[], 
     """Refuse judging shards below `growth.min_samples`.
 
     Args:
-        judging: Sizes of pick and gate, by name.
-        train: Returns the size of the whole `task.train`, before the split. Called only for a message.
+        judging: Sizes of the shards pick and gate, by name.
+        train: Function that returns the size of the whole `task.train`, before the split. It is called only for a
+            message.
         minimum: `growth.min_samples`. 0 without growth.
 
     Raises:
-        ConfigError: pick or gate is too small.
+        ConfigError: a judging shard is too small.
     """
     small = [name for name in JUDGING if judging[name].count < minimum]
     if not small:

@@ -1,4 +1,4 @@
-"""A snapshot of one host: a copy of all state that its training depends on, and functions that load each part."""
+"""A snapshot of one host: a copy of all state on which its training depends, and functions that load each part."""
 
 from __future__ import annotations
 
@@ -24,24 +24,27 @@ Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
 
 @dataclass(frozen=True, eq=False)
 class HostSnapshot:
-    """The state of a host after a step. `GrownHost.snapshot` returns a copy; only `_view` there shares tensors."""
+    """The state of a host after a step. `GrownHost.snapshot` returns a copy.
+
+    `GrownHost._view` shares the host's tensors.
+    """
 
     step: int
     fence: int
     total_steps: int
-    """Length of the run, in steps. A resume with another length changes the schedule from this step on."""
+    """Length of the run, in steps. If a run is resumed with another length, its schedule changes from this step on."""
     topology: tuple[GraftPlan, ...]
-    """Grafts in graft order, as their plans stand now. They show which seeds are isolated."""
+    """The present plans of the seeds, in graft order. They show which seeds are isolated."""
     tensors: dict[str, Tensor]
-    """Parameters and buffers of host and seeds by name, including buffers that `state_dict` leaves out."""
+    """Parameters and buffers of host and seeds, by name. Non-persistent buffers are included."""
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     seed_optimizers: dict[str, dict[str, Any]]
     best_round: float | None
-    """Lowest mean training loss of a round since the last removal of a seed. None before the first round after it."""
+    """Lowest mean training loss of a round since the last removal of a seed. None before the first round since then."""
     receipts: Receipts
     leaks: dict[str, tuple[str, ...]]
-    """Seed id -> host parameters that its gradient reached in an audit. Empty after an audit without any."""
+    """Seed id -> host parameters that the seed's gradient reached in an audit. Empty: audits found none."""
     modules: dict[str, Any] = field(default_factory=dict)
     """Module path -> result of the module's `get_extra_state`."""
     data: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class HostSnapshot:
     """Digest -> initial weights of the seeds in `topology` and `receipts`; see `esper.leyline.reports.Weights`."""
 
     def mapped(self, each: Callable[[Tensor], Tensor]) -> HostSnapshot:
-        """Return a snapshot with `each(tensor)` for every tensor. It shares no other mutable value with this one."""
+        """Return a snapshot with `each(tensor)` for every tensor. Other mutable values are copied."""
         return replace(
             self,
             tensors=copied(self.tensors, each),
@@ -89,7 +92,7 @@ def load_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> No
 
 
 def check_kinds(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
-    """Refuse stored tensors that do not fit the live ones, since a copy would broadcast or convert them silently.
+    """Refuse stored tensors that do not fit the live tensors, because a copy would broadcast or convert them silently.
 
     Raises:
         DependencyViolationError: a live tensor has no stored tensor with its name, shape and dtype.
@@ -100,13 +103,13 @@ def check_kinds(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Non
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, into its present tensors where these fit. `state` is not changed, now or later.
+    """Load an optimizer's state, into its present tensors if they fit. `state` is not changed, nor by later steps.
 
-    `load_state_dict` alone would share the tensors of `state`, and the next step would change them.
+    `load_state_dict` alone would share the tensors of `state`, and the next step would overwrite them.
 
     Raises:
-        DependencyViolationError: the groups differ from those of the optimizer, and nothing was changed; or
-            `load_state_dict` failed, or changed the shape or dtype of a tensor, and the optimizer's state is invalid.
+        DependencyViolationError: the groups differ from those of the optimizer; nothing was changed. Or
+            `load_state_dict` failed, or changed the shape or dtype of a tensor; the optimizer's state is then invalid.
     """
     copies: Copies = []
     check_groups(optimizer, state)
@@ -122,7 +125,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) -> None:
-    """Load a scheduler's state. `state` is not changed, now or later.
+    """Load a scheduler's state. `state` is not changed, nor by later steps.
 
     Raises:
         DependencyViolationError: only one of snapshot and task has a scheduler, or `load_state_dict` failed.
@@ -140,6 +143,6 @@ def _refusing(what: str, loading: object) -> Iterator[None]:
     try:
         with their_code(f"task.{what}", "load_state_dict"):
             yield
-    except Exception as error:  # for a wrong state, torch and the user's classes raise any kind of error
+    except Exception as error:  # for a wrong state, torch and the user's classes may raise any error
         missing, detail = f"the {what}'s state does not load", f"{type(loading).__name__}: {text_of(error)}"
         raise DependencyViolationError("snapshot", missing, detail) from error

@@ -1,4 +1,4 @@
-"""Converts snapshots to plain values for a weights-only load, and back. Refuses values that this would alter."""
+"""Converts snapshots to plain values for a weights-only load, and back. A value that would change is refused."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _SNAPSHOT = "host_snapshot"
 
 
 def foreign(value: Any, at: str = "") -> str | None:  # Any: the values that are checked
-    """Return the path and the type of the first value in a nesting that is not plain. None if all are plain.
+    """Return the path and the type of the first value in a nesting that is not plain. None: all values are plain.
 
-    Plain values are numbers, text, None and dense tensors, in dicts, lists and tuples. Their types must match exactly:
-    a subclass would be loaded as its base class or not at all.
+    Plain values are numbers, text, None and dense tensors, in dicts, lists and tuples. Instances of subclasses are not
+    plain, because they would be loaded as their base class or not at all.
     """
     if type(value) in _SCALARS:
         return None
@@ -59,11 +59,11 @@ def check_plain(field: str, state: Any, source: str = "its state_dict") -> None:
     """Refuse a state that a checkpoint cannot store.
 
     Args:
-        field: Field of the task that the error names, such as `task.optimizer`.
+        field: Field of the task for the error, such as `task.optimizer`.
         source: Name of the function that returned the state, for the message.
 
     Raises:
-        TaskError: a value in it is not plain; the message names its path.
+        TaskError: a value in the state is not plain. The message names the path of the value.
     """
     if found := foreign(state):
         raise TaskError(field, found, f"{source} may hold numbers, text and tensors in dicts, lists and tuples only")
@@ -73,7 +73,7 @@ def check_own_state(snapshot: HostSnapshot) -> None:
     """Refuse states of modules and data sets (`get_extra_state`, `state_dict`) that a checkpoint cannot store.
 
     Raises:
-        TaskError: a value in it is not plain; the message names its path.
+        TaskError: a value in the state is not plain. The message names the path of the value.
     """
     for path, state in snapshot.modules.items():
         check_plain("task.model", state, f"get_extra_state of {path or 'the model'}")

@@ -1,4 +1,4 @@
-"""A metric of the task: its values on batches, and its value over all of them. The metric function gets copies."""
+"""A metric of the task: its values on batches, and its value over all batches. The metric function gets copies."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ class Seen:
     target: Any
 
     def copied(self) -> Seen:
-        """Return a copy with cloned tensors: a function of the user may write into the tensors that it gets."""
+        """Return a copy with cloned tensors.
+
+        The user's functions get copies, because they may write into their arguments.
+        """
         return Seen(self.name, self.samples, mapped(torch.clone, self.output), mapped(torch.clone, self.target))
 
 
@@ -44,19 +47,19 @@ class Seen:
 class Metric:
     """One metric of a task over some batches.
 
-    Each call starts from the random streams as the network left them, so that metrics cannot influence each other.
-    If a metric returns several values for a batch, its value is the mean of the values of all batches. If it returns a
-    single value (a number, or a tensor of one element), it is computed on all batches joined.
+    Each call begins with the random streams as they are after the network's forward, so that metrics cannot influence
+    each other. If a metric returns several values for a batch, the result is the mean of the values of all batches. If
+    it returns a single value (a number, or a tensor of one element), the result is computed on all batches joined.
     """
 
     name: str
     metric: Loss
     at_once: bool = False
-    """True if it is computed on all batches at once. Decided by the first batch."""
+    """True if the result is computed on all batches joined. The first batch decides it."""
     draws: bool = False
-    """True once a call has drawn random numbers."""
+    """True if a call has drawn random numbers."""
     values: list[Tensor] = field(default_factory=list)
-    """Values of each batch so far; only of the first batch if `at_once`."""
+    """Values of each batch so far. If `at_once`, only of the first batch."""
 
     @property
     def where(self) -> str:
@@ -67,8 +70,8 @@ class Metric:
         """Add a batch. The first batch decides whether the metric returns one value or several.
 
         Raises:
-            TaskError: the metric did not return real numbers, or returned a single value after several on the first
-                batch.
+            TaskError: the metric did not return real numbers, or it returned several values on the first batch and a
+                single value on this batch.
         """
         if not self.values:
             self.values.append(value := self._values_on(seen))
@@ -85,10 +88,10 @@ class Metric:
         """Return the value of the metric over all batches that were added.
 
         Args:
-            batches: The batches that were added; only used if `at_once`.
+            batches: The batches that were added. They are used only if `at_once`.
 
         Raises:
-            TaskError: the metric returned no value on any batch, or one value on the first batch and several on all
+            TaskError: the metric returned no value on any batch; or one value on the first batch, and several on all
                 batches joined.
         """
         if not self.at_once:
@@ -105,7 +108,11 @@ class Metric:
         raise TaskError(self.where, figures, "return one value per sample on every batch, or one on every batch")
 
     def check_memory(self, first: Seen, shard: str, samples: int) -> None:
-        """Raises: TaskError: the outputs and targets of a whole shard would need more than `WHOLE_BYTES`."""
+        """Check the memory of a whole shard.
+
+        Raises:
+            TaskError: its outputs and targets need more than `WHOLE_BYTES`.
+        """
         held = sum(tensor.nbytes for tensor in tensors([first.output, first.target]))
         if (needed := math.ceil(held * samples / first.samples)) > WHOLE_BYTES:
             mend = f"it is one value for all {samples} samples of task.{shard} at once; return one value per sample"
@@ -114,10 +121,10 @@ class Metric:
     def check_mean(self, some: Sequence[Seen], mean: float) -> None:
         """Refuse a metric that returns several values per batch, but not one per sample.
 
-        A metric that draws random numbers passes, because its values on the same samples differ anyway.
+        A metric that draws random numbers is not checked, because its values differ in each call.
 
         Raises:
-            TaskError: the mean of its values on all batches joined is not `mean`, the mean over the batches.
+            TaskError: the mean of the metric's values on all batches joined is not `mean`, the mean over the batches.
         """
         try:
             whole = self._joined_batches(some)
@@ -143,10 +150,10 @@ class Metric:
         return Seen(self._joined_name(batches), samples, output, target)
 
     def _values_on(self, seen: Seen, *, fresh: bool = False) -> Tensor:
-        """Call the metric on a batch. Returns its values in double precision, on the CPU.
+        """Call the metric on a batch, and return the values in double precision, on the CPU.
 
         Args:
-            fresh: True if no other code uses the batch: the metric may write into it, so it is not copied.
+            fresh: True if no other code uses the batch. It is then not copied, and the metric may write into it.
         """
         given, before = seen if fresh else seen.copied(), streams()
         with their_code(self.where, f"the metric on {seen.name}"):
@@ -161,7 +168,11 @@ class Metric:
 
 
 def _as_doubles(found: object) -> Tensor:
-    """Raises: TypeError, ValueError, OverflowError, RuntimeError: not real numbers, or out of a double's range."""
+    """Convert to doubles.
+
+    Raises:
+        TypeError, ValueError, OverflowError, RuntimeError: not real numbers, or too large.
+    """
     if isinstance(found, Real) and not isinstance(found, np.generic):
         return torch.tensor(float(found), dtype=torch.float64)
     if isinstance(found, np.ndarray | np.generic) and not isinstance(found, np.ma.MaskedArray):

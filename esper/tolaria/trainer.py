@@ -1,7 +1,7 @@
-"""The trainer: one host, its seeds and their optimizers, step by step. It applies plans; it never makes one.
+"""The trainer: trains one host and its seeds, and applies plans to the host.
 
-The live host, every fork of a tournament and the twin are instances of the same class: a fork that starts from a
-snapshot computes the same bits as the live host would have computed from there.
+The live host, every fork of a tournament and the twin are instances of the same class. So a fork that begins with a
+snapshot computes the same bits as the live host would.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ SCHEDULER_STEP = their_code("task.scheduler", "scheduler.step")
 
 
 def never() -> bool:
-    """Return False: the `halted` of a trainer that no emergency can stop."""
+    """Return False. This is the `halted` of a trainer that no emergency can stop."""
     return False
 
 
 class Trainer(MeasuredHost):
-    """One host in training. Optimizer steps are numbered from 0 over the whole run; `step` is the next number."""
+    """One host in training. Optimizer steps are numbered from 0 over the whole run.
+
+    `step` is the number of the next step.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Trainer(MeasuredHost):
         self._make_editor, self._halted = make_editor, halted
         self._fault_point = f"{settings.role}.step"
         self._round: int | None = None
-        """Fence at which the present round ends; only for fault points. None before the first round."""
+        """Fence at which the present round ends, for fault points. None before the first round."""
         self._unkept: Unkept | None = None
         """Finds changes of state that no checkpoint stores. None until `refuse_unkept` is called."""
 
@@ -69,19 +72,19 @@ class Trainer(MeasuredHost):
         """Refuse at every later fence a change of state that no checkpoint stores. Call it before the first step.
 
         Args:
-            changing: Attributes that the survey's steps changed; changes of these are allowed.
+            changing: Attributes that the survey's steps changed. They may change again.
         """
         self._unkept = Unkept(self._task, self._data, self, changing)
 
     # -- training ------------------------------------------------------------------------------------------------
 
     def run_round(self, fence: int, last_step: int) -> TrainingState:
-        """Train until `last_step` steps of the run are done, where fence `fence` lies, and return the measured values.
+        """Train until `last_step` steps of the run are done, at fence `fence`, and return the measured values.
 
         Raises:
             DivergenceUnrecoverable: a loss or gradient was not finite.
             StateNotKept: state that no checkpoint stores changed for the first time.
-            EmergencyStop: an emergency stops the run.
+            EmergencyStop: an emergency has stopped the run.
         """
         faults.point("tolaria.round", round=fence, step=self.step)
         self._round = fence
@@ -116,7 +119,7 @@ class Trainer(MeasuredHost):
         return self._state(0, None, (), None, None)
 
     def train_to(self, step: int) -> tuple[float, ...]:
-        """Train until `step` steps of the run are done. Returns the loss of each step. Ends at no fence."""
+        """Train until `step` steps of the run are done, and return the loss of each step. This is not a round."""
         self._set_mode(training=True)
         losses = []
         while self.step < step:
@@ -125,7 +128,7 @@ class Trainer(MeasuredHost):
         return tuple(losses)
 
     def check_emergency(self) -> None:
-        """Return unless an emergency stops the run.
+        """Raise if an emergency has stopped the run.
 
         Raises:
             EmergencyStop: an emergency has stopped the run.
@@ -147,7 +150,7 @@ class Trainer(MeasuredHost):
                 raise error
 
     def _update(self) -> tuple[float, float]:
-        """Take one optimizer step. Returns the loss and the global gradient norm before clipping."""
+        """Take one optimizer step. Return the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
         loss = batch_loss(self._task.loss, self._audited_forward(inputs), targets)
@@ -177,7 +180,7 @@ class Trainer(MeasuredHost):
         return values
 
     def _audited_forward(self, inputs: Any) -> Any:
-        """Return the output of a training step's forward. If an audit of isolation is due, make it."""
+        """Return the output of a training step's forward. If an audit of isolation is due, make the audit."""
         if not self._audit_is_due():
             return self._forward(inputs)
         if self._compiled:
@@ -196,7 +199,10 @@ class Trainer(MeasuredHost):
         return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
 
     def _audit(self) -> None:
-        """Record which seeds reach host parameters. The gate at the next fence culls them; the step continues."""
+        """Record the seeds whose gradients reach host parameters.
+
+        The gate at the next fence culls these seeds; the step continues.
+        """
         seen = self._editor.watched()
         found = self._audited()
         for seed_id, leaves in found.items():
@@ -204,7 +210,7 @@ class Trainer(MeasuredHost):
         self._leaks = {**dict.fromkeys(seen, ()), **self._leaks, **found}
 
     def _next_batch(self) -> Any:  # Any: the type that the task's collate function returns
-        """Load the batch of the present step. The new state of stateful data sets is stored for the step after it."""
+        """Load the batch of the present step. The new state of stateful data sets is stored for the next step."""
         if not (self._data.made_with or self._data_state):  # no data set has a state
             return self._data.batch(self.step)
         with self._data.at(self._data_state):
@@ -231,7 +237,7 @@ class Trainer(MeasuredHost):
     # -- changing the host at a fence ----------------------------------------------------------------------------
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
-        """Apply a plan. If the same plan was applied before, return its stored receipt without any effect.
+        """Apply a plan. If the same plan was applied before, only return its stored receipt.
 
         Raises:
             DependencyViolationError: the plan fails `check_plan`, or a different plan was applied under the same
@@ -271,12 +277,12 @@ class Trainer(MeasuredHost):
             self.graft(plan, weights)
         elif isinstance(plan, RemovePlan):
             self.remove(plan.seed_id)
-            self._best_round = None  # it was measured on the host with the seed
+            self._best_round = None  # the best loss was measured on the host with the seed
         else:
             self.amend(plan)
 
     def another(self) -> Trainer:
-        """Build a new host from the task and load this host's snapshot, as a restore does.
+        """Build a new host from the task and load this host's snapshot into it, as a restore does.
 
         Raises:
             DependencyViolationError: the new host cannot load the snapshot.
@@ -299,7 +305,7 @@ class Trainer(MeasuredHost):
         bare_hooks = {slot: len(fresh.host.get_submodule(slot)._forward_hooks) for slot in seeds.values()}
         flags = [p.requires_grad for p in self.host.parameters()] == [p.requires_grad for p in fresh.host.parameters()]
         names = names_of(self.host) == names_of(fresh.host)
-        if names:  # with other names it has other tensors and cannot load the snapshot
+        if names:  # if the names differ, the new host cannot load the snapshot
             fresh.become(self.snapshot())
         grafted = {plan.seed_id: plan.slot for plan in self._editor.topology()}
         found = {}

@@ -1,7 +1,6 @@
 """Functions over state dicts: nestings of dicts, lists and tuples with tensors.
 
-Lists and tuples must have exactly these types. For batches and outputs, which have other classes too, see
-`esper.ground.nested`.
+Subclasses of list and tuple are not supported. `esper.ground.nested` supports them, for batches and outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ Copies = list[tuple[Tensor, Tensor]]
 
 
 def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: a value of a state dict
-    """Return the same nesting with `each(tensor)` instead of every tensor, and copies of all other values."""
+    """Return a copy of a nesting with `each(tensor)` instead of every tensor."""
     if isinstance(value, Tensor):
         return each(value)
     if isinstance(value, dict):
@@ -29,7 +28,7 @@ def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: a value
 
 
 def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
-    """Return all tensors of a nesting, in its order."""
+    """Return all tensors of a nesting, in the order of the nesting."""
     if isinstance(value, Tensor):
         return [value]
     items: Iterable[Any] = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else ()
@@ -37,15 +36,15 @@ def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
 
 
 def laid_over(stored: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
-    """Return the nesting of `stored` without its memory: with the tensor of `live` at the same path, or else a clone.
+    """Return a nesting for loading `stored` that shares no memory with it: at each path a tensor of `live`, or a clone.
 
-    A tensor of `live` is used if its shape and dtype are equal. It gets its values only when the caller passes `copies`
-    to `copy_all`; so the memory of a live optimizer is reused.
+    So the memory of a live optimizer is reused. A tensor of `live` is used if its shape and dtype are equal. The caller
+    must pass `copies` to `copy_all`, which copies the values into the tensors of `live`.
 
     Args:
         stored: The state to load.
         live: The present state, whose tensors may be overwritten.
-        copies: Pairs of such tensors are appended here.
+        copies: The pairs (tensor of `live`, tensor of `stored`) are appended to it.
     """
     if isinstance(stored, Tensor):
         if isinstance(live, Tensor) and kind_of(live) == kind_of(stored):
@@ -66,7 +65,10 @@ def _leaf(value: Any) -> Any:  # Any: see `copied`
 
 
 def _filled(shape: Any, items: dict[Any, Any]) -> Any:  # Any: a dict, or an instance of a subclass
-    """Return a dict of the same class with other items. Not by `update`, which adds up the counts of a Counter."""
+    """Return a dict of the same class with other items.
+
+    `update` is not used, because a Counter would add the counts.
+    """
     found = copy.copy(shape)
     for key, item in items.items():
         found[key] = item
@@ -74,7 +76,7 @@ def _filled(shape: Any, items: dict[Any, Any]) -> Any:  # Any: a dict, or an ins
 
 
 def kind_of(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
-    """Return shape and dtype: if these are equal, one tensor can be copied into another bit for bit."""
+    """Return shape and dtype. If both are equal, one tensor can be copied into another bit for bit."""
     return tensor.shape, tensor.dtype
 
 

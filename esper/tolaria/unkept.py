@@ -1,7 +1,7 @@
 """Finds state that no checkpoint stores: compares attributes at each fence with their values before the first step.
 
-The survey refuses state that its own steps change (`setup/rehearsal.py`). This module finds state that changes for the
-first time later. It runs before the fence is committed, so that no checkpoint is written that restores another network.
+The survey refuses state that its steps change (`setup/rehearsal.py`). This module finds state that first changes later.
+It runs before the fence is committed, because a checkpoint without that state would restore another network.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
 
 Changing = Mapping[str, frozenset[str]]
-"""Field of the task, or module -> paths that the survey's steps changed and that the survey found not to be state."""
+"""Field of the task, or module -> paths that the survey's steps changed. The survey found that they are not state."""
 
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
-"""Limits for reading a data set, which may hold millions of samples: only its first values and parts of its arrays."""
+"""Limits for reading a data set, because it may have millions of samples. Only its first values and parts of its arrays
+are read."""
 
 KIND_MEND = "give it its final shape and type in the factory; a table that grows with its input, for the longest input"
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
 GROWING = frozenset({"list", "deque", "full deque", "set"})
-"""Kinds of containers that count as logs, and may change, while they only grow. Only for containers that all networks
-share."""
+"""Kinds of containers that count as logs while they only grow. Logs may change. This applies only to containers that
+all networks share."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
@@ -46,10 +47,10 @@ share."""
 def of_parts(parts: Mapping[str, object], changing: Changing) -> dict[str, Held]:
     """Read the attributes of a model, its optimizer and its scheduler, without the state dicts of the last two.
 
-    Parameters in an optimizer's groups are represented by their names.
+    Parameters in an optimizer's groups are read as their names.
 
     Args:
-        parts: Field of the task -> object that it made; see `GrownHost.parts`.
+        parts: Field of the task -> object that the field made; see `GrownHost.parts`.
         changing: Paths to leave out.
     """
     model = parts["task.model"]
@@ -81,7 +82,7 @@ class Surroundings:
                 self._sets[f"task.{name}"] = shard.samples
 
     def held(self, changing: Changing) -> dict[str, Held]:
-        """Read the present values of all of them."""
+        """Read the present values of all objects."""
         return {**self.code(), **self.data(changing)}
 
     def code(self) -> dict[str, Held]:
@@ -97,7 +98,7 @@ class Surroundings:
         """Compare the data sets with earlier values, except the paths in `changing`.
 
         Raises:
-            TaskError: a data set has changed; it is named with the first changed path.
+            TaskError: a data set has changed. The error names the data set and the first changed path.
         """
         for field, paths in suspects_in(before, self.data({}), changing).items():
             why = "drawing many samples changes it and no checkpoint keeps it"
@@ -105,7 +106,7 @@ class Surroundings:
 
 
 def changed_between(before: Mapping[str, Held], after: Mapping[str, Held]) -> Changing:
-    """Return field -> paths with different values. Fields that only one side has are left out."""
+    """Return field -> paths with different values. Only fields of both sides are included."""
     return {field: frozenset(different(held, after[field])) for field, held in before.items() if field in after}
 
 
@@ -126,15 +127,14 @@ def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing:
         if held != after[field]:
             paths = different(held, after[field])
             if max(len(held), len(after[field])) >= (DATA_LIMITS.values if field in _DATA else MOST):
-                # values beyond the limit were not read, so a path that only one side has may exist on the other side
-                # too
+                # values beyond the limit were not read, so a path that only one side has may be on the other side, too
                 paths = [path for path in paths if path in held and path in after[field]]
             found[field] = [path for path in paths if not _is_allowed(path, _at(changing, field))]
     return {field: _without_root(paths) for field, paths in found.items() if paths}
 
 
 def _without_root(paths: list[str]) -> list[str]:
-    """Drop the path of the whole object if a part of it has a path, too."""
+    """If there are paths of parts, drop the path of the whole object."""
     return [path for path in paths if path] or paths
 
 
@@ -142,7 +142,7 @@ def _without_root(paths: list[str]) -> list[str]:
 
 
 class Unkept:
-    """Watches one live host for changes of state that no checkpoint stores. Create it before the first step."""
+    """Finds changes of a live host's state that no checkpoint stores. Must be created before the first step."""
 
     def __init__(self, task: Task, data: TaskData, trainer: Trainer, changing: Changing) -> None:
         self._trainer, self._changing = trainer, dict(changing)
@@ -154,17 +154,17 @@ class Unkept:
         self._first_step = trainer.step
 
     def begin_round(self) -> None:
-        """Read the user's modules again: between rounds, the user's progress display or policy may change them."""
+        """Read the user's modules again. Between rounds, the user's progress display or policy may change them."""
         self._code = self._around.code()
         self._first_step = self._trainer.step
 
     def check(self, fence: int) -> None:
-        """Compare everything at the end of a round.
+        """Compare all state at the end of a round.
 
-        Registered modules and tensors come first: if they changed, `_confirm` could not load a snapshot.
+        Registered modules and tensors are compared first, because `_confirm` cannot load a snapshot if they changed.
 
         Raises:
-            StateNotKept: state changed that no checkpoint stores; the error names the first change.
+            StateNotKept: state that no checkpoint stores has changed. The error names the first change.
             EmergencyStop: see `_confirm`.
         """
         for name, mend in rebuilt(self._built, build_of(self._trainer.host)):
@@ -176,7 +176,10 @@ class Unkept:
             self._confirm(suspects, fence)
 
     def _shared_changed(self) -> Iterator[tuple[str, str, Held]]:
-        """Yield (field, path, present values of the field) of each change in shared code and data, except in logs."""
+        """Yield (field, path, present values of the field) of each change in shared code and data.
+
+        Changes of logs are left out.
+        """
         now = self._around.held(self._changing)
         held = {**self._code, **self._data}
         for field, paths in suspects_in(held, now, self._changing).items():
@@ -185,15 +188,15 @@ class Unkept:
             yield from ((field, path, after) for path in paths if not any(_is_within(path, log) for log in logs))
 
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
-        """Refuse suspects that differ between this host and a new host that loaded its snapshot.
+        """Refuse suspects that differ between this host and a new host that has loaded its snapshot.
 
-        A suspect that is equal in both is stored by the user's own code. A suspect that is a cache becomes equal after
-        both hosts have seen the same batches; it passes if their losses were equal on each of these batches.
+        If a suspect is equal in both, the user's code stores it. If a suspect is a cache, it becomes equal after both
+        hosts have seen the same batches. It passes if the hosts' losses were equal on each of these batches.
 
         Raises:
-            StateNotKept: a suspect differs; the first one is named.
-            EmergencyStop: an emergency stops the run. It is checked before each batch, because the comparison may take
-                as long as the forward passes of four rounds.
+            StateNotKept: a suspect differs. The error names the first one.
+            EmergencyStop: an emergency has stopped the run. This is checked before each batch, because the comparison
+                may take as long as the forward passes of four rounds.
         """
         try:
             other = self._trainer.another()
@@ -215,10 +218,10 @@ class Unkept:
         self._parts = of_parts(self._trainer.parts(), self._changing)
 
     def _comparisons(self) -> Iterator[Callable[[Trainer], object]]:
-        """Yield forward passes for both hosts: the next batch, as after a resume; those of the round; task.test.
+        """Yield forward passes for both hosts: on the next batch, on the batches of the round, and on task.test.
 
         A batch of the round, or of the evaluation at the start of the run, has changed the attribute. If the new host
-        gets the same value from the same batches, and no loss differed before, then the attribute is a cache of seen
+        computes the same value from the same batches, and no loss differed before, the attribute is a cache of seen
         data, such as a table by length.
         """
         for step in (self._trainer.step, *range(self._first_step, self._trainer.step)):
@@ -226,7 +229,7 @@ class Unkept:
         yield methodcaller("shard_means", "test")
 
     def _still_different(self, suspects: Mapping[str, list[str]], one: Trainer, other: Trainer) -> dict[str, list[str]]:
-        """Return the suspects whose values differ now between two hosts."""
+        """Return the suspects with different values in two hosts."""
         found = [of_parts(host.parts(), self._changing) for host in (one, other)]
         apart = {field: set(different(found[0][field], found[1][field])) for field in suspects}
         return {field: [path for path in paths if path in apart[field]] for field, paths in suspects.items()}
@@ -241,18 +244,18 @@ class _Registered:
     """One submodule, parameter or buffer of a model."""
 
     which: object
-    """The module or parameter itself. For a buffer, which a forward may replace, its shape and dtype."""
+    """The module or parameter itself. For a buffer its shape and dtype, because a forward may replace it."""
     state: object
     """For a module, its class. For a parameter, whether it is trained. For a buffer, None."""
     mend: str
-    """What the user can do if it was replaced; for the error message."""
+    """Advice to the user for the error message, if the object was replaced."""
 
 
 Build = Mapping[str, _Registered]
 
 
 def build_of(model: nn.Module) -> Build:
-    """Return path -> module, parameter or buffer that is registered there."""
+    """Return path -> module, parameter or buffer that is registered at the path."""
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -282,7 +285,7 @@ def _not_kept(field: str, path: str, fence: int, *moments: Held) -> StateNotKept
 
 
 def _is_allowed(path: str, vetted: frozenset[str]) -> bool:
-    """Whether the survey saw the path or an object around it change. Modes may always change: each round sets them."""
+    """Return whether a path may change: it is a mode, which each round sets, or it is within a path in `vetted`."""
     return path.endswith(".training") or path in vetted or any(_is_within(path, other) for other in vetted)
 
 
@@ -291,7 +294,7 @@ def _is_within(path: str, outer: str) -> bool:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """Whether a shared container is a log: it only grew, or is a full deque, which drops an item for each new one."""
+    """Return whether a shared container is a log: it only grew, or it is a deque that is full."""
     if path not in before or after[path].kind not in GROWING:
         return False
     return before[path].length < after[path].length or after[path].kind == "full deque"

@@ -1,4 +1,7 @@
-"""Weights of samples in the mean that a loss returns. They differ with `ignore_index` and with class weights."""
+"""Weights of samples in the mean that a loss returns.
+
+They may differ if the loss has `ignore_index` or class weights.
+"""
 
 from __future__ import annotations
 
@@ -55,11 +58,11 @@ class Weighted:
 
 
 def by_target(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (losses, weights) of samples, [B] each, from those of their elements, [B, ...].
+    """Return (losses, weights) of samples, [B] each, from the losses and weights of their elements, [B, ...].
 
     Args:
         losses: Loss of each element, already multiplied by its weight, as torch returns it with `reduction="none"`.
-        weights: Weight of each element. A sample without weight gets the loss 0.
+        weights: Weight of each element. A sample gets the loss 0 if its weights are all 0.
     """
     sums, totals = losses.reshape(len(losses), -1).sum(1), weights.reshape(len(weights), -1).sum(1)
     return torch.where(totals > 0, sums / totals, 0.0), totals
@@ -68,7 +71,7 @@ def by_target(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def target_weights(loss: Loss, target: object) -> Tensor | None:
     """Return the weight of each target by cross entropy or negative log likelihood, in the shape of `target`.
 
-    None for other losses, and if no target is ignored and there are no class weights.
+    None: it is another loss, or no target is ignored and there are no class weights.
 
     Source: torch.nn.CrossEntropyLoss and NLLLoss, "mean": the sum of the losses over the sum of `weight[target]`,
     both over the targets that are not `ignore_index`.

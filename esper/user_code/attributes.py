@@ -89,9 +89,11 @@ def held_by(
     """Return the digests of all values in an object. The search is breadth first, so each value has its shortest path.
 
     Args:
-        unread: Ids of objects that are not read. A mapping gives the leaf that is reported in place of each object
-        (None: no leaf). opens: Returns whether the attributes of an object are read. start: The path of the object
-        itself. skip: Paths at which nothing is read.
+        unread: Ids of objects that are not read. If it is a mapping, its value is the leaf that is reported for the
+            object. None: no leaf.
+        opens: Function that returns whether the attributes of an object are read.
+        start: Path of the object itself.
+        skip: Paths at which nothing is read.
     """
     found: Held = {}
     seen: dict[int, str] = {}

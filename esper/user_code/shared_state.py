@@ -21,8 +21,9 @@ def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = 
     """Return the digests of the task's functions, metrics and classes, and of the user's modules, by name.
 
     Args:
-        kinds: Classes of the user's objects (see `kinds_of`). They are passed here because classes defined in a
-        function are in no module's globals. modules: The result of `reached_by`; None: computed here.
+        kinds: Classes of the user's objects (see `kinds_of`). They include classes that are defined in a function and
+            so are in no module's globals.
+        modules: The result of `reached_by`. None: it is computed here.
     """
     modules = reached_by(task) if modules is None else modules
     functions = {f"task.{name}": getattr(task, name) for name in FUNCTIONS}

@@ -71,8 +71,8 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
     Args:
         model: In the modes in which it trains. A module in evaluation mode stays in it.
         slots: Paths or patterns; see `slot_patterns.match`.
-        batch_input: Input of `call`: a tensor, or tuples, lists or mappings of tensors. Batch first, two samples or
-        more.
+        batch_input: Input of `call`: a tensor, or tuples, lists or mappings of tensors. The batch comes first, and has
+            two samples or more.
         call: Runs one forward, `(model, batch_input) -> output`.
 
     Raises:
