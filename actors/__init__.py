@@ -1,1 +1,1 @@
-"""Runs whose components are Ray actors: handles, supervision, Ray itself. It holds no rules of training or growth."""
+"""Runs with Ray actors as components: handles, supervision, and Ray itself."""

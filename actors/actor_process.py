@@ -1,4 +1,4 @@
-"""Begins the process of one actor, and waits until it is up. Ray must be up. It restarts nothing."""
+"""Starts the process of one actor, and waits until the actor is up. Ray must be up."""
 
 from __future__ import annotations
 
@@ -21,29 +21,32 @@ from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
-"""Threads of every actor beside its working thread: name -> number.
+"""Concurrency group of every actor -> number of its threads, beside the working thread.
 
-`watch` answers how much work is done, `ctl` takes messages that cannot wait, `save` waits for a checkpoint.
+`watch` returns the progress of the actor, `ctl` runs urgent methods, `save` waits for a checkpoint.
 """
 
 THREADS = "OMP_NUM_THREADS"
-"""Environment variable: the number of threads with which a process computes."""
+"""Name of the environment variable for the number of threads with which a process computes."""
 
 
 def actor_environment(threads: int) -> dict[str, str]:
-    """Environment variables that decide the bits of an actor's results and are read when its process starts."""
+    """Return the environment variables that affect the bits of an actor's results.
+
+    They are read when its process starts.
+    """
     return {THREADS: str(threads), hash_seed.VARIABLE: str(hash_seed.seed_for_actors())}
 
 
 def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
-    """Begin to start an actor. `await_ready` follows. Ray neither restarts the actor nor repeats a call of it.
+    """Begin to start an actor. Call `await_ready` afterwards. Ray does not restart the actor or repeat its calls.
 
     Args:
-        attempt: Number of this start in the actor's generation, from 1. It is in the actor's name, because Ray keeps
-            the name of a dead actor for seconds.
+        attempt: Number of this start in the actor's generation, from 1. It is a part of the actor's name, because Ray
+            blocks the name of a dead actor for some seconds.
     """
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
-    # Ray's processes inherit the environment of this one. With another one, each would import Ray twice.
+    # Ray's processes inherit this process's environment. With another environment, each would import Ray twice.
     other = {name: value for name, value in actor_environment(spec.threads).items() if os.environ.get(name) != value}
     environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
     handle: ActorHandle[Shell] = made.options(
@@ -64,17 +67,17 @@ def await_ready(
     deadline_s: float,
     look: Callable[[], None] = lambda: None,
 ) -> int:
-    """Wait until an actor is up. Returns its process id.
+    """Wait until an actor is up, and return its process id.
 
     Args:
-        began_s: Monotonic time at which the first actor of the run began to start; `deadline_s` counts from there.
-        look: Called while the actor is awaited; raises if it cannot come up any more.
+        began_s: Monotonic time at which the first actor of the run began to start. `deadline_s` counts from that time.
+        look: Function that is called during the wait. It raises if the actor can no longer come up.
 
     Raises:
-        EsperError: what the actor's constructor raised.
-        ActorLost: its process died.
-        PlacementUnavailable: Ray had no room for it until the deadline.
-        StartDeadlineExceeded: Ray had room, and the actor was not up in time.
+        EsperError: the error of the actor's constructor.
+        ActorLost: the actor's process died.
+        PlacementUnavailable: Ray had too few free resources for the actor until the deadline.
+        StartDeadlineExceeded: Ray had enough resources, and the actor was not up in time.
     """
     try:
         answer: Any = actor.pid.remote()  # Any: Ray types it loosely
@@ -93,7 +96,7 @@ def await_ready(
 
 
 def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> PlacementUnavailable:
-    """The error for an actor that was not up in time: there is no room, or its process is slow."""
+    """Return the error for an actor that was not up in time: resources were missing, or its process is slow."""
     there, free = ray.cluster_resources(), ray.available_resources()  # type: ignore[no-untyped-call]
     late = f"{spec.name} was not up {deadline_s:g} s after the first actor began to start (ray.start_deadline_s)"
     if pid := ray_private.record_of(actor)["Pid"]:
@@ -104,8 +107,10 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
 
 
 def _last_words(message: str) -> str:
-    """Return the last output of a process that died before esper knew its id. The id is in Ray's message about the
-    death."""
+    """Return the last output of a process that died before esper knew its id.
+
+    Ray's message about the death has the id.
+    """
     pid = re.search(r"^\s*pid: (\d+)$", message, re.MULTILINE)
     return LastWords.in_folder(ray_private.folder_of_logs(), int(pid[1])).read() if pid is not None else ""
 
@@ -115,10 +120,10 @@ def _asked(spec: ActorSpec) -> str:
 
 
 def _room(there: Mapping[str, float], free: Mapping[str, float]) -> str:
-    """Ray's resources of the kinds that actors ask for, in all and free."""
+    """Describe Ray's CPUs and GPUs, in all and free."""
     return ", ".join(f"{name} {there.get(name, 0.0):g} ({free.get(name, 0.0):g} free)" for name in ("CPU", "GPU"))
 
 
 def end(actor: ActorHandle[Shell]) -> None:
-    """Have Ray kill an actor's process, also inside a C call. Does not wait for its end."""
+    """Let Ray kill an actor's process, also during a C call. This does not wait for the end of the process."""
     ray.kill(actor)

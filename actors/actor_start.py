@@ -1,6 +1,4 @@
-"""Starts actors side by side and waits until each is up. The caller decides which actors are started and whether a
-start is repeated.
-"""
+"""Starts actors side by side and waits until each is up. The caller selects the actors and repeats failed starts."""
 
 from __future__ import annotations
 
@@ -25,29 +23,32 @@ from esper.telemetry.context import span
 class ActorStart:
     """Starts the actors of one run. One thread at a time may call `start`; any other thread may call `give_up`.
 
-    `_begun` and `_given_up` have no lock, so that `give_up` reaches the processes that `start` is waiting for. Each is
-    changed by one assignment or one append, and `start` looks at `_given_up` after its last append.
+    `_begun` and `_given_up` have no lock, because `give_up` must be able to end processes while `start` waits for them.
+    Each change is one assignment or one append. `start` reads `_given_up` after its last append.
     """
 
     def __init__(self, config: RayConfig, supervisor: Supervisor, look: Callable[[], None]) -> None:
-        """`supervisor` receives the outcome of each start. `look` raises if no actor can come up any more."""
+        """`supervisor` receives the outcome of each start.
+
+        `look` raises if no actor can come up, for example without Ray.
+        """
         self._config, self._supervisor, self._look = config, supervisor, look
         self._begun: list[ActorHandle[Shell]] = []
-        """Actors whose start has begun and has not ended."""
+        """Actors that are starting."""
         self._given_up = False
         self._attempts = Counter[tuple[str, int]]()
-        """Starts of each actor in each generation."""
+        """Number of starts, by actor name and generation."""
 
     def start(self, wanted: Mapping[Life, ActorSpec]) -> tuple[dict[str, Remote], dict[str, ActorLost]]:
         """Start actors side by side.
 
         Returns:
-            The actors that are up, and the deaths of those that died while they started, both by name.
+            The actors that are up, and the death of each actor that died during its start, by name.
 
         Raises:
-            EsperError: what the constructor of an actor raised; every actor of this call was ended.
-            PlacementUnavailable: an actor was not up within the start deadline; every actor of this call was ended.
-            ActorLost: an actor died after `give_up`, or a process of Ray itself has died.
+            EsperError: the error of an actor's constructor. Every actor of this call was ended.
+            PlacementUnavailable: an actor was not up within the start deadline. Every actor of this call was ended.
+            ActorLost: an actor died after `give_up`, or one of Ray's own processes has died.
         """
         began_s, up, died = time.monotonic(), dict[str, Remote](), dict[str, ActorLost]()
         begun = self._begun = list[ActorHandle[Shell]]()
@@ -55,7 +56,7 @@ class ActorStart:
             for spec in wanted.values():
                 self._attempts[spec.name, spec.generation] += 1
                 begun.append(spawn(spec, self._attempts[spec.name, spec.generation]))
-            if self._given_up:  # perhaps before these had begun
+            if self._given_up:  # perhaps before these actors began to start
                 self._end_begun()
             for (life, spec), actor in zip(wanted.items(), begun, strict=True):
                 found = self._await(life, spec, actor, began_s)
@@ -72,12 +73,12 @@ class ActorStart:
         return up, died
 
     def give_up(self) -> None:
-        """End every actor that is being started, now and from now on: `start` raises."""
+        """End every actor that is starting or starts later. `start` then raises."""
         self._given_up = True
         self._end_begun()
 
     def _await(self, life: Life, spec: ActorSpec, actor: ActorHandle[Shell], began_s: float) -> Remote | ActorLost:
-        """Wait until one actor is up, or has died. Raises: as `start`."""
+        """Wait until one actor is up, or has died. Raises: see `start`."""
         try:
             with span("await actor", role="conductor", actor=spec.name):
                 pid = await_ready(spec, actor, began_s, self._config.start_deadline_s, self._look)
@@ -87,7 +88,7 @@ class ActorStart:
             death.actor = spec.name
             return death
         except Exception as error:
-            self._supervisor.start_failed(life, error)  # so that no other thread starts it again
+            self._supervisor.start_failed(life, error)  # so that no other thread restarts it
             raise
         self._supervisor.started(life)
         return Remote(spec, actor, pid, patience_s=self._config.collective_timeout_s, look=self._look)

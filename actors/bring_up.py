@@ -1,6 +1,6 @@
-"""Starts a run's actors, gives their handles to the line, and ends them all. The line is `esper.flow.line`.
+"""Starts a run's actors, passes their handles to the line (`esper.flow.line`), and ends all actors.
 
-However a run ends, no process, socket, folder or shared-memory file of it is left.
+After any end of a run, none of its processes, sockets, folders and shared-memory files is left.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 RAY_SHARE = 2
-"""Deadline of Ray's own start, in start deadlines of actors: Ray starts several processes, one after the other."""
+"""Deadline of Ray's own start, as a multiple of the start deadline of actors. Ray starts several processes in
+sequence."""
 
 
 def fault_points(config: RunConfig) -> dict[str, set[str]]:
-    """The fault points that each process of a run with this config can reach, by the process's name."""
+    """Return the fault points that each process of a run can reach, by the name of the process."""
     points = {name: {f"{role}.start"} for name, role in actor_roles(config).items()}
     points[CONDUCTOR] = {point for point in faults.POINTS if point.startswith("conductor.")}
     points["emergency"] |= {"emergency.pending", "emergency.publish"}
@@ -45,8 +46,9 @@ def fault_points(config: RunConfig) -> dict[str, set[str]]:
 
 
 def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None) -> BringUp:
-    """Return the function with which `esper.flow.runner.Conductor` starts the components: on `embedded`, or on a new
-    Ray.
+    """Return the function by which `esper.flow.runner.Conductor` starts the components.
+
+    It uses `embedded`, or a new Ray.
     """
 
     @contextmanager

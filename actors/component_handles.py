@@ -1,6 +1,6 @@
-"""Handles of a run's actors: each method of a port is sent as one message, and nothing else can be sent."""
+"""Handles of a run's actors. A handle has the methods of a port. Each call is sent as one message."""
 
-# A port is a Protocol, which mypy takes for a class to instantiate; here it only names what a handle offers.
+# mypy assumes that a class is instantiated. Here a port, which is a Protocol, only lists the methods of a handle.
 # mypy: disable-error-code="type-abstract"
 
 from __future__ import annotations
@@ -23,35 +23,44 @@ from esper.telemetry.metrics import count
 P = TypeVar("P")
 
 Delivery = Callable[[Remote, str, tuple[object, ...]], object]
-"""(actor, method, positional arguments) -> answer: how one method of a port is sent, and how its answer comes back."""
+"""Sends the call of a method and returns its answer: (actor, method, positional arguments) -> answer."""
 
 
 def tolaria_handle(remote: Remote) -> LiveHost:
-    """The handle of the trainer's actor. `saved` has a thread of its own there: it may be asked while a round runs."""
+    """Return the handle of the trainer's actor.
+
+    `saved` may be called during a round, because it runs in another thread.
+    """
     return handle(LiveHost, remote, snapshot=by_reference, saved=in_group("save"))
 
 
 def tamiyo_handle(remote: Remote, deadline_s: float) -> Decider:
-    """The handle of the policy's actor. `decide` and `advance` raise PolicyDeadlineExceeded after `deadline_s`."""
+    """Return the handle of the policy's actor.
+
+    `decide` and `advance` raise PolicyDeadlineExceeded after `deadline_s`.
+    """
     within = decision_within(deadline_s)
     return handle(Decider, remote, decide=within, advance=within)
 
 
 def kasmina_handle(remote: Remote) -> Registrar:
-    """The handle of the registry's actor."""
+    """Return the handle of the registry's actor."""
     return handle(Registrar, remote)
 
 
 def emergency_handle(remote: Remote) -> EmergencyPort:
-    """The handle of the emergency actor. `publish` has a thread of its own there: it waits for no other method."""
+    """Return the handle of the emergency actor.
+
+    `publish` runs in another thread, so it does not wait for other methods.
+    """
     return handle(EmergencyPort, remote, publish=in_group("ctl"))
 
 
 def handle(port: type[P], remote: Remote, **deliveries: Delivery) -> P:
-    """An object with the public methods of `port`; each sends one message to an actor and waits for its answer.
+    """Return an object with the public methods of `port`. Each sends one message to an actor and waits for the answer.
 
     Args:
-        deliveries: By method name, where it is not `ask`.
+        deliveries: Method name -> delivery, for methods that do not use `ask`.
 
     Raises:
         TypeError: a delivery is given for a method that the port does not have.
@@ -60,10 +69,10 @@ def handle(port: type[P], remote: Remote, **deliveries: Delivery) -> P:
 
 
 class Handle:
-    """What `handle` makes. Each method raises what the actor raised, and `ActorLost` if the actor has died.
+    """The class of the objects that `handle` returns.
 
-    A method takes the arguments of the port's method, by position or by name; others are a TypeError before anything
-    is sent. A name that the port does not have is an AttributeError.
+    A method raises the actor's error, or `ActorLost` if the actor died. Arguments that the port's method does not have
+    raise a TypeError before the message is sent. A name that the port does not have raises an AttributeError.
     """
 
     def __init__(self, port: type, remote: Remote, deliveries: Mapping[str, Delivery]) -> None:
@@ -76,7 +85,7 @@ class Handle:
 
 
 def methods_of(port: type) -> dict[str, inspect.Signature]:
-    """The signature of each public method of a port, without `self`."""
+    """Return the signature of each public method of a port, without `self`."""
     return {
         name: inspect.signature(method.__get__(object()))
         for name, method in inspect.getmembers(port, inspect.isfunction)
@@ -96,17 +105,17 @@ def _sender(remote: Remote, name: str, signature: inspect.Signature, deliver: De
 
 
 def ask(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
-    """Wait for the answer as long as the actor shows progress."""
+    """Call a method, and wait for its answer as long as the actor shows progress."""
     return remote.ask(method, *arguments)
 
 
 def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> SnapshotRef:
-    """As `ask`, but the answer stays in Ray's object store and outlives the actor; the caller gets a reference."""
+    """Like `ask`, but return a reference. The answer stays in Ray's object store, also after the end of the actor."""
     return remote.reference(method, *arguments)
 
 
 def in_group(group: str) -> Delivery:
-    """As `ask`, in a concurrency group of the actor that has a thread beside the one that works."""
+    """Return a delivery like `ask` in a concurrency group of the actor, which has a separate thread."""
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
         return remote.ask(method, *arguments, group=group)
@@ -115,9 +124,9 @@ def in_group(group: str) -> Delivery:
 
 
 def decision_within(deadline_s: float) -> Delivery:
-    """For methods of `Decider`: wait no longer than `deadline_s`; then kill the actor's process, whatever it is doing.
+    """Return a delivery for methods of `Decider` that waits at most `deadline_s`, and then kills the actor's process.
 
-    The delivery raises PolicyDeadlineExceeded from the CallDeadlineExceeded of the call.
+    After the deadline it raises PolicyDeadlineExceeded. The cause is the CallDeadlineExceeded of the call.
     """
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:

@@ -1,6 +1,6 @@
-"""Starts and ends an embedded Ray on this machine, and sets its environment. It starts no actor and no run.
+"""Starts and ends an embedded Ray on this machine, and sets its environment.
 
-No setting is left to Ray's defaults, which differ by environment (docs/adr/0004-ray.md).
+All settings are explicit, because Ray's defaults depend on the environment (docs/adr/0004-ray.md).
 """
 
 from __future__ import annotations
@@ -32,32 +32,33 @@ from esper.ground.closing import Closing, noted_on
 from esper.user_code.import_paths import ROOT, is_installed
 
 STUCK_AFTER_S = 40.0
-"""Time from the death of Ray's server or raylet until a process that still waits in Ray's code reports it and ends.
+"""Seconds after the death of Ray's server or raylet. If a call into Ray still waits then, the process reports this and
+ends.
 
-Ray's core would end the process without a message, 60 s after the last answer of its server.
+It must be less than 60: Ray's core would end the process without a message 60 s after its server's last answer.
 """
 
 
 RAY = "ray"
-"""Role of Ray's own processes in errors."""
+"""Name of Ray's own processes in errors."""
 
 
 class EmbeddedRay(Closing):
-    """A Ray instance that esper starts on this machine. All its processes end with `close`, or with this process.
+    """A Ray instance that esper starts on this machine. `close` or the end of this process ends all its processes.
 
-    Its ports can be reached from other machines, so it refuses connections without a token, which is drawn at random.
+    Other machines can reach its ports, so it refuses connections without a token. The token is random.
     """
 
     def __init__(self, *, slots: int, threads: int = 1, deadline_s: float = 120.0, run_dir: Path | None = None) -> None:
-        """Start Ray with room for `slots` working actors. Folders that killed runs of this user left are removed first.
+        """Start Ray with CPUs for `slots` working actors. First, remove the folders of this user's killed runs.
 
         Args:
-            threads: Threads with which each actor computes. An actor with another number takes longer to start.
-            run_dir: Directory of the run, if this Ray is for one run only: the report of a sudden end names it.
+            threads: Number of threads of each actor. An actor with another number takes longer to start.
+            run_dir: Directory of the run, for the report of a sudden end. None: this Ray may have several runs.
 
         Raises:
             StartDeadlineExceeded: Ray did not start within `deadline_s`.
-            PlacementUnavailable: this process is connected to a Ray already, or the start failed.
+            PlacementUnavailable: this process is already connected to a Ray, or the start failed.
         """
         if ray.is_initialized():
             raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
@@ -102,11 +103,11 @@ class EmbeddedRay(Closing):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 job_config=ray_private.OwnPath([] if is_installed(ROOT) else [str(ROOT)]),
-                **ray_private.place_of(self.folder / "ray"),  # readable for everybody, but the folder around it is not
+                **ray_private.place_of(self.folder / "ray"),  # every user may read it, but not the folder around it
             )
 
     def close(self) -> None:
-        """End every process of this Ray and remove its folder. May be called twice."""
+        """End every process of this Ray and remove its folder. A second call has no effect."""
         with uninterrupted():
             try:
                 ray.shutdown()
@@ -118,7 +119,7 @@ class EmbeddedRay(Closing):
                 self._put_back()
 
     def _put_back(self) -> None:
-        """Put the environment of this process back, so that a Ray which the caller starts next has the caller's."""
+        """Restore the environment of this process, so that the caller can start another Ray with it."""
         ray_private.set_printing(self._printing)
         for name, value in self._before.items():
             if value is None:
@@ -129,22 +130,22 @@ class EmbeddedRay(Closing):
         ray_private.read_environment_again()
 
     def _report_if_stuck(self) -> None:
-        """End this process with a report if a process of Ray has died and a call into Ray does not return.
+        """End this process with a report if a process of Ray has died and a call into Ray waits too long.
 
-        Ray's core would end this process without a message, a minute after its control store is gone.
+        Otherwise Ray's core would end this process without a message, a minute after the end of its control store.
         """
         while not self._ended.wait(LOOK_EVERY_S):
             if (gone := self._heads.gone()) and not self._ended.wait(STUCK_AFTER_S):
                 self._witness.leave(f"{gone}, and a call into Ray does not come back")
 
     def check(self) -> None:
-        """Raises: ActorLost: a process of Ray itself has ended, so that no actor can answer any more."""
+        """Check Ray's own processes. Raises: ActorLost: one has ended, so no actor can answer."""
         if gone := self._heads.gone():
             raise ActorLost(RAY, gone)
 
 
 def _logged(data: Mapping[str, Any], ignore_prefix: bool) -> None:
-    """Log what Ray would print on standard output, which belongs to the run."""
+    """Log Ray's lines instead of printing them, because standard output is for the run."""
     del ignore_prefix
     for line in data["lines"]:
         logging.getLogger("esper.ray").info(line)

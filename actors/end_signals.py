@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: held back while Ray starts, ignored while the run is ending."""
+"""Signals that request the end of a run. They are delayed while Ray starts, and ignored while the run ends."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a run to end."""
+"""Signals that request the end of a run."""
 
 
 @contextmanager
 def held_back() -> Iterator[list[tuple[int, float]]]:
-    """Within the block, signals that ask for an end are recorded with their monotonic times; after the block they are
-    raised.
+    """Within the block, record signals that request an end, with their monotonic times. After the block, raise them.
 
-    In a thread other than the main one nothing is recorded: only the main thread has handlers.
+    In other threads than the main thread, nothing is recorded, because only the main thread has handlers.
     """
     came: list[tuple[int, float]] = []
 
@@ -41,9 +40,9 @@ def held_back() -> Iterator[list[tuple[int, float]]]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within the block, signals that ask for an end are ignored, because the end has begun.
+    """Within the block, ignore signals that request an end, because the end has begun.
 
-    In a thread other than the main one it does nothing: only the main thread has handlers.
+    In other threads than the main thread, this has no effect, because only the main thread has handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

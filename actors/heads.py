@@ -1,4 +1,4 @@
-"""Detects the end of Ray's two essential processes, the control store and the raylet. It ends no process."""
+"""Detects the end of Ray's two essential processes, the control store and the raylet."""
 
 from __future__ import annotations
 
@@ -8,23 +8,21 @@ from esper.ground.machine import is_alive
 
 
 class Heads:
-    """The control store and the raylet of one Ray, from the moment at which Ray starts them. Any thread may call the
-    methods.
-    """
+    """The control store and the raylet of one Ray, from their start on. Any thread may call the methods."""
 
     def __init__(self) -> None:
         self._processes: tuple[tuple[str, int], ...] = ()
 
     def add(self, name: str, pid: int) -> None:
-        """Record a process that Ray has started, if it is one of the two."""
+        """Record a process that Ray has started, if it is the control store or the raylet."""
         if name in HEADS:
             self._processes += ((name, pid),)
 
     def gone(self) -> str:
-        """Return a description of the first of the two that has ended; "" if both run."""
+        """Return a description of the first process that has ended. "": both run."""
         return next((f"{name} (process {pid}) has ended" for name, pid in self._processes if not is_alive(pid)), "")
 
     def check(self) -> None:
-        """Raises: PlacementUnavailable: the control store or the raylet has ended while Ray starts."""
+        """Check both processes. Raises: PlacementUnavailable: one has ended while Ray starts."""
         if gone := self.gone():
             raise PlacementUnavailable("ray", f"{gone} while Ray started")

@@ -1,7 +1,6 @@
-"""Makes each component of a run in the process of its actor.
+"""Makes the component of an actor in the actor's process: loads the task that was sent, and makes the object.
 
-The file holds no rules of training or growth: it opens the task that was sent, makes the component's object, and reads
-snapshots that come as references.
+Snapshots arrive as references of Ray, and are fetched here.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from esper.tolaria.trainer import Trainer
 
 
 def tolaria(sent: SentSurvey, key: RunKey, word: Path) -> HostedTrainer:
-    """Make the trainer. It reads the emergency word in the file `word` at every step."""
+    """Make the trainer. At every step it reads the emergency word in the file `word`."""
     return HostedTrainer(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
 
 
@@ -45,20 +44,20 @@ def kasmina(sent: SentSurvey, key: RunKey) -> KasminaRegistrar:
 
 
 def manager(sent: SentSurvey, key: RunKey, word: Path) -> HostedForks:
-    """Make a manager, the process in which forks train. Its forks read the emergency word at every step, as the trainer
-    does.
-    """
+    """Make the object of a manager. At every step its forks read the emergency word, as the trainer does."""
     return HostedForks(sent, key, EmergencyWord.attach(word).halted)
 
 
 class HostedTrainer:
-    """`LiveHost` in the trainer's process. It fetches snapshots that are passed as references. Every other call goes to
-    the trainer."""
+    """`LiveHost` in the trainer's process.
+
+    It fetches snapshots from their references, and passes all calls to the trainer.
+    """
 
     def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
         self._trainer, self._fetch = trainer, fetch
 
-    def __getattr__(self, name: str) -> Any:  # Any: as the trainer's
+    def __getattr__(self, name: str) -> Any:  # Any: as the trainer's attribute
         return getattr(self._trainer, name)
 
     def save(self, path: Path, states: Mapping[str, str], incubation: Mapping[str, Any]) -> None:
@@ -74,8 +73,8 @@ class HostedTrainer:
 class HostedForks:
     """Forks by name, in one manager's process.
 
-    Call order: `open` makes a fork; `close` or `close_all` drops it. `abandon` comes in a thread of its own, also while
-    another method runs; all other methods come one at a time.
+    Call order: `open` makes a fork; `close` or `close_all` drops it. `abandon` is called in another thread, also while
+    a method runs. The other methods are called one at a time.
     """
 
     def __init__(
@@ -95,11 +94,11 @@ class HostedForks:
     def probe_candidates(
         self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef
     ) -> tuple[CandidateProbe, ...]:
-        """Measure candidates before they may train, on a fork that is dropped afterwards."""
+        """Measure candidates before they train, on a fork that is dropped afterwards."""
         return self._incubator.probe_candidates(plans, weights, self._fetch(snapshot[0]))
 
     def open(self, name: str, snapshot: SnapshotRef, plan: GraftPlan | None, weights: Weights) -> None:
-        """Make a fork of a snapshot, with a candidate or, if `plan` is None, without."""
+        """Make a fork of a snapshot, with a candidate. `plan` is None for a fork without a candidate."""
         fork = self._fork(self._fetch(snapshot[0]))
         if plan is not None:
             fork.graft(plan, weights)
@@ -127,7 +126,7 @@ class HostedForks:
         return self._forks[name].weights_sha256()
 
     def abandon(self, yes: bool) -> None:
-        """Stop every fork at its next training step, until the method is called with False."""
+        """Stop every fork at its next training step. A call with False ends this."""
         self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot

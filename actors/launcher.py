@@ -1,4 +1,4 @@
-"""A run across processes on Ray. The line and its bits are those of one process, see `esper.flow.in_process`."""
+"""A run across processes on Ray. Its results have the same bits as those of a run in one process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from esper.user_code.task_reference import Reference
 
 
 class RayLauncher:
-    """Brings up one run on a Ray of its own, or on one that is up already, with an actor for each component."""
+    """Starts one run with an actor for each component, on a new Ray or on an `EmbeddedRay` that is up."""
 
     conductor_name: ClassVar[str] = CONDUCTOR
 
@@ -36,19 +36,19 @@ class RayLauncher:
         self._embedded = on.embedded
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
-        """By the name of each process that a run with this config has."""
+        """Return the fault points of each process of a run with this config, by the name of the process."""
         return fault_points(config)
 
     def prepare(self, survey: Survey, reference: Reference) -> BringUp:
-        """Make the task sendable: by its reference, or else pickled by value.
+        """Make the task sendable, by its reference if it has one, else pickled by value.
 
         Raises:
-            TaskError: the task has no reference and cannot be pickled; nothing was written.
+            TaskError: the task has no reference and cannot be pickled. Nothing was written.
         """
         return bring_up(SentSurvey.of(survey, reference), self._embedded)
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
-        """Loaded from a checkpoint, on the CPU: the trainer's process has ended.
+        """Load the network from a checkpoint, on the CPU, because the trainer's process has ended.
 
         Raises:
             CheckpointCorrupt: the checkpoint does not load.

@@ -1,4 +1,4 @@
-"""Ends the processes that use a folder, for example those of a Ray whose start was interrupted."""
+"""Ends the processes that use a folder, for example the processes of a Ray after an interrupted start."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 
 END_WITHIN_S = 2.0
-"""A killed process is gone within milliseconds. The bound is for a folder that another program still uses."""
+"""Longest wait for the end of killed processes, in seconds. They usually end within milliseconds."""
 
 
 def end_users_of(folder: Path) -> None:
-    """Kill the processes of this session that use a folder, and wait until none is left, at most `END_WITHIN_S`.
+    """Kill the processes of this session that use a folder, and wait for their end, at most `END_WITHIN_S`.
 
-    Processes of Ray end without this when they notice that their Ray is gone, which can take a minute.
+    Processes of Ray also end by themselves after the end of their Ray, but this can take a minute.
     """
     limit = time.monotonic() + END_WITHIN_S
     while (users := [pid for pid in _processes() if _uses(pid, folder)]) and time.monotonic() < limit:
         for pid in users:
-            with suppress(ProcessLookupError):  # the process ended by itself
+            with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
 
@@ -32,9 +32,10 @@ def _processes() -> list[int]:
 
 
 def _uses(pid: int, folder: Path) -> bool:
-    """Whether a process of this session has the folder in its command line, or has a file of the folder open.
+    """Return whether a process of this session has the folder in its command line, or an open file in the folder.
 
-    Both are needed: Ray's agents replace their command line by a title, but only after they have opened their logs.
+    The open files are checked, because Ray's agents replace their command line by a title. The command line is checked,
+    because a new agent has no open log yet.
     """
     place = Path(f"/proc/{pid}")
     try:
@@ -43,12 +44,12 @@ def _uses(pid: int, folder: Path) -> bool:
         return os.fsencode(folder) in (place / "cmdline").read_bytes() or any(
             _opened(link).is_relative_to(folder) for link in (place / "fd").iterdir()
         )
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is another user's
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended, or is not this user's
         return False
 
 
 def _opened(link: Path) -> Path:
-    """The file behind a descriptor; the empty path if it was closed meanwhile."""
+    """Return the file of a descriptor. The path is empty if the descriptor was closed meanwhile."""
     try:
         return Path(os.readlink(link))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""The `Crew` of a run on Ray: replaces actors that have died, and ends all of them.
+"""The `Crew` of a run on Ray: replaces actors that have died, and ends all actors.
 
-Whether a death is answered by a restart is decided by `supervision.py`; when the whole run goes back, by the line.
+`supervision.py` decides whether a death leads to a restart. The line decides when the whole run goes back.
 """
 
 from __future__ import annotations
@@ -32,29 +32,28 @@ T = TypeVar("T")
 
 
 class RayCrew:
-    """See `Crew` for the call order. `start` comes before all of it, `end` after.
+    """See `Crew` for the call order. `start` is the first call, `end` the last.
 
-    Any thread may call `replace_alone`; only the line's thread may call the other methods.
+    Any thread may call `replace_alone`. Only the line's thread may call the other methods.
 
-    `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process that each of them
-    asks, and `_start`. `_died_starting` and `_replaced` are filled while it is held, and emptied by the line's thread
-    without it. `_whole`, `_generation` and `_fence` are written by the line's thread only, each by one assignment; it
-    holds the lock to set `_whole` when the whole run goes back, so that a replacement that has begun ends first and
-    none begins afterwards. `end` gives up starts without the lock: it must reach the processes for which a thread
-    that holds the lock is waiting.
+    The lock `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process of each
+    remote, and `_start`. Items are added to `_died_starting` and `_replaced` under the lock; the line's thread removes
+    them without it. Only the line's thread writes `_whole`, `_generation` and `_fence`, each by one assignment. When
+    the whole run goes back, it sets `_whole` under the lock: a replacement that has begun then ends first, and no other
+    begins. `end` gives up starts without the lock, because the thread that has the lock may wait for these starts.
     """
 
     def __init__(self, actors: RunActors, look: Callable[[], None]) -> None:
-        """Start no actor yet. `look` raises if a process of Ray itself has died."""
+        """Make the crew. `start` starts the actors. `look` raises if one of Ray's own processes has died."""
         config = actors.config
         self.remotes: dict[str, Remote] = {}
-        """Actor by its name. The object stays the same when the actor's process is replaced."""
+        """Name of an actor -> its handle. The handle stays the same object when the actor's process is replaced."""
         self._actors, self._look = actors, look
         self._supervisor = Supervisor(actors.children(), config.supervision, config.failure_policy, SystemClock())
         self._start = ActorStart(config.ray, self._supervisor, look)
         self._changing = threading.RLock()
         self._whole = True
-        """True while the whole run is started, restored or ended; then no actor is replaced alone."""
+        """True while the whole run is started, restored or ended. No actor is replaced alone then."""
         self._generation, self._fence = actors.key.generation, 0
         self._died_starting = deque[ActorLost]()
         self._replaced = deque[tuple[Lost, Recovery]]()
@@ -62,7 +61,7 @@ class RayCrew:
 
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
-        """Actors whose state can be rebuilt while all other actors continue: the managers and the spare."""
+        """The actors that can be replaced while all other actors continue: the managers and the spare."""
         return tuple(
             self.remotes[name] for name in (*manager_names(self._actors.config), SPARE) if name in self.remotes
         )
@@ -70,13 +69,13 @@ class RayCrew:
     # -- starting ----------------------------------------------------------------------------------------------------
 
     def start(self) -> RemoteIncubator:
-        """Start all actors side by side and wait until each is up; if one fails, all are ended.
+        """Start all actors side by side and wait until each is up. If an actor fails, end all actors.
 
         Returns:
-            The incubator whose forks live in this run's managers.
+            The incubator. Its forks are in this run's managers.
 
         Raises:
-            EsperError: what an actor's constructor raised.
+            EsperError: the error of an actor's constructor.
             PlacementUnavailable: an actor was not up within the start deadline.
             RestartIntensityExceeded: an actor died too often while it started.
         """
@@ -91,10 +90,10 @@ class RayCrew:
         return self._incubator
 
     def _fill(self, generation: int) -> None:
-        """Start every actor that is due, and again each that dies while it starts."""
+        """Start every actor that is due. If an actor dies during its start, start it again."""
         with self._changing:
             while (plan := self._supervisor.take_plan()) is not None:
-                for life in reversed(plan.start):  # an actor that was reported dead may be alive
+                for life in reversed(plan.start):  # an actor may be alive although its death was reported
                     if life.name in self.remotes:
                         self.remotes[life.name].end()
                 specs, lives = self._actors.specs(generation), self._not_spared(plan.start)
@@ -110,9 +109,9 @@ class RayCrew:
                         self._died_starting.append(died[life.name])
 
     def _not_spared(self, lives: Sequence[Life]) -> list[Life]:
-        """The actors that still have to be started, after a living spare has replaced a dead policy.
+        """If a policy's actor is due and a spare is up, let the spare replace it.
 
-        A new spare is one of them then.
+        Return the actors that must be started. They then include a new spare.
         """
         due = {life.name: life for life in lives}
         if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
@@ -124,7 +123,7 @@ class RayCrew:
     # -- the whole run goes back -------------------------------------------------------------------------------------
 
     def lost(self, error: EsperError, fence: int | None) -> Lost:
-        """See `Crew`. Actors that have died without a caller noticing are reported too."""
+        """See `Crew`. Deaths of other actors that no caller has noticed are reported, too."""
         if error.actor not in self.remotes:
             raise error
         with self._changing:
@@ -133,10 +132,10 @@ class RayCrew:
             return self._reported({**self._news(error), **others}, self._fence)
 
     def revive(self, generation: int) -> None:
-        """See `Crew`. The emergency word shows the new generation only when every actor is up.
+        """See `Crew`. The generation in the emergency word changes after every actor is up.
 
         Raises:
-            EsperError: what an actor's constructor raised.
+            EsperError: the error of an actor's constructor.
             PlacementUnavailable: an actor was not up within the start deadline.
             RestartIntensityExceeded: an actor died too often while it started.
         """
@@ -154,11 +153,11 @@ class RayCrew:
     # -- all others go on --------------------------------------------------------------------------------------------
 
     def replace_alone(self, death: ActorLost) -> None:
-        """Replace one dead actor while all other actors continue. Does nothing if it was replaced already. Any thread.
+        """Replace a dead actor while all other actors continue. If it was replaced already, return. For any thread.
 
         Raises:
-            ActorLost: `death`: no restart answers it, or the whole run is being taken back or ended.
-            EsperError, PlacementUnavailable, RestartIntensityExceeded: as `start`.
+            ActorLost: `death`, if the actor must not be replaced alone, or the whole run goes back or ends.
+            EsperError, PlacementUnavailable, RestartIntensityExceeded: see `start`.
         """
         watch = Stopwatch(death)
         with self._changing:
@@ -175,7 +174,7 @@ class RayCrew:
             self._replaced.append((lost, watch.alone(lost, fence, self._generation)))
 
     def mend(self) -> None:
-        """See `Crew`. Raises: ActorLost: also if a process of Ray itself has died."""
+        """See `Crew`. Raises: ActorLost: as described there, or one of Ray's own processes has died."""
         self._look()
         for remote in self.remotes.values():
             try:
@@ -192,13 +191,13 @@ class RayCrew:
     # -- reports of deaths -------------------------------------------------------------------------------------------
 
     def _news(self, death: EsperError) -> dict[str, EsperError]:
-        """The death by its actor's name; empty if the actor was replaced since."""
+        """Return the death by its actor's name. Empty: the actor's process was replaced since then."""
         if death.process not in (0, self.remotes[death.actor].pid):
             return {}
         return {death.actor: death}
 
     def _dead(self, remotes: Iterable[Remote], but: str) -> dict[str, EsperError]:
-        """The death of each actor among `remotes` that has died, by its name."""
+        """Return the death of each actor among `remotes` that has died, by the actor's name."""
         deaths: dict[str, EsperError] = {}
         for remote in remotes:
             try:
@@ -209,7 +208,7 @@ class RayCrew:
         return deaths
 
     def _reported(self, deaths: Mapping[str, EsperError], fence: int) -> Lost:
-        """Report deaths to the supervisor. Raises: BaseException: the supervisor's, because the run must stop."""
+        """Report deaths to the supervisor. Raises: BaseException: the supervisor's error, if the run must stop."""
         self._supervisor.fence_passed(fence)
         lives = {life.name: life for life in self._supervisor.lives()}
         for name, death in deaths.items():
@@ -223,7 +222,7 @@ class RayCrew:
     # -- what the line asks ------------------------------------------------------------------------------------------
 
     def counted(self, name: str) -> int:
-        """See `Crew`. The value is the one that the actors last reported."""
+        """See `Crew`. The sum of the values that the actors last reported."""
         return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
 
     def died_starting(self) -> tuple[ActorLost, ...]:
@@ -235,15 +234,16 @@ class RayCrew:
         return _emptied(self._replaced)
 
     def shared(self, snapshot: Any) -> SnapshotRef:  # Any: a HostSnapshot
-        """See `Crew`: a reference in a list, which Ray passes on without fetching the snapshot."""
+        """See `Crew`. The reference is in a list, so that Ray passes it on without fetching the snapshot."""
         return [ray.put(snapshot)]
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """End every actor, the last started first, and wait until all are gone. If one cannot be ended, the others are.
+        """End every actor, the last started first, and wait for their ends.
 
-        Actors that were reported dead are ended too, as they may be alive; so are those that another thread starts.
+        If one end fails, the other actors are still ended. Actors that were reported dead are ended, too, because they
+        may be alive. Actors that another thread is starting are ended, too.
         """
         self._whole = True
         self._start.give_up()
@@ -258,5 +258,5 @@ class RayCrew:
 
 
 def _emptied(records: deque[T]) -> tuple[T, ...]:
-    """Remove and return all items; another thread may add items meanwhile."""
+    """Remove and return all items. Another thread may add items meanwhile."""
     return tuple(records.popleft() for _ in range(len(records)))

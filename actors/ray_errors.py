@@ -1,4 +1,4 @@
-"""Translates Ray's exceptions into esper's, once, where the answer of an actor arrives."""
+"""Translates Ray's exceptions into esper's, in the process that called the actor."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExcee
 
 
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
-    """Return esper's exception for an exception of Ray, which becomes its cause. Return any other exception unchanged.
+    """Return esper's exception for an exception of Ray, with the latter as its cause. Return others unchanged.
 
-    If a method or the constructor of the actor raised an exception, the result is that exception. Otherwise:
-    `ActorLost`: the process has ended. `ActorDoubtful`: the connection broke, and the process may still run.
-    `CallDeadlineExceeded`: the answer is late. `ActorError`: everything else, also an exception that cannot be sent.
+    If a method or the constructor of the actor raised an exception, the result is that exception. In other cases the
+    result is: `ActorLost`: the process has ended. `ActorDoubtful`: the connection broke, and the process may be
+    running. `CallDeadlineExceeded`: the answer is late. `ActorError`: any other case, for example an exception that
+    cannot be sent.
     """
     if isinstance(error, RayTaskError):
         cause = relinked(unwrapped(error.cause, role, name))
@@ -36,7 +37,7 @@ def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
 
 
 def loss_of(role: str) -> type[ActorLost]:
-    """Return the class of error for the death of an actor of this role."""
+    """Return the class of error for the death of an actor of this component."""
     return TrainerRankLost if role == "tolaria" else ActorLost
 
 
@@ -49,7 +50,7 @@ def _kind(error: RayError, role: str) -> type[ActorError]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The line of Ray's message that says why; Ray puts general advice behind it."""
+    """Return the line of Ray's message with the reason. General advice follows it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     ending = next((line for line in lines if line.startswith("The actor is dead")), lines[0] if lines else "")
     return ending.partition(" Some common causes")[0]

@@ -1,7 +1,7 @@
-"""Everything of Ray that Ray does not promise: private names and environment variables. No other file uses such a name.
+"""All uses of private names and environment variables of Ray. No other file uses them.
 
-Each is here with the reason why nothing public does. Where a newer Ray has changed, `tests/actors/test_ray_private.py`
-says what broke.
+For each name the reason is given why a public name is not enough. `tests/actors/test_ray_private.py` fails if a newer
+Ray has changed a name.
 """
 
 from __future__ import annotations
@@ -23,98 +23,102 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_ZERO_COPY_TORCH_TENSORS": "0",
-    "RAY_worker_niceness": "0",  # by default 15: any other program on the machine would starve the trainer
+    "RAY_worker_niceness": "0",  # the default, 15, would let other programs slow down the trainer
 }
-"""Variables that every process of our Ray has: its defaults differ by environment."""
+"""Variables of every process of an embedded Ray. They are set because Ray's defaults depend on the environment."""
 TOKEN = "RAY_AUTH_TOKEN"
-"""Variable with the token that a process needs to connect to this Ray."""
+"""Name of the variable with the token that a process needs to connect to an embedded Ray."""
 SERVER_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-"""Variable: how long Ray's core looks for a control store that does not answer. Then it ends this process, from C++."""
+"""Name of the variable for the seconds that Ray's core waits for its control store. Then it ends the process, in
+C++."""
 NO_END_S = 1_000_000
-"""Eleven days; as milliseconds it still fits Ray's 32 bits."""
+"""Seconds, about eleven days. As milliseconds, the number fits into Ray's 32 bits."""
 
 HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1
 LOOK_ONCE_MS = 1
-"""The shortest wait for a port. Ray takes 100 ms for it, during which no other thread of this process runs."""
+"""The shortest wait for a port. In fact Ray waits 100 ms, in which no other thread of this process runs."""
 
 
 class Watcher(Protocol):
-    """Watches Ray's processes while Ray starts. Called in the thread of the start."""
+    """Watches Ray's processes while Ray starts. Its methods are called in the thread of the start."""
 
     def add(self, name: str, pid: int) -> None:
         """Record a process that Ray has started."""
 
     def check(self) -> None:
-        """Raises: Exception: an essential process of Ray has ended."""
+        """Check the recorded processes. Raises: Exception: an essential process of Ray has ended."""
 
 
 class OwnPath(JobConfig):
-    """Workers start with this import path, and with no folder that Ray adds.
+    """The import path of workers, without the folders that Ray would add.
 
-    Ray puts the working directory and the script's folder in front of every worker's import path. If a project has
-    modules with the names of esper's, Python would find those first. No public argument prevents that.
+    Ray puts the working directory and the script's folder at the front of every worker's import path. If modules in
+    these folders had names of esper's modules, Python would import them instead. No public argument prevents this.
     """
 
     def __init__(self, path: list[str]) -> None:
         super().__init__(_py_driver_sys_path=path)
 
     def _runtime_env_has_working_dir(self) -> bool:
-        """Ray adds neither folder to a job with a working directory, and calls this method only for that decision."""
+        """Return True: Ray then does not add these folders. Ray calls this method only for that decision."""
         return True
 
 
 def read_environment_again() -> None:
-    """Make Ray read its environment again. It did so when it was imported, before esper had set its variables."""
+    """Make Ray read its environment again. Ray's import read it before esper set its variables."""
     _raylet.Config.initialize("")  # type: ignore[attr-defined]
     _raylet.AuthenticationTokenLoader.instance().reset_cache()  # type: ignore[attr-defined]
 
 
-def place_of(folder: Path) -> dict[str, Any]:  # Any: beside it stand arguments of other types
-    """Return the argument of `ray.init` for the folder of Ray's files. The public way sets one folder for all Rays of a
-    user."""
+def place_of(folder: Path) -> dict[str, Any]:  # Any: `ray.init` has arguments of other types
+    """Return the argument of `ray.init` for the folder of Ray's files.
+
+    The public setting would apply to all Rays of a user.
+    """
     return {"_temp_dir": str(folder)}
 
 
 def folder_of_logs() -> Path:
-    """Return the folder in which the running Ray stores the output of its processes, such as an actor's last output."""
+    """Return the folder in which the running Ray stores the output of its processes."""
     return Path(worker._global_node.get_logs_dir_path())  # type: ignore[attr-defined]  # a Node by now
 
 
 def record_of(actor: ActorHandle[Any]) -> Mapping[str, Any]:  # Any: Ray leaves it untyped
-    """Return Ray's record of an actor: `Pid`, 0 until it has a process; `EndTime` in ms, 0 until it has ended.
+    """Return Ray's record of an actor. `Pid` is 0 before it has a process. `EndTime`, in ms, is 0 before its end.
 
-    The public `ray.util.state` asks the dashboard for it, which the embedded Ray does not start.
+    The public `ray.util.state` needs the dashboard, which the embedded Ray does not start.
     """
     told: Mapping[str, Any] = state.actors(actor._actor_id.hex())
     return told
 
 
 def printing() -> Callable[..., None]:
-    """Return the function with which Ray prints the output of its processes. `log_to_driver=False` would not stop the
-    raylet's output."""
+    """Return the function with which Ray prints the output of its processes.
+
+    `log_to_driver=False` does not stop the raylet's output.
+    """
     return worker.print_to_stdstream
 
 
 def set_printing(write: Callable[..., None]) -> None:
-    """Make Ray call `write(data, ignore_prefix)` instead of its own function; the lines are `data["lines"]`."""
+    """Make Ray call `write(data, ignore_prefix)` to print. The lines are `data["lines"]`."""
     worker.print_to_stdstream = write
 
 
 @contextmanager
 def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
-    """Context for a call of `ray.init`: the watcher sees every process that Ray starts, and the caller ends Ray's
-    waits.
+    """Context for a call of `ray.init`. The watcher gets every process that Ray starts, and can end Ray's waits.
 
-    Ray itself would wait 30 s for its raylet, too short on a loaded machine and too long after its death, and would end
-    this process 60 s after the death of its control store. It would wait 30 s for the store's port with the
-    interpreter's lock held. Here a wait lasts until the watcher or the caller ends it, and other threads run meanwhile.
-    While Ray connects this process, Ray's own limits hold again: Ray holds the interpreter's lock then, so no Python
-    code could end an endless wait.
+    Ray would wait 30 s for its raylet: too short on a busy machine, and too long after the raylet's death. It would
+    wait 30 s for the port of its control store, and no other Python thread could run in that time. It would end this
+    process 60 s after the death of its control store. In this context, a wait lasts until `limit_s` or until the
+    watcher raises, and other threads run meanwhile. While Ray connects this process, Ray's own limits apply, because no
+    Python code could end a wait then.
 
     Args:
-        limit_s: Monotonic time until which Ray asks for its control store and its raylet.
+        limit_s: Monotonic time until which Ray waits for its control store and its raylet.
     """
     start_process, get_node, handler = services.start_ray_process, services.get_node, utils.set_sigterm_handler
     wait_for_port: Callable[..., int] = node.wait_for_persisted_port  # type: ignore[attr-defined]
@@ -135,12 +139,12 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
 
     services.start_ray_process, services.get_node = add, _asked_until(limit_s, get_node, watcher)
     node.wait_for_persisted_port = _asked_until(limit_s, look_for_port, watcher)  # type: ignore[attr-defined]
-    utils.set_sigterm_handler = lambda _: None  # Ray's own would leave by `sys.exit`, with nothing said
+    utils.set_sigterm_handler = lambda _: None  # Ray's handler would call `sys.exit` without a message
     _raylet.CoreWorker = join  # type: ignore[attr-defined]
     _look_for_the_server(NO_END_S)
     try:
         yield
-    except BaseException:  # Ray may have failed before it connected this process
+    except BaseException:  # the failure may be before the connection
         read_environment_again()
         raise
     finally:
@@ -150,13 +154,13 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
 
 
 def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:  # Any: Ray's
-    """Repeat `ask` while it raises that a process of Ray is not up yet, at most until `limit_s`."""
+    """Return a function that repeats `ask` while it raises that a process is not up yet, at most until `limit_s`."""
 
     def asked(*which: Any, **named: Any) -> Any:  # Any: Ray's
         while True:
             try:
                 return ask(*which, **named)
-            except RuntimeError:  # the process that is asked for is not up yet
+            except RuntimeError:  # the process is not up yet
                 watcher.check()
                 if time.monotonic() > limit_s:
                     raise
@@ -166,7 +170,7 @@ def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> C
 
 
 def _look_for_the_server(patience_s: int) -> None:
-    """Set the patience of this process alone: Ray's processes, which inherit the environment, are not affected."""
+    """Set the time that this process waits for Ray's control store. Ray's other processes are not affected."""
     before = os.environ.get(SERVER_PATIENCE)
     os.environ[SERVER_PATIENCE] = str(patience_s)
     try:

@@ -1,5 +1,6 @@
-"""A handle of one actor for its callers. Each wait for an answer ends, and a death is reported with its known causes
-and the last output. The handle does not depend on the component.
+"""A handle of one actor for its callers. Every wait for an answer ends.
+
+The error for a death has its known causes and the last output of the process.
 """
 
 from __future__ import annotations
@@ -26,26 +27,30 @@ from esper.ground.machine import process_began
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
-"""Wait for the end of a process that was killed. Ray asks a process to exit, which takes a running one milliseconds."""
+"""Seconds of the wait for the end of a process that Ray asked to exit. A running process needs milliseconds."""
 DEAD_WITHIN_S = 30.0
-"""Longest wait for the end of a process after SIGKILL. The system ends it at once, unless the machine is busy or the
-process is in a call that nothing can interrupt."""
+"""Longest wait for the end of a process after SIGKILL, in seconds. It is needed if the machine is busy, or if the
+process is in a system call that cannot be interrupted."""
 LOOK_EVERY_S = 0.5
-"""Interval at which a waiting caller asks the actor for its progress. Shorter costs the actor; longer delays errors."""
+"""Seconds between two requests of a waiting caller for the actor's progress. A shorter interval slows down the actor; a
+longer interval delays errors."""
 
 
 class Patience:
-    """Decides how long a caller waits: as long as the actor shows progress, and `limit_s` seconds without progress."""
+    """Decides how long a caller waits.
+
+    The wait ends after more than `limit_s` seconds without progress of the actor.
+    """
 
     def __init__(self, limit_s: float, now_s: float) -> None:
         self._limit_s, self._since_s = limit_s, now_s
         self._seen: int | None = None
 
     def is_over(self, progress: int | None, now_s: float) -> bool:
-        """Whether more than `limit_s` has passed without progress.
+        """Return whether more than `limit_s` has passed without progress.
 
         Args:
-            progress: Work done, as the actor last counted it; None: the actor did not answer, which is no progress.
+            progress: The actor's progress counter. None: the actor did not answer. This counts as no progress.
             now_s: Monotonic time.
         """
         if progress is not None and progress != self._seen:
@@ -55,35 +60,35 @@ class Patience:
 
 @dataclass(eq=False)
 class Process:
-    """One process of an actor. A call to it never reaches the process that replaces it."""
+    """One process of an actor. A call to it is never sent to the process that replaces it."""
 
     actor: ActorHandle[Shell]
     pid: int
     began: int | None
-    """Start time by the system's count, see `process_began`; None: it had ended when it was looked at first."""
+    """Start time in the system's count; see `process_began`. None: the process had ended before it was read."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """The reason for which a caller ended the process. All other callers see it as the cause of the death."""
+    """The error for which a caller ended the process. For other callers it is the cause of the death."""
     counters: dict[str, int] = field(default_factory=dict)
-    """The counters of the process at its last answer."""
+    """The counters of the process in its last answer."""
 
     @property
     def is_there(self) -> bool:
-        """Whether the process has not ended."""
+        """True if the process has not ended."""
         return self.began is not None and process_began(self.pid) == self.began
 
     def end(self) -> None:
-        """Kill the process, also if it is stopped or in a C call, and wait until it is gone."""
+        """Kill the process, also if it is stopped or in a C call, and wait for its end."""
         self.kill()
         self.await_end()
 
     def kill(self) -> None:
-        """Ask Ray to kill the process. `await_end` follows."""
+        """Let Ray kill the process. Call `await_end` afterwards."""
         ray.kill(self.actor)
 
     def await_end(self) -> None:
-        """Wait until the process is gone. Call it after `kill`."""
-        if not self.gone_soon():  # Ray asks the process to exit, and a stopped process does not
+        """Wait for the end of the process. Call it after `kill`."""
+        if not self.gone_soon():  # Ray asks the process to exit, and a stopped process does not react
             try:
                 os.kill(self.pid, signal.SIGKILL)
             except ProcessLookupError:  # the process ended between the two lines
@@ -91,7 +96,7 @@ class Process:
             self.gone_soon(DEAD_WITHIN_S)
 
     def gone_soon(self, within_s: float = GONE_WITHIN_S) -> bool:
-        """Whether the process ends within some seconds."""
+        """Wait for the end of the process, at most `within_s` seconds. Return whether it has ended."""
         limit = time.monotonic() + within_s
         while self.is_there:
             if time.monotonic() > limit:
@@ -101,10 +106,10 @@ class Process:
 
 
 class Remote:
-    """One actor on this machine. It stays the same object when another process replaces the actor's.
+    """One actor on this machine. It stays the same object when the actor's process is replaced.
 
-    Any thread may call its methods, but `switch_to`, which `RayCrew` calls under its lock, and `rebind`, in the line's.
-    `_counting` guards the counters and the change from one process to the next.
+    Any thread may call its methods, with two exceptions: `RayCrew` calls `switch_to` under its lock, and only the
+    line's thread calls `rebind`. The lock `_counting` guards the counters and the change of the process.
     """
 
     def __init__(
@@ -119,8 +124,8 @@ class Remote:
         """Make the handle of an actor that is up.
 
         Args:
-            patience_s: Seconds without progress after which a caller that waits kills the process.
-            look: Called while an answer is awaited; raises if no answer can come.
+            patience_s: Seconds without progress after which a waiting caller kills the process.
+            look: Function that is called during a wait. It raises if no answer can come.
         """
         self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()
@@ -132,9 +137,9 @@ class Remote:
         return self.process.pid
 
     def switch_to(self, next: Remote) -> None:
-        """Send all calls to the process of `next` from now on. Holders of this object need no change.
+        """Send all later calls to the process of `next`. References to this object stay valid.
 
-        `next` gets the old process in exchange, so that ending `next` cannot end the process in use.
+        `next` gets the old process, so that `next.end` does not end the process in use.
         """
         with self._counting:
             self._outlived.update(self.process.counters)
@@ -143,31 +148,31 @@ class Remote:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The actor's counters at its last answer, summed over all its processes."""
+        """The actor's counters, summed over all its processes. Of each process, the last answer counts."""
         with self._counting:
             return dict(self._outlived + Counter(self.process.counters))
 
     def ask(
         self, method: str, *arguments: object, group: str | None = None, process: Process | None = None
     ) -> Any:  # Any: as the method
-        """Call a method and wait for its answer as long as the actor shows progress.
+        """Call a method, and wait for its answer as long as the actor shows progress.
 
         Args:
-            group: Concurrency group of the actor in which the method runs; by default its working thread.
-            process: The process to ask, also if it was replaced since; by default the present one.
+            group: Concurrency group of the actor in which the method runs. None: its working thread.
+            process: The process to call, even if it was replaced. None: the present process.
 
         Raises:
-            ActorLost: the process is gone, or showed no progress for `patience_s` and was killed.
+            ActorLost: the process has ended, or it showed no progress for `patience_s` and was killed.
             Exception: whatever the method raised.
         """
         here, options = process or self.process, {} if group is None else {"concurrency_group": group}
         return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **options)))
 
     def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
-        """Call a method and wait no longer than `deadline_s`; then the process is killed, whatever it is doing.
+        """Call a method, and wait for its answer at most `deadline_s`. After the deadline, kill the process.
 
         Raises:
-            CallDeadlineExceeded: there was no answer in time.
+            CallDeadlineExceeded: no answer came in time.
             Exception: whatever the method raised.
         """
         here = self.process
@@ -183,7 +188,7 @@ class Remote:
             self._raise(here, error)
 
     def rebind(self, generation: int) -> None:
-        """Make the actor take messages of a newer generation and refuse all others, also while a method runs in it."""
+        """Make the actor accept messages of a newer generation only. This works also while a method runs."""
         here = self.process
         rebound: Any = here.actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
         self._wait(here, rebound)
@@ -194,10 +199,10 @@ class Remote:
     ) -> list[ray.ObjectRef[Any]]:  # Any: as the method
         """Call a method, wait for its result, and return a reference to it.
 
-        This process owns the result, which therefore outlives the actor.
+        This process owns the result, so the result stays valid after the end of the actor.
 
         Raises:
-            Exception: as `ask`.
+            Exception: see `ask`.
         """
         here = process or self.process
         kept, reply = self._send(here, "hand_out", method, arguments, num_returns=2)
@@ -205,16 +210,16 @@ class Remote:
         return [kept]
 
     def end(self) -> None:
-        """Kill the present process and wait until it is gone."""
+        """Kill the present process and wait for its end."""
         self.process.end()
 
     def died_at(self) -> float | None:
-        """Unix time at which Ray saw the actor's process end; None: it has not."""
+        """Return the Unix time at which Ray noticed the end of the actor's process. None: Ray has noticed no end."""
         told = record_of(self.process.actor)
         return told["EndTime"] / 1000 if told.get("EndTime") else None
 
     def check(self) -> None:
-        """Raises: ActorLost: the present process has ended, with Ray's reason."""
+        """Check the present process. Raises: ActorLost: it has ended. The error has Ray's reason."""
         here = self.process
         if process_began(here.pid) != here.began:
             self._wait(here, here.actor.pid.remote())
@@ -222,17 +227,17 @@ class Remote:
     def _send(
         self, here: Process, entry: str, method: str, arguments: tuple[object, ...], **options: object
     ) -> Any:  # Any: Ray's
-        """Send a message. Returns one reference to the answer, or a list of `num_returns`."""
+        """Send a message. Return a reference to the answer, or a list of `num_returns` references."""
         remote = getattr(here.actor, entry).options(**options)
         return remote.remote(method, Envelope(self.generation, traceparent()), arguments)
 
     def _opened(self, here: Process, reply: Reply) -> Any:  # Any: as the method
-        with self._counting:  # answers to several threads come in any order; the largest counters are the newest
+        with self._counting:  # several threads get answers in any order; the largest counters are the newest
             here.counters = max(here.counters, reply.counters, key=lambda counters: sum(counters.values()))
         return reply.value
 
     def _wait(self, here: Process, *sent: ray.ObjectRef[Any]) -> Reply:
-        """Wait for every reference that one call returned; the last is the reply."""
+        """Wait for all references that one call returned. Return the reply, which is the last."""
         patience = Patience(self._patience_s, time.monotonic())
         try:
             while ray.wait(list(sent), num_returns=len(sent), timeout=LOOK_EVERY_S)[1]:
@@ -249,9 +254,9 @@ class Remote:
         return reply
 
     def _raise(self, here: Process, error: BaseException) -> NoReturn:
-        """Raise what `error` means; a death with the process's last output.
+        """Raise esper's error for `error`. For a death, add the last output of the process.
 
-        A broken connection is a death if the process is gone, else doubt.
+        A broken connection is a death if the process has ended, else `ActorDoubtful`.
         """
         found = unwrapped(error, self.role, self.name)
         if isinstance(found, ActorDoubtful) and here.gone_soon():
@@ -265,11 +270,9 @@ class Remote:
         raise found from (here.ended if isinstance(found, ActorLost) and here.ended else found.__cause__)
 
     def _progress(self, here: Process) -> int | None:
-        """Return the actor's progress counter, read by its watching thread; None if even that thread does not answer in
-        time.
-        """
+        """Return the actor's progress counter. None: the actor's thread for this did not answer in time."""
         try:
             watched: Any = here.actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))
-        except GetTimeoutError:  # the caller's `Patience` decides how often this may happen
+        except GetTimeoutError:  # `Patience` decides how long this may last
             return None

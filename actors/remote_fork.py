@@ -1,4 +1,4 @@
-"""One fork of the host in a manager's process, and what is needed to make it again if that process dies."""
+"""One fork of the host in a manager's process, and the data to make it again if the process dies."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ T = TypeVar("T")
 
 
 class RemoteFork:
-    """A `Fork` in a manager's process. It is lost when that process ends.
+    """A `Fork` in a manager's process. It is lost when the process ends.
 
-    The manager makes the fork at the first call of `graft`, `make` or `train_to`; the other methods come after that.
+    The first call of `graft`, `make` or `train_to` makes the fork. Other methods must be called later.
     """
 
     def __init__(self, manager: Remote, name: str, snapshot: SnapshotRef) -> None:
-        """Send nothing yet. The fork will be made from `snapshot`."""
+        """Make a handle. It sends no message yet. The fork will be made from `snapshot`."""
         self.manager, self.name, self.process = manager, name, manager.process
         self._snapshot: SnapshotRef | None = snapshot
 
     @property
     def is_lost(self) -> bool:
-        """Record that the fork's process was replaced."""
+        """True if the fork's process was replaced."""
         return self.process is not self.manager.process
 
     @property
     def is_made(self) -> bool:
-        """The manager has made the fork."""
+        """True if the manager has made the fork."""
         return self._snapshot is None
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
@@ -72,7 +72,10 @@ class RemoteFork:
         return cast(str, self._ask("weights_sha256"))
 
     def snapshot(self) -> SnapshotRef:
-        """A reference to the fork's snapshot; before the fork is made, to the snapshot that it will be made of."""
+        """Return a reference to the fork's snapshot.
+
+        Before the fork is made, it is the snapshot from which it will be made.
+        """
         if self._snapshot is not None:
             return self._snapshot
         return self.manager.reference("snapshot", self.name, process=self.process)
@@ -83,19 +86,20 @@ class RemoteFork:
 
 @dataclass
 class KeptFork:
-    """A fork without a seed that outlives its tournament. If its manager dies, the fork is made again."""
+    """A fork without a seed that continues after its tournament. If its manager dies, the fork is made again."""
 
     fork: RemoteFork
     origin: SnapshotRef | None
-    """Snapshot to make it from; None while a new one is taken: a death then restarts the whole run."""
+    """Snapshot from which the fork is made again. None while a new snapshot is made: a death then restarts the whole
+    run."""
     step: int | None = None
-    """Optimizer step that it was trained to from `origin`; None: not trained."""
+    """Optimizer step to which the fork was trained since `origin`. None: it was not trained."""
 
     def ask(self, question: Callable[[RemoteFork], T], another: Callable[[SnapshotRef], RemoteFork]) -> T:
-        """Ask the fork; if it is lost, make it again first, by `another`, and train it as far as it was.
+        """Call `question` with the fork. If the fork is lost, first make it again by `another`, and train it to `step`.
 
         Raises:
-            ActorLost: a manager died meanwhile. May be called again once that manager is replaced.
+            ActorLost: a manager died meanwhile. The caller may repeat the call after the manager is replaced.
         """
         if self.fork.is_lost:
             assert self.origin is not None, "a death while the snapshot is taken restarts the whole run"
@@ -107,5 +111,5 @@ class KeptFork:
 
 
 def weights_of(plans: Sequence[GraftPlan], weights: Weights) -> dict[str, bytes]:
-    """Return the weights of these plans only, so that no other weights are sent."""
+    """Return only the weights of these plans, so that no other weights are sent."""
     return {plan.weights_digest: weights[plan.weights_digest] for plan in plans}

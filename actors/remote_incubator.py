@@ -1,8 +1,8 @@
-"""Incubation across processes: the forks of a tournament train in Kasmina's managers while the live host trains.
+"""Incubation across processes: the forks of a tournament train in managers while the live host trains.
 
-The tournament is `run_tournament` of `kasmina/incubation/incubator.py`; here its forks are remote and its heats run
-side by side. Neither the number of managers nor the choice of a manager for a fork changes a result. When a manager
-dies, its work is therefore done again from the snapshot that it began with, and the live host need not wait.
+The tournament is `run_tournament` of `kasmina/incubation/incubator.py`. Here its forks are remote and train side by
+side. Results depend neither on the number of managers nor on the manager of a fork. So when a manager dies, its work is
+repeated from the same snapshot, and the live host does not wait.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ from esper.telemetry.context import span
 T = TypeVar("T")
 
 WAITING = 64
-"""Threads that wait for managers' answers. A manager answers one call after the other, so more would only wait."""
+"""Largest number of threads that wait for answers of managers."""
 
 
 Replace = Callable[[ActorLost], None]
-"""(death of a manager): returns when the manager is replaced. Raises the death if the whole run restarts instead."""
+"""Function (death of a manager) -> None. It returns after the manager was replaced, or raises the death if the whole
+run restarts."""
 
 
 class RemoteIncubator:
     """`Incubation` across processes.
 
-    It has two kinds of threads beside the line's: one runs a tournament, and up to `WAITING` wait for a manager each.
+    Beside the line's thread it has a thread that runs a tournament, and up to `WAITING` threads that each wait for a
+    manager.
 
-    `_running_lock` guards `_running`, to which the line's thread and the tournament's both add. `_open` and `_pieces`
-    belong to the tournament's thread while a tournament runs, and to the line's thread otherwise: `collect` and
-    `abandon` wait for the end of the tournament first. A `KeptFork` is changed by the thread that asks it, one at a
-    time: the line waits for the training of the twin before it asks the twin anything. All other fields belong to the
-    line's thread.
+    The lock `_running_lock` guards `_running`, to which the line's and the tournament's thread add. Only the
+    tournament's thread uses `_open` and `_pieces` while a tournament runs. At other times only the line's thread uses
+    them, because `collect` and `abandon` wait for the end of the tournament. Only one thread at a time uses a
+    `KeptFork`, because the line waits for the training of the twin before it uses the twin. Only the line's thread uses
+    the other fields.
     """
 
     def __init__(self, managers: Sequence[Remote], replace: Replace) -> None:
@@ -54,7 +56,7 @@ class RemoteIncubator:
         self._order = ThreadPoolExecutor(1, thread_name_prefix="tournament")
         self._numbers = itertools.count()
         self._open: list[RemoteFork] = []
-        """Forks that a tournament made. When it ends, all are closed but the control that may become the twin."""
+        """Forks of a tournament. After its end, all forks are closed except a control that may become the twin."""
         self._pieces: list[Future[Any]] = []
         self._pending: Future[tuple[IncubationResult, RemoteFork]] | None = None
         self._control: KeptFork | None = None
@@ -64,12 +66,12 @@ class RemoteIncubator:
         self._running: list[Future[Any]] = []
         self._running_lock = threading.Lock()
         self._began: tuple[IncubationOrder, SnapshotRef] | None = None
-        """The tournament in flight, and the snapshot that it began from."""
+        """The order of the running tournament, and the snapshot with which it began."""
 
     def probe_candidates(
         self, plans: Sequence[GraftPlan], weights: Weights, snapshot: SnapshotRef
     ) -> Sequence[CandidateProbe]:
-        """See `Incubation`. Each manager measures a share of the candidates."""
+        """See `Incubation`. Each manager measures some of the candidates."""
         managers = tuple(self._managers.values())
         shares = [plans[place :: len(managers)] for place in range(len(managers))]
         pieces = [
@@ -82,11 +84,11 @@ class RemoteIncubator:
         return tuple(found[plan.seed_id] for plan in plans)
 
     def begin(self, order: IncubationOrder, weights: Weights, snapshot: SnapshotRef) -> None:
-        """See `Incubation`. The tournament runs from now on."""
+        """See `Incubation`. This call starts the tournament."""
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, weights, snapshot)
         self._began = order, snapshot
-        self._control = None  # `keep_twin` was not called for it
+        self._control = None  # `keep_twin` was not called
 
     def collect(self) -> IncubationResult:
         """See `Incubation`."""
@@ -95,7 +97,7 @@ class RemoteIncubator:
         (order, origin), pending = self._began, self._pending
         self._pending = self._began = None
         result, control = pending.result()
-        is_first = self._twin is None  # its control becomes the run's only twin
+        is_first = self._twin is None  # the first control may become the run's only twin
         self._control = KeptFork(control, origin, order.last_step) if is_first else None
         kept = [control] if self._control is not None else []
         for manager in self._managers.values():
@@ -110,7 +112,7 @@ class RemoteIncubator:
         self._open.remove(self._twin.fork)
 
     def advance_twin(self, step: int) -> None:
-        """See `Incubation`. The twin trains from now on."""
+        """See `Incubation`. This call starts the training, and returns before its end."""
         self._settle_twin()
         assert self._twin is not None, "no twin is kept"
         self._twin_ahead = self._start(self._work, self._train_twin, self._twin, step)
@@ -126,14 +128,14 @@ class RemoteIncubator:
         return TwinReport(steps=self._twin_steps, test_loss=loss, weights_sha256=digest)
 
     def state(self, fence: int) -> dict[str, Any]:  # Any: see `Incubation`
-        """See `Incubation`. Waits until the twin has trained to this fence."""
+        """See `Incubation`. This call waits until the twin has trained to this fence."""
         self._settle_twin()
         origin = self._began[1] if self._began is not None and self._began[0].fence != fence else None
         twin = self._snapshot_of(self._twin) if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see `Incubation`
-        """See `Incubation`. Returns when nothing that was in flight runs any more."""
+        """See `Incubation`. This call waits for the end of all running work."""
         self.abandon()
         self._twin_steps = state["twin_steps"]
         if (twin := state["twin"]) is not None:
@@ -141,10 +143,10 @@ class RemoteIncubator:
             self._twin.fork.make()
 
     def abandon(self) -> None:
-        """Give up the tournament in flight and every fork, the twin too. Returns when nothing of them runs any more."""
+        """Give up the running tournament and every fork, also the twin. Wait for the end of all running work."""
         if self._undone():
             self._ask_the_living("abandon", True, group="ctl")
-            while running := self._undone():  # running work may still start more work
+            while running := self._undone():  # running work may start more work
                 wait(running)
             self._ask_the_living("abandon", False, group="ctl")
         self._pending = self._began = self._control = self._twin = self._twin_ahead = None
@@ -152,13 +154,12 @@ class RemoteIncubator:
         self._open = []
 
     def close(self) -> None:
-        """Accept no more work. Running work continues until it is done or its manager's process ends; `join` waits for
-        it."""
+        """Accept no more work. Running work continues until it is done or its manager's process ends."""
         for pool in (self._order, self._work):
-            pool.shutdown(wait=False)  # no future is cancelled, since a thread that waits for it would wait forever
+            pool.shutdown(wait=False)  # no future is cancelled, because a thread that waits for it would wait forever
 
     def join(self) -> None:
-        """Wait until nothing runs any more. Call it after `close`, when the managers' processes have ended."""
+        """Wait for the end of all running work. Call it after `close`, when the managers' processes have ended."""
         for pool in (self._order, self._work):
             pool.shutdown(wait=True)
 
@@ -172,10 +173,10 @@ class RemoteIncubator:
             return self._repeated(tournament, self._clear)
 
     def _clear(self) -> None:
-        """Before a tournament is done again: wait for what other managers still do for it, and close its forks."""
+        """Prepare the repetition of a tournament: wait for its work in other managers, and close its forks."""
         self._settle_pieces()
         for manager in self._managers.values():
-            with suppress(ActorLost):  # the next call to this manager raises it again
+            with suppress(ActorLost):  # the next call of this manager raises it again
                 self._close(manager, self._open)
         self._open = []
 
@@ -191,15 +192,15 @@ class RemoteIncubator:
         return RemoteFork(managers[number % len(managers)], f"fork-{number}", snapshot)
 
     def _together(self, pieces: Sequence[Callable[[], T]]) -> list[T]:
-        """See `Together`: each piece waits for its manager in a thread of its own."""
+        """See `Together`. Each piece waits for its manager in a separate thread."""
         started = [self._start(self._work, piece) for piece in pieces]
         self._pieces = [*started]
-        for future in as_completed(started):  # so that the first error in time is raised, not the first in order
+        for future in as_completed(started):  # so that the earliest error is raised
             future.result()
         return [future.result() for future in started]
 
     def _close(self, manager: Remote, forks: Sequence[RemoteFork]) -> None:
-        """Close those of `forks` that are in this manager's present process."""
+        """Close the forks that are in this manager's present process."""
         process = manager.process
         if names := [fork.name for fork in forks if fork.process is process and fork.is_made]:
             manager.ask("close", names, process=process)
@@ -207,13 +208,13 @@ class RemoteIncubator:
     # -- deaths ------------------------------------------------------------------------------------------------------
 
     def _repeated(self, work: Callable[[], T], clear: Callable[[], None] = lambda: None) -> T:
-        """Do work of managers; each time that a manager dies meanwhile and is replaced, do it again from its beginning.
+        """Do work with managers. If a manager dies meanwhile and is replaced, do the work again from its beginning.
 
         Args:
-            clear: Called before the work is done again.
+            clear: Function that is called before the work is repeated.
 
         Raises:
-            ActorLost: a manager died and is not replaced alone, or another actor died.
+            ActorLost: a manager died and was not replaced alone, or another actor died.
             RestartIntensityExceeded: a manager died too often.
         """
         while True:
@@ -240,12 +241,12 @@ class RemoteIncubator:
 
     def _snapshot_of(self, twin: KeptFork) -> SnapshotRef:
         self._of(twin, lambda fork: fork.manager.check())
-        twin.origin = twin.step = None  # frees the old snapshot before there is a new one
+        twin.origin = twin.step = None  # frees the memory of the old snapshot before a new snapshot is made
         twin.origin = twin.fork.snapshot()
         return twin.origin
 
     def _ask_the_living(self, method: str, *arguments: object, group: str | None = None) -> None:
-        """Ask every living manager. A dead one has nothing to stop, and `RayCrew.mend` replaces it."""
+        """Call a method of every living manager. Dead managers are skipped; `RayCrew.mend` replaces them."""
         for manager in self._managers.values():
             with suppress(ActorLost):
                 manager.ask(method, *arguments, group=group)

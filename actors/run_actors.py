@@ -1,4 +1,4 @@
-"""The actors of a run, and the arguments with which each is started. It starts none of them."""
+"""The actors of a run, and the arguments with which each is started."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 SPARE = "tamiyo-spare"
-"""Name of the actor that is started in advance to replace the policy's. Until then it is not called."""
+"""Name of the actor that is started in advance. It replaces the policy's actor if that dies, and is not called
+before."""
 
 STRATEGIES = {
     "emergency": Strategy.ONE_FOR_ONE,
-    "tolaria": Strategy.ONE_FOR_ALL,  # its ranks restart as one
+    "tolaria": Strategy.ONE_FOR_ALL,  # its ranks restart together
     "tamiyo": Strategy.ONE_FOR_ONE,
     "kasmina": Strategy.ONE_FOR_ONE,
 }
-"""By role: which actors restart when one dies."""
+"""Component -> restart strategy of its actors."""
 
 
 def actor_roles(config: RunConfig) -> dict[str, str]:
-    """The role of each actor that a run with this config has, by the actor's name, in the order of their start."""
+    """Return the component of each actor of a run, by the actor's name, in the order of their start."""
     roles = {"emergency": "emergency", "tolaria": "tolaria", "tamiyo": "tamiyo", "kasmina": "kasmina"}
     if config.growth.enabled:
         roles |= dict.fromkeys(manager_names(config), "kasmina")
@@ -40,13 +41,13 @@ def actor_roles(config: RunConfig) -> dict[str, str]:
 
 
 def manager_names(config: RunConfig) -> tuple[str, ...]:
-    """The actors that incubate seeds; none in a run that does not grow."""
+    """Return the names of the managers, the actors that incubate seeds. A run without growth has no managers."""
     return tuple(f"manager-{number}" for number in range(config.growth.managers)) if config.growth.enabled else ()
 
 
 @dataclass(frozen=True)
 class RunActors:
-    """The actors that one run has. Ray is up when `specs` is called, because it counts Ray's GPUs."""
+    """The actors of one run. Ray must be up when `specs` is called, because it counts Ray's GPUs."""
 
     survey: Survey
     key: RunKey
@@ -62,13 +63,13 @@ class RunActors:
         return self.survey.config
 
     def children(self) -> list[ChildSpec]:
-        """Every actor of the run, as its supervisor sees it."""
+        """Return the supervisor's description of every actor of the run."""
         return [ChildSpec(name, role, role, STRATEGIES[role]) for name, role in actor_roles(self.config).items()]
 
     def specs(self, generation: int) -> dict[str, ActorSpec]:
         """Return the arguments with which each actor of the run is started in a generation, by the actor's name."""
         key = replace(self.key, generation=generation)
-        without_secret = replace(key, secret=b"")  # only those that sign or check commands have the secret
+        without_secret = replace(key, secret=b"")  # only actors that sign or check commands get the secret
         incubates = (hosted_components.manager, (self.sent, without_secret, self.word))
         builds: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
             "emergency": (desk.emergency, (self.config.emergency.capacity, self.word, generation)),
@@ -101,6 +102,6 @@ class RunActors:
         )
 
     def _gpu_share(self) -> float:
-        """GPUs for each actor that computes: one, or equal shares of all where there are fewer."""
+        """Return the GPUs of each actor that computes: one, or an equal share of all GPUs if there are too few."""
         there: float = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]  # Ray leaves it untyped
         return min(1.0, there / (1 + self.config.growth.managers))

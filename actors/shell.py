@@ -1,7 +1,8 @@
-"""The one actor class: it calls the methods of a component's object. It holds no rules of training or growth.
+"""The class of all actors: calls the methods of a component's object.
 
-For each message it continues the caller's trace, refuses the message if it is of another generation, calls the method,
-and answers with the result and the process's counters. `ANY_GENERATION` names the methods that are never refused.
+For each message it continues the caller's trace, refuses a message of another generation, calls the method, and answers
+with the result and the process's counters. Messages for the methods in `TOLD_TO_ANY_GENERATION` are never refused for
+their generation.
 """
 
 from __future__ import annotations
@@ -27,23 +28,21 @@ from esper.telemetry.setup import Telemetry
 from esper.user_code.their_code import any_of_their_code
 
 CAUSE = "_esper_cause"
-"""Attribute in which a sent error carries its cause, which pickle drops."""
+"""Name of the attribute for the cause of an error that is sent. Pickle would drop the cause itself."""
 CAUSES_SENT = 32
-"""Longest chain of causes that is sent, the error included. Pickle recurses once for each, and has a limit."""
+"""Largest number of errors in a chain of causes that is sent. Pickle recurses once for each, and has a limit."""
 
 
 TOLD_TO_ANY_GENERATION = frozenset({"saved"})
-"""Methods that take messages of any generation: they only wait for work that began in an earlier one."""
+"""Methods that accept messages of any generation, because they only wait for earlier work."""
 
 
 @dataclass(frozen=True)
 class ActorSpec:
-    """The arguments with which an actor is started. It is small and picklable; after a restart only its generation
-    differs.
-    """
+    """The arguments with which an actor is started. A restart changes only the generation."""
 
     role: str
-    """tolaria, tamiyo, kasmina or emergency."""
+    """Component of the actor: tolaria, tamiyo, kasmina or emergency."""
     name: str
     """Name of the actor in its run, such as `manager-1`."""
     run_id: str
@@ -56,11 +55,11 @@ class ActorSpec:
     arguments: tuple[Any, ...] = ()
     faults: tuple[FaultSpec, ...] = ()
     faults_file: Path | None = None
-    """File to which each fault that fires is written."""
+    """File to which fired faults are written."""
 
 
 SnapshotRef = list["ray.ObjectRef[Any]"]  # Any: a HostSnapshot
-"""A reference to a snapshot, in a list so that Ray passes the reference on instead of fetching the snapshot."""
+"""A list with a reference to a snapshot. In a list, Ray passes the reference on and does not fetch the snapshot."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +74,16 @@ class Envelope:
 class Reply:
     """An answer, with the counters of the actor's process."""
 
-    value: Any  # Any: whatever the method returns
+    value: Any  # Any: the return value of the method
     counters: dict[str, int] = field(default_factory=dict)
 
 
 class Shell:
-    """The actor. Ray makes one in a process; a test may make one without Ray.
+    """The actor. Ray makes it in a new process. A test may make it without Ray.
 
     Ray runs `call` and `hand_out` in the actor's working thread, unless the caller names a concurrency group. Callers
-    name "watch" for `progress` and "ctl" for `rebind`, which are other threads: both answer while a method runs.
+    name "watch" for `progress` and "ctl" for `rebind`. These groups have other threads, so both methods answer while
+    another method runs.
     """
 
     def __init__(self, spec: ActorSpec) -> None:
@@ -96,15 +96,15 @@ class Shell:
                 self._component = spec.build(*spec.arguments)
 
     def pid(self) -> int:
-        """The process id. The answer shows that the actor is up."""
+        """Return the process id. The answer shows that the actor is up."""
         return os.getpid()
 
     def progress(self) -> int:
-        """Units of work that this process has finished; see `esper.ground.heartbeat`."""
+        """Return the number of finished units of work in this process; see `esper.ground.heartbeat`."""
         return beats()
 
     def rebind(self, generation: int) -> Reply:
-        """Accept messages of a newer generation from now on, and refuse those of all other generations.
+        """Accept messages of a newer generation, and refuse messages of all other generations.
 
         Raises:
             DependencyViolationError: `generation` is not newer than the present one.
@@ -121,15 +121,15 @@ class Shell:
 
         Raises:
             DependencyViolationError: the message is of another generation, or the method is not public.
-            Exception: whatever the method raises, unchanged.
+            Exception: the error of the method, unchanged.
         """
         return Reply(self._do(method, envelope, arguments), self._counted())
 
     def hand_out(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> tuple[Any, Reply]:
-        """Like `call`, but return the value and the reply separately: the caller can then pass on a reference to the
-        value.
+        """Like `call`, but return the value and the reply separately.
 
-        The caller fetches the reply, which raises the method's error, before it passes the reference on.
+        The caller can then pass on a reference to the value. The caller first fetches the reply, which raises the error
+        of the method, if any.
         """
         return self._do(method, envelope, arguments), Reply(None, self._counted())
 
@@ -152,7 +152,7 @@ def _sendable_errors(role: str) -> Iterator[None]:
     try:
         with any_of_their_code:
             yield
-    except BaseException as error:  # also `SystemExit`, which would end Ray's worker
+    except BaseException as error:  # also `SystemExit`, because it would end Ray's worker
         sent = sendable(error, role)
         if sent is error:
             raise
@@ -160,9 +160,9 @@ def _sendable_errors(role: str) -> Iterator[None]:
 
 
 def sendable(error: BaseException, role: str) -> BaseException:
-    """The error with its causes; each that cannot be sent is replaced by an `ActorError` with its text.
+    """Return the error with its causes. An error that cannot be sent is replaced by an `ActorError` with its text.
 
-    A chain of causes that loops is cut before it repeats. One longer than `CAUSES_SENT` is cut there, with a note.
+    A chain of causes with a loop is cut before it repeats. After `CAUSES_SENT` errors a chain is cut, with a note.
     """
     *chain, last = itertools.islice(causes(error), CAUSES_SENT)
     if last.__cause__ is not None and len(chain) == CAUSES_SENT - 1:
@@ -187,18 +187,18 @@ def _sendable(error: BaseException, role: str) -> BaseException:
 
 
 def _unsendable(error: BaseException) -> str:
-    """Why an error cannot be sent to another process as it is; "" if it can."""
+    """Return the reason why an error cannot be sent to another process. "": it can be sent."""
     if not isinstance(error, Exception):
         return "it is no Exception"
     try:
         same = type(cloudpickle.loads(cloudpickle.dumps(error))) is type(error)  # type: ignore[no-untyped-call]
-    except Exception as refusal:  # whatever the error's own `__reduce__` raises; it is named in the error that is sent
+    except Exception as refusal:  # `__reduce__` of the error may raise any error; the sent error names it
         return f"{type(refusal).__name__}: {text_of(refusal)}"
     return "" if same else "it comes back as another class"
 
 
 def relinked(error: BaseException) -> BaseException:
-    """Give a received error, and each of its causes, the cause that `sendable` packed."""
+    """Restore the causes of a received error, which `sendable` has stored in attributes."""
     for one in causes(error):
         one.__cause__ = vars(one).pop(CAUSE, one.__cause__)
     return error

@@ -1,7 +1,7 @@
-"""Runs Ray's own start in a thread, so that signals, a deadline and a death can end it. It starts nothing else.
+"""Runs Ray's own start in a thread, so that signals, a deadline or the death of a process can end it.
 
-Ray's start may block for minutes where it cannot succeed: without a loopback device it waits for a server that it
-cannot reach, and after the death of its control store it waits for an answer of that store.
+A start of Ray that cannot succeed may block for minutes: for example without a loopback device, or after the death of
+its control store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
 _GIVEN_UP: list[threading.Thread] = []
-"""Threads of starts that were given up. A thread inside Ray's code may continue; all others end at once."""
+"""Threads of starts that were given up. A thread in Ray's code may continue. Other threads end at once."""
 
 
 def start(
@@ -29,27 +29,28 @@ def start(
     ended: threading.Event,
     gone: Callable[[], str] = lambda: "",
 ) -> None:
-    """Call `begin` in a thread and return when it has.
+    """Call `begin` in a thread, and return when `begin` has returned.
 
-    One signal that asks for an end is answered afterwards, by the handlers that were there before: a start that is
-    interrupted leaves processes behind. A second one, the deadline, or the death of a process ends the start.
+    A first signal that requests an end is passed to the earlier handlers after the start, because an interrupted start
+    leaves processes behind. A second signal, the deadline, or the death of a process ends the start.
 
     Args:
-        give_up: Ends the processes that were started; `begin` fails then, or its thread is left to itself.
-        ended: Set once those processes are no longer needed: the system ends them together with the thread.
-        gone: Returns, in words, which essential process has ended; "" if all run.
+        give_up: Function that ends the started processes. `begin` then fails, or its thread is abandoned.
+        ended: Event that is set when the processes are no longer needed. The thread must run until then, because the
+            system ends the processes together with the thread.
+        gone: Function that describes the essential process that has ended. "": all run.
 
     Raises:
-        StartDeadlineExceeded: the start was not done in time.
-        PlacementUnavailable: such a process ended; a second signal came, and no handler ended the process; or an
-            earlier start was given up, and its thread has not ended.
-        Exception: what `begin` raised.
+        StartDeadlineExceeded: the start was not complete in time.
+        PlacementUnavailable: an essential process ended; a second signal came, and no handler ended this process; or
+            the thread of an earlier start that was given up has not ended.
+        Exception: the error of `begin`.
     """
     _refuse_a_second_one()
     done: Future[None] = Future()
     limit_s = time.monotonic() + deadline_s
     stopped: PlacementUnavailable | StartDeadlineExceeded | None = None
-    with held_back() as came:  # before the thread starts, so that no signal is lost
+    with held_back() as came:  # set before the thread starts, so that no signal is lost
         thread = threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True)
         thread.start()
         while not done.done() and stopped is None:
@@ -60,19 +61,19 @@ def start(
             give_up()
             wait([done], timeout=GIVE_UP_WITHIN_S)
     if stopped is not None:
-        raise stopped from done.exception() if done.done() else None  # its processes were ended
+        raise stopped from done.exception() if done.done() else None  # Ray's processes were ended
     done.result()
 
 
 def _why_to_stop(
     lost: str, came: Sequence[tuple[int, float]], limit_s: float, deadline_s: float
 ) -> PlacementUnavailable | StartDeadlineExceeded | None:
-    """Return the error with which a start ends now. None: it goes on.
+    """Return the error that ends a start now. None: the start continues.
 
     Args:
-        lost: Says which process has ended; "" if none has.
-        came: The signals so far, each with its time on the monotonic clock.
-        limit_s: Time on that clock at which the deadline ends.
+        lost: Description of the process that has ended. "": all run.
+        came: The signals so far, each with its monotonic time.
+        limit_s: Monotonic time of the deadline.
     """
     if lost:
         return PlacementUnavailable("ray", f"{lost} while Ray started; its other processes were ended")
@@ -85,7 +86,7 @@ def _why_to_stop(
 
 
 def _refuse_a_second_one() -> None:
-    """Raise where the thread of an earlier start is still in Ray's code: two starts at once would end this process."""
+    """Raise if the thread of an earlier start is still running, because two starts at once would end this process."""
     for thread in _GIVEN_UP:
         thread.join(GIVE_UP_WITHIN_S)
         if thread.is_alive():
@@ -96,8 +97,8 @@ def _refuse_a_second_one() -> None:
 def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Event) -> None:
     try:
         begin()
-    except BaseException as error:  # also `SystemExit`, which Ray raises: the waiting thread raises it again
+    except BaseException as error:  # also `SystemExit` of Ray; the waiting thread raises it again
         done.set_exception(error)
     else:
         done.set_result(None)
-        ended.wait()  # Ray has its processes die with their parent, which is a thread to the system
+        ended.wait()  # Ray's processes end with the thread that started them

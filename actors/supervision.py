@@ -1,7 +1,7 @@
-"""Decides which actors restart after a death, and when deaths are too many. It starts and ends no actor.
+"""Decides which actors restart after a death, and when there are too many deaths.
 
-Reports change the states of the children, and `Supervisor.take_plan` computes from the states what has to be done. A
-report that comes twice, late, or during a restart therefore neither loses a restart nor adds one.
+Reports change the states of the children. `Supervisor.take_plan` computes the next starts and ends from the states. So
+a report that comes twice, late, or during a restart does not change the number of restarts.
 
 Source: Erlang/OTP's supervisor (restart strategies, maximum restart intensity); the check for progress is esper's.
 """
@@ -20,10 +20,10 @@ from esper.ground.clock import Clock
 
 
 class Strategy(StrEnum):
-    """Which children restart when one dies."""
+    """The children that restart when one dies."""
 
-    ONE_FOR_ONE = "one_for_one"  # the dead one
-    ONE_FOR_ALL = "one_for_all"  # all of its group
+    ONE_FOR_ONE = "one_for_one"  # only the dead child
+    ONE_FOR_ALL = "one_for_all"  # all children of its group
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class ChildSpec:
 class State(StrEnum):
     """State of a child's process, as far as it is known."""
 
-    STARTING = "starting"  # its process may be running or not
+    STARTING = "starting"  # its process may or may not be running
     UP = "up"
-    DOWN = "down"  # it has no process
-    STOPPED = "stopped"  # for good
+    DOWN = "down"  # the child has no process
+    STOPPED = "stopped"  # supervision has ended
 
 
 class Life(NamedTuple):
@@ -54,7 +54,7 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True)
 class RestartPlan:
-    """What to do now: first end all of `stop`, which may have processes, in order; then start all of `start`."""
+    """The next changes: first end the processes in `stop`, in order; then start those in `start`."""
 
     stop: tuple[Life, ...]
     start: tuple[Life, ...]
@@ -62,9 +62,9 @@ class RestartPlan:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A death that was followed by a restart; in a group that restarts together, the first death.
+    """A death that led to a restart. If a group restarts together, it is the first death.
 
-    `incarnation` is that of the process which died, and `fence` the last one that the run had passed.
+    `incarnation` is the number of the dead process. `fence` is the last fence that the run had passed.
     """
 
     name: str
@@ -77,19 +77,17 @@ class Restarted:
 
 @dataclass(eq=False)
 class _Unit:
-    """A unit that restarts as a whole: a child, or a group. Between a death and the next start, further deaths in it do
-    not count.
-    """
+    """A child, or a group that restarts together. Between a death and the next start, further deaths do not count."""
 
     name: str
     incarnation: int = 0
-    due: bool = True  # the next plan starts it
+    due: bool = True  # the next plan starts this unit
     deaths_s: deque[float] = field(default_factory=deque)
     fence: int = 0
-    at_fence: int = 0  # deaths in a row at `fence`
+    at_fence: int = 0  # number of successive deaths at `fence`
 
     def die(self, now_s: float, fence: int, limits: SupervisionConfig) -> str | None:
-        """Count one death. Returns why the limits do not allow it, or None if they do."""
+        """Count one death. Return the reason if a limit is exceeded. None: the death is within the limits."""
         self.due = True
         self.deaths_s.append(now_s)
         while now_s - self.deaths_s[0] > limits.within_s:
@@ -106,18 +104,21 @@ class _Unit:
 
 
 class Supervisor:
-    """The children of a run. At first all are due to be started. One thread at a time may call it; `RayCrew` ensures
-    that with a lock.
+    """The children of a run. Initially the start of every child is due.
 
-    Call order: `take_plan`, then `started` or `start_failed` for each start of the plan; `died` at any time; then
-    `take_plan` again, until it returns None. Once the run must stop, `take_plan` and every report of a death raise the
-    error that stops it.
+    One thread at a time may call it; `RayCrew` ensures this with a lock. Call order: `take_plan`, then `started` or
+    `start_failed` for each start of the plan, then `take_plan` again, until it returns None. `died` may be called at
+    any time. If the run must stop, `take_plan` and every report of a death raise the error that stops it.
     """
 
     def __init__(
         self, specs: Sequence[ChildSpec], limits: SupervisionConfig, policy: FailurePolicy, clock: Clock
     ) -> None:
-        """Take the children in their start order. Raises: ValueError: a name twice, a group with two strategies."""
+        """Set the children, in their start order.
+
+        Raises:
+            ValueError: a name occurs twice, or a group has two strategies.
+        """
         strategies = {(spec.group, spec.strategy) for spec in specs}
         if len({spec.name for spec in specs}) < len(specs) or len(dict(strategies)) < len(strategies):
             raise ValueError("each child has its own name, and each group one strategy")
@@ -130,7 +131,7 @@ class Supervisor:
         self.records: list[Restarted] = []
 
     def state(self, name: str) -> State:
-        """What is known of a child."""
+        """Return the state of a child."""
         return self._states[name]
 
     def lives(self) -> tuple[Life, ...]:
@@ -138,14 +139,14 @@ class Supervisor:
         return tuple(map(self._life, self._states))
 
     def starting(self) -> tuple[Life, ...]:
-        """The children that are being started, in order, until `started` or `start_failed` is called for each."""
+        """Return the children that are starting, in order. `started` or `start_failed` ends this state of a child."""
         return tuple(self._life(name) for name, state in self._states.items() if state is State.STARTING)
 
     def take_plan(self) -> RestartPlan | None:
-        """What has to be done now, before anything else is reported; None: nothing.
+        """Return the starts and ends that are due now. None: nothing is due.
 
         Raises:
-            BaseException: the run must stop; the error is that of `died` or `start_failed`.
+            BaseException: the run must stop. The error is the one that `died` or `start_failed` raised.
         """
         if self._verdict is not None:
             raise self._verdict
@@ -163,23 +164,28 @@ class Supervisor:
             self._states[life.name] = State.UP
 
     def start_failed(self, life: Life, error: BaseException) -> None:
-        """A child did not come up. If it died, that counts as any other death; after any other error it is not retried.
+        """Record that a child did not come up. A death counts like any other death.
+
+        After another error the start is not repeated.
 
         Raises:
-            BaseException: `error`, unchanged, if it is no death, even if `[failure_policy]` would answer it by a
-            restart. RestartIntensityExceeded: as `died` does.
+            BaseException: `error`, unchanged, if it is not a death. `[failure_policy]` has no effect on it here.
+            RestartIntensityExceeded: see `died`.
         """
         if isinstance(error, ActorLost):
             self.died(life, error)
-        elif self._is_current(life) and not self._units[life.name].due:  # else a death in its group makes it restart
+        elif self._is_current(life) and not self._units[life.name].due:  # if due, it restarts with its group
             self._stop_with(error)
 
     def died(self, life: Life, error: BaseException) -> None:
-        """A call of a child raised `error`. If that is a death that was not reported yet, the child is due to restart.
+        """Record that a call of a child raised `error`.
+
+        If `error` is a death that was not reported yet, a restart is due.
 
         Raises:
-            BaseException: `error`, unchanged: it is no death, or `[failure_policy]` says that the death stops the run.
-            RestartIntensityExceeded: from `error`; the run must stop.
+            BaseException: `error`, unchanged, if it is not a death, or if `[failure_policy]` says that the death stops
+                the run.
+            RestartIntensityExceeded: there were too many deaths, so the run must stop. `error` is its cause.
         """
         gone, restarts = isinstance(error, ActorLost), self._policy.restarts(error)
         if not gone and not restarts:
@@ -196,11 +202,11 @@ class Supervisor:
         self._count(self._specs[life.name], error)
 
     def fence_passed(self, fence: int) -> None:
-        """The run passed a fence. It is progress only if it is later than all before, because a restore goes back."""
+        """Record that the run passed a fence. It is progress only if it is later than all earlier fences."""
         self._fence = max(self._fence, fence)
 
     def stop(self) -> tuple[Life, ...]:
-        """End supervision. Returns the children that may have a process to be ended, the last started first."""
+        """End supervision. Return the children that may have a process, the last started first."""
         alive = (State.STARTING, State.UP)
         lives = [self._life(name) for name, state in self._states.items() if state in alive]
         self._states, self._verdict = dict.fromkeys(self._states, State.STOPPED), None

@@ -1,4 +1,4 @@
-"""Sends a task to another process: its reference, which that process imports, or else its bytes."""
+"""Sends a task to another process: by its reference, which that process imports, or else as bytes."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from esper.user_code.task_reference import Reference, import_task, locate
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task that can be sent. With a reference, each process imports the task and the blueprints that it registers."""
+    """A task that can be sent. If it has a reference, each process imports the task, which registers its blueprints."""
 
     reference: Reference
     path: tuple[str, ...]
-    """The sender's import path, from which the task imports its modules."""
+    """The sender's import path, in which the modules of the task are found."""
     digest: str | None = None
-    """Digest of the referenced task's file."""
+    """Digest of the task's file."""
     modules: Mapping[str, str] = field(default_factory=dict)
     """Digest of each module of the task, by its path in the task's folder."""
     pickled: bytes | None = None
     """Task and blueprints as bytes, if there is no reference."""
     started_in: str = ""
-    """The working directory in which the sender's command or call began; the task's code may have left it since."""
+    """The working directory at the beginning of the sender's command or call. The task's code may have changed it
+    since."""
 
     @classmethod
     def of(cls, survey: Survey, reference: Reference) -> TaskSource:
-        """The source of the task of a survey.
+        """Return the source of the task of a survey.
 
         Raises:
             TaskError: the task has no reference and cannot be sent as bytes.
@@ -57,11 +58,11 @@ class TaskSource:
         return cls(reference, absolute_path(), pickled=pickled, started_in=where)
 
     def load(self) -> tuple[Task, BlueprintRegistry]:
-        """Load the task and its blueprints in this process, which takes over the sender's import path and folder.
+        """Load the task and its blueprints in this process. First set the sender's import path and working directory.
 
         Raises:
             TaskError: a file of the task has changed since the run began, or the task's code raised.
-            ConfigError: the sender's working directory is gone, or this process may not enter it.
+            ConfigError: the sender's working directory does not exist, or this process may not enter it.
         """
         if self.started_in:
             self._enter()
@@ -98,28 +99,28 @@ def _unpickled(pickled: bytes) -> tuple[Task, BlueprintRegistry]:
 
 @dataclass(frozen=True)
 class SentSurvey:
-    """A survey without the task, its data and its blueprints, which `open` makes again in another process."""
+    """A survey without the task, its data and its blueprints. In another process, `open` adds them."""
 
     source: TaskSource
-    measured: Any  # Any: a Survey whose task, data and blueprints are None; only `open` reads it
+    measured: Any  # Any: a Survey with None as task, data and blueprints; only `open` reads it
 
     @classmethod
     def of(cls, survey: Survey, reference: Reference) -> SentSurvey:
-        """Pack a survey. Raises: TaskError: as `TaskSource.of`."""
+        """Pack a survey. Raises: TaskError: see `TaskSource.of`."""
         bare: Any = {"task": None, "data": None, "blueprints": None}
         return cls(TaskSource.of(survey, reference), replace(survey, **bare))
 
     def open(self) -> Survey:
-        """The whole survey, with the task's data opened in this process; nothing is measured again."""
+        """Return the whole survey. The task's data is opened in this process. Measurements are not repeated."""
         task, blueprints = self.source.load()
-        set_ours(self.measured.config.run.threads)  # loading the task may have set something else
+        set_ours(self.measured.config.run.threads)  # the task's code may have changed the settings
         data = open_data(task, self.measured.config)
         whole: Survey = replace(self.measured, task=task, data=data, blueprints=blueprints)
         return whole
 
 
 def _from_anywhere(reference: Reference) -> Reference:
-    """Return the reference in a form that a process in another directory can resolve too."""
+    """Return the reference in a form that does not depend on the working directory."""
     place, _, attribute = reference.text.rpartition(":")
     by_file = place.endswith(".py") and reference.file is not None
     return replace(reference, text=f"{reference.file}:{attribute}") if by_file else reference

@@ -1,7 +1,8 @@
-"""Temporary folders outside the run directory. Each belongs to one process; if that is killed, a later one removes it.
+"""Temporary folders outside the run directory. Each belongs to one process.
 
-Each holds a file that names its process. A folder is removed only if that process has certainly ended: same user, same
-boot, same process namespace, and no process with this id and start time.
+If the process is killed, a later process removes the folder. A file in the folder names the process. The folder is
+removed only if the process has certainly ended: user, boot and process namespace are the same, and there is no process
+with its id and start time.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from esper.ground.machine import process_began
 OWNER = "owner"
 SHARED_MEMORY = Path("/dev/shm")
 TEMPORARY = Path("/tmp")
-"""A short path, because the path of a socket has at most 107 bytes, and Ray adds about 70."""
+"""A short path, because the path of a socket may have at most 107 bytes, and Ray adds about 70."""
 NAME = re.compile(r"esper-(ray|word)-[0-9]+-[0-9a-f]{8}")
 
 
 def make_place(kind: str, parent: Path) -> Path:
-    """Make a folder that only this user can enter, marked with this process. Raises: OSError: the system refused."""
+    """Make a folder for this process that only this user can enter. Raises: OSError: it cannot be made."""
     folder = parent / f"esper-{kind}-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
     (folder / OWNER).write_text(_mark(os.getpid(), process_began(os.getpid())))
@@ -30,9 +31,9 @@ def make_place(kind: str, parent: Path) -> Path:
 
 
 def sweep(*parents: Path) -> tuple[Path, ...]:
-    """Remove the folders of processes that were killed. Returns the folders removed.
+    """Remove the folders of processes that were killed. Return the removed folders.
 
-    A folder that cannot be read or removed stays: it may be another user's.
+    A folder that cannot be read or removed stays, because it may belong to another user.
     """
     left = [place for parent in parents if parent.is_dir() for place in parent.iterdir() if _is_left(place)]
     for place in left:
@@ -41,14 +42,14 @@ def sweep(*parents: Path) -> tuple[Path, ...]:
 
 
 def _is_left(place: Path) -> bool:
-    """Whether this user made the folder by `make_place`, for a process that has ended."""
+    """Return whether this user made the folder by `make_place`, for a process that has ended."""
     if not NAME.fullmatch(place.name) or place.is_symlink():
         return False
     try:
         if place.stat().st_uid != os.getuid():
             return False
         mark = (place / OWNER).read_text()
-    except OSError:  # it is being removed, or has no mark yet
+    except OSError:  # the folder is being removed, or has no mark yet
         return False
     pid = mark.partition(" ")[0]
     if not re.fullmatch(r"[0-9]{1,9}", pid):
@@ -57,11 +58,11 @@ def _is_left(place: Path) -> bool:
 
 
 def _mark(pid: int, began_ticks: int | None) -> str:
-    """The id and start time of a process, with the boot and the namespace in which they are unique."""
+    """Return the id and start time of a process, with the boot and the namespace in which they are unique."""
     return " ".join([str(pid), str(began_ticks), *_here()])
 
 
 def _here() -> list[str]:
-    """Ids of this boot of the machine and of this process namespace."""
+    """Return the ids of this boot of the machine and of this process namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return [boot, os.readlink("/proc/self/ns/pid")]

@@ -1,8 +1,8 @@
-"""Reports the end of this process if the process cannot. It starts at most a shell, which waits for a line.
+"""Reports the end of this process if the process itself cannot report it.
 
-When a process of Ray is gone, Ray's core ends the process from within C++ ("Failed to register worker to Raylet",
-"Failed to connect to GCS within 60 seconds"): no Python runs then. The parent process of a command line prints
-the report (`esper.ground.parent`); for any other program a shell beside it does.
+If a process of Ray has ended, Ray's core may end this process in C++ ("Failed to register worker to Raylet", "Failed to
+connect to GCS within 60 seconds"). No Python code runs then. In a command of esper, the parent process prints the
+report (`esper.ground.parent`). In other programs, a shell that runs beside this process prints it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from esper.ground.exit_codes import STRICT_FAILURE
 
 ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
-"""Prints its argument if its input ends without a line, which means that the process has ended."""
+"""Prints its argument if its input ends without a line, because the process has then ended without `close`."""
 
 
 def words(reason: str, run_dir: Path | None) -> str:
-    """The lines that a person sees about a failure."""
+    """Return the lines about a failure for a person."""
     step = resume_command(run_dir) if run_dir is not None else "esper resume, with the directory of the run"
     return f"error: ActorLost\nmessage: conductor: {reason}\nnext: {step}"
 
@@ -33,7 +33,7 @@ class Witness(Closing):
     """Prints the report on the standard error of this process if it ends before `close`."""
 
     def __init__(self, run_dir: Path | None = None) -> None:
-        """Begin to watch. The report names `run_dir`."""
+        """Begin to watch this process. The report names `run_dir`."""
         self._run_dir = run_dir
         self._shell: subprocess.Popen[bytes] | None = None
         if not parent.is_there():
@@ -41,17 +41,17 @@ class Witness(Closing):
             self._shell = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
     def leave(self, reason: str) -> NoReturn:
-        """End this process now, from any thread, with exit code 3, and report the reason."""
+        """Report the reason, and end this process with exit code 3. Any thread may call it."""
         if parent.is_there():
             parent.tell(reason=reason)
         else:
-            with suppress(OSError):  # standard error is closed; the exit code still says it
+            with suppress(OSError):  # standard error is closed; the exit code is still correct
                 os.write(2, (words(reason, self._run_dir) + "\n").encode())
         self.close()
         os._exit(STRICT_FAILURE)
 
     def close(self) -> None:
-        """Stop watching. May be called twice."""
+        """Stop watching. A second call has no effect."""
         shell, self._shell = self._shell, None
         if shell is not None:
             shell.communicate(b"well\n")
