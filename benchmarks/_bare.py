@@ -1,4 +1,4 @@
-"""The same training without esper: a plain loop, and a neighbour process that runs one while it is told to."""
+"""The same training without esper: a plain loop, and a process that runs a plain loop beside another."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from esper.user_code.task_reference import load_task
 
 
 class BareLoop:
-    """What a user would write without esper. It knows which samples come when, and nothing else of the runtime."""
+    """The training loop that a user would write without esper. It uses the same samples in the same order as esper."""
 
     def __init__(self, survey: Survey) -> None:
         task, data, seed = survey.task, survey.data, survey.config.run.seed
         self.host = build_host(task, seed, "cpu")
-        self._samples: Any = task.train  # Any: it loads in bulk
+        self._samples: Any = task.train  # Any: it has `__getitems__`
         self._loss = task.loss
         self._optimizer = task.optimizer(list(self.host.parameters()))
         assert task.scheduler is not None, "the task of this benchmark has one"
@@ -45,7 +45,7 @@ class BareLoop:
         self._step = 0
 
     def train(self, steps: int) -> None:
-        """Go on for so many steps."""
+        """Train for a number of steps."""
         for batch in self._batches[self._step : self._step + steps]:
             self._update(batch)
             self._step += 1
@@ -57,15 +57,15 @@ class BareLoop:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._scheduler.step()
-        loss.item()  # whoever trains looks at the loss
+        loss.item()  # a user reads the loss in each step
 
     def state(self) -> dict[str, Any]:
-        """What it can go on from."""
+        """Return the state from which a loop can continue."""
         parts = {"host": self.host, "optimizer": self._optimizer, "scheduler": self._scheduler}
         return {"step": self._step, **{name: part.state_dict() for name, part in parts.items()}}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Load a state, and continue from it."""
         self.host.load_state_dict(state["host"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.load_state_dict(state["scheduler"])
@@ -73,7 +73,7 @@ class BareLoop:
 
 
 class SeedByHand(nn.Module):
-    """A slot's module with a residual seed after it, as a user would write it: `h + alpha * seed(h)`."""
+    """A slot's module followed by a residual seed, as a user would write it: `h + alpha * seed(h)`."""
 
     alpha: Tensor
 
@@ -83,14 +83,14 @@ class SeedByHand(nn.Module):
         self.register_buffer("alpha", torch.zeros(()))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the slot's output with the seed in it, [B, ...]."""
+        """Return the slot's output with the seed blended in, [B, ...]."""
         h: Tensor = self.slot(*inputs)
         corrected: Tensor = h + self.alpha * self.seed(h.detach() if self.isolated else h)
         return corrected
 
 
 class LoopWithSeed(BareLoop):
-    """The bare loop, whose model has a seed from some step on, with an optimizer and rates of its own."""
+    """A bare loop with a seed from some step on. The seed has a separate optimizer and learning rates."""
 
     def __init__(self, survey: Survey) -> None:
         super().__init__(survey)
@@ -99,7 +99,7 @@ class LoopWithSeed(BareLoop):
         self._by_hand: SeedByHand | None = None
 
     def insert(self, plan: GraftPlan, seed: nn.Module) -> None:
-        """Put a module with its weights behind the slot of a plan, from this step on."""
+        """Insert a module with its weights after the slot of a plan. It is used from this step on."""
         self._plan, self.seed = plan, seed
         self._of_seed = self._make_optimizer([weight for _, weight in sorted(seed.named_parameters())])
         self._rate = self._peak * self._of_seed.param_groups[0]["lr"]
@@ -121,7 +121,10 @@ class LoopWithSeed(BareLoop):
 
 
 class Neighbour:
-    """Another process in a bare loop without end: what the machine itself leaves to a trainer beside it."""
+    """Another process that runs bare loops without end.
+
+    It shows how two processes slow each other down on this machine.
+    """
 
     def __init__(self, task: str) -> None:
         self._process = subprocess.Popen([sys.executable, __file__, task], stdout=subprocess.PIPE)
@@ -130,7 +133,7 @@ class Neighbour:
             raise SystemExit("the neighbour did not start")
 
     def goes_on(self, yes: bool) -> None:
-        """Let it work, or stand still."""
+        """Continue or stop the process."""
         os.kill(self._process.pid, signal.SIGCONT if yes else signal.SIGSTOP)
 
     def __enter__(self) -> Neighbour:
@@ -144,7 +147,7 @@ class Neighbour:
 
 
 def train_without_end(reference: str) -> None:
-    """One bare loop after the other."""
+    """Run one bare loop after the other."""
     torch.set_num_threads(1)
     survey = survey_of(load_task(reference)[0], load_config())
     print("trains", flush=True)

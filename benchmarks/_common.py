@@ -1,6 +1,6 @@
-"""What every benchmark here shares: the machine, blocks in turn, medians with their spread, rows, and the JSON file.
+"""The shared parts of the benchmarks: the machine, medians with their spread, rows, and the JSON file.
 
-A figure is always a ratio to a limit or a peer that was measured in the same run, in turns with it.
+A figure is a ratio to a limit or to a peer. Figure and peer are measured in the same run, in alternation.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VERSIONED = ("esper-runtime", "torch", "ray", "numpy", "pydantic", "opentelemetr
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure measured several times."""
+    """Repeated measurements of a figure."""
 
     values: tuple[float, ...]
 
@@ -39,12 +39,12 @@ class Spread:
 
     @property
     def lower_quartile(self) -> float:
-        """For times: what the work takes while the machine does little else."""
+        """The lower quartile. Of times, it shows the work on a machine with little other load."""
         return self.quartiles[0]
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Lower and upper; of a single value, that value."""
+        """The lower and the upper quartile. A single value is both."""
         if len(self.values) == 1:
             return self.values[0], self.values[0]
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
@@ -57,7 +57,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a result: our figure beside the limit or peer of the same run."""
+    """One line of a result: a figure beside its limit or peer in the same run."""
 
     measure: str
     value: float
@@ -65,34 +65,34 @@ class Row:
     ratio: float | None
     target: str
     kind: str
-    """must, goal or info."""
+    """"must", "goal" or "info"."""
     met: bool | None
 
     @classmethod
     def judged(cls, measure: str, value: float, limit: float, target: str, met: bool, kind: str = "must") -> Row:
-        """A figure with a target."""
+        """Return the row of a figure with a target."""
         return cls(measure, value, limit, value / limit, target, kind, met)
 
     @classmethod
     def told(cls, measure: str, value: float, limit: float | None = None) -> Row:
-        """A figure without a target."""
+        """Return the row of a figure without a target."""
         return cls(measure, value, limit, value / limit if limit else None, "", "info", None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a benchmark measured: rows, and the spreads they come from."""
+    """The result of a benchmark: rows, and the spreads from which they are computed."""
 
     rows: Sequence[Row]
     spreads: dict[str, Spread]
 
 
 def main(name: str, about: str, measure: Callable[[int], Outcome], repetitions: int = 5) -> None:
-    """Run one benchmark from the command line; with `--json` the result goes to standard output and to a dated file."""
+    """Run one benchmark from the command line. With `--json`, the result is printed and written to a dated file."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--repetitions", type=int, default=repetitions, help=f"default {repetitions}")
     parser.add_argument("--json", action="store_true", help=f"one JSON object, also written to {RESULTS.name}/")
-    asked, here = parser.parse_args(), machine()  # before: what is measured may keep this process to some cores
+    asked, here = parser.parse_args(), machine()  # first, because a benchmark may restrict this process to some cores
     outcome = measure(asked.repetitions)
     for row in outcome.rows:
         print(_line(row), file=sys.stderr)
@@ -106,7 +106,7 @@ def main(name: str, about: str, measure: Callable[[int], Outcome], repetitions: 
 
 
 def machine() -> dict[str, Any]:
-    """Hardware and versions."""
+    """Return the hardware and the versions of packages."""
     return {
         "cpu": cpu_type(),
         "cores": len(os.sched_getaffinity(0)),
@@ -120,7 +120,7 @@ def machine() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for run directories, gone afterwards."""
+    """Make a folder for run directories. It is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="esper-bench-") as folder:
         yield Path(folder)
 

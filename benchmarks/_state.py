@@ -1,4 +1,4 @@
-"""A host whose state is as large as asked, and the two things that a copy is measured against: memcpy and the disk."""
+"""A host with a state of a given size, and ways to copy memory as peers of esper's copies."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from esper.tolaria.trainer import Trainer, never
 
 MEBIBYTE = 2**20
 _BYTES_PER_PARAMETER = 12
-"""A float and Adam's two moments of it."""
+"""A float32 and Adam's two moments."""
 
 
 class Stack(nn.Module):
-    """[B, 8] -> [B, 4] with so many square layers in between, of 1024 features at most; its slot is "body"."""
+    """[B, 8] -> [B, 4] with about `parameters` parameters in square layers of at most 1024 features.
+
+    Its slot is "body".
+    """
 
     def __init__(self, parameters: int) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class Stack(nn.Module):
 
 
 def trained(state_bytes: int) -> Trainer:
-    """A trainer with about so many bytes of weights and moments, all of them touched."""
+    """Return a trainer with about `state_bytes` of weights and moments, after two steps."""
     parameters = state_bytes // _BYTES_PER_PARAMETER
     optimizer = {"optimizer": lambda chosen: torch.optim.Adam(chosen, lr=1e-5)}
     task = tiny_task(model=lambda: Stack(parameters), batch_size=8, **optimizer)
@@ -50,14 +53,14 @@ def trained(state_bytes: int) -> Trainer:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call."""
+    """Return the wall seconds of one call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def in_turns(works: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Seconds of each piece of work, `turns` times, one after the other; who begins changes from turn to turn."""
+    """Return the seconds of each piece of work in each turn. In every turn another piece is the first."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(turns):
         for name in islice(cycle(works), turn % len(works), turn % len(works) + len(works)):
@@ -66,7 +69,7 @@ def in_turns(works: Mapping[str, Callable[[], object]], turns: int) -> dict[str,
 
 
 def copies(size: int) -> dict[str, Callable[[], object]]:
-    """Ways to copy so many bytes from one place of memory to another, every page touched before."""
+    """Return ways to copy `size` bytes in memory. All pages are allocated before."""
     source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
     from_numpy, to_numpy = source.numpy(), target.numpy()
     return {
@@ -77,18 +80,18 @@ def copies(size: int) -> dict[str, Callable[[], object]]:
 
 
 def best(found: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
-    """The one with the lowest median."""
+    """Return the name with the lowest median."""
     return min(names, key=lambda name: float(np.median(found[name])))
 
 
 def tensor_bytes(copied: StateCopied | None) -> int:
-    """What a snapshot copies."""
+    """Return the number of bytes that a snapshot copies."""
     assert copied is not None, "no state was copied"
     return copied.tensor_bytes
 
 
 def plain_state(trainer: Trainer) -> dict[str, Any]:
-    """Weights and moments as a user would hand them to torch's own checkpoints."""
+    """Return weights and moments in the form in which a user would pass them to torch's checkpoints."""
     optimizer = trainer._optimizer
     moments = {
         f"{index}.{name}": value

@@ -1,7 +1,7 @@
-"""What a checkpoint costs: the stall of training, the save in the background, and a verified restore.
+"""Times of a checkpoint: the stall of training, the save in the background, and a verified restore.
 
-Beside each stands what the same machine needs at least, measured in turns with it: a copy in memory, a plain write with
-one fsync, a read of a file in the page cache; and for the stall torch's own asynchronous checkpoints.
+Their peers are a copy in memory, a plain write with one fsync, and a read of a file in the page cache, measured in
+alternation. A further peer of the stall is torch's asynchronous checkpoint.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from esper.user_code.process_state import process_state
 STATE_BYTES = 512 * MEBIBYTE
 STALL, OF_DCP, SAVE, RESTORE = 1.5, 1 / 3, 1.15, 3.5
 TURNS = 3
-"""Of every repetition."""
+"""Number of turns in every repetition."""
 CHUNK_BYTES = MEBIBYTE
 
 
 class Saves:
-    """The same trainer's checkpoints, each in a file of its own that is gone when the next is made."""
+    """Checkpoints of one trainer, each in a new file. The older file is removed after the next save."""
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         self._trainer, self._folder, self._numbers = trainer, folder, count()
@@ -39,22 +39,22 @@ class Saves:
         self.written_s: list[float] = []
 
     def stall(self) -> None:
-        """Begin a save; the disk has its part of it later, in `settle`."""
+        """Begin a save. `settle` waits for the disk."""
         self._old, self._path = self._path, self._folder / f"{next(self._numbers)}.pt"
         self._trainer.save(self._path, {}, {})
 
     def settle(self) -> None:
-        """Until the save is durable."""
+        """Wait until the save is durable."""
         self.written_s.append(self._trainer.saved().seconds)
         self._old.unlink(missing_ok=True)
 
     def restore(self) -> None:
-        """Verify, load and copy into the live host."""
+        """Verify and load the checkpoint, and copy it into the live host."""
         found = load_written(self._folder, self._trainer.saved())
         self._trainer.restore(from_plain(found["trainer"]), next(self._generations))
 
     def raw_write(self, content: bytearray) -> None:
-        """The same bytes from memory, with one fsync."""
+        """Write the same number of bytes from memory, with one fsync."""
         whole = memoryview(content)
         path = self._folder / "raw"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
@@ -67,7 +67,7 @@ class Saves:
         (self._folder / "raw").unlink()
 
     def warm_read(self, buffer: bytearray) -> None:
-        """The last checkpoint, from the page cache into memory that is there."""
+        """Read the last checkpoint from the page cache into existing memory."""
         with self._path.open("rb", buffering=0) as file:
             view = memoryview(buffer)
             while read := file.readinto(view):
@@ -75,7 +75,7 @@ class Saves:
 
 
 class TorchSaves:
-    """torch.distributed.checkpoint's asynchronous saves of the same tensors."""
+    """Asynchronous saves of the same tensors by torch.distributed.checkpoint."""
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         self._state, self._folder, self._numbers = plain_state(trainer), folder, count()
@@ -85,7 +85,7 @@ class TorchSaves:
         self._future = async_save(self._state, checkpoint_id=str(self._folder / f"dcp-{next(self._numbers)}"))
 
     def settle(self) -> None:
-        """Until the save is done, and its files gone."""
+        """Wait for the end of the save, and remove its files."""
         self._future.result()
         for path in self._folder.glob("dcp-*/*"):
             path.unlink()
@@ -93,7 +93,7 @@ class TorchSaves:
 
 @contextmanager
 def process_group(folder: Path) -> Iterator[None]:
-    """A group of one, which torch's checkpoints ask for."""
+    """Make a process group of one process, which torch's checkpoints require."""
     store = torch.distributed.FileStore(str(folder / "store"), 1)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
@@ -103,7 +103,7 @@ def process_group(folder: Path) -> Iterator[None]:
 
 
 def measure(repetitions: int) -> Outcome:
-    """Every turn waits until the disk has nothing left to do for the one before."""
+    """Measure all times. Every turn first waits until the disk has no work left."""
     found: dict[str, list[float]] = {}
 
     def keep(name: str, values: list[float]) -> None:

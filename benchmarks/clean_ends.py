@@ -1,7 +1,7 @@
-"""From a signal to the end of a run on actors, and from a policy's deadline to the end of its process.
+"""Times from a signal to the end of a run on actors, and from a policy's deadline to the end of its process.
 
-The run is a real `esper run` of the tiny task in a session of its own. That nothing of it is left is shown by
-tests/actors/test_clean_ends.py.
+The run is a real `esper run` of the tiny task in a separate session. tests/actors/test_clean_ends.py checks that
+nothing of it is left.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from esper.testing import tiny_config, tiny_task, until
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
 DEADLINE_S = 1.0
 MOST_S = {"Ctrl-C in a round": 5.0, "SIGTERM in a round": 5.0, "Ctrl-C while Ray starts": 12.0}
-"""Ray's start is not interrupted."""
+"""Largest allowed seconds. They are more while Ray starts, because its start is not interrupted."""
 
 
 def measure(repetitions: int) -> Outcome:
-    """Every repetition: each signal, then a policy that hangs in a C call."""
+    """Measure each signal, then a policy that hangs in a C call, in every repetition."""
     found: dict[str, list[float]] = {name: [] for name in (*MOST_S, "policy")}
     with scratch() as folder:
         for number in range(repetitions):
@@ -51,7 +51,7 @@ def _row(name: str, value: float, most: float) -> Row:
 
 
 def _ended(folder: Path, number: signal.Signals, is_time: Callable[[Path], bool]) -> float:
-    """Seconds from a signal, sent when it is time, to the end of the process."""
+    """Return the seconds from a signal to the end of the process. The signal is sent when `is_time` returns True."""
     folder.mkdir()
     (folder / "task.py").write_text(TASK)
     (folder / "tiny.toml").write_text(as_toml(tiny_config(run__dir=str(folder / "run"))))
@@ -75,7 +75,7 @@ def _ended(folder: Path, number: signal.Signals, is_time: Callable[[Path], bool]
 
 
 def _hear_all() -> None:
-    """Who runs this in the background may ignore signals, which is inherited."""
+    """Restore the default handlers. A process in the background may inherit that signals are ignored."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
 
@@ -90,7 +90,7 @@ def _starting(run_dir: Path) -> bool:
 
 
 def _overdue(run_dir: Path) -> float:
-    """Seconds that a policy was given beyond its deadline."""
+    """Return the seconds from a policy's deadline to its end."""
     hangs = {"faults": [{"point": "tamiyo.decide", "fault": "hang_c"}]}
     config = RunConfig.model_validate(
         {**tiny_config(run__dir=str(run_dir), policy__deadline_s=DEADLINE_S).model_dump(), **hangs}

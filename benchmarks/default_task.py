@@ -1,6 +1,6 @@
-"""What growing does to the default task: the grown network's test loss beside its twin's, for run seeds 1, 2 and 3.
+"""The effect of growth on the default task: the grown network's test loss beside its twin's, for run seeds 1, 2 and 3.
 
-README's figures come from the file that this writes. The twin trained on the same batches without growing.
+The figures of the README are from its result file. The twin trains on the same batches without growth.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TASK = "esper.tasks.stdlib_text:task"
 
 
 def measure(seeds: int) -> Outcome:
-    """A run in this process for each run seed from 1 on."""
+    """Make a run in this process for each run seed from 1 to `seeds`."""
     rows = []
     for seed in range(1, seeds + 1):
         task, reference = load_task(TASK)

@@ -1,10 +1,10 @@
-"""From the first write that a full disk refuses to the end of the process, in one process and on actors.
+"""Times from the first write that a full disk refuses to the end of the process, in one process and on actors.
 
-Each repetition is another size of the disk, from 4 KiB up, under another store of the run; as many are tried in one
-process as on actors. A line of each run goes to standard error, with the load of the machine after it; figures of one
-day are in docs/durability.md. That such a run ends typed and is resumed to the same bits is shown by
-tests/durable/test_full_disk.py, whose kit this file uses. It mounts tmpfs in a namespace of its own, so it needs the
-right to. A repetition took about 80 s on two busy cores; `--repetitions 20` tries every size.
+Each repetition has another size of the disk, from 4 KiB up, and another store of the run on this disk. It makes a run
+in one process and a run on actors. A line for each run is printed to standard error, with the load of the machine.
+docs/durability.md has figures of one day. tests/durable/test_full_disk.py checks that such a run ends with a typed
+error and is resumed to the same bits; this file uses its kit. The kit mounts tmpfs in a new namespace and needs the
+permission for it. A repetition took about 80 s on two busy cores. `--repetitions 20` tries every size.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from full_disk import ON_ACTORS, SIZES, STORES  # noqa: E402  # the kit is no pa
 
 MOST_S = 30.0
 FILLED = tuple(store for store in STORES if store != "field_reports")
-"""The reports of this run fit into the smallest disk, so nothing is timed under them."""
+"""Stores that fill the disk. The field reports of this run fit into the smallest disk, so they are left out."""
 WAYS = {
     "in one process": (FILLED, ()),
     "on actors": (tuple(store for store in FILLED if store in ON_ACTORS), ("--ray",)),
 }
 ENDED, OTHER_ENDS = 3, {0: "had room", 2: "was not begun"}
-"""The exit code of a run that a full disk ended, and what the others mean."""
+"""The exit code of a run that a full disk ended, and the meanings of other exit codes."""
 
 
 def measure(repetitions: int) -> Outcome:
-    """As many sizes as repetitions, in one process and then on actors."""
+    """Measure as many sizes as repetitions, first in one process, then on actors."""
     print("| where | store | bytes | ended by | to the end (s) | load |\n|---|---|---|---|---|---|", file=sys.stderr)
     with scratch() as folder:
         told = {way: _runs(folder / way.replace(" ", "-"), way, some_sizes(repetitions)) for way in WAYS}
@@ -53,12 +53,12 @@ def measure(repetitions: int) -> Outcome:
 
 
 def some_sizes(count: int) -> list[int]:
-    """So many of the sizes, from the smallest up, at even distances in their list."""
+    """Return `count` of the sizes, at even distances in their list, beginning with the smallest."""
     return [SIZES[number * len(SIZES) // count] for number in range(min(count, len(SIZES)))]
 
 
 def _runs(folder: Path, way: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """What each run told, one at each size, each under the store whose turn it is."""
+    """Make a run for each size, and return their results. The stores alternate."""
     stores, options = WAYS[way]
     found = []
     for number, size in enumerate(sizes):

@@ -1,7 +1,7 @@
-"""How often a run accepts a useless seed: simulated losses whose differences have mean 0, by the limit of gate G2.
+"""The chance that a run accepts a useless seed by the limit of gate G2.
 
-The figures of docs/growth.md come from the file that this writes. The chance for one test is counted; the chance that a
-run of `RUN` independent tests accepts any of them follows from it.
+Differences of losses with mean 0 are simulated. The figures of docs/growth.md are from its result file. The chance for
+one test is counted. The chance for a run of `RUN` independent tests is computed from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RUN, ASKED = 400, 0.05
 """Tests of a run (`growth.max_tests`), and the chance that any of them passes by luck (`growth.false_pass`)."""
 
 LOT = 4000
-"""Tests that are drawn at a time."""
+"""Number of tests that are drawn at a time."""
 
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
 DIFFERENCES: dict[str, Draw] = {

@@ -1,11 +1,10 @@
-"""What growth costs at a fence, apart from training and forward passes: admission, gates, and the graft of a seed.
+"""Times of growth at a fence, without training and forward passes: admission, gates, and the graft of a seed.
 
-Whole runs of a small task in one process, with default telemetry and a journal on disk. Their calls are timed where
-they are made. A fence with a graft is compared with a fence of the same runs at which no seed was due: the time in
-which the seeds of the live host are observed, commanded, judged, journaled and changed. The graft itself, which builds
-and tries the seed's module, is measured on the transformer of the text task as well. CPU seconds stand beside wall
-seconds. A command is admitted several times in a row: the first time takes longer, since the training before it has
-filled the caches of the processor.
+Calls are timed in whole runs of a small task in one process, with default telemetry and a journal on disk. A fence with
+a graft is compared with fences of the same runs at which no seed was due. The time of a fence includes observation,
+command, judgement, journal and change of the host. A graft builds and tries the seed's module; it is also measured on
+the transformer of the text task. Wall and CPU seconds are measured. A command is admitted several times in succession:
+the first time takes longer, because the training before has filled the caches of the processor.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ RUNS_OF_A_REPETITION, ADMISSIONS = 2, 5
 
 @dataclass
 class Calls:
-    """Calls of one function: wall and CPU seconds of each, and what `of` returned for it."""
+    """Calls of one function: wall seconds, CPU seconds, and the result of `of` for each call."""
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
     found: list[Any] = field(default_factory=list)
 
     def spreads(self, chosen: Callable[[Any], bool] = lambda _: True) -> tuple[Spread, Spread]:
-        """Wall and CPU seconds of the chosen calls."""
+        """Return wall and CPU seconds of the chosen calls."""
         at = [place for place, found in enumerate(self.found) if chosen(found)]
         return Spread(tuple(self.wall_s[i] for i in at)), Spread(tuple(self.cpu_s[i] for i in at))
 
@@ -61,8 +60,8 @@ def timed(
     """Time every call of a function or method while the block runs.
 
     Args:
-        of: Gets the arguments of a call, its result, and how often the same call was made before it.
-        times: How often each call is made. More than once only for a function that changes nothing.
+        of: Function of the arguments of a call, its result, and the number of earlier repetitions of the call.
+        times: Number of repetitions of each call. More than 1 only for a function that changes nothing.
     """
     calls, original = Calls(), getattr(owner, name)
 
@@ -83,7 +82,7 @@ def timed(
 
 
 def measure(repetitions: int) -> Outcome:
-    """The first run is warm-up."""
+    """Measure all times. The first run is warm-up."""
     with process_state(1), scratch() as folder:
         _run(folder / "warm-up", seed=0)
         with ExitStack() as stack:
@@ -118,13 +117,13 @@ def _run(path: Any, *, seed: int) -> None:
 
 
 def _taken(apply: Calls) -> Sequence[type]:
-    """The kinds of the plans applied since the last call."""
+    """Return the kinds of the plans that were applied since the last call."""
     kinds, apply.found = tuple(apply.found), []
     return kinds
 
 
 def _text_grafts(folder: Any, times: int) -> tuple[Spread, Spread]:
-    """Graft and remove one seed in the trainer of the text task, again and again."""
+    """Graft and remove one seed in the trainer of the text task, `times` times."""
     survey = survey_of(load_task(TASK)[0], load_config())
     with Telemetry.start(folder / "text", "tolaria", RUN_ID) as telemetry, use(telemetry):
         trainer = survey.trainer(RUN_ID, 1, "tolaria", never)

@@ -1,7 +1,7 @@
-"""What commands that only look cost before they look: CPU seconds of the process, beside Python with typer alone.
+"""CPU seconds of the starts of commands that only read, beside those of Python with typer only.
 
-CPU seconds, because the wall time of a start is mostly that of its imports and depends on what else the machine does.
-The goals (0.3 s for the help, 1 s for an inspection) are of wall seconds on a quiet machine, and are shown beside.
+CPU seconds are compared, because wall time depends on the load of the machine. The goals (0.3 s for the help, 1 s for
+an inspection) are for wall seconds on a quiet machine. The result shows these, too.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from esper.testing import tiny_config, tiny_task
 
 FLOOR = "python -c 'import typer'"
 GOALS_S = {"esper --help": 0.3, "esper inspect RUN": 1.0}
-"""Wall seconds."""
+"""Command -> goal in wall seconds."""
 
 
 def lines(run: Path) -> dict[str, list[str]]:
-    """Name -> arguments of Python."""
+    """Return name of a command -> arguments of Python."""
     esper = ["-m", "esper"]
     return {
         "python -c pass": ["-c", "pass"],
@@ -39,7 +39,7 @@ def lines(run: Path) -> dict[str, list[str]]:
 
 
 def start(arguments: list[str]) -> tuple[float, float]:
-    """CPU seconds and wall seconds of one process of Python."""
+    """Return CPU seconds and wall seconds of one process of Python."""
     before, began = getrusage(RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
     wall, after = time.perf_counter() - began, getrusage(RUSAGE_CHILDREN)
@@ -47,7 +47,10 @@ def start(arguments: list[str]) -> tuple[float, float]:
 
 
 def measure(repetitions: int) -> Outcome:
-    """Each repetition starts every line once; the first one, which fills the caches of files, does not count."""
+    """Start every command once in each repetition.
+
+    The first repetition does not count, because it fills the file caches.
+    """
     with scratch() as folder:
         run = a_run(folder / "run")
         named = lines(run)
@@ -70,8 +73,8 @@ def measure(repetitions: int) -> Outcome:
 
 
 def a_run(path: Path) -> Path:
-    """A run that has ended."""
-    from esper import run  # it loads torch, which no line that is measured inherits
+    """Make a run, and return its directory."""
+    from esper import run  # loads torch, but not in the measured processes
 
     run(tiny_task(), tiny_config(run__dir=str(path)))
     return path

@@ -1,11 +1,11 @@
-"""How fast the trainer goes while Kasmina's managers incubate beside it, and how long it waits for them at fences.
+"""The trainer's speed while managers incubate seeds beside it, and its waits for them at fences.
 
-The pace: runs without growth in turn with runs of tournaments that nobody may win, so that the live host stays what it
-is without growth. The trainer has a core to itself, and everything else shares the others: where there is a core for
-each process that is so without asking, on a small machine the conductor and Ray would take their share of the
-trainer's. Beside it stands what two bare loops leave each other: cores share caches and clocks.
+The speed is measured in runs without growth, in alternation with runs whose tournaments no seed can win, so that the
+live host is the same in both. The trainer has one core, and all other processes share the other cores. Otherwise, on a
+small machine, the conductor and Ray would use the trainer's core. As a peer, two bare loops are run beside each other,
+because cores share caches and clock frequency.
 
-The waits: runs that grow, on all cores, as people start them; what `esper plan` foretells is asked anew for each.
+The waits are measured in runs with growth on all cores. A forecast of `esper plan` is made for each of them.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ TRAINERS_CORE, *OTHER_CORES = sorted(os.sched_getaffinity(0))
 
 ALONE: dict[str, Any] = {"growth.enabled": False}
 NEVER_ACCEPTED: dict[str, Any] = {"growth.margin": 10.0}
-"""A seed would have to better its control by ten times the control's loss."""
+"""Settings with which no seed is accepted: the gain would have to be ten times the control's loss."""
 
 
 def pin(pid: int, cores: set[int]) -> None:
-    """Let a process run on these cores alone, every thread of it."""
+    """Restrict all threads of a process to some cores."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), cores)
 
 
 @dataclass
 class Incubation:
-    """One incubation as the trainer felt it."""
+    """One incubation: the waits of the trainer for it."""
 
     fence: int
     candidates: int
     births_s: float
-    """Wait while its candidates were measured."""
+    """Wait while the candidates were measured."""
     result_s: float = 0.0
-    """Wait for its result, at the fence where that was due."""
+    """Wait for the result, at the order's due fence."""
     seeds_in_host: int = 0
 
     @property
@@ -72,13 +72,13 @@ class Incubation:
 
 @dataclass
 class Stopwatch(Quiet):
-    """Follows a run; keeps the pace of its rounds and what its incubations made the trainer wait."""
+    """Follows a run, and records the speed of its rounds and the waits of the trainer for incubations."""
 
     fence_steps: tuple[int, ...]
     pinned: bool
-    """The trainer shall have a core to itself."""
+    """True if the trainer gets a separate core."""
     paces: dict[int, float] = field(default_factory=dict)
-    """Steps/s of the round that began at a fence."""
+    """Fence -> steps/s of the round that began at it."""
     incubations: list[Incubation] = field(default_factory=list)
     _tally: Tally = field(default_factory=Tally)
     _trained_s: float = 0.0
@@ -87,12 +87,12 @@ class Stopwatch(Quiet):
     _due: bool = False
 
     def working(self, what: str) -> None:
-        """A round begins, or the wait for a result does."""
+        """Record the beginning of a round or of a wait for a result."""
         self._due = "incubating" in what
         self._waited_s = self._tally.fence_wait_s
 
     def answer(self, answer: Answer) -> None:
-        """What was waited since the last moment was for a result that is there now, or for the probes of candidates."""
+        """Record the wait since the last call: for a result, or for the measurements of candidates."""
         waited_s, self._waited_s = self._tally.fence_wait_s - self._waited_s, self._tally.fence_wait_s
         if self._due:
             self.incubations[-1].result_s, self._due = waited_s, False
@@ -100,7 +100,7 @@ class Stopwatch(Quiet):
             self.incubations.append(Incubation(answer.order.fence, len(answer.order.plans), waited_s))
 
     def fence(self, state: RoundState, tally: Tally) -> None:
-        """A fence has been passed."""
+        """Record the figures of the round that ended at a fence."""
         if state.fence == 0 and self.pinned:
             actor: Any = ray.get_actor(f"tolaria-g{state.generation}-{state.run_id[:8]}")  # Any: Ray types it loosely
             pin(ray.get(actor.pid.remote(), timeout=10), {TRAINERS_CORE})
@@ -112,17 +112,17 @@ class Stopwatch(Quiet):
             self.incubations[-1].seeds_in_host = sum(seed.stage in IN_HOST for seed in state.seeds)
 
     def first_tournaments(self) -> list[Incubation]:
-        """Those that ask as many candidates as the first did, of a host without seeds."""
+        """Return the incubations with as many candidates as the first, on a host without seeds."""
         first = self.incubations[0]
         return [found for found in self.incubations if (found.candidates, found.seeds_in_host) == (first.candidates, 0)]
 
     def first_replica(self) -> Incubation | None:
-        """A run seed may have no winner, or none that is repeated."""
+        """Return the first incubation of a replica. None: there was no winner, or it was not repeated."""
         return next((found for found in self.incubations if found.seeds_in_host == 1), None)
 
 
 def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
-    """Steps/s of a bare loop while nothing else runs, and while another bare loop does: the machine's own share."""
+    """Return steps/s of a bare loop alone, and of a bare loop beside another."""
     survey = survey_of(load_task(TASK)[0], load_config())
     loop = BareLoop(survey)
     found: dict[bool, list[float]] = {False: [], True: []}
@@ -139,13 +139,13 @@ def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
 
 
 Kept = Callable[[str, list[float]], list[float]]
-"""Notes figures under a label and gives them back."""
+"""Function that records figures under a label and returns them."""
 
 
 def run(
     embedded: EmbeddedRay, folder: Path, name: str, seed: int, settings: dict[str, Any]
 ) -> tuple[Stopwatch, Result]:
-    """One run of the task on actors, followed by a stopwatch; `settings` may say `pinned`."""
+    """Make one run of the task on actors, with a stopwatch."""
     pinned = settings.pop("pinned")
     task, reference = load_task(TASK)
     told = {"run.seed": seed, "run.dir": str(folder / f"{name}-{seed}"), "growth.managers": MANAGERS}
@@ -155,9 +155,9 @@ def run(
 
 
 def paces(repetitions: int, keep: Kept) -> list[Row]:
-    """The trainer on a core of its own, beside an incubation and without one."""
+    """Measure the trainer on a separate core, with and without an incubation beside it."""
     alone, beside = [], []
-    pin(os.getpid(), set(OTHER_CORES))  # what is started from here on is where this is
+    pin(os.getpid(), set(OTHER_CORES))  # processes that start later inherit these cores
     with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
         for seed in range(repetitions):
             lonely, crowded = pace_beside_a_neighbour()
@@ -180,7 +180,7 @@ def paces(repetitions: int, keep: Kept) -> list[Row]:
 
 
 def waits(repetitions: int, keep: Kept) -> list[Row]:
-    """What a run that grows waits for at its fences, on all cores as it is started by people, beside the forecast."""
+    """Measure the waits of a run with growth at its fences, on all cores, beside the forecast."""
     task, _ = load_task(TASK)
     first, replica = [], []
     with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
@@ -204,7 +204,7 @@ def waits(repetitions: int, keep: Kept) -> list[Row]:
 
 
 def measure(repetitions: int) -> Outcome:
-    """Every repetition is a run seed."""
+    """Measure speed and waits. Every repetition has another run seed."""
     spreads: dict[str, list[float]] = {}
 
     def keep(label: str, values: list[float]) -> list[float]:

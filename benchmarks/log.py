@@ -1,7 +1,7 @@
-"""How near durable appends come to what the disk can do: groups of 1, 16 and 256 records against raw fdatasync.
+"""Speed of durable appends in groups of 1, 16 and 256 records, beside raw writes with fdatasync.
 
-The limit is one pwrite of the same bytes and one fdatasync, on a file of the same folder. A turn does a stretch of the
-raw writes and then a stretch of each group, so that all of them meet the same disk.
+The peer is one pwrite of the same bytes and one fdatasync, on a file in the same folder. A turn makes some raw writes
+and some appends of each group, so that the state of the disk is the same for all.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from _common import Outcome, Row, Spread, main, scratch
 from esper.durable.log import FramedLog
 
 RECORD_BYTES, FRAME_BYTES = 200, 28
-"""The second is what a frame adds."""
+"""Bytes of a record, and bytes that a frame adds."""
 SYNCS_OF_A_TURN, TURNS = 25, 20
 RAW = 0
 TARGETS = {1: 0.9, 16: 9.0, 256: 60.0}
 
 
 def raw_rate(path: Path) -> float:
-    """Records/s when each is written and synced by itself, without a log."""
+    """Return records/s if each record is written and synced separately, without a log."""
     data = os.urandom(RECORD_BYTES + FRAME_BYTES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     try:
@@ -40,7 +40,7 @@ def raw_rate(path: Path) -> float:
 
 
 def log_rate(log: FramedLog, group: int) -> float:
-    """Records/s when so many are appended at a time."""
+    """Return records/s if `group` records are appended at a time."""
     records = [(1, os.urandom(RECORD_BYTES))] * group
     return SYNCS_OF_A_TURN * group / seconds(lambda: log.append_many(records))
 
@@ -53,7 +53,7 @@ def seconds(append: Callable[[], object]) -> float:
 
 
 def measure(repetitions: int) -> Outcome:
-    """Every repetition is so many turns on files of its own; each turn begins with another of the four."""
+    """Measure all rates. Every repetition has new files. Each turn begins with another of the four rates."""
     rates: dict[int, list[float]] = {group: [] for group in (RAW, *TARGETS)}
     with scratch() as folder:
         for repetition in range(repetitions):
@@ -74,7 +74,7 @@ def measure(repetitions: int) -> Outcome:
 
 
 def _row(group: int, rates: list[float], raw: list[float]) -> Row:
-    """The ratio is the median over the turns: within a turn the disk was the same."""
+    """Return the row of a group. Its ratio is the median of the ratios of the turns."""
     ratio = Spread(tuple(rate / limit for rate, limit in zip(rates, raw, strict=True))).median
     target = f">= {TARGETS[group]:g} times raw"
     name = f"durable records/s in groups of {group}, over raw"

@@ -1,8 +1,7 @@
-"""How much memory keeping a run takes beyond what trains: copies in memory, saves in the background, restores.
+"""Memory for snapshots, saves in the background and restores, beyond the memory for training.
 
-Two hosts of one size are alive, the host and its twin, and the host trains. Counted is the process's own memory
-(anonymous pages, by the kernel) at its highest, over its highest in training with nothing kept; the pages of files that
-are mapped are the system's.
+There are two hosts of the same size, the host and its twin, and the host trains. The figure is the peak of the
+process's anonymous pages, minus the peak in training without snapshots and saves. Mapped pages of files do not count.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from esper.user_code.process_state import process_state
 
 STATE_BYTES = 256 * MEBIBYTE
 BUFFERS = 2
-"""The trainer's copy of itself, and the copy of the twin."""
+"""Number of copies: one of the trainer and one of the twin."""
 SLACK_BYTES = 16 * MEBIBYTE
-"""Of the allocator, of Python, and of the pieces in which a save is written."""
+"""Allowed further memory: of the allocator, of Python, and of the pieces of a save."""
 LOOK_EVERY_S = 0.002
 
 
 class Peak:
-    """The highest that this process's own memory came to."""
+    """The peak of this process's anonymous memory."""
 
     def __init__(self) -> None:
         self.bytes = own_bytes()
@@ -40,7 +39,7 @@ class Peak:
 
     @contextmanager
     def watched(self) -> Iterator[Peak]:
-        """Look again and again while it lasts."""
+        """Measure repeatedly during the block."""
         thread = threading.Thread(target=self._look)
         thread.start()
         try:
@@ -55,7 +54,7 @@ class Peak:
 
 
 def own_bytes() -> int:
-    """Anonymous pages of this process."""
+    """Return the bytes of the anonymous pages of this process."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Anonymous:"):
             return int(line.split()[1]) * 1024
@@ -63,14 +62,14 @@ def own_bytes() -> int:
 
 
 def tidied() -> int:
-    """Give back what is not used any more. Returns what is left."""
+    """Free unused memory, and return the bytes of the rest."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return own_bytes()
 
 
 def measure(repetitions: int) -> Outcome:
-    """Train and save both, restore both, go back: in every repetition."""
+    """Measure a save of both hosts during training, a restore of both, and a rollback, in every repetition."""
     with process_state(1), scratch() as folder:
         host, twin, generations = trained(STATE_BYTES), trained(STATE_BYTES), count(2)
         tidied()
@@ -103,7 +102,7 @@ def measure(repetitions: int) -> Outcome:
 
 
 def _save(host: Trainer, twin: Trainer, path: Path, step: int) -> int:
-    """Save both, while the host trains on. Returns the bytes of one state."""
+    """Save both hosts while the host trains. Return the bytes of one state."""
     kept = twin.snapshot()
     host.save(path, {}, {"twin": kept, "twin_steps": 2, "origin": None})
     host.train_to(step)
@@ -112,7 +111,7 @@ def _save(host: Trainer, twin: Trainer, path: Path, step: int) -> int:
 
 
 def _restore(host: Trainer, folder: Path, generation: int) -> None:
-    """Verify and load both, and have the host be what it was; the twin is made of its copy by whoever asks for it."""
+    """Verify and load both hosts, and restore the host. The twin is only loaded."""
     found = load_written(folder, host.saved())
     twin = incubation_of(found["nursery"])["twin"]
     assert twin is not None, "it was saved"

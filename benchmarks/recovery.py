@@ -1,7 +1,8 @@
-"""From the SIGKILL of an actor to the first good step after it, beside Ray Train restarting the same training.
+"""Time from the SIGKILL of an actor to the first step after it, beside a restart of the same training by Ray Train.
 
-Ours counts from Ray's own record of the death, some milliseconds after the kill; Ray Train's from just before the kill.
-Both train the same host on the same batches, and both begin again from a checkpoint on disk. Needs "ray[train]".
+Esper's time begins with Ray's record of the death, some milliseconds after the kill. Ray Train's time begins just
+before the kill. Both train the same host on the same batches, and both restart from a checkpoint on disk. It needs
+"ray[train]".
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 STRUCK_AT = 130
-"""Optimizer step before which the trainer dies: in the fourth round of forty steps."""
+"""Optimizer step before which the trainer dies. It is in the fourth round of forty steps."""
 SHARE = 0.5
 
-ROLES = {  # actor: the point at which it dies, and at which passage of it
+ROLES = {  # actor -> the fault point at which it dies, and the number of the passage
     "kasmina": ("kasmina.receive", 2),
     "manager-0": ("kasmina.step", 300),
     "tamiyo": ("tamiyo.decide", 3),
@@ -43,7 +44,7 @@ PHASES = ("detect", "decide", "stop", "start", "restore", "first_step")
 
 
 def measure(repetitions: int) -> Outcome:
-    """Every repetition: our trainer, Ray Train's worker, then each other role of a tiny run."""
+    """Kill esper's trainer, Ray Train's worker, and then each other actor of a tiny run, in every repetition."""
     ours: list[Recovery] = []
     theirs_s: list[float] = []
     others: dict[str, list[Recovery]] = {name: [] for name in ROLES}
@@ -93,7 +94,7 @@ def _total(found: list[Recovery]) -> float:
 
 
 def _ray_train(seed: int, folder: Path) -> float:
-    """Seconds from the SIGKILL of Ray Train's one worker to the first step that its successor has done."""
+    """Return the seconds from the SIGKILL of Ray Train's worker to the first step of its successor."""
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchTrainer
@@ -109,8 +110,8 @@ def _ray_train(seed: int, folder: Path) -> float:
     return float((folder / "first step").read_text()) - float((folder / "killed").read_text())
 
 
-def _their_loop(told: dict[str, Any]) -> None:  # Any: what Ray Train passes on
-    """One round after the other, with a checkpoint after each; the first time it ends itself in a round."""
+def _their_loop(told: dict[str, Any]) -> None:  # Any: the config of Ray Train
+    """Train round by round, with a checkpoint after each. The first worker kills itself in a round."""
     from ray import train
 
     torch.set_num_threads(1)

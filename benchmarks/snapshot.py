@@ -1,4 +1,4 @@
-"""How long the trainer's fast snapshot and its rollback take, beside the fastest copy of as many bytes in memory."""
+"""Times of the trainer's snapshot in memory and its rollback, beside the fastest copy of as many bytes in memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from esper.user_code.process_state import process_state
 SIZES = (10 * MEBIBYTE, 100 * MEBIBYTE, 1024 * MEBIBYTE)
 RATIO, JUDGED_FROM = 1.3, 100 * MEBIBYTE
 TURNS = 5
-"""Of every repetition."""
+"""Number of turns in every repetition."""
 
 
 def measure(repetitions: int) -> Outcome:
-    """The state is changed by nothing in between: what is copied does not matter."""
+    """Measure all sizes. The state does not change meanwhile, because its values do not matter."""
     rows: list[Row] = []
     spreads: dict[str, Spread] = {}
     with process_state(1):

@@ -1,9 +1,8 @@
-"""What a supervised step costs in one process: with empty slots over a bare loop, and with a seed over one by hand.
+"""Time of a supervised step in one process: with empty slots, beside a bare loop; and with a seed, beside one by hand.
 
-The supervised step is that of a run with default telemetry, the guard, the check of the emergency word, and the checks
-at the end of each round. All loops train the same network on the same batches, round by round in turn, and must end
-with the same bits. Rounds before and with the graft are warm-up. CPU seconds stand beside wall seconds: they can be
-compared on a busy machine, too.
+A supervised step has default telemetry, the guard, the check of the emergency word, and the checks at the end of each
+round. All loops train the same network on the same batches, in alternating rounds, and must end with the same bits. The
+rounds up to the graft are warm-up. CPU seconds are measured, too, because they can be compared on a busy machine.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from esper.user_code.task_reference import load_task
 TASK, SLOT, BLUEPRINT = "esper.tasks.stdlib_text:task", "blocks.0", "mlp"
 EMPTY_RATIO, EMPTY_S, SEEDED_RATIO = 1.02, 150e-6, 1.05
 GRAFTED_AT = 1
-"""Number of rounds before the graft. Rounds after the next one are measured."""
+"""Number of rounds before the graft. The rounds after the next round are measured."""
 RUN_ID = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 
 Seconds = tuple[float, float]
-"""Wall seconds and CPU seconds of one step, the mean of a round."""
+"""Wall seconds and CPU seconds of one step, as the mean of a round."""
 
 
 def measure(repetitions: int) -> Outcome:
-    """Whole trainings of four loops in turn; each repetition begins with another loop."""
+    """Measure whole trainings of four loops, in alternating rounds. Each repetition begins with another loop."""
     found: dict[str, list[Seconds]] = {}
     with (
         process_state(1),
@@ -67,7 +66,7 @@ def measure(repetitions: int) -> Outcome:
 
 
 def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dict[str, list[Seconds]]:
-    """Train four networks from the first step to the last. Returns the seconds of a step in each measured round."""
+    """Train four networks from the first step to the last. Return the seconds of a step in each measured round."""
     trainer, grown = (survey.trainer(RUN_ID, 1, "tolaria", halted) for _ in range(2))
     for one in (trainer, grown):
         one.refuse_unkept(survey.changing)

@@ -1,7 +1,7 @@
-"""A step inside whole rounds of a run on Ray actors, beside the same step in a bare PyTorch loop.
+"""Time of a step in a run on Ray actors, beside the same step in a bare PyTorch loop.
 
-After every fence, while the actors rest, this process trains one round of the same host in a plain loop: the same
-weights, the same batches, no evaluation in either. Both end with the same bits, or the comparison is refused.
+After every fence, while the actors wait, this process trains one round of the same host in a plain loop, with the same
+weights and batches. Both must end with the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RATIO, ALLOWED_S = 1.05, 300e-6
 
 @dataclass
 class InTurns(Quiet):
-    """Follows a run; after each of its rounds it trains the same round in the bare loop."""
+    """Follows a run. After each round it trains the same round in the bare loop."""
 
     survey: Survey
     bare: BareLoop
@@ -38,7 +38,7 @@ class InTurns(Quiet):
     _trained_s: float = 0.0
 
     def fence(self, state: RoundState, tally: Tally) -> None:
-        """A fence has been passed, and the trainer waits for this to return."""
+        """Record the trainer's time, and train the round in the bare loop. The trainer waits meanwhile."""
         if state.fence == 0:
             return
         steps = self.survey.fence_steps[state.fence] - self.survey.fence_steps[state.fence - 1]
@@ -50,7 +50,7 @@ class InTurns(Quiet):
 
 
 def measure(repetitions: int) -> Outcome:
-    """Whole runs without growth, with the bare loop in between; the first round of each is warm-up."""
+    """Measure whole runs without growth, in alternation with the bare loop. The first round of each run is warm-up."""
     task, reference = load_task(TASK)
     ours_s: list[float] = []
     bare_s: list[float] = []

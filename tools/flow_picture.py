@@ -1,7 +1,7 @@
 """Draws docs/flow.svg: the calls of two rounds of a real tiny run, in their order: `python tools/flow_picture.py`.
 
-Recorded is every call of the line to a component, to the journal and to the checkpoints. Shown are the first round at
-whose fence a tournament begins, and the first at whose fence one is concluded.
+It records every call of the line to a component, to the journal and to the checkpoints. The picture shows two rounds:
+the first with a tournament that begins at its fence, and the first with a tournament that is concluded at its fence.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ COMPONENTS = {
     "journal": "journal",
     "checkpoints": "checkpoints",
 }
-"""What the line calls -> the name at the head of its column."""
+"""Attribute of the line or of its components -> name of the column."""
 COLUMN, ROW, MARGIN = 150, 19, 90
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the line: the key in `COMPONENTS` of what it called, and the method."""
+    """One call of the line: a key of `COMPONENTS`, and the method."""
 
     component: str
     method: str
@@ -47,16 +47,16 @@ class Call:
 
 @dataclass
 class Recording:
-    """The calls of a run in their order."""
+    """Records the calls of a run in their order."""
 
     calls: list[Call] = field(default_factory=list)
     within: bool = False
-    """True while a recorded call runs: the calls that it makes are not calls of the line."""
+    """True while a recorded call runs. Calls that it makes are not recorded."""
     thread: int = field(default_factory=threading.get_ident)
-    """The line's. The thread that ends a save calls the trainer and the journal, too, at any time."""
+    """Id of the line's thread. Calls of other threads are not recorded, for example of the thread that ends a save."""
 
     def listen(self, component: str, called: T) -> T:
-        """Add each later call of a public method of `called` to the recording. Returns `called`."""
+        """Record each later call of a public method of `called`. Return `called`."""
         for name in dir(type(called)):
             if not name.startswith("_") and callable(getattr(type(called), name)):
                 object.__setattr__(called, name, self._recorded(Call(component, name), getattr(called, name)))
@@ -77,13 +77,13 @@ class Recording:
         return recorded
 
     def rounds(self) -> list[list[Call]]:
-        """The calls from each `run_round` up to the one before the next."""
+        """Return the calls of each round. A round begins with `run_round`."""
         starts = [number for number, call in enumerate(self.calls) if call.method == "run_round"]
         return [self.calls[start:end] for start, end in zip(starts, [*starts[1:], len(self.calls)], strict=True)]
 
 
 def recorded_run() -> Recording:
-    """A tiny run in this process, recorded."""
+    """Run the tiny task in this process, and return the recording."""
     recording = Recording()
 
     class RecordedLine(Line):
@@ -107,13 +107,16 @@ def recorded_run() -> Recording:
 
 
 def shown(rounds: Sequence[list[Call]]) -> Iterator[tuple[str, list[Call]]]:
-    """The two rounds that are drawn, each under its heading."""
+    """Yield the two rounds for the picture, each with its heading."""
     for heading, method in (("a tournament begins", "begin"), ("a tournament is concluded", "conclude")):
         yield heading, next(calls for calls in rounds if any(call.method == method for call in calls))
 
 
 def svg(rounds: Sequence[tuple[str, list[Call]]]) -> str:
-    """A sequence diagram: a column for each of `COMPONENTS`, a row for each call; repeated calls are one arrow."""
+    """Return a sequence diagram with a column for each of `COMPONENTS` and a row for each call.
+
+    Repeated calls share a row.
+    """
     names = {"": "line", **COMPONENTS}
     at = {component: MARGIN + COLUMN * number for number, component in enumerate(names)}
     y, drawn = 40, []

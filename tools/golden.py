@@ -1,4 +1,4 @@
-"""Makes the run directory that every later version must restore or refuse: tests/data/golden-run. Made once."""
+"""Makes tests/data/golden-run, the run directory that every later version must restore or refuse. It was run once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FENCE = 6
 
 
 def main() -> None:
-    """Make the golden run if there is none, and record the weights with which its resumed run ends."""
-    os.chdir(ROOT)  # so that no path of this machine gets into it
+    """Make the golden run if there is none. Record the digest of the weights at the end of a resumed copy of it."""
+    os.chdir(ROOT)  # so that the golden run contains no path of this machine
     if PLACE.exists():
         sys.exit(f"{PLACE} is there already; it is made once")
     task, reference = load_task(TASK)

@@ -1,6 +1,6 @@
-"""Asserts, in a clean environment, that the named packages are those of the wheel. It builds and installs nothing.
+"""Asserts, in a clean environment, that the named packages are imported from the installed wheel.
 
-Run with `python -I`, so that neither the working directory nor user packages can stand in for the wheel.
+Run it with `python -I`: packages in the working directory and user packages are then not imported.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 
 def import_all(package: str, site: Path) -> int:
-    """Import `package` and every module below it; return how many.
+    """Import `package` and every module below it. Return the number of modules.
 
     Raises:
-        SystemExit: the package was found somewhere else than under `site`.
-        ImportError: a module needs something that a plain install does not bring.
+        SystemExit: the package was not imported from `site`.
+        ImportError: a dependency of a module is not installed with the wheel.
     """
     root = importlib.import_module(package)
     if root.__file__ is None or site not in Path(root.__file__).parents:

@@ -1,6 +1,6 @@
-"""Writes into docs/ci.md how long each part of `make test` and `make check` took, from pytest's own reports.
+"""Writes the times of the parts of `make test` and `make check` into docs/ci.md. The times are from pytest's reports.
 
-Run it after them: `make minutes`. The table of a target without reports is not changed.
+Run it by `make minutes` after these targets. The table of a target without reports is not changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEAVIEST = 8
 
 @dataclass(frozen=True)
 class Part:
-    """One pytest process: numbers of tests run and failed, and seconds, in all and by test file."""
+    """One pytest process: its numbers of tests and of failures, and its seconds, in all and by test file."""
 
     name: str
     tests: int
@@ -34,7 +34,7 @@ class Part:
 
 
 def read(report: Path) -> Part:
-    """A report of pytest's.
+    """Return the content of a report of pytest.
 
     Raises:
         ElementTree.ParseError: the report is incomplete.
@@ -54,14 +54,14 @@ def read(report: Path) -> Part:
 
 
 def machine() -> str:
-    """The processor and how many cores this process may use."""
+    """Return the name of the processor and the number of cores that this process may use."""
     told = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in told if line.startswith("model name")]
     return f"{models[0] if models else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def table(target: str, found: list[Part]) -> str:
-    """Return the text of docs/ci.md about a target."""
+    """Return the table of a target for docs/ci.md."""
     lines = [f"{found[0].ended:%Y-%m-%d}, {machine()}.", "", "| part | tests | minutes |", "|---|---|---|"]
     lines += [
         f"| {part.name} | {part.tests}{f', {part.failed} failed' if part.failed else ''} | {part.seconds / 60:.1f} |"
@@ -74,7 +74,7 @@ def table(target: str, found: list[Part]) -> str:
 
 
 def written(text: str, target: str, found: list[Part]) -> str:
-    """The page with a new table of one target."""
+    """Return the page with a new table of one target."""
     begin, end = f"<!-- minutes of {target} -->\n", f"<!-- end of {target} -->\n"
     before, there, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
@@ -84,7 +84,7 @@ def written(text: str, target: str, found: list[Part]) -> str:
 
 
 def main() -> None:
-    """Exits with 1 where no target has reports."""
+    """Write the tables. Exit with code 1 if no target has reports."""
     targets = {target: sorted((REPORTS / target).glob("*.xml")) for target in ("test", "check")}
     if not any(targets.values()):
         sys.exit(f"no reports in {REPORTS}: run make test or make check first")

@@ -1,6 +1,6 @@
 """Runs the tests of a make target in two pytest processes side by side, and prints the output and the result of each.
 
-`.parts/TARGET/PART.xml` is pytest's own report of each part, from which `tools/minutes.py` takes the minutes.
+`.parts/TARGET/PART.xml` is pytest's report of a part. `tools/minutes.py` reads the times from it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / ".parts"
 NOTHING_SELECTED = 5
-"""Exit code of a pytest that found no test with the marks."""
+"""Exit code of pytest if it finds no test with the marks."""
 PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
-"""Test folders of the first part of `make test`. They take as long as all other tests together."""
+"""Test folders of one part of `make test`. They take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
-"""Names in a file of tests/actors that show that it starts Ray: a fixture, or the mark."""
+"""Names of fixtures or marks. A file of tests/actors with one of them starts Ray."""
 
 
 def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
-    """Return the arguments of pytest for each of the two processes. Together they run every test once.
+    """Return the arguments of pytest for the two processes. Together they run every test once.
 
-    The parts of `check` are files that start actors and files that do not; the parts of `test` take equally long.
+    For `check`, one part has the files that start actors, the other has the rest. For `test`, both take equally long.
     """
     if target == "check":
         starting = [str(path.relative_to(root)) for path in sorted((root / "tests").rglob("test_*.py")) if starts(path)]
@@ -39,17 +39,17 @@ def parts(target: str, root: Path = ROOT) -> dict[str, list[str]]:
 
 
 def holds_tests(path: Path) -> bool:
-    """It is a file of tests or a folder that has some."""
+    """Return whether a path is a test file, or a folder with test files."""
     return path.match("test_*.py") if path.is_file() else any(path.rglob("test_*.py"))
 
 
 def starts(file: Path) -> bool:
-    """A test in the file starts actors: it asks for the Ray of the session, or starts one itself."""
+    """Return whether a test in the file starts actors, with the Ray of the session or with a new Ray."""
     return file.parent.name == "actors" and any(word in file.read_text() for word in STARTING)
 
 
 def start(target: str, part: str, words: list[str], options: list[str]) -> subprocess.Popen[str]:
-    """Begin a pytest, whose output comes by a pipe."""
+    """Start a pytest process with its output in a pipe."""
     report = REPORTS / target / f"{part}.xml"
     report.unlink(missing_ok=True)  # a report of an earlier run must not count as this run's
     command = [sys.executable, "-u", "-m", "pytest", "-q", *words, *options, f"--junitxml={report}"]
@@ -63,7 +63,7 @@ def start(target: str, part: str, words: list[str], options: list[str]) -> subpr
 
 
 def show(part: str, process: subprocess.Popen[str]) -> None:
-    """Print each line that a process writes, behind the name of its part."""
+    """Print each line of a process after the name of its part."""
     with process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -71,7 +71,7 @@ def show(part: str, process: subprocess.Popen[str]) -> None:
 
 
 def run(target: str, options: list[str]) -> dict[str, int]:
-    """Run all parts of a target to their ends. Returns the exit code of each."""
+    """Run all parts of a target, and return the exit code of each."""
     (REPORTS / target).mkdir(parents=True, exist_ok=True)
     begun = {part: start(target, part, words, options) for part, words in parts(target, ROOT).items()}
     shown = [threading.Thread(target=show, args=item) for item in begun.items()]
@@ -83,12 +83,12 @@ def run(target: str, options: list[str]) -> dict[str, int]:
 
 
 def passed(codes: dict[str, int]) -> bool:
-    """Whether no part failed and at least one had a test with the marks."""
+    """Return whether no part failed and at least one had a test with the marks."""
     return 0 in codes.values() and set(codes.values()) <= {0, NOTHING_SELECTED}
 
 
 def main() -> None:
-    """Exits with 1 unless all parts passed. All further words go to both pytest processes."""
+    """Run a target. Exit with code 1 unless all parts passed. Further arguments are passed to both pytest processes."""
     reader = argparse.ArgumentParser(description=__doc__)
     reader.add_argument("target", choices=["test", "check"])
     known, options = reader.parse_known_args()

@@ -1,4 +1,4 @@
-"""Draws docs/run.svg, the terminal at the end of a real run of the default task: `python tools/picture.py`."""
+"""Draws docs/run.svg, a terminal after a real run of the default task: `python tools/picture.py`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PICTURE = Path(__file__).resolve().parents[1] / "docs" / "run.svg"
 
 
 def main() -> None:
-    """Run it as `esper run` does, and keep the last frame of the live view with all that was printed."""
-    console = Console(record=True, file=io.StringIO(), width=124)  # no terminal: of the live view one frame is printed
+    """Run the default task as `esper run` does. Save the printed lines and the last frame of the live view."""
+    console = Console(record=True, file=io.StringIO(), width=124)  # not a terminal: one frame is printed
     task, reference = load_task(DEFAULT_TASK)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -1,4 +1,4 @@
-"""Finds the names in a source file that Ray may change without notice: private names, and environment variables."""
+"""Finds private names and environment variables of Ray in a source file. Ray may change them without notice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ VARIABLE = re.compile(r"RAY_[A-Za-z_]+")
 
 
 def private_names(tree: ast.AST, also: Set[str] = frozenset()) -> set[str]:
-    """The private names of Ray in a file, and the variables that Ray reads.
+    """Return the private names of Ray in a file, and Ray's environment variables.
 
-    It finds: private parts of names that are imported from Ray; private attributes of imported names; every attribute
-    of a private name; and each name of `also` as an attribute, an argument or a method.
+    These are found: private parts of names that are imported from Ray; private attributes of imported names; every
+    attribute of a private name; and names of `also` that are an attribute, an argument or a method.
     """
     imported = set(_of_ray(tree))
     names = {part for found in imported for part in found.split(".") if _is_private(part)}
@@ -33,13 +33,13 @@ def private_names(tree: ast.AST, also: Set[str] = frozenset()) -> set[str]:
 
 
 def underscored(source: str) -> set[str]:
-    """Every name with an underscore before it in a file that names nothing but Ray's, without its own functions."""
+    """Return the names with a leading underscore in a source, without the functions that it defines."""
     own = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     return set(re.findall(r"(?<!\w)_[a-z]\w*", source)) - own
 
 
 def _of_ray(tree: ast.AST) -> Iterator[str]:
-    """Every name that is imported from Ray, with its module."""
+    """Yield every name that is imported from Ray, with its module."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):

@@ -1,7 +1,8 @@
-"""Reads from a source file which modules it imports, also by `import_module` and the like; it imports none of them.
+"""Finds the imports in a source file, also those by `import_module` and similar functions, without importing.
 
-A dynamic import is *readable* if the source says its target: a text, also as an f-string, a sum, a constant of the file
-or a table of the file. Each other use of what can import is *hidden*: its target is known only while it runs.
+A dynamic import is *readable* if its target is written in the source: as a text, an f-string, a sum, a constant of the
+file or a table of the file. Other uses of functions that can import are *hidden*: their targets are known only at run
+time.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property
 from itertools import product
 
 BY_NAME = frozenset({"importlib.import_module", "importlib.__import__", "builtins.__import__", "__import__"})
-"""Functions that import the module whose name they get."""
+"""Functions that import the module with a given name."""
 LOADERS = BY_NAME | {
     *("importlib.util.spec_from_file_location", "importlib.util.module_from_spec", "importlib.reload"),
     *("importlib.machinery.SourceFileLoader", "importlib.machinery.SourcelessFileLoader"),
@@ -24,16 +25,16 @@ LOADERS = BY_NAME | {
 }
 """All functions that can import."""
 HOLDERS = frozenset({"importlib", "importlib.util", "importlib.machinery", "builtins", "pkgutil", "pydoc", "runpy"})
-"""Modules that have such functions: used as a value, one of them gives any of its functions."""
+"""Modules with functions that can import. If such a module is used as a value, any of its functions may be called."""
 NAMES = frozenset({"import_module", "__import__", "__builtins__"})
-"""Names of such functions: used as a text, they may be looked up."""
+"""Names of functions that can import. A text with one of them may be used to look the function up."""
 PLACE = re.compile(r"((?:esper|actors|drills)(?:\.\w+)*):\w+")
-"""`module:attribute`, as the table of commands and entry points name what is loaded from them."""
+"""`module:attribute`, the form in the table of commands and in entry points."""
 
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, absolute; `target` may be a module or a name inside one."""
+    """One imported name. `target` is absolute: a module, or a name in a module."""
 
     line: int
     target: str
@@ -41,7 +42,7 @@ class Import:
 
 @dataclass(frozen=True)
 class Module:
-    """One source file under its dotted name."""
+    """One source file with its dotted name."""
 
     name: str
     tree: ast.Module
@@ -49,11 +50,11 @@ class Module:
 
     @property
     def package(self) -> str:
-        """The package in which relative imports of this file begin."""
+        """The package to which relative imports of this file refer."""
         return self.name if self.is_package else self.name.rpartition(".")[0]
 
     def imports(self, nodes: Iterable[ast.AST] | None = None) -> Iterator[Import]:
-        """Yield every import among `nodes` (default: all of the file): by a statement, or dynamic and readable."""
+        """Yield every import statement and every readable dynamic import among `nodes`. None: all nodes of the file."""
         for node in ast.walk(self.tree) if nodes is None else nodes:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 yield from (Import(node.lineno, target) for target in self._bound(node).values())
@@ -61,13 +62,13 @@ class Module:
                 yield from (Import(node.lineno, target) for target in self._targets(node))
 
     def places(self) -> Iterator[Import]:
-        """Yield every module of this repository that the file names as `module:attribute`."""
+        """Yield every module of this repository that is named in the file as `module:attribute`."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and (m := PLACE.fullmatch(node.value)):
                 yield Import(node.lineno, m[1])
 
     def hidden(self) -> list[int]:
-        """Return the lines of all uses of what can import whose target the source does not say."""
+        """Return the lines of all hidden imports."""
         read = {id(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call) and self._targets(node)}
         inner = {id(node.value) for node in ast.walk(self.tree) if isinstance(node, ast.Attribute)}
         found = []
@@ -85,11 +86,14 @@ class Module:
     # -- names ---------------------------------------------------------------------------------------------------
 
     def origin(self, node: ast.ImportFrom) -> str:
-        """Return the absolute module after `from`."""
+        """Return the absolute name of the module after `from`."""
         return self._absolute("." * node.level + (node.module or ""), self.package)
 
     def _bound(self, node: ast.Import | ast.ImportFrom) -> dict[str, str]:
-        """Return local name -> absolute target, of each name of one import statement; without `as` the whole path."""
+        """Return local name -> absolute target, for each name of an import statement.
+
+        Without `as`, the local name is the path.
+        """
         if isinstance(node, ast.Import):
             return {alias.asname or alias.name: alias.name for alias in node.names}
         return {alias.asname or alias.name: f"{self.origin(node)}.{alias.name}" for alias in node.names}
@@ -102,18 +106,18 @@ class Module:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 for name, target in self._bound(node).items():
                     head = name.partition(".")[0]
-                    # of two imports of one name, the one that can import counts
+                    # if a name is bound twice, a target that can import takes precedence
                     if head not in found or not _can_import(found[head]):
                         found[head] = _as_loader(target) if name == head else head
         return found
 
     def _dotted(self, node: ast.AST) -> str:
-        """Return what a name or a chain of attributes stands for; empty if it does not begin with an import."""
+        """Return the absolute dotted name of a name or a chain of attributes. "": it does not begin with an import."""
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
             node = node.value
-        if not isinstance(node, ast.Name):  # of an import or a lookup, say: what it is, only a run knows
+        if not isinstance(node, ast.Name):  # for example the result of a call, which is known only at run time
             return "__builtins__" if NAMES & set(parts) else ""
         return ".".join([self._aliases[node.id], *reversed(parts)]) if node.id in self._aliases else ""
 
@@ -128,7 +132,10 @@ class Module:
     # -- targets of dynamic imports ------------------------------------------------------------------------------
 
     def _targets(self, call: ast.Call) -> list[str]:
-        """Return the modules that a call may import. Empty: it imports none, or the source does not say which."""
+        """Return the modules that a call may import.
+
+        Empty: it imports none, or the source does not contain their names.
+        """
         if self._dotted(call.func) not in BY_NAME:
             return []
         named = {keyword.arg: keyword.value for keyword in call.keywords}
@@ -143,7 +150,7 @@ class Module:
         return targets
 
     def _texts(self, node: ast.expr) -> list[str]:
-        """Return the texts that an expression may be. Empty: the source does not say."""
+        """Return the possible texts of an expression. Empty: the source does not contain them."""
         match node:
             case ast.Constant(value=str(text)):
                 return [text]
@@ -170,7 +177,7 @@ class Module:
 
     @cached_property
     def _constants(self) -> dict[str, ast.expr]:
-        """Name -> value of each name that is bound once in the whole file, by a statement outside functions."""
+        """Name -> value, for each name that is bound only once in the file, by a statement outside of functions."""
         bound = Counter(node.id for node in ast.walk(self.tree) if isinstance(node, ast.Name) and _binds(node))
         bound.update(node.arg for node in ast.walk(self.tree) if isinstance(node, ast.arg))
         bound.update(name for node in ast.walk(self.tree) for name in _other_names(node))
@@ -185,7 +192,7 @@ class Module:
 
     @cached_property
     def _exposed(self) -> set[str]:
-        """Names that are used otherwise than to look a value up or to compare: their tables may be changed in place."""
+        """Names that are used for more than lookups and comparisons. Their tables may be changed in place."""
         safe: set[int] = set()
         for node in ast.walk(self.tree):
             match node:
@@ -197,7 +204,10 @@ class Module:
 
 
 def at_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """Yield all nodes that run when the module is imported: outside functions and `if TYPE_CHECKING`."""
+    """Yield all nodes that run at the import of the module.
+
+    Bodies of functions and of `if TYPE_CHECKING` do not run.
+    """
     for child in _run_at_once(tree):
         yield child
         yield from at_import(child)
@@ -220,7 +230,7 @@ def _binds(node: ast.Name) -> bool:
 
 
 def _other_names(node: ast.AST) -> Iterator[str]:
-    """Yield the names that a node binds beside those in `ast.Name`."""
+    """Yield the names that a node binds without `ast.Name`."""
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             yield name
@@ -233,11 +243,14 @@ def _other_names(node: ast.AST) -> Iterator[str]:
 
 
 def _can_import(dotted: str) -> bool:
-    """Return whether a dotted name is a function that can import, a part of it, or a module that has one."""
+    """Return whether a dotted name is a function that can import, an attribute of one, or a module with one."""
     return dotted in HOLDERS or any(f"{dotted}.".startswith(f"{loader}.") for loader in LOADERS)
 
 
 def _as_loader(target: str) -> str:
-    """Return `importlib.import_module` for a name of that kind which another module passes on."""
+    """Return the name in `importlib` of an importing function that another module re-exports.
+
+    Return other names unchanged.
+    """
     last = target.rpartition(".")[2]
     return f"importlib.{last}" if last in ("import_module", "__import__") else target

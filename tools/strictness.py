@@ -1,6 +1,6 @@
-"""Lists the places in Python source where a failure may hide. It changes nothing.
+"""Lists the places in Python source where a failure may be hidden.
 
-Usage: strictness.py PATH...   (files or folders; prints one line per place)
+Usage: strictness.py PATH... (files or folders). It prints one line per place.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 MARKS = re.compile(r"\b(TODO|FIXME|XXX|HACK|placeholder|type: ignore|noqa|pragma: no cover)\b")
 RETRIES = frozenset({"max_restarts", "max_task_retries", "max_retries"})
-"""Ray's own retries run a method again and report nothing, so any value but 0 is listed."""
+"""Options for Ray's retries. A value other than 0 is listed, because Ray repeats a method without a report."""
 CHECKERS = ("raises", "warns", "assert", "check")
-"""Parts of names of calls that can fail a test, as `assert` can."""
+"""Parts of names of functions that can fail a test, as `assert` can."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """One place to look at: its line, the function or class around it ("" at module level), and what it does."""
+    """One place for a review: its line, the function or class around it ("" at module level), and a description."""
 
     line: int
     where: str
@@ -31,7 +31,7 @@ class Place:
 
 
 def scan(source: str, *, is_test: bool) -> list[Place]:
-    """All places in `source`, by line.
+    """Return all places in `source`, by line.
 
     Raises:
         SyntaxError: the source is not Python.
@@ -48,7 +48,7 @@ def scan(source: str, *, is_test: bool) -> list[Place]:
 
 
 def always_raises(body: list[ast.stmt]) -> bool:
-    """Whether every way through `body` ends in a `raise` of its own."""
+    """Return whether every path through `body` ends with a `raise`."""
     for statement in body:
         match statement:
             case ast.Raise():
@@ -61,7 +61,7 @@ def always_raises(body: list[ast.stmt]) -> bool:
 
 
 def leaves(body: list[ast.stmt]) -> bool:
-    """Whether `body` can be left by `return`, `break` or `continue`."""
+    """Return whether `body` contains `return`, `break` or `continue`."""
     return any(isinstance(n, ast.Return | ast.Break | ast.Continue) for s in body for n in ast.walk(s))
 
 
@@ -84,7 +84,7 @@ class _Visitor(ast.NodeVisitor):
         self.places.append(Place(node.lineno, ".".join(self.scope), what))
 
     def where(self, line: int) -> str:
-        """The innermost function or class around a line, once all are visited: the last begun that holds it."""
+        """Return the innermost function or class around a line. Call it after all nodes were visited."""
         return next((name for lines, name in reversed(self.spans) if line in lines), "")
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
@@ -152,7 +152,7 @@ def _can_fail(node: ast.AST) -> bool:
 
 
 def _call(node: ast.Call, is_test: bool) -> Iterator[str]:
-    """Return why a call should be reviewed, from its name and its arguments."""
+    """Yield reasons to review a call, by its name and its arguments."""
     name = ast.unparse(node.func)
     last = name.rpartition(".")[2]
     given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg}
@@ -176,7 +176,7 @@ def _call(node: ast.Call, is_test: bool) -> Iterator[str]:
 
 
 def _knobs(given: dict[str, str]) -> Iterator[str]:
-    """Keyword arguments, as source text, that turn a failure into silence."""
+    """Yield the keyword arguments that hide a failure."""
     yield from (f"{knob} is not 0" for knob in sorted(RETRIES & given.keys()) if given[knob] != "0")
     yield from (f"{knob}=True" for knob in ("ignore_errors", "return_exceptions") if given.get(knob) == "True")
     if given.get("errors") in {"'ignore'", "'replace'"}:

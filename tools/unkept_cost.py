@@ -1,4 +1,4 @@
-"""Prints the CPU time of a fence's search for state that no checkpoint stores, as a share of a whole round."""
+"""Prints the CPU time of the search for state that no checkpoint stores, as a share of a whole round."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LargeHost(nn.Module):
 
 
 class Memo(TinyHost):
-    """The tiny host with a table that grows with the largest value that it has seen."""
+    """The tiny host with a table. The largest input so far determines the size of the table."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Memo(TinyHost):
 
 
 class Stopwatch:
-    """CPU seconds that a method takes, over all its calls."""
+    """Measures the CPU seconds of all calls of a method."""
 
     def __init__(self, kind: type, name: str) -> None:
         self.seconds, self.calls, method = 0.0, 0, getattr(kind, name)
@@ -76,7 +76,7 @@ class Stopwatch:
 
 
 def main() -> None:
-    """Four short runs."""
+    """Make four short runs, and print the figures."""
     print_a_suspect()
     round_, reads = Stopwatch(Line, "round"), (Stopwatch(Unkept, "begin_round"), Stopwatch(Unkept, "check"))
     for what, model, epochs, grows in (
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def print_a_suspect() -> None:
-    """Measure the longest possible search of a fence: for a cache that only a sample of task.test has changed."""
+    """Measure the longest search at a fence. It happens if only a sample of task.test has changed a cache."""
     confirm, rounds = Stopwatch(Unkept, "_confirm"), Stopwatch(Trainer, "run_round")
     shards = {"train": Bands(1024, 1), "test": Bands(64, 3)}
     for bands in shards.values():

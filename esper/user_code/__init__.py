@@ -1,1 +1,1 @@
-"""The code that a user brings: how it is found and called, and what state it holds. It trains nothing."""
+"""The code of the user: finds it, calls it, and finds its state."""

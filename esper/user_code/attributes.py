@@ -1,9 +1,9 @@
-"""Digests of the values in an object, by path, so that two objects, or one object at two times, can be compared.
+"""Digests of the values in an object, by path. With them, two objects, or one object at two times, can be compared.
 
-It reads: attributes and slots, containers, tensors, arrays, generators of random numbers, iterators, closures, defaults
-and attributes of functions, partial arguments, the size of a `functools.lru_cache`. It does not read: open files,
-locks, loggers, compiled objects, values of properties, module globals (see `esper.user_code.own_modules`), and values
-after the first `MOST`.
+These values are read: attributes and slots, containers, tensors, arrays, generators of random numbers, iterators,
+closures, defaults and attributes of functions, partial arguments, and the size of a `functools.lru_cache`. These values
+are not read: open files, locks, loggers, compiled objects, values of properties, module globals (see
+`esper.user_code.own_modules`), and values after the first `MOST`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 MOST = 20_000
-"""Largest number of values that are read from one object; reading them takes about 50 ms."""
+"""Largest number of values that are read from one object. Reading so many takes about 50 ms."""
 WHOLE_BYTES = 64 * 2**20
-"""Largest size, in bytes, of an array that is read whole. Of a larger array, `PIECES` pieces at equal distances are
+"""Largest size, in bytes, of an array that is read whole. From a larger array, `PIECES` pieces at equal distances are
 read.
 """
 PIECES, PIECE_BYTES = 256, 64 * 2**10
-"""Number and length of the pieces: 16 MiB together."""
+"""Number of the pieces, and length of a piece in bytes: 16 MiB together."""
 
 _SCALARS = {bool, int, float, complex, str, bytes, type(None)}
 _CONTAINERS = (list, tuple, deque, set, frozenset)
@@ -40,7 +40,7 @@ _SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._
 _NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
 _KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
 _COMPILED = "_compiled_call_impl"
-"""Attribute of a module with its compiled callable, which esper replaces after a graft."""
+"""Attribute of a module for its compiled forward. Esper replaces its value after a graft."""
 _HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
@@ -48,29 +48,27 @@ class Leaf(NamedTuple):
     """The digest of one value."""
 
     kind: str
-    """Name of the type; `Tensor` for tensors, `generator` for a source of random numbers, `full deque` for a deque that
+    """Name of the type. `Tensor` for tensors, `generator` for sources of random numbers, `full deque` for a deque that
     has reached its `maxlen`."""
     digest: int
     length: int = -1
-    """Number of items of a container; -1 for any other value."""
+    """Number of items of a container. -1 for other values."""
 
     @property
     def is_random_or_numeric(self) -> bool:
-        """Whether the value is a tensor, an array or a source of random numbers. False for scalars such as names, times
-        and counters.
-        """
+        """True if the value is a tensor, an array or a source of random numbers."""
         return self.kind in ("Tensor", "ndarray", "generator")
 
 
 Held = dict[str, Leaf]
-"""Path -> digest. The path is a Python expression where Python can express it."""
+"""Path -> digest. The path is a Python expression if possible."""
 Opens = Callable[[object], bool]
-"""Returns whether the attributes of an object are read."""
+"""Function that returns whether the attributes of an object are read."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on how much of an object is read."""
+    """Limits for reading an object."""
 
     values: int = MOST
     whole_bytes: int = WHOLE_BYTES
@@ -86,7 +84,7 @@ def held_by(
     skip: Collection[str] = (),
     limits: Limits = Limits(),
 ) -> Held:
-    """Return the digests of all values in an object. The search is breadth first, so each value has its shortest path.
+    """Return the digests of all values in an object. Each value has its shortest path.
 
     Args:
         unread: Ids of objects that are not read. If it is a mapping, its value is the leaf that is reported for the
@@ -97,7 +95,7 @@ def held_by(
     """
     found: Held = {}
     seen: dict[int, str] = {}
-    alive = []  # keeps objects alive, because Python may give the id of a freed object to another one
+    alive = []  # keeps objects alive, because Python may reuse the id of a freed object
     marks = unread if isinstance(unread, Mapping) else dict.fromkeys(unread)
     queue: deque[tuple[str, Any]] = deque([(start, value)])
     while queue and len(found) < limits.values:
@@ -132,7 +130,7 @@ def different(left: Held, right: Held) -> list[str]:
 
 
 def path_in_words(path: str) -> str:
-    """Return a path in the form that messages show."""
+    """Return a path in the form for messages."""
     return re.sub(r"^\['([^']*)'\]", r"\1", path.removeprefix(".")) or "itself"
 
 
@@ -140,7 +138,7 @@ def path_in_words(path: str) -> str:
 
 
 def _leaf(value: Any, whole_bytes: int) -> Leaf | None:  # Any: any value of an attribute
-    """Return the digest of a value without parts. None: the value has parts, which must be read."""
+    """Return the digest of a value without parts. None: the value has parts."""
     kind: Any = type(value)
     if kind in _SCALARS:
         return Leaf(kind.__name__, hash(repr(value) if kind in (float, complex) else value))
@@ -166,11 +164,11 @@ def _kind_of(container: Collection[Any]) -> str:
 
 
 def _flat(values: Iterable[Any]) -> int:
-    """Return a hash that is equal for equal scalars; the order of a set does not count."""
+    """Return a hash that is equal for equal scalars. The order of a set does not count."""
     if isinstance(values, set | frozenset):
         return hash(frozenset(values))
     found = tuple(values)
-    return hash(repr(found)) if any(value != value for value in found) else hash(found)  # a NaN hashes by its id
+    return hash(repr(found)) if any(value != value for value in found) else hash(found)  # a NaN has its id as hash
 
 
 def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
@@ -239,7 +237,7 @@ def _children(value: Any, opens: Opens) -> Iterator[tuple[str, object]]:
 
 
 def _of_code(value: Any) -> Iterable[tuple[str, object]] | None:
-    """Return the parts of a function, a method, a generator or an iterator of Python's. None: it is another value."""
+    """Return the parts of a function, method, generator or built-in iterator. None: it is another value."""
     if isinstance(value, types.FunctionType):
         return _of_function(value)
     if isinstance(value, types.MethodType):
@@ -262,8 +260,9 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, object]]:
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, object]]:
-    """Yield values that all instances share, for example a counter of calls, or a variable in the closure of a method.
-    Left out: attributes that Python adds, and methods without such values.
+    """Yield values that all instances of a class share, for example a counter of calls.
+
+    Attributes that Python adds are left out, and methods without closure, defaults and attributes.
     """
     for name, item in vars(kind).items():
         method = item.__func__ if isinstance(item, staticmethod | classmethod) else item
@@ -275,9 +274,7 @@ def _of_class(kind: type) -> Iterator[tuple[str, object]]:
 
 
 def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
-    """Return the state from which `copy` would rebuild a built-in iterator, without advancing it. Empty if it has no
-    such state.
-    """
+    """Return the state of a built-in iterator, without advancing it. Empty: the iterator has no readable state."""
     if isinstance(value, map | filter | zip | enumerate | reversed) or type(value).__module__ == "itertools":
         state = value.__reduce__()
         return state[1:] if isinstance(state, tuple) else ()
@@ -285,7 +282,7 @@ def _iterator_state(value: Iterator[Any]) -> tuple[object, ...]:
 
 
 def _is_a_seeds(hook: object) -> bool:
-    """Whether a hook calls the seeds of a slot. These hooks change at fences, so they are not compared."""
+    """Return whether a hook calls the seeds of a slot. These hooks change at fences, so they are not compared."""
     return isinstance(hook, types.MethodType) and hook.__module__ == "esper.kasmina.host.host_editor"
 
 
@@ -303,7 +300,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
             continue
         if isinstance(item, dict) and "_hooks" in name:
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
-                yield f".{name}", hooks  # the keys are left out: torch numbers hooks across the whole process
+                yield f".{name}", hooks  # without the keys, because torch numbers the hooks of a whole process
         elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
             yield f".{name}", item
     kind: Any = type(value)

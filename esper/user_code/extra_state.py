@@ -1,4 +1,4 @@
-"""The extra state of modules: saves what `get_extra_state` returns and restores it with `set_extra_state`."""
+"""Saves and restores the extra states of modules, by `get_extra_state` and `set_extra_state`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from esper.user_code.their_code import their_code
 
 
 def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
-    """Return the `state_dict()` of a part of the task. An exception of it is reported with `field`."""
+    """Return the `state_dict()` of an object of the task. An exception is reported as one of `field`."""
     with their_code(field, "state_dict"):
         state: dict[str, Any] = part.state_dict()
     return state
@@ -23,7 +23,7 @@ def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimiz
 def extra_states(model: nn.Module) -> dict[str, Any]:
     """Return the extra state of each module that overrides `get_extra_state`, by module path.
 
-    The states are not copied: they may share tensors with the modules.
+    The states may share tensors with the modules.
     """
     found = {}
     for path, module in _keepers(model).items():
@@ -36,8 +36,7 @@ def load_extra_states(model: nn.Module, stored: Mapping[str, Any]) -> None:
     """Restore the extra states that `extra_states` returned. Each module gets a copy of its state.
 
     Raises:
-        DependencyViolationError: the modules that override `get_extra_state` are not those of `stored`. Nothing was
-            changed.
+        DependencyViolationError: `stored` is of other modules. Nothing was changed.
     """
     keepers = _keepers(model)
     if keepers.keys() != stored.keys():
@@ -50,7 +49,7 @@ def load_extra_states(model: nn.Module, stored: Mapping[str, Any]) -> None:
 
 @contextmanager
 def extra_states_kept(model: nn.Module) -> Iterator[None]:
-    """Restore, at the end of the block, the extra states that the modules had at its beginning."""
+    """At the end of the block, restore the extra states of its beginning."""
     before = copy.deepcopy(extra_states(model))
     try:
         yield

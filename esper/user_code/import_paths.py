@@ -1,6 +1,6 @@
-"""The import path of a task: its folder, the modules that were loaded from it, and modules that hide others.
+"""The import path of a task: its folder, the modules that were loaded from the folder, and modules that hide others.
 
-It imports no module: a file is located by the import finders, so that its digest can be compared before its code runs.
+No module is imported. Import finders locate a file, so that its digest can be compared before its code runs.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from types import ModuleType
 from esper.ground.workplace import fixed
 
 ROOT = Path(__file__).absolute().parents[2]
-"""The folder that holds esper's own packages."""
+"""The folder with esper's packages."""
 OURS = ("esper", "actors", "drills")
 """Names of the packages in `ROOT`."""
 TASK_FILE = "esper_task_"
-"""Prefix of the module name under which a task's file is loaded; the name of the file follows."""
+"""A task's file is loaded as a module with this prefix and the name of the file."""
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
-"""Names of the folders into which packages are installed."""
+"""Names of folders for installed packages."""
 _PYTHON = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
@@ -36,33 +36,33 @@ def put_first(folder: Path) -> None:
 
 
 def absolute_path() -> tuple[str, ...]:
-    """Return the import path with absolute folders, so that another process can use it (see `join_path`)."""
+    """Return the import path with absolute folders, for another process; see `join_path`."""
     return tuple(str(fixed(Path(place))) for place in sys.path)
 
 
 def join_path(path: Sequence[str]) -> None:
-    """Use the import path of another process; entries that only this process has come after it."""
+    """Use the import path of another process. Further entries of this process are appended."""
     sys.path[:] = [*path, *(place for place in sys.path if place not in path)]
 
 
 def is_ours(name: str) -> bool:
-    """Whether a dotted name belongs to a loaded package of esper."""
+    """Return whether a dotted name belongs to a loaded package of esper."""
     head = sys.modules.get(name.partition(".")[0])
     return name.partition(".")[0] in OURS and head is not None and _lies_in(head, ROOT)
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a path belongs to an installed package or to Python's library. Links are not followed."""
+    """Return whether a path belongs to an installed package or to Python's library. Links are not followed."""
     return not _INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(folder) for folder in _PYTHON)
 
 
 def is_of_esper(file: Path) -> bool:
-    """Whether a file lies in one of the packages of esper."""
+    """Return whether a file lies in a package of esper."""
     return any(file.is_relative_to(ROOT / name) for name in OURS)
 
 
 def is_the_users(file: Path) -> bool:
-    """Whether a file belongs neither to Python, nor to an installed package, nor to esper."""
+    """Return whether a file is the user's: not of Python, of an installed package, or of esper."""
     return not is_installed(file) and not is_of_esper(file)
 
 
@@ -71,10 +71,10 @@ def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
 
     Args:
         name: Dotted.
-        first: Searched before the import path, as `python -m` searches the working directory.
+        first: Folder that is searched before the import path, as `python -m` searches the working directory first.
 
     Returns:
-        None and None where no finder knows a file.
+        None and None if no finder finds a file.
     """
     parts = name.split(".")
     spec = _top(parts[0], first)
@@ -85,32 +85,35 @@ def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
     if spec is None or not spec.has_location or spec.origin is None:
         return None, None
     file = Path(spec.origin).absolute()
-    is_package = spec.submodule_search_locations is not None  # its file is NAME/__init__.py
+    is_package = spec.submodule_search_locations is not None  # the file of a package is NAME/__init__.py
     return file, file.parents[len(parts) - 1 + is_package]
 
 
 def _top(name: str, first: Path) -> ModuleSpec | None:
     loaded = sys.modules.get(name)
     if loaded is not None:
-        return loaded.__spec__  # an import finds a built-in module first, whatever is on the path
+        return loaded.__spec__  # an import finds a built-in module before modules on the path
     return PathFinder.find_spec(name, [str(first), *sys.path]) or _asked(name, None)
 
 
 def _asked(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """Return the first spec that an import finder of this process gives for a name."""
+    """Return the first spec for a name that an import finder of this process finds."""
     answers = (finder.find_spec(name, path) for finder in sys.meta_path)
     return next((spec for spec in answers if spec is not None), None)
 
 
 def modules_in(folder: Path) -> dict[str, Path]:
-    """Return name and file of each loaded module in a folder or below, without installed modules and those of esper."""
+    """Return name and file of each loaded module in a folder or below. Installed modules and esper's are left out."""
     loaded = [(name, module) for name, module in list(sys.modules.items()) if isinstance(module, ModuleType)]
     files = {name: file_of(module) for name, module in loaded if not is_ours(name)}
     return {name: file for name, file in files.items() if file is not None and _belongs(file, folder)}
 
 
 def _belongs(file: Path, folder: Path) -> bool:
-    """Whether a file lies in a folder and is not installed there. All files of an installed package belong to it."""
+    """Return whether a file lies in a folder and is not installed there.
+
+    If the folder is installed, all its files count.
+    """
     return file.is_relative_to(folder) and (is_installed(folder) or not is_installed(file))
 
 
@@ -121,7 +124,7 @@ def file_of(module: ModuleType) -> Path | None:
 
 
 def _lies_in(module: ModuleType, folder: Path) -> bool:
-    """Whether a module lies in a folder or below: its file, or for a package without a file, one of its folders."""
+    """Return whether a module's file lies in a folder or below. For a package without a file, its folders count."""
     file = file_of(module)
     if file is not None:
         return file.is_relative_to(folder)
@@ -131,26 +134,29 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A module in a task's folder that is hidden: an import finds another module of the same name."""
+    """A module in a task's folder that an import does not find, because it finds another module of the same name."""
 
     name: str
     beside: Path
     """The hidden file or folder."""
     found: str
-    """Description of the module that is found instead."""
+    """Description of the module that the import finds."""
     file: Path | None = None
-    """Source file with the import statement. None: only the name was checked."""
+    """Source file with the import statement. None: there is no statement, only the name was checked."""
     line: int | None = None
-    """Line of the import statement."""
+    """Line of the import statement. None without a file."""
 
 
 def hidden_module(name: str, folder: Path) -> Hidden | None:
-    """Return the module in a folder that is hidden because a module of the same name was loaded from another place."""
+    """Return the module in a folder that is hidden by a loaded module of the same name from another place.
+
+    None: none is.
+    """
     loaded = sys.modules.get(name)
     if not isinstance(loaded, ModuleType) or _lies_in(loaded, folder):
         return None
     spec = PathFinder.find_spec(name, [str(folder)])
-    if spec is None or not (spec.has_location or name in OURS):  # any package precedes a folder without __init__.py
+    if spec is None or not (spec.has_location or name in OURS):  # folders without __init__.py come last
         return None
     beside = Path(spec.origin) if spec.has_location and spec.origin is not None else folder / name
     return Hidden(name, beside, _told(name, loaded))
@@ -164,10 +170,11 @@ def _told(name: str, loaded: ModuleType) -> str:
 
 
 def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None) -> Iterator[Hidden]:
-    """Yield each import in `files` that finds a module outside `folder`, although `folder` has a module of that name.
+    """Yield each import in `files` that finds a module elsewhere, although `folder` has a module of the same name.
 
     Args:
-        task_file: Skipped: esper loads a task's file under a special name (`TASK_FILE`), so no import refers to it.
+        task_file: The task's file, which is skipped: it is loaded under a special name (`TASK_FILE`), so no import
+            refers to it.
     """
     names = {entry.name.partition(".")[0] for entry in folder.iterdir()}
     found = {name: other for name in names if (other := hidden_module(name, folder)) and other.beside != task_file}
@@ -179,7 +186,7 @@ def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None
 
 
 def _imports(file: Path) -> Iterator[tuple[str, int]]:
-    """Yield the top name and the line of each absolute import in a source file. Other files are skipped."""
+    """Yield the top name and the line of each absolute import in a Python file. Other files have none."""
     for node in ast.walk(ast.parse(file.read_bytes())) if file.suffix == ".py" else ():
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)
@@ -188,7 +195,7 @@ def _imports(file: Path) -> Iterator[tuple[str, int]]:
 
 
 def module_name(file: Path) -> tuple[str, Path]:
-    """Return the dotted name under which the relative imports of a file work, and the folder in which to run it."""
+    """Return a dotted name for a file with which its relative imports work, and the folder in which to run it."""
     levels = [node.level for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.ImportFrom)]
     parts, folder = [file.stem], file.parent
     while (folder / "__init__.py").is_file() or len(parts) <= max(levels, default=1):

@@ -1,4 +1,4 @@
-"""Advice for state that no checkpoint saves, by the object that has the state and by the kind of the value."""
+"""Advice for state that no checkpoint saves. It depends on the object with the state, and on the kind of the value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_gro
 """Attributes in which torch stores hooks, the names of unsaved buffers, and the parameter groups of an optimizer."""
 
 _ITERATOR = ".<state "
-"""Part of a path. The part after it is the state of an iterator; see `esper.user_code.attributes`."""
+"""Text in the path of an iterator's state; see `esper.user_code.attributes`."""
 _KINDS = {
     "generator": {"generator"},
     "tensor": {"Tensor", "ndarray"},
@@ -20,7 +20,7 @@ _KINDS = {
     "cache": {"lru_cache"},
     "container": {"dict", "list", "set", "tuple", "deque", "full deque"},
 }
-"""Kind in the tables below -> the values of `Leaf.kind` that belong to it."""
+"""Kind in the tables below -> the values of `Leaf.kind` for it."""
 
 _EACH = {
     "iterator": "an iterator cannot be saved: count the steps in a buffer and compute the item from that number",
@@ -50,7 +50,7 @@ OBJECTS = {
     },
     **dict.fromkeys((f"task.{name}" for name in ("train", "valid", "test", "pick", "gate")), _OF_A_DATA_SET),
 }
-"""Field of a task -> kind of value -> advice, for state in the object of this field."""
+"""Field of a task -> kind of value -> advice for state in the field's object."""
 _SHARED = {
     **_EACH,
     "cache": "call it with these arguments once in the factory, or when the module is imported",
@@ -71,9 +71,9 @@ def mend_of(holder: str, path: str, *moments: Held) -> str:
     """Return the advice for an attribute that changes and that no checkpoint saves.
 
     Args:
-        holder: The field of the task whose object has the attribute; any other name means shared state.
+        holder: Field of the task whose object has the attribute. Another name means shared state.
         path: Path of the attribute in that object.
-        moments: Digests of the object at several times; the first that has the path gives the kind of the value.
+        moments: Digests of the object at several times. The first with the path determines the kind of the value.
     """
     if holder not in OBJECTS:
         return f"{_WHY_SHARED}: {_of_kind(_SHARED, path, moments)}"
@@ -81,7 +81,7 @@ def mend_of(holder: str, path: str, *moments: Held) -> str:
 
 
 def shared_mend_of(path: str, held: Held) -> str:
-    """Return the advice for state that all networks share and every call changes."""
+    """Return the advice for state that all networks share and that every call changes."""
     return _of_kind(_EVERY_CALL, path, [held])
 
 

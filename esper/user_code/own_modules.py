@@ -1,4 +1,4 @@
-"""Finds the user's own modules that a task's code can reach, and reads the values of their globals."""
+"""Finds the user's modules that a task's code can reach, and reads their globals."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Modules = dict[str, types.ModuleType]
 def globals_of(task: Task, reached: Modules) -> dict[str, Held]:
     """Return the digests of the globals of the user's modules, by module name.
 
-    The attributes of an object are read only if its class is defined in one of these modules. The task and its data
-    sets are left out.
+    The attributes of an object are read only if its class is defined in one of the modules. The task and its data sets
+    are left out.
 
     Args:
         reached: See `reached_by`.
@@ -37,7 +37,7 @@ def data_of(task: Task) -> set[int]:
 
 
 def is_users_class(kind: type) -> bool:
-    """Whether a class is defined in a file of the user."""
+    """Return whether a class is defined in a file of the user."""
     module = sys.modules.get(kind.__module__)
     file = file_of(module) if module is not None else None
     return file is not None and is_the_users(file)
@@ -52,8 +52,8 @@ def _is_value(key: str, value: object, reached: Modules) -> bool:
 def reached_by(task: Task) -> Modules:
     """Return the user's modules that the task's functions and classes can reach, by name.
 
-    They are the modules that define these functions and classes; and each module that is in the globals of a reached
-    module, or defines a function or class there.
+    These are the modules that define the task's functions and classes. If a module is reached, each module in its
+    globals is reached, too, and each module that defines a function or class in its globals.
     """
     waiting = list(_named_by(task))
     found: Modules = {}

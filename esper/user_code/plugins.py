@@ -20,10 +20,10 @@ IN_PROCESS = "run in one process (--in-process, or on=esper.InProcess())"
 
 
 def entries(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group: first those of esper, then those of other installed packages, by name.
+    """Return the entry points of a group, by name. Esper's entry points come before those of other installed packages.
 
-    A package whose metadata lies in the working directory does not count as installed. Otherwise any command would run
-    code from a file that was copied there.
+    If the metadata of a package is in the working directory, the package does not count as installed. Otherwise every
+    command would run code that was copied into that directory.
     """
     path = [place for place in sys.path if not _is_here(place or os.curdir)]
     found = [(made.name != PACKAGE, entry) for made in distributions(path=path) for entry in made.entry_points]
@@ -35,8 +35,8 @@ def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.
     """Load the class of a launcher by its name. The folder of esper's packages is searched first.
 
     Raises:
-        ConfigError: the launcher is not installed, the install is older than the code, or a package of the user has the
-            name of a package of esper.
+        ConfigError: the launcher is not installed; esper was updated after it was installed; or a package of the user
+            has the name of a package of esper.
     """
     found = next((entry for entry in entries(LAUNCHERS) if entry.name == name), None)
     if found is None:

@@ -1,7 +1,7 @@
-"""Process-wide settings of torch that change the bits of a run, and the values that esper sets.
+"""Process-wide settings of torch that affect the bits of a run, and the values that esper sets.
 
-Every process of a run sets them after the task is loaded and before any work, checks them at every fence, and restores
-the earlier values at the end. Warning filters and numpy's handling of floating-point errors are not in the list.
+Every process of a run sets them after it has loaded the task and before any work, checks them at every fence, and
+restores the earlier values at the end. Warning filters and numpy's handling of floating-point errors are not set.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ class Setting:
 
 
 def _flushes_denormals() -> bool:
-    """Whether this thread rounds subnormal numbers to 0. Measured, because torch has no function that returns it."""
+    """Return whether this thread rounds subnormal numbers to 0.
+
+    It is measured, because torch has no function for it.
+    """
     smallest, half = 2.0**-1022, 0.5
     return smallest * half == 0.0
 
 
 def _put_device(device: torch.device) -> None:
-    torch.set_default_device(None if device == CPU else device)  # a value other than None slows down every torch call
+    torch.set_default_device(None if device == CPU else device)  # if it is set, every torch call is slower
 
 
 def _attribute(module: Any, name: str, ours: Any) -> Setting:
@@ -51,7 +54,7 @@ def _attribute(module: Any, name: str, ours: Any) -> Setting:
 
 
 def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours: Any) -> Setting:
-    """Make a setting that torch refuses to read while one of its newer `fp32_precision` settings contradicts it."""
+    """Make a setting that torch refuses to read while a newer `fp32_precision` setting contradicts it."""
 
     def read() -> Any:
         try:
@@ -60,14 +63,14 @@ def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours
             return CONTRADICTED
 
     def write(value: Any) -> None:
-        if value != CONTRADICTED:  # else skip: restored later, the newer settings contradict it again
+        if value != CONTRADICTED:  # else the newer settings, which are restored later, contradict it again
             put(value)
 
     return Setting(name, read, write, ours)
 
 
 def _precision(place: str, ours: str = "none") -> Setting:
-    """Make the setting of float32 rounding for one kind of operation. "none" means: use the next wider setting."""
+    """Make the setting of float32 rounding for one kind of operation. With "none", the next wider setting applies."""
     name = f"{place}.fp32_precision"
     holder = attrgetter(place.removeprefix("torch."))(torch)
 
@@ -82,7 +85,7 @@ def _put_cudnn_tf32(on: bool) -> None:
 
 
 def _put_mkldnn_precision(value: str) -> None:
-    """Set the precision of mkldnn alone; its public attribute would set `torch.backends.fp32_precision`."""
+    """Set the precision of mkldnn only. Its public attribute would set `torch.backends.fp32_precision`."""
     torch._C._set_fp32_precision_setter("mkldnn", "all", value)
 
 
@@ -174,10 +177,9 @@ SETTINGS = (
         True,
     ),
 )
-"""All settings, in the order in which they are set: a setting that changes others comes before them."""
+"""All settings, in the order in which they are set. A setting that changes other settings comes before them."""
 MISLEADING = ("torch.get_default_dtype()", "torch.get_default_device()")
-"""Settings of the default type and device of new tensors. If they change, tensors made before and after may not fit
-together.
+"""Settings of the default type and device of new tensors. Tensors from before and after a change may not fit together.
 """
 
 
@@ -186,16 +188,16 @@ class _Process:
     """The values that esper has set in this process, and the earlier values."""
 
     expected: dict[str, Any] | None = None
-    """Values that esper has set. None: esper has set no value, so nothing is checked."""
+    """Values that esper has set. None: esper has set no values, and no check is made."""
     found: dict[str, Any] | None = None
-    """Values before esper set its values. None outside `process_state`."""
+    """Values before esper set its values. None outside of `process_state`."""
 
 
 _here = _Process()
 
 
 def set_ours(threads: int) -> None:
-    """Set every setting to esper's value in this process. From then on `check_process` reports a change."""
+    """Set every setting to esper's value in this process. After this, `check_process` finds changes."""
     _here.expected = {one.name: threads if one.ours is None else one.ours for one in SETTINGS}
     _put(_here.expected)
 
@@ -208,7 +210,7 @@ def _put(values: dict[str, Any]) -> None:
 
 @contextmanager
 def process_state(threads: int) -> Iterator[None]:
-    """Use esper's settings within the block; restore the earlier values at its end."""
+    """Use esper's settings within the block. At its end, restore the earlier values."""
     before, outer = {one.name: one.get() for one in SETTINGS}, (_here.expected, _here.found)
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         try:
@@ -221,7 +223,10 @@ def process_state(threads: int) -> Iterator[None]:
 
 
 def changes() -> list[tuple[str, Any, Any]]:
-    """Return name, expected and present value of each setting that differs from esper's value; unreadable ones last."""
+    """Return name, expected and present value of each setting that differs from esper's value.
+
+    Unreadable values come last.
+    """
     if _here.expected is None:
         return []
     now = ((one.name, _here.expected[one.name], one.get()) for one in SETTINGS)
@@ -229,10 +234,10 @@ def changes() -> list[tuple[str, Any, Any]]:
 
 
 def check_process(who: str) -> None:
-    """Compare every setting with esper's value; takes about 100 us.
+    """Compare every setting with esper's value. This takes about 100 us.
 
     Args:
-        who: Name of the part that runs in this process, for the error.
+        who: Name of the component in this process, for the error.
 
     Raises:
         ProcessStateChanged: the user's code has changed a setting.
@@ -242,10 +247,10 @@ def check_process(who: str) -> None:
 
 
 def refuse_changes(field: str, call: str) -> None:
-    """Like `check_process`, for the time before a run has written anything.
+    """Like `check_process`, before a run has written anything.
 
     Args:
-        field: The field of the task whose code was just called.
+        field: Field of the task whose code was called.
         call: Description of the call, for the error.
 
     Raises:
@@ -258,11 +263,11 @@ def refuse_changes(field: str, call: str) -> None:
 
 @contextmanager
 def told_with_settings() -> Iterator[None]:
-    """Add the name of a changed setting to an error that the setting may have caused. For use before a run writes.
+    """Add the name of a changed setting to an error that it may have caused. Use it before a run has written anything.
 
     Raises:
-        TaskError: training or measuring changed a setting; or the user's code raised, and the default type or device
-            differed from esper's when the task was loaded.
+        TaskError: training or measuring changed a setting; or the user's code raised, and after the task was loaded the
+            default type or device differed from esper's.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Finds state that all copies of a network share: in the task's functions and in the globals of the user's modules."""
+"""Finds state that all networks share: in the task's functions, and in the globals of the user's modules."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = 
 
 
 def _in_words(module: str) -> str:
-    """Return the name of a module for messages. For a task's file, which is loaded under a special name, it is the file
-    name.
-    """
+    """Return the name of a module for messages. For a task's file it is the file name."""
     return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
 
 
@@ -49,20 +47,20 @@ def _is_global(kind: type, modules: Modules) -> bool:
 
 
 def kinds_of(*parts: object) -> list[type]:
-    """Return the user's classes, bases included, of some objects and of their submodules."""
+    """Return the user's classes of some objects and their submodules, with base classes."""
     objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
     kinds = {kind: None for one in objects for kind in type(one).__mro__}
     return [kind for kind in kinds if is_users_class(kind)]
 
 
 def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
-    """Compare the shared state before and after the same work was repeated.
+    """Compare the shared state before and after a repetition of the same work.
 
-    A collection that only became longer counts as a log of calls, which has no effect on training; so does a deque that
-    has reached its `maxlen`.
+    A collection that only became longer counts as a log of calls, which has no effect on training. A deque that has
+    reached its `maxlen` counts as a log, too.
 
     Raises:
-        TaskError: another value changed, for example a counter, a tensor or a source of random numbers.
+        TaskError: a value that is not in a log changed, for example a counter, a tensor or a source of random numbers.
     """
     for name, held in before.items():
         for path in different(held, after[name]) if name in after else ():
@@ -71,7 +69,7 @@ def check_shared(before: dict[str, Held], after: dict[str, Held]) -> None:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """Whether a path is a collection that became longer, an item added to a collection, or a full deque."""
+    """Return whether a path is a collection that became longer, a new item of a collection, or a full deque."""
     if path not in before:
         return True
     if path not in after:

@@ -10,14 +10,14 @@ from esper.user_code.task_reference import Reference
 
 
 def file_digest(reference: Reference) -> str | None:
-    """Return the SHA-256, in hex, of the file that defines a task. None if the task does not come from a file."""
+    """Return the SHA-256, in hex, of the file that defines a task. None: there is no file."""
     return hashlib.sha256(reference.file.read_bytes()).hexdigest() if reference.file is not None else None
 
 
 def source_digests(reference: Reference) -> dict[str, str]:
     """Return the SHA-256, in hex, of each loaded module in the folder of a task, by its path in the folder.
 
-    Left out: the module `__main__`, data files, installed modules, and modules of esper.
+    The module `__main__`, data files, installed modules and modules of esper are left out.
     """
     if reference.folder is None:
         return {}
@@ -26,7 +26,7 @@ def source_digests(reference: Reference) -> dict[str, str]:
 
 
 def changed_source(reference: Reference, digests: Mapping[str, str]) -> Path | None:
-    """Return the first file of `digests` that is missing or has changed. None: no file has. Nothing is imported."""
+    """Return the first file of `digests` that is missing or has changed. None: all files are unchanged."""
     if reference.folder is None:
         return None
     files = ((reference.folder / place, digest) for place, digest in digests.items())

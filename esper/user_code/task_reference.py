@@ -1,4 +1,4 @@
-"""Loads the task that `module:attribute` or `path/to/file.py:attribute` names. Only that module is imported.
+"""Loads the task that `module:attribute` or `path/to/file.py:attribute` names.
 
 `locate` finds the file without an import, so that a resumed run can compare the digest of the file first.
 """
@@ -38,15 +38,16 @@ _brought: dict[str, ModuleType] = {}
 
 @dataclass(frozen=True)
 class Reference:
-    """The source of a task. The text is empty if the task was built in Python: no reference can load it again."""
+    """The source of a task. The text is empty if the task was built in Python, so that no reference can load it."""
 
     text: str = ""
     file: Path | None = None
-    """Absolute path of the file that defines the task. None: there is no file, or only an import can find it."""
+    """Absolute path of the task's file. None: there is no file, or only an import can find it."""
     folder: Path | None = None
-    """Folder whose modules, subfolders included, belong to the task. None: only the module of the task does."""
+    """Folder of the task. All modules in it and below belong to the task. None: only the module of the task belongs to
+    it."""
     goes_first: bool = False
-    """Whether the folder is put at the front of the import path."""
+    """True if the folder is put at the front of the import path."""
 
     def modules(self) -> dict[str, Path]:
         """Return name and file of each loaded module in the folder of the task."""
@@ -54,10 +55,10 @@ class Reference:
 
 
 def load_task(text: str) -> tuple[Task, Reference]:
-    """Load the task that a reference names: a `Task`, or the return value of a function without arguments.
+    """Load the task that a reference names. It names a `Task`, or a function without arguments that returns a `Task`.
 
     Raises:
-        TaskError: the module, file or attribute does not exist, is not a task, or raised. Nothing was written.
+        TaskError: the module, file or attribute does not exist, is not a task, or its code raised. Nothing was written.
     """
     return import_task(locate(text))
 
@@ -65,11 +66,11 @@ def load_task(text: str) -> tuple[Task, Reference]:
 def locate(text: str, started_in: str = "") -> Reference:
     """Find the file and the folder of a task without running its code.
 
-    Modules that an earlier task of this process loaded are removed from `sys.modules` and imported again: files change,
-    and other folders may have modules of the same names.
+    Modules that an earlier task of this process loaded are removed from `sys.modules` and imported again, because files
+    may have changed, and because other folders may have modules of the same names.
 
     Args:
-        started_in: A folder that is searched before the working directory.
+        started_in: Folder that is searched before the working directory.
 
     Returns:
         The reference. It has no file if only an import can find the module.
@@ -78,7 +79,7 @@ def locate(text: str, started_in: str = "") -> Reference:
         TaskError: the text is not a reference, or there is no such file.
     """
     _forget_brought()
-    importlib.invalidate_caches()  # the finders cache the listing of a folder until its time stamp changes
+    importlib.invalidate_caches()  # the import finders cache the files of a folder until its time stamp changes
     place, attribute = _parts(text)
     try:
         here = workplace()
@@ -108,7 +109,7 @@ def _locate_file(text: str, place: str, bases: list[Path]) -> Reference:
     for base in bases:
         path = base / Path(place).expanduser()
         if path.is_file():
-            file = path.resolve()  # like `python file.py`, which follows links to find the folder
+            file = path.resolve()  # `python file.py` also follows links to find the folder
             return Reference(text, file, file.parent, goes_first=True)
     raise TaskError("TASK", place, "there is no such file")
 
@@ -136,7 +137,7 @@ def _locate_module(text: str, name: str, attribute: str, base: Path) -> Referenc
 def import_task(reference: Reference) -> tuple[Task, Reference]:
     """Import a task that `locate` found.
 
-    Its folder stays at the front of the import path, as with `python file.py`.
+    The folder of the task stays at the front of the import path, as with `python file.py`.
 
     Raises:
         TaskError: see `load_task`.
@@ -174,7 +175,7 @@ def _imported(reference: Reference) -> tuple[Task, ModuleType]:
 
 
 def _may_be_tasks(module: ModuleType) -> list[str]:
-    """Return the names of the tasks in a module, and of the functions that are defined in it."""
+    """Return the names of the tasks in a module, and of the functions that the module defines."""
     return [
         name
         for name, value in vars(module).items()
@@ -190,7 +191,7 @@ def _called(found: object, reference: Reference) -> Task:
     with _told_with_hint(reference):
         task = found()
     if isinstance(task, Coroutine):
-        task.close()  # without this Python warns that the coroutine was never awaited
+        task.close()  # otherwise Python warns that the coroutine was never awaited
         raise TaskError("TASK", reference.text, "it is an async function; remove the word async")
     if not isinstance(task, Task):
         raise TaskError(
@@ -200,17 +201,21 @@ def _called(found: object, reference: Reference) -> Task:
 
 
 def _refuse_hidden(reference: Reference) -> None:
-    """Raises: TaskError: an import of the task finds another module than that of the same name in its folder."""
+    """Check the imports of a task.
+
+    Raises:
+        TaskError: one finds another module than the module of that name in the task's folder.
+    """
     if reference.folder is None or str(reference.folder) not in sys.path:
         return
     for found in hidden_in(reference.folder, reference.modules().values(), reference.file):
-        if found.name != "esper":  # every task imports esper, never a file of that name in its folder
+        if found.name != "esper":  # a task always means the package esper, not a file with this name
             where = f"it imports {found.name!r} ({found.file}, line {found.line})"
             raise TaskError("TASK", reference.text, f"{where} and gets {found.found}, not {found.beside}: rename yours")
 
 
 def _hint(reference: Reference, error: BaseException | None) -> str:
-    """Return advice for a failed import; empty if there is none."""
+    """Return advice for a failed import. "": there is no advice."""
     if not isinstance(error, ImportError | AttributeError):
         return ""
     if str(error).startswith("attempted relative import"):
@@ -237,7 +242,7 @@ def _told_with_hint(reference: Reference) -> Iterator[None]:
 
 
 def _named_by_module(reference: Reference) -> str:
-    """Return a hint with the reference under which the relative imports of a task's file work."""
+    """Return a hint: the reference with which the relative imports of a task's file work."""
     if reference.file is None:
         return ""
     name, parent = module_name(reference.file)
@@ -260,6 +265,6 @@ def _from_file(path: Path) -> ModuleType:
     assert spec is not None, "a .py file always has a loader"
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # pickle and others look up its classes by module name
+    sys.modules[name] = module  # pickle, for example, finds classes by the module name
     spec.loader.exec_module(module)
     return module

@@ -1,7 +1,8 @@
-"""Marks exceptions of the user's code with the call that raised them, and reports them. It never swallows an exception.
+"""Marks exceptions of the user's code with the call that raised them, and reports them as errors of the user's code.
 
-An exception that esper or Python would not treat as a failed call is replaced by `TheirCodeRaised`, with the original
-as its cause: an `EsperError`, `StopIteration`, or `SystemExit` and other exceptions that are not an `Exception`.
+Some exceptions of the user's code would not be treated as a failed call: an `EsperError`, `StopIteration`, and
+exceptions that are not an `Exception`, for example `SystemExit`. They are replaced by `TheirCodeRaised`, with the
+original as its cause.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ _LONGEST = 400
 
 
 class Call(str):
-    """A note on an exception: the call of the user's code that raised it, and the task's field with this code."""
+    """A note on an exception of the user's code: the call that raised it, and the task's field with the code."""
 
     field: str
     call: str
 
     def __new__(cls, field: str, call: str) -> Call:
-        """Make the note; its text is shown in tracebacks."""
+        """Make the note. Tracebacks show its text."""
         note = super().__new__(cls, f"raised by {field}: {call}")
         note.field, note.call = field, call
         return note
 
     def __reduce__(self) -> tuple[type[Call], tuple[str, str]]:
-        """Support pickle: an exception is pickled with its notes."""
+        """Support pickle, because an exception is pickled with its notes."""
         return Call, (self.field, self.call)
 
 
 class TheirCode:
-    """A context for one call of the user's code: an exception that leaves it gets a `Call` note, unless it has one.
+    """A context for one call of the user's code.
+
+    An exception that leaves the context gets a `Call` note, unless it has one.
 
     Raises:
         TheirCodeRaised: the call raised an exception that a caller would misread (see `means_more`).
@@ -50,10 +53,10 @@ class TheirCode:
         self.field, self.call = field, call
 
     def __enter__(self) -> None:
-        """Do nothing. A class, not a generator context, since this runs in every training step."""
+        """Return without a change. A class is faster than a generator context, and this runs in every training step."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Mark an exception, unless an inner call has marked it or esper raised it."""
+        """Mark an exception, unless an inner context has marked it or esper raised it."""
         if error is None or isinstance(error, KeyboardInterrupt) or marked(error) is not None:
             return
         call = self.call or _function(error)
@@ -67,10 +70,10 @@ class TheirCode:
             raise raised from error
 
 
-their_code = TheirCode  # lower case: used like a function in `with` statements
+their_code = TheirCode  # in lower case, because it is used like a function
 any_of_their_code = TheirCode("task", "")
-"""A context for code that may call the user's code at several places; the name of the function comes from the
-traceback. The context has no state, so it may be nested.
+"""A context for code that may call the user's code at several places. The name of the call is taken from the traceback.
+The context has no state, so it may be nested.
 """
 
 
@@ -80,12 +83,15 @@ def marked(error: BaseException) -> Call | None:
 
 
 def from_their_file(error: BaseException) -> bool:
-    """Whether a call of the user's code raised the exception, and its traceback has a frame in a file of the user."""
+    """Return whether a call of the user's code raised the exception.
+
+    A frame of the traceback must be in the user's file.
+    """
     return marked(error) is not None and any(_is_theirs(frame) for frame in _frames(error))
 
 
 def means_more(error: BaseException) -> bool:
-    """Whether code that catches the exception would treat it as something other than a failed call.
+    """Return whether code that catches the exception would not treat it as a failed call.
 
     True for an `EsperError`, for the end of an iteration, and for exceptions that are not an `Exception`.
     """
@@ -94,14 +100,15 @@ def means_more(error: BaseException) -> bool:
 
 @contextmanager
 def refused_as_theirs(doing: str = "") -> Iterator[None]:
-    """Raise an exception of the user's code as a `TaskError`. For use before a run has written anything.
+    """Raise an exception of the user's code as a `TaskError`. Use it before a run has written anything.
 
     Args:
-        doing: What esper did during the call that the user's own training would not do; added to the name of the call.
+        doing: Text that is added to the name of the call. It describes a work of esper that a plain training would not
+            do.
 
     Raises:
-        TaskError: names the field, the call, the exception, and its file and line. The exception is its cause.
-        Exception: raised by esper, a bug; it is passed on unchanged.
+        TaskError: the user's code raised. The error names the field, the call, the exception, its file and its line.
+        Exception: an exception of esper, by a bug. It is raised unchanged.
     """
     try:
         with any_of_their_code:
@@ -112,13 +119,13 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
 
 
 def raise_as_theirs(error: BaseException, doing: str = "") -> None:
-    """Raise an exception of the user's code as a `TaskError`; return if no call of the user's code raised it.
+    """Raise an exception of the user's code as a `TaskError`. Return if the exception is not of the user's code.
 
     Args:
-        doing: As in `refused_as_theirs`.
+        doing: See `refused_as_theirs`.
 
     Raises:
-        TaskError: names the field, the call, the exception, and its file and line. The exception is its cause.
+        TaskError: the user's code raised. The error names the field, the call, the exception, its file and its line.
     """
     note = marked(error)
     if note is None or (isinstance(error, EsperError) and not isinstance(error, TheirCodeRaised)):
@@ -130,7 +137,7 @@ def raise_as_theirs(error: BaseException, doing: str = "") -> None:
 
 
 def exception_in_words(error: BaseException) -> str:
-    """Describe an exception of the user's code in one line: its type, its message, and the line of the user's code."""
+    """Describe an exception of the user's code in one line: type, message, and place in the user's code."""
     message = " ".join(text_of(error).split())
     message = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}..."
     place = (
@@ -140,7 +147,10 @@ def exception_in_words(error: BaseException) -> str:
 
 
 def _takes_note(error: BaseException, note: Call) -> bool:
-    """Add a note; return whether that worked. Some exceptions refuse attributes, as frozen dataclasses do."""
+    """Add a note, and return whether this succeeded.
+
+    Some exceptions refuse attributes, for example frozen dataclasses.
+    """
     try:
         error.__traceback__ = error.__traceback__
         error.add_note(note)
@@ -150,14 +160,15 @@ def _takes_note(error: BaseException, note: Call) -> bool:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether the innermost frame of the traceback is in a file of esper, even if the user's code called esper."""
+    """Return whether the innermost frame of the traceback is in a file of esper."""
     frames = _frames(error)
     return bool(frames) and is_of_esper(Path(_file(frames[-1])))
 
 
 def _place(error: BaseException) -> str:
-    """Return file and line of the user's innermost frame; if there is none, of the innermost frame after esper's last
-    one.
+    """Return file and line of the innermost frame in the user's code.
+
+    If there is none, use the innermost frame after esper's last frame.
     """
     frames = _frames(error)
     theirs = [frame for frame in frames if _is_theirs(frame)] or _below_ours(frames)
@@ -165,7 +176,7 @@ def _place(error: BaseException) -> str:
 
 
 def _function(error: BaseException) -> str:
-    """Return the name of the user's first function after the last frame of esper; empty if there is none."""
+    """Return the name of the user's first function after the last frame of esper. "": there is none."""
     theirs = (frame for frame in _below_ours(_frames(error)) if _is_theirs(frame))
     return next((frame.tb_frame.f_code.co_qualname for frame in theirs), "")
 
@@ -198,5 +209,5 @@ def _is_of_a_library(file: str) -> bool:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file belongs to esper. Built-in tasks count as user code."""
+    """Return whether a file belongs to esper. Built-in tasks count as user code."""
     return is_of_esper(file) and not file.is_relative_to(_TASKS)
