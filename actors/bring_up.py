@@ -14,6 +14,7 @@ from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay
 from actors.emergency_inbox import ConductorInbox, emergency_word
 from actors.end_signals import uninterrupted
+from actors.policy_transport import SentPolicy
 from actors.ray_crew import RayCrew
 from actors.run_actors import RunActors, actor_roles, manager_names
 from actors.task_transport import SentSurvey
@@ -45,7 +46,7 @@ def fault_points(config: RunConfig) -> dict[str, set[str]]:
     return points
 
 
-def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None) -> BringUp:
+def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None, policy: SentPolicy | None = None) -> BringUp:
     """Return the function by which `esper.flow.runner.Conductor` starts the components.
 
     It uses `embedded`, or a new Ray.
@@ -66,7 +67,7 @@ def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None) -> BringUp:
                 EmbeddedRay(slots=slots, threads=config.run.threads, deadline_s=deadline_s, run_dir=path)
             )
             word = stack.enter_context(emergency_word())
-            crew = RayCrew(RunActors(survey, key, sent, path, word.path), ours.check)
+            crew = RayCrew(RunActors(survey, key, sent, path, word.path, policy), ours.check)
             incubator = crew.start()
             stack.callback(incubator.join)
             stack.callback(crew.end)

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from actors.policy_transport import SentPolicy
 from actors.shell import SnapshotRef
 from actors.task_transport import SentSurvey
 from esper.emergency.word import EmergencyWord
@@ -33,9 +34,10 @@ def tolaria(sent: SentSurvey, key: RunKey, word: Path) -> HostedTrainer:
     return HostedTrainer(make_trainer(sent.open(), key, EmergencyWord.attach(word).halted))
 
 
-def tamiyo(sent: SentSurvey, key: RunKey) -> Tamiyo:
-    """Make Tamiyo with the config's policy."""
-    return make_tamiyo(sent.open(), key, SystemClock())
+def tamiyo(sent: SentSurvey, key: RunKey, policy: SentPolicy | None = None) -> Tamiyo:
+    """Make Tamiyo with the user's policy, or with the config's."""
+    survey = sent.open()
+    return make_tamiyo(survey, key, SystemClock(), policy.load() if policy is not None else None)
 
 
 def kasmina(sent: SentSurvey, key: RunKey) -> KasminaRegistrar:

@@ -11,6 +11,7 @@ from torch import nn
 from actors.bring_up import bring_up, fault_points
 from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay
+from actors.policy_transport import SentPolicy
 from actors.task_transport import SentSurvey
 from esper.config.joined import RunConfig
 from esper.errors import ConfigError
@@ -29,11 +30,12 @@ class RayLauncher:
     conductor_name: ClassVar[str] = CONDUCTOR
 
     def __init__(self, on: OnRay) -> None:
-        """Raises: ConfigError: `embedded` is not an `EmbeddedRay`."""
+        """Raises: ConfigError: `embedded` is not an `EmbeddedRay`, or `policy` is no policy or cannot be sent."""
         if on.embedded is not None and not isinstance(on.embedded, EmbeddedRay):
             raise ConfigError("embedded", on.embedded, "give an actors.embedded_ray.EmbeddedRay, or leave it out")
         self.clock: Clock = SystemClock()
         self._embedded = on.embedded
+        self._policy = SentPolicy.of(on.policy) if on.policy is not None else None
 
     def fault_points(self, config: RunConfig) -> Mapping[str, set[str]]:
         """Return the fault points of each process of a run with this config, by the name of the process."""
@@ -45,7 +47,7 @@ class RayLauncher:
         Raises:
             TaskError: the task has no reference and cannot be pickled. Nothing was written.
         """
-        return bring_up(SentSurvey.of(survey, reference), self._embedded)
+        return bring_up(SentSurvey.of(survey, reference), self._embedded, self._policy)
 
     def network(self, path: Path, task: Task, fence: int) -> nn.Module:
         """Load the network from a checkpoint, on the CPU, because the trainer's process has ended.

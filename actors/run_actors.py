@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from actors import desk, hosted_components
+from actors.policy_transport import SentPolicy
 from actors.shell import ActorSpec
 from actors.supervision import ChildSpec, Strategy
 from actors.task_transport import SentSurvey
@@ -56,6 +57,8 @@ class RunActors:
     """The run directory."""
     word: Path
     """The file of the emergency word."""
+    policy: SentPolicy | None = None
+    """The user's policy. None: the policy that the config names."""
 
     @property
     def config(self) -> RunConfig:
@@ -74,8 +77,8 @@ class RunActors:
         builds: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
             "emergency": (desk.emergency, (self.config.emergency.capacity, self.word, generation)),
             "tolaria": (hosted_components.tolaria, (self.sent, without_secret, self.word)),
-            "tamiyo": (hosted_components.tamiyo, (self.sent, key)),
-            SPARE: (hosted_components.tamiyo, (self.sent, key)),
+            "tamiyo": (hosted_components.tamiyo, (self.sent, key, self.policy)),
+            SPARE: (hosted_components.tamiyo, (self.sent, key, self.policy)),
             "kasmina": (hosted_components.kasmina, (self.sent, key)),
             **dict.fromkeys(manager_names(self.config), incubates),
         }

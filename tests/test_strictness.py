@@ -132,6 +132,7 @@ ALLOWED: dict[str, str] = {
     "tests/durable/test_models.py OneLog.die_in_an_append: answers Killed": "the planted kill",
     "tests/durable/test_mutants.py finds: answers Exception": "whatever it raises, the mutant was found",
     "actors/shell.py _unsendable: says type: ignore": "cloudpickle leaves it untyped",
+    "actors/policy_transport.py SentPolicy.of: says type: ignore": "cloudpickle leaves it untyped",
     "actors/task_transport.py TaskSource.of: says type: ignore": "cloudpickle leaves it untyped",
     "tests/actors/conftest.py launch_tiny: says type: ignore": "a function with an attribute",
     "tests/actors/test_shell.py test_a_cause_that_cannot_be_sent_does_not_take_its_error_with_it: pickle.loads": "own",

@@ -17,6 +17,7 @@ from esper.flow.places import InProcess
 from esper.ground.clock import Clock, SystemClock
 from esper.setup.assembly import RunKey, make_incubator, make_kasmina, make_tamiyo, make_trainer
 from esper.setup.survey import Survey
+from esper.tamiyo.policy_check import check_policy
 from esper.task import Task
 from esper.tolaria.trainer import Trainer
 from esper.user_code.task_reference import Reference
@@ -32,6 +33,9 @@ class InProcessLauncher:
     conductor_name: ClassVar[str] = ""
 
     def __init__(self, on: InProcess) -> None:
+        """Raises: ConfigError: `on.policy` is no policy."""
+        if on.policy is not None:
+            check_policy(on.policy)
         self.clock: Clock = on.clock or SystemClock()
         self._policy = on.policy
         self._trainer: Trainer | None = None

@@ -33,6 +33,9 @@ class OnRay:
     Args:
         embedded: An `actors.embedded_ray.EmbeddedRay` that is already up. It stays up after the run. By default the run
             starts a Ray instance and ends it.
+        policy: Replaces the policy that the config names. It is pickled once, and each process that decides makes it
+            from these bytes.
     """
 
     embedded: object | None = None
+    policy: Policy | None = None

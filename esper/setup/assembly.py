@@ -78,7 +78,7 @@ def make_tamiyo(survey: Survey, key: RunKey, clock: Clock, policy: Policy | None
     """
     config, growth = survey.config, survey.config.growth
     return Tamiyo(
-        policy or HeuristicPolicy(growth.candidates, growth.replicas, growth.ramp_steps),
+        policy if policy is not None else HeuristicPolicy(growth.candidates, growth.replicas, growth.ramp_steps),
         CommandBuilder(key.secret, clock, growth.ramp_steps),
         survey.growth_window(growth.ramp_steps if policy is None else 1),
         config.risk,

@@ -1,0 +1,55 @@
+"""Sends a user's policy to the processes that decide: the policy's actor and its spare.
+
+The policy is pickled once, before the run. Each process that starts, also after a death or in a resume, makes the
+policy from the same bytes. So a policy that changes itself loses the change with its process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ray import cloudpickle
+
+from esper.errors import ConfigError
+from esper.leyline.ports import Policy
+from esper.tamiyo.policy_check import check_policy
+
+
+@dataclass(frozen=True)
+class SentPolicy:
+    """A policy as bytes. A class in a module is named by its module; any other class is sent by value."""
+
+    pickled: bytes
+    name: str
+
+    @classmethod
+    def of(cls, policy: Policy) -> SentPolicy:
+        """Pack a policy, and unpack it once as a trial.
+
+        Raises:
+            ConfigError: the policy cannot be pickled, cannot be made again from its bytes, or is then no policy.
+        """
+        check_policy(policy)
+        try:
+            pickled: bytes = cloudpickle.dumps(policy)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise _refused(policy.name, "cannot be sent to actors", error) from error
+        sent = cls(pickled, policy.name)
+        check_policy(sent.load())
+        return sent
+
+    def load(self) -> Policy:
+        """Make the policy in this process. Its task must be loaded before, because both may be in one module.
+
+        Raises:
+            ConfigError: the policy cannot be made here.
+        """
+        try:
+            made: Policy = cloudpickle.loads(self.pickled)
+        except Exception as error:
+            raise _refused(self.name, "cannot be made again in an actor", error) from error
+        return made
+
+
+def _refused(name: str, what: str, error: Exception) -> ConfigError:
+    return ConfigError("policy", name, f"it {what} ({error}); make it picklable, or run it in one process")

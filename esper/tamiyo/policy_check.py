@@ -1,0 +1,35 @@
+"""Checks a user's policy before a run, so that a wrong one is refused before anything is written."""
+
+from __future__ import annotations
+
+from esper.errors import ConfigError
+from esper.leyline.base import is_utf8
+from esper.leyline.ports import Policy
+from esper.user_code.their_code import their_code
+
+LONGEST_NAME = 512
+"""Characters of a name or a version; the fields of a command that name the policy hold no more."""
+
+
+def check_policy(policy: Policy) -> None:
+    """Check that a policy has a name, a version and the method `decide`.
+
+    `logits` is not required: it is called only for seeds with a CONFIDENCE blend.
+
+    Raises:
+        ConfigError: one of them is missing or of a wrong kind. An exception of a property of the policy is its cause.
+    """
+    if isinstance(policy, type):
+        raise ConfigError("policy", policy.__name__, f"give an object of the class: {policy.__name__}(...)")
+    kind = type(policy).__name__
+    for field in ("name", "version"):
+        try:
+            with their_code("policy", field):
+                value: object = getattr(policy, field)
+        except Exception as error:
+            raise ConfigError("policy", kind, f"it has no readable attribute {field!r}; give it one, a text") from error
+        if not isinstance(value, str) or not value.strip() or len(value) > LONGEST_NAME or not is_utf8(value):
+            raise ConfigError(f"policy.{field}", value, f"give a text of 1 to {LONGEST_NAME} characters")
+    if not (hasattr(policy, "decide") and callable(policy.decide)):
+        mend = "it has no method decide(state, eligible, past); see esper.leyline.ports.Policy"
+        raise ConfigError("policy", kind, mend)
