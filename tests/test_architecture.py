@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("user_code", "errors task leyline ground"),
     ("tasks", "errors task"),
     ("emergency.settings", "errors leyline ground"),
-    ("emergency", "errors leyline ground durable telemetry emergency.settings"),
+    ("emergency", "errors leyline ground durable telemetry faults emergency.settings"),
     ("kasmina.settings", "leyline"),
     ("kasmina.blueprints", "errors leyline ground user_code"),
     ("kasmina.host", "errors leyline ground user_code kasmina.blueprints"),

@@ -25,22 +25,22 @@ class FileSink:
     def __init__(self, name: str, path: Path, total_s: float) -> None:
         self.name = name
         self._path, self._total_s = path, total_s
-        self._worker: Worker | None = None
         self._hangs = False
 
     async def send(self, signal: EmergencySignal) -> None:
         """See `Sink`."""
         if self._hangs:
             raise SinkFailed(self.name, f"an earlier write to {self._path} has not returned")
-        if self._worker is None:
-            self._worker = Worker(f"esper sink {self.name}")
+        worker = Worker(f"esper sink {self.name}")
         try:
             async with asyncio.timeout(self._total_s):
-                await self._worker.call(self._append, as_json(signal))
+                await worker.call(self._append, as_json(signal))
         except TimeoutError as error:
             raise SinkFailed(self.name, f"{self._path} could not be written in {self._total_s:g} s") from error
         except OSError as error:
             raise SinkFailed(self.name, f"{self._path} cannot be written: {error.strerror or error}") from error
+        finally:
+            worker.stop()
 
     def _append(self, line: str) -> None:
         self._hangs = True

@@ -1,0 +1,72 @@
+"""Delivers signals from the queue to one sink, one at a time: the most urgent first, then the oldest."""
+
+from __future__ import annotations
+
+import asyncio
+
+from esper.emergency.queue import Delivery, EmergencyQueue
+from esper.emergency.sinks import Sink
+from esper.emergency.worker import Worker
+from esper.errors import SinkFailed
+
+
+class Courier:
+    """The deliveries to one sink. The queue is called in the worker's thread.
+
+    A signal is acknowledged when the sink has confirmed it. If `run` is cancelled during a `send`, the signal stays in
+    the queue, and is sent again after the queue was reopened.
+    """
+
+    def __init__(self, queue: EmergencyQueue, worker: Worker, sink: Sink) -> None:
+        self._queue, self._worker, self._sink = queue, worker, sink
+        self._news = asyncio.Event()
+        self._until: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the subscriber."""
+        return self._sink.name
+
+    def wake(self) -> None:
+        """Look for signals that are due. Call it in the event loop after a change of the queue."""
+        self._news.set()
+
+    def end_by(self, until: float) -> None:
+        """Let `run` return when no signal can be due before `until`, in seconds of the loop's clock."""
+        self._until = until
+        self.wake()
+
+    async def run(self) -> None:
+        """Deliver until `end_by` or a cancellation.
+
+        Raises:
+            StoreWriteFailed: the queue could not record a delivery.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            self._news.clear()
+            await self.deliver_due()
+            wait_s = await self._worker.call(self._queue.next_due_s, self.name)
+            if self._until is not None and (wait_s is None or loop.time() + wait_s > self._until):
+                return
+            timer = None if wait_s is None else loop.call_later(wait_s, self._news.set)
+            await self._news.wait()
+            if timer is not None:
+                timer.cancel()
+
+    async def deliver_due(self) -> None:
+        """Deliver all signals that are due now, each at most once, unless it becomes due again meanwhile."""
+        while (delivery := await self._worker.call(self._begin)) is not None:
+            signal_id = delivery.signal.signal_id
+            try:
+                await self._sink.send(delivery.signal)
+            except SinkFailed as failed:
+                await self._worker.call(self._queue.failed, self.name, signal_id, failed.why)
+            else:
+                await self._worker.call(self._queue.acknowledge, self.name, [signal_id])
+
+    def _begin(self) -> Delivery | None:
+        """Record an attempt for the signal that is due first, and return it. None: no signal is due."""
+        due = self._queue.due(self.name, 1)
+        self._queue.attempt(self.name, [one.signal.signal_id for one in due])
+        return due[0] if due else None

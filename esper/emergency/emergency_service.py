@@ -1,0 +1,256 @@
+"""The emergency service of one run: the queue, the emergency word, the deliveries to sinks, and the inbox folder.
+
+Its methods are coroutines of one event loop, so that publishers, the conductor and the deliveries do not wait for each
+other's network. The queue, which waits for the disk, is called in one thread beside the loop: a publisher never waits
+for a sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from esper import faults
+from esper.emergency.courier import Courier
+from esper.emergency.inbox_folder import InboxFolder
+from esper.emergency.intake import Intake
+from esper.emergency.queue import EmergencyQueue
+from esper.emergency.schedule import Subscriber
+from esper.emergency.settings import CONDUCTOR, EmergencyConfig
+from esper.emergency.sinks import Sink, make_sinks
+from esper.emergency.word import EmergencyWord
+from esper.emergency.worker import Worker
+from esper.ground.clock import Clock, SystemClock
+from esper.leyline.signals import EmergencySignal
+
+QUEUE = "queue"
+"""Folder of the queue in `RUN/emergency`."""
+LOOK_S = 0.05
+"""Seconds between two looks into the inbox. A look into an empty folder takes some 20 us."""
+
+
+class EmergencyService:
+    """Make it by `open`; then `start`, the methods of the port in any order, and last `stop`.
+
+    Only the worker's thread uses the queue, the intake and the inbox. A failure of a task in the background, for
+    example a full disk, is raised by every later call.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        queue: EmergencyQueue,
+        word: EmergencyWord,
+        sinks: Sequence[Sink],
+        run_id: str,
+        generation: int,
+        clock: Clock,
+    ) -> None:
+        self._queue = queue
+        self._intake = Intake(queue, word, generation, self._wake)
+        self._inbox = InboxFolder(folder, self._intake, run_id, clock)
+        self._worker = Worker("esper emergency queue")
+        self._couriers = [Courier(queue, self._worker, sink) for sink in sinks]
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._deliveries: list[asyncio.Task[None]] = []
+        self._looking: list[asyncio.Task[None]] = []
+        self._failure: BaseException | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        word: EmergencyWord,
+        config: EmergencyConfig,
+        *,
+        run_id: str,
+        generation: int,
+        environment: Mapping[str, str],
+        clock: Clock | None = None,
+        draw: random.Random | None = None,
+    ) -> Self:
+        """Open the queue of a run, and become the only writer of its word. No signal is sent before `start`.
+
+        The level of the word is raised to that of the signals that the conductor has not acknowledged.
+
+        Args:
+            folder: `RUN/emergency`. It is made if it is missing.
+            environment: Where the variables are that sinks name.
+            clock: None: the machine's.
+            draw: Source of the waits after failed attempts. None: the system's.
+
+        Raises:
+            ConfigError: the address or token of a sink cannot be read or used. Nothing was written.
+            RunDirectoryError: another process owns the queue.
+            StoreCorrupt: the folder holds something else than a queue of esper.
+            StoreWriteFailed: the folder or the queue could not be created, locked, repaired or synced.
+        """
+        clock = clock or SystemClock()
+        sinks = make_sinks(config.sinks, folder, environment)
+        with ExitStack() as undo:
+            queue = undo.enter_context(
+                EmergencyQueue.open(
+                    folder / QUEUE,
+                    capacity=config.capacity,
+                    subscribers=subscribers(config),
+                    clock=clock,
+                    draw=draw,
+                    cap_per_minute=config.cap_per_minute,
+                )
+            )
+            service = cls(folder, queue, word, sinks, run_id, generation, clock)
+            undo.pop_all()
+        return service
+
+    async def start(self) -> None:
+        """Begin the deliveries, and to read the inbox. Call it once."""
+        assert self._loop is None, "start() was called twice"
+        self._loop = asyncio.get_running_loop()
+        self._deliveries = [self._begun(courier.run(), f"deliver to {courier.name}") for courier in self._couriers]
+        self._looking = [self._begun(self._look(), "read the inbox")]
+
+    # -- the port -----------------------------------------------------------------------------------------------------
+
+    async def publish(self, signal: EmergencySignal) -> int:
+        """Accept a signal, once per id. Durable, and shown in the word, on return.
+
+        Returns:
+            The number of signals ever accepted.
+
+        Raises:
+            EmergencyUnavailable: the run is ending; the signal was not accepted.
+            EmergencyQueueFull: the queue is full; the signal was not accepted.
+            DependencyViolationError: the checksum is missing or wrong, or a different signal has the same id; this
+                signal was not accepted.
+            StoreWriteFailed: the signal is not durable and was not accepted.
+        """
+        self._check()
+        faults.point("emergency.publish")
+        return await self._worker.call(self._intake.publish, signal)
+
+    async def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
+        """Return some signals that a subscriber has not acknowledged, the most urgent first. Empty: there is none."""
+        self._check()
+        faults.point("emergency.pending")
+        due = await self._worker.call(self._queue.due, subscriber)
+        return tuple(delivery.signal for delivery in due)
+
+    async def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """Record that a subscriber has made signals durable. Durable on return.
+
+        Raises:
+            StoreWriteFailed: nothing was acknowledged.
+        """
+        self._check()
+        await self._worker.call(self._queue.acknowledge, subscriber, signal_ids)
+
+    async def rebind(self, generation: int) -> None:
+        """Show a newer generation in the word from now on."""
+        self._check()
+        await self._worker.call(self._intake.rebind, generation)
+
+    async def close(self) -> None:
+        """Accept no new signal from now on. Requests that wait in the inbox stay there for the next owner."""
+        self._check()
+        await self._close()
+
+    async def stop(self, drain_s: float) -> Mapping[str, int]:
+        """Close, wait for the deliveries, and close the queue. Nothing else may be called afterwards.
+
+        Args:
+            drain_s: Seconds that deliveries may take. Signals that no sink can get in this time are not waited for.
+
+        Returns:
+            Name of a sink -> number of signals that it has not got and that the queue holds for the next owner. Dead
+            letters are not counted. Empty: every sink has all signals.
+
+        Raises:
+            EsperError: the failure of a task in the background, or of the queue. The queue is closed.
+        """
+        try:
+            await self._close()
+            await self._drain(drain_s)
+            left = await self._worker.call(self._undelivered)
+        finally:
+            await self._cancel(self._deliveries)
+            try:
+                await self._worker.call(self._queue.close)
+            finally:
+                self._worker.stop()
+        self._check()
+        return left
+
+    # -- in the worker's thread ---------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Let all couriers look for signals that are due."""
+        assert self._loop is not None, "call start() first"
+        for courier in self._couriers:
+            self._loop.call_soon_threadsafe(courier.wake)
+
+    def _undelivered(self) -> dict[str, int]:
+        outstanding = self._queue.outstanding()
+        left = {
+            courier.name: sum(
+                1 for held in outstanding if courier.name in held.waiting and held.waiting[courier.name].dead is None
+            )
+            for courier in self._couriers
+        }
+        return {name: number for name, number in left.items() if number}
+
+    # -- in the loop --------------------------------------------------------------------------------------------------
+
+    async def _look(self) -> None:
+        """Carry out the requests in the inbox, one by one, so that publishers wait for one of them at most."""
+        while True:
+            for name in await self._worker.call(self._inbox.names):
+                await self._worker.call(self._inbox.take, name)
+            await asyncio.sleep(LOOK_S)
+
+    async def _close(self) -> None:
+        await self._cancel(self._looking)
+        await self._worker.call(self._queue.close_to_publishers)
+
+    async def _drain(self, drain_s: float) -> None:
+        if not self._deliveries or self._failure is not None:
+            return
+        for courier in self._couriers:
+            courier.end_by(asyncio.get_running_loop().time() + drain_s)
+        await asyncio.wait(self._deliveries, timeout=drain_s)
+
+    def _begun(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        task.set_name(f"esper: {name}")
+        task.add_done_callback(self._note_failure)
+        return task
+
+    def _note_failure(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and self._failure is None:
+            self._failure = error
+
+    async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """End tasks, and wait for their end. Their failures were noted."""
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _check(self) -> None:
+        """Raises: EsperError: a task in the background has failed."""
+        if self._failure is not None:
+            raise self._failure
+
+
+def subscribers(config: EmergencyConfig) -> tuple[Subscriber, ...]:
+    """Return the subscribers of the queue of a run: the conductor, and each sink."""
+    return (
+        Subscriber(CONDUCTOR, capped=False, attempts=None),
+        *(
+            Subscriber(sink.name, attempts=config.attempts, first_s=config.first_retry_s, most_s=config.longest_retry_s)
+            for sink in config.sinks
+        ),
+    )

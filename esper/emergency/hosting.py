@@ -1,0 +1,104 @@
+"""The emergency service of a run in one process: its event loop runs in a thread, and plain calls reach it there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from esper.emergency.emergency_service import EmergencyService
+from esper.errors import EmergencyUnavailable
+from esper.ground.closing import at_the_end
+from esper.leyline.signals import EmergencySignal
+
+T = TypeVar("T")
+
+_LOOK_S = 1.0
+"""Seconds after which a call looks whether the thread still runs. A process that was forked has no such thread."""
+
+
+class HostedEmergency:
+    """The methods of `EmergencyService` as plain calls, for any thread. Made by `hosted`."""
+
+    def __init__(self, service: EmergencyService) -> None:
+        self._service = service
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="esper emergency", daemon=True)
+        self._thread.start()
+
+    def publish(self, signal: EmergencySignal) -> int:
+        """See `EmergencyService.publish`."""
+        return self._call(self._service.publish(signal), signal.signal_id)
+
+    def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
+        """See `EmergencyService.pending`."""
+        return self._call(self._service.pending(subscriber))
+
+    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """See `EmergencyService.acknowledge`."""
+        self._call(self._service.acknowledge(subscriber, signal_ids))
+
+    def rebind(self, generation: int) -> None:
+        """See `EmergencyService.rebind`."""
+        self._call(self._service.rebind(generation))
+
+    def close(self) -> None:
+        """See `EmergencyService.close`."""
+        self._call(self._service.close())
+
+    def start(self) -> None:
+        """See `EmergencyService.start`."""
+        self._call(self._service.start())
+
+    def stop(self, drain_s: float) -> Mapping[str, int]:
+        """See `EmergencyService.stop`. The thread ends, too."""
+        try:
+            return self._call(self._service.stop(drain_s))
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "") -> T:  # Any: what a coroutine yields and gets
+        """Run a method in the thread, with the caller's context variables, and wait for it.
+
+        Raises:
+            EmergencyUnavailable: the thread does not run: the service was stopped, or this process was forked.
+        """
+        if not self._thread.is_alive():
+            work.close()
+            raise EmergencyUnavailable(signal_id)
+        answer: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        while not wait([answer], timeout=_LOOK_S).done:
+            if not self._thread.is_alive():
+                raise EmergencyUnavailable(signal_id)
+        return answer.result()
+
+
+@contextmanager
+def hosted(
+    service: EmergencyService, drain_s: float, undelivered: Callable[[Mapping[str, int]], None]
+) -> Iterator[HostedEmergency]:
+    """Start a service in a thread, and stop it when the block ends.
+
+    Args:
+        drain_s: As in `EmergencyService.stop`.
+        undelivered: Called after the stop with what `stop` returned, if some sinks have not got all signals.
+    """
+    host = HostedEmergency(service)
+
+    def end() -> None:
+        if left := host.stop(drain_s):
+            undelivered(left)
+
+    with at_the_end(end, "stopping the emergency service"):
+        host.start()
+        yield host

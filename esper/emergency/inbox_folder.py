@@ -1,0 +1,188 @@
+"""Reads the requests that other processes put into the inbox folder, and hands them to the queue.
+
+Any process that may write into the run directory may put anything there. So names, sizes and numbers are bounded, only
+regular files are read, and a file that is no request is refused with a reason. No file in the inbox can stop the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from esper.durable.files import atomic_write, make_folders
+from esper.emergency.intake import Intake
+from esper.emergency.requests import (
+    FIRST,
+    INBOX,
+    MOST_BYTES,
+    REFUSED,
+    REQUESTS,
+    Refusal,
+    Request,
+    RetryRequest,
+    SignalRequest,
+)
+from esper.errors import ConfigError, DependencyViolationError, EmergencyQueueFull, StoreWriteFailed
+from esper.ground.clock import Clock
+from esper.ground.problems import first_problem
+
+MOST_NAMES = 10_000
+"""Largest number of names that one look reads, so that a look takes milliseconds whatever the folder holds."""
+MOST_TAKEN = 64
+"""Largest number of files that are read after one look."""
+MOST_REFUSALS = 1000
+"""Largest number of refusals in the folder; the oldest are removed."""
+MOST_CONTENT = 4096
+"""Number of bytes of a refused file that its refusal repeats."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class InboxFolder:
+    """The reader of one inbox. Only the thread that calls the queue may call it.
+
+    Args:
+        folder: `RUN/emergency`. The two folders in it are made.
+        run_id: A signal of another run is refused.
+
+    Raises:
+        StoreWriteFailed: a folder could not be made.
+    """
+
+    def __init__(self, folder: Path, intake: Intake, run_id: str, clock: Clock) -> None:
+        self._inbox, self._refused = folder / INBOX, folder / REFUSED
+        self._intake, self._run_id, self._clock = intake, run_id, clock
+        for path in (self._inbox, self._refused):
+            make_folders(path)
+
+    def names(self) -> list[str]:
+        """Return the names of some files that wait, HALT signals first.
+
+        Folders are ignored, and so are names that begin with a dot: files that are being written have them.
+
+        Raises:
+            StoreWriteFailed: the inbox was removed, or cannot be read.
+        """
+        try:
+            with os.scandir(self._inbox) as entries:
+                found = [
+                    entry.name
+                    for entry in islice(entries, MOST_NAMES)
+                    if not entry.name.startswith(".") and not entry.is_dir(follow_symlinks=False)
+                ]
+        except OSError as error:
+            raise StoreWriteFailed(str(self._inbox), "reading the inbox of emergency signals") from error
+        return sorted(found, key=lambda name: (not name.startswith(FIRST), name))[:MOST_TAKEN]
+
+    def take(self, name: str) -> None:
+        """Carry out or refuse the request in a file, then remove the file. A file that is gone is no error.
+
+        Raises:
+            EmergencyUnavailable: the queue takes no signals any more. The file waits for the next owner.
+            StoreWriteFailed: the effect, the refusal or the removal could not be made durable. The file may be left.
+        """
+        try:
+            content = self._read(name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._reject(name, error, f"it cannot be read: {error.strerror or error}")
+        else:
+            self._take(name, content)
+        self._remove(name)
+
+    def _take(self, name: str, content: bytes) -> None:
+        try:
+            request = REQUESTS.validate_json(content)
+        except ValidationError as error:
+            self._reject(name, error, f"it is no request: {first_problem(error)}", content)
+            return
+        try:
+            self._carry_out(request)
+        except (ConfigError, DependencyViolationError, EmergencyQueueFull) as error:
+            self._refuse(name, error, str(error), content)
+
+    def _read(self, name: str) -> bytes:
+        """Return the content of a file. Raises: OSError: it cannot be read, is no regular file, or is too large."""
+        # O_NONBLOCK: opening a pipe would wait for its writer
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self._inbox / name, flags)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            content = os.read(descriptor, MOST_BYTES + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES} bytes")
+        return content
+
+    def _carry_out(self, request: Request) -> None:
+        """Raises: ConfigError, DependencyViolationError, EmergencyQueueFull: the request was refused."""
+        if isinstance(request, SignalRequest):
+            signal = request.signal
+            if signal.run_id != self._run_id:
+                error = ConfigError(
+                    "run_id", signal.run_id, f"the signal is of another run; this run is {self._run_id}"
+                )
+                self._intake.reject(signal.signal_id, str(error))
+                raise error
+            self._intake.publish(signal)
+        elif isinstance(request, RetryRequest):
+            _all_done("is no dead letter", request.ids, self._intake.retry(request.ids))
+        else:
+            _all_done("is not in the queue", request.ids, self._intake.drop(request.ids, request.why))
+
+    def _reject(self, name: str, error: Exception, why: str, content: bytes = b"") -> None:
+        """Refuse a file that holds no request; the queue records and reports that, as it does for signals."""
+        why = why.encode(errors="replace").decode()[:1000]
+        self._intake.reject(_safe(name), why)
+        self._refuse(name, error, why, content)
+
+    def _refuse(self, name: str, error: Exception, why: str, content: bytes) -> None:
+        """Write why a file was refused. Durable on return."""
+        refusal = Refusal(
+            error=type(error).__name__,
+            why=why,
+            refused_at=self._clock.now(),
+            content=content[:MOST_CONTENT].decode(errors="replace"),
+        )
+        self._forget_oldest()
+        atomic_write(self._refused / _safe(name), refusal.model_dump_json().encode())
+
+    def _forget_oldest(self) -> None:
+        """Remove the oldest refusals, so that there is room for one more."""
+        with os.scandir(self._refused) as entries:
+            found = [entry for entry in islice(entries, MOST_NAMES) if entry.is_file(follow_symlinks=False)]
+        if (more := len(found) - MOST_REFUSALS + 1) > 0:
+            for entry in sorted(found, key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)[:more]:
+                os.unlink(entry.path)
+
+    def _remove(self, name: str) -> None:
+        try:
+            (self._inbox / name).unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno != errno.EISDIR:  # a folder that took the place of the file is ignored
+                raise StoreWriteFailed(str(self._inbox / name), "removing a request that was read") from error
+
+
+def _all_done(otherwise: str, asked: Sequence[str], done: Sequence[str]) -> None:
+    """Raises: ConfigError: the order did not hold for every id; it was carried out for the others."""
+    if left := [one for one in asked if one not in done]:
+        others = "; the order was carried out for the others" if done else ""
+        raise ConfigError("ids", left[0], f"it {otherwise}{others}")
+
+
+def _safe(name: str) -> str:
+    """Return a name that may stand in a folder, a log and a message: the file's own, or one made from its digest."""
+    if _NAME.fullmatch(name):
+        return name
+    return f"other-{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"

@@ -1,0 +1,107 @@
+"""Requests from outside of a run: a signal, or an operator's order about dead letters. Each is a file in a folder.
+
+FOLDER/inbox/NAME.json      a request that waits; FOLDER is `RUN/emergency`
+FOLDER/refused/NAME.json    why a request was refused
+
+A process outside writes a file with `submit`. The process that owns the queue reads it, and removes it when the queue
+has made its effect durable, or after it has written the refusal. So a file that has left the inbox was refused if it
+has a refusal, and otherwise carried out.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
+
+from esper.durable.files import atomic_write, make_folders, read_small
+from esper.errors import StoreCorrupt
+from esper.leyline.base import Message
+from esper.leyline.signals import EmergencySignal, Level
+
+INBOX, REFUSED = "inbox", "refused"
+MOST_BYTES = 65_536
+"""Largest size of a file in one of the two folders. A larger file in the inbox is refused."""
+FIRST = "halt-"
+"""Names in the inbox that begin with this are read before all others."""
+
+Ids = Annotated[tuple[Annotated[str, Field(min_length=1, max_length=512)], ...], Field(min_length=1, max_length=64)]
+
+
+class SignalRequest(Message):
+    """Publish a signal. Its `run_id` must be that of the run."""
+
+    kind: Literal["signal"] = "signal"
+    signal: EmergencySignal
+
+
+class RetryRequest(Message):
+    """Send the dead letters of these signals again."""
+
+    kind: Literal["retry"] = "retry"
+    ids: Ids
+
+
+class DropRequest(Message):
+    """Remove these signals from the queue, though sinks or the conductor have not got them."""
+
+    kind: Literal["drop"] = "drop"
+    ids: Ids
+    why: Annotated[str, Field(max_length=1000)]
+
+
+Request = SignalRequest | RetryRequest | DropRequest
+REQUESTS: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discriminator="kind")])
+
+
+class Refusal(Message):
+    """Why a file of the inbox was refused. `error` is the class of the error, `content` the beginning of the file."""
+
+    error: str
+    why: str
+    refused_at: AwareDatetime
+    content: str = ""
+
+
+def submit(folder: Path, request: Request) -> str:
+    """Write a request into the inbox. It is durable on return.
+
+    Args:
+        folder: `RUN/emergency`. The inbox is made if it is missing.
+
+    Returns:
+        The name of the file, for `waits` and `refusal`.
+
+    Raises:
+        StoreWriteFailed: it could not be written. The owner of the queue may read it nevertheless.
+    """
+    urgent = isinstance(request, SignalRequest) and request.signal.level is Level.HALT
+    name = f"{FIRST if urgent else ''}{request.kind}-{uuid.uuid4().hex}.json"
+    make_folders(folder / INBOX)
+    atomic_write(folder / INBOX / name, request.model_dump_json().encode())
+    return name
+
+
+def waits(folder: Path, name: str) -> bool:
+    """Return whether a request is still in the inbox."""
+    return os.path.lexists(folder / INBOX / name)
+
+
+def refusal(folder: Path, name: str) -> Refusal | None:
+    """Return why a request was refused. None: it was not. Call it when the request has left the inbox.
+
+    Raises:
+        StoreCorrupt: the refusal cannot be read.
+    """
+    path = folder / REFUSED / name
+    try:
+        return Refusal.model_validate_json(read_small(path, limit_bytes=MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreCorrupt(str(path), f"cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        raise StoreCorrupt(str(path), "is no refusal that esper wrote") from error
