@@ -154,7 +154,7 @@ class ConfigError(EsperError):
 
 
 class TaskError(ConfigError):
-    """The task cannot be found, built or used as it is given. Nothing was written."""
+    """The task cannot be found, built or used. Nothing was written."""
 
 
 class RunDirectoryError(ConfigError):
@@ -452,7 +452,7 @@ class PlacementUnavailable(ActorError):
 
 
 class StartDeadlineExceeded(PlacementUnavailable):
-    """An actor, or Ray itself, had enough resources but did not start within `ray.start_deadline_s`."""
+    """An actor, or Ray, did not start within `ray.start_deadline_s`, although there was room for it."""
 
 
 class RestartIntensityExceeded(ActorError):
@@ -493,7 +493,8 @@ class EmergencyUnavailable(EsperError):
 
 
 class SinkFailed(EsperError):
-    """A sink did not confirm a signal; its receiver may have it nevertheless. The queue keeps it and sends it again."""
+    """A sink did not confirm a signal; its receiver may have it nevertheless. It stays in the queue and is sent
+    again."""
 
     def __init__(self, sink: str, why: str) -> None:
         super().__init__(sink, why)

@@ -35,10 +35,10 @@ class Task:
     Args:
         model: () -> nn.Module. The first weights are drawn from the seeded global generators. The function is called
             for the live network, its twin and each fork, in each process. Two calls must share no object.
-        slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` stand for a part between two
-            dots, and `"*"` alone for every module. A forward calls a slot at most once. Its output is one
-            floating-point tensor: [B, C, H, W], [B, T, C] or [B, C]. If a module cannot be a slot, it is left out if
-            only a pattern matches it, and refused if it is named.
+        slots: Paths of modules that may grow, or patterns of paths: `*`, `?` and `[...]` match within a part between
+            two dots, and `"*"` alone matches every module. A forward calls a slot at most once. Its output is one
+            floating-point tensor: [B, C, H, W], [B, T, C] or [B, C]. A module that cannot be a slot is refused if it is
+            named. It is left out if only a pattern matches it.
         train: Map-style data set: `len(train)`, and `train[i]` -> (input, target). Random numbers must come from the
             seeded global generators.
         valid: As `train`. Its loss is measured at the end of a run. No decision depends on it.
@@ -54,10 +54,10 @@ class Task:
             measured on test at the end. Default: none.
         batch_size: Samples of an optimizer step. Default: 64; `run.batch_size` overrides it.
         epochs: Default: 8; `run.epochs` overrides it.
-        epoch_samples: Samples of an epoch. An epoch continues in the shuffled order of `train` where the last epoch
-            ended. Default: all of `train`. Samples beyond the last full batch are left out of the epoch.
-        round_steps: Optimizer steps between two decisions on growth. Default: 15 rounds in a run of up to 600 steps, 60
-            in a longer one; `run.round_steps` overrides it.
+        epoch_samples: Samples of an epoch. An epoch continues in the shuffled order of `train` after the last sample of
+            the epoch before. Default: all of `train`. Samples beyond the last full batch are left out of the epoch.
+        round_steps: Optimizer steps between two decisions on growth. By default a run of up to 600 steps has 15 rounds,
+            and a longer run 60. `run.round_steps` overrides it.
         group: Index of a sample -> int, which is equal for correlated samples, such as lines of one file. Gates then
             count groups instead of samples, and need 128 groups in pick and in gate (`growth.min_samples`). Not needed
             for a data set with a method `group_of`. Default: no groups.

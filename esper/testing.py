@@ -168,7 +168,7 @@ def tiny_task(**changes: Any) -> Task:  # Any: values of fields of Task
 def tiny_config(**overrides: Any) -> RunConfig:  # Any: config values by dotted key with "__" for the dot
     """Return a config for `tiny_task`. Ramps are short, and the budgets allow a seed that is larger than the tiny host.
 
-    Deadlines are so long that a busy machine meets them. A test of a deadline sets a shorter one.
+    Deadlines are so long that a busy machine meets them. A test of a deadline sets a shorter deadline.
     """
     keys = {
         "policy.deadline_s": 60.0,

@@ -26,7 +26,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
     For a damaged run, values that cannot be read are None, and `damages` has each unreadable place.
 
     Raises:
-        RunDirectoryError: the directory holds no file of a run.
+        RunDirectoryError: the directory has no file of a run.
     """
     found = look_at(path)
     identity, entries = found.identity, found.entries

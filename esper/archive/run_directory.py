@@ -181,7 +181,7 @@ def make(path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove the temporary files that killed writers left (see `LITTER`). Call it with the lease held."""
+    """Remove the temporary files that killed writers left (see `LITTER`). The caller must have the lease."""
     for file in path.iterdir():
         if LITTER.fullmatch(file.name):
             file.unlink(missing_ok=True)

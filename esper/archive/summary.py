@@ -81,7 +81,7 @@ class Summary(BaseModel):
     recoveries: tuple[Recovery, ...] = ()
     """Recoveries from deaths of actors, in the process that finished the run."""
     fault_fired: bool | None = None
-    """Whether every armed fault has fired. None: no fault was armed; the JSON has no such field then."""
+    """True if every armed fault has fired. None: no fault was armed, and the JSON does not have this field."""
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON values for the journal, `--json` and `summary.json`. A figure may be infinite or NaN."""

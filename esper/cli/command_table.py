@@ -15,7 +15,7 @@ class CommandSpec(NamedTuple):
     """`module:attribute` of its function, or of the typer app that has its sub-commands."""
     help: str
     only_prints: bool = False
-    """True if printing is the only effect of the command. Such a command fails if its output cannot be written."""
+    """True if printing is the only effect of the command. The command then fails if its output cannot be written."""
     loads_task: bool = False
     """True if the command runs code of the user. `PYTHONHASHSEED` is then set first (docs/adr/0007-hash-seed.md)."""
 

@@ -47,7 +47,7 @@ class SegmentedLog(Closing):
             epoch: Number written into each segment. To reopen the log, pass the same number.
 
         Raises:
-            RunDirectoryError: another writer has the log open, its epoch differs, or there is no such folder.
+            RunDirectoryError: another writer has the log open, its epoch differs, or the folder does not exist.
             StoreCorrupt: the last segment is not a log that this program can read. Nothing was changed.
             StoreWriteFailed: the last segment could not be created, locked, repaired or synced.
         """
@@ -86,14 +86,14 @@ class SegmentedLog(Closing):
         return self._active.append_many(records)
 
     def append_unsynced(self, kind: int, payload: bytes) -> int:
-        """Like `FramedLog.append_unsynced`, into the last segment or, if that is full, into a new one."""
+        """Like `FramedLog.append_unsynced`. If the last segment is full, the record is appended to a new segment."""
         self._check_writable()
         if self._active.size_bytes >= self._limit_bytes:
             self.rotate()
         return self._active.append_unsynced(kind, payload)
 
     def rotate(self) -> None:
-        """Close the last segment and begin a new one. If the last segment has no record, nothing is done.
+        """Close the last segment and begin a new segment. If the last segment has no record, nothing is done.
 
         All records of the closed segment are durable then.
 
@@ -132,8 +132,8 @@ class SegmentedLog(Closing):
         return old
 
     def rewrite(self, keep: Callable[[Frame], bool]) -> list[Path]:
-        """Drop the records for which `keep` returns false. The other records keep their numbers. The change is durable
-        on return.
+        """Drop the records for which `keep` returns false. The numbers of the other records do not change. The change
+        is durable on return.
 
         The last segment is closed first. The closed segments are replaced one after the other, each as a whole. After a
         crash, some segments are old and the rest are new. A segment without records is removed.

@@ -126,7 +126,7 @@ def _check_place(run_dir: Path, place: Path, format: Format) -> None:
 
 
 def _draft(place: Path) -> Path:
-    """Return a new name in the same folder. The export has it until it is checked."""
+    """Return a new name in the same folder. The export has this name until it is checked."""
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")
 
 
@@ -227,7 +227,8 @@ def _publish(draft: Path, place: Path) -> None:
 
 
 def play_torch(file: Path, loaded: Loaded) -> Play:
-    """Run the exported file and return the network that it builds, called in the same way as its task."""
+    """Run the exported file. Return the network that it builds, as a module that is called in the same way as the
+    task."""
     scope: dict[str, Any] = {"__name__": "network", "__file__": str(file)}
     exec(compile(file.read_bytes(), str(file), "exec"), scope)  # this process has just written the text
     (build,) = scope["__all__"]

@@ -63,9 +63,9 @@ def load(
     like any module, and called by many threads. The run is only read, and may be in progress.
 
     Args:
-        run_dir: A run directory, or a snapshot of one.
+        run_dir: A run directory, or a snapshot of a run.
         task: The task of the run. Needed only if `run.json` has no reference to it. Only its `model` is used.
-        fence: A fence whose checkpoint still exists. Default: the last one.
+        fence: A fence whose checkpoint still exists. Default: the last fence.
         generation: Number of the generation whose last checkpoint is loaded. A run begins with generation 1; each
             resume and each restart of the whole run begins the next. With `fence`, the checkpoint of that fence must be
             of this generation. Checkpoints that a later generation took back are not found.

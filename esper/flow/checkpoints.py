@@ -85,7 +85,7 @@ class Checkpoints(Closing):
         """Fence of the save that began last. It may still be in flight."""
 
     def due(self, fence: int, last_fence: int) -> bool:
-        """Return whether a checkpoint is made at this fence. The first and the last fence always get one."""
+        """Return whether a checkpoint is made at this fence. The first and the last fence always have a checkpoint."""
         return fence % self.config.every_rounds == 0 or fence == last_fence
 
     def begin(
@@ -112,7 +112,7 @@ class Checkpoints(Closing):
         """Wait for the save in flight until it is committed.
 
         Raises:
-            StoreWriteFailed: it could not be written. Checkpoints that were committed before are intact.
+            StoreWriteFailed: the checkpoint could not be written. Earlier committed checkpoints are intact.
         """
         if self._in_flight is not None:
             in_flight, self._in_flight = self._in_flight, None
@@ -123,7 +123,7 @@ class Checkpoints(Closing):
         it never will be.
 
         Raises:
-            StoreWriteFailed: it could not be written to disk.
+            StoreWriteFailed: the checkpoint could not be written to disk.
         """
         with suppress(ActorError):
             self.settle()
@@ -154,7 +154,7 @@ class Checkpoints(Closing):
         """Return the committed checkpoint of one fence. Checkpoints of later fences are no longer valid.
 
         Raises:
-            RestoreImpossible: it does not load.
+            RestoreImpossible: the checkpoint does not load.
         """
         self.settle()
         wanted = [one for one in self._committed if one.fence == fence]

@@ -77,7 +77,7 @@ class OneProcess:
     """The `Crew` of a run in one process, where no component can die alone."""
 
     def counted(self, name: str) -> int:
-        """0: there is no other process."""
+        """Return 0, because there is no other process."""
         del name
         return 0
 
@@ -104,7 +104,7 @@ class OneProcess:
         return ()
 
     def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot
-        """The snapshot itself."""
+        """Return the snapshot unchanged."""
         return snapshot
 
 
@@ -116,10 +116,10 @@ class NoInbox:
         return ()
 
     def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """Does nothing: no signal waits."""
+        """Does nothing, because there is no signal."""
 
     def close(self) -> None:
-        """Does nothing: no queue is open."""
+        """Does nothing, because there is no queue."""
 
 
 @dataclass

@@ -47,8 +47,8 @@ def run(
     ```
 
     Args:
-        config: Settings of the run; None: all defaults. Its `run.dir` is absent or empty; by default a new directory
-            under `runs/`.
+        config: Settings of the run. None: all defaults. Its `run.dir` must be absent or empty; by default it is a new
+            directory under `runs/`.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`. Both give the same bits.
         reference: The place of the task's code. It is stored in `run.json`, and each actor loads the task from it.
             None: `esper.resume` and `esper.load` then need the task as an argument, and on Ray the task must be
@@ -90,17 +90,17 @@ def resume(
     result = esper.resume("runs/my-run", settings={"run.epochs": 12})
     ```
 
-    The run may be resumed elsewhere than before: in this process instead of on Ray, or the reverse (`on`). A run that
-    has ended is not run again, unless `settings` makes it longer. Its result is returned; the network is loaded on
+    The run may be resumed in another place than before (`on`), for example in this process instead of on Ray. A run
+    that has ended is not run again, unless `settings` makes it longer. Its result is returned; the network is loaded on
     first use of `result.network`.
 
     Args:
-        run_dir: A run directory, or a snapshot of one.
+        run_dir: A run directory, or a snapshot of a run.
         task: The task of the run. Needed only if `run.json` has no reference to it.
-        settings: New values of config keys, by dotted key, such as `run.epochs`; the keys that fix the bits of a run
-            are refused.
+        settings: New values of config keys, by dotted key, such as `run.epochs`. Keys that fix the bits of a run are
+            refused.
         on: The place of the run, `esper.InProcess()` or `esper.OnRay()`.
-        broken: A TOML file of `[[faults]]` to inject; None: no fault is injected, even if the run began with faults.
+        broken: A TOML file of `[[faults]]` to inject. None: no fault is injected, even if the run began with faults.
         progress: Receives the progress of the run, to show it to people. By default nothing is shown.
         drain: `drain.ask()`, in a signal handler for example, ends the run at its next fence.
 

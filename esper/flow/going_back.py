@@ -91,14 +91,14 @@ class GoingBack:
     """The state before fence 0. None: it was not stored yet, and is still the state of every component."""
 
     def enter(self, phase: Phase) -> None:
-        """Enter a phase. `NEXT` must allow it after the present one."""
+        """Enter a phase. `NEXT` must allow this phase after the present phase."""
         assert phase in NEXT[self.phase], f"the phase cannot change from {self.phase} to {phase}"
         self.phase = phase
 
     # -- the states to restore -----------------------------------------------------------------------------------
 
     def keep_beginning(self) -> None:
-        """Store the state before fence 0 in memory. A death before the first checkpoint restores it."""
+        """Store the state before fence 0 in memory. After a death before the first checkpoint, it is restored."""
         if self.memory is None:
             self.components.trainer.copy_state(0)
             self.beginning = self.memory = self._beginning(HostCopy.IN_MEMORY)
@@ -144,7 +144,8 @@ class GoingBack:
         """Call `work` until it returns. After each death, restore the run to a fence and call `work` again.
 
         Raises:
-            EsperError: the error of `work`, if it is not a death that a restart can mend; or a process did not come up.
+            EsperError: the error of `work`, if a restart cannot mend it; or the error of a process that did not come
+                up.
             RestartIntensityExceeded: a process died too often.
         """
         death: EsperError | None = None
@@ -162,7 +163,7 @@ class GoingBack:
         """Restore the run to the last stored state after the death of a process.
 
         Raises:
-            EsperError: `error` itself, if it is not a death that a restart can mend; or a process did not come up.
+            EsperError: `error`, if a restart cannot mend it; or the error of a process that did not come up.
             RestartIntensityExceeded: a process died too often.
             ActorLost: another process died during the restore.
         """
@@ -236,8 +237,8 @@ class GoingBack:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
     def _stored(self, fence: int | None) -> FenceState:
-        """Load the checkpoint of a fence, or the last one. Drop the copy in memory, because it may be of a later fence,
-        and a death in the restore would restore it."""
+        """Load the checkpoint of a fence. None: the last checkpoint. Drop the copy in memory, because it may be of a
+        later fence, and a death in the restore would restore it."""
         to = self.checkpoints.load_latest() if fence is None else self.checkpoints.load(fence)
         self.memory = None
         return to
@@ -280,9 +281,9 @@ class GoingBack:
         """Restore every component in the generation of the journal: host, Kasmina, Tamiyo, incubation, in this order.
 
         The host comes first because its state in memory may be missing, which must be found before another component
-        changes. Incubation comes last because it starts to work at once, on the order that the restored Kasmina
-        returns. If that order began at this fence, incubation needs a snapshot of the restored host. Tamiyo comes
-        before incubation because, if Tamiyo refuses its state, no process is then at work.
+        changes. Incubation comes last because it begins at once with the order that the restored Kasmina returns. If
+        that order began at this fence, incubation needs a snapshot of the restored host. Tamiyo comes before incubation
+        so that no process is at work if Tamiyo refuses its state.
         """
         generation, began_s, components = self.journal.generation, time.monotonic(), self.components
         with span("esper restore", role="conductor", fence=saved.fence, generation=generation):

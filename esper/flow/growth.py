@@ -31,7 +31,8 @@ class Growth:
     at: Position
 
     def hold(self, fence: int, training: TrainingState) -> Command | None:
-        """Conclude, advance and remove what is due at a fence. Then let Tamiyo decide what to try next.
+        """Conclude a tournament that is due, and judge the seeds that are due. Then let Tamiyo decide about a new
+        tournament.
 
         Call it once per fence, after `at.view` was set to Kasmina's view of that fence. Each step updates `at.view`.
 
@@ -132,7 +133,8 @@ class Growth:
         self.progress.answer(answer)
 
     def _apply(self, plan: HostPlan, weights: Weights) -> None:
-        """Apply a plan to the live host. If its seed shares memory there, it is not attached, and Kasmina culls it."""
+        """Apply a plan to the live host. If a seed would share memory with the host, it is not attached, and Kasmina
+        culls it."""
         try:
             receipt = self.components.trainer.apply(plan, weights)
         except IsolationViolation as violation:

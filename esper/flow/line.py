@@ -43,7 +43,7 @@ class Line:
     drain: Drain
     at: Position = field(default_factory=Position)
     trace_id: str = ""
-    """Trace id of the present round, or of the last one."""
+    """Trace id of the last round that began."""
 
     def __post_init__(self) -> None:
         self.watch = SignalWatch(self.components.inbox, self.journal, self.at)
@@ -84,7 +84,7 @@ class Line:
             self.hold(fence, self.train(fence))
 
     def train(self, fence: int) -> TrainingState:
-        """Train the live host and its twin from the last fence to this one. Call `hold` next, with the result.
+        """Train the live host and its twin from the last fence to this fence. Call `hold` next, with the result.
 
         Raises:
             EsperError: the round failed. The run must go back to an earlier fence before the next call.
@@ -147,7 +147,7 @@ class Line:
             self.checkpoints.settle()
             raise Drained(fence)
 
-    # -- where it is -----------------------------------------------------------------------------------------------
+    # -- the present state of the run -------------------------------------------------------------------------------
 
     @property
     def tally(self) -> Tally:

@@ -18,7 +18,7 @@ from esper.leyline.signals import Level
 from esper.leyline.state import RegistryView, RoundState, TrainingState
 
 COMPONENTS, FORKS = frozenset({"line", "kasmina", "tamiyo"}), frozenset({"twin", "origin", "twin_steps"})
-"""Parts that the state of a fence must have beside the host. The first are of the components, the second of
+"""Parts that the state of a fence must have beside the host. COMPONENTS are those of the components, FORKS those of
 incubation."""
 
 

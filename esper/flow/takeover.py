@@ -21,7 +21,7 @@ from esper.telemetry.events import Severity, severe
 
 @dataclass(frozen=True)
 class TakenOver:
-    """State that a run resumes from, and the findings of the takeover."""
+    """State from which a run resumes, and the findings of the takeover."""
 
     saved: FenceState | None
     """None: no checkpoint was ever committed, so the run begins again at fence 0."""

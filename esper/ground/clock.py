@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """A source of time. Tests pass a fake one."""
+    """A source of time. Tests use a fake clock."""
 
     def now(self) -> datetime:
         """Return the wall time in UTC, time-zone aware."""

@@ -54,8 +54,8 @@ def text_hash() -> int:
 def fix_hash_seed() -> None:
     """Start this program again with a fixed seed, unless the user has fixed a seed. Call it before anything else.
 
-    The process keeps its id, directory, open streams and ignored signals. A Python that ignores the variable (`-I`,
-    `-E`, `-R`) cannot be given a seed, and the process continues without one.
+    The id, the directory, the open streams and the ignored signals of the process do not change. If Python ignores the
+    variable (`-I`, `-E`, `-R`), the process continues without a fixed seed.
     """
     if _given() is None and not sys.flags.ignore_environment and sys.executable:
         os.environ[VARIABLE] = str(OURS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: a batch is whatever the user's model takes
+def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:  # Any: an input of the user's model
     """Return a copy of `value`, of the same classes, in which every tensor is replaced by `change(tensor)`."""
     if isinstance(value, Tensor):
         return change(value)
@@ -42,7 +42,7 @@ def tensors(value: Any) -> Iterator[Tensor]:  # Any: see `mapped`
 
 
 def joined(values: Sequence[Any]) -> Any:  # Any: see `mapped`
-    """Join batches of equal structure into one: tensors are concatenated along their first dimension.
+    """Join batches of equal structure into one batch. Tensors are concatenated along their first dimension.
 
     Raises:
         ValueError: the structures differ, or the tensors differ beyond the first dimension.
@@ -69,7 +69,7 @@ def _is_record(value: object) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass of whatever class
+def _record(shape: Any, part: Callable[[str], Any]) -> Any:  # Any: a dataclass of any class
     """Return a copy of a dataclass instance with the given fields replaced."""
     found = copy.copy(shape)
     for field in dataclasses.fields(shape):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def part_of(output: Any) -> Any:  # Any: whatever a module of the user returns
+def part_of(output: Any) -> Any:  # Any: an output of a user's module
     """Return the part of a slot's output on which seeds act."""
     return output[0] if isinstance(output, tuple) and output else output
 

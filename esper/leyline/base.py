@@ -1,4 +1,4 @@
-"""Base classes of messages and config tables: frozen and strict; unknown fields are refused."""
+"""Base classes of messages and config tables. Instances are frozen and strict; unknown fields are refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 
 class Message(BaseModel):
-    """A value passed between components or processes. Frozen; unknown fields and undeclared types are refused."""
+    """A value that is passed between components or processes. It is frozen. Unknown fields and undeclared types are
+    refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -21,8 +22,8 @@ class Message(BaseModel):
 
 
 class GrownMessage(Message):
-    """A message to which later versions added fields. An added field that has its default is left out of the JSON. So
-    the JSON and the digest of a message change only if an added field is used.
+    """A message to which later versions added fields. An added field is left out of the JSON if it has its default. So
+    an added field changes the JSON and the digest of a message only if it is used.
     """
 
     LATER: ClassVar[frozenset[str]]
@@ -64,7 +65,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _can_be_kept(cls, value: object) -> object:
-        """Raises: ValueError: JSON cannot hold the value, it is out of bounds, or a file name cannot contain it."""
+        """Raises: ValueError: JSON or a file name cannot contain the value, or the value is out of bounds."""
         if isinstance(value, int) and abs(value) > LARGEST_INT:
             raise ValueError(f"use at most {LARGEST_INT}")
         if isinstance(value, float) and value and not SMALLEST_FLOAT <= abs(value) <= LARGEST_FLOAT:

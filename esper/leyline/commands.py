@@ -1,7 +1,8 @@
-"""Signed commands from Tamiyo to Kasmina. Types and bounds only; `kasmina.registry.admission` checks the commands.
+"""Signed commands from Tamiyo to Kasmina. This module has only types and bounds; `kasmina.registry.admission` checks
+the commands.
 
-If a command lacks a required field, Kasmina refuses it with a `DependencyViolationError`. Here such a field has an
-empty default, so that a command without it can be built and reaches that check.
+If a command lacks a required field, Kasmina refuses it with a `DependencyViolationError`. Required fields have an empty
+default here, so that a command without them can be built and reaches that check.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ MAX_CHANNELS = 4096
 MAX_LOGITS = 4096
 MAX_CANDIDATES = 256
 MAX_RATE_SCALE = 16.0
-"""Largest allowed `rate_scale`. A value in a wrong unit would be far larger."""
+"""Largest allowed `rate_scale`. It excludes values in a wrong unit, which would be far larger."""
 
 ShortText = Annotated[str, Field(max_length=512)]
 
 
 class CommandKind(StrEnum):
-    """What a command changes."""
+    """The kind of state that a command changes."""
 
     SEED = "SEED"
     """Changes the stage of seeds."""
@@ -47,7 +48,7 @@ class Operation(StrEnum):
     SCALE_RATE = "SCALE_RATE"
     """Kind OPTIMIZER: from this fence on, multiply the learning rates of a seed's schedule by `rate_scale`."""
     GO_BACK = "GO_BACK"
-    """Kind ROLLBACK: restore the run as it was at the fence `to_fence`, and train on from there."""
+    """Kind ROLLBACK: take the whole run back to the fence `to_fence`, and continue from there."""
 
 
 class BlendMode(StrEnum):
@@ -65,7 +66,7 @@ class BlendMode(StrEnum):
 
 
 USE_LOGITS = frozenset({BlendMode.CONFIDENCE})
-"""Modes whose commands must carry `confidence_logits`."""
+"""Modes whose commands must have `confidence_logits`."""
 
 
 class BlendSchedule(StrEnum):
@@ -94,19 +95,20 @@ class BlendSpec(GrownMessage):
     channels: tuple[float, ...] = ()
     """CHANNEL: the vector v, entries 0..1."""
     channel_groups: int | None = None
-    """CHANNEL: number of groups of neighbouring channels, each with an entry of v. None: each channel has its own."""
+    """CHANNEL: number of groups of neighbouring channels. v has an entry for each group. None: v has an entry for each
+    channel."""
     gain: float = 4.0
     """CONFIDENCE: steepness of the sigmoid."""
     threshold: float = 0.2
     """CONFIDENCE: difference of the two largest logits at which the confidence is 1/2."""
     low: float = 0.0
-    """CONFIDENCE: least effective alpha."""
+    """CONFIDENCE: smallest effective alpha."""
     high: float = 1.0
     """CONFIDENCE: largest effective alpha."""
 
     @property
     def uses_logits(self) -> bool:
-        """Whether every command for a seed with this blend must carry `confidence_logits`."""
+        """Whether every command for a seed with this blend must have `confidence_logits`."""
         return self.mode in USE_LOGITS
 
 

@@ -36,7 +36,7 @@ class PairedLosses(Message):
     sd: float
     """Sample standard deviation (n - 1)."""
     z: float
-    """`mean / sqrt(sd^2 / count)`; 0 if sd is 0, which is no evidence of an improvement."""
+    """`mean / sqrt(sd^2 / count)`. If sd is 0, z is 0, so that it is no evidence of an improvement."""
     control_mean: float
 
     @property
@@ -94,7 +94,7 @@ class SanityProbe(Message):
     causal."""
     sample_leak: float | None
     """Largest relative change of the output for a sample whose input was not perturbed, while other samples were. None:
-    the host itself mixes samples."""
+    the host mixes samples."""
     told: tuple[str, ...] = ()
     """The fallbacks that the module reported while it was built and measured."""
 
@@ -171,8 +171,8 @@ class SeedObservation(Message):
     output_shape: tuple[int, ...] | None
     """Shape of the output of the last call."""
     output_dtype: str | None
-    """Type of the output in all calls. If calls differed, the types are joined by "and". The same holds for `device`
-    and `path`."""
+    """Type of the output in all calls. If calls differed, the types are joined by "and". `device` and `path` are joined
+    in the same way."""
     device: str | None
     """Device of the output and of the seed's tensors."""
     path: str | None

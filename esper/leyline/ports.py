@@ -1,6 +1,5 @@
-"""Ports: the interfaces through which the line, which is the loop over fences, calls the components. Through one more
-port Tamiyo calls its policy. In one process the components implement the ports. On Ray the handles of the components
-do.
+"""Ports are the interfaces of the components, which the loop over fences calls. One more port is the interface of
+Tamiyo's policy. In one process the components implement the ports. On Ray the handles of the components do.
 
 Types of torch are written `Any`, because this room may not import torch. The exact types are in the rooms that use the
 ports.
@@ -36,8 +35,8 @@ class LiveHost(Protocol):
     """Tolaria's port: the live host, the network that the run trains.
 
     Call order of a round: `run_round`; at the fence after it `sample_losses` and `observe`, each at most once, then
-    `apply` for each plan, and `save` last. `saved` follows each `save`, before the next one. `roll_back` and `restore`
-    are called between fences, when every process is running.
+    `apply` for each plan, and `save` last. `saved` is called after each `save`, before the next `save`. `roll_back` and
+    `restore` are called between fences, when every process is running.
     """
 
     def untrained(self) -> TrainingState:
@@ -63,7 +62,7 @@ class LiveHost(Protocol):
         ...
 
     def apply(self, plan: HostPlan, weights: Weights) -> GraftReceipt:
-        """Apply a plan, once. Only a graft reads its weights.
+        """Apply a plan, once. Only the plan of a graft needs weights.
 
         Raises:
             IsolationViolation: a seed that should be grafted shares memory with the host; the host was not changed.
@@ -122,8 +121,8 @@ class Policy(Protocol):
     version: str
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return the pairs to try, from the eligible ones, or a hold with its reason. The decision may also change
-        learning rates, or name a fence to go back to.
+        """Return the eligible pairs to try, or a hold with its reason. The decision may also change learning rates, or
+        name a fence to go back to.
 
         The method is called at every fence of a run that grows. `eligible` is empty if no seed may germinate there. A
         decision that then changes no rate and does not go back has no effect.
@@ -189,7 +188,7 @@ class Registrar(Protocol):
         ...
 
     def not_attached(self, seed_id: str, leaks: tuple[str, ...], fence: int) -> Changed:
-        """Cull a seed that the last answer grafts, and that the live host did not attach: its isolation is violated.
+        """Cull a seed that the last answer grafts but the live host did not attach, because its isolation is violated.
 
         Args:
             leaks: The tensors whose memory the seed shares.
@@ -200,7 +199,7 @@ class Registrar(Protocol):
         """Admit a command to go back. The caller then restores every component; the registry is not changed here.
 
         Args:
-            checkpoints: The fences before this one that have a checkpoint.
+            checkpoints: The earlier fences that have a checkpoint.
         """
         ...
 
@@ -237,8 +236,8 @@ class Registrar(Protocol):
         ...
 
     def order(self) -> InFlight | None:
-        """Return the order of the tournament in flight, which begins again after a restore. None: there is no such
-        tournament."""
+        """Return the order of the tournament in flight, which begins again after a restore. None: no tournament is in
+        flight."""
         ...
 
 
@@ -303,11 +302,11 @@ class Incubation(Protocol):
 
     def state(self, fence: int) -> Mapping[str, Any]:  # Any: plain values and snapshots
         """Return a dict with three keys. `twin`: the snapshot of the twin, or None. `twin_steps`: its number of steps.
-        `origin`: the snapshot from which the tournament in flight began; None if it began at this fence, or if there is
-        none."""
+        `origin`: the snapshot from which the tournament in flight began; None if it began at this fence, or if no
+        tournament is in flight."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: as `state`
-        """Restore the twin of `state`, if there is one. A tournament in flight is abandoned; the caller begins it again
+        """Restore the twin of `state`, if it has one. A tournament in flight is abandoned; the caller begins it again
         by `begin`."""
         ...

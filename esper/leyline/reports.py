@@ -146,7 +146,7 @@ class RatePlan(HostChange):
     """Plan to set the factor on the learning rates of a seed's schedule."""
 
     rate_scale: float
-    """The new factor. It replaces an earlier one."""
+    """The new factor. It replaces an earlier factor."""
 
     def amended(self, plan: GraftPlan) -> GraftPlan:
         """Return the seed's graft plan after this change."""
@@ -178,7 +178,7 @@ HostPlan = GraftPlan | Amendment | RemovePlan
 
 
 class GraftReceipt(Message):
-    """Receipt of an applied plan. Applying the plan again has no effect and gives the same receipt."""
+    """Receipt of an applied plan. If the plan is applied again, nothing changes and the receipt is the same."""
 
     command_id: str
     seed_id: str

@@ -100,7 +100,7 @@ def settings_that_suffice(survey: Survey) -> list[str]:
 
 
 def _first_enough(survey: Survey, table: str, key: str, values: Iterable[int]) -> Iterator[int]:
-    """Yield the first value with which a seed can germinate. Yield nothing if there is no such value."""
+    """Yield the first value with which a seed can germinate. Yield nothing if no value is enough."""
     for value in values:
         section = getattr(survey.config, table).model_copy(update={key: value})
         config = survey.config.model_copy(update={table: section})

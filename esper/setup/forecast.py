@@ -188,7 +188,7 @@ def probes_s(measured: Timings, count: int, managers: int) -> float:
 
 def tournament_s(measured: Timings, heats: Sequence[int], managers: int) -> float:
     """Return the seconds of a first tournament. The forks of the second heat count with the average seconds, because it
-    is not known which they are.
+    is not known which forks reach it.
     """
     forks = (measured.host, *measured.forks)
     whole = busiest([(number, work.making_s + work.heat(heats[0])) for number, work in enumerate(forks)], managers)

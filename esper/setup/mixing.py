@@ -85,11 +85,11 @@ class Rows:
 
 
 def find_mixing(survey: Survey, trainer: Trainer, batch: Any) -> Mixing:  # Any: a batch of the task's collate
-    """Change half of the samples of a batch, for each of four choices of the half, and compare the losses of the other
-    half.
+    """Change half of the samples of a batch and compare the losses of the other half. This is done with four different
+    halves.
 
-    If the losses are inconclusive, or the loss itself mixes samples, the rows of the outputs are compared instead. The
-    random streams of the caller are unchanged.
+    If the losses are inconclusive, or the loss mixes samples, the rows of the outputs are compared instead. The random
+    streams of the caller are unchanged.
 
     Args:
         trainer: Its network has trained for some steps, because a last layer that begins at zero would hide a mixture.
@@ -135,8 +135,8 @@ class _Look:
         return Mixing(False if all(one is False for one in found) else None)
 
     def _evaluated(self, unchanged: Tensor | None) -> list[Rows]:
-        """Return losses and outputs of a batch in which all samples but `unchanged` were changed. If it is None, no
-        sample was changed.
+        """Return losses and outputs of a batch in which all samples but `unchanged` were changed. If `unchanged` is
+        None, no sample was changed.
         """
         inputs, targets = split_pair(self.batch)
         samples = self.survey.data.batch_size

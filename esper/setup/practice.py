@@ -23,7 +23,7 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.mends import mend_of
 
 STEPS = 13
-"""Steps before and after the restore. It is larger than usual periods of slow weights: 5, 6 and 10 steps."""
+"""Steps before and after the restore. Slow weights usually act every 5, 6 or 10 steps."""
 MOST_ELEMENTS = 1_000_000
 """Largest number of elements that are copied. If a host is larger, only its smallest parameters are copied."""
 
@@ -62,14 +62,14 @@ class _Pair:
 
 
 def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
-    """Load the state of a used optimizer into a new one, step both with the same gradients, and compare them.
+    """Load the state of a used optimizer into a new optimizer, step both with the same gradients, and compare them.
 
     Returns:
         The attributes of optimizer and scheduler that the steps changed. All of them were restored.
 
     Raises:
         TaskError: the optimizer or the scheduler has state that is not in its state dict, which the error names; or a
-            new optimizer or scheduler cannot load the state of a used one.
+            new optimizer or scheduler cannot load the state.
     """
     steps, values = min(STEPS, total_steps // 2), _smallest(host)
     first, second = (_Pair(task, values, total_steps) for _ in range(2))
@@ -91,8 +91,8 @@ def practise(task: Task, host: nn.Module, total_steps: int) -> Changing:
 
 
 def _smallest(host: nn.Module) -> list[Tensor]:
-    """Return the values of the trained parameters, in order. The largest parameters are left out, if all have more than
-    `MOST_ELEMENTS` elements."""
+    """Return the values of the trained parameters, in order. If they have more than `MOST_ELEMENTS` elements together,
+    the largest are left out."""
     trained = [parameter.detach() for parameter in host.parameters() if parameter.requires_grad]
     room = MOST_ELEMENTS
     chosen: set[int] = set()

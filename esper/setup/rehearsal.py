@@ -1,12 +1,12 @@
 """Rehearses the first steps of a run, to refuse state that a checkpoint would not save. The error names the state.
 
-A new build of the network loads the snapshot of a trained one, and both take the same next step. Afterwards their bits
-and their attributes must be equal, because otherwise forks, the twin and resumed runs would train differently from the
-original. A cache is accepted: an attribute that is equal again when both networks have seen the same batches.
+A new build of the network loads the snapshot of a trained network, and both take the same next step. Afterwards their
+bits and their attributes must be equal, because otherwise forks, the twin and resumed runs would train differently from
+the original. A cache is accepted: an attribute that is equal again when both networks have seen the same batches.
 
-The rehearsal ends with the third step. It does not find state that changes later for the first time;
-`esper.tolaria.unkept` finds such attributes at the fences. Nor does it find state of data sets that changes only with
-samples that neither these steps nor `esper.setup.draws` draw.
+The rehearsal ends with the third step. It does not find state that changes for the first time after that;
+`esper.tolaria.unkept` finds those attributes at the fences. State of a data set that only some samples change is found
+only if these steps or `esper.setup.draws` draw one of them.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def rehearse(
 
     Args:
         first: A network at step 0. It is trained.
-        make: Builds another like it.
+        make: Builds another network of the same task.
         total_steps: Steps of the run. The rehearsal takes no more.
         same_bits: The device promises the same bits.
 

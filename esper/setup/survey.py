@@ -106,8 +106,8 @@ class Survey:
 
     @property
     def last_germination(self) -> int:
-        """Last fence at which a seed of the heuristic can germinate and still be fossilised. It is below 0 if there is
-        no such fence."""
+        """Last fence at which a seed of the heuristic can germinate and still be fossilised. It is below 0 if the run
+        is too short."""
         return len(self.fence_steps) - 1 - self.fences_to_fossil
 
     def growth_window(self, shortest_ramp: int) -> GrowthWindow:
@@ -150,7 +150,7 @@ class Survey:
         """Return a trainer with a fresh host at step 0. It calls `halted` at every step boundary.
 
         Args:
-            eager: Do not compile the host, whatever the config says.
+            eager: True: the host is not compiled, even if the config requires it.
         """
         config = self.config
         settings = TrainerSettings(
@@ -272,7 +272,7 @@ def _measured(
     return survey, found.optional
 
 
-def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: whatever the task's batches are
+def _step_flops(task: Task, host: nn.Module, inputs: Any, targets: Any) -> int:  # Any: a batch of the task
     """Return the modelled FLOPs of one optimizer step.
 
     Raises:

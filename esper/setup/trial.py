@@ -1,4 +1,5 @@
-"""Tries a task before its run: a backward pass, and steps with a seed in every slot. It changes nothing."""
+"""Tries a task before its run: a backward pass, and steps with a seed in every slot. The task and the survey are not
+changed."""
 
 from __future__ import annotations
 
