@@ -161,7 +161,7 @@ class RunDirectoryError(ConfigError):
     """The run directory is in use, not empty or not writable, or has no run. Nothing in it was changed."""
 
 
-# -- what must be there is not -----------------------------------------------------------------------------------
+# -- a missing object --------------------------------------------------------------------------------------------
 
 
 class DependencyViolationError(EsperError):
@@ -238,7 +238,7 @@ class IllegalTransition(EsperError):
 
 class IsolationViolation(EsperError):
     """An isolated seed reaches parameters or memory of the host or of another seed, or changes its input. `leaves` has
-    the names."""
+    the names of the tensors."""
 
     def __init__(self, seed_id: str, leaves: Sequence[str]) -> None:
         super().__init__(seed_id, tuple(leaves))

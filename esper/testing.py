@@ -24,7 +24,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeClock:
-    """A clock that moves only by calls of `move`."""
+    """A clock whose time changes only by calls of `move`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -38,13 +38,13 @@ class FakeClock:
         return self.seconds
 
     def move(self, seconds: float) -> None:
-        """Move the time by some seconds. A negative number moves it backwards."""
+        """Add seconds to the time. A negative number sets it back."""
         self.seconds += seconds
 
 
 def until(happened: Callable[[], object], every_s: float = 0.002) -> None:
-    """Wait until `happened` returns a true value, because of another process or thread. An exception in `happened` ends
-    the wait.
+    """Wait until another process or thread makes `happened` return a true value. An exception in `happened` ends the
+    wait.
 
     There is no time limit here, because durations on a busy machine prove nothing. The general time limit of the test
     ends a hang.
@@ -62,9 +62,9 @@ def telling(*names: str, **fields: object) -> Callable[[BaseException], bool]:
     """Return a `check` for `pytest.raises`. It checks that the error has fields with these values, and that its text
     contains the names.
 
-    A field is compared by `==`; if the value is an `re.Pattern`, the field is searched for it. A name is a text that
-    the message must contain in any wording: a figure, a path, a key, a part of an API. If the error has a field `mend`,
-    it must not be empty. Raises `AssertionError`.
+    A field is compared by `==`; if the value is an `re.Pattern`, it must match a part of the field. A name is a text
+    that the message must contain in any wording: a figure, a path, a key, a part of an API. If the error has a field
+    `mend`, it must not be empty. Raises `AssertionError`.
     """
 
     def check(error: BaseException) -> bool:
@@ -116,8 +116,8 @@ class ScriptedPolicy:
 
 
 class Bands(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Points [C] in four classes. The class depends on whether x0 is far from 0, and whether x1 is. No linear host can
-    separate the classes."""
+    """Points [C] in four classes. The class depends on two conditions: x0 is far from 0, and x1 is far from 0. No
+    linear host can separate the classes."""
 
     def __init__(self, count: int, key: int, channels: int = 8) -> None:
         self.inputs = torch.randn(count, channels, generator=torch.Generator().manual_seed(key))
@@ -197,7 +197,7 @@ class StopAt(Quiet):
         self.drain, self._fence = Drain(), fence
 
     def fence(self, state: RoundState, tally: Tally) -> None:
-        """Ask for a stop at the given fence."""
+        """Request a stop at the given fence."""
         del tally
         if state.fence == self._fence:
             self.drain.ask()

@@ -30,8 +30,8 @@ from esper.tolaria.checkpoint_file import verify_all
 
 
 def default_place(run_dir: Path) -> Path:
-    """Return the default path of a copy. It is in the run's parent folder, and its name has the names of the run and of
-    its last checkpoint."""
+    """Return the default path of a copy. It is in the run's parent folder, and is named after the run and its last
+    checkpoint."""
     return run_dir.with_name(f"{run_dir.name}-fence-{_commits(run_dir)[-1].fence}")
 
 

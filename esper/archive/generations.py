@@ -73,7 +73,7 @@ def joined_entries(
         name, lost = journal_file(path, generation).name, ""
         counted = [e for e in its_entries if generation not in valid or e.end <= valid[generation]]
         place = next((place for place, entry in enumerate(counted) if entry.kind is RecordKind.SUPERSEDED), None)
-        # the first generation has no SUPERSEDED; a generation whose takeover failed has none either
+        # neither the first generation nor a generation whose takeover failed has a SUPERSEDED
         if place is not None:
             entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])
             counted = counted[place:]

@@ -103,8 +103,8 @@ def read_past(path: Path) -> Past:
 
 
 def settled_past(path: Path) -> Past:
-    """Like `read_past`, but sync the journals first. So all returned records are durable, even if their writer was
-    killed.
+    """Like `read_past`, but sync the journals first. Therefore all returned records are durable, even if their writer
+    was killed.
 
     Raises:
         StoreWriteFailed: the sync failed; a power failure may lose records.

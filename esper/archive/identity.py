@@ -54,7 +54,7 @@ class Identity(Message):
     first_loss: float | None = None
     """Loss of the first training step. None in older runs."""
     rehearsed_crc32c: int | None = None
-    """CRC32C of the weights after the survey's steps. None if they diverged, and in older runs."""
+    """CRC32C of the weights after the survey's steps. None if training diverged, and in older runs."""
     hash_seed: int | None = None
     """`PYTHONHASHSEED` of the process that began the run. None if it was random, and in older runs."""
     text_hash: int | None = None

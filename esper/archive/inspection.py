@@ -74,7 +74,7 @@ def _state(path: Path, found: Remains) -> str:
     """Return one of finished, failed, interrupted, drained, running, stopped, open, unknown.
 
     "stopped": the process of the run ended without a record of its end. "open": the process is on another machine, so
-    its state is not known. "unknown": the process has ended, and the journal that would show how is lost.
+    its state is not known. "unknown": the process has ended, and the journal with the record of its end is lost.
     """
     for entry in () if found.newest_lost else reversed(found.entries):
         if entry.kind is RecordKind.RUN_ENDED:

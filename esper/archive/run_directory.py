@@ -28,7 +28,7 @@ WRITTEN = re.compile(
 )
 """Names of the files and folders of a run. `report.html` and `emergency` are not written yet."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
-"""The names of folders. The other names are those of files."""
+"""The names of the folders. All other names are of files."""
 KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",

@@ -61,7 +61,7 @@ def verify(run_dir: RunArgument, as_json: JsonOption = False) -> int:
 
 
 def _unvouched(run_dir: Path, found: Remains) -> list[dict[str, Any]]:
-    """Return a verdict for each checkpoint file of a damaged run that no readable record names."""
+    """Return a verdict for each checkpoint file of a damaged run, if no readable record names the file."""
     if not found.damaged:  # in a readable run, a file that no record names was not committed
         return []
     named = {written.file for written in committed(found.entries)}

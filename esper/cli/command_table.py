@@ -1,6 +1,6 @@
 """The table of the commands of `esper`, with module, help text and flags of each. It imports no command.
 
-`esper --help` prints this table. Of the commands, only the one on the command line is imported.
+`esper --help` prints this table. Only the command on the command line is imported.
 """
 
 from __future__ import annotations

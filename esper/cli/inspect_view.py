@@ -27,8 +27,8 @@ def place(found: Mapping[str, Any]) -> str:
 
 
 def losses(found: Mapping[str, Any]) -> Table:
-    """Return a table of the test losses of a finished run, and the reason if no seed stayed in it. It has no rows until
-    the run has ended."""
+    """Return a table of the test losses of a finished run, and the reason if no seed stayed in it. The table has no
+    rows until the run has ended."""
     shown, end, twin = grid(), found["test_loss"], found["twin_test_loss"]
     if end is not None:
         start = found["start_test_loss"]

@@ -34,7 +34,7 @@ class Unloaded(TyperCommand):
 
 
 class LazyGroup(TyperGroup):
-    """The commands of `COMMANDS`, followed by those that packages added under other names."""
+    """The commands of `COMMANDS`, followed by the commands that packages added under other names."""
 
     def __init__(self, **attributes: Any) -> None:  # Any: those of TyperGroup
         super().__init__(**attributes)

@@ -45,8 +45,8 @@ def print_json(found: dict[str, Any]) -> None:
 class _Stream:
     """A text stream whose `write` and `flush` never raise.
 
-    Characters that the stream's encoding lacks are written as escapes. After the first failed write it drops
-    everything.
+    Characters that are not in the stream's encoding are written as escapes. After the first failed write all later text
+    is dropped.
     """
 
     def __init__(self, stream: TextIO, name: str, *, goes_on: bool) -> None:

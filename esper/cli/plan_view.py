@@ -51,14 +51,14 @@ def _together(found: Mapping[str, Any]) -> list[list[Mapping[str, Any]]]:
 
 
 def _range(rows: Sequence[Mapping[str, Any]], name: str, show: Callable[[Any], str]) -> str:
-    """Return the number of all rows if it is the same, else the smallest and the largest."""
+    """Return the number if all rows have the same, else the smallest and the largest number."""
     figures = [row[name] for row in rows]
     least, largest = show(min(figures)), show(max(figures))
     return least if least == largest else f"{least} to {largest}"
 
 
 def _in_a_run(place: str, found: Mapping[str, Any]) -> str:
-    """Describe the place of a candidate in the run. If nothing can germinate, it is the reason."""
+    """Describe the place of a candidate in the run. If nothing can germinate, return the reason."""
     if place == NONE:
         return "none: the run is too short (see below)" if found["why_nothing_grows"] else "none: growth is off"
     return place.replace("growth.", "")
@@ -80,7 +80,7 @@ def padding(found: Mapping[str, Any]) -> list[str]:
 
 
 def companions(found: Mapping[str, Any]) -> list[str]:
-    """Return notes about a loss of a sample that depends on other samples of its batch. The cause is the loss or the
+    """Return notes if the loss of a sample depends on the other samples of its batch, because of the loss or the
     network.
     """
     means = f"losses are means over evaluation batches of {EVALUATION_BATCH} samples (docs/figures.md)"

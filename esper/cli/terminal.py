@@ -225,7 +225,7 @@ def _twin(checks: Mapping[str, Check]) -> str:
 
 
 def heading(survey: Survey, path: Path | None) -> list[str]:
-    """Return a few lines about the plan of a run."""
+    """Return the heading of a run: a few lines about its plan."""
     growth, run, shards = survey.config.growth, survey.config.run, survey.data.shards
     sizes = ", ".join(f"{name} {len(shards[name]):,}" for name in ("train", "valid", "test", "pick", "gate"))
     threads = "1 thread" if run.threads == 1 else f"{run.threads} threads"
@@ -276,7 +276,7 @@ def results(result: Summary) -> RenderableType:
 
 
 def _judged(judged: Sequence[SeedFate], tried: str) -> Table:
-    """Return the table of the seeds that were first of their tournaments."""
+    """Return the table of the winners of tournaments."""
     seeds = table(
         *("seed", "slot", "blueprint", "fate", "gain", "z", "parameters"),
         figures=("fate", "gain", "z", "parameters"),

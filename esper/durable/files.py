@@ -25,7 +25,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Disk:
-    """The system calls of this room, one per method. All raise `OSError` as the system does."""
+    """The system calls of this room, one per method. Each raises `OSError` if the system call fails."""
 
     def open(self, path: Path, flags: int) -> int:
         """Open a regular file. For writing, a symbolic link is refused, because its target may be any file of the
@@ -34,7 +34,7 @@ class Disk:
             flags |= os.O_NOFOLLOW
         descriptor = os.open(
             path, flags | os.O_NONBLOCK, 0o666
-        )  # without this flag, opening a pipe of this name would block
+        )  # without this flag, the opening of a pipe of this name would block
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -243,7 +243,7 @@ class DirectoryLease:
         """Take the lease, or fail at once. It must not be called again before `release`.
 
         Raises:
-            RunDirectoryError: another process has the lease, whose pid and host are in the error; or the folder is
+            RunDirectoryError: another process has the lease (its pid and host are in the error), or the folder is
                 missing or not writable.
         """
         assert self._descriptor is None, "acquire() was called twice"

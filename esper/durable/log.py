@@ -97,8 +97,8 @@ class FramedLog(Closing):
             kind: A number 0..65535, whose meaning the caller defines.
 
         Returns:
-            The record's sequence number. The first record of the log has the number `first`, each further record one
-            more.
+            The record's sequence number. The first record of the log has the number `first`. The number rises by 1 with
+            each record.
 
         Raises:
             StoreWriteFailed: the record was not acknowledged, and was removed from the file. The log stays usable,
@@ -108,8 +108,8 @@ class FramedLog(Closing):
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Append `(kind, payload)` records with one sync. They are durable on return. After a crash before that, any of
-        them may be there.
+        """Append `(kind, payload)` records with one sync. They are durable on return. After an earlier crash, none,
+        some or all of them may be there.
 
         Returns:
             Their sequence numbers.
@@ -129,12 +129,12 @@ class FramedLog(Closing):
             Its sequence number.
 
         Raises:
-            StoreWriteFailed: the record was removed from the file. The log stays usable, unless that failed.
+            StoreWriteFailed: the record was removed from the file. The log stays usable, unless the removal failed.
         """
         return self._append([(kind, payload)], synced=False)[0]
 
     def sync(self) -> None:
-        """Make all records durable. If they are, this does nothing.
+        """Make all records durable. If they are durable already, do nothing.
 
         Raises:
             StoreWriteFailed: records that were appended without a sync may be lost. The log takes no more records.

@@ -95,7 +95,7 @@ class SegmentedLog(Closing):
     def rotate(self) -> None:
         """Close the last segment and begin a new segment. If the last segment has no record, nothing is done.
 
-        All records of the closed segment are durable then.
+        All records of the closed segment are then durable.
 
         Raises:
             StoreWriteFailed: the new segment could not be begun. If its file exists nevertheless, the log refuses

@@ -18,8 +18,8 @@ from esper.errors import StoreCorrupt, StoreWriteFailed
 ALGORITHM = "crc32c"
 
 _CHUNK_BYTES = 2**20
-"""Bytes per piece. A piece is small enough that it is still in the CPU cache when it is written after its checksum.
-Other threads can run between two pieces.
+"""Bytes per piece. A piece is so small that it is still in the CPU cache when it is written, after its checksum was
+computed. Other threads can run between two pieces.
 """
 
 
@@ -56,7 +56,7 @@ def open_verified(path: Path, length: int, crc: int, algorithm: str, *, disk: Di
     """Check length and checksum of `path`, and return the same open file, at its start.
 
     Args:
-        length, crc, algorithm: From the `Written` that `write_stream` returned.
+        length, crc, algorithm: The fields of the `Written` that `write_stream` returned.
 
     Raises:
         StoreCorrupt: the file is missing or unreadable, length or checksum differ, or the algorithm is unknown.

@@ -1,5 +1,4 @@
-"""Makes the first failure the reported failure. A later failure, in closing or reporting, becomes a note on the
-first."""
+"""Reports the first failure. A later failure, while something is closed or reported, becomes a note on the first."""
 
 from __future__ import annotations
 

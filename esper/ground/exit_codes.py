@@ -7,7 +7,7 @@ CHECK_FAILED = 1
 """The command worked, and its check failed."""
 WRONG_INPUT = 2
 STRICT_FAILURE = 3
-"""A run failed, or a command whose only effect is its output could not write it."""
+"""A run failed, or a command that only prints could not write its output."""
 EMERGENCY = 4
 """An emergency signal stopped the run."""
 INTERRUPTED = 128 + 2

@@ -1,6 +1,6 @@
-"""Fixes the order in which Python iterates over sets of strings. All processes of a run then have the same order.
+"""Makes the order in which Python iterates over sets of strings the same in all processes of a run.
 
-Python mixes a random secret into the hash of strings in each process, unless `PYTHONHASHSEED` is set at its start.
+Each process of Python mixes a random secret into the hash of strings, unless `PYTHONHASHSEED` is set at its start.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Splits a command line into a parent that waits and a child that works. If the child could not report its end, the
 parent reports it.
 
-Code in C can end a process: Ray's core calls `_exit(1)` if a process of Ray has died. The system can end it, too: by
-SIGKILL for lack of memory. Then no Python code runs, and esper does not choose the exit code. See docs/adr/0004-ray.md.
+Code in C can end a process. For example, Ray's core calls `_exit(1)` if a process of Ray has died. The system can end a
+process, too, by SIGKILL for lack of memory. Then no Python code runs, and esper does not choose the exit code. See
+docs/adr/0004-ray.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class End:
     run_dir: str | None = None
     """The directory of the run that the child began. None: it began no run."""
     reason: str | None = None
-    """The reason for its end that the child sent. None: it sent no reason."""
+    """The reason that the child sent for its end. None: it sent no reason."""
 
     @property
     def how(self) -> str:

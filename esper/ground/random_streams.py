@@ -14,8 +14,7 @@ from torch import Tensor
 def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
     """Return a 63-bit key for one use of randomness.
 
-    Two uses with another purpose or place never share a stream by design, because the key is a cryptographic hash of
-    both.
+    Two uses that differ in purpose or place have different streams, because the key is a cryptographic hash of both.
 
     Source: SHA-256 as a counter-mode key derivation (the idea of Salmon et al. 2011, doi:10.1145/2063384.2063405).
     """

@@ -22,7 +22,7 @@ def strict_json(found: Mapping[str, Any], indent: int | None = None) -> str:
 
 
 def not_finite(found: Any) -> Any:  # Any: JSON values
-    """Return "nan", "inf" or "-inf" for each infinite and NaN value among nested JSON values, in the same nesting.
+    """Return "nan", "inf" or "-inf" for each value of nested JSON values that is not finite, in the same nesting.
     Empty: all values are finite.
     """
     if isinstance(found, float):

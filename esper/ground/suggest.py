@@ -1,4 +1,4 @@
-"""Suggests existing names for an unknown name. It suggests the nearest name, or all names if none is near."""
+"""Suggests existing names for an unknown name: the nearest name, or all names if no name is near."""
 
 from __future__ import annotations
 

@@ -31,8 +31,8 @@ def blob_digest(blob: bytes) -> str:
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256, in hex, over sorted (name, dtype, shape, bytes). Two digests are equal only if every bit is
-    equal."""
+    """Return the SHA-256, in hex, over sorted (name, dtype, shape, bytes). Two digests are equal only if every bit of
+    the tensors is equal."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

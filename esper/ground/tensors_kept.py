@@ -15,9 +15,9 @@ _GROUPS = ("_parameters", "_buffers", "_modules")
 def tensors_kept(model: nn.Module, others: Iterable[Tensor] = ()) -> Iterator[None]:
     """At the end of the block, restore the model's submodules, parameters and buffers, with their values.
 
-    A forward may change a parameter in place (a moving average, a codebook), register something, or replace a buffer by
-    a tensor of another shape. If a tensor of a module was replaced or resized, the other attributes of the module are
-    restored, too, because one of them may be the length of the buffer.
+    A forward may change a parameter in place (a moving average, a codebook), register a tensor or a module, or replace
+    a buffer by a tensor of another shape. If a tensor of a module was replaced or resized, the other attributes of the
+    module are restored, too, because one of them may be the length of the buffer.
 
     Args:
         others: Tensors outside the model whose values are restored, too.

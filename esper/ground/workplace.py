@@ -27,8 +27,8 @@ _began: ContextVar[_Workplace | None] = ContextVar("esper_workplace", default=No
 
 @contextmanager
 def from_here() -> Iterator[None]:
-    """Within the block, the base of relative paths is the present working directory. In a nested block it is that of
-    the outer block."""
+    """Within the block, the base of relative paths is the present working directory. A nested block has the base of the
+    outer block."""
     try:
         token = _began.set(_began.get() or _Workplace(workplace()))
     except ConfigError:  # the code that needs the folder raises the error
