@@ -61,7 +61,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("export", "errors task leyline ground durable user_code kasmina.blueprints kasmina.host tolaria setup archive"),
     (
         "flow",
-        "errors task leyline ground durable telemetry faults user_code kasmina.registry tamiyo tolaria "
+        "errors task leyline ground durable telemetry faults user_code emergency kasmina.registry tamiyo tolaria "
         "config setup archive export",
     ),
     ("cli", "errors task leyline ground durable user_code tasks tolaria config setup archive export flow"),

@@ -24,6 +24,7 @@ from esper.emergency.settings import CONDUCTOR, EmergencyConfig
 from esper.emergency.sinks import Sink, make_sinks
 from esper.emergency.word import EmergencyWord
 from esper.emergency.worker import Worker
+from esper.errors import EmergencyUnavailable
 from esper.ground.clock import Clock, SystemClock
 from esper.leyline.signals import EmergencySignal
 
@@ -34,7 +35,8 @@ LOOK_S = 0.05
 
 
 class EmergencyService:
-    """Make it by `open`; then `start`, the methods of the port in any order, and last `stop`.
+    """Make it by `open`; then `start`, the methods of the port in any order, and last
+    `stop`.
 
     Only the worker's thread uses the queue, the intake and the inbox. A failure of a task in the background, for
     example a full disk, is raised by every later call.
@@ -59,6 +61,7 @@ class EmergencyService:
         self._deliveries: list[asyncio.Task[None]] = []
         self._looking: list[asyncio.Task[None]] = []
         self._failure: BaseException | None = None
+        self._stopped = False
 
     @classmethod
     def open(
@@ -122,12 +125,14 @@ class EmergencyService:
             The number of signals ever accepted.
 
         Raises:
-            EmergencyUnavailable: the run is ending; the signal was not accepted.
+            EmergencyUnavailable: the run is ending or has ended; the signal was not accepted.
             EmergencyQueueFull: the queue is full; the signal was not accepted.
             DependencyViolationError: the checksum is missing or wrong, or a different signal has the same id; this
                 signal was not accepted.
             StoreWriteFailed: the signal is not durable and was not accepted.
         """
+        if self._stopped:
+            raise EmergencyUnavailable(signal.signal_id)
         self._check()
         faults.point("emergency.publish")
         return await self._worker.call(self._intake.publish, signal)
@@ -176,6 +181,7 @@ class EmergencyService:
             await self._drain(drain_s)
             left = await self._worker.call(self._undelivered)
         finally:
+            self._stopped = True
             await self._cancel(self._deliveries)
             try:
                 await self._worker.call(self._queue.close)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from esper.emergency.file_sink import FileSink
 from esper.emergency.settings import FileSinkConfig, SinkConfig
+from esper.errors import ConfigError
 from esper.leyline.signals import EmergencySignal
 
 DEFAULT_FILE = "signals.jsonl"
@@ -43,14 +44,32 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
         environment: Where the variables are that `url_env` and `token_env` name.
 
     Raises:
-        ConfigError: a file or variable of a secret is missing, not safe or of no use. The error does not show it.
+        ConfigError: a file or variable of a secret is missing, not safe or of no use (the error does not show it), or
+            the file of a sink cannot be made.
     """
     return tuple(_make(config, folder, environment) for config in configs)
 
 
+def check_sinks(configs: Sequence[SinkConfig], environment: Mapping[str, str]) -> None:
+    """Check that `make_sinks` will make these sinks. Raises: ConfigError, as `make_sinks`. Nothing is written."""
+    make_sinks(configs, Path("/"), environment)
+
+
 def _make(config: SinkConfig, folder: Path, environment: Mapping[str, str]) -> Sink:
     if isinstance(config, FileSinkConfig):
-        return FileSink(config.name, Path(config.path or folder / DEFAULT_FILE), config.total_s)
+        return FileSink(config.name, _usable(config) or folder / DEFAULT_FILE, config.total_s)
     from esper.emergency.webhook import WebhookSink  # imported here: httpx takes 0.1 s, and few runs have a webhook
 
     return WebhookSink(config, environment)
+
+
+def _usable(config: FileSinkConfig) -> Path | None:
+    """Return the path of a file sink; None if it has none. Raises: ConfigError: no file can be made there."""
+    if config.path is None:
+        return None
+    path, field = Path(config.path), f"emergency.sinks.{config.name}.path"
+    if not path.parent.is_dir():
+        raise ConfigError(field, config.path, "there is no such folder; make it, or give another path")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ConfigError(field, config.path, "it is not a regular file; give another path")
+    return path

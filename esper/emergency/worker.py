@@ -19,20 +19,23 @@ class Worker:
 
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()  # Any: each call's own
+        self._stopped = False
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     async def call(self, function: Callable[..., T], *args: object) -> T:
         """Run `function(*args)` in the thread, with the caller's context variables, and return its result.
 
         If the caller is cancelled, a call that has begun is completed, and its result or exception is dropped. A call
-        that has not begun is left out.
+        that has not begun is left out. The worker must not be stopped.
         """
+        assert not self._stopped, "the worker was stopped"
         answer: Future[T] = Future()
         self._calls.put((answer, partial(copy_context().run, function, *args)))
         return await asyncio.wrap_future(answer)
 
     def stop(self) -> None:
         """End the thread after the calls that were made before. Does not wait. May be called twice."""
+        self._stopped = True
         self._calls.put(None)
 
     def _run(self) -> None:

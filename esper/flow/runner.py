@@ -6,6 +6,7 @@ directory has only `run.json`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ from esper.archive.run_directory import (
     telemetry_folder,
 )
 from esper.archive.summary import Summary, failure
+from esper.config.joined import RunConfig
+from esper.emergency.sinks import check_sinks
 from esper.errors import ConfigError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
@@ -73,8 +76,7 @@ class Conductor:
             ConfigError: the directory or the key file cannot be used; nothing was written.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
-        check_environment()
-        secret = command_key(survey.config)
+        secret = _check_surroundings(survey.config)
         wanted = Path(survey.config.run.dir) if survey.config.run.dir is not None else None
         with RunDirectory.create(wanted, self.clock.now()) as directory:
             run_id, now = new_run_id(), self.clock.now()
@@ -91,8 +93,7 @@ class Conductor:
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
         """
-        check_environment()
-        secret = command_key(survey.config)
+        secret = _check_surroundings(survey.config)
         check_same_task(survey, past.identity)
         steps, before = survey.fence_steps, past.identity.fence_steps
         if steps[: len(before) - 1] != before[:-1]:
@@ -257,3 +258,17 @@ class OpenRun:
         if self.past is not None:
             line.at.level, line.tally.rollbacks = lasting_level(self.past.entries), self.past.rollbacks
         return line
+
+
+def _check_surroundings(config: RunConfig) -> bytes:
+    """Check what a run reads beside its config: environment variables, the sinks' secrets, and the key of commands.
+
+    Returns:
+        The key.
+
+    Raises:
+        ConfigError: one of them cannot be used.
+    """
+    check_environment()
+    check_sinks(config.emergency.sinks, os.environ)
+    return command_key(config)

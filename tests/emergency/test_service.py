@@ -185,6 +185,8 @@ async def test_the_end_waits_for_sinks_and_reports_what_they_have_not_got(tmp_pa
     await service.start()
     assert await service.stop(60.0) == {"bad": 20}
     assert len(good.got) == 20
+    with pytest.raises(EmergencyUnavailable):
+        await service.publish(signal("late"))
 
 
 async def test_the_end_does_not_wait_for_what_no_sink_can_get_in_time(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import esper
 from esper.config.joined import RunConfig, as_toml, load_config
+from esper.emergency.sinks import check_sinks
 from esper.errors import ConfigError
-from esper.testing import telling
+from esper.testing import telling, tiny_config, tiny_task
 
 SECRET = "https://hooks.example/T0/B0/secret"
 WEBHOOK = {"name": "hook", "kind": "webhook", "url_file": "/x"}
@@ -65,3 +70,31 @@ def test_sinks_survive_toml_json_and_the_command_line() -> None:
     (first, second) = config.emergency.sinks
     assert (first.name, second.name, second.kind) == ("log", "hook", "webhook")
     assert load_config(overrides={"emergency.sinks": [WEBHOOK]}).emergency.sinks == (second,)
+
+
+# -- what sinks need outside of the config -----------------------------------------------------------------------
+
+NOT_MADE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "no folder": ("there is no such folder", Path.rmdir),
+    "a folder": ("not a regular file", lambda folder: (folder / "log").mkdir()),
+    "a pipe": ("not a regular file", lambda folder: os.mkfifo(folder / "log")),
+    "a link": ("not a regular file", lambda folder: (folder / "log").symlink_to(folder / "other")),
+}
+
+
+@pytest.mark.parametrize(("mend", "make"), NOT_MADE.values(), ids=NOT_MADE)
+def test_a_file_that_cannot_be_written_is_refused(mend: str, make: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    make(tmp_path / "folder")
+    path = str(tmp_path / "folder" / "log")
+    config = RunConfig(emergency={"sinks": [{"name": "log", "kind": "file", "path": path}]})
+    with pytest.raises(ConfigError, check=telling(mend, field="emergency.sinks.log.path", value=path)):
+        check_sinks(config.emergency.sinks, {})
+
+
+def test_a_run_whose_sink_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    sinks = [{"name": "hook", "kind": "webhook", "url_env": "ESPER_TEST_NOT_SET"}]
+    config = tiny_config(run__dir=str(tmp_path / "run"), emergency__sinks=sinks)
+    with pytest.raises(ConfigError, check=telling(field="emergency.sinks.hook.url_env")):
+        esper.run(tiny_task(), config)
+    assert list(tmp_path.iterdir()) == []
