@@ -16,8 +16,8 @@ from esper.leyline.checkpoint_record import CheckpointWritten
 
 
 def retained(said: Mapping[int, Sequence[Entry]], valid: Mapping[int, int]) -> list[CheckpointWritten]:
-    """Return the checkpoints that retention does not drop. These are that of fence 0, and the newest that were valid at
-    the last drop.
+    """Return the checkpoints that retention does not drop. These are the checkpoint of fence 0, and the newest
+    checkpoints that were valid at the last drop.
     """
     due: list[CheckpointWritten] = []
     keep = 1

@@ -108,8 +108,8 @@ class FramedLog(Closing):
         return self.append_many([(kind, payload)])[0]
 
     def append_many(self, records: Sequence[tuple[int, bytes]]) -> range:
-        """Append `(kind, payload)` records with one sync. They are durable on return. After an earlier crash, none,
-        some or all of them may be there.
+        """Append `(kind, payload)` records with one sync. They are durable on return. If a crash comes before that,
+        none, some or all of them may be there.
 
         Returns:
             Their sequence numbers.

@@ -237,8 +237,8 @@ class GoingBack:
             raise RollbackDeadlineExceeded(tier, elapsed_s, budget_s)
 
     def _stored(self, fence: int | None) -> FenceState:
-        """Load the checkpoint of a fence. None: the last checkpoint. Drop the copy in memory, because it may be of a
-        later fence, and a death in the restore would restore it."""
+        """Load the checkpoint of a fence. None: the last checkpoint. Drop the copy in memory, which may be of a later
+        fence. Otherwise a death in the restore would restore that copy."""
         to = self.checkpoints.load_latest() if fence is None else self.checkpoints.load(fence)
         self.memory = None
         return to

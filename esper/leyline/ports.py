@@ -1,5 +1,5 @@
 """Ports are the interfaces of the components, which the loop over fences calls. One more port is the interface of
-Tamiyo's policy. In one process the components implement the ports. On Ray the handles of the components do.
+Tamiyo's policy. In one process the components implement the ports. On Ray handles of the components implement them.
 
 Types of torch are written `Any`, because this room may not import torch. The exact types are in the rooms that use the
 ports.
