@@ -33,20 +33,20 @@ THREADS = "OMP_NUM_THREADS"
 def actor_environment(threads: int) -> dict[str, str]:
     """Return the environment variables that affect the bits of an actor's results.
 
-    They are read when its process starts.
+    An actor's process reads them when it starts.
     """
     return {THREADS: str(threads), hash_seed.VARIABLE: str(hash_seed.seed_for_actors())}
 
 
 def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
-    """Begin to start an actor. Call `await_ready` afterwards. Ray does not restart the actor or repeat its calls.
+    """Begin to start an actor. Call `await_ready` afterwards. Ray neither restarts the actor nor repeats a call of it.
 
     Args:
         attempt: Number of this start in the actor's generation, from 1. It is a part of the actor's name, because Ray
             blocks the name of a dead actor for some seconds.
     """
     made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
-    # Ray's processes inherit this process's environment. With another environment, each would import Ray twice.
+    # Ray's processes inherit this process's environment. With another environment, each process would import Ray twice.
     other = {name: value for name, value in actor_environment(spec.threads).items() if os.environ.get(name) != value}
     environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
     handle: ActorHandle[Shell] = made.options(

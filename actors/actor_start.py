@@ -56,7 +56,7 @@ class ActorStart:
             for spec in wanted.values():
                 self._attempts[spec.name, spec.generation] += 1
                 begun.append(spawn(spec, self._attempts[spec.name, spec.generation]))
-            if self._given_up:  # perhaps before these actors began to start
+            if self._given_up:  # `give_up` may have been called before the starts
                 self._end_begun()
             for (life, spec), actor in zip(wanted.items(), begun, strict=True):
                 found = self._await(life, spec, actor, began_s)
@@ -73,7 +73,7 @@ class ActorStart:
         return up, died
 
     def give_up(self) -> None:
-        """End every actor that is starting or starts later. `start` then raises."""
+        """End all actors that are starting, and all that start later. `start` then raises."""
         self._given_up = True
         self._end_begun()
 

@@ -23,7 +23,7 @@ from esper.telemetry.metrics import count
 P = TypeVar("P")
 
 Delivery = Callable[[Remote, str, tuple[object, ...]], object]
-"""Sends the call of a method and returns its answer: (actor, method, positional arguments) -> answer."""
+"""Function (actor, method, positional arguments) -> answer. It sends the call of a method and waits for the answer."""
 
 
 def tolaria_handle(remote: Remote) -> LiveHost:

@@ -32,10 +32,11 @@ from esper.ground.closing import Closing, noted_on
 from esper.user_code.import_paths import ROOT, is_installed
 
 STUCK_AFTER_S = 40.0
-"""Seconds after the death of Ray's server or raylet. If a call into Ray still waits then, the process reports this and
-ends.
+"""Seconds after the death of Ray's server or raylet for which this process waits for a call into Ray. Then it ends with
+a report.
 
-It must be less than 60: Ray's core would end the process without a message 60 s after its server's last answer.
+The number must be less than 60, because Ray's core would end the process without a message 60 s after its server's last
+answer.
 """
 
 
@@ -103,7 +104,7 @@ class EmbeddedRay(Closing):
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 job_config=ray_private.OwnPath([] if is_installed(ROOT) else [str(ROOT)]),
-                **ray_private.place_of(self.folder / "ray"),  # every user may read it, but not the folder around it
+                **ray_private.place_of(self.folder / "ray"),  # readable for all; the folder around it is not
             )
 
     def close(self) -> None:
@@ -139,7 +140,7 @@ class EmbeddedRay(Closing):
                 self._witness.leave(f"{gone}, and a call into Ray does not come back")
 
     def check(self) -> None:
-        """Check Ray's own processes. Raises: ActorLost: one has ended, so no actor can answer."""
+        """Check Ray's own processes. Raises: ActorLost: one of them has ended, so no actor can answer."""
         if gone := self._heads.gone():
             raise ActorLost(RAY, gone)
 

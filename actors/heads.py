@@ -23,6 +23,6 @@ class Heads:
         return next((f"{name} (process {pid}) has ended" for name, pid in self._processes if not is_alive(pid)), "")
 
     def check(self) -> None:
-        """Check both processes. Raises: PlacementUnavailable: one has ended while Ray starts."""
+        """Check both processes. Raises: PlacementUnavailable: one of them has ended while Ray starts."""
         if gone := self.gone():
             raise PlacementUnavailable("ray", f"{gone} while Ray started")

@@ -1,6 +1,6 @@
-"""Makes the component of an actor in the actor's process: loads the task that was sent, and makes the object.
+"""Makes the component of an actor in the actor's process. The task that was sent is loaded there.
 
-Snapshots arrive as references of Ray, and are fetched here.
+Snapshots arrive as references of Ray, and this module fetches them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def manager(sent: SentSurvey, key: RunKey, word: Path) -> HostedForks:
 class HostedTrainer:
     """`LiveHost` in the trainer's process.
 
-    It fetches snapshots from their references, and passes all calls to the trainer.
+    It replaces references by their snapshots, and passes all calls to the trainer.
     """
 
     def __init__(self, trainer: Trainer, fetch: Callable[[Any], Any] = ray.get) -> None:
@@ -128,7 +128,7 @@ class HostedForks:
         return self._forks[name].weights_sha256()
 
     def abandon(self, yes: bool) -> None:
-        """Stop every fork at its next training step. A call with False ends this."""
+        """If `yes`, stop every fork at its next training step. If not, later training steps run again."""
         self._abandoned = yes
 
     def snapshot(self, name: str) -> Any:  # Any: a HostSnapshot

@@ -42,7 +42,7 @@ class RayLauncher:
         return fault_points(config)
 
     def prepare(self, survey: Survey, reference: Reference) -> BringUp:
-        """Make the task sendable, by its reference if it has one, else pickled by value.
+        """Make the task sendable: by its reference, or pickled if it has no reference.
 
         Raises:
             TaskError: the task has no reference and cannot be pickled. Nothing was written.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LINES, BYTES = 20, 8192
-"""Limits of the text of each file, in lines and in bytes. The end of a traceback fits."""
+"""Largest numbers of lines and of bytes that are read from the end of a file. The end of a traceback fits."""
 
 
 class LastWords:
@@ -23,7 +23,10 @@ class LastWords:
 
     @classmethod
     def in_folder(cls, logs: Path, pid: int) -> LastWords:
-        """Return the files of a worker of Ray, which may have ended. They are found by their names."""
+        """Return the files of a worker of Ray.
+
+        The worker may have ended, because the files are found by their names.
+        """
         kinds = (("stderr", "err"), ("stdout", "out"))
         return cls({stream: next(logs.glob(f"worker-*-{pid}.{ending}"), None) for stream, ending in kinds})
 

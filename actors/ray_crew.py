@@ -39,8 +39,9 @@ class RayCrew:
     The lock `_changing` guards reports of deaths and starts of actors: `_supervisor`, `remotes`, the process of each
     remote, and `_start`. Items are added to `_died_starting` and `_replaced` under the lock; the line's thread removes
     them without it. Only the line's thread writes `_whole`, `_generation` and `_fence`, each by one assignment. When
-    the whole run goes back, it sets `_whole` under the lock: a replacement that has begun then ends first, and no other
-    begins. `end` gives up starts without the lock, because the thread that has the lock may wait for these starts.
+    the whole run goes back, this thread sets `_whole` under the lock. A replacement that has begun then ends first, and
+    no other replacement begins. `end` gives up starts without the lock, because the thread with the lock may be waiting
+    for the starts.
     """
 
     def __init__(self, actors: RunActors, look: Callable[[], None]) -> None:
@@ -111,7 +112,7 @@ class RayCrew:
     def _not_spared(self, lives: Sequence[Life]) -> list[Life]:
         """If a policy's actor is due and a spare is up, let the spare replace it.
 
-        Return the actors that must be started. They then include a new spare.
+        Return the actors that must be started. If the spare was used, a new spare is one of them.
         """
         due = {life.name: life for life in lives}
         if "tamiyo" not in due or SPARE in due or not {"tamiyo", SPARE} <= self.remotes.keys():
@@ -153,7 +154,9 @@ class RayCrew:
     # -- all others go on --------------------------------------------------------------------------------------------
 
     def replace_alone(self, death: ActorLost) -> None:
-        """Replace a dead actor while all other actors continue. If it was replaced already, return. For any thread.
+        """Replace a dead actor while all other actors continue. If the actor was replaced already, return.
+
+        Any thread may call this method.
 
         Raises:
             ActorLost: `death`, if the actor must not be replaced alone, or the whole run goes back or ends.
@@ -191,13 +194,13 @@ class RayCrew:
     # -- reports of deaths -------------------------------------------------------------------------------------------
 
     def _news(self, death: EsperError) -> dict[str, EsperError]:
-        """Return the death by its actor's name. Empty: the actor's process was replaced since then."""
+        """Return actor's name -> death. Empty: the actor's process was replaced since the death."""
         if death.process not in (0, self.remotes[death.actor].pid):
             return {}
         return {death.actor: death}
 
     def _dead(self, remotes: Iterable[Remote], but: str) -> dict[str, EsperError]:
-        """Return the death of each actor among `remotes` that has died, by the actor's name."""
+        """Return actor's name -> death, for each actor among `remotes` that has died."""
         deaths: dict[str, EsperError] = {}
         for remote in remotes:
             try:
@@ -222,7 +225,7 @@ class RayCrew:
     # -- what the line asks ------------------------------------------------------------------------------------------
 
     def counted(self, name: str) -> int:
-        """See `Crew`. The sum of the values that the actors last reported."""
+        """See `Crew`. The value is the sum of the values that the actors last reported."""
         return sum(remote.counters.get(name, 0) for remote in self.remotes.values())
 
     def died_starting(self) -> tuple[ActorLost, ...]:

@@ -16,12 +16,12 @@ from esper.errors import ActorDoubtful, ActorError, ActorLost, CallDeadlineExcee
 
 
 def unwrapped(error: BaseException, role: str, name: str = "") -> BaseException:
-    """Return esper's exception for an exception of Ray, with the latter as its cause. Return others unchanged.
+    """Return esper's exception for an exception of Ray. The exception of Ray becomes its cause.
 
-    If a method or the constructor of the actor raised an exception, the result is that exception. In other cases the
-    result is: `ActorLost`: the process has ended. `ActorDoubtful`: the connection broke, and the process may be
-    running. `CallDeadlineExceeded`: the answer is late. `ActorError`: any other case, for example an exception that
-    cannot be sent.
+    Other exceptions are returned unchanged. If a method or the constructor of the actor raised an exception, the result
+    is that exception. Else the result is `ActorLost` if the process has ended, `ActorDoubtful` if the connection broke
+    and the process may be running, `CallDeadlineExceeded` if the answer is late, and `ActorError` in other cases, for
+    example if an exception cannot be sent.
     """
     if isinstance(error, RayTaskError):
         cause = relinked(unwrapped(error.cause, role, name))
@@ -50,7 +50,7 @@ def _kind(error: RayError, role: str) -> type[ActorError]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the line of Ray's message with the reason. General advice follows it."""
+    """Return the line with the reason from Ray's message, without the general advice after it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     ending = next((line for line in lines if line.startswith("The actor is dead")), lines[0] if lines else "")
     return ending.partition(" Some common causes")[0]

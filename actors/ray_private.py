@@ -1,7 +1,7 @@
 """All uses of private names and environment variables of Ray. No other file uses them.
 
-For each name the reason is given why a public name is not enough. `tests/actors/test_ray_private.py` fails if a newer
-Ray has changed a name.
+The docstrings say why a public name is not enough. `tests/actors/test_ray_private.py` fails if a newer Ray has changed
+a name.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ENVIRONMENT = {
 TOKEN = "RAY_AUTH_TOKEN"
 """Name of the variable with the token that a process needs to connect to an embedded Ray."""
 SERVER_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
-"""Name of the variable for the seconds that Ray's core waits for its control store. Then it ends the process, in
-C++."""
+"""Name of the variable for the seconds that Ray's core waits for its control store. After this time Ray's core ends the
+process, in C++."""
 NO_END_S = 1_000_000
 """Seconds, about eleven days. As milliseconds, the number fits into Ray's 32 bits."""
 
@@ -38,7 +38,8 @@ HEADS = ("gcs_server", "raylet")
 """Ray's names of its two essential processes: the control store and the raylet."""
 ASK_AGAIN_S = 0.1
 LOOK_ONCE_MS = 1
-"""The shortest wait for a port. In fact Ray waits 100 ms, in which no other thread of this process runs."""
+"""The shortest possible wait for a port, in ms. Ray then waits 100 ms, and no other thread of this process runs in that
+time."""
 
 
 class Watcher(Protocol):
@@ -62,7 +63,7 @@ class OwnPath(JobConfig):
         super().__init__(_py_driver_sys_path=path)
 
     def _runtime_env_has_working_dir(self) -> bool:
-        """Return True: Ray then does not add these folders. Ray calls this method only for that decision."""
+        """Return True, so that Ray does not add these folders. Ray calls this method only to decide that."""
         return True
 
 
@@ -111,11 +112,11 @@ def set_printing(write: Callable[..., None]) -> None:
 def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
     """Context for a call of `ray.init`. The watcher gets every process that Ray starts, and can end Ray's waits.
 
-    Ray would wait 30 s for its raylet: too short on a busy machine, and too long after the raylet's death. It would
-    wait 30 s for the port of its control store, and no other Python thread could run in that time. It would end this
-    process 60 s after the death of its control store. In this context, a wait lasts until `limit_s` or until the
-    watcher raises, and other threads run meanwhile. While Ray connects this process, Ray's own limits apply, because no
-    Python code could end a wait then.
+    Without it, Ray would wait 30 s for its raylet: too short on a busy machine, and too long after the raylet's death.
+    Ray would wait 30 s for the port of its control store, and no other Python thread could run in that time. Ray would
+    end this process 60 s after the death of its control store. In this context, a wait lasts until `limit_s` or until
+    the watcher raises, and other threads run meanwhile. While Ray connects this process, Ray's own limits apply,
+    because no Python code could end a wait then.
 
     Args:
         limit_s: Monotonic time until which Ray waits for its control store and its raylet.
@@ -144,7 +145,7 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
     _look_for_the_server(NO_END_S)
     try:
         yield
-    except BaseException:  # the failure may be before the connection
+    except BaseException:  # `connect` may not have been called yet
         read_environment_again()
         raise
     finally:
@@ -170,7 +171,7 @@ def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> C
 
 
 def _look_for_the_server(patience_s: int) -> None:
-    """Set the time that this process waits for Ray's control store. Ray's other processes are not affected."""
+    """Set how long this process waits for Ray's control store. Ray's other processes are not affected."""
     before = os.environ.get(SERVER_PATIENCE)
     os.environ[SERVER_PATIENCE] = str(patience_s)
     try:

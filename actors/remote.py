@@ -27,9 +27,9 @@ from esper.ground.machine import process_began
 from esper.telemetry.context import traceparent
 
 GONE_WITHIN_S = 1.0
-"""Seconds of the wait for the end of a process that Ray asked to exit. A running process needs milliseconds."""
+"""Longest wait for the end of a process that Ray asked to exit, in seconds. A running process needs milliseconds."""
 DEAD_WITHIN_S = 30.0
-"""Longest wait for the end of a process after SIGKILL, in seconds. It is needed if the machine is busy, or if the
+"""Longest wait for the end of a process after SIGKILL, in seconds. The wait is long if the machine is busy, or if the
 process is in a system call that cannot be interrupted."""
 LOOK_EVERY_S = 0.5
 """Seconds between two requests of a waiting caller for the actor's progress. A shorter interval slows down the actor; a
@@ -50,7 +50,7 @@ class Patience:
         """Return whether more than `limit_s` has passed without progress.
 
         Args:
-            progress: The actor's progress counter. None: the actor did not answer. This counts as no progress.
+            progress: The actor's progress counter. None: the actor did not answer. No answer counts as no progress.
             now_s: Monotonic time.
         """
         if progress is not None and progress != self._seen:
@@ -60,15 +60,15 @@ class Patience:
 
 @dataclass(eq=False)
 class Process:
-    """One process of an actor. A call to it is never sent to the process that replaces it."""
+    """One process of an actor. A call to this process is never sent to a process that replaces it."""
 
     actor: ActorHandle[Shell]
     pid: int
     began: int | None
-    """Start time in the system's count; see `process_began`. None: the process had ended before it was read."""
+    """Start time in the system's count; see `process_began`. None: the process had ended before the time was read."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """The error for which a caller ended the process. For other callers it is the cause of the death."""
+    """The error for which a caller ended the process. Other callers get it as the cause of the death."""
     counters: dict[str, int] = field(default_factory=dict)
     """The counters of the process in its last answer."""
 
@@ -169,7 +169,7 @@ class Remote:
         return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **options)))
 
     def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
-        """Call a method, and wait for its answer at most `deadline_s`. After the deadline, kill the process.
+        """Call a method, and wait at most `deadline_s` for its answer. After the deadline, kill the process.
 
         Raises:
             CallDeadlineExceeded: no answer came in time.
@@ -188,7 +188,7 @@ class Remote:
             self._raise(here, error)
 
     def rebind(self, generation: int) -> None:
-        """Make the actor accept messages of a newer generation only. This works also while a method runs."""
+        """Make the actor accept only messages of a newer generation. A running method does not delay this."""
         here = self.process
         rebound: Any = here.actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
         self._wait(here, rebound)
@@ -219,7 +219,7 @@ class Remote:
         return told["EndTime"] / 1000 if told.get("EndTime") else None
 
     def check(self) -> None:
-        """Check the present process. Raises: ActorLost: it has ended. The error has Ray's reason."""
+        """Check the present process. Raises: ActorLost: the process has ended. The error has Ray's reason."""
         here = self.process
         if process_began(here.pid) != here.began:
             self._wait(here, here.actor.pid.remote())
@@ -270,7 +270,7 @@ class Remote:
         raise found from (here.ended if isinstance(found, ActorLost) and here.ended else found.__cause__)
 
     def _progress(self, here: Process) -> int | None:
-        """Return the actor's progress counter. None: the actor's thread for this did not answer in time."""
+        """Return the actor's progress counter. None: the thread `watch` of the actor did not answer in time."""
         try:
             watched: Any = here.actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))

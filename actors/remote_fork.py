@@ -22,7 +22,7 @@ class RemoteFork:
     """
 
     def __init__(self, manager: Remote, name: str, snapshot: SnapshotRef) -> None:
-        """Make a handle. It sends no message yet. The fork will be made from `snapshot`."""
+        """Make the handle of a fork that will be made from `snapshot`. No message is sent yet."""
         self.manager, self.name, self.process = manager, name, manager.process
         self._snapshot: SnapshotRef | None = snapshot
 
@@ -74,7 +74,7 @@ class RemoteFork:
     def snapshot(self) -> SnapshotRef:
         """Return a reference to the fork's snapshot.
 
-        Before the fork is made, it is the snapshot from which it will be made.
+        Before the fork is made, return the reference to the snapshot for making it.
         """
         if self._snapshot is not None:
             return self._snapshot

@@ -2,7 +2,7 @@
 
 The tournament is `run_tournament` of `kasmina/incubation/incubator.py`. Here its forks are remote and train side by
 side. Results depend neither on the number of managers nor on the manager of a fork. So when a manager dies, its work is
-repeated from the same snapshot, and the live host does not wait.
+repeated from the same snapshot. The live host continues meanwhile.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from esper.telemetry.context import span
 T = TypeVar("T")
 
 WAITING = 64
-"""Largest number of threads that wait for answers of managers."""
+"""Largest number of threads that wait for answers of managers. A manager answers one call at a time, so more threads
+would not help."""
 
 
 Replace = Callable[[ActorLost], None]
@@ -56,7 +57,8 @@ class RemoteIncubator:
         self._order = ThreadPoolExecutor(1, thread_name_prefix="tournament")
         self._numbers = itertools.count()
         self._open: list[RemoteFork] = []
-        """Forks of a tournament. After its end, all forks are closed except a control that may become the twin."""
+        """Forks of a tournament. After the tournament, all forks are closed except a control that may become the
+        twin."""
         self._pieces: list[Future[Any]] = []
         self._pending: Future[tuple[IncubationResult, RemoteFork]] | None = None
         self._control: KeptFork | None = None
@@ -88,7 +90,7 @@ class RemoteIncubator:
         assert self._pending is None, "one tournament is in flight per run"
         self._pending = self._start(self._order, self._run, order, weights, snapshot)
         self._began = order, snapshot
-        self._control = None  # `keep_twin` was not called
+        self._control = None  # `keep_twin` was not called for the last control
 
     def collect(self) -> IncubationResult:
         """See `Incubation`."""
@@ -173,7 +175,10 @@ class RemoteIncubator:
             return self._repeated(tournament, self._clear)
 
     def _clear(self) -> None:
-        """Prepare the repetition of a tournament: wait for its work in other managers, and close its forks."""
+        """Prepare the repetition of a tournament.
+
+        Wait until other managers have finished its work, and close its forks.
+        """
         self._settle_pieces()
         for manager in self._managers.values():
             with suppress(ActorLost):  # the next call of this manager raises it again
@@ -257,7 +262,7 @@ class RemoteIncubator:
             self._twin_ahead = None
 
     def _start(self, pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> Future[T]:
-        """Run work in a pool, in the trace of the calling thread."""
+        """Run work in a pool, within the current trace."""
         future = pool.submit(contextvars.copy_context().run, work, *arguments)
         with self._running_lock:
             self._running = [*(one for one in self._running if not one.done()), future]

@@ -20,12 +20,12 @@ from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
 
 SPARE = "tamiyo-spare"
-"""Name of the actor that is started in advance. It replaces the policy's actor if that dies, and is not called
-before."""
+"""Name of the actor that is started in advance. If the policy's actor dies, the spare replaces it. Until then the spare
+is not called."""
 
 STRATEGIES = {
     "emergency": Strategy.ONE_FOR_ONE,
-    "tolaria": Strategy.ONE_FOR_ALL,  # its ranks restart together
+    "tolaria": Strategy.ONE_FOR_ALL,  # all ranks of the trainer restart together
     "tamiyo": Strategy.ONE_FOR_ONE,
     "kasmina": Strategy.ONE_FOR_ONE,
 }

@@ -1,8 +1,7 @@
 """The class of all actors: calls the methods of a component's object.
 
 For each message it continues the caller's trace, refuses a message of another generation, calls the method, and answers
-with the result and the process's counters. Messages for the methods in `TOLD_TO_ANY_GENERATION` are never refused for
-their generation.
+with the result and the process's counters. Methods in `TOLD_TO_ANY_GENERATION` accept messages of any generation.
 """
 
 from __future__ import annotations
@@ -30,7 +29,8 @@ from esper.user_code.their_code import any_of_their_code
 CAUSE = "_esper_cause"
 """Name of the attribute for the cause of an error that is sent. Pickle would drop the cause itself."""
 CAUSES_SENT = 32
-"""Largest number of errors in a chain of causes that is sent. Pickle recurses once for each, and has a limit."""
+"""Largest number of errors in a chain of causes that is sent. Pickle recurses once for each error, and its depth is
+limited."""
 
 
 TOLD_TO_ANY_GENERATION = frozenset({"saved"})
@@ -64,7 +64,7 @@ SnapshotRef = list["ray.ObjectRef[Any]"]  # Any: a HostSnapshot
 
 @dataclass(frozen=True)
 class Envelope:
-    """Part of every message."""
+    """Data that every message has."""
 
     generation: int
     traceparent: str
@@ -170,7 +170,7 @@ def sendable(error: BaseException, role: str) -> BaseException:
     last.__cause__ = None
     sent = _sendable(last, role)
     for one in reversed(chain):
-        one.__cause__ = vars(one)[CAUSE] = sent  # pickle drops the first
+        one.__cause__ = vars(one)[CAUSE] = sent  # pickle drops `__cause__`
         sent = _sendable(one, role)
     return sent
 

@@ -19,7 +19,7 @@ GIVE_UP_WITHIN_S = 2.0
 THREAD = "ray-start"
 LOOK_EVERY_S = 0.05
 _GIVEN_UP: list[threading.Thread] = []
-"""Threads of starts that were given up. A thread in Ray's code may continue. Other threads end at once."""
+"""Threads of starts that were given up. If such a thread is in Ray's code, it may continue. Else it ends at once."""
 
 
 def start(
@@ -31,8 +31,8 @@ def start(
 ) -> None:
     """Call `begin` in a thread, and return when `begin` has returned.
 
-    A first signal that requests an end is passed to the earlier handlers after the start, because an interrupted start
-    leaves processes behind. A second signal, the deadline, or the death of a process ends the start.
+    If a signal requests an end, the handlers are called after the start, because an interrupted start leaves processes
+    behind. A second signal, the deadline, or the death of a process ends the start.
 
     Args:
         give_up: Function that ends the started processes. `begin` then fails, or its thread is abandoned.
@@ -50,7 +50,7 @@ def start(
     done: Future[None] = Future()
     limit_s = time.monotonic() + deadline_s
     stopped: PlacementUnavailable | StartDeadlineExceeded | None = None
-    with held_back() as came:  # set before the thread starts, so that no signal is lost
+    with held_back() as came:  # begins before the thread, so that no signal is lost
         thread = threading.Thread(target=_fill, args=(done, begin, ended), name=THREAD, daemon=True)
         thread.start()
         while not done.done() and stopped is None:
@@ -101,4 +101,4 @@ def _fill(done: Future[None], begin: Callable[[], object], ended: threading.Even
         done.set_exception(error)
     else:
         done.set_result(None)
-        ended.wait()  # Ray's processes end with the thread that started them
+        ended.wait()  # the end of this thread would end Ray's processes

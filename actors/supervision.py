@@ -46,7 +46,7 @@ class State(StrEnum):
 
 
 class Life(NamedTuple):
-    """One process of a child. `incarnation` counts them, from 1."""
+    """One process of a child. `incarnation` is the number of the process, from 1."""
 
     name: str
     incarnation: int
@@ -54,7 +54,7 @@ class Life(NamedTuple):
 
 @dataclass(frozen=True)
 class RestartPlan:
-    """The next changes: first end the processes in `stop`, in order; then start those in `start`."""
+    """The next changes: first end the processes in `stop`, in this order; then start the processes in `start`."""
 
     stop: tuple[Life, ...]
     start: tuple[Life, ...]
@@ -62,7 +62,7 @@ class RestartPlan:
 
 @dataclass(frozen=True)
 class Restarted:
-    """A death that led to a restart. If a group restarts together, it is the first death.
+    """A death that led to a restart. If a group restarts together, only its first death is recorded.
 
     `incarnation` is the number of the dead process. `fence` is the last fence that the run had passed.
     """
@@ -139,7 +139,10 @@ class Supervisor:
         return tuple(map(self._life, self._states))
 
     def starting(self) -> tuple[Life, ...]:
-        """Return the children that are starting, in order. `started` or `start_failed` ends this state of a child."""
+        """Return the children that are starting, in order.
+
+        A child is starting until `started` or `start_failed` is called for it.
+        """
         return tuple(self._life(name) for name, state in self._states.items() if state is State.STARTING)
 
     def take_plan(self) -> RestartPlan | None:
@@ -169,12 +172,12 @@ class Supervisor:
         After another error the start is not repeated.
 
         Raises:
-            BaseException: `error`, unchanged, if it is not a death. `[failure_policy]` has no effect on it here.
+            BaseException: `error`, unchanged, if it is not a death. `[failure_policy]` does not apply to it.
             RestartIntensityExceeded: see `died`.
         """
         if isinstance(error, ActorLost):
             self.died(life, error)
-        elif self._is_current(life) and not self._units[life.name].due:  # if due, it restarts with its group
+        elif self._is_current(life) and not self._units[life.name].due:  # a due child restarts with its group
             self._stop_with(error)
 
     def died(self, life: Life, error: BaseException) -> None:
@@ -202,7 +205,7 @@ class Supervisor:
         self._count(self._specs[life.name], error)
 
     def fence_passed(self, fence: int) -> None:
-        """Record that the run passed a fence. It is progress only if it is later than all earlier fences."""
+        """Record that the run passed a fence. Only a fence that is later than all earlier fences is progress."""
         self._fence = max(self._fence, fence)
 
     def stop(self) -> tuple[Life, ...]:

@@ -1,4 +1,7 @@
-"""Sends a task to another process: by its reference, which that process imports, or else as bytes."""
+"""Sends a task to another process. If the task has a reference, the process imports it.
+
+Else the task is sent as bytes.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ class TaskSource:
         return cls(reference, absolute_path(), pickled=pickled, started_in=where)
 
     def load(self) -> tuple[Task, BlueprintRegistry]:
-        """Load the task and its blueprints in this process. First set the sender's import path and working directory.
+        """Load the task and its blueprints in this process, with the sender's import path and working directory.
 
         Raises:
             TaskError: a file of the task has changed since the run began, or the task's code raised.

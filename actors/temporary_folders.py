@@ -1,8 +1,8 @@
 """Temporary folders outside the run directory. Each belongs to one process.
 
 If the process is killed, a later process removes the folder. A file in the folder names the process. The folder is
-removed only if the process has certainly ended: user, boot and process namespace are the same, and there is no process
-with its id and start time.
+removed only if it is certain that the process has ended: user, boot and process namespace are those of this process,
+and no process has its id and start time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from esper.ground.machine import process_began
 OWNER = "owner"
 SHARED_MEMORY = Path("/dev/shm")
 TEMPORARY = Path("/tmp")
-"""A short path, because the path of a socket may have at most 107 bytes, and Ray adds about 70."""
+"""The path must be short, because the path of a socket may have at most 107 bytes, and Ray adds about 70."""
 NAME = re.compile(r"esper-(ray|word)-[0-9]+-[0-9a-f]{8}")
 
 
 def make_place(kind: str, parent: Path) -> Path:
-    """Make a folder for this process that only this user can enter. Raises: OSError: it cannot be made."""
+    """Make a folder for this process. Only this user can enter it. Raises: OSError: the folder cannot be made."""
     folder = parent / f"esper-{kind}-{os.getpid()}-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
     (folder / OWNER).write_text(_mark(os.getpid(), process_began(os.getpid())))

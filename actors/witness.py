@@ -20,11 +20,12 @@ from esper.ground.exit_codes import STRICT_FAILURE
 
 ENDED = "its process ended before it could say why: a process of Ray died, or the system ended it"
 SCRIPT = 'trap "" INT TERM HUP; read -r word || printf "%s\\n" "$1" >&2'
-"""Prints its argument if its input ends without a line, because the process has then ended without `close`."""
+"""Shell script. It prints its argument if its input ends without a line, which means that the process has ended without
+`close`."""
 
 
 def words(reason: str, run_dir: Path | None) -> str:
-    """Return the lines about a failure for a person."""
+    """Return the lines of the report."""
     step = resume_command(run_dir) if run_dir is not None else "esper resume, with the directory of the run"
     return f"error: ActorLost\nmessage: conductor: {reason}\nnext: {step}"
 

@@ -99,7 +99,7 @@ class LoopWithSeed(BareLoop):
         self._by_hand: SeedByHand | None = None
 
     def insert(self, plan: GraftPlan, seed: nn.Module) -> None:
-        """Insert a module with its weights after the slot of a plan. It is used from this step on."""
+        """Insert a seed after the slot of a plan. The loop uses the seed from this step on."""
         self._plan, self.seed = plan, seed
         self._of_seed = self._make_optimizer([weight for _, weight in sorted(seed.named_parameters())])
         self._rate = self._peak * self._of_seed.param_groups[0]["lr"]
@@ -123,7 +123,7 @@ class LoopWithSeed(BareLoop):
 class Neighbour:
     """Another process that runs bare loops without end.
 
-    It shows how two processes slow each other down on this machine.
+    With it, the benchmark measures how two processes slow each other down on this machine.
     """
 
     def __init__(self, task: str) -> None:

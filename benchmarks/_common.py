@@ -1,6 +1,6 @@
 """The shared parts of the benchmarks: the machine, medians with their spread, rows, and the JSON file.
 
-A figure is a ratio to a limit or to a peer. Figure and peer are measured in the same run, in alternation.
+A figure is compared with a limit or a peer. Figure and peer are measured in the same run, in alternation.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Spread:
 
     @property
     def lower_quartile(self) -> float:
-        """The lower quartile. Of times, it shows the work on a machine with little other load."""
+        """The lower quartile. For times, it is near the time on a machine without other load."""
         return self.quartiles[0]
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """The lower and the upper quartile. A single value is both."""
+        """The lower and the upper quartile. If there is a single value, both are this value."""
         if len(self.values) == 1:
             return self.values[0], self.values[0]
         low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")

@@ -1,4 +1,4 @@
-"""A host with a state of a given size, and ways to copy memory as peers of esper's copies."""
+"""A host with a state of a given size, and other ways to copy memory for comparison with esper's copies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from esper.tolaria.trainer import Trainer, never
 
 MEBIBYTE = 2**20
 _BYTES_PER_PARAMETER = 12
-"""A float32 and Adam's two moments."""
+"""Bytes of a float32 parameter and its two moments in Adam."""
 
 
 class Stack(nn.Module):
@@ -37,7 +37,7 @@ class Stack(nn.Module):
         self.head = nn.Linear(width, 4)
 
     def forward(self, x_BC: Tensor) -> Tensor:
-        """Class scores, [B, 4]."""
+        """Return class scores, [B, 4]."""
         scores: Tensor = self.head(self.layers(self.wide(self.body(x_BC))))
         return scores
 
@@ -60,7 +60,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def in_turns(works: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
-    """Return the seconds of each piece of work in each turn. In every turn another piece is the first."""
+    """Return the seconds of each piece of work in each turn. The order of the pieces rotates from turn to turn."""
     found: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(turns):
         for name in islice(cycle(works), turn % len(works), turn % len(works) + len(works)):

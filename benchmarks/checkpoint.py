@@ -1,7 +1,7 @@
 """Times of a checkpoint: the stall of training, the save in the background, and a verified restore.
 
-Their peers are a copy in memory, a plain write with one fsync, and a read of a file in the page cache, measured in
-alternation. A further peer of the stall is torch's asynchronous checkpoint.
+They are compared with a copy in memory, a plain write with one fsync, and a read of a file in the page cache, measured
+in alternation. The stall is also compared with torch's asynchronous checkpoint.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Saves:
         self.written_s: list[float] = []
 
     def stall(self) -> None:
-        """Begin a save. `settle` waits for the disk."""
+        """Begin a save. `settle` waits for its end."""
         self._old, self._path = self._path, self._folder / f"{next(self._numbers)}.pt"
         self._trainer.save(self._path, {}, {})
 

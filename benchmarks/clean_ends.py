@@ -1,7 +1,7 @@
 """Times from a signal to the end of a run on actors, and from a policy's deadline to the end of its process.
 
 The run is a real `esper run` of the tiny task in a separate session. tests/actors/test_clean_ends.py checks that
-nothing of it is left.
+nothing of the run is left.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from esper.testing import tiny_config, tiny_task, until
 TASK = "from esper.testing import tiny_task\n\ntask = tiny_task()\n"
 DEADLINE_S = 1.0
 MOST_S = {"Ctrl-C in a round": 5.0, "SIGTERM in a round": 5.0, "Ctrl-C while Ray starts": 12.0}
-"""Largest allowed seconds. They are more while Ray starts, because its start is not interrupted."""
+"""Largest allowed seconds. The limit is higher while Ray starts, because the start is not interrupted."""
 
 
 def measure(repetitions: int) -> Outcome:

@@ -1,10 +1,10 @@
 """Times from the first write that a full disk refuses to the end of the process, in one process and on actors.
 
-Each repetition has another size of the disk, from 4 KiB up, and another store of the run on this disk. It makes a run
-in one process and a run on actors. A line for each run is printed to standard error, with the load of the machine.
-docs/durability.md has figures of one day. tests/durable/test_full_disk.py checks that such a run ends with a typed
-error and is resumed to the same bits; this file uses its kit. The kit mounts tmpfs in a new namespace and needs the
-permission for it. A repetition took about 80 s on two busy cores. `--repetitions 20` tries every size.
+Each repetition has another size of the disk, from 4 KiB up, and another store of the run on this disk. Each repetition
+makes a run in one process and a run on actors. A line for each run is printed to standard error, with the load of the
+machine. docs/durability.md has figures of one day. tests/durable/test_full_disk.py checks that a run ends with a typed
+error and is resumed to the same bits. This file uses the kit of that test. The kit mounts tmpfs in a new namespace,
+which needs a permission. A repetition took about 80 s on two busy cores. `--repetitions 20` tries every size.
 """
 
 from __future__ import annotations

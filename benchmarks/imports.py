@@ -1,7 +1,7 @@
-"""CPU seconds of the starts of commands that only read, beside those of Python with typer only.
+"""CPU seconds of commands that only read, compared with Python that only imports typer.
 
 CPU seconds are compared, because wall time depends on the load of the machine. The goals (0.3 s for the help, 1 s for
-an inspection) are for wall seconds on a quiet machine. The result shows these, too.
+an inspection) are for wall seconds on a quiet machine. The result has wall seconds, too.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 The speed is measured in runs without growth, in alternation with runs whose tournaments no seed can win, so that the
 live host is the same in both. The trainer has one core, and all other processes share the other cores. Otherwise, on a
-small machine, the conductor and Ray would use the trainer's core. As a peer, two bare loops are run beside each other,
+small machine, the conductor and Ray would use the trainer's core. For comparison, two bare loops run beside each other,
 because cores share caches and clock frequency.
 
-The waits are measured in runs with growth on all cores. A forecast of `esper plan` is made for each of them.
+The waits are measured in runs with growth on all cores. For each of these runs, a forecast of `esper plan` is made.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Stopwatch(Quiet):
     pinned: bool
     """True if the trainer gets a separate core."""
     paces: dict[int, float] = field(default_factory=dict)
-    """Fence -> steps/s of the round that began at it."""
+    """Fence -> steps/s of the round that began at the fence."""
     incubations: list[Incubation] = field(default_factory=list)
     _tally: Tally = field(default_factory=Tally)
     _trained_s: float = 0.0
@@ -117,7 +117,7 @@ class Stopwatch(Quiet):
         return [found for found in self.incubations if (found.candidates, found.seeds_in_host) == (first.candidates, 0)]
 
     def first_replica(self) -> Incubation | None:
-        """Return the first incubation of a replica. None: there was no winner, or it was not repeated."""
+        """Return the first incubation of a replica. None: there was no winner, or no replica of it."""
         return next((found for found in self.incubations if found.seeds_in_host == 1), None)
 
 

@@ -1,8 +1,8 @@
 """Time from the SIGKILL of an actor to the first step after it, beside a restart of the same training by Ray Train.
 
 Esper's time begins with Ray's record of the death, some milliseconds after the kill. Ray Train's time begins just
-before the kill. Both train the same host on the same batches, and both restart from a checkpoint on disk. It needs
-"ray[train]".
+before the kill. Both train the same host on the same batches, and both restart from a checkpoint on disk. The benchmark
+needs "ray[train]".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from esper.user_code.task_reference import load_task
 
 TASK = "esper.tasks.stdlib_text:task"
 STRUCK_AT = 130
-"""Optimizer step before which the trainer dies. It is in the fourth round of forty steps."""
+"""Optimizer step before which the trainer dies, in the fourth round of forty steps."""
 SHARE = 0.5
 
 ROLES = {  # actor -> the fault point at which it dies, and the number of the passage

@@ -17,7 +17,7 @@ TURNS = 5
 
 
 def measure(repetitions: int) -> Outcome:
-    """Measure all sizes. The state does not change meanwhile, because its values do not matter."""
+    """Measure all sizes. The same state is copied each time, because its values do not matter."""
     rows: list[Row] = []
     spreads: dict[str, Spread] = {}
     with process_state(1):

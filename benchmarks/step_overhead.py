@@ -1,5 +1,6 @@
-"""Time of a supervised step in one process: with empty slots, beside a bare loop; and with a seed, beside one by hand.
+"""Time of a supervised step in one process.
 
+With empty slots, it is compared with a bare loop; with a seed, with a bare loop in which the seed was inserted by hand.
 A supervised step has default telemetry, the guard, the check of the emergency word, and the checks at the end of each
 round. All loops train the same network on the same batches, in alternating rounds, and must end with the same bits. The
 rounds up to the graft are warm-up. CPU seconds are measured, too, because they can be compared on a busy machine.
@@ -31,7 +32,7 @@ from esper.user_code.task_reference import load_task
 TASK, SLOT, BLUEPRINT = "esper.tasks.stdlib_text:task", "blocks.0", "mlp"
 EMPTY_RATIO, EMPTY_S, SEEDED_RATIO = 1.02, 150e-6, 1.05
 GRAFTED_AT = 1
-"""Number of rounds before the graft. The rounds after the next round are measured."""
+"""Number of rounds before the graft. The round of the graft is not measured."""
 RUN_ID = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 
 Seconds = tuple[float, float]

@@ -1,4 +1,4 @@
-"""Time of a step in a run on Ray actors, beside the same step in a bare PyTorch loop.
+"""Time of a step in a run on Ray actors, compared with the same step in a bare PyTorch loop.
 
 After every fence, while the actors wait, this process trains one round of the same host in a plain loop, with the same
 weights and batches. Both must end with the same bits.

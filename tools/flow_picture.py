@@ -1,7 +1,8 @@
-"""Draws docs/flow.svg: the calls of two rounds of a real tiny run, in their order: `python tools/flow_picture.py`.
+"""Draws docs/flow.svg: `python tools/flow_picture.py`.
 
-It records every call of the line to a component, to the journal and to the checkpoints. The picture shows two rounds:
-the first with a tournament that begins at its fence, and the first with a tournament that is concluded at its fence.
+The picture shows the calls of two rounds of a real tiny run, in order. Every call of the line to a component, to the
+journal and to the checkpoints is recorded. The two rounds are the first at whose fence a tournament begins, and the
+first at whose fence a tournament is concluded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Makes tests/data/golden-run, the run directory that every later version must restore or refuse. It was run once."""
+"""Makes tests/data/golden-run, the run directory that every later version must restore or refuse.
+
+This was done once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ FENCE = 6
 
 
 def main() -> None:
-    """Make the golden run if there is none. Record the digest of the weights at the end of a resumed copy of it."""
+    """Make the golden run if there is none. Resume a copy of it, and record the digest of the final weights."""
     os.chdir(ROOT)  # so that the golden run contains no path of this machine
     if PLACE.exists():
         sys.exit(f"{PLACE} is there already; it is made once")

@@ -17,7 +17,7 @@ REPORTS = ROOT / ".parts"
 NOTHING_SELECTED = 5
 """Exit code of pytest if it finds no test with the marks."""
 PARTS_OF_RUNS = ("actors", "cli", "durable", "kasmina", "tolaria", "zoo")
-"""Test folders of one part of `make test`. They take as long as all other tests together."""
+"""Test folders of one part of `make test`. Their tests take as long as all other tests together."""
 STARTING = ("embedded", "launch_tiny", "mark.integration")
 """Names of fixtures or marks. A file of tests/actors with one of them starts Ray."""
 

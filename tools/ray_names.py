@@ -33,7 +33,7 @@ def private_names(tree: ast.AST, also: Set[str] = frozenset()) -> set[str]:
 
 
 def underscored(source: str) -> set[str]:
-    """Return the names with a leading underscore in a source, without the functions that it defines."""
+    """Return the names with a leading underscore in a source. Functions that the source defines are left out."""
     own = {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
     return set(re.findall(r"(?<!\w)_[a-z]\w*", source)) - own
 

@@ -134,7 +134,7 @@ class Module:
     def _targets(self, call: ast.Call) -> list[str]:
         """Return the modules that a call may import.
 
-        Empty: it imports none, or the source does not contain their names.
+        Empty: the call imports none, or the source does not contain their names.
         """
         if self._dotted(call.func) not in BY_NAME:
             return []
@@ -192,7 +192,10 @@ class Module:
 
     @cached_property
     def _exposed(self) -> set[str]:
-        """Names that are used for more than lookups and comparisons. Their tables may be changed in place."""
+        """Names that are used for more than lookups and comparisons.
+
+        The tables of these names may be changed in place.
+        """
         safe: set[int] = set()
         for node in ast.walk(self.tree):
             match node:
@@ -248,7 +251,7 @@ def _can_import(dotted: str) -> bool:
 
 
 def _as_loader(target: str) -> str:
-    """Return the name in `importlib` of an importing function that another module re-exports.
+    """If a name is an import function that another module re-exports, return its name in `importlib`.
 
     Return other names unchanged.
     """

@@ -97,7 +97,10 @@ def main() -> None:
 
 
 def print_a_suspect() -> None:
-    """Measure the longest search at a fence. It happens if only a sample of task.test has changed a cache."""
+    """Measure the longest search at a fence.
+
+    This is the search for a cache that only a sample of task.test has changed.
+    """
     confirm, rounds = Stopwatch(Unkept, "_confirm"), Stopwatch(Trainer, "run_round")
     shards = {"train": Bands(1024, 1), "test": Bands(64, 3)}
     for bands in shards.values():

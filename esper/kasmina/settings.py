@@ -25,7 +25,7 @@ class BlueprintChoice(Settings):
 
 
 def _table(value: object) -> object:
-    """Return the value unchanged. Raises: ValueError: it is not a table."""
+    """Return the value unchanged. Raises: ValueError: the value is not a table."""
     if not isinstance(value, dict):
         raise ValueError('give a table, such as { "blocks.*" = ["mlp"] }')
     return value

@@ -13,11 +13,11 @@ from esper.leyline.decisions import Decision
 from esper.leyline.state import RoundState
 
 Problem = tuple[str, str]
-"""What is wrong with a decision, and the values that show it."""
+"""(fault of a decision, the values that show the fault)."""
 
 
 def malformed(decision: Decision) -> Problem | None:
-    """Check the type and the bounds of every field again: `model_copy` and `model_construct` check nothing."""
+    """Check the type and the bounds of every field again. `model_copy` and `model_construct` do not check them."""
     try:
         _checked(decision)
     except ValidationError as error:
@@ -45,7 +45,7 @@ def unsound(decision: Decision, state: RoundState) -> Problem | None:
 
 
 def _checked(value: Any) -> Any:  # Any: the value of a field, perhaps of a wrong type
-    """Return the same value, with every message in it made again from its fields. Raises: ValidationError."""
+    """Return the value with every message in it validated again. Raises: ValidationError."""
     if isinstance(value, Message):
         return type(value).model_validate({name: _checked(field) for name, field in vars(value).items()})
     return tuple(map(_checked, value)) if isinstance(value, tuple) else value

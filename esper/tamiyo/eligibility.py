@@ -1,6 +1,6 @@
 """Finds the (slot, blueprint) pairs that may be germinated at a fence.
 
-If there are none, returns the measured reason.
+If there are no pairs, finds the measured reason.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The store of field reports: log segments with framed records. After `append` returned, the report is durable.
 
-Damaged records are skipped. The store is for people and for later runs. The policy does not read it, but the reports in
-`TamiyoState`.
+Damaged records are skipped. The store is for people and for later runs. The policy does not read the store. It reads
+the reports in `TamiyoState`.
 """
 
 from __future__ import annotations

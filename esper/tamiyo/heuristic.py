@@ -3,7 +3,7 @@
 Incubation selects a good pair. More seeds of that pair help, too: six seeds bring most of the gain of a grown network
 (docs/growth.md). So the policy repeats the winner until a replica fails, its slot is full, or `growth.replicas` is
 reached. Then it starts the next tournament. A pair that was tried rests for some fences before it may enter a
-tournament again. It may then help, because the host has trained longer.
+tournament again. The pair may help then, because the host has trained longer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
-"""Number of fences for which a tried pair rests: first while the host has no accepted seed, second afterwards.
+"""Number of fences for which a tried pair rests. The first applies while the host has no accepted seed, the second
+applies afterwards.
 
 Measured with run seeds 1-3 on the text task: if the rest stays 3 fences after a winner and its replicas, no further
 seed is accepted, and the incubation costs 1.6 to 1.9 times as much. Without a winner, only another try can grow the
@@ -43,7 +44,10 @@ class HeuristicPolicy:
         self._blend = BlendSpec(mode=BlendMode.RESIDUAL, ramp_steps=ramp_steps)
 
     def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
-        """Return a replica of the latest winner if it is allowed, else a tournament of the pairs that do not rest."""
+        """Return a replica of the latest winner.
+
+        If no replica is allowed, return a tournament of the pairs that do not rest.
+        """
         winner = self._winner(state)
         if winner is not None:
             again = [p for p in eligible if (p.slot, p.blueprint_id) == (winner.slot, winner.blueprint_id)]
@@ -71,7 +75,7 @@ class HeuristicPolicy:
     def _may_repeat(self, state: RoundState, winner: SeedState) -> bool:
         family = [s for s in state.seeds if s.seed_id == winner.seed_id or s.replica_of == winner.seed_id]
         in_host = sum(s.stage in IN_HOST for s in family)
-        return in_host < self._replicas and in_host == len(family)  # a member that failed ends it
+        return in_host < self._replicas and in_host == len(family)  # no replica after a failed member
 
     def _decision(
         self,

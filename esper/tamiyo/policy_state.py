@@ -26,7 +26,7 @@ def read_state(text: str, generation: int) -> TamiyoState:
     """Parse the text that `Tamiyo.state` returned.
 
     Raises:
-        StoreCorrupt: the text is not such a state, or it has a report of a generation after `generation`.
+        StoreCorrupt: the text is not a state of Tamiyo, or it has a report of a generation after `generation`.
     """
     try:
         state = TamiyoState.model_validate_json(text)

@@ -1,7 +1,7 @@
 """The limits of risk, applied after the policy. A tournament that costs too much is shortened.
 
-If a figure is beyond its limit, the decision becomes a hold that names both. A figure that was not measured is not
-compared with its limit. It lowers the coverage, which also has a limit.
+If a figure is beyond its limit, the decision becomes a hold that names the figure and the limit. A figure that was not
+measured is not compared with its limit. The missing figure lowers the coverage, which also has a limit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def coverage(state: RoundState) -> float:
 
 
 def loss_spike(state: RoundState) -> float | None:
-    """Return the rise of the round's mean loss over the best earlier round's, as a share. None before two rounds."""
+    """Return the rise of the round's mean loss over the best earlier round's, as a share. None in the first round."""
     now, best = state.training.train_loss, state.training.best_train_loss
     return None if now is None or best is None else (now - best) / abs(best) if best else None
 

@@ -62,7 +62,7 @@ class Tamiyo:
         """Replace the present state by `state`. `generation` is used only for a check of `state`.
 
         Raises:
-            StoreCorrupt: the text is not a state, or it is of a later generation; nothing was changed.
+            StoreCorrupt: the text is not a state of Tamiyo, or it is of a later generation; nothing was changed.
             ConfigError: the state is of another policy or version; nothing was changed.
         """
         stored = read_state(state, generation)
@@ -92,17 +92,17 @@ class Tamiyo:
     def decide(self, state: RoundState) -> Verdict:
         """Return a command or a hold for this fence, and the policy's decision if the policy was called.
 
-        The policy is called at every fence. If `eligible` returns a hold, the policy gets no pairs, the hold is the
-        outcome unless the run goes back, and a decision that changes nothing is not recorded. The policy's choice of
-        pairs becomes a hold if the ramp is too long for the fences that are left, or if a figure is beyond its limit of
-        risk.
+        The policy is called at every fence. If `eligible` returns a hold, the policy gets no pairs. The hold is then
+        the outcome, unless the policy's decision is to go back. A decision that changes nothing is then not recorded.
+        The policy's choice of pairs becomes a hold if the ramp is too long for the fences that are left, or if a figure
+        is beyond its limit of risk.
 
         Raises:
             NoSeedCandidates: there are eligible pairs, and the policy chose none of them (#14).
             DependencyViolationError: the policy chose a pair that is not eligible, or its decision is malformed or
                 contradicts itself; see `esper.tamiyo.decision_checks`.
             PolicyDeadlineExceeded: the policy took longer than `policy.deadline_s`. The call is not interrupted.
-            PolicyFailed: the policy raised; its error is the cause (#15).
+            PolicyFailed: the policy raised an error, which is the cause (#15).
         """
         with span("tamiyo decide", role="tamiyo", fence=state.fence, policy=self._policy.name):
             faults.point("tamiyo.decide", round=state.fence)

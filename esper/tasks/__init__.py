@@ -1,1 +1,4 @@
-"""Built-in tasks on real data that needs no download. `task()` of a module builds its task and reads the data."""
+"""Built-in tasks on real data that needs no download.
+
+The function `task` of a module reads the data and builds the task.
+"""

@@ -78,7 +78,7 @@ def read_corpus(root: Path) -> Corpus:
 
 
 def _source_paths(root: Path) -> list[str]:
-    def refuse(error: OSError) -> None:  # without it, os.walk skips unreadable folders silently
+    def refuse(error: OSError) -> None:  # without this, os.walk skips unreadable folders silently
         raise error
 
     paths = []
@@ -129,7 +129,7 @@ class Windows(Dataset[tuple[Tensor, Tensor]]):
 
 
 def shard_of(path: str) -> str:
-    """Return the shard of a source file. It depends only on the path relative to the root."""
+    """Return the shard of a source file. The shard depends only on the path relative to the root."""
     draw = int.from_bytes(hashlib.sha256(path.encode()).digest()[:6], "big") / 2**48  # 0 <= draw < 1, exactly
     *first, last = SHARES
     for name in first:

@@ -1,4 +1,4 @@
-"""Telemetry of a run: spans, counters and severe events. Decisions and results of a run do not depend on it."""
+"""Telemetry of a run: spans, counters and severe events. Decisions and results of a run do not depend on telemetry."""
 
 from esper.telemetry import first_import  # before any other import of OpenTelemetry
 from esper.telemetry.context import continue_from, span, trace_id, traceparent, use

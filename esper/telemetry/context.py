@@ -40,7 +40,7 @@ def current() -> Telemetry | None:
 
 
 def current_role() -> str:
-    """Return the current role: that of the innermost span with a role, else that of the telemetry. "": no telemetry."""
+    """Return the role of the innermost span with a role, else the role of the telemetry. "": there is no telemetry."""
     scope = _scope.get()
     return scope.role if scope is not None else ""
 
@@ -149,7 +149,10 @@ def _scoped(telemetry: Telemetry, role: str) -> Iterator[None]:
 
 
 def _record(failed: Span, error: BaseException) -> None:
-    """Mark the span as failed by `error`, with the error's public fields. If this raised, `error` would be hidden."""
+    """Mark the span as failed by `error`, with the error's public fields.
+
+    It must not raise, because another error would hide `error`.
+    """
     if not failed.is_recording():
         return
     kind, message = type(error), text_of(error)

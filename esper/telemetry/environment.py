@@ -33,10 +33,10 @@ NOT_YET = "esper does not export over the network yet; unset it: spans go to fil
 
 @dataclass(frozen=True)
 class TelemetryEnvironment:
-    """Values that esper reads. OpenTelemetry's SDK reads the sampler, the limits and the resource itself."""
+    """Values that esper reads. OpenTelemetry's SDK reads the variables of the sampler, the limits and the resource."""
 
     disabled: bool
-    """True: no spans are written, for any values of the other variables."""
+    """True: no spans are written, and the other variables have no effect."""
     traces: bool
     """True: spans are written."""
 

@@ -1,6 +1,6 @@
 """Writes ended spans as OTLP-JSON lines to one file.
 
-If a span is lost, that is counted and logged, and the run continues. Format:
+A lost span is counted and logged, and the run continues. Format:
 https://opentelemetry.io/docs/specs/otel/protocol/file-exporter/ (each line is one TracesData, here with one
 ResourceSpans) and https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding (ids in hex, 64-bit integers as
 text, enums as numbers).

@@ -43,18 +43,18 @@ class Telemetry(Closing):
 
     @property
     def enabled(self) -> bool:
-        """Whether spans are recorded."""
+        """True if spans are recorded."""
         return self._provider is not None
 
     @classmethod
     def start(cls, directory: Path | None, role: str, run_id: str = "") -> Telemetry:
         """Open `directory/spans-<role>-<pid>.jsonl`. Make the directory if it does not exist.
 
-        A span is written when it ends, and is not lost by a later SIGKILL. The OTEL_* variables apply (see
+        A span is written when it ends. A later SIGKILL does not lose the span. The OTEL_* variables apply (see
         `environment`), but severe events are always logged, because they are the record of failures.
 
         Args:
-            directory: None: the telemetry writes nothing.
+            directory: Folder for the files. None: the telemetry writes no files.
             role: Name of the component in this process: conductor, tolaria, tamiyo, kasmina or emergency.
             run_id: Resource attribute `esper.run_id`. "": the attribute is left out.
 

@@ -62,7 +62,7 @@ class Saver:
     ) -> None:
         """Copy the state in memory and start writing the copy.
 
-        Returns after the copy, but waits first for a running save.
+        This call returns after the copy. If another save is running, it waits first for the end of that save.
 
         Raises:
             Exception: the error of the previous save. No write was started.
@@ -74,7 +74,7 @@ class Saver:
         executor.shutdown(wait=False)  # the thread ends after this job
 
     def saved(self) -> CheckpointWritten:
-        """Wait until the last save is durable, and return the record of it.
+        """Wait until the last save is durable, and return its record.
 
         Raises:
             StoreWriteFailed: the file could not be made durable.
@@ -84,7 +84,7 @@ class Saver:
         return writing.result()
 
     def check(self) -> None:
-        """If the last save has failed, raise its error. If it is still running, return."""
+        """If the last save has failed, raise its error. Do not wait for a running save."""
         if self._writing is not None and self._writing.done():
             self._writing.result()
 

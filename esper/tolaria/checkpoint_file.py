@@ -105,7 +105,7 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
     """Return the values of a file.
 
     Raises:
-        StoreCorrupt: they are not a checkpoint of this format, or contradict each other.
+        StoreCorrupt: the values are not a checkpoint of this format, or contradict each other.
     """
     if type(content) is not dict or "format" not in content:
         raise StoreCorrupt("checkpoint", "holds something other than a checkpoint")
@@ -131,7 +131,7 @@ def _check_equal(part: str, found: Mapping[str, object], wanted: Mapping[str, An
     """Compare values in a part of a checkpoint with the values outside of the part.
 
     Raises:
-        StoreCorrupt: they differ.
+        StoreCorrupt: the values differ.
     """
     for name, value in found.items():
         if value != wanted[name]:
@@ -147,7 +147,7 @@ def load_written(
     """Load the checkpoint that a record of the journal names.
 
     Args:
-        run_id: Id of the run that the checkpoint must belong to. None: any run.
+        run_id: Id of the checkpoint's run. Another run is an error. None: any run.
 
     Raises:
         CheckpointCorrupt: the file is damaged, or its content differs from the record.
@@ -183,7 +183,7 @@ def _verdict(folder: Path, written: CheckpointWritten) -> dict[str, Any]:
 
 
 MACHINES = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM})
-"""Error numbers that do not mean that the file is damaged: later, or for another user, it may be readable."""
+"""Error numbers that do not mean that the file is damaged: the file may be readable later, or for another user."""
 
 
 Content = dict[str, Any]
@@ -214,7 +214,8 @@ def restore_latest(
     Args:
         commits: Records of the committed checkpoints, oldest first.
         run_id: Id of the run of the checkpoints. None: any run.
-        trial: Raises if the run cannot continue from the values of a checkpoint. It must not change the file.
+        trial: Function that raises if the run cannot continue from the values of a checkpoint. It must not change the
+            file.
 
     Raises:
         RestoreImpossible: no checkpoint loads, or no checkpoint after step 0 passes the trial. Files that load are not
@@ -281,7 +282,9 @@ class _Tried:
 
 
 def _first_that_passes(doubted: Sequence[_Tried], passed: _Tried) -> tuple[CheckpointWritten, Content]:
-    """Run the trials of later checkpoints again, after an earlier checkpoint passed. Reject each that fails again.
+    """Run the trials of later checkpoints again, after an earlier checkpoint passed.
+
+    Reject each checkpoint that fails again.
 
     Returns:
         The newest checkpoint that passes now.

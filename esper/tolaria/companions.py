@@ -13,15 +13,15 @@ from esper.tolaria.task_metrics import Seen
 
 ROUNDING = 1e-3
 """Relative tolerance. Losses count as equal if they differ by less than this share of their value or of the mean
-absolute loss. Rounding differs if a sum has another number of rows. A contrastive loss changes by far more in half of
-the batch."""
+absolute loss. Equal losses may differ by rounding, because the sums have different numbers of rows. In half of the
+batch, a contrastive loss changes by much more."""
 
 
 def depends_on_batch(measure: Loss, seen: Seen) -> bool | None:
     """Compare the losses of a batch's samples with their losses in the two halves of the batch.
 
-    A contrastive loss compares each sample with the other samples of its batch, so it differs in a half. Every call of
-    `measure` gets copies, and the random streams are restored afterwards.
+    A contrastive loss compares each sample with the other samples of its batch, so its value for a sample is different
+    in a half. Every call of `measure` gets copies, and the random streams are restored afterwards.
 
     Returns:
         True if the losses differ. None if the comparison is impossible: the batch has one sample, an output or target

@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def compile_host(host: nn.Module, backend: str) -> None:
-    """Let the next forward of a host be compiled. Earlier compiled versions of it are discarded.
+    """Discard the compiled versions of a host's forward. The next forward is compiled again.
 
     Every shape is compiled separately. With torch's dynamic shapes, the bits of a step would depend on the shapes of
     earlier steps, and a resumed run would have other bits.
@@ -58,7 +58,7 @@ def compiling(backend: str) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(host: nn.Module) -> Iterator[None]:
-    """Run the body with the host's forward as it is without compilation. It calls new hooks."""
+    """Run the body with the host's forward that is not compiled. This forward calls new hooks."""
     compiled = host._compiled_call_impl
     if compiled is None:
         yield
@@ -71,7 +71,7 @@ def uncompiled(host: nn.Module) -> Iterator[None]:
 
 
 def check_backend(name: str) -> None:
-    """Compile and run a small function. Raises: ConfigError: it fails, for example without a C++ compiler."""
+    """Compile and run a small function. Raises: ConfigError: the function fails, for example without a C++ compiler."""
     try:
         torch.compile(_doubled, backend=name, dynamic=False)(torch.ones(2))
     except Exception as error:  # the class of the error depends on backend and machine

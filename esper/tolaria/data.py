@@ -95,7 +95,7 @@ class TaskData:
         check_batch(task, batch_size, self.epoch_samples, len(self.shards["train"]))
         self._stateful = stateful(self.shards)
         self.made_with = self.state()
-        """State of each stateful data set before the first draw; see `state`."""
+        """State of each stateful data set before the first batch; see `state`."""
         self._order = TrainingOrder(run_seed, self.shards["train"].indices, self.epoch_samples, batch_size)
         self._groups = {name: self.shards[name].groups() for name in JUDGING}
 
@@ -115,7 +115,7 @@ class TaskData:
         All hosts in a process load from the same data set objects, so each host stores a separate state of them.
 
         Raises:
-            DependencyViolationError: `state` is of other stateful data sets. Nothing was changed.
+            DependencyViolationError: `state` belongs to other stateful data sets. Nothing was changed.
             Exception: the error of a data set, marked as an error of the user's code.
         """
         self._load_state(state)
@@ -134,9 +134,9 @@ class TaskData:
                 one.load_state_dict(kept)
 
     def batch(self, step: int) -> Any:
-        """Seed this process by (run seed, step), and load the collated batch of the optimizer step.
+        """Seed this process by (run seed, step), and load the collated batch of an optimizer step.
 
-        After the loading, the step continues with the random streams, in the live host and in forks.
+        The rest of the step uses the same random streams. So the live host and its forks draw the same random numbers.
         """
         key, indices = self._order.draw(step)
         seed_by(key)
@@ -158,9 +158,10 @@ class TaskData:
         return self._batch(samples)
 
     def slice(self, shard: str, fence: int) -> Slice:
-        """Draw the samples of `shard` on which fence `fence` judges. They depend only on run seed, shard and fence.
+        """Draw the samples of `shard` on which fence `fence` judges.
 
-        All networks that are judged at a fence get the same slice. The draws of fences are independent.
+        The draw depends only on run seed, shard and fence. All networks that are judged at a fence get the same slice.
+        The draws of fences are independent.
         """
         draw = generator(self._run_seed, "slice", shard, fence)
         chosen, groups = self.shards[shard], self._groups[shard]
@@ -230,7 +231,7 @@ def _evaluation_part(indices: Sequence[int], place: int) -> Sequence[int]:
 def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set with the two methods
     """Return the data sets that have a state (`state_dict`), without duplicates.
 
-    The key is the first shard of a data set.
+    The key of a data set is its first shard.
 
     Raises:
         TaskError: a data set has only one of `state_dict` and `load_state_dict`.

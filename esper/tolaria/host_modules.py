@@ -13,8 +13,8 @@ def check_modules(model: nn.Module) -> None:
     """Refuse a newly built model that cannot be trained, copied and grown.
 
     Raises:
-        TaskError: the model has no trainable parameter; a module is compiled, scripted or wrapped to run in parallel;
-            or a tensor is lazy, on the meta device, not dense, or its elements share memory.
+        TaskError: the model has no trainable parameter; a module is compiled, scripted or wrapped to run in parallel; a
+            tensor is lazy, on the meta device or not dense; or elements of a tensor share memory.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TaskError("task.model", type(model).__name__, "leave requires_grad on for the parameters to train")
@@ -48,7 +48,7 @@ def _fault(tensor: Tensor) -> str | None:
 def has_overlap(tensor: Tensor) -> bool:
     """Return whether elements share memory (stride 0, as after `expand`).
 
-    A tensor cannot be copied into such memory.
+    No tensor can be copied into shared elements.
     """
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 

@@ -34,8 +34,8 @@ class TrainerSettings:
     """Settings of a trainer beside its task."""
 
     role: str
-    """Name of the component in spans, fault points and checks: "tolaria" for the live host, "kasmina" for forks and the
-    twin."""
+    """Name of the component in spans, fault points and checks. It is "tolaria" for the live host, and "kasmina" for
+    forks and the twin."""
     run_id: str
     generation: int
     run_seed: int
@@ -56,7 +56,10 @@ class TrainerSettings:
 
 
 class GrownHost:
-    """All state on which a host's training depends. It is in one class, so that no part is missing in a snapshot."""
+    """All state on which a host's training depends.
+
+    All of it is in one class, so that no part is missing in a snapshot.
+    """
 
     def __init__(self, task: Task, settings: TrainerSettings, host: nn.Module, editor: HostEditor) -> None:
         self._task, self._settings = task, settings
@@ -96,7 +99,7 @@ class GrownHost:
         return self._settings.compile_backend is not None
 
     def _recompile(self) -> None:
-        """If the host is compiled, let its next forward be compiled with the present seeds."""
+        """If the host is compiled, compile its next forward again, with the present seeds."""
         if self._settings.compile_backend is not None:
             compile_host(self.host, self._settings.compile_backend)
 
@@ -105,7 +108,7 @@ class GrownHost:
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a seed and make its optimizer.
 
-        For a fork it is called directly; for the live host by `apply`, with checks.
+        The caller of a fork calls it directly. For the live host, `apply` calls it after checks.
         """
         self._editor.graft(plan, weights)
         self._recompile()
@@ -140,7 +143,7 @@ class GrownHost:
             self._editor.set_alphas(self.step)
 
     def remove(self, seed_id: str) -> None:
-        """Remove a seed and delete its optimizer. For a fork it is called directly; for the live host by `apply`."""
+        """Remove a seed and delete its optimizer. For the live host, `apply` calls it."""
         self._editor.remove(seed_id)
         self._recompile()
         self._uncalled.discard(seed_id)
@@ -188,7 +191,7 @@ class GrownHost:
         self._editor.set_training(training)
 
     def parts(self) -> dict[str, object]:
-        """Return field of the task -> object that it made: the model, the optimizer and, if any, the scheduler."""
+        """Return field of the task -> object that the field made: model, optimizer and, if there is one, scheduler."""
         made = {"task.model": self.host, "task.optimizer": self._optimizer}
         return made if self._scheduler is None else {**made, "task.scheduler": self._scheduler}
 
@@ -225,7 +228,7 @@ class GrownHost:
 
         Raises:
             DependencyViolationError: the snapshot is of another network or task. If the host's tensors differ, nothing
-                was changed. In other cases the state of this host is invalid.
+                was changed. After other errors the state of this host is invalid.
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
@@ -310,7 +313,8 @@ class GrownHost:
         """Copy the present state into memory, over the previous copy. Call it after `observe` at that fence.
 
         Raises:
-            StoreWriteFailed: the running save failed. This call waits for it first, because it reads the memory.
+            StoreWriteFailed: the running save failed. This call waits for the end of that save, because the save reads
+                the memory.
         """
         self.fence = fence
         return self._saver.copy_state(self._view(), self._settings.generation).record
@@ -348,7 +352,7 @@ class GrownHost:
         self._saver.save(path, self._view(), self._settings.generation, states, incubation)
 
     def saved(self) -> CheckpointWritten:
-        """Wait until the last save is durable, and return the record of it. May be called from another thread.
+        """Wait until the last save is durable, and return its record. Any thread may call it.
 
         Raises:
             StoreWriteFailed: the save failed.

@@ -54,7 +54,7 @@ def sample_loss(task: Task) -> Loss:
         name = getattr(task.loss, "__name__", type(task.loss).__name__)
         raise TaskError("task.sample_loss", None, f"the function or class {name!r} has no `reduction`; give {WANTED}")
 
-    batchmean = _reduction(task.loss) == "batchmean"  # for torch's KL divergence: the sum over the number of samples
+    batchmean = _reduction(task.loss) == "batchmean"  # KL divergence: the sum / the number of samples
 
     def per_sample(output: Any, target: Any) -> Any:
         losses = unreduced(output, target)
@@ -120,7 +120,7 @@ def _unreduced(loss: Loss) -> Loss | None:
 
 
 def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weighted:
-    """Compute the loss and the weight of each sample of a batch. The weights are 1 if `measure` returns none.
+    """Compute the loss and the weight of each sample of a batch. If `measure` returns no weights, the weights are 1.
 
     Args:
         measure: The result of `sample_loss`.
@@ -146,8 +146,9 @@ def sample_losses(measure: Loss, output: Any, target: Any, batch: int) -> Weight
 def check_mean(task: Task, output: Any, target: Any, found: Weighted, batch: str) -> None:
     """Refuse a task if its loss of a batch is not the weighted mean of its sample losses.
 
-    Otherwise a run would train on one loss, and report and judge by another. The tolerance is the square root of the
-    dtype's precision times the mean absolute loss. So it stays large enough if losses of both signs cancel.
+    Otherwise a run would train on one loss, but report and judge by another. The tolerance is the square root of the
+    dtype's precision times the mean absolute loss. The absolute values are used because losses of both signs may
+    cancel.
 
     Args:
         found: Losses and weights of the samples.
@@ -175,9 +176,12 @@ def _shape(value: Any) -> tuple[int, ...] | str:
 
 
 def _check_devices(output: Any, target: Any) -> None:
-    """Refuse outputs if no output is on the device of a target. Some, such as lengths, may be on another device."""
+    """Refuse outputs if no output is on the device of a target.
+
+    Some outputs, such as lengths, may be on another device.
+    """
     if isinstance(output, Tensor) and isinstance(target, Tensor) and output.device == target.device:
-        return  # the usual case, and this runs in every training step
+        return  # the usual case, checked first because this runs in every training step
     outputs, targets = ({str(tensor.device) for tensor in tensors(value)} for value in (output, target))
     if outputs and targets and outputs.isdisjoint(targets):
         seen, beside = ", ".join(sorted(outputs)), ", ".join(sorted(targets))

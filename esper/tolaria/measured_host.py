@@ -1,6 +1,6 @@
 """One host and its data: measures losses, gradients and the evidence on seeds.
 
-The host's state is restored each time.
+Every measurement restores the host's state.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class MeasuredHost(GrownHost):
     def _state_kept(self) -> Iterator[None]:
         """Restore after the block what forward passes change: parameters, buffers, and extra states of modules.
 
-        In the block, stateful data sets continue from their state in training. That state is not changed.
+        In the block, stateful data sets continue from their state in training. Their state in training is not changed.
         """
         seeds = self._editor.tensors().values()
         with tensors_kept(self.host, seeds), self._data.at(self._data_state), extra_states_kept(self.host):
@@ -201,7 +201,7 @@ class MeasuredHost(GrownHost):
         found: list[Tensor] = []
         step = self.step
         handle = self.host.get_submodule(slot).register_forward_hook(
-            lambda _module, _args, output: found.append(part_of(output).clone())  # a later layer may write into it
+            lambda _module, _args, output: found.append(part_of(output).clone())  # a later layer may change it
         )
         try:
             with uncompiled(self.host), self._state_kept():  # a compiled forward ignores the new hook
@@ -221,7 +221,7 @@ class MeasuredHost(GrownHost):
         No parameter is updated. Gradients are deleted and the host's state is restored afterwards.
 
         Raises:
-            TaskError: the host did not call the slot in too many batches; see `MOST_SKIPPED`.
+            TaskError: too many batches did not call the slot; see `MOST_SKIPPED`.
         """
         norms, nonfinite = list[float](), 0
         reachable = set[str]()
@@ -259,7 +259,7 @@ class MeasuredHost(GrownHost):
     def _audit_eagerly(self, inputs: Any, audit: Callable[[], T]) -> T:
         """Make an audit after an additional forward that is not compiled and changes no state.
 
-        A compiled forward is a single node of the autograd graph. From that node every parameter is reachable.
+        A compiled forward is a single node of the autograd graph. Every parameter is reachable from this node.
         """
         with uncompiled(self.host), self._state_kept(), temporary_rng(self.step, self._devices()):
             with self._watching():
@@ -268,7 +268,7 @@ class MeasuredHost(GrownHost):
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
-        """Have the forward passes of the block store what `audit` needs; others are faster without."""
+        """In the block, forward passes store the data that `audit` needs. Without it, they are faster."""
         self._editor.watch(True)
         try:
             yield

@@ -14,8 +14,8 @@ from esper.tolaria.weighing import Weighted
 def losses_of(task: Task, sample_loss: Loss, seen: Seen) -> Weighted:
     """Return the losses of a batch's samples. Check that their mean is the task's loss of the batch.
 
-    Both functions get the same random numbers and equal tensors. `task.loss` gets copies, and the random streams
-    continue as if it had not been called.
+    The functions of both losses get the same random numbers and equal tensors. `task.loss` gets copies. Its call does
+    not affect later random numbers.
 
     Raises:
         TaskError: the weighted mean of the losses differs from `task.loss`, or a function returned a wrong shape
@@ -54,7 +54,7 @@ def check_measures(task: Task, sample_loss: Loss, shard: str, some: Sequence[See
     """Refuse a task if its loss or metrics cannot be computed over a whole shard. Only a few batches are tried.
 
     Args:
-        some: Evaluation batches of the shard, at least one. The first of them is the first of the shard.
+        some: One or more evaluation batches of the shard, beginning with its first batch.
         samples: Number of samples in the whole shard.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Memory for one snapshot. It is filled at each fence, and a rollback loads from it."""
+"""Memory for one snapshot. A snapshot is copied into it at each fence. A rollback loads the snapshot."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def _form(tensor: Tensor) -> _Form:
 
 
 def _allocated(wanted: list[Tensor], memory: list[tuple[_Form, Tensor]]) -> list[tuple[_Form, Tensor]]:
-    """Return memory for each wanted tensor: from `memory` if a form is equal, else new. Unused memory is released."""
+    """Return memory for each wanted tensor. Memory of an equal form is taken from `memory`.
+
+    The rest of `memory` is released.
+    """
     there: defaultdict[_Form, list[Tensor]] = defaultdict(list)
     for form, tensor in reversed(memory):  # reversed, because `pop` removes the last
         there[form].append(tensor)

@@ -1,7 +1,7 @@
 """Sets the training and evaluation modes of submodules. A module that the task froze stays frozen.
 
 A task can freeze a layer in two ways: its factory puts the layer into evaluation mode (`model.bn.eval()`), or its model
-overrides `train()` so that the layer stays in evaluation mode. A layer that is frozen stays so for the whole run.
+overrides `train()` so that the layer stays in evaluation mode. A frozen layer stays frozen for the whole run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def restore_modes(model: nn.Module, modes: Modes) -> None:
 
 
 def set_training(model: nn.Module, modes: Modes, *, training: bool) -> None:
-    """Put a model into evaluation mode, or into `modes`, its modes in training.
+    """Put a model into evaluation mode, or into its modes in training, which are `modes`.
 
     `model.train()` is always called, because a model may override it, for example to merge weights.
     """

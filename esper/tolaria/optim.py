@@ -1,7 +1,8 @@
 """The optimizers and schedulers of one host: an optimizer for the host, and a separate optimizer for each seed.
 
-The task's factory makes all of them. Because they are separate, growth changes neither the moments nor the scheduler of
-the host's optimizer, and a culled seed's state is deleted with the seed (docs/adr/0003-one-optimizer-per-seed.md).
+The task's factory makes all these optimizers. Because they are separate, growth changes neither the moments nor the
+scheduler of the host's optimizer, and a culled seed's state is deleted with the seed
+(docs/adr/0003-one-optimizer-per-seed.md).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5 (cosine); a new start for each seed: docs/growth.md.
     """
     age = step - start
-    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, as alpha is
+    rise = min(1.0, max(0, age + 1) / warmup)  # 0 before the start, like alpha
     course = age / max(1, total - start)
     return rise * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * course)))
 
@@ -43,8 +44,8 @@ def seed_rate(step: int, start: int, total: int, warmup: int) -> float:
 def peak_share(task: Task, total_steps: int, parameters: Sequence[nn.Parameter]) -> float:
     """Return the highest learning rate of the task's scheduler, divided by the optimizer's first learning rate.
 
-    The two may differ much: a scheduler may multiply a rate of 1.0 by 0.002 at most, or raise a small rate 25-fold. The
-    peak learning rate of a seed is scaled by the same share.
+    For example, a scheduler may multiply a rate of 1.0 by at most 0.002, or raise a small rate to 25 times its value.
+    The peak learning rate of a seed is scaled by the same share.
 
     Args:
         parameters: The host's parameters. The optimizer gets copies.
@@ -81,7 +82,7 @@ def reschedule(
     course = build_scheduler(task, fresh, total)
     assert course is not None, "the task has no schedule"
     for _ in range(step):
-        fresh.step()  # without gradients it changes no parameter
+        fresh.step()  # without gradients this changes no parameter
         course.step()
     scheduler.load_state_dict(course.state_dict())
     for group, there in zip(optimizer.param_groups, fresh.param_groups, strict=True):
@@ -146,7 +147,7 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
 
 
 def build_scheduler(task: Task, optimizer: Optimizer, total_steps: int) -> LRScheduler | None:
-    """Make the task's scheduler for an optimizer and a run of `total_steps` steps. None if the task has no scheduler.
+    """Make the task's scheduler for an optimizer and a run of `total_steps` steps. None: the task has no scheduler.
 
     Raises:
         TaskError: the factory did not return a torch scheduler, or returned a `ReduceLROnPlateau`, which needs a
@@ -172,7 +173,7 @@ def stand_ins(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """Return the Euclidean norm of all gradients together, a scalar on the device of the first gradient.
 
-    For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. The latter groups
+    For gradients of one dtype the result equals `torch.nn.utils.get_total_norm` bit for bit. That function groups
     gradients by device and dtype, which takes 2 % of the step of a small host.
     """
     norms = torch._foreach_norm(gradients)

@@ -15,7 +15,7 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.their_code import their_code
 
 Kinds = dict[Any, dict[str, object]]
-"""Index of a parameter -> name of a value -> its type; for a tensor, its shape and dtype."""
+"""Index of a parameter -> name of a value -> type of the value. For a tensor, it is the shape and dtype."""
 
 
 def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
@@ -29,7 +29,7 @@ def check_groups(optimizer: Optimizer, stored: dict[str, Any]) -> None:
     """
     live = state_of("task.optimizer", optimizer).get("param_groups")
     if live is None:
-        return  # an optimizer of the user that stores its groups under another name
+        return  # the user's optimizer may store its groups under another name
     groups = stored.get("param_groups")
     if type(groups) is not list or len(groups) != len(live) or not all(type(group) is dict for group in groups):
         raise _refused(optimizer, f"param_groups are not {len(live)} groups")
@@ -63,7 +63,7 @@ def check_steps(optimizer: Optimizer, updates: int, *, stepped: bool) -> None:
     Args:
         updates: Number of calls of `step` so far. A parameter's step count is lower if some calls had no gradient for
             it.
-        stepped: True if a step has changed a parameter. Then a state must exist.
+        stepped: True if a step has changed a parameter. In that case the optimizer must have a state.
 
     Raises:
         DependencyViolationError: a type or shape changed, a step count is not in 0 to `updates`, or `stepped` is True

@@ -9,8 +9,8 @@ from pydantic import Field
 from esper.leyline.base import PositiveInt, Settings
 
 MOST_THREADS = 512
-"""Largest allowed number of torch threads. It does not depend on the machine's cores, because a run may be resumed on
-another machine."""
+"""Largest allowed number of torch threads. The number does not depend on the machine's cores, because a run may be
+resumed on another machine."""
 
 
 class TrainConfig(Settings):

@@ -9,7 +9,7 @@ from esper.errors import ConfigError, TaskError
 from esper.task import Task
 
 SPLIT_SHARE = 0.1
-"""Share of `train` that becomes the shard pick, gate or test if the task does not have that data set."""
+"""Share of `train` for each of the shards pick, gate and test for which the task has no data set."""
 JUDGING = ("pick", "gate")
 """Shards on which candidates are judged. Not used without growth."""
 
@@ -61,7 +61,7 @@ def check_judging(task: Task, judging: Mapping[str, Units], train: Callable[[], 
 
 
 def check_test(test: int, train: Callable[[], Units]) -> None:
-    """Refuse an empty test shard. Raises: TaskError: the test shard that was split off `train` is empty."""
+    """Refuse an empty test shard. Raises: TaskError: the test shard, which was split off `train`, is empty."""
     if test == 0:
         whole = train()
         mend = f"a tenth of the {whole} of task.train is less than one; give test=, or at least 10 {whole.what}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from esper.errors import TaskError
 
 MOST_SKIPPED = 100
-"""A slot that this many consecutive training batches skip counts as never called. If 9 of 10 forwards skip a slot at
-random, at least one of these batches calls it with a probability above 1 - 1e-4."""
+"""If this number of consecutive training batches skip a slot, the slot counts as never called. If 9 of 10 forwards skip
+a slot at random, at least one of these batches calls it with a probability above 1 - 1e-4."""
 
 
 def not_called(slot: str, step: int, steps: int) -> TaskError:

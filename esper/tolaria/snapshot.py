@@ -19,7 +19,7 @@ from esper.user_code.extra_state import state_of
 from esper.user_code.their_code import their_code
 
 Receipts = dict[tuple[str, str], tuple[HostPlan, GraftReceipt]]
-"""(command id, seed id) -> the plan that was applied, and its receipt."""
+"""(command id, seed id) -> (applied plan, its receipt)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def check_kinds(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Non
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Load an optimizer's state, into its present tensors if they fit. `state` is not changed, nor by later steps.
+    """Load an optimizer's state, into its present tensors if they fit. Later steps do not change `state`.
 
     `load_state_dict` alone would share the tensors of `state`, and the next step would overwrite them.
 
@@ -125,7 +125,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def load_scheduler(scheduler: LRScheduler | None, state: dict[str, Any] | None) -> None:
-    """Load a scheduler's state. `state` is not changed, nor by later steps.
+    """Load a scheduler's state. Later steps do not change `state`.
 
     Raises:
         DependencyViolationError: only one of snapshot and task has a scheduler, or `load_state_dict` failed.

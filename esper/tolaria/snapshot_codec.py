@@ -1,4 +1,7 @@
-"""Converts snapshots to plain values for a weights-only load, and back. A value that would change is refused."""
+"""Converts snapshots to plain values for a weights-only load, and back.
+
+Values that the conversion would change are refused.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,9 @@ def check_task(task: Task, total_steps: int, parameters: Sequence[nn.Parameter])
 
 
 def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
-    """Return the snapshot as plain values. They share the snapshot's tensors; only the weights of plans are copied.
+    """Return the snapshot as plain values. The values share the snapshot's tensors.
+
+    Only the weights of plans are copied.
 
     Raises:
         TaskError: the state of an optimizer, the scheduler, a module or a data set is not plain.
@@ -142,7 +147,9 @@ def to_plain(snapshot: HostSnapshot) -> dict[str, Any]:
 
 
 def from_plain(plain: Mapping[str, Any]) -> HostSnapshot:
-    """Return the snapshot whose plain form is `plain`; the inverse of `to_plain`. It shares the tensors of `plain`.
+    """Return the snapshot whose plain form is `plain`. This is the inverse of `to_plain`.
+
+    The snapshot shares the tensors of `plain`.
 
     Raises:
         StoreCorrupt: the values are not the plain form of a snapshot.
@@ -252,7 +259,7 @@ def plain_incubation(incubation: Mapping[str, Any]) -> dict[str, Any]:  # Any: p
 
 
 def incubation_of(plain: Mapping[str, Any]) -> dict[str, Any]:  # Any: plain values and snapshots
-    """Return the named values whose plain form is `plain`; the inverse of `plain_incubation`.
+    """Return the named values whose plain form is `plain`. This is the inverse of `plain_incubation`.
 
     Raises:
         StoreCorrupt: the plain form of a snapshot is invalid.

@@ -30,7 +30,7 @@ class Seen:
     """One evaluation batch: the network's outputs, and the targets."""
 
     name: str
-    """Names the batch and its shard, in messages."""
+    """Name of the batch and its shard, for messages."""
     samples: int
     output: Any
     target: Any
@@ -49,17 +49,18 @@ class Metric:
 
     Each call begins with the random streams as they are after the network's forward, so that metrics cannot influence
     each other. If a metric returns several values for a batch, the result is the mean of the values of all batches. If
-    it returns a single value (a number, or a tensor of one element), the result is computed on all batches joined.
+    the metric returns a single value (a number, or a tensor of one element), the result is computed on all batches
+    joined.
     """
 
     name: str
     metric: Loss
     at_once: bool = False
-    """True if the result is computed on all batches joined. The first batch decides it."""
+    """True if the result is computed on all batches joined. The values of the first batch decide this."""
     draws: bool = False
     """True if a call has drawn random numbers."""
     values: list[Tensor] = field(default_factory=list)
-    """Values of each batch so far. If `at_once`, only of the first batch."""
+    """Values of each batch so far. If `at_once`, it contains only the values of the first batch."""
 
     @property
     def where(self) -> str:
@@ -153,7 +154,7 @@ class Metric:
         """Call the metric on a batch, and return the values in double precision, on the CPU.
 
         Args:
-            fresh: True if no other code uses the batch. It is then not copied, and the metric may write into it.
+            fresh: True if no other code uses the batch. The batch is then not copied, and the metric may write into it.
         """
         given, before = seen if fresh else seen.copied(), streams()
         with their_code(self.where, f"the metric on {seen.name}"):

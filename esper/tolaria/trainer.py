@@ -83,7 +83,7 @@ class Trainer(MeasuredHost):
 
         Raises:
             DivergenceUnrecoverable: a loss or gradient was not finite.
-            StateNotKept: state that no checkpoint stores changed for the first time.
+            StateNotKept: state that no checkpoint stores has changed for the first time.
             EmergencyStop: an emergency has stopped the run.
         """
         faults.point("tolaria.round", round=fence, step=self.step)
@@ -119,7 +119,10 @@ class Trainer(MeasuredHost):
         return self._state(0, None, (), None, None)
 
     def train_to(self, step: int) -> tuple[float, ...]:
-        """Train until `step` steps of the run are done, and return the loss of each step. This is not a round."""
+        """Train until `step` steps of the run are done, and return the loss of each step.
+
+        No round or fence is counted.
+        """
         self._set_mode(training=True)
         losses = []
         while self.step < step:
@@ -128,7 +131,7 @@ class Trainer(MeasuredHost):
         return tuple(losses)
 
     def check_emergency(self) -> None:
-        """Raise if an emergency has stopped the run.
+        """Check for an emergency.
 
         Raises:
             EmergencyStop: an emergency has stopped the run.

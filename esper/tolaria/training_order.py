@@ -1,8 +1,7 @@
-"""Which training samples each optimizer step draws, and the key of its random streams.
+"""The training samples of each optimizer step, and the key of its random streams.
 
-Both follow from the run seed and the step. They are computed for many steps at once: between two steps, the code and
-the numbers of training push this code out of the processor's caches, so that one step at a time takes ten times as
-long.
+Both depend only on the run seed and the step. They are computed for many steps at once. One step at a time would take
+ten times as long, because the training between two steps replaces this code in the processor's caches.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 from esper.ground.random_streams import generator, stream_key
 
 STEPS_AHEAD, SAMPLES_AHEAD = 64, 4_096
-"""Largest numbers of steps, and of their samples, that are computed at once."""
+"""Largest number of steps that are computed at once, and largest number of their samples."""
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -25,13 +24,14 @@ class Draw(NamedTuple):
     key: int
     """Key of the random streams of the step; see `stream_key`."""
     indices: list[int]
-    """Indices of the samples in the data set. Shared: a caller that changes it must copy it."""
+    """Indices of the samples in the data set. The list is shared, so a caller must copy it before a change."""
 
 
 class TrainingOrder:
     """An endless sequence of keyed permutations of the training samples, cut into epochs and batches.
 
-    An epoch takes the next `epoch_samples` samples of the sequence, in full batches; the rest of it is not used.
+    An epoch has the next `epoch_samples` samples of the sequence, in full batches. An incomplete last batch is not
+    used.
     """
 
     def __init__(self, run_seed: int, indices: Indices, epoch_samples: int, batch_size: int) -> None:
@@ -41,18 +41,18 @@ class TrainingOrder:
         """Number of full batches in an epoch."""
         self._ahead: dict[int, Draw] = {}
         self._permutations: dict[int, Indices] = {}
-        """Lap -> permutation of the samples in it. At most two laps are stored, because a batch may span two."""
+        """Lap (number of the permutation) -> permutation. At most two are stored, because a batch may span two."""
 
     def draw(self, step: int) -> Draw:
-        """Return the samples and the key of an optimizer step. Steps may be asked for in any order."""
+        """Return the samples and the key of an optimizer step. Steps may be in any order."""
         if step not in self._ahead:
             self._ahead = self._draws_from(step)
         return self._ahead[step]
 
     def _draws_from(self, first: int) -> dict[int, Draw]:
-        """Return the draws of `first` and of the steps after it, up to the end of the lap of its last sample.
+        """Return the draws of step `first` and of later steps, up to the end of the lap of the step's last sample.
 
-        The permutation of the next lap is left to the step that needs it: the run may end before.
+        The permutation of the next lap is computed only when a step needs it, because the run may end before.
         """
         most = max(1, min(STEPS_AHEAD, SAMPLES_AHEAD // self._batch_size))
         lap = self._last_lap(first)

@@ -1,6 +1,7 @@
 """Functions over state dicts: nestings of dicts, lists and tuples with tensors.
 
-Subclasses of list and tuple are not supported. `esper.ground.nested` supports them, for batches and outputs.
+Subclasses of list and tuple are not supported. For batches and outputs, which may have subclasses, there is
+`esper.ground.nested`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Copies = list[tuple[Tensor, Tensor]]
 
 
 def copied(value: Any, each: Callable[[Tensor], Tensor]) -> Any:  # Any: a value of a state dict
-    """Return a copy of a nesting with `each(tensor)` instead of every tensor."""
+    """Return a copy of a nesting in which `each(tensor)` replaces every tensor."""
     if isinstance(value, Tensor):
         return each(value)
     if isinstance(value, dict):
@@ -36,15 +37,16 @@ def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
 
 
 def laid_over(stored: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
-    """Return a nesting for loading `stored` that shares no memory with it: at each path a tensor of `live`, or a clone.
+    """Return a nesting for loading `stored` that shares no memory with it.
 
-    So the memory of a live optimizer is reused. A tensor of `live` is used if its shape and dtype are equal. The caller
-    must pass `copies` to `copy_all`, which copies the values into the tensors of `live`.
+    At each path it has the tensor of `live` if shape and dtype are equal, else a clone. So the memory of a live
+    optimizer is reused. The caller must pass `copies` to `copy_all`, which copies the values into the tensors of
+    `live`.
 
     Args:
         stored: The state to load.
         live: The present state, whose tensors may be overwritten.
-        copies: The pairs (tensor of `live`, tensor of `stored`) are appended to it.
+        copies: List to which the pairs (tensor of `live`, tensor of `stored`) are appended.
     """
     if isinstance(stored, Tensor):
         if isinstance(live, Tensor) and kind_of(live) == kind_of(stored):

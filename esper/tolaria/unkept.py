@@ -1,7 +1,7 @@
 """Finds state that no checkpoint stores: compares attributes at each fence with their values before the first step.
 
 The survey refuses state that its steps change (`setup/rehearsal.py`). This module finds state that first changes later.
-It runs before the fence is committed, because a checkpoint without that state would restore another network.
+It runs before the fence is committed, because a checkpoint without the state would restore another network.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ if TYPE_CHECKING:
     from esper.tolaria.trainer import Trainer
 
 Changing = Mapping[str, frozenset[str]]
-"""Field of the task, or module -> paths that the survey's steps changed. The survey found that they are not state."""
+"""Field of the task, or module -> paths that the survey's steps changed. The survey found that these paths are not
+state."""
 
 DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
-"""Limits for reading a data set, because it may have millions of samples. Only its first values and parts of its arrays
-are read."""
+"""Limits for reading a data set, which may have millions of samples. Only its first values and parts of its arrays are
+read."""
 
 KIND_MEND = "give it its final shape and type in the factory; a table that grows with its input, for the longest input"
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
 GROWING = frozenset({"list", "deque", "full deque", "set"})
-"""Kinds of containers that count as logs while they only grow. Logs may change. This applies only to containers that
-all networks share."""
+"""Kinds of containers that count as logs if they only grow. Logs may change. Only containers that all networks share
+can be logs."""
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ class Surroundings:
 
 
 def changed_between(before: Mapping[str, Held], after: Mapping[str, Held]) -> Changing:
-    """Return field -> paths with different values. Only fields of both sides are included."""
+    """Return field -> paths with different values, for the fields that both sides have."""
     return {field: frozenset(different(held, after[field])) for field, held in before.items() if field in after}
 
 
@@ -127,7 +128,8 @@ def suspects_in(before: Mapping[str, Held], after: Mapping[str, Held], changing:
         if held != after[field]:
             paths = different(held, after[field])
             if max(len(held), len(after[field])) >= (DATA_LIMITS.values if field in _DATA else MOST):
-                # values beyond the limit were not read, so a path that only one side has may be on the other side, too
+                # values beyond the limit were not read, so the other side may have a path that was read on one side
+                # only
                 paths = [path for path in paths if path in held and path in after[field]]
             found[field] = [path for path in paths if not _is_allowed(path, _at(changing, field))]
     return {field: _without_root(paths) for field, paths in found.items() if paths}
@@ -142,7 +144,7 @@ def _without_root(paths: list[str]) -> list[str]:
 
 
 class Unkept:
-    """Finds changes of a live host's state that no checkpoint stores. Must be created before the first step."""
+    """Finds changes of a live host's state that no checkpoint stores. It must be created before the first step."""
 
     def __init__(self, task: Task, data: TaskData, trainer: Trainer, changing: Changing) -> None:
         self._trainer, self._changing = trainer, dict(changing)
@@ -190,11 +192,11 @@ class Unkept:
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
         """Refuse suspects that differ between this host and a new host that has loaded its snapshot.
 
-        If a suspect is equal in both, the user's code stores it. If a suspect is a cache, it becomes equal after both
-        hosts have seen the same batches. It passes if the hosts' losses were equal on each of these batches.
+        If a suspect is equal in both hosts, the user's code stores it. If a suspect is a cache, it becomes equal after
+        both hosts have seen the same batches. A cache passes if the hosts' losses were equal on each of these batches.
 
         Raises:
-            StateNotKept: a suspect differs. The error names the first one.
+            StateNotKept: a suspect differs. The error names the first suspect that differs.
             EmergencyStop: an emergency has stopped the run. This is checked before each batch, because the comparison
                 may take as long as the forward passes of four rounds.
         """
@@ -248,7 +250,7 @@ class _Registered:
     state: object
     """For a module, its class. For a parameter, whether it is trained. For a buffer, None."""
     mend: str
-    """Advice to the user for the error message, if the object was replaced."""
+    """Advice for the error message if the object was replaced."""
 
 
 Build = Mapping[str, _Registered]
@@ -285,7 +287,10 @@ def _not_kept(field: str, path: str, fence: int, *moments: Held) -> StateNotKept
 
 
 def _is_allowed(path: str, vetted: frozenset[str]) -> bool:
-    """Return whether a path may change: it is a mode, which each round sets, or it is within a path in `vetted`."""
+    """Return whether a path may change. Modes may change, because each round sets them.
+
+    Paths within a path of `vetted` may change.
+    """
     return path.endswith(".training") or path in vetted or any(_is_within(path, other) for other in vetted)
 
 
@@ -294,7 +299,7 @@ def _is_within(path: str, outer: str) -> bool:
 
 
 def _is_log(path: str, before: Held, after: Held) -> bool:
-    """Return whether a shared container is a log: it only grew, or it is a deque that is full."""
+    """Return whether a shared container is a log: a container that only grew, or a full deque."""
     if path not in before or after[path].kind not in GROWING:
         return False
     return before[path].length < after[path].length or after[path].kind == "full deque"

@@ -1,6 +1,6 @@
 """Weights of samples in the mean that a loss returns.
 
-They may differ if the loss has `ignore_index` or class weights.
+The weights may differ if the loss has `ignore_index` or class weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Weighted:
 
     @property
     def alike(self) -> bool:
-        """Whether all weights are equal."""
+        """True if all weights are equal."""
         return bool((self.weights == self.weights[0]).all())
 
     def mean(self) -> float:
@@ -69,9 +69,9 @@ def by_target(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def target_weights(loss: Loss, target: object) -> Tensor | None:
-    """Return the weight of each target by cross entropy or negative log likelihood, in the shape of `target`.
+    """Return the weight of each target in cross entropy or negative log likelihood, in the shape of `target`.
 
-    None: it is another loss, or no target is ignored and there are no class weights.
+    None: the loss is another function, or no target is ignored and there are no class weights.
 
     Source: torch.nn.CrossEntropyLoss and NLLLoss, "mean": the sum of the losses over the sum of `weight[target]`,
     both over the targets that are not `ignore_index`.

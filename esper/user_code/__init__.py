@@ -1,1 +1,1 @@
-"""The code of the user: finds it, calls it, and finds its state."""
+"""The user's code: esper finds and calls it here, and finds its state."""

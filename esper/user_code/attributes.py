@@ -1,9 +1,10 @@
-"""Digests of the values in an object, by path. With them, two objects, or one object at two times, can be compared.
+"""Digests of the values in an object, by path.
 
-These values are read: attributes and slots, containers, tensors, arrays, generators of random numbers, iterators,
-closures, defaults and attributes of functions, partial arguments, and the size of a `functools.lru_cache`. These values
-are not read: open files, locks, loggers, compiled objects, values of properties, module globals (see
-`esper.user_code.own_modules`), and values after the first `MOST`.
+The digests of two objects, or of one object at two times, can be compared. These values are read: attributes and slots,
+containers, tensors, arrays, generators of random numbers, iterators, closures, defaults and attributes of functions,
+partial arguments, and the size of a `functools.lru_cache`. These values are not read: open files, locks, loggers,
+compiled objects, values of properties, module globals (see `esper.user_code.own_modules`), and values after the first
+`MOST`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 MOST = 20_000
-"""Largest number of values that are read from one object. Reading so many takes about 50 ms."""
+"""Largest number of values that are read from one object. Reading this number takes about 50 ms."""
 WHOLE_BYTES = 64 * 2**20
 """Largest size, in bytes, of an array that is read whole. From a larger array, `PIECES` pieces at equal distances are
 read.
@@ -72,7 +73,7 @@ class Limits:
 
     values: int = MOST
     whole_bytes: int = WHOLE_BYTES
-    """Largest array that is read whole, in bytes."""
+    """Size of the largest array that is read whole, in bytes."""
 
 
 def held_by(
@@ -87,8 +88,8 @@ def held_by(
     """Return the digests of all values in an object. Each value has its shortest path.
 
     Args:
-        unread: Ids of objects that are not read. If it is a mapping, its value is the leaf that is reported for the
-            object. None: no leaf.
+        unread: Ids of objects that are not read. In a mapping, the value of an id is the leaf that is reported for the
+            object, or None.
         opens: Function that returns whether the attributes of an object are read.
         start: Path of the object itself.
         skip: Paths at which nothing is read.
@@ -130,7 +131,7 @@ def different(left: Held, right: Held) -> list[str]:
 
 
 def path_in_words(path: str) -> str:
-    """Return a path in the form for messages."""
+    """Return a path as it appears in messages."""
     return re.sub(r"^\['([^']*)'\]", r"\1", path.removeprefix(".")) or "itself"
 
 
@@ -168,7 +169,7 @@ def _flat(values: Iterable[Any]) -> int:
     if isinstance(values, set | frozenset):
         return hash(frozenset(values))
     found = tuple(values)
-    return hash(repr(found)) if any(value != value for value in found) else hash(found)  # a NaN has its id as hash
+    return hash(repr(found)) if any(value != value for value in found) else hash(found)  # NaNs have no fixed hash
 
 
 def _tensor(tensor: Tensor, whole_bytes: int = WHOLE_BYTES) -> int:
@@ -300,7 +301,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
             continue
         if isinstance(item, dict) and "_hooks" in name:
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:
-                yield f".{name}", hooks  # without the keys, because torch numbers the hooks of a whole process
+                yield f".{name}", hooks  # the keys depend on all hooks of the process
         elif not (name in _KEPT_BY_TORCH and isinstance(value, nn.Module)):
             yield f".{name}", item
     kind: Any = type(value)

@@ -14,7 +14,7 @@ from esper.user_code.their_code import their_code
 
 
 def state_of(field: str, part: Any) -> dict[str, Any]:  # Any: a module, optimizer, scheduler or data set
-    """Return the `state_dict()` of an object of the task. An exception is reported as one of `field`."""
+    """Return the `state_dict()` of an object of the task. An exception is reported with `field`."""
     with their_code(field, "state_dict"):
         state: dict[str, Any] = part.state_dict()
     return state
@@ -36,7 +36,7 @@ def load_extra_states(model: nn.Module, stored: Mapping[str, Any]) -> None:
     """Restore the extra states that `extra_states` returned. Each module gets a copy of its state.
 
     Raises:
-        DependencyViolationError: `stored` is of other modules. Nothing was changed.
+        DependencyViolationError: `stored` belongs to other modules. Nothing was changed.
     """
     keepers = _keepers(model)
     if keepers.keys() != stored.keys():
@@ -49,7 +49,7 @@ def load_extra_states(model: nn.Module, stored: Mapping[str, Any]) -> None:
 
 @contextmanager
 def extra_states_kept(model: nn.Module) -> Iterator[None]:
-    """At the end of the block, restore the extra states of its beginning."""
+    """At the end of the block, restore the extra states that the modules had at its beginning."""
     before = copy.deepcopy(extra_states(model))
     try:
         yield

@@ -62,7 +62,7 @@ def is_of_esper(file: Path) -> bool:
 
 
 def is_the_users(file: Path) -> bool:
-    """Return whether a file is the user's: not of Python, of an installed package, or of esper."""
+    """Return whether a file belongs to the user. Files of Python, of installed packages and of esper do not."""
     return not is_installed(file) and not is_of_esper(file)
 
 
@@ -70,7 +70,7 @@ def find_module(name: str, first: Path) -> tuple[Path | None, Path | None]:
     """Return the file of a module and the folder that contains its top package.
 
     Args:
-        name: Dotted.
+        name: Dotted name of the module.
         first: Folder that is searched before the import path, as `python -m` searches the working directory first.
 
     Returns:
@@ -112,7 +112,7 @@ def modules_in(folder: Path) -> dict[str, Path]:
 def _belongs(file: Path, folder: Path) -> bool:
     """Return whether a file lies in a folder and is not installed there.
 
-    If the folder is installed, all its files count.
+    If the folder is installed, all its files belong to it.
     """
     return file.is_relative_to(folder) and (is_installed(folder) or not is_installed(file))
 
@@ -142,7 +142,7 @@ class Hidden:
     found: str
     """Description of the module that the import finds."""
     file: Path | None = None
-    """Source file with the import statement. None: there is no statement, only the name was checked."""
+    """Source file with the import statement. None: only the name was checked, without an import statement."""
     line: int | None = None
     """Line of the import statement. None without a file."""
 
@@ -150,7 +150,7 @@ class Hidden:
 def hidden_module(name: str, folder: Path) -> Hidden | None:
     """Return the module in a folder that is hidden by a loaded module of the same name from another place.
 
-    None: none is.
+    None: no module is hidden.
     """
     loaded = sys.modules.get(name)
     if not isinstance(loaded, ModuleType) or _lies_in(loaded, folder):
@@ -186,7 +186,7 @@ def hidden_in(folder: Path, files: Iterable[Path], task_file: Path | None = None
 
 
 def _imports(file: Path) -> Iterator[tuple[str, int]]:
-    """Yield the top name and the line of each absolute import in a Python file. Other files have none."""
+    """Yield the top name and the line of each absolute import in a Python file. For other files, yield nothing."""
     for node in ast.walk(ast.parse(file.read_bytes())) if file.suffix == ".py" else ():
         if isinstance(node, ast.Import):
             yield from ((alias.name.partition(".")[0], node.lineno) for alias in node.names)

@@ -1,4 +1,7 @@
-"""Advice for state that no checkpoint saves. It depends on the object with the state, and on the kind of the value."""
+"""Advice for state that no checkpoint saves.
+
+The advice depends on the object that has the state, and on the kind of the value.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +94,7 @@ def _of_kind(mends: Mapping[str, str], path: str, moments: Iterable[Held]) -> st
 
 
 def _kind(path: str, moments: Iterable[Held]) -> str:
-    """Return the kind of a value: a key of the tables above."""
+    """Return the kind of a value, which is a key of the tables above."""
     if _ITERATOR in path:
         return "iterator"
     there = next((held[path].kind for held in moments if path in held), None)

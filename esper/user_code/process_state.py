@@ -1,6 +1,6 @@
 """Process-wide settings of torch that affect the bits of a run, and the values that esper sets.
 
-Every process of a run sets them after it has loaded the task and before any work, checks them at every fence, and
+Every process of a run sets the values after it has loaded the task and before any work, checks them at every fence, and
 restores the earlier values at the end. Warning filters and numpy's handling of floating-point errors are not set.
 """
 
@@ -43,7 +43,7 @@ def _flushes_denormals() -> bool:
 
 
 def _put_device(device: torch.device) -> None:
-    torch.set_default_device(None if device == CPU else device)  # if it is set, every torch call is slower
+    torch.set_default_device(None if device == CPU else device)  # a default device makes every torch call slower
 
 
 def _attribute(module: Any, name: str, ours: Any) -> Setting:
@@ -63,7 +63,7 @@ def _older(name: str, get: Callable[[], Any], put: Callable[[Any], object], ours
             return CONTRADICTED
 
     def write(value: Any) -> None:
-        if value != CONTRADICTED:  # else the newer settings, which are restored later, contradict it again
+        if value != CONTRADICTED:  # else skip it: the newer settings, which are restored later, contradict it
             put(value)
 
     return Setting(name, read, write, ours)
@@ -263,11 +263,13 @@ def refuse_changes(field: str, call: str) -> None:
 
 @contextmanager
 def told_with_settings() -> Iterator[None]:
-    """Add the name of a changed setting to an error that it may have caused. Use it before a run has written anything.
+    """Add the name of a changed setting to an error that the setting may have caused.
+
+    Use it before a run has written anything.
 
     Raises:
-        TaskError: training or measuring changed a setting; or the user's code raised, and after the task was loaded the
-            default type or device differed from esper's.
+        TaskError: training or measuring changed a setting; or the user's code raised an error, and the default type or
+            device differed from esper's after the task was loaded.
     """
     try:
         yield

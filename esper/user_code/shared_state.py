@@ -37,7 +37,7 @@ def shared_by(task: Task, kinds: Iterable[type] = (), modules: Modules | None = 
 
 
 def _in_words(module: str) -> str:
-    """Return the name of a module for messages. For a task's file it is the file name."""
+    """Return the name of a module for messages. For a task's file, return the file name."""
     return f"{module.removeprefix(TASK_FILE)}.py" if module.startswith(TASK_FILE) else f"module {module}"
 
 
@@ -47,7 +47,7 @@ def _is_global(kind: type, modules: Modules) -> bool:
 
 
 def kinds_of(*parts: object) -> list[type]:
-    """Return the user's classes of some objects and their submodules, with base classes."""
+    """Return the user's classes among the classes and base classes of some objects and their submodules."""
     objects = [one for part in parts for one in (part.modules() if isinstance(part, nn.Module) else [part])]
     kinds = {kind: None for one in objects for kind in type(one).__mro__}
     return [kind for kind in kinds if is_users_class(kind)]

@@ -33,7 +33,7 @@ from esper.user_code.import_paths import (
 from esper.user_code.their_code import refused_as_theirs, their_code
 
 _brought: dict[str, ModuleType] = {}
-"""Modules that were loaded with the last task of this process."""
+"""Modules that this process loaded with its last task."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Reference:
 
 
 def load_task(text: str) -> tuple[Task, Reference]:
-    """Load the task that a reference names. It names a `Task`, or a function without arguments that returns a `Task`.
+    """Load the task that a reference names.
+
+    The reference names a `Task`, or a function without arguments that returns a `Task`.
 
     Raises:
         TaskError: the module, file or attribute does not exist, is not a task, or its code raised. Nothing was written.
@@ -73,7 +75,7 @@ def locate(text: str, started_in: str = "") -> Reference:
         started_in: Folder that is searched before the working directory.
 
     Returns:
-        The reference. It has no file if only an import can find the module.
+        The reference. Its `file` is None if only an import can find the module.
 
     Raises:
         TaskError: the text is not a reference, or there is no such file.
@@ -204,12 +206,12 @@ def _refuse_hidden(reference: Reference) -> None:
     """Check the imports of a task.
 
     Raises:
-        TaskError: one finds another module than the module of that name in the task's folder.
+        TaskError: an import finds another module than the module of the same name in the task's folder.
     """
     if reference.folder is None or str(reference.folder) not in sys.path:
         return
     for found in hidden_in(reference.folder, reference.modules().values(), reference.file):
-        if found.name != "esper":  # a task always means the package esper, not a file with this name
+        if found.name != "esper":  # `import esper` always means the package
             where = f"it imports {found.name!r} ({found.file}, line {found.line})"
             raise TaskError("TASK", reference.text, f"{where} and gets {found.found}, not {found.beside}: rename yours")
 

@@ -44,7 +44,7 @@ class TheirCode:
 
     Raises:
         TheirCodeRaised: the call raised an exception that a caller would misread (see `means_more`).
-        BaseException: any other exception of the call, unchanged except for the note.
+        BaseException: any other exception of the call, unchanged, with the note added.
     """
 
     __slots__ = ("call", "field")
@@ -53,7 +53,10 @@ class TheirCode:
         self.field, self.call = field, call
 
     def __enter__(self) -> None:
-        """Return without a change. A class is faster than a generator context, and this runs in every training step."""
+        """Do nothing.
+
+        This is a class, because a generator context would be slower, and it runs in every training step.
+        """
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         """Mark an exception, unless an inner context has marked it or esper raised it."""
@@ -78,7 +81,10 @@ The context has no state, so it may be nested.
 
 
 def marked(error: BaseException) -> Call | None:
-    """Return the note that `their_code` added to an exception. None: no call of the user's code raised it."""
+    """Return the note that `their_code` added to an exception.
+
+    None: the exception has no note, so no call of the user's code raised it.
+    """
     return next((note for note in notes_of(error) if isinstance(note, Call)), None)
 
 
@@ -103,8 +109,8 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
     """Raise an exception of the user's code as a `TaskError`. Use it before a run has written anything.
 
     Args:
-        doing: Text that is added to the name of the call. It describes a work of esper that a plain training would not
-            do.
+        doing: Text that is added to the name of the call. It describes work that esper does in this call and a plain
+            training would not do.
 
     Raises:
         TaskError: the user's code raised. The error names the field, the call, the exception, its file and its line.

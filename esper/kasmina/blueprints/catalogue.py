@@ -7,8 +7,8 @@ A user's own blueprint is a function with a decorator::
 
 The module maps the slot's output [B, ...] to an output of the same shape and dtype. The blend mode RESIDUAL adds this
 output to the slot's output, so it must be exactly 0 in a new module. The other modes replace a part of the slot's
-output by it. If `spec.causal`, the module must be causal; see `seed_modules.py`. `esper.kasmina.judging.sanity`
-measures these properties.
+output by the module's. If `spec.causal`, the module must be causal; see `seed_modules.py`.
+`esper.kasmina.judging.sanity` measures these properties.
 
 A factory or a module that cannot compute as planned calls `esper.fell_back`. The gates then refuse the seed.
 """
@@ -38,7 +38,7 @@ Mesh = Callable[[str], tuple[str, ...]]
 
 
 def slot_alone(slot: str) -> tuple[str, ...]:
-    """Return the mesh of a seed that depends on no host layer other than its slot."""
+    """Return the mesh of a seed that depends only on its slot."""
     return (slot,)
 
 
@@ -47,7 +47,7 @@ class Blueprint:
     """A named factory of seed modules for slots of some kinds.
 
     Raises:
-        ConfigError: no name, no kind, or a risk outside 0..1.
+        ConfigError: the name is empty, there is no kind, or the risk is outside 0..1.
     """
 
     name: str
@@ -150,7 +150,7 @@ class BlueprintRegistry:
         return self._blueprints[name]
 
     def absent(self, name: str) -> str:
-        """Return the message that a name is not registered, with the registered names."""
+        """Return an error message: the name is not registered, and these names are."""
         return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:
@@ -159,7 +159,7 @@ class BlueprintRegistry:
 
 
 BLUEPRINTS = BlueprintRegistry()
-"""The built-in blueprints, and those that the user's decorators add."""
+"""The built-in blueprints, and the user's blueprints, which the decorator adds."""
 
 
 def blueprint(
@@ -184,7 +184,7 @@ def blueprint(
 
 
 def _place(factory: Factory) -> tuple[str, str] | None:
-    """Return file and name of a function. None for a callable object or a lambda: they do not identify it."""
+    """Return file and name of a function. None for a callable object or a lambda, which they would not identify."""
     if not isinstance(factory, FunctionType) or factory.__name__ == "<lambda>":
         return None
     notebook = factory.__module__ == "__main__"  # each run of a notebook cell gets a new file name
@@ -199,7 +199,7 @@ class Called:
     """A factory that calls a known function with known arguments. So `esper export` can write the call as code."""
 
     call: Callable[[SlotSpec], tuple[Callable[..., nn.Module], tuple[int, ...]]]
-    """Slot -> a top-level function of a Python module, and its arguments: numbers and flags."""
+    """Slot -> (top-level function of a Python module, its arguments). The arguments are numbers and flags."""
 
     def __call__(self, spec: SlotSpec) -> nn.Module:
         """Return a new module for the slot."""

@@ -56,7 +56,7 @@ class Told:
     def take(self) -> tuple[str, ...]:
         """Return the fallbacks of the construction and those since the last call.
 
-        The next call repeats only the former.
+        The fallbacks of the construction are returned by every call.
         """
         found = fallbacks_told(self._seed)
         for module in self._seed.modules():

@@ -28,7 +28,7 @@ def _conv_backward_flops(
     wanted: list[bool],
     **_: object,
 ) -> int:
-    """Count the gradient of the input and the gradient of the weight, if wanted, like a forward pass each.
+    """Count each wanted gradient, of the input or of the weight, like a forward pass.
 
     torch's formula (2.13) ignores `groups`: for a depthwise convolution over 32 channels it counts the backward as 33
     forward passes, not as 2.
@@ -48,7 +48,7 @@ def _cpu_attention_backward_flops(
 
 
 def _cpu_lstm_flops(x: list[int], w_input: list[int], w_hidden: list[int], *_: object, **__: object) -> int:
-    """Count one layer and direction of the CPU's LSTM kernel, which torch's counter counts as 0."""
+    """Count one layer and direction of the CPU's LSTM kernel. Torch's counter counts it as 0."""
     rows = math.prod(x[:-1])  # time steps times samples
     return 2 * rows * (math.prod(w_input) + math.prod(w_hidden))
 
@@ -84,7 +84,7 @@ class _Untracked(ModuleTracker):
 
 
 def flop_counter() -> FlopCounterMode:
-    """Return a context that counts the FLOPs of its body, with `CORRECTED_FLOPS`. Only the total is valid."""
+    """Return a context that counts the FLOPs of its body, with `CORRECTED_FLOPS`. Counts per module are not valid."""
     counter = FlopCounterMode(display=False, custom_mapping=CORRECTED_FLOPS)
     counter.mod_tracker = _Untracked()
     return counter

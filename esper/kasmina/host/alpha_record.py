@@ -45,7 +45,7 @@ def _percentile(values: np.ndarray, counts: np.ndarray) -> float:
     """Return the smallest value v for which at least `PERCENT` percent of all values are at most v.
 
     Args:
-        counts: How often each value occurs.
+        counts: Number of occurrences of each value.
     """
     order = np.argsort(values, kind="stable")
     ranks = np.cumsum(counts[order])

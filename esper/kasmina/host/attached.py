@@ -1,8 +1,8 @@
 """Seeds as registered modules of a finished network, called by forward hooks.
 
 Imports only torch, `formulas` and `slot_output`. A live host does not register seeds as modules (see `host_editor.py`),
-because they are added and removed there. A finished network registers them, so that they are moved, copied and pickled
-with it and switch modes with it. A forward pass changes no alpha.
+because they are added and removed there. A finished network registers its seeds. So they are moved, copied and pickled
+with the network, and switch modes with it. A forward pass changes no alpha.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class SeedHolder(nn.Module):
     """The parent of all seeds of a network. It is not a layer, so a forward pass must not call it.
 
     The forward pass of `nn.Sequential` calls each of its children. This module is then the last child, and returns its
-    argument. In any other network a call is an error, because it would change the output.
+    argument. In any other network a call raises, because the network would compute with an output that is not a
+    layer's.
     """
 
     def __init__(self, network: nn.Module) -> None:

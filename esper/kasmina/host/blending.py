@@ -25,17 +25,17 @@ HYSTERESIS = 0.02
 """Largest change of a seed's confidence (0..1) that is not applied to the live host."""
 
 Problem = tuple[str, str]
-"""What is missing or wrong, and the value or its limit."""
+"""(what is missing or wrong, the value or its limit)."""
 
 
 @dataclass(frozen=True)
 class Blend:
-    """A mode whose weight is alpha alone. Its subclasses add a vector or a confidence."""
+    """A mode whose weight is only alpha. Its subclasses add a vector or a confidence."""
 
     formula: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(host, seed, weight) -> blended output; see `formulas.py`."""
     fields: frozenset[str] = frozenset()
-    """Fields of a `BlendSpec` that this mode uses and other modes do not."""
+    """Fields of a `BlendSpec` for this mode. All modes use the fields that are in no mode's set."""
 
     def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
         """Yield each reason to refuse the fields of this mode or the logits of its command."""
@@ -56,7 +56,7 @@ class Blend:
         return None
 
     def unclamped(self, alpha: float, confidence: float | None) -> float:
-        """Return the effective alpha before it is clamped, from the scheduled alpha."""
+        """Return the effective alpha before it is clamped. `alpha` is the scheduled alpha."""
         del confidence
         return alpha
 
@@ -70,7 +70,7 @@ class ChannelBlend(Blend):
     """A mode whose weight is alpha times a vector over the channels."""
 
     def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
-        """Yield what is wrong with the vector: it is required, and must fit every slot."""
+        """Yield each fault of the vector. It is required, and must fit every slot."""
         del logits
         length, groups = len(blend.channels), blend.channel_groups
         if not length:
@@ -99,7 +99,7 @@ class ConfidenceBlend(Blend):
     """A mode whose alpha is scaled by a confidence, computed from the policy's logits, and clamped."""
 
     def problems(self, blend: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float]) -> Iterable[Problem]:
-        """Yield what is wrong with the logits and the numbers of the formula."""
+        """Yield each fault of the logits and of the numbers in the formula."""
         del slots
         if len(logits) < 2:
             found = "none given" if not logits else "one given"
@@ -145,10 +145,10 @@ def blend_of(spec: BlendSpec) -> Blend:
 
 
 def check_blend(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float], what: str) -> None:
-    """Refuse a blend that cannot be carried out as it is.
+    """Refuse a blend that cannot be carried out.
 
     Args:
-        slots: The slots in which seeds with this blend are to be.
+        slots: The slots for seeds with this blend.
         logits: The logits that the command carries.
         what: The subject of the error.
 
@@ -174,11 +174,11 @@ def _problems(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[float
 
 
 class Alpha(NamedTuple):
-    """The alpha with which a seed is blended at an optimizer step; the vector of CHANNEL is not in it."""
+    """The alpha of a seed at an optimizer step, without the vector of CHANNEL."""
 
     effective: float
     clamped: bool | None
-    """True if a bound changed it. None: the mode does not clamp."""
+    """True if a bound changed the alpha. None: the mode does not clamp."""
 
 
 def blend_alpha(step: int, start: int, spec: BlendSpec, confidence: float | None) -> Alpha:
@@ -186,7 +186,7 @@ def blend_alpha(step: int, start: int, spec: BlendSpec, confidence: float | None
 
     Args:
         start: First step of the seed's ramp.
-        confidence: The applied confidence. None: the mode has none.
+        confidence: The applied confidence. None: the mode has no confidence.
     """
     return _effective(alpha_at(step, start, spec), spec, confidence)
 
@@ -206,7 +206,7 @@ def _effective(alpha: float, spec: BlendSpec, confidence: float | None) -> Alpha
 
 
 def next_confidence(spec: BlendSpec, logits: Sequence[float], applied: float | None) -> float | None:
-    """Return the confidence that a command's logits ask for, or the applied one if it differs by `HYSTERESIS` or less.
+    """Return the confidence of a command's logits, or `applied` if they differ by at most `HYSTERESIS`.
 
     None: the mode has no confidence.
     """
@@ -217,7 +217,7 @@ def next_confidence(spec: BlendSpec, logits: Sequence[float], applied: float | N
 
 
 def check_fits(host: Tensor, seed: Tensor) -> None:
-    """Refuse a seed's output that a formula would broadcast, cast or move.
+    """Refuse a seed's output if a formula would broadcast it or convert its dtype.
 
     Raises:
         DependencyViolationError: shapes, dtypes or devices differ.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esper.kasmina.host.code_path import path_of_this_call
 
 Ran = tuple[str, str, str]
-"""Dtype and device of a call's output, and its code path."""
+"""Dtype and device of a call's output, and the code path of the call."""
 
 
 class CallRecord:

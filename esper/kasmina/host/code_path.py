@@ -9,14 +9,14 @@ EAGER, COMPILED = "eager", "compiled"
 
 
 def asked_path(host: nn.Module, slot: str) -> str:
-    """Return the expected path of a module: compiled if it or a module that contains it is compiled."""
+    """Return the expected path of a module: compiled if the module or a module around it is compiled."""
     steps = slot.split(".")
     around = [host, *(host.get_submodule(".".join(steps[:end])) for end in range(1, len(steps) + 1))]
     return COMPILED if any(map(is_compiled, around)) else EAGER
 
 
 def path_of_this_call(module: nn.Module) -> str:
-    """Return the path of the running call. Use it directly before `module` is called."""
+    """Return the path of the running call. Call this function directly before `module`."""
     return COMPILED if torch.compiler.is_compiling() or is_compiled(module) else EAGER
 
 

@@ -27,8 +27,8 @@ from esper.user_code.their_code import refused_as_theirs
 Forward = Callable[[nn.Module, Any], Any]  # Any: the user's model chooses the types of inputs and outputs
 
 TOLERANCE = 1e-5
-"""Largest movement of an output, relative to its largest entry, that counts as rounding. It is 100 times the rounding
-of single precision, about 1e-7."""
+"""Largest movement of an output, relative to its largest entry, that counts as rounding. The value is 100 times the
+rounding of single precision, which is about 1e-7."""
 
 NESTED = (
     "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
@@ -80,7 +80,7 @@ def dry_run(model: nn.Module, slots: Sequence[str], batch_input: Any, call: Forw
             tuple, see `slot_output`) is not a floating tensor of 2, 3 or 4 dimensions with one row per sample; or the
             output cannot be measured (not finite, not repeatable, not moved by any input). If only a wildcard matched
             the module, it is left out, and the error is raised only if all modules of the wildcard are left out.
-        TaskError: the user's model raised; the message names the input.
+        TaskError: the user's model raised an error.
     """
     matched = match(model, slots)
     host = _Host(model, matched, batch_input, call, _batch_size(batch_input)).with_most_calls()
@@ -166,7 +166,7 @@ class _Host:
         return outputs
 
     def _blame_attribute(self, training: bool) -> None:
-        """Run one more forward. Raises: TaskError: it changed state of the model that no checkpoint saves."""
+        """Run one more forward. Raises: TaskError: the forward changed state of the model that no checkpoint saves."""
         before = held_by(self.model)
         self.run(training=training)
         after = held_by(self.model)
@@ -178,7 +178,7 @@ class _Host:
 def _leave_out_repeated(matched: Matched, training: Mapping[str, Tensor], evaluation: Mapping[str, Tensor]) -> None:
     """Of modules with the same output in both modes, leave out all but one.
 
-    Modules named without a wildcard stay; if there are none, the outermost stays.
+    Modules named without a wildcard stay. If there are none, the outermost module stays.
     """
     kept: list[str] = sorted(matched.named & set(matched.paths))
     for path in matched.paths:
@@ -210,7 +210,7 @@ def kept_as_it_is(model: nn.Module, *, training: bool) -> Iterator[None]:
 def recording(
     model: nn.Module, seen: Mapping[str, list[object]], autocast: dict[str, str], *, gradients: bool
 ) -> Iterator[None]:
-    """Run the body with hooks on the modules at the paths in `seen`. They append a copy of every output to `seen`.
+    """Run the body with hooks on the modules at the paths in `seen`. The hooks append a copy of every output to `seen`.
 
     The hook copies the output at once, because a later layer may write into it.
 

@@ -30,5 +30,5 @@ def convex(host: Tensor, seed: Tensor, weight: Tensor) -> Tensor:
 
 
 def weight_of(alpha: Tensor, channels: Tensor | None, host: Tensor) -> Tensor:
-    """Return the weight of a formula: alpha, or alpha times the vector of the channels, in the host's dtype."""
+    """Return the weight of a formula: alpha, or alpha times the vector over the channels, in the host's dtype."""
     return alpha if channels is None else (alpha * channels).to(host.dtype)

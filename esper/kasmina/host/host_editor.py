@@ -39,7 +39,7 @@ from esper.user_code.their_code import their_code
 class LastCall:
     """The data of a seed's last call.
 
-    Not a module, because it takes ten times as long to set an attribute of a module.
+    It is not a module, because setting an attribute of a module takes ten times as long.
     """
 
     branch: Tensor | None = None
@@ -117,7 +117,7 @@ class GraftedSeed(nn.Module):
         return {f"output of {self.plan.slot}": host, **self.foreign()}
 
     def observe(self) -> SeedObservation:
-        """Return the observation since the last call of `observe`, and reset it.
+        """Return the observation since the last call of `observe`, and start a new observation.
 
         Alpha and its target are rounded to the buffer's dtype, so that they can be compared. If calls differed in
         dtype, device or path, all values are listed. The devices of the seed's tensors are listed, too.
@@ -208,7 +208,8 @@ class SeedEditor:
             DependencyViolationError: the slot is unknown, the seed is grafted already, or `weights` lacks its weights;
                 the host is unchanged.
             SeedBuildFailed: the seed could not be built, loaded with its weights, or prewarmed; the host is unchanged.
-            IsolationViolation: a tensor of the seed is one of the host or of another seed; the host is unchanged.
+            IsolationViolation: a tensor of the seed shares memory with the host or with another seed; the host is
+                unchanged.
         """
         if plan.slot not in self._specs:
             raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
@@ -274,7 +275,7 @@ class SeedEditor:
             seed.alphas.add(step, alpha)
 
     def blend_reports(self) -> tuple[BlendReport, ...]:
-        """Return the alphas that were set for each seed since the last call, summarized."""
+        """Return a summary of the alphas that were set for each seed since the last call."""
         reports = [seed.alphas.take(seed.plan) for seed in self._seeds.values()]
         return tuple(report for report in reports if report is not None)
 
@@ -290,7 +291,7 @@ class SeedEditor:
     def tensors(self) -> Mapping[str, Tensor]:
         """Return all tensors of all seeds.
 
-        A name has the slot, the ordinal, and the name in the seed, but no run id.
+        A name consists of the slot, the ordinal, and the name in the seed. It does not depend on the run id.
         """
         found: dict[str, Tensor] = {}
         for seed in self._seeds.values():
@@ -353,7 +354,7 @@ class SeedEditor:
         return self._get(seed_id).calls.counts().total()
 
     def observations(self) -> tuple[SeedObservation, ...]:
-        """Return what was observed of each seed since the last call, and reset it."""
+        """Return the observation of each seed since the last call, and start new observations."""
         return tuple(seed.observe() for seed in self._seeds.values())
 
     def _get(self, seed_id: str) -> GraftedSeed:

@@ -38,7 +38,7 @@ def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter])
 def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the names of the foreign tensors that share memory with an own tensor.
 
-    The autograd graph does not show this: two parameters over the same memory are two leaves.
+    The autograd graph does not show shared memory: two parameters over the same memory are two leaves.
     """
     places = {_place(tensor) for tensor in own if tensor.numel()}
     return tuple(sorted(name for name, tensor in foreign.items() if tensor.numel() and _place(tensor) in places))

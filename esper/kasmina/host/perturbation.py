@@ -1,4 +1,4 @@
-"""Changes an input at one position, and compares outputs before and after. It runs no module."""
+"""Changes an input at one position, and compares outputs before and after the change."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 Change = Callable[[Tensor], Tensor]
 
 _NOISE_KEY = 0x5EED_0B5E_55ED_CA5E
-"""Seed of the noise. Not a common number, for example 0 or 42, because data drawn with the same seed would equal the
-noise. After a normalization, x + x equals x."""
+"""Seed of the noise. It is not a common number such as 0 or 42: data that is drawn with the same seed would equal the
+noise, and x + x after a normalization equals x."""
 
 
 def unchanged(x: Tensor) -> Tensor:

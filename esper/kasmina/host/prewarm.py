@@ -1,4 +1,7 @@
-"""Runs a new seed once before it is attached. So a seed that cannot run fails here, not in a training step."""
+"""Runs a new seed once before it is attached.
+
+A seed that cannot run then fails before the attachment, not in a training step.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from esper.leyline.commands import BlendSchedule, BlendSpec
 
 STEEPNESS = 12.0
-"""SIGMOID uses the logistic function from -6 to 6: this is the width."""
+"""Width of the interval of the logistic function that SIGMOID uses: -6 to 6."""
 
 
 def sigmoid(x: float) -> float:
@@ -37,13 +37,13 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     BlendSchedule.COSINE: _cosine,
     BlendSchedule.SIGMOID: _sigmoid,
 }
-"""Schedule -> share of the target, 0..1, at a share of the ramp, 0..1. Each rises from exactly 0 to exactly 1."""
+"""Schedule -> function from the share of the ramp, 0..1, to the share of the target, from exactly 0 to exactly 1."""
 
 
 def alpha_at(step: int, start: int, blend: BlendSpec) -> float:
     """Return the scheduled alpha of a seed at an optimizer step, from 0 to `blend.alpha_target`.
 
-    Step `start` is the first of the ramp. Its progress is `1 / ramp_steps`, not 0.
+    Step `start` is the first of the ramp. At this step, the share of the ramp is `1 / ramp_steps`, not 0.
 
     Source: docs/growth.md.
     """

@@ -80,7 +80,7 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     """Find the modules that `patterns` name.
 
     A pattern is a module path whose parts may contain `*`, `?` and `[...]`. A `*` does not match a dot. The pattern `*`
-    alone matches every module, at any depth. A module with several paths is listed under its first.
+    alone matches every module, at any depth. A module with several paths is listed under its first path.
 
     Raises:
         TaskError: a pattern matches nothing, or is the model itself.

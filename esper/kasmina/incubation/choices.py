@@ -1,4 +1,4 @@
-"""Selects the blueprints that `growth.blueprints` allows in each slot. A choice without any effect is an error."""
+"""Selects the blueprints that `growth.blueprints` allows in each slot. A choice without effect is an error."""
 
 from __future__ import annotations
 

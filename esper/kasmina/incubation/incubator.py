@@ -50,7 +50,10 @@ class _Entry(Generic[F]):
     leaks: tuple[str, ...] = ()
 
     def graft(self, weights: Weights) -> None:
-        """Attach the candidate. If it shares memory with the fork, record `leaks`; the fork then takes no part."""
+        """Attach the candidate. If it shares memory with the fork, record `leaks`.
+
+        The fork is then left out of the tournament.
+        """
         assert self.plan is not None, "the control has no candidate"
         try:
             self.fork.graft(self.plan, weights)
@@ -135,7 +138,7 @@ class Incubator:
         module = blueprint.build(spec, seed_key=0)
         shared = _shared(module, blueprint.build(spec, seed_key=0))
         if shared:
-            module = deepcopy(module)  # the weights of the candidate must not be loaded into memory of others
+            module = deepcopy(module)  # the candidate's weights must not be loaded into shared memory
         module.load_state_dict(from_bytes(weights[plan.weights_digest]))
         seen = probe_seed(module, spec, activation, plan.blueprint_id)
         sanity = SanityProbe(
@@ -201,15 +204,15 @@ class Incubator:
     def state(self, fence: int) -> dict[str, Any]:  # Any: see leyline's ports
         """Return the state for a checkpoint: the twin, and the snapshot from which the pending order began.
 
-        The snapshot (`origin`) is None if no order is pending, or if it began at this fence: the checkpoint has that
-        host.
+        The snapshot (`origin`) is None if no order is pending. It is also None if the order began at this fence,
+        because the checkpoint contains the host of this fence.
         """
         origin = self._pending[2] if self._pending is not None and self._pending[0].fence != fence else None
         twin = self._twin.snapshot() if self._twin is not None else None
         return {"twin": twin, "twin_steps": self._twin_steps, "origin": origin}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # Any: see leyline's ports
-        """Replace the twin by the twin in `state`, if any. The pending order is dropped."""
+        """Load the twin of `state`, if it has one; else remove the twin. The pending order is dropped."""
         self._pending = self._control = None
         self._twin = self._fork(state["twin"]) if state["twin"] is not None else None
         self._twin_steps = state["twin_steps"]
@@ -303,7 +306,7 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
 def _shared(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
     """Return the names of the tensors whose memory two seeds of a blueprint share.
 
-    Such a tensor was not made for the seed: the factory reuses it, or took it from a host.
+    A shared tensor was not made for the seed: the factory reuses it, or took it from a host.
     """
     named = {**dict(one.named_parameters()), **dict(one.named_buffers())}
     return sharing_memory([*other.parameters(), *other.buffers()], named)

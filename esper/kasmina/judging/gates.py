@@ -29,7 +29,7 @@ from esper.leyline.reports import Check, Gate, GateReport
 T = TypeVar("T")
 
 LEAK_LIMIT = 1e-9
-"""Largest relative movement of an output that counts as rounding in double precision. No unit."""
+"""Largest relative movement of an output that counts as rounding in double precision. It has no unit."""
 
 
 def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
@@ -81,7 +81,7 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     probe = _need("G1", "gradient probe", evidence.probe)
     leaves = probe.reachable_host_parameters
     isolation = Check(name="reachable_host_parameters", reason="isolation_violated", measured=leaves, equals=())
-    if not probe.batches and not isolation.passed:  # it was not attached, so no more was measured
+    if not probe.batches and not isolation.passed:  # the seed was not attached, so nothing more was measured
         return _report(Gate.G1, seed_id, fence, [*first, isolation])
     _need("G1", "code path, device and dtype of the probe", evidence.fallbacks)
     if probe.batches < 1:
@@ -107,7 +107,7 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
 
     Raises:
         EvidenceMissing: a seed whose fork trained to the end has no rank; or the first of a tournament was not tested,
-            or on too few pairs.
+            or was tested on too few pairs.
     """
     first = [*_marks(evidence.marks), *_isolation(evidence.leaks or None)]
     if (failed := _failed(Gate.G2, first, seed_id, fence)) is not None:
@@ -214,7 +214,7 @@ def reset_gate(evidence: ResetEvidence, seed_id: str, fence: int) -> GateReport:
     """Judge G5: is every part of a removed seed gone, and is its slot bit-identical to the slot of an unseeded host?
 
     Raises:
-        EvidenceMissing: the host was not compared with an unseeded one.
+        EvidenceMissing: the host was not compared with an unseeded host.
     """
     left = "reset_incomplete"
     probe = _need("G5", "comparison with an unseeded host", evidence.probe)
@@ -234,7 +234,7 @@ def performance_status(seen: SeedObservation, cost_ratio: float, budget: float) 
 
     Args:
         cost_ratio: Modelled FLOPs of the seed over those of the host.
-        budget: Limit of `cost_ratio`. NOMINAL: at most half of it. HEALTHY: at most the limit. DEGRADED: more.
+        budget: Limit of `cost_ratio`. NOMINAL: at most half the limit. HEALTHY: at most the limit. DEGRADED: above it.
 
     Raises:
         EvidenceMissing: no call of the seed was recorded since the last fence.
@@ -276,7 +276,7 @@ def _same_stage(stages: Stages) -> Check:
 
 
 def _isolation(leaks: tuple[str, ...] | None) -> list[Check]:
-    """Return the check of isolation. `leaks` is None if the seed was never isolated. It is then not checked."""
+    """Return the check of isolation. If `leaks` is None, the seed was never isolated, and is not checked."""
     if leaks is None:
         return []
     return [Check(name="isolation_leaks", reason="isolation_violated", measured=leaks, equals=())]

@@ -55,7 +55,7 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
     """Run copies of a seed on activations of its slot, in training and in evaluation mode.
 
     The module and all global random states are unchanged afterwards. Each forward starts from the same random state, so
-    dropout causes no difference. Mixing through batch statistics shows in training mode.
+    dropout causes no difference. A seed that mixes samples by batch statistics is found in training mode.
 
     Args:
         sample_h: A batch of the slot's output, [B, ...], two samples or more, in the slot's dtype and layout. Lengths,
@@ -109,10 +109,12 @@ def _must_keep_samples_apart(spec: SlotSpec, training: bool) -> bool:
 
 
 def _interface(module: nn.Module, spec: SlotSpec, h: Tensor, told: dict[str, None]) -> tuple[tuple[int, ...], str]:
-    """Return shape and dtype of one sample's output. If the output of a mode does not fit the slot, return that mode's.
+    """Return shape and dtype of one sample's output.
+
+    If the output of one mode does not fit the slot, its shape and dtype are returned.
 
     Args:
-        told: The seed's fallbacks are added to it.
+        told: Mapping to which the seed's fallbacks are added.
 
     Raises:
         TypeError: the output is not a tensor.
@@ -138,8 +140,8 @@ def _forward(
 
     Args:
         autocast: Dtype to which the host's autocast casts at the slot. None: the host uses no autocast there.
-        told: The copy's fallbacks are added to it. None: fallbacks do not count, because the copy runs in double
-            precision, which no plan requires.
+        told: Mapping to which the copy's fallbacks are added. None: fallbacks do not count, because the copy runs in
+            double precision, which no plan requires.
     """
 
     def forward(h: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ def paired(control: SampleLosses, seeded: SampleLosses) -> PairedLosses:
     equal, z is 0 by definition, so that two identical networks do not pass as an improvement.
 
     Raises:
-        EvidenceMissing: the samples differ, or there are fewer than two.
+        EvidenceMissing: the losses are of different samples, or there are fewer than two samples.
 
     Source: Student 1908, "The probable error of a mean" (paired differences).
     """
@@ -50,9 +50,9 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
     """Return the limit that z must exceed. A useless seed passes with a chance of at most `false_pass / tests`.
 
     The limit is Student's t quantile of `1 - false_pass / tests` with `count - 1` degrees of freedom, because the
-    spread in z is estimated from the same `count` samples or groups. The normal quantile ignores that: at 14 samples
-    and 400 tests about 10 times as many useless seeds exceed it. The limit is exact for normal differences.
-    `docs/growth.md` covers other distributions.
+    spread in z is estimated from the same `count` samples or groups. The normal quantile ignores this: with 14 samples
+    and 400 tests, about 10 times as many useless seeds exceed the normal quantile. The limit is exact for normal
+    differences. `docs/growth.md` covers other distributions.
 
     Args:
         false_pass: Between 0 and 1.
@@ -60,7 +60,7 @@ def z_limit(false_pass: float, tests: int, count: int) -> float:
         count: Number of samples, or of groups of samples, from which z is computed.
 
     Raises:
-        EvidenceMissing: `count` is below 2: no spread can be estimated.
+        EvidenceMissing: `count` is below 2, so no spread can be estimated.
 
     Source: Student 1908; Bonferroni's inequality (Dunn 1961, doi:10.1080/01621459.1961.10482090).
     """

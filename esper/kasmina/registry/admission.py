@@ -1,7 +1,7 @@
 """Admission of commands: refuses a command unless it is authentic, fresh, complete and possible. No state changes.
 
-`admit` makes an `AdmittedCommand`. After a restore, `readmitted` makes it from a checkpoint. An `AdmittedCommand`
-proves the admission, so it never leaves Kasmina's process.
+Only `admit` makes an `AdmittedCommand` of a new command. After a restore, `readmitted` makes it of a command in the
+checkpoint. An `AdmittedCommand` proves the admission, so it never leaves Kasmina's process.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class AdmittedCommand:
 
 
 def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> AdmittedCommand:
-    """Admit a command, or raise.
+    """Admit a command, or raise the reason of its refusal.
 
     A replay has a known id and the same signed bytes. In the same generation, only its signature is checked. The caller
     then returns the recorded answer.
 
     Raises:
-        CommandRejected: the command is not authentic or not fresh, its nonce or id is known from another command, or it
-            is of another run or generation.
+        CommandRejected: the command is not authentic or not fresh, another command has its nonce or id, or it is of
+            another run or generation.
         StageConflict: the operation is not allowed in the seed's stage.
         DependencyViolationError: a required id, mesh, blend or number is missing or malformed, or the command has a
             field that its operation does not use.
@@ -70,7 +70,7 @@ def readmitted(command: Command) -> AdmittedCommand:
 
     No check is repeated. The signature was checked at the first admission. It cannot be checked now, because a resumed
     run has a new key. This is safe, because a replay is answered only after its signature was checked, and because a
-    command of an older generation is never carried out. The command only has the effect that another command with the
+    command of an older generation is never carried out. The only effect of the command is that another command with the
     same id is refused.
     """
     return AdmittedCommand(command, _SEAL)

@@ -16,9 +16,9 @@ from esper.leyline.commands import MAX_MESH_LAYERS, MAX_RATE_SCALE, BlendSpec, C
 from esper.leyline.stages import IN_HOST, LIVE, Stage
 
 Requirement = Callable[[Command, Ledger], None]
-"""Raises if the command cannot be admitted."""
+"""Function that raises if the command cannot be admitted."""
 When = Callable[[Command, Ledger], bool]
-"""Returns whether the operation uses a field. It is called after the operation's `complete` checks."""
+"""Function that returns whether the operation uses a field. It is called after the operation's `complete` checks."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Rule:
     """The rule for the commands of one operation."""
 
     uses: Mapping[str, When]
-    """Field of `OPTIONAL` -> when the operation uses it. A field of `OPTIONAL` that is not used must have its
-    default."""
+    """Field of `OPTIONAL` -> condition on which the operation uses the field. A field of `OPTIONAL` that is not used
+    must have its default."""
     complete: tuple[Requirement, ...]
     """Each raises a DependencyViolationError if a field is missing or malformed."""
     possible: tuple[Requirement, ...]
@@ -47,12 +47,12 @@ def always(command: Command, ledger: Ledger) -> bool:
 
 
 def into_host(command: Command, ledger: Ledger) -> bool:
-    """Return whether the command grafts the seed into the host, and so uses the field."""
+    """Return whether the command grafts the seed into the host. Then it uses the field."""
     return command.operation is Operation.ADVANCE and ledger.stages[command.seed_id] is Stage.TRAINING
 
 
 def with_logits(command: Command, ledger: Ledger) -> bool:
-    """Return whether the blend of the command's seeds needs the policy's logits, and so the field is used."""
+    """Return whether the blend of the command's seeds needs the policy's logits. Then the field is used."""
     blend = _blend_of(command, ledger)
     return blend is not None and blend.uses_logits
 
@@ -203,7 +203,7 @@ def conflict(command: Command, detail: str) -> StageConflict:
 
 
 def require(holds: bool, command: Command, missing: str, detail: str = "") -> None:
-    """Raises: DependencyViolationError: `holds` is False."""
+    """Check a condition. Raises: DependencyViolationError: `holds` is False."""
     if not holds:
         raise DependencyViolationError(f"command {command.command_id or '?'}", missing, detail)
 
@@ -276,7 +276,8 @@ OPTIONAL = frozenset(
         "fallback_marks",
     }
 )
-"""Fields of a command that may have their default. They must have it unless the operation uses them."""
+"""Fields of a command that may have their defaults. If the operation does not use a field, the field must have its
+default."""
 _DEFAULTS = {name: Command.model_fields[name].default for name in OPTIONAL}
 
 
@@ -284,8 +285,8 @@ def check_rule(command: Command, ledger: Ledger) -> None:
     """Check a command by the rule of its operation.
 
     Raises:
-        DependencyViolationError: a field is missing or malformed, or a field is set that the operation does not use. To
-            ignore the latter would hide a mistake of the issuer.
+        DependencyViolationError: a field is missing or malformed; or a field is set that the operation does not use,
+            which shows a mistake of the issuer.
         StageConflict: the registry does not allow the operation now.
     """
     rule = RULES[command.operation]

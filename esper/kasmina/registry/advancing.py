@@ -48,7 +48,7 @@ def advance(
 
 
 def not_attached(records: RunRecords, seed: SeedRecord, leaks: tuple[str, ...], fence: int) -> Answer:
-    """Fail G3 of a seed that was to be grafted at this fence, and that the trainer did not attach: see `leaks`.
+    """Fail G3 of a seed that the trainer did not attach at this fence, because it shares memory; see `leaks`.
 
     Args:
         leaks: The tensors of the live host, or of other seeds, whose memory the seed shares.
@@ -56,7 +56,7 @@ def not_attached(records: RunRecords, seed: SeedRecord, leaks: tuple[str, ...], 
     report = gates.attachment_gate(leaks, seed.seed_id, fence)
     records.judged(report, seed)
     answer = _fail(records, seed, report, fence, seed.command_id)
-    return answer.model_copy(update={"plans": ()})  # the host has nothing to remove
+    return answer.model_copy(update={"plans": ()})  # the seed is not in the host, so there is nothing to remove
 
 
 def _plans(

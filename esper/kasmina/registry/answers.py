@@ -20,7 +20,7 @@ from esper.leyline.reports import FieldReport, GraftPlan, Outcome
 
 
 class PlanIds(TypedDict):
-    """The fields that identify the command of a plan. Every kind of plan has them."""
+    """The fields that identify the command, run and generation of a plan. Every kind of plan has them."""
 
     command_id: str
     run_id: str
@@ -95,7 +95,7 @@ def fork_plan(
     facts: RunFacts,
     limits: GrowthConfig,
 ) -> tuple[GraftPlan, bytes]:
-    """Return the plan that attaches a candidate to its fork, and the weights drawn for it.
+    """Return the plan that attaches a candidate to its fork, and the candidate's weights.
 
     Raises:
         SeedBuildFailed: the module could not be built.
@@ -173,7 +173,7 @@ def field_report(
 
 
 def in_generation(order: IncubationOrder, generation: int) -> IncubationOrder:
-    """Return the order with another generation number, in its plans, too."""
+    """Return the order with another generation number. The number is set in its plans, too."""
     plans = tuple(plan.model_copy(update={"generation": generation}) for plan in order.plans)
     return order.model_copy(update={"generation": generation, "plans": plans})
 

@@ -71,7 +71,7 @@ class CommandBook:
     def enter(self, admitted: AdmittedCommand, plans: Sequence[GraftPlan], weights: Weights, generation: int) -> None:
         """Add a command of this generation.
 
-        First drop the commands that `counted` leaves out: one may have the same id.
+        First drop the commands that `counted` leaves out, because one of them may have the same id.
         """
         for forgotten in self._admitted.keys() - self.counted(generation).keys():
             del self._admitted[forgotten], self._plans[forgotten]
@@ -95,7 +95,7 @@ class CommandBook:
         return next(plan for plan in self._plans[seed.command_id] if plan.seed_id == seed.seed_id)
 
     def answer(self, command_id: str) -> Answer | None:
-        """Return the answer to a command. None: it was not carried out."""
+        """Return the answer to a command. None: the command was not carried out."""
         return self._answers.get(command_id)
 
     def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:

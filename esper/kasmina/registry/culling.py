@@ -41,7 +41,7 @@ def reset(records: RunRecords, probes: Mapping[str, ResetProbe], fence: int) -> 
     The slot of a TERMINATED seed is closed for further seeds, because parts of the seed are left in it.
 
     Args:
-        probes: Seed id -> comparison of its slot with an unseeded host.
+        probes: Seed id -> comparison of the seed's slot with an unseeded host.
 
     Raises:
         EvidenceMissing: a slot was not compared with an unseeded host; nothing was changed.

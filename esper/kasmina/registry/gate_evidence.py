@@ -77,7 +77,8 @@ def interface_evidence(
 ) -> InterfaceEvidence:
     """Return the evidence for G3: the trainer's observation of the seed.
 
-    If dtype or device are not as planned, that is not a mark here: the gate judges both as parts of the interface.
+    A difference of dtype or device from the plan does not count as a fallback here, because the gate judges both as
+    parts of the interface.
 
     Raises:
         EvidenceMissing: the seed was not observed at this fence, or it is isolated and was never audited.
@@ -114,7 +115,7 @@ def impact_evidence(
 ) -> ImpactEvidence:
     """Return the evidence for G4: the seed's cost, how it runs, and the comparison of the host with its twin.
 
-    If dtype, device or code path are not as planned, that is not a mark here: the performance status is `fallback`.
+    A difference of dtype, device or code path from the plan makes the performance status `fallback`.
 
     Raises:
         EvidenceMissing: the seed was not observed at this fence, it was not called since the last fence, or it is

@@ -53,7 +53,7 @@ def _judge(
 def _settle(records: RunRecords, seed_id: str, reports: Sequence[GateReport], fence: int) -> Answer:
     """Record the judgements, and move the seed to TRAINING. If G1 failed, cull the seed.
 
-    If G0 failed, it stays DORMANT.
+    If G0 failed, the seed stays DORMANT.
     """
     roster, seed = records.roster, records.roster[seed_id]
     for report in reports:

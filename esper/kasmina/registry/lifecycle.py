@@ -32,8 +32,8 @@ def check_edge(seed_id: str, current: Stage, requested: Stage) -> Stage:
     """Return the requested stage if it may follow the current stage.
 
     Raises:
-        IllegalTransition: it may not follow. This is a bug of esper, because admission refuses commands that would
-            cause it.
+        IllegalTransition: the requested stage may not follow. This is a bug of esper, because admission refuses
+            commands that would cause it.
     """
     if requested not in EDGES[current]:
         raise IllegalTransition(seed_id, current, requested)

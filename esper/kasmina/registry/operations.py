@@ -1,4 +1,4 @@
-"""The table of operations: a function for each, which applies an admitted command of Tamiyo to the records."""
+"""The table of operations. The function of an operation applies an admitted command of Tamiyo to the records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Measured:
     """The measurements that come with a command."""
 
     probes: Mapping[str, CandidateProbe]
-    """Seed id -> measurements of a candidate before its training. Empty unless the command is GERMINATE."""
+    """Seed id -> measurements of a candidate before its training. Empty for commands other than GERMINATE."""
     observation: HostObservation | None
     """The trainer's observation of the live host at this fence. None for GERMINATE."""
 
@@ -62,4 +62,4 @@ OPERATIONS: Mapping[Operation, Callable[[RunRecords, Command, int, Measured], An
     Operation.CULL: _cull,
     Operation.SCALE_RATE: _scale_rate,
 }
-"""Operation -> the function that carries it out at a fence."""
+"""Operation -> function that carries out the operation at a fence."""

@@ -1,4 +1,4 @@
-"""The state of Kasmina's registry in a checkpoint, as JSON. All its future answers depend on this state.
+"""The state of Kasmina's registry in a checkpoint, as JSON. The registry's future answers depend on this state.
 
 Weights are stored once, by digest, as long as a host may need them: until the command is carried out, its tournament
 has ended, and the winner has been judged. If a later replay needs them, they are drawn again from the same random
@@ -82,7 +82,7 @@ class StoredAnswer(Message):
     """The answer to a command, for a replay of that command."""
 
     answer: Answer
-    """The answer without its plans for the host, which are in `plans`."""
+    """The answer without its plans for the host. These are in `plans`."""
     plans: tuple[StoredPlan, ...]
 
     @classmethod
@@ -97,7 +97,7 @@ class StoredAnswer(Message):
 
 
 class StoredCommand(Message):
-    """An admitted command. Its signed bytes are computed from it, not stored."""
+    """An admitted command. Its signed bytes are not stored, because they can be computed from the command."""
 
     command: Command
     plans: tuple[GraftPlan, ...]
@@ -107,7 +107,7 @@ class StoredCommand(Message):
 
 
 class RegistryState(Message):
-    """The state of a `SeedRegistry`. All its answers depend on this state and on the arguments of its start.
+    """The state of a `SeedRegistry`. The registry's answers depend on this state and on the arguments of its start.
 
     Admitted commands are stored so that their ids and nonces are refused for other commands. Answers are stored for
     replays. The arguments of a start (facts, limits, slots, options, blueprints, key, clock) are not stored, nor are
@@ -129,7 +129,7 @@ class RegistryState(Message):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
-        """Return the state. Raises: ValueError: an id or a digest is named but missing, or is listed twice."""
+        """Return the state. Raises: ValueError: an id or a digest is named but missing, or it is listed twice."""
         seeds = [seed.seed_id for seed in self.roster.seeds]
         ids = [kept.command.command_id for kept in self.commands]
         _check_unique("seed", seeds)
@@ -164,7 +164,7 @@ def needed_weights(
         plans: Plans of candidates, by command id.
         answered: Ids of the commands that were carried out.
         order: The order in flight. All its weights are needed, because its tournament begins again after a restart.
-        seeds: All seeds. The weights of a seed in TRAINING are needed, because it may be grafted.
+        seeds: All seeds. The weights of a seed in TRAINING are needed, because the seed may be grafted.
     """
     training = {seed.seed_id for seed in seeds if seed.stage is Stage.TRAINING}
     waiting = {
@@ -180,8 +180,8 @@ def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str
     """Parse the text that `SeedRegistry.state` returned.
 
     Raises:
-        StoreCorrupt: the text is not such a state, it is inconsistent, or it belongs to another run, to other slots, or
-            to a generation after `generation`.
+        StoreCorrupt: the text is not a state of a registry, it is inconsistent, or it belongs to another run, to other
+            slots, or to a generation after `generation`.
     """
     try:
         state = RegistryState.model_validate_json(text)

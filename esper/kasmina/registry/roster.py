@@ -54,7 +54,7 @@ class Roster:
         """Move a seed to the stage `after`, and return the transition.
 
         Raises:
-            IllegalTransition: the lifecycle does not allow it.
+            IllegalTransition: the lifecycle does not allow this transition.
         """
         with span("seed transition", role="kasmina", seed_id=seed_id, after=str(after)):
             self._seeds[seed_id], step = self._seeds[seed_id].moved(after, fence, cause, command_id)
@@ -71,7 +71,7 @@ class Roster:
         return steps
 
     def grafted(self, seed_id: str, plan: GraftPlan, mesh: tuple[str, ...]) -> None:
-        """Record that `plan` grafted a seed into the live host, and count up the slot's next ordinal."""
+        """Record that `plan` grafted a seed into the live host, and increase the slot's next ordinal by 1."""
         graft = Graft(ordinal=plan.ordinal, start_step=plan.start_step, blend=plan.blend, confidence=plan.confidence)
         self.enter(self._seeds[seed_id].model_copy(update={"graft": graft, "required_mesh": mesh}))
         self._ordinals[plan.slot] += 1
@@ -225,7 +225,7 @@ class Roster:
         return self.having((Stage.SHADOWING, Stage.PROBATIONARY))
 
     def compared(self, z: float, fence: int) -> None:
-        """Record one fence's z of (twin - live) for every shadowed seed.
+        """Record z of (twin loss - live loss) at a fence for every seed that `shadowed` returns.
 
         The fence after a removal is skipped, because the host's loss then shows the effect of the removed seed.
         """

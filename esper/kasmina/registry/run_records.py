@@ -1,4 +1,7 @@
-"""All records of Kasmina's registry of one run. The registry's answers depend only on them and on its inputs."""
+"""All records of Kasmina's registry of one run.
+
+The registry's answers depend only on these records and on its inputs.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +89,7 @@ class RunRecords:
     # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """Return the view of the registry at a fence. Growth chooses its next step by it."""
+        """Return the view of the registry at a fence. Growth chooses its next step by this view."""
         return RegistryView(
             run_id=self.facts.run_id,
             generation=self.facts.generation,

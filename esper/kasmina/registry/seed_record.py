@@ -30,7 +30,10 @@ class Graft(Message):
 
 
 class SeedRecord(Message):
-    """The history of one seed. The record is immutable: a change replaces it. A checkpoint contains all of it."""
+    """The history of one seed. The record is immutable: a change replaces it.
+
+    A checkpoint contains the whole record.
+    """
 
     seed_id: str
     slot: str
@@ -49,7 +52,7 @@ class SeedRecord(Message):
     """The blend of the GERMINATE command. None: the command was of an earlier version of esper, without a blend."""
     stage: Stage = Stage.DORMANT
     graft: Graft | None = None
-    """None before the seed is grafted into the live host."""
+    """The facts of the graft. None before the seed is grafted into the live host."""
     result: ForkResult | None = None
     twin_zs: tuple[float, ...] = ()
     """z of (twin loss - live loss) at each fence since alpha reached its target."""
@@ -59,7 +62,7 @@ class SeedRecord(Message):
 
     @property
     def judged(self) -> PairedLosses | None:
-        """The seed's paired losses on the gate shard. None: it was not the first of its tournament."""
+        """The seed's paired losses on the gate shard. None: the seed was not the first of its tournament."""
         return self.result.gate if self.result is not None else None
 
     @property
@@ -80,7 +83,7 @@ class SeedRecord(Message):
         """Return the record at the stage `after`, and the transition.
 
         Raises:
-            IllegalTransition: the lifecycle does not allow it.
+            IllegalTransition: the lifecycle does not allow this transition.
         """
         check_edge(self.seed_id, self.stage, after)
         count("esper.seed.transitions", after=str(after))

@@ -1,7 +1,7 @@
 """Kasmina's registry of seeds: admits commands, carries them out on its records, and returns plans and orders.
 
-It has no host. Its answers depend only on its inputs and its records. The clock decides whether a command is fresh, and
-dates field reports.
+The registry has no host. Its answers depend only on its inputs and its records. The clock decides whether a command is
+fresh, and dates field reports.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class SeedRegistry:
     def weights_of(self, plans: Iterable[GraftPlan]) -> dict[str, bytes]:
         """Return the weights of plans that this registry made, by digest.
 
-        Weights are stored until the next command or the next `state`, or longer if a host needs them. Later they are
-        drawn again.
+        Weights are stored until the next command or the next `state`, and longer if a host needs them. Weights that are
+        not stored are drawn again.
 
         Raises:
             SeedBuildFailed, DependencyViolationError: the weights could not be drawn again with the same bits.
@@ -84,7 +84,7 @@ class SeedRegistry:
     # -- queries -------------------------------------------------------------------------------------------------
 
     def view(self, fence: int) -> RegistryView:
-        """Return the view of the registry at a fence. Growth chooses its next step by it."""
+        """Return the view of the registry at a fence. Growth chooses its next step by this view."""
         return self._records.view(fence)
 
     def probe_flops(self, plans: Sequence[GraftPlan]) -> int:
@@ -105,11 +105,11 @@ class SeedRegistry:
         """Admit a command and record it with the plans of its candidates. No seed and no host changes.
 
         Args:
-            checkpoints: The fences to which a command may take the run back. The line passes them.
+            checkpoints: The fences to which a command may take the run back. The line knows these fences.
 
         Returns:
-            For GERMINATE, the plans of the candidates. They must be measured on a fork before `carry_out`. Else no
-                plans.
+            For GERMINATE, the plans of the candidates. They must be measured on a fork before `carry_out`. For other
+                commands, no plans.
 
         Raises:
             CommandRejected, DependencyViolationError: the command was refused.

@@ -1,4 +1,4 @@
-"""The end of a tournament: the gate G2 of every seed. If the first passes, it is grafted into the live host."""
+"""The end of a tournament: the gate G2 of every seed. If the first seed passes, it is grafted into the live host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from esper.leyline.stages import Stage
 
 
 def conclude(records: RunRecords, result: IncubationResult, fence: int) -> Answer:
-    """Record a tournament's results. The others than the first fail G2 now. G2 of the first is judged by a command.
+    """Record a tournament's results. All seeds but the first fail G2 now. A later command judges G2 of the first seed.
 
     The losers are judged before any record changes, so that missing evidence changes no record.
 
