@@ -25,7 +25,8 @@ LOADERS = BY_NAME | {
 }
 """All functions that can import."""
 HOLDERS = frozenset({"importlib", "importlib.util", "importlib.machinery", "builtins", "pkgutil", "pydoc", "runpy"})
-"""Modules with functions that can import. If such a module is used as a value, any of its functions may be called."""
+"""Modules with functions that can import. If one of these modules is used as a value, any of its functions may be
+called."""
 NAMES = frozenset({"import_module", "__import__", "__builtins__"})
 """Names of functions that can import. A text with one of them may be used to look the function up."""
 PLACE = re.compile(r"((?:esper|actors|drills)(?:\.\w+)*):\w+")

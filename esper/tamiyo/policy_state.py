@@ -1,4 +1,4 @@
-"""The state of Tamiyo in a checkpoint: the field reports that the policy sees."""
+"""The state of Tamiyo in a checkpoint: the field reports for the policy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TamiyoState(Message):
     policy: str
     """Version of the policy. `Tamiyo.restore` refuses another version, because its decisions may differ."""
     past: tuple[FieldReport, ...]
-    """The field reports that the policy sees, oldest first."""
+    """The field reports for the policy, oldest first."""
 
 
 def read_state(text: str, generation: int) -> TamiyoState:

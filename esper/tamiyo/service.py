@@ -37,7 +37,7 @@ Answer = TypeVar("Answer")
 
 
 class Tamiyo:
-    """Decides for one run, and stores the field reports that the policy sees."""
+    """Decides for one run, and stores the field reports for the policy."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Tamiyo:
         self._past = list(stored.past)
 
     def remember(self, report: FieldReport) -> None:
-        """Add a field report to those that the policy sees."""
+        """Add a field report to the reports for the policy."""
         self._past.append(report)
 
     def advance(self, state: RoundState) -> Command | None:

@@ -96,7 +96,7 @@ def continue_from(traceparent: str) -> Iterator[None]:
     """Make the sender's span the parent of the spans of this block.
 
     Args:
-        traceparent: The text from `traceparent()`. "": the sender had no span; the block keeps the present parent.
+        traceparent: The text from `traceparent()`. "": the sender had no span, and the present parent is used.
 
     Raises:
         DependencyViolationError: the text is neither empty nor a W3C traceparent. The block did not run.

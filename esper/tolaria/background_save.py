@@ -23,7 +23,7 @@ from esper.tolaria.snapshot_codec import plain_incubation, to_plain, topology_di
 SYNC_EVERY_BYTES = 256 * 2**20
 """Bytes between two syncs. A slow disk takes seconds for this amount."""
 WRITE_BACK_EVERY_BYTES = 8 * 2**20
-"""Number of bytes after which the system is asked to start writing to the disk."""
+"""Number of bytes after which the system starts to write to the disk."""
 
 
 class Saver:

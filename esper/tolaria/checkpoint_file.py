@@ -323,7 +323,7 @@ def _is_of_the_machine(error: BaseException) -> bool:
 def _user_error(error: CheckpointCorrupt) -> Exception | None:
     """Return the error of the user's code or settings that made a trial fail.
 
-    None: the causes contain no such error.
+    None: no cause is an error of the user.
     """
     found = [one for one in causes(error) if isinstance(one, ConfigError | TaskError) or from_their_file(one)]
     return found[-1] if found and isinstance(found[-1], Exception) else None

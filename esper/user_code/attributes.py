@@ -96,7 +96,7 @@ def held_by(
     """
     found: Held = {}
     seen: dict[int, str] = {}
-    alive = []  # keeps objects alive, because Python may reuse the id of a freed object
+    alive = []  # references to the objects, because Python may reuse the id of a freed object
     marks = unread if isinstance(unread, Mapping) else dict.fromkeys(unread)
     queue: deque[tuple[str, Any]] = deque([(start, value)])
     while queue and len(found) < limits.values:

@@ -78,7 +78,7 @@ def locate(text: str, started_in: str = "") -> Reference:
         The reference. Its `file` is None if only an import can find the module.
 
     Raises:
-        TaskError: the text is not a reference, or there is no such file.
+        TaskError: the text is not a reference, or the file does not exist.
     """
     _forget_brought()
     importlib.invalidate_caches()  # the import finders cache the files of a folder until its time stamp changes

@@ -138,7 +138,7 @@ _OF_ONE_MODE = frozenset[str]().union(*(one.fields for one in BLENDS.values()))
 
 
 def blend_of(spec: BlendSpec) -> Blend:
-    """Return the mode's row of the table. Raises: DependencyViolationError: there is no such mode."""
+    """Return the mode's row of the table. Raises: DependencyViolationError: the table has no row for the mode."""
     if spec.mode not in BLENDS:
         raise DependencyViolationError("blend", "blend mode not known", spec.mode)
     return BLENDS[BlendMode(spec.mode)]
@@ -149,7 +149,7 @@ def check_blend(spec: BlendSpec, slots: Iterable[SlotSpec], logits: Sequence[flo
 
     Args:
         slots: The slots for seeds with this blend.
-        logits: The logits that the command carries.
+        logits: The logits of the command.
         what: The subject of the error.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Attaches seeds to a host by forward hooks, and removes them completely, as the registry's plans say.
+"""Attaches seeds to a host by forward hooks, and removes them completely. The registry's plans determine both.
 
 A slot without seeds has no hook. The hook of a slot calls a `SlotStack` with the seeds of the slot. The stack is not
 registered in the host, so the host's modules, names and state dict do not change.

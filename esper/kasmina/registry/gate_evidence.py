@@ -141,7 +141,7 @@ def find_seed(gate: str, seed: SeedRecord, observation: HostObservation, fence: 
     """Return the trainer's observation of one seed at a fence.
 
     Raises:
-        EvidenceMissing: the observation is of another fence, or has no such seed.
+        EvidenceMissing: the observation is of another fence, or does not contain the seed.
     """
     if observation.fence != fence:
         raise EvidenceMissing(gate, "observation of the host", f"that of fence {observation.fence}", f"fence {fence}")

@@ -36,4 +36,4 @@ class Ledger:
     order_in_flight: str | None
     """Id of the GERMINATE command whose tournament is running. None: no tournament is running."""
     checkpoints: tuple[int, ...] = ()
-    """The fences to which a command may take the run back, in ascending order."""
+    """The fences to which a command may roll the run back, in ascending order."""

@@ -131,8 +131,8 @@ class Roster:
     def newest_first(self) -> list[SeedRecord]:
         """Return the seeds that are in the host and not fossilised, the last grafted first.
 
-        Seeds that were grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order:
-        they depend on the run's id, and two runs with the same random seed must have the same results.
+        Seeds that were grafted at the same step are ordered by slot and ordinal. Seed ids must not decide the order,
+        because they depend on the run's id. Two runs with the same random seed must have the same results.
         """
 
         def grafted(seed: SeedRecord) -> tuple[int, str, int]:

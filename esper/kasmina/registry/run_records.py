@@ -115,7 +115,7 @@ class RunRecords:
         """Return the facts about earlier commands and seeds that the admission of a command needs.
 
         Args:
-            checkpoints: The fences to which a command may take the run back.
+            checkpoints: The fences to which a command may roll the run back.
         """
         counted = self.book.counted(self.facts.generation)
         return Ledger(

@@ -72,7 +72,7 @@ class SeedRecord(Message):
 
     @property
     def start_step(self) -> int:
-        """The first optimizer step in which the seed takes part. 0 before its graft."""
+        """The first optimizer step with the seed in the live host. 0 before its graft."""
         return self.graft.start_step if self.graft is not None else 0
 
     def bound(self, fence: int) -> bool:

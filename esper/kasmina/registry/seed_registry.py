@@ -105,7 +105,7 @@ class SeedRegistry:
         """Admit a command and record it with the plans of its candidates. No seed and no host changes.
 
         Args:
-            checkpoints: The fences to which a command may take the run back. The line knows these fences.
+            checkpoints: The fences to which a command may roll the run back. The caller, the line, determines them.
 
         Returns:
             For GERMINATE, the plans of the candidates. They must be measured on a fork before `carry_out`. For other
