@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from esper.config.joined import load_config
 from esper.errors import Drained, FaultInjected
 from esper.faults import Fault, FaultSpec
 from esper.flow.result import Result
+from esper.leyline.commands import Command, sign
+from esper.setup import assembly
 from esper.task import Task
+from esper.telemetry.metrics import Counters
 from esper.testing import StopAt, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference, load_task
 
@@ -133,6 +137,85 @@ def _stop(folder: Path, fence: int, failing: bool, overrides: dict[str, Any]) ->
     with pytest.raises(Drained) as drained:
         run(task, config, reference=reference, drain=(watch := StopAt(fence)).drain, progress=watch)
     assert drained.value.fence == fence
+
+
+# -- runs whose components are wrapped -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """What a test sees of the components of its runs in this process."""
+
+    made: dict[str, Any] = field(default_factory=dict)
+    """The components of the last run: trainer, tamiyo, kasmina, incubator."""
+    sent: list[Command] = field(default_factory=list)
+    """Tamiyo's commands but those that scale rates, as Kasmina gets them."""
+    counted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Every count, name and labels, in order. An event counts as it is written, a transition as it is made."""
+
+    def total(self, name: str, **labels: Any) -> int:
+        """How often something was counted with these labels."""
+        return sum(name == one and labels.items() <= told.items() for one, told in self.counted)
+
+
+@pytest.fixture
+def wrap_components() -> Callable[..., Wrapped]:
+    """Wrap the components of the runs in this process, as long as a monkeypatch lasts.
+
+    `methods` maps a method of a component, as "trainer.observe", to a function that is called in its stead with the
+    method and its arguments. `commanded` maps each command of Tamiyo, and those sent before it, to the fields that
+    are changed; the command is then signed again, as only Tamiyo can, unless `signed` is False.
+    """
+
+    def wrap(
+        patch: pytest.MonkeyPatch,
+        methods: Mapping[str, Callable[..., Any]] | None = None,
+        commanded: Callable[[Command, Sequence[Command]], Mapping[str, Any]] = lambda _command, _sent: {},
+        *,
+        signed: bool = True,
+    ) -> Wrapped:
+        found, counts = Wrapped(), Counters.add
+
+        def note(self: Counters, name: str, amount: int = 1, **labels: Any) -> None:
+            found.counted.extend([(name, labels)] * amount)
+            counts(self, name, amount, **labels)
+
+        def changed(secret: bytes, command: Command) -> Command:
+            command = command.model_copy(update=commanded(command, found.sent))
+            found.sent.append(command.model_copy(update={"signature": sign(command, secret)}) if signed else command)
+            return found.sent[-1]
+
+        def advance(secret: bytes, ask: Callable[..., Any], state: Any) -> Command | None:
+            command = ask(state)
+            return changed(secret, command) if command is not None else None
+
+        def decide(secret: bytes, ask: Callable[..., Any], state: Any) -> Any:
+            verdict = ask(state)
+            command = verdict.outcome
+            return (
+                verdict.model_copy(update={"outcome": changed(secret, command)})
+                if isinstance(command, Command)
+                else verdict
+            )
+
+        def make(component: str, *arguments: Any) -> Any:
+            made = found.made[component] = getattr(assembly, f"make_{component}")(*arguments)
+            replaced = [
+                (name.partition(".")[2], one) for name, one in (methods or {}).items() if name.startswith(component)
+            ]
+            if component == "tamiyo":
+                secret = arguments[1].secret
+                replaced += [("advance", partial(advance, secret)), ("decide", partial(decide, secret))]
+            for name, instead in replaced:
+                patch.setattr(made, name, partial(instead, getattr(made, name)))
+            return made
+
+        patch.setattr(Counters, "add", note)
+        for component in ("tamiyo", "kasmina", "incubator", "trainer"):
+            patch.setattr(f"esper.flow.in_process.make_{component}", partial(make, component))
+        return found
+
+    return wrap
 
 
 THREE_HOSTS = Path(__file__).parent / "data" / "three_hosts.py"

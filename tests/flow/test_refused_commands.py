@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,16 +17,9 @@ from esper.archive.run_directory import journal_file, telemetry_folder
 from esper.cli.main import exit_code
 from esper.flow.result import Result
 from esper.ground.tensors import state_digest
-from esper.kasmina.registry.registrar import KasminaRegistrar
-from esper.leyline.commands import Command, CommandKind, Operation, sign
-from esper.leyline.decisions import Verdict
-from esper.leyline.state import RoundState
-from esper.setup import assembly
-from esper.setup.assembly import RunKey
+from esper.leyline.commands import Command, CommandKind, Operation
 from esper.telemetry.events import LOG
-from esper.telemetry.setup import Telemetry
 from esper.testing import tiny_config, tiny_task
-from esper.tolaria.trainer import Trainer
 
 TASK = "from esper.testing import tiny_task\ndef task(): return tiny_task()\n"
 GERMINATE, ADVANCE, GERMINATE_AGAIN, FOSSILIZE = 0, 1, 2, 10
@@ -146,81 +139,45 @@ MORE = {
 
 
 @dataclass
-class Meddling:
+class Meddled:
     """A run in this process whose command number `case.at` is changed between Tamiyo and Kasmina."""
 
     case: Case
-    monkeypatch: pytest.MonkeyPatch
-    sent: list[Command] = field(default_factory=list)
-    """The commands as Kasmina gets them."""
+    wrapped: Any = None
     seen: list[tuple[Any, Any]] = field(default_factory=list)
-    """All that may not change, before and after each call that raised."""
+    """All that may not change, before and after each call of Kasmina."""
 
-    def __post_init__(self) -> None:
-        for make in (self.make_tamiyo, self.make_kasmina, self.make_trainer):
-            self.monkeypatch.setattr(f"esper.flow.in_process.{make.__name__}", make)
-        started = Telemetry.start
+    def change(self, command: Command, sent: Sequence[Command]) -> Mapping[str, Any]:
+        if len(sent) != self.case.at:
+            return {}
+        change = self.case.change
+        return change if isinstance(change, dict) else change(command, sent[0] if sent else command)
 
-        def start(*arguments: Any, **named: Any) -> Telemetry:
-            self.telemetry = started(*arguments, **named)
-            return self.telemetry
+    def watch(self, ask: Any, *arguments: Any) -> Any:
+        before = self._all()
+        try:
+            return ask(*arguments)
+        finally:
+            self.seen.append((before, self._all()))
 
-        self.monkeypatch.setattr("esper.flow.runner.Telemetry.start", start)
-
-    def make_trainer(self, *arguments: Any) -> Trainer:
-        self.trainer = assembly.make_trainer(*arguments)
-        return self.trainer
-
-    def make_tamiyo(self, prospect: Any, key: RunKey, *others: Any) -> Any:
-        tamiyo = assembly.make_tamiyo(prospect, key, *others)
-        advance, decide = tamiyo.advance, tamiyo.decide
-
-        def advance_changed(state: RoundState) -> Command | None:
-            command = advance(state)
-            return self._changed(command, key) if command is not None else None
-
-        def decide_changed(state: RoundState) -> Verdict:
-            verdict = decide(state)
-            if not isinstance(verdict.outcome, Command):
-                return verdict
-            return verdict.model_copy(update={"outcome": self._changed(verdict.outcome, key)})
-
-        self.monkeypatch.setattr(tamiyo, "advance", advance_changed)
-        self.monkeypatch.setattr(tamiyo, "decide", decide_changed)
-        return tamiyo
-
-    def _changed(self, command: Command, key: RunKey) -> Command:
-        if len(self.sent) == self.case.at:
-            change = self.case.change
-            changes = change if isinstance(change, dict) else change(command, self.sent[0] if self.sent else command)
-            command = command.model_copy(update=changes)
-            if self.case.signed:
-                command = command.model_copy(update={"signature": sign(command, key.secret)})
-        self.sent.append(command)
-        return command
-
-    def make_kasmina(self, *arguments: Any) -> KasminaRegistrar:
-        kasmina = assembly.make_kasmina(*arguments)
-        for name in ("receive", "advance", "permit"):
-            self._watch(kasmina, name)
-        return kasmina
-
-    def _watch(self, kasmina: KasminaRegistrar, name: str) -> None:
-        ask = getattr(kasmina, name)
-
-        def watched(*arguments: Any) -> Any:
-            before = self._all_of(kasmina)
-            try:
-                return ask(*arguments)
-            finally:
-                self.seen.append((before, self._all_of(kasmina)))
-
-        self.monkeypatch.setattr(kasmina, name, watched)
-
-    def _all_of(self, kasmina: KasminaRegistrar) -> tuple[str, dict[str, Any], int]:
+    def _all(self) -> tuple[str, dict[str, Any], int]:
         """Return the registry, the host with all its optimizers as digests, and the count of refusals."""
-        host = vars(self.trainer.snapshot().mapped(lambda tensor: state_digest({"": tensor})))
-        return kasmina.state(), host, self.telemetry.counters.total("esper.command.rejections")
+        kasmina, trainer = self.wrapped.made["kasmina"], self.wrapped.made["trainer"]
+        host = vars(trainer.snapshot().mapped(lambda tensor: state_digest({"": tensor})))
+        return kasmina.state(), host, self.wrapped.total("esper.command.rejections")
+
+
+@pytest.fixture
+def meddle(wrap_components: Callable[..., Any]) -> Callable[[Case, pytest.MonkeyPatch], Meddled]:
+    """Make the next runs, as long as the monkeypatch lasts, those of a case."""
+
+    def begin(case: Case, patch: pytest.MonkeyPatch) -> Meddled:
+        run = Meddled(case)
+        watched = {f"kasmina.{name}": run.watch for name in ("receive", "advance", "permit")}
+        run.wrapped = wrap_components(patch, watched, run.change, signed=case.signed)
+        return run
+
+    return begin
 
 
 def words(tmp_path: Path) -> list[str]:
@@ -238,9 +195,13 @@ def words(tmp_path: Path) -> list[str]:
     ],
 )
 def test_a_refused_command_ends_the_run_and_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: Case
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    meddle: Callable[[Case, pytest.MonkeyPatch], Meddled],
+    case: Case,
 ) -> None:
-    run = Meddling(case, monkeypatch)
+    run = meddle(case, monkeypatch)
     code = exit_code(words(tmp_path))
 
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -253,12 +214,12 @@ def test_a_refused_command_ends_the_run_and_changes_nothing(
     log = (telemetry_folder(tmp_path / "run") / LOG).read_text().splitlines()
     events = [json.loads(line) for line in log if '"command_' in line]
     assert [(event["name"], event["severity"]) for event in events] == [case.event]
-    assert events[0]["fields"]["command_id"] == run.sent[-1].command_id
+    assert events[0]["fields"]["command_id"] == run.wrapped.sent[-1].command_id
 
     entries, damages = read(journal_file(tmp_path / "run", 1))
     commands = [place for place, entry in enumerate(entries) if entry.kind is RecordKind.COMMAND]
-    assert [Command.model_validate_json(json.dumps(entries[place].body)) for place in commands] == run.sent
-    assert len(run.sent) == case.at + 1
+    assert [Command.model_validate_json(json.dumps(entries[place].body)) for place in commands] == run.wrapped.sent
+    assert len(run.wrapped.sent) == case.at + 1
     assert {entry.kind for entry in entries[commands[-1] + 1 :]} <= {
         RecordKind.CHECKPOINT_COMMITTED,
         RecordKind.RUN_FAILED,
@@ -270,10 +231,14 @@ def test_a_refused_command_ends_the_run_and_changes_nothing(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["stage", "a fossil advanced"])
 def test_a_run_that_ended_so_is_resumed_to_the_bits_of_an_undisturbed_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], undisturbed: Result, name: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    meddle: Callable[[Case, pytest.MonkeyPatch], Meddled],
+    undisturbed: Result,
+    name: str,
 ) -> None:
     with pytest.MonkeyPatch.context() as patched:
-        Meddling({**FEW, **MORE}[name], patched)
+        meddle({**FEW, **MORE}[name], patched)
         assert exit_code(words(tmp_path)) == 3
     capsys.readouterr()
     assert resume(tmp_path / "run", tiny_task()).weights_sha256 == undisturbed.weights_sha256

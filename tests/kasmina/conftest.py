@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,9 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint
 from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign
 from esper.leyline.reports import GateReport, Transition
 from esper.leyline.slots import Kind, SlotSpec
-from esper.setup import assembly
 from esper.task import Task
 from esper.telemetry import Telemetry, use
 from esper.telemetry.events import LOG
-from esper.telemetry.metrics import Counters
 from esper.testing import EPOCH, StopAt
 
 KEY = b"a key of a test's own, 32 bytes."
@@ -121,9 +118,15 @@ class Lived:
     result: Result | None = None
     error: Any = None
     """The error that ended it, a drain included. Any: a test knows which."""
-    counted: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    """Every count, name and labels, in order. An event counts as it is written, a transition as it is made."""
+    wrapped: Any = None
+    """See `wrap_components`."""
     _past: Any = None
+
+    @property
+    def counted(self) -> list[tuple[str, dict[str, Any]]]:
+        """See `wrap_components`."""
+        counts: list[tuple[str, dict[str, Any]]] = self.wrapped.counted
+        return counts
 
     @property
     def _entries(self) -> Any:
@@ -153,17 +156,17 @@ class Lived:
 
     def total(self, name: str, **labels: Any) -> int:
         """How often something was counted with these labels."""
-        return sum(name == one and labels.items() <= told.items() for one, told in self.counted)
+        found: int = self.wrapped.total(name, **labels)
+        return found
 
 
 @pytest.fixture
-def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lived]:
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrap_components: Callable[..., Any]) -> Callable[..., Lived]:
     """Run a task in this process.
 
-    `blueprints` are all that there are. `wrap` maps a method of a component, as "trainer.observe", to a function that
-    is called in its stead with the method and its arguments. `commanded` may change each command of Tamiyo, which is
-    then signed again: a function of (command, its place among all commands) that returns the changed fields. The run is
-    drained at fence `stop`, or ends with the error `raising`, or is made to its end.
+    `blueprints` are all that there are. `wrap` are the methods of `wrap_components`, and `commanded` is a function of
+    (command, its place among all commands) that returns the changed fields. The run is drained at fence `stop`, or ends
+    with the error `raising`, or is made to its end.
     """
 
     def run(
@@ -179,16 +182,9 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lived
     ) -> Lived:
         lived = Lived(tmp_path / run_dir)
         names = {made.name: made for made in blueprints}
-        counted = Counters.add
         with monkeypatch.context() as patch:
             patch.setattr(BLUEPRINTS, "_blueprints", names)
-
-            def note(self: Counters, name: str, amount: int = 1, **labels: Any) -> None:
-                lived.counted += [(name, labels)] * amount
-                counted(self, name, amount, **labels)
-
-            patch.setattr(Counters, "add", note)
-            _wrap(patch, wrap or {}, commanded)
+            lived.wrapped = wrap_components(patch, wrap, lambda command, sent: commanded(command, len(sent)))
             config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(lived.directory)})})
             watch = StopAt(stop if stop is not None else -1)
             expected = raising or (Drained if stop is not None else None)
@@ -198,42 +194,3 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lived
         return lived
 
     return run
-
-
-def _wrap(
-    patch: pytest.MonkeyPatch,
-    wrap: Mapping[str, Callable[..., Any]],
-    commanded: Callable[[Command, int], dict[str, Any]],
-) -> None:
-    sent: list[Command] = []
-
-    def changed(secret: bytes, command: Command) -> Command:
-        command = command.model_copy(update=commanded(command, len(sent)))
-        sent.append(command.model_copy(update={"signature": sign(command, secret)}))
-        return sent[-1]
-
-    def make(component: str, *arguments: Any) -> Any:
-        made = getattr(assembly, f"make_{component}")(*arguments)
-        for name, instead in wrap.items():
-            if name.startswith(f"{component}."):
-                method = name.partition(".")[2]
-                patch.setattr(made, method, partial(instead, getattr(made, method)))
-        if component == "tamiyo":
-            advance, decide, secret = made.advance, made.decide, arguments[1].secret
-
-            def advance_changed(state: Any) -> Command | None:
-                command = advance(state)
-                return changed(secret, command) if command is not None else None
-
-            def decide_changed(state: Any) -> Any:
-                verdict = decide(state)
-                if not isinstance(verdict.outcome, Command):
-                    return verdict
-                return verdict.model_copy(update={"outcome": changed(secret, verdict.outcome)})
-
-            patch.setattr(made, "advance", advance_changed)
-            patch.setattr(made, "decide", decide_changed)
-        return made
-
-    for component in ("tamiyo", "kasmina", "incubator", "trainer"):
-        patch.setattr(f"esper.flow.in_process.make_{component}", partial(make, component))

@@ -109,7 +109,7 @@ def stability_gate(evidence: StabilityEvidence, limits: GrowthConfig, seed_id: s
         EvidenceMissing: a seed whose fork trained to the end has no rank; or the first of a tournament was not tested,
             or was tested on too few pairs.
     """
-    first = [*_marks(evidence.marks), *_isolation(evidence.leaks or None)]
+    first = [*_marks(evidence.marks), *_isolation(evidence.leaks)]
     if (failed := _failed(Gate.G2, first, seed_id, fence)) is not None:
         return failed
     steps = Check(name="steps", reason="not_enough_steps", measured=evidence.steps, at_least=evidence.required_steps)
