@@ -119,6 +119,8 @@ ALLOWED: dict[str, str] = {
     "tests/durable/kit/checks.py refused: answers kind": "the refusal is what is asked",
     "tests/durable/kit/checks.py an_error_of_the_disk_is_told_even_if_the_producer_hides_it.hiding: answers OSError": "it hides",
     "tests/durable/kit/filling.py fill: answers StoreWriteFailed x3": "recorded, judged by the test",
+    "tests/durable/kit/queue_checks.py full: answers EmergencyQueueFull": "the refusal is what is asked",
+    "tests/durable/kit/queue_workload.py refused: answers StoreWriteFailed": "planted; raises if nothing surfaced",
     "tests/durable/kit/torture.py Torture._killed: answers Killed": "the planted kill",
     "tests/durable/kit/workloads.py _append_failing: answers StoreWriteFailed x2": "planted; raises if nothing surfaced",
     "tests/durable/kit/workloads.py _run_failing_sync: answers StoreWriteFailed": "the records stay in doubt",

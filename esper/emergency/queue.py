@@ -82,13 +82,14 @@ class EmergencyQueue(Closing):
         cap_per_minute: int,
         clock: Clock,
         draw: random.Random,
+        compact_bytes: int,
     ) -> None:
         self.damage: tuple[Damage, ...] = ()
         self._log, self._reserve, self._state = log, reserve, state
         self._subscribers = {one.name: one for one in subscribers}
         self._capacity, self._clock, self._draw = capacity, clock, draw
         self._schedules = {one.name: Schedule(cap_per_minute if one.capped else None) for one in subscribers}
-        self._compact_at = LOG_BYTES
+        self._compact_bytes = self._compact_at = compact_bytes
         self._owed_bytes = sum(self._owed(held.signal) for held in state.held.values())
         """Bytes of the records that will acknowledge all held signals."""
         self._takes = True
@@ -103,6 +104,7 @@ class EmergencyQueue(Closing):
         clock: Clock | None = None,
         draw: random.Random | None = None,
         cap_per_minute: int = 60,
+        compact_bytes: int = LOG_BYTES,
         disk: Disk = DISK,
     ) -> Self:
         """Open the queue in `folder`, or create both. What was in flight is due again.
@@ -114,6 +116,7 @@ class EmergencyQueue(Closing):
             clock: None: the machine's.
             draw: Source of the waits after failed attempts. None: the system's.
             cap_per_minute: Largest number of attempts within a minute for each capped subscriber.
+            compact_bytes: Size of the log below which it is never compacted.
 
         Raises:
             RunDirectoryError: another process owns the queue.
@@ -135,6 +138,7 @@ class EmergencyQueue(Closing):
                 cap_per_minute=cap_per_minute,
                 clock=clock or SystemClock(),
                 draw=draw or random.SystemRandom(),
+                compact_bytes=compact_bytes,
             )
             queue._begin(found.damage)
         except BaseException as error:
@@ -431,9 +435,9 @@ class EmergencyQueue(Closing):
             if not _is_full(error):
                 raise
             severe("emergency_queue_disk_full", Severity.ERROR, doing=f"compaction: {error}")
-            self._compact_at = self._log.size_bytes + LOG_BYTES
+            self._compact_at = self._log.size_bytes + self._compact_bytes
             return
-        self._compact_at = max(LOG_BYTES, self._log.size_bytes * 3 // 2)
+        self._compact_at = max(self._compact_bytes, self._log.size_bytes * 3 // 2)
 
     def _owed(self, signal: EmergencySignal) -> int:
         """Return the bytes of the records that acknowledge a signal one by one."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from code_under_test import REAL
 from crash_disk import FOLDER, CrashDisk, State
+from queue_workload import ALL_WORKLOADS
 from torture import Torture
 from workloads import LOG, WORKLOADS, Broken, Mark, Promises, Workload
 
@@ -21,6 +22,7 @@ SHORT: dict[str, tuple[int, int, int, int]] = {
     "files": (1000, 20, 20, 10_000),
     "saves": (600, 50, 20, 40_000),
     "segments": (120, 60, 0, 30_000),
+    "queue": (1, 400, 0, 1_500),
 }
 """Workload -> states at each point, one in how many crashes twice, bytes more in each record, and the least that this
 must come to: distinct states, each recovered once."""
@@ -31,16 +33,17 @@ LONG = {
     "files": (6000, 5, (0, 20, 60), 50_000),
     "saves": (3000, 50, (0, 20, 40), 280_000),
     "segments": (1500, 60, (0, 12, 30, 50, 70, 90), 500_000),
+    "queue": (400, 300, (0, 40, 150), 100_000),
 }
 
 
-QUICK = {"log", "failing sync", "files"}
+QUICK = {"log", "failing sync", "files", "queue"}
 """What `make test` makes of them; `make check` makes all."""
 
 
 @pytest.mark.parametrize(
     "workload",
-    [pytest.param(one, id=one.name, marks=[] if one.name in QUICK else [pytest.mark.slow]) for one in WORKLOADS],
+    [pytest.param(one, id=one.name, marks=[] if one.name in QUICK else [pytest.mark.slow]) for one in ALL_WORKLOADS],
 )
 def test_after_any_crash_all_that_was_acknowledged_is_there_and_nothing_else(workload: Workload) -> None:
     per_point, nested_every, extra_bytes, least = SHORT[workload.name]
@@ -51,7 +54,7 @@ def test_after_any_crash_all_that_was_acknowledged_is_there_and_nothing_else(wor
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", ALL_WORKLOADS, ids=lambda workload: workload.name)
 def test_after_a_million_crashes_all_that_was_acknowledged_is_there(workload: Workload) -> None:
     per_point, nested_every, sizes, least = LONG[workload.name]
     found = [Torture(REAL, workload, per_point, nested_every, size).all() for size in sizes]
@@ -63,7 +66,7 @@ def test_after_a_million_crashes_all_that_was_acknowledged_is_there(workload: Wo
 def test_the_counts_are_those_that_are_asked_for() -> None:
     assert sum(least for *_, least in SHORT.values()) >= 100_000
     assert sum(least for *_, least in LONG.values()) >= 1_000_000
-    assert SHORT.keys() == LONG.keys() == {workload.name for workload in WORKLOADS}
+    assert SHORT.keys() == LONG.keys() == {workload.name for workload in ALL_WORKLOADS}
 
 
 # -- the shim itself --------------------------------------------------------------------------------------------------
@@ -144,7 +147,7 @@ def test_what_a_failed_sync_lost_is_not_saved_by_the_next() -> None:
     assert {state["f"] for state in left(disk)} == {b"ab", b"\0b"}
 
 
-@pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
+@pytest.mark.parametrize("workload", ALL_WORKLOADS, ids=lambda workload: workload.name)
 def test_the_disk_in_memory_shows_what_a_real_disk_shows(
     workload: Workload, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

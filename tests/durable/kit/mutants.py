@@ -108,6 +108,7 @@ MUTANTS = (
         "            if synced:\n                self._disk.fdatasync(self._descriptor)\n",
         "            if self._next % 2:\n                self._disk.fdatasync(self._descriptor)\n",
     ),
+    Mutant("log: a sync does nothing", "log", "            if self._unsynced:\n", "            if False:\n"),
     Mutant(
         "log: a failed append is not truncated",
         "log",
@@ -216,6 +217,7 @@ MUTANTS = (
         '        return "the checksum of the frame header is wrong", size\n',
     ),
     # -- segments
+    Mutant("segments: a closed segment is not synced", "segments", "        ended.sync()\n", ""),
     Mutant("segments: numbers restart at 0 in a new segment", "segments", "first=_first(path), disk", "first=0, disk"),
     Mutant(
         "segments: numbers restart at 0 in a reopened empty segment",

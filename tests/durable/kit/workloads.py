@@ -151,6 +151,13 @@ def _append(log: object, promises: Promises, records: list[tuple[int, bytes]]) -
         log.append_many(records)
 
 
+def _append_unsynced(log: object, promises: Promises, record: tuple[int, bytes], sync: Callable[[], None]) -> None:
+    """Append without a sync: the record is promised after `sync`."""
+    with promises.adding(log.next_sequence, [record]):
+        log.append_unsynced(*record)
+        sync()
+
+
 def _append_failing(log: object, promises: Promises, records: list[tuple[int, bytes]]) -> None:
     """As `_append`, where an error was planted: it must surface."""
     try:
@@ -181,6 +188,7 @@ def _run_log(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -> Non
         _append_failing(log, promises, mark.batch("g", 20, 4))
         disk.bytes_per_write = None
         _append(log, promises, mark.batch("h", 20))
+        _append_unsynced(log, promises, *mark.batch("i", 8), log.sync)
 
 
 def _run_failing_sync(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -> None:
@@ -253,7 +261,7 @@ def _run_segments(code: Code, disk: CrashDisk, promises: Promises, mark: Mark) -
         _append_failing(log, promises, mark.batch("w", 30))
         _append(log, promises, mark.batch("x", 30))
         _rewrite(code, disk, log, promises, lambda number: number % 3 != 1)
-        _append(log, promises, mark.batch("y", 8))
+        _append_unsynced(log, promises, *mark.batch("y", 8), log.rotate)
     with _open_segments(code, disk) as log:
         promises.reopened([record for _, record in read_segments(code, disk)])
         _append(log, promises, mark.batch("z", 60, 60))
