@@ -161,7 +161,7 @@ ALLOWED: dict[str, str] = {
     "tests/kasmina/registry/test_admission.py test_nobody_else_makes_an_admitted_command: getattr with a default": "a probe",
     "tests/kasmina/incubation/test_incubator.py GradedFork.sample_losses: .get with a default": "most forks have no gain",
     "tests/kasmina/incubation/test_incubator.py GradedFork.train_to: .get with a default": "most forks do not burst",
-    "tests/kasmina/registry/test_lifecycle.py "
+    "tests/kasmina/test_lifecycle.py "
     "test_no_walk_reaches_a_stage_but_along_the_table_and_a_refused_step_changes_nothing"
     ": answers IllegalTransition": "a refused step is what is checked",
     "esper/cli/main.py _answered: answers ConfigError": "said, and exit code 2",

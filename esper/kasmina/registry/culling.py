@@ -38,7 +38,8 @@ def cull(
 def reset(records: RunRecords, probes: Mapping[str, ResetProbe], fence: int) -> Answer:
     """Judge G5 for every seed whose embargo has ended. If it passes, the seed becomes DORMANT, else TERMINATED.
 
-    The slot of a TERMINATED seed is closed for further seeds, because parts of the seed are left in it.
+    The slot of a TERMINATED seed is closed for further seeds, because parts of the seed are left in it. Candidates for
+    that slot whose tournament is in flight are culled, because none of them could be grafted.
 
     Args:
         probes: Seed id -> comparison of the seed's slot with an unseeded host.
@@ -57,4 +58,9 @@ def reset(records: RunRecords, probes: Mapping[str, ResetProbe], fence: int) -> 
         end = Stage.DORMANT if report.passed else Stage.TERMINATED
         steps.append(records.roster.move(seed.seed_id, end, fence, Gate.G5, seed.command_id))
         answer = joined(answer, Answer(transitions=tuple(steps), gates=(report,)))
+    closed = records.roster.closed()
+    for seed in records.roster.having((Stage.TRAINING,)):
+        if seed.slot in closed:
+            culled = cull(records, [seed], fence, "slot closed", ("slot_closed",), seed.command_id)
+            answer = joined(answer, culled)
     return answer

@@ -529,6 +529,28 @@ def test_a_seed_that_left_something_behind_is_terminated_and_closes_its_slot(lif
         life.germinate(7, ("b", "mlp"))
 
 
+@pytest.mark.parametrize("concluded", [True, False])
+def test_a_candidate_is_not_grafted_into_a_slot_that_closed_while_its_tournament_was_in_flight(life, concluded):
+    life.win(1, "a")
+    life.advance(5, "a", life.observation(5, output_shape=(7,)))
+    result = life.result(life.germinate(6, ("b", "norm"), ("c", "low_rank")), "b", "c")
+    if concluded:
+        life.registry.conclude(result, 7)  # "b" has won, and its graft is not commanded yet
+    answer = life.registry.reset({"a": SPOTLESS.model_copy(update={"hooks_left": 1}), "c": SPOTLESS}, 7)
+    culled = ["b"] if concluded else ["b", "c"]
+    assert [step[0] for step in steps(answer) if step[2] is Stage.CULLED] == culled
+    assert [(r.seed_id, r.outcome, r.reasons) for r in answer.field_reports] == [
+        (seed_id, Outcome.ABORTED, ("slot_closed",)) for seed_id in culled
+    ]
+    assert answer.plans == ()
+    if not concluded:
+        assert life.registry.conclude(result, 8) == Answer()
+    assert not any(seed.due for seed in life.seeds(8).values())
+    assert not life.state(8).incubating
+    with pytest.raises(StageConflict):
+        life.advance(8, "b")
+
+
 def test_a_host_worse_than_its_twin_sheds_all_that_is_not_fossilised_newest_first(life):
     life.win(1, "a", "mlp")
     life.advance(5, "a")
