@@ -232,7 +232,6 @@ ALLOWED: dict[str, str] = {
     "esper/tolaria/loss.py _unreduced: answers ValueError": "no signature, so no `reduction`; the caller raises",
     "esper/tolaria/loss.py _unreduced: says type: ignore": "that the loss takes `reduction` is seen two lines above",
     "esper/tolaria/loss.py _unreduced: says noqa": "torch types a module's attribute as Tensor or Module",
-    "esper/tolaria/trainer.py Trainer._update: says type: ignore": "torch leaves backward untyped",
     "esper/tolaria/measured_host.py MeasuredHost.probe_gradients: says type: ignore": "torch leaves backward untyped",
     "esper/tolaria/measured_host.py MeasuredHost._audited: answers IsolationViolation": "returned: a severe event, evidence for G1",
     "esper/kasmina/incubation/incubator.py _Entry.graft: answers IsolationViolation": "evidence for G2, which fails",

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+_python: Any = random._inst  # it has no public name; `random.seed` is its method
+_seed_python: Callable[[int], None] = super(random.Random, _python).seed
 
 
 def stream_key(run_seed: int, purpose: str, *place: int | str) -> int:
@@ -44,9 +48,10 @@ def seed_on_cpu(key: int) -> None:
     """Seed the global generators of python, numpy and torch's CPU with one key.
 
     torch's default generator is seeded directly, because `torch.manual_seed` also looks for accelerators and takes a
-    hundred times as long.
+    hundred times as long. Python's is seeded without `random.seed`, which first looks for the type of its argument.
     """
-    random.seed(key)
+    _seed_python(key)
+    _python.gauss_next = None
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,10 @@ from esper.tolaria.shares import JUDGING, SPLIT_SHARE, Units, check_batch, check
 from esper.tolaria.training_order import TrainingOrder
 from esper.tolaria.trees import copied
 from esper.user_code.extra_state import state_of
-from esper.user_code.their_code import their_code
+from esper.user_code.their_code import TheirCode, their_code
 
 SHARD_NAMES = ("train", "pick", "gate", "valid", "test")
+SAMPLE = {name: their_code(f"task.{name}", "a sample of the data set") for name in SHARD_NAMES}
 EVALUATION_BATCH = 256
 """Number of samples per forward pass of evaluation. Another value changes the bits of measured losses."""
 
@@ -209,13 +210,12 @@ class TaskData:
         return self._batch(self._items(shard, indices))
 
     def _batch(self, samples: list[Any]) -> Any:
-        with their_code("task.collate", f"a batch of {len(samples)} samples"):
-            return self._collate(samples)
+        return _collating(len(samples)).run(self._collate, samples)
 
     def _items(self, shard: str, indices: Sequence[int]) -> list[Any]:
         samples = self.shards[shard].samples
         many = getattr(samples, "__getitems__", None)  # torch's convention for data sets that load in bulk
-        with their_code(f"task.{shard}", "a sample of the data set"):
+        with SAMPLE[shard]:
             return list(many(list(indices))) if many is not None else [samples[i] for i in indices]
 
 
@@ -251,14 +251,20 @@ def stateful(shards: Mapping[str, Shard]) -> dict[str, Any]:  # Any: a data set 
     return found
 
 
+@cache
+def _collating(samples: int) -> TheirCode:
+    return their_code("task.collate", f"a batch of {samples} samples")
+
+
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-def to_device(batch: Any, device: str | torch.device) -> Any:
+def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor of a nested batch to a device. Other values are not changed."""
-    there = torch.device(device)
-    return mapped(lambda tensor: tensor if tensor.device == there else tensor.to(there), batch)
+    if isinstance(batch, Tensor):
+        return batch if batch.device == device else batch.to(device)
+    return mapped(lambda tensor: tensor.to(device), batch)
 
 
 def split_pair(batch: Any) -> tuple[Any, Any]:

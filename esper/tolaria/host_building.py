@@ -14,6 +14,9 @@ from esper.tolaria.modes import begin_training
 from esper.user_code.extra_state import extra_states, state_of
 from esper.user_code.their_code import their_code
 
+TRAINING_FORWARD = their_code("task.model", "a forward in training mode")
+EVALUATION_FORWARD = their_code("task.model", "a forward in evaluation mode")
+
 
 def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
     """Build the task's model on the device, in training mode. Its weights depend on the run seed only.
@@ -43,8 +46,10 @@ def build_host(task: Task, run_seed: int, device: str) -> nn.Module:
 
 def call_model(task: Task, model: nn.Module, inputs: Any) -> Any:
     """Return the model's output for a batch of inputs. If the task has `input_output`, it makes the call."""
-    with their_code("task.model", "a forward in training mode" if model.training else "a forward in evaluation mode"):
-        return model(inputs) if task.input_output is None else task.input_output(model, inputs)
+    call = TRAINING_FORWARD if model.training else EVALUATION_FORWARD
+    if task.input_output is None:
+        return call.run(model, inputs)
+    return call.run(task.input_output, model, inputs)
 
 
 def names_of(host: nn.Module) -> tuple[list[str], list[str], list[str]]:

@@ -19,6 +19,7 @@ from esper.telemetry.events import Severity, reported
 from esper.tolaria.weighing import Weighted, by_target, target_weights
 from esper.user_code.their_code import their_code
 
+BATCH_LOSS = their_code("task.loss", "the loss of a batch")
 WANTED = "task.sample_loss, (output, target) -> [B], or -> (losses [B], weights [B]) for a weighted mean"
 
 
@@ -30,8 +31,7 @@ def batch_loss(loss: Loss, output: Any, target: Any) -> Tensor:
         TaskError: the loss is not a scalar tensor.
     """
     _check_devices(output, target)
-    with their_code("task.loss", "the loss of a batch"):
-        value = loss(output, target)
+    value = BATCH_LOSS.run(loss, output, target)
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise TaskError("task.loss", _shape(value), "it must return a scalar tensor, the mean over the batch")
     return value

@@ -156,24 +156,22 @@ class Trainer(MeasuredHost):
         """Take one optimizer step. Return the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
-        loss = batch_loss(self._task.loss, self._audited_forward(inputs), targets)
-        with BACKWARD:
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        output = self._audited_forward(inputs) if self._isolated else self._forward(inputs)
+        loss = batch_loss(self._task.loss, output, targets)
+        BACKWARD.run(loss.backward)
         parameters = self._trained_parameters()
         norm = global_norm([gradient for p in parameters if (gradient := p.grad) is not None])
         values = loss.item(), norm.item()
         check_finite(self.step, *values)
         if self._settings.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._settings.clip_norm, norm)
-        with OPTIMIZER_STEP:
-            self._optimizer.step()
+        OPTIMIZER_STEP.run(self._optimizer.step)
         self._optimizer.zero_grad(set_to_none=True)
         for optimizer in self._seed_optimizers.values():
             optimizer.step(self.step)
             optimizer.optimizer.zero_grad(set_to_none=True)
         if self._scheduler is not None:
-            with SCHEDULER_STEP:
-                self._scheduler.step()
+            SCHEDULER_STEP.run(self._scheduler.step)
         self.step += 1
         if self._uncalled:
             self._look_for_calls()
@@ -183,7 +181,7 @@ class Trainer(MeasuredHost):
         return values
 
     def _audited_forward(self, inputs: Any) -> Any:
-        """Return the output of a training step's forward. If an audit of isolation is due, make the audit."""
+        """Return the output of the forward of a step with isolated seeds. If an audit of isolation is due, make it."""
         if not self._audit_is_due():
             return self._forward(inputs)
         if self._compiled:
@@ -195,8 +193,6 @@ class Trainer(MeasuredHost):
         return output
 
     def _audit_is_due(self) -> bool:
-        if not self._isolated:
-            return False
         if not self._isolated.keys() <= self._leaks.keys():
             return True  # an isolated seed was never audited
         return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())

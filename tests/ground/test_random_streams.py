@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from esper.ground.random_streams import generator, seed_process, stream_key
+from esper.ground.random_streams import generator, seed_on_cpu, seed_process, stream_key
 
 PLACES = [
     (0, "step", ()),
@@ -69,3 +69,14 @@ def test_another_use_draws_other_numbers_from_each_of_the_three(other: tuple[int
     seed_process(*other)
 
     assert all(left != right for left, right in zip(one, drawn(), strict=True))
+
+
+def test_python_s_generator_is_seeded_as_by_its_own_function() -> None:
+    key = stream_key(5, "step", 3)
+    random.seed(1)
+    random.gauss(0, 1)  # leaves a second number for the next call
+    seed_on_cpu(key)
+    state = random.getstate()
+    random.seed(key)
+
+    assert state == random.getstate()

@@ -297,7 +297,7 @@ class Pair(NamedTuple):
 def test_every_tensor_of_a_nested_batch_is_moved_and_nothing_else_is_changed() -> None:
     batch = {"pair": Pair(torch.zeros(2), ["a", "b"]), "more": [(torch.ones(2, 3), 7)], "none": None}
 
-    moved = to_device(batch, "meta")
+    moved = to_device(batch, torch.device("meta"))
 
     assert isinstance(moved["pair"], Pair)
     assert moved["pair"].words.device.type == "meta"

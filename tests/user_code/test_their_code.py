@@ -64,10 +64,22 @@ def through_a_generator() -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("error", TAKEN_OTHERWISE, ids=lambda error: type(error).__name__)
-def test_what_would_be_taken_otherwise_is_a_typed_error_with_the_original_as_its_cause(error: BaseException) -> None:
-    with pytest.raises(TheirCodeRaised) as caught, through_a_generator(), their_code("task.loss", "the loss"):
+def called_within(error: BaseException) -> None:
+    with through_a_generator(), their_code("task.loss", "the loss"):
         throw(error)
+
+
+def called_by_run(error: BaseException) -> None:
+    their_code("task.loss", "the loss").run(throw, error)
+
+
+@pytest.mark.parametrize("call", [called_within, called_by_run])
+@pytest.mark.parametrize("error", TAKEN_OTHERWISE, ids=lambda error: type(error).__name__)
+def test_what_would_be_taken_otherwise_is_a_typed_error_with_the_original_as_its_cause(
+    error: BaseException, call: Callable[[BaseException], None]
+) -> None:
+    with pytest.raises(TheirCodeRaised) as caught:
+        call(error)
     assert caught.value.__cause__ is error
     assert (caught.value.field, caught.value.call) == ("task.loss", "the loss")
     assert f"it raised {type(error).__name__}" in str(caught.value)
@@ -195,3 +207,21 @@ def test_an_error_of_ours_has_a_text_whatever_it_holds(make: Callable[[], EsperE
     error = make()
     error.__cause__ = Unspeakable()
     assert "its text raised GeneratorExit" in str(error)
+
+
+@pytest.mark.parametrize("call", [called_within, called_by_run])
+def test_any_other_exception_stays_and_has_the_call_as_a_note(call: Callable[[BaseException], None]) -> None:
+    error, interrupt = ValueError("hers"), KeyboardInterrupt()
+    with pytest.raises(ValueError, match="hers"):
+        call(error)
+    with pytest.raises(KeyboardInterrupt):
+        call(interrupt)
+
+    note = marked(error)
+    assert note is not None
+    assert (note.field, note.call) == ("task.loss", "the loss")
+    assert marked(interrupt) is None
+
+
+def test_a_call_returns_what_the_function_returned() -> None:
+    assert their_code("task.loss", "the loss").run(divmod, 7, 2) == (3, 1)
