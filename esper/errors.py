@@ -306,7 +306,7 @@ class ProcessStateChanged(EsperError):
     def __str__(self) -> str:
         return (
             f"{self.setting} is {self.found}, expected {self.expected} ({self.where}): the task's code changed it; "
-            "leave it alone, or put it back before the call returns"
+            "do not change it, or restore it before the call returns"
         )
 
 
@@ -336,7 +336,7 @@ class StateNotKept(EsperError):
 
     def __str__(self) -> str:
         changed = f"{self.attribute} changed after the survey's steps, before fence {self.fence}"
-        return f"{self.holder}: {changed}, and no checkpoint keeps it: {self.mend}"
+        return f"{self.holder}: {changed}, and no checkpoint saves it: {self.mend}"
 
 
 class LossDeviceMismatch(EsperError):

@@ -61,7 +61,7 @@ def damage_of_summary(path: Path) -> list[Damage]:
         content = None
     if isinstance(content, dict) and "weights_sha256" in content:
         return []
-    reason = "is no summary of a run; remove it: `esper resume` writes that of a finished run again"
+    reason = "is no summary of a run; remove it, and `esper resume` writes the summary of a finished run again"
     return [Damage(file.name, None, reason)]
 
 

@@ -78,7 +78,7 @@ def joined_entries(
             entries, lost = _up_to([*entries, *counted[:place]], counted[place].body["from_fence"])
             counted = counted[place:]
         elif generation > FIRST_GENERATION and counted and name in damaged:
-            lost = "its record of what counts of the older journals cannot be read"
+            lost = "its SUPERSEDED record cannot be read"
         undecided += [Damage(name, None, lost)] if lost else []
         entries += counted
     return entries, undecided

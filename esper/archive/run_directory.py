@@ -37,7 +37,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-"""The name of each file type of a mode."""
+"""The name in words of each type of file."""
 
 
 @contextmanager
@@ -127,7 +127,7 @@ class RunDirectory(Closing):
 def _refuse_name(field: str, path: Path) -> None:
     """Raises: RunDirectoryError: the path is not UTF-8, so JSON cannot contain it."""
     if not is_utf8(str(path)):
-        raise RunDirectoryError(field, shown(path), "its name is not UTF-8; choose or give it another")
+        raise RunDirectoryError(field, shown(path), "its name is not UTF-8; rename it, or choose another")
 
 
 def _refuse_links(field: str, path: Path) -> None:

@@ -39,7 +39,7 @@ COMMANDS: dict[str, CommandSpec] = {
     ),
     "snapshot": CommandSpec(
         "esper.cli.snapshot_command:snapshot",
-        "Copy a run's config, journals and checkpoints to keep, and verify the copy.",
+        "Copy a run's config, journals and checkpoints, and verify the copy.",
     ),
     "prove": CommandSpec(
         "esper.cli.task_commands:prove",
@@ -60,7 +60,7 @@ COMMANDS: dict[str, CommandSpec] = {
         "Write the grown network to a file that needs no esper.",
         loads_task=True,
     ),
-    "log": CommandSpec("esper.cli.log_commands:app", "Read framed logs, of a run or any others.", only_prints=True),
+    "log": CommandSpec("esper.cli.log_commands:app", "Read framed logs, such as those of a run.", only_prints=True),
     "checkpoint": CommandSpec(
         "esper.cli.checkpoint_commands:app", "List or verify the checkpoints of a run.", only_prints=True
     ),

@@ -21,12 +21,12 @@ FormatOption = Annotated[
 ToOption = Annotated[
     Path | None, typer.Option("--to", metavar="DIR|FILE", help="a folder for torch, else a file; default: beside RUN")
 ]
-FenceOption = Annotated[int | None, typer.Option("--fence", help="a fence with a checkpoint; default: the last one")]
+FenceOption = Annotated[int | None, typer.Option("--fence", help="a fence with a checkpoint; default: the last fence")]
 GenerationOption = Annotated[
     int | None,
     typer.Option(
         "--generation",
-        help="the last checkpoint of this generation: 1 is the first; each resume or restart of the run begins one",
+        help="the last checkpoint of this generation; each resume or restart of the run begins a new one, from 1",
     ),
 ]
 

@@ -44,7 +44,7 @@ def _show_version(asked: bool) -> None:
 @app.callback(help=HELP)
 def common(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show what is installed here")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the installed versions")
     ] = False,
 ) -> None:
     """Options of `esper` without a command."""

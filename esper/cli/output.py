@@ -83,7 +83,7 @@ class _Stream:
         other = sys.stderr if self._name == "output" else sys.stdout
         if self._name == "output" and isinstance(other, _Stream) and (self.lost or self._goes_on):
             why = "its reader is gone" if isinstance(error, BrokenPipeError) else reason(error)
-            print(f"esper: standard output is dropped from now on: {why}; the command goes on", file=other)
+            print(f"esper: standard output is dropped from now on: {why}; the command continues", file=other)
 
 
 def reason(error: Exception) -> str:

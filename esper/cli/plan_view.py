@@ -123,9 +123,10 @@ def _waits(found: Mapping[str, Any]) -> str:
         return f"{number(found[name], 1)} s"
 
     enough, count = found["managers_for_no_wait"], found["managers"]
-    least = f"{enough} end it with its round" if enough else "no number of them ends it with its round"
+    least = f"{enough} managers end it" if enough else "no number of managers ends it"
     return (
         f"{said}; with {count} manager{'s' if count > 1 else ''} the trainer waits {seconds('fence_wait_first_s')} for"
-        f" the first tournament, {seconds('fence_wait_replica_s')} for a replica (one for each fork:"
-        f" {seconds('fence_wait_least_s')}; {least}); in one process the tournament takes {seconds('tournament_s')}"
+        f" the first tournament, {seconds('fence_wait_replica_s')} for a replica; with a manager for each fork it waits"
+        f" {seconds('fence_wait_least_s')} for the first tournament ({least} within its round); in one process the"
+        f" tournament takes {seconds('tournament_s')}"
     )

@@ -236,7 +236,7 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
         f"  samples: {sizes}",
     ]
     declared = survey.config.failure_policy.declared()
-    lines += [f"  declared otherwise than by default: {error} -> {answer}" for error, answer in declared.items()]
+    lines += [f"  failure_policy.{error} = {answer}" for error, answer in declared.items()]
     for spec in survey.specs:
         causal = {True: ", causal", False: ", not causal"}[spec.causal] if spec.kind is Kind.NTC else ""
         mixed = "" if spec.samples_independent else ", mixes samples"
@@ -248,9 +248,9 @@ def heading(survey: Survey, path: Path | None) -> list[str]:
     return [
         *lines,
         f"  {len(survey.options)} candidates; a seed must beat its control by {percent(growth.margin)} of the loss"
-        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (so strict because a run may test"
-        f" {growth.max_tests})",
-        "  a seed's way: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
+        f" and z > {survey.g2_limit():.2f} on {survey.judged_units} {units} (strict, because a run may test"
+        f" {growth.max_tests} candidates)",
+        "  stages of a seed: incubation > BLENDING (alpha rises) > SHADOWING (compared with the twin) > PROBATIONARY >"
         " FOSSILIZED (stays)",
     ]
 
@@ -325,7 +325,7 @@ def _time(result: Summary) -> str:
         whole = f"in the whole run {waited}"
     else:
         whole = f"{number(result.training_s + result.fences_s, 1)} s of rounds and fences, of which {waited}"
-    process = "the process that ended it" if result.resumes else "with start and end"
+    process = "the last process" if result.resumes else "the process, with its start and end"
     return f"{whole}; {process}: {number(result.wall_s, 1)} s"
 
 

@@ -47,7 +47,7 @@ class FailurePolicy(Settings):
         "raise", description="an actor did not answer in time, and its process was ended"
     )
     PolicyDeadlineExceeded: Reaction = Field(
-        "raise", description="a decision took longer than policy.deadline_s; a restart asks again"
+        "raise", description="a decision took longer than policy.deadline_s; after a restart the policy is called again"
     )
     PolicyFailed: Reaction = Field(
         "raise", description="the policy raised an error; its process may be at fault (memory, a file)"
@@ -88,7 +88,7 @@ NO_SWITCH = {
     "TaskError": "the task is wrong, and stays so",
     "RunDirectoryError": "the directory is in use or cannot be used, and no actor can change that",
     "DependencyViolationError": "a strict refusal: something is missing, and nothing may replace it",
-    "NoSeedCandidates": "a strict refusal: there are candidates, and the policy named none",
+    "NoSeedCandidates": "a strict refusal: there are candidates, and the policy chose none",
     "FieldReportInvalid": "a strict refusal: the report lacks a required field",
     "CommandRejected": "a strict refusal: the command is not authentic, not fresh or not for this run",
     "StageConflict": "a strict refusal: that stage may not follow the present one",
@@ -99,11 +99,11 @@ NO_SWITCH = {
     "DivergenceUnrecoverable": "a result of the training, which a restart would repeat",
     "StoreWriteFailed": "the disk refused a write, which a restart would hide",
     "StoreCorrupt": "a file is damaged, which no actor can mend",
-    "CheckpointCorrupt": "a file is damaged; an earlier one is used without any restart",
+    "CheckpointCorrupt": "a file is damaged; an earlier file is used without a restart",
     "RestoreImpossible": "no checkpoint is left to start an actor from",
     "RollbackDeadlineExceeded": "everything is restored already; the time limit is too short",
     "ActorError": "it is the base of all errors between processes; name the class that is meant",
-    "PlacementUnavailable": "there is no room, and a second request makes none",
+    "PlacementUnavailable": "there is no room, and a second request would not make room",
     "StartDeadlineExceeded": "the start was slow, and another start on the same machine is as slow",
     "RestartIntensityExceeded": "it is raised when the limit of restarts is reached",
     "EmergencyStop": "the run was stopped on purpose",
@@ -113,7 +113,7 @@ NO_SWITCH = {
     "Drained": "the run was asked to end",
     "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",
     "TheirCodeRaised": "the user's code raised it, and does so again",
-    "StateNotKept": "the code of the task has state that no checkpoint keeps, and would have it again",
-    "CannotBeWritten": "`esper export` raises it, which runs without actors",
+    "StateNotKept": "the code of the task has state that no checkpoint saves, and would have it again",
+    "CannotBeWritten": "`esper export` raises it, and runs without actors",
 }
 """Classes of errors that cannot be set to "restart", with the reason."""

@@ -211,7 +211,9 @@ class FramedLog(Closing):
         if self._closed:
             raise ValueError("the log was closed by its owner")
         if self._failure is not None:
-            raise OSError("the log takes no more records since an append failed past mending") from self._failure
+            raise OSError(
+                "the log takes no more records because a failed append could not be undone"
+            ) from self._failure
         for kind, payload in records:
             if not 0 <= kind <= 0xFFFF:
                 raise ValueError(f"kind {kind} is not within 0..65535")
@@ -241,7 +243,7 @@ class FramedLog(Closing):
         size = self._disk.size_of(self._descriptor, self.path)
         if size != self._end:
             raise OSError(
-                errno.ESTALE, f"it holds {size} bytes and {self._end} were written: another program changed it"
+                errno.ESTALE, f"it has {size} bytes, but {self._end} were written: another program changed it"
             )
 
     def _take_back(self, error: BaseException, syncing: bool) -> None:

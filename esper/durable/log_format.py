@@ -29,8 +29,8 @@ _FILE_MAGIC, _FRAME_MAGIC = b"ESPERLOG", b"\xa5fr\x5a"
 _FILE_FIELDS, _FRAME_FIELDS, _CRC = struct.Struct(">8sHQQ"), struct.Struct(">4sHHIQ"), struct.Struct(">I")
 FILE_HEADER_BYTES, _FRAME_HEADER_BYTES = _FILE_FIELDS.size + _CRC.size, _FRAME_FIELDS.size + _CRC.size
 _SEARCH_BYTES, _SEARCH_MOST_BYTES = 2**12, 2**20
-"""Smallest and largest number of bytes per read in the search for a frame. Reads begin small, because most damage is
-short, and grow.
+"""Smallest and largest number of bytes per read in the search for a frame. The first reads are small, because most
+damage is short.
 """
 
 

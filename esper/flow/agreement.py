@@ -52,7 +52,7 @@ def _check_plans(host: HostSnapshot, registry: RegistryState, told: Sequence[Ent
         _check_equal("receipts", receipts, {(body["command_id"], body["seed_id"]): body for body in applied})
     _check_equal("topology", list(host.topology), _topology_after(given))
     strange = sorted(host.leaks.keys() - {plan.seed_id for plan in host.topology})
-    _check_equal("seeds with leaks that are not there", strange, [])
+    _check_equal("seeds that have leaks and are not in the host", strange, [])
 
 
 def _topology_after(plans: Iterable[HostPlan]) -> list[GraftPlan]:
@@ -120,7 +120,7 @@ def _by_id(plans: Iterable[HostPlan]) -> dict[tuple[str, str], HostPlan]:
 def _check_equal(what: str, found: object, wanted: object) -> None:
     """Raises: StoreCorrupt: `found` is not `wanted`."""
     if found != wanted:
-        raise StoreCorrupt("checkpoint", f"{what}: {_short(found)}, where {_short(wanted)} belongs")
+        raise StoreCorrupt("checkpoint", f"{what}: {_short(found)}, expected {_short(wanted)}")
 
 
 def _short(value: object) -> str:

@@ -60,7 +60,7 @@ def run(
         The result. On Ray its network is loaded from the last checkpoint, on the CPU, after all actors have ended.
 
     Raises:
-        ConfigError: an input is wrong; nothing was written. TaskError, a subclass: the wrong input is the task.
+        ConfigError: an input is wrong; nothing was written. It is a TaskError if the task is wrong.
         Drained: `drain` asked for the end.
         EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.
     """

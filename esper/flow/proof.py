@@ -88,7 +88,7 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
             run(task, _undisturbed(past, again), reference=reference, progress=until, drain=until.drain)
         proof = compare(past, read_past(again))
     if proof.divergence is not None and past.identity.orders_texts_otherwise:
-        raise _no_proof(run_dir, past.identity, f"it takes another course here at fence {proof.divergence.fence}")
+        raise _no_proof(run_dir, past.identity, f"its repetition here differs at fence {proof.divergence.fence}")
     return proof
 
 

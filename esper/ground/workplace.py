@@ -51,7 +51,7 @@ def workplace() -> Path:
     try:
         return Path.cwd()
     except OSError as error:
-        mend = f"cannot be used: {error.strerror}; change to a folder that is there"
+        mend = f"cannot be used: {error.strerror}; change to a folder that exists"
         raise ConfigError("working directory", os.environ.get("PWD"), mend) from error
 
 

@@ -38,7 +38,7 @@ class GrownMessage(Message):
 
 
 LARGEST_INT = 2**53 - 1
-"""Largest integer in a config. JSON readers that store numbers as floats represent every integer up to it exactly."""
+"""Largest integer in a config. JSON readers that store numbers as floats read smaller integers exactly."""
 
 SMALLEST_FLOAT, LARGEST_FLOAT = 1e-100, 1e100
 """Bounds of floats in the config. Within them, products and quotients of two floats, or of a float and a count or size,

@@ -71,8 +71,7 @@ class Marks(Message):
 
 
 class Stages(Message):
-    """Two stages of a seed in the live host: the one recorded now, and the one recorded when its evidence was
-    measured."""
+    """The recorded stage of a seed in the live host, now and at the measurement of its evidence."""
 
     recorded: Stage
     measured: Stage
@@ -144,7 +143,8 @@ class StabilityEvidence(Message):
     steps: int
     required_steps: int
     rank: int | None
-    """Rank in its tournament by mean paired gain on the pick shard, 1 is best. None: dropped at the halving."""
+    """Rank in its tournament by mean paired gain on the pick shard, 1 is best. None: the fork was dropped at the
+    halving."""
     pairs: PairedLosses | None
     loss_variation: float | None
     """Noise of the training loss in the second half of the fork's training: its standard deviation about a fitted line,

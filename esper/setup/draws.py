@@ -65,7 +65,7 @@ def _rehearse(task: Task, data: TaskData, name: str) -> None:
         )
     generators = [path for path in different(fresh, once) if path in once and once[path].kind == "generator"]
     if blamed := changed or generators:
-        raise TaskError(field, path_in_words(blamed[0]), f"drawing changes it and no checkpoint keeps it: {MEND}")
+        raise TaskError(field, path_in_words(blamed[0]), f"drawing changes it and no checkpoint saves it: {MEND}")
 
 
 def _collates_otherwise(data: TaskData, name: str, lots: list[list[int]]) -> bool:

@@ -32,7 +32,9 @@ def fences(task: Task, config: RunConfig, data: TaskData) -> tuple[int, ...]:
         field = "run.round_steps" if config.run.round_steps else "task.round_steps"
         raise ConfigError(field, length, f"the whole run has only {total} steps; use {total} or less")
     if total > length * MOST_ROUNDS:
-        mend = f"{total} steps would be {math.ceil(total / length)} rounds, the limit is {MOST_ROUNDS}: use longer ones"
+        mend = (
+            f"{total} steps would be {math.ceil(total / length)} rounds; the limit is {MOST_ROUNDS}: make them longer"
+        )
         raise ConfigError("run.round_steps", length, mend)
     return (*range(0, total, length), total)
 

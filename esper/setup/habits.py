@@ -57,7 +57,7 @@ def _is_names(value: object) -> bool:
 
 
 _FUNCTION = callable, "give a function; see esper.task.Task"
-_DATA_SET = _is_data_set, "use a map-style data set, with len(data) and data[i]; iterable ones cannot be replayed"
+_DATA_SET = _is_data_set, "use a map-style data set, with len(data) and data[i]; iterable data sets cannot be replayed"
 _COUNT = _is_count, "give a whole number, an int"
 
 WANTED: dict[str, tuple[Callable[[object], bool], str]] = {
@@ -82,7 +82,7 @@ def _faults(task: Task) -> Iterator[tuple[str, object, str]]:
             yield f"task.{field.name}", shown, f"{mend}, or leave it out" if field.default is None else mend
     for name, metric in task.metrics.items():
         if name == "loss":
-            yield "task.metrics", name, "the figure of this name is the task's own loss; give the metric another"
+            yield "task.metrics", name, "the figure of this name is the task's own loss; give the metric another name"
         if not callable(metric):
             yield f"task.metrics[{name!r}]", metric, "give a function (output, target) -> number or tensor"
 

@@ -5,8 +5,8 @@ bits and their attributes must be equal, because otherwise forks, the twin and r
 the original. A cache is accepted: an attribute that is equal again when both networks have seen the same batches.
 
 The rehearsal ends with the third step. It does not find state that changes for the first time after that;
-`esper.tolaria.unkept` finds those attributes at the fences. State of a data set that only some samples change is found
-only if these steps or `esper.setup.draws` draw one of them.
+`esper.tolaria.unkept` finds those attributes at the fences. If only some samples change the state of a data set, the
+state is found only if these steps or `esper.setup.draws` draw one of these samples.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def blame_unkept(
                 raise TaskError(
                     field,
                     path_in_words(path),
-                    f"training changes it and no checkpoint keeps it: {mend_of(field, path, now[field], made[field])}",
+                    f"training changes it and no checkpoint saves it: {mend_of(field, path, now[field], made[field])}",
                 )
             leaf = made[field].get(path)
             if leaf is not None and leaf.is_random_or_numeric:
@@ -238,7 +238,7 @@ def blame_attribute(made: dict[str, Held], before: dict[str, Held], restored: di
                 raise TaskError(
                     field,
                     path_in_words(path),
-                    f"{OTHER_BITS}, because no checkpoint keeps it: {mend_of(field, path, before[field], made[field])}",
+                    f"{OTHER_BITS}, because no checkpoint saves it: {mend_of(field, path, before[field], made[field])}",
                 )
 
 

@@ -102,7 +102,7 @@ class Surroundings:
             TaskError: a data set has changed. The error names the data set and the first changed path.
         """
         for field, paths in suspects_in(before, self.data({}), changing).items():
-            why = "drawing many samples changes it and no checkpoint keeps it"
+            why = "drawing many samples changes it and no checkpoint saves it"
             raise TaskError(field, path_in_words(paths[0]), f"{why}: {mend_of(field, paths[0], before[field])}")
 
 

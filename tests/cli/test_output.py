@@ -214,7 +214,7 @@ def test_a_real_process_whose_reader_left_ends_as_the_run_does() -> None:
     ended = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
     assert re.fullmatch(
-        rb"esper: standard output is dropped from now on: its reader is gone; the command goes on\n", ended.stderr
+        rb"esper: standard output is dropped from now on: its reader is gone; the command continues\n", ended.stderr
     )
     assert ended.returncode == 0
 

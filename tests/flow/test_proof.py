@@ -270,7 +270,7 @@ def test_another_order_of_sets_is_no_proof_that_a_run_went_astray(
     assert prove(tmp_path / "run", Quiet()).divergence is None
     with monkeypatch.context() as later:
         later.setattr(proving, "compare", lambda *_: astray)
-        with pytest.raises(RunDirectoryError, match=r"another course here at fence 1, and a set of texts has another"):
+        with pytest.raises(RunDirectoryError, match=r"differs at fence 1, and a set of texts has another"):
             prove(tmp_path / "run", Quiet())
     monkeypatch.setenv("SCALE", "1.5")
     with pytest.raises(RunDirectoryError, match="after the same first steps its weights differ here, and a set"):

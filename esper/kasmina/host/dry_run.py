@@ -171,7 +171,7 @@ class _Host:
         self.run(training=training)
         after = held_by(self.model)
         for path in different(before, after):
-            why = "it makes the same input give other outputs, and no checkpoint keeps it"
+            why = "it makes the same input give other outputs, and no checkpoint saves it"
             raise TaskError("task.model", path_in_words(path), f"{why}: {mend_of('task.model', path, after, before)}")
 
 
