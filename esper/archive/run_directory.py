@@ -28,7 +28,7 @@ WRITTEN = re.compile(
 )
 """Names of the files and folders of a run. `report.html` and `emergency` are not written yet."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
-"""The names of the folders. All other names are of files."""
+"""The folders among these names. Every other name is the name of a file."""
 KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",

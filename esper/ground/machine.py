@@ -21,8 +21,7 @@ def cpu_type() -> str:
 def process_began(pid: int) -> int | None:
     """Return the start time of a process, in clock ticks since boot. None: the process has ended, or is a zombie.
 
-    A process id together with the start time identifies a process. The id alone does not, because the system reuses
-    ids.
+    The id and the start time together identify a process. The id is not enough, because the system reuses ids.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

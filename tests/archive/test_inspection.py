@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,14 @@ from esper.archive.journal import Journal, RecordKind
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file
 from esper.cli.main import exit_code
 from esper.errors import PolicyFailed, RunDirectoryError, StoreCorrupt
+from esper.leyline.decisions import Decision, Pair
+from esper.leyline.reports import FieldReport
 from esper.leyline.signals import EmergencySignal, Level
+from esper.leyline.state import RoundState
 from esper.tamiyo.heuristic import HeuristicPolicy
-from esper.testing import EPOCH, ScriptedPolicy, telling, tiny_config, tiny_task
+from esper.testing import EPOCH, telling, tiny_config, tiny_task
+
+GROWTH = tiny_config().growth
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +33,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that failed at fence 1. Not to be changed."""
     path = tmp_path_factory.mktemp("failed") / "run"
     with pytest.raises(PolicyFailed):
-        run(tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=Failing(ValueError())))
+        run(tiny_task(), tiny_config(run__dir=str(path)), on=InProcess(policy=Failing()))
     return path
 
 
@@ -37,10 +43,16 @@ def stopped(failed: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(failed, tmp_path / "run"))
 
 
-class Failing(ScriptedPolicy):
-    """Stands for the run's own policy, which goes on after it."""
+class Failing(HeuristicPolicy):
+    """The run's own policy, but it fails at fence 1. The policy of the resumed run has the same version."""
 
-    version = HeuristicPolicy.version
+    def __init__(self) -> None:
+        super().__init__(GROWTH.candidates, GROWTH.replicas, GROWTH.ramp_steps)
+
+    def decide(self, state: RoundState, eligible: Sequence[Pair], past: Sequence[FieldReport]) -> Decision:
+        if state.fence == 1:
+            raise ValueError
+        return super().decide(state, eligible, past)
 
 
 def crash(path: Path, holder: str) -> None:
