@@ -26,7 +26,7 @@ class DeathLog:
     """Most recent recovery of the whole run that is not journaled yet."""
     _stepless: tuple[int, float] | None = None
     """A recovery of the whole run after which no step has ended yet: its index in `recoveries`, and the Unix time at
-    which it ended. None: there is no such recovery."""
+    which it ended. None: every recovery was followed by a step."""
 
     def note(self, lost: Lost, recovery: Recovery) -> None:
         """Store a recovery of the whole run, which may have been interrupted. The next `tell` journals it."""

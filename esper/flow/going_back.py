@@ -48,7 +48,7 @@ class Cause(StrEnum):
 
 
 class Phase(StrEnum):
-    """Progress of a restore. Only in the phase GOING_ON can a round run."""
+    """Progress of a restore. A round runs only in the phase GOING_ON."""
 
     STARTED = "started"
     """Every component is in its initial state. Fence 0 is held next, or the components are restored."""
@@ -254,7 +254,7 @@ class GoingBack:
 
         Raises:
             StoreCorrupt: a component cannot read its part of `to`.
-            RestoreImpossible: `to` is in the trainer's memory, and the trainer does not have it.
+            RestoreImpossible: `to` should be in the trainer's memory, but the trainer does not have it.
             ActorLost: a process died during the restore.
         """
         if cause is Cause.RESUME:
