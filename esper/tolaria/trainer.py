@@ -63,6 +63,8 @@ class Trainer(MeasuredHost):
         super().__init__(task, settings, host, make_editor(host), data)
         self._make_editor, self._halted = make_editor, halted
         self._fault_point = f"{settings.role}.step"
+        self._round_end: int | None = None
+        """Optimizer step at which the present round ends. None: the steps belong to no round."""
         self._round: int | None = None
         """Fence at which the present round ends, for fault points. None before the first round."""
         self._unkept: Unkept | None = None
@@ -87,7 +89,7 @@ class Trainer(MeasuredHost):
             EmergencyStop: an emergency has stopped the run.
         """
         faults.point("tolaria.round", round=fence, step=self.step)
-        self._round = fence
+        self._round, self._round_end = fence, last_step
         if self._unkept is not None:
             self._unkept.begin_round()
         self._set_mode(training=True)
@@ -193,8 +195,10 @@ class Trainer(MeasuredHost):
         return output
 
     def _audit_is_due(self) -> bool:
-        if not self._isolated.keys() <= self._leaks.keys():
-            return True  # an isolated seed was never audited
+        if not self._isolated:
+            return False
+        if not self._isolated.keys() <= self._leaks.keys() or self.step + 1 == self._round_end:
+            return True  # an isolated seed was never audited, or a gate may judge after this step
         return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
 
     def _audit(self) -> None:

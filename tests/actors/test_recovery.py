@@ -19,15 +19,20 @@ from typing import Any
 import pytest
 import ray
 
+import esper
 from actors import actor_start
+from actors.embedded_ray import EmbeddedRay
 from actors.remote import Process
 from actors.shell import ActorSpec
+from esper import OnRay
 from esper.archive.history import read_past
 from esper.archive.journal import RecordKind
 from esper.archive.run_directory import checkpoints_folder, faults_file
 from esper.archive.summary import failure
+from esper.config.joined import RunConfig
 from esper.errors import (
     ActorLost,
+    Drained,
     EsperError,
     FaultInjected,
     PlacementUnavailable,
@@ -36,14 +41,14 @@ from esper.errors import (
     TaskError,
     TrainerRankLost,
 )
-from esper.faults import Fault, Firings
+from esper.faults import Fault, FaultSpec, Firings
 from esper.flow.progress import Quiet
 from esper.flow.result import Result
 from esper.flow.tally import Tally
 from esper.ground.machine import is_alive
 from esper.leyline.state import RoundState
 from esper.telemetry.events import LOG
-from esper.testing import TinyHost, fail_with, tiny_task, until
+from esper.testing import StopAt, TinyHost, fail_with, tiny_config, tiny_task, until
 from esper.tolaria.checkpoint_file import verify_all
 
 
@@ -76,6 +81,25 @@ def test_a_dead_trainer_is_replaced_and_the_recovery_is_timed(
     assert (events.count("trainer_rank_lost"), events.count("actor_restarted")) == (1, 1)
     roles = {file.name.split("-")[1] for file in telemetry.glob("spans-*.jsonl")}
     assert roles == {"conductor", "emergency", "kasmina", "manager", "tamiyo", "tolaria"}  # each writes its own
+
+
+@pytest.mark.torture
+def test_a_compiled_run_that_is_killed_and_resumed_ends_with_the_bits_of_one_process(
+    embedded: EmbeddedRay, tmp_path: Path
+) -> None:
+    def config(name: str) -> RunConfig:
+        return tiny_config(run__dir=str(tmp_path / name), run__compile=True, run__compile_backend="aot_eager")
+
+    whole = esper.run(tiny_task(), config("whole"))
+    assert "FOSSILIZED" in [seed.stage for seed in whole.seeds]
+    kills = FaultSpec(point="tolaria.step", fault=Fault.KILL, step=150)  # a seed is in the host
+    stop, on = StopAt(11), OnRay(embedded)
+    killed = config("run").model_copy(update={"faults": (kills,)})
+    with pytest.raises(Drained):
+        esper.run(tiny_task(), killed, on=on, progress=stop, drain=stop.drain)
+    result = esper.resume(tmp_path / "run", tiny_task(), on=on)
+    same(result, whole)
+    assert (result.restarts, result.resumes) == (1, 1)
 
 
 class Says:

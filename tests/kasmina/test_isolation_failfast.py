@@ -143,14 +143,45 @@ def test_an_activation_of_the_host_in_a_closure_is_caught(host, body_spec):
     assert caught(host, graft(host, body_spec, seed)) == ("body.weight",)
 
 
-@pytest.mark.parametrize("change", [torch.Tensor.add_, torch.Tensor.mul_])
-def test_a_tensor_of_the_host_that_a_seed_writes_into_is_caught(host, body_spec, change):
-    def write(_seed: nn.Module, _h: Tensor, output: Tensor) -> Tensor:
-        if host.body._forward_hooks:
-            change(host.count, 2)
+CHANGES: dict[str, Callable[[Host], object]] = {
+    "add_": lambda host: host.count.add_(2),
+    "mul_, which changes no value here": lambda host: host.count.mul_(2),
+    "data": lambda host: host.count.data.add_(2),
+    "numpy": lambda host: host.count.numpy().__iadd__(2),
+    "hooks of head.weight": lambda host: host.head.weight.register_hook(lambda grad: grad * 0),
+    "mode of head": lambda host: host.head.eval(),
+    "requires_grad of head.bias": lambda host: host.head.bias.requires_grad_(False),
+    "gradient of head.bias": lambda host: setattr(host.head.bias, "grad", torch.ones(4)),
+}
+"""What a seed does to the host -> its name in the violation, or else it is the buffer."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("grafted", [True, False])
+def test_what_a_seed_changes_in_the_host_is_caught(host, body_spec, change, grafted):
+    def act(_seed: nn.Module, _h: Tensor, output: Tensor) -> Tensor:
+        if not grafted or host.body._forward_hooks:
+            CHANGES[change](host)
         return output
 
-    assert caught(host, graft(host, body_spec, Acts(write))) == ("count",)
+    leaves = (change,) if change.endswith(("weight", "bias", "head")) else ("count",)
+    if grafted:
+        assert caught(host, graft(host, body_spec, Acts(act))) == leaves
+    else:  # in its prewarm
+        with pytest.raises(IsolationViolation) as violation:
+            graft(host, body_spec, Acts(act))
+        assert violation.value.leaves == leaves
+
+
+def test_a_seed_in_a_host_of_channels_last_without_a_gradient_trains(body_spec):
+    spec = body_spec.model_copy(update={"kind": Kind.NCHW, "shape": (8, 6, 6)})
+    host = nn.Sequential()
+    host.add_module("body", nn.Conv2d(8, 8, 3, padding=1))
+    editor = graft(host, spec, nn.GroupNorm(1, 8))
+    editor.set_alphas(4)
+    x = torch.randn(16, 8, 6, 6).to(memory_format=torch.channels_last)
+    torch.autograd.backward(host(x).sum())
+    assert all(parameter.grad is not None for parameter in editor.parameters_of("seed-0"))
 
 
 def test_an_input_that_a_seed_changes_in_place_is_caught_at_the_graft_and_later(host, body_spec):

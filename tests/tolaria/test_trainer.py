@@ -23,6 +23,7 @@ from esper.ground.random_streams import generator, seed_process
 from esper.ground.tensors import state_digest
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
 from esper.kasmina.host import host_editor
+from esper.kasmina.host.isolation import Untouched
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
@@ -547,13 +548,32 @@ def test_only_the_forwards_of_audits_and_probes_are_watched(
     live = live_trainer(survey)
     plan = make_plan(survey, step=0, isolated=True)
     live.apply(plan, drawn)
-    monkeypatch.setattr(host_editor, "versions", lambda _: looked.append(live.step) or {})
+
+    class Noted(Untouched):
+        def changed(self) -> tuple[str, ...]:
+            looked.append(live.step)
+            return super().changed()
+
+    monkeypatch.setattr(host_editor, "Untouched", Noted)
     live.probe_gradients("seed-1", 1)
     live.train_to(6)
     live.apply(same_command(plan, JoinPlan, "command-2"), {})
     live.train_to(10)
 
-    assert looked == [0, 0, 0, 0, 4, 4]  # before and after the forward: of the probe, and of the audits at 0 and 4
+    assert looked == [0, 0, 4]  # of the probe, and of the audits at 0 and 4
+
+
+def test_the_last_step_before_a_fence_is_audited(
+    make_survey: MakeSurvey, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
+) -> None:
+    survey = leaking(make_survey)
+    live = live_trainer(survey)
+    live.apply(make_plan(survey, "leaky", step=0, isolated=True), drawn)
+    live.train_to(1)
+    monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
+    live.run_round(1, 3)  # without a fence, step 4 would be audited next
+    (seen,) = live.observe(1, {"seed-1": Stage.BLENDING}).seeds
+    assert seen.isolation_leaks == ("head.weight",)
 
 
 # -- after a removal ---------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from esper.kasmina.host.blending import blend_alpha, blend_of, check_fits, targe
 from esper.kasmina.host.call_record import CallRecord, is_recomputing
 from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.formulas import weight_of
-from esper.kasmina.host.isolation import reachable_parameters, sharing_memory, versions
+from esper.kasmina.host.isolation import Untouched, reachable_parameters, sharing_memory
 from esper.kasmina.host.prewarm import prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
@@ -67,15 +67,15 @@ class GraftedSeed(nn.Module):
         plan: GraftPlan,
         spec: SlotSpec,
         asked_path: str,
-        foreign: Callable[[], Mapping[str, Tensor]],
+        untouched: Callable[[Mapping[str, Tensor]], Untouched],
     ) -> None:
         """Make a seed that is not attached yet.
 
         Args:
-            foreign: Function that returns the tensors of the host, by name.
+            untouched: Function that remembers the host and some further tensors, by name.
         """
         super().__init__()
-        self.foreign = foreign
+        self._untouched = untouched
         self.module = module
         self.blend = blend_of(plan.blend)
         self.plan = plan
@@ -96,10 +96,10 @@ class GraftedSeed(nn.Module):
         Raises:
             SeedBuildFailed: the seed's own forward raised.
         """
-        before = versions(self._untouchable(host)) if self.watched else {}
+        before = self._untouched({f"output of {self.plan.slot}": host}) if self.watched else None
         try:
             with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
-                correction = as_slot(self.module(host.detach() if self.plan.isolated else host), host)
+                correction = as_slot(self.module(self._input(host)), host)
         except Exception as error:  # otherwise it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         if not is_recomputing():
@@ -107,14 +107,19 @@ class GraftedSeed(nn.Module):
                 self.calls.add(self.module, correction)
             self.last.shape = tuple(correction.shape[1:])
             self.last.branch = correction if self.watched and self.plan.isolated else None
-            if self.watched:
-                after = versions(self._untouchable(host))
-                self.last.written = tuple(name for name, version in before.items() if after[name] != version)
+            if before is not None:
+                self.last.written = before.changed()
         check_fits(host, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
-    def _untouchable(self, host: Tensor) -> dict[str, Tensor]:
-        return {f"output of {self.plan.slot}": host, **self.foreign()}
+    def _input(self, host: Tensor) -> Tensor:
+        """Return the slot's output as the seed gets it.
+
+        Without a gradient it is contiguous: the backward pass of torch 2.13's GroupNorm ends the process for such an
+        input in the layout channels_last.
+        """
+        x = host.detach() if self.plan.isolated else host
+        return x if x.requires_grad else x.contiguous()
 
     def observe(self) -> SeedObservation:
         """Return the observation since the last call of `observe`, and start a new observation.
@@ -209,7 +214,7 @@ class SeedEditor:
                 the host is unchanged.
             SeedBuildFailed: the seed could not be built, loaded with its weights, or prewarmed; the host is unchanged.
             IsolationViolation: a tensor of the seed shares memory with the host or with another seed; the host is
-                unchanged.
+                unchanged. Or the seed changed the host while it was prewarmed; the change stays.
         """
         if plan.slot not in self._specs:
             raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
@@ -227,8 +232,11 @@ class SeedEditor:
         except RuntimeError as error:
             raise SeedBuildFailed(plan.blueprint_id, plan.slot, "load weights") from error
         path = asked_path(self._host, plan.slot)
+        before = self._untouched({})
         prewarm(module, spec, plan.blueprint_id, self._backend if path == COMPILED else None)
-        seed = GraftedSeed(module, plan, spec, path, self._host_tensors)
+        if changed := before.changed():
+            raise IsolationViolation(plan.seed_id, changed)
+        seed = GraftedSeed(module, plan, spec, path, self._untouched)
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()
@@ -333,6 +341,9 @@ class SeedEditor:
             found = {*reachable_parameters(branch, parameters), *sharing_memory(own, foreign), *seed.last.written}
             if found:
                 raise IsolationViolation(seed_id, sorted(found))
+
+    def _untouched(self, more: Mapping[str, Tensor]) -> Untouched:
+        return Untouched({**self._host_tensors(), **more}, self._host)
 
     def _host_tensors(self) -> dict[str, Tensor]:
         return {**dict(self._host.named_parameters()), **dict(self._host.named_buffers())}

@@ -47,7 +47,8 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
             output = as_slot(forward(h), h)
             if output.requires_grad:  # a seed without a gradient is refused by gate G1
-                torch.autograd.backward(output.sum())
+                own = [h, *(p for p in copy.parameters() if p.requires_grad)]
+                torch.autograd.backward(output.sum(), inputs=own)  # a leak must leave no gradient in the host
             if not torch.equal(h, given):
                 raise ValueError("it changes its input, an activation of the host; let it work on a copy")
     except Exception as error:
