@@ -26,6 +26,7 @@ class HostedEmergency:
     def __init__(self, service: EmergencyService) -> None:
         self._service = service
         self._loop = asyncio.new_event_loop()
+        self._lock, self._ended = threading.Lock(), False
         self._thread = threading.Thread(target=self._run, name="esper emergency", daemon=True)
         self._thread.start()
 
@@ -54,9 +55,9 @@ class HostedEmergency:
         self._call(self._service.start())
 
     def stop(self, drain_s: float) -> Mapping[str, int]:
-        """See `EmergencyService.stop`. The thread ends, too."""
+        """See `EmergencyService.stop`. The thread ends, too. Call it once."""
         try:
-            return self._call(self._service.stop(drain_s))
+            return self._call(self._service.stop(drain_s), is_last=True)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -67,16 +68,22 @@ class HostedEmergency:
         finally:
             self._loop.close()
 
-    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "") -> T:  # Any: what a coroutine yields and gets
+    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "", *, is_last: bool = False) -> T:
         """Run a method in the thread, with the caller's context variables, and wait for it.
 
+        Args:
+            work: Any: what a coroutine yields and gets.
+            is_last: Whether every later call is refused.
+
         Raises:
-            EmergencyUnavailable: the thread does not run: the service was stopped, or this process was forked.
+            EmergencyUnavailable: the service was stopped, or this process was forked and has no such thread.
         """
-        if not self._thread.is_alive():
-            work.close()
-            raise EmergencyUnavailable(signal_id)
-        answer: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:
+            if self._ended or not self._thread.is_alive():
+                work.close()
+                raise EmergencyUnavailable(signal_id)
+            self._ended = is_last
+            answer: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
         while not wait([answer], timeout=_LOOK_S).done:
             if not self._thread.is_alive():
                 raise EmergencyUnavailable(signal_id)

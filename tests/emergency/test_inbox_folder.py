@@ -16,10 +16,11 @@ from esper.emergency import inbox_folder
 from esper.emergency.emergency_service import QUEUE
 from esper.emergency.inbox_folder import MOST_TAKEN, InboxFolder
 from esper.emergency.intake import Intake
+from esper.emergency.queue import EmergencyQueue
 from esper.emergency.reading import read_queue
 from esper.emergency.requests import DropRequest, Refusal, RetryRequest, SignalRequest, refusal, submit, waits
 from esper.errors import StoreCorrupt, StoreWriteFailed
-from esper.leyline.signals import Level
+from esper.leyline.signals import EmergencySignal, Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
 from esper.testing import FakeClock
@@ -29,6 +30,14 @@ async def answer(folder: Path, name: str) -> Refusal | None:
     """Wait until a request has left the inbox, and return its refusal."""
     await until(lambda: not waits(folder, name))
     return refusal(folder, name)
+
+
+async def calls_without_end(folder: Path, first: Callable[[], None] = list) -> None:
+    """Call a service until it raises the failure of a task in its background."""
+    async with running(folder) as service:
+        first()
+        while True:
+            await service.rebind(1)
 
 
 def put(folder: Path, content: bytes, name: str = "signal-1.json") -> str:
@@ -60,6 +69,27 @@ async def test_after_the_close_a_request_waits_for_the_next_owner(tmp_path: Path
     async with running(tmp_path, generation=2) as service:
         assert await answer(tmp_path, name) is None
         assert [one.signal_id for one in await service.pending("conductor")] == ["a"]
+
+
+async def test_a_request_stays_in_the_inbox_until_the_queue_has_made_it_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = submit(tmp_path, SignalRequest(signal=signal("a")))
+    publish, seen = EmergencyQueue.publish, list[bool]()
+
+    def fail(queue: EmergencyQueue, one: EmergencySignal) -> int:
+        seen.append(waits(tmp_path, name))
+        if len(seen) == 1:
+            raise StoreWriteFailed("queue", "append")
+        return publish(queue, one)
+
+    monkeypatch.setattr(EmergencyQueue, "publish", fail)
+    with pytest.raises(StoreWriteFailed):
+        await calls_without_end(tmp_path)
+    assert waits(tmp_path, name)
+    async with running(tmp_path, generation=2):
+        assert await answer(tmp_path, name) is None
+    assert seen == [True, True]
 
 
 async def test_dead_letters_are_sent_again_or_dropped_by_order(tmp_path: Path) -> None:
@@ -216,14 +246,8 @@ async def test_the_number_of_refusals_is_bounded_and_the_newest_stay(
 
 
 async def test_an_inbox_that_was_removed_is_a_failure_that_is_told(tmp_path: Path) -> None:
-    async def lose(folder: Path) -> None:
-        async with running(folder) as service:
-            (folder / "inbox").rmdir()
-            while True:
-                await service.rebind(1)
-
     with pytest.raises(StoreWriteFailed, match="inbox"):
-        await lose(tmp_path)
+        await calls_without_end(tmp_path, lambda: (tmp_path / "inbox").rmdir())
 
 
 def test_a_refusal_that_esper_did_not_write_is_not_read(tmp_path: Path) -> None:
