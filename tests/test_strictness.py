@@ -195,6 +195,8 @@ ALLOWED: dict[str, str] = {
     "tests/emergency/kit/servers.py by_drops: asyncio.sleep in a test": "the server is slow on purpose",
     "tests/emergency/kit/servers.py serving.serve: answers ConnectionError": "the client may leave; noted on its request",
     "tests/emergency/kit/servers.py serving: return_exceptions=True": "they were cancelled here",
+    "tests/emergency/test_service_chaos.py Sender.send: answers EmergencyQueueFull": "counted, and sent again",
+    "tests/emergency/test_service_chaos.py test_each_signal_is_delivered_refused_or_a_dead_letter_however_often_the_service_ends: asyncio.sleep in a test x2": "lets the service work for a while",
     "tests/emergency/test_webhook.py test_no_error_and_no_log_shows_the_address_or_the_token: answers SinkFailed": "shown",
     "esper/emergency/records.py decoded: answers ValidationError": "returned as damage",
     "esper/durable/log.py FramedLog._take_back: answers OSError": "noted on the first error, which its caller raises",

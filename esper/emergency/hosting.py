@@ -68,12 +68,17 @@ class HostedEmergency:
         finally:
             self._loop.close()
 
-    def _call(self, work: Coroutine[Any, Any, T], signal_id: str = "", *, is_last: bool = False) -> T:
+    def _call(
+        self,
+        work: Coroutine[Any, Any, T],  # Any: what coroutines exchange with their event loop
+        signal_id: str = "",
+        *,
+        is_last: bool = False,
+    ) -> T:
         """Run a method in the thread, with the caller's context variables, and wait for it.
 
         Args:
-            work: Any: what a coroutine yields and gets.
-            is_last: Whether every later call is refused.
+            is_last: Refuse every later call.
 
         Raises:
             EmergencyUnavailable: the service was stopped, or this process was forked and has no such thread.

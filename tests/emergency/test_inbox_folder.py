@@ -12,7 +12,7 @@ from queues import signal
 from recording import Recording
 from services import queue_in, running, until, word_in
 
-from esper.emergency import inbox_folder
+from esper.emergency import emergency_service, inbox_folder
 from esper.emergency.emergency_service import QUEUE
 from esper.emergency.inbox_folder import MOST_TAKEN, InboxFolder
 from esper.emergency.intake import Intake
@@ -61,10 +61,15 @@ async def test_a_signal_from_outside_is_published_and_stops_the_trainers(tmp_pat
     assert list((tmp_path / "refused").iterdir()) == []
 
 
-async def test_after_the_close_a_request_waits_for_the_next_owner(tmp_path: Path) -> None:
+async def test_after_the_close_a_request_waits_for_the_next_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(emergency_service, "LOOK_S", 0.0)
     async with running(tmp_path) as service:
         await service.close()
         name = submit(tmp_path, SignalRequest(signal=signal("a")))
+        for _ in range(20):
+            assert await service.pending("conductor") == ()
     assert waits(tmp_path, name)
     async with running(tmp_path, generation=2) as service:
         assert await answer(tmp_path, name) is None
@@ -196,7 +201,7 @@ def reader(folder: Path) -> InboxFolder:
 def test_a_halt_is_read_before_all_others_and_a_look_takes_few(tmp_path: Path) -> None:
     inbox = reader(tmp_path)
     for number in range(200):
-        put(tmp_path, b"", f"signal-{number}.json")
+        put(tmp_path, b"", f"a-{number}.json")
     name = submit(tmp_path, SignalRequest(signal=signal("halt", Level.HALT)))
     assert inbox.names()[0] == name
     assert len(inbox.names()) == MOST_TAKEN

@@ -189,6 +189,15 @@ async def test_the_end_waits_for_sinks_and_reports_what_they_have_not_got(tmp_pa
         await service.publish(signal("late"))
 
 
+async def test_a_dead_letter_is_not_among_what_the_next_run_will_send(tmp_path: Path) -> None:
+    sink = Recording(fails=lambda _: True)
+    service = opened(tmp_path, sink, attempts=1)
+    await service.start()
+    await service.publish(signal("a"))
+    assert await service.stop(1e4) == {}
+    assert sink.tried == ["a"]
+
+
 async def test_the_end_does_not_wait_for_what_no_sink_can_get_in_time(tmp_path: Path) -> None:
     sink = Recording()
     fill(3, queue_in(tmp_path, sink))
@@ -230,6 +239,19 @@ async def test_a_halt_that_never_reached_the_word_is_in_it_when_the_queue_is_ope
         await service.acknowledge("conductor", ["halt"])
     (tmp_path / "word").unlink()
     async with running(tmp_path, generation=3):
+        assert word_in(tmp_path).read().level is None
+
+
+async def test_a_halt_that_stopped_the_run_does_not_stop_the_next_one_though_a_sink_still_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    sink = Recording(fails=lambda _: True)
+    async with running(tmp_path, sink) as service:
+        await service.publish(signal("halt", Level.HALT))
+        await service.acknowledge("conductor", ["halt"])
+    (tmp_path / "word").unlink()
+    async with running(tmp_path, sink, generation=2):
+        assert waiting(tmp_path) == {"halt": {"log"}}
         assert word_in(tmp_path).read().level is None
 
 
