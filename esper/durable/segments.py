@@ -70,6 +70,11 @@ class SegmentedLog(Closing):
         return self._active.next_sequence
 
     @property
+    def torn_tail(self) -> tuple[Path, LoadError] | None:
+        """The last segment, and the damage after its last good record that was cut off when it was opened."""
+        return (self._active.path, self._active.torn_tail) if self._active.torn_tail else None
+
+    @property
     def size_bytes(self) -> int:
         """Size of the last segment."""
         return self._active.size_bytes

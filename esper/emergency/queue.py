@@ -68,7 +68,8 @@ class EmergencyQueue(Closing):
     After a failed sync the queue accepts and acknowledges nothing more: close it, and open it again.
 
     Attributes:
-        damage: Unreadable parts of the log, found when it was opened. The readable records are in use.
+        damage: Unreadable parts of the log, found when it was opened. The readable records are in use. An append that a
+            crash interrupted looks like damage, too; its signal was never accepted.
     """
 
     def __init__(
@@ -140,7 +141,9 @@ class EmergencyQueue(Closing):
                 draw=draw or random.SystemRandom(),
                 compact_bytes=compact_bytes,
             )
-            queue._begin(found.damage)
+            torn = log.torn_tail
+            cut = () if torn is None else (Damage(torn[0], torn[1].offset, torn[1].length, torn[1].reason),)
+            queue._begin((*found.damage, *cut))
         except BaseException as error:
             with noted_on(error, "closing the log of the queue"):
                 log.close()

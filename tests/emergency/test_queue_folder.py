@@ -1,0 +1,274 @@
+"""The folder of the queue in a bad state: a full disk, damaged records, two owners, and what a stranger left there."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+from queues import CONDUCTOR, FILE, WEBHOOK, QuickDisk, due, held, opened, signal
+
+from esper.durable.log import FramedLog, scan
+from esper.durable.segments import segments
+from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, read_queue
+from esper.emergency.records import Acknowledged, Put
+from esper.errors import DependencyViolationError, RunDirectoryError, StoreCorrupt, StoreWriteFailed
+from esper.leyline.signals import EmergencySignal, Level
+from esper.telemetry.context import use
+from esper.telemetry.setup import Telemetry
+from esper.testing import telling
+
+
+class SmallDisk(QuickDisk):
+    """A disk with room for so many bytes in one folder."""
+
+    def __init__(self, folder: Path, room_bytes: int) -> None:
+        self.folder, self.room_bytes = folder, room_bytes
+
+    def write(self, descriptor: int, data: memoryview, offset: int) -> int:
+        grows = max(0, offset + len(data) - os.fstat(descriptor).st_size)
+        if used(self.folder) + grows > self.room_bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(descriptor, data, offset)
+
+
+class UnreadDisk(QuickDisk):
+    """A disk of which no file may be read."""
+
+    def reader(self, descriptor: int, *, owned: bool = False) -> BinaryIO:
+        raise AssertionError(f"descriptor {descriptor} is read, owned: {owned}")
+
+
+def used(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+# -- a full disk ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_accepted_is_acknowledged_on_a_full_disk(tmp_path: Path) -> None:
+    disk, ids = SmallDisk(tmp_path, 600_000), [f"{n:0100}" for n in range(300)]
+    with opened(tmp_path, CONDUCTOR, FILE, capacity=1024, disk=disk) as queue:
+        for signal_id in ids:
+            queue.publish(signal(signal_id))
+        disk.room_bytes = used(tmp_path)
+        with pytest.raises(StoreWriteFailed):
+            queue.publish(signal("b"))
+        for signal_id in ids[1:]:
+            queue.acknowledge("conductor", [signal_id])
+            queue.acknowledge("file", [signal_id])
+        assert (tmp_path / "reserve").stat().st_size == 0
+        queue.drop([ids[0]], "an operator can make room, too")
+        assert len(queue) == 0
+    with opened(tmp_path, CONDUCTOR, FILE, capacity=1024, disk=disk) as queue:
+        assert len(queue) == 0
+        disk.room_bytes = 600_000
+        assert queue.publish(signal("later")) == len(ids) + 1
+        assert (tmp_path / "reserve").stat().st_size > 0  # it is taken again
+
+
+def test_a_full_disk_is_a_severe_event_and_stops_no_attempt(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    disk = SmallDisk(folder, 200_000)
+    with (
+        Telemetry.start(tmp_path, "emergency") as telemetry,
+        use(telemetry),
+        opened(folder, CONDUCTOR, FILE, disk=disk) as queue,
+    ):
+        queue.publish(signal("a"))
+        disk.room_bytes = 0
+        queue.attempt("file", ["a"])
+        assert due(queue, "file") == []
+        with pytest.raises(StoreWriteFailed):
+            queue.publish(signal("b"))
+        assert held(queue) == ["a"]
+        disk.room_bytes = used(folder)
+        queue.acknowledge("file", ["a"])
+    told = [json.loads(line)["name"] for line in (tmp_path / "severe-events.jsonl").read_text().splitlines()]
+    assert told == ["emergency_queue_disk_full", "emergency_queue_disk_full"]
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_record_costs_one_signal_and_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    with opened(folder, CONDUCTOR, FILE) as queue:
+        for name in "abc":
+            queue.publish(signal(name))
+    (log,) = segments(folder)
+    data = bytearray(log.read_bytes())
+    damaged = scan(log).frames[1]
+    data[damaged.offset + 60] ^= 1
+    log.write_bytes(data)
+    with (
+        Telemetry.start(tmp_path, "emergency") as telemetry,
+        use(telemetry),
+        opened(folder, CONDUCTOR, FILE) as queue,
+    ):
+        assert held(queue) == ["a", "c"]
+        assert [(found.file, found.offset) for found in queue.damage] == [(log, damaged.offset)]
+        assert queue.publish(signal("d")) == 4
+    assert telemetry.counters.total("esper.load.errors") == 1
+    (line,) = (tmp_path / "severe-events.jsonl").read_text().splitlines()
+    assert json.loads(line)["name"] == "emergency_queue_damaged"
+    assert json.loads(line)["fields"]["offset"] == damaged.offset
+
+
+def test_a_torn_append_is_told_and_cut_off(tmp_path: Path) -> None:
+    with opened(tmp_path) as queue:
+        queue.publish(signal("a"))
+        queue.publish(signal("b"))
+    (log,) = segments(tmp_path)
+    log.write_bytes(log.read_bytes()[:-1])
+    with opened(tmp_path) as queue:
+        assert held(queue) == ["a"]
+        assert len(queue.damage) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [(1, b"{}"), (1, b"\xff"), (3, b'{"subscriber": "file", "ids": [1]}'), (99, b"{}"), (9, b"[" * 10_000)],
+)
+def test_a_whole_record_that_is_none_is_damage(tmp_path: Path, kind: int, payload: bytes) -> None:
+    with opened(tmp_path) as queue:
+        queue.publish(signal("a"))
+    (log,) = segments(tmp_path)
+    with FramedLog.open(log, disk=QuickDisk()) as raw:
+        raw.append(kind, payload)
+        raw.append(*Put(order=2, to=("conductor",), signal=signal("b")).encoded())
+    with opened(tmp_path) as queue:
+        assert held(queue) == ["a", "b"]
+        assert len(queue.damage) == 1
+
+
+def test_many_damaged_places_are_a_few_events_and_their_number(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    with opened(folder) as queue:
+        queue.publish(signal("a"))
+    (log,) = segments(folder)
+    with FramedLog.open(log, disk=QuickDisk()) as raw:
+        raw.append_many([(99, b"")] * 1000)
+    with Telemetry.start(tmp_path, "emergency") as telemetry, use(telemetry), opened(folder) as queue:
+        assert held(queue) == ["a"]
+    told = [json.loads(line)["fields"] for line in (tmp_path / "severe-events.jsonl").read_text().splitlines()]
+    assert len(told) == 17
+    assert told[-1] == {"more": 984}
+
+
+# -- owners ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_owner_is_refused_and_a_reader_is_not(tmp_path: Path) -> None:
+    with opened(tmp_path) as queue:
+        queue.publish(signal("a"))
+        with pytest.raises(RunDirectoryError, match=f"pid {os.getpid()}"):
+            opened(tmp_path)
+        assert [one.signal.signal_id for one in read_queue(tmp_path).waiting()] == ["a"]
+        queue.publish(signal("b"))
+    with opened(tmp_path) as queue:
+        assert held(queue) == ["a", "b"]
+
+
+# -- what a stranger left ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [MOST_LOG_BYTES + 1, 2 * 2**30])
+def test_a_huge_tail_is_refused_at_once(tmp_path: Path, size: int) -> None:
+    with opened(tmp_path) as queue:
+        queue.publish(signal("a"))
+    (log,) = segments(tmp_path)
+    os.truncate(log, size)
+    for read in (lambda: opened(tmp_path, disk=UnreadDisk()), lambda: read_queue(tmp_path, disk=UnreadDisk())):
+        with pytest.raises(StoreCorrupt, check=telling(str(MOST_LOG_BYTES))):
+            read()
+    assert log.stat().st_size == size
+
+
+def test_more_signals_than_any_queue_holds_are_refused(tmp_path: Path) -> None:
+    one = signal("a")
+    puts = [
+        Put(order=n + 1, to=("conductor",), signal=one.model_copy(update={"signal_id": f"s{n}"})).encoded()
+        for n in range(MOST_CAPACITY + 1)
+    ]
+    with FramedLog.open(tmp_path / f"{0:020d}.log", disk=QuickDisk()) as raw:
+        raw.append_many(puts)
+    with pytest.raises(StoreCorrupt, check=telling(str(MOST_CAPACITY))):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["0" * 20 + ".log", "lease", "reserve"])
+def test_a_link_or_a_pipe_in_place_of_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder, other = tmp_path / "queue", tmp_path / "other"
+    folder.mkdir()
+    other.write_bytes(b"mine")
+    (folder / name).symlink_to(other)
+    with pytest.raises((StoreCorrupt, StoreWriteFailed, RunDirectoryError), check=telling(str(folder))):
+        opened(folder)
+    assert other.read_bytes() == b"mine"
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises((StoreCorrupt, StoreWriteFailed, RunDirectoryError), check=telling(str(folder))):
+        opened(folder)
+
+
+def test_signals_for_a_subscriber_that_is_gone_are_dropped_and_told(tmp_path: Path) -> None:
+    folder = tmp_path / "queue"
+    with opened(folder, CONDUCTOR, FILE) as queue:
+        queue.publish(signal("a"))
+        queue.acknowledge("conductor", ["a"])
+    with (
+        Telemetry.start(tmp_path, "emergency") as telemetry,
+        use(telemetry),
+        opened(folder, CONDUCTOR, WEBHOOK) as queue,
+    ):
+        assert len(queue) == 0
+        assert due(queue, "webhook") == []  # it was no subscriber then
+    event = json.loads((tmp_path / "severe-events.jsonl").read_text())
+    assert event["name"] == "emergency_signal_dropped"
+    assert event["fields"] == {
+        "signal_id": "a",
+        "subscriber": "file",
+        "why": "the subscriber is not configured any more",
+    }
+
+
+# -- what grows ------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_and_the_reserve_do_not_grow_with_what_is_done(tmp_path: Path) -> None:
+    with opened(tmp_path, CONDUCTOR, FILE, compact_bytes=20_000) as queue:
+        sizes = []
+        for n in range(600):
+            queue.publish(signal(f"s{n}", Level.HALT if n % 3 else Level.NOTICE))
+            queue.attempt("file", [f"s{n}"])
+            for name in ("conductor", "file"):
+                queue.acknowledge(name, [f"s{n}"])
+            sizes.append(used(tmp_path))
+        assert len(segments(tmp_path)) == 1
+        ids_bytes = 600 * 90
+        assert max(sizes) < 65_536 + 20_000 + 2 * ids_bytes
+    with opened(tmp_path, CONDUCTOR, FILE) as queue:
+        assert queue.publish(signal("s599", Level.HALT if 599 % 3 else Level.NOTICE)) == 600
+
+
+def test_a_signal_without_its_own_checksum_is_refused(tmp_path: Path) -> None:
+    one = signal("a")
+    forged = one.model_copy(update={"reason": "other"})
+    bare = EmergencySignal(**{name: getattr(one, name) for name in EmergencySignal.model_fields if name != "checksum"})
+    with opened(tmp_path) as queue:
+        for wrong, told in ((forged, "does not fit"), (bare, "no checksum")):
+            with pytest.raises(DependencyViolationError, match=told):
+                queue.publish(wrong)
+        assert len(queue) == 0
+        assert queue.publish(one) == 1
+        kinds = [frame.kind for frame in scan(segments(tmp_path)[0]).frames]
+        assert kinds == [5, 5, Put.KIND]
+        queue.acknowledge("conductor", ["a", "a"])
+        queue.acknowledge("conductor", ["a"])
+        assert scan(segments(tmp_path)[0]).frames[-1].kind == Acknowledged.KIND
+        assert len(scan(segments(tmp_path)[0]).frames) == 4
