@@ -8,6 +8,7 @@ rounds up to the graft are warm-up. CPU seconds are measured, too, because they 
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from itertools import cycle, islice
@@ -50,6 +51,7 @@ def measure(repetitions: int) -> Outcome:
         use(telemetry),
     ):
         survey = survey_of(load_task(TASK)[0], load_config())
+        calls = _calls_of_a_step(survey, word.halted)
         for repetition in range(repetitions):
             for name, seconds in _trained(survey, word.halted, repetition).items():
                 found.setdefault(name, []).extend(seconds)
@@ -59,6 +61,7 @@ def measure(repetitions: int) -> Outcome:
         *_rows("one residual seed", wall, cpu, "trainer with a seed", "seed by hand", SEEDED_RATIO, 0.0),
         *_rows("one residual seed, supervision apart", wall, cpu, "trainer with a seed", "trainer", None, 0.0),
         *_rows("the same by hand", wall, cpu, "seed by hand", "bare", None, 0.0),
+        Row.told("calls of functions in a step, slots empty: trainer over bare", *calls),
     ]
     spreads = {
         f"step, {name}, {what} s": spreads[name] for what, spreads in (("wall", wall), ("CPU", cpu)) for name in found
@@ -96,6 +99,27 @@ def _trained(survey: Survey, halted: Callable[[], bool], repetition: int) -> dic
                 found.setdefault(name, []).append(seconds)
     _check_bits(trainer, bare, grown, by_hand)
     return found
+
+
+def _calls_of_a_step(survey: Survey, halted: Callable[[], bool]) -> tuple[int, int]:
+    """Count the calls of functions, Python's and built-in, in a step of the trainer and in one of the bare loop.
+
+    The counts are the same on a busy machine.
+    """
+    trainer, bare = survey.trainer(RUN_ID, 1, "tolaria", halted), BareLoop(survey)
+    trainer.train_to(1)  # the optimizers make their state in the first step
+    bare.train(1)
+    return _calls_in(trainer._one_step), _calls_in(lambda: bare.train(1))
+
+
+def _calls_in(work: Callable[[], object]) -> int:
+    events: list[str] = []
+    sys.setprofile(lambda _frame, event, _function: events.append(event))
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return events.count("call") + events.count("c_call")
 
 
 def seed_plan(survey: Survey, step: int) -> tuple[GraftPlan, bytes]:
