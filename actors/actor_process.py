@@ -21,7 +21,7 @@ from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
-"""Concurrency group of every actor -> number of its threads, beside the working thread.
+"""Concurrency group of every actor -> number of its threads. The working thread is not counted.
 
 `watch` returns the progress of the actor, `ctl` runs urgent methods, `save` waits for a checkpoint.
 """
@@ -109,7 +109,7 @@ def _not_up(spec: ActorSpec, actor: ActorHandle[Shell], deadline_s: float) -> Pl
 def _last_words(message: str) -> str:
     """Return the last output of a process that died before esper knew its id.
 
-    Ray's message about the death has the id.
+    Ray's message about the death contains the id.
     """
     pid = re.search(r"^\s*pid: (\d+)$", message, re.MULTILINE)
     return LastWords.in_folder(ray_private.folder_of_logs(), int(pid[1])).read() if pid is not None else ""

@@ -1,6 +1,6 @@
 """Starts a run's actors, passes their handles to the line (`esper.flow.line`), and ends all actors.
 
-After any end of a run, none of its processes, sockets, folders and shared-memory files is left.
+When a run has ended for any reason, none of its processes, sockets, folders and shared-memory files is left.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def by_reference(remote: Remote, method: str, arguments: tuple[object, ...]) -> 
 
 
 def in_group(group: str) -> Delivery:
-    """Return a delivery like `ask` in a concurrency group of the actor, which has a separate thread."""
+    """Return a delivery like `ask`. The method runs in the thread of a concurrency group of the actor."""
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
         return remote.ask(method, *arguments, group=group)
@@ -131,7 +131,7 @@ def decision_within(deadline_s: float) -> Delivery:
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
         (state,) = arguments
-        assert isinstance(state, RoundState), "the policy is given the state of a round"
+        assert isinstance(state, RoundState), "a policy's method gets the state of a round"
         start = time.monotonic()
         with span("await tamiyo", role="conductor", fence=state.fence) as current:
             try:

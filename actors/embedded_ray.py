@@ -32,8 +32,8 @@ from esper.ground.closing import Closing, noted_on
 from esper.user_code.import_paths import ROOT, is_installed
 
 STUCK_AFTER_S = 40.0
-"""Seconds after the death of Ray's server or raylet for which this process waits for a call into Ray. Then it ends with
-a report.
+"""Seconds that this process waits for a call into Ray after the death of Ray's server or raylet. Then it ends with a
+report.
 
 The number must be less than 60, because Ray's core would end the process without a message 60 s after its server's last
 answer.
@@ -62,7 +62,7 @@ class EmbeddedRay(Closing):
             PlacementUnavailable: this process is already connected to a Ray, or the start failed.
         """
         if ray.is_initialized():
-            raise PlacementUnavailable("ray", "this process is connected to a Ray already; end that one first")
+            raise PlacementUnavailable("ray", "this process is already connected to a Ray; end it first")
         self._before = {
             name: os.environ.get(name)
             for name in (*ray_private.ENVIRONMENT, *actor_environment(threads), ray_private.TOKEN)

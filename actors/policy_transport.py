@@ -17,7 +17,10 @@ from esper.tamiyo.policy_check import check_policy
 
 @dataclass(frozen=True)
 class SentPolicy:
-    """A policy as bytes. A class in a module is named by its module; any other class is sent by value."""
+    """A policy as bytes. If the policy's class is in a module, the bytes name the module.
+
+    Else they contain the class.
+    """
 
     pickled: bytes
     name: str
@@ -27,7 +30,7 @@ class SentPolicy:
         """Pack a policy, and unpack it once as a trial.
 
         Raises:
-            ConfigError: the policy cannot be pickled, cannot be made again from its bytes, or is then no policy.
+            ConfigError: the policy cannot be pickled or unpickled, or the result is not a policy.
         """
         check_policy(policy)
         try:
@@ -39,7 +42,7 @@ class SentPolicy:
         return sent
 
     def load(self) -> Policy:
-        """Make the policy in this process. Its task must be loaded before, because both may be in one module.
+        """Make the policy in this process. The task must be loaded first, because both may be in one module.
 
         Raises:
             ConfigError: the policy cannot be made here.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LINES, BYTES = 20, 8192
-"""Largest numbers of lines and of bytes that are read from the end of a file. The end of a traceback fits."""
+"""Largest numbers of lines and of bytes that are read from the end of a file. These are enough for the end of a
+traceback."""
 
 
 class LastWords:

@@ -159,7 +159,7 @@ class RayCrew:
         Any thread may call this method.
 
         Raises:
-            ActorLost: `death`, if the actor must not be replaced alone, or the whole run goes back or ends.
+            ActorLost: the actor must not be replaced alone, or the whole run goes back or ends. The error is `death`.
             EsperError, PlacementUnavailable, RestartIntensityExceeded: see `start`.
         """
         watch = Stopwatch(death)

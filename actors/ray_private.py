@@ -155,7 +155,7 @@ def guarded_start(watcher: Watcher, limit_s: float) -> Iterator[None]:
 
 
 def _asked_until(limit_s: float, ask: Callable[..., Any], watcher: Watcher) -> Callable[..., Any]:  # Any: Ray's
-    """Return a function that repeats `ask` while it raises that a process is not up yet, at most until `limit_s`."""
+    """Return a function that calls `ask` again while a process is not up yet, at most until `limit_s`."""
 
     def asked(*which: Any, **named: Any) -> Any:  # Any: Ray's
         while True:

@@ -1,6 +1,7 @@
-"""A handle of one actor for its callers. Every wait for an answer ends.
+"""A handle of one actor for its callers.
 
-The error for a death has its known causes and the last output of the process.
+No caller waits for ever, because a caller kills an actor that shows no progress. The error for a death has its known
+causes and the last output of the process.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Process:
     """Start time in the system's count; see `process_began`. None: the process had ended before the time was read."""
     last_words: LastWords
     ended: CallDeadlineExceeded | None = None
-    """The error for which a caller ended the process. Other callers get it as the cause of the death."""
+    """The error because of which a caller ended the process. Other callers get it as the cause of the death."""
     counters: dict[str, int] = field(default_factory=dict)
     """The counters of the process in its last answer."""
 

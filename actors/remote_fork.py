@@ -102,7 +102,7 @@ class KeptFork:
             ActorLost: a manager died meanwhile. The caller may repeat the call after the manager is replaced.
         """
         if self.fork.is_lost:
-            assert self.origin is not None, "a death while the snapshot is taken restarts the whole run"
+            assert self.origin is not None, "a death while the snapshot is made restarts the whole run"
             self.fork = another(self.origin)
             self.fork.make()
             if self.step is not None:

@@ -41,7 +41,7 @@ run restarts."""
 class RemoteIncubator:
     """`Incubation` across processes.
 
-    Beside the line's thread it has a thread that runs a tournament, and up to `WAITING` threads that each wait for a
+    It has the line's thread, a thread that runs a tournament, and up to `WAITING` threads that each wait for a
     manager.
 
     The lock `_running_lock` guards `_running`, to which the line's and the tournament's thread add. Only the

@@ -166,7 +166,7 @@ def sendable(error: BaseException, role: str) -> BaseException:
     """
     *chain, last = itertools.islice(causes(error), CAUSES_SENT)
     if last.__cause__ is not None and len(chain) == CAUSES_SENT - 1:
-        last.add_note(f"its own cause, {type(last.__cause__).__name__}, and what came before are not sent")
+        last.add_note(f"its own cause, {type(last.__cause__).__name__}, and earlier causes are not sent")
     last.__cause__ = None
     sent = _sendable(last, role)
     for one in reversed(chain):
@@ -182,7 +182,7 @@ def _sendable(error: BaseException, role: str) -> BaseException:
     text = ActorError(role, f"{type(error).__name__}: {text_of(error)}")
     if error.__cause__ is not None:
         text.__cause__ = vars(text)[CAUSE] = error.__cause__
-    text.add_note("".join(traceback.format_exception(error)) + f"(it cannot be sent as it is: {why})")
+    text.add_note("".join(traceback.format_exception(error)) + f"(it cannot be sent: {why})")
     return text
 
 

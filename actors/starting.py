@@ -31,8 +31,8 @@ def start(
 ) -> None:
     """Call `begin` in a thread, and return when `begin` has returned.
 
-    If a signal requests an end, the handlers are called after the start, because an interrupted start leaves processes
-    behind. A second signal, the deadline, or the death of a process ends the start.
+    If a signal requests an end, the earlier signal handlers are called after the start, because an interrupted start
+    leaves processes behind. A second signal, the deadline, or the death of a process ends the start.
 
     Args:
         give_up: Function that ends the started processes. `begin` then fails, or its thread is abandoned.

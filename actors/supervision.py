@@ -98,7 +98,7 @@ class _Unit:
             times = f"death {len(self.deaths_s)} of {self.name} within {limits.within_s:g} s"
             return f"{times}, and supervision.deaths allows {limits.deaths}"
         if self.at_fence >= limits.without_progress:
-            times = f"death {self.at_fence} of {self.name} at fence {fence} with no later one passed"
+            times = f"death {self.at_fence} of {self.name} at fence {fence} with no later fence passed"
             return f"{times}, and supervision.without_progress stops at {limits.without_progress}"
         return None
 
@@ -121,7 +121,7 @@ class Supervisor:
         """
         strategies = {(spec.group, spec.strategy) for spec in specs}
         if len({spec.name for spec in specs}) < len(specs) or len(dict(strategies)) < len(strategies):
-            raise ValueError("each child has its own name, and each group one strategy")
+            raise ValueError("names of children must differ, and a group must have one strategy")
         as_one = {spec.group: _Unit(spec.group) for spec in specs if spec.strategy is Strategy.ONE_FOR_ALL}
         self._units = {s.name: as_one[s.group] if s.group in as_one else _Unit(s.name) for s in specs}
         self._specs, self._states = {spec.name: spec for spec in specs}, {spec.name: State.DOWN for spec in specs}
@@ -167,7 +167,7 @@ class Supervisor:
             self._states[life.name] = State.UP
 
     def start_failed(self, life: Life, error: BaseException) -> None:
-        """Record that a child did not come up. A death counts like any other death.
+        """Record that a child did not come up. If `error` is a death, this has the effect of `died`.
 
         After another error the start is not repeated.
 

@@ -1,4 +1,4 @@
-"""The same training without esper: a plain loop, and a process that runs a plain loop beside another."""
+"""The same training without esper: a plain loop, and a process that runs the plain loop beside a measured process."""
 
 from __future__ import annotations
 

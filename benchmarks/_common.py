@@ -57,7 +57,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a result: a figure beside its limit or peer in the same run."""
+    """One line of a result: a figure and its limit, or its peer in the same run."""
 
     measure: str
     value: float

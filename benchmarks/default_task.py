@@ -1,4 +1,4 @@
-"""The effect of growth on the default task: the grown network's test loss beside its twin's, for run seeds 1, 2 and 3.
+"""The effect of growth on the default task: the test losses of the grown network and its twin, for run seeds 1 to 3.
 
 The figures of the README are from its result file. The twin trains on the same batches without growth.
 """

@@ -1,9 +1,9 @@
-"""The trainer's speed while managers incubate seeds beside it, and its waits for them at fences.
+"""The trainer's speed while managers incubate seeds, and its waits for them at fences.
 
-The speed is measured in runs without growth, in alternation with runs whose tournaments no seed can win, so that the
-live host is the same in both. The trainer has one core, and all other processes share the other cores. Otherwise, on a
-small machine, the conductor and Ray would use the trainer's core. For comparison, two bare loops run beside each other,
-because cores share caches and clock frequency.
+The speed is measured in runs without growth, and in runs with tournaments that accept no seed. These runs alternate.
+The live host is the same in both. The trainer has one core, and all other processes share the other cores. Otherwise,
+on a small machine, the conductor and Ray would use the trainer's core. For comparison, two bare loops run at the same
+time, because cores share caches and clock frequency.
 
 The waits are measured in runs with growth on all cores. For each of these runs, a forecast of `esper plan` is made.
 """
@@ -122,7 +122,7 @@ class Stopwatch(Quiet):
 
 
 def pace_beside_a_neighbour() -> tuple[list[float], list[float]]:
-    """Return steps/s of a bare loop alone, and of a bare loop beside another."""
+    """Return steps/s of a bare loop alone, and of a bare loop while another runs."""
     survey = survey_of(load_task(TASK)[0], load_config())
     loop = BareLoop(survey)
     found: dict[bool, list[float]] = {False: [], True: []}
@@ -155,7 +155,7 @@ def run(
 
 
 def paces(repetitions: int, keep: Kept) -> list[Row]:
-    """Measure the trainer on a separate core, with and without an incubation beside it."""
+    """Measure the trainer on a separate core, with and without an incubation at the same time."""
     alone, beside = [], []
     pin(os.getpid(), set(OTHER_CORES))  # processes that start later inherit these cores
     with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:
@@ -180,7 +180,7 @@ def paces(repetitions: int, keep: Kept) -> list[Row]:
 
 
 def waits(repetitions: int, keep: Kept) -> list[Row]:
-    """Measure the waits of a run with growth at its fences, on all cores, beside the forecast."""
+    """Measure the waits of a run with growth at its fences, on all cores, and compare them with the forecast."""
     task, _ = load_task(TASK)
     first, replica = [], []
     with scratch() as folder, EmbeddedRay(slots=1 + MANAGERS) as embedded:

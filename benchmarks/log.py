@@ -1,4 +1,4 @@
-"""Speed of durable appends in groups of 1, 16 and 256 records, beside raw writes with fdatasync.
+"""Speed of durable appends in groups of 1, 16 and 256 records, compared with raw writes with fdatasync.
 
 The peer is one pwrite of the same bytes and one fdatasync, on a file in the same folder. A turn makes some raw writes
 and some appends of each group, so that the state of the disk is the same for all.

@@ -1,4 +1,4 @@
-"""Time from the SIGKILL of an actor to the first step after it, beside a restart of the same training by Ray Train.
+"""Time from the SIGKILL of an actor to the first step after it, compared with a restart by Ray Train.
 
 Esper's time begins with Ray's record of the death, some milliseconds after the kill. Ray Train's time begins just
 before the kill. Both train the same host on the same batches, and both restart from a checkpoint on disk. The benchmark

@@ -1,4 +1,4 @@
-"""Times of the trainer's snapshot in memory and its rollback, beside the fastest copy of as many bytes in memory."""
+"""Times of the trainer's snapshot in memory and its rollback, compared with the fastest copy of as many bytes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Makes tests/data/golden-run, the run directory that every later version must restore or refuse.
 
-This was done once.
+The directory was made once, and stays as it is.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ def _with_key(value: object) -> object:
     """Return a choice in full: a bare list of names becomes `only`.
 
     Raises:
-        ValueError: the value is not a list of names or a table with exactly one of `only` and `exclude`, or the list is
-            empty.
+        ValueError: the value must be a list of names, or a table with exactly one of `only` and `exclude`. The list
+            must not be empty.
     """
     if isinstance(value, BlueprintChoice):
         return value
@@ -67,7 +67,7 @@ class GrowthConfig(Settings):
     probe_steps: PositiveInt | None = Field(
         None, description="optimizer steps of a fork; default: those of due_rounds rounds"
     )
-    halving_step: PositiveInt = Field(18, description="step of the forks after which only the better half trains on")
+    halving_step: PositiveInt = Field(18, description="step of the forks after which only the better half continues")
     probe_ramp_steps: PositiveInt = Field(20, description="steps in which alpha rises from 0 to 1 in a fork")
     probe_warmup_steps: PositiveInt = Field(10, description="steps of warm-up of a seed's learning rate in a fork")
     first_fence: PositiveInt = Field(
@@ -97,7 +97,7 @@ class GrowthConfig(Settings):
     stack: PositiveInt = Field(6, description="largest number of seeds in one slot")
     replicas: PositiveInt = Field(6, description="largest number of seeds of one winning pair, the winner included")
     twin: bool = Field(
-        True, description="train the control of the first accepted tournament on, as the twin that judges the live host"
+        True, description="continue to train the control of the first accepted tournament, as the twin of the live host"
     )
     isolate_until: Literal["none", "blended", "fossilized"] = Field(
         "blended", description="stage until which a seed's gradient does not reach the host"

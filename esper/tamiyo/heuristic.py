@@ -18,8 +18,7 @@ from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState, SeedState
 
 RETRY_FENCES, SETTLED_RETRY_FENCES = 3, 12
-"""Number of fences for which a tried pair rests. The first applies while the host has no accepted seed, the second
-applies afterwards.
+"""Numbers of fences for which a tried pair rests: before the host has an accepted seed, and afterwards.
 
 Measured with run seeds 1-3 on the text task: if the rest stays 3 fences after a winner and its replicas, no further
 seed is accepted, and the incubation costs 1.6 to 1.9 times as much. Without a winner, only another try can grow the

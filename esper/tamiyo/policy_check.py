@@ -1,4 +1,4 @@
-"""Checks a user's policy before a run, so that a wrong one is refused before anything is written."""
+"""Checks a user's policy before a run, so that a wrong policy is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from esper.leyline.ports import Policy
 from esper.user_code.their_code import their_code
 
 LONGEST_NAME = 512
-"""Characters of a name or a version; the fields of a command that name the policy hold no more."""
+"""Largest number of characters of a name or a version. Fields of a command for these are limited to it."""
 
 
 def check_policy(policy: Policy) -> None:

@@ -137,7 +137,7 @@ class Tamiyo:
             with their_code(f"policy {self._policy.name}", "decide"):
                 decision = self._policy.decide(state, pairs, tuple(self._past))
             if not isinstance(decision, Decision):
-                raise TypeError(f"it answered with {type(decision).__name__}, not with a Decision")
+                raise TypeError(f"it returned {type(decision).__name__}, not a Decision")
             return decision
 
         decision = self._ask(state.fence, decide)
@@ -151,9 +151,9 @@ class Tamiyo:
             with their_code(f"policy {self._policy.name}", "logits"):
                 found = self._policy.logits(state, seed, tuple(self._past))
             if not (isinstance(found, tuple) and all(isinstance(value, float) for value in found)):
-                raise TypeError(f"it answered with {found!r:.200}, not with a tuple of floats")
+                raise TypeError(f"it returned {found!r:.200}, not a tuple of floats")
             if len(found) > MAX_LOGITS:
-                raise ValueError(f"it answered with {len(found)} logits, more than {MAX_LOGITS}")
+                raise ValueError(f"it returned {len(found)} logits, more than {MAX_LOGITS}")
             return found
 
         return self._ask(state.fence, logits)

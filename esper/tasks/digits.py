@@ -34,7 +34,7 @@ def load_images() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as cause:
-        raise TaskError("digits", str(cause), "install scikit-learn: the extra `digits` brings it") from cause
+        raise TaskError("digits", str(cause), "install scikit-learn: the extra `digits` contains it") from cause
     pixels, digits = load_digits(return_X_y=True)
     return torch.from_numpy(pixels).float().view(-1, 1, 8, 8) / BRIGHTEST, torch.from_numpy(digits).long()
 

@@ -118,7 +118,7 @@ def _propagators(name: str, value: str) -> None:
 def _pairs(name: str, value: str) -> None:
     wrong = [pair for pair in value.split(",") if "=" not in pair or not pair.split("=")[0].strip()]
     if wrong:
-        raise ConfigError(name, value, f"{wrong[0]!r} is no pair: give key=value,key=value")
+        raise ConfigError(name, value, f"{wrong[0]!r} is not a pair: give key=value,key=value")
 
 
 _ONLY_NONE = _one_of("none", mend="it may be none, or unset: esper has no exporter for it yet")

@@ -14,5 +14,5 @@ class TelemetryConfig(Settings):
 
     enabled: bool = Field(True, description="write spans and severe events to RUN/telemetry")
     step_every: Annotated[int, Field(ge=1)] = Field(
-        100, description="every this many steps, a plain training step gets a span"
+        100, description="number of steps from one training step with a span to the next"
     )

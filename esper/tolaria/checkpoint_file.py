@@ -108,7 +108,7 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
         StoreCorrupt: the values are not a checkpoint of this format, or contradict each other.
     """
     if type(content) is not dict or "format" not in content:
-        raise StoreCorrupt("checkpoint", "holds something other than a checkpoint")
+        raise StoreCorrupt("checkpoint", "is not a checkpoint")
     if content["format"] != FORMAT:
         raise StoreCorrupt("checkpoint", f"is of format {content['format']!r}; this program reads {FORMAT}")
     wrong = [name for name, kind in _KINDS.items() if name not in content or type(content[name]) is not kind]
@@ -116,9 +116,9 @@ def _checked(content: Any) -> dict[str, Any]:  # Any: the content of the file
         raise StoreCorrupt("checkpoint", f"lacks {', '.join(wrong)}")
     for tensor in tensors_of_state(content):  # a tensor may claim more bytes than its file has
         if tensor.device.type != "cpu" or tensor.layout is not torch.strided:
-            raise StoreCorrupt("checkpoint", f"holds a tensor on device {tensor.device} of layout {tensor.layout}")
+            raise StoreCorrupt("checkpoint", f"has a tensor on device {tensor.device} of layout {tensor.layout}")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise StoreCorrupt("checkpoint", f"holds fewer bytes than a tensor of {tuple(tensor.shape)} needs")
+            raise StoreCorrupt("checkpoint", f"has fewer bytes than a tensor of {tuple(tensor.shape)} needs")
     host = from_plain(content["trainer"])  # this checks the values; callers make the snapshot again
     incubation_of(content["nursery"])
     _check_equal("trainer", {"fence": host.fence, "step": host.step}, content)
@@ -131,7 +131,7 @@ def _check_equal(part: str, found: Mapping[str, object], wanted: Mapping[str, An
     """Compare values in a part of a checkpoint with the values outside of the part.
 
     Raises:
-        StoreCorrupt: the values differ.
+        StoreCorrupt: a value differs between the two.
     """
     for name, value in found.items():
         if value != wanted[name]:
@@ -307,7 +307,7 @@ def _all_failed(folder: Path, doubted: Sequence[_Tried]) -> Exception:
     if theirs is not None:
         return theirs
     told = "; ".join(f"{one.written.file} {one.error.reason}" for one in doubted if one.error is not None)
-    why = f"no checkpoint loads: {told}. These files were left where they are; if they are at fault, move them away"
+    why = f"no checkpoint loads: {told}. These files were not moved; if they are the cause, move them away"
     impossible = RestoreImpossible(str(folder), why)
     impossible.__cause__ = errors[0]
     return impossible

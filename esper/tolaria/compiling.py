@@ -58,7 +58,7 @@ def compiling(backend: str) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(host: nn.Module) -> Iterator[None]:
-    """Run the body with the host's forward that is not compiled. This forward calls new hooks."""
+    """Run the body with the host's eager forward, because the compiled forward does not call new hooks."""
     compiled = host._compiled_call_impl
     if compiled is None:
         yield

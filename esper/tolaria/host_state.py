@@ -31,7 +31,7 @@ from esper.user_code.their_code import their_code
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """Settings of a trainer beside its task."""
+    """Settings of a trainer that are not in its task."""
 
     role: str
     """Name of the component in spans, fault points and checks. It is "tolaria" for the live host, and "kasmina" for
@@ -227,8 +227,8 @@ class GrownHost:
         them. Counts of seed observations and gradients of a failed step are deleted.
 
         Raises:
-            DependencyViolationError: the snapshot is of another network or task. If the host's tensors differ, nothing
-                was changed. After other errors the state of this host is invalid.
+            DependencyViolationError: the snapshot is of another network or task. If its tensors do not fit the
+                host, nothing was changed. After other errors the state of this host is invalid.
         """
         check_kinds({**dict(self.host.named_parameters()), **dict(self.host.named_buffers())}, snapshot.tensors)
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None

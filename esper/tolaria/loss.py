@@ -87,7 +87,7 @@ def _check_not_broadcast(losses: Tensor, output: Any, target: Any) -> None:
 
 
 def broadcast_refused(output: str, target: str) -> TaskError:
-    """Return the error for a loss of an output and a target of different shapes, which torch broadcasts."""
+    """Return the error for an output and a target of different shapes, which torch would broadcast in the loss."""
     mend = "torch broadcasts them, so samples meet the targets of others; give both the same shape"
     return TaskError("task.loss", f"output {output}, target {target}", f"{mend}, such as target.reshape(output.shape)")
 

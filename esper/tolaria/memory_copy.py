@@ -64,7 +64,7 @@ def _form(tensor: Tensor) -> _Form:
 
 
 def _allocated(wanted: list[Tensor], memory: list[tuple[_Form, Tensor]]) -> list[tuple[_Form, Tensor]]:
-    """Return memory for each wanted tensor. Memory of an equal form is taken from `memory`.
+    """Return memory for each wanted tensor. Memory with an equal `_Form` is taken from `memory`.
 
     The rest of `memory` is released.
     """

@@ -108,7 +108,7 @@ class SeedOptimizer:
         self._peaks = [peak * float(group["lr"]) for group in self.optimizer.param_groups]
         self.start, self._total, self._warmup = start, total, warmup
         self.scale = 1.0
-        """Factor on the rates of the schedule; see `Operation.SCALE_RATE`."""
+        """Factor that multiplies the rates of the schedule; see `Operation.SCALE_RATE`."""
 
     def step(self, step: int) -> None:
         """Set the learning rates for optimizer step `step` of the run and update the seed's parameters."""
@@ -135,11 +135,11 @@ def build_optimizer(task: Task, parameters: Sequence[nn.Parameter]) -> Optimizer
     asked = [one for one in inspect.signature(optimizer.step).parameters.values() if one.default is one.empty]
     wanted = [one.name for one in asked if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     if wanted:
-        mend = f"its step cannot be called without {wanted[0]!r}; take an optimizer that needs gradients alone"
+        mend = f"its step cannot be called without {wanted[0]!r}; use an optimizer that needs only gradients"
         raise TaskError("task.optimizer", name, mend)
     given = {id(parameter) for parameter in parameters}
     if not given.issuperset(id(one) for group in optimizer.param_groups for one in group["params"]):
-        mend = "it holds parameters that it was not given; make it over those that the function is called with"
+        mend = "it has parameters that it was not given; make it of the parameters in the function's argument"
         raise TaskError("task.optimizer", name, mend)
     if any("lr" not in group for group in optimizer.param_groups):
         raise TaskError("task.optimizer", name, "each of its groups needs a learning rate under 'lr'")

@@ -11,5 +11,5 @@ a slot at random, at least one of these batches calls it with a probability abov
 
 def not_called(slot: str, step: int, steps: int) -> TaskError:
     """Return the error for a slot that the forwards of `steps` training batches skipped, beginning with step `step`."""
-    mend = "a slot may be skipped by chance, but not always; name a module around what is skipped"
+    mend = "a slot may be skipped by chance, but not always; name a module around the skipped part"
     return TaskError(f"slot {slot}", f"not called by the forward of {steps} training batches from step {step} on", mend)

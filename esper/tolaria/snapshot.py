@@ -82,7 +82,7 @@ def load_tensors(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> No
     """Copy stored tensors into the live tensors of the same names.
 
     Raises:
-        DependencyViolationError: a name, shape or dtype differs. Nothing was copied.
+        DependencyViolationError: a name, shape or dtype of the tensors differs. Nothing was copied.
     """
     if live.keys() != stored.keys():
         found = sorted(live.keys() ^ stored.keys())[:3]

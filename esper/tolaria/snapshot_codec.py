@@ -239,7 +239,7 @@ def _later_part(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _tensors_of(value: Any) -> dict[str, Tensor]:  # Any: a value from the file
     tensors = {_typed(str, name): tensor for name, tensor in _typed(dict, value).items()}
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise TypeError("a tensor's place holds something else")
+        raise TypeError("a value that should be a tensor is not a tensor")
     return tensors
 
 

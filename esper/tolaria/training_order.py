@@ -50,7 +50,7 @@ class TrainingOrder:
         return self._ahead[step]
 
     def _draws_from(self, first: int) -> dict[int, Draw]:
-        """Return the draws of step `first` and of later steps, up to the end of the lap of the step's last sample.
+        """Return the draws of step `first` and of the steps after it, as far as they need no later permutation.
 
         The permutation of the next lap is computed only when a step needs it, because the run may end before.
         """

@@ -34,7 +34,7 @@ DATA_LIMITS = Limits(values=1_000, whole_bytes=2**20)
 """Limits for reading a data set, which may have millions of samples. Only its first values and parts of its arrays are
 read."""
 
-KIND_MEND = "give it its final shape and type in the factory; a table that grows with its input, for the longest input"
+KIND_MEND = "make it in the factory with its final shape and type; size a table that grows for the longest input"
 FLAG_MEND = "freeze and unfreeze in the factory; the optimizer has the parameters that are trainable there"
 _DATA = frozenset(f"task.{name}" for name in SHARD_NAMES)
 GROWING = frozenset({"list", "deque", "full deque", "set"})
@@ -102,7 +102,7 @@ class Surroundings:
             TaskError: a data set has changed. The error names the data set and the first changed path.
         """
         for field, paths in suspects_in(before, self.data({}), changing).items():
-            why = "drawing many samples changes it and no checkpoint saves it"
+            why = "drawing many samples changes it, and no checkpoint saves it"
             raise TaskError(field, path_in_words(paths[0]), f"{why}: {mend_of(field, paths[0], before[field])}")
 
 
@@ -196,7 +196,7 @@ class Unkept:
         both hosts have seen the same batches. A cache passes if the hosts' losses were equal on each of these batches.
 
         Raises:
-            StateNotKept: a suspect differs. The error names the first suspect that differs.
+            StateNotKept: a suspect differs. The error names the first one.
             EmergencyStop: an emergency has stopped the run. This is checked before each batch, because the comparison
                 may take as long as the forward passes of four rounds.
         """
@@ -246,7 +246,8 @@ class _Registered:
     """One submodule, parameter or buffer of a model."""
 
     which: object
-    """The module or parameter itself. For a buffer its shape and dtype, because a forward may replace it."""
+    """The module or parameter itself. For a buffer, its shape and dtype are used, because a forward may replace the
+    buffer."""
     state: object
     """For a module, its class. For a parameter, whether it is trained. For a buffer, None."""
     mend: str

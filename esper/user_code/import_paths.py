@@ -134,7 +134,7 @@ def _lies_in(module: ModuleType, folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A module in a task's folder that an import does not find, because it finds another module of the same name."""
+    """A hidden module in a task's folder: an import of its name finds another module."""
 
     name: str
     beside: Path

@@ -51,7 +51,7 @@ def launcher(name: str) -> Callable[..., Any]:  # Any: a class, see `esper.flow.
     finally:
         sys.path.remove(str(ROOT))
     if not hasattr(module, found.attr):
-        mend = "esper was updated after it was installed, and has no such launcher any more; install it again"
+        mend = "esper was updated after it was installed, and no longer has this launcher; install it again"
         raise ConfigError("entry point", found.value, mend)
     made: Callable[..., Any] = getattr(module, found.attr)
     return made

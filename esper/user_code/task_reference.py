@@ -118,7 +118,7 @@ def _locate_file(text: str, place: str, bases: list[Path]) -> Reference:
 
 def _locate_module(text: str, name: str, attribute: str, base: Path) -> Reference:
     if not all(part.isidentifier() for part in name.split(".")):
-        raise TaskError("TASK", name, "no module has such a name; the path of a file ends in .py")
+        raise TaskError("TASK", name, "this is not the name of a module; the path of a file ends in .py")
     file, root = find_module(name, base)
     if file is not None and is_ours(name):
         return Reference(text, file)

@@ -130,7 +130,7 @@ def refused_as_theirs(doing: str = "") -> Iterator[None]:
 
     Raises:
         TaskError: the user's code raised. The error names the field, the call, the exception, its file and its line.
-        Exception: an exception of esper, by a bug. It is raised unchanged.
+        Exception: esper raised, because of a bug. The exception is raised unchanged.
     """
     try:
         with any_of_their_code:

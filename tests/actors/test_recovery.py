@@ -288,7 +288,7 @@ def test_one_death_too_many_stops_the_run_with_its_cause_and_last_output(
 @pytest.mark.torture
 def test_deaths_at_one_fence_without_progress_stop_the_run(launch_tiny: Any) -> None:
     fault = {"point": "tolaria.round", "fault": "kill", "round": 3, "times": 5}
-    with pytest.raises(RestartIntensityExceeded, match=r"at fence 2 with no later one passed"):
+    with pytest.raises(RestartIntensityExceeded, match=r"at fence 2 with no later fence passed"):
         launch_tiny(restarting=True, faults=[fault], supervision__deaths=9, supervision__without_progress=3)
 
 

@@ -264,7 +264,7 @@ def test_a_chain_of_causes_that_is_too_long_to_send_is_cut_with_a_note() -> None
     error = chained(*[ValueError(number) for number in range(10 * CAUSES_SENT)])
     arrived = list(causes(relinked(pickle.loads(pickle.dumps(sendable(error, "tolaria"))))))
     assert [one.args for one in arrived] == [(number,) for number in range(CAUSES_SENT)]
-    assert all_notes(arrived[0]) == ("its own cause, ValueError, and what came before are not sent",)
+    assert all_notes(arrived[0]) == ("its own cause, ValueError, and earlier causes are not sent",)
 
 
 def test_a_group_of_errors_one_of_which_was_caused_by_the_group_is_sent() -> None:

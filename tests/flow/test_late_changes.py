@@ -101,7 +101,7 @@ MENDS = {
     "task.model: norm.momentum": "count the steps in a buffer and compute the value from that in each forward, or "
     "return it from get_extra_state and put it back in set_extra_state",
     "task.model: rng": "draw from the seeded global generators (torch.rand without generator=, random, numpy.random)",
-    "task.model: average": "a table that grows with its input, for the longest input",
+    "task.model: average": "size a table that grows for the longest input",
     f"module {__name__}: Late.shared": "or keep it in the model, as a buffer; a log may be a list or set that "
     "only grows",
     f"module {__name__}: SETTINGS": "put the entry in when the module is imported, or in the factory; what training "

@@ -35,7 +35,7 @@ from esper.testing import telling, tiny_config, tiny_task
         ("OTEL_PROPAGATORS", "b3", "tracecontext"),
         ("OTEL_PROPAGATORS", "none", "tracecontext"),
         ("OTEL_SDK_DISABLED", "1", "it may be true, false"),
-        ("OTEL_RESOURCE_ATTRIBUTES", "team", "'team' is no pair"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "team", "'team' is not a pair"),
         ("OTEL_SPAN_LINK_COUNT_LIMIT", "-1", "a whole number"),
         ("OTEL_BSP_SCHEDULE_DELAY", "500", "does not read this variable"),
         ("OTEL_TRACE_EXPORTER", "none", "did you mean OTEL_TRACES_EXPORTER?"),

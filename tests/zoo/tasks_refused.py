@@ -247,7 +247,8 @@ def a_gradient_inside_a_forward() -> Task:
 
 
 @refused(
-    r"task\.model = 'a forward in training mode, with a part of its input changed, to see what moves': it raised Val"
+    r"task\.model = 'a forward in training mode, with a part of its input changed, to measure the effect': "
+    r"it raised Val"
 )
 def a_model_that_checks_its_input() -> Task:
     def forward(self: Net, x: Tensor) -> Tensor:

@@ -191,7 +191,7 @@ def test_a_host_whose_trained_seeds_are_removed_equals_one_that_never_had_them(n
     ("name", "path", "why"),
     [
         ("resnet", "layer1.relu", "called 2 times by a forward in training mode"),
-        ("resnet", "layer1.downsample.1", "its output is that of layer1.downsample"),
+        ("resnet", "layer1.downsample.1", "its output equals that of layer1.downsample"),
         (ATTENTION[0], "body.layers", "never called by a forward in training mode"),
         (ATTENTION[0], "body.layers.0.self_attn.out_proj", "never called by a forward in training mode"),
         ("tagging_with_an_lstm", "lstm", "output of type PackedSequence"),

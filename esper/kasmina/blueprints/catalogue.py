@@ -150,7 +150,7 @@ class BlueprintRegistry:
         return self._blueprints[name]
 
     def absent(self, name: str) -> str:
-        """Return an error message: the name is not registered, and these names are."""
+        """Return an error message for a name that is not registered. It lists the registered names."""
         return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:

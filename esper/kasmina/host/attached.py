@@ -57,7 +57,7 @@ class SlotHook:
         self.seeds = seeds
 
     def __call__(self, slot: nn.Module, args: object, output: Any) -> Any:  # Any: as in `slot_output`
-        """Return the slot's output with all seeds blended into its part [B, ...], in the order of their grafts."""
+        """Return the slot's output with all seeds blended into `part_of(output)`, in the order of their grafts."""
         del slot, args
         part = part_of(output)
         for seed in self.seeds:
@@ -69,8 +69,7 @@ class SeedHolder(nn.Module):
     """The parent of all seeds of a network. It is not a layer, so a forward pass must not call it.
 
     The forward pass of `nn.Sequential` calls each of its children. This module is then the last child, and returns its
-    argument. In any other network a call raises, because the network would compute with an output that is not a
-    layer's.
+    argument. In any other network a call raises, because this module is not a layer of the network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -80,7 +79,7 @@ class SeedHolder(nn.Module):
     def forward(self, value: Any) -> Any:  # Any: the output of the layer before it
         """Return the argument. Raises: TypeError: the network's forward is not that of `nn.Sequential`."""
         if not self.passes:
-            raise TypeError(f"the network calls each of its children, also {PREFIX!r}, which is no layer")
+            raise TypeError(f"the network calls each of its children, also {PREFIX!r}, which is not a layer")
         return value
 
 

@@ -220,7 +220,7 @@ def check_fits(host: Tensor, seed: Tensor) -> None:
     """Refuse a seed's output if a formula would broadcast it or convert its dtype.
 
     Raises:
-        DependencyViolationError: shapes, dtypes or devices differ.
+        DependencyViolationError: shape, dtype or device of the two differ.
     """
     if host.shape != seed.shape or host.dtype != seed.dtype or host.device != seed.device:
         raise DependencyViolationError(

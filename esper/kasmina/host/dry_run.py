@@ -31,7 +31,7 @@ TOLERANCE = 1e-5
 rounding of single precision, which is about 1e-7."""
 
 NESTED = (
-    "nn.TransformerEncoder packs a padded batch so in evaluation mode, and no seed can read it;"
+    "nn.TransformerEncoder packs a padded batch into a nested tensor in evaluation mode, and no seed can read that;"
     " build it with enable_nested_tensor=False"
 )
 
@@ -142,7 +142,7 @@ class _Host:
         seen: dict[str, list[object]] = {path: [] for path in self.paths}
         given = mapped(lambda tensor: change(tensor.clone()), self.batch_input)
         devices = {tensor.device for tensor in (*self.model.parameters(), *self.model.buffers(), *tensors(given))}
-        doing = "" if change is unchanged else "with a part of its input changed, to see what moves"
+        doing = "" if change is unchanged else "with a part of its input changed, to measure the effect"
         with (
             extra_states_kept(self.model),
             kept_as_it_is(self.model, training=training),
@@ -171,7 +171,7 @@ class _Host:
         self.run(training=training)
         after = held_by(self.model)
         for path in different(before, after):
-            why = "it makes the same input give other outputs, and no checkpoint saves it"
+            why = "it changes the output for the same input, and no checkpoint saves it"
             raise TaskError("task.model", path_in_words(path), f"{why}: {mend_of('task.model', path, after, before)}")
 
 
@@ -320,7 +320,7 @@ def _batch_size(batch_input: Any) -> int:  # Any: see Forward
     if not rows:
         raise TaskError("task.train", "an input without tensors", "let task.collate make tensors of it, batch first")
     if rows[0] < 2:
-        mend = "use 2 or more, or run.batch_size: a slot is measured by what one sample does to the output of another"
+        mend = "use 2 or more, or run.batch_size: slots are measured by the effect of one sample on another's output"
         raise TaskError("task.batch_size", rows[0], mend)
     return rows[0]
 

@@ -328,8 +328,9 @@ class SeedEditor:
         The branches are deleted.
 
         Raises:
-            IsolationViolation: a parameter of the host or of another seed is reachable by the autograd graph; a tensor
-                of the seed shares the memory of a foreign tensor; or the call changed a tensor of the host in place.
+            IsolationViolation: a parameter of the host or of another seed is reachable in the autograd graph of the
+                seed's output; a tensor of the seed shares the memory of a foreign tensor; or the call changed a tensor
+                of the host in place.
         """
         for seed_id, seed in self._seeds.items():
             branch, seed.last.branch = seed.last.branch, None

@@ -42,9 +42,9 @@ def with_noise(x: Tensor) -> Tensor:
 
 
 def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> Change:
-    """Return a change, in place and at `where`, of tensors with the first dimensions `leading`.
+    """Return a function that changes tensors with the first dimensions `leading`, in place and at `where`.
 
-    Other tensors are unchanged.
+    It does not change other tensors.
 
     Args:
         where: One index for each dimension in `leading`: a slice or a boolean tensor.

@@ -20,7 +20,7 @@ How = tuple[Callable[[], nn.Module], torch.dtype, torch.dtype, Formula, tuple[in
 """Factory of a seed's module, dtype of its parameters, dtype of its alpha, formula of its blend, and shape of the
 vector over the channels (None: no vector)."""
 Grafted = tuple[str, int, How]
-"""Slot, ordinal, and the parts of the seed."""
+"""Slot, ordinal, and `How` of a seed."""
 
 
 def rebuild(model: Callable[[], nn.Module], seeds: Sequence[Grafted], state: Content, modules: str) -> nn.Module:
@@ -75,7 +75,7 @@ def fill(network: nn.Module, state: Content) -> None:
 
 
 def difference(live: Content, stored: Content) -> str:
-    """Return the first difference of names, shapes or dtypes between a network and a saved state, or ""."""
+    """Return the first difference of names, shapes or dtypes between a network and a saved state. "": they agree."""
     for name in sorted(stored.keys() - live.keys()):
         return f"it has no {name}"
     for name in sorted(live.keys() - stored.keys()):

@@ -37,7 +37,8 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     BlendSchedule.COSINE: _cosine,
     BlendSchedule.SIGMOID: _sigmoid,
 }
-"""Schedule -> function from the share of the ramp, 0..1, to the share of the target, from exactly 0 to exactly 1."""
+"""Schedule -> function of the share of the ramp, 0..1. It returns the share of the target, exactly 0 at 0 and exactly 1
+at 1."""
 
 
 def alpha_at(step: int, start: int, blend: BlendSpec) -> float:

@@ -59,7 +59,7 @@ class Matched:
 
     def same_as(self, path: str, other: str) -> None:
         """Leave out a module with the same output as another slot, for example a container of one module."""
-        self.left_out[path] = f"its output is that of {other}"
+        self.left_out[path] = f"its output equals that of {other}"
         self._repeated.add(path)
 
     def check(self) -> None:

@@ -1,1 +1,1 @@
-"""Incubation: plans candidates from blueprints, and trains them on forks of the host beside a control."""
+"""Incubation: plans candidates from blueprints, trains them on forks of the host, and trains a control."""

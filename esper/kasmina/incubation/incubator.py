@@ -313,7 +313,7 @@ def _shared(one: nn.Module, other: nn.Module) -> tuple[str, ...]:
 
 
 def _fallbacks(fork: Fork, seed_id: str, fence: int) -> tuple[str, ...] | None:
-    """Return the differences of a seed's calls in its fork from its plan (dtype, device, code path).
+    """Return the differences between a seed's calls in its fork and its plan (dtype, device, code path).
 
     None: no call of the seed was recorded.
     """

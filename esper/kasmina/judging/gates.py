@@ -33,7 +33,7 @@ LEAK_LIMIT = 1e-9
 
 
 def sanity_gate(evidence: SanityEvidence, seed_id: str, fence: int) -> GateReport:
-    """Judge G0: is the blueprint known, and is the seed of the slot's shape, within the budgets, and without leaks?
+    """Judge G0: a known blueprint, an output of the slot's shape, sizes within the budgets, and no leaks.
 
     A leak is an output that depends on a later position of a causal slot, or on another sample.
 
@@ -202,7 +202,7 @@ def impact_gate(evidence: ImpactEvidence, limits: GrowthConfig, seed_id: str, fe
         ),
     ]
     if not evidence.twin_kept:
-        return _report(Gate.G4, seed_id, fence, checks, "no twin is kept: nothing causal was judged")
+        return _report(Gate.G4, seed_id, fence, checks, "there is no twin: no causal evidence was judged")
     zs = _need("G4", "comparison with the twin", evidence.twin_zs)
     if not zs:
         raise EvidenceMissing("G4", "fences compared with the twin", 0, 1)

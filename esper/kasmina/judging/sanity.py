@@ -69,7 +69,7 @@ def probe_seed(module: nn.Module, spec: SlotSpec, sample_h: Tensor, blueprint: s
     h = sample_h.detach()
     if not spec.fits(tuple(h.shape[1:])) or str(h.dtype) != spec.dtype:
         planned = f"an activation of its shape and type, as the plan saw it: {spec.dtype}"
-        mend = "a slot must give the same number of channels and the same type in every step"
+        mend = "a slot must return the same number of channels and the same type in every step"
         raise DependencyViolationError(f"slot {spec.path}", planned, f"got {tuple(h.shape)} {h.dtype}; {mend}")
     if any(_must_keep_samples_apart(spec, training) for training in MODES) and len(h) < 2:
         raise EvidenceMissing("G0", "samples in the batch that tests independence", len(h), 2)

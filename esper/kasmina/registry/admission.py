@@ -45,8 +45,8 @@ def admit(command: Command, ledger: Ledger, *, key: bytes, now: datetime) -> Adm
     then returns the recorded answer.
 
     Raises:
-        CommandRejected: the command is not authentic or not fresh, another command has its nonce or id, or it is of
-            another run or generation.
+        CommandRejected: the command is not authentic or not fresh, another command has its nonce or id, or its run or
+            generation is not the present one.
         StageConflict: the operation is not allowed in the seed's stage.
         DependencyViolationError: a required id, mesh, blend or number is missing or malformed, or the command has a
             field that its operation does not use.

@@ -174,7 +174,7 @@ def _no_tournament(command: Command, ledger: Ledger) -> None:
 def _accepted_original(command: Command, ledger: Ledger) -> None:
     if command.replica_of is not None and ledger.stages[command.replica_of] not in IN_HOST:
         stage = ledger.stages[command.replica_of]
-        raise conflict(command, f"seed {command.replica_of} is {stage}: only an accepted one is repeated")
+        raise conflict(command, f"seed {command.replica_of} is {stage}: only an accepted seed is repeated")
 
 
 def _stage(command: Command, ledger: Ledger) -> None:
@@ -193,7 +193,7 @@ def _checkpoint(command: Command, ledger: Ledger) -> None:
     if command.to_fence not in ledger.checkpoints:
         there = ", ".join(map(str, ledger.checkpoints)) or "none"
         raise conflict(
-            command, f"fence {command.to_fence} has no checkpoint; fences before this one that have: {there}"
+            command, f"fence {command.to_fence} has no checkpoint; earlier fences with a checkpoint: {there}"
         )
 
 

@@ -18,7 +18,7 @@ from esper.leyline.stages import Stage
 from esper.telemetry.events import Severity, severe
 
 JOINED_AT = {"none": None, "blended": Stage.SHADOWING, "fossilized": Stage.FOSSILIZED}
-"""`growth.isolate_until` -> stage in which a seed's isolation ends, at its start. None: seeds are never isolated."""
+"""`growth.isolate_until` -> stage. A seed's isolation ends when it enters the stage. None: seeds are never isolated."""
 
 
 def advance(

@@ -22,7 +22,7 @@ class CommandBook:
     """The admitted commands of one run by id, in the order of admission."""
 
     def __init__(self, draw: Callable[[GraftPlan], bytes]) -> None:
-        """Args: draw: Draws the weights of a plan again, with the bits that they had when the seed was germinated."""
+        """Args: draw: Draws the weights of a plan again, with the same bits as at the germination of the seed."""
         self._draw = draw
         self._admitted: dict[str, AdmittedCommand] = {}
         self._plans: dict[str, tuple[GraftPlan, ...]] = {}

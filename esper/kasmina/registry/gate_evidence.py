@@ -113,7 +113,7 @@ def impact_evidence(
     *,
     twin_kept: bool,
 ) -> ImpactEvidence:
-    """Return the evidence for G4: the seed's cost, how it runs, and the comparison of the host with its twin.
+    """Return the evidence for G4: the seed's cost and performance status, and the comparison with the twin.
 
     A difference of dtype, device or code path from the plan makes the performance status `fallback`.
 

@@ -25,9 +25,9 @@ class Ledger:
     """The present fence."""
     stages: Mapping[str, Stage]
     earliest: Mapping[str, int]
-    """First fence at which a seed may pass to the next stage, by seed id, of every seed in `stages`."""
+    """Id of each seed in `stages` -> first fence at which the seed may pass to its next stage."""
     pairs: Mapping[str, tuple[str, str]]
-    """(slot, blueprint) by seed id, of every seed in `stages`."""
+    """Id of each seed in `stages` -> its (slot, blueprint)."""
     slots: Mapping[str, SlotSpec]
     blends: Mapping[str, BlendSpec | None]
     """Commanded blend by seed id, of every seed in `stages`. None: an earlier version of esper recorded no blend."""

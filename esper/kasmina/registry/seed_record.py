@@ -58,7 +58,7 @@ class SeedRecord(Message):
     """z of (twin loss - live loss) at each fence since alpha reached its target."""
     embargo_until: int = 0
     rate_scale: float = 1.0
-    """Factor on the learning rates of the seed's optimizer."""
+    """Factor that multiplies the learning rates of the seed's optimizer."""
 
     @property
     def judged(self) -> PairedLosses | None:

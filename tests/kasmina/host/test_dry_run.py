@@ -106,7 +106,7 @@ class Mixed(nn.Module):
 
 
 LEFT_OUT = {
-    "body.1": "its output is that of body",
+    "body.1": "its output equals that of body",
     "twice": "called 2 times by a forward in training mode",
     "never": "never called by a forward in training mode",
     "pair": "output of type dict",
@@ -126,7 +126,7 @@ def test_the_same_module_named_outright_is_refused_or_kept(path, why):
     if "its output is that" in why:
         found = find(Mixed(), ["*", path], ROWS, call)
         assert [spec.path for spec in found.specs] == ["body.0", "body.1", "head"]
-        assert found.left_out["body"] == "its output is that of body.1"
+        assert found.left_out["body"] == "its output equals that of body.1"
         return
     with pytest.raises(TaskError, check=telling(field=f"slot {path}", value=re.compile(why))):
         find(Mixed(), ["*", path], ROWS, call)
@@ -142,7 +142,7 @@ def test_the_slots_of_a_star_are_measured_as_if_each_was_named():
     found = find(text_model(), ["*"], TOKENS, call)
     named = dry_run(text_model(), [spec.path for spec in found.specs], TOKENS, call)
     assert found.specs == named
-    assert found.left_out["blocks.1"] == "its output is that of blocks"
+    assert found.left_out["blocks.1"] == "its output equals that of blocks"
 
 
 def test_a_module_known_by_two_paths_is_one_slot():

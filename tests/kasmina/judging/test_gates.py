@@ -315,7 +315,7 @@ def test_few_samples_or_groups_are_held_to_the_limit_of_their_number(grouped):
 def test_without_a_twin_g4_judges_the_rest_and_says_that_nothing_causal_was_judged():
     report = judge(Gate.G4, twin_kept=False, twin_zs=None)
     assert report.passed
-    assert report.notes == ("no twin is kept: nothing causal was judged",)
+    assert report.notes == ("there is no twin: no causal evidence was judged",)
     assert "twin_z" not in [check.name for check in report.checks]
     assert judge(Gate.G4, twin_kept=False, twin_zs=None, cost_ratio=2.0).reasons == ("cost_exceeded",)
     assert judge(Gate.G4).notes == ()

@@ -217,7 +217,7 @@ def test_the_run_goes_back_to_no_other_fence(refused, make_command, ledger, fenc
     command = make_command(Operation.GO_BACK, name="2", to_fence=fence)
     error, event = refused(command, StageConflict, ledger=replace(ledger, checkpoints=there))
     listed = ", ".join(map(str, there)) or "none"
-    assert f"fence {fence} has no checkpoint; fences before this one that have: {listed}" in str(error)
+    assert f"fence {fence} has no checkpoint; earlier fences with a checkpoint: {listed}" in str(error)
     assert (event["name"], event["severity"]) == ("command_rejected", "ERROR")
 
 
