@@ -150,7 +150,7 @@ class BlueprintRegistry:
         return self._blueprints[name]
 
     def absent(self, name: str) -> str:
-        """Return an error message for a name that is not registered. It lists the registered names."""
+        """Return an error message for a name that is not registered. It has the registered names that may be meant."""
         return f"not registered; {existing_names(name, sorted(self._blueprints), repr)}"
 
     def for_kind(self, kind: Kind) -> tuple[Blueprint, ...]:

@@ -17,10 +17,9 @@ class Ledger:
     run_id: str
     generation: int
     nonces: Mapping[str, str]
-    """Command id by nonce, of every admitted command. Commands of an older generation count only if they were carried
-    out."""
+    """Nonce -> id of each admitted command. Commands of an older generation count only if they were carried out."""
     bodies: Mapping[str, bytes]
-    """Signed bytes by command id, of the commands in `nonces`."""
+    """Id of each command in `nonces` -> its signed bytes."""
     fence: int
     """The present fence."""
     stages: Mapping[str, Stage]
@@ -30,7 +29,7 @@ class Ledger:
     """Id of each seed in `stages` -> its (slot, blueprint)."""
     slots: Mapping[str, SlotSpec]
     blends: Mapping[str, BlendSpec | None]
-    """Commanded blend by seed id, of every seed in `stages`. None: an earlier version of esper recorded no blend."""
+    """Id of each seed in `stages` -> its commanded blend. None: an earlier version of esper recorded no blend."""
     closed: frozenset[str]
     """The slots that are closed for further seeds."""
     order_in_flight: str | None
