@@ -449,7 +449,7 @@ def test_a_death_is_no_restart_before_the_plan_is_taken() -> None:
     ],
 )
 def test_children_that_cannot_be_told_apart_are_refused(specs: tuple[ChildSpec, ...]) -> None:
-    with pytest.raises(ValueError, match="its own name, and each group one strategy"):
+    with pytest.raises(ValueError, match="names of children must differ, and a group must have one strategy"):
         Supervisor(specs, SupervisionConfig(), FailurePolicy(), FakeClock())
 
 

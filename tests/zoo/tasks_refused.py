@@ -106,7 +106,7 @@ def a_one_cycle_that_is_too_short() -> Task:
     return _task(scheduler=lambda optimizer, _total: one_cycle(optimizer, max_lr=0.1, total_steps=3))
 
 
-@refused(r"task\.optimizer = 'SGD': it holds parameters that it was not given")
+@refused(r"task\.optimizer = 'SGD': it has parameters that it was not given")
 def an_optimizer_of_other_parameters() -> Task:
     return _task(optimizer=lambda _params: torch.optim.SGD(Net().parameters(), lr=0.1))
 
