@@ -31,15 +31,14 @@ from esper.leyline.signals import EmergencySignal
 QUEUE = "queue"
 """Folder of the queue in `RUN/emergency`."""
 LOOK_S = 0.05
-"""Seconds between two looks into the inbox. A look into an empty folder takes some 20 us."""
+"""Seconds between two looks into the inbox. Together the looks take 0.4 % of a CPU."""
 
 
 class EmergencyService:
-    """Make it by `open`; then `start`, the methods of the port in any order, and last
-    `stop`.
+    """Make it by `open`; then `start`, the methods of the port in any order, and last `stop`.
 
-    Only the worker's thread uses the queue, the intake and the inbox. A failure of a task in the background, for
-    example a full disk, is raised by every later call.
+    Only the worker's thread uses the queue and the intake, and takes files of the inbox. A failure of a task in the
+    background, for example a full disk, is raised by every later call.
     """
 
     def __init__(
@@ -213,7 +212,7 @@ class EmergencyService:
     async def _look(self) -> None:
         """Carry out the requests in the inbox, one by one, so that publishers wait for one of them at most."""
         while True:
-            for name in await self._worker.call(self._inbox.names):
+            for name in self._inbox.names():
                 await self._worker.call(self._inbox.take, name)
             await asyncio.sleep(LOOK_S)
 

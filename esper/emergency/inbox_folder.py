@@ -47,7 +47,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class InboxFolder:
-    """The reader of one inbox. Only the thread that calls the queue may call it.
+    """The reader of one inbox. Only the thread that calls the queue may call `take`.
 
     Args:
         folder: `RUN/emergency`. The two folders in it are made.
