@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,13 @@ from esper.flow.result import Result
 from esper.leyline.commands import Command, sign
 from esper.setup import assembly
 from esper.task import Task
+from esper.telemetry import Telemetry, use
+from esper.telemetry.events import LOG
 from esper.telemetry.metrics import Counters
 from esper.testing import StopAt, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference, load_task
 
+sys.path.insert(0, str(Path(__file__).parent / "kit"))  # --import-mode=importlib puts no folder of tests there
 torch.set_num_threads(1)  # same bits and same speed whatever the machine
 
 ALLOWED_SKIPS: dict[str, str] = {
@@ -95,6 +99,23 @@ def drained_twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.raises(Drained):
         resume(path, tiny_task(), drain=(watch := StopAt(6)).drain, progress=watch)
     return path
+
+
+@pytest.fixture
+def telemetry(tmp_path: Path) -> Iterator[Telemetry]:
+    with Telemetry.start(tmp_path / "telemetry", "test") as telemetry, use(telemetry):
+        yield telemetry
+
+
+@pytest.fixture
+def told(telemetry: Telemetry) -> Callable[[], list[str]]:
+    """Names of the severe events so far."""
+
+    def read() -> list[str]:
+        log = telemetry.directory / LOG
+        return [json.loads(line)["name"] for line in log.read_text().splitlines()] if log.exists() else []
+
+    return read
 
 
 TASK = "from esper.testing import tiny_task\n\n\ndef task():\n    return tiny_task()\n"

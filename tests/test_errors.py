@@ -135,23 +135,13 @@ def test_text_of_an_error_that_cannot_say_what_it_is() -> None:
     assert failure(Mute())["message"] == "<Mute: its text raised KeyError>"
 
 
-@pytest.mark.parametrize("cls", CLASSES[1:])
-def test_args_are_the_signature_and_each_argument_is_a_field(cls: type[EsperError]) -> None:
-    error = example(cls)
-    assert error.args == tuple(vars(error)[name] for name in inspect.signature(cls).parameters)
-
-
 @pytest.mark.parametrize("cls", CLASSES)
-def test_message_is_a_sentence_that_names_the_first_argument(cls: type[EsperError]) -> None:
+def test_an_error_names_its_first_argument_has_all_as_fields_and_a_docstring_of_its_own(cls: type[EsperError]) -> None:
     error = example(cls)
     first = error.args[0]
     assert (f"{first:.6g}" if isinstance(first, float) else str(first)) in str(error)
-
-
-@pytest.mark.parametrize("cls", CLASSES)
-def test_base_class_catches_and_docstring_is_its_own(cls: type[EsperError]) -> None:
-    with pytest.raises(EsperError):
-        raise example(cls)
+    if cls is not EsperError:
+        assert error.args == tuple(vars(error)[name] for name in inspect.signature(cls).parameters)
     assert vars(cls)["__doc__"]
 
 
@@ -159,24 +149,6 @@ def test_drawn_tree_is_the_real_tree() -> None:
     real = {cls.__name__: base.__name__ for cls in CLASSES[1:] for base in cls.__bases__}
     assert errors.__doc__ is not None
     assert drawn_tree(errors.__doc__) == real
-
-
-def test_error_whose_argument_has_no_sample_is_refused() -> None:
-    class Odd(EsperError):
-        def __init__(self, hosts: frozenset[bytes]) -> None:
-            super().__init__(hosts)
-
-    with pytest.raises(AssertionError, match=r"Odd\(hosts.*add a sample"):
-        example(Odd)
-
-
-def test_error_with_a_keyword_only_argument_is_refused() -> None:
-    class Odd(EsperError):
-        def __init__(self, *, host: str) -> None:
-            super().__init__(host)
-
-    with pytest.raises(AssertionError, match="cannot be rebuilt from args"):
-        example(Odd)
 
 
 def test_no_other_file_defines_an_error() -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from esper import errors, faults
-from esper.cli.main import main
 from esper.errors import ConfigError, EmergencyQueueFull, FaultInjected, PolicyFailed, StoreWriteFailed
 from esper.faults import POINTS, Fault, FaultSpec, Firings
 from esper.testing import telling
@@ -62,21 +61,20 @@ def test_a_point_at_which_nothing_is_armed_does_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passage", "times", "fires"), [(1, 1, [1]), (3, 1, [3]), (1, 2, [1, 2]), (4, 3, [4, 5, 6]), (9, 1, [])]
+    ("specs", "fires"),
+    [
+        ([{"passage": 3}], [3]),
+        ([{"passage": 1, "times": 2}], [1, 2]),
+        ([{"passage": 4, "times": 3}], [4, 5, 6]),
+        ([{"passage": 9}], []),
+        ([{"passage": 2}, {"passage": 3}, {"passage": 5}], [2, 3, 5]),  # none pushes another to a later passage
+        ([{"passage": 2}, {"passage": 3, "point": "tamiyo.decide"}], [2]),
+    ],
 )
-def test_a_fault_fires_at_exactly_its_passages(passage: int, times: int, fires: list[int]) -> None:
-    faults.arm([armed(passage=passage, times=times)])
+def test_a_fault_fires_at_exactly_its_passages(specs: list[dict[str, Any]], fires: list[int]) -> None:
+    faults.arm([armed(**spec) for spec in specs])
     assert passages(8) == fires
-
-
-def test_faults_at_one_point_do_not_push_each_other_to_a_later_passage() -> None:
-    faults.arm([armed(passage=2), armed(passage=3), armed(passage=5)])
-    assert passages(8) == [2, 3, 5]
-
-
-def test_each_point_counts_its_own_passages() -> None:
-    faults.arm([armed(passage=2), armed(point="tamiyo.decide", passage=3)])
-    assert (passages(2), passages(4, "tamiyo.decide")) == ([2], [3])
+    assert passages(4, "tamiyo.decide") == [spec["passage"] for spec in specs if "point" in spec]
 
 
 def test_arming_replaces_what_was_armed_and_counts_afresh() -> None:
@@ -95,20 +93,12 @@ def test_a_passage_that_raised_counts_like_any_other() -> None:
     assert faults.fired() == 3
 
 
-def test_a_fault_of_a_round_and_a_step_fires_there_alone() -> None:
-    faults.arm([armed(round=3, step=40)])
-    for round, step in ((3, 39), (2, 40), (3, None), (None, 40), (None, None)):
+def test_a_fault_of_a_round_and_a_step_fires_there_alone_and_counts_passages_there_alone() -> None:
+    faults.arm([armed(round=3, step=40, passage=2)])
+    for round, step in ((3, 39), (2, 40), (3, None), (None, 40), (None, None), (3, 40)):
         faults.point(POINT, round=round, step=step)
     with pytest.raises(FaultInjected):
         faults.point(POINT, round=3, step=40)
-
-
-def test_passages_are_counted_within_the_moment_that_is_meant() -> None:
-    faults.arm([armed(round=3, passage=2)])
-    for round in (1, 2, 3):
-        faults.point(POINT, round=round)
-    with pytest.raises(FaultInjected):
-        faults.point(POINT, round=3)
 
 
 def test_a_fault_that_means_another_actor_is_not_armed(tmp_path: Path) -> None:
@@ -322,22 +312,6 @@ def test_every_point_in_the_source_is_on_the_list_and_the_other_way_round() -> N
     points |= {f"{role}.start" for role in dynamic["f'{spec.role}.start'"]}
     points |= {f"{role}.step" for role in dynamic["self._fault_point"]}
     assert points == set(POINTS)
-
-
-def test_an_unknown_point_ends_the_command_line_with_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "c.toml").write_text('[[faults]]\npoint = "tolaria.stpe"\nfault = "kill"\n')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["esper", "run", "esper.testing:tiny_task", "--in-process", "--config", "c.toml"])
-    with pytest.raises(SystemExit) as left:
-        main()
-    captured = capsys.readouterr()
-    assert left.value.code == 2
-    assert captured.err.splitlines() == [
-        "esper: faults.point = 'tolaria.stpe': no such point; the nearest is tolaria.step"
-    ]
-    assert sorted(os.listdir(tmp_path)) == ["c.toml"]
 
 
 def test_the_page_of_faults_names_every_point_fault_and_field() -> None:

@@ -164,15 +164,6 @@ def test_a_run_that_was_killed_at_every_moment_of_its_resumes_ends_with_the_same
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(
-    tmp_path: Path, esper: Esper, undisturbed: Result, number: int
-) -> None:
-    assert end_the_same(tmp_path, esper, undisturbed, drawn(number, 4)) >= 2
-
-
-@pytest.mark.torture
-@pytest.mark.timeout(7200)
 def test_fifty_runs_that_were_killed_end_with_the_same_bits(tmp_path: Path, esper: Esper, undisturbed: Result) -> None:
     struck = 0
     for number in range(50):

@@ -163,13 +163,9 @@ ALLOWED: dict[str, str] = {
     "tests/actors/test_remote.py Component.raise_chain: answers RuntimeError": "raised on as the cause of a planted error",
     "tests/actors/test_errors_across_processes.py example: .get with a default": "any tuple will do as an argument",
     "esper/ground/machine.py process_began: answers (FileNotFoundError, ProcessLookupError)": "gone is the answer",
-    "tests/kasmina/conftest.py make_command.make: .pop with a default": "an optional change of a command",
     "tests/kasmina/registry/test_admission.py test_nobody_else_makes_an_admitted_command: getattr with a default": "a probe",
     "tests/kasmina/incubation/test_incubator.py GradedFork.sample_losses: .get with a default": "most forks have no gain",
     "tests/kasmina/incubation/test_incubator.py GradedFork.train_to: .get with a default": "most forks do not burst",
-    "tests/kasmina/test_lifecycle.py "
-    "test_no_walk_reaches_a_stage_but_along_the_table_and_a_refused_step_changes_nothing"
-    ": answers IllegalTransition": "a refused step is what is checked",
     "esper/cli/main.py _answered: answers ConfigError": "said, and exit code 2",
     "esper/cli/main.py _answered: answers EsperError": "said, and exit code 3",
     "esper/cli/main.py _answered: answers Exception": "said with its traceback; exit code 3",

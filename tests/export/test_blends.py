@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from growing import graft_plan, slot
 from torch import nn
 
 from esper.export.network_file import network_file
 from esper.export.programs import export_bytes, onnx_bytes, play_export, play_onnx, trace
-from esper.ground.tensors import blob_digest, to_bytes
+from esper.ground.tensors import to_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.rebuilt import structure_digest, whole_state
 from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.reports import GraftPlan
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.slots import Kind
 
 FIELDS: dict[str, Any] = {
     "RESIDUAL": {},
@@ -38,15 +39,7 @@ class Convolutions(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
-SPEC = SlotSpec(
-    path="body",
-    kind=Kind.NCHW,
-    shape=(4, 5, 5),
-    dtype="torch.float32",
-    device="cpu",
-    causal=False,
-    samples_independent=True,
-)
+SPEC = slot("body", Kind.NCHW, (4, 5, 5))
 
 
 def grown(mode: BlendMode, host: nn.Module) -> tuple[SeedEditor, GraftPlan]:
@@ -55,23 +48,9 @@ def grown(mode: BlendMode, host: nn.Module) -> tuple[SeedEditor, GraftPlan]:
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -1, 1)
     blob = to_bytes(module.state_dict())
-    plan = GraftPlan(
-        command_id="c",
-        run_id="r",
-        generation=1,
-        seed_id="s",
-        fence=1,
-        slot="body",
-        ordinal=0,
-        blueprint_id="conv3",
-        blend=BlendSpec(mode=mode, ramp_steps=4, **FIELDS[mode]),
-        start_step=0,
-        isolated=False,
-        warmup_steps=1,
-        asked_device="cpu",
-        weights_digest=blob_digest(blob),
-        confidence=0.6 if mode is BlendMode.CONFIDENCE else None,
-    )
+    blend = BlendSpec(mode=mode, ramp_steps=4, **FIELDS[mode])
+    confidence = 0.6 if mode is BlendMode.CONFIDENCE else None
+    plan = graft_plan(blob, blueprint_id="conv3", isolated=False, blend=blend, confidence=confidence)
     editor = SeedEditor(host.eval(), {"body": SPEC}, BLUEPRINTS)
     editor.graft(plan, {plan.weights_digest: blob})
     editor.set_alphas(2)

@@ -14,8 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import growing
 import pytest
 import torch
+from growing import graft_plan
 from torch import Tensor, nn
 
 import esper
@@ -26,7 +28,6 @@ from esper.export.exporting import Format, export
 from esper.export.network_file import network_file
 from esper.export.programs import export_bytes, play_export, trace
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
-from esper.leyline.commands import BlendSpec
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost, telling, tiny_task
@@ -153,34 +154,11 @@ SHAPES = {Kind.NCHW: (8, 6, 6), Kind.NTC: (6, 8), Kind.NC: (8,)}
 
 
 def slot(kind: Kind, causal: bool = False) -> SlotSpec:
-    return SlotSpec(
-        path=f"at.{kind}{'.causal' if causal else ''}",
-        kind=kind,
-        shape=SHAPES[kind],
-        dtype="torch.float32",
-        device="cpu",
-        causal=causal,
-        samples_independent=True,
-    )
+    return growing.slot(f"at.{kind}{'.causal' if causal else ''}", kind, SHAPES[kind], causal=causal)
 
 
 def plan(spec: SlotSpec, ordinal: int, blueprint: str) -> GraftPlan:
-    return GraftPlan(
-        command_id="c",
-        run_id="r",
-        generation=1,
-        seed_id=f"{spec.path}.{ordinal}",
-        fence=1,
-        slot=spec.path,
-        ordinal=ordinal,
-        blueprint_id=blueprint,
-        blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
-        start_step=0,
-        isolated=False,
-        warmup_steps=1,
-        asked_device="cpu",
-        weights_digest="",
-    )
+    return graft_plan(seed_id=f"{spec.path}.{ordinal}", slot=spec.path, ordinal=ordinal, blueprint_id=blueprint)
 
 
 def written(plans: list[GraftPlan], specs: list[SlotSpec], registry: BlueprintRegistry = BLUEPRINTS) -> dict[str, Any]:
@@ -338,12 +316,6 @@ def test_a_module_whose_name_breaks_the_code_of_torch_is_refused_as_untraceable(
     data = export_bytes(trace(Keyed(), torch.zeros(3, 4), 3))
     with pytest.raises(TaskError, check=telling("torch.export", field="task.model")):
         play_export(data)(torch.zeros(5, 4))
-
-
-class Smooth(TinyHost):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(self.body)
 
 
 def test_another_factory_is_refused_by_the_file(grown_host: Get, three_hosts: Any, tmp_path: Path) -> None:

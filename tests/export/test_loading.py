@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 import torch
+from growing import DRAWN, drawn_plan
 from torch import nn
+from training import live_trainer
 
 import esper
 from esper import resume, run
@@ -36,11 +38,9 @@ from esper.kasmina.blueprints.nc import mlp
 from esper.kasmina.host.attached import Seed, attach, check_names
 from esper.kasmina.host.formulas import residual
 from esper.kasmina.host.rebuilt import structure_digest, whole_state
-from esper.kasmina.incubation.planning import plan_seed
-from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.commands import BlendSpec
 from esper.leyline.stages import IN_HOST
 from esper.leyline.state import RoundState
-from esper.setup.assembly import RunKey, make_trainer
 from esper.setup.survey import survey_of
 from esper.testing import StopAt, TinyHost, telling, tiny_config, tiny_task
 
@@ -91,18 +91,13 @@ def test_the_result_has_the_network_that_load_gives(grown_host: Get, host: str) 
     assert [p.requires_grad for p in loaded.parameters()] == [p.requires_grad for p in grown.network.parameters()]
 
 
-def test_an_earlier_fence_gives_the_network_of_then(grown_host: Get) -> None:
-    grown = grown_host("rows")
-    assert torch.equal(outputs(esper.load(grown.ended, fence=7), grown.inputs), grown.at_stop)
-    begun = esper.load(grown.ended, fence=0)
-    assert not any(isinstance(module, Seed) for module in begun.modules())
-
-
-def test_a_generation_gives_the_network_that_it_left(grown_host: Get) -> None:
+def test_a_generation_and_a_fence_give_the_network_of_then(grown_host: Get) -> None:
     grown = grown_host("rows")
     assert torch.equal(outputs(esper.load(grown.ended, generation=1), grown.inputs), grown.at_stop)
     assert torch.equal(outputs(esper.load(grown.ended, generation=2), grown.inputs), grown.at_end)
     assert torch.equal(outputs(esper.load(grown.ended, generation=1, fence=7), grown.inputs), grown.at_stop)
+    assert torch.equal(outputs(esper.load(grown.ended, fence=7), grown.inputs), grown.at_stop)
+    assert not any(isinstance(module, Seed) for module in esper.load(grown.ended, fence=0).modules())
     for generation in (3, 0, True, "1", 1.0):
         with pytest.raises(ConfigError, check=telling("generation 1", "2", field="generation")):
             esper.load(grown.ended, generation=generation)
@@ -219,14 +214,10 @@ class Mixed(TinyHost):
 @pytest.mark.parametrize("model", [TinyHost, Mixed])
 def test_seeds_that_are_given_away_give_the_bits_of_the_live_ones(model: type[nn.Module]) -> None:
     survey = survey_of(tiny_task(model=model), tiny_config())
-    trainer = make_trainer(survey, RunKey("r", 1, b""))
+    trainer = live_trainer(survey)
     for ordinal, pair in enumerate(survey.options):
-        how = Candidate(slot=pair.slot, blueprint_id=pair.blueprint_id, seed_id=str(ordinal))
-        blueprint, blend = survey.blueprints.get(pair.blueprint_id), BlendSpec(mode="RESIDUAL", ramp_steps=7)
-        where = {"run_id": "r", "generation": 1, "command_id": "c", "run_seed": 1, "fence": 1, "step": 1}
-        ours = {"ordinal": ordinal, "blend": blend, "warmup_steps": 1}
-        plan, blob = plan_seed(how, survey.specs[0], blueprint, **where, **ours)
-        trainer.graft(plan, {plan.weights_digest: blob})
+        course = {"step": 1, "blend": BlendSpec(mode="RESIDUAL", ramp_steps=7)}
+        trainer.graft(drawn_plan(survey.specs[0], pair.blueprint_id, ordinal, **course), DRAWN)
     trainer.train_to(3)
     inputs = survey.task.valid[0][0][None].repeat(4, 1)
     live, state = outputs(trainer.host.eval(), inputs), trainer.weights_sha256()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from growing import BLEND, KEY, RUN, a_command, slot
 
 import esper
 from esper.archive.history import read_past
@@ -19,16 +22,16 @@ from esper.config.joined import RunConfig
 from esper.errors import Drained
 from esper.flow.result import Result
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint
-from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign
-from esper.leyline.reports import GateReport, Transition
-from esper.leyline.slots import Kind, SlotSpec
+from esper.kasmina.registry.admission import admit
+from esper.kasmina.registry.ledger import Ledger
+from esper.leyline.commands import Candidate, Command, CommandKind, Operation
+from esper.leyline.reports import FieldReport, GateReport, Transition
+from esper.leyline.slots import SlotSpec
+from esper.leyline.stages import Stage
 from esper.task import Task
-from esper.telemetry import Telemetry, use
+from esper.telemetry import Telemetry
 from esper.telemetry.events import LOG
 from esper.testing import EPOCH, StopAt
-
-KEY = b"a key of a test's own, 32 bytes."
-RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 
 
 @pytest.fixture
@@ -39,12 +42,6 @@ def key() -> bytes:
 @pytest.fixture
 def run_id() -> str:
     return RUN
-
-
-@pytest.fixture
-def telemetry(tmp_path: Path) -> Iterator[Telemetry]:
-    with Telemetry.start(tmp_path / "telemetry", "kasmina") as telemetry, use(telemetry):
-        yield telemetry
 
 
 @pytest.fixture
@@ -61,50 +58,67 @@ def told(telemetry: Telemetry) -> Callable[[], list[dict[str, Any]]]:
 @pytest.fixture
 def body_spec() -> SlotSpec:
     """The slot "body" of `TinyHost`."""
-    return SlotSpec(
-        path="body",
-        kind=Kind.NC,
-        shape=(8,),
-        dtype="torch.float32",
-        device="cpu",
-        causal=False,
-        samples_independent=True,
-    )
+    return slot()
 
 
 @pytest.fixture
 def make_command() -> Callable[..., Command]:
     """A sound, signed command; any field may be another, and then it is signed with that."""
 
-    def make(operation: Operation = Operation.GERMINATE, *, key: bytes = KEY, **changes: Any) -> Command:
-        name = changes.pop("name", "1")
-        fields: dict[str, Any] = {
-            "command_id": f"command-{name}",
-            "run_id": RUN,
-            "generation": 1,
-            "issued_at": EPOCH,
-            "issued_by": "tamiyo",
-            "operation": operation,
-            "feature_coverage": 1.0,
-            "policy_version": "scripted-1",
-            "nonce": f"nonce-{name}",
-        }
+    def make(operation: Operation = Operation.GERMINATE, name: str = "1", **changes: Any) -> Command:
+        fields: dict[str, Any] = {"mesh_host_layers": ("body",)}
         if operation is Operation.SCALE_RATE:
-            fields |= {"kind": CommandKind.OPTIMIZER, "rate_scale": 0.5}
+            fields = {"kind": CommandKind.OPTIMIZER, "rate_scale": 0.5}
         elif operation is Operation.GO_BACK:
-            fields |= {"kind": CommandKind.ROLLBACK, "to_fence": 3}
-        else:
-            fields["mesh_host_layers"] = ("body",)
+            fields = {"kind": CommandKind.ROLLBACK, "to_fence": 3}
         if operation is Operation.GERMINATE:
             fields["candidates"] = (Candidate(slot="body", blueprint_id="mlp", seed_id=f"seed-{name}"),)
         elif operation is not Operation.GO_BACK:
             fields["seed_id"] = "seed-1"
         if operation in (Operation.GERMINATE, Operation.ADVANCE):
-            fields["blend"] = BlendSpec(mode="RESIDUAL", ramp_steps=30)
-        command = Command(**(fields | changes))
-        return command.model_copy(update={"signature": sign(command, key)})
+            fields["blend"] = BLEND
+        return a_command(operation, name, **(fields | changes))
 
     return make
+
+
+@pytest.fixture
+def ledger(body_spec: SlotSpec) -> Ledger:
+    """A run in which `seed-1` was germinated by `command-0` and has just won its tournament."""
+    return Ledger(
+        run_id=RUN,
+        generation=1,
+        nonces={"nonce-0": "command-0"},
+        bodies={"command-0": b"what was signed then"},
+        fence=5,
+        stages={"seed-1": Stage.TRAINING},
+        earliest={"seed-1": 5},
+        pairs={"seed-1": ("body", "mlp")},
+        slots={"body": body_spec},
+        blends={"seed-1": None},
+        closed=frozenset(),
+        order_in_flight=None,
+        checkpoints=(0, 3, 4),
+    )
+
+
+@pytest.fixture
+def refused(ledger: Ledger, telemetry: Telemetry, told: Any) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Have a command refused, and check that this was said once and that nothing was changed."""
+
+    def refuse(command: Command, error: type[Exception], *, now: datetime = EPOCH, ledger: Ledger = ledger) -> Any:
+        before = copy.deepcopy(ledger)
+        with pytest.raises(error) as caught:
+            admit(command, ledger, key=KEY, now=now)
+        assert ledger == before
+        assert type(caught.value) is error
+        (event,) = told()
+        assert telemetry.counters.total("esper.severe_events") == 1
+        assert telemetry.counters.total("esper.command.rejections") == 1
+        assert telemetry.counters.total("esper.command.admissions") == 0
+        return caught.value, event
+
+    return refuse
 
 
 # -- runs whose components are wrapped -------------------------------------------------------------------------------
@@ -140,6 +154,10 @@ class Lived:
     @property
     def gates(self) -> list[GateReport]:
         return [GateReport.model_validate_json(body) for body in self._bodies(RecordKind.GATE)]
+
+    @property
+    def field_reports(self) -> list[FieldReport]:
+        return [FieldReport.model_validate_json(body) for body in self._bodies(RecordKind.FIELD_REPORT)]
 
     @property
     def transitions(self) -> list[Transition]:

@@ -29,38 +29,22 @@ def spec(mode: str, **fields: Any) -> BlendSpec:
 
 
 @pytest.fixture
-def ledger(run_id: str, body_spec: SlotSpec) -> Ledger:
+def ledger(ledger: Ledger, body_spec: SlotSpec) -> Ledger:
     image = body_spec.model_copy(update={"path": "image", "kind": Kind.NCHW, "shape": (4, 9, 9)})
     wide = body_spec.model_copy(update={"path": "wide", "shape": (2 * MAX_CHANNELS,)})
-    return Ledger(
-        run_id=run_id,
-        generation=1,
-        nonces={},
-        bodies={},
-        fence=5,
-        stages={"seed-1": Stage.TRAINING},
-        earliest={"seed-1": 5},
-        pairs={"seed-1": ("body", "mlp")},
-        slots={"body": body_spec, "image": image, "wide": wide},
-        blends={"seed-1": None},
-        closed=frozenset(),
-        order_in_flight=None,
-    )
+    return replace(ledger, slots={"body": body_spec, "image": image, "wide": wide})
 
 
 @pytest.fixture
-def refused(ledger: Ledger, key: bytes, telemetry: Any, told: Any, make_command: Any) -> Callable[..., str]:
-    """Have a command refused with one event and one count, and return what it lacked."""
+def lacking(refused: Any, telemetry: Any, make_command: Any, ledger: Ledger) -> Callable[..., str]:
+    """Have a command refused, and return what it lacked."""
 
     def refuse(operation: Operation, *, ledger: Ledger = ledger, **fields: Any) -> str:
-        with pytest.raises(DependencyViolationError) as caught:
-            admit(make_command(operation, name="2", **fields), ledger, key=key, now=EPOCH)
-        (event,) = told()
+        error, event = refused(make_command(operation, name="2", **fields), DependencyViolationError, ledger=ledger)
         assert (event["name"], event["severity"]) == ("command_validation_failed", "ERROR")
-        assert event["fields"]["missing"] == caught.value.missing
-        assert telemetry.counters.total("esper.command.rejections", reason=caught.value.missing) == 1
-        assert telemetry.counters.total("esper.command.admissions") == 0
-        return str(caught.value).replace(" (", ": ", 1)
+        assert event["fields"]["missing"] == error.missing
+        assert telemetry.counters.total("esper.command.rejections", reason=error.missing) == 1
+        return str(error).replace(" (", ": ", 1)
 
     return refuse
 
@@ -105,10 +89,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("operation", [Operation.GERMINATE, Operation.ADVANCE])
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_incomplete_blend_is_refused_at_birth_and_at_the_graft(
-    refused: Callable[..., str], case: str, operation: Operation
+    lacking: Callable[..., str], case: str, operation: Operation
 ) -> None:
     fields, words = REFUSED[case]
-    assert words in refused(operation, **fields)
+    assert words in lacking(operation, **fields)
 
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -127,9 +111,9 @@ def test_a_complete_blend_is_admitted(make_command: Any, ledger: Ledger, key: by
     assert admit(command, ledger, key=key, now=EPOCH).command == command
 
 
-def test_a_vector_must_fit_the_slot_of_every_candidate(refused: Callable[..., str]) -> None:
+def test_a_vector_must_fit_the_slot_of_every_candidate(lacking: Callable[..., str]) -> None:
     both = tuple(Candidate(slot=slot, blueprint_id="norm", seed_id=slot) for slot in ("body", "image"))
-    told = refused(Operation.GERMINATE, candidates=both, blend=spec("CHANNEL", channels=V))
+    told = lacking(Operation.GERMINATE, candidates=both, blend=spec("CHANNEL", channels=V))
     assert "8 for the 4 channels of slot image" in told
 
 
@@ -150,9 +134,9 @@ def test_a_vector_by_group_fits_slots_of_different_width(make_command: Any, ledg
     ],
     ids=["mode", "vector", "ramp", "target", "schedule"],
 )
-def test_a_second_different_blend_is_refused(refused: Callable[..., str], ledger: Ledger, other: BlendSpec) -> None:
+def test_a_second_different_blend_is_refused(lacking: Callable[..., str], ledger: Ledger, other: BlendSpec) -> None:
     here = replace(ledger, blends={"seed-1": spec("CHANNEL", channels=V)})
-    assert "another blend than the seed's own" in refused(Operation.ADVANCE, ledger=here, blend=other)
+    assert "another blend than the seed's own" in lacking(Operation.ADVANCE, ledger=here, blend=other)
 
 
 def test_a_replica_has_the_blend_of_the_seed_that_it_repeats(make_command: Any, ledger: Ledger, key: bytes) -> None:
@@ -161,9 +145,9 @@ def test_a_replica_has_the_blend_of_the_seed_that_it_repeats(make_command: Any, 
     assert admit(command, here, key=key, now=EPOCH).command == command
 
 
-def test_a_replica_with_another_blend_is_refused(refused: Callable[..., str], ledger: Ledger) -> None:
+def test_a_replica_with_another_blend_is_refused(lacking: Callable[..., str], ledger: Ledger) -> None:
     here = replace(ledger, blends={"seed-1": spec("CONVEX")}, stages={"seed-1": Stage.FOSSILIZED})
-    told = refused(Operation.GERMINATE, ledger=here, replica_of="seed-1", blend=spec("RESIDUAL"))
+    told = lacking(Operation.GERMINATE, ledger=here, replica_of="seed-1", blend=spec("RESIDUAL"))
     assert "another blend than the seed's own" in told
 
 
@@ -180,10 +164,10 @@ LATER = [
     [((), "confidence_logits missing: none"), ((1.0,), "confidence_logits missing: one"), ((1.0, math.nan), "finite")],
 )
 def test_each_later_command_of_a_confident_seed_carries_fresh_logits(
-    refused: Callable[..., str], ledger: Ledger, operation: Operation, stage: Stage, logits: Any, words: str
+    lacking: Callable[..., str], ledger: Ledger, operation: Operation, stage: Stage, logits: Any, words: str
 ) -> None:
     here = replace(ledger, stages={"seed-1": stage}, blends={"seed-1": spec("CONFIDENCE")})
-    assert words in refused(operation, ledger=here, blend=None, confidence_logits=logits)
+    assert words in lacking(operation, ledger=here, blend=None, confidence_logits=logits)
 
 
 @pytest.mark.parametrize(("operation", "stage"), LATER)

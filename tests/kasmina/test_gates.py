@@ -280,6 +280,7 @@ def check_told(lived: Any) -> None:
     for report in failed(lived):
         event = told[report.seed_id, report.gate]
         assert event["fields"]["reasons"] == list(report.reasons)
+        assert {"slot", *(check.name for check in report.checks if not check.passed)} <= event["fields"].keys()
         assert event["severity"] == ("CRITICAL" if CRITICAL & set(report.reasons) else "WARNING")
     reasons = [reason for report in failed(lived) for reason in report.reasons]
     for reason, name in OWN_EVENT.items():

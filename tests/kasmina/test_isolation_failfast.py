@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from growing import graft_plan
 from torch import Tensor, nn
 
 from esper.errors import IsolationViolation, SeedBuildFailed
-from esper.ground.tensors import blob_digest, state_digest, to_bytes
+from esper.ground.tensors import state_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry
 from esper.kasmina.host.host_editor import SeedEditor
-from esper.leyline.commands import BlendSpec
-from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost
 
@@ -57,22 +56,7 @@ def graft(host: nn.Module, spec: SlotSpec, *modules: nn.Module) -> SeedEditor:
     editor = SeedEditor(host, {spec.path: spec}, blueprints)
     for ordinal, module in enumerate(modules):
         blob = to_bytes({name: torch.ones_like(tensor) for name, tensor in module.state_dict().items()})
-        plan = GraftPlan(
-            command_id="command-1",
-            run_id="run",
-            generation=1,
-            seed_id=f"seed-{ordinal}",
-            fence=1,
-            slot=spec.path,
-            ordinal=ordinal,
-            blueprint_id="planted",
-            blend=BlendSpec(mode="RESIDUAL", ramp_steps=4),
-            start_step=0,
-            isolated=True,
-            warmup_steps=1,
-            asked_device="cpu",
-            weights_digest=blob_digest(blob),
-        )
+        plan = graft_plan(blob, seed_id=f"seed-{ordinal}", ordinal=ordinal)
         editor.graft(plan, {plan.weights_digest: blob})
     editor.watch(True)
     return editor

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from growing import graft_plan
 from torch import Tensor, nn
 
 from esper.errors import SeedBuildFailed
-from esper.ground.tensors import blob_digest, state_digest, to_bytes
+from esper.ground.tensors import state_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry
 from esper.kasmina.host.host_editor import SeedEditor
 from esper.kasmina.host.prewarm import prewarm
-from esper.leyline.commands import BlendSpec
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost
@@ -44,24 +44,9 @@ class RaisesInBackward(nn.Linear):
         return _NoGradient.apply(super().forward(x))
 
 
-def plan_of(module: nn.Module, spec: SlotSpec) -> tuple[GraftPlan, dict[str, bytes]]:
+def plan_of(module: nn.Module) -> tuple[GraftPlan, dict[str, bytes]]:
     blob = to_bytes(module.state_dict())
-    plan = GraftPlan(
-        command_id="command-1",
-        run_id="run",
-        generation=1,
-        seed_id="seed-1",
-        fence=1,
-        slot=spec.path,
-        ordinal=0,
-        blueprint_id="planted",
-        blend=BlendSpec(mode="RESIDUAL", ramp_steps=4),
-        start_step=0,
-        isolated=False,
-        warmup_steps=1,
-        asked_device="cpu",
-        weights_digest=blob_digest(blob),
-    )
+    plan = graft_plan(blob, isolated=False)
     return plan, {plan.weights_digest: blob}
 
 
@@ -95,7 +80,7 @@ def test_what_cannot_run_raises_at_the_graft_and_leaves_the_host_alone(
         host._compiled_call_impl = host._call_impl
         monkeypatch.setattr(torch, "compile", uncompilable)
     editor = editor_of(host, body_spec, factory, backend)
-    plan, blobs = plan_of(weights, body_spec)
+    plan, blobs = plan_of(weights)
     with pytest.raises(SeedBuildFailed, match=said):
         editor.graft(plan, blobs)
     assert (editor.topology(), len(host.body._forward_hooks)) == ((), 0)
@@ -135,5 +120,5 @@ def test_a_seed_of_a_compiled_host_is_compiled_before_its_graft(body_spec):
     host.compile(backend="eager")
     editor = editor_of(host, body_spec, lambda: nn.Linear(8, 8), "eager")
     before = counters["stats"]["unique_graphs"]
-    editor.graft(*plan_of(nn.Linear(8, 8), body_spec))
+    editor.graft(*plan_of(nn.Linear(8, 8)))
     assert counters["stats"]["unique_graphs"] == before + 1

@@ -8,32 +8,34 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from growing import (
+    ALIVE,
+    DEAD,
+    SPOTLESS,
+    a_command,
+    a_registry,
+    live_and_twin,
+    observation_of,
+    probed,
+    result_of,
+    signed,
+)
+from growing import BLEND as RAMP
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from esper.errors import CommandRejected, DependencyViolationError, EvidenceMissing
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.registry.registry_state import RegistryState, StoredCommand
-from esper.kasmina.registry.run_facts import RunFacts
-from esper.kasmina.registry.seed_registry import SeedRegistry
-from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation, sign
-from esper.leyline.decisions import Pair
-from esper.leyline.evidence import (
-    GradientProbe,
-    HostObservation,
-    PairedLosses,
-    ResetProbe,
-    SampleLosses,
-    SanityProbe,
-    SeedObservation,
-)
-from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.commands import BlendSpec, Candidate, Command, CommandKind, Operation
+from esper.leyline.incubation import Answer
+from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
-from esper.testing import FakeClock, tiny_config
+from esper.testing import FakeClock
 
-RUN, KEY = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", b"a key of a test's own, 32 bytes."
-ROUND, FENCES = 10, 60
+FENCES = 60
+NAMES_OF_TWO = [made.name for made in BLUEPRINTS.for_kind(Kind.NC)][:2]
+BLEND = RAMP.model_copy(update={"ramp_steps": 20})
 SEEDS = tuple(f"seed-{number}" for number in range(6))
 MAY_FOLLOW = {
     Stage.DORMANT: {Stage.GERMINATED},
@@ -51,75 +53,19 @@ MAY_FOLLOW = {
 """The stages that a command or a fence may bring, written here by hand."""
 ONWARD = {Stage.BLENDING, Stage.SHADOWING, Stage.PROBATIONARY, Stage.FOSSILIZED}
 
-BLEND = BlendSpec(mode="RESIDUAL", ramp_steps=20)
-SPEC = SlotSpec(
-    path="body",
-    kind=Kind.NC,
-    shape=(8,),
-    dtype="torch.float32",
-    device="cpu",
-    causal=False,
-    samples_independent=True,
-)
-CLEAN = SanityProbe(
-    parameters=50,
-    parameter_bytes=200,
-    parameters_finite=True,
-    output_shape=(8,),
-    slot_shape=(8,),
-    output_dtype="torch.float32",
-    causality_leak=None,
-    sample_leak=0.0,
-)
-SPOTLESS = ResetProbe(
-    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
-)
-
-
-def pairs(z: float, fence: int, shard: str) -> PairedLosses:
-    return PairedLosses(
-        shard=shard, fence=fence, count=256, grouped=False, mean=0.02 * z, sd=0.32, z=z, control_mean=1.0
-    )
-
 
 class Registry:
     """A registry with all that surrounds it: what is measured is sound, unless a caller says otherwise."""
 
     def __init__(self) -> None:
-        names = [made.name for made in BLUEPRINTS.for_kind(Kind.NC)][:2]
-        options = [
-            Pair(slot="body", blueprint_id=name, parameters=50, flops=100, risk=0.1, mesh=("body",)) for name in names
-        ]
-        facts = RunFacts(
-            run_id=RUN,
-            generation=1,
-            run_seed=0,
-            batch_size=8,
-            fence_steps=tuple(range(0, (FENCES + 1) * ROUND, ROUND)),
-            host_parameters=100,
-            host_bytes=400,
-            host_flops=1_000,
-        )
-        self.clock, self.fence, self.names = FakeClock(), 1, names
-        growth = tiny_config().growth
-        self.asked = SeedRegistry(facts, growth, [SPEC], options, BLUEPRINTS, key=KEY, clock=self.clock)
+        self.clock, self.fence, self.names = FakeClock(), 1, NAMES_OF_TWO
+        self.asked = a_registry(clock=self.clock, fences=FENCES)
         self._commands = 0
 
     def command(self, operation: Operation, **changes: Any) -> Command:
         """A signed command with the fields that are given; else complete."""
         self._commands += 1
-        fields: dict[str, Any] = {
-            "command_id": f"command-{self._commands}",
-            "run_id": RUN,
-            "generation": 1,
-            "issued_at": self.clock.now(),
-            "issued_by": "tamiyo",
-            "operation": operation,
-            "feature_coverage": 1.0,
-            "policy_version": "scripted-1",
-            "nonce": f"nonce-{self._commands}",
-        }
-        return signed(Command(**(fields | changes)))
+        return a_command(operation, self._commands, **({"issued_at": self.clock.now()} | changes))
 
     def commands(self) -> tuple[StoredCommand, ...]:
         return RegistryState.model_validate_json(self.asked.state()).commands
@@ -127,36 +73,11 @@ class Registry:
     def send(self, command: Command, *, alive: bool = True, sound: bool = True) -> Answer:
         """Have a command admitted and carried out."""
         plans = self.asked.receive(command, self.fence, checkpoints=range(self.fence))
-        gradient = GradientProbe(batches=2, nonfinite=0, norm=float(alive), reachable_host_parameters=())
-        probes = [CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=gradient, fallbacks=()) for plan in plans]
         if command.operation is Operation.GO_BACK:
             return Answer()  # the line restores everything: the registry has nothing to carry out
-        return self.asked.carry_out(command.command_id, self.fence, probes, self.observation(sound=sound))
-
-    def observation(self, *, sound: bool) -> HostObservation:
-        seeds = tuple(
-            SeedObservation(
-                seed_id=seed.seed_id,
-                slot=seed.slot,
-                stage=seed.stage,
-                alpha=seed.alpha,
-                alpha_target=1.0,
-                calls=3,
-                output_shape=(8,) if sound else (7,),
-                parameter_bytes=200,
-                output_dtype="torch.float32",
-                device="cpu",
-                path="eager",
-                asked_dtype="torch.float32",
-                asked_device="cpu",
-                asked_path="eager",
-                isolated=True,
-                isolation_leaks=() if sound else ("body.weight",),
-            )
-            for seed in self.asked.view(self.fence).seeds
-            if seed.alpha is not None
-        )
-        return HostObservation(fence=self.fence, registered_layers=("body", "head"), seeds=seeds)
+        view = self.asked.view(self.fence)
+        seen = observation_of(view, self.fence, () if sound else view.stages)
+        return self.asked.carry_out(command.command_id, self.fence, probed(plans, ALIVE if alive else DEAD), seen)
 
     def next_fence(self, *, z: float = 8.0, gain: float = 1.0, clean: bool = True) -> list[Answer]:
         """Go on to the next fence, and do there what needs no command."""
@@ -165,35 +86,14 @@ class Registry:
         answers = []
         order = self.asked.order()
         if order is not None and order.due_fence == self.fence:
-            forks = [
-                ForkResult(
-                    seed_id=plan.seed_id,
-                    steps=10,
-                    required_steps=10,
-                    rank=place + 1,
-                    pick=pairs(z - place, self.fence, "pick"),
-                    gate=pairs(z, self.fence, "gate") if place == 0 else None,
-                    loss_variation=0.1 if place == 0 else None,
-                    fallbacks=() if place == 0 else None,
-                )
-                for place, plan in enumerate(order.plans)
-            ]
-            ids = {"order_id": order.order_id, "generation": 1, "fence": self.fence}
-            result = IncubationResult(forks=tuple(forks), fork_steps=10, flops=10, **ids)
+            result = result_of(order, [plan.seed_id for plan in order.plans], z)
             answers.append(self.asked.conclude(result, self.fence))
         if self.asked.view(self.fence).compares_with_twin:
-            noise = [(-1.0) ** place for place in range(256)]
-            twin = tuple(2.0 + 0.1 * value + gain * 0.1 / 16 for value in noise)
-            live, other = (SampleLosses(shard="gate", fence=self.fence, losses=one) for one in ((2.0,) * 256, twin))
-            self.asked.compare(live, other)
+            self.asked.compare(*live_and_twin(self.fence, gain))
         if resetting := self.asked.view(self.fence).resetting:
             probe = SPOTLESS if clean else SPOTLESS.model_copy(update={"hooks_left": 1})
             answers.append(self.asked.reset(dict.fromkeys(resetting, probe), self.fence))
         return answers
-
-
-def signed(command: Command) -> Command:
-    return command.model_copy(update={"signature": sign(command, KEY)})
 
 
 NAMES = st.sampled_from((*SEEDS, "", "nobody"))
@@ -201,7 +101,7 @@ CANDIDATES = st.lists(
     st.builds(
         Candidate,
         slot=st.sampled_from(("body", "body", "body", "elsewhere")),
-        blueprint_id=st.sampled_from((*[made.name for made in BLUEPRINTS.for_kind(Kind.NC)][:2], "no_blueprint")),
+        blueprint_id=st.sampled_from((*NAMES_OF_TWO, "no_blueprint")),
         seed_id=NAMES,
     ),
     max_size=2,
@@ -454,18 +354,3 @@ def test_a_wrong_value_of_any_field_is_refused_and_changes_nothing(moment: Calla
                 registry.send(sent)
             assert registry.asked.state() == before
     registry.send(sound)
-
-
-@settings(max_examples=40, deadline=None)
-@given(moment=st.sampled_from(MOMENTS), data=st.data())
-def test_a_command_that_was_changed_after_it_was_signed_is_refused(
-    moment: Callable[[Registry], Command], data: st.DataObject
-) -> None:
-    registry = Registry()
-    command = moment(registry)
-    field = data.draw(st.sampled_from(sorted(VALUES)))
-    value = data.draw(VALUES[field].filter(lambda value: value != getattr(command, field)))
-    before = registry.asked.state()
-    with pytest.raises(CommandRejected, match="signature_invalid"):
-        registry.send(command.model_copy(update={field: value}))
-    assert registry.asked.state() == before

@@ -49,14 +49,13 @@ def test_the_first_tournament_is_the_one_that_a_run_then_holds(tmp_path: Path) -
     run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__candidates=2))
     entries, _ = read(journal_file(tmp_path / "run", 1))
     first = next(entry.body for entry in entries if entry.kind is RecordKind.DECISION)
-    tried = {candidate["blueprint"] for candidate in plan(growth__candidates=2)["candidates"] if first_of(candidate)}
+    tried = {
+        candidate["blueprint"]
+        for candidate in plan(growth__candidates=2)["candidates"]
+        if candidate["in_first_tournament"]
+    }
     assert tried == {pair["blueprint_id"] for pair in first["pairs"]}
     assert len(tried) == 2
-
-
-def first_of(candidate: dict[str, Any]) -> bool:
-    found: bool = candidate["in_first_tournament"]
-    return found
 
 
 def test_the_modelled_cost_is_near_what_the_first_tournament_then_costs(tmp_path: Path) -> None:
@@ -192,19 +191,20 @@ def test_pieces_go_to_managers_by_their_number_and_the_busiest_decides() -> None
     assert busiest([(4, 1.0), (6, 2.0)], managers=2) == 3.0
 
 
-def test_one_manager_does_all_forks_in_turn_and_half_of_them_go_on() -> None:
-    control, forks, gate = (10 + 3) + (20 + 3), 4 * (0.5 + 2 * 10 + 4) + 2 * (2 * 20 + 4), 3 + 4
-    assert tournament_s(measured(4), (10, 20), managers=1) == control + forks + gate
-
-
-def test_with_a_manager_for_each_fork_every_heat_lasts_as_long_as_its_longest() -> None:
-    assert tournament_s(measured(4), (10, 20), managers=5) == (0.5 + 2 * 10 + 4) + (2 * 20 + 4) + 7
-    assert tournament_s(measured(2), (30,), managers=3) == (0.5 + 2 * 30 + 4) + 7
-
-
-def test_forks_of_a_halved_tournament_share_managers_by_their_number() -> None:
-    first_heat, second_heat = 13 + 2 * 24.5, 23 + 44  # manager 0: the control and forks 2 and 4; then with fork 2
-    assert tournament_s(measured(4), (10, 20), managers=2) == first_heat + second_heat + 7
+@pytest.mark.parametrize(
+    ("forks", "heats", "managers", "expected"),
+    [
+        (4, (10, 20), 1, (10 + 3) + (20 + 3) + 4 * (0.5 + 2 * 10 + 4) + 2 * (2 * 20 + 4)),  # all in turn; half go on
+        (4, (10, 20), 5, (0.5 + 2 * 10 + 4) + (2 * 20 + 4)),  # every heat lasts as long as its longest
+        (2, (30,), 3, 0.5 + 2 * 30 + 4),
+        (4, (10, 20), 2, (13 + 2 * 24.5) + (23 + 44)),  # manager 0: the control and forks 2 and 4; then with fork 2
+    ],
+)
+def test_forks_are_shared_out_by_their_number_and_the_busiest_manager_decides(
+    forks: int, heats: tuple[int, ...], managers: int, expected: float
+) -> None:
+    gate = 3 + 4
+    assert tournament_s(measured(forks), heats, managers) == expected + gate
 
 
 def test_a_replica_its_control_and_the_twin_share_one_manager_or_none() -> None:

@@ -78,18 +78,9 @@ def test_sizes_are_those_of_the_host_alone() -> None:
     assert found.host_flops == 3 * forward - 2 * 32 * 8 * 8  # nothing asks for the gradient of the input
 
 
-def test_the_options_are_every_blueprint_that_fits_a_slots_kind() -> None:
-    options = survey().options
-    assert {pair.blueprint_id for pair in options} == {"norm", "low_rank", "mlp"}
-    assert all(pair.slot == "body" and pair.parameters > 0 and pair.flops >= 0 for pair in options)
-
-
-def test_the_limit_of_g2_rises_with_the_tests_that_a_run_may_make() -> None:
-    assert survey(growth__max_tests=1).g2_limit() < survey(growth__max_tests=400).g2_limit()
-    assert survey(growth__max_tests=400).g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=255))
-
-
-def test_the_limit_of_g2_is_that_of_as_many_groups_as_a_fence_judges() -> None:
+def test_the_limit_of_g2_is_that_of_as_many_samples_or_groups_as_a_fence_judges_and_of_the_tests_of_the_run() -> None:
+    for tests in (1, 400):
+        assert survey(growth__max_tests=tests).g2_limit() == pytest.approx(stats.t.isf(0.05 / tests, df=255))
     found = survey({"group": lambda index: index // 4}, growth__min_samples=64, growth__judge_samples=64)
     assert found.judged_units == 64
     assert found.g2_limit() == pytest.approx(stats.t.isf(0.05 / 400, df=63))
@@ -226,17 +217,13 @@ def test_without_growth_even_judging_shards_of_no_sample_do_not_matter(tmp_path:
     assert run(tiny_task(**few), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)).steps == 2
 
 
-@pytest.mark.parametrize("field", ["batch_size", "epochs", "round_steps"])
-def test_a_length_below_one_is_refused_by_its_field(field: str) -> None:
-    with pytest.raises(TaskError, check=telling("1", field=f"task.{field}", value=0)):
-        survey({field: 0})
-
-
-def test_a_metric_that_is_no_number_is_refused_before_the_run_and_not_at_its_end() -> None:
-    with pytest.raises(TaskError, check=telling(field="task.metrics['made_up']")):
-        survey({"metrics": {"made_up": lambda _output, _target: "good"}})
-    with pytest.raises(TaskError, check=telling(field="task.metrics", value="loss")):
-        survey({"metrics": {"loss": lambda _output, _target: 42.0}})
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("batch_size", 0), ("epochs", 0), ("round_steps", 0), ("metrics", {"loss": lambda _o, _t: 42.0})],
+)
+def test_a_length_below_one_and_a_metric_called_loss_are_refused_by_their_field(field: str, value: Any) -> None:
+    with pytest.raises(TaskError, check=telling(field=f"task.{field}", value=value if value == 0 else "loss")):
+        survey({field: value})
 
 
 def test_a_shard_that_the_model_cannot_read_shows_before_the_run_and_not_at_its_end() -> None:

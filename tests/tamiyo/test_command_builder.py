@@ -7,19 +7,16 @@ import hmac
 from collections.abc import Callable
 
 import pytest
+from deciding import make_decision, make_pair, make_seed, make_state
 
 from esper.errors import DependencyViolationError
 from esper.leyline.commands import Command, Operation, signed_bytes
-from esper.leyline.decisions import Decision, Pair
 from esper.leyline.stages import Stage
-from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.command_builder import CommandBuilder
 from esper.telemetry import Telemetry, span, trace_id
 from esper.testing import EPOCH, FakeClock, telling
 
 KEY = b"a key of a test's own, 32 bytes."
-MakeState = Callable[..., RoundState]
-MakeSeed = Callable[..., SeedState]
 
 
 @pytest.fixture
@@ -32,20 +29,16 @@ def builder(clock: FakeClock) -> CommandBuilder:
     return CommandBuilder(KEY, clock, ramp_steps=75)
 
 
-@pytest.fixture
-def decision(make_decision: Callable[..., Decision], make_pair: Callable[..., Pair]) -> Decision:
-    return make_decision(make_pair("mlp", mesh=("body", "head")), make_pair("norm"), replica_of="winner")
+DECISION = make_decision(make_pair("mlp", mesh=("body", "head")), make_pair("norm"), replica_of="winner")
 
 
 def signature_of(command: Command, key: bytes = KEY) -> str:
     return hmac.new(key, signed_bytes(command), hashlib.sha256).hexdigest()
 
 
-def test_a_germination_names_its_candidates_its_mesh_and_its_run(
-    builder: CommandBuilder, make_state: MakeState, decision: Decision
-) -> None:
+def test_a_germination_names_its_candidates_its_mesh_and_its_run(builder: CommandBuilder) -> None:
     state = make_state()
-    command = builder.germinate(state, decision)
+    command = builder.germinate(state, DECISION)
 
     assert command.operation is Operation.GERMINATE
     assert [(c.slot, c.blueprint_id) for c in command.candidates] == [("body", "mlp"), ("body", "norm")]
@@ -56,10 +49,8 @@ def test_a_germination_names_its_candidates_its_mesh_and_its_run(
     assert (command.blend, command.fallback_marks, command.feature_coverage) == (None, (), 1.0)
 
 
-def test_the_signature_holds_for_the_key_and_for_every_field(
-    builder: CommandBuilder, make_state: MakeState, decision: Decision
-) -> None:
-    command = builder.germinate(make_state(), decision)
+def test_the_signature_holds_for_the_key_and_for_every_field(builder: CommandBuilder) -> None:
+    command = builder.germinate(make_state(), DECISION)
 
     assert command.signature == signature_of(command)
     assert command.signature != signature_of(command, b"another key")
@@ -67,26 +58,22 @@ def test_the_signature_holds_for_the_key_and_for_every_field(
         assert signature_of(command.model_copy(update={field: other})) != command.signature, field
 
 
-def test_a_step_done_again_makes_the_same_ids(
-    builder: CommandBuilder, clock: FakeClock, make_state: MakeState, decision: Decision
-) -> None:
-    first = builder.germinate(make_state(), decision)
+def test_a_step_done_again_makes_the_same_ids(builder: CommandBuilder, clock: FakeClock) -> None:
+    first = builder.germinate(make_state(), DECISION)
     clock.move(30)
-    again = builder.germinate(make_state(), decision)
+    again = builder.germinate(make_state(), DECISION)
     signed = {"issued_at", "signature"}
 
     assert again.model_dump(exclude=signed) == first.model_dump(exclude=signed)
     assert (again.issued_at - first.issued_at).total_seconds() == 30
 
 
-def test_what_differs_is_named_differently(
-    builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed, decision: Decision
-) -> None:
+def test_what_differs_is_named_differently(builder: CommandBuilder) -> None:
     training, other = make_seed("seed-1", stage=Stage.TRAINING), make_seed("seed-2", stage=Stage.TRAINING)
     commands = [
-        builder.germinate(make_state(), decision),
-        builder.germinate(make_state(fence=6), decision),
-        builder.germinate(make_state(run_id="00000000-0000-4000-8000-000000000000"), decision),
+        builder.germinate(make_state(), DECISION),
+        builder.germinate(make_state(fence=6), DECISION),
+        builder.germinate(make_state(run_id="00000000-0000-4000-8000-000000000000"), DECISION),
         builder.advance(make_state(), training, "v"),
         builder.advance(make_state(), other, "v"),
         builder.advance(make_state(), make_seed("seed-1", stage=Stage.PROBATIONARY), "v"),
@@ -106,12 +93,7 @@ def test_what_differs_is_named_differently(
     ],
 )
 def test_a_seeds_next_step_follows_from_its_stage(
-    builder: CommandBuilder,
-    make_state: MakeState,
-    make_seed: MakeSeed,
-    stage: Stage,
-    operation: Operation,
-    ramp: int | None,
+    builder: CommandBuilder, stage: Stage, operation: Operation, ramp: int | None
 ) -> None:
     command = builder.advance(make_state(), make_seed("seed-1", stage=stage), "v-7")
 
@@ -121,9 +103,7 @@ def test_a_seeds_next_step_follows_from_its_stage(
     assert command.signature == signature_of(command)
 
 
-def test_a_seed_needs_its_tournaments_mesh_until_it_is_accepted_and_then_its_own(
-    builder: CommandBuilder, make_state: MakeState, make_seed: MakeSeed
-) -> None:
+def test_a_seed_needs_its_tournaments_mesh_until_it_is_accepted_and_then_its_own(builder: CommandBuilder) -> None:
     wide = {"required_mesh": ("body", "head", "other")}
 
     accepted = builder.advance(make_state(), make_seed(stage=Stage.TRAINING, **wide), "v")
@@ -132,24 +112,16 @@ def test_a_seed_needs_its_tournaments_mesh_until_it_is_accepted_and_then_its_own
     assert later.mesh_host_layers == ("body", "head", "other")
 
 
-def test_a_state_without_a_run_id_makes_no_command(
-    builder: CommandBuilder,
-    make_state: MakeState,
-    make_seed: MakeSeed,
-    decision: Decision,
-    told: Callable[[], list[str]],
-) -> None:
+def test_a_state_without_a_run_id_makes_no_command(builder: CommandBuilder, told: Callable[[], list[str]]) -> None:
     with pytest.raises(DependencyViolationError, check=telling(subject="command GERMINATE", missing="run id missing")):
-        builder.germinate(make_state(run_id=""), decision)
+        builder.germinate(make_state(run_id=""), DECISION)
     with pytest.raises(DependencyViolationError, check=telling(subject="command ADVANCE", missing="run id missing")):
         builder.advance(make_state(run_id=""), make_seed(stage=Stage.BLENDING), "v")
     assert told() == ["dependency_violation"] * 2
 
 
-def test_a_command_carries_the_trace_it_was_made_in(
-    builder: CommandBuilder, make_state: MakeState, decision: Decision, telemetry: Telemetry
-) -> None:
-    assert builder.germinate(make_state(), decision).traceparent == ""
+def test_a_command_carries_the_trace_it_was_made_in(builder: CommandBuilder, telemetry: Telemetry) -> None:
+    assert builder.germinate(make_state(), DECISION).traceparent == ""
     assert telemetry.enabled
     with span("tamiyo decide"):
-        assert builder.germinate(make_state(), decision).traceparent.split("-")[1] == trace_id()
+        assert builder.germinate(make_state(), DECISION).traceparent.split("-")[1] == trace_id()

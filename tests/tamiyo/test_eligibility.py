@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import deciding
 import pytest
+from deciding import make_pair, make_slot, make_state
 
 from esper.leyline.decisions import Hold, HoldReason, Pair
-from esper.leyline.state import RoundState, SlotState
-from esper.tamiyo.eligibility import GrowthWindow, eligible
+from esper.tamiyo.eligibility import eligible
 
-WINDOW = GrowthWindow(
-    first_fence=2,
-    round_steps=25,
-    fences_beside_ramp=4,
-    shortest_ramp=75,
-    stack=3,
-    seed_parameters=10**9,
-    seed_flops=10**12,
-)
+WINDOW = replace(deciding.WINDOW, first_fence=2)
 
 
 OVER = "a seed with a ramp of 75 steps could not be fossilised before the end"
@@ -31,7 +23,7 @@ def ids(found: tuple[Pair, ...] | Hold) -> list[tuple[str, str]]:
     return [(pair.slot, pair.blueprint_id) for pair in found]
 
 
-def test_every_pair_of_an_open_slot_is_eligible_in_the_order_of_the_dry_run(make_state: Callable[..., Any]) -> None:
+def test_every_pair_of_an_open_slot_is_eligible_in_the_order_of_the_dry_run() -> None:
     state = make_state()
 
     assert eligible(state, WINDOW) == state.options
@@ -48,12 +40,7 @@ def test_every_pair_of_an_open_slot_is_eligible_in_the_order_of_the_dry_run(make
     ],
 )
 def test_what_closes_everything_is_named_with_its_figure(
-    make_state: Callable[..., RoundState],
-    changes: dict[str, Any],
-    reason: HoldReason,
-    detail: str,
-    measured: float | None,
-    limit: float | None,
+    changes: dict[str, Any], reason: HoldReason, detail: str, measured: float | None, limit: float | None
 ) -> None:
     state = make_state(**changes)
 
@@ -65,11 +52,11 @@ def test_what_closes_everything_is_named_with_its_figure(
 @pytest.mark.parametrize(
     "changes", [{"fence": 2}, {"fence": 33}, {"tests_used": 399}, {"added_parameters": 900}], ids=str
 )
-def test_what_just_meets_a_limit_is_open(make_state: Callable[..., RoundState], changes: dict[str, Any]) -> None:
+def test_what_just_meets_a_limit_is_open(changes: dict[str, Any]) -> None:
     assert len(ids(eligible(make_state(**changes), WINDOW))) == 2
 
 
-def test_full_slots_hold(make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState]) -> None:
+def test_full_slots_hold() -> None:
     full = eligible(make_state(slots=(make_slot(occupied=3),)), WINDOW)
 
     assert isinstance(full, Hold)
@@ -81,16 +68,14 @@ def test_full_slots_hold(make_state: Callable[..., RoundState], make_slot: Calla
     assert closed.detail == "every slot is full, or closed by a reset that failed"
 
 
-def test_embargoes_hold(make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState]) -> None:
+def test_embargoes_hold() -> None:
     bound = eligible(make_state(slots=(make_slot(embargoed=("mlp", "norm")),)), WINDOW)
 
     assert isinstance(bound, Hold)
     assert (bound.reason, bound.detail) == (HoldReason.NO_OPEN_SLOT, "every open pair is embargoed")
 
 
-def test_a_full_slot_an_embargo_and_a_seed_too_large_close_only_their_own_pairs(
-    make_state: Callable[..., RoundState], make_slot: Callable[..., SlotState], make_pair: Callable[..., Pair]
-) -> None:
+def test_a_full_slot_an_embargo_and_a_seed_too_large_close_only_their_own_pairs() -> None:
     state = make_state(
         slots=(make_slot("a", occupied=3), make_slot("b", embargoed=("mlp",)), make_slot("c")),
         options=(
@@ -102,9 +87,7 @@ def test_a_full_slot_an_embargo_and_a_seed_too_large_close_only_their_own_pairs(
     assert ids(eligible(state, WINDOW)) == [("b", "norm"), ("c", "mlp"), ("c", "norm")]
 
 
-def test_a_pair_that_could_never_pass_its_budgets_is_not_tried(
-    make_state: Callable[..., RoundState], make_pair: Callable[..., Pair]
-) -> None:
+def test_a_pair_that_could_never_pass_its_budgets_is_not_tried() -> None:
     large, dear, fit = (
         make_pair("large", parameters=99),
         make_pair("dear", flops=99),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deciding import make_report
 
 from esper.durable.log import FramedLog, scan
 from esper.errors import FieldReportInvalid, StoreWriteFailed
@@ -15,8 +16,6 @@ from esper.leyline.reports import FieldReport
 from esper.tamiyo.field_reports import KIND, FieldReportStore, load_reports, parse_report
 from esper.telemetry import Telemetry
 from esper.testing import telling
-
-MakeReport = Callable[..., FieldReport]
 
 
 def as_json(report: FieldReport, **changes: Any) -> str:
@@ -33,7 +32,7 @@ def stored(folder: Path, *reports: FieldReport) -> Path:
     return folder / "reports-1.log"
 
 
-def test_a_whole_report_is_read(make_report: MakeReport, told: Callable[[], list[str]]) -> None:
+def test_a_whole_report_is_read(told: Callable[[], list[str]]) -> None:
     report = make_report()
 
     assert parse_report(as_json(report)) == parse_report(as_json(report).encode()) == report
@@ -54,7 +53,7 @@ def test_a_whole_report_is_read(make_report: MakeReport, told: Callable[[], list
     ids=str,
 )
 def test_a_report_that_lacks_what_it_must_carry_is_refused_and_told(
-    make_report: MakeReport, changes: dict[str, Any], named: str, telemetry: Telemetry, told: Callable[[], list[str]]
+    changes: dict[str, Any], named: str, telemetry: Telemetry, told: Callable[[], list[str]]
 ) -> None:
     with pytest.raises(FieldReportInvalid, check=telling(named, "missing", subject="field report")):
         parse_report(as_json(make_report(), **changes))
@@ -68,13 +67,13 @@ def test_what_is_no_report_at_all_is_refused(text: str) -> None:
         parse_report(text)
 
 
-def test_what_a_run_reported_again_after_it_went_back_is_read_once(make_report: MakeReport, tmp_path: Path) -> None:
+def test_what_a_run_reported_again_after_it_went_back_is_read_once(tmp_path: Path) -> None:
     again = make_report(1, generation=3)
     stored(tmp_path, make_report(1, generation=2), make_report(2), again)
     assert load_reports(tmp_path).reports == (again, make_report(2))
 
 
-def test_what_was_stored_is_read_back(make_report: MakeReport, tmp_path: Path, telemetry: Telemetry) -> None:
+def test_what_was_stored_is_read_back(tmp_path: Path, telemetry: Telemetry) -> None:
     reports = (
         make_report(1),
         make_report(2, reasons=(), gain=0.1, z=5.5),
@@ -95,38 +94,33 @@ def test_an_empty_or_absent_store_holds_nothing(tmp_path: Path) -> None:
     assert load_reports(tmp_path / "empty").reports == load_reports(tmp_path / "absent").reports == ()
 
 
-def test_a_damaged_entry_is_skipped_named_and_counted(
-    make_report: MakeReport, tmp_path: Path, telemetry: Telemetry
-) -> None:
+def test_a_damaged_entry_is_skipped_named_and_counted(tmp_path: Path, telemetry: Telemetry) -> None:
     segment = stored(tmp_path, *(make_report(n) for n in (1, 2, 3)))
-    second = scan(segment).frames[1]
     data = bytearray(segment.read_bytes())
     data[data.index(b"report-2")] ^= 1
+    second = scan(segment).frames[1].offset
     segment.write_bytes(data)
-
-    loaded = load_reports(tmp_path)
-
-    assert [report.report_id for report in loaded.reports] == ["report-1", "report-3"]
-    (error,) = loaded.errors
-    assert (error.file, error.offset, error.reason) == (segment, second.offset, "the checksum of the payload is wrong")
+    check_loaded(tmp_path, ["report-1", "report-3"], segment, second, "the checksum of the payload is wrong")
     assert telemetry.counters.total("esper.load.errors", store="field_reports") == 1
 
 
-def test_a_torn_tail_is_named_and_counted(make_report: MakeReport, tmp_path: Path, telemetry: Telemetry) -> None:
-    segment = stored(tmp_path, make_report(1), make_report(2))
-    last = scan(segment).frames[1]
-    segment.write_bytes(segment.read_bytes()[:-5])
-
-    loaded = load_reports(tmp_path)
-
-    assert [report.report_id for report in loaded.reports] == ["report-1"]
-    (error,) = loaded.errors
-    assert (error.file, error.offset, error.reason) == (segment, last.offset, "the frame is cut short")
+def test_a_torn_tail_is_named_and_counted(tmp_path: Path, telemetry: Telemetry) -> None:
+    segments = [stored(tmp_path / str(n), make_report(n)).rename(tmp_path / f"reports-{n}.log") for n in (7, 8)]
+    last = scan(segments[0]).frames[0].offset
+    segments[0].write_bytes(segments[0].read_bytes()[:-5])
+    check_loaded(tmp_path, ["report-8"], segments[0], last, "the frame is cut short")
     assert telemetry.counters.total("esper.load.errors") == 1
 
 
+def check_loaded(folder: Path, reports: list[str], segment: Path, offset: int, reason: str) -> None:
+    """What is loaded, beside the one place that is damaged."""
+    loaded = load_reports(folder)
+    assert [report.report_id for report in loaded.reports] == reports
+    assert [(error.file, error.offset, error.reason) for error in loaded.errors] == [(segment, offset, reason)]
+
+
 def test_a_sound_entry_that_is_no_report_hides_none_of_the_others(
-    make_report: MakeReport, tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
+    tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
 ) -> None:
     stored(tmp_path, make_report(1))
     log = FramedLog.open(tmp_path / "reports-1.log")
@@ -145,18 +139,8 @@ def test_a_sound_entry_that_is_no_report_hides_none_of_the_others(
     assert telemetry.counters.total("esper.load.errors") == 1
 
 
-def test_damage_is_named_by_the_segment_it_is_in(make_report: MakeReport, tmp_path: Path) -> None:
-    segments = [stored(tmp_path / str(n), make_report(n)).rename(tmp_path / f"reports-{n}.log") for n in (7, 8)]
-    segments[0].write_bytes(segments[0].read_bytes()[:-1])
-
-    loaded = load_reports(tmp_path)
-
-    assert [report.report_id for report in loaded.reports] == ["report-8"]
-    assert [error.file for error in loaded.errors] == segments[:1]
-
-
 def test_a_segment_that_is_no_log_is_left_as_it_is_and_the_next_is_begun(
-    make_report: MakeReport, tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
+    tmp_path: Path, telemetry: Telemetry, told: Callable[[], list[str]]
 ) -> None:
     damaged = stored(tmp_path, make_report(1))
     damaged.write_bytes(b"\0" + damaged.read_bytes()[1:])

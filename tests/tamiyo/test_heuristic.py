@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from deciding import make_pair, make_report, make_seed, make_state
 
-from esper.leyline.decisions import Decision, Pair
+from esper.leyline.decisions import Decision
 from esper.leyline.reports import FieldReport
 from esper.leyline.stages import Stage
 from esper.leyline.state import RoundState, SeedState
 from esper.tamiyo.heuristic import RETRY_FENCES, SETTLED_RETRY_FENCES, HeuristicPolicy
-
-MakeState = Callable[..., RoundState]
-MakeSeed = Callable[..., SeedState]
-MakeReport = Callable[..., FieldReport]
 
 
 def decide(state: RoundState, *past: FieldReport, candidates: int = 18, replicas: int = 6) -> Decision:
@@ -26,7 +22,7 @@ def named(decision: Decision) -> list[tuple[str, str]]:
     return [(pair.slot, pair.blueprint_id) for pair in decision.pairs]
 
 
-def test_the_first_tournament_is_over_everything_that_is_open_least_risk_first(make_state: MakeState) -> None:
+def test_the_first_tournament_is_over_everything_that_is_open_least_risk_first() -> None:
     decision = decide(make_state())
 
     assert named(decision) == [("body", "norm"), ("body", "mlp")]
@@ -34,12 +30,12 @@ def test_the_first_tournament_is_over_everything_that_is_open_least_risk_first(m
     assert (decision.policy, decision.policy_version) == ("heuristic", "heuristic-1")
 
 
-def test_the_same_state_gives_the_same_decision(make_state: MakeState) -> None:
+def test_the_same_state_gives_the_same_decision() -> None:
     assert decide(make_state()) == decide(make_state())
     assert decide(make_state()).decision_id != decide(make_state(fence=6)).decision_id
 
 
-def test_equal_risks_are_ordered_by_slot_and_blueprint(make_state: MakeState, make_pair: Callable[..., Pair]) -> None:
+def test_equal_risks_are_ordered_by_slot_and_blueprint() -> None:
     options = tuple(make_pair(name, slot) for slot, name in [("b", "x"), ("a", "y"), ("a", "x")])
 
     assert named(decide(make_state(options=options))) == [("a", "x"), ("a", "y"), ("b", "x")]
@@ -48,27 +44,23 @@ def test_equal_risks_are_ordered_by_slot_and_blueprint(make_state: MakeState, ma
 @pytest.mark.parametrize(
     ("candidates", "tests_used", "count"), [(1, 0, 1), (18, 399, 1), (18, 398, 2), (2, 0, 2)], ids=str
 )
-def test_a_tournament_is_no_larger_than_its_budgets(
-    make_state: MakeState, candidates: int, tests_used: int, count: int
-) -> None:
+def test_a_tournament_is_no_larger_than_its_budgets(candidates: int, tests_used: int, count: int) -> None:
     assert len(decide(make_state(tests_used=tests_used), candidates=candidates).pairs) == count
 
 
-def test_a_winner_is_repeated_alone(make_state: MakeState, make_seed: MakeSeed) -> None:
+def test_a_winner_is_repeated_alone() -> None:
     decision = decide(make_state(seeds=(make_seed("winner", stage=Stage.BLENDING),)))
 
     assert named(decision) == [("body", "mlp")]
     assert decision.replica_of == "winner"
 
 
-def replica(make_seed: MakeSeed, name: str, **changes: Any) -> SeedState:
+def replica(name: str, **changes: Any) -> SeedState:
     return make_seed(name, **({"replica_of": "winner"} | changes))
 
 
-def test_a_winner_is_repeated_until_its_number_is_reached(
-    make_state: MakeState, make_seed: MakeSeed, make_report: MakeReport
-) -> None:
-    family = (make_seed("winner"), replica(make_seed, "r1", ordinal=1))
+def test_a_winner_is_repeated_until_its_number_is_reached() -> None:
+    family = (make_seed("winner"), replica("r1", ordinal=1))
     report = make_report(window_fences=(2, 4))
 
     assert decide(make_state(seeds=family), report, replicas=3).replica_of == "winner"
@@ -78,22 +70,20 @@ def test_a_winner_is_repeated_until_its_number_is_reached(
 
 
 @pytest.mark.parametrize("stage", [Stage.CULLED, Stage.DORMANT, Stage.EMBARGOED])
-def test_a_replica_that_failed_ends_its_family(make_state: MakeState, make_seed: MakeSeed, stage: Stage) -> None:
-    family = (make_seed("winner"), replica(make_seed, "r1", stage=stage, ordinal=None))
+def test_a_replica_that_failed_ends_its_family(stage: Stage) -> None:
+    family = (make_seed("winner"), replica("r1", stage=stage, ordinal=None))
 
     assert decide(make_state(seeds=family)).replica_of is None
 
 
-def test_a_winner_whose_pair_is_closed_gives_way_to_a_tournament(
-    make_state: MakeState, make_seed: MakeSeed, make_pair: Callable[..., Pair]
-) -> None:
+def test_a_winner_whose_pair_is_closed_gives_way_to_a_tournament() -> None:
     decision = decide(make_state(seeds=(make_seed("winner"),), options=(make_pair("norm"),)))
 
     assert decision.replica_of is None
     assert named(decision) == [("body", "norm")]
 
 
-def test_the_latest_winner_counts_whatever_slot_it_stands_in(make_state: MakeState, make_seed: MakeSeed) -> None:
+def test_the_latest_winner_counts_whatever_slot_it_stands_in() -> None:
     older = make_seed("older", slot="deep", ordinal=4)  # the fifth in its slot
     lost = make_seed("lost", stage=Stage.DORMANT, ordinal=None)
     newer = make_seed("newer", ordinal=0)  # the first in another
@@ -102,18 +92,14 @@ def test_the_latest_winner_counts_whatever_slot_it_stands_in(make_state: MakeSta
     assert decide(make_state(seeds=(older, newer, lost))).replica_of == "newer"
 
 
-def test_a_pair_that_was_tried_rests_a_little_while_nothing_has_won(
-    make_state: MakeState, make_report: MakeReport
-) -> None:
+def test_a_pair_that_was_tried_rests_a_little_while_nothing_has_won() -> None:
     tried = make_report(window_fences=(2, 3))
 
     assert named(decide(make_state(fence=3 + RETRY_FENCES - 1), tried)) == [("body", "norm")]
     assert len(decide(make_state(fence=3 + RETRY_FENCES), tried).pairs) == 2
 
 
-def test_a_pair_that_was_tried_rests_long_once_a_seed_has_won(
-    make_state: MakeState, make_seed: MakeSeed, make_report: MakeReport
-) -> None:
+def test_a_pair_that_was_tried_rests_long_once_a_seed_has_won() -> None:
     tried, family = make_report(window_fences=(2, 3)), (make_seed("winner"),)
     early, late = (make_state(fence=3 + SETTLED_RETRY_FENCES + more, seeds=family) for more in (-1, 0))
 
@@ -121,7 +107,7 @@ def test_a_pair_that_was_tried_rests_long_once_a_seed_has_won(
     assert len(decide(late, tried, replicas=1).pairs) == 2
 
 
-def test_it_holds_with_a_reason_where_everything_rests(make_state: MakeState, make_report: MakeReport) -> None:
+def test_it_holds_with_a_reason_where_everything_rests() -> None:
     past = [make_report(name, blueprint_id=name) for name in ("mlp", "norm")]
     decision = decide(make_state(), *past)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
+from deciding import make_state, make_tamiyo
 
 from esper.errors import (
     EsperError,
@@ -17,14 +18,9 @@ from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, Verdict
 from esper.leyline.ports import Policy
 from esper.leyline.reports import FieldReport
 from esper.leyline.state import RoundState
-from esper.tamiyo.command_builder import CommandBuilder
-from esper.tamiyo.eligibility import GrowthWindow
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.service import Tamiyo
-from esper.tamiyo.settings import RiskConfig
 from esper.testing import FakeClock
-
-MakeState = Callable[..., RoundState]
 
 
 class PausingPolicy:
@@ -81,11 +77,11 @@ def check_that_a_policy_fails_aloud(policy: Policy, state: RoundState) -> None:
             policy.decide(state, eligible, past)
 
 
-def test_the_heuristic_fails_aloud(make_state: MakeState) -> None:
+def test_the_heuristic_fails_aloud() -> None:
     check_that_a_policy_fails_aloud(HeuristicPolicy(4, 2, ramp_steps=30), make_state())
 
 
-def test_a_policy_that_answers_pause_is_found(make_state: MakeState) -> None:
+def test_a_policy_that_answers_pause_is_found() -> None:
     with pytest.raises(pytest.fail.Exception, match=r"DID NOT RAISE .*OSError"):
         check_that_a_policy_fails_aloud(PausingPolicy(HeuristicPolicy(4, 2, ramp_steps=30)), make_state())
 
@@ -123,28 +119,17 @@ FAULTS: dict[str, type[EsperError]] = {
 def check_that_a_service_fails_aloud(service: type[Tamiyo], fault: str, state: RoundState) -> None:
     """The failure of a policy is raised by its class, and never becomes a hold."""
     clock = FakeClock()
-    window = GrowthWindow(
-        first_fence=1,
-        round_steps=25,
-        fences_beside_ramp=4,
-        shortest_ramp=75,
-        stack=3,
-        seed_parameters=10**9,
-        seed_flops=10**12,
-    )
-    builder = CommandBuilder(b"key", clock, ramp_steps=75)
-    policy = Faulty(fault, clock)
-    tamiyo = service(policy, builder, window, RiskConfig(), host_flops=10_000, deadline_s=5.0, clock=clock)
+    tamiyo = make_tamiyo(Faulty(fault, clock), clock, service)
     with pytest.raises(FAULTS[fault]):
         tamiyo.decide(state)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_tamiyo_fails_aloud(make_state: MakeState, fault: str) -> None:
+def test_tamiyo_fails_aloud(fault: str) -> None:
     check_that_a_service_fails_aloud(Tamiyo, fault, make_state())
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_service_that_answers_pause_is_found(make_state: MakeState, fault: str) -> None:
+def test_a_service_that_answers_pause_is_found(fault: str) -> None:
     with pytest.raises(pytest.fail.Exception, match=f"DID NOT RAISE .*{FAULTS[fault].__name__}"):
         check_that_a_service_fails_aloud(PausingTamiyo, fault, make_state())

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from deciding import make_decision, make_pair, make_seed, make_state
 
-from esper.leyline.decisions import Decision, Hold, HoldReason, Pair
-from esper.leyline.state import RoundState, SeedState
+from esper.leyline.decisions import Hold, HoldReason
 from esper.tamiyo.risk import assess, cost_ratio, coverage, loss_spike, milder
 from esper.tamiyo.settings import RiskConfig
 
 LIMITS = RiskConfig()
 HOST_FLOPS = 10_000
-MakeState = Callable[..., RoundState]
-MakeDecision = Callable[..., Decision]
 
 
 @pytest.mark.parametrize(
@@ -31,13 +28,7 @@ MakeDecision = Callable[..., Decision]
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
 def test_a_figure_over_its_limit_holds(
-    make_state: MakeState,
-    make_decision: MakeDecision,
-    make_pair: Callable[..., Pair],
-    state: dict[str, Any],
-    decision: dict[str, Any],
-    limits: dict[str, Any],
-    held: tuple[str, float, float],
+    state: dict[str, Any], decision: dict[str, Any], limits: dict[str, Any], held: tuple[str, float, float]
 ) -> None:
     hold = assess(make_state(**state), make_decision(make_pair(), **decision), RiskConfig(**limits), HOST_FLOPS)
 
@@ -60,33 +51,24 @@ def test_a_figure_over_its_limit_holds(
     ids=str,
 )
 def test_a_figure_at_its_limit_or_not_measured_lets_the_decision_go_on(
-    make_state: MakeState,
-    make_decision: MakeDecision,
-    make_pair: Callable[..., Pair],
-    state: dict[str, Any],
-    decision: dict[str, Any],
-    limits: dict[str, Any],
+    state: dict[str, Any], decision: dict[str, Any], limits: dict[str, Any]
 ) -> None:
     made = make_decision(make_pair(), **decision)
 
     assert assess(make_state(**state), made, RiskConfig(**limits), HOST_FLOPS) is None
 
 
-def test_a_spike_is_measured_against_the_best_round_before(make_state: MakeState) -> None:
+def test_a_spike_is_measured_against_the_best_round_before() -> None:
     assert loss_spike(make_state(training__train_loss=3.0, training__best_train_loss=2.0)) == 0.5
     assert loss_spike(make_state(training__train_loss=-1.0, training__best_train_loss=-2.0)) == 0.5
     assert loss_spike(make_state(training__best_train_loss=None)) is None
 
 
-def test_the_cost_is_that_of_all_forks_with_the_control(
-    make_decision: MakeDecision, make_pair: Callable[..., Pair]
-) -> None:
+def test_the_cost_is_that_of_all_forks_with_the_control() -> None:
     assert cost_ratio(make_decision(make_pair(flops=5_000), make_pair("norm", flops=2_500)), HOST_FLOPS) == 3.75
 
 
-def test_coverage_is_the_share_of_features_that_were_measured(
-    make_state: MakeState, make_seed: Callable[..., SeedState]
-) -> None:
+def test_coverage_is_the_share_of_features_that_were_measured() -> None:
     unmeasured = {"training__train_loss": None, "training__gradient_norm": None, "training__best_train_loss": None}
     grafted, lost = make_seed("grafted", gain=None), make_seed("lost", gain=None, ordinal=None)
 
@@ -96,18 +78,14 @@ def test_coverage_is_the_share_of_features_that_were_measured(
     assert coverage(make_state(**unmeasured, options=())) == 0.0
 
 
-def test_nothing_measured_holds_by_its_coverage(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
-) -> None:
+def test_nothing_measured_holds_by_its_coverage() -> None:
     unmeasured = {"training__train_loss": None, "training__gradient_norm": None, "training__best_train_loss": None}
     hold = assess(make_state(**unmeasured, options=()), make_decision(make_pair()), LIMITS, HOST_FLOPS)
 
     assert hold == Hold(fence=5, reason=HoldReason.RISK, detail="coverage", measured=0.0, limit=0.1)
 
 
-def test_a_tournament_too_dear_is_trimmed_and_not_refused_for_ever(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
-) -> None:
+def test_a_tournament_too_dear_is_trimmed_and_not_refused_for_ever() -> None:
     pairs = [make_pair(name, flops=HOST_FLOPS) for name in "abcdef"]  # the control costs 1, each fork 2
     limits = RiskConfig(max_cost_ratio=7.5)
     trimmed = milder(make_decision(*pairs), limits, HOST_FLOPS)

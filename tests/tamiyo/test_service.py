@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from deciding import make_decision, make_pair, make_report, make_seed, make_state, make_tamiyo
 
 from esper.errors import (
     DependencyViolationError,
@@ -19,16 +20,10 @@ from esper.leyline.decisions import Decision, Hold, HoldReason, Pair, RateScale,
 from esper.leyline.reports import FieldReport
 from esper.leyline.signals import Level
 from esper.leyline.stages import Stage
-from esper.leyline.state import RoundState, SeedState
-from esper.tamiyo.command_builder import CommandBuilder
-from esper.tamiyo.eligibility import GrowthWindow
-from esper.tamiyo.service import Tamiyo
-from esper.tamiyo.settings import RiskConfig
+from esper.leyline.state import RoundState
 from esper.telemetry import Telemetry
 from esper.testing import FakeClock, ScriptedPolicy, telling
 
-MakeState = Callable[..., RoundState]
-MakeDecision = Callable[..., Decision]
 Told = Callable[[], list[str]]
 
 
@@ -37,32 +32,14 @@ class Components:
 
     def __init__(self, *answers: Any, policy: Any = None) -> None:
         self.clock, self.policy = FakeClock(), policy or ScriptedPolicy(*answers)
-        self.tamiyo = Tamiyo(
-            self.policy,
-            CommandBuilder(b"key", self.clock, ramp_steps=75),
-            GrowthWindow(
-                first_fence=1,
-                round_steps=25,
-                fences_beside_ramp=4,
-                shortest_ramp=75,
-                stack=3,
-                seed_parameters=10**9,
-                seed_flops=10**12,
-            ),
-            RiskConfig(),
-            host_flops=10_000,
-            deadline_s=5.0,
-            clock=self.clock,
-        )
+        self.tamiyo = make_tamiyo(self.policy, self.clock)
 
 
 def failures(telemetry: Telemetry) -> int:
     return telemetry.counters.total("esper.policy.failures")
 
 
-def test_a_decision_becomes_a_signed_command(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], telemetry: Telemetry, told: Told
-) -> None:
+def test_a_decision_becomes_a_signed_command(telemetry: Telemetry, told: Told) -> None:
     decision = make_decision(make_pair("mlp"))
     verdict = Components(decision).tamiyo.decide(make_state())
 
@@ -75,9 +52,7 @@ def test_a_decision_becomes_a_signed_command(
     assert (told(), failures(telemetry)) == ([], 0)
 
 
-def test_the_policy_sees_the_state_the_open_pairs_and_the_whole_past(
-    make_state: MakeState, make_decision: MakeDecision, make_report: Callable[..., FieldReport]
-) -> None:
+def test_the_policy_sees_the_state_the_open_pairs_and_the_whole_past() -> None:
     class Watching:
         name, version = "watching", "1"
 
@@ -106,9 +81,7 @@ CLOSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("closed", CLOSED)
-def test_where_nothing_is_open_the_policy_is_asked_without_pairs(
-    make_state: MakeState, make_decision: MakeDecision, closed: str, telemetry: Telemetry
-) -> None:
+def test_where_nothing_is_open_the_policy_is_asked_without_pairs(closed: str, telemetry: Telemetry) -> None:
     state = make_state(**CLOSED[closed])
 
     def answer(seen: RoundState, eligible: tuple[Pair, ...]) -> Decision:
@@ -134,7 +107,7 @@ def test_where_nothing_is_open_the_policy_is_asked_without_pairs(
     assert (back.operation, back.to_fence) == (Operation.GO_BACK, 0)
 
 
-def test_a_policys_own_hold_keeps_its_reason(make_state: MakeState, make_decision: MakeDecision, told: Told) -> None:
+def test_a_policys_own_hold_keeps_its_reason(told: Told) -> None:
     decision = make_decision(hold="let it settle")
     verdict = Components(decision).tamiyo.decide(make_state())
 
@@ -143,9 +116,7 @@ def test_a_policys_own_hold_keeps_its_reason(make_state: MakeState, make_decisio
     assert told() == []
 
 
-def test_a_risk_over_its_limit_holds_what_the_policy_decided(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair]
-) -> None:
+def test_a_risk_over_its_limit_holds_what_the_policy_decided() -> None:
     decision = make_decision(make_pair("mlp"), risk=0.99)
     verdict = Components(decision).tamiyo.decide(make_state())
 
@@ -154,9 +125,7 @@ def test_a_risk_over_its_limit_holds_what_the_policy_decided(
 
 
 @pytest.mark.parametrize(("ramp_steps", "last"), [(75, 33), (76, 32), (1000, -4)])
-def test_a_ramp_that_does_not_fit_the_fences_left_holds_what_the_policy_decided(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], ramp_steps: int, last: int
-) -> None:
+def test_a_ramp_that_does_not_fit_the_fences_left_holds_what_the_policy_decided(ramp_steps: int, last: int) -> None:
     decision = make_decision(make_pair("mlp"), fence=33, blend=BlendSpec(mode="CONVEX", ramp_steps=ramp_steps))
     verdict = Components(decision).tamiyo.decide(make_state(fence=33))
 
@@ -169,9 +138,7 @@ def test_a_ramp_that_does_not_fit_the_fences_left_holds_what_the_policy_decided(
 
 
 @pytest.mark.parametrize(("pairs", "changes"), [(1, {}), (1, {"risk": 0.99}), (0, {"hold": "let it settle"})])
-def test_changes_of_rates_become_commands_whatever_is_tried(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], pairs: int, changes: Any
-) -> None:
+def test_changes_of_rates_become_commands_whatever_is_tried(pairs: int, changes: Any) -> None:
     rates = (RateScale(seed_id="seed-1", scale=0.5), RateScale(seed_id="seed-2", scale=2.0))
     decision = make_decision(*[make_pair("mlp")] * pairs, rates=rates, **changes)
     verdict = Components(decision).tamiyo.decide(make_state())
@@ -182,23 +149,12 @@ def test_changes_of_rates_become_commands_whatever_is_tried(
     assert all(command.signature == sign(command, b"key") for command in verdict.rates)
 
 
-def test_a_decision_to_go_back_becomes_a_command(make_state: MakeState, make_decision: MakeDecision) -> None:
+def test_a_decision_to_go_back_becomes_a_command() -> None:
     verdict = Components(make_decision(go_back_to=3)).tamiyo.decide(make_state())
     command = verdict.outcome
     assert isinstance(command, Command)
     assert (command.kind, command.operation, command.to_fence) == (CommandKind.ROLLBACK, Operation.GO_BACK, 3)
     assert command.signature == sign(command, b"key")
-
-
-@pytest.mark.parametrize("beside", ["pairs", "rates", "hold"])
-def test_going_back_is_decided_alone(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], told: Told, beside: str
-) -> None:
-    other = {"pairs": (make_pair("mlp"),), "rates": (RateScale(seed_id="seed-1", scale=1.0),), "hold": "wait"}[beside]
-    decision = make_decision(go_back_to=3).model_copy(update={beside: other})
-    with pytest.raises(DependencyViolationError, match="other choices beside going back"):
-        Components(decision).tamiyo.decide(make_state())
-    assert told() == ["dependency_violation"]
 
 
 # -- blends ------------------------------------------------------------------------------------------------------
@@ -208,7 +164,7 @@ CONFIDENT = BlendSpec(mode="CONFIDENCE", ramp_steps=9)
 
 @pytest.mark.parametrize(("mode", "carried"), [("CONFIDENCE", (2.0, 1.0)), ("CONVEX", ()), ("CROSSFADE", ())])
 def test_a_command_to_germinate_carries_the_decided_blend_and_logits_where_the_mode_uses_them(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], mode: str, carried: Any
+    mode: str, carried: Any
 ) -> None:
     blend = BlendSpec(mode=mode, ramp_steps=9)
     command = Components(make_decision(make_pair("mlp"), blend=blend, logits=(2.0, 1.0))).tamiyo.decide(make_state())
@@ -217,9 +173,7 @@ def test_a_command_to_germinate_carries_the_decided_blend_and_logits_where_the_m
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING, Stage.PROBATIONARY])
-def test_the_policy_is_asked_for_logits_on_a_due_seed_whose_blend_uses_them(
-    make_state: MakeState, make_seed: Callable[..., SeedState], stage: Stage
-) -> None:
+def test_the_policy_is_asked_for_logits_on_a_due_seed_whose_blend_uses_them(stage: Stage) -> None:
     policy = ScriptedPolicy(logits=(3.0, 1.0))
     for blend, carried in ((CONFIDENT, (3.0, 1.0)), (BlendSpec(mode="CONVEX", ramp_steps=9), ())):
         state = make_state(seeds=(make_seed(stage=stage, due=True, blend=blend),))
@@ -230,9 +184,7 @@ def test_the_policy_is_asked_for_logits_on_a_due_seed_whose_blend_uses_them(
 
 
 @pytest.mark.parametrize("answer", [[1.0, 2.0], (1, 2), (1.0,) * 5000, RuntimeError("no logits today")])
-def test_a_policy_that_has_no_logits_in_their_form_has_failed(
-    make_state: MakeState, make_seed: Callable[..., SeedState], telemetry: Telemetry, told: Told, answer: Any
-) -> None:
+def test_a_policy_that_has_no_logits_in_their_form_has_failed(telemetry: Telemetry, told: Told, answer: Any) -> None:
     class Failing(ScriptedPolicy):
         def logits(self, *_: Any) -> Any:
             if isinstance(answer, Exception):
@@ -250,7 +202,7 @@ def test_a_policy_that_has_no_logits_in_their_form_has_failed(
 
 @pytest.mark.parametrize("hold", [None, ""])
 def test_a_policy_that_names_no_pair_and_no_reason_has_no_candidates(
-    make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told, hold: str | None
+    telemetry: Telemetry, told: Told, hold: str | None
 ) -> None:
     with pytest.raises(
         NoSeedCandidates, check=telling("2", subject="policy scripted", missing="none of the eligible pairs")
@@ -260,9 +212,7 @@ def test_a_policy_that_names_no_pair_and_no_reason_has_no_candidates(
     assert failures(telemetry) == 1
 
 
-def test_a_policy_that_names_closed_pairs_alone_has_no_candidates(
-    make_state: MakeState, make_decision: MakeDecision, make_pair: Callable[..., Pair], told: Told
-) -> None:
+def test_a_policy_that_names_closed_pairs_alone_has_no_candidates(told: Told) -> None:
     with pytest.raises(NoSeedCandidates):
         Components(make_decision(make_pair("block"), make_pair("mlp", "head"))).tamiyo.decide(make_state())
     assert told() == ["policy_no_candidates"]
@@ -274,12 +224,7 @@ def test_a_policy_that_names_closed_pairs_alone_has_no_candidates(
     ids=str,
 )
 def test_one_pair_that_is_not_eligible_as_it_stands_refuses_the_whole_decision(
-    make_state: MakeState,
-    make_decision: MakeDecision,
-    make_pair: Callable[..., Pair],
-    telemetry: Telemetry,
-    told: Told,
-    stray: dict[str, Any],
+    telemetry: Telemetry, told: Told, stray: dict[str, Any]
 ) -> None:
     decision = make_decision(make_pair("norm", risk=0.1), make_pair("mlp").model_copy(update=stray))
 
@@ -295,13 +240,7 @@ def test_one_pair_that_is_not_eligible_as_it_stands_refuses_the_whole_decision(
 @pytest.mark.parametrize(
     "figures", [{"risk": float("nan")}, {"risk": float("-inf")}, {"logits": (0.5, float("nan"))}], ids=str
 )
-def test_a_figure_that_is_not_finite_is_an_error_and_not_a_pass(
-    make_state: MakeState,
-    make_decision: MakeDecision,
-    make_pair: Callable[..., Pair],
-    told: Told,
-    figures: dict[str, Any],
-) -> None:
+def test_a_figure_that_is_not_finite_is_an_error_and_not_a_pass(told: Told, figures: dict[str, Any]) -> None:
     with pytest.raises(
         DependencyViolationError, check=telling(subject="policy scripted", missing="a figure that is not finite")
     ):
@@ -317,14 +256,8 @@ RAMP = BlendSpec(mode="RESIDUAL", ramp_steps=1)
     [
         ({"pairs": None}, "a malformed decision"),
         ({"blend": {"mode": "RESIDUAL"}}, "a malformed decision"),
-        (
-            {"blend": BlendSpec(mode="RESIDUAL", ramp_steps=1).model_copy(update={"ramp_steps": 0})},
-            "a malformed decision",
-        ),
-        (
-            {"blend": BlendSpec(mode="RESIDUAL", ramp_steps=1).model_copy(update={"ramp_steps": 2.5})},
-            "a malformed decision",
-        ),
+        ({"blend": RAMP.model_copy(update={"ramp_steps": 0})}, "a malformed decision"),
+        ({"blend": RAMP.model_copy(update={"ramp_steps": 2.5})}, "a malformed decision"),
         ({"rates": ("seed-1",)}, "a malformed decision"),
         ({"go_back_to": 1.5}, "a malformed decision"),
         ({"more": 1}, "a malformed decision"),
@@ -333,18 +266,17 @@ RAMP = BlendSpec(mode="RESIDUAL", ramp_steps=1)
         ({"hold": "let it settle", "risk": float("nan")}, "a figure that is not finite"),
         ({"hold": "let it settle"}, "both pairs and a hold"),
         ({"go_back_to": 1}, "other choices beside going back"),
+        ({"go_back_to": 1, "pairs": (), "hold": "wait"}, "other choices beside going back"),
+        (
+            {"go_back_to": 1, "pairs": (), "rates": (RateScale(seed_id="s", scale=1.0),)},
+            "other choices beside going back",
+        ),
         ({"rates": (RateScale(seed_id="s", scale=0.5), RateScale(seed_id="s", scale=2.0))}, "two rates for one seed"),
     ],
     ids=str,
 )
 def test_a_decision_that_was_not_checked_when_it_was_made_is_checked_before_it_counts(
-    make_state: MakeState,
-    make_decision: MakeDecision,
-    make_pair: Callable[..., Pair],
-    telemetry: Telemetry,
-    told: Told,
-    changes: dict[str, Any],
-    missing: str,
+    telemetry: Telemetry, told: Told, changes: dict[str, Any], missing: str
 ) -> None:
     decision = make_decision(make_pair("mlp")).model_copy(update=changes)
     with pytest.raises(DependencyViolationError, check=telling(subject="policy scripted", missing=missing)):
@@ -353,9 +285,7 @@ def test_a_decision_that_was_not_checked_when_it_was_made_is_checked_before_it_c
     assert (failures(telemetry), telemetry.counters.total("esper.policy.decisions")) == (1, 0)
 
 
-def test_a_policys_own_error_is_the_cause_of_its_failure(
-    make_state: MakeState, telemetry: Telemetry, told: Told
-) -> None:
+def test_a_policys_own_error_is_the_cause_of_its_failure(telemetry: Telemetry, told: Told) -> None:
     own = ZeroDivisionError("in the features")
 
     with pytest.raises(PolicyFailed, check=telling("fence 5", policy="scripted", fence=5)) as caught:
@@ -374,9 +304,7 @@ def test_a_policys_own_error_is_the_cause_of_its_failure(
         (PolicyDeadlineExceeded(7.0, 5.0, ""), "policy_failed"),
     ],
 )
-def test_an_error_of_the_tree_passes_unchanged(
-    make_state: MakeState, telemetry: Telemetry, told: Told, error: Exception, event: str
-) -> None:
+def test_an_error_of_the_tree_passes_unchanged(telemetry: Telemetry, told: Told, error: Exception, event: str) -> None:
     with pytest.raises(type(error)) as caught:
         Components(error).tamiyo.decide(make_state())
     assert caught.value is error
@@ -385,16 +313,14 @@ def test_an_error_of_the_tree_passes_unchanged(
 
 
 @pytest.mark.parametrize("answer", [None, "try the mlp", ()])
-def test_an_answer_that_is_no_decision_is_a_failure(make_state: MakeState, told: Told, answer: object) -> None:
+def test_an_answer_that_is_no_decision_is_a_failure(told: Told, answer: object) -> None:
     with pytest.raises(PolicyFailed) as caught:
         Components(lambda _state, _eligible: answer).tamiyo.decide(make_state())
     assert isinstance(caught.value.__cause__, TypeError)
     assert told() == ["policy_failed"]
 
 
-def test_a_policy_over_its_deadline_is_an_error_whatever_it_answered(
-    make_state: MakeState, make_decision: MakeDecision, telemetry: Telemetry, told: Told
-) -> None:
+def test_a_policy_over_its_deadline_is_an_error_whatever_it_answered(telemetry: Telemetry, told: Told) -> None:
     def slow(_state: RoundState, eligible: tuple[Pair, ...]) -> Decision:
         components.clock.move(5.5)
         return make_decision(*eligible)
@@ -410,7 +336,7 @@ def test_a_policy_over_its_deadline_is_an_error_whatever_it_answered(
     assert failures(telemetry) == 1
 
 
-def test_a_policy_that_just_meets_its_deadline_is_heard(make_state: MakeState, make_decision: MakeDecision) -> None:
+def test_a_policy_that_just_meets_its_deadline_is_heard() -> None:
     def slow(_state: RoundState, eligible: tuple[Pair, ...]) -> Decision:
         components.clock.move(5.0)
         return make_decision(*eligible)
@@ -422,17 +348,12 @@ def test_a_policy_that_just_meets_its_deadline_is_heard(make_state: MakeState, m
 # -- seeds that are under way ------------------------------------------------------------------------------------
 
 
-def test_the_first_seed_that_is_due_advances_without_the_policy(
-    make_state: MakeState, make_seed: Callable[..., SeedState]
-) -> None:
+def test_the_first_seed_that_is_due_advances_without_the_policy() -> None:
     components = Components()
     seeds = (make_seed("s1"), make_seed("s2", due=True, stage=Stage.SHADOWING), make_seed("s3", due=True))
     command = components.tamiyo.advance(make_state(seeds=seeds))
 
+    assert components.tamiyo.advance(make_state(seeds=seeds[:1])) is None
     assert command is not None
     assert (command.seed_id, command.operation, command.policy_version) == ("s2", Operation.ADVANCE, "scripted-1")
     assert components.policy.asked == []
-
-
-def test_where_no_seed_is_due_nothing_advances(make_state: MakeState, make_seed: Callable[..., SeedState]) -> None:
-    assert Components().tamiyo.advance(make_state(seeds=(make_seed("s1"),))) is None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import timedelta, timezone
 from typing import Any
 
 import pytest
+from deciding import make_report, make_state, make_tamiyo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,16 +16,10 @@ from esper.leyline.commands import Command
 from esper.leyline.decisions import Decision, Hold, Pair
 from esper.leyline.reports import FieldReport, Outcome
 from esper.leyline.state import RoundState
-from esper.tamiyo.command_builder import CommandBuilder
-from esper.tamiyo.eligibility import GrowthWindow
 from esper.tamiyo.heuristic import HeuristicPolicy
 from esper.tamiyo.policy_state import TamiyoState
 from esper.tamiyo.service import Tamiyo
-from esper.tamiyo.settings import RiskConfig
 from esper.testing import EPOCH, FakeClock, telling
-
-MakeState = Callable[..., RoundState]
-MakeReport = Callable[..., FieldReport]
 
 
 class Watching:
@@ -43,29 +37,10 @@ class Watching:
 
 
 def fresh_tamiyo(policy: Watching | None = None) -> Tamiyo:
-    clock = FakeClock()
-    return Tamiyo(
-        policy or Watching(),
-        CommandBuilder(b"key", clock, ramp_steps=75),
-        GrowthWindow(
-            first_fence=1,
-            round_steps=25,
-            fences_beside_ramp=4,
-            shortest_ramp=75,
-            stack=3,
-            seed_parameters=10**9,
-            seed_flops=10**12,
-        ),
-        RiskConfig(),
-        host_flops=10_000,
-        deadline_s=5.0,
-        clock=clock,
-    )
+    return make_tamiyo(policy or Watching(), FakeClock())
 
 
-def test_a_tamiyo_restored_before_every_decision_decides_as_one_that_stayed(
-    make_state: MakeState, make_report: MakeReport
-) -> None:
+def test_a_tamiyo_restored_before_every_decision_decides_as_one_that_stayed() -> None:
     """A pair that was tried rests, so that what is decided at a fence depends on the past."""
 
     def decided(restored: bool) -> list[Any]:
@@ -90,9 +65,7 @@ def test_a_tamiyo_restored_before_every_decision_decides_as_one_that_stayed(
     assert len({verdict.decision.pairs for verdict in stayed}) > 2
 
 
-def test_what_was_remembered_after_the_state_was_taken_is_forgotten(
-    make_state: MakeState, make_report: MakeReport
-) -> None:
+def test_what_was_remembered_after_the_state_was_taken_is_forgotten() -> None:
     policy = Watching()
     tamiyo = fresh_tamiyo(policy)
     tamiyo.remember(make_report(1))
@@ -106,7 +79,7 @@ def test_what_was_remembered_after_the_state_was_taken_is_forgotten(
     assert policy.saw == (make_report(1), make_report(3, generation=3))
 
 
-def test_after_a_restore_commands_are_of_the_new_generation(make_state: MakeState) -> None:
+def test_after_a_restore_commands_are_of_the_new_generation() -> None:
     tamiyo = fresh_tamiyo()
     before = tamiyo.decide(make_state()).outcome
     tamiyo.restore(tamiyo.state(), generation=3)
@@ -157,7 +130,7 @@ def told(report: FieldReport) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("generation", [0, 1])
-def test_a_past_of_a_later_generation_is_refused(make_report: MakeReport, generation: int) -> None:
+def test_a_past_of_a_later_generation_is_refused(generation: int) -> None:
     tamiyo = fresh_tamiyo()
     tamiyo.remember(make_report(1))
     with pytest.raises(StoreCorrupt, check=telling(f"after {generation}", "1", path="tamiyo's state")):
@@ -165,7 +138,7 @@ def test_a_past_of_a_later_generation_is_refused(make_report: MakeReport, genera
 
 
 @pytest.mark.parametrize("text", ["", "{}", "null", "[]", "not json", '{"past": null}', '{"past": [], "more": 1}'])
-def test_what_is_no_state_is_refused_and_changes_nothing(make_report: MakeReport, text: str) -> None:
+def test_what_is_no_state_is_refused_and_changes_nothing(text: str) -> None:
     tamiyo = fresh_tamiyo()
     tamiyo.remember(make_report(1))
     before = tamiyo.state()
@@ -176,7 +149,7 @@ def test_what_is_no_state_is_refused_and_changes_nothing(make_report: MakeReport
 
 
 @pytest.mark.parametrize("field", FieldReport.model_fields)
-def test_a_report_that_lacks_a_field_makes_no_state(make_report: MakeReport, field: str) -> None:
+def test_a_report_that_lacks_a_field_makes_no_state(field: str) -> None:
     tamiyo = fresh_tamiyo()
     tamiyo.remember(make_report(1))
     state = json.loads(tamiyo.state())

@@ -24,15 +24,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
+from growing import DRAWN, RUN
+from training import bits, live_trainer, make_plan, make_survey
 
 from esper.durable.files import Disk
 from esper.durable.streams import Written, write_stream
 from esper.errors import CheckpointCorrupt, DependencyViolationError, RestoreImpossible, StoreWriteFailed
 from esper.ground.heartbeat import beats
-from esper.ground.tensors import state_crc32c, state_digest
+from esper.ground.tensors import state_crc32c
 from esper.leyline.checkpoint_record import QUARANTINE, CheckpointWritten
-from esper.leyline.reports import GraftPlan
-from esper.setup.survey import Survey
 from esper.testing import telling
 from esper.tolaria import background_save, checkpoint_file
 from esper.tolaria.checkpoint_file import FORMAT, load, load_written, restore_latest, save, verify_all
@@ -41,16 +41,8 @@ from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.snapshot_codec import from_plain, incubation_of, to_plain, topology_digest
 from esper.tolaria.trainer import Trainer, never
 
-RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 FLIPS, MANY_FLIPS = 1_000, 100_000
-MakeSurvey = Callable[..., Survey]
-MakePlan = Callable[..., GraftPlan]
-
-
-def bits(of: Trainer | HostSnapshot) -> dict[str, Any]:
-    """All that a host's future depends on, tensors as their digests."""
-    snapshot = of.snapshot() if isinstance(of, Trainer) else of
-    return vars(snapshot.mapped(lambda tensor: state_digest({"": tensor})))
+Commits = list[CheckpointWritten]
 
 
 def content(fence: int = 1, step: int = 20, **changes: Any) -> dict[str, Any]:
@@ -82,12 +74,12 @@ def content(fence: int = 1, step: int = 20, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def trainer(make_survey: MakeSurvey, make_plan: MakePlan, drawn: dict[str, bytes]) -> Trainer:
+def trainer() -> Trainer:
     """A host in training with a seed."""
     survey = make_survey()
-    trainer = survey.trainer(RUN, 1, "tolaria", never)
+    trainer = live_trainer(survey)
     trainer.run_round(1, 20)
-    trainer.apply(make_plan(survey), drawn)
+    trainer.apply(make_plan(survey), DRAWN)
     trainer.train_to(25)
     return trainer
 
@@ -115,15 +107,13 @@ def fail(*_arguments: object) -> None:
 # -- saving and loading ------------------------------------------------------------------------------------------
 
 
-def test_a_host_restored_from_a_file_goes_on_as_the_one_that_was_saved(
-    make_survey: MakeSurvey, trainer: Trainer, tmp_path: Path
-) -> None:
+def test_a_host_restored_from_a_file_goes_on_as_the_one_that_was_saved(trainer: Trainer, tmp_path: Path) -> None:
     twin = make_survey().trainer(RUN, 1, "kasmina", never).snapshot()
     trainer.save(tmp_path / "fence-1-g1.pt", {"tamiyo": '{"seen": 1}'}, {"twin": twin, "order": None})
     saved = bits(trainer)
     written = trainer.saved()
     found = load_written(tmp_path, written)
-    fresh = make_survey().trainer(RUN, 1, "tolaria", never)
+    fresh = live_trainer(make_survey())
     fresh.restore(from_plain(found["trainer"]), 2)
 
     assert bits(fresh) == saved
@@ -137,12 +127,12 @@ def test_a_host_restored_from_a_file_goes_on_as_the_one_that_was_saved(
 
 
 def test_what_was_loaded_can_be_used_after_its_file_is_gone_and_trained_without_changing_it(
-    make_survey: MakeSurvey, trainer: Trainer, tmp_path: Path
+    trainer: Trainer, tmp_path: Path
 ) -> None:
     trainer.save(tmp_path / "a.pt", {}, {})
     found = load_written(tmp_path, trainer.saved())
     before = (tmp_path / "a.pt").read_bytes()
-    fresh = make_survey().trainer(RUN, 1, "tolaria", never)
+    fresh = live_trainer(make_survey())
     fresh.restore(from_plain(found["trainer"]), 1)
     fresh.train_to(30)
     assert (tmp_path / "a.pt").read_bytes() == before
@@ -557,7 +547,7 @@ def test_a_script_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def commits(tmp_path: Path) -> list[CheckpointWritten]:
+def commits(tmp_path: Path) -> Commits:
     """Three checkpoints of a run, oldest first."""
     return [_committed(tmp_path, fence) for fence in (1, 2, 3)]
 
@@ -586,16 +576,8 @@ def damage(path: Path) -> None:
         file.write(b"damage")
 
 
-def test_the_last_checkpoint_is_restored_and_nothing_is_moved(tmp_path: Path, commits: list[CheckpointWritten]) -> None:
-    written, found = restore_latest(tmp_path, commits)
-
-    assert written == commits[-1]
-    assert found["step"] == 60
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(
-    tmp_path: Path, commits: list[CheckpointWritten], told: Callable[[], list[str]]
+    tmp_path: Path, commits: Commits, told: Callable[[], list[str]]
 ) -> None:
     damage(tmp_path / "fence-3-g1.pt")
     (tmp_path / "fence-2-g1.pt").unlink()
@@ -608,9 +590,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(
     assert told() == ["checkpoint_rejected", "checkpoint_rejected"]
 
 
-def test_when_none_is_left_the_restore_names_each_with_its_reason(
-    tmp_path: Path, commits: list[CheckpointWritten]
-) -> None:
+def test_when_none_is_left_the_restore_names_each_with_its_reason(tmp_path: Path, commits: Commits) -> None:
     for one in commits:
         damage(tmp_path / one.file)
     with pytest.raises(RestoreImpossible, match=r"fence-3-g1\.pt its checksum.*fence-1-g1\.pt its checksum"):
@@ -632,27 +612,23 @@ class FailingTrial:
             raise self.error
 
 
-def test_a_trial_that_fails_for_every_checkpoint_moves_none(tmp_path: Path, commits: list[CheckpointWritten]) -> None:
+def test_a_trial_that_fails_for_every_checkpoint_moves_none(tmp_path: Path, commits: Commits) -> None:
     trial = FailingTrial(RuntimeError("CUDA error: unspecified launch failure"))
     with pytest.raises(RestoreImpossible, check=telling("fence-3-g1.pt", "CUDA", "fence-1-g1.pt")):
         restore_latest(tmp_path, commits, trial=trial)
     assert len(list(tmp_path.glob("fence-*.pt"))) == 3
 
 
-def test_a_trial_that_fails_once_does_not_condemn_the_last_checkpoint(
-    tmp_path: Path, commits: list[CheckpointWritten]
+@pytest.mark.parametrize(("times", "condemned"), [(0, []), (1, []), (99, ["fence-3-g1.pt"])])
+def test_only_a_trial_that_the_last_checkpoint_alone_fails_and_always_condemns_it(
+    tmp_path: Path, commits: Commits, times: int, condemned: list[str]
 ) -> None:
-    written, _ = restore_latest(tmp_path, commits, trial=FailingTrial(RuntimeError("of the moment"), fence=3, times=1))
-    assert written == commits[-1]
-    assert len(list(tmp_path.glob("fence-*.pt"))) == 3
-
-
-def test_a_trial_that_only_the_last_checkpoint_fails_condemns_it(
-    tmp_path: Path, commits: list[CheckpointWritten]
-) -> None:
-    written, _ = restore_latest(tmp_path, commits, trial=FailingTrial(KeyError("betas"), fence=3))
-    assert written == commits[-2]
-    assert [path.name for path in (tmp_path / QUARANTINE).iterdir()] == ["fence-3-g1.pt"]
+    trial = FailingTrial(KeyError("betas"), fence=3, times=times)
+    written, found = restore_latest(tmp_path, commits, trial=trial)
+    assert written == commits[-1 - len(condemned)]
+    assert found["step"] == written.step
+    assert [path.name for path in tmp_path.glob(f"{QUARANTINE}/*")] == condemned
+    assert len(list(tmp_path.glob("fence-*.pt"))) == 3 - len(condemned)
 
 
 def _caused_by(cause: Exception) -> Exception:
@@ -672,15 +648,13 @@ def _caused_by(cause: Exception) -> Exception:
     ],
     ids=["memory of the device", "device", "memory", "a cause", "files"],
 )
-def test_a_trial_that_the_machine_fails_condemns_nothing(
-    tmp_path: Path, commits: list[CheckpointWritten], error: Exception
-) -> None:
+def test_a_trial_that_the_machine_fails_condemns_nothing(tmp_path: Path, commits: Commits, error: Exception) -> None:
     with pytest.raises((type(error), CheckpointCorrupt)):
         restore_latest(tmp_path, commits, trial=FailingTrial(error, fence=3))
     assert len(list(tmp_path.glob("fence-*.pt"))) == 3
 
 
-def test_what_lies_in_quarantine_is_never_overwritten(tmp_path: Path, commits: list[CheckpointWritten]) -> None:
+def test_what_lies_in_quarantine_is_never_overwritten(tmp_path: Path, commits: Commits) -> None:
     aside = tmp_path / QUARANTINE
     aside.mkdir()
     (aside / "fence-3-g1.pt").write_bytes(b"from before")
@@ -691,9 +665,7 @@ def test_what_lies_in_quarantine_is_never_overwritten(tmp_path: Path, commits: l
     assert sorted(path.name for path in aside.iterdir()) == ["fence-3-g1.pt", "fence-3-g1.pt.1"]
 
 
-def test_a_checkpoint_that_cannot_be_put_aside_stops_the_restore(
-    tmp_path: Path, commits: list[CheckpointWritten]
-) -> None:
+def test_a_checkpoint_that_cannot_be_put_aside_stops_the_restore(tmp_path: Path, commits: Commits) -> None:
     (tmp_path / QUARANTINE).write_bytes(b"in the way")
     damage(tmp_path / "fence-3-g1.pt")
     with pytest.raises(StoreWriteFailed, check=telling("quarantine", doing="making the folder")):
@@ -701,9 +673,7 @@ def test_a_checkpoint_that_cannot_be_put_aside_stops_the_restore(
     assert (tmp_path / "fence-3-g1.pt").exists()
 
 
-def test_a_sound_file_under_the_name_of_another_fence_is_refused(
-    tmp_path: Path, commits: list[CheckpointWritten]
-) -> None:
+def test_a_sound_file_under_the_name_of_another_fence_is_refused(tmp_path: Path, commits: Commits) -> None:
     swapped = commits[-1].model_copy(
         update={"file": commits[0].file, "length": commits[0].length, "crc": commits[0].crc}
     )
@@ -712,7 +682,7 @@ def test_a_sound_file_under_the_name_of_another_fence_is_refused(
 
 
 def test_every_checkpoint_of_a_damaged_folder_is_judged_and_nothing_is_changed(
-    tmp_path: Path, commits: list[CheckpointWritten]
+    tmp_path: Path, commits: Commits
 ) -> None:
     damage(tmp_path / "fence-1-g1.pt")
     (tmp_path / "fence-2-g1.pt").unlink()
@@ -730,7 +700,7 @@ def test_every_checkpoint_of_a_damaged_folder_is_judged_and_nothing_is_changed(
 
 
 @pytest.mark.parametrize("name", ["../a.pt", "/etc/passwd", "a/b.pt", "..", "", ".hidden"])
-def test_a_record_names_a_file_and_never_a_path(commits: list[CheckpointWritten], name: str) -> None:
+def test_a_record_names_a_file_and_never_a_path(commits: Commits, name: str) -> None:
     with pytest.raises(ValueError, match="file"):
         CheckpointWritten.model_validate(commits[0].model_dump() | {"file": name})
 

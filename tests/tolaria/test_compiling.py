@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.utils.checkpoint
+from growing import DRAWN
 from torch import Tensor, nn
+from training import make_plan, make_survey
 
 from esper import resume, run
 from esper.errors import ConfigError, Drained, TaskError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
-from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import Kind
 from esper.setup.survey import Survey
 from esper.testing import StopAt, TinyHost, tiny_config, tiny_task
@@ -25,11 +26,9 @@ from esper.tolaria.trainer import Trainer, never
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, as it compiles
 
-MakePlan = Callable[..., GraftPlan]
-
 
 @pytest.fixture
-def survey(make_survey: Callable[..., Survey]) -> Survey:
+def survey() -> Survey:
     return make_survey()
 
 
@@ -67,15 +66,13 @@ def graphs() -> int:
         pytest.param("inductor", marks=pytest.mark.torture),
     ],
 )
-def test_a_compiled_host_calls_its_seeds_from_the_step_after_the_graft_to_that_of_the_removal(
-    trainer, survey, make_plan, drawn, backend
-):
+def test_a_compiled_host_calls_its_seeds_from_the_step_after_the_graft_to_that_of_the_removal(trainer, survey, backend):
     hosts = {None: trainer(None), backend: trainer(backend)}
     for step, change in ((2, "graft"), (5, "remove"), (7, "")):
         for live in hosts.values():
             live.train_to(step)
             if change == "graft":
-                live.graft(make_plan(survey, step=2), drawn)
+                live.graft(make_plan(survey, step=2), DRAWN)
             elif change == "remove":
                 (seen,) = live.observe(1, {}).seeds
                 assert (seen.calls, seen.fallbacks) == (3, ())
@@ -87,33 +84,18 @@ def test_a_compiled_host_calls_its_seeds_from_the_step_after_the_graft_to_that_o
     assert hosts[backend].host._compiled_call_impl is None
 
 
-def test_a_thousand_values_of_alpha_are_no_reason_to_compile(trainer, survey, make_plan, drawn):
-    live = trainer()
-    plan = make_plan(survey, step=0)
-    live.graft(plan.model_copy(update={"blend": plan.blend.model_copy(update={"ramp_steps": 1000})}), drawn)
-    live.train_to(2)
-    before, (batch, _) = graphs(), live._load(live._data.batch(0))
-    for step in range(1000):
-        live._editor.set_alphas(step)
-        live._forward(batch)
-    assert graphs() == before
-    assert live.observe(1, {}).seeds[0].calls == 1002
-
-
-def test_a_seed_that_the_compiled_forward_never_calls_ends_the_run(trainer, survey, make_plan, drawn, monkeypatch):
+def test_a_seed_that_the_compiled_forward_never_calls_ends_the_run(trainer, survey, monkeypatch):
     live = trainer()
     live.train_to(1)
     monkeypatch.setattr(Trainer, "_recompile", lambda _self: None)
-    live.graft(make_plan(survey, step=1), drawn)
+    live.graft(make_plan(survey, step=1), DRAWN)
     with pytest.raises(TaskError, match="slot body = 'not called by the forward of 100 training batches"):
         live.train_to(2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_the_isolation_of_a_seed_in_a_compiled_host_is_audited_in_a_forward_that_is_not(
-    trainer, make_survey, make_plan, drawn, backend
-):
+def test_the_isolation_of_a_seed_in_a_compiled_host_is_audited_in_a_forward_that_is_not(trainer, backend):
     hosts: list[nn.Module] = []
 
     class Leaks(nn.Linear):
@@ -127,7 +109,7 @@ def test_the_isolation_of_a_seed_in_a_compiled_host_is_audited_in_a_forward_that
         live = trainer(backend, blueprints=leaky)
         hosts.append(live.host)
         plan = make_plan(replace(make_survey(), blueprints=leaky), name, step=0, isolated=True)
-        live.graft(plan, drawn)
+        live.graft(plan, DRAWN)
         assert live.probe_gradients("seed-1", 1).reachable_host_parameters == reached
         live.train_to(2)
         (seen,) = live.observe(1, {}).seeds
@@ -145,15 +127,15 @@ class Eager(TinyHost):
         return self.body(x)
 
 
-def test_a_part_of_a_compiled_host_that_runs_eager_is_a_fallback(trainer, survey, make_plan, drawn):
+def test_a_part_of_a_compiled_host_that_runs_eager_is_a_fallback(trainer, survey):
     live = trainer(model=Eager)
-    live.graft(make_plan(survey, step=0), drawn)
+    live.graft(make_plan(survey, step=0), DRAWN)
     live.train_to(1)
     assert live.observe(1, {}).seeds[0].fallbacks == ("path eager, asked compiled",)
 
 
 @pytest.mark.slow
-def test_a_slot_that_a_compiled_forward_calls_eager_is_refused_or_left_out(make_survey):
+def test_a_slot_that_a_compiled_forward_calls_eager_is_refused_or_left_out():
     compiled = {"run__compile": True, "run__compile_backend": "aot_eager"}
     mend = "torch cannot compile the forward around this slot; name another module, or leave run.compile out"
     with pytest.raises(TaskError, match=re.escape(f"slot body = 'called eager, not compiled': {mend}")):
@@ -172,7 +154,7 @@ def test_shapes_without_end_are_refused_and_do_not_make_the_host_run_eager(train
         live._forward(torch.ones(5, 8))
 
 
-def test_what_torch_cannot_compile_with_is_told_before_anything_else(make_survey, monkeypatch):
+def test_what_torch_cannot_compile_with_is_told_before_anything_else(monkeypatch):
     def without_compiler(*_: object, **__: object) -> None:
         raise RuntimeError("Failed to find C++ compiler.\nPlease install one")
 
@@ -191,9 +173,9 @@ class Recomputing(TinyHost):
 
 
 @pytest.mark.parametrize("backend", [None, pytest.param("aot_eager", marks=pytest.mark.slow)])
-def test_the_recomputation_of_a_checkpoint_counts_as_no_call(trainer, survey, make_plan, drawn, backend):
+def test_the_recomputation_of_a_checkpoint_counts_as_no_call(trainer, survey, backend):
     live = trainer(backend, model=Recomputing)
-    live.graft(make_plan(survey, step=0, isolated=True), drawn)
+    live.graft(make_plan(survey, step=0, isolated=True), DRAWN)
     live.train_to(3)
     (seen,) = live.observe(1, {}).seeds
     assert (seen.calls, seen.fallbacks, seen.isolation_leaks) == (3, (), ())

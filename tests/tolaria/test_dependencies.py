@@ -6,27 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from growing import graft_plan
 
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import blob_digest
-from esper.leyline.commands import BlendSpec
-from esper.leyline.reports import GraftPlan, HostPlan, JoinPlan, RatePlan, RemovePlan, Weights
+from esper.leyline.reports import HostPlan, JoinPlan, RatePlan, RemovePlan, Weights
 from esper.telemetry import Telemetry
 from esper.tolaria.dependencies import check_plan
 
 IDS: dict[str, Any] = {"command_id": "c", "run_id": "run", "generation": 3, "seed_id": "s", "fence": 2}
-GRAFT = GraftPlan(
-    **IDS,
-    slot="body",
-    ordinal=0,
-    blueprint_id="mlp",
-    blend=BlendSpec(mode="RESIDUAL", ramp_steps=4),
-    start_step=40,
-    isolated=True,
-    warmup_steps=3,
-    asked_device="cpu",
-    weights_digest=blob_digest(b"weights"),
-)
+GRAFT = graft_plan(b"weights", **IDS)
 WEIGHTS = {blob_digest(b"weights"): b"weights"}
 PLANS = [GRAFT, JoinPlan(**IDS), RatePlan(**IDS, rate_scale=0.5), RemovePlan(**IDS)]
 KINDS = ["graft", "join", "rate", "remove"]

@@ -13,17 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
+from training import live_trainer, make_survey
 
 from esper.errors import TaskError
-from esper.setup.survey import Survey
 from esper.testing import Bands, telling, tiny_task
 from esper.tolaria.loss import sample_loss
 from esper.tolaria.measuring import means_over
 from esper.tolaria.task_metrics import Seen
-from esper.tolaria.trainer import Trainer, never
+from esper.tolaria.trainer import Trainer
 
 F = nn.functional
-MakeSurvey = Callable[..., Survey]
 LENGTH, TEST = 5, 300
 """Tokens of a sample; samples of the test shard, which are evaluated in batches of 256 and of 44."""
 CLASS_WEIGHTS = torch.tensor([0.1, 1.0, 5.0, 2.0])
@@ -43,10 +42,6 @@ class Tagger(nn.Module):
 class Normalised(Tagger):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).log_softmax(1)
-
-
-def live_trainer(survey: Survey) -> Trainer:
-    return survey.trainer("", 0, "tolaria", never)
 
 
 def tagged(count: int, key: int) -> TensorDataset:
@@ -86,29 +81,24 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_the_loss_of_a_shard_is_the_tasks_own_over_all_its_samples(make_survey: MakeSurvey, loss: Any) -> None:
-    task = sentences(loss=loss)
+@pytest.mark.parametrize(
+    "task",
+    [
+        *({"loss": loss} for loss in LOSSES.values()),
+        {"loss": partial(F.nll_loss, weight=CLASS_WEIGHTS), "model": Normalised},
+        {"loss": lambda output, target: F.cross_entropy(output, target), "sample_loss": own_pair},
+    ],
+    ids=[*LOSSES, "negative log likelihood", "the task's own weights"],
+)
+def test_the_loss_of_a_shard_is_the_tasks_own_over_all_its_samples(task: dict[str, Any]) -> None:
+    task = sentences(**task)
     trainer = live_trainer(make_survey(**task))
     trainer.train_to(10)
-    assert trainer.shard_means("test")["loss"] == pytest.approx(loss(*whole(trainer, task["test"])).item(), rel=1e-5)
-
-
-def test_the_negative_log_likelihood_weighs_like_cross_entropy(make_survey: MakeSurvey) -> None:
-    loss = partial(F.nll_loss, weight=CLASS_WEIGHTS)
-    task = sentences(loss=loss, model=Normalised)
-    trainer = live_trainer(make_survey(**task))
-    assert trainer.shard_means("test")["loss"] == pytest.approx(loss(*whole(trainer, task["test"])).item(), rel=1e-5)
-
-
-def test_a_task_may_say_the_weights_of_its_samples(make_survey: MakeSurvey) -> None:
-    task = sentences(loss=lambda output, target: F.cross_entropy(output, target), sample_loss=own_pair)
-    trainer = live_trainer(make_survey(**task))
-    expected = F.cross_entropy(*whole(trainer, task["test"])).item()
+    expected = task["loss"](*whole(trainer, task["test"])).item()
     assert trainer.shard_means("test")["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_is_judged_is_the_loss_of_the_slice_sample_by_sample(make_survey: MakeSurvey) -> None:
+def test_what_is_judged_is_the_loss_of_the_slice_sample_by_sample() -> None:
     survey = make_survey(**sentences(loss=LOSSES["class weights"]))
     trainer = live_trainer(survey)
     shares = torch.tensor(trainer.sample_losses("gate", 3).losses, dtype=torch.float64)
@@ -140,9 +130,7 @@ def test_what_is_judged_is_the_loss_of_the_slice_sample_by_sample(make_survey: M
     ],
     ids=["a sum", "no loss per sample", "other losses per sample"],
 )
-def test_a_loss_that_is_no_mean_of_its_samples_is_refused_with_both_numbers(
-    make_survey: MakeSurvey, changes: dict[str, Any], said: str
-) -> None:
+def test_a_loss_that_is_no_mean_of_its_samples_is_refused_with_both_numbers(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(TaskError, match=said):
         make_survey(**changes)
 
@@ -201,7 +189,7 @@ def test_a_batch_in_the_middle_whose_loss_is_another_number_is_named(name: str) 
         means_over(batches, task, sample_loss(task))
 
 
-def test_a_slice_is_compared_before_a_candidate_is_judged_by_it(make_survey: MakeSurvey) -> None:
+def test_a_slice_is_compared_before_a_candidate_is_judged_by_it() -> None:
     survey = make_survey(**three_classes("gate", range(300, 301), 3), **OTHER_NUMBER["a class weight"][1])
     slices = {fence: survey.data.slice("gate", fence).indices for fence in range(1, 20)}
     fence = next(fence for fence, indices in slices.items() if 300 in indices)
@@ -209,12 +197,12 @@ def test_a_slice_is_compared_before_a_candidate_is_judged_by_it(make_survey: Mak
         live_trainer(survey).sample_losses("gate", fence)
 
 
-def test_a_large_part_in_the_middle_is_seen_before_the_run(make_survey: MakeSurvey) -> None:
+def test_a_large_part_in_the_middle_is_seen_before_the_run() -> None:
     with pytest.raises(TaskError, check=telling("256", "task.valid", field="task.sample_loss")):
         make_survey(**three_classes("valid", range(256, 400), 3), **OTHER_NUMBER["a class weight"][1])
 
 
-def test_losses_of_both_signs_may_cancel(make_survey: MakeSurvey) -> None:
+def test_losses_of_both_signs_may_cancel() -> None:
     def centred(output: Tensor, target: Tensor) -> Tensor:
         losses = F.cross_entropy(output, target, reduction="none")
         return losses - losses.detach().mean() + 1e-9
@@ -237,7 +225,7 @@ def precision(output: Tensor, target: Tensor) -> Tensor:
     return (called & (target == 3)).sum() / called.sum().clamp(min=1)
 
 
-def test_a_metric_is_a_mean_of_its_values_or_one_value_of_the_whole_shard(make_survey: MakeSurvey) -> None:
+def test_a_metric_is_a_mean_of_its_values_or_one_value_of_the_whole_shard() -> None:
     metrics = {
         "by_sample": hits,
         "by_batch": lambda output, target: hits(output, target).mean(),
@@ -275,7 +263,7 @@ def by_class(output: Tensor, target: Tensor) -> Tensor:
     ],
     ids=["text", "values of classes", "raises"],
 )
-def test_a_metric_that_is_neither_is_refused(make_survey: MakeSurvey, metric: Any, said: str) -> None:
+def test_a_metric_that_is_neither_is_refused(metric: Any, said: str) -> None:
     with pytest.raises(TaskError, check=telling(field="task.metrics['own']", value=re.compile(said))):
         make_survey(test=Bands(TEST, key=3), metrics={"own": metric})
 
@@ -327,7 +315,7 @@ def writing(output: Tensor, target: Tensor) -> Tensor:
     return found
 
 
-def test_what_a_metric_writes_and_draws_reaches_no_other_figure(make_survey: MakeSurvey) -> None:
+def test_what_a_metric_writes_and_draws_reaches_no_other_figure() -> None:
     def drawing(output: Tensor, _target: Tensor) -> Tensor:
         return torch.rand(len(output))
 
@@ -369,7 +357,7 @@ def test_any_real_type_of_a_figure_counts_in_double_precision() -> None:
     assert np.isnan(means["not a number"])
 
 
-def test_a_metric_of_a_whole_shard_needs_batches_that_can_be_joined(make_survey: MakeSurvey) -> None:
+def test_a_metric_of_a_whole_shard_needs_batches_that_can_be_joined() -> None:
     class Steps(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from growing import DRAWN
 from torch import Tensor, nn
+from training import live_trainer, make_plan, make_survey
 
-from esper.leyline.reports import GraftPlan
-from esper.setup.survey import Survey
 from esper.testing import TinyHost
-from esper.tolaria.trainer import Trainer, never
-
-MakeSurvey = Callable[..., Survey]
+from esper.tolaria.trainer import Trainer
 
 
 class NormedHost(TinyHost):
@@ -95,9 +93,9 @@ def trained(trainer: Trainer) -> tuple[bool, bool]:
 
 
 @pytest.mark.parametrize("model", FROZEN)
-def test_a_submodule_trains_or_is_frozen_all_along(make_survey: MakeSurvey, model: Callable[[], nn.Module]) -> None:
+def test_a_submodule_trains_or_is_frozen_all_along(model: Callable[[], nn.Module]) -> None:
     survey = make_survey(model=model)
-    live, fork = (survey.trainer("run", 1, "tolaria", never) for _ in range(2))
+    live, fork = (live_trainer(survey) for _ in range(2))
     assert trained(live) == FROZEN[model]
     live.sample_losses("gate", 0)
     assert trained(live) == FROZEN[model]
@@ -108,7 +106,7 @@ def test_a_submodule_trains_or_is_frozen_all_along(make_survey: MakeSurvey, mode
     assert live.weights_sha256() == fork.weights_sha256()
 
 
-def test_an_overridden_train_is_called_each_time_the_mode_changes(make_survey: MakeSurvey) -> None:
+def test_an_overridden_train_is_called_each_time_the_mode_changes() -> None:
     called: list[bool] = []
 
     class Merging(TinyHost):
@@ -117,25 +115,23 @@ def test_an_overridden_train_is_called_each_time_the_mode_changes(make_survey: M
             super().train(mode)
             return self
 
-    trainer = make_survey(model=Merging).trainer("run", 1, "tolaria", never)
+    trainer = live_trainer(make_survey(model=Merging))
     called.clear()
     trainer.sample_losses("gate", 0)
     assert called == [False, True]
 
 
-def test_the_dry_run_sees_samples_mixed_only_by_a_norm_that_trains(make_survey: MakeSurvey) -> None:
+def test_the_dry_run_sees_samples_mixed_only_by_a_norm_that_trains() -> None:
     def independent(model: Callable[[], nn.Module]) -> bool:
         return make_survey(model=model).specs[0].samples_independent
 
     assert [independent(model) for model in (norm_frozen, Keeping, none_frozen)] == [True, True, False]
 
 
-def test_a_seed_trains_also_where_the_root_of_its_host_is_frozen(
-    make_survey: MakeSurvey, make_plan: Callable[..., GraftPlan], drawn: dict[str, bytes]
-) -> None:
+def test_a_seed_trains_also_where_the_root_of_its_host_is_frozen() -> None:
     survey = make_survey(model=all_but_the_head_frozen)
-    trainer = survey.trainer("run", 1, "tolaria", never)
-    trainer.graft(make_plan(survey, step=0), drawn)
+    trainer = live_trainer(survey)
+    trainer.graft(make_plan(survey, step=0), DRAWN)
     stack, _ = trainer._editor._stacks["body"]
     assert not trainer.host.training
     assert all(module.training for module in stack.seeds[0].modules())

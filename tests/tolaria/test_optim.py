@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from training import live_trainer
 
 from esper.errors import TaskError
 from esper.setup.survey import survey_of
 from esper.testing import telling, tiny_config, tiny_task
 from esper.tolaria.optim import FLOOR, SeedOptimizer, build_optimizer, peak_share, seed_rate
-from esper.tolaria.trainer import Trainer, never
+from esper.tolaria.trainer import Trainer
 
 
 def test_a_seeds_rate_rises_linearly_and_then_falls_to_the_floor() -> None:
@@ -25,13 +26,7 @@ def test_a_seeds_rate_rises_linearly_and_then_falls_to_the_floor() -> None:
     assert course[20:] == sorted(course[20:], reverse=True)
     assert course[200] == pytest.approx((1 + FLOOR) / 2)  # half-way
     assert course[400] == pytest.approx(FLOOR)
-
-
-def test_a_seed_that_has_not_begun_has_no_rate() -> None:
     assert [seed_rate(step, start=100, total=500, warmup=20) for step in (0, 50, 99)] == [0, 0, 0]
-
-
-def test_a_seed_that_begins_at_the_last_step_has_a_rate_all_the_same() -> None:
     assert 0 < seed_rate(500, start=500, total=500, warmup=1) <= 1
 
 
@@ -69,12 +64,6 @@ def test_a_seeds_peak_follows_the_highest_rate_of_the_schedule(scheduler: Any, e
     assert peak_share(task, 50, [nn.Parameter(torch.zeros(1))]) == pytest.approx(expected)
 
 
-def test_a_scheduler_that_steps_on_a_metric_is_refused() -> None:
-    task = tiny_task(scheduler=lambda o, _: torch.optim.lr_scheduler.ReduceLROnPlateau(o))
-    with pytest.raises(TaskError, check=telling(field="task.scheduler", value="ReduceLROnPlateau")):
-        peak_share(task, 50, [nn.Parameter(torch.zeros(1))])
-
-
 def rates(trainer: Trainer) -> list[dict[str, Any]]:
     """Every hyperparameter of the host's optimizer."""
     optimizer = trainer.parts()["task.optimizer"]
@@ -103,7 +92,7 @@ def test_a_run_made_longer_goes_on_with_the_schedule_of_the_longer_run(scheduler
             scheduler=scheduler,
             epochs=epochs,
         )
-        return survey_of(task, tiny_config()).trainer("run", 1, "tolaria", never)
+        return live_trainer(survey_of(task, tiny_config()))
 
     short, longer, made_longer = trainer(2), trainer(3), trainer(3)
     short.train_to(30)

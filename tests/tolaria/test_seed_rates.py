@@ -7,32 +7,32 @@ from typing import Any
 
 import pytest
 import torch
+from growing import DRAWN, RUN
+from training import live_trainer, make_plan, make_survey
 
 from esper.errors import DependencyViolationError
 from esper.ground.tensors import state_digest
-from esper.leyline.reports import GraftPlan, RatePlan, RemovePlan
+from esper.leyline.reports import RatePlan, RemovePlan
 from esper.setup.survey import Survey
 from esper.tolaria.optim import seed_rate
-from esper.tolaria.trainer import Trainer, never
+from esper.tolaria.trainer import Trainer
 
-RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
-MakeSurvey = Callable[..., Survey]
 Graft = Callable[[Trainer, str, int], None]
 ADAM: dict[str, Any] = {"optimizer": lambda parameters: torch.optim.Adam(parameters, lr=0.01)}
 
 
 @pytest.fixture
-def survey(make_survey: MakeSurvey) -> Survey:
+def survey() -> Survey:
     return make_survey(**ADAM)
 
 
 @pytest.fixture
-def graft(survey: Survey, make_plan: Callable[..., GraftPlan], drawn: dict[str, bytes]) -> Graft:
+def graft(survey: Survey) -> Graft:
     """Graft another seed at the trainer's present step."""
 
     def make(trainer: Trainer, seed_id: str, ordinal: int) -> None:
         ids = {"seed_id": seed_id, "command_id": f"graft {seed_id}", "ordinal": ordinal}
-        trainer.apply(make_plan(survey, step=trainer.step, **ids), drawn)
+        trainer.apply(make_plan(survey, step=trainer.step, **ids), DRAWN)
 
     return make
 
@@ -40,7 +40,7 @@ def graft(survey: Survey, make_plan: Callable[..., GraftPlan], drawn: dict[str, 
 @pytest.fixture
 def grown(survey: Survey, graft: Graft) -> Trainer:
     """A host at step 30 with a seed "first" since step 20."""
-    trainer = survey.trainer(RUN, 1, "tolaria", never)
+    trainer = live_trainer(survey)
     trainer.train_to(20)
     graft(trainer, "first", 0)
     trainer.train_to(30)
@@ -112,7 +112,7 @@ def test_a_seeds_state_that_is_not_its_own_is_refused(
 ) -> None:
     snapshot = grown.snapshot()
     spoil(snapshot.seed_optimizers["first"])
-    fresh = survey.trainer(RUN, 1, "tolaria", never)
+    fresh = live_trainer(survey)
 
     def load() -> None:
         fresh.become(snapshot)
@@ -166,13 +166,13 @@ def test_with_a_factor_of_0_a_seed_stays_as_it_is(grown: Trainer) -> None:
 
 def test_a_factor_is_restored_in_another_host_and_taken_back_in_the_same(grown: Trainer, survey: Survey) -> None:
     before = grown.snapshot()
-    undisturbed = survey.trainer(RUN, 1, "tolaria", never)
+    undisturbed = live_trainer(survey)
     undisturbed.become(before)
     scale(grown, "first", 0.25)
     scaled = grown.snapshot()
     grown.train_to(40)
 
-    other = survey.trainer(RUN, 1, "tolaria", never)
+    other = live_trainer(survey)
     other.become(scaled)
     other.train_to(40)
     assert other.weights_sha256() == grown.weights_sha256()

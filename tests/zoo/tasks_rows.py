@@ -72,14 +72,6 @@ def class_weights() -> Task:
     return _task(Rows, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.2, 4.0]), label_smoothing=0.1))
 
 
-def autoencoder() -> Task:
-    return _task(
-        lambda: Rows(WIDTH, nn.Sequential(nn.Linear(WIDTH, 3), nn.Linear(3, WIDTH))),
-        F.smooth_l1_loss,
-        lambda x, _y: (x, x),
-    )
-
-
 def tied_autoencoder() -> Task:
     class Tied(Rows):
         def __init__(self) -> None:
@@ -220,10 +212,6 @@ def old_weight_norm() -> Task:
     return _task(lambda: Rows(body=nn.utils.weight_norm(nn.Linear(WIDTH, WIDTH))))
 
 
-def weight_norm() -> Task:
-    return _task(lambda: Rows(body=nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))))
-
-
 def spectral_norm() -> Task:
     return _task(lambda: Rows(body=nn.utils.parametrizations.spectral_norm(nn.Linear(WIDTH, WIDTH))))
 
@@ -236,33 +224,6 @@ def a_hook_that_holds_its_model() -> Task:
             self.body.register_forward_hook(lambda _module, _args, output: output * self.scale)
 
     return _task(Hooked)
-
-
-def frozen_layers() -> Task:
-    def build() -> Rows:
-        model = Rows(body=nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)))
-        model.body[0].requires_grad_(False)
-        model.body[1].eval()
-        return model
-
-    return _task(build)
-
-
-def an_average_in_a_buffer() -> Task:
-    class Averaging(Rows):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("average", torch.zeros(WIDTH))
-            self.register_buffer("seen", torch.zeros((), dtype=torch.long), persistent=False)
-
-        def forward(self, x: Tensor) -> Tensor:
-            if self.training:
-                with torch.no_grad():
-                    self.average.lerp_(x.mean(0), 0.1)
-                    self.seen += len(x)
-            return super().forward(x - self.average)
-
-    return _task(Averaging)
 
 
 def an_average_of_the_weights() -> Task:
@@ -285,15 +246,6 @@ def recomputed_in_the_backward_pass() -> Task:
             return self.head(torch.utils.checkpoint.checkpoint(self.body, x, use_reentrant=False).relu())
 
     return _task(Recomputed)
-
-
-def paths_dropped_by_chance() -> Task:
-    class Dropping(Rows):
-        def forward(self, x: Tensor) -> Tensor:
-            kept = torch.rand(len(x), 1) > 0.3 if self.training else torch.ones(len(x), 1)
-            return self.head(x + kept * self.body(x).relu())
-
-    return _task(Dropping)
 
 
 def autocast_inside_the_forward() -> Task:
@@ -344,14 +296,6 @@ def double_precision() -> Task:
 
 
 # -- training ----------------------------------------------------------------------------------------------------
-
-
-def momentum_and_one_cycle() -> Task:
-    return _task(
-        Rows,
-        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.01, momentum=0.9, nesterov=True),
-        scheduler=lambda optimizer, total: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total + 1),
-    )
 
 
 def groups_without_decay() -> Task:

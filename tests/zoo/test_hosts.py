@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from growing import DRAWN, drawn_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -25,8 +26,7 @@ from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.host.blending import blend_of
 from esper.kasmina.host.dry_run import Found, dry_run
 from esper.kasmina.host.host_editor import SeedEditor
-from esper.kasmina.incubation.planning import plan_seed
-from esper.leyline.commands import BlendMode, BlendSpec, Candidate
+from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.decisions import Decision, Pair
 from esper.leyline.evidence import ResetProbe
 from esper.leyline.reports import FieldReport, GraftPlan
@@ -101,21 +101,9 @@ def appearance(host: nn.Module) -> tuple[Any, ...]:
 
 
 def planned(spec: SlotSpec, blueprint: str, number: int, blend: BlendSpec) -> tuple[GraftPlan, bytes]:
-    return plan_seed(
-        Candidate(slot=spec.path, blueprint_id=blueprint, seed_id=f"seed-{number}"),
-        spec,
-        BLUEPRINTS.get(blueprint),
-        run_id="run",
-        generation=1,
-        command_id="command",
-        run_seed=0,
-        fence=0,
-        step=0,
-        ordinal=number,
-        blend=blend,
-        warmup_steps=1,
-        confidence=blend_of(blend).confidence(blend, LOGITS),
-    )
+    confidence = blend_of(blend).confidence(blend, LOGITS)
+    plan = drawn_plan(spec, blueprint, number, blend=blend, confidence=confidence)
+    return plan, DRAWN[plan.weights_digest]
 
 
 @pytest.mark.parametrize(
@@ -185,22 +173,6 @@ def test_a_host_whose_trained_seeds_are_removed_equals_one_that_never_had_them(n
 
 
 # -- which modules are slots -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "path", "why"),
-    [
-        ("resnet", "layer1.relu", "called 2 times by a forward in training mode"),
-        ("resnet", "layer1.downsample.1", "its output equals that of layer1.downsample"),
-        (ATTENTION[0], "body.layers", "never called by a forward in training mode"),
-        (ATTENTION[0], "body.layers.0.self_attn.out_proj", "never called by a forward in training mode"),
-        ("tagging_with_an_lstm", "lstm", "output of type PackedSequence"),
-        ("language_model_with_tied_words", "places", "output of shape (5, 8) for 16 samples"),
-    ],
-)
-def test_what_cannot_be_a_slot_is_told_with_the_reason(name, path, why):
-    _, _, found = measured(name, everywhere=True)
-    assert found.left_out[path] == why
 
 
 @pytest.mark.parametrize("name", [ATTENTION[0], RECURRENT[0]])

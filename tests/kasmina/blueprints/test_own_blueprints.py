@@ -72,16 +72,3 @@ def test_a_function_that_is_registered_again_replaces_its_older_self_and_no_othe
         with pytest.raises(ConfigError, check=telling(field="blueprint.name", value="own")):
             blueprint("own", kinds=(Kind.NC,), risk=0.1, registry=registry)(taken)
     assert registry.get("own").parameters(body_spec) == 8 * 4 + 4
-
-
-@pytest.fixture
-def body_spec() -> SlotSpec:
-    return SlotSpec(
-        path="body",
-        kind=Kind.NC,
-        shape=(8,),
-        dtype="torch.float32",
-        device="cpu",
-        causal=False,
-        samples_independent=True,
-    )

@@ -8,21 +8,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from growing import DRAWN, RUN, drawn_plan
 from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
 from esper.ground.tensors import blob_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.host.host_editor import SeedEditor
-from esper.kasmina.incubation.planning import plan_seed
-from esper.leyline.commands import BlendMode, BlendSpec, Candidate
-from esper.leyline.host_ports import HostEditor
+from esper.leyline.commands import BlendMode, BlendSpec
 from esper.leyline.reports import ConfidencePlan, GraftPlan, JoinPlan
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.slots import Kind
 from esper.testing import TinyHost, telling
 
 X = torch.randn(5, 8, generator=torch.Generator().manual_seed(1))
-RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
 
 
 class Scale(nn.Module):
@@ -87,10 +85,6 @@ def editor(host, body_spec) -> SeedEditor:
     return SeedEditor(host, {"body": body_spec}, registry())
 
 
-DRAWN: dict[str, bytes] = {}
-"""The weights of every plan that was made here, by digest."""
-
-
 @pytest.fixture
 def plan(body_spec) -> Callable[..., GraftPlan]:
     """A plan that asks for full alpha from step 0 on, isolated."""
@@ -98,22 +92,21 @@ def plan(body_spec) -> Callable[..., GraftPlan]:
     def make(
         name: str = "scale", number: int = 0, *, blueprints: BlueprintRegistry | None = None, **changes: Any
     ) -> GraftPlan:
-        made, blob = plan_seed(
-            Candidate(slot="body", blueprint_id=name, seed_id=f"seed-{number}"),
-            body_spec,
-            (blueprints or registry()).get(name),
-            run_id=RUN,
-            generation=1,
-            command_id=f"command-{number}",
-            run_seed=0,
-            fence=2,
-            step=0,
-            ordinal=number,
-            blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
-            warmup_steps=1,
-        )
-        DRAWN[made.weights_digest] = blob
+        made = drawn_plan(body_spec, name, number, blueprints=blueprints or registry())
         return made.model_copy(update={"isolated": True} | changes)
+
+    return make
+
+
+@pytest.fixture
+def seeded(host, body_spec, plan) -> Callable[..., SeedEditor]:
+    """Give the host, or another, one seed that a factory makes."""
+
+    def make(factory: Callable[[], nn.Module], asking: nn.Module = host) -> SeedEditor:
+        blueprints = registry(made=factory)
+        editor = SeedEditor(asking, {"body": body_spec}, blueprints)
+        graft_all(editor, plan("made", blueprints=blueprints))
+        return editor
 
     return make
 
@@ -161,6 +154,9 @@ def test_a_seed_that_came_and_went_leaves_every_bit_as_it_was(host, editor, plan
     before = state_of(host)
     graft_all(editor, plan("scale", 0), plan("add", 1))
     assert not torch.equal(host(X), before["outputs"])
+    with_seeds = state_of(host)
+    assert all(with_seeds[known] == before[known] for known in ("names", "types", "identities", "attributes"))
+    assert list(with_seeds["state"]) == list(before["state"])
     editor.remove("seed-0")
     editor.remove("seed-1")
     assert_same(before, state_of(host))
@@ -185,14 +181,6 @@ def test_a_users_own_hook_survives(host, editor, plan):
     host(X)
     assert len(seen) == 1
     assert list(host.body._forward_hooks) == [handle.id]
-
-
-def test_names_and_state_dict_of_the_host_do_not_know_of_a_seed(host, editor, plan):
-    names, keys = [name for name, _ in host.named_modules()], list(host.state_dict())
-    graft_all(editor, plan())
-    assert [name for name, _ in host.named_modules()] == names
-    assert list(host.state_dict()) == keys
-    assert len(list(host.parameters())) == len(keys)
 
 
 # -- what a seed does --------------------------------------------------------------------------------------------
@@ -244,40 +232,6 @@ def test_a_ramp_that_has_ended_has_reached_its_target_in_every_dtype(body_spec, 
     assert full.alpha_target == pytest.approx(target, rel=1e-2)
 
 
-def test_a_sequential_may_be_a_slot():
-    host = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 4))
-    spec = SlotSpec(
-        path="1",
-        kind=Kind.NC,
-        shape=(8,),
-        dtype="torch.float32",
-        device="cpu",
-        causal=False,
-        samples_independent=True,
-    )
-    expected = host[2](host[1](host[0](X)) + 3)
-    before, editor = host(X), SeedEditor(host, {"1": spec}, registry())
-    made, blob = plan_seed(
-        Candidate(slot="1", blueprint_id="add", seed_id="seed-0"),
-        spec,
-        registry().get("add"),
-        run_id=RUN,
-        generation=1,
-        command_id="command-0",
-        run_seed=0,
-        fence=1,
-        step=0,
-        ordinal=0,
-        blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
-        warmup_steps=1,
-    )
-    editor.graft(made, {made.weights_digest: blob})
-    editor.set_alphas(0)
-    torch.testing.assert_close(host(X), expected)
-    editor.remove("seed-0")
-    assert torch.equal(host(X), before)
-
-
 def test_a_copy_of_a_grafted_host_is_independent_of_it(host, editor, plan):
     graft_all(editor, plan("scale"))
     editor.watch(True)
@@ -312,29 +266,8 @@ def test_tensors_are_named_by_place_and_not_by_anything_of_the_run(editor, plan)
     assert "seed-3" not in text
 
 
-def test_a_host_is_rebuilt_from_its_topology_and_tensors(host, editor, plan, body_spec):
-    graft_all(editor, plan("scale", 0), plan("add", 1))
-    editor.amend(join("seed-1"))
-    for tensor in editor.tensors().values():
-        with torch.no_grad():
-            tensor.mul_(0.7)
-
-    other = tiny_host()
-    again: HostEditor = SeedEditor(other, {"body": body_spec}, registry())
-    for one in editor.topology():
-        again.graft(one, DRAWN)
-    with torch.no_grad():
-        for name, tensor in again.tensors().items():
-            tensor.copy_(editor.tensors()[name])
-
-    assert torch.equal(other(X), host(X))
-    assert [one.isolated for one in again.topology()] == [True, False]
-
-
-def test_a_seed_follows_the_hosts_mode(host, body_spec, plan):
-    blueprints = registry(drop=lambda: nn.Sequential(Add(), nn.Dropout(1.0)))
-    editor = SeedEditor(host.eval(), {"body": body_spec}, blueprints)
-    graft_all(editor, plan("drop", blueprints=blueprints))
+def test_a_seed_follows_the_hosts_mode(host, seeded):
+    editor = seeded(lambda: nn.Sequential(Add(), nn.Dropout(1.0)), host.eval())
     bare = tiny_host().body(X)
     torch.testing.assert_close(host.body(X), bare + 3)
     editor.set_training(True)
@@ -394,10 +327,9 @@ def calls_compiled(module: nn.Module) -> nn.Module:
     return module
 
 
-def test_a_call_through_a_compiled_callable_is_seen_beside_the_path_that_the_host_asks_for(body_spec, plan):
+def test_a_call_through_a_compiled_callable_is_seen_beside_the_path_that_the_host_asks_for(seeded):
     def seen_with(seed: Callable[[], nn.Module], asking: nn.Module) -> tuple[str | None, str, tuple[str, ...] | None]:
-        editor = SeedEditor(asking, {"body": body_spec}, registry(made=seed))
-        graft_all(editor, plan("made", blueprints=registry(made=seed)))
+        editor = seeded(seed, asking)
         asking(X)
         (seen,) = editor.observations()
         return seen.path, seen.asked_path, seen.fallbacks
@@ -420,27 +352,25 @@ def test_a_seed_in_a_host_that_torch_compiles_is_seen_to_run_compiled(host, edit
     assert (seen.path, seen.calls) == ("compiled", 1)
 
 
-def test_no_call_and_no_tensor_of_a_seed_on_another_device_or_in_another_dtype_goes_unseen(host, body_spec, plan):
+def test_no_call_and_no_tensor_of_a_seed_on_another_device_or_in_another_dtype_goes_unseen(host, seeded):
     class Turns(Scale):
         def forward(self, h: Tensor) -> Tensor:
             self.unit = self.unit.to("meta")
             return self.weight * h
 
-    editor = SeedEditor(host, {"body": body_spec}, registry(turns=Turns))
-    graft_all(editor, plan("turns", blueprints=registry(turns=Turns)))
+    editor = seeded(Turns)
     host(X)
     (seen,) = editor.observations()
     assert seen.fallbacks == ("device cpu and meta, asked cpu",)
 
 
-def test_only_what_trains_is_a_parameter(host, body_spec, plan):
+def test_only_what_trains_is_a_parameter(seeded):
     def half_frozen() -> nn.Module:
         made = nn.Sequential(Scale(), Add())
         made[0].weight.requires_grad_(False)
         return made
 
-    editor = SeedEditor(host, {"body": body_spec}, registry(half_frozen=half_frozen))
-    graft_all(editor, plan("half_frozen", blueprints=registry(half_frozen=half_frozen)))
+    editor = seeded(half_frozen)
     (parameter,) = editor.parameters_of("seed-0")
     assert parameter is editor.tensors()["esper_seeds.body.0.module.1.weight"]
 
@@ -454,6 +384,8 @@ def test_a_graft_that_cannot_be_done_leaves_the_host_untouched(host, editor, pla
         editor.graft(plan(slot="tail"), DRAWN)
     with pytest.raises(DependencyViolationError, check=telling(subject="seed seed-0", missing="weights not given")):
         editor.graft(plan(), {})
+    with pytest.raises(DependencyViolationError, match="blend mode not known"):
+        editor.graft(plan("add", blend=BlendSpec(mode="CROSSFADE", ramp_steps=1)), DRAWN)
 
     def broken() -> nn.Module:
         raise RuntimeError("no such luck")
@@ -466,6 +398,7 @@ def test_a_graft_that_cannot_be_done_leaves_the_host_untouched(host, editor, pla
     weights = to_bytes({"weight": torch.zeros(8)})
     with pytest.raises(SeedBuildFailed, match=r"load weights failed: .*unit"):
         editor.graft(plan(weights_digest=blob_digest(weights)), {blob_digest(weights): weights})
+    assert editor.topology() == ()
     assert_same(before, state_of(host))
 
 
@@ -534,21 +467,6 @@ def test_the_audit_passes_an_isolated_seed_and_does_not_judge_a_joined_one(host,
     assert editor.audit() is None
 
 
-def closed_over(host: nn.Module) -> nn.Module:
-    return Cheat(Add(), lambda: host.body.weight)
-
-
-def test_the_audit_catches_a_seed_that_reaches_for_a_host_parameter(host, body_spec, plan):
-    blueprints = registry(cheat=lambda: closed_over(host))
-    editor = SeedEditor(host, {"body": body_spec}, blueprints)
-    graft_all(editor, plan("cheat", blueprints=blueprints))
-    editor.watch(True)
-    host(X)
-    with pytest.raises(IsolationViolation) as caught:
-        editor.audit()
-    assert (caught.value.seed_id, caught.value.leaves) == ("seed-0", ("body.weight",))
-
-
 def test_the_audit_catches_a_seed_that_reaches_for_another_seed(host, body_spec, plan):
     borrowed: list[nn.Parameter] = []
     blueprints = registry(cheat=lambda: Cheat(Add(), lambda: borrowed[0]))
@@ -563,10 +481,8 @@ def test_the_audit_catches_a_seed_that_reaches_for_another_seed(host, body_spec,
     assert caught.value.leaves == ("esper_seeds.body.0.module.weight",)
 
 
-def test_without_a_watched_forward_there_is_nothing_to_audit_and_nothing_is_kept(host, body_spec, plan):
-    blueprints = registry(cheat=lambda: closed_over(host))
-    editor = SeedEditor(host, {"body": body_spec}, blueprints)
-    graft_all(editor, plan("cheat", blueprints=blueprints))
+def test_without_a_watched_forward_there_is_nothing_to_audit_and_nothing_is_kept(host, seeded):
+    editor = seeded(lambda: Cheat(Add(), lambda: host.body.weight))
     host(X)
     editor.audit()
     editor.watch(True)
@@ -617,11 +533,3 @@ def test_a_changed_confidence_is_in_the_plan_at_once_and_in_alpha_from_the_next_
     (seen,) = editor.observations()
     assert (seen.alpha, seen.alpha_target, seen.isolated) == (pytest.approx(0.1), pytest.approx(0.1), False)
     assert [one.mean for one in editor.blend_reports()] == [pytest.approx((0.5 + 0.75 + 0.1) / 3)]
-
-
-def test_a_blend_of_a_mode_that_is_not_known_is_refused_and_the_host_is_unchanged(host, editor, plan):
-    before = state_of(host)
-    with pytest.raises(DependencyViolationError, match="blend mode not known"):
-        editor.graft(plan("add", blend=BlendSpec(mode="CROSSFADE", ramp_steps=1)), DRAWN)
-    assert editor.topology() == ()
-    assert str(state_of(host)) == str(before)

@@ -9,16 +9,15 @@ from typing import cast
 
 import pytest
 import torch
+from growing import slot
 
 from esper.errors import DependencyViolationError
 from esper.kasmina.host.blending import BLENDS, Blend, Problem, blend_of, check_blend, next_confidence, target_alpha
 from esper.kasmina.host.formulas import weight_of
 from esper.leyline.commands import BlendMode, BlendSpec
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.slots import SlotSpec
 
-BODY = SlotSpec(
-    path="body", kind=Kind.NC, shape=(4,), dtype="torch.float32", device="cpu", causal=False, samples_independent=True
-)
+BODY = slot(shape=(4,))
 SOUND: dict[str, tuple[BlendSpec, tuple[float, ...]]] = {
     "RESIDUAL": (BlendSpec(mode="RESIDUAL", ramp_steps=4), ()),
     "CONVEX": (BlendSpec(mode="CONVEX", ramp_steps=4), ()),

@@ -6,24 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from growing import slot
 
 from esper.config.joined import RunConfig, as_toml, flattened, load_config
 from esper.errors import ConfigError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS
 from esper.kasmina.incubation.choices import chosen
 from esper.kasmina.settings import BlueprintChoice
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.slots import Kind
 from esper.setup.survey import survey_of
 from esper.testing import telling, tiny_config, tiny_task
 
-
-def spec(path: str, kind: Kind, shape: tuple[int, ...]) -> SlotSpec:
-    return SlotSpec(
-        path=path, kind=kind, shape=shape, dtype="torch.float32", device="cpu", causal=False, samples_independent=True
-    )
-
-
-ROW, IMAGE = spec("head", Kind.NC, (8,)), spec("features.0", Kind.NCHW, (8, 4, 4))
+ROW, IMAGE = slot("head"), slot("features.0", Kind.NCHW, (8, 4, 4))
 
 
 def names(**choices: Any) -> dict[str, list[str]]:

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from growing import DRAWN, GROWTH, RUN, drawn_plan, graft_plan
 from torch import Tensor, nn
 
-from esper import run
-from esper.archive.journal import Entry, RecordKind, read
-from esper.archive.run_directory import journal_file
-from esper.errors import DivergenceUnrecoverable, SeedBuildFailed
-from esper.kasmina.blueprints import nc, ntc
-from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry, blueprint
+from esper.errors import DivergenceUnrecoverable
+from esper.kasmina.blueprints import nc
+from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.blueprints.seed_modules import zeroed
 from esper.kasmina.incubation.incubator import Incubator, loss_variation, run_tournament
-from esper.kasmina.incubation.planning import plan_seed
-from esper.leyline.commands import BlendSpec, Candidate
+from esper.leyline.commands import BlendSpec
 from esper.leyline.evidence import HostObservation, SampleLosses
 from esper.leyline.incubation import ForkResult, IncubationOrder, IncubationResult
 from esper.leyline.reports import GraftPlan
@@ -27,37 +24,17 @@ from esper.leyline.slots import Kind, SlotSpec
 from esper.leyline.stages import Stage
 from esper.setup.survey import Survey, survey_of
 from esper.task import Task
-from esper.testing import telling, tiny_config, tiny_task
+from esper.testing import tiny_config, tiny_task
 from esper.tolaria.snapshot import HostSnapshot
 from esper.tolaria.trainer import Trainer, never
-
-RUN = "6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10"
-GROWTH = tiny_config().growth
-
-
-DRAWN: dict[str, bytes] = {}
-"""The weights of every plan that was made here, by digest."""
 
 
 def make_plan(
     spec: SlotSpec, name: str, number: int, step: int, blueprints: BlueprintRegistry = BLUEPRINTS
 ) -> GraftPlan:
-    made, blob = plan_seed(
-        Candidate(slot=spec.path, blueprint_id=name, seed_id=f"seed-{number}"),
-        spec,
-        blueprints.get(name),
-        run_id=RUN,
-        generation=1,
-        command_id="command-1",
-        run_seed=0,
-        fence=1,
-        step=step,
-        ordinal=0,
-        blend=BlendSpec(mode="RESIDUAL", ramp_steps=GROWTH.probe_ramp_steps),
-        warmup_steps=GROWTH.probe_warmup_steps,
-    )
-    DRAWN[made.weights_digest] = blob
-    return made
+    ramp = {"blend": BlendSpec(mode="RESIDUAL", ramp_steps=GROWTH.probe_ramp_steps)}
+    ids = {"ordinal": 0, "command_id": "command-1", "warmup_steps": GROWTH.probe_warmup_steps}
+    return drawn_plan(spec, name, number, blueprints=blueprints, step=step, **ramp, **ids)
 
 
 def make_order(plans: Sequence[GraftPlan], *, first: int, last: int, halving: int | None = None) -> IncubationOrder:
@@ -173,54 +150,20 @@ def test_a_candidate_is_probed_at_full_alpha_and_leaves_the_live_host_alone(surv
     assert probes[0].gradient.norm == norms[1] > 2 * norms[0]
 
 
-def own(**factories: Callable[[SlotSpec], nn.Module]) -> BlueprintRegistry:
+def own(*kinds: Kind, **factories: Callable[[SlotSpec], nn.Module]) -> BlueprintRegistry:
     made = BlueprintRegistry()
     for name, factory in factories.items():
-        made.add(Blueprint(name, (Kind.NC, Kind.NTC), 0.1, factory))
+        made.add(Blueprint(name, kinds, 0.1, factory))
     return made
 
 
 def test_candidates_of_one_command_do_not_see_each_other():
-    loud = own(loud=lambda _: nn.Linear(8, 8))  # not zero at birth
+    loud = own(Kind.NC, loud=lambda _: nn.Linear(8, 8))  # not zero at birth
     survey = survey_of(tiny_task(), tiny_config(), loud)
     (spec,), snapshot = survey.specs, survey.trainer(RUN, 1, "kasmina", never).snapshot()
     plans = [make_plan(spec, "loud", number, 0, loud) for number in range(2)]
     one, other = Incubator(fork_of(survey), {"body": spec}, loud).probe_candidates(plans, DRAWN, snapshot)
     assert one.gradient == other.gradient
-
-
-def test_a_candidate_that_does_not_fit_is_never_put_into_a_host(survey, fresh, fork):
-    (spec,) = survey.specs
-    blueprints = own(narrow=lambda _: nn.Linear(8, 4))
-    incubator = Incubator(fork, {"body": spec}, blueprints)
-    (probe,) = incubator.probe_candidates([make_plan(spec, "narrow", 0, 0, blueprints)], DRAWN, fresh().snapshot())
-    assert probe.sanity.output_shape == (4,)
-    assert probe.gradient is None
-
-
-def test_a_candidate_that_runs_otherwise_than_asked_is_found_as_it_is_probed_and_in_its_fork(survey, fresh):
-    def compiled(_: SlotSpec) -> nn.Module:
-        made = zeroed(nn.Linear(8, 8))
-        made._compiled_call_impl = made._call_impl  # as `compile()` sets it, without the seconds that this takes
-        return made
-
-    blueprints = own(compiled=compiled, honest=lambda _: zeroed(nn.Linear(8, 8)))
-    (spec,), ran = survey.specs, []
-    fork = fork_of(survey_of(tiny_task(), tiny_config(), blueprints))
-    for name in ("compiled", "honest"):
-        plan = make_plan(spec, name, 0, 0, blueprints)
-        (probe,) = Incubator(fork, {"body": spec}, blueprints).probe_candidates([plan], DRAWN, fresh().snapshot())
-        result, _ = run_tournament(make_order([plan], first=0, last=4), DRAWN, fork, fresh().snapshot())
-        ran.append((probe.fallbacks, result.forks[0].fallbacks))
-    assert ran == [(("path compiled, asked eager",),) * 2, ((),) * 2]
-
-
-def test_a_candidate_that_cannot_run_is_blamed(survey, fresh, fork):
-    (spec,) = survey.specs
-    blueprints = own(wrong=lambda _: nn.Linear(7, 8))
-    incubator = Incubator(fork, {"body": spec}, blueprints)
-    with pytest.raises(SeedBuildFailed, check=telling(blueprint="wrong", slot="body", doing="forward")):
-        incubator.probe_candidates([make_plan(spec, "wrong", 0, 0, blueprints)], DRAWN, fresh().snapshot())
 
 
 def test_a_kept_control_lives_on_as_the_twin(survey, fresh, fork):
@@ -287,22 +230,7 @@ class Ground:
 
 
 def graded_plan(seed_id: str, slot: str = "body", name: str = "mlp") -> GraftPlan:
-    return GraftPlan(
-        command_id="command-1",
-        run_id=RUN,
-        generation=1,
-        seed_id=seed_id,
-        fence=1,
-        slot=slot,
-        ordinal=0,
-        blueprint_id=name,
-        blend=BlendSpec(mode="RESIDUAL", ramp_steps=1),
-        start_step=0,
-        isolated=False,
-        warmup_steps=1,
-        asked_device="cpu",
-        weights_digest="",
-    )
+    return graft_plan(seed_id=seed_id, slot=slot, blueprint_id=name, isolated=False)
 
 
 def ranks(result: IncubationResult) -> dict[str, int | None]:
@@ -478,83 +406,42 @@ class Bomb(nn.Module):
         return correction
 
 
-@pytest.fixture
-def users_own(monkeypatch: pytest.MonkeyPatch) -> BlueprintRegistry:
-    """The registry as it would be had a user registered these and nothing been built in."""
-    monkeypatch.setattr(BLUEPRINTS, "_blueprints", {})
-    blueprint("peek", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Peek(spec.shape[-1]))
-    blueprint("gossip", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Gossip(spec.shape[-1]))
-    blueprint("bomb", kinds=(Kind.NTC,), risk=0.0)(lambda spec: Bomb(spec.shape[-1]))
-    blueprint("honest", kinds=(Kind.NTC,), risk=0.0)(lambda spec: nc.mlp(spec.shape[-1]))
-    return BLUEPRINTS
+OWN = own(
+    Kind.NTC,
+    peek=lambda spec: Peek(spec.shape[-1]),
+    gossip=lambda spec: Gossip(spec.shape[-1]),
+    bomb=lambda spec: Bomb(spec.shape[-1]),
+    honest=lambda spec: nc.mlp(spec.shape[-1]),
+)
 
 
-@pytest.mark.usefixtures("users_own")
-def test_planted_cheaters_are_refused_at_g0_and_the_run_goes_on_with_the_honest(tmp_path):
-    result = run(sequence_task(), tiny_config(run__dir=str(tmp_path / "run")))
+def test_planted_cheaters_are_refused_at_g0_and_the_run_goes_on_with_the_honest(live):
+    lived = live(sequence_task(), tiny_config(), blueprints=OWN.for_kind(Kind.NTC))
 
-    journal, damaged = read(journal_file(tmp_path / "run", 1))
-    assert damaged == []
-    seeds = {seed.seed_id: seed.blueprint for seed in result.seeds}
-    refused = {
-        seeds[entry.body["seed_id"]]: {check["reason"] for check in entry.body["checks"] if not holds(check)}
-        for entry in of_kind(journal, RecordKind.GATE)
-        if entry.body["gate"] == "G0"
-    }
+    seeds = {seed.seed_id: seed.blueprint for seed in lived.result.seeds}
+    refused = {seeds[report.seed_id]: set(report.reasons) for report in lived.gates if report.gate == "G0"}
     assert refused.pop("gossip") >= {"samples_mixed"}
     assert refused == {"peek": {"causality_broken"}, "bomb": set(), "honest": set()}
-    trained = {
-        seeds[entry.body["seed_id"]]
-        for entry in of_kind(journal, RecordKind.TRANSITION)
-        if entry.body["after"] == "TRAINING"
-    }
+    trained = {seeds[step.seed_id] for step in lived.transitions if step.after is Stage.TRAINING}
     assert trained == {"bomb", "honest"}
-    reports = {
-        seeds[entry.body["seed_id"]]: entry.body["reasons"] for entry in of_kind(journal, RecordKind.FIELD_REPORT)
-    }
-    assert reports["peek"] == ["causality_broken"]
+    reports = {seeds[report.seed_id]: report.reasons for report in lived.field_reports}
+    assert reports["peek"] == ("causality_broken",)
     assert "samples_mixed" in reports["gossip"]
-    assert reports["bomb"] == ["not_enough_steps"]  # it diverged in its fork, and only there
-    assert {seed.blueprint for seed in result.seeds if seed.stage == "FOSSILIZED"} == {"honest"}
-    assert result.steps == 320
-    assert result.test_loss < result.twin_test_loss
-    assert journal[-1].kind is RecordKind.RUN_ENDED
+    assert reports["bomb"] == ("not_enough_steps",)  # it diverged in its fork, and only there
+    assert {seed.blueprint for seed in lived.result.seeds if seed.stage == "FOSSILIZED"} == {"honest"}
+    assert lived.result.steps == 320
+    assert lived.result.test_loss < lived.result.twin_test_loss
 
 
-@pytest.mark.usefixtures("users_own")
 def test_without_g0_the_peeking_cheater_would_pass_for_a_winner():
-    survey = survey_of(sequence_task(), tiny_config())
+    survey = survey_of(sequence_task(), tiny_config(), OWN)
     (spec,) = survey.specs
     assert (spec.kind, spec.causal, spec.samples_independent) == (Kind.NTC, True, True)
-    order = make_order([make_plan(spec, "peek", 0, 0)], first=0, last=60)
+    order = make_order([make_plan(spec, "peek", 0, 0, OWN)], first=0, last=60)
 
     result, _ = run_tournament(order, DRAWN, fork_of(survey), survey.trainer(RUN, 1, "kasmina", never).snapshot())
 
     assert by_id(result, "seed-0").gate.z > 2 * survey.g2_limit()
-
-
-def test_an_honest_convolution_in_time_passes_where_the_peeking_one_does_not(users_own):
-    survey = survey_of(sequence_task(), tiny_config())
-    (spec,) = survey.specs
-    users_own.add(Blueprint("causal", (Kind.NTC,), 0.0, lambda spec: ntc.conv_mlp(8, 3, spec.causal)))
-    incubator = Incubator(fork_of(survey), {"body": spec}, users_own)
-    plans = [make_plan(spec, name, number, 0) for number, name in enumerate(("causal", "peek", "gossip"))]
-    honest, peek, gossip = incubator.probe_candidates(plans, DRAWN, survey.trainer(RUN, 1, "kasmina", never).snapshot())
-    assert (honest.sanity.causality_leak, honest.sanity.sample_leak) == (0.0, 0.0)
-    assert peek.sanity.causality_leak > 1e-3
-    assert peek.sanity.sample_leak == 0.0
-    assert gossip.sanity.sample_leak > 1e-3
-
-
-def of_kind(journal: Sequence[Entry], kind: RecordKind) -> list[Entry]:
-    return [entry for entry in journal if entry.kind is kind]
-
-
-def holds(check: dict[str, Any]) -> bool:
-    """A check of the journal, judged again from its numbers."""
-    if check["at_most"] is not None:
-        return bool(check["measured"] <= check["at_most"])
-    return bool(check["measured"] == check["equals"])
 
 
 @pytest.mark.parametrize(

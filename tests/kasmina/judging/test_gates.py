@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from growing import SPOTLESS, slot
 
 from esper.errors import EvidenceMissing
 from esper.kasmina.judging import gates
 from esper.kasmina.judging.statistics import z_limit
-from esper.kasmina.registry.seed_record import SeedRecord, tell_gate
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.evidence import (
     GradientEvidence,
@@ -31,7 +31,7 @@ from esper.leyline.evidence import (
     Stages,
 )
 from esper.leyline.reports import Gate, GateReport
-from esper.leyline.slots import Kind, SlotSpec
+from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
 from esper.testing import telling
 
@@ -39,9 +39,7 @@ LIMITS = GrowthConfig()
 NAN = math.nan
 MARKS = Marks(evidence_fallbacks=())
 STAGES = Stages(recorded=Stage.BLENDING, measured=Stage.BLENDING)
-SPEC = SlotSpec(
-    path="mix", kind=Kind.NTC, shape=(6, 8), dtype="torch.float32", device="cpu", causal=True, samples_independent=True
-)
+SPEC = slot("mix", Kind.NTC, (6, 8), causal=True)
 SANITY = SanityProbe(
     slot_shape=(6, 8),
     parameters=100,
@@ -56,9 +54,6 @@ GRADIENT = GradientProbe(batches=2, nonfinite=0, norm=0.5, reachable_host_parame
 Z = z_limit(LIMITS.false_pass, LIMITS.max_tests, 256)
 PAIRS = PairedLosses(shard="gate", fence=3, count=256, grouped=False, mean=0.1, sd=0.2, z=Z + 0.01, control_mean=2.0)
 HARMLESS = PAIRS.model_copy(update={"mean": -0.01, "z": -2.9})
-RESET = ResetProbe(
-    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
-)
 
 SOUND: dict[Gate, Any] = {
     Gate.G0: SanityEvidence(
@@ -102,7 +97,7 @@ SOUND: dict[Gate, Any] = {
         memory_budget=1.0,
         isolation_leaks=(),
     ),
-    Gate.G5: ResetEvidence(probe=RESET),
+    Gate.G5: ResetEvidence(probe=SPOTLESS),
 }
 """Evidence that just passes: every number lies at its limit."""
 
@@ -137,11 +132,7 @@ def pairs(**changes: Any) -> PairedLosses:
 
 
 def reset(**changes: Any) -> ResetProbe:
-    return RESET.model_copy(update=changes)
-
-
-def spec(**changes: Any) -> SlotSpec:
-    return SPEC.model_copy(update=changes)
+    return SPOTLESS.model_copy(update=changes)
 
 
 REFUSED: list[tuple[Gate, dict[str, Any], tuple[str, ...]]] = [
@@ -293,8 +284,8 @@ def test_a_seed_that_never_was_isolated_has_no_isolation_to_judge():
         assert "isolation_leaks" not in [check.name for check in report.checks]
 
 
-def test_what_the_host_itself_does_is_not_held_against_a_seed():
-    free = spec(causal=False, samples_independent=False)
+def test_what_the_host_itself_does_is_not_held_against_a_record():
+    free = slot("mix", Kind.NTC, (6, 8), samples_independent=False)
     assert judge(Gate.G0, spec=free, probe=sanity(causality_leak=None, sample_leak=None)).passed
 
 
@@ -382,61 +373,3 @@ def test_a_seed_that_was_not_called_has_no_performance(unseen):
         ),
     ):
         gates.performance_status(seen(calls=0, **unseen), 0.1, 1.0)
-
-
-# -- how it is told ----------------------------------------------------------------------------------------------
-
-
-CRITICAL = {"fallback_requested", "fallback_used", "fallback_status", "stage_mismatch", "isolation_violated"}
-OWN_EVENT = {"fallback_requested": "tamiyo_fallback_requested", "fallback_status": "fallback_status_rejected"}
-FALLBACKS = {"fallback_requested": "command", "fallback_used": "evidence", "fallback_status": "status"}
-TOLD = [(judge(gate, **changes), reasons) for gate, changes, reasons in REFUSED] + [
-    (judge(Gate.G3, marks=MARKS.model_copy(update=marks)), (reason,)) for marks, reason in MARKED
-]
-
-
-def a_seed() -> SeedRecord:
-    return SeedRecord(
-        seed_id="seed-1",
-        slot="mix",
-        blueprint_id="mlp",
-        command_id="command-1",
-        policy_version="scripted-1",
-        replica_of=None,
-        required_mesh=("mix",),
-        parameters=100,
-        parameter_bytes=400,
-        flops=10,
-        germinated_fence=1,
-        since_fence=1,
-    )
-
-
-@pytest.mark.parametrize(("report", "reasons"), TOLD, ids=[",".join(reasons) for _, reasons in TOLD])
-def test_a_failed_gate_is_told_once_with_the_severity_of_its_reasons(telemetry, told, report, reasons):
-    tell_gate(report, a_seed())
-
-    critical = bool(CRITICAL & set(reasons))
-    expected = [(OWN_EVENT[reason], "CRITICAL") for reason in reasons if reason in OWN_EVENT]
-    expected.append(("gate_failure", "CRITICAL" if critical else "WARNING"))
-    assert [(event["name"], event["severity"]) for event in told()] == expected
-    failure = told()[-1]["fields"]
-    assert failure["reasons"] == list(reasons)
-    assert (failure["gate"], failure["seed_id"], failure["slot"]) == (report.gate, "seed-1", "mix")
-    assert {check.name for check in report.checks if not check.passed} <= failure.keys()
-    for name, _ in expected:
-        assert telemetry.counters.total("esper.severe_events", event=name) == 1
-    assert telemetry.counters.total("esper.gate.evaluations", gate=report.gate, passed="false") == 1
-    sources = [FALLBACKS[reason] for reason in reasons if reason in FALLBACKS]
-    assert telemetry.counters.total("esper.fallbacks") == len(sources)
-    for source in sources:
-        assert telemetry.counters.total("esper.fallbacks", source=source) == 1
-
-
-@pytest.mark.parametrize("gate", Gate)
-def test_a_gate_that_passes_is_counted_and_is_no_event(telemetry, told, gate):
-    tell_gate(judge(gate), a_seed())
-    assert told() == []
-    assert telemetry.counters.total("esper.gate.evaluations", gate=gate, passed="true") == 1
-    assert telemetry.counters.total("esper.gate.evaluations") == 1
-    assert telemetry.counters.total("esper.fallbacks") == 0

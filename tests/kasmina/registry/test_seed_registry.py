@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
+from growing import ALIVE, CLEAN, SPOTLESS, a_registry, live_and_twin, observation_of, probed, result_of
 
 from esper.errors import (
-    CommandRejected,
     DependencyViolationError,
     EvidenceMissing,
     SeedBuildFailed,
@@ -17,20 +18,12 @@ from esper.errors import (
 from esper.ground.tensors import blob_digest, from_bytes
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, Blueprint, BlueprintRegistry
 from esper.kasmina.registry.registry_state import RegistryState
-from esper.kasmina.registry.run_facts import RunFacts
-from esper.kasmina.registry.seed_registry import SeedRegistry
 from esper.leyline.commands import BlendSpec, Candidate, Command, Operation
-from esper.leyline.decisions import Pair
 from esper.leyline.evidence import (
-    GradientProbe,
     HostObservation,
     PairedLosses,
-    ResetProbe,
-    SampleLosses,
-    SanityProbe,
-    SeedObservation,
 )
-from esper.leyline.incubation import Answer, CandidateProbe, ForkResult, IncubationResult
+from esper.leyline.incubation import Answer, CandidateProbe
 from esper.leyline.reports import ConfidencePlan, Gate, GraftPlan, JoinPlan, Outcome, RatePlan, RemovePlan
 from esper.leyline.slots import Kind
 from esper.leyline.stages import Stage
@@ -38,62 +31,27 @@ from esper.leyline.state import RegistryView
 from esper.telemetry.events import LOG
 from esper.testing import FakeClock, telling, tiny_config
 
-ROUND = 10
-LAYERS = ("body", "head")
-CLEAN = SanityProbe(
-    parameters=50,
-    parameter_bytes=200,
-    parameters_finite=True,
-    output_shape=(8,),
-    slot_shape=(8,),
-    output_dtype="torch.float32",
-    causality_leak=None,
-    sample_leak=0.0,
-)
-ALIVE = GradientProbe(batches=2, nonfinite=0, norm=1.0, reachable_host_parameters=())
-SPOTLESS = ResetProbe(
-    seed_left=False, optimizers_left=0, hooks_left=0, output_equal=True, flags_equal=True, names_equal=True
-)
-
-
-def losses(values: list[float], fence: int) -> SampleLosses:
-    return SampleLosses(shard="gate", fence=fence, losses=tuple(values))
-
-
-def pairs(z: float, fence: int, shard: str = "gate") -> PairedLosses:
-    return PairedLosses(
-        shard=shard, fence=fence, count=256, grouped=False, mean=0.02 * z, sd=0.32, z=z, control_mean=1.0
-    )
-
 
 class Life:
-    """A registry with all that surrounds it driven by hand. Rounds of 10 steps; a ramp of 30; fence 20 ends the run."""
+    """A registry driven by hand. Rounds of 10 steps; a ramp of 30; fence 20 ends the run."""
 
-    def __init__(
-        self, make_command: Any, spec: Any, run_id: str, key: bytes, blueprints: BlueprintRegistry, **growth: Any
-    ):
-        self.clock = FakeClock()
+    def __init__(self, make_command: Any, spec: Any, blueprints: BlueprintRegistry = BLUEPRINTS, **growth: Any):
+        self.clock, self._make_command, self._commands = FakeClock(), make_command, 0
         self.growth = tiny_config(**{f"growth__{name}": value for name, value in growth.items()}).growth
-        names = [made.name for made in blueprints.for_kind(Kind.NC)]
-        options = [
-            Pair(slot="body", blueprint_id=name, parameters=50, flops=100, risk=0.1, mesh=("body",)) for name in names
-        ]
-        facts = RunFacts(
-            run_id=run_id,
-            generation=1,
-            run_seed=0,
-            batch_size=8,
-            fence_steps=tuple(range(0, 21 * ROUND, ROUND)),
-            host_parameters=100,
-            host_bytes=400,
-            host_flops=1_000,
-        )
-        self.registry = SeedRegistry(facts, self.growth, [spec], options, blueprints, key=key, clock=self.clock)
-        self._make_command, self._commands = make_command, 0
+        self.registry = a_registry(clock=self.clock, slots=[spec], growth=self.growth, blueprints=blueprints)
 
     def order(self, operation: Operation, **changes: Any) -> Command:
         self._commands += 1
         return self._make_command(operation, name=str(self._commands), issued_at=self.clock.now(), **changes)
+
+    def obey(self, fence: int, operation: Operation, **changes: Any) -> Answer:
+        """Have a command carried out that needs no evidence."""
+        command = self.order(operation, **changes)
+        self.registry.receive(command, fence)
+        return self.registry.carry_out(command.command_id, fence, (), None)
+
+    def cull(self, fence: int, seed_id: str) -> Answer:
+        return self.obey(fence, Operation.CULL, seed_id=seed_id)
 
     def germinate(
         self, fence: int, *seeds: tuple[str, str], probes: dict[str, CandidateProbe] | None = None, **changes: Any
@@ -101,71 +59,19 @@ class Life:
         """Germinate (seed id, blueprint) pairs; `probes` replaces what a clean candidate would have shown."""
         candidates = tuple(Candidate(slot="body", blueprint_id=name, seed_id=seed_id) for seed_id, name in seeds)
         command = self.order(Operation.GERMINATE, candidates=candidates, **changes)
-        plans = self.registry.receive(command, fence)
-        born = {
-            plan.seed_id: CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=())
-            for plan in plans
-        }
+        born = {probe.seed_id: probe for probe in probed(self.registry.receive(command, fence))}
         return self.registry.carry_out(command.command_id, fence, tuple((born | (probes or {})).values()), None)
 
-    def result(self, answer: Answer, *ranked: str, z: float = 8.0) -> IncubationResult:
-        """The result of an order: the named seeds ended in this order; the others left at the halving."""
-        order = answer.order
-        forks = [
-            ForkResult(
-                seed_id=plan.seed_id,
-                steps=10 if plan.seed_id in ranked else 5,
-                required_steps=10,
-                rank=ranked.index(plan.seed_id) + 1 if plan.seed_id in ranked else None,
-                pick=pairs(z, order.due_fence, "pick"),
-                gate=pairs(z, order.due_fence) if plan.seed_id in ranked[:1] else None,
-                loss_variation=0.1 if plan.seed_id in ranked[:1] else None,
-                fallbacks=() if plan.seed_id in ranked[:1] else None,
-            )
-            for plan in order.plans
-        ]
-        return IncubationResult(
-            order_id=order.order_id,
-            generation=order.generation,
-            fence=order.due_fence,
-            forks=tuple(forks),
-            fork_steps=10,
-            flops=10,
-        )
+    def train(self, fence: int, seed_id: str, name: str = "mlp", *, z: float = 8.0, **changes: Any) -> None:
+        """From nothing at `fence` to the end of its tournament, alone, at the next."""
+        order = self.germinate(fence, (seed_id, name), **changes).order
+        self.registry.conclude(result_of(order, [seed_id], z), fence + 1)
 
     def observation(self, fence: int, **changes: Any) -> HostObservation:
-        """Every seed in the host as a sound trainer would have seen it."""
-        seeds = tuple(
-            SeedObservation(
-                **(
-                    {
-                        "seed_id": seed.seed_id,
-                        "slot": seed.slot,
-                        "stage": seed.stage,
-                        "alpha": seed.alpha,
-                        "alpha_target": 1.0,
-                        "calls": 3,
-                        "output_shape": (8,),
-                        "parameter_bytes": 400,
-                        "output_dtype": "torch.float32",
-                        "device": "cpu",
-                        "path": "eager",
-                        "asked_dtype": "torch.float32",
-                        "asked_device": "cpu",
-                        "asked_path": "eager",
-                        "isolated": True,
-                        "isolation_leaks": (),
-                    }
-                    | changes
-                )
-            )
-            for seed in self.seeds(fence).values()
-            if seed.alpha is not None
-        )
-        return HostObservation(fence=fence, registered_layers=LAYERS, seeds=seeds)
+        return observation_of(self.state(fence), fence, **changes)
 
     def advance(self, fence: int, seed_id: str, observation: HostObservation | None = None, **changes: Any) -> Answer:
-        stage = self.state(0).stages[seed_id]
+        stage = self.stage(seed_id)
         operation = Operation.FOSSILIZE if stage is Stage.PROBATIONARY else Operation.ADVANCE
         blend = self.seeds(fence)[seed_id].blend if stage is Stage.TRAINING else None
         command = self.order(operation, **({"seed_id": seed_id, "blend": blend} | changes))
@@ -174,15 +80,16 @@ class Life:
 
     def win(self, fence: int, seed_id: str, name: str = "mlp", **changes: Any) -> Answer:
         """From nothing at `fence` into the host at the next."""
-        result = self.result(self.germinate(fence, (seed_id, name), **changes), seed_id)
-        self.registry.conclude(result, fence + 1)
+        self.train(fence, seed_id, name, **changes)
         return self.advance(fence + 1, seed_id)
 
+    def shadow(self) -> None:
+        """Seed "a" from nothing at fence 1 to its stage SHADOWING at fence 5."""
+        self.win(1, "a")
+        self.advance(5, "a")
+
     def compare(self, fence: int, gain: float) -> PairedLosses:
-        """Compare live host and twin on 256 samples; `gain` in standard errors."""
-        noise = [(-1.0) ** place for place in range(256)]
-        twin = [2.0 + 0.1 * value + gain * 0.1 / 16 for value in noise]
-        return self.registry.compare(losses([2.0] * 256, fence), losses(twin, fence))
+        return self.registry.compare(*live_and_twin(fence, gain))
 
     def seeds(self, fence: int) -> dict[str, Any]:
         return {seed.seed_id: seed for seed in self.state(fence).seeds}
@@ -195,13 +102,9 @@ class Life:
 
 
 @pytest.fixture
-def begin(make_command, body_spec, run_id, key):
+def begin(make_command, body_spec):
     """Begin a run; keywords are fields of [growth]."""
-
-    def make(blueprints: BlueprintRegistry = BLUEPRINTS, **growth: Any) -> Life:
-        return Life(make_command, body_spec, run_id, key, blueprints, **growth)
-
-    return make
+    return partial(Life, make_command, body_spec)
 
 
 @pytest.fixture
@@ -219,16 +122,14 @@ def failed(answer: Answer) -> list[tuple[Gate, tuple[str, ...]]]:
 
 def test_rates_are_scaled_once_for_each_command_and_seen_by_the_policy(life):
     life.win(1, "a")
-    command = life.order(Operation.SCALE_RATE, seed_id="a", rate_scale=0.25)
-    life.registry.receive(command, 3)
     before = life.seeds(3)["a"]
-    answer = life.registry.carry_out(command.command_id, 3, (), None)
+    answer = life.obey(3, Operation.SCALE_RATE, seed_id="a", rate_scale=0.25)
     (plan,) = answer.plans
     assert isinstance(plan, RatePlan)
     assert (plan.seed_id, plan.rate_scale, plan.fence, plan.generation) == ("a", 0.25, 3, 1)
     assert answer == Answer(plans=(plan,))
     assert life.seeds(3)["a"] == before.model_copy(update={"rate_scale": 0.25})
-    assert life.registry.carry_out(command.command_id, 4, (), None) is answer
+    assert life.registry.carry_out(plan.command_id, 4, (), None) is answer
 
 
 # -- the life of a winner ----------------------------------------------------------------------------------------
@@ -247,7 +148,7 @@ def test_the_whole_life_of_a_winner(life, told):
     assert life.state(2).due
     assert not life.seeds(2)["a"].due  # there is no result yet
 
-    assert life.registry.conclude(life.result(born, "a"), 2) == Answer()
+    assert life.registry.conclude(result_of(born.order, "a"), 2) == Answer()
     assert life.seeds(2)["a"].due
     assert not life.state(2).incubating
     accepted = life.advance(2, "a", mesh_host_layers=("body", "head"))
@@ -306,7 +207,7 @@ def test_a_seed_is_grafted_with_the_blend_that_its_fork_had(begin):
     born = life.germinate(1, ("a", "mlp"), blend=blend)
     (forked,) = born.order.plans
     assert forked.blend == blend.model_copy(update={"ramp_steps": life.growth.probe_ramp_steps})
-    life.registry.conclude(life.result(born, "a"), 2)
+    life.registry.conclude(result_of(born.order, "a"), 2)
     with pytest.raises(DependencyViolationError, match="another blend than the seed's own"):
         life.advance(2, "a", blend=BlendSpec(mode="RESIDUAL", ramp_steps=30))
     assert life.seeds(2)["a"].stage is Stage.TRAINING
@@ -320,7 +221,7 @@ def test_a_confidence_follows_the_logits_of_each_command_beyond_the_hysteresis(b
     blend = BlendSpec(mode="CONFIDENCE", ramp_steps=30)
     born = life.germinate(1, ("a", "mlp"), blend=blend, confidence_logits=half)
     assert born.order.plans[0].confidence == 0.5
-    life.registry.conclude(life.result(born, "a"), 2)
+    life.registry.conclude(result_of(born.order, "a"), 2)
     (graft,) = life.advance(2, "a", confidence_logits=near).plans
     assert graft.confidence == 0.5
 
@@ -337,22 +238,13 @@ def test_a_confidence_follows_the_logits_of_each_command_beyond_the_hysteresis(b
     assert [plan for one in stored.commands for plan in one.answer.as_given().plans] == [graft, raised, lowered]
 
 
-def test_no_seed_passes_two_stages_at_one_fence(life):
-    life.win(1, "a")
-    for fence in (2, 5, 6):
-        if fence > 2:
-            life.compare(fence, 0.0)
-            life.advance(fence, "a")
-        assert not life.seeds(fence)["a"].due
-
-
 # -- the life of a replica ---------------------------------------------------------------------------------------
 
 
 def test_the_whole_life_of_a_replica_that_does_no_harm(life):
     winner = life.win(1, "a")
     born = life.germinate(2, ("b", "mlp"), replica_of="a")
-    life.registry.conclude(life.result(born, "b", z=-1.0), 3)
+    life.registry.conclude(result_of(born.order, "b", -1.0), 3)
     accepted = life.advance(3, "b")
 
     (report,) = accepted.gates
@@ -372,14 +264,21 @@ def test_the_whole_life_of_a_replica_that_does_no_harm(life):
     assert life.advance(9, "b").field_reports[0].z == -1.0  # its own, not the winner's
 
 
-def test_a_replica_that_does_harm_is_not_grafted(life):
-    life.win(1, "a")
-    life.registry.conclude(life.result(life.germinate(2, ("b", "mlp"), replica_of="a"), "b", z=-3.1), 3)
+@pytest.mark.parametrize(
+    ("replica_of", "z", "reason", "outcome"),
+    [(None, 3.0, "no_improvement", Outcome.NEUTRAL), ("a", -3.1, "harmful", Outcome.REGRESSION)],
+)
+def test_a_first_that_is_not_good_enough_and_a_replica_that_does_harm_are_not_grafted(
+    life, replica_of, z, reason, outcome
+):
+    if replica_of:
+        life.win(1, replica_of)
+    life.train(2, "b", z=z, replica_of=replica_of)
     answer = life.advance(3, "b")
-    assert failed(answer) == [(Gate.G2, ("harmful",))]
-    assert answer.plans == ()
-    assert answer.field_reports[0].outcome is Outcome.REGRESSION
-    assert life.stage("a") is Stage.BLENDING
+    assert failed(answer) == [(Gate.G2, (reason,))]
+    assert (answer.plans, answer.keep_twin, life.state(0).has_twin) == ((), False, bool(replica_of))
+    assert answer.field_reports[0].outcome is outcome
+    assert life.state(3).slots[0].occupied == bool(replica_of)
 
 
 # -- the lives of losers -----------------------------------------------------------------------------------------
@@ -387,7 +286,7 @@ def test_a_replica_that_does_harm_is_not_grafted(life):
 
 def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
     born = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"))
-    answer = life.registry.conclude(life.result(born, "a", "b"), 2)
+    answer = life.registry.conclude(result_of(born.order, "ab"), 2)
 
     assert failed(answer) == [(Gate.G2, ("outperformed",)), (Gate.G2, ("not_enough_steps",))]
     assert steps(answer) == [
@@ -407,39 +306,24 @@ def test_losers_of_a_tournament_go_straight_to_their_reset(life, told):
     assert life.stage("a") is Stage.TRAINING
 
 
-def test_a_first_that_is_not_good_enough_is_no_winner(life):
-    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a", z=3.0), 2)
-    answer = life.advance(2, "a")
-    assert failed(answer) == [(Gate.G2, ("no_improvement",))]
-    assert (answer.plans, answer.keep_twin, life.state(0).has_twin) == ((), False, False)
-    assert answer.field_reports[0].outcome is Outcome.NEUTRAL
-    assert life.state(2).slots[0].occupied == 0
-
-
 def test_a_candidate_that_fails_its_probe_is_not_trained_and_the_others_are(life):
     mixing = CandidateProbe(seed_id="b", sanity=CLEAN.model_copy(update={"sample_leak": 0.3}), gradient=None)
     dead = CandidateProbe(seed_id="c", sanity=CLEAN, gradient=ALIVE.model_copy(update={"norm": 0.0}), fallbacks=())
-    answer = life.germinate(1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"), probes={"b": mixing, "c": dead})
+    answer = life.germinate(
+        1, ("a", "mlp"), ("b", "low_rank"), ("c", "norm"), ("d", "perpetual_motion"), probes={"b": mixing, "c": dead}
+    )
 
-    assert failed(answer) == [(Gate.G0, ("samples_mixed",)), (Gate.G1, ("gradient_dead",))]
+    assert failed(answer) == [
+        (Gate.G0, ("samples_mixed",)),
+        (Gate.G1, ("gradient_dead",)),
+        (Gate.G0, ("unknown_blueprint",)),
+    ]
     assert [plan.seed_id for plan in answer.order.plans] == ["a"]
     assert life.state(1).tests_used == 1
-    assert (life.stage("b"), life.stage("c")) == (Stage.DORMANT, Stage.EMBARGOED)
-    assert [report.outcome for report in answer.field_reports] == [Outcome.ABORTED, Outcome.ABORTED]
-    life.registry.conclude(life.result(answer, "a"), 2)
+    assert [life.stage(name) for name in "bcd"] == [Stage.DORMANT, Stage.EMBARGOED, Stage.DORMANT]
+    assert [report.outcome for report in answer.field_reports] == [Outcome.ABORTED] * 3
+    life.registry.conclude(result_of(answer.order, "a"), 2)
     assert life.advance(2, "a").transitions[0].after is Stage.BLENDING
-
-
-def test_a_blueprint_that_is_not_known_is_refused_by_its_gate(life):
-    answer = life.germinate(1, ("a", "mlp"), ("b", "perpetual_motion"))
-    assert failed(answer) == [(Gate.G0, ("unknown_blueprint",))]
-    assert [plan.seed_id for plan in answer.order.plans] == ["a"]
-
-
-def test_if_no_candidate_is_left_there_is_no_tournament(life):
-    answer = life.germinate(1, ("a", "perpetual_motion"))
-    assert answer.order is None
-    assert not life.state(1).incubating
 
 
 def test_every_seed_counts_against_the_budget(begin):
@@ -454,7 +338,7 @@ def test_every_seed_counts_against_the_budget(begin):
 
 
 def test_a_mesh_with_a_layer_that_is_gone_culls_at_g3(life, told):
-    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.train(1, "a")
     life.advance(2, "a", mesh_host_layers=("body", "attic"))
 
     answer = life.advance(5, "a")
@@ -482,7 +366,7 @@ def test_the_mesh_that_counts_is_the_one_recorded_and_not_the_commands(life):
 
 
 def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
-    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.train(1, "a")
     life.advance(2, "a", mesh_host_layers=("attic",))
     life.advance(5, "a")
 
@@ -501,11 +385,9 @@ def test_an_embargo_binds_its_pair_for_its_rounds_and_g5_ends_it(life):
 @pytest.mark.parametrize(
     ("shape", "reasons"), [((5, 8), []), ((6, 7), ["interface_broken"]), ((8,), ["interface_broken"])], ids=str
 )
-def test_a_slot_may_have_another_length_at_each_fence_and_no_other_channels(
-    make_command, body_spec, run_id, key, shape, reasons
-):
+def test_a_slot_may_have_another_length_at_each_fence_and_no_other_channels(make_command, body_spec, shape, reasons):
     spec = body_spec.model_copy(update={"kind": Kind.NTC, "shape": (6, 8)})
-    life = Life(make_command, spec, run_id, key, BLUEPRINTS)
+    life = Life(make_command, spec)
     seen = CLEAN.model_copy(update={"output_shape": (6, 8), "slot_shape": (6, 8)})
     life.win(1, "a", probes={"a": CandidateProbe(seed_id="a", sanity=seen, gradient=ALIVE, fallbacks=())})
     answer = life.advance(5, "a", life.observation(5, output_shape=shape))
@@ -533,7 +415,7 @@ def test_a_seed_that_left_something_behind_is_terminated_and_closes_its_slot(lif
 def test_a_candidate_is_not_grafted_into_a_slot_that_closed_while_its_tournament_was_in_flight(life, concluded):
     life.win(1, "a")
     life.advance(5, "a", life.observation(5, output_shape=(7,)))
-    result = life.result(life.germinate(6, ("b", "norm"), ("c", "low_rank")), "b", "c")
+    result = result_of(life.germinate(6, ("b", "norm"), ("c", "low_rank")).order, "bc")
     if concluded:
         life.registry.conclude(result, 7)  # "b" has won, and its graft is not commanded yet
     answer = life.registry.reset({"a": SPOTLESS.model_copy(update={"hooks_left": 1}), "c": SPOTLESS}, 7)
@@ -552,8 +434,7 @@ def test_a_candidate_is_not_grafted_into_a_slot_that_closed_while_its_tournament
 
 
 def test_a_host_worse_than_its_twin_sheds_all_that_is_not_fossilised_newest_first(life):
-    life.win(1, "a", "mlp")
-    life.advance(5, "a")
+    life.shadow()
     for fence in (6, 7, 8):
         life.compare(fence, 1.0)
         if life.seeds(fence)["a"].due:
@@ -585,8 +466,7 @@ def test_a_host_worse_than_its_twin_sheds_all_that_is_not_fossilised_newest_firs
 
 def test_small_harms_of_several_rounds_add_up(begin):
     life = begin(probation_rounds=3)
-    life.win(1, "a")
-    life.advance(5, "a")
+    life.shadow()
     life.compare(6, -1.8)
     assert life.advance(6, "a").gates[0].passed
     for fence in (7, 8, 9):
@@ -595,8 +475,7 @@ def test_small_harms_of_several_rounds_add_up(begin):
 
 
 def test_a_seed_that_ran_elsewhere_than_asked_is_culled_for_good_reason(life, telemetry, told):
-    life.win(1, "a")
-    life.advance(5, "a")
+    life.shadow()
     life.compare(6, 1.0)
     answer = life.advance(6, "a", life.observation(6, path="compiled"))
     assert failed(answer) == [(Gate.G4, ("fallback_status",))]
@@ -607,14 +486,19 @@ def test_a_seed_that_ran_elsewhere_than_asked_is_culled_for_good_reason(life, te
     assert telemetry.counters.total("esper.fallbacks", source="status") == 1
 
 
-def test_a_leak_seen_in_the_live_host_culls_and_is_counted(life, told):
-    life.win(1, "a")
-    life.advance(5, "a")
+@pytest.mark.parametrize(
+    ("seen", "reason", "violations"),
+    [
+        ({"isolation_leaks": ("body.weight",)}, "isolation_violated", 1),
+        ({"stage": Stage.BLENDING}, "stage_mismatch", 0),
+    ],
+)
+def test_a_leak_in_the_live_host_and_evidence_of_another_stage_cull(life, told, seen, reason, violations):
+    life.shadow()
     life.compare(6, 1.0)
-    answer = life.advance(6, "a", life.observation(6, isolation_leaks=("body.weight",)))
-    assert failed(answer) == [(Gate.G4, ("isolation_violated",))]
+    assert failed(life.advance(6, "a", life.observation(6, **seen))) == [(Gate.G4, (reason,))]
     assert told()[-1]["severity"] == "CRITICAL"
-    assert life.state(6).isolation_violations == 1
+    assert life.state(6).isolation_violations == violations
 
 
 @pytest.mark.parametrize("stage", [Stage.TRAINING, Stage.BLENDING])
@@ -623,9 +507,7 @@ def test_a_command_may_cull(life, stage):
         life.germinate(1, ("a", "mlp"))
     else:
         life.win(1, "a")
-    command = life.order(Operation.CULL, seed_id="a", blend=None)
-    life.registry.receive(command, 3)
-    answer = life.registry.carry_out(command.command_id, 3, (), None)
+    answer = life.cull(3, "a")
     assert [step.after for step in answer.transitions] == [Stage.CULLED, Stage.EMBARGOED]
     assert bool(answer.plans) == (stage is Stage.BLENDING)
     assert answer.field_reports[0].reasons == ("commanded",)
@@ -633,10 +515,8 @@ def test_a_command_may_cull(life, stage):
 
 def test_the_result_of_a_seed_that_was_culled_meanwhile_is_kept_and_revives_nothing(life):
     born = life.germinate(1, ("a", "mlp"), ("b", "norm"))
-    command = life.order(Operation.CULL, seed_id="b", blend=None)
-    life.registry.receive(command, 1)
-    life.registry.carry_out(command.command_id, 1, (), None)
-    assert life.registry.conclude(life.result(born, "a", "b"), 2) == Answer()
+    life.cull(1, "b")
+    assert life.registry.conclude(result_of(born.order, "ab"), 2) == Answer()
     assert life.stage("b") is Stage.EMBARGOED
 
 
@@ -646,8 +526,7 @@ def test_the_result_of_a_seed_that_was_culled_meanwhile_is_kept_and_revives_noth
 def test_a_fallback_mark_stops_every_candidate_of_a_germination_at_its_gate(life, telemetry, told):
     answer = life.germinate(1, ("a", "mlp"), fallback_marks=("policy: rule of thumb",))
     assert failed(answer) == [(Gate.G0, ("fallback_requested",))]
-    assert answer.order is None
-    assert answer.transitions == ()
+    assert (answer.order, answer.transitions, life.state(1).incubating) == (None, (), False)
     assert life.stage("a") is Stage.DORMANT
     assert [(event["name"], event["severity"]) for event in told()] == [
         ("tamiyo_fallback_requested", "CRITICAL"),
@@ -658,7 +537,7 @@ def test_a_fallback_mark_stops_every_candidate_of_a_germination_at_its_gate(life
 
 @pytest.mark.parametrize("fence", [2, 5, 6, 8])
 def test_a_fallback_mark_on_the_way_culls_the_seed_at_once(life, told, fence):
-    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp")), "a"), 2)
+    life.train(1, "a")
     for earlier in (2, 5, 6, 7):
         if earlier > 5:
             life.compare(earlier, 1.0)
@@ -671,25 +550,22 @@ def test_a_fallback_mark_on_the_way_culls_the_seed_at_once(life, told, fence):
     assert [event["name"] for event in told()] == ["tamiyo_fallback_requested", "gate_failure"]
 
 
-def test_evidence_of_another_stage_culls(life, told):
-    life.win(1, "a")
-    answer = life.advance(5, "a", life.observation(5, stage=Stage.SHADOWING))
-    assert failed(answer) == [(Gate.G3, ("stage_mismatch",))]
-    assert told()[-1]["severity"] == "CRITICAL"
-
-
 # -- what changes nothing ----------------------------------------------------------------------------------------
 
 
-def everything(life: Life) -> list[Any]:
+def everything(life: Life) -> list[RegistryView]:
     """All that a registry shows of itself."""
-    states = [life.state(fence) for fence in range(20)]
-    return [states, [life.state(fence).resetting for fence in range(20)], life.state(0).has_twin]
+    return [life.state(fence) for fence in range(20)]
+
+
+def missing(gate: str, evidence: str, measured: object, required: object) -> Any:
+    told = telling(gate=gate, evidence=evidence, measured=measured, required=required)
+    return pytest.raises(EvidenceMissing, check=told)
 
 
 def test_the_result_of_another_order_is_refused(life):
     born = life.germinate(1, ("a", "mlp"), ("b", "norm"))
-    right, before = life.result(born, "a", "b"), everything(life)
+    right, before = result_of(born.order, "ab"), everything(life)
     for wrong in (
         right.model_copy(update={"order_id": "command-0"}),
         right.model_copy(update={"generation": 0}),
@@ -700,49 +576,26 @@ def test_the_result_of_another_order_is_refused(life):
             life.registry.conclude(wrong, 2)
         assert everything(life) == before
     life.registry.conclude(right, 2)
-    with pytest.raises(
-        EvidenceMissing, check=telling(gate="G2", evidence="result of the incubation in flight", measured="command-1")
-    ):
+    with missing("G2", "result of the incubation in flight", "command-1", None):
         life.registry.conclude(right, 2)
 
 
 def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, told):
-    life.win(1, "a")
-    life.advance(5, "a")
+    life.shadow()
     before = everything(life)
     command = life.order(Operation.ADVANCE, seed_id="a", blend=None)
     life.registry.receive(command, 6)
-    with pytest.raises(
-        EvidenceMissing, check=telling(gate="G4", evidence="fences compared with the twin", measured=0, required=1)
-    ):  # nothing was compared
-        life.registry.carry_out(command.command_id, 6, (), life.observation(6))
-    with pytest.raises(
-        EvidenceMissing,
-        check=telling(
-            gate="G3 and G4", evidence="observation of the host", measured=None, required="one at this fence"
-        ),
+    for lost, *names in (
+        ({}, "fences compared with the twin", 0, 1),
+        ({"seed_id": "b"}, "observation of the seed", None, "a"),
+        ({"stage": None}, "stage at which the seed was observed", None, "SHADOWING"),
+        ({"calls": 0, "path": None}, "performance of the seed", 0, "a call since the last fence"),
+        ({"isolation_leaks": None}, "audit of isolation", None, "a"),
     ):
+        with missing("G4", *names):
+            life.registry.carry_out(command.command_id, 6, (), life.observation(6, **lost))
+    with missing("G3 and G4", "observation of the host", None, "one at this fence"):
         life.registry.carry_out(command.command_id, 6, (), None)
-    with pytest.raises(
-        EvidenceMissing, check=telling(gate="G4", evidence="observation of the seed", measured=None, required="a")
-    ):
-        life.registry.carry_out(command.command_id, 6, (), life.observation(6, seed_id="b"))
-    with pytest.raises(
-        EvidenceMissing,
-        check=telling(gate="G4", evidence="stage at which the seed was observed", measured=None, required="SHADOWING"),
-    ):
-        life.registry.carry_out(command.command_id, 6, (), life.observation(6, stage=None))
-    with pytest.raises(
-        EvidenceMissing,
-        check=telling(
-            gate="G4", evidence="performance of the seed", measured=0, required="a call since the last fence"
-        ),
-    ):
-        life.registry.carry_out(command.command_id, 6, (), life.observation(6, calls=0, path=None))
-    with pytest.raises(
-        EvidenceMissing, check=telling(gate="G4", evidence="audit of isolation", measured=None, required="a")
-    ):
-        life.registry.carry_out(command.command_id, 6, (), life.observation(6, isolation_leaks=None))
     assert everything(life) == before
     assert told() == []
 
@@ -751,57 +604,32 @@ def test_a_gate_that_cannot_judge_changes_nothing_and_may_be_asked_again(life, t
     assert answer.transitions[0].after is Stage.PROBATIONARY
 
 
-def test_a_germination_without_its_probes_changes_nothing(life):
+def test_a_germination_without_its_probes_and_its_result_changes_nothing(life):
     before = everything(life)
     command = life.order(Operation.GERMINATE)
     (plan,) = life.registry.receive(command, 1)
-    with pytest.raises(
-        EvidenceMissing,
-        check=telling(
-            gate="G0", evidence="sanity probe of a known blueprint", measured=None, required="a probe in a known slot"
-        ),
-    ):
+    with missing("G0", "sanity probe of a known blueprint", None, "a probe in a known slot"):
         life.registry.carry_out(command.command_id, 1, (), None)
-    half = CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=None)
-    with pytest.raises(
-        EvidenceMissing, check=telling(gate="G1", evidence="gradient probe", measured=None, required="a measurement")
-    ):
-        life.registry.carry_out(command.command_id, 1, (half,), None)
+    (probe,) = probed([plan])
+    with missing("G1", "gradient probe", None, "a measurement"):
+        life.registry.carry_out(command.command_id, 1, [probe.model_copy(update={"gradient": None})], None)
     assert everything(life) == before
 
-
-def test_g2_without_a_result_changes_nothing(life):
-    life.germinate(1, ("a", "mlp"))
+    life.registry.carry_out(command.command_id, 1, [probe], None)
     before = everything(life)
-    with pytest.raises(
-        EvidenceMissing,
-        check=telling(
-            gate="G2", evidence="result of the seed's incubation", measured=None, required="a concluded tournament"
-        ),
-    ):
-        life.advance(2, "a")
+    with missing("G2", "result of the seed's incubation", None, "a concluded tournament"):
+        life.advance(2, plan.seed_id)
     assert everything(life) == before
 
 
 def test_a_reset_that_was_not_compared_changes_nothing(life):
-    life.registry.conclude(life.result(life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")), "a"), 2)
+    order = life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank")).order
+    life.registry.conclude(result_of(order, "a"), 2)
     before = everything(life)
-    with pytest.raises(
-        EvidenceMissing,
-        check=telling(gate="G5", evidence="comparison with an unseeded host", measured=None, required="a measurement"),
-    ):
+    with missing("G5", "comparison with an unseeded host", None, "a measurement"):
         life.registry.reset({"b": SPOTLESS}, 2)
     assert everything(life) == before
     assert len(life.registry.reset({"b": SPOTLESS, "c": SPOTLESS}, 2).gates) == 2
-
-
-def test_losses_on_other_samples_are_not_compared(life):
-    life.win(1, "a")
-    life.advance(5, "a")
-    before = everything(life)
-    with pytest.raises(EvidenceMissing):
-        life.registry.compare(losses([1.0, 2.0], 6), losses([1.0, 2.0], 5))
-    assert everything(life) == before
 
 
 def test_an_event_is_written_before_the_transition_that_follows_from_it(life, telemetry):
@@ -813,45 +641,6 @@ def test_an_event_is_written_before_the_transition_that_follows_from_it(life, te
     with pytest.raises(StoreWriteFailed):
         life.advance(5, "a", life.observation(5, alpha=0.5))
     assert everything(life) == before
-
-
-def test_the_same_command_again_gets_the_same_answer_and_does_nothing(life, telemetry):
-    command = life.order(Operation.GERMINATE)
-    plans = life.registry.receive(command, 1)
-    probes = [CandidateProbe(seed_id=plan.seed_id, sanity=CLEAN, gradient=ALIVE, fallbacks=()) for plan in plans]
-    answer = life.registry.carry_out(command.command_id, 1, probes, None)
-    before = everything(life)
-    life.clock.move(3_600)
-
-    assert life.registry.receive(command, 2) == plans
-    assert life.registry.carry_out(command.command_id, 2, (), None) == answer
-    assert everything(life) == before
-    assert telemetry.counters.total("esper.command.admissions", duplicate=True) == 1
-
-
-def test_a_refused_command_changes_nothing(life):
-    life.win(1, "a")
-    before = everything(life)
-    for command in (
-        life.order(Operation.FOSSILIZE, seed_id="a", blend=None),
-        life.order(Operation.ADVANCE, seed_id="a", nonce="nonce-1"),
-        life.order(Operation.ADVANCE, seed_id="a", key=b"another key"),
-    ):
-        with pytest.raises(CommandRejected):
-            life.registry.receive(command, 5)
-        with pytest.raises(KeyError):
-            life.registry.carry_out(command.command_id, 5, (), None)
-    assert everything(life) == before
-
-
-def test_a_second_tournament_does_not_displace_the_first(life):
-    born = life.germinate(1, ("a", "mlp"))
-    before = everything(life)
-    with pytest.raises(CommandRejected, check=telling(reason="stage_conflict")):
-        life.germinate(1, ("b", "norm"))
-    assert everything(life) == before
-    life.registry.conclude(life.result(born, "a"), 2)
-    assert life.advance(2, "a").transitions[0].after is Stage.BLENDING
 
 
 def test_a_blueprint_that_cannot_be_built_fails_before_anything_is_recorded(begin):
@@ -908,13 +697,10 @@ def test_plans_of_a_fork_are_not_isolated_and_ramp_as_the_probe_does(life):
 
 def test_after_a_removal_the_seeds_that_stay_are_not_judged_by_what_it_cost_the_host(begin):
     life = begin()
-    life.win(1, "a", "mlp")
-    life.advance(5, "a")
+    life.shadow()
     life.win(5, "b", "norm")
     life.compare(6, 2.0)
-    command = life.order(Operation.CULL, seed_id="b", blend=None)
-    life.registry.receive(command, 6)
-    life.registry.carry_out(command.command_id, 6, (), None)
+    life.cull(6, "b")
     life.compare(7, -9.0)  # the dip right after the removal
     assert not life.seeds(7)["a"].due
     life.compare(8, 2.0)
