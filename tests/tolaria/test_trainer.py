@@ -411,12 +411,10 @@ def test_only_the_forwards_of_audits_and_probes_are_watched(monkeypatch: pytest.
     assert looked == [0, 0, 4]  # of the probe, and of the audits at 0 and 4
 
 
-def test_the_last_step_before_a_fence_is_audited(
-    make_survey: MakeSurvey, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch, drawn: dict[str, bytes]
-) -> None:
-    survey = leaking(make_survey)
+def test_the_last_step_before_a_fence_is_audited(monkeypatch: pytest.MonkeyPatch) -> None:
+    survey = leaking()
     live = live_trainer(survey)
-    live.apply(make_plan(survey, "leaky", step=0, isolated=True), drawn)
+    live.apply(make_plan(survey, "leaky", step=0, isolated=True), DRAWN)
     live.train_to(1)
     monkeypatch.setattr(Leaky, "borrowed", [live.host.get_parameter("head.weight")])
     live.run_round(1, 3)  # without a fence, step 4 would be audited next
