@@ -16,6 +16,7 @@ from esper.errors import StoreCorrupt
 from esper.ground.problems import first_problem
 from esper.ground.tensors import blob_digest
 from esper.kasmina.registry.seed_record import SeedRecord
+from esper.kasmina.registry.shared_vectors import unpacked
 from esper.leyline.base import Count, Message
 from esper.leyline.commands import Command
 from esper.leyline.incubation import Answer, IncubationOrder
@@ -184,9 +185,11 @@ def read_state(text: str, *, run_id: str, generation: int, slots: Collection[str
             slots, or to a generation after `generation`.
     """
     try:
-        state = RegistryState.model_validate_json(text)
+        state = RegistryState.model_validate_json(unpacked(text))
     except ValidationError as error:
         raise StoreCorrupt(WHERE, str(first_problem(error))) from error
+    except ValueError as error:
+        raise StoreCorrupt(WHERE, str(error)) from error
     if state.run_id != run_id:
         raise StoreCorrupt(WHERE, f"of run {state.run_id}, here {run_id}")
     if state.generation > generation:

@@ -18,6 +18,7 @@ from esper.kasmina.registry.registry_state import RegistryState, read_state
 from esper.kasmina.registry.roster import Roster
 from esper.kasmina.registry.run_facts import RunFacts
 from esper.kasmina.registry.seed_record import SeedRecord, tell_gate
+from esper.kasmina.registry.shared_vectors import packed
 from esper.kasmina.settings import GrowthConfig
 from esper.leyline.commands import Candidate, Command, signed_bytes
 from esper.leyline.decisions import Pair
@@ -58,7 +59,7 @@ class RunRecords:
         """Drop the weights that no host needs, and return the records as JSON; see `RegistryState`."""
         self.forget_weights()
         commands, weights = self.book.state()
-        return RegistryState(
+        state = RegistryState(
             run_id=self.facts.run_id,
             generation=self.facts.generation,
             roster=self.roster.state(),
@@ -68,7 +69,8 @@ class RunRecords:
             tests_used=self.tests_used,
             violations=self.violations,
             twin_kept=self.twin_kept,
-        ).model_dump_json()
+        )
+        return packed(state.model_dump_json())
 
     def restore(self, state: str, generation: int) -> None:
         """Replace all records by those in `state`, in `generation`.

@@ -13,6 +13,7 @@ from esper.errors import (
     EvidenceMissing,
     SeedBuildFailed,
     StageConflict,
+    StoreCorrupt,
     StoreWriteFailed,
 )
 from esper.ground.tensors import blob_digest, from_bytes
@@ -705,3 +706,21 @@ def test_after_a_removal_the_seeds_that_stay_are_not_judged_by_what_it_cost_the_
     assert not life.seeds(7)["a"].due
     life.compare(8, 2.0)
     assert life.advance(8, "a").gates[0].passed
+
+
+def test_a_checkpoint_stores_the_vector_of_a_blend_once_however_many_seeds_have_it(begin):
+    vector = tuple((place + 0.123456789) / 9 for place in range(8))
+    blend = BlendSpec(mode="CHANNEL", ramp_steps=30, channels=vector)
+    life = begin()
+    answer = life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank"), blend=blend)
+    life.registry.conclude(life.result(answer, "a", "b"), 2)
+    life.advance(2, "a")
+    state = life.registry.state()
+    assert state.count(str(vector[0])) == 1
+    again = begin()
+    again.registry.restore(state, 1)
+    assert again.registry.state() == state
+    assert {seed.blend for seed in again.seeds(2).values()} == {blend}
+    for damaged in (state.replace('"vectors":{"', '"vectors":{"0'), state.replace('"vectors":{', '"vectors":[{')):
+        with pytest.raises(StoreCorrupt):
+            begin().registry.restore(damaged, 1)
