@@ -713,7 +713,7 @@ def test_a_checkpoint_stores_the_vector_of_a_blend_once_however_many_seeds_have_
     blend = BlendSpec(mode="CHANNEL", ramp_steps=30, channels=vector)
     life = begin()
     answer = life.germinate(1, ("a", "mlp"), ("b", "norm"), ("c", "low_rank"), blend=blend)
-    life.registry.conclude(life.result(answer, "a", "b"), 2)
+    life.registry.conclude(result_of(answer.order, "ab"), 2)
     life.advance(2, "a")
     state = life.registry.state()
     assert state.count(str(vector[0])) == 1
