@@ -11,10 +11,10 @@ from esper.errors import SinkFailed
 
 
 class Courier:
-    """The deliveries to one sink. The queue is called in the worker's thread.
+    """The deliveries to one sink. The worker's thread calls the queue.
 
     A signal is acknowledged when the sink has confirmed it. If `run` is cancelled during a `send`, the signal stays in
-    the queue, and is sent again after the queue was reopened.
+    the queue. It is sent again when the queue has been closed and opened again.
     """
 
     def __init__(self, queue: EmergencyQueue, worker: Worker, sink: Sink) -> None:
@@ -55,7 +55,7 @@ class Courier:
                 timer.cancel()
 
     async def deliver_due(self) -> None:
-        """Deliver all signals that are due now, each at most once, unless it becomes due again meanwhile."""
+        """Deliver signals until none is due."""
         while (delivery := await self._worker.call(self._begin)) is not None:
             signal_id = delivery.signal.signal_id
             try:

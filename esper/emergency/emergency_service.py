@@ -1,8 +1,7 @@
 """The emergency service of one run: the queue, the emergency word, the deliveries to sinks, and the inbox folder.
 
-Its methods are coroutines of one event loop, so that publishers, the conductor and the deliveries do not wait for each
-other's network. The queue, which waits for the disk, is called in one thread beside the loop: a publisher never waits
-for a sink.
+Its methods are coroutines of one event loop, so that a publisher never waits for a sink. The queue waits for the disk,
+so one thread beside the loop calls it.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LOOK_S = 0.05
 
 
 class EmergencyService:
-    """Make it by `open`; then `start`, the methods of the port in any order, and last `stop`.
+    """Call `open`, then `start`, then the methods of the port in any order, and last `stop`.
 
     Only the worker's thread uses the queue and the intake, and takes files of the inbox. A failure of a task in the
     background, for example a full disk, is raised by every later call.
@@ -81,7 +80,7 @@ class EmergencyService:
 
         Args:
             folder: `RUN/emergency`. It is made if it is missing.
-            environment: Where the variables are that sinks name.
+            environment: The environment variables, of which sinks name some.
             clock: None: the machine's.
             draw: Source of the waits after failed attempts. None: the system's.
 
@@ -109,7 +108,7 @@ class EmergencyService:
         return service
 
     async def start(self) -> None:
-        """Begin the deliveries, and to read the inbox. Call it once."""
+        """Begin to deliver signals and to read the inbox. Call it once."""
         assert self._loop is None, "start() was called twice"
         self._loop = asyncio.get_running_loop()
         self._deliveries = [self._begun(courier.run(), f"deliver to {courier.name}") for courier in self._couriers]
@@ -118,7 +117,7 @@ class EmergencyService:
     # -- the port -----------------------------------------------------------------------------------------------------
 
     async def publish(self, signal: EmergencySignal) -> int:
-        """Accept a signal, once per id. Durable, and shown in the word, on return.
+        """Accept a signal, once per id. On return it is durable, and the word shows it.
 
         Returns:
             The number of signals ever accepted.
@@ -144,7 +143,7 @@ class EmergencyService:
         return tuple(delivery.signal for delivery in due)
 
     async def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
-        """Record that a subscriber has made signals durable. Durable on return.
+        """Record that a subscriber has made signals durable. The record is durable on return.
 
         Raises:
             StoreWriteFailed: nothing was acknowledged.

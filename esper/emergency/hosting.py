@@ -17,11 +17,11 @@ from esper.leyline.signals import EmergencySignal
 T = TypeVar("T")
 
 _LOOK_S = 1.0
-"""Seconds after which a call looks whether the thread still runs. A process that was forked has no such thread."""
+"""Seconds after which a waiting call checks whether the thread still runs. A forked process has no such thread."""
 
 
 class HostedEmergency:
-    """The methods of `EmergencyService` as plain calls, for any thread. Made by `hosted`."""
+    """The methods of `EmergencyService` as plain calls. Any thread may call them. Made by `hosted`."""
 
     def __init__(self, service: EmergencyService) -> None:
         self._service = service

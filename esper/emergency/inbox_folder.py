@@ -1,4 +1,4 @@
-"""Reads the requests that other processes put into the inbox folder, and hands them to the queue.
+"""Reads the requests that other processes put into the inbox folder, and passes them to the queue.
 
 Any process that may write into the run directory may put anything there. So names, sizes and numbers are bounded, only
 regular files are read, and a file that is no request is refused with a reason. No file in the inbox can stop the run.
@@ -142,7 +142,7 @@ class InboxFolder:
             _all_done("is not in the queue", request.ids, self._intake.drop(request.ids, request.why))
 
     def _reject(self, name: str, error: Exception, why: str, content: bytes = b"") -> None:
-        """Refuse a file that holds no request; the queue records and reports that, as it does for signals."""
+        """Refuse a file that is no request. The queue records and reports the refusal, as it does for signals."""
         why = why.encode(errors="replace").decode()[:1000]
         self._intake.reject(_safe(name), why)
         self._refuse(name, error, why, content)
@@ -175,7 +175,7 @@ class InboxFolder:
 
 
 def _all_done(otherwise: str, asked: Sequence[str], done: Sequence[str]) -> None:
-    """Raises: ConfigError: the order did not hold for every id; it was carried out for the others."""
+    """Raises: ConfigError: the order was not carried out for some ids; it was carried out for the others."""
     if left := [one for one in asked if one not in done]:
         others = "; the order was carried out for the others" if done else ""
         raise ConfigError("ids", left[0], f"it {otherwise}{others}")

@@ -43,8 +43,8 @@ class FileSinkConfig(Settings):
 class WebhookSinkConfig(Settings):
     """[[emergency.sinks]] of kind "webhook": sends each signal by an HTTP POST request.
 
-    The address and the token are secrets. The config has only the places where they are: a file of mode 0600, or an
-    environment variable.
+    The address and the token are secrets. The config only names the places where they are: a file of mode 0600, or
+    an environment variable.
     """
 
     name: Name

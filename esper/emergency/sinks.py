@@ -16,10 +16,10 @@ DEFAULT_FILE = "signals.jsonl"
 
 
 class Sink(Protocol):
-    """Sends signals to people or programs outside of the run. One call at a time.
+    """Sends signals to people or programs outside of the run. The caller makes one call at a time.
 
     Attributes:
-        name: Name of the subscriber that the sink is in the queue.
+        name: Name of the sink as a subscriber of the queue.
     """
 
     @property
@@ -41,7 +41,7 @@ def make_sinks(configs: Sequence[SinkConfig], folder: Path, environment: Mapping
 
     Args:
         folder: `RUN/emergency`. It need not exist yet.
-        environment: Where the variables are that `url_env` and `token_env` name.
+        environment: The environment variables, of which `url_env` and `token_env` name some.
 
     Raises:
         ConfigError: a file or variable of a secret is missing, not safe or of no use (the error does not show it), or

@@ -1,7 +1,7 @@
 """The webhook: sends each signal by an HTTP POST request, and confirms it when the server has answered with a 2xx code.
 
 The address and the token are secrets. No error has the text of an exception of httpx, and httpx logs nothing here:
-both may show them.
+both may show secrets.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WebhookSink:
             raise SinkFailed(self.name, why)
 
     async def _failure(self, signal: EmergencySignal) -> str:
-        """Send a signal. Returns why it is not confirmed; empty if it is."""
+        """Send a signal. Return why it is not confirmed; empty if it is confirmed."""
         try:
             async with asyncio.timeout(self._config.total_s):
                 return _refused(await self._post(signal))

@@ -8,7 +8,7 @@ import sys
 
 from esper.flow.result import Result
 
-HEAVY = ("torch", "ray", "scipy", "numpy")
+HEAVY = ("torch", "ray", "scipy", "numpy", "httpx")
 LOOKING = """
 import sys
 
@@ -49,4 +49,4 @@ print(json.dumps(sorted(sys.modules)))
 def test_the_flow_of_a_run_loads_no_terminal_no_command_line_and_no_ray() -> None:
     loaded = set(json.loads(subprocess.check_output([sys.executable, "-c", FLOW], text=True)))
     assert {"esper.flow.line", "esper.export.exporting"} <= loaded
-    assert not {"rich", "typer", "ray", "actors", "esper.cli"} & loaded
+    assert not {"rich", "typer", "ray", "httpx", "actors", "esper.cli"} & loaded

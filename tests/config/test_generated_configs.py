@@ -104,6 +104,8 @@ def sound(info: FieldInfo) -> st.SearchStrategy[Any]:
         return st.floats(low, high, exclude_min=low is not None, exclude_max=high == 1, allow_nan=False)
     if get_origin(annotation) is dict:  # growth.blueprints
         return st.sampled_from([{}, {"body": ["mlp", "norm"]}, {"*": {"exclude": ["norm"]}}, {"\0": ["mlp"]}])
+    if get_origin(annotation) is tuple:  # emergency.sinks
+        return st.sampled_from([[], [{"name": "log", "kind": "file"}], [{"name": "log"}], [{"kind": "webhook"}]])
     if options := [one for one in get_args(annotation) if isinstance(one, str)]:
         return st.sampled_from(options)
     return st.text(max_size=8)
@@ -111,6 +113,8 @@ def sound(info: FieldInfo) -> st.SearchStrategy[Any]:
 
 def typed(key: str, value: Any) -> str:
     """An override for `--set`; what TOML cannot say goes as a bare word."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return f"{key}=[{', '.join(typed('', one).removeprefix('=') for one in value)}]"
     if isinstance(value, bool | int | list) or value is None:
         return (
             f"{key}={json.dumps(value)}"
