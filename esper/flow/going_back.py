@@ -6,15 +6,16 @@ It also stores the states to restore. Each checkpoint is stored in memory here, 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeVar
 
 from esper import faults
 from esper.archive.journal import Journal, RecordKind
 from esper.archive.recovery_record import Stopwatch
-from esper.errors import EsperError, RestoreImpossible, RollbackDeadlineExceeded
+from esper.errors import EsperError, RestoreImpossible, RollbackDeadlineExceeded, StageConflict
 from esper.flow.checkpoints import Checkpoints, FenceState, HostCopy
 from esper.flow.crew import Components
 from esper.flow.death_log import DeathLog
@@ -22,10 +23,15 @@ from esper.flow.position import LineState, Position
 from esper.flow.progress import Progress
 from esper.leyline.commands import Command
 from esper.telemetry.context import span
-from esper.telemetry.events import Severity, severe
+from esper.telemetry.events import Severity, reported, severe
 from esper.telemetry.metrics import count
 
 T = TypeVar("T")
+
+MOST_RETURNS = 10
+"""Largest number of returns that are commanded at one fence. A policy that goes back for the same reason again and
+again would never end its run.
+"""
 
 
 class Tier(StrEnum):
@@ -89,6 +95,8 @@ class GoingBack:
     state is being stored, or the trainer died. A death then restores from disk."""
     beginning: FenceState | None = None
     """The state before fence 0. None: it was not stored yet, and is still the state of every component."""
+    returns: Counter[int] = field(default_factory=Counter)
+    """Fence -> how often this process obeyed a command to go back that was given there."""
 
     def enter(self, phase: Phase) -> None:
         """Enter a phase. `NEXT` must allow this phase after the present phase."""
@@ -197,14 +205,22 @@ class GoingBack:
 
         Raises:
             CommandRejected, DependencyViolationError: the command was refused; nothing was changed.
+            StageConflict: the run went back from this fence `MOST_RETURNS` times already; nothing was changed.
             EsperError: see `roll_back`.
         """
         self.journal.write(RecordKind.COMMAND, command)
         self.checkpoints.settle()
+        if self.returns[fence] >= MOST_RETURNS:
+            detail = f"the run went back from fence {fence} {MOST_RETURNS} times already"
+            refusal = StageConflict("stage_conflict", command.command_id, detail)
+            count("esper.command.rejections", reason=refusal.reason)
+            told = {"command_id": command.command_id, "reason": refusal.reason}
+            raise reported(refusal, "command_rejected", Severity.ERROR, **told)
         self.components.kasmina.permit(command, fence, self.checkpoints.fences)
         to = command.to_fence
         assert to is not None, "admission requires it"
         self.progress.working(f"going back from fence {fence} to fence {to}")
+        self.returns[fence] += 1
         self.roll_back(Tier.FAST if self.memory is not None and self.memory.fence == to else Tier.FULL, to)
 
     def roll_back(self, tier: Tier, to_fence: int | None = None) -> None:

@@ -80,6 +80,19 @@ def test_a_run_that_its_policy_takes_back_ends_with_the_bits_of_one_that_was_not
 
 
 @pytest.mark.slow
+def test_a_policy_that_goes_back_again_and_again_ends_the_run(tmp_path: Path) -> None:
+    def back(state: RoundState, decision: Decision) -> Decision:
+        to = state.checkpoints[-1] if state.fence == 5 else None
+        return decision.model_copy(update={"pairs": (), "hold": None, "go_back_to": to} if to is not None else {})
+
+    run_dir = tmp_path / "run"
+    with pytest.raises(StageConflict, match="from fence 5 10 times"):
+        esper.run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess(policy=Meddling(back)))
+    past = read_past(run_dir)
+    assert past.generation == 11
+
+
+@pytest.mark.slow
 def test_a_fence_without_a_checkpoint_is_refused_and_the_run_can_be_resumed(
     tmp_path: Path, undisturbed: Result
 ) -> None:
