@@ -284,7 +284,7 @@ def test_a_seed_that_never_was_isolated_has_no_isolation_to_judge():
         assert "isolation_leaks" not in [check.name for check in report.checks]
 
 
-def test_what_the_host_itself_does_is_not_held_against_a_record():
+def test_what_the_host_itself_does_is_not_held_against_a_seed():
     free = slot("mix", Kind.NTC, (6, 8), samples_independent=False)
     assert judge(Gate.G0, spec=free, probe=sanity(causality_leak=None, sample_leak=None)).passed
 
