@@ -57,7 +57,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "errors task leyline ground user_code kasmina.blueprints kasmina.host kasmina.judging "
         "kasmina.incubation kasmina.registry tamiyo tolaria config",
     ),
-    ("archive", "errors task leyline ground durable user_code tolaria config setup"),
+    ("archive", "errors task leyline ground durable emergency user_code tolaria config setup"),
     ("export", "errors task leyline ground durable user_code kasmina.blueprints kasmina.host tolaria setup archive"),
     (
         "flow",

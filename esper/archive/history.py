@@ -37,6 +37,7 @@ from esper.archive.run_directory import (
     run_file,
 )
 from esper.durable.files import sync_file, sync_folder
+from esper.emergency.level import LevelHistory
 from esper.errors import RunDirectoryError, StoreCorrupt
 from esper.leyline.checkpoint_record import QUARANTINE, CheckpointWritten
 from esper.leyline.signals import Level
@@ -199,15 +200,24 @@ def _restarts(entry: Entry) -> int:
     return int(entry.kind is RecordKind.DIED_STARTING)
 
 
-def lasting_level(entries: Iterable[Entry]) -> Level | None:
-    """Return the emergency level that still applies. A HALT applies only to the run that it ended, because a resume is
-    deliberate."""
-    return level(e for e in entries if e.kind is not RecordKind.SIGNAL or e.body["level"] < Level.HALT)
+def level_history(entries: Iterable[Entry], calm_fences: int) -> LevelHistory:
+    """Return the emergency levels of a run by fence. `calm_fences`: the setting `emergency.calm_fences`."""
+    history = LevelHistory(calm_fences)
+    for entry in entries:
+        if entry.kind is RecordKind.SIGNAL:
+            history.add(entry.body.get("fence", 0), Level(entry.body["level"]))
+    return history
 
 
-def level(entries: Iterable[Entry]) -> Level | None:
-    """Return the highest emergency level in the journal. None: there was no signal."""
-    return max((Level(entry.body["level"]) for entry in entries if entry.kind is RecordKind.SIGNAL), default=None)
+def last_halt(entries: Iterable[Entry]) -> Entry | None:
+    """Return the first HALT that the run has read since it began or was last resumed. None: there is none."""
+    halt: Entry | None = None
+    for entry in entries:
+        if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED):
+            halt = None
+        elif halt is None and entry.kind is RecordKind.SIGNAL and entry.body["level"] == Level.HALT:
+            halt = entry
+    return halt
 
 
 def _told(entries: Sequence[Entry]) -> Identity | None:

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from esper.archive.history import Remains, level, look_at
+from esper.archive.history import Remains, last_halt, level_history, look_at
 from esper.archive.journal import Entry, RecordKind
 from esper.archive.run_directory import LEASE, checkpoints_folder
+from esper.emergency.settings import EmergencyConfig
 from esper.ground.machine import is_alive
 from esper.leyline.checkpoint_record import CheckpointWritten
 from esper.leyline.evidence import PairedLosses
+from esper.leyline.signals import Level
 
 AT_THE_END = ("start_test_loss", "test_loss", "twin_test_loss", "why_none_stayed")
 """Fields of the result. They are None until the run has ended."""
@@ -33,7 +35,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
     rounds = [entry.body for entry in entries if entry.kind is RecordKind.ROUND_ENDED]
     begun = {"fence": None, "step": None} if found.damaged else {"fence": 0, "step": 0}
     ended = next((entry.body for entry in entries if entry.kind is RecordKind.RUN_ENDED), {})
-    last, heard = rounds[-1] if rounds else begun | {"train_loss": None}, level(entries)
+    last = rounds[-1] if rounds else begun | {"train_loss": None}
     return {
         "run_dir": str(path),
         "state": _state(path, found),
@@ -41,7 +43,7 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "steps": last["step"],
         "total_steps": identity.total_steps if identity is not None else None,
         "seeds": _seeds(entries),
-        "level": heard.name if heard is not None else None,
+        "level": _level(found, last["fence"]),
         "task": identity.task if identity is not None else None,
         "seed": identity.config.run.seed if identity is not None else None,
         "generation": found.generation,
@@ -53,6 +55,15 @@ def inspect_run(path: Path) -> dict[str, Any]:
         "damages": [asdict(damage) for damage in found.damages],
         "damaged_records": sum(damage.offset is not None for damage in found.damages),
     }
+
+
+def _level(found: Remains, fence: int | None) -> str | None:
+    """Return the name of the emergency level at a fence: HALT if a HALT stopped the run and no resume followed."""
+    if last_halt(found.entries) is not None:
+        return Level.HALT.name
+    settings = found.identity.config.emergency if found.identity is not None else EmergencyConfig()
+    level = level_history(found.entries, settings.calm_fences).at(fence or 0)
+    return level.name if level is not None else None
 
 
 def missing(path: Path, commits: Sequence[CheckpointWritten]) -> list[str]:

@@ -50,6 +50,7 @@ class RecordKind(IntEnum):
     RECOVERED = 23
     DIED_STARTING = 24
     ROLLED_BACK = 25
+    LEVEL_CHANGED = 26
 
 
 FIRST_GENERATION = 1

@@ -50,6 +50,8 @@ class _Failed(_Fenced):
 
 
 class _Signal(_Said):
+    fence: Count = 0
+    """The fence at which the signal was read. Older versions did not write it."""
     level: Annotated[int, Field(ge=min(Level), le=max(Level))]
 
 

@@ -34,6 +34,8 @@ MAY_CHANGE = frozenset(
         "checkpoint.keep",
     }
 )
+FIXED = frozenset({"emergency.calm_fences"})
+"""Config keys of the tables below that a resume may not change, because they change bits."""
 MAY_CHANGE_WHOLLY = ("ray.", "telemetry.", "emergency.", "supervision.", "failure_policy.")
 """Tables and keys of the config that a resume may change. Of these only `run.epochs` changes bits."""
 SEALED = (
@@ -163,7 +165,7 @@ def _settled(identity: Identity) -> dict[str, object]:
 
 
 def _is_fixed(key: str) -> bool:
-    return key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_WHOLLY)
+    return key in FIXED or (key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_WHOLLY))
 
 
 def check_versions(run_dir: Path, identity: Identity) -> None:

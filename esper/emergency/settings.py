@@ -105,6 +105,9 @@ class EmergencyConfig(Settings):
     longest_retry_s: Seconds = Field(
         300.0, validate_default=True, description="longest wait in seconds before any attempt"
     )
+    calm_fences: Annotated[int, Field(ge=1)] = Field(
+        3, description="fences after the last CONSERVATIVE signal until seeds may germinate again"
+    )
     drain_s: Annotated[float, Field(ge=0, le=1e8)] = Field(
         10.0, description="seconds that the end of a run waits for sinks; later signals go out after a resume"
     )

@@ -46,7 +46,7 @@ class Line:
     """Trace id of the last round that began."""
 
     def __post_init__(self) -> None:
-        self.watch = SignalWatch(self.components.inbox, self.journal, self.at)
+        self.watch = SignalWatch(self.components.inbox, self.journal, self.at, self.progress)
         self.deaths = DeathLog(self.components.crew, self.journal)
         self.growth = Growth(self.components, self.journal, self.store, self.progress, self.at)
         self.back = GoingBack(self.components, self.journal, self.checkpoints, self.progress, self.deaths, self.at)
@@ -62,7 +62,7 @@ class Line:
         while self.passed < self.last:
             self.round()
         self.checkpoints.settle()
-        self._hear(self.last)
+        self._hear(self.last + 1)  # fence `last` was held before, without these signals
 
     def begin(self) -> None:
         """Hold fence 0, unless the run has passed it."""
@@ -128,7 +128,7 @@ class Line:
         ActorLost."""
         self.components.crew.mend()
         self.deaths.tell()
-        self.watch.hear(self.fence_steps[fence])
+        self.watch.hear(fence, self.fence_steps[min(fence, self.last)])
 
     def _pass(self, fence: int) -> None:
         """Record the fence as passed, and store its state if a checkpoint is due or a stop was requested."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
+from esper.emergency.level import LevelHistory
+from esper.emergency.settings import EmergencyConfig
 from esper.errors import StoreCorrupt
 from esper.flow.checkpoints import FenceState
 from esper.flow.tally import Tally, TallyState
@@ -51,7 +53,9 @@ class Position:
 
     tally: Tally = field(default_factory=Tally)
     level: Level | None = None
-    """The highest emergency level so far. It never falls."""
+    """The emergency level at the last fence that was held. None: no level was in force."""
+    levels: LevelHistory = field(default_factory=lambda: LevelHistory(EmergencyConfig().calm_fences))
+    """The emergency levels by fence, from all signals of the run."""
     fence: int | None = None
     """The last fence that was passed. None: no fence was passed yet."""
     start: Mapping[str, float] = field(default_factory=dict)
@@ -78,9 +82,9 @@ class Position:
         return LineState(tally=self.tally.state(), level=self.level, start=dict(self.start)).model_dump_json()
 
     def become(self, fence: int | None, own: LineState, view: RegistryView | None) -> None:
-        """Take over the state of a fence. The emergency level never falls, and the count of rollbacks never shrinks."""
+        """Take over the state of a fence. The count of rollbacks never shrinks, and no signal is forgotten."""
         self.fence, self.start, self.view = fence, own.start, view
-        self.level = max((level for level in (self.level, own.level) if level is not None), default=None)
+        self.level = self.levels.at(fence) if fence is not None else None
         rollbacks = self.tally.rollbacks
         self.tally.restore(own.tally)
         self.tally.rollbacks = max(rollbacks, own.tally.rollbacks)

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from esper.archive.history import Past, check_sound, committed, lasting_level, read_past
+from esper.archive.history import Past, check_sound, committed, level_history, read_past
 from esper.archive.identity import Identity
 from esper.archive.journal import RecordKind
 from esper.archive.resuming import check_sealed, check_versions, load_same_task
@@ -110,7 +110,7 @@ def _check_repeatable(run_dir: Path, past: Past) -> None:
         why = f"it ran on {', '.join(other)}, which may give other bits than this processor ({cpu_type()})"
     elif other := sorted({policy for policy in _policies(past) if policy != HeuristicPolicy.version}):
         why = f"a policy other than the config's made its decisions: {', '.join(other)}"
-    elif (lasting_level(past.entries) or Level.NOTICE) >= Level.CONSERVATIVE:
+    elif level_history(past.entries, past.identity.config.emergency.calm_fences).was_ever(Level.CONSERVATIVE):
         why = "an emergency signal stopped its growth, and a repetition receives no signals"
     if why:
         raise RunDirectoryError("RUN", str(run_dir), why)

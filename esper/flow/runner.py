@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from esper import faults
-from esper.archive.history import Past, lasting_level
+from esper.archive.history import Past, last_halt, level_history
 from esper.archive.identity import Identity
 from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
 from esper.archive.run_directory import (
@@ -195,6 +195,11 @@ class OpenRun:
         trial = TrialRestore(self.survey, self.key, self.past)
         taken = take_over(self.path, self.past, self.journal, self.checkpoints, self.identity, trial)
         self.saved = taken.saved
+        halt = last_halt(self.past.entries)
+        if halt is not None:
+            severe("emergency_halt_cleared", Severity.WARNING, signal_id=halt.body["signal_id"])
+            told = f"HALT cleared: signal {halt.body['signal_id']} stopped the run ({halt.body['reason']})"
+            self.conductor.progress.found(told)
         for message in taken.told:
             self.conductor.progress.found(message)
 
@@ -255,8 +260,10 @@ class OpenRun:
             self.conductor.drain,
             trace_id=trace,
         )
+        calm_fences = self.survey.config.emergency.calm_fences
+        line.at.levels = level_history(self.past.entries if self.past is not None else (), calm_fences)
         if self.past is not None:
-            line.at.level, line.tally.rollbacks = lasting_level(self.past.entries), self.past.rollbacks
+            line.tally.rollbacks = self.past.rollbacks
         return line
 
 

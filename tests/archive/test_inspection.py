@@ -109,12 +109,14 @@ def test_a_foreign_run_json_is_refused_by_name(stopped: Path) -> None:
         load_identity(stopped)
 
 
-def test_the_level_is_the_highest_that_was_heard(stopped: Path) -> None:
+def test_the_level_is_the_one_of_the_last_fence(stopped: Path) -> None:
+    fence = inspect_run(stopped)["fence"]
     with Journal(stopped, 1) as journal:
-        for said in (Level.NOTICE, Level.CONSERVATIVE, Level.ELEVATED):
+        for said, heard in ((Level.CONSERVATIVE, fence - 3), (Level.ELEVATED, fence), (Level.NOTICE, fence)):
             told = {"signal_id": said.name, "run_id": "r", "generation": 1, "origin": "operator", "reason": ""}
-            journal.write(RecordKind.SIGNAL, EmergencySignal.sealed(level=said, issued_at=EPOCH, **told))
-    assert inspect_run(stopped)["level"] == "CONSERVATIVE"
+            sent = EmergencySignal.sealed(level=said, issued_at=EPOCH, **told)
+            journal.write(RecordKind.SIGNAL, {**sent.model_dump(mode="json"), "fence": heard})
+    assert inspect_run(stopped)["level"] == "ELEVATED"
 
 
 # -- damage ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 
 from esper import InProcess, resume, run
 from esper.archive.history import read_past
+from esper.archive.inspection import inspect_run
 from esper.archive.journal import Journal, RecordKind, read
 from esper.archive.run_directory import checkpoints_folder, journal_file, run_file, summary_file, telemetry_folder
 from esper.config.joined import RunConfig
@@ -459,21 +460,35 @@ def signal(level: Level) -> EmergencySignal:
 def test_an_emergency_that_was_heard_after_the_last_checkpoint_still_holds(stopped: Callable[..., Path]) -> None:
     path = stopped(2)
     with Journal(path, 1) as journal:
-        journal.write(RecordKind.SIGNAL, signal(Level.CONSERVATIVE))
-    for fence in (3, 5):  # also of a second resume, whose own journal never heard it
+        journal.write(RecordKind.SIGNAL, {**signal(Level.CONSERVATIVE).model_dump(mode="json"), "fence": 3})
+    for fence in (3, 6):  # also of a second resume, whose own journal never heard it
         watch = StopAt(fence)
         with pytest.raises(Drained):
             resume(path, drain=watch.drain, progress=watch)
     holds = [e.body for e in read_past(path).entries if e.kind is RecordKind.HOLD and e.body["fence"] > 2]
-    assert [hold["fence"] for hold in holds] == [3, 4, 5]
-    assert {hold["reason"] for hold in holds} == {"risk"}
+    level = [hold["fence"] for hold in holds if hold["detail"] == "emergency level"]
+    assert level == [3, 4, 5]  # `emergency.calm_fences` is 3
 
 
 def test_whoever_goes_on_after_a_halt_means_to(stopped: Callable[..., Path], undisturbed: Result) -> None:
     path = stopped(5)
     with Journal(path, 1) as journal:
         journal.write(RecordKind.SIGNAL, signal(Level.HALT))
-    assert resume(path).weights_sha256 == undisturbed.weights_sha256
+    assert inspect_run(path)["level"] == "HALT"
+    told = Found()
+    assert resume(path, progress=told).weights_sha256 == undisturbed.weights_sha256
+    assert told.whats[0] == "HALT cleared: signal a stopped the run (smoke)"
+    assert inspect_run(path)["level"] is None
+
+
+class Found(Quiet):
+    """Collects what a run reports."""
+
+    def __init__(self) -> None:
+        self.whats: list[str] = []
+
+    def found(self, what: str) -> None:
+        self.whats.append(what)
 
 
 @pytest.mark.slow
