@@ -12,7 +12,7 @@ from pathlib import Path
 from actors.component_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
 from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay
-from actors.emergency_inbox import ConductorInbox, emergency_word
+from actors.emergency_inbox import emergency_word
 from actors.end_signals import uninterrupted
 from actors.policy_transport import SentPolicy
 from actors.ray_crew import RayCrew
@@ -20,6 +20,7 @@ from actors.run_actors import RunActors, actor_roles, manager_names
 from actors.task_transport import SentSurvey
 from esper import faults
 from esper.config.joined import RunConfig
+from esper.emergency.conductor_inbox import ConductorInbox
 from esper.flow.crew import Components
 from esper.flow.launching import BringUp
 from esper.ground.closing import at_the_end

@@ -1,35 +1,14 @@
-"""The conductor's access to emergencies: the word, which every process reads, and the queue of signals behind it."""
+"""The emergency word of a run on Ray, in a file that every process of the run maps."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from actors.desk import CONDUCTOR, EmergencyPort
 from actors.temporary_folders import SHARED_MEMORY, TEMPORARY, make_place
 from esper.emergency.word import EmergencyWord
 from esper.ground.closing import at_the_end
-from esper.leyline.signals import EmergencySignal
-
-
-class ConductorInbox:
-    """`Inbox` across processes: the conductor as a subscriber of the emergency queue."""
-
-    def __init__(self, desk: EmergencyPort) -> None:
-        self._desk = desk
-
-    def pending(self) -> tuple[EmergencySignal, ...]:
-        """See `Inbox`."""
-        return self._desk.pending(CONDUCTOR)
-
-    def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """See `Inbox`."""
-        self._desk.acknowledge(CONDUCTOR, signal_ids)
-
-    def close(self) -> None:
-        """See `Inbox`."""
-        self._desk.close()
 
 
 @contextmanager

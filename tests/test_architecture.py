@@ -57,11 +57,12 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "errors task leyline ground user_code kasmina.blueprints kasmina.host kasmina.judging "
         "kasmina.incubation kasmina.registry tamiyo tolaria config",
     ),
-    ("archive", "errors task leyline ground durable emergency user_code tolaria config setup"),
+    ("archive", "errors task leyline ground durable emergency emergency.settings user_code tolaria config setup"),
     ("export", "errors task leyline ground durable user_code kasmina.blueprints kasmina.host tolaria setup archive"),
     (
         "flow",
-        "errors task leyline ground durable telemetry faults user_code emergency kasmina.registry tamiyo tolaria "
+        "errors task leyline ground durable telemetry faults user_code emergency emergency.settings kasmina.registry "
+        "tamiyo tolaria "
         "config setup archive export",
     ),
     ("cli", "errors task leyline ground durable user_code tasks tolaria config setup archive export flow"),

@@ -1,4 +1,5 @@
-"""Backs up a run. It copies run.json, journals, summary, field reports and checkpoints, and verifies the copy.
+"""Backs up a run. It copies run.json, journals, summary, field reports, checkpoints and the queue of emergency signals,
+and verifies the copy.
 
 Telemetry and the record of fired faults are not copied. The run is not changed.
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from esper.archive.history import check_sound, read_past
 from esper.archive.run_directory import (
     checkpoints_folder,
+    emergency_folder,
     journals,
     make,
     refusing,
@@ -23,6 +26,8 @@ from esper.archive.run_directory import (
     summary_file,
 )
 from esper.durable.files import DISK, make_folders, remove_folder, sync_folder
+from esper.durable.segments import segments
+from esper.emergency.reading import QUEUE
 from esper.errors import CheckpointCorrupt, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.ground.closing import at_the_end
 from esper.leyline.checkpoint_record import CheckpointWritten
@@ -112,6 +117,12 @@ def _copy_words(run_dir: Path, draft: Path) -> None:
         make_folders(reports_folder(draft))
         for file in reports_folder(run_dir).iterdir():
             _copy_file(file, reports_folder(draft) / file.name)
+    queue = emergency_folder(run_dir) / QUEUE
+    if queue.is_dir():
+        make_folders(emergency_folder(draft) / QUEUE)
+        for file in segments(queue):
+            with suppress(FileNotFoundError):  # the run has compacted the log: a newer segment has its signals
+                _copy_file(file, emergency_folder(draft) / QUEUE / file.name)
 
 
 def _copied(written: CheckpointWritten, run_dir: Path, draft: Path) -> bool:

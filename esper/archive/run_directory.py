@@ -26,7 +26,7 @@ WRITTEN = re.compile(
     r"lease|run\.json|summary\.json|report\.html|journal-\d+\.log|faults-\d+\.jsonl"
     r"|checkpoints|telemetry|field_reports|emergency"
 )
-"""Names of the files and folders of a run. `report.html` and `emergency` are not written yet."""
+"""Names of the files and folders of a run. `report.html` is not written yet."""
 FOLDERS = frozenset({"checkpoints", "telemetry", "field_reports", "emergency"})
 """The folders among these names. Every other name is the name of a file."""
 KINDS = {
@@ -238,6 +238,11 @@ def telemetry_folder(path: Path) -> Path:
 def reports_folder(path: Path) -> Path:
     """Return the folder of the field reports."""
     return path / "field_reports"
+
+
+def emergency_folder(path: Path) -> Path:
+    """Return the folder of the emergency signals: the queue, and the inbox for requests from outside."""
+    return path / "emergency"
 
 
 def faults_file(path: Path, generation: int) -> Path:

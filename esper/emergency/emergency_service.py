@@ -18,6 +18,7 @@ from esper.emergency.courier import Courier
 from esper.emergency.inbox_folder import InboxFolder
 from esper.emergency.intake import Intake
 from esper.emergency.queue import EmergencyQueue
+from esper.emergency.reading import QUEUE
 from esper.emergency.schedule import Subscriber
 from esper.emergency.settings import CONDUCTOR, EmergencyConfig
 from esper.emergency.sinks import Sink, make_sinks
@@ -27,8 +28,6 @@ from esper.errors import EmergencyUnavailable
 from esper.ground.clock import Clock, SystemClock
 from esper.leyline.signals import EmergencySignal
 
-QUEUE = "queue"
-"""Folder of the queue in `RUN/emergency`."""
 LOOK_S = 0.05
 """Seconds between two looks into the inbox. Together the looks take 0.4 % of a CPU."""
 

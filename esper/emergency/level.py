@@ -25,8 +25,8 @@ class LevelHistory:
 
     def add(self, fence: int, level: Level) -> None:
         """Add a signal that was read at a fence."""
-        if level < Level.HALT:
-            self._highest[fence] = max(level, self._highest.get(fence, level))
+        if level < Level.HALT and (fence not in self._highest or self._highest[fence] < level):
+            self._highest[fence] = level
 
     def at(self, fence: int) -> Level | None:
         """Return the highest level that is in force at a fence. None: no level is."""

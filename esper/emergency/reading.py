@@ -17,6 +17,8 @@ from esper.emergency.records import Record, Unreadable, decoded
 from esper.errors import StoreCorrupt
 from esper.ground.closing import at_the_end
 
+QUEUE = "queue"
+"""Folder of the queue in `RUN/emergency`."""
 MOST_LOG_BYTES = 256 * 2**20
 """Largest size of a log. A log that esper wrote is smaller: it is compacted, and a queue has a largest capacity."""
 MOST_SEGMENTS = 1000

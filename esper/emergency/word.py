@@ -33,7 +33,8 @@ class WordState:
 
 
 class EmergencyWord(Closing):
-    """The word in a mapped file. The single writer calls `create`, the readers call `attach`."""
+    """The word in a mapped file, or in the memory of one process. The single writer calls `create`, the readers call
+    `attach`."""
 
     def __init__(self, path: Path, mapped: mmap.mmap) -> None:
         self.path, self._mapped = path, mapped
@@ -48,6 +49,11 @@ class EmergencyWord(Closing):
             return cls(path, mmap.mmap(descriptor, _SIZE))
         finally:
             os.close(descriptor)
+
+    @classmethod
+    def in_memory(cls) -> EmergencyWord:
+        """Make a word without a file, for a run in one process."""
+        return cls(Path(), mmap.mmap(-1, _SIZE))
 
     @classmethod
     def attach(cls, path: Path) -> EmergencyWord:

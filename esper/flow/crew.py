@@ -3,14 +3,12 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from esper.archive.recovery_record import Lost, Recovery
 from esper.errors import ActorError, EsperError
 from esper.leyline.ports import Decider, Inbox, Incubation, LiveHost, Registrar
-from esper.leyline.signals import EmergencySignal
 
 
 class Crew(Protocol):
@@ -106,20 +104,6 @@ class OneProcess:
     def shared(self, snapshot: Any) -> Any:  # Any: a HostSnapshot
         """Return the snapshot unchanged."""
         return snapshot
-
-
-class NoInbox:
-    """The `Inbox` of a run in one process, which has no queue of emergency signals."""
-
-    def pending(self) -> tuple[EmergencySignal, ...]:
-        """Empty."""
-        return ()
-
-    def acknowledge(self, signal_ids: Sequence[str]) -> None:
-        """Does nothing, because there is no signal."""
-
-    def close(self) -> None:
-        """Does nothing, because there is no queue."""
 
 
 @dataclass

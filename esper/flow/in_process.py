@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 from torch import nn
 
 from esper import faults
+from esper.archive.run_directory import emergency_folder
 from esper.config.joined import RunConfig
-from esper.flow.crew import Components, NoInbox, OneProcess
+from esper.emergency.conductor_inbox import ConductorInbox
+from esper.emergency.emergency_service import EmergencyService
+from esper.emergency.hosting import hosted
+from esper.emergency.undelivered import report_undelivered
+from esper.emergency.word import EmergencyWord
+from esper.flow.crew import Components, OneProcess
 from esper.flow.launching import BringUp
 from esper.flow.places import InProcess
 from esper.ground.clock import Clock, SystemClock
@@ -22,8 +29,8 @@ from esper.task import Task
 from esper.tolaria.trainer import Trainer
 from esper.user_code.task_reference import Reference
 
-STARTS = ("kasmina.start", "tamiyo.start", "tolaria.start")
-ONE_PROCESS = {"": {point for point in faults.POINTS if not point.startswith("emergency.") and point not in STARTS}}
+STARTS = ("emergency.start", "kasmina.start", "tamiyo.start", "tolaria.start")
+ONE_PROCESS = {"": {point for point in faults.POINTS if point not in STARTS}}
 """Fault points of a run in one process. The key is the name of the process, which is empty."""
 
 
@@ -56,15 +63,26 @@ class InProcessLauncher:
         assert self._trainer is not None, "asked for after the run"
         return self._trainer.release()
 
-    def _bring_up(self, survey: Survey, key: RunKey, path: Path) -> AbstractContextManager[Components]:
-        del path
-        self._trainer = make_trainer(survey, key)
-        components = Components(
-            trainer=self._trainer,
-            tamiyo=make_tamiyo(survey, key, self.clock, self._policy),
-            kasmina=make_kasmina(survey, key, self.clock),
-            incubator=make_incubator(survey, key),
-            inbox=NoInbox(),
-            crew=OneProcess(),
-        )
-        return nullcontext(components)
+    @contextmanager
+    def _bring_up(self, survey: Survey, key: RunKey, path: Path) -> Iterator[Components]:
+        emergency = survey.config.emergency
+        with EmergencyWord.in_memory() as word:
+            service = EmergencyService.open(
+                emergency_folder(path),
+                word,
+                emergency,
+                run_id=key.run_id,
+                generation=key.generation,
+                environment=os.environ,
+                clock=self.clock,
+            )
+            with hosted(service, emergency.drain_s, report_undelivered) as host:
+                self._trainer = make_trainer(survey, key, word.halted)
+                yield Components(
+                    trainer=self._trainer,
+                    tamiyo=make_tamiyo(survey, key, self.clock, self._policy),
+                    kasmina=make_kasmina(survey, key, self.clock),
+                    incubator=make_incubator(survey, key, word.halted),
+                    inbox=ConductorInbox(host),
+                    crew=OneProcess(),
+                )

@@ -72,7 +72,9 @@ class Line:
             faults.point("conductor.begin")
             self.back.keep_beginning()
             self.at.start = self.components.trainer.shard_means("test")
-            self.hold(0, self.components.trainer.untrained())
+            with span("esper round", role="conductor", fence=0):
+                self.trace_id = trace_id()
+                self.hold(0, self.components.trainer.untrained())
             self.back.enter(Phase.GOING_ON)
 
     def round(self) -> None:

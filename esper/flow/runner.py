@@ -21,6 +21,7 @@ from esper.archive.journal import FIRST_GENERATION, Journal, RecordKind
 from esper.archive.run_directory import (
     RunDirectory,
     checkpoints_folder,
+    emergency_folder,
     faults_file,
     reports_folder,
     telemetry_folder,
@@ -28,6 +29,7 @@ from esper.archive.run_directory import (
 from esper.archive.summary import Summary, failure
 from esper.config.joined import RunConfig
 from esper.emergency.sinks import check_sinks
+from esper.emergency.undelivered import undelivered
 from esper.errors import ConfigError
 from esper.faults import Firings
 from esper.flow.checkpoints import Checkpoints, FenceState
@@ -173,16 +175,24 @@ class OpenRun:
                 ended = self._to_the_end(line, lambda: clock.monotonic() - began)
             summary = ended(**self._faults())
             summary.save(self.path)
+            self._tell_undelivered()
         except BaseException as error:
             self.checkpoints.close()  # the components are down now, so no COMMIT can follow the record below
             fence, trace = (line.at.fence, line.trace_id) if line is not None else (None, trace)
             with noted_on(error, "journaling that the run failed"):
                 told = {**failure(error), "trace_id": trace, "fence": fence or 0}
                 self.journal.write(RecordKind.RUN_FAILED, **told, **self._faults())
+            with noted_on(error, "reading the queue of emergency signals"):
+                self._tell_undelivered()
             raise
         self.journal.write(RecordKind.RUN_ENDED, **summary.as_json())
         progress.ended(summary)
         return summary
+
+    def _tell_undelivered(self) -> None:
+        """Report the signals that sinks have not got. The components are down."""
+        for line in undelivered(emergency_folder(self.path)):
+            self.conductor.progress.found(line)
 
     def _take_over(self) -> None:
         """Take over a run that is resumed. For a new run, do nothing."""

@@ -21,13 +21,13 @@ from torch import Tensor
 from actors.component_handles import emergency_handle
 from actors.desk import EmergencyDesk, emergency
 from actors.embedded_ray import EmbeddedRay
-from actors.emergency_inbox import ConductorInbox
 from actors.remote import Remote
 from actors.shell import ActorSpec
 from esper import OnRay, run
 from esper.archive.journal import Entry, RecordKind, read
 from esper.archive.run_directory import faults_file
 from esper.config.joined import RunConfig
+from esper.emergency.conductor_inbox import ConductorInbox
 from esper.emergency.word import EmergencyWord
 from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
 from esper.faults import Firings
@@ -238,12 +238,24 @@ def test_another_failure_is_not_taken_for_a_halt(run_here: Any, local: LocalDesk
 
 
 def test_conservative_stops_germination_and_nothing_else(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
-    result = run_here(progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))))
+    result = run_here(
+        progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))), emergency__calm_fences=100
+    )
     holds = [body for body in bodies(tmp_path, RecordKind.HOLD) if body["detail"] == "emergency level"]
     assert {(hold["reason"], hold["measured"], hold["limit"]) for hold in holds} == {("risk", 3, 3)}
     assert (bodies(tmp_path, RecordKind.COMMAND), result.seeds) == ([], ())
     assert [body["signal_id"] for body in bodies(tmp_path, RecordKind.SIGNAL)] == ["signal-1"]
     assert result.steps == 320
+
+
+def test_conservative_is_left_after_calm_fences_and_both_changes_are_journaled(
+    run_here: Any, local: LocalDesk, tmp_path: Path
+) -> None:
+    run_here(progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))), emergency__calm_fences=4)
+    changes = [(b["fence"], b["before"], b["after"]) for b in bodies(tmp_path, RecordKind.LEVEL_CHANGED)]
+    assert changes == [(1, "none", "CONSERVATIVE"), (5, "CONSERVATIVE", "none")]
+    begun = [body["fence"] for body in bodies(tmp_path, RecordKind.INCUBATION_BEGUN)]
+    assert min(fence for fence in begun if fence > 0) == 5
 
 
 def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:

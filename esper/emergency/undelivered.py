@@ -1,0 +1,39 @@
+"""Reports the signals that sinks have not got when a run ends. They stay in the queue, and go out after a resume."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from esper.emergency.reading import QUEUE, read_queue
+from esper.emergency.settings import CONDUCTOR
+from esper.telemetry.events import Severity, severe
+
+
+def report_undelivered(left: Mapping[str, int]) -> None:
+    """Report, for each sink, how many signals it has not got. `left`: as `EmergencyService.stop` returns it."""
+    for sink, signals in left.items():
+        severe("emergency_signals_undelivered", Severity.WARNING, sink=sink, signals=signals)
+
+
+def undelivered(folder: Path) -> tuple[str, ...]:
+    """Return one line for people about each sink that has not got all signals of a run.
+
+    Args:
+        folder: `RUN/emergency`. It need not exist.
+
+    Raises:
+        StoreCorrupt: the queue cannot be read.
+    """
+    if not (folder / QUEUE).is_dir():
+        return ()
+    waiting, dead = Counter[str](), Counter[str]()
+    for held in read_queue(folder / QUEUE).waiting():
+        for name, delivery in held.waiting.items():
+            (waiting if delivery.dead is None else dead)[name] += 1
+    del waiting[CONDUCTOR]
+    return (
+        *(f"sink {name}: {number} signals wait, and go out after a resume" for name, number in waiting.items()),
+        *(f"sink {name}: {number} dead letters (see `esper queue list`)" for name, number in dead.items()),
+    )
