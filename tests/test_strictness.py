@@ -242,6 +242,7 @@ ALLOWED: dict[str, str] = {
     "esper/tolaria/measured_host.py MeasuredHost._audited: answers IsolationViolation": "returned: a severe event, evidence for G1",
     "esper/kasmina/incubation/incubator.py _Entry.graft: answers IsolationViolation": "evidence for G2, which fails",
     "esper/kasmina/incubation/incubator.py Incubator._probe_candidate: answers IsolationViolation": "evidence for G1, which fails",
+    "esper/setup/trial.py _graft_cheapest: suppress": "the probe of the candidate finds it again, and gate G1 refuses it",
     "esper/tamiyo/decision_checks.py malformed: answers ValidationError": "returned as the problem, which is raised",
     "esper/flow/growth.py Growth._apply: answers IsolationViolation": "G3 fails, and the seed is culled; the trainer told the event",
     "esper/tolaria/host_state.py GrownHost.remove: .pop with a default x3": "a seed that leaked nothing has no entry",

@@ -4,13 +4,13 @@ changed."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.errors import DivergenceUnrecoverable, TaskError
+from esper.errors import DivergenceUnrecoverable, IsolationViolation, TaskError
 from esper.ground.slot_output import part_of
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.kasmina.host.code_path import COMPILED
@@ -81,8 +81,8 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         _watching(trainer.host, survey.specs, shapes),
         refused_as_theirs(doing),
     ):
-        for plan, blob in cheapest_plans(survey) if grows else ():
-            trainer.graft(plan, {plan.weights_digest: blob})
+        if grows:
+            _graft_cheapest(survey, trainer)
         try:
             trainer.train_to(min(STEPS, survey.total_steps))
             _look_for_calls(trainer, shapes)
@@ -103,13 +103,19 @@ def _try_compiled(survey: Survey) -> None:
     """
     trainer = survey.trainer("", 0, "survey", never)
     with refused_as_theirs("compiled, with a seed in every slot"):
-        for plan, blob in cheapest_plans(survey):
-            trainer.graft(plan, {plan.weights_digest: blob})
+        _graft_cheapest(survey, trainer)
         trainer.train_to(min(STEPS, survey.total_steps))
     for seen in trainer.observe(0, {}).seeds:
         if seen.path != COMPILED:
             mend = "torch cannot compile the forward around this slot; name another module, or leave run.compile out"
             raise TaskError(f"slot {seen.slot}", f"called {seen.path}, not compiled", mend)
+
+
+def _graft_cheapest(survey: Survey, trainer: Trainer) -> None:
+    """Attach the cheapest candidate of each slot. Leave out those that violate isolation, which gate G1 refuses."""
+    for plan, blob in cheapest_plans(survey):
+        with suppress(IsolationViolation):
+            trainer.graft(plan, {plan.weights_digest: blob})
 
 
 def _look_for_calls(trainer: Trainer, shapes: dict[str, list[tuple[int, ...]]]) -> None:

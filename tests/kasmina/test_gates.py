@@ -348,6 +348,16 @@ def test_seeds_that_no_gate_should_pass(live: Live) -> None:
     assert {Stage.DORMANT} == {step.after for step in lived.transitions if step.cause == Gate.G5}
 
 
+def test_a_leak_in_the_only_candidate_does_not_stop_the_survey_and_fails_g1(live: Live) -> None:
+    def write(_seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
+        Host.weight.data.add_(0.01)
+        return s
+
+    lived = live(task(), config(), blueprints=(made("writing", write),), stop=2)
+    check_told(lived)
+    assert [(report.gate, report.reasons) for report in failed(lived)] == [(Gate.G1, ("isolation_violated",))]
+
+
 # -- one seed, on its way into the host ------------------------------------------------------------------------------
 
 
