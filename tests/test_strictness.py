@@ -126,7 +126,6 @@ ALLOWED: dict[str, str] = {
     "tests/durable/test_thousand_signals.py World.publish: answers EmergencyQueueFull": "a refusal is one of the ends",
     "tests/durable/test_thousand_signals.py World.run: answers Killed": "the planted kill",
     "tests/emergency/test_queue_model.py QueueMachine.drop: .pop with a default": "an unknown id is dropped, too",
-    "tests/emergency/test_queue_model.py QueueMachine.retry: .pop with a default": "only some waited",
     "tests/emergency/test_queue_model.py QueueMachine.what_is_due_is_in_order_and_nothing_waits_for_ever: "
     ".get with a default": "only some wait",
     "tests/durable/kit/torture.py Torture._killed: answers Killed": "the planted kill",

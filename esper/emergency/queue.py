@@ -7,6 +7,7 @@ it; the lease of its folder keeps other processes out.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ HALT_PLACES = 16
 """Number of places of the queue that only HALT signals may use."""
 LOG_BYTES = 2**20
 """Size of the log below which it is never compacted."""
+_ACKNOWLEDGED_BYTES = 28 + len('{"subscriber":,"ids":[]}')
+"""Size of an `Acknowledged` record in the log, without the name and the ids."""
 _REASON_CHARACTERS = 1000
 """Longest reason of a retry, dead letter or drop; the rest is cut off."""
 _DAMAGE_TOLD = 16
@@ -443,12 +446,9 @@ class EmergencyQueue(Closing):
         self._compact_at = max(self._compact_bytes, self._log.size_bytes * 3 // 2)
 
     def _owed(self, signal: EmergencySignal) -> int:
-        """Return the bytes of the records that acknowledge a signal one by one."""
-        frame_bytes = 28
-        return sum(
-            frame_bytes + len(Acknowledged(subscriber=name, ids=(signal.signal_id,)).encoded()[1])
-            for name in self._subscribers
-        )
+        """Return the bytes of the records that acknowledge a signal one by one, or a few more."""
+        id_bytes = len(json.dumps(signal.signal_id))
+        return sum(_ACKNOWLEDGED_BYTES + len(json.dumps(name)) + id_bytes for name in self._subscribers)
 
     def _unix_s(self) -> float:
         return self._clock.now().timestamp()
