@@ -20,7 +20,7 @@ from esper.emergency.schedule import Subscriber
 from esper.leyline.signals import EmergencySignal, Level
 
 CAPACITY, SIGNALS, BATCH = 1024, 10_000, 256
-TURNS, PUBLISHES_OF_A_TURN = 20, 10
+TURNS, PUBLISHES_OF_A_TURN, OPENINGS = 20, 10, 5
 NAMES = ("conductor", "file", "webhook")
 SUBSCRIBERS = tuple(Subscriber(name, capped=name != "conductor") for name in NAMES)
 PUBLISH_RATIO, REOPEN_MS, MEMORY_GROWTH = 2.0, 100.0, 1.1
@@ -73,19 +73,22 @@ def publishing(folder: Path) -> tuple[list[float], list[float]]:
     return ours, raw
 
 
-def reopening(folder: Path) -> float:
-    """Milliseconds until a queue of 1,024 waiting signals is open."""
+def reopening(folder: Path) -> list[tuple[float, float]]:
+    """Milliseconds, of the clock and of this process's own work, until a queue of 1,024 waiting signals is open."""
     with opened(folder) as queue:
         for number in range(CAPACITY - 16):
             queue.publish(signal(64 * number))
         for number in range(16):
             queue.publish(signal(64 * number + 63))
-    queues = list[EmergencyQueue]()
-    took = timed_ms(lambda: queues.append(opened(folder)))
-    with queues[0] as queue:
+    found = list[tuple[float, float]]()
+    for _ in range(OPENINGS):
+        start, worked = time.perf_counter(), time.process_time()
+        queue = opened(folder)
+        found.append(((time.perf_counter() - start) * 1e3, (time.process_time() - worked) * 1e3))
         assert len(queue) == CAPACITY
         assert len(queue.due("webhook", CAPACITY)) == CAPACITY
-    return took
+        queue.close()
+    return found
 
 
 def delivering(folder: Path) -> tuple[float, float]:
@@ -122,7 +125,7 @@ def deliver(queue: EmergencyQueue, name: str, ids: list[str], got: bytearray) ->
 
 
 def measure(repetitions: int) -> Outcome:
-    ours, raw, reopen_ms, rates, growth = [list[float]() for _ in range(5)]
+    ours, raw, reopen_ms, reopen_work_ms = [list[float]() for _ in range(4)]
     with scratch() as folder:
         for repetition in range(repetitions):
             here = folder / str(repetition)
@@ -130,16 +133,17 @@ def measure(repetitions: int) -> Outcome:
             mine, limits = publishing(here)
             ours += mine
             raw += limits
-            reopen_ms.append(reopening(here / "reopened"))
-        rate, grown = delivering(folder / "delivering")
-        rates.append(rate)
-        growth.append(grown)
+            for took_ms, worked_ms in reopening(here / "reopened"):
+                reopen_ms.append(took_ms)
+                reopen_work_ms.append(worked_ms)
+        rate, growth = delivering(folder / "delivering")
     spreads = {
         "publish, ms": Spread(tuple(ours)),
         "raw pwrite + fdatasync, ms": Spread(tuple(raw)),
         "reopening with 1,024 signals, ms": Spread(tuple(reopen_ms)),
+        "of these, work of the process, ms": Spread(tuple(reopen_work_ms)),
     }
-    publish_ms, raw_ms, open_ms = (spread.median for spread in spreads.values())
+    publish_ms, raw_ms, open_ms, work_ms = (spread.median for spread in spreads.values())
     return Outcome(
         [
             Row.judged(
@@ -154,12 +158,13 @@ def measure(repetitions: int) -> Outcome:
             ),
             Row.judged(
                 "memory, 10,000 signals to 3 subscribers, last quarter over the third",
-                growth[0],
+                growth,
                 1.0,
                 f"<= {MEMORY_GROWTH:g}",
-                growth[0] <= MEMORY_GROWTH,
+                growth <= MEMORY_GROWTH,
             ),
-            Row.told("signals/s to 3 subscribers, none lost", rates[0]),
+            Row.told("reopening with 1,024 signals, ms of the process's own work", work_ms),
+            Row.told("signals/s to 3 subscribers, none lost", rate),
         ],
         spreads,
     )
