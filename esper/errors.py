@@ -237,15 +237,16 @@ class IllegalTransition(EsperError):
 
 
 class IsolationViolation(EsperError):
-    """An isolated seed reaches parameters or memory of the host or of another seed, or changes its input. `leaves` has
-    the names of the tensors."""
+    """A seed of `blueprint` at `slot` reaches parameters or memory of the host or of another seed, or changes
+    something outside itself. `leaves` has the names."""
 
-    def __init__(self, seed_id: str, leaves: Sequence[str]) -> None:
-        super().__init__(seed_id, tuple(leaves))
-        self.seed_id, self.leaves = seed_id, tuple(leaves)
+    def __init__(self, seed_id: str, leaves: Sequence[str], blueprint: str, slot: str) -> None:
+        super().__init__(seed_id, tuple(leaves), blueprint, slot)
+        self.seed_id, self.leaves, self.blueprint, self.slot = seed_id, tuple(leaves), blueprint, slot
 
     def __str__(self) -> str:
-        return f"seed {self.seed_id}: not isolated from {', '.join(self.leaves)} (gradient, memory or change in place)"
+        seed = f"blueprint {self.blueprint} at {self.slot}, seed {self.seed_id}"
+        return f"{seed}: not isolated from {', '.join(self.leaves)} (gradient, memory or change)"
 
 
 def _why(cause: BaseException | None) -> str:

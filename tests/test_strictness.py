@@ -20,7 +20,6 @@ ALLOWED: dict[str, str] = {
     "esper/tolaria/unkept.py _at: .get with a default": "the survey saw nothing of it change",
     "esper/user_code/attributes.py _slots_of: .get with a default": "a class without them has none to read",
     "esper/config/joined.py load_config: .get with a default": "a file may be empty; other keys are refused",
-    "esper/tolaria/host_state.py GrownHost.amend: .pop with a default": "a seed joined again is isolated no more",
     "tests/actors/test_clean_ends.py test_ctrl_c_in_a_round_ends_with_130_and_one_line_and_an_impatient_one_does_not_disturb_the_end: time.sleep in a test": "between keys",
     "tests/actors/test_clean_ends.py Started.processes: swallows (FileNotFoundError, ProcessLookupError)": "gone",
     "actors/embedded_ray.py EmbeddedRay._put_back: .pop with a default": "a variable that a test took away is gone already",

@@ -7,7 +7,7 @@ ports.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from esper.leyline.evidence import GradientProbe, HostObservation, SampleLosses, SeedObservation
@@ -62,20 +62,23 @@ class HostEditor(Protocol):
         ...
 
     def audit(self) -> None:
-        """Walk the autograd graph of the last forward pass.
+        """Compare what the seeds may not change, and walk the autograd graph of the last watched forward pass.
 
         Raises:
-            IsolationViolation: an isolated seed's branch reaches host parameters.
+            IsolationViolation: a seed reached or changed the host or another seed.
         """
         ...
 
     def watched(self) -> tuple[str, ...]:
-        """Return the ids of the isolated seeds whose branch of the last forward pass is stored. A seed whose slot was
-        not called has no branch."""
+        """Return the ids of the seeds that `audit` can judge. A seed whose slot was not called is not among them."""
         ...
 
-    def watch(self, on: bool) -> None:
-        """Start or stop storing the branches of forward passes, for `audit`."""
+    def watch(self, on: bool, batch: Any = None, leave_out: Collection[str] = ()) -> None:  # Any: a batch of the task
+        """Start or stop recording forward passes of `batch` for `audit`. The seeds in `leave_out` are not recorded."""
+        ...
+
+    def record(self) -> Mapping[str, Any]:  # Any: a digest
+        """Return the digests of everything in the host and its seeds that a candidate must not change, by name."""
         ...
 
     def calls(self, seed_id: str) -> int:
@@ -131,6 +134,14 @@ class ProbedFork(Fork, Protocol):
 
     def activation(self, slot: str) -> Any:  # Any: torch.Tensor
         """Return the output of the slot, seeds included, on the next training batch. The host is not changed."""
+        ...
+
+    def held(self) -> Mapping[str, Any]:  # Any: a digest
+        """Return the digests of everything in the fork that a candidate must not change, by name."""
+        ...
+
+    def changed_since(self, before: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of everything that has changed since `held` returned `before`."""
         ...
 
     def probe_gradients(self, seed_id: str, batches: int) -> GradientProbe:

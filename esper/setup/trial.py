@@ -136,10 +136,10 @@ def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
     """Yield one plan for each slot, with its weights. The candidate is that with the fewest FLOPs, and its alpha is at
     the target from the first step.
 
-    Candidates that change the shape are left out, because gate G0 refuses them.
+    Candidates that change the shape or the dtype are left out, because gate G0 refuses them.
     """
     for spec in survey.specs:
-        there = [pair for pair in survey.options if pair.slot == spec.path and _keeps_shape(survey, pair, spec)]
+        there = [pair for pair in survey.options if pair.slot == spec.path and _fits(survey, pair, spec)]
         if not there:
             continue
         pair = min(there, key=lambda pair: (pair.flops, pair.parameters, pair.blueprint_id))
@@ -159,12 +159,12 @@ def cheapest_plans(survey: Survey) -> Iterator[tuple[GraftPlan, bytes]]:
         )
 
 
-def _keeps_shape(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
+def _fits(survey: Survey, pair: Pair, spec: SlotSpec) -> bool:
     module = survey.blueprints.get(pair.blueprint_id).build(spec, seed_key=0)
     h = torch.zeros(2, *spec.shape, dtype=parameter_dtype(spec), device=spec.device)
     with torch.no_grad():
         output = module(h)
-    return isinstance(output, Tensor) and output.shape == h.shape
+    return isinstance(output, Tensor) and (output.shape, output.dtype) == (h.shape, h.dtype)
 
 
 @contextmanager

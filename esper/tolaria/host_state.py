@@ -16,7 +16,7 @@ from esper.errors import DependencyViolationError
 from esper.ground.tensors import from_bytes, state_digest
 from esper.leyline.checkpoint_record import CheckpointWritten, StateCopied
 from esper.leyline.host_ports import HostEditor
-from esper.leyline.reports import Amendment, ConfidencePlan, GraftPlan, JoinPlan, RatePlan, Weights
+from esper.leyline.reports import Amendment, ConfidencePlan, GraftPlan, RatePlan, Weights
 from esper.task import Task
 from esper.tolaria.background_save import Saver
 from esper.tolaria.compiling import compile_host
@@ -76,10 +76,10 @@ class GrownHost:
         """Digest -> initial weights of every seed that was ever grafted. Checkpoints store these weights with the
         receipts."""
         self._leaks: dict[str, tuple[str, ...]] = {}
-        """Seed id -> host parameters that the seed's gradient reached. Empty: audits found none. Absent: not audited
+        """Seed id -> what the seed reached or changed outside itself. Empty: audits found nothing. Absent: not audited
         yet."""
-        self._isolated: dict[str, int] = {}
-        """Seed id -> first step of the seed, for each isolated seed."""
+        self._judged: dict[str, int] = {}
+        """Seed id -> first step of the seed, for each seed that a gate may still judge. These seeds are audited."""
         self._best_round: float | None = None
         self._data_state: dict[str, Any] = {}
         """State of stateful data sets after the last training batch; see `TaskData.state`."""
@@ -117,8 +117,7 @@ class GrownHost:
         self._weights[plan.weights_digest] = weights[plan.weights_digest]
         self._editor.set_training(True)  # the host's root may be in evaluation mode
         self._editor.set_alphas(self.step)
-        if plan.isolated:
-            self._isolated[plan.seed_id] = plan.start_step
+        self._judged[plan.seed_id] = plan.start_step
         parameters = self._editor.parameters_of(plan.seed_id)
         if parameters:  # torch makes no optimizer without parameters; G1 refuses a seed without parameters
             total = self._settings.total_steps
@@ -134,11 +133,8 @@ class GrownHost:
             DependencyViolationError: the seed is not in this host; nothing was changed.
         """
         self._editor.amend(change)
-        match change:
-            case JoinPlan() | ConfidencePlan(joins=True):
-                self._isolated.pop(change.seed_id, None)
-            case RatePlan() if change.seed_id in self._seed_optimizers:
-                self._seed_optimizers[change.seed_id].scale = change.rate_scale
+        if isinstance(change, RatePlan) and change.seed_id in self._seed_optimizers:
+            self._seed_optimizers[change.seed_id].scale = change.rate_scale
         if isinstance(change, ConfidencePlan):
             self._editor.set_alphas(self.step)
 
@@ -149,7 +145,7 @@ class GrownHost:
         self._uncalled.discard(seed_id)
         self._seed_optimizers.pop(seed_id, None)
         self._leaks.pop(seed_id, None)
-        self._isolated.pop(seed_id, None)
+        self._judged.pop(seed_id, None)
 
     def release(self) -> nn.Module:
         """Return the host as an ordinary network in evaluation mode, with its seeds as submodules.

@@ -31,6 +31,7 @@ from esper.tolaria.measuring import check_measures, losses_of, means_over
 from esper.tolaria.slot_calls import MOST_SKIPPED, not_called
 from esper.tolaria.task_metrics import Metric, Seen
 from esper.tolaria.weighing import Weighted
+from esper.user_code.attributes import different
 from esper.user_code.extra_state import extra_states_kept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
@@ -175,8 +176,10 @@ class MeasuredHost(GrownHost):
         This call sets the counts of seeds to 0; see `HostEditor.observations`.
 
         Args:
-            stages: Seed id -> present stage of the seed.
+            stages: Seed id -> present stage of the seed. A fossilized seed is not audited any more.
         """
+        final = {seed_id for seed_id, stage in stages.items() if stage is Stage.FOSSILIZED}
+        self._judged = {seed_id: start for seed_id, start in self._judged.items() if seed_id not in final}
         seeds = tuple(
             seen.model_copy(
                 update={"stage": stages.get(seen.seed_id), "isolation_leaks": self._leaks.get(seen.seed_id)}
@@ -224,7 +227,6 @@ class MeasuredHost(GrownHost):
             TaskError: too many batches did not call the slot; see `MOST_SKIPPED`.
         """
         norms, nonfinite = list[float](), 0
-        reachable = set[str]()
         slot = next(plan.slot for plan in self._editor.topology() if plan.seed_id == seed_id)
         with self._state_kept():
             step = self.step
@@ -234,27 +236,37 @@ class MeasuredHost(GrownHost):
                 calls = self._editor.calls(seed_id)
                 inputs, targets = self._load(self._data.batch(step))
                 step += 1
-                with nullcontext() if self._compiled else self._watching():
+                with nullcontext() if self._compiled else self._watching(inputs):
                     loss = batch_loss(self._task.loss, self._forward(inputs), targets)
                 if self._editor.calls(seed_id) == calls:
                     continue
                 found = {} if self._compiled else self._audited()
+                if seed_id in found:  # gate G1 refuses the seed; a backward pass might write into another host
+                    return self._leaking(found[seed_id])
                 loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 if self._compiled:  # after the backward pass, because the audit overwrites tensors that this pass needs
                     found = self._audit_eagerly(inputs, self._audited)
-                if seed_id in found:  # evidence by which gate G1 refuses the seed
-                    reachable |= set(found[seed_id])
+                    if seed_id in found:
+                        return self._leaking(found[seed_id])
                 grads = [p.grad for p in self._editor.parameters_of(seed_id) if p.grad is not None]
                 nonfinite += sum(int((~g.isfinite()).sum()) for g in grads)
                 norms.append(float(torch.nn.utils.get_total_norm(grads)))
-                for parameter in self._parameters():
-                    parameter.grad = None
+                self._clear_gradients()
         return GradientProbe(
             batches=len(norms),
             nonfinite=nonfinite,
             norm=max(norms),
-            reachable_host_parameters=tuple(sorted(reachable)),
+            reachable_host_parameters=(),
         )
+
+    def _leaking(self, violation: IsolationViolation) -> GradientProbe:
+        """Return the probe of a seed that reached or changed the host. Its gradients were not measured."""
+        self._clear_gradients()
+        return GradientProbe(batches=0, nonfinite=0, norm=0.0, reachable_host_parameters=violation.leaves)
+
+    def _clear_gradients(self) -> None:
+        for parameter in self._parameters():
+            parameter.grad = None
 
     def _audit_eagerly(self, inputs: Any, audit: Callable[[], T]) -> T:
         """Make an audit after an additional forward that is not compiled and changes no state.
@@ -262,14 +274,15 @@ class MeasuredHost(GrownHost):
         A compiled forward is a single node of the autograd graph. Every parameter is reachable from this node.
         """
         with uncompiled(self.host), self._state_kept(), temporary_rng(self.step, self._devices()):
-            with self._watching():
+            with self._watching(inputs):
                 self._forward(inputs)
             return audit()
 
     @contextmanager
-    def _watching(self) -> Iterator[None]:
-        """In the block, forward passes store the data that `audit` needs. Without it, they are faster."""
-        self._editor.watch(True)
+    def _watching(self, inputs: Any) -> Iterator[None]:
+        """In the block, a forward pass of `inputs` records what `audit` needs. Without it, it is faster."""
+        settled = {plan.seed_id for plan in self._editor.topology()} - self._judged.keys()
+        self._editor.watch(True, inputs, settled)
         try:
             yield
         finally:
@@ -296,18 +309,25 @@ class MeasuredHost(GrownHost):
     def _devices(self) -> set[torch.device]:
         return {parameter.device for parameter in self.host.parameters()}
 
-    def _audited(self) -> dict[str, tuple[str, ...]]:
-        """Audit every isolated seed of the last forward pass.
+    def held(self) -> Mapping[str, Any]:  # Any: a digest
+        """Return the digests of everything in this host that a candidate must not change; see `HostEditor.record`."""
+        return self._editor.record()
+
+    def changed_since(self, before: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of everything that has changed since `held` returned `before`."""
+        return tuple(different(dict(before), dict(self.held())))
+
+    def _audited(self) -> dict[str, IsolationViolation]:
+        """Audit every watched seed of the last forward pass.
 
         Returns:
-            Seed id -> host parameters that the seed's gradient reaches. Only seeds that violate their isolation are
-                included.
+            Seed id -> violation. Only seeds that violate their isolation are included.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        found: dict[str, IsolationViolation] = {}
         while True:
             try:
                 self._editor.audit()
             except IsolationViolation as violation:  # the next call continues with the seeds after this seed
-                found[violation.seed_id] = violation.leaves
+                found[violation.seed_id] = violation
             else:
                 return found

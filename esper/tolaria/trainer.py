@@ -31,6 +31,7 @@ from esper.tolaria.host_state import TrainerSettings as TrainerSettings  # re-ex
 from esper.tolaria.loss import batch_loss
 from esper.tolaria.measured_host import MeasuredHost
 from esper.tolaria.optim import global_norm
+from esper.tolaria.slot_calls import MOST_SKIPPED
 from esper.tolaria.unkept import Changing, Unkept
 from esper.user_code.process_state import check_process
 from esper.user_code.their_code import their_code
@@ -38,6 +39,18 @@ from esper.user_code.their_code import their_code
 BACKWARD = their_code("task.model", "the backward pass")
 OPTIMIZER_STEP = their_code("task.optimizer", "optimizer.step")
 SCHEDULER_STEP = their_code("task.scheduler", "scheduler.step")
+
+
+def tell_violation(violation: IsolationViolation) -> None:
+    """Report a violation of isolation as a severe event."""
+    severe(
+        "isolation_violated",
+        Severity.CRITICAL,
+        seed_id=violation.seed_id,
+        blueprint=violation.blueprint,
+        slot=violation.slot,
+        leaves=list(violation.leaves),
+    )
 
 
 def never() -> bool:
@@ -63,10 +76,12 @@ class Trainer(MeasuredHost):
         super().__init__(task, settings, host, make_editor(host), data)
         self._make_editor, self._halted = make_editor, halted
         self._fault_point = f"{settings.role}.step"
-        self._round_end: int | None = None
-        """Optimizer step at which the present round ends. None: the steps belong to no round."""
         self._round: int | None = None
         """Fence at which the present round ends, for fault points. None before the first round."""
+        self._audited_now: set[str] = set()
+        """Ids of the seeds that were audited since the last round, or the last call of `train_to`, began."""
+        self._last_step = 0
+        """Step before which the present round, or call of `train_to`, ends."""
         self._unkept: Unkept | None = None
         """Finds changes of state that no checkpoint stores. None until `refuse_unkept` is called."""
 
@@ -89,16 +104,17 @@ class Trainer(MeasuredHost):
             EmergencyStop: an emergency has stopped the run.
         """
         faults.point("tolaria.round", round=fence, step=self.step)
-        self._round, self._round_end = fence, last_step
+        self._round = fence
         if self._unkept is not None:
             self._unkept.begin_round()
-        self._set_mode(training=True)
+        self._begin_audits(last_step)
         losses: list[float] = []
         norms: list[float] = []
         while self.step < last_step:
             loss, norm = self._one_step()
             losses.append(loss)
             norms.append(norm)
+        self._audit_skipped()
         mean = sum(losses) / len(losses)
         best = self._best_round
         self._best_round = mean if best is None else min(mean, best)
@@ -125,10 +141,11 @@ class Trainer(MeasuredHost):
 
         No round or fence is counted.
         """
-        self._set_mode(training=True)
+        self._begin_audits(step)
         losses = []
         while self.step < step:
             losses.append(self._one_step()[0])
+        self._audit_skipped()
         check_process(self._settings.role)
         return tuple(losses)
 
@@ -158,7 +175,7 @@ class Trainer(MeasuredHost):
         """Take one optimizer step. Return the loss and the global gradient norm before clipping."""
         inputs, targets = self._load(self._next_batch())
         self._editor.set_alphas(self.step)
-        output = self._audited_forward(inputs) if self._isolated else self._forward(inputs)
+        output = self._audited_forward(inputs) if self._judged else self._forward(inputs)
         loss = batch_loss(self._task.loss, output, targets)
         BACKWARD.run(loss.backward)
         parameters = self._trained_parameters()
@@ -183,34 +200,50 @@ class Trainer(MeasuredHost):
         return values
 
     def _audited_forward(self, inputs: Any) -> Any:
-        """Return the output of the forward of a step with isolated seeds. If an audit of isolation is due, make it."""
+        """Return the output of the forward of a step with seeds. If an audit of isolation is due, make it."""
         if not self._audit_is_due():
             return self._forward(inputs)
         if self._compiled:
             self._audit_eagerly(inputs, self._audit)
             return self._forward(inputs)
-        with self._watching():
+        with self._watching(inputs):
             output = self._forward(inputs)
         self._audit()
         return output
 
+    def _begin_audits(self, last_step: int) -> None:
+        """Begin to train up to `last_step`. The last step is audited, so that a gate has evidence of its own fence."""
+        self._set_mode(training=True)
+        self._optimizer.zero_grad(set_to_none=True)  # the seed of a fork in this process may have reached this host
+        self._audited_now, self._last_step = set(), last_step
+
     def _audit_is_due(self) -> bool:
-        if not self._isolated:
-            return False
-        if not self._isolated.keys() <= self._leaks.keys() or self.step + 1 == self._round_end:
-            return True  # an isolated seed was never audited, or a gate may judge after this step
-        return any((self.step - start) % self._settings.audit_every == 0 for start in self._isolated.values())
+        if not self._judged.keys() <= self._leaks.keys() or self.step + 1 == self._last_step:
+            return True
+        return any((self.step - start) % self._settings.audit_every == 0 for start in self._judged.values())
+
+    def _audit_skipped(self) -> None:
+        """Audit the seeds whose slots every audited step skipped, in forward passes that change no state."""
+        for step in range(self.step, self.step + MOST_SKIPPED):
+            if self._judged.keys() <= self._audited_now:
+                return
+            with self._state_kept():
+                inputs, _ = self._load(self._data.batch(step))
+            self._audit_eagerly(inputs, self._audit)
 
     def _audit(self) -> None:
-        """Record the seeds whose gradients reach host parameters.
+        """Record the seeds that reached or changed the host.
 
         The gate at the next fence culls these seeds; the step continues.
         """
         seen = self._editor.watched()
+        self._audited_now |= {*seen}
         found = self._audited()
-        for seed_id, leaves in found.items():
-            severe("isolation_violated", Severity.CRITICAL, seed_id=seed_id, leaves=list(leaves))
-        self._leaks = {**dict.fromkeys(seen, ()), **self._leaks, **found}
+        for seed_id, violation in found.items():
+            if self._leaks.get(seed_id) != violation.leaves:
+                tell_violation(violation)
+        leaks = {seed_id: violation.leaves for seed_id, violation in found.items()}
+        self._leaks = {**dict.fromkeys(seen, ()), **self._leaks, **leaks}
 
     def _next_batch(self) -> Any:  # Any: the type that the task's collate function returns
         """Load the batch of the present step. The new state of stateful data sets is stored for the next step."""
@@ -262,8 +295,7 @@ class Trainer(MeasuredHost):
             try:
                 self._change(plan, weights)
             except IsolationViolation as violation:
-                leaves = list(violation.leaves)
-                severe("isolation_violated", Severity.CRITICAL, seed_id=violation.seed_id, leaves=leaves)
+                tell_violation(violation)
                 raise
             receipt = GraftReceipt(
                 command_id=plan.command_id,

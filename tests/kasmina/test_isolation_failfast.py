@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from growing import graft_plan
@@ -13,6 +14,7 @@ from esper.errors import IsolationViolation, SeedBuildFailed
 from esper.ground.tensors import state_digest, to_bytes
 from esper.kasmina.blueprints.catalogue import Blueprint, BlueprintRegistry
 from esper.kasmina.host.host_editor import SeedEditor
+from esper.leyline.reports import JoinPlan
 from esper.leyline.slots import Kind, SlotSpec
 from esper.testing import TinyHost
 
@@ -23,6 +25,7 @@ class Host(TinyHost):
     """A host that leaves its last input and its own parameters where a seed can find them."""
 
     seen: Tensor
+    batch: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,34 +130,76 @@ def test_an_activation_of_the_host_in_a_closure_is_caught(host, body_spec):
     assert caught(host, graft(host, body_spec, seed)) == ("body.weight",)
 
 
-CHANGES: dict[str, Callable[[Host], object]] = {
-    "add_": lambda host: host.count.add_(2),
-    "mul_, which changes no value here": lambda host: host.count.mul_(2),
-    "data": lambda host: host.count.data.add_(2),
-    "numpy": lambda host: host.count.numpy().__iadd__(2),
-    "hooks of head.weight": lambda host: host.head.weight.register_hook(lambda grad: grad * 0),
-    "mode of head": lambda host: host.head.eval(),
-    "requires_grad of head.bias": lambda host: host.head.bias.requires_grad_(False),
-    "gradient of head.bias": lambda host: setattr(host.head.bias, "grad", torch.ones(4)),
+LEAKS: dict[str, tuple[Callable[[Host, Tensor], object], str]] = {
+    "adds in place": (lambda host, _: host.count.add_(2), "count"),
+    "writes what is there already": (lambda host, _: host.count.mul_(2), "count"),
+    "writes to the data of a parameter": (lambda host, _: host.head.weight.data.add_(1e-3), "head.weight"),
+    "writes through numpy": (lambda host, _: np.multiply(*[host.head.weight.detach().numpy()] * 3), "head.weight"),
+    "writes to the data of a buffer": (lambda host, _: host.count.data.add_(1), "count"),
+    "writes to the data of its input": (lambda _, h: h.data.mul_(0.5), "output of body"),
+    "writes to the batch": (lambda host, _: host.batch.data.mul_(2), "the batch"),
+    "writes a gradient": (lambda host, _: setattr(host.head.bias, "grad", torch.ones(4)), "head.bias.grad"),
+    "hooks a gradient": (lambda host, _: host.head.weight.register_hook(lambda grad: grad * 0), "head.weight"),
+    "hooks a module": (lambda host, _: host.head.register_forward_pre_hook(lambda *_: None), "head._forward_pre_hooks"),
+    "freezes": (lambda host, _: host.head.bias.requires_grad_(False), "head.bias"),
+    "replaces by its equal": (
+        lambda host, _: setattr(host.head, "bias", nn.Parameter(host.head.bias.detach().clone())),
+        "head.bias",
+    ),
+    "changes a mode": (lambda host, _: host.head.eval(), "head.training"),
+    "sets an attribute": (lambda host, _: setattr(host.head, "scale", 2.0), "head.scale"),
 }
-"""What a seed does to the host -> its name in the violation, or else it is the buffer."""
+"""What a seed does to its host in its first call after the graft -> the name that is blamed."""
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("grafted", [True, False])
-def test_what_a_seed_changes_in_the_host_is_caught(host, body_spec, change, grafted):
-    def act(_seed: nn.Module, _h: Tensor, output: Tensor) -> Tensor:
-        if not grafted or host.body._forward_hooks:
-            CHANGES[change](host)
+@pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.parametrize("isolated", [True, False])
+def test_whatever_a_seed_changes_outside_itself_is_caught_by_name(host, body_spec, leak, isolated):
+    change, name = LEAKS[leak]
+
+    def act(_seed: nn.Module, h: Tensor, output: Tensor) -> Tensor:
+        if host.body._forward_hooks:
+            change(host, h)
         return output
 
-    leaves = (change,) if change.endswith(("weight", "bias", "head")) else ("count",)
-    if grafted:
-        assert caught(host, graft(host, body_spec, Acts(act))) == leaves
-    else:  # in its prewarm
-        with pytest.raises(IsolationViolation) as violation:
+    editor = graft(host, body_spec, Acts(act))
+    if not isolated:
+        editor.amend(JoinPlan(seed_id="seed-0", command_id="c", run_id="run", generation=1, fence=2))
+    host.batch = X.clone()
+    editor.watch(True, host.batch)
+    host(X)
+    with pytest.raises(IsolationViolation) as violation:
+        editor.audit()
+    assert (violation.value.blueprint, violation.value.slot) == ("planted", "body")
+    assert name in violation.value.leaves
+
+
+def test_a_seed_that_changes_the_host_while_it_is_prewarmed_is_not_attached(host, body_spec):
+    before = state_digest(host.state_dict())
+    with pytest.raises(IsolationViolation, match=r"blueprint planted at body, seed seed-0: .*head\.training"):
+        graft(host, body_spec, Acts(lambda _seed, _h, output: (host.head.eval(), output)[1]))
+    assert state_digest(host.state_dict()) == before
+    assert not host.body._forward_hooks
+
+
+def test_a_parameter_of_another_host_is_caught(host, body_spec):
+    other = Host()
+    seed = Acts(lambda _seed, _h, output: output + other.head.weight.mean())
+    (leaf,) = caught(host, graft(host, body_spec, seed))
+    assert "outside the seed" in leaf
+    assert other.head.weight.grad is None  # the prewarm's backward pass has not reached it
+
+
+def test_an_input_that_a_seed_changes_in_place_is_caught_at_the_graft_and_later(host, body_spec):
+    for act in (lambda _seed, h, output: h.mul_(2) + output, lambda _seed, h, output: h.data.mul_(2) + output):
+        with pytest.raises(SeedBuildFailed, match="prewarm failed"):
             graft(host, body_spec, Acts(act))
-        assert violation.value.leaves == leaves
+    later = Acts(lambda _seed, h, output: h.mul_(2) + output if host.body._forward_hooks else output)
+    editor = graft(host, body_spec, later)
+    assert caught(host, editor) == ("output of body",)
+    editor.watch(False)
+    with pytest.raises(SeedBuildFailed, match=r"blueprint planted at body: forward failed: .* changes its input"):
+        host(X)
 
 
 def test_a_seed_in_a_host_of_channels_last_without_a_gradient_trains(body_spec):
@@ -164,13 +209,7 @@ def test_a_seed_in_a_host_of_channels_last_without_a_gradient_trains(body_spec):
     editor = graft(host, spec, nn.GroupNorm(1, 8))
     editor.set_alphas(4)
     x = torch.randn(16, 8, 6, 6).to(memory_format=torch.channels_last)
-    torch.autograd.backward(host(x).sum())
-    assert all(parameter.grad is not None for parameter in editor.parameters_of("seed-0"))
-
-
-def test_an_input_that_a_seed_changes_in_place_is_caught_at_the_graft_and_later(host, body_spec):
-    for act in (lambda _seed, h, output: h.mul_(2) + output, lambda _seed, h, output: h.data.mul_(2) + output):
-        with pytest.raises(SeedBuildFailed, match="prewarm failed"):
-            graft(host, body_spec, Acts(act))
-    later = Acts(lambda _seed, h, output: h.mul_(2) + output if host.body._forward_hooks else output)
-    assert caught(host, graft(host, body_spec, later)) == ("output of body",)
+    for watched in (False, True):
+        editor.watch(watched)
+        torch.autograd.backward(host(x).sum())
+        assert all(parameter.grad is not None for parameter in editor.parameters_of("seed-0"))

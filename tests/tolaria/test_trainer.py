@@ -25,7 +25,6 @@ from esper.ground.random_streams import generator, seed_process
 from esper.ground.tensors import state_digest
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry, blueprint
 from esper.kasmina.host import host_editor
-from esper.kasmina.host.isolation import Untouched
 from esper.leyline.evidence import ResetProbe
 from esper.leyline.reports import GraftPlan, JoinPlan, RemovePlan
 from esper.leyline.slots import Kind, SlotSpec
@@ -396,19 +395,16 @@ def test_only_the_forwards_of_audits_and_probes_are_watched(monkeypatch: pytest.
     live = live_trainer(survey)
     plan = make_plan(survey, step=0, isolated=True)
     live.apply(plan, DRAWN)
-
-    class Noted(Untouched):
-        def changed(self) -> tuple[str, ...]:
-            looked.append(live.step)
-            return super().changed()
-
-    monkeypatch.setattr(host_editor, "Untouched", Noted)
+    monkeypatch.setattr(host_editor, "record_of", lambda *_: looked.append(live.step) or {})
     live.probe_gradients("seed-1", 1)
     live.train_to(6)
     live.apply(same_command(plan, JoinPlan, "command-2"), {})
     live.train_to(10)
+    live.observe(1, {"seed-1": Stage.FOSSILIZED})
+    live.train_to(13)
 
-    assert looked == [0, 0, 4]  # of the probe, and of the audits at 0 and 4
+    # before and after the call: in the probe, then each 4 steps and in the last step of each `train_to`
+    assert looked == [step for step in (0, 0, 4, 5, 8, 9) for _ in range(2)]
 
 
 def test_the_last_step_before_a_fence_is_audited(monkeypatch: pytest.MonkeyPatch) -> None:

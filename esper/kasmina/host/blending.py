@@ -220,11 +220,8 @@ def check_fits(host: Tensor, seed: Tensor) -> None:
     """Refuse a seed's output if a formula would broadcast it or convert its dtype.
 
     Raises:
-        DependencyViolationError: shape, dtype or device of the two differ.
+        ValueError: shapes, dtypes or devices differ.
     """
     if host.shape != seed.shape or host.dtype != seed.dtype or host.device != seed.device:
-        raise DependencyViolationError(
-            "blend",
-            "the seed's output does not fit the host's",
-            f"{tuple(seed.shape)} {seed.dtype} {seed.device} on {tuple(host.shape)} {host.dtype} {host.device}",
-        )
+        found = f"{tuple(seed.shape)} {seed.dtype} {seed.device} on {tuple(host.shape)} {host.dtype} {host.device}"
+        raise ValueError(f"the seed's output does not fit the host's: {found}")

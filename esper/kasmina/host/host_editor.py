@@ -6,7 +6,7 @@ registered in the host, so the host's modules, names and state dict do not chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +26,13 @@ from esper.kasmina.host.blending import blend_alpha, blend_of, check_fits, targe
 from esper.kasmina.host.call_record import CallRecord, is_recomputing
 from esper.kasmina.host.code_path import COMPILED, asked_path
 from esper.kasmina.host.formulas import weight_of
-from esper.kasmina.host.isolation import Untouched, reachable_parameters, sharing_memory
-from esper.kasmina.host.prewarm import prewarm
+from esper.kasmina.host.isolation import reachable_parameters, record_of, sharing_memory, strange_parameters
+from esper.kasmina.host.prewarm import CHANGES_INPUT, prewarm
 from esper.leyline.evidence import SeedObservation
 from esper.leyline.reports import Amendment, GraftPlan, Weights
 from esper.leyline.slots import SlotSpec
 from esper.leyline.state import BlendReport
+from esper.user_code.attributes import Held, different, held_by
 from esper.user_code.their_code import their_code
 
 
@@ -43,9 +44,9 @@ class LastCall:
     """
 
     branch: Tensor | None = None
-    """The seed's output. None unless the seed is isolated and watched."""
-    written: tuple[str, ...] = ()
-    """Names of the host's tensors that a watched call changed in place."""
+    """The seed's output in a watched call. None unless the seed is isolated."""
+    changed: tuple[str, ...] | None = None
+    """Names of what a watched call changed outside the seed. None: no call was watched."""
     shape: tuple[int, ...] | None = None
     """Shape of the output for one sample. None: not called since the last observation."""
 
@@ -67,15 +68,15 @@ class GraftedSeed(nn.Module):
         plan: GraftPlan,
         spec: SlotSpec,
         asked_path: str,
-        untouched: Callable[[Mapping[str, Tensor]], Untouched],
+        record: Callable[[GraftPlan], Held],
     ) -> None:
         """Make a seed that is not attached yet.
 
         Args:
-            untouched: Function that remembers the host and some further tensors, by name.
+            record: Function that returns the digests of everything that this seed must not change.
         """
         super().__init__()
-        self._untouched = untouched
+        self.record = record
         self.module = module
         self.blend = blend_of(plan.blend)
         self.plan = plan
@@ -94,32 +95,53 @@ class GraftedSeed(nn.Module):
         """Blend the seed into the slot's output, [B, ...]; same shape, dtype and device.
 
         Raises:
-            SeedBuildFailed: the seed's own forward raised.
+            SeedBuildFailed: the seed's own forward raised, changed its input, or returned an output that does not fit
+                the slot.
         """
-        before = self._untouched({f"output of {self.plan.slot}": host}) if self.watched else None
+        before = self.record(self.plan) if self.watched else None
+        given = self._input(host)
         try:
             with their_code(f"blueprint {self.plan.blueprint_id}", f"forward at {self.plan.slot}"):
-                correction = as_slot(self.module(self._input(host)), host)
+                correction = as_slot(self._run(given), host)
+                check_fits(host, correction)
         except Exception as error:  # otherwise it would be reported as an error of the host
             raise SeedBuildFailed(self.plan.blueprint_id, self.plan.slot, "forward") from error
         if not is_recomputing():
             if not (self.watched and self.asked_path == COMPILED):  # else the call serves the audit only
                 self.calls.add(self.module, correction)
             self.last.shape = tuple(correction.shape[1:])
-            self.last.branch = correction if self.watched and self.plan.isolated else None
             if before is not None:
-                self.last.written = before.changed()
-        check_fits(host, correction)
+                self._audit_call(before, host, given, correction)
         return self.blend.formula(host, correction, weight_of(self.alpha, self.channels, host))
 
     def _input(self, host: Tensor) -> Tensor:
-        """Return the slot's output as the seed gets it.
+        """Return the input of the seed. In a watched call it is a copy, so that the host's tensor stays as it is.
 
-        Without a gradient it is contiguous: the backward pass of torch 2.13's GroupNorm ends the process for such an
-        input in the layout channels_last.
+        An input without a gradient is made contiguous, because torch's backward pass of GroupNorm ends the process if
+        its input has the memory format `channels_last` and needs no gradient.
         """
-        x = host.detach() if self.plan.isolated else host
-        return x if x.requires_grad else x.contiguous()
+        given = host.detach() if self.plan.isolated else host
+        if torch.is_grad_enabled() and not given.requires_grad:
+            given = given.contiguous()
+        return given.clone() if self.watched else given
+
+    def _run(self, given: Tensor) -> Any:  # Any: a wrong blueprint may return anything
+        """Call the seed. Raises: ValueError: the call changed its input in place."""
+        if self.watched or torch.compiler.is_compiling() or given.is_inference():
+            return self.module(given)
+        version = given._version
+        output = self.module(given)
+        if given._version != version:
+            raise ValueError(CHANGES_INPUT)
+        return output
+
+    def _audit_call(self, before: Held, host: Tensor, given: Tensor, correction: Tensor) -> None:
+        """Record what a watched call changed, and the seed's output if the seed is isolated."""
+        changed = different(before, self.record(self.plan))
+        if held_by([given]) != held_by([host]):
+            changed.append(f"output of {self.plan.slot}")
+        self.last.changed = tuple(changed)
+        self.last.branch = correction if self.plan.isolated else None
 
     def observe(self) -> SeedObservation:
         """Return the observation since the last call of `observe`, and start a new observation.
@@ -160,9 +182,13 @@ def _finished(seed: GraftedSeed) -> Seed:
     return Seed(seed.module, seed.alpha, seed.blend.formula, seed.channels)
 
 
-def _prefix(seed: GraftedSeed) -> str:
+def _prefix(plan: GraftPlan) -> str:
     """Return the first part of the names of a seed's tensors."""
-    return f"{PREFIX}.{seed.plan.slot}.{seed.plan.ordinal}."
+    return f"{PREFIX}.{plan.slot}.{plan.ordinal}."
+
+
+def _violation(plan: GraftPlan, leaves: Iterable[str]) -> IsolationViolation:
+    return IsolationViolation(plan.seed_id, sorted(leaves), plan.blueprint_id, plan.slot)
 
 
 class SlotStack(nn.Module):
@@ -205,6 +231,8 @@ class SeedEditor:
         self._host, self._specs, self._blueprints, self._backend = host, specs, blueprints, backend
         self._stacks: dict[str, tuple[SlotStack, RemovableHandle]] = {}
         self._seeds: dict[str, GraftedSeed] = {}
+        self._batch: object = None
+        """Input of the watched forward pass. None: no forward pass is watched."""
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
         """Attach a seed with the weights of the plan's digest.
@@ -213,8 +241,8 @@ class SeedEditor:
             DependencyViolationError: the slot is unknown, the seed is grafted already, or `weights` lacks its weights;
                 the host is unchanged.
             SeedBuildFailed: the seed could not be built, loaded with its weights, or prewarmed; the host is unchanged.
-            IsolationViolation: a tensor of the seed shares memory with the host or with another seed; the host is
-                unchanged. Or the seed changed the host while it was prewarmed; the change stays.
+            IsolationViolation: a tensor of the seed shares memory with the host or with another seed, or the seed
+                changed the host while it was built and prewarmed. The seed is not attached.
         """
         if plan.slot not in self._specs:
             raise DependencyViolationError(f"seed {plan.seed_id}", "slot not known", plan.slot)
@@ -223,20 +251,20 @@ class SeedEditor:
         if plan.weights_digest not in weights:
             raise DependencyViolationError(f"seed {plan.seed_id}", "weights not given", plan.weights_digest)
         spec = self._specs[plan.slot]
+        before = self.record(plan)
         module = self._blueprints.get(plan.blueprint_id).build(spec, seed_key=0)
         own = [*module.parameters(), *module.buffers()]
         if shared := sharing_memory(own, {**self.tensors(), **self._host_tensors()}):
-            raise IsolationViolation(plan.seed_id, shared)  # loading the seed's weights would overwrite the host's
+            raise _violation(plan, shared)  # loading the seed's weights would overwrite the host's
         try:
             module.load_state_dict(from_bytes(weights[plan.weights_digest]))
         except RuntimeError as error:
             raise SeedBuildFailed(plan.blueprint_id, plan.slot, "load weights") from error
         path = asked_path(self._host, plan.slot)
-        before = self._untouched({})
         prewarm(module, spec, plan.blueprint_id, self._backend if path == COMPILED else None)
-        if changed := before.changed():
-            raise IsolationViolation(plan.seed_id, changed)
-        seed = GraftedSeed(module, plan, spec, path, self._untouched)
+        if changed := different(before, self.record(plan)):
+            raise _violation(plan, changed)
+        seed = GraftedSeed(module, plan, spec, path, self.record)
         seed.train(self._host.training)
         if plan.slot not in self._stacks:
             stack = SlotStack()
@@ -303,7 +331,7 @@ class SeedEditor:
         """
         found: dict[str, Tensor] = {}
         for seed in self._seeds.values():
-            prefix = _prefix(seed)
+            prefix = _prefix(seed.plan)
             found |= {prefix + name: p for name, p in seed.named_parameters()}
             found |= {prefix + name: b for name, b in seed.named_buffers()}
         return found
@@ -313,50 +341,63 @@ class SeedEditor:
         for seed in self._seeds.values():
             seed.train(training)
 
-    def watch(self, on: bool) -> None:
-        """Start or stop storing the branches (outputs of isolated seeds) for `audit`."""
-        for seed in self._seeds.values():
-            seed.watched = on
+    def watch(self, on: bool, batch: object = None, leave_out: Collection[str] = ()) -> None:
+        """Start or stop recording what seeds change, for `audit`.
+
+        Args:
+            batch: Input of the watched forward pass. The seeds must not change it.
+            leave_out: Ids of seeds that are not watched.
+        """
+        self._batch = batch
+        for seed_id, seed in self._seeds.items():
+            seed.watched = on and seed_id not in leave_out
 
     def watched(self) -> tuple[str, ...]:
-        """Return the ids of the isolated seeds with a stored branch. A seed in a skipped slot has no branch."""
-        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.branch is not None)
+        """Return the ids of the seeds with a watched call. A seed in a skipped slot has none."""
+        return tuple(seed_id for seed_id, seed in self._seeds.items() if seed.last.changed is not None)
 
     def audit(self) -> None:
-        """Check that no isolated seed reached the host or another seed in its last watched call.
+        """Check that no seed reached or changed the host or another seed in its last watched call.
 
-        The branches are deleted.
+        The records of the calls are deleted.
 
         Raises:
-            IsolationViolation: a parameter of the host or of another seed is reachable in the autograd graph of the
-                seed's output; a tensor of the seed shares the memory of a foreign tensor; or the call changed a tensor
-                of the host in place.
+            IsolationViolation: the call changed something outside the seed; a tensor of the seed shares the memory of a
+                foreign tensor; or the seed is isolated, and its gradient reaches a parameter that is not its own.
         """
-        for seed_id, seed in self._seeds.items():
-            branch, seed.last.branch = seed.last.branch, None
-            if branch is None:
+        for seed in self._seeds.values():
+            branch, changed = seed.last.branch, seed.last.changed
+            seed.last.branch = seed.last.changed = None
+            if changed is None:
                 continue
-            foreign = self._foreign_to(seed)
-            parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
-            own = [*seed.parameters(), *seed.buffers()]
-            found = {*reachable_parameters(branch, parameters), *sharing_memory(own, foreign), *seed.last.written}
+            foreign, own = self._foreign_to(seed.plan), [*seed.parameters(), *seed.buffers()]
+            found = {*changed, *sharing_memory(own, foreign)}
+            if branch is not None:
+                parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
+                found |= {*reachable_parameters(branch, parameters), *strange_parameters(branch, own, foreign)}
             if found:
-                raise IsolationViolation(seed_id, sorted(found))
+                raise _violation(seed.plan, found)
 
-    def _untouched(self, more: Mapping[str, Tensor]) -> Untouched:
-        return Untouched({**self._host_tensors(), **more}, self._host)
+    def record(self, plan: GraftPlan | None = None) -> Held:
+        """Return the digests of everything that the seed of `plan` must not change; see `record_of`.
+
+        None: no seed may change it.
+        """
+        return record_of(self._host, self._seeds_beside(plan), self._batch)
 
     def _host_tensors(self) -> dict[str, Tensor]:
         return {**dict(self._host.named_parameters()), **dict(self._host.named_buffers())}
 
-    def _foreign_to(self, seed: GraftedSeed) -> dict[str, Tensor]:
+    def _foreign_to(self, plan: GraftPlan) -> dict[str, Tensor]:
         """Return the tensors of the host and of the other seeds.
 
         A tensor that the seed shares with them is included.
         """
-        own = _prefix(seed)
-        others = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(own)}
-        return others | self._host_tensors()
+        return self._seeds_beside(plan) | self._host_tensors()
+
+    def _seeds_beside(self, plan: GraftPlan | None) -> dict[str, Tensor]:
+        own = _prefix(plan) if plan is not None else None
+        return {name: tensor for name, tensor in self.tensors().items() if own is None or not name.startswith(own)}
 
     def calls(self, seed_id: str) -> int:
         """Return the number of a seed's calls since the last `observations`. Recomputed calls do not count.

@@ -1,11 +1,16 @@
-"""Finds the tensors of the host that a seed reaches by its gradient, shares, or changes in place."""
+"""Finds what a seed reaches by its gradient, what memory it shares, and what its call changes in the host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from esper.user_code.attributes import Held, Leaf, Limits, held_by, path_in_words
+
+WHOLE = Limits(values=2**40, whole_bytes=2**60)
+"""Limits without effect, so that every tensor is read whole."""
 
 
 def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
@@ -18,7 +23,21 @@ def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter])
         parameters: Parameters to look for, by name.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    found: set[str] = set()
+    return tuple(sorted({names[id(leaf)] for leaf in leaves_of(branch) if id(leaf) in names}))
+
+
+def strange_parameters(branch: Tensor, own: Iterable[Tensor], named: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return the parameters that a backward pass from `branch` would reach and that are in neither argument.
+
+    Such a parameter may be that of another host, or may not be registered in the seed.
+    """
+    known = {id(tensor) for tensor in (*own, *named.values())}
+    strange = [leaf for leaf in leaves_of(branch) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
+    return tuple(f"a parameter outside the seed and its host, of shape {tuple(leaf.shape)}" for leaf in strange)
+
+
+def leaves_of(branch: Tensor) -> Iterator[Tensor]:
+    """Yield each tensor whose gradient a backward pass from `branch` would change."""
     seen: set[object] = set()
     stack = [branch.grad_fn]
     while stack:
@@ -26,13 +45,11 @@ def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter])
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = node.variable if hasattr(node, "variable") else None  # only AccumulateGrad, the end of a path, has it
-        if leaf is not None and id(leaf) in names:
-            found.add(names[id(leaf)])
+        if hasattr(node, "variable"):  # only AccumulateGrad, the end of a path, has it
+            yield node.variable
         stack.extend(following for following, _ in node.next_functions)
-    if branch.is_leaf and id(branch) in names:
-        found.add(names[id(branch)])
-    return tuple(sorted(found))
+    if branch.is_leaf and branch.requires_grad:
+        yield branch
 
 
 def sharing_memory(own: Iterable[Tensor], foreign: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -48,50 +65,27 @@ def _place(tensor: Tensor) -> tuple[torch.device, int]:
     return tensor.device, tensor.untyped_storage().data_ptr()
 
 
-class Untouched:
-    """What a seed's call must not change: the values of tensors, and facts of the host beside them.
+def record_of(host: nn.Module, seeds: Mapping[str, Tensor], batch: object) -> Held:
+    """Return the digests of everything that the call of a seed must not change, by name.
 
-    Values are compared too, because a change through `tensor.data` or through numpy does not raise a tensor's version.
+    These are the attributes, modes and hooks of the host's modules; the values, gradients, hooks and `requires_grad` of
+    its tensors and of the tensors of other seeds; and the batch. A change through `Tensor.data` or numpy is found, too,
+    because values are compared.
+
+    Args:
+        seeds: The tensors of the other seeds, by name.
+        batch: The input of the host in this step. None: there is none.
     """
-
-    def __init__(self, tensors: Mapping[str, Tensor], host: nn.Module) -> None:
-        """Copy the tensors. Call it before the seed's call."""
-        self._tensors, self._host = tensors, host
-        self._copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-        self._versions = _versions(tensors)
-        self._facts = _facts(host)
-
-    def changed(self) -> tuple[str, ...]:
-        """Return the names of what has changed since."""
-        versions = _versions(self._tensors)
-        written = [
-            name
-            for name, copy in self._copies.items()
-            if versions.get(name) != self._versions.get(name) or not _same_bits(copy, self._tensors[name])
-        ]
-        facts = _facts(self._host)
-        return (*written, *sorted(name for name, fact in self._facts.items() if facts.get(name) != fact))
+    tensors = {**dict(host.named_parameters()), **dict(host.named_buffers()), **seeds}
+    gradients = {f"{name}.grad": tensor.grad for name, tensor in tensors.items() if tensor.grad is not None}
+    found = held_by(host, {id(tensor): None for tensor in tensors.values()})
+    found |= held_by({"the batch": batch, **tensors, **gradients}, limits=WHOLE)
+    found = {path_in_words(path): leaf for path, leaf in found.items() if path}
+    return found | {name: _with_flags(found[name], tensor) for name, tensor in tensors.items()}
 
 
-def _versions(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: tensor._version for name, tensor in tensors.items() if not tensor.is_inference()}
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.layout is not torch.strided or one.numel() != other.numel():
-        return torch.equal(one, other)
-    left, right = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
-    return torch.equal(left, right)
-
-
-def _facts(host: nn.Module) -> dict[str, object]:
-    """Return the training mode of each module; and of each parameter its hooks, flag and present gradient."""
-    found: dict[str, object] = {f"mode of {name}": module.training for name, module in host.named_modules()}
-    for name, parameter in host.named_parameters():
-        grad = parameter.grad
-        found |= {
-            f"hooks of {name}": len(parameter._backward_hooks or ()),
-            f"requires_grad of {name}": parameter.requires_grad,
-            f"gradient of {name}": None if grad is None else (id(grad), grad._version),
-        }
-    return found
+def _with_flags(leaf: Leaf, tensor: Tensor) -> Leaf:
+    """Return the digest of a tensor's values, identity, `requires_grad` and hooks, and of its changes in place."""
+    version = None if tensor.is_inference() else tensor._version
+    hooks = tuple(tensor._backward_hooks or ()), tuple(tensor._post_accumulate_grad_hooks or ())
+    return leaf._replace(digest=hash((leaf.digest, id(tensor), tensor.requires_grad, version, hooks)))

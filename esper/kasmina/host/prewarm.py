@@ -20,6 +20,9 @@ SAMPLES = 2
 """Number of samples of the drawn activations. Batch statistics need two."""
 
 
+CHANGES_INPUT = "it changes its input, an activation of the host; let it work on a copy"
+
+
 def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | None) -> None:
     """Run a forward and a backward pass of a copy of a seed, in training mode, on random activations of its slot.
 
@@ -47,9 +50,11 @@ def prewarm(module: nn.Module, spec: SlotSpec, blueprint: str, backend: str | No
             forward = copy if backend is None else torch.compile(copy, backend=backend, dynamic=False)
             output = as_slot(forward(h), h)
             if output.requires_grad:  # a seed without a gradient is refused by gate G1
-                own = [h, *(p for p in copy.parameters() if p.requires_grad)]
-                torch.autograd.backward(output.sum(), inputs=own)  # a leak must leave no gradient in the host
+                own = [p for p in copy.parameters() if p.requires_grad]
+                torch.autograd.backward(output.sum(), inputs=[h, *own])  # no gradient of a host that the seed reaches
+            if any(p.grad is not None and p.grad.layout is not torch.strided for p in copy.parameters()):
+                raise TypeError("a parameter gets a sparse gradient; build its nn.Embedding with sparse=False")
             if not torch.equal(h, given):
-                raise ValueError("it changes its input, an activation of the host; let it work on a copy")
+                raise ValueError(CHANGES_INPUT)
     except Exception as error:
         raise SeedBuildFailed(blueprint, spec.path, "prewarm") from error

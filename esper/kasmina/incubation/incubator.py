@@ -48,11 +48,13 @@ class _Entry(Generic[F]):
     rank: int | None = None
     diverged: bool = False
     leaks: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] | None = None
+    """Differences between the seed's calls and its plan (dtype, device, code path). None: no call was observed."""
 
     def graft(self, weights: Weights) -> None:
-        """Attach the candidate. If it shares memory with the fork, record `leaks`.
+        """Attach the candidate. If it shares memory with the fork or changes it, record `leaks`.
 
-        The fork is then left out of the tournament.
+        A fork with leaks is left out of the tournament.
         """
         assert self.plan is not None, "the control has no candidate"
         try:
@@ -74,7 +76,19 @@ class _Entry(Generic[F]):
             if self.plan is None:
                 raise
             self.diverged = True
-        return self.sample_losses("pick", fence)
+        found = self.sample_losses("pick", fence)
+        self.observe(fence)
+        return found
+
+    def observe(self, fence: int) -> None:
+        """Add what was observed of the candidate since the last call: its leaks and its fallbacks."""
+        if self.plan is None:
+            return
+        for seen in self.fork.observe(fence, {}).seeds:
+            if seen.seed_id == self.plan.seed_id:
+                self.leaks = seen.isolation_leaks or ()
+                if seen.fallbacks is not None:
+                    self.fallbacks = tuple(dict.fromkeys((*(self.fallbacks or ()), *seen.fallbacks)))
 
     def sample_losses(self, shard: str, fence: int) -> SampleLosses:
         found = self.fork.sample_losses(shard, fence)
@@ -125,7 +139,12 @@ class Incubator:
         """
         fork = self._fork(snapshot)
         activations = {slot: fork.activation(slot) for slot in sorted({plan.slot for plan in plans})}
-        return tuple(self._probe_candidate(fork, plan, weights, activations[plan.slot]) for plan in plans)
+        probes = []
+        for plan in plans:
+            probes.append(self._probe_candidate(fork, plan, weights, activations[plan.slot]))
+            if (gradient := probes[-1].gradient) is not None and gradient.reachable_host_parameters:
+                fork = self._fork(snapshot)  # the candidate may have changed the fork
+        return tuple(probes)
 
     def _probe_candidate(
         self,
@@ -134,7 +153,7 @@ class Incubator:
         weights: Weights,
         activation: Any,  # Any: torch.Tensor
     ) -> CandidateProbe:
-        spec, blueprint = self._specs[plan.slot], self._blueprints.get(plan.blueprint_id)
+        spec, blueprint, before = self._specs[plan.slot], self._blueprints.get(plan.blueprint_id), fork.held()
         module = blueprint.build(spec, seed_key=0)
         shared = _shared(module, blueprint.build(spec, seed_key=0))
         if shared:
@@ -154,6 +173,7 @@ class Incubator:
         )
         if (sanity.output_shape, sanity.output_dtype) != (sanity.slot_shape, spec.dtype):
             return CandidateProbe(seed_id=plan.seed_id, sanity=sanity, gradient=None)
+        shared = (*shared, *fork.changed_since(before))
         if not shared:
             full = plan.blend.model_copy(update={"ramp_steps": 1})
             try:
@@ -278,18 +298,20 @@ def _train_and_order(
     """Train the control and all forks up to `step`, and compare each fork with the control on the pick shard.
 
     Returns:
-        The forks that did not diverge, best first.
+        The forks that neither diverged nor have leaks, best first.
     """
     base, *losses = together([partial(entry.train_and_measure, step, fence) for entry in (control, *entries)])
     for entry, found in zip(entries, losses, strict=True):
         entry.pick = paired(base, found)
-    return sorted((entry for entry in entries if not entry.diverged), key=_Entry.place)
+    return sorted((entry for entry in entries if not (entry.diverged or entry.leaks)), key=_Entry.place)
 
 
 def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> ForkResult:
     assert entry.pick is not None or entry.leaks, "every fork is measured at the halving or the end"
     first = entry.rank == 1
     gate = paired(control.sample_losses("gate", fence), entry.sample_losses("gate", fence)) if first else None
+    if first:
+        entry.observe(fence)
     return ForkResult(
         seed_id=seed_id,
         steps=len(entry.losses),
@@ -298,7 +320,7 @@ def _result(entry: _Entry[F], seed_id: str, control: _Entry[F], fence: int) -> F
         pick=entry.pick,
         gate=gate,
         loss_variation=loss_variation(entry.losses) if first else None,
-        fallbacks=_fallbacks(entry.fork, seed_id, fence) if first else None,
+        fallbacks=entry.fallbacks if first else None,
         leaks=entry.leaks,
     )
 
