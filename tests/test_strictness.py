@@ -177,7 +177,7 @@ ALLOWED: dict[str, str] = {
     "esper/emergency/queue.py EmergencyQueue._compact: answers StoreWriteFailed": "severe; a full disk, and the log is whole",
     "esper/emergency/queue.py EmergencyQueue._write_unsynced: answers StoreWriteFailed": "severe; costs a repetition",
     "esper/emergency/reading.py _records: answers StoreCorrupt": "returned as damage",
-    "esper/emergency/reading.py _size: answers OSError on some path": "the owner has removed it",
+    "esper/emergency/reading.py _measured: answers OSError on some path": "the owner has removed it",
     "esper/emergency/reading.py read_queue: answers StoreCorrupt": "the owner has removed it; raised in the end",
     "esper/emergency/courier.py Courier.deliver_due: answers SinkFailed": "recorded; sent again, or a dead letter",
     "esper/emergency/inbox_folder.py InboxFolder._refuse: errors='replace'": "a stranger's file, repeated for people",

@@ -132,6 +132,14 @@ def _next_magic(file: BinaryIO, start: int, size: int) -> int:
     return size
 
 
+def count_magics(file: BinaryIO) -> int:
+    """Return about how many frames may begin in a file: how often a reader stops there, at most."""
+    count = 0
+    while chunk := file.read(_SEARCH_MOST_BYTES):
+        count += chunk.count(_FRAME_MAGIC)
+    return count
+
+
 def encode(kind: int, payload: bytes, sequence: int, offset: int, salt: int) -> bytes:
     fields = _FRAME_FIELDS.pack(_FRAME_MAGIC, _VERSION, kind, len(payload), sequence)
     header_crc = crc32(fields, _seed(salt, offset))

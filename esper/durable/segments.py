@@ -19,6 +19,8 @@ from esper.durable.log_format import Frame, LoadError, image
 from esper.errors import StoreCorrupt, StoreWriteFailed
 from esper.ground.closing import Closing, at_the_end, noted_on
 
+ASIDE = "damaged.log"
+"""Name of the last segment that `SegmentedLog.set_aside` renamed."""
 _SEGMENT = re.compile(r"[0-9]{20}\.log")
 _LITTER = re.compile(r"\.[0-9]{20}\.log\.[0-9a-f]{16}\.tmp")
 
@@ -135,6 +137,22 @@ class SegmentedLog(Closing):
         old = [path for path, following in pairwise(present) if _first(following) <= before]
         _remove(old, self._disk)
         return old
+
+    def set_aside(self, segment: Path) -> None:
+        """Rename a closed segment to `damaged.log`, so that its damage can be examined by hand; its records are gone.
+
+        An earlier `damaged.log` is replaced. A segment that was removed is ignored.
+
+        Raises:
+            StoreWriteFailed: the system refused.
+        """
+        assert segment != self._active.path, "the last segment is in use"
+        try:
+            if self._disk.exists(segment):
+                self._disk.rename(segment, self.folder / ASIDE)
+                self._disk.sync_folder(self.folder)
+        except OSError as error:
+            raise StoreWriteFailed(str(segment), "renaming a damaged segment") from error
 
     def rewrite(self, keep: Callable[[Frame], bool]) -> list[Path]:
         """Drop the records for which `keep` returns false. The numbers of the other records do not change. The change

@@ -89,6 +89,8 @@ class EmergencyQueue(Closing):
         compact_bytes: int,
     ) -> None:
         self.damage: tuple[Damage, ...] = ()
+        self._damaged: tuple[Path, ...] = ()
+        """Segments with damage that are still in the log."""
         self._log, self._reserve, self._state = log, reserve, state
         self._subscribers = {one.name: one for one in subscribers}
         self._capacity, self._clock, self._draw = capacity, clock, draw
@@ -146,6 +148,7 @@ class EmergencyQueue(Closing):
             )
             torn = log.torn_tail
             cut = () if torn is None else (Damage(torn[0], torn[1].offset, torn[1].length, torn[1].reason),)
+            queue._damaged = tuple(dict.fromkeys(one.file for one in found.damage))
             queue._begin((*found.damage, *cut))
         except BaseException as error:
             with noted_on(error, "closing the log of the queue"):
@@ -430,12 +433,14 @@ class EmergencyQueue(Closing):
         self._state.apply(record)
 
     def _compact(self) -> None:
-        """Replace a log that has grown large by one that has the same state."""
+        """Replace a log that has grown large by one that has the same state. The last damaged segment is kept aside."""
         if self._log.size_bytes < self._compact_at:
             return
         try:
             self._log.rotate()
             numbers = self._log.append_many([record.encoded() for record in self._state.records()])
+            for segment in self._damaged:
+                self._log.set_aside(segment)
             self._log.expire(numbers[0])
         except StoreWriteFailed as error:
             if not _is_full(error):
@@ -443,6 +448,7 @@ class EmergencyQueue(Closing):
             severe("emergency_queue_disk_full", Severity.ERROR, doing=f"compaction: {error}")
             self._compact_at = self._log.size_bytes + self._compact_bytes
             return
+        self._damaged = ()
         self._compact_at = max(self._compact_bytes, self._log.size_bytes * 3 // 2)
 
     def _owed(self, signal: EmergencySignal) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from esper.durable.files import DISK, Disk
 from esper.durable.log import iterate
-from esper.durable.log_format import LoadError
+from esper.durable.log_format import LoadError, count_magics
 from esper.durable.segments import segments
 from esper.emergency.queue_state import HeldSignal, QueueState, in_order
 from esper.emergency.records import Record, Unreadable, decoded
@@ -21,6 +21,8 @@ QUEUE = "queue"
 """Folder of the queue in `RUN/emergency`."""
 MOST_LOG_BYTES = 256 * 2**20
 """Largest size of a log. A log that esper wrote is smaller: it is compacted, and a queue has a largest capacity."""
+MOST_FRAMES = 2**20
+"""Largest number of records in a log, and of places that look like the beginning of one. It bounds the reading time."""
 MOST_SEGMENTS = 1000
 MOST_CAPACITY = 4096
 """Largest capacity of a queue. A log with more waiting signals was not written by esper."""
@@ -89,15 +91,31 @@ def refuse_oversize(folder: Path, disk: Disk) -> None:
     size = sum(_size(path, disk) for path in paths)
     if size > MOST_LOG_BYTES:
         raise StoreCorrupt(str(folder), f"it holds {size} bytes of segments; esper writes at most {MOST_LOG_BYTES}")
+    frames = sum(_frames(path, disk) for path in paths)
+    if frames > MOST_FRAMES:
+        raise StoreCorrupt(str(folder), f"it holds {frames} beginnings of records; esper writes at most {MOST_FRAMES}")
 
 
 def _size(path: Path, disk: Disk) -> int:
+    return _measured(path, disk, lambda descriptor: disk.size_of(descriptor, path))
+
+
+def _frames(path: Path, disk: Disk) -> int:
+    def count(descriptor: int) -> int:
+        with disk.reader(descriptor) as file:
+            return count_magics(file)
+
+    return _measured(path, disk, count)
+
+
+def _measured(path: Path, disk: Disk, measure: Callable[[int], int]) -> int:
+    """Return what `measure` says of an open segment; 0 if the owner has removed it since."""
     try:
         descriptor = disk.open(path, os.O_RDONLY)
         with at_the_end(lambda: disk.close(descriptor), "closing the segment"):
-            return disk.size_of(descriptor, path)
+            return measure(descriptor)
     except OSError as error:
-        if error.errno == errno.ENOENT:  # the owner has removed it since
+        if error.errno == errno.ENOENT:
             return 0
         raise StoreCorrupt(str(path), f"cannot be read: {error.strerror or error}") from error
 

@@ -13,7 +13,7 @@ from queues import CONDUCTOR, FILE, WEBHOOK, QuickDisk, due, held, opened, signa
 
 from esper.durable.log import FramedLog, scan
 from esper.durable.segments import segments
-from esper.emergency.reading import MOST_CAPACITY, MOST_LOG_BYTES, read_queue
+from esper.emergency.reading import MOST_CAPACITY, MOST_FRAMES, MOST_LOG_BYTES, read_queue
 from esper.emergency.records import Acknowledged, Put
 from esper.errors import DependencyViolationError, RunDirectoryError, StoreCorrupt, StoreWriteFailed
 from esper.leyline.signals import EmergencySignal, Level
@@ -117,6 +117,13 @@ def test_a_damaged_record_costs_one_signal_and_is_told(tmp_path: Path) -> None:
     (line,) = (tmp_path / "severe-events.jsonl").read_text().splitlines()
     assert json.loads(line)["name"] == "emergency_queue_damaged"
     assert json.loads(line)["fields"]["offset"] == damaged.offset
+    with opened(folder, CONDUCTOR, FILE, compact_bytes=1) as queue:
+        queue.publish(signal("e"))
+        assert held(queue) == ["a", "c", "d", "e"]
+        assert not log.exists()
+        assert (folder / "damaged.log").read_bytes().startswith(data)  # for people
+    with opened(folder, CONDUCTOR, FILE) as queue:
+        assert not queue.damage
 
 
 def test_a_torn_append_is_told_and_cut_off(tmp_path: Path) -> None:
@@ -187,6 +194,17 @@ def test_a_huge_tail_is_refused_at_once(tmp_path: Path, size: int) -> None:
         with pytest.raises(StoreCorrupt, check=telling(str(MOST_LOG_BYTES))):
             read()
     assert log.stat().st_size == size
+
+
+def test_a_tail_of_beginnings_of_records_is_refused_at_once(tmp_path: Path) -> None:
+    """Each would be looked at by itself, which takes a second for a MiB."""
+    with opened(tmp_path) as queue:
+        queue.publish(signal("a"))
+    (log,) = segments(tmp_path)
+    log.write_bytes(log.read_bytes() + b"\xa5fr\x5a" * (MOST_FRAMES + 1))
+    for read in (lambda: opened(tmp_path), lambda: read_queue(tmp_path)):
+        with pytest.raises(StoreCorrupt, check=telling(str(MOST_FRAMES))):
+            read()
 
 
 def test_more_signals_than_any_queue_holds_are_refused(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ _REPLACED = (
 _CHOSEN = "        return [signal_id for _, _, signal_id in (*first, *rest)]\n"
 _COMPACTED = (
     "            numbers = self._log.append_many([record.encoded() for record in self._state.records()])\n"
+    "            for segment in self._damaged:\n"
+    "                self._log.set_aside(segment)\n"
     "            self._log.expire(numbers[0])\n"
 )
 
