@@ -30,7 +30,7 @@ def finds(code: Code, name: str) -> bool:
     """The crash shim with a workload, or a check, finds a mistake in the code."""
     try:
         if name in CRASHES:
-            Torture(code, CRASHES[name], per_point=5 if "queue" in name else 20, nested_every=20).all()
+            Torture(code, CRASHES[name], per_point=2 if "queue" in name else 20, nested_every=20).all()
         else:
             NAMED[name](code)
     except Exception:

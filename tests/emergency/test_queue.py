@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import random
 from pathlib import Path
 
 import pytest
-from queues import CONDUCTOR, FILE, due, full_of_notices, opened, signal
+from queues import CONDUCTOR, FILE, QuickDisk, due, full_of_notices, opened, signal
 
-from esper.emergency.queue_state import REMEMBERED
-from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable
+from esper.emergency.queue_state import REMEMBERED, FinishedIds
+from esper.emergency.schedule import Subscriber
+from esper.errors import DependencyViolationError, EmergencyQueueFull, EmergencyUnavailable, StoreWriteFailed
 from esper.leyline.signals import Level
 from esper.telemetry.context import use
 from esper.telemetry.setup import Telemetry
@@ -130,3 +133,84 @@ def test_a_closed_queue_takes_nothing_and_delivers_what_it_holds(tmp_path: Path)
     assert telemetry.counters.total("esper.signal.rejected") == 1
     assert queue.publish(signal("a")) == 1
     assert due(queue) == ["a"]
+
+
+# -- failures of a subscriber ----------------------------------------------------------------------------------------
+
+
+def test_each_retry_dead_letter_and_drop_is_counted_and_told_with_the_id(tmp_path: Path) -> None:
+    with (
+        Telemetry.start(tmp_path, "emergency") as telemetry,
+        use(telemetry),
+        opened(tmp_path / "queue", CONDUCTOR, FILE) as queue,
+    ):
+        queue.publish(signal("a"))
+        for _ in range(3):
+            queue.attempt("file", ["a"])
+            queue.failed("file", "a", "down" * 1000)
+        assert [(letter.subscriber, letter.attempts) for letter in queue.dead_letters()] == [("file", 3)]
+        assert queue.failed("file", "a", "down") is None
+        assert queue.next_due_s("file") is None
+        assert queue.drop(["a", "a", "unknown"], "seen") == ("a",)
+    events = [json.loads(line) for line in (tmp_path / "severe-events.jsonl").read_text().splitlines()]
+    names = ["emergency_signal_retried"] * 2 + ["emergency_signal_dead_lettered", "emergency_signal_dropped"]
+    assert [event["name"] for event in events] == names
+    assert {event["fields"]["signal_id"] for event in events} == {"a"}
+    assert [event["fields"]["subscriber"] for event in events] == ["file", "file", "file", ""]
+    assert max(len(event["fields"]["why"]) for event in events) == 1000
+    counted = {
+        name: telemetry.counters.total(f"esper.signal.{name}") for name in ("retried", "dead_lettered", "dropped")
+    }
+    assert counted == {"retried": 2, "dead_lettered": 1, "dropped": 1}
+
+
+def test_a_dead_letter_that_is_not_durable_is_not_told(tmp_path: Path) -> None:
+    class Failing(QuickDisk):
+        fails = False
+
+        def fdatasync(self, descriptor: int) -> None:
+            if self.fails:
+                raise OSError(errno.EIO, "planted")
+            super().fdatasync(descriptor)
+
+    disk = Failing()
+    with (
+        Telemetry.start(tmp_path, "emergency") as telemetry,
+        use(telemetry),
+        opened(tmp_path / "queue", Subscriber("file", attempts=1), disk=disk) as queue,
+    ):
+        queue.publish(signal("a"))
+        queue.attempt("file", ["a"])
+        disk.fails = True
+        with pytest.raises(StoreWriteFailed):
+            queue.failed("file", "a", "down")
+        assert queue.dead_letters() == ()
+    assert telemetry.counters.total("esper.signal.dead_lettered") == 0
+    assert not (tmp_path / "severe-events.jsonl").exists()
+
+
+def test_the_wait_is_drawn_up_to_a_bound_that_doubles(tmp_path: Path) -> None:
+    class Highest(random.Random):
+        def uniform(self, low: float, high: float) -> float:
+            assert low == 0.0
+            return high
+
+    waits = [Subscriber("s", first_s=0.5, most_s=6.0).wait_s(n, Highest()) for n in (1, 2, 3, 4, 5, 10**9)]
+    assert waits == [0.5, 1.0, 2.0, 4.0, 6.0, 6.0]
+    drawn = [Subscriber("s").wait_s(3, random.Random(n)) for n in range(200)]
+    assert min(drawn) < 0.4
+    assert max(drawn) > 3.6
+    with opened(tmp_path, CONDUCTOR, Subscriber("file", attempts=None)) as queue:
+        queue.publish(signal("a"))
+        for _ in range(100):
+            assert queue.failed("file", "a", "down") is not None  # it never becomes a dead letter
+
+
+def test_ids_of_an_older_generation_are_forgotten_first() -> None:
+    finished = FinishedIds((2, f"new{n}", "") for n in range(REMEMBERED - 1))
+    finished.add(1, "old", "x")
+    assert finished.checksum("old") == "x"
+    finished.add(2, "last", "")
+    assert finished.checksum("old") is None
+    assert finished.checksum("new0") == ""
+    assert FinishedIds(finished.all()).all() == finished.all()
