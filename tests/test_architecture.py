@@ -65,7 +65,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "tamiyo tolaria "
         "config setup archive export",
     ),
-    ("cli", "errors task leyline ground durable user_code tasks tolaria config setup archive export flow"),
+    ("cli", "errors task leyline ground durable emergency user_code tasks tolaria config setup archive export flow"),
     ("testing", "task leyline config flow"),
 )
 """Room of esper/ -> the other rooms of it that it may import, as words. A room may always

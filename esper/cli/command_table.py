@@ -52,6 +52,13 @@ COMMANDS: dict[str, CommandSpec] = {
         "Show the state of a run, which may be in progress, and which parts of it cannot be read.",
         only_prints=True,
     ),
+    "signal": CommandSpec(
+        "esper.cli.emergency_commands:signal",
+        "Send an emergency signal to a run: HALT stops it at the next step.",
+    ),
+    "queue": CommandSpec(
+        "esper.cli.emergency_commands:app", "List, retry or drop the emergency signals that wait in a run's queue."
+    ),
     "config": CommandSpec(
         "esper.cli.config_command:config", "Print the whole default config as commented TOML.", only_prints=True
     ),
