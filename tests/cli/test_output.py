@@ -175,7 +175,14 @@ def test_a_command_fails_if_its_output_is_all_it_makes_and_is_lost(
 
 def test_a_command_of_a_package_keeps_its_exit_code_without_its_output(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {words[0] for words, _ in commands(typer.main.get_command(app), []) if words}
-    assert {name for name in own if not only_prints([name])} == {"run", "resume", "snapshot", "export"}
+    assert {name for name in own if not only_prints([name])} == {
+        "run",
+        "resume",
+        "snapshot",
+        "export",
+        "signal",
+        "queue",
+    }
     monkeypatch.setattr(app, "registered_commands", [*app.registered_commands])
     app.command("theirs")(lambda: print("written"))
     with full_disk() as out:
