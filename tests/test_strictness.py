@@ -199,6 +199,7 @@ ALLOWED: dict[str, str] = {
     "tests/emergency/kit/servers.py serving: return_exceptions=True": "they were cancelled here",
     "tests/emergency/test_service_chaos.py Sender.send: answers EmergencyQueueFull": "counted, and sent again",
     "tests/emergency/test_service_chaos.py test_each_signal_is_delivered_refused_or_a_dead_letter_however_often_the_service_ends: asyncio.sleep in a test x2": "lets the service work for a while",
+    "tests/emergency/test_sinks_of_a_run.py SendsOne.fence: time.sleep in a test": "waits for what a thread does, with no limit of its own",
     "tests/emergency/test_webhook.py test_no_error_and_no_log_shows_the_address_or_the_token: answers SinkFailed": "shown",
     "esper/emergency/records.py decoded: answers ValidationError": "returned as damage",
     "esper/durable/log.py FramedLog._take_back: answers OSError": "noted on the first error, which its caller raises",

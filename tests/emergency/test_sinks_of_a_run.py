@@ -1,0 +1,109 @@
+"""A whole run in one process whose signals go to a webhook and a file: what arrives, and what its directory shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from queues import signal
+
+import esper
+from esper.archive.history import read_past
+from esper.archive.journal import RecordKind
+from esper.emergency.reading import read_queue
+from esper.emergency.requests import SignalRequest, submit, waits
+from esper.errors import Drained
+from esper.flow.tally import Tally
+from esper.leyline.state import RoundState
+from esper.testing import StopAt, tiny_config, tiny_task
+
+PATH, TOKEN = "hush-path", "hush-token"
+SENT = ["at-0", "at-1"]
+
+
+class Hook(ThreadingHTTPServer):
+    """Refuses each signal once, then accepts it, and notes path, token and signal of every request."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str, str]] = []
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Hook
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        request = self.path, self.headers["Authorization"], body["signal_id"]
+        self.send_response(204 if request in self.server.got else 500)
+        self.server.got.append(request)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing."""
+
+
+@contextmanager
+def hook() -> Iterator[Hook]:
+    with Hook() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class SendsOne(StopAt):
+    """Puts a signal into the inbox at each fence, waits until it was taken, and requests a stop at fence 1."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(1)
+        self._run_dir = run_dir
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        super().fence(state, tally)
+        run_id = json.loads((self._run_dir / "run.json").read_text())["run_id"]
+        name = submit(self._run_dir / "emergency", SignalRequest(signal=signal(f"at-{state.fence}", run_id=run_id)))
+        while waits(self._run_dir / "emergency", name):
+            time.sleep(0.005)
+
+
+def test_signals_of_a_run_reach_webhook_and_file_and_the_run_directory_shows_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("TOKEN_OF_THE_HOOK", TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    run_dir, address = tmp_path / "run", tmp_path / "address"
+    address.touch(mode=0o600)
+    sinks = [
+        {"name": "hook", "kind": "webhook", "url_file": str(address), "token_env": "TOKEN_OF_THE_HOOK"},
+        {"name": "log", "kind": "file"},
+    ]
+    with hook() as server:
+        address.write_text(f"http://127.0.0.1:{server.server_port}/{PATH}")
+        waits_s = {"emergency__first_retry_s": 0.01, "emergency__longest_retry_s": 0.01, "emergency__drain_s": 60.0}
+        config = tiny_config(run__dir=str(run_dir), emergency__sinks=sinks, **waits_s)
+        progress = SendsOne(run_dir)
+        with pytest.raises(Drained):
+            esper.run(tiny_task(), config, progress=progress, drain=progress.drain)
+        assert sorted(server.got) == [(f"/{PATH}", f"Bearer {TOKEN}", one) for one in SENT for _ in range(2)]
+    lines = (run_dir / "emergency" / "signals.jsonl").read_text().splitlines()
+    assert [json.loads(line)["signal_id"] for line in lines] == SENT
+    journaled = [entry.body["signal_id"] for entry in read_past(run_dir).entries if entry.kind is RecordKind.SIGNAL]
+    assert journaled == SENT
+    assert read_queue(run_dir / "emergency" / "queue").waiting() == ()
+    shown = {path.name: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    assert b"answered 500" in shown["severe-events.jsonl"]
+    assert [name for name, content in shown.items() if PATH.encode() in content or TOKEN.encode() in content] == []
+    assert PATH not in caplog.text
+    assert TOKEN not in caplog.text
