@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
 from actors import ray_private
+from actors.async_shell import AsyncShell
 from actors.process_output import LastWords
 from actors.ray_errors import unwrapped
 from actors.remote import LOOK_EVERY_S
@@ -21,7 +22,7 @@ from esper.errors import ActorLost, PlacementUnavailable, StartDeadlineExceeded
 from esper.ground import hash_seed
 
 CONCURRENCY_GROUPS = {"watch": 1, "ctl": 1, "save": 1}
-"""Concurrency group of every actor -> number of its threads. The working thread is not counted.
+"""Concurrency group of every actor but asynchronous ones -> number of its threads. The working thread is not counted.
 
 `watch` returns the progress of the actor, `ctl` runs urgent methods, `save` waits for a checkpoint.
 """
@@ -45,7 +46,7 @@ def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
         attempt: Number of this start in the actor's generation, from 1. It is a part of the actor's name, because Ray
             blocks the name of a dead actor for some seconds.
     """
-    made: Any = ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(Shell)  # type: ignore[call-overload]  # Any: so is Ray
+    made: Any = ray.remote(AsyncShell) if spec.asynchronous else _with_groups(Shell)  # Any: so is Ray
     # Ray's processes inherit this process's environment. With another environment, each process would import Ray twice.
     other = {name: value for name, value in actor_environment(spec.threads).items() if os.environ.get(name) != value}
     environment: Mapping[str, Any] = {"runtime_env": {"env_vars": other}} if other else {}
@@ -58,6 +59,10 @@ def spawn(spec: ActorSpec, attempt: int = 1) -> ActorHandle[Shell]:
         **environment,
     ).remote(spec)
     return handle
+
+
+def _with_groups(shell: type[Shell]) -> Any:  # Any: so is Ray
+    return ray.remote(concurrency_groups=CONCURRENCY_GROUPS)(shell)  # type: ignore[call-overload]
 
 
 def await_ready(

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from actors.component_handles import emergency_handle, kasmina_handle, tamiyo_handle, tolaria_handle
-from actors.desk import CONDUCTOR
+from actors.component_handles import kasmina_handle, tamiyo_handle, tolaria_handle
 from actors.embedded_ray import EmbeddedRay
-from actors.emergency_inbox import emergency_word
+from actors.emergency_link import EmergencyGuard, EmergencyLink
+from actors.emergency_word import emergency_word
 from actors.end_signals import uninterrupted
 from actors.policy_transport import SentPolicy
 from actors.ray_crew import RayCrew
@@ -21,6 +21,8 @@ from actors.task_transport import SentSurvey
 from esper import faults
 from esper.config.joined import RunConfig
 from esper.emergency.conductor_inbox import ConductorInbox
+from esper.emergency.settings import CONDUCTOR, EmergencyConfig
+from esper.emergency.undelivered import report_undelivered
 from esper.flow.crew import Components
 from esper.flow.launching import BringUp
 from esper.ground.closing import at_the_end
@@ -70,17 +72,28 @@ def bring_up(sent: SentSurvey, embedded: EmbeddedRay | None = None, policy: Sent
             word = stack.enter_context(emergency_word())
             crew = RayCrew(RunActors(survey, key, sent, path, word.path, policy), ours.check)
             incubator = crew.start()
+            link = EmergencyLink(crew.remotes["emergency"], crew.patience_s, crew.replace_alone)
+            guard = EmergencyGuard(link)
             stack.callback(incubator.join)
+            stack.callback(guard.join)
             stack.callback(crew.end)
+            stack.callback(guard.close)
             stack.callback(incubator.close)
 
-            yield Components(
-                trainer=tolaria_handle(crew.remotes["tolaria"]),
-                tamiyo=tamiyo_handle(crew.remotes["tamiyo"], survey.config.policy.deadline_s),
-                kasmina=kasmina_handle(crew.remotes["kasmina"]),
-                incubator=incubator,
-                inbox=ConductorInbox(emergency_handle(crew.remotes["emergency"])),
-                crew=crew,
-            )
+            with at_the_end(lambda: deliver_the_rest(link, config.emergency), "delivering emergency signals to sinks"):
+                yield Components(
+                    trainer=tolaria_handle(crew.remotes["tolaria"]),
+                    tamiyo=tamiyo_handle(crew.remotes["tamiyo"], survey.config.policy.deadline_s),
+                    kasmina=kasmina_handle(crew.remotes["kasmina"]),
+                    incubator=incubator,
+                    inbox=ConductorInbox(link),
+                    crew=crew,
+                )
 
     return up
+
+
+def deliver_the_rest(link: EmergencyLink, config: EmergencyConfig) -> None:
+    """Wait until the sinks have all signals, at most `drain_s`, and report what they have not got."""
+    if config.sinks:
+        report_undelivered(link.stop(config.drain_s))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
 
-from actors.desk import EmergencyPort
+from actors.emergency_actor import EmergencyPort
 from actors.remote import Remote
 from actors.shell import SnapshotRef
 from esper.errors import CallDeadlineExceeded, PolicyDeadlineExceeded
@@ -48,12 +48,12 @@ def kasmina_handle(remote: Remote) -> Registrar:
     return handle(Registrar, remote)
 
 
-def emergency_handle(remote: Remote) -> EmergencyPort:
+def emergency_handle(remote: Remote, drain_slack_s: float) -> EmergencyPort:
     """Return the handle of the emergency actor.
 
-    `publish` runs in another thread, so it does not wait for other methods.
+    `stop(drain_s)` raises CallDeadlineExceeded after `drain_s + drain_slack_s` seconds.
     """
-    return handle(EmergencyPort, remote, publish=in_group("ctl"))
+    return handle(EmergencyPort, remote, stop=drained_within(drain_slack_s))
 
 
 def handle(port: type[P], remote: Remote, **deliveries: Delivery) -> P:
@@ -119,6 +119,17 @@ def in_group(group: str) -> Delivery:
 
     def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
         return remote.ask(method, *arguments, group=group)
+
+    return deliver
+
+
+def drained_within(slack_s: float) -> Delivery:
+    """Return a delivery for `stop`, which may last as long as its argument says, though the actor shows no progress."""
+
+    def deliver(remote: Remote, method: str, arguments: tuple[object, ...]) -> object:
+        (drain_s,) = arguments
+        assert isinstance(drain_s, float), "the config has seconds"
+        return remote.ask_within(drain_s + slack_s, method, drain_s)
 
     return deliver
 

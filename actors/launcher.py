@@ -9,11 +9,11 @@ from typing import ClassVar
 from torch import nn
 
 from actors.bring_up import bring_up, fault_points
-from actors.desk import CONDUCTOR
 from actors.embedded_ray import EmbeddedRay
 from actors.policy_transport import SentPolicy
 from actors.task_transport import SentSurvey
 from esper.config.joined import RunConfig
+from esper.emergency.settings import CONDUCTOR
 from esper.errors import ConfigError
 from esper.export.loading import load
 from esper.flow.launching import BringUp

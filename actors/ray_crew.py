@@ -56,16 +56,18 @@ class RayCrew:
         self._whole = True
         """True while the whole run is started, restored or ended. No actor is replaced alone then."""
         self._generation, self._fence = actors.key.generation, 0
+        self.patience_s = config.ray.collective_timeout_s
+        """Seconds without progress after which an actor is ended."""
         self._died_starting = deque[ActorLost]()
         self._replaced = deque[tuple[Lost, Recovery]]()
         self._incubator: RemoteIncubator | None = None
 
     @property
     def _replaceable(self) -> tuple[Remote, ...]:
-        """The actors that can be replaced while all other actors continue: the managers and the spare."""
-        return tuple(
-            self.remotes[name] for name in (*manager_names(self._actors.config), SPARE) if name in self.remotes
-        )
+        """The actors that can be replaced while all other actors continue: the managers, the spare, and the emergency
+        actor, whose queue is on disk."""
+        names = (*manager_names(self._actors.config), SPARE, "emergency")
+        return tuple(self.remotes[name] for name in names if name in self.remotes)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class RayCrew:
             if remote.generation < generation:
                 remote.rebind(generation)
         self._generation, self._whole = generation, False
-        emergency_handle(self.remotes["emergency"]).rebind(generation)
+        emergency_handle(self.remotes["emergency"], self.patience_s).rebind(generation)
 
     # -- all others go on --------------------------------------------------------------------------------------------
 

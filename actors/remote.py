@@ -130,6 +130,7 @@ class Remote:
         """
         self.role, self.name, self._look, self._patience_s = spec.role, spec.name, look, patience_s
         self._counting, self._outlived = threading.Lock(), Counter[str]()
+        self._has_groups = not spec.asynchronous
         self.generation, self.process = spec.generation, Process(actor, pid, process_began(pid), LastWords.of(pid))
 
     @property
@@ -159,15 +160,16 @@ class Remote:
         """Call a method, and wait for its answer as long as the actor shows progress.
 
         Args:
-            group: Concurrency group of the actor in which the method runs. None: its working thread.
+            group: Concurrency group of the actor in which the method runs. None: its working thread. An asynchronous
+                actor has no groups.
             process: The process to call, even if it was replaced. None: the present process.
 
         Raises:
             ActorLost: the process has ended, or it showed no progress for `patience_s` and was killed.
             Exception: whatever the method raised.
         """
-        here, options = process or self.process, {} if group is None else {"concurrency_group": group}
-        return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **options)))
+        here = process or self.process
+        return self._opened(here, self._wait(here, self._send(here, "call", method, arguments, **self._in(group))))
 
     def ask_within(self, deadline_s: float, method: str, *arguments: object) -> Any:  # Any: as the method
         """Call a method, and wait at most `deadline_s` for its answer. After the deadline, kill the process.
@@ -191,7 +193,7 @@ class Remote:
     def rebind(self, generation: int) -> None:
         """Make the actor accept only messages of a newer generation. A running method does not delay this."""
         here = self.process
-        rebound: Any = here.actor.rebind.options(concurrency_group="ctl").remote(generation)  # Any: Ray's
+        rebound: Any = here.actor.rebind.options(**self._in("ctl")).remote(generation)  # Any: Ray's
         self._wait(here, rebound)
         self.generation = generation
 
@@ -224,6 +226,10 @@ class Remote:
         here = self.process
         if process_began(here.pid) != here.began:
             self._wait(here, here.actor.pid.remote())
+
+    def _in(self, group: str | None) -> dict[str, str]:
+        """Return Ray's options for a method that runs in a concurrency group."""
+        return {} if group is None or not self._has_groups else {"concurrency_group": group}
 
     def _send(
         self, here: Process, entry: str, method: str, arguments: tuple[object, ...], **options: object
@@ -273,7 +279,7 @@ class Remote:
     def _progress(self, here: Process) -> int | None:
         """Return the actor's progress counter. None: the thread `watch` of the actor did not answer in time."""
         try:
-            watched: Any = here.actor.progress.options(concurrency_group="watch").remote()  # Any: Ray types it loosely
+            watched: Any = here.actor.progress.options(**self._in("watch")).remote()  # Any: Ray types it loosely
             return int(ray.get(watched, timeout=LOOK_EVERY_S))
         except GetTimeoutError:  # `Patience` decides how long this may last
             return None

@@ -9,12 +9,13 @@ from typing import Any
 
 import ray
 
-from actors import desk, hosted_components
+from actors import hosted_components
+from actors.emergency_actor import SinkVariables, emergency
 from actors.policy_transport import SentPolicy
 from actors.shell import ActorSpec
 from actors.supervision import ChildSpec, Strategy
 from actors.task_transport import SentSurvey
-from esper.archive.run_directory import faults_file, telemetry_folder
+from esper.archive.run_directory import emergency_folder, faults_file, telemetry_folder
 from esper.config.joined import RunConfig
 from esper.setup.assembly import RunKey
 from esper.setup.survey import Survey
@@ -74,8 +75,10 @@ class RunActors:
         key = replace(self.key, generation=generation)
         without_secret = replace(key, secret=b"")  # only actors that sign or check commands get the secret
         incubates = (hosted_components.manager, (self.sent, without_secret, self.word))
+        settings = self.config.emergency
+        queue = (emergency_folder(self.path), self.word, settings, key.run_id, generation, SinkVariables.of(settings))
         builds: dict[str, tuple[Callable[..., Any], tuple[object, ...]]] = {
-            "emergency": (desk.emergency, (self.config.emergency.capacity, self.word, generation)),
+            "emergency": (emergency, queue),
             "tolaria": (hosted_components.tolaria, (self.sent, without_secret, self.word)),
             "tamiyo": (hosted_components.tamiyo, (self.sent, key, self.policy)),
             SPARE: (hosted_components.tamiyo, (self.sent, key, self.policy)),
@@ -102,6 +105,7 @@ class RunActors:
             arguments=arguments,
             faults=config.faults,
             faults_file=faults_file(self.path, self.key.generation),
+            asynchronous=role == "emergency",
         )
 
     def _gpu_share(self) -> float:

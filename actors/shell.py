@@ -1,7 +1,8 @@
-"""The class of all actors: calls the methods of a component's object.
+"""The classes of actors that call the methods of a component's object.
 
-For each message it continues the caller's trace, refuses a message of another generation, calls the method, and answers
+For each message they continue the caller's trace, refuse a message of another generation, call the method, and answer
 with the result and the process's counters. Methods in `TOLD_TO_ANY_GENERATION` accept messages of any generation.
+`async_shell.py` has the class for components whose methods are coroutines.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,8 +34,9 @@ CAUSES_SENT = 32
 limited."""
 
 
-TOLD_TO_ANY_GENERATION = frozenset({"saved"})
-"""Methods that accept messages of any generation, because they only wait for earlier work."""
+TOLD_TO_ANY_GENERATION = frozenset({"saved", "publish"})
+"""Methods that accept messages of any generation: `saved` only waits for earlier work, and an emergency signal reports
+an event that has happened, which no restart of the run undoes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class ActorSpec:
     faults: tuple[FaultSpec, ...] = ()
     faults_file: Path | None = None
     """File to which fired faults are written."""
+    asynchronous: bool = False
+    """True: the methods of the component's object are coroutines, and its actor is an `AsyncShell`."""
 
 
 SnapshotRef = list["ray.ObjectRef[Any]"]  # Any: a HostSnapshot
@@ -78,13 +82,8 @@ class Reply:
     counters: dict[str, int] = field(default_factory=dict)
 
 
-class Shell:
-    """The actor. Ray makes it in a new process. A test may make it without Ray.
-
-    Ray runs `call` and `hand_out` in the actor's working thread, unless the caller names a concurrency group. Callers
-    name "watch" for `progress` and "ctl" for `rebind`. These groups have other threads, so both methods answer while
-    another method runs.
-    """
+class BaseShell:
+    """What all actors have in common. Ray makes an actor in a new process. A test may make it without Ray."""
 
     def __init__(self, spec: ActorSpec) -> None:
         self._spec = spec
@@ -92,8 +91,54 @@ class Shell:
         faults.arm(spec.faults, spec.name, spec.faults_file, spec.generation)
         with use(self._telemetry), span("actor start", role=spec.role, actor=spec.name):
             faults.point(f"{spec.role}.start")
-            with _sendable_errors(spec.role):
+            with sendable_errors(spec.role):
                 self._component = spec.build(*spec.arguments)
+
+    def _rebound(self, generation: int) -> Reply:
+        """Accept messages of a newer generation, and refuse messages of all other generations.
+
+        Raises:
+            DependencyViolationError: `generation` is not newer than the present one.
+        """
+        if generation <= self._spec.generation:
+            raise DependencyViolationError(
+                "rebind", "an older generation", f"{generation}, here {self._spec.generation}"
+            )
+        self._spec = replace(self._spec, generation=generation)
+        return Reply(None, self._counted())
+
+    def _counted(self) -> dict[str, int]:
+        totals = {name: sum(rows.values()) for name, rows in self._telemetry.counters.snapshot().items()}
+        return {name: total for name, total in totals.items() if total}
+
+    def _method(self, name: str, envelope: Envelope) -> Callable[..., Any]:  # Any: as the method
+        """Return a method of the component's object.
+
+        Raises:
+            DependencyViolationError: the message is of another generation, or the method is not public.
+        """
+        if envelope.generation != self._spec.generation and name not in TOLD_TO_ANY_GENERATION:
+            detail = f"{envelope.generation}, here {self._spec.generation}"
+            raise DependencyViolationError(f"message {name}", "another generation's", detail)
+        if name.startswith("_"):
+            raise DependencyViolationError(f"message {name}", "not a public method")
+        found: Callable[..., Any] = getattr(self._component, name)
+        return found
+
+    @contextmanager
+    def _serving(self, envelope: Envelope) -> Iterator[None]:
+        """Continue the caller's trace, and make errors sendable."""
+        with use(self._telemetry), continue_from(envelope.traceparent), sendable_errors(self._spec.role):
+            yield
+
+
+class Shell(BaseShell):
+    """The actor of a component with plain methods.
+
+    Ray runs `call` and `hand_out` in the actor's working thread, unless the caller names a concurrency group. Callers
+    name "watch" for `progress` and "ctl" for `rebind`. These groups have other threads, so both methods answer while
+    another method runs.
+    """
 
     def pid(self) -> int:
         """Return the process id. The answer shows that the actor is up."""
@@ -109,12 +154,7 @@ class Shell:
         Raises:
             DependencyViolationError: `generation` is not newer than the present one.
         """
-        if generation <= self._spec.generation:
-            raise DependencyViolationError(
-                "rebind", "an older generation", f"{generation}, here {self._spec.generation}"
-            )
-        self._spec = replace(self._spec, generation=generation)
-        return Reply(None, self._counted())
+        return self._rebound(generation)
 
     def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
         """Call one public method of the component's object.
@@ -133,22 +173,15 @@ class Shell:
         """
         return self._do(method, envelope, arguments), Reply(None, self._counted())
 
-    def _counted(self) -> dict[str, int]:
-        totals = {name: sum(rows.values()) for name, rows in self._telemetry.counters.snapshot().items()}
-        return {name: total for name, total in totals.items() if total}
-
     def _do(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Any:  # Any: as the method
-        if envelope.generation != self._spec.generation and method not in TOLD_TO_ANY_GENERATION:
-            detail = f"{envelope.generation}, here {self._spec.generation}"
-            raise DependencyViolationError(f"message {method}", "another generation's", detail)
-        if method.startswith("_"):
-            raise DependencyViolationError(f"message {method}", "not a public method")
-        with use(self._telemetry), continue_from(envelope.traceparent), _sendable_errors(self._spec.role):
-            return getattr(self._component, method)(*arguments)
+        found = self._method(method, envelope)
+        with self._serving(envelope):
+            return found(*arguments)
 
 
 @contextmanager
-def _sendable_errors(role: str) -> Iterator[None]:
+def sendable_errors(role: str) -> Iterator[None]:
+    """Raise the errors of the block in a form that can be sent; see `sendable`."""
     try:
         with any_of_their_code:
             yield

@@ -35,7 +35,7 @@
     │   └── RestartIntensityExceeded    an actor died too often, or again and again at one fence
     ├── EmergencyStop                   HALT: training ends at this boundary                     exit 4
     ├── EmergencyQueueFull              the queue is full; the signal was refused
-    ├── EmergencyUnavailable            the run is ending and accepts no signal
+    ├── EmergencyUnavailable            the run is ending, or its emergency queue cannot be reached
     ├── SinkFailed                      a sink did not confirm a signal, which stays in the queue
     ├── Drained                         SIGTERM: training ended at a fence                       exit 143
     ├── CannotBeWritten                 `esper export` cannot write a class or function as source
@@ -483,14 +483,15 @@ class EmergencyQueueFull(EsperError):
 
 
 class EmergencyUnavailable(EsperError):
-    """The run is ending, and this signal was refused. Signals that were accepted before were delivered."""
+    """This signal was refused, because the run is ending, or because the owner of the queue cannot be reached. In the
+    second case the signal may have been accepted. Signals that were accepted before are not lost."""
 
-    def __init__(self, signal_id: str) -> None:
-        super().__init__(signal_id)
-        self.signal_id = signal_id
+    def __init__(self, signal_id: str, why: str = "the run is ending and takes no signal any more") -> None:
+        super().__init__(signal_id, why)
+        self.signal_id, self.why = signal_id, why
 
     def __str__(self) -> str:
-        return f"signal {self.signal_id}: the run is ending and takes no signal any more"
+        return f"signal {self.signal_id}: {self.why}"
 
 
 class SinkFailed(EsperError):

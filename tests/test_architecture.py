@@ -80,7 +80,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     **{f"esper.{room}": _named(words) for room, words in FLOORS},
     "esper": _named("task leyline ground kasmina.blueprints config export flow cli"),
     "actors": _named(
-        "errors task leyline ground telemetry faults user_code emergency kasmina.blueprints "
+        "errors task leyline ground durable telemetry faults user_code emergency.settings emergency "
+        "kasmina.blueprints "
         "kasmina.incubation kasmina.registry tamiyo tolaria config setup archive export flow"
     ),
     "drills": _named(" ".join(room for room, _ in FLOORS if room != "testing")) | {"actors", "esper"},

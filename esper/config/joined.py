@@ -34,6 +34,9 @@ class RayConfig(Settings):
     collective_timeout_s: Seconds = Field(
         60.0, description="an actor that shows no progress for this many seconds is ended"
     )
+    publish_deadline_s: Seconds = Field(
+        2.0, description="seconds for which a publisher of an emergency signal waits while the actor is restarted"
+    )
     command_key_file: str | None = Field(
         None,
         min_length=1,

@@ -108,7 +108,7 @@ NO_SWITCH = {
     "RestartIntensityExceeded": "it is raised when the limit of restarts is reached",
     "EmergencyStop": "the run was stopped on purpose",
     "EmergencyQueueFull": "a restart would drop the signals that are held",
-    "EmergencyUnavailable": "the run has ended, and a restart would not change that",
+    "EmergencyUnavailable": "the run is ending, or a restart of the emergency actor took too long",
     "SinkFailed": "the queue keeps the signal and sends it again, without any restart",
     "Drained": "the run was asked to end",
     "ProcessStateChanged": "the code of the task changes a setting of its process, and does so again",

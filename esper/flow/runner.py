@@ -41,7 +41,7 @@ from esper.flow.launching import BringUp
 from esper.flow.line import Line
 from esper.flow.progress import Progress
 from esper.flow.stopping import Drain
-from esper.flow.summarising import summarise
+from esper.flow.summarising import summarise, with_deaths
 from esper.flow.takeover import take_over
 from esper.flow.trial_restore import TrialRestore
 from esper.ground.clock import Clock
@@ -223,7 +223,7 @@ class OpenRun:
                 line.run()
             ended = self._ended(line, wall_s())
             line.watch.hear_out()
-            return ended
+            return with_deaths(ended, line, self.past)
 
         try:
             return line.back.outlive(work)
@@ -243,7 +243,7 @@ class OpenRun:
         return saved
 
     def _ended(self, line: Line, wall_s: float) -> partial[Summary]:
-        """Return the summary, while the components are up. `fault_fired` is added when they are down."""
+        """Return the summary, while the components are up. Deaths and `fault_fired` are added later."""
         faults.point("conductor.end")
         fallbacks = self.telemetry.counters.total("esper.fallbacks") + line.components.crew.counted("esper.fallbacks")
         return summarise(line, self.survey, self.path, self.identity.task, self.past, fallbacks, wall_s)

@@ -17,7 +17,7 @@ from esper.setup.survey import Survey
 def summarise(
     line: Line, survey: Survey, path: Path, task: str, past: Past | None, fallbacks: int, wall_s: float
 ) -> partial[Summary]:
-    """Return the summary of a run that reached its end, without `fault_fired`.
+    """Return the summary of a run that reached its end, without deaths and `fault_fired`.
 
     Args:
         past: Valid history before this process. None: this process began the run.
@@ -25,7 +25,6 @@ def summarise(
     """
     twin = line.components.incubator.twin_report() if line.view.has_twin else None
     network = _network(line, survey, twin)
-    line.deaths.tell()
     return partial(
         Summary,
         **network.keywords,
@@ -34,12 +33,17 @@ def summarise(
         task=task,
         wall_s=wall_s,
         resumes=past.resumes + 1 if past is not None else 0,
-        restarts=line.deaths.restarts + (past.restarts if past is not None else 0),
-        recoveries=tuple(line.deaths.recoveries),
         rollbacks=line.tally.rollbacks,
         fallbacks=fallbacks,
         trace_id=line.trace_id,
     )
+
+
+def with_deaths(summary: partial[Summary], line: Line, past: Past | None) -> partial[Summary]:
+    """Add the restarts to a summary, and journal the last of them. Call it after the last call of a process."""
+    line.deaths.tell()
+    restarts = line.deaths.restarts + (past.restarts if past is not None else 0)
+    return partial(summary, restarts=restarts, recoveries=tuple(line.deaths.recoveries))
 
 
 def _network(line: Line, survey: Survey, twin: TwinReport | None) -> partial[Summary]:

@@ -18,9 +18,10 @@ from actors.component_handles import (
     tamiyo_handle,
     tolaria_handle,
 )
-from actors.desk import EmergencyDesk, EmergencyPort
+from actors.emergency_actor import EmergencyPort
 from actors.hosted_components import HostedForks, HostedTrainer
 from actors.remote_fork import RemoteFork
+from esper.emergency.emergency_service import EmergencyService
 from esper.kasmina.registry.registrar import KasminaRegistrar
 from esper.leyline.host_ports import Fork
 from esper.leyline.ports import Decider, LiveHost, Registrar
@@ -53,7 +54,7 @@ PORTS: dict[type, tuple[tuple[type, ...], Callable[[Any], object]]] = {
     LiveHost: ((HostedTrainer, Trainer), tolaria_handle),
     Decider: ((Tamiyo,), lambda actor: tamiyo_handle(actor, 2.5)),
     Registrar: ((KasminaRegistrar,), kasmina_handle),
-    EmergencyPort: ((EmergencyDesk,), emergency_handle),
+    EmergencyPort: ((EmergencyService,), lambda actor: emergency_handle(actor, 2.5)),
 }
 """Port -> the classes that an actor looks a method up in, first to last; and how its handle is made."""
 
@@ -84,7 +85,7 @@ WAYS = dict.fromkeys(((port, name) for port in PORTS for name in methods_of(port
     (LiveHost, "saved"): "ask in save",
     (Decider, "decide"): "ask within 2.5 s",
     (Decider, "advance"): "ask within 2.5 s",
-    (EmergencyPort, "publish"): "ask in ctl",
+    (EmergencyPort, "stop"): "ask within 9.5 s",  # what it is given, and the slack
 }
 """How each method is sent."""
 
@@ -92,7 +93,8 @@ WAYS = dict.fromkeys(((port, name) for port in PORTS for name in methods_of(port
 @pytest.mark.parametrize(("port", "name"), METHODS)
 def test_a_method_is_one_message_with_its_arguments_in_the_ports_order(port: type, name: str) -> None:
     actor, names = remote(), methods_of(port)[name].parameters
-    values = {given: RoundState.model_construct(fence=place) for place, given in enumerate(names)}
+    values: dict[str, Any] = {given: RoundState.model_construct(fence=place) for place, given in enumerate(names)}
+    values |= {given: 7.0 for given in names if given == "drain_s"}
     getattr(PORTS[port][1](actor), name)(**dict(reversed(values.items())))
     assert actor.sent == [(WAYS[port, name], name, *values.values())]
 

@@ -19,17 +19,21 @@ import torch
 from torch import Tensor
 
 from actors.component_handles import emergency_handle
-from actors.desk import EmergencyDesk, emergency
 from actors.embedded_ray import EmbeddedRay
-from actors.remote import Remote
-from actors.shell import ActorSpec
+from actors.emergency_actor import ADDRESS
+from actors.publisher import Publisher
 from esper import OnRay, run
+from esper.archive.history import read_past
 from esper.archive.journal import Entry, RecordKind, read
-from esper.archive.run_directory import faults_file
+from esper.archive.run_directory import emergency_folder, faults_file
 from esper.config.joined import RunConfig
 from esper.emergency.conductor_inbox import ConductorInbox
+from esper.emergency.emergency_service import QUEUE, EmergencyService
+from esper.emergency.hosting import HostedEmergency, hosted
+from esper.emergency.queue import HALT_PLACES
+from esper.emergency.reading import read_queue
 from esper.emergency.word import EmergencyWord
-from esper.errors import ActorLost, EmergencyStop, EmergencyUnavailable
+from esper.errors import ActorLost, EmergencyQueueFull, EmergencyStop, EmergencyUnavailable
 from esper.faults import Firings
 from esper.flow.crew import Components, OneProcess
 from esper.flow.progress import Quiet
@@ -59,11 +63,11 @@ def signal(level: Level, signal_id: str = "signal-1", reason: str = "the room is
     )
 
 
-class LocalDesk:
-    """A `Remote` whose emergency desk is in this process. With `gone` its actor is dead."""
+class LocalActor:
+    """A `Remote` whose emergency service is in this process. With `gone` its actor is dead."""
 
     def __init__(self) -> None:
-        self.desk: EmergencyDesk | None = None
+        self.service: HostedEmergency | None = None
         self.gone = False
         self.before: defaultdict[str, Callable[[], None]] = defaultdict(lambda: lambda: None)
         """What happens just before a call of each method."""
@@ -73,36 +77,37 @@ class LocalDesk:
         if self.gone:
             raise ActorLost("emergency", "killed")
         self.before[method]()
-        return getattr(self.desk, method)(*arguments)
+        return getattr(self.service, method)(*arguments)
 
     def publish(self, found: EmergencySignal) -> None:
-        """Publish in another thread, as every process but the conductor's does."""
-        publisher = threading.Thread(target=emergency_handle(self).publish, args=(found,))
-        publisher.start()
-        publisher.join()
+        """Publish, as any thread may."""
+        assert self.service is not None
+        self.service.publish(found)
 
 
 @pytest.fixture
-def local() -> LocalDesk:
-    return LocalDesk()
+def local() -> LocalActor:
+    return LocalActor()
 
 
 @pytest.fixture
-def run_here(local: LocalDesk, tmp_path: Path) -> Callable[..., Result]:
+def run_here(local: LocalActor, tmp_path: Path) -> Callable[..., Result]:
     """A run in this process: its trainer reads an emergency word, and its conductor reads the signals of `local`."""
 
     @contextmanager
     def up(survey: Survey, key: RunKey, path: Path) -> Iterator[Components]:
-        with EmergencyWord.create(path / "word") as word:
-            local.desk = emergency(512, word.path, key.generation)
-            yield Components(
-                trainer=make_trainer(survey, key, word.halted),
-                tamiyo=make_tamiyo(survey, key, SystemClock()),
-                kasmina=make_kasmina(survey, key, SystemClock()),
-                incubator=make_incubator(survey, key, word.halted),
-                inbox=ConductorInbox(emergency_handle(local)),
-                crew=OneProcess(),
-            )
+        settings, told = survey.config.emergency, {"run_id": key.run_id, "generation": key.generation}
+        with EmergencyWord.in_memory() as word:
+            service = EmergencyService.open(emergency_folder(path), word, settings, environment={}, **told)
+            with hosted(service, 0.0, lambda _: None) as local.service:
+                yield Components(
+                    trainer=make_trainer(survey, key, word.halted),
+                    tamiyo=make_tamiyo(survey, key, SystemClock()),
+                    kasmina=make_kasmina(survey, key, SystemClock()),
+                    incubator=make_incubator(survey, key, word.halted),
+                    inbox=ConductorInbox(emergency_handle(local, 10.0)),
+                    crew=OneProcess(),
+                )
 
     def here(task: Task | None = None, progress: Quiet | None = None, **overrides: Any) -> Result:
         task = task or tiny_task()
@@ -122,6 +127,11 @@ def entries(tmp_path: Path) -> list[Entry]:
 
 def bodies(tmp_path: Path, kind: RecordKind) -> list[dict[str, Any]]:
     return [entry.body for entry in entries(tmp_path) if entry.kind is kind]
+
+
+def waiting(tmp_path: Path) -> list[str]:
+    """Signals that the queue on the disk still has for somebody."""
+    return [held.signal.signal_id for held in read_queue(emergency_folder(tmp_path / "run") / QUEUE).waiting()]
 
 
 class AtStep:
@@ -157,7 +167,7 @@ class AtFence(Quiet):
 
 @pytest.mark.parametrize("step", [1, 29, 40, 320], ids=["first", "in a round", "its last", "last of all"])
 def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason_and_id(
-    run_here: Any, local: LocalDesk, tmp_path: Path, step: int
+    run_here: Any, local: LocalActor, tmp_path: Path, step: int
 ) -> None:
     loss = AtStep(step, lambda: local.publish(signal(Level.HALT)))
     with pytest.raises(EmergencyStop) as stop:
@@ -168,7 +178,7 @@ def test_a_halt_ends_training_at_the_first_boundary_that_follows_with_its_reason
     assert by_the_trainer == (step not in (40, 320))  # at a fence the conductor reads the signal itself
     assert entries(tmp_path)[-1].kind is RecordKind.RUN_FAILED
     assert "the room is on fire" in entries(tmp_path)[-1].body["message"]
-    assert local.ask("pending", "conductor") == ()
+    assert waiting(tmp_path) == []
 
 
 class WhileIncubating(Quiet):
@@ -183,7 +193,7 @@ class WhileIncubating(Quiet):
 
 
 def test_a_halt_ends_a_tournament_that_is_waited_for_and_nothing_follows(
-    run_here: Any, local: LocalDesk, tmp_path: Path
+    run_here: Any, local: LocalActor, tmp_path: Path
 ) -> None:
     with pytest.raises(EmergencyStop, check=telling(reason="the room is on fire", step=20)):
         run_here(progress=WhileIncubating(lambda: local.publish(signal(Level.HALT))))
@@ -195,13 +205,13 @@ def test_a_halt_ends_a_tournament_that_is_waited_for_and_nothing_follows(
     assert RecordKind.INCUBATION_ENDED not in kinds
 
 
-def test_a_halt_between_two_rounds_ends_the_run_before_the_next_step(run_here: Any, local: LocalDesk) -> None:
+def test_a_halt_between_two_rounds_ends_the_run_before_the_next_step(run_here: Any, local: LocalActor) -> None:
     with pytest.raises(EmergencyStop) as stop:
         run_here(progress=AtFence(3, lambda: local.publish(signal(Level.HALT))))
     assert (stop.value.step, stop.value.signal_id) == (60, "signal-1")
 
 
-def test_the_first_halt_is_named(run_here: Any, local: LocalDesk) -> None:
+def test_the_first_halt_is_named(run_here: Any, local: LocalActor) -> None:
     def publish() -> None:
         local.publish(signal(Level.CONSERVATIVE, "signal-0", "careful"))
         local.publish(signal(Level.HALT, "signal-1", "first"))
@@ -211,7 +221,7 @@ def test_the_first_halt_is_named(run_here: Any, local: LocalDesk) -> None:
         run_here(progress=AtFence(3, publish))
 
 
-def test_a_halt_stops_the_run_also_when_its_reason_is_lost(run_here: Any, local: LocalDesk) -> None:
+def test_a_halt_stops_the_run_also_when_its_reason_is_lost(run_here: Any, local: LocalActor) -> None:
     def publish_and_die() -> None:
         local.publish(signal(Level.HALT))
         local.gone = True
@@ -225,7 +235,7 @@ def test_a_halt_stops_the_run_also_when_its_reason_is_lost(run_here: Any, local:
     ]
 
 
-def test_another_failure_is_not_taken_for_a_halt(run_here: Any, local: LocalDesk) -> None:
+def test_another_failure_is_not_taken_for_a_halt(run_here: Any, local: LocalActor) -> None:
     def burst() -> None:
         local.publish(signal(Level.HALT))
         raise ZeroDivisionError
@@ -234,10 +244,27 @@ def test_another_failure_is_not_taken_for_a_halt(run_here: Any, local: LocalDesk
         run_here(tiny_task(loss=AtStep(29, burst)), growth__enabled=False)
 
 
+def test_a_halt_stops_the_run_though_the_queue_is_full_of_notices(
+    run_here: Any, local: LocalActor, tmp_path: Path
+) -> None:
+    names = [f"n{number}" for number in range(32 - HALT_PLACES)]
+
+    def fill_and_halt() -> None:
+        for name in names:
+            local.publish(signal(Level.NOTICE, name))
+        with pytest.raises(EmergencyQueueFull):
+            local.publish(signal(Level.NOTICE, "one more"))
+        local.publish(signal(Level.HALT))
+
+    with pytest.raises(EmergencyStop, check=telling(signal_id="signal-1", step=29)):
+        run_here(tiny_task(loss=AtStep(29, fill_and_halt)), growth__enabled=False, emergency__capacity=32)
+    assert heard(tmp_path) == ["signal-1", *names]
+
+
 # -- the lower levels --------------------------------------------------------------------------------------------
 
 
-def test_conservative_stops_germination_and_nothing_else(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+def test_conservative_stops_germination_and_nothing_else(run_here: Any, local: LocalActor, tmp_path: Path) -> None:
     result = run_here(
         progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))), emergency__calm_fences=100
     )
@@ -249,7 +276,7 @@ def test_conservative_stops_germination_and_nothing_else(run_here: Any, local: L
 
 
 def test_conservative_is_left_after_calm_fences_and_both_changes_are_journaled(
-    run_here: Any, local: LocalDesk, tmp_path: Path
+    run_here: Any, local: LocalActor, tmp_path: Path
 ) -> None:
     run_here(progress=AtFence(0, lambda: local.publish(signal(Level.CONSERVATIVE))), emergency__calm_fences=4)
     changes = [(b["fence"], b["before"], b["after"]) for b in bodies(tmp_path, RecordKind.LEVEL_CHANGED)]
@@ -258,7 +285,7 @@ def test_conservative_is_left_after_calm_fences_and_both_changes_are_journaled(
     assert min(fence for fence in begun if fence > 0) == 5
 
 
-def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: LocalActor, tmp_path: Path) -> None:
     result = run_here(progress=AtFence(4, lambda: local.publish(signal(Level.CONSERVATIVE))))
     begun = [body["fence"] for body in bodies(tmp_path, RecordKind.INCUBATION_BEGUN)]
     assert begun != []
@@ -268,7 +295,7 @@ def test_conservative_lets_what_has_germinated_go_on(run_here: Any, local: Local
 
 @pytest.mark.parametrize("level", [Level.NOTICE, Level.ELEVATED])
 def test_a_lower_level_is_recorded_and_changes_no_bit(
-    run_here: Any, local: LocalDesk, tmp_path: Path, undisturbed: Result, level: Level
+    run_here: Any, local: LocalActor, tmp_path: Path, undisturbed: Result, level: Level
 ) -> None:
     told = run_here(progress=AtFence(0, lambda: local.publish(signal(level))))
     assert told.weights_sha256 == undisturbed.weights_sha256
@@ -283,7 +310,7 @@ def heard(tmp_path: Path) -> list[str]:
 
 
 def test_all_signals_that_wait_at_the_last_fence_are_in_the_journal(
-    run_here: Any, local: LocalDesk, tmp_path: Path
+    run_here: Any, local: LocalActor, tmp_path: Path
 ) -> None:
     names = [f"s{number}" for number in range(300)]
     run_here(
@@ -294,26 +321,30 @@ def test_all_signals_that_wait_at_the_last_fence_are_in_the_journal(
 
 
 def test_a_signal_of_the_last_moment_is_heard_and_a_later_one_refused(
-    run_here: Any, local: LocalDesk, tmp_path: Path
+    run_here: Any, local: LocalActor, tmp_path: Path
 ) -> None:
     last = signal(Level.HALT, "last")
     local.before["close"] = lambda: local.publish(last)
     run_here(growth__enabled=False)
     kinds = [entry.kind for entry in entries(tmp_path)]
     assert (heard(tmp_path), kinds[-2:]) == (["last"], [RecordKind.SIGNAL, RecordKind.RUN_ENDED])
+    assert waiting(tmp_path) == []
     with pytest.raises(EmergencyUnavailable, check=telling(signal_id="late")):
-        emergency_handle(local).publish(signal(Level.NOTICE, "late"))
-    emergency_handle(local).publish(last)  # it was taken: a repeated call learns so
+        local.publish(signal(Level.NOTICE, "late"))
 
 
-def test_a_signal_is_acknowledged_only_when_the_journal_has_it(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+def test_a_signal_is_acknowledged_only_when_the_journal_has_it(
+    run_here: Any, local: LocalActor, tmp_path: Path
+) -> None:
     durable: list[list[str]] = []
     local.before["acknowledge"] = lambda: durable.append(heard(tmp_path))
     run_here(progress=AtFence(3, lambda: local.publish(signal(Level.NOTICE))), growth__enabled=False)
     assert durable == [["signal-1"]]
 
 
-def test_signals_that_wait_when_a_run_fails_are_in_the_journal(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+def test_signals_that_wait_when_a_run_fails_are_in_the_journal(
+    run_here: Any, local: LocalActor, tmp_path: Path
+) -> None:
     def burst() -> None:
         local.publish(signal(Level.ELEVATED))
         raise ZeroDivisionError
@@ -323,7 +354,7 @@ def test_signals_that_wait_when_a_run_fails_are_in_the_journal(run_here: Any, lo
     assert [entry.kind for entry in entries(tmp_path)][-2:] == [RecordKind.SIGNAL, RecordKind.RUN_FAILED]
 
 
-def test_the_halt_that_stopped_a_round_is_in_the_journal(run_here: Any, local: LocalDesk, tmp_path: Path) -> None:
+def test_the_halt_that_stopped_a_round_is_in_the_journal(run_here: Any, local: LocalActor, tmp_path: Path) -> None:
     with pytest.raises(EmergencyStop):
         run_here(tiny_task(loss=AtStep(29, lambda: local.publish(signal(Level.HALT)))), growth__enabled=False)
     assert heard(tmp_path) == ["signal-1"]
@@ -332,17 +363,23 @@ def test_the_halt_that_stopped_a_round_is_in_the_journal(run_here: Any, local: L
 # -- across processes --------------------------------------------------------------------------------------------
 
 
-class Publisher(Quiet):
-    """Publishes to a run's emergency actor from a thread of its own, when a fault has stopped the trainer."""
+def pid_of_the_actor(run_dir: Path) -> int:
+    """The process of the present emergency actor. Its name is where publishers find it."""
+    actor = ray.get_actor((emergency_folder(run_dir) / ADDRESS).read_text())
+    pid: int = ray.get(actor.pid.remote(), timeout=60)
+    return pid
 
-    def __init__(self, file: Path, before_round: int) -> None:
-        self._start, self._firings = f"round {before_round}:", Firings(file)
-        self._run_id = ""
+
+class Outside(Quiet):
+    """Publishes from a thread of its own while a fault holds the trainer, and kills the emergency actor before each
+    signal: it waits for the actor that replaces the dead one.
+    """
+
+    def __init__(self, run_dir: Path, before_round: int) -> None:
+        self._start, self._firings = f"round {before_round}:", Firings(faults_file(run_dir, 1))
+        self._run_dir = run_dir
+        self._publisher = Publisher(emergency_folder(run_dir), deadline_s=60)
         self._thread: threading.Thread | None = None
-
-    def fence(self, state: RoundState, tally: Tally) -> None:
-        del tally
-        self._run_id = state.run_id
 
     def working(self, what: str) -> None:
         if what.startswith(self._start) and self._thread is None:
@@ -354,24 +391,32 @@ class Publisher(Quiet):
         self._thread.join()
 
     def _publish(self) -> None:
-        actor = ray.get_actor(f"emergency-g1-{self._run_id[:8]}")
-        spec = ActorSpec("emergency", "emergency", self._run_id, 1, 0.0, 0.0, 1, None, None)
-        remote = Remote(spec, actor, 0, patience_s=10)
         until(self._firings.all)
-        emergency_handle(remote).publish(signal(Level.HALT))
+        for level in (Level.NOTICE, Level.ELEVATED, Level.HALT):
+            self._publisher.publish(signal(level, f"before-{level.name}"))
+            os.kill(pid_of_the_actor(self._run_dir), os_signal.SIGKILL)
+            self._publisher.publish(signal(level, level.name))
         (firing,) = self._firings.all()
         until(lambda: Path(f"/proc/{firing.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
         os.kill(firing.pid, os_signal.SIGCONT)
 
 
-def test_a_halt_from_outside_reaches_the_trainers_process(embedded: EmbeddedRay, tmp_path: Path) -> None:
-    plain = tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False)
+def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_actor_is_killed(
+    embedded: EmbeddedRay, tmp_path: Path
+) -> None:
+    plain = tiny_config(
+        run__dir=str(tmp_path / "run"), growth__enabled=False, supervision__without_progress=99, supervision__deaths=99
+    )
     held = {"point": "tolaria.step", "fault": "stop", "passage": 61}
     config = RunConfig.model_validate({**plain.model_dump(), "faults": [held]})
-    publisher = Publisher(faults_file(tmp_path / "run", 1), before_round=4)
+    outside = Outside(tmp_path / "run", before_round=4)
     with pytest.raises(EmergencyStop) as stop:
-        run(tiny_task(), config, on=OnRay(embedded), progress=publisher)
-    publisher.join()
+        run(tiny_task(), config, on=OnRay(embedded), progress=outside)
+    outside.join()
     assert stop.value.step == 61  # it came while the 61st step was held
-    assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "signal-1")
+    assert (stop.value.reason, stop.value.signal_id) == ("the room is on fire", "before-HALT")
     assert entries(tmp_path)[-1].body["error"] == "EmergencyStop"
+    levels = ("HALT", "ELEVATED", "NOTICE")
+    assert heard(tmp_path) == [name for level in levels for name in (f"before-{level}", level)]
+    past = read_past(tmp_path / "run")
+    assert (past.restarts, past.generation) == (3, 1)

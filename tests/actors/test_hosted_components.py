@@ -1,31 +1,25 @@
-"""The objects of the actors, without Ray: the emergency desk, the trainer, a manager's forks, and sent tasks."""
+"""The objects of the actors, without Ray: the trainer, a manager's forks, and sent tasks."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray import cloudpickle
 
-from actors import desk as desks
 from actors import hosted_components
-from actors.desk import CONDUCTOR, EmergencyDesk
 from actors.hosted_components import HostedForks
 from actors.task_transport import SentSurvey
-from esper.emergency.queue import EmergencyQueue
-from esper.emergency.schedule import Subscriber
-from esper.emergency.word import EmergencyWord, WordState
-from esper.errors import EmergencyQueueFull, EmergencyStop, TaskError
+from esper.emergency.word import EmergencyWord
+from esper.errors import EmergencyStop, TaskError
 from esper.kasmina.blueprints.catalogue import BLUEPRINTS, BlueprintRegistry
-from esper.leyline.signals import EmergencySignal, Level
+from esper.leyline.signals import Level
 from esper.setup.assembly import RunKey, make_trainer
 from esper.setup.survey import Survey, survey_of
-from esper.testing import EPOCH, telling, tiny_config, tiny_task
+from esper.testing import telling, tiny_config, tiny_task
 from esper.user_code.task_reference import Reference
 
 KEY = RunKey("6f1c1c60-6b3b-4c19-9a43-0f3a7f3d8f10", 1, b"secret")
@@ -40,78 +34,6 @@ def survey() -> Survey:
 def word(tmp_path: Path) -> Any:
     with EmergencyWord.create(tmp_path / "word") as made:
         yield made
-
-
-def signal(signal_id: str, level: Level) -> EmergencySignal:
-    return EmergencySignal.sealed(
-        signal_id=signal_id, run_id="run", generation=1, level=level, origin="test", reason="why", issued_at=EPOCH
-    )
-
-
-# -- the emergency desk ------------------------------------------------------------------------------------------
-
-
-def test_the_process_of_the_emergency_desk_starts_without_torch() -> None:
-    """Three quarters of the time that any other actor takes to start is the import of torch."""
-    code = "import sys, actors.shell, actors.desk; print({'torch', 'scipy'} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "set()\n"
-
-
-def test_a_signal_shows_in_the_word_when_it_is_taken_and_the_level_never_falls(word: EmergencyWord) -> None:
-    desk = desks.emergency(32, word.path, generation=3)
-    for number, (level, shown) in enumerate([(1, 1), (3, 3), (2, 3), (4, 4), (1, 4)], start=1):
-        assert desk.publish(signal(f"s{number}", Level(level))) == number
-        assert word.read() == WordState(Level(shown), 3, number)
-    assert word.halted()
-
-
-def test_a_signal_that_is_not_taken_does_not_show(word: EmergencyWord) -> None:
-    with EmergencyQueue.open(word.path.parent, capacity=16, subscribers=(Subscriber(CONDUCTOR),)) as queue:
-        desk = EmergencyDesk(queue, word, 1)
-        with pytest.raises(EmergencyQueueFull):
-            desk.publish(signal("a", Level.CONSERVATIVE))
-    assert word.read() == WordState(None, 0, 0)
-
-
-def test_the_same_signal_again_is_the_same_signal(word: EmergencyWord) -> None:
-    desk = desks.emergency(32, word.path, generation=1)
-    halt = signal("a", Level.HALT)
-    assert desk.publish(halt) == desk.publish(halt) == 1
-    assert word.read() == WordState(Level.HALT, 1, 1)
-    assert desk.pending(CONDUCTOR) == (halt,)
-    desk.acknowledge(CONDUCTOR, ["a"])
-    assert desk.pending(CONDUCTOR) == ()
-    assert word.halted()  # an acknowledgement does not lower the level
-
-
-def test_a_newer_generation_shows_in_the_word_with_what_was_there(word: EmergencyWord) -> None:
-    desk = desks.emergency(32, word.path, generation=1)
-    desk.publish(signal("a", Level.CONSERVATIVE))
-    desk.rebind(2)
-    assert word.read() == WordState(Level.CONSERVATIVE, 2, 1)
-    desk.publish(signal("b", Level.NOTICE))
-    assert word.read() == WordState(Level.CONSERVATIVE, 2, 2)
-
-
-def test_signals_may_be_published_while_others_are_read(word: EmergencyWord) -> None:
-    desk = desks.emergency(1024, word.path, generation=1)
-    published = threading.Thread(
-        target=lambda: [desk.publish(signal(f"s{number}", Level.NOTICE)) for number in range(100)]
-    )
-    heard: list[str] = []
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        published.start()
-        while len(heard) < 100:
-            found = [waiting.signal_id for waiting in desk.pending(CONDUCTOR)]
-            desk.acknowledge(CONDUCTOR, found)
-            heard += found
-        published.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert heard == [f"s{number}" for number in range(100)]
 
 
 # -- the trainer -------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from esper.ground.machine import is_alive
 from esper.testing import until
 
 ROLES = ("tolaria", "tamiyo", "tamiyo-spare", "kasmina", "manager-0", "emergency")
-ALONE = frozenset({"tamiyo-spare", "manager-0"})
+ALONE = frozenset({"tamiyo-spare", "manager-0", "emergency"})
 """Who is replaced while all others go on."""
 WHOLE = frozenset(ROLES) - {"tolaria"} - ALONE
 """Whose death takes the run back, though not its trainer."""
@@ -70,7 +70,7 @@ CHAINS: tuple[dict[str, Moment], ...] = (
         "in the recovery from that": Moment("conductor.restore", {"passage": 3}, never_for=ALONE),
         "as a round begins": Moment("tolaria.round", {"round": 7}),
         "in a save": Moment("tolaria.save", {"round": 8}),
-        "as signals are asked for": Moment("emergency.pending", {"passage": 15}, {"passage": 3, "generation": 7}),
+        "as signals are asked for": Moment("emergency.pending", {"passage": 15}, {"passage": 5}),
         "at a fence": Moment("conductor.fence", {"round": 15}),
     },
 )

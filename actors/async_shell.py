@@ -1,0 +1,65 @@
+"""The class of the actors whose components have coroutines as methods.
+
+Ray runs all messages of such an actor in one event loop, so a method that waits does not delay the others. The actor
+has no concurrency groups, because Ray gives each group its own event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from actors.shell import ActorSpec, BaseShell, Envelope, Reply, sendable_errors
+from esper.ground.heartbeat import beats
+from esper.telemetry.context import use
+
+
+class AsyncShell(BaseShell):
+    """The actor of a component with coroutines. The component's coroutine `start` runs once, before all others.
+
+    Ray runs the constructor outside the event loop, so `start` is called at the first message.
+    """
+
+    def __init__(self, spec: ActorSpec) -> None:
+        super().__init__(spec)
+        self._starting: asyncio.Future[None] | None = None
+
+    async def pid(self) -> int:
+        """Return the process id. The answer shows that the component has started. Raises: Exception: it did not."""
+        await self._begin()
+        return os.getpid()
+
+    async def progress(self) -> int:
+        """Return the number of finished units of work in this process; see `esper.ground.heartbeat`."""
+        return beats()
+
+    async def rebind(self, generation: int) -> Reply:
+        """Accept messages of a newer generation, and refuse messages of all other generations.
+
+        Raises:
+            DependencyViolationError: `generation` is not newer than the present one.
+        """
+        return self._rebound(generation)
+
+    async def call(self, method: str, envelope: Envelope, arguments: tuple[Any, ...]) -> Reply:
+        """Call one public method of the component's object.
+
+        Raises:
+            DependencyViolationError: the message is of another generation, or the method is not public.
+            Exception: the error of the method, unchanged.
+        """
+        found = self._method(method, envelope)
+        await self._begin()
+        with self._serving(envelope):
+            return Reply(await found(*arguments), self._counted())
+
+    async def _begin(self) -> None:
+        """Start the component, or wait for its start. Tasks that it creates belong to no caller's trace."""
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        with use(self._telemetry), sendable_errors(self._spec.role):
+            await self._component.start()

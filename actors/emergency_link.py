@@ -1,0 +1,105 @@
+"""The conductor's link to the emergency actor. If the actor dies, it is restarted alone, and no signal is lost: the new
+process opens the same queue.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import TypeVar
+
+from actors.component_handles import emergency_handle
+from actors.remote import Process, Remote
+from esper.errors import ActorLost, EsperError
+from esper.leyline.signals import EmergencySignal
+
+T = TypeVar("T")
+
+LOOK_S = 0.05
+"""Seconds between two looks at the actor's process. Publishers wait about 2 s for a restart."""
+
+
+class EmergencyLink:
+    """The methods of `EmergencyPort`. After a death each call is repeated, which changes nothing if it took effect.
+
+    Any thread may call them. A call returns the answer of the present process, and raises the error of a restart.
+    """
+
+    def __init__(self, remote: Remote, drain_slack_s: float, replace: Callable[[ActorLost], None]) -> None:
+        """Make the link.
+
+        Args:
+            drain_slack_s: Seconds beside `drain_s` after which `stop` ends the process.
+            replace: Restarts the dead actor, or raises; see `RayCrew.replace_alone`.
+        """
+        self._remote, self._actor, self._replace = remote, emergency_handle(remote, drain_slack_s), replace
+        self._closes = False
+        self._closed: Process | None = None
+        """The process that has been closed to publishers."""
+
+    def pending(self, subscriber: str) -> tuple[EmergencySignal, ...]:
+        """See `EmergencyService.pending`."""
+        return self._outliving(lambda: self._actor.pending(subscriber))
+
+    def acknowledge(self, subscriber: str, signal_ids: Sequence[str]) -> None:
+        """See `EmergencyService.acknowledge`."""
+        self._outliving(lambda: self._actor.acknowledge(subscriber, signal_ids))
+
+    def close(self) -> None:
+        """See `EmergencyService.close`. A process that replaces a closed one is closed, too."""
+        self._closes = True
+        self._outliving(lambda: None)
+
+    def stop(self, drain_s: float) -> Mapping[str, int]:
+        """See `EmergencyService.stop`."""
+        self._closes = True
+        return self._outliving(lambda: self._actor.stop(drain_s))
+
+    def mend(self) -> None:
+        """Restart the actor if its process has ended. Raises: EsperError: see `RayCrew.replace_alone`."""
+        if not self._remote.process.is_there:
+            self._outliving(self._remote.check)
+
+    def _outliving(self, call: Callable[[], T]) -> T:
+        while True:
+            try:
+                self._close_again()
+                return call()
+            except ActorLost as death:
+                self._replace(death)
+
+    def _close_again(self) -> None:
+        here = self._remote.process
+        if self._closes and self._closed is not here:
+            self._actor.close()
+            self._closed = here
+
+
+class EmergencyGuard:
+    """A thread that restarts the emergency actor soon after its death.
+
+    Without it, publishers would wait until the conductor calls the actor, which it does at fences only.
+    """
+
+    def __init__(self, link: EmergencyLink) -> None:
+        self._link, self._over = link, threading.Event()
+        context = contextvars.copy_context()  # a new thread has no telemetry
+        self._thread = threading.Thread(
+            target=context.run, args=(self._run,), name="esper emergency guard", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Begin no further restart. Does not wait for one that has begun. Call `join` afterwards."""
+        self._over.set()
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(LOOK_S):
+            with suppress(EsperError):  # the conductor gets the same error at its next call, which stops the run
+                self._link.mend()

@@ -1,0 +1,84 @@
+"""Publishes emergency signals from any process that is connected to a run's Ray. The conductor is not involved."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from actors.emergency_actor import ADDRESS
+from actors.ray_errors import unwrapped
+from actors.shell import Envelope, Reply
+from esper.durable.files import read_small
+from esper.errors import ActorError, EmergencyUnavailable
+from esper.leyline.signals import EmergencySignal
+from esper.telemetry.context import traceparent
+
+ASK_AGAIN_S = 0.05
+"""Seconds between two attempts to reach the actor while it is restarted."""
+
+Send = Callable[[str, EmergencySignal, float], int]
+"""Function (name of the actor, signal, seconds to wait) -> answer of `publish`.
+
+It raises `ActorError` or OSError if the actor gave no answer, else the error of the actor."""
+
+
+class Publisher:
+    """Publishes to the emergency actor of a run. Any thread may call it.
+
+    While the actor is restarted, `publish` waits, and sends the same signal to the new process. The queue takes a
+    signal once, so a signal whose answer was lost is not published twice.
+    """
+
+    def __init__(self, folder: Path, deadline_s: float, send: Send | None = None) -> None:
+        """Make a publisher.
+
+        Args:
+            folder: `RUN/emergency`. The file with the actor's name is in it.
+            deadline_s: `ray.publish_deadline_s`.
+            send: None: send by Ray.
+        """
+        self._address, self._deadline_s, self._send = folder / ADDRESS, deadline_s, send or send_by_ray
+
+    def publish(self, signal: EmergencySignal) -> int:
+        """Publish a signal. It is durable, and shown in the emergency word, on return.
+
+        Returns:
+            The number of signals ever accepted.
+
+        Raises:
+            EmergencyUnavailable: the run is ending; or the actor gave no answer within the deadline, and the cause is
+                the first error. In the second case the signal may have been accepted.
+            EmergencyQueueFull, DependencyViolationError, StoreWriteFailed: the signal was not accepted.
+        """
+        until, first = time.monotonic() + self._deadline_s, None
+        while True:
+            try:
+                name = read_small(self._address, limit_bytes=1024).decode()
+                return self._send(name, signal, max(0.0, until - time.monotonic()))
+            except (ActorError, OSError) as error:
+                first = first or error
+            if time.monotonic() + ASK_AGAIN_S > until:
+                why = f"the emergency actor gave no answer within {self._deadline_s:g} s (ray.publish_deadline_s)"
+                raise EmergencyUnavailable(signal.signal_id, why) from first
+            time.sleep(ASK_AGAIN_S)
+
+
+def send_by_ray(name: str, signal: EmergencySignal, within_s: float) -> int:
+    """See `Send`."""
+    try:
+        actor = ray.get_actor(name)
+    except ValueError as error:  # it has no process yet, or has none any more
+        raise ActorError("emergency", f"Ray has no actor {name}") from error
+    try:
+        sent: Any = actor.call.remote("publish", Envelope(0, traceparent()), (signal,))  # Any: Ray's
+        reply: Reply = ray.get(sent, timeout=within_s)
+    except RayError as error:
+        found = unwrapped(error, "emergency")
+        raise found from found.__cause__
+    count: int = reply.value
+    return count
