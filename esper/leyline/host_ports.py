@@ -57,6 +57,10 @@ class HostEditor(Protocol):
         """Return all parameters and buffers of all seeds by name. The names do not depend on the run's id."""
         ...
 
+    def modules(self) -> Mapping[str, Any]:  # Any: torch.nn.Module
+        """Return the module of each seed, by the first part of the names of its tensors in `tensors`."""
+        ...
+
     def set_training(self, training: bool) -> None:
         """Put every seed into training or evaluation mode."""
         ...

@@ -20,6 +20,7 @@ from esper.leyline.commands import BlendMode, BlendSpec, Candidate
 from esper.leyline.decisions import Pair
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
+from esper.setup.seed_state import check_seed_states
 from esper.setup.untrained import check_parts, refuse_reentrant
 from esper.task import Task
 from esper.tolaria.host_building import call_model
@@ -70,10 +71,12 @@ def try_growth(survey: Survey) -> tuple[str, ...]:
         TaskError: the user's code raised; a slot's output has other channels or another type in a later batch; or no
             training batch called a slot.
         SeedBuildFailed: a candidate cannot be built.
+        TaskError: a seed of the user has state that no checkpoint saves; see `check_seed_states`.
     """
     grows = survey.config.growth.enabled
     if grows:
         _try_optimizers(survey)
+        check_seed_states(survey)
     trainer = survey.trainer("", 0, "survey", never, eager=True)
     doing = "with a seed in every slot" if grows else ""
     shapes: dict[str, list[tuple[int, ...]]] = {spec.path: [] for spec in survey.specs}

@@ -26,6 +26,7 @@ from esper.tolaria.optimizer_state import check_steps
 from esper.tolaria.snapshot import HostSnapshot, Receipts, check_kinds, load_optimizer, load_scheduler, load_tensors
 from esper.tolaria.trees import copied
 from esper.user_code.extra_state import extra_states, load_extra_states, state_of
+from esper.user_code.mends import SEED
 from esper.user_code.their_code import their_code
 
 
@@ -187,9 +188,16 @@ class GrownHost:
         self._editor.set_training(training)
 
     def parts(self) -> dict[str, object]:
-        """Return field of the task -> object that the field made: model, optimizer and, if there is one, scheduler."""
+        """Return the objects whose state a checkpoint must save, by name.
+
+        These are the objects that fields of the task made (model, optimizer and, if there is one, scheduler), and the
+        module of each seed.
+        """
         made = {"task.model": self.host, "task.optimizer": self._optimizer}
-        return made if self._scheduler is None else {**made, "task.scheduler": self._scheduler}
+        if self._scheduler is not None:
+            made["task.scheduler"] = self._scheduler
+        seeds = zip(self._editor.topology(), self._editor.modules().values(), strict=True)
+        return made | {f"{SEED}{plan.blueprint_id} at {plan.slot}, seed {plan.ordinal}": one for plan, one in seeds}
 
     # -- copies --------------------------------------------------------------------------------------------------
 
@@ -211,7 +219,7 @@ class GrownHost:
             best_round=self._best_round,
             receipts=self._receipts,
             leaks=self._leaks,
-            modules=extra_states(self.host),
+            modules=extra_states(self.host, self._editor.modules()),
             data=self._data_state,
             weights=self._weights,
         )
@@ -230,7 +238,7 @@ class GrownHost:
         self.step, self.fence, self._first_step_at = snapshot.step, snapshot.fence, None
         self._regrow(snapshot.topology, snapshot.weights)
         load_tensors(self._all_tensors(), snapshot.tensors)
-        load_extra_states(self.host, snapshot.modules)
+        load_extra_states(self.host, snapshot.modules, self._editor.modules())
         self._data_state = copied(snapshot.data, lambda tensor: tensor.clone())
         load_optimizer(self._optimizer, snapshot.optimizer)
         for parameter in self._parameters():

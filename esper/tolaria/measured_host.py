@@ -70,7 +70,11 @@ class MeasuredHost(GrownHost):
         In the block, stateful data sets continue from their state in training. Their state in training is not changed.
         """
         seeds = self._editor.tensors().values()
-        with tensors_kept(self.host, seeds), self._data.at(self._data_state), extra_states_kept(self.host):
+        with (
+            tensors_kept(self.host, seeds),
+            self._data.at(self._data_state),
+            extra_states_kept(self.host, self._editor.modules()),
+        ):
             yield
 
     @contextmanager

@@ -6,7 +6,7 @@ It runs before the fence is committed, because a checkpoint without the state wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
@@ -46,23 +46,24 @@ can be logs."""
 
 
 def of_parts(parts: Mapping[str, object], changing: Changing) -> dict[str, Held]:
-    """Read the attributes of a model, its optimizer and its scheduler, without the state dicts of the last two.
+    """Read the attributes of a model, its seeds, its optimizer and its scheduler, without the last two's state dicts.
 
     Parameters in an optimizer's groups are read as their names.
 
     Args:
-        parts: Field of the task -> object that the field made; see `GrownHost.parts`.
+        parts: Objects by name; see `GrownHost.parts`.
         changing: Paths to leave out.
     """
     model = parts["task.model"]
     assert isinstance(model, nn.Module), "a host is a module"
+    networks = {field: part for field, part in parts.items() if isinstance(part, nn.Module)}
     names = {id(one): name for name, one in model.named_parameters()}
+    tensors = (tensor for part in networks.values() for tensor in (*part.parameters(), *part.buffers()))
     marks: dict[int, Leaf | None] = {
         **{id(part): Leaf(field, 0) for field, part in parts.items()},
-        **{id(buffer): None for buffer in model.buffers()},
-        **dict.fromkeys(names),
+        **{id(tensor): None for tensor in tensors},
     }
-    found = {"task.model": held_by(model, marks, skip=_at(changing, "task.model"))}
+    found = {field: held_by(part, marks, skip=_at(changing, field)) for field, part in networks.items()}
     marks |= {key: Leaf("Parameter", hash(name)) for key, name in names.items()}
     for field in parts.keys() - found.keys():
         held = {name: value for name, value in vars(parts[field]).items() if name != "state"}
@@ -76,11 +77,15 @@ class Surroundings:
     """Objects that all networks of a process share: data sets, the user's modules and classes, the task's functions."""
 
     def __init__(self, task: Task, data: TaskData, kinds: Collection[type] = ()) -> None:
-        self._task, self._kinds, self._modules = task, kinds, reached_by(task)
+        self._task, self._kinds, self._modules = task, list(kinds), reached_by(task)
         self._sets: dict[str, object] = {}
         for name, shard in data.shards.items():
             if not any(shard.samples is other for other in self._sets.values()):
                 self._sets[f"task.{name}"] = shard.samples
+
+    def meet(self, objects: Iterable[object]) -> None:
+        """Add the classes of objects to those that are read. A seed may bring a new class."""
+        self._kinds = list(dict.fromkeys((*self._kinds, *kinds_of(*objects))))
 
     def held(self, changing: Changing) -> dict[str, Held]:
         """Read the present values of all objects."""
@@ -156,7 +161,16 @@ class Unkept:
         self._first_step = trainer.step
 
     def begin_round(self) -> None:
-        """Read the user's modules again. Between rounds, the user's progress display or policy may change them."""
+        """Read the user's modules again. Between rounds, the user's progress display or policy may change them.
+
+        A new seed is read for the first time.
+        """
+        parts = self._trainer.parts()
+        if parts.keys() != self._parts.keys():
+            self._around.meet(parts.values())
+            self._parts = of_parts(parts, self._changing) | {
+                field: held for field, held in self._parts.items() if field in parts
+            }
         self._code = self._around.code()
         self._first_step = self._trainer.step
 

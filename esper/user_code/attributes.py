@@ -40,8 +40,8 @@ _GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.Ra
 _SHARED_VALUES = (*_SCALARS, *_CONTAINERS, dict, Tensor, np.ndarray, functools._lru_cache_wrapper)
 _NEVER_OPENED = ("_io", "_thread", "concurrent", "logging", "multiprocessing", "threading", "tqdm", "weakref")
 _KEPT_BY_TORCH = {"_parameters", "_buffers", "_modules"}
-_COMPILED = "_compiled_call_impl"
-"""Attribute of a module for its compiled forward. Esper replaces its value after a graft."""
+_ESPERS = {"_compiled_call_impl", "_fallbacks_told"}
+"""Attributes of a module that esper sets: its compiled forward, and the fallbacks that it reported."""
 _HOOKS_OF_TORCH = {name for name in vars(nn.Module()) if "_hooks" in name}
 
 
@@ -297,7 +297,7 @@ def _attributes(value: object) -> Iterator[tuple[str, object]]:
         for group in ("_parameters", "_buffers", "_modules"):
             yield from ((f".{name}", item) for name, item in named.get(group, {}).items())
     for name, item in named.items():
-        if (name in _HOOKS_OF_TORCH and not item) or name == _COMPILED:
+        if (name in _HOOKS_OF_TORCH and not item) or name in _ESPERS:
             continue
         if isinstance(item, dict) and "_hooks" in name:
             if hooks := [hook for hook in item.values() if not _is_a_seeds(hook)]:

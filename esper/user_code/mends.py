@@ -14,6 +14,9 @@ FACTORY_MEND = "make it in the factory, with its final value; a value that must 
 _OF_TORCH = re.compile(r"(^|\.)(_\w+_hooks|_non_persistent_buffers_set|param_groups)($|[.[])")
 """Attributes in which torch stores hooks, the names of unsaved buffers, and the parameter groups of an optimizer."""
 
+SEED = "blueprint "
+"""First part of the name of an object that is a seed."""
+
 _ITERATOR = ".<state "
 """Text in the path of an iterator's state; see `esper.user_code.attributes`."""
 _KINDS = {
@@ -74,10 +77,12 @@ def mend_of(holder: str, path: str, *moments: Held) -> str:
     """Return the advice for an attribute that changes and that no checkpoint saves.
 
     Args:
-        holder: Field of the task whose object has the attribute. Another name means shared state.
+        holder: Field of the task whose object has the attribute, or a seed. Another name means shared state.
         path: Path of the attribute in that object.
         moments: Digests of the object at several times. The first with the path determines the kind of the value.
     """
+    if holder.startswith(SEED):
+        holder = "task.model"  # a seed is a module, too
     if holder not in OBJECTS:
         return f"{_WHY_SHARED}: {_of_kind(_SHARED, path, moments)}"
     return FACTORY_MEND if _OF_TORCH.search(path) else _of_kind(OBJECTS[holder], path, moments)

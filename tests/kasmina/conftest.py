@@ -180,7 +180,7 @@ class Lived:
 
 @pytest.fixture
 def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrap_components: Callable[..., Any]) -> Callable[..., Lived]:
-    """Run a task in this process.
+    """Run a task in this process. Without a config, resume the run in `run_dir`.
 
     `blueprints` are all that there are. `wrap` are the methods of `wrap_components`, and `commanded` is a function of
     (command, its place among all commands) that returns the changed fields. The run is drained at fence `stop`, or ends
@@ -189,7 +189,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrap_components: Calla
 
     def run(
         task: Task,
-        config: RunConfig,
+        config: RunConfig | None,
         *,
         blueprints: tuple[Blueprint, ...],
         wrap: Mapping[str, Callable[..., Any]] | None = None,
@@ -203,11 +203,16 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrap_components: Calla
         with monkeypatch.context() as patch:
             patch.setattr(BLUEPRINTS, "_blueprints", names)
             lived.wrapped = wrap_components(patch, wrap, lambda command, sent: commanded(command, len(sent)))
-            config = config.model_copy(update={"run": config.run.model_copy(update={"dir": str(lived.directory)})})
             watch = StopAt(stop if stop is not None else -1)
             expected = raising or (Drained if stop is not None else None)
             with pytest.raises(expected) if expected is not None else nullcontext() as caught:
-                lived.result = esper.run(task, config, progress=watch, drain=watch.drain)
+                if config is None:
+                    lived.result = esper.resume(lived.directory, task, progress=watch, drain=watch.drain)
+                else:
+                    here = config.run.model_copy(update={"dir": str(lived.directory)})
+                    lived.result = esper.run(
+                        task, config.model_copy(update={"run": here}), progress=watch, drain=watch.drain
+                    )
             lived.error = caught.value if caught is not None else None
         return lived
 

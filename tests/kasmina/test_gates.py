@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from esper import fell_back
 from esper.config.joined import RunConfig
-from esper.errors import DependencyViolationError, EvidenceMissing
+from esper.errors import DependencyViolationError, EvidenceMissing, StateNotKept
 from esper.kasmina.blueprints.catalogue import Blueprint
 from esper.kasmina.blueprints.nc import mlp
 from esper.leyline.commands import Candidate, Command
@@ -114,6 +114,8 @@ Trick = Callable[["Seed", Tensor, Tensor], Tensor]
 class Seed(nn.Module):
     """A sound seed, which plays a trick after `at` training calls: 20 are in its fork, 20 in each later round."""
 
+    count = 0
+
     def __init__(self, trick: Trick, at: int, work: nn.Module) -> None:
         super().__init__()
         self.work, self._trick, self._at = work, trick, at
@@ -177,6 +179,31 @@ def mixes(_seed: Seed, h: Tensor, s: Tensor) -> Tensor:
 
 def looks_ahead(_seed: Seed, h: Tensor, s: Tensor) -> Tensor:
     return s + h.flip(1)
+
+
+def tells_elsewhere(_seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
+    fell_back(nn.Linear(1, 1), "the fast kernel is missing")
+    return s
+
+
+def writes_to_data(_seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
+    Host.weight.data.mul_(1.001)
+    return s
+
+
+def counts(seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
+    seed.count += 1
+    return s * (1 + seed.count % 7)
+
+
+class Keeping(Seed):
+    """A seed that lets checkpoints save its count."""
+
+    def get_extra_state(self) -> int:
+        return self.count
+
+    def set_extra_state(self, state: int) -> None:
+        self.count = state
 
 
 def narrows(_seed: Seed, _h: Tensor, s: Tensor) -> Tensor:
@@ -307,11 +334,13 @@ UNSOUND = [
     (Gate.G0, "unknown_blueprint", made("of another kind", kind=Kind.NCHW)),
     (Gate.G0, "fallback_used", made("telling at birth", after=lambda module: fell_back(module, "built small"))),
     (Gate.G0, "fallback_used", made("telling in forward", tells)),
+    (Gate.G0, "fallback_used", made("telling of a module elsewhere", tells_elsewhere)),
     (Gate.G1, "fallback_used", made("telling in backward", tells, 0)),
     (Gate.G1, "gradient_nonfinite", made("gradient of no number", not_a_number)),
     (Gate.G1, "gradient_dead", made("dead", dies)),
     (Gate.G1, "gradient_exploding", made("exploding", explodes)),
     (Gate.G1, "isolation_violated", made("leaking", leaks, 0)),
+    (Gate.G1, "isolation_violated", made("writing to data", writes_to_data)),
     (Gate.G1, "isolation_violated", made("borrowing", work=lambda _: Squares(), after=borrow)),
     (Gate.G1, "isolation_violated", made("sharing", work=lambda _: Squares(), after=share)),
 ]
@@ -418,6 +447,8 @@ def late(trick: Trick, at: int) -> tuple[Blueprint, ...]:
     return (made("late", trick, at),)
 
 
+SELDOM = {"isolation_audit_steps": 200}
+
 CASES = {
     "G0 mark in the command": Case(Gate.G0, ("fallback_requested",), 1, run={"commanded": marked(0)}),
     "G2 no use": Case(Gate.G2, ("no_improvement",), GRAFTED, growth={"margin": 10.0}),
@@ -427,6 +458,14 @@ CASES = {
     "G2 told in the fork": Case(Gate.G2, ("fallback_used",), GRAFTED, late(tells, 10), slow=False),
     "G2 memory of the fork": Case(
         Gate.G2, ("isolation_violated",), GRAFTED, (BORROWING,), run={"wrap": {"incubator.collect": lending}}
+    ),
+    "G2 a leak that begins late": Case(Gate.G2, ("isolation_violated",), GRAFTED, late(leaks, 15), growth=SELDOM),
+    "G2 a write that begins late": Case(
+        Gate.G2, ("isolation_violated",), GRAFTED, late(writes_to_data, 15), growth=SELDOM
+    ),
+    "G3 a leak that begins late": Case(Gate.G3, ("isolation_violated",), BLENDED, late(leaks, 35), growth=SELDOM),
+    "G4 a write that begins late": Case(
+        Gate.G4, ("isolation_violated",), WATCHED, late(writes_to_data, 55), growth=SELDOM
     ),
     "G3 too early": Case(Gate.G3, ("alpha_short",), 3, run={"wrap": {"tamiyo.advance": too_early}}),
     "G3 another type": Case(Gate.G3, ("interface_broken",), BLENDED, (SQUARE,), lambda: Host(65, in_double)),
@@ -501,6 +540,24 @@ def test_a_seed_that_fails_a_gate_is_culled(live: Live, case: Case) -> None:
     removed = lived.counted.index(("esper.seed.transitions", {"after": "CULLED"})) if after else None
     told = [place for place, (name, _) in enumerate(lived.counted) if name == "esper.severe_events"]
     assert removed is None or max(told) < removed
+
+
+# -- state of a seed -------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_that_begins_to_count_is_refused_by_name_at_the_next_fence(live: Live) -> None:
+    lived = live(task(), config(), blueprints=late(counts, 25), raising=StateNotKept)
+    assert (lived.error.holder, lived.error.attribute) == ("blueprint late at body, seed 0", "count")
+    assert lived.error.fence == BLENDED
+
+
+def test_a_count_that_a_seed_lets_checkpoints_save_survives_a_resume(live: Live) -> None:
+    keeping = Blueprint("keeping", (Kind.NC,), 0.1, lambda spec: Keeping(counts, 5, mlp(spec.shape[-1], 4)))
+    straight = live(task(), config(), blueprints=(keeping,), run_dir="straight")
+    stopped = live(task(), config(), blueprints=(keeping,), stop=BLENDED, run_dir="stopped")
+    assert stopped.transitions[-1].after is not Stage.CULLED
+    resumed = live(task(), None, blueprints=(keeping,), run_dir="stopped")
+    assert resumed.result.weights_sha256 == straight.result.weights_sha256
 
 
 # -- what passes -----------------------------------------------------------------------------------------------------

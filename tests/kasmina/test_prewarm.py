@@ -37,6 +37,17 @@ class _NoGradient(torch.autograd.Function):
         raise ValueError("no way back")
 
 
+class Rows(nn.Linear):
+    """A layer with an embedding, whose gradient is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.rows = nn.Embedding(4, 8, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.rows((x[:, 0] > 0).long())
+
+
 class RaisesInBackward(nn.Linear):
     """A seed that raises in its backward pass."""
 
@@ -65,11 +76,12 @@ def uncompilable(*_: object, **__: object) -> nn.Module:
     [
         (lambda: Raises(8, 8), Raises(8, 8), None, r"prewarm failed: ValueError\(.no input of torch.float32"),
         (lambda: RaisesInBackward(8, 8), nn.Linear(8, 8), None, r"prewarm failed: ValueError\(.no way back"),
+        (Rows, Rows(), None, r"prewarm failed: TypeError\(.*sparse=False"),
         (lambda: nn.Linear(7, 8), nn.Linear(7, 8), None, r"prewarm failed: RuntimeError\(.mat1"),
         (lambda: nn.Linear(8, 8), nn.Linear(8, 9), None, r"load weights failed: RuntimeError\(.Error"),
         (lambda: nn.Linear(8, 8), nn.Linear(8, 8), "inductor", r"prewarm failed: RuntimeError\(.no compiler"),
     ],
-    ids=["forward", "backward", "shape", "weights", "compiler"],
+    ids=["forward", "backward", "sparse gradient", "shape", "weights", "compiler"],
 )
 def test_what_cannot_run_raises_at_the_graft_and_leaves_the_host_alone(
     body_spec, monkeypatch, factory, weights, backend, said

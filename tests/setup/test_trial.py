@@ -144,6 +144,30 @@ def test_a_seed_whose_own_code_fails_is_not_told_as_the_host() -> None:
         survey_of(tiny_task(test=Bands(300, key=3)), tiny_config(), registry)
 
 
+def doubled(seed: nn.Linear, x: Tensor) -> Tensor:
+    return nn.Linear.forward(seed, x).double()
+
+
+def shorter_when_short(seed: nn.Linear, x: Tensor) -> Tensor:
+    y = nn.Linear.forward(seed, x)
+    return y[:, :4] if len(x) == SHORT else y
+
+
+def test_an_output_that_does_not_fit_is_told_by_blueprint_and_slot() -> None:
+    registry = BlueprintRegistry()
+    kind = type("Odd", (nn.Linear,), {"forward": shorter_when_short})
+    blueprint("odd", kinds=(Kind.NC,), risk=0.1, registry=registry)(lambda _spec: kind(8, 8))
+    with pytest.raises(SeedBuildFailed, check=telling("does not fit", blueprint="odd", slot="body", doing="forward")):
+        survey_of(tiny_task(test=Bands(300, key=3)), tiny_config(), registry)
+
+
+def test_a_candidate_of_another_type_is_left_to_its_gate() -> None:
+    registry = BlueprintRegistry()
+    kind = type("Double", (nn.Linear,), {"forward": doubled})
+    blueprint("double", kinds=(Kind.NC,), risk=0.1, registry=registry)(lambda _spec: kind(8, 8))
+    assert [pair.blueprint_id for pair in survey_of(tiny_task(), tiny_config(), registry).options] == ["double"]
+
+
 def test_a_candidate_of_another_shape_is_left_to_its_gate() -> None:
     registry = BlueprintRegistry()
 

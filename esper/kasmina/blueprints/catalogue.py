@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FunctionType
 
 import torch
@@ -27,6 +28,7 @@ from esper.errors import ConfigError, SeedBuildFailed
 from esper.ground.suggest import existing_names
 from esper.ground.temporary_rng import temporary_rng
 from esper.kasmina.blueprints import nc, nchw, ntc
+from esper.kasmina.blueprints.fallbacks import heard_while_built
 from esper.kasmina.blueprints.flops import flop_counter
 from esper.kasmina.blueprints.precision import parameter_dtype
 from esper.leyline.slots import Kind, SlotSpec
@@ -112,7 +114,7 @@ class Blueprint:
         if spec.kind not in self.kinds:
             raise ValueError(f"the slot is {spec.kind}, the blueprint is for {', '.join(self.kinds)}")
         with device:
-            return self.factory(spec).to(parameter_dtype(spec))
+            return heard_while_built(partial(self.factory, spec)).to(parameter_dtype(spec))
 
     @contextmanager
     def _raising_build_failed(self, spec: SlotSpec, doing: str) -> Iterator[None]:

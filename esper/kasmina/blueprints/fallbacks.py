@@ -6,8 +6,12 @@ A gate refuses a seed that has reported a fallback since the last fence.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _TOLD = "_fallbacks_told"
 
@@ -19,17 +23,57 @@ def fell_back(module: nn.Module, why: str) -> None:
     run, for example in a finished network, a call has no effect.
 
     Args:
-        module: The module that fell back: the seed itself, or one of its submodules.
+        module: The module that fell back: the seed itself, or a part of it, registered as a submodule or not.
         why: The reason of the fallback. The refusal of the seed shows it.
 
     Raises:
+        TypeError: `module` is not a module, or `why` is not text.
         ValueError: `why` is blank.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"fell_back needs the module that fell back, not {type(module).__name__}")
+    if not isinstance(why, str):
+        raise TypeError(f"fell_back needs the reason of the fallback as text, not {type(why).__name__}")
     if not why.strip():
         raise ValueError("fell_back needs the reason of the fallback; it is blank")
+    _note(module, why)
+    if not torch.compiler.is_compiling() and (heard := _HEARD.get()) is not None:
+        heard.append(why)
+
+
+def _note(module: nn.Module, why: str) -> None:
     told = _told_by(module)
     if why not in told:
         setattr(module, _TOLD, (*told, why))
+
+
+_HEARD: ContextVar[list[str] | None] = ContextVar("_HEARD", default=None)
+"""The reports during the running call of a seed. None: no call is running."""
+
+
+def heard(seed: nn.Module, h: Tensor) -> Any:  # Any: a wrong blueprint may return anything
+    """Return the seed's output. Every report during the call counts as one of the seed itself."""
+    whys: list[str] = []
+    token = _HEARD.set(whys)
+    try:
+        return seed(h)
+    finally:
+        _HEARD.reset(token)
+        for why in whys:
+            _note(seed, why)
+
+
+def heard_while_built(build: Callable[[], nn.Module]) -> nn.Module:
+    """Return a new seed. Every report while it is built counts as one of the seed itself."""
+    whys: list[str] = []
+    token = _HEARD.set(whys)
+    try:
+        seed = build()
+    finally:
+        _HEARD.reset(token)
+    for why in whys:
+        _note(seed, why)
+    return seed
 
 
 def fallbacks_told(seed: nn.Module) -> tuple[str, ...]:

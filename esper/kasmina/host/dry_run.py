@@ -222,6 +222,9 @@ def recording(
     def recorder(path: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _args: object, whole: object) -> None:
             output = part_of(whole)
+            if isinstance(output, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(output):
+                mend = "a seed cannot read it; call the module outside of vmap and grad, or name another module"
+                raise TaskError(f"slot {path}", "called within a transform of torch.func, such as vmap", mend)
             if gradients and not torch.is_grad_enabled():
                 output = WITHOUT_GRADIENTS
             seen[path].append(output.detach().clone() if isinstance(output, Tensor) else output)

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from esper.errors import DependencyViolationError, IsolationViolation, SeedBuildFailed
 from esper.ground.slot_output import part_of, with_part
-from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
-from esper.kasmina.blueprints.fallbacks import Told
+from esper.kasmina.blueprints.fallbacks import Told, heard
 from esper.kasmina.blueprints.precision import as_slot, dtype_of
+from esper.kasmina.blueprints.seed_weights import load_weights
 from esper.kasmina.host.alpha_record import AlphaRecord
 from esper.kasmina.host.attached import PREFIX, Seed, attach
 from esper.kasmina.host.blending import blend_alpha, blend_of, check_fits, target_alpha
@@ -44,7 +45,9 @@ class LastCall:
     """
 
     branch: Tensor | None = None
-    """The seed's output in a watched call. None unless the seed is isolated."""
+    """The seed's output in a watched call. None: no call was watched."""
+    cut: Node | None = None
+    """Node of the graph for the seed's input in a watched call. None: the input was detached."""
     changed: tuple[str, ...] | None = None
     """Names of what a watched call changed outside the seed. None: no call was watched."""
     shape: tuple[int, ...] | None = None
@@ -127,21 +130,23 @@ class GraftedSeed(nn.Module):
 
     def _run(self, given: Tensor) -> Any:  # Any: a wrong blueprint may return anything
         """Call the seed. Raises: ValueError: the call changed its input in place."""
-        if self.watched or torch.compiler.is_compiling() or given.is_inference():
+        if torch.compiler.is_compiling():
             return self.module(given)
+        if self.watched or given.is_inference():
+            return heard(self.module, given)
         version = given._version
-        output = self.module(given)
+        output = heard(self.module, given)
         if given._version != version:
             raise ValueError(CHANGES_INPUT)
         return output
 
     def _audit_call(self, before: Held, host: Tensor, given: Tensor, correction: Tensor) -> None:
-        """Record what a watched call changed, and the seed's output if the seed is isolated."""
+        """Record what a watched call changed, and the seed's input and output."""
         changed = different(before, self.record(self.plan))
         if held_by([given]) != held_by([host]):
             changed.append(f"output of {self.plan.slot}")
         self.last.changed = tuple(changed)
-        self.last.branch = correction if self.plan.isolated else None
+        self.last.branch, self.last.cut = correction, None if self.plan.isolated else given.grad_fn
 
     def observe(self) -> SeedObservation:
         """Return the observation since the last call of `observe`, and start a new observation.
@@ -257,7 +262,7 @@ class SeedEditor:
         if shared := sharing_memory(own, {**self.tensors(), **self._host_tensors()}):
             raise _violation(plan, shared)  # loading the seed's weights would overwrite the host's
         try:
-            module.load_state_dict(from_bytes(weights[plan.weights_digest]))
+            load_weights(module, weights[plan.weights_digest])
         except RuntimeError as error:
             raise SeedBuildFailed(plan.blueprint_id, plan.slot, "load weights") from error
         path = asked_path(self._host, plan.slot)
@@ -336,6 +341,10 @@ class SeedEditor:
             found |= {prefix + name: b for name, b in seed.named_buffers()}
         return found
 
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Return the module of each seed, by the first part of the names of its tensors in `tensors`."""
+        return {f"{_prefix(seed.plan)}module": seed.module for seed in self._seeds.values()}
+
     def set_training(self, training: bool) -> None:
         """Put every seed into training or evaluation mode."""
         for seed in self._seeds.values():
@@ -363,18 +372,18 @@ class SeedEditor:
 
         Raises:
             IsolationViolation: the call changed something outside the seed; a tensor of the seed shares the memory of a
-                foreign tensor; or the seed is isolated, and its gradient reaches a parameter that is not its own.
+                foreign tensor; or its gradient reaches a foreign parameter. The gradient of a seed that is not isolated
+                may reach parameters through the seed's input.
         """
         for seed in self._seeds.values():
-            branch, changed = seed.last.branch, seed.last.changed
-            seed.last.branch = seed.last.changed = None
-            if changed is None:
+            branch, cut, changed = seed.last.branch, seed.last.cut, seed.last.changed
+            seed.last.branch = seed.last.cut = seed.last.changed = None
+            if branch is None or changed is None:
                 continue
             foreign, own = self._foreign_to(seed.plan), [*seed.parameters(), *seed.buffers()]
-            found = {*changed, *sharing_memory(own, foreign)}
-            if branch is not None:
-                parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
-                found |= {*reachable_parameters(branch, parameters), *strange_parameters(branch, own, foreign)}
+            parameters = {name: tensor for name, tensor in foreign.items() if isinstance(tensor, nn.Parameter)}
+            reached = reachable_parameters(branch, parameters, cut), strange_parameters(branch, own, foreign, cut)
+            found = {*changed, *sharing_memory(own, foreign), *reached[0], *reached[1]}
             if found:
                 raise _violation(seed.plan, found)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from esper.user_code.attributes import Held, Leaf, Limits, held_by, path_in_words
 
@@ -13,7 +14,9 @@ WHOLE = Limits(values=2**40, whole_bytes=2**60)
 """Limits without effect, so that every tensor is read whole."""
 
 
-def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+def reachable_parameters(
+    branch: Tensor, parameters: Mapping[str, nn.Parameter], cut: Node | None = None
+) -> tuple[str, ...]:
     """Return the names of the parameters whose gradient a backward pass from `branch` would change.
 
     The result is exact, because the search follows the same edges of the graph as `backward`.
@@ -21,24 +24,27 @@ def reachable_parameters(branch: Tensor, parameters: Mapping[str, nn.Parameter])
     Args:
         branch: Output of a seed, with its autograd graph.
         parameters: Parameters to look for, by name.
+        cut: Node of the graph behind which nothing is searched: the input of a seed that is not isolated.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
-    return tuple(sorted({names[id(leaf)] for leaf in leaves_of(branch) if id(leaf) in names}))
+    return tuple(sorted({names[id(leaf)] for leaf in leaves_of(branch, cut) if id(leaf) in names}))
 
 
-def strange_parameters(branch: Tensor, own: Iterable[Tensor], named: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return the parameters that a backward pass from `branch` would reach and that are in neither argument.
+def strange_parameters(
+    branch: Tensor, own: Iterable[Tensor], named: Mapping[str, Tensor], cut: Node | None = None
+) -> tuple[str, ...]:
+    """Return the parameters that a backward pass from `branch` would reach and that are neither in `own` nor named.
 
     Such a parameter may be that of another host, or may not be registered in the seed.
     """
     known = {id(tensor) for tensor in (*own, *named.values())}
-    strange = [leaf for leaf in leaves_of(branch) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
+    strange = [leaf for leaf in leaves_of(branch, cut) if isinstance(leaf, nn.Parameter) and id(leaf) not in known]
     return tuple(f"a parameter outside the seed and its host, of shape {tuple(leaf.shape)}" for leaf in strange)
 
 
-def leaves_of(branch: Tensor) -> Iterator[Tensor]:
-    """Yield each tensor whose gradient a backward pass from `branch` would change."""
-    seen: set[object] = set()
+def leaves_of(branch: Tensor, cut: Node | None = None) -> Iterator[Tensor]:
+    """Yield each tensor whose gradient a backward pass from `branch` would change, without those behind `cut`."""
+    seen: set[object] = {cut}
     stack = [branch.grad_fn]
     while stack:
         node = stack.pop()

@@ -83,17 +83,21 @@ def match(model: nn.Module, patterns: Sequence[str]) -> Matched:
     alone matches every module, at any depth. A module with several paths is listed under its first path.
 
     Raises:
-        TaskError: a pattern matches nothing, or is the model itself.
+        TaskError: a pattern matches nothing, or is the model itself; or two paths without a wildcard are of one module.
     """
     if isinstance(patterns, str):
         raise TaskError("task.slots", patterns, f"give a list of module paths, not one string: [{patterns!r}]")
     first = {module: path for path, module in model.named_modules()}
     paths = {path: first[module] for path, module in model.named_modules(remove_duplicate=False) if path}
-    by_pattern = {}
+    by_pattern: dict[str, frozenset[str]] = {}
     for pattern in patterns:
         found = frozenset(known for path, known in paths.items() if matches(path, pattern))
         if not found:
             raise TaskError("task.slots", pattern, _existing(pattern, paths))
+        for other, paths_of_other in by_pattern.items():
+            if other != pattern and found == paths_of_other and not WILD & {*other, *pattern}:
+                mend = "both paths are of one module that is registered twice; name it once"
+                raise TaskError("task.slots", f"{other}, {pattern}", mend)
         by_pattern[pattern] = found
     chosen = frozenset[str]().union(*by_pattern.values())
     return Matched(by_pattern, tuple(path for path in first.values() if path in chosen))

@@ -16,8 +16,8 @@ import numpy as np
 from torch import nn
 
 from esper.errors import DivergenceUnrecoverable, IsolationViolation
-from esper.ground.tensors import from_bytes
 from esper.kasmina.blueprints.catalogue import BlueprintRegistry
+from esper.kasmina.blueprints.seed_weights import load_weights
 from esper.kasmina.host.isolation import sharing_memory
 from esper.kasmina.judging.sanity import probe_seed
 from esper.kasmina.judging.statistics import paired
@@ -158,7 +158,7 @@ class Incubator:
         shared = _shared(module, blueprint.build(spec, seed_key=0))
         if shared:
             module = deepcopy(module)  # the candidate's weights must not be loaded into shared memory
-        module.load_state_dict(from_bytes(weights[plan.weights_digest]))
+        load_weights(module, weights[plan.weights_digest])
         seen = probe_seed(module, spec, activation, plan.blueprint_id)
         sanity = SanityProbe(
             parameters=seen.parameters,

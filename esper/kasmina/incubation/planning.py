@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from esper.ground.random_streams import stream_key
-from esper.ground.tensors import blob_digest, to_bytes
+from esper.ground.tensors import blob_digest
 from esper.kasmina.blueprints.catalogue import Blueprint
+from esper.kasmina.blueprints.seed_weights import weights_of
 from esper.leyline.commands import BlendSpec, Candidate
 from esper.leyline.reports import GraftPlan
 from esper.leyline.slots import SlotSpec
@@ -17,7 +18,7 @@ def draw_weights(candidate: Candidate, spec: SlotSpec, blueprint: Blueprint, *, 
         SeedBuildFailed: the blueprint's factory raised.
     """
     key = stream_key(run_seed, "seed", candidate.slot, candidate.blueprint_id, fence)
-    return to_bytes(blueprint.build(spec, seed_key=key).state_dict())
+    return weights_of(blueprint.build(spec, seed_key=key))
 
 
 def plan_seed(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esper.errors import DependencyViolationError, EvidenceMissing, SeedBuildFailed
 from esper.ground.temporary_rng import temporary_rng
-from esper.kasmina.blueprints.fallbacks import fallbacks_told
+from esper.kasmina.blueprints.fallbacks import fallbacks_told, heard
 from esper.kasmina.blueprints.precision import as_slot, named
 from esper.kasmina.host.perturbation import with_noise
 from esper.leyline.slots import SlotSpec
@@ -149,7 +149,7 @@ def _forward(
         context = torch.autocast(h.device.type, lower, enabled=lower is not None)
         with temporary_rng(0, (h.device,)), torch.no_grad(), context:
             copy = deepcopy(module).train(training)
-            output: Tensor = copy(h.clone())
+            output: Tensor = heard(copy, h.clone())
             if told is not None:
                 told.update(dict.fromkeys(fallbacks_told(copy)))
             return as_slot(output, h)

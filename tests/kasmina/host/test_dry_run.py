@@ -139,7 +139,25 @@ def test_the_slots_of_a_star_are_measured_as_if_each_was_named():
 
 def test_a_module_known_by_two_paths_is_one_slot():
     shared = nn.Linear(8, 8)
-    assert resolve(nn.Sequential(shared, nn.ReLU(), shared), ["2"]) == ("0",)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert resolve(model, ["2"]) == resolve(model, ["*", "2"])[:1] == ("0",)
+    with pytest.raises(TaskError, check=telling("one module", field="task.slots", value="0, 2")):
+        resolve(model, ["0", "2"])
+
+
+class Mapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.vmap(self.body)(x)
+        return found
+
+
+def test_a_slot_within_vmap_is_refused_by_name():
+    with pytest.raises(TaskError, check=telling("vmap", field="slot body")):
+        dry_run(Mapped(), ["body"], ROWS, call)
 
 
 @pytest.mark.parametrize("wrong", ["block.0", "blocks.0x", "blocks.7*.0"])
