@@ -81,7 +81,7 @@ ALLOWED: dict[str, str] = {
     "esper/archive/inspection.py _state: .get with a default": "by any other error it has failed",
     "esper/archive/inspection.py _state: errors='replace'": "a holder that is none of ours is nobody",
     "esper/archive/generations.py valid_lengths: .get with a default": "the first length there is",
-    "esper/archive/history.py _told: answers ValidationError": "its run.json is named as damage",
+    "esper/archive/history.py _journaled_identity: answers ValidationError": "its run.json is named as damage",
     "esper/archive/journal_schema.py misfit: .get with a default": "of the other kinds nothing is asked",
     "esper/archive/journal_schema.py misfit: answers ValidationError": "returned as the reason",
     "tests/flow/test_resuming.py : test_a_journal_with_a_record_of_another_version_is_refused_by_what_it_lacks asserts nothing": "in refused()",

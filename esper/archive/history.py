@@ -148,7 +148,7 @@ def _look_at(path: Path) -> Remains:
     in_doubt = any(not damage.torn for damage in (*damages, *undecided))
     there = _expected(path, commits[-1:] if in_doubt else retained(said, valid), newest_lost=newest_lost)
     return Remains(
-        identity if identity is not None else _told(entries),
+        identity if identity is not None else _journaled_identity(entries),
         newest,
         tuple(entries),
         tuple(one for one in commits if one.file in there),
@@ -220,7 +220,7 @@ def last_halt(entries: Iterable[Entry]) -> Entry | None:
     return halt
 
 
-def _told(entries: Sequence[Entry]) -> Identity | None:
+def _journaled_identity(entries: Sequence[Entry]) -> Identity | None:
     """Return the content of `run.json` from the journals. Each process that executed the run wrote it there, too."""
     bodies = [entry.body for entry in entries if entry.kind in (RecordKind.RUN_STARTED, RecordKind.RUN_RESUMED)]
     try:

@@ -37,7 +37,8 @@ class Recovery(Message):
     decide_s: float
     """Until all dead actors were known and a restart was allowed."""
     stop_s: float | None
-    """Until the save in flight had ended, the state to restore was read, and the new generation was in the journal."""
+    """Until the new generation was in the journal. The time includes the end of a save in progress, and the reading of
+    the state to restore."""
     start_s: float | None
     """Until the managers had stopped their work and all new actors were up."""
     restore_s: float | None

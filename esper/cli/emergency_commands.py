@@ -68,7 +68,7 @@ def list_all(run_dir: RunArgument, as_json: JsonOption = False) -> int:
     run_dir = fixed(run_dir)
     load_identity(run_dir)  # refuses a folder without a run
     found = _contents(run_dir)
-    signals = [_told(held) for held in found.waiting()] if found is not None else []
+    signals = [_as_json(held) for held in found.waiting()] if found is not None else []
     damages = [asdict(damage) | {"file": str(damage.file)} for damage in found.damage] if found is not None else []
     counts = {name: _files(emergency_folder(run_dir) / name) for name in (INBOX, REFUSED)}
     if as_json:
@@ -155,7 +155,7 @@ def _files(folder: Path) -> int:
     return sum(not one.name.startswith(".") for one in folder.iterdir()) if folder.is_dir() else 0
 
 
-def _told(held: HeldSignal) -> dict[str, Any]:
+def _as_json(held: HeldSignal) -> dict[str, Any]:
     signal = held.signal
     return {
         "signal_id": signal.signal_id,

@@ -41,8 +41,9 @@ def losses(found: Mapping[str, Any]) -> Table:
 
 
 def seeds(found: Mapping[str, Any]) -> Table:
-    """Return a table of the seeds that G2 judged, that are in the network, or that still train. `beaten` counts the
-    other seeds.
+    """Return a table of the seeds that G2 judged, that are in the network, or that still train.
+
+    The table leaves out seeds that were culled before G2. The function `beaten` counts these.
     """
     shown = table("seed", "slot", "blueprint", "blend", "stage", "gain", "z", figures=("stage", "gain", "z"))
     for seed in found["seeds"]:

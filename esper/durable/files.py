@@ -196,8 +196,8 @@ def atomic_write(path: Path, data: bytes, *, replace: bool = True, disk: Disk = 
         replace: If false and `path` exists, the error has the cause `FileExistsError`, and `path` is not changed.
 
     Raises:
-        StoreWriteFailed: `path` is the old file. It is the new file if only the sync of the folder failed. A temporary
-            file is left only if its removal failed.
+        StoreWriteFailed: the write failed, and the old file is still at `path`. If only the sync of the folder failed,
+            the new file is at `path`. A temporary file is left only if its removal failed.
     """
     place = disk.rename if replace else disk.link
     try:

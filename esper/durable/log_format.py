@@ -4,9 +4,10 @@
     header  magic 8 | version 2 | salt 8 | epoch 8 | CRC32 4                                   big-endian, no padding
     frame   magic 4 | version 2 | kind 2 | length 4 | sequence 8 | CRC32 4 | payload | CRC32 4
 
-The first CRC of a frame covers its header; the second continues over the payload. Both start from the file's random
-salt and the frame's offset. So a frame that was copied from another file, or into a payload, is never read as a record,
-because CRCs of equal bytes with different start values always differ (in files under 4 GiB).
+The first CRC of a frame covers its header. Its start value depends on the file's random salt and on the frame's offset.
+The second CRC covers the payload. Its start value is the first CRC. So a frame that was copied from another file, or
+into a payload, is never read as a record, because CRCs of equal bytes with different start values always differ (in
+files under 4 GiB).
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Requests from outside of a run: a signal, or an operator's order about dead letters. Each is a file in a folder.
+"""Requests from another process to a run: a signal, or an operator's order about the queue. Each request is a file.
 
-FOLDER/inbox/NAME.json      a request that waits; FOLDER is `RUN/emergency`
-FOLDER/refused/NAME.json    why a request was refused
+RUN/emergency/inbox/NAME.json      a request that waits
+RUN/emergency/refused/NAME.json    the reason why a request was refused
 
-A process outside writes a file with `submit`. The process that owns the queue reads it, and removes it when the queue
-has made its effect durable, or after it has written the refusal. So a file that has left the inbox was refused if it
-has a refusal, and otherwise carried out.
+The other process writes the file with `submit`. The process that owns the queue reads the file and carries out the
+request. It removes the file when the effect is durable in the queue. If it refuses the request, it first writes the
+reason, then removes the file. So if the file is missing in `inbox/`, the request was refused if `refused/` has a file
+of the same name, and carried out if not.
 """
 
 from __future__ import annotations

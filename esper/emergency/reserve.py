@@ -26,7 +26,7 @@ class Reserve:
 
     @classmethod
     def open(cls, path: Path, *, disk: Disk = DISK) -> Self:
-        """Find what is held back; create the file if it is missing. Raises: StoreWriteFailed."""
+        """Open the file and read its size. Create it empty if it is missing. Raises: StoreWriteFailed."""
         try:
             descriptor = disk.open(path, os.O_RDWR | os.O_CREAT)
             with at_the_end(lambda: disk.close(descriptor), "closing the reserve"):

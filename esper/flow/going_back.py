@@ -274,7 +274,7 @@ class GoingBack:
             ActorLost: a process died during the restore.
         """
         if cause is Cause.RESUME:
-            self.enter(Phase.REVIVED)  # the takeover has superseded the last generation and started every component
+            self.enter(Phase.REVIVED)  # the takeover began the new generation and started every component
         else:
             self.enter(Phase.DECIDED)
             fence = to.fence if to is not None else None

@@ -67,9 +67,10 @@ def prove(run_dir: Path, progress: Progress) -> Proof:
     last fence.
 
     Raises:
-        RunDirectoryError: the directory has no run, no round was finished, or the run cannot be repeated here. Reasons
-            are other versions, another processor, a length that a resume changed, another policy, and an emergency
-            signal. The error is also raised if the results differ and sets of texts have another order in this process.
+        RunDirectoryError: the directory has no run, no round was finished, or the run cannot be repeated here. It
+            cannot be repeated if the versions or the processor are others, if a resume changed its length, if it used
+            a policy of the user's, or if an emergency signal stopped its growth. The error is also raised if the
+            results differ and Python orders sets of texts differently in this process.
         StoreCorrupt: a journal or a checkpoint is damaged; nothing was compared.
         TaskError: the task cannot be found, or is not the task of the run.
     """

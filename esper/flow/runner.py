@@ -1,7 +1,7 @@
 """Begins, resumes and ends a run, in one process or on Ray. Its rounds and fences are in `line.py`.
 
-Once its journal is open, a run journals everything that decides its course, and its end. If it fails before that, its
-directory has only `run.json`.
+After its journal is open, a run journals everything that decides its course, and its end. If a run fails earlier, its
+directory contains only `run.json`.
 """
 
 from __future__ import annotations
@@ -86,11 +86,12 @@ class Conductor:
             return self._run(survey, directory.path, identity, None, secret)
 
     def resume(self, survey: Survey, directory: RunDirectory, past: Past) -> Summary:
-        """Resume a run from its last committed checkpoint, in a new generation. Without a checkpoint it begins again at
-        fence 0.
+        """Resume a run from its last committed checkpoint, in a new generation.
+
+        If the run has no committed checkpoint, it begins again at fence 0.
 
         Raises:
-            TaskError: the task's network or data differ from those that the run began with.
+            TaskError: the network or the data differ from those at the beginning of the run.
             ConfigError: the run has a new length that moves its fences, or that has no fence at a checkpoint.
             RestoreImpossible: checkpoints were committed and none of them loads.
             EsperError: the run failed; its directory has the journal and the checkpoints up to the failure.

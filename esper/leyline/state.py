@@ -95,7 +95,7 @@ class RegistryFacts(Message):
     seeds: tuple[SeedState, ...]
     """All seeds, in the order in which they were requested."""
     options: tuple[Pair, ...]
-    """Every (slot, blueprint) pair that the dry run allows. Some may be closed at this fence."""
+    """Every (slot, blueprint) pair that the survey allows. Some may be closed at this fence."""
     incubating: bool
     """True if a tournament is in flight."""
     added_parameters: int

@@ -26,8 +26,8 @@ MEND = (
 def rehearse_draws(task: Task, data: TaskData) -> None:
     """Draw samples of every data set twice, in the same order and with the same random streams, and compare them.
 
-    A cache of values that depend only on the index passes, because the second drawing returns the same samples and
-    changes nothing.
+    A data set may cache values that depend only on the index of a sample, because the second drawing then returns the
+    same samples.
 
     Raises:
         TaskError: a data set has state on which later samples depend. If the state is in an attribute, the error names

@@ -170,8 +170,8 @@ class _Look:
         paths = {module: path for path, module in host.named_modules()}
         for one, other in zip(*calls, strict=False):
             if one.module is other.module and one.mixes(other, unchanged, rounding):
-                return _told(paths[one.module], one.module)
-        return _told("", host)
+                return _label(paths[one.module], one.module)
+        return _label("", host)
 
 
 def _first_shown(verdicts: Iterable[bool | None]) -> bool | None:
@@ -241,5 +241,5 @@ def _recorded(host: nn.Module, samples: int) -> Iterator[list[_Call]]:
             handle.remove()
 
 
-def _told(path: str, module: nn.Module) -> str:
+def _label(path: str, module: nn.Module) -> str:
     return f"{path or 'the model'} ({type(module).__name__})"

@@ -53,7 +53,7 @@ from esper.user_code.their_code import refused_as_theirs
 
 @dataclass(frozen=True)
 class Survey:
-    """A task and a config, with everything that a dry run measured."""
+    """A task and a config, with everything that the survey measured."""
 
     task: Task
     config: RunConfig

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from esper.leyline.reports import Check
 
-LARGEST_IN_FULL = 1e6
+SMALLEST_WITH_EXPONENT = 1e6
 """Smallest magnitude that is written with an exponent."""
 
 
@@ -16,7 +16,7 @@ def number(value: float, decimals: int = 4, *, signed: bool = False) -> str:
     sign = "+" if signed else ""
     fixed = f"{value:{sign},.{decimals}f}"
     vanished = value != 0 and math.isfinite(value) and float(fixed.replace(",", "")) == 0
-    return f"{value:{sign}.2g}" if vanished or LARGEST_IN_FULL <= abs(value) < math.inf else fixed
+    return f"{value:{sign}.2g}" if vanished or SMALLEST_WITH_EXPONENT <= abs(value) < math.inf else fixed
 
 
 def percent(share: float, decimals: int = 1, *, signed: bool = False) -> str:

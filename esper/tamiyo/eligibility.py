@@ -45,7 +45,7 @@ class GrowthWindow:
 
 
 def eligible(state: RoundState, window: GrowthWindow) -> tuple[Pair, ...] | Hold:
-    """Return every eligible pair, in the order of the dry run, or a hold if no seed may germinate."""
+    """Return every eligible pair, in the order of the survey, or a hold if no seed may germinate."""
     fence = state.fence
     if fence < window.first_fence:
         return _hold(state, HoldReason.NO_OPEN_SLOT, "slots open later", fence, window.first_fence)

@@ -37,11 +37,11 @@ def tensors_of_state(value: Any) -> list[Tensor]:  # Any: see `copied`
 
 
 def laid_over(stored: Any, live: Any, copies: Copies) -> Any:  # Any: see `copied`
-    """Return a nesting for loading `stored` that shares no memory with it.
+    """Return a copy of `stored` for `load_state_dict`. The copy shares no memory with `stored`.
 
-    At each path it has the tensor of `live` if shape and dtype are equal, else a clone. So the memory of a live
-    optimizer is reused. The caller must pass `copies` to `copy_all`, which copies the values into the tensors of
-    `live`.
+    At each path the copy has the tensor of `live` if shape and dtype are equal, else a clone of the stored tensor. So
+    the memory of `live` is reused. The values of `stored` are not yet in the tensors of `live`: the caller must pass
+    `copies` to `copy_all`.
 
     Args:
         stored: The state to load.

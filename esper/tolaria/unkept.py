@@ -204,10 +204,11 @@ class Unkept:
             yield from ((field, path, after) for path in paths if not any(_is_within(path, log) for log in logs))
 
     def _confirm(self, suspects: Mapping[str, list[str]], fence: int) -> None:
-        """Refuse suspects that differ between this host and a new host that has loaded its snapshot.
+        """Load a snapshot of this host into a new host, and refuse each suspect that differs between the two hosts.
 
-        If a suspect is equal in both hosts, the user's code stores it. If a suspect is a cache, it becomes equal after
-        both hosts have seen the same batches. A cache passes if the hosts' losses were equal on each of these batches.
+        If a suspect is equal in both hosts, the user's code saves it. If a suspect is a cache, it becomes equal after
+        both hosts have seen the same batches. A cache is not refused if both hosts had the same loss on each of these
+        batches.
 
         Raises:
             StateNotKept: a suspect differs. The error names the first one.

@@ -159,10 +159,10 @@ def hidden_module(name: str, folder: Path) -> Hidden | None:
     if spec is None or not (spec.has_location or name in OURS):  # folders without __init__.py come last
         return None
     beside = Path(spec.origin) if spec.has_location and spec.origin is not None else folder / name
-    return Hidden(name, beside, _told(name, loaded))
+    return Hidden(name, beside, _description(name, loaded))
 
 
-def _told(name: str, loaded: ModuleType) -> str:
+def _description(name: str, loaded: ModuleType) -> str:
     file = file_of(loaded)
     if is_ours(name):
         return f"esper's own package of that name ({file})"

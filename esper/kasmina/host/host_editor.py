@@ -219,7 +219,7 @@ class SlotStack(nn.Module):
 
 
 class SeedEditor:
-    """The `HostEditor` of one host. Seeds are in graft order."""
+    """The `HostEditor` of one host. Its seeds are in the order of their grafts."""
 
     def __init__(
         self,
@@ -240,7 +240,7 @@ class SeedEditor:
         """Input of the watched forward pass. None: no forward pass is watched."""
 
     def graft(self, plan: GraftPlan, weights: Weights) -> None:
-        """Attach a seed with the weights of the plan's digest.
+        """Attach a seed, and load it with its weights. These are in `weights` under the plan's digest.
 
         Raises:
             DependencyViolationError: the slot is unknown, the seed is grafted already, or `weights` lacks its weights;

@@ -42,9 +42,9 @@ def with_noise(x: Tensor) -> Tensor:
 
 
 def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> Change:
-    """Return a function that changes tensors with the first dimensions `leading`, in place and at `where`.
+    """Return a function that changes a tensor in place, at the positions `where`, and returns it.
 
-    It does not change other tensors.
+    The function changes only tensors of numbers whose first dimensions are `leading`.
 
     Args:
         where: One index for each dimension in `leading`: a slice or a boolean tensor.
@@ -59,7 +59,7 @@ def perturbing(where: tuple[slice | Tensor, ...], leading: tuple[int, ...]) -> C
 
 
 def is_content(x: Tensor, leading: tuple[int, ...]) -> bool:
-    """Return whether x contains numbers and has the first dimensions `leading`. Booleans are masks, not content."""
+    """Return whether x has the first dimensions `leading` and is not boolean. A boolean tensor is a mask."""
     return x.dtype != torch.bool and tuple(x.shape[: len(leading)]) == leading
 
 

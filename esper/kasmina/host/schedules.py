@@ -37,14 +37,15 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = {
     BlendSchedule.COSINE: _cosine,
     BlendSchedule.SIGMOID: _sigmoid,
 }
-"""Schedule -> function of the share of the ramp, 0..1. It returns the share of the target, exactly 0 at 0 and exactly 1
-at 1."""
+"""Schedule -> function. It takes the share of the ramp that is done, from 0 to 1, and returns alpha as a share of its
+target. At 0 it returns exactly 0, at 1 exactly 1."""
 
 
 def alpha_at(step: int, start: int, blend: BlendSpec) -> float:
     """Return the scheduled alpha of a seed at an optimizer step, from 0 to `blend.alpha_target`.
 
-    Step `start` is the first of the ramp. At this step, the share of the ramp is `1 / ramp_steps`, not 0.
+    Step `start` is the first step of the ramp. After it, a share of `1 / ramp_steps` of the ramp is done, so alpha is
+    more than 0 at this step.
 
     Source: docs/growth.md.
     """

@@ -75,7 +75,7 @@ def gradient_gate(evidence: GradientEvidence, limits: GrowthConfig, seed_id: str
     Raises:
         EvidenceMissing: no backward pass was made, or the code path of the probe was not recorded.
     """
-    first = _told(evidence.fallbacks)
+    first = _fallback_checks(evidence.fallbacks)
     if (failed := _failed(Gate.G1, first, seed_id, fence)) is not None:
         return failed
     probe = _need("G1", "gradient probe", evidence.probe)
@@ -260,10 +260,10 @@ def _failed(gate: Gate, first: list[Check], seed_id: str, fence: int) -> GateRep
 def _marks(marks: Marks) -> list[Check]:
     requested = marks.command_fallbacks
     check = Check(name="command_fallbacks", reason="fallback_requested", measured=requested, equals=())
-    return [check, *_told(marks.evidence_fallbacks)]
+    return [check, *_fallback_checks(marks.evidence_fallbacks)]
 
 
-def _told(fallbacks: tuple[str, ...] | None) -> list[Check]:
+def _fallback_checks(fallbacks: tuple[str, ...] | None) -> list[Check]:
     """Return the check of the fallbacks in the evidence. `fallbacks` is None if no call of the seed was observed."""
     if fallbacks is None:
         return []

@@ -93,7 +93,7 @@ class Roster:
         return self._seeds[seed_id]
 
     def known(self, slot: str, blueprint_id: str) -> bool:
-        """Return whether the pair is among the options that the dry run found."""
+        """Return whether the pair is among the options that the survey found."""
         return (slot, blueprint_id) in self.options
 
     def stages(self) -> dict[str, Stage]:
