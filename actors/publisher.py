@@ -42,7 +42,7 @@ class Publisher:
             deadline_s: `ray.publish_deadline_s`.
             send: None: send by Ray.
         """
-        self._address, self._deadline_s, self._send = folder / ADDRESS, deadline_s, send or send_by_ray
+        self._address, self._deadline_s, self._send = folder / ADDRESS, deadline_s, send or RaySender()
 
     def publish(self, signal: EmergencySignal) -> int:
         """Publish a signal. It is durable, and shown in the emergency word, on return.
@@ -68,17 +68,29 @@ class Publisher:
             time.sleep(ASK_AGAIN_S)
 
 
-def send_by_ray(name: str, signal: EmergencySignal, within_s: float) -> int:
-    """See `Send`."""
-    try:
-        actor = ray.get_actor(name)
-    except ValueError as error:  # it has no process yet, or has none any more
-        raise ActorError("emergency", f"Ray has no actor {name}") from error
-    try:
-        sent: Any = actor.call.remote("publish", Envelope(0, traceparent()), (signal,))  # Any: Ray's
-        reply: Reply = ray.get(sent, timeout=within_s)
-    except RayError as error:
-        found = unwrapped(error, "emergency")
-        raise found from found.__cause__
-    count: int = reply.value
-    return count
+class RaySender:
+    """A `Send` by Ray. It keeps the handle of the last actor, because Ray needs a millisecond to find an actor."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, Any] = ("", None)  # Any: Ray's handle
+
+    def __call__(self, name: str, signal: EmergencySignal, within_s: float) -> int:
+        """See `Send`."""
+        try:
+            sent = self._actor(name).call.remote("publish", Envelope(0, traceparent()), (signal,))
+            reply: Reply = ray.get(sent, timeout=within_s)
+        except RayError as error:
+            found = unwrapped(error, "emergency")
+            raise found from found.__cause__
+        count: int = reply.value
+        return count
+
+    def _actor(self, name: str) -> Any:  # Any: Ray's handle
+        known, actor = self._last
+        if known != name:
+            try:
+                actor = ray.get_actor(name)
+            except ValueError as error:  # it has no process yet, or has none any more
+                raise ActorError("emergency", f"Ray has no actor {name}") from error
+            self._last = (name, actor)
+        return actor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal as os_signal
 import threading
@@ -408,7 +409,8 @@ def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_a
         run__dir=str(tmp_path / "run"), growth__enabled=False, supervision__without_progress=99, supervision__deaths=99
     )
     held = {"point": "tolaria.step", "fault": "stop", "passage": 61}
-    config = RunConfig.model_validate({**plain.model_dump(), "faults": [held]})
+    sinks = {"sinks": [{"name": "file", "kind": "file"}]}
+    config = RunConfig.model_validate({**plain.model_dump(), "faults": [held], "emergency": sinks})
     outside = Outside(tmp_path / "run", before_round=4)
     with pytest.raises(EmergencyStop) as stop:
         run(tiny_task(), config, on=OnRay(embedded), progress=outside)
@@ -418,5 +420,7 @@ def test_a_halt_from_outside_reaches_the_trainers_process_though_the_emergency_a
     assert entries(tmp_path)[-1].body["error"] == "EmergencyStop"
     levels = ("HALT", "ELEVATED", "NOTICE")
     assert heard(tmp_path) == [name for level in levels for name in (f"before-{level}", level)]
+    sent = (emergency_folder(tmp_path / "run") / "signals.jsonl").read_text().splitlines()
+    assert {json.loads(line)["signal_id"] for line in sent} == set(heard(tmp_path))
     past = read_past(tmp_path / "run")
     assert (past.restarts, past.generation) == (3, 1)
