@@ -68,13 +68,22 @@ class Resumable:
     config: RunConfig
 
 
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended and is not made longer. `config` has the new values of the resume."""
+
+    summary: Summary
+    identity: Identity
+    config: RunConfig
+
+
 @contextmanager
 def resumed(
     run_dir: Path, task: Task | None, settings: Mapping[str, object], broken: Path | None = None
-) -> Iterator[Resumable | Summary]:
+) -> Iterator[Resumable | Ended]:
     """Return a context that claims a run's directory and loads everything that a resume needs.
 
-    It yields the run. If the run has ended and is not made longer, it yields the summary.
+    It yields the run.
 
     Args:
         task: Needed only if `run.json` has no reference to it.
@@ -93,7 +102,7 @@ def resumed(
         config = _config(identity, settings, broken)
         last = past.entries[-1] if past.entries else None
         if last is not None and last.kind is RecordKind.RUN_ENDED and config.run.epochs == identity.config.run.epochs:
-            yield _result(run_dir, last)
+            yield Ended(_result(run_dir, last), identity, config)
             return
         check_versions(run_dir, identity)
         found, reference = _task(identity, task)

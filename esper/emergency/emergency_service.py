@@ -106,12 +106,12 @@ class EmergencyService:
             undo.pop_all()
         return service
 
-    async def start(self) -> None:
-        """Begin to deliver signals and to read the inbox. Call it once."""
+    async def start(self, reads_inbox: bool = True) -> None:
+        """Begin to deliver signals and, if wanted, to read the inbox. Call it once."""
         assert self._loop is None, "start() was called twice"
         self._loop = asyncio.get_running_loop()
         self._deliveries = [self._begun(courier.run(), f"deliver to {courier.name}") for courier in self._couriers]
-        self._looking = [self._begun(self._look(), "read the inbox")]
+        self._looking = [self._begun(self._look(), "read the inbox")] if reads_inbox else []
 
     # -- the port -----------------------------------------------------------------------------------------------------
 

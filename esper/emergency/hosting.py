@@ -50,9 +50,9 @@ class HostedEmergency:
         """See `EmergencyService.close`."""
         self._call(self._service.close())
 
-    def start(self) -> None:
+    def start(self, reads_inbox: bool = True) -> None:
         """See `EmergencyService.start`."""
-        self._call(self._service.start())
+        self._call(self._service.start(reads_inbox))
 
     def stop(self, drain_s: float) -> Mapping[str, int]:
         """See `EmergencyService.stop`. The thread ends, too. Call it once."""
@@ -97,13 +97,18 @@ class HostedEmergency:
 
 @contextmanager
 def hosted(
-    service: EmergencyService, drain_s: float, undelivered: Callable[[Mapping[str, int]], None]
+    service: EmergencyService,
+    drain_s: float,
+    undelivered: Callable[[Mapping[str, int]], None],
+    *,
+    reads_inbox: bool = True,
 ) -> Iterator[HostedEmergency]:
     """Start a service in a thread, and stop it when the block ends.
 
     Args:
         drain_s: As in `EmergencyService.stop`.
         undelivered: Called after the stop with what `stop` returned, if some sinks have not got all signals.
+        reads_inbox: As in `EmergencyService.start`.
     """
     host = HostedEmergency(service)
 
@@ -112,5 +117,5 @@ def hosted(
             undelivered(left)
 
     with at_the_end(end, "stopping the emergency service"):
-        host.start()
+        host.start(reads_inbox)
         yield host

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esper import faults
-from esper.archive.resuming import resumed
+from esper.archive.resuming import Ended, resumed
 from esper.archive.summary import Summary
 from esper.config.joined import RunConfig
 from esper.errors import ConfigError
 from esper.flow.in_process import InProcessLauncher
+from esper.flow.late_delivery import deliver_the_rest
 from esper.flow.launching import Launcher
 from esper.flow.places import InProcess, OnRay
 from esper.flow.progress import Progress, Quiet
@@ -92,7 +93,7 @@ def resume(
 
     The run may be resumed in another place than before (`on`), for example in this process instead of on Ray. A run
     that has ended is not run again, unless `settings` makes it longer. Its result is returned; the network is loaded on
-    first use of `result.network`.
+    first use of `result.network`. Signals that its sinks have not got are sent to them.
 
     Args:
         run_dir: A run directory, or a snapshot of a run.
@@ -111,8 +112,9 @@ def resume(
     """
     used, run_dir = _launcher(on), Path(run_dir)
     with resumed(run_dir, task, settings or {}, broken) as found:
-        if isinstance(found, Summary):
-            return Result.of(found, fixed(run_dir), task=task)
+        if isinstance(found, Ended):
+            deliver_the_rest(fixed(run_dir), found.identity, found.config, progress or Quiet())
+            return Result.of(found.summary, fixed(run_dir), task=task)
         job = _Job(found.task, found.config, found.reference)
         directory, past = found.directory, found.past
         return _carry_out(job, used, progress, drain, lambda one, survey: one.resume(survey, directory, past))

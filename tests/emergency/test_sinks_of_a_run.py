@@ -107,3 +107,43 @@ def test_signals_of_a_run_reach_webhook_and_file_and_the_run_directory_shows_no_
     assert [name for name, content in shown.items() if PATH.encode() in content or TOKEN.encode() in content] == []
     assert PATH not in caplog.text
     assert TOKEN not in caplog.text
+
+
+class LosesItsFolder(SendsOne):
+    """Removes the folder of the sink's file before it sends signals, and notes what it is told."""
+
+    def __init__(self, run_dir: Path, folder: Path) -> None:
+        super().__init__(run_dir)
+        self._folder, self.told = folder, list[str]()
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        if state.fence == 0:
+            self._folder.rmdir()
+        super().fence(state, tally)
+
+    def found(self, what: str) -> None:
+        self.told.append(what)
+
+
+@pytest.mark.slow
+def test_signals_that_a_sink_has_not_got_at_the_end_of_a_run_are_sent_by_a_resume(tmp_path: Path) -> None:
+    run_dir, folder = tmp_path / "run", tmp_path / "mount"
+    folder.mkdir()
+    waits_s = {"emergency__first_retry_s": 1e6, "emergency__longest_retry_s": 1e6, "emergency__drain_s": 0.0}
+    sinks = [{"name": "log", "kind": "file", "path": str(folder / "log")}]
+    config = tiny_config(run__dir=str(run_dir), emergency__sinks=sinks, **waits_s)
+    progress = LosesItsFolder(run_dir, folder)
+    esper.run(tiny_task(), config, progress=progress)
+    assert len([line for line in progress.told if "log" in line]) == 1
+
+    folder.mkdir()
+    again = LosesItsFolder(run_dir, folder)
+    ended = (run_dir / "summary.json").read_bytes()
+    now = {"emergency.first_retry_s": 0.001, "emergency.longest_retry_s": 0.001, "emergency.drain_s": 60.0}
+    esper.resume(run_dir, tiny_task(), now, progress=again)
+    sent = [json.loads(line)["signal_id"] for line in (folder / "log").read_text().splitlines()]
+    journaled = [entry.body["signal_id"] for entry in read_past(run_dir).entries if entry.kind is RecordKind.SIGNAL]
+    assert sorted(sent) == sorted(journaled)
+    assert len(sent) > 2
+    assert again.told == []
+    assert (run_dir / "summary.json").read_bytes() == ended

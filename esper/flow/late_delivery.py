@@ -1,0 +1,66 @@
+"""Sends the emergency signals that the sinks of an ended run have not got. The run itself is not resumed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from esper.archive.identity import Identity
+from esper.archive.run_directory import emergency_folder, telemetry_folder
+from esper.config.joined import RunConfig
+from esper.emergency.emergency_service import EmergencyService
+from esper.emergency.hosting import hosted
+from esper.emergency.reading import QUEUE, read_queue
+from esper.emergency.settings import CONDUCTOR
+from esper.emergency.undelivered import report_undelivered, undelivered
+from esper.emergency.word import EmergencyWord
+from esper.flow.progress import Progress
+from esper.telemetry.context import use
+from esper.telemetry.setup import Telemetry
+
+
+def deliver_the_rest(path: Path, identity: Identity, config: RunConfig, progress: Progress) -> None:
+    """Deliver for at most `emergency.drain_s` seconds, and report the signals that sinks still have not got.
+
+    If no signal waits for a sink, nothing is written. Requests in the inbox are not read.
+
+    Args:
+        path: The run directory, absolute. This process has its lease.
+
+    Raises:
+        ConfigError: a sink cannot be made.
+        StoreCorrupt: the queue cannot be read.
+        StoreWriteFailed: a delivery could not be recorded.
+    """
+    folder = emergency_folder(path)
+    if not _waits_for_a_sink(folder):
+        return
+    files = telemetry_folder(path) if config.telemetry.enabled else None
+    with (
+        Telemetry.start(files, "conductor", identity.run_id) as telemetry,
+        use(telemetry),
+        EmergencyWord.in_memory() as word,
+    ):
+        service = EmergencyService.open(
+            folder,
+            word,
+            config.emergency,
+            run_id=identity.run_id,
+            generation=identity.generation,
+            environment=os.environ,
+        )
+        with hosted(service, config.emergency.drain_s, report_undelivered, reads_inbox=False):
+            pass
+    for line in undelivered(folder):
+        progress.found(line)
+
+
+def _waits_for_a_sink(folder: Path) -> bool:
+    """Return whether a delivery to a sink waits. Dead letters do not wait."""
+    if not (folder / QUEUE).is_dir():
+        return False
+    return any(
+        delivery.dead is None and name != CONDUCTOR
+        for held in read_queue(folder / QUEUE).waiting()
+        for name, delivery in held.waiting.items()
+    )
