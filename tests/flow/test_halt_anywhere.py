@@ -1,0 +1,126 @@
+"""A HALT at each moment of a run: the run stops at the next boundary, and a resume ends with the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esper import InProcess, faults, resume, run
+from esper.archive.run_directory import run_file
+from esper.errors import Drained, EmergencyStop
+from esper.flow.operator import Outcome, send
+from esper.flow.result import Result
+from esper.flow.tally import Tally
+from esper.leyline.signals import Level
+from esper.leyline.state import RoundState
+from esper.testing import StopAt, tiny_config, tiny_task
+
+OFTEN = ("tolaria.apply", "tolaria.save", "kasmina.step")
+RARELY = ("conductor.begin", "conductor.commit", "conductor.fence", "kasmina.receive", "tamiyo.decide", "tolaria.round")
+
+
+@pytest.fixture
+def halt_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
+    """Sends one HALT from outside when the run passes a fault point for the given time, and waits until it is taken.
+
+    Returns the list of what the point said then: empty until the HALT was sent.
+    """
+    run_dir, pass_point = tmp_path / "run", faults.point
+
+    def armed(point: str, passage: int = 1) -> list[dict[str, Any]]:
+        passed, sent = list[str](), list[dict[str, Any]]()
+
+        def look(name: str, **values: Any) -> None:
+            pass_point(name, **values)
+            if name != point or not run_file(run_dir).exists():
+                return
+            passed.append(name)
+            if len(passed) == passage:
+                assert send(run_dir, Level.HALT, "now", {}, wait_s=600)[1].outcome is Outcome.TAKEN
+                sent.append(values)
+
+        monkeypatch.setattr(faults, "point", look)
+        return sent
+
+    return armed
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        *(pytest.param(point, marks=pytest.mark.slow) for point in OFTEN),
+        *(pytest.param(point, marks=pytest.mark.torture) for point in RARELY),
+    ],
+)
+def test_a_halt_at_any_moment_stops_the_run_and_a_resume_ends_with_the_same_bits(
+    point: str, halt_at: Callable[..., list[dict[str, Any]]], tmp_path: Path, undisturbed: Result
+) -> None:
+    sent = halt_at(point)
+    with pytest.raises(EmergencyStop) as stop:
+        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run")), on=InProcess())
+    assert (len(sent), stop.value.reason) == (1, "now")
+    assert resume(tmp_path / "run", tiny_task(), on=InProcess()).weights_sha256 == undisturbed.weights_sha256
+
+
+def test_a_halt_within_a_step_stops_the_run_before_the_next_step(
+    halt_at: Callable[..., list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    sent = halt_at("tolaria.step", passage=30)
+    with pytest.raises(EmergencyStop) as stop:
+        run(tiny_task(), tiny_config(run__dir=str(tmp_path / "run"), growth__enabled=False), on=InProcess())
+    assert stop.value.step - sent[0]["step"] in (0, 1)
+
+
+@pytest.mark.slow
+def test_a_halt_in_a_restore_stops_the_resume_before_its_first_step(
+    halt_at: Callable[..., list[dict[str, Any]]], tmp_path: Path, undisturbed: Result
+) -> None:
+    run_dir = tmp_path / "run"
+    halt_at("tolaria.round", passage=3)
+    with pytest.raises(EmergencyStop):
+        run(tiny_task(), tiny_config(run__dir=str(run_dir)), on=InProcess())
+    halt_at("conductor.restore")
+    with pytest.raises(EmergencyStop) as stop:
+        resume(run_dir, tiny_task(), on=InProcess())
+    assert stop.value.step == 40
+    assert resume(run_dir, tiny_task(), on=InProcess()).weights_sha256 == undisturbed.weights_sha256
+
+
+class Careful(StopAt):
+    """Sends a CONSERVATIVE signal when fence 1 has been passed, and stops the run at a later fence."""
+
+    def __init__(self, run_dir: Path, fence: int) -> None:
+        super().__init__(fence)
+        self._run_dir = run_dir
+
+    def fence(self, state: RoundState, tally: Tally) -> None:
+        super().fence(state, tally)
+        if state.fence == 1:
+            assert send(self._run_dir, Level.CONSERVATIVE, "careful", {}, wait_s=600)[1].outcome is Outcome.TAKEN
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_a_run_that_was_careful_and_stopped_ends_with_the_bits_of_one_that_was_careful_only(
+    tmp_path: Path, undisturbed: Result, stop: int
+) -> None:
+    """`calm_fences` is 3: the signal is read at fence 2, and in force at the fences 2, 3 and 4."""
+    ends = list[str]()
+    for run_dir, fence in ((tmp_path / "straight", 99), (tmp_path / "stopped", stop)):
+        watch = Careful(run_dir, fence)
+        with suppress(Drained):
+            ends.append(
+                run(
+                    tiny_task(),
+                    tiny_config(run__dir=str(run_dir), checkpoint__every_rounds=3),
+                    on=InProcess(),
+                    drain=watch.drain,
+                    progress=watch,
+                ).weights_sha256
+            )
+    ends.append(resume(run_dir, tiny_task(), on=InProcess()).weights_sha256)
+    assert ends[0] == ends[1] != undisturbed.weights_sha256
