@@ -261,8 +261,14 @@ def test_isolation_is_audited_at_the_same_steps_after_a_restore(
     trainer, fresh = grow(survey), live_trainer(survey)
     fresh.restore(trainer.snapshot(), 2)
     watched: dict[str, list[bool]] = {"trainer": [], "fresh": []}
+    watch = SeedEditor.watch
     for name, one in (("trainer", trainer), ("fresh", fresh)):
-        monkeypatch.setattr(SeedEditor, "watch", lambda _, on, seen=watched[name]: seen.append(on))
+
+        def noted(editor: SeedEditor, *how: Any, seen: list[bool] = watched[name]) -> None:
+            seen.append(how[0])
+            watch(editor, *how)
+
+        monkeypatch.setattr(SeedEditor, "watch", noted)
         one.train_to(30)
 
     assert watched["fresh"] == watched["trainer"]
